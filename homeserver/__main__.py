@@ -24,25 +24,21 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import MatrixError, WeakPassword
 from homeserver.app import Server, build
-from homeserver.assembly.accounts import AccountParts
-from homeserver.assembly.databases import database_config_of
-from homeserver.assembly.mail import MailParts, smtp_relay
-from homeserver.assembly.media import start_media_threads
-from homeserver.assembly.scanning import rescan_store_of, scans_files
-from homeserver.config.load import ConfigError, load_config
-from homeserver.config.sample import write_docs, write_sample
-from homeserver.config.whole import Config
-from homeserver.endpoints import declared_routes
-from homeserver.event_loop import poll_without_names
-from homeserver.first_files import CONFIG_NAME, CannotInit, write_first_files, write_missing_key
-from homeserver.http.listeners import advice_on
-from homeserver.http.rate_limits import RateLimiter
-from homeserver.large_pages import use_large_pages
-from homeserver.observe.access import AccessLines, AccessLog
-from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.logs import LogFile
-from homeserver.observe.page import write_metrics_page
-from homeserver.openings import (
+from homeserver.commands.init_files import (
+    CONFIG_NAME,
+    CannotInit,
+    write_first_files,
+    write_missing_key,
+)
+from homeserver.commands.process import (
+    begin_logging,
+    calm_collector,
+    on_hangup,
+    pid_file,
+    run_until_done,
+    stop_on_signals,
+)
+from homeserver.commands.setup import (
     DATABASE_ERRORS,
     claim_storage,
     hashing_threads,
@@ -53,16 +49,32 @@ from homeserver.openings import (
     read_key,
     waiting_threads,
 )
-from homeserver.process import begin_logging, calm_collector, on_hangup, pid_file, run_until_done, stop_on_signals
-from homeserver.services.registration import Wish
+from homeserver.config.configuration import Config
+from homeserver.config.load import ConfigError, load_config
+from homeserver.config.sample import write_docs, write_sample
+from homeserver.event_loop import poll_without_names
+from homeserver.http.listeners import advice_on
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.large_pages import use_large_pages
+from homeserver.observe.access import AccessLines, AccessLog
+from homeserver.observe.database import DatabaseMetrics
+from homeserver.observe.logs import LogFile
+from homeserver.observe.page import write_metrics_page
+from homeserver.services.accounts.registration import Wish
 from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
-from storage.after_restore import Settled, find_sqlite_damage, settle_restored
-from storage.copy import CannotCopy, copy_database
-from storage.copy_progress import ProgressLines
-from storage.database import Database, SQLiteConfig, make_engine
-from storage.engine import DatabaseUnavailable
-from storage.executors import InlineExecutor, ThreadExecutor
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.databases import database_config_of
+from homeserver.wiring.email import MailParts, smtp_relay
+from homeserver.wiring.endpoints import declared_routes
+from homeserver.wiring.media import start_media_threads
+from homeserver.wiring.scanning import rescan_store_of, scans_files
+from storage.engine.database import Database, SQLiteConfig, make_engine
+from storage.engine.executors import InlineExecutor, ThreadExecutor
+from storage.engine.interface import DatabaseUnavailable
+from storage.maintenance.after_restore import Settled, find_sqlite_damage, settle_restored
+from storage.maintenance.copy import CannotCopy, copy_database
+from storage.maintenance.copy_progress import ProgressLines
 
 T = TypeVar("T")
 
@@ -112,17 +124,28 @@ def metrics() -> None:
 
 @main.command(short_help="Write a configuration and a signing key.")
 @click.argument("server_name")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where; here by default.")
-@click.option("--public-baseurl", help="The address under which clients reach the server, with https://.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    help="Where; here by default.",
+)
+@click.option(
+    "--public-baseurl", help="The address under which clients reach the server, with https://."
+)
 def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
-    """Write a configuration and a signing key for SERVER_NAME, the part of user ids after the colon.
+    """Write a configuration and a signing key for SERVER_NAME, the part of user ids after the
+    colon.
 
-    Where there is a configuration for it already, only a signing key that is missing is made. Nothing is overwritten.
+    Where there is a configuration for it already, only a signing key that is missing is made.
+    Nothing is overwritten.
     """
     config = folder / CONFIG_NAME
     try:
         if config.exists():
-            made: Sequence[Path] = [write_missing_key(load((config,)).config, server_name, os.urandom)]
+            made: Sequence[Path] = [
+                write_missing_key(load((config,)).config, server_name, os.urandom)
+            ]
         else:
             made = write_first_files(folder, server_name, public_baseurl, os.urandom)
     except (CannotInit, OSError) as error:
@@ -146,7 +169,9 @@ def check(paths: tuple[Path, ...]) -> None:
     if found := obstacles(loaded.config):
         lines = "\n".join(f"  {line}" for line in found)
         raise click.ClickException(f"the server would not start:\n{lines}")
-    for line in tell_redirect_uris(loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl):
+    for line in tell_redirect_uris(
+        loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl
+    ):
         click.echo(line)
     click.echo(f"The configuration of {loaded.config.server_name} is right.")
 
@@ -167,13 +192,17 @@ def run(paths: tuple[Path, ...]) -> None:
     log = Logger(namespace="homeserver")
     for notice in loaded.notices:
         log.warn("{notice}", notice=notice)
-    for line in tell_redirect_uris(loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl):
+    for line in tell_redirect_uris(
+        loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl
+    ):
         log.info("{line}", line=line)
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
     key = read_key(loaded.config)
     registry = CollectorRegistry()
-    observer = DatabaseMetrics(registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000)
+    observer = DatabaseMetrics(
+        registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000
+    )
     outbound = open_outbound(loaded.config, reactor)
     claim_storage(loaded.config)
     database = open_storage(loaded.config, reactor, observer, poll_without_names(reactor))
@@ -207,13 +236,17 @@ def run(paths: tuple[Path, ...]) -> None:
     flushing.clock = clock
     stop_on_signals(reactor)
     reactor.addSystemEventTrigger(
-        "before", "shutdown", lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, clock)
+        "before",
+        "shutdown",
+        lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, clock),
     )
     failures: list[str] = []
 
     def start() -> None:
         try:
-            server.start(cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor))
+            server.start(
+                cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor)
+            )
         except (CannotListenError, OSError, SSL.Error) as error:
             failures.append(f"cannot listen: {advice_on(error)}")
             reactor.stop()
@@ -239,8 +272,11 @@ def run(paths: tuple[Path, ...]) -> None:
     type=click.File(),
     help="Read the password from this file (`-`: standard input), not the terminal.",
 )
-def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: TextIO | None) -> None:
-    """Make an account named NAME (`anna`, or `@anna:` and the name of this server), also while the server runs."""
+def create_user(
+    paths: tuple[Path, ...], name: str, admin: bool, password_file: TextIO | None
+) -> None:
+    """Make an account named NAME (`anna`, or `@anna:` and the name of this server), also while the
+    server runs."""
     loaded = load(paths)
     localpart = localpart_of(name, loaded.config.server_name)
 
@@ -253,7 +289,9 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
             password = ask_for_password()
         try:
             accounts.passwords.check_policy(password)
-        except WeakPassword as error:  # whoever runs the server decides; perhaps it is for the first sign-in alone
+        except (
+            WeakPassword
+        ) as error:  # whoever runs the server decides; perhaps it is for the first sign-in alone
             click.echo(f"warning: {error.text}; people may not choose such a one", err=True)
         wish = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
         return (await accounts.registration.do_register_privileged(wish)).user_id
@@ -264,10 +302,17 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
 
 @main.command("create-registration-token", short_help="Make a token that lets people register.")
 @config_option
-@click.option("--uses", type=click.IntRange(1, 1_000_000), help="For so many accounts; without bound by default.")
-@click.option("--days", type=click.IntRange(1, 36_500), help="For so many days; without bound by default.")
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 1_000_000),
+    help="For so many accounts; without bound by default.",
+)
+@click.option(
+    "--days", type=click.IntRange(1, 36_500), help="For so many days; without bound by default."
+)
 def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: int | None) -> None:
-    """Make a token that lets its holder register, where `registration_requires_token` is true; print it."""
+    """Make a token that lets its holder register, where `registration_requires_token` is true;
+    print it."""
     config = load(paths).config
 
     async def make(accounts: AccountParts) -> str:
@@ -275,18 +320,28 @@ def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: i
         return await accounts.registration.do_make_token(uses_allowed=uses, seconds=seconds)
 
     click.echo(run_with_accounts(config, make))
-    if not (config.registration.enable_registration and config.registration.registration_requires_token):
-        click.echo("It is good once `enable_registration` and `registration_requires_token` are true.", err=True)
+    if not (
+        config.registration.enable_registration and config.registration.registration_requires_token
+    ):
+        click.echo(
+            "It is good once `enable_registration` and `registration_requires_token` are true.",
+            err=True,
+        )
 
 
 @main.command("rescan-media", short_help="Have the server scan its files again.")
 @config_option
-@click.option("--days", type=click.IntRange(1, 36_500), help="Only files that have come within so many days.")
 @click.option(
-    "--follow", is_flag=True, help="Tell how far it is until it has ended; also of one that is under way already."
+    "--days", type=click.IntRange(1, 36_500), help="Only files that have come within so many days."
+)
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Tell how far it is until it has ended; also of one that is under way already.",
 )
 def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> None:
-    """Have the running server scan its files again, in the background; it goes on after a restart."""
+    """Have the running server scan its files again, in the background; it goes on after a
+    restart."""
     config = load(paths).config
     if not scans_files(config):
         raise click.ClickException("this server scans no files: `media_scanning` names no scanner")
@@ -309,8 +364,8 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
 @main.command("after-restore", short_help="Make a restored database fit for use.")
 @config_option
 def after_restore(paths: tuple[Path, ...]) -> None:
-    """Make a database that was restored from a backup fit for use, before the server is started: clients and other servers know what
-    came after the backup."""
+    """Make a database that was restored from a backup fit for use, before the server is started:
+    clients and other servers know what came after the backup."""
     config = load(paths).config
     where = database_config_of(config.storage.database, config.folder)
     if isinstance(where, SQLiteConfig) and not Path(where.path).exists():
@@ -335,7 +390,9 @@ def after_restore(paths: tuple[Path, ...]) -> None:
         )
     click.echo(f"{settled.devices} devices will publish new one-time keys,")
     click.echo(f"the devices of {settled.lists} users of other servers will be asked for again,")
-    click.echo(f"and other servers will ask for those of {settled.users} users; start the server now.")
+    click.echo(
+        f"and other servers will ask for those of {settled.users} users; start the server now."
+    )
 
 
 @main.command("copy-database", short_help="Copy a database into an empty one.")
@@ -347,24 +404,36 @@ def after_restore(paths: tuple[Path, ...]) -> None:
     help="Configures the database to copy.",
 )
 @click.option(
-    "--to", "target", type=click.Path(path_type=Path, exists=True), required=True, help="Configures the empty one."
+    "--to",
+    "target",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="Configures the empty one.",
 )
 def copy(source: Path, target: Path) -> None:
-    """Copy a whole database into an empty one, while the server is stopped: from SQLite to PostgreSQL, or back."""
+    """Copy a whole database into an empty one, while the server is stopped: from SQLite to
+    PostgreSQL, or back."""
     old, new = load((source,)).config, load((target,)).config
     if old.server_name != new.server_name:
-        raise click.ClickException(f"{source} is for {old.server_name}, and {target} for {new.server_name}")
+        raise click.ClickException(
+            f"{source} is for {old.server_name}, and {target} for {new.server_name}"
+        )
     reading = make_engine(database_config_of(old.storage.database, old.folder))
     writing = make_engine(database_config_of(new.storage.database, new.folder))
     try:
-        copied = copy_database(reading, writing, ProgressLines(sys.stderr.write, time.monotonic).tell)
+        copied = copy_database(
+            reading, writing, ProgressLines(sys.stderr.write, time.monotonic).tell
+        )
     except (CannotCopy, *DATABASE_ERRORS) as error:
         raise click.ClickException(f"nothing was copied: {str(error).strip()}") from error
-    click.echo(f"copied {sum(copied.tables.values())} rows in {len(copied.tables)} tables to {writing.where}")
+    click.echo(
+        f"copied {sum(copied.tables.values())} rows in {len(copied.tables)} tables to {writing.where}"
+    )
 
 
 def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
-    """Read the configuration again, for what can be changed while the server runs. One that is wrong changes nothing."""
+    """Read the configuration again, for what can be changed while the server runs. One that is
+    wrong changes nothing."""
     try:
         loaded = load_config(paths, os.environ)
     except ConfigError as error:
@@ -380,7 +449,8 @@ def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
 
 
 def localpart_of(name: str, server_name: str) -> str:
-    """What is to be the account's name, of that or of the whole user id; the end of the command with one of another server."""
+    """What is to be the account's name, of that or of the whole user id; the end of the command
+    with one of another server."""
     if not name.startswith("@"):
         return name
     localpart, _, domain = name.removeprefix("@").partition(":")
@@ -392,7 +462,8 @@ def localpart_of(name: str, server_name: str) -> str:
 
 
 def ask_for_password() -> str:
-    """Twice, at the terminal. Ctrl-C ends it: what the reactor does on a signal would wait for the answer."""
+    """Twice, at the terminal. Ctrl-C ends it: what the reactor does on a signal would wait for the
+    answer."""
     if not has_terminal():
         raise click.ClickException(
             "there is no terminal to ask at: give the password by --password-file (`-`: standard input)"
@@ -415,7 +486,8 @@ def has_terminal() -> bool:
 
 
 def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:
-    """Do something with accounts, also while the server runs; the end of the command where that is refused."""
+    """Do something with accounts, also while the server runs; the end of the command where that is
+    refused."""
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
 
@@ -423,11 +495,21 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
         limiter = RateLimiter(clock, {})
         registry = CollectorRegistry()
         try:
-            mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
+            mail = MailParts(
+                config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry
+            )
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         accounts = AccountParts(
-            config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail, None, time.monotonic
+            config,
+            clock,
+            database,
+            limiter,
+            hashing_threads(reactor),
+            os.urandom,
+            mail,
+            None,
+            time.monotonic,
         )
         return await work(accounts)
 
@@ -435,7 +517,8 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
 
 
 def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
-    """Do something with the database, also while the server runs; the end of the command where that is refused."""
+    """Do something with the database, also while the server runs; the end of the command where that
+    is refused."""
     reactor = cast(ReactorBase, installed_reactor)
     database = open_storage(config, reactor)
 
@@ -451,7 +534,9 @@ def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) 
         raise click.ClickException(error.text) from error
     except (DatabaseUnavailable, sqlite3.OperationalError, psycopg2.OperationalError) as error:
         # it opened, and then could not do it: full, or not ours to write
-        raise click.ClickException(f"cannot use the database, {database.engine.where}: {str(error).strip()}") from error
+        raise click.ClickException(
+            f"cannot use the database, {database.engine.where}: {str(error).strip()}"
+        ) from error
 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:

@@ -1,7 +1,8 @@
-"""Builds a server, once, by plain construction in the order of the layers; nothing else knows all the parts.
+"""Builds a server, once, by plain construction in the order of the layers; nothing else knows all
+the parts.
 
-The clock, the random source and the threads for passwords are arguments, so a test builds the same server with its own;
-two servers can live in one process.
+The clock, the random source and the threads for passwords are arguments, so a test builds the same
+server with its own; two servers can live in one process.
 """
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -19,62 +20,69 @@ from twisted.internet.interfaces import (
 )
 from twisted.logger import Logger
 
-from federation.identity import ServerIdentity
-from federation.member_lists import Fetch
+from federation.peers.identity import ServerIdentity
+from federation.peers.member_lists import Fetch
+from federation.peers.wire import Wire
 from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
 from federation.remote.directory import DirectoryRequests
 from federation.remote.media import Follow
-from federation.rooms.candidates import Candidates
-from federation.rooms.remote_spaces import RemoteHierarchies
-from federation.wire import Wire
-from homeserver.assembly.accounts import AccountParts
-from homeserver.assembly.administration import administration_of_devices, administration_of_users
-from homeserver.assembly.calls import CallParts
-from homeserver.assembly.encryption import EncryptionParts
-from homeserver.assembly.exploring import ExploringParts
-from homeserver.assembly.federated_rooms import FederatedRoomParts
-from homeserver.assembly.federation import FederationParts
-from homeserver.assembly.federation_edge import edge_jobs, list_source_of, rules_of
-from homeserver.assembly.federation_in import IncomingParts
-from homeserver.assembly.federation_out import FederationOutParts
-from homeserver.assembly.jobs import jobs_of
-from homeserver.assembly.limits import rates_of
-from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
-from homeserver.assembly.media import MediaParts, MediaThreads
-from homeserver.assembly.oauth import OAuthParts
-from homeserver.assembly.offers import offers_of
-from homeserver.assembly.people import PeopleParts, identity_server_of
-from homeserver.assembly.pushers import PusherParts
-from homeserver.assembly.retention import RetentionParts
-from homeserver.assembly.rooms import RoomParts
-from homeserver.assembly.search import SearchParts
-from homeserver.assembly.upstream import UpstreamParts
-from homeserver.assembly.web import WebParts
+from federation.rooms.server_fallback import Candidates
+from federation.rooms.serving.remote_spaces import RemoteHierarchies
+from homeserver.cluster.jobs import Jobs
+from homeserver.config.configuration import Config
 from homeserver.config.server import Listener
-from homeserver.config.whole import Config
-from homeserver.endpoints import SOURCES
+from homeserver.http.body_budget import HeldBodies
 from homeserver.http.guard import Guard
-from homeserver.http.held_bodies import HeldBodies
-from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, address_of, listen_tcp, listen_unix
+from homeserver.http.listeners import (
+    TcpListener,
+    TlsContext,
+    UnixListener,
+    address_of,
+    listen_tcp,
+    listen_unix,
+)
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
-from homeserver.jobs import Jobs
 from homeserver.observe.access import AccessLog
 from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.context import make_request_ids
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
-from homeserver.services.client_discovery import ClientDiscovery
-from homeserver.services.discovery import Discovery
-from homeserver.services.passwords import Threads
+from homeserver.services.calls.rtc_transports import RTCTransports
+from homeserver.services.discovery.client import ClientDiscovery
+from homeserver.services.discovery.server import Discovery
+from homeserver.services.login.passwords import Threads
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
-from homeserver.services.rtc_transports import RTCTransports
-from homeserver.services.secret_text import RandomBytes
-from storage.database import Database, DatabaseUnavailable
-from storage.executors import Executor
+from homeserver.services.tokens.secret_tokens import RandomBytes
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.administration import administration_of_devices, administration_of_users
+from homeserver.wiring.calls import CallParts
+from homeserver.wiring.capabilities import offers_of
+from homeserver.wiring.email import MailParts, MakeRelay, smtp_relay
+from homeserver.wiring.encryption import EncryptionParts
+from homeserver.wiring.endpoints import SOURCES
+from homeserver.wiring.exploring import ExploringParts
+from homeserver.wiring.federated_rooms import FederatedRoomParts
+from homeserver.wiring.federation import FederationParts
+from homeserver.wiring.federation_peers import edge_jobs, list_source_of, rules_of
+from homeserver.wiring.federation_receiver import IncomingParts
+from homeserver.wiring.federation_sender import FederationOutParts
+from homeserver.wiring.jobs import jobs_of
+from homeserver.wiring.limits import rates_of
+from homeserver.wiring.media import MediaParts, MediaThreads
+from homeserver.wiring.oauth import OAuthParts
+from homeserver.wiring.pushers import PusherParts
+from homeserver.wiring.retention import RetentionParts
+from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.search import SearchParts
+from homeserver.wiring.upstream import UpstreamParts
+from homeserver.wiring.user_data import PeopleParts, identity_server_of
+from homeserver.wiring.web import WebParts
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.engine.executors import Executor
 
 ALWAYS_SERVED = frozenset({"client", "health"})
 
@@ -139,11 +147,16 @@ class Server:
         """What answers on one listener."""
         names = frozenset(name for resource in listener.resources for name in resource.names)
         if "federation" in names:
-            # nobody could check what this server signs without the keys; services ask where they ask of federation
+            # nobody could check what this server signs without the keys; services ask where they
+            # ask of federation
             names |= {"keys", "openid"}
         if not self.config.federation.federation.enabled:
             names -= {"federation", "keys"}
-        resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
+        resources = (
+            frozenset({"metrics", "health"})
+            if listener.type == "metrics"
+            else names | ALWAYS_SERVED
+        )
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
         return Site(
@@ -164,7 +177,8 @@ class Server:
         )
 
     def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
-        """Listen, then do what is done at intervals. Raises `CannotListenError`, and for TLS `OSError`, `SSL.Error`."""
+        """Listen, then do what is done at intervals. Raises `CannotListenError`, and for TLS
+        `OSError`, `SSL.Error`."""
         self.media.sweep()
         for listener in self.config.network.listeners:
             if listener.type == "manhole":
@@ -205,12 +219,16 @@ class Server:
             assert network.tls_private_key_path is not None
             context = TlsContext(network.tls_certificate_path, network.tls_private_key_path)
             self._tls.append(context)
-        return listen_tcp(tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site)
+        return listen_tcp(
+            tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site
+        )
 
     def reload(self, config: Config) -> None:
-        """Take over what of a new configuration needs no new start: with whom we talk, and certificates.
+        """Take over what of a new configuration needs no new start: with whom we talk, and
+        certificates.
 
-        Raises `OSError`, `ValueError`, `SSL.Error` for a certificate that cannot be read; then the old one stays.
+        Raises `OSError`, `ValueError`, `SSL.Error` for a certificate that cannot be read; then the
+        old one stays.
         """
         source = list_source_of(config.federation)
         self.federation.policy.change(rules_of(config.federation))
@@ -220,14 +238,19 @@ class Server:
 
     def _do(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
         Deferred.fromCoroutine(work).addErrback(
-            lambda failure: self.log.failure("the list of the federation's members was not read", failure)
+            lambda failure: self.log.failure(
+                "the list of the federation's members was not read", failure
+            )
         )
 
     async def stop(self) -> None:
-        """Listen no more, write what waits, and close the database. Connections end with the process."""
+        """Listen no more, write what waits, and close the database. Connections end with the
+        process."""
         self.log.info("stopping")
         ports, self._ports = self._ports, []
-        await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+        await gatherResults(
+            [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
+        )
         if self.other_nodes is not None:
             self.other_nodes.stop()
         self.incoming.completions.stop()
@@ -268,11 +291,13 @@ def build(
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords, `directory_threads` wait for directories; `wire` reaches other
-    servers, `web` push gateways and identity providers, `fetch` what is at addresses of the federation, `follow` what is
-    where another server says, `preview_web` what people link to; `random` gives so many unguessable bytes; `monotonic` counts
-    seconds, and nobody sets it; `registry` may hold metrics of what was made before, such as the database. Raises OSError where
-    the folder of files cannot be made, `ValueError` for settings of identity providers that cannot be used."""
+    """Put a server together. `threads` hash passwords, `directory_threads` wait for directories;
+    `wire` reaches other servers, `web` push gateways and identity providers, `fetch` what is at
+    addresses of the federation, `follow` what is where another server says, `preview_web` what
+    people link to; `random` gives so many unguessable bytes; `monotonic` counts seconds, and nobody
+    sets it; `registry` may hold metrics of what was made before, such as the database. Raises
+    OSError where the folder of files cannot be made, `ValueError` for settings of identity
+    providers that cannot be used."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -289,7 +314,7 @@ def build(
         database,
         limiter,
         identity,
-        federation.policy,
+        federation.peers.policy,
         accounts,
         people.accounts,
         rooms,
@@ -302,7 +327,9 @@ def build(
         accounts,
         rooms,
         remote_spaces=RemoteHierarchies(
-            DirectoryRequests(federation.requests), Candidates(federation.policy, server_name), rooms.now_ms
+            DirectoryRequests(federation.peers.requests),
+            Candidates(federation.peers.policy, server_name),
+            rooms.now_ms,
         ),
         remote_times=incoming.times,
     )
@@ -327,7 +354,9 @@ def build(
         federation_out.sender,
         tells_profiles=config.federation.allow_profile_lookup_over_federation,
     )
-    pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
+    pushers = PusherParts(
+        config, clock, database, random, web, identity, accounts, rooms, mail, registry
+    )
     files = MediaParts(
         config,
         clock,
@@ -345,7 +374,17 @@ def build(
     oauth = OAuthParts(config, clock, database, limiter, accounts)
     pages = WebParts(config, clock, database, identity, accounts, mail, oauth, people, rooms)
     upstream = UpstreamParts(
-        config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
+        config,
+        clock,
+        database,
+        limiter,
+        web,
+        directory_threads,
+        accounts,
+        rooms,
+        people,
+        files,
+        pages,
     )
     services: Sequence[object] = (
         administration_of_devices(database, identity, accounts, people),
@@ -424,7 +463,11 @@ def build(
         rtc,
         ClientDiscovery(
             name.public_baseurl,
-            {**rtc.in_well_known, **identity_server_of(name), **name.extra_well_known_client_content},
+            {
+                **rtc.in_well_known,
+                **identity_server_of(name),
+                **name.extra_well_known_client_content,
+            },
         ),
         Discovery(
             server_name,
@@ -449,7 +492,13 @@ def build(
         body_limits={BodyLimit.UPLOAD: files.repository.max_upload_size},
     )
     standing = jobs_of(
-        clock, database, accounts.uia, people.login_tokens, mail.validations, rooms.presence, accounts.last_seen
+        clock,
+        database,
+        accounts.uia,
+        people.login_tokens,
+        mail.validations,
+        rooms.presence,
+        accounts.last_seen,
     )
     CacheMetrics(registry, rooms.caches)
     all_jobs = [

@@ -1,12 +1,13 @@
 """Twisted's event loop, less what it does around each event for its own log.
 
-With each event Twisted makes a context that names the connection, for what is logged meanwhile. Nothing here asks for that name, and
-to make it is a twentieth of a small request or more. Between two events Twisted looks for all else that may be due; here it is asked only
-where something is. What comes of an event, and what becomes of one that fails, is Twisted's.
+With each event Twisted makes a context that names the connection, for what is logged meanwhile.
+Nothing here asks for that name, and to make it is a twentieth of a small request or more. Between
+two events Twisted looks for all else that may be due; here it is asked only where something is.
+What comes of an event, and what becomes of one that fails, is Twisted's.
 
-Besides it tells when there is a lull: when what came together was read, and, if that was not much, what came while it was read. Who has
-something to begin that many requests share waits for that, as the writer of the database does with a batch; and may wait for what comes
-next, if that is soon.
+Besides it tells when there is a lull: when what came together was read, and, if that was not much,
+what came while it was read. Who has something to begin that many requests share waits for that, as
+the writer of the database does with a batch; and may wait for what comes next, if that is soon.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Final
 from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
 
-from storage.executors import InLull, call_at_once
+from storage.engine.executors import InLull, call_at_once
 
 MANY: Final = 4
 """Events that came together, after which nobody waits for more."""
@@ -34,8 +35,8 @@ else:
 
 
 def poll_without_names(reactor: ReactorBase) -> InLull:
-    """Let this reactor make no such context any more; what calls functions in the next lull. Another reactor than that of Linux stays as it
-    is, and has none: they are called at once."""
+    """Let this reactor make no such context any more; what calls functions in the next lull.
+    Another reactor than that of Linux stays as it is, and has none: they are called at once."""
     if not isinstance(reactor, _KINDS):
         return call_at_once
     lulls = _Lulls()
@@ -58,9 +59,11 @@ class _Lulls:
 
 
 def _poll(reactor: "EPollReactor", lulls: _Lulls, log: Logger, timeout: float | None) -> None:
-    """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to do than to wait for what comes.
+    """As `EPollReactor.doPoll`; while the loop runs, again and again until it has something else to
+    do than to wait for what comes.
 
-    There is a lull after one more look at the latest, whatever that finds: so what waits for it is never kept from its turn.
+    There is a lull after one more look at the latest, whatever that finds: so what waits for it is
+    never kept from its turn.
     """
     readable = reactor._POLL_IN
     for_lull = lulls.functions
@@ -87,9 +90,7 @@ def _poll(reactor: "EPollReactor", lulls: _Lulls, log: Logger, timeout: float | 
                             reactor._disconnectSelectable(selectable, why, True)
                     else:
                         reactor._doReadOrWrite(selectable, descriptor, event)
-                except (
-                    Exception
-                ):  # it failed in hearing that its connection is lost: others have their turn all the same
+                except Exception:  # it failed in hearing that its connection is lost: others have their turn all the same
                     log.failure("A connection could not be told that it is lost")
         if len(events) >= MANY:
             waiting = len(for_lull)
@@ -101,7 +102,12 @@ def _poll(reactor: "EPollReactor", lulls: _Lulls, log: Logger, timeout: float | 
                     function()
                 except Exception:
                     log.failure("What was to be done in a lull failed")
-        if reactor.threadCallQueue or reactor._newTimedCalls or reactor._justStopped or not reactor._started:
+        if (
+            reactor.threadCallQueue
+            or reactor._newTimedCalls
+            or reactor._justStopped
+            or not reactor._started
+        ):
             return
         calls = reactor._pendingTimedCalls
         wait = min(calls[0].time - reactor.seconds(), LONGEST_WAIT) if calls else -1

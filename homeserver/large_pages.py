@@ -1,8 +1,9 @@
 """The memory of the process in large pages, where Linux can move it there.
 
-A request that comes after a rest finds the processor's tables of addresses empty. With pages of 2 MiB instead of 4 KiB there is less to
-look up again, which in a virtual machine is dear: a tenth of a small request. Where the system's own setting is `always`, Linux does
-it by and by; where it is `madvise`, as usual, it has to be asked. Where it cannot, all stays as it was.
+A request that comes after a rest finds the processor's tables of addresses empty. With pages of 2
+MiB instead of 4 KiB there is less to look up again, which in a virtual machine is dear: a tenth of
+a small request. Where the system's own setting is `always`, Linux does it by and by; where it is
+`madvise`, as usual, it has to be asked. Where it cannot, all stays as it was.
 """
 
 import ctypes
@@ -17,8 +18,9 @@ MAPPINGS: Final = Path("/proc/self/maps")
 
 
 def use_large_pages() -> int:
-    """Move what the process has in its heap to large pages; so many bytes have been moved. Takes half a millisecond for
-    each MiB, longer where the machine has to gather its free memory first."""
+    """Move what the process has in its heap to large pages; so many bytes have been moved. Takes
+    half a millisecond for each MiB, longer where the machine has to gather its free memory
+    first."""
     try:
         mappings = MAPPINGS.read_text()
         madvise = ctypes.CDLL(None).madvise
@@ -34,7 +36,8 @@ def use_large_pages() -> int:
 
 
 def find_heaps(mappings: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """First address and end of the whole large pages in mappings that belong to no file and can be written to.
+    """First address and end of the whole large pages in mappings that belong to no file and can be
+    written to.
 
     source: proc_pid_maps(5)
     """

@@ -1,12 +1,14 @@
 """How the tests are run: coroutines at once, with databases of their own.
 
-- `async def test_…` is run by `Deferred.fromCoroutine` and has to finish at once: databases run inline, and time moves
-  only by `clock.advance`. Where it waits for ever, the test fails and says so.
-- With `@pytest.mark.reactor` the real reactor turns until the test is done, for at most as many seconds as the mark
-  says (`reactor(120)`; 60 by default).
+- `async def test_…` is run by `Deferred.fromCoroutine` and has to finish at once: databases run
+  inline, and time moves only by `clock.advance`. Where it waits for ever, the test fails and says
+  so.
+- With `@pytest.mark.reactor` the real reactor turns until the test is done, for at most as many
+  seconds as the mark says (`reactor(120)`; 60 by default).
 - Several workers share the work as `tests/helpers/sharing.py` says.
 - No example of Hypothesis has a deadline: how long something takes is a matter of `scripts/bench`.
-- `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on one of them.
+- `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on
+  one of them.
 """
 
 import gc
@@ -26,10 +28,15 @@ from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 from xdist.remote import Producer
 
-from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
 from tests.helpers.both_ways import both_ways
-from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.databases import (
+    PostgresTemplates,
+    copy_sqlite,
+    make_sqlite_template,
+    open_inline,
+)
 from tests.helpers.federated import NUMBERS
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
@@ -41,11 +48,14 @@ settings.load_profile("untimed")
 
 REACTOR_SECONDS = 60.0
 COLLECTOR_THRESHOLDS = (20_000, 20, 10)
-"""Of `gc`: what a test leaves behind is looked for once for several tests, not some times for each."""
+"""Of `gc`: what a test leaves behind is looked for once for several tests, not some times for
+each."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "reactor(seconds): an async test that needs the real reactor, at most so long")
+    config.addinivalue_line(
+        "markers", "reactor(seconds): an async test that needs the real reactor, at most so long"
+    )
     # Until somebody listens, Twisted keeps what is logged, and with it the servers that said it.
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     compile_templates_once()
@@ -68,7 +78,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing
 
 
 def pytest_collection_finish() -> None:
-    """What is there before the first test stays: it need not be looked through for garbage again and again."""
+    """What is there before the first test stays: it need not be looked through for garbage again
+    and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
@@ -112,7 +123,9 @@ def run_coroutine(coroutine: Coroutine[Any, Any, None], seconds: float | None) -
     if not outcome:
         deferred.cancel()
         if seconds is None:
-            pytest.fail("the test waits for something that nobody will do: time moves only by clock.advance()")
+            pytest.fail(
+                "the test waits for something that nobody will do: time moves only by clock.advance()"
+            )
         pytest.fail(f"the test was not done after {seconds} seconds")
     if outcome[0] is not None:
         outcome[0].raiseException()
@@ -141,7 +154,8 @@ def postgres_templates() -> Iterator[PostgresTemplates]:
 
 @pytest.fixture(scope="module")
 def compared() -> Iterator[list[object]]:
-    """Answers of both kinds of sync that are made in a shorter way, each compared with that of the longer one."""
+    """Answers of both kinds of sync that are made in a shorter way, each compared with that of the
+    longer one."""
     with both_ways() as answers:
         yield answers
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import msgspec
 
-from federation.own_devices import OwnDevices
+from federation.devices.local_devices import OwnDevices
 from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.ids import UserID
 
 
-@endpoint("GET", "/_matrix/federation/v1/user/devices/{user_id}", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET", "/_matrix/federation/v1/user/devices/{user_id}", auth=Auth.SERVER, resource="federation"
+)
 async def get_user_devices(devices: OwnDevices, peer: Peer, *, user_id: UserID) -> dict[str, Any]:  # noqa: ARG001
     """All devices of one of our users."""
     return await devices.get_list(user_id)
@@ -25,7 +27,11 @@ class KeyQuery(msgspec.Struct, frozen=True):
 
 
 @endpoint(
-    "POST", "/_matrix/federation/v1/user/keys/query", auth=Auth.SERVER, max_body=1024 * 1024, resource="federation"
+    "POST",
+    "/_matrix/federation/v1/user/keys/query",
+    auth=Auth.SERVER,
+    max_body=1024 * 1024,
+    resource="federation",
 )
 async def query_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyQuery) -> dict[str, Any]:  # noqa: ARG001
     """The keys of our users' devices."""
@@ -39,7 +45,11 @@ class KeyClaim(msgspec.Struct, frozen=True):
 
 
 @endpoint(
-    "POST", "/_matrix/federation/v1/user/keys/claim", auth=Auth.SERVER, max_body=1024 * 1024, resource="federation"
+    "POST",
+    "/_matrix/federation/v1/user/keys/claim",
+    auth=Auth.SERVER,
+    max_body=1024 * 1024,
+    resource="federation",
 )
 async def claim_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyClaim) -> dict[str, Any]:
     """One-time keys of our users, each given out once."""

@@ -1,6 +1,7 @@
 """Events, states and the past of rooms, for the servers that are in them.
 
-spec: server-server-api#retrieving-events, server-server-api#backfilling-and-retrieving-missing-events,
+spec: server-server-api#retrieving-events,
+server-server-api#backfilling-and-retrieving-missing-events,
 server-server-api#retrieving-event-authorisation-information
 """
 
@@ -11,40 +12,63 @@ import msgspec
 from federation.protocol.answers import Response
 from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.ids import EventID, RoomID
-from federation.rooms.served import ServedRooms, TransactionForm
-from storage.timelines import Direction
+from federation.rooms.serving.rooms import ServedRooms, TransactionForm
+from storage.events.timelines import Direction
 
 DEFAULT_LIMIT = 10
 
 
 @endpoint("GET", "/_matrix/federation/v1/event/{event_id}", auth=Auth.SERVER, resource="federation")
-async def get_event(rooms: ServedRooms, form: TransactionForm, peer: Peer, *, event_id: EventID) -> dict[str, Any]:
+async def get_event(
+    rooms: ServedRooms, form: TransactionForm, peer: Peer, *, event_id: EventID
+) -> dict[str, Any]:
     """One event."""
     return form.wrap(await rooms.get_event(peer.server_name, event_id))
 
 
 @endpoint("GET", "/_matrix/federation/v1/state/{room_id}", auth=Auth.SERVER, resource="federation")
-async def get_state(rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID) -> Response:
+async def get_state(
+    rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
+) -> Response:
     """The state before an event."""
     return await rooms.get_state(peer.server_name, room_id, event_id)
 
 
-@endpoint("GET", "/_matrix/federation/v1/state_ids/{room_id}", auth=Auth.SERVER, resource="federation")
-async def get_state_ids(rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID) -> dict[str, Any]:
+@endpoint(
+    "GET", "/_matrix/federation/v1/state_ids/{room_id}", auth=Auth.SERVER, resource="federation"
+)
+async def get_state_ids(
+    rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
+) -> dict[str, Any]:
     """The state before an event, as ids."""
     served = await rooms.get_state_ids(peer.server_name, room_id, event_id)
     return {"pdu_ids": served.state, "auth_chain_ids": served.auth_chain}
 
 
-@endpoint("GET", "/_matrix/federation/v1/event_auth/{room_id}/{event_id}", auth=Auth.SERVER, resource="federation")
-async def get_event_auth(rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID) -> dict[str, Any]:
+@endpoint(
+    "GET",
+    "/_matrix/federation/v1/event_auth/{room_id}/{event_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+)
+async def get_event_auth(
+    rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
+) -> dict[str, Any]:
     """The auth chain of an event."""
     return {"auth_chain": await rooms.get_auth_chain(peer.server_name, room_id, event_id)}
 
 
-@endpoint("GET", "/_matrix/federation/v1/backfill/{room_id}", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET", "/_matrix/federation/v1/backfill/{room_id}", auth=Auth.SERVER, resource="federation"
+)
 async def get_backfill(
-    rooms: ServedRooms, form: TransactionForm, peer: Peer, *, room_id: RoomID, v: list[EventID], limit: int
+    rooms: ServedRooms,
+    form: TransactionForm,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    v: list[EventID],
+    limit: int,
 ) -> dict[str, Any]:
     """Events and what precedes them."""
     return form.wrap(await rooms.get_before(peer.server_name, room_id, v, limit))
@@ -59,8 +83,15 @@ class Missing(msgspec.Struct, frozen=True):
     min_depth: int = 0
 
 
-@endpoint("POST", "/_matrix/federation/v1/get_missing_events/{room_id}", auth=Auth.SERVER, resource="federation")
-async def get_missing_events(rooms: ServedRooms, peer: Peer, *, room_id: RoomID, body: Missing) -> dict[str, Any]:
+@endpoint(
+    "POST",
+    "/_matrix/federation/v1/get_missing_events/{room_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+)
+async def get_missing_events(
+    rooms: ServedRooms, peer: Peer, *, room_id: RoomID, body: Missing
+) -> dict[str, Any]:
     """Events between what a server has, and something later."""
     events = await rooms.get_between(
         peer.server_name,
@@ -73,7 +104,12 @@ async def get_missing_events(rooms: ServedRooms, peer: Peer, *, room_id: RoomID,
     return {"events": events}
 
 
-@endpoint("GET", "/_matrix/federation/v1/timestamp_to_event/{room_id}", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET",
+    "/_matrix/federation/v1/timestamp_to_event/{room_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+)
 async def get_event_by_timestamp(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, ts: int, dir: Literal["f", "b"]
 ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Peer, RequestContext, endpoint
 from federation.protocol.ids import EventID, RoomID, parse_user_id
-from federation.rooms.invitations import BoundAddress, Invitations
+from federation.rooms.joins.invites import BoundAddress, Invitations
 
 MAX_BODY: Final = 2 << 20
 """The invite with the state that goes with it: whole events."""
@@ -35,7 +35,12 @@ async def invite(
 ) -> dict[str, Any]:
     """One of our users is invited; the event with our signature."""
     event = await invitations.do_receive(
-        peer.server_name, room_id, event_id, body.room_version, body.event, body.invite_room_state or []
+        peer.server_name,
+        room_id,
+        event_id,
+        body.room_version,
+        body.event,
+        body.invite_room_state or [],
     )
     return {"event": event}
 
@@ -48,12 +53,19 @@ async def invite(
     max_body=MAX_BODY,
 )
 async def invite_v1(
-    invitations: Invitations, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
+    invitations: Invitations,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    body: dict[str, Any],
 ) -> list[Any]:
     """As above, for rooms of versions 1 and 2, whose events have the same form."""
     unsigned = body.get("unsigned")
     state = unsigned.get("invite_room_state") if isinstance(unsigned, dict) else None
-    event = await invitations.do_receive(peer.server_name, room_id, event_id, "1", body, state or [])
+    event = await invitations.do_receive(
+        peer.server_name, room_id, event_id, "1", body, state or []
+    )
     return [200, {"event": event}]
 
 
@@ -72,8 +84,10 @@ async def exchange_third_party_invite(
 
 
 @endpoint("PUT", "/_matrix/federation/v1/3pid/onbind", auth=Auth.NONE, resource="federation")
-async def third_party_bound(invitations: Invitations, context: RequestContext, *, body: BoundAddress) -> dict[str, Any]:
-    """An identity server tells that an address is one of our users'. Anybody may say so: the invites prove themselves, and who
-    tells of some that do not is heard no more for a while."""
+async def third_party_bound(
+    invitations: Invitations, context: RequestContext, *, body: BoundAddress
+) -> dict[str, Any]:
+    """An identity server tells that an address is one of our users'. Anybody may say so: the
+    invites prove themselves, and who tells of some that do not is heard no more for a while."""
     await invitations.do_bind(parse_user_id(body.mxid), body, context.client_ip)
     return {}

@@ -5,8 +5,8 @@ spec: server-server-api#retrieving-server-keys
 
 import msgspec
 
-from federation.notary import KeyNotary
-from federation.own_keys import OwnKeys
+from federation.peers.notary import KeyNotary
+from federation.peers.own_keys import OwnKeys
 from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.ids import ServerName
 
@@ -23,7 +23,13 @@ class Answer(msgspec.Struct, frozen=True):
     server_keys: list[msgspec.Raw]
 
 
-@endpoint("GET", "/_matrix/key/v2/server", "/_matrix/key/v2/server/{key_id}", auth=Auth.NONE, resource="keys")
+@endpoint(
+    "GET",
+    "/_matrix/key/v2/server",
+    "/_matrix/key/v2/server/{key_id}",
+    auth=Auth.NONE,
+    resource="keys",
+)
 async def get_server_keys(keys: OwnKeys, *, key_id: str = "") -> msgspec.Raw:  # noqa: ARG001 - the path has it
     """All keys; the name of one in the path is deprecated and changes nothing."""
     return keys.get_document()
@@ -37,7 +43,11 @@ async def get_server_keys(keys: OwnKeys, *, key_id: str = "") -> msgspec.Raw:  #
     resource="keys",
 )
 async def get_keys_of_another(
-    notary: KeyNotary, *, server_name: ServerName, key_id: str = "", minimum_valid_until_ts: int | None = None
+    notary: KeyNotary,
+    *,
+    server_name: ServerName,
+    key_id: str = "",
+    minimum_valid_until_ts: int | None = None,
 ) -> Answer:
     """What another server says about its keys."""
     return Answer(await notary.get_documents({server_name: {key_id: minimum_valid_until_ts}}))
@@ -49,7 +59,9 @@ async def post_query_of_keys(notary: KeyNotary, *, body: Query) -> Answer:
     return Answer(
         await notary.get_documents(
             {
-                server: {key_id: criterion.minimum_valid_until_ts for key_id, criterion in keys.items()}
+                server: {
+                    key_id: criterion.minimum_valid_until_ts for key_id, criterion in keys.items()
+                }
                 for server, keys in body.server_keys.items()
             }
         )

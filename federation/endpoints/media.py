@@ -1,6 +1,8 @@
-"""Files of this server, as other servers fetch them: two parts, of which the second is the file, sent as it is read.
+"""Files of this server, as other servers fetch them: two parts, of which the second is the file,
+sent as it is read.
 
-The answers come from the layer that knows the files: `MediaAnswers` is filled where the server is put together.
+The answers come from the layer that knows the files: `MediaAnswers` is filled where the server is
+put together.
 
 spec: server-server-api#content-repository
 """
@@ -40,7 +42,9 @@ class MediaAnswers(msgspec.Struct, frozen=True):
     resource="federation",
     long_poll=True,
 )
-async def get_file(answers: MediaAnswers, peer: Peer, *, media_id: str, timeout_ms: int = DEFAULT_WAIT_MS) -> Response:
+async def get_file(
+    answers: MediaAnswers, peer: Peer, *, media_id: str, timeout_ms: int = DEFAULT_WAIT_MS
+) -> Response:
     """A file."""
     return await answers.get_file(media_id, timeout_ms, peer.server_name)
 

@@ -1,6 +1,7 @@
 """Joining, leaving, knocking: handshakes with servers that are not in a room.
 
-spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
+spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
+server-server-api#knocking-rooms
 """
 
 from typing import Annotated, Any, Final
@@ -10,7 +11,7 @@ import msgspec
 from federation.protocol.answers import Response
 from federation.protocol.endpoint import Auth, Names, Peer, endpoint
 from federation.protocol.ids import EventID, RoomID, UserID
-from federation.rooms.handshakes import Handshakes
+from federation.rooms.joins.make_send import Handshakes
 
 MAX_BODY: Final = 128 * 1024
 """A PDU of 64 KiB in canonical form may take more as it is sent."""
@@ -18,9 +19,19 @@ MAX_BODY: Final = 128 * 1024
 Versions = Annotated[list[str] | None, Names("ver")]
 
 
-@endpoint("GET", "/_matrix/federation/v1/make_join/{room_id}/{user_id}", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET",
+    "/_matrix/federation/v1/make_join/{room_id}/{user_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+)
 async def make_join(
-    handshakes: Handshakes, peer: Peer, *, room_id: RoomID, user_id: UserID, versions: Versions = None
+    handshakes: Handshakes,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    user_id: UserID,
+    versions: Versions = None,
 ) -> dict[str, Any]:
     """A template for a join. Who names no version knows version 1."""
     return await handshakes.make_join(peer.server_name, room_id, user_id, versions or ["1"])
@@ -40,10 +51,14 @@ async def send_join(
     room_id: RoomID,
     event_id: EventID,
     body: dict[str, Any],
-    omit_members: Annotated[bool, Names("omit_members", "org.matrix.msc3706.partial_state")] = False,
+    omit_members: Annotated[
+        bool, Names("omit_members", "org.matrix.msc3706.partial_state")
+    ] = False,
 ) -> Response:
     """Let a user in."""
-    return await handshakes.do_join(peer.server_name, room_id, event_id, body, omit_members=omit_members, in_pair=False)
+    return await handshakes.do_join(
+        peer.server_name, room_id, event_id, body, omit_members=omit_members, in_pair=False
+    )
 
 
 @endpoint(
@@ -57,11 +72,20 @@ async def send_join_v1(
     handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
 ) -> Response:
     """Let a user in."""
-    return await handshakes.do_join(peer.server_name, room_id, event_id, body, omit_members=False, in_pair=True)
+    return await handshakes.do_join(
+        peer.server_name, room_id, event_id, body, omit_members=False, in_pair=True
+    )
 
 
-@endpoint("GET", "/_matrix/federation/v1/make_leave/{room_id}/{user_id}", auth=Auth.SERVER, resource="federation")
-async def make_leave(handshakes: Handshakes, peer: Peer, *, room_id: RoomID, user_id: UserID) -> dict[str, Any]:
+@endpoint(
+    "GET",
+    "/_matrix/federation/v1/make_leave/{room_id}/{user_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+)
+async def make_leave(
+    handshakes: Handshakes, peer: Peer, *, room_id: RoomID, user_id: UserID
+) -> dict[str, Any]:
     """A template for leaving."""
     return await handshakes.make_leave(peer.server_name, room_id, user_id)
 
@@ -96,9 +120,19 @@ async def send_leave_v1(
     return [200, {}]
 
 
-@endpoint("GET", "/_matrix/federation/v1/make_knock/{room_id}/{user_id}", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET",
+    "/_matrix/federation/v1/make_knock/{room_id}/{user_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+)
 async def make_knock(
-    handshakes: Handshakes, peer: Peer, *, room_id: RoomID, user_id: UserID, versions: Versions = None
+    handshakes: Handshakes,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    user_id: UserID,
+    versions: Versions = None,
 ) -> dict[str, Any]:
     """A template for a knock."""
     return await handshakes.make_knock(peer.server_name, room_id, user_id, versions or ["1"])
@@ -115,4 +149,6 @@ async def send_knock(
     handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
 ) -> dict[str, list[msgspec.Raw]]:
     """Let a user knock; what they are told of the room."""
-    return {"knock_room_state": await handshakes.do_knock(peer.server_name, room_id, event_id, body)}
+    return {
+        "knock_room_state": await handshakes.do_knock(peer.server_name, room_id, event_id, body)
+    }

@@ -1,6 +1,7 @@
 """What other servers ask about our people and rooms: profiles, aliases, the public directory.
 
-The answers come from the layer that knows them: `QueryAnswers` is filled where the server is put together.
+The answers come from the layer that knows them: `QueryAnswers` is filled where the server is put
+together.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """
@@ -28,7 +29,9 @@ class QueryAnswers(msgspec.Struct, frozen=True):
 
 
 @endpoint("GET", "/_matrix/federation/v1/query/profile", auth=Auth.SERVER, resource="federation")
-async def query_profile(answers: QueryAnswers, *, user_id: UserID, field: str | None = None) -> Mapping[str, object]:
+async def query_profile(
+    answers: QueryAnswers, *, user_id: UserID, field: str | None = None
+) -> Mapping[str, object]:
     """A user's profile, or one field of it."""
     return await answers.get_profile(user_id, field)
 
@@ -40,9 +43,12 @@ async def query_directory(answers: QueryAnswers, *, room_alias: RoomAlias) -> di
     return {"room_id": room_id, "servers": list(servers)}
 
 
-@endpoint("GET", "/_matrix/federation/v1/query/{query_type}", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET", "/_matrix/federation/v1/query/{query_type}", auth=Auth.SERVER, resource="federation"
+)
 async def query_other(*, query_type: str) -> dict[str, Any]:
-    """Anything else: that is not known here. spec: server-server-api#get_matrixfederationv1queryquerytype"""
+    """Anything else: that is not known here. spec:
+    server-server-api#get_matrixfederationv1queryquerytype"""
     raise Unrecognized(f"This server does not answer queries of the type {query_type[:40]!r}")
 
 

@@ -6,7 +6,7 @@ from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import RoomID
 from federation.rooms.server_access import ServerAccess
-from federation.rooms.spaces import Spaces
+from federation.rooms.serving.spaces import Spaces
 
 
 @endpoint(
@@ -17,7 +17,12 @@ from federation.rooms.spaces import Spaces
     resource="federation",
 )
 async def get_hierarchy(
-    spaces: Spaces, access: ServerAccess, peer: Peer, *, room_id: RoomID, suggested_only: bool = False
+    spaces: Spaces,
+    access: ServerAccess,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    suggested_only: bool = False,
 ) -> dict[str, Any]:
     """A room with its children."""
     if not await access.is_allowed_in(room_id, peer.server_name):

@@ -1,7 +1,8 @@
 """The authorization rules by name, and the number that each has on the page of a room version.
 
-The code that checks events names a rule, since numbers move between versions; `AuthError.rule` says the number, so that
-a refusal can be looked up on the page. The outline below has the shape of the page: its nesting is the numbering.
+The code that checks events names a rule, since numbers move between versions; `AuthError.rule` says
+the number, so that a refusal can be looked up on the page. The outline below has the shape of the
+page: its nesting is the numbering.
 
 spec: rooms/v1#authorisation-rules … rooms/v12#authorisation-rules
 """
@@ -16,7 +17,8 @@ from federation.protocol.room_versions import RoomVersion
 
 @unique
 class Rule(Enum):
-    """A rule that refuses. The value is what people are told when nothing more precise can be said; each is distinct."""
+    """A rule that refuses. The value is what people are told when nothing more precise can be said;
+    each is distinct."""
 
     CREATE_PREV_EVENTS = "The event that creates a room must be its first"
     CREATE_ROOM_ID = "The room id does not fit the event that creates the room"
@@ -76,7 +78,8 @@ class Rule(Enum):
 
 
 class AuthError(Forbidden):
-    """An event that the rules refuse. `name` is the rule; `rule` is its number on the page of the room's version."""
+    """An event that the rules refuse. `name` is the rule; `rule` is its number on the page of the
+    room's version."""
 
     def __init__(self, version: RoomVersion, name: Rule, text: str | None = None) -> None:
         super().__init__(text or name.value)
@@ -95,7 +98,8 @@ def rule_numbers(version: RoomVersion) -> dict[Rule, str]:
 
 
 _Outline: TypeAlias = Sequence["Rule | _Outline | None"]
-"""None: a point that allows, that was removed, or that only leads to others; it takes a number, but refuses nothing."""
+"""None: a point that allows, that was removed, or that only leads to others; it takes a number, but
+refuses nothing."""
 
 
 def _number(outline: _Outline, prefix: str) -> Iterator[tuple[Rule, str]]:
@@ -181,6 +185,8 @@ def _member_outline(version: RoomVersion) -> _Outline:
         ],
         [Rule.LEAVE_SELF, Rule.LEAVE_SENDER, Rule.UNBAN_LEVEL, None, Rule.KICK_LEVEL],
         [Rule.BAN_SENDER, None, Rule.BAN_LEVEL],
-        *_when(version.knocking, [Rule.KNOCK_RULE, Rule.KNOCK_FOR_ANOTHER, None, Rule.KNOCK_MEMBERSHIP]),
+        *_when(
+            version.knocking, [Rule.KNOCK_RULE, Rule.KNOCK_FOR_ANOTHER, None, Rule.KNOCK_MEMBERSHIP]
+        ),
         Rule.MEMBERSHIP_UNKNOWN,
     ]

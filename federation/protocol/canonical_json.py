@@ -1,14 +1,16 @@
-"""JSON from outside, and canonical JSON: the one byte form of a value, over which hashes and signatures are made.
+"""JSON from outside, and canonical JSON: the one byte form of a value, over which hashes and
+signatures are made.
 
-Laws: `decode_json` turns any bytes into a value or a `MatrixError`, never anything else. What it gives has only dicts
-with string keys, lists, strings without lone surrogates, ints, finite floats, bools and None, nested at most
-`MAX_DEPTH` deep, so that nothing behind it needs to look again. Of a key that stands twice in an object, the last value counts (as
-in every other server; RFC 8259 leaves it open); hashes and signatures are made over the value, so a second reading of
-the same bytes by another rule cannot get past them.
+Laws: `decode_json` turns any bytes into a value or a `MatrixError`, never anything else. What it
+gives has only dicts with string keys, lists, strings without lone surrogates, ints, finite floats,
+bools and None, nested at most `MAX_DEPTH` deep, so that nothing behind it needs to look again. Of a
+key that stands twice in an object, the last value counts (as in every other server; RFC 8259 leaves
+it open); hashes and signatures are made over the value, so a second reading of the same bytes by
+another rule cannot get past them.
 
-msgspec's sorted output is canonical JSON, but for floats, which it writes differently from everyone else (`1e16`, not
-`1e+16`); those old rooms and EDUs that carry floats go through the standard library. A property test compares both with
-the canonicaljson package.
+msgspec's sorted output is canonical JSON, but for floats, which it writes differently from everyone
+else (`1e16`, not `1e+16`); those old rooms and EDUs that carry floats go through the standard
+library. A property test compares both with the canonicaljson package.
 
 spec: appendices#canonical-json, rooms/v6#canonical-json
 """
@@ -22,11 +24,13 @@ import msgspec
 from federation.protocol.errors import BadJson, NotJson
 
 MAX_DEPTH: Final = 256
-"""How deep objects and arrays may nest, in what we read and in what we sign. The interpreter's own bound is no bound for what is kept:
-it is a thousand levels in Python 3.11, and ten thousand in 3.13."""
+"""How deep objects and arrays may nest, in what we read and in what we sign. The interpreter's own
+bound is no bound for what is kept: it is a thousand levels in Python 3.11, and ten thousand in
+3.13."""
 
 MAX_SENT_DEPTH: Final = 240
-"""Of what our own people send: less than what we read, so that it still travels to other servers, inside other things."""
+"""Of what our own people send: less than what we read, so that it still travels to other servers,
+inside other things."""
 
 LONGEST_INTEGER_BITS: Final = 1023
 """Integers of more are infinite as doubles, or nearly so."""
@@ -47,8 +51,8 @@ _encode_with_floats = json.JSONEncoder(
 def decode_json(data: bytes | bytearray | memoryview, max_depth: int = MAX_DEPTH) -> Any:
     """The value of a JSON text in UTF-8.
 
-    Raises `NotJson` for what is no JSON (NaN and Infinity among it), `BadJson` for JSON that nests too deep or has
-    numbers too big to be kept.
+    Raises `NotJson` for what is no JSON (NaN and Infinity among it), `BadJson` for JSON that nests
+    too deep or has numbers too big to be kept.
     """
     try:
         value = _decode(data)
@@ -89,8 +93,8 @@ def check_depth(value: object, limit: int = MAX_DEPTH) -> None:
 
 
 def check_readable(value: object, limit: int = MAX_DEPTH) -> None:
-    """Raises `BadJson` for what not everybody reads whom it reaches: more than `limit` levels, and integers that no double holds, at which
-    some give up the whole text."""
+    """Raises `BadJson` for what not everybody reads whom it reaches: more than `limit` levels, and
+    integers that no double holds, at which some give up the whole text."""
     check_depth(value, limit)
     items: list[Any] = [value]
     extend = items.extend
@@ -109,21 +113,26 @@ def check_text_depth(text: bytes, limit: int = MAX_DEPTH) -> None:
     if len(text) <= 2 * limit or count_openings(text) <= limit:
         return
     if b"\\" in text:
-        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # a quote is now the begin or the end of a string
+        text = text.replace(b"\\\\", b"").replace(
+            b'\\"', b""
+        )  # a quote is now the begin or the end of a string
     outside = b"".join(text.translate(_STEPS, _NEITHER).split(b'"')[::2])
     if max(accumulate(memoryview(outside).cast("b")), default=0) > limit:
         raise BadJson("The JSON is nested too deep")
 
 
 def count_openings(text: bytes) -> int:
-    """How many opening brackets there are, in strings too: JSON nests no deeper. To take them out is much faster than to count them."""
+    """How many opening brackets there are, in strings too: JSON nests no deeper. To take them out
+    is much faster than to count them."""
     return len(text) - len(text.replace(b"{", b"").replace(b"[", b""))
 
 
 def check_strict(value: object) -> None:
-    """Raises `BadJson` for what canonical JSON does not allow: floats, and integers beyond ±(2^53 - 1).
+    """Raises `BadJson` for what canonical JSON does not allow: floats, and integers beyond ±(2^53 -
+    1).
 
-    Events of versions with `strict_canonical_json` are checked with it. spec: rooms/v6#canonical-json
+    Events of versions with `strict_canonical_json` are checked with it. spec:
+    rooms/v6#canonical-json
     """
     items: list[Any] = [value]
     extend = items.extend
@@ -164,9 +173,11 @@ def encode_strict(value: object) -> bytes:
 
 
 def encode_checked(value: object) -> bytes:
-    """The canonical JSON of a value that is known to have no floats (it passed `check_strict`, or is of our making).
+    """The canonical JSON of a value that is known to have no floats (it passed `check_strict`, or
+    is of our making).
 
-    `msgspec.Raw` in it is copied as it is, and must be canonical. Raises `BadJson` for values with no JSON form.
+    `msgspec.Raw` in it is copied as it is, and must be canonical. Raises `BadJson` for values with
+    no JSON form.
     """
     try:
         return _encode(value)

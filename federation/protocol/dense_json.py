@@ -1,6 +1,8 @@
-"""JSON that takes very much more room, and time, when it is read than as a text, or nests too deeply to be read: looked through before.
+"""JSON that takes very much more room, and time, when it is read than as a text, or nests too
+deeply to be read: looked through before.
 
-A body of nothing but empty objects becomes twenty times as long as it was. What people say, and servers of them, is mostly strings.
+A body of nothing but empty objects becomes twenty times as long as it was. What people say, and
+servers of them, is mostly strings.
 
 Law: the time is that of one look, whatever the text; nobody knows yet that it is JSON.
 """
@@ -10,10 +12,14 @@ from itertools import islice
 from typing import Final
 
 MOST_VALUES: Final = 750_000
-"""Strings, and brackets and commas between values, of a text that is read at once: an honest one of ten megabytes has fewer."""
+"""Strings, and brackets and commas between values, of a text that is read at once: an honest one of
+ten megabytes has fewer."""
 STRING_OR_REST: Final = rb'"(?:[^"\\]++|\\.)*+(?:"|\\?+\Z)'
-"""A string, or all that is left where it has no end: else the end would be looked for anew from each quote in it."""
-_UPTO_BRACKET: Final = re.compile(rb'(?:[^"\]\[{}]++|' + STRING_OR_REST + rb")*+(?:([\]\[{}])|\Z)", re.DOTALL)
+"""A string, or all that is left where it has no end: else the end would be looked for anew from
+each quote in it."""
+_UPTO_BRACKET: Final = re.compile(
+    rb'(?:[^"\]\[{}]++|' + STRING_OR_REST + rb")*+(?:([\]\[{}])|\Z)", re.DOTALL
+)
 _VALUE: Final = re.compile(STRING_OR_REST + rb"|[\[{,]", re.DOTALL)
 
 
@@ -23,7 +29,8 @@ def has_too_many_values(text: bytes, most: int = MOST_VALUES) -> bool:
 
 
 def without_deep(text: bytes, levels: int) -> bytes:
-    """A JSON text with `null` in the place of each list or object that stands within so many others."""
+    """A JSON text with `null` in the place of each list or object that stands within so many
+    others."""
     kept: list[bytes] = []
     depth = begin = deep_from = 0
     for token in _UPTO_BRACKET.finditer(text):

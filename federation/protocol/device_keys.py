@@ -14,8 +14,9 @@ from federation.protocol.signing import KEY_BYTES, decode_base64
 
 MAX_KEY_NAME: Final = 255
 MAX_KEY_DEPTH: Final = 100
-"""Levels of objects and arrays in what is published as one key: those of clients have four. Servers tell one another of keys, and what
-nests too deeply for a reader would take all that stands beside it along."""
+"""Levels of objects and arrays in what is published as one key: those of clients have four. Servers
+tell one another of keys, and what nests too deeply for a reader would take all that stands beside
+it along."""
 
 
 class IdentityKeys(msgspec.Struct, frozen=True):
@@ -29,14 +30,16 @@ class IdentityKeys(msgspec.Struct, frozen=True):
 
 
 class PublicKey(msgspec.Struct, frozen=True):
-    """A key of cross-signing: the key itself in base64, which is its name, and what was published, canonical JSON."""
+    """A key of cross-signing: the key itself in base64, which is its name, and what was published,
+    canonical JSON."""
 
     public_key: str
     content: bytes
 
 
 def parse_identity_keys(keys: Mapping[str, Any], user_id: str, device_id: str) -> bytes:
-    """The keys of that device as canonical JSON without `unsigned`. Raises BadJson, InvalidParam."""
+    """The keys of that device as canonical JSON without `unsigned`. Raises BadJson,
+    InvalidParam."""
     try:
         identity = msgspec.convert(keys, IdentityKeys)
     except msgspec.ValidationError as error:
@@ -48,7 +51,8 @@ def parse_identity_keys(keys: Mapping[str, Any], user_id: str, device_id: str) -
 
 
 def parse_cross_signing_key(user_id: str, usage: str, key: Mapping[str, Any]) -> PublicKey:
-    """A key of that user for that usage (master, self_signing, user_signing). Raises InvalidParam, BadJson."""
+    """A key of that user for that usage (master, self_signing, user_signing). Raises InvalidParam,
+    BadJson."""
     keys, usages = key.get("keys"), key.get("usage")
     if key.get("user_id") != user_id:
         raise InvalidParam(f"The {usage} key is for another user")

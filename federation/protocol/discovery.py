@@ -1,7 +1,8 @@
 """Where a server is, by its name: the steps from a name to hosts and ports, without asking anybody.
 
-`federation/routes.py` asks: it looks at the name (`route_by_name`), else fetches the well-known file (`read_well_known`)
-and looks at the name in there, else asks for services (`service_names`, `route_by_services`), else takes port 8448.
+`federation/peers/routes.py` asks: it looks at the name (`route_by_name`), else fetches the
+well-known file (`read_well_known`) and looks at the name in there, else asks for services
+(`service_names`, `route_by_services`), else takes port 8448.
 
 spec: server-server-api#resolving-server-names
 """
@@ -54,7 +55,8 @@ class Route(msgspec.Struct, frozen=True):
 
 
 def route_by_name(name: ServerName) -> Route | None:
-    """The route to a name that says all itself, by an address or a port (steps 1, 2, 3.1, 3.2); else None."""
+    """The route to a name that says all itself, by an address or a port (steps 1, 2, 3.1, 3.2);
+    else None."""
     host = host_of(name)
     has_port = len(name) > len(host)
     if not has_port and not is_ip_literal(name):
@@ -64,7 +66,8 @@ def route_by_name(name: ServerName) -> Route | None:
 
 
 def service_names(host: str) -> tuple[str, str]:
-    """What SRV records are asked for, in this order (steps 3.3, 3.4, 4, 5); the second is deprecated."""
+    """What SRV records are asked for, in this order (steps 3.3, 3.4, 4, 5); the second is
+    deprecated."""
     return f"_matrix-fed._tcp.{host}", f"_matrix._tcp.{host}"
 
 
@@ -83,7 +86,8 @@ def route_by_host(host: str) -> Route:
 
 
 def order_services(services: Sequence[Service], draws: Sequence[float]) -> list[Service]:
-    """By priority, and among equals by chance in proportion to their weights: RFC 2782, "The format of the SRV RR"."""
+    """By priority, and among equals by chance in proportion to their weights: RFC 2782, "The format
+    of the SRV RR"."""
     left = sorted(services, key=lambda each: (each.priority, each.weight))
     ordered = []
     for draw in draws[: len(services)]:
@@ -105,11 +109,16 @@ def read_well_known(body: bytes) -> ServerName | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     name = value.get("m.server") if isinstance(value, dict) else None
-    return ServerName(name) if isinstance(name, str) and is_server_name(name) and _has_fair_port(name) else None
+    return (
+        ServerName(name)
+        if isinstance(name, str) and is_server_name(name) and _has_fair_port(name)
+        else None
+    )
 
 
 def well_known_seconds(headers: Mapping[str, str], now: float) -> float:
-    """How long a valid well-known file is good by its headers (names in lower case), within our bounds."""
+    """How long a valid well-known file is good by its headers (names in lower case), within our
+    bounds."""
     control = headers.get("cache-control", "")
     if _NO_CACHE.search(control):
         return SHORTEST_SECONDS

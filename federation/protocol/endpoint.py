@@ -1,17 +1,20 @@
 """How an endpoint is declared: once, on its handler, with everything about it.
 
-    @endpoint("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}", auth=Auth.USER, max_body=4096)
-    async def put_tag(account_data: AccountDataService, caller: Requester, *,
-                      user_id: UserID, room_id: RoomID, tag: str, body: Tag) -> Empty: ...
+    @endpoint("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}", auth=Auth.USER,
+    max_body=4096) async def put_tag(account_data: AccountDataService, caller: Requester, *,
+    user_id: UserID, room_id: RoomID, tag: str, body: Tag) -> Empty: ...
 
-Positional parameters are services, found by type when the router is built; `Requester`, `Peer` and `RequestContext`
-among them are who and what asks. Keyword-only parameters are the request: first the names in the path, then `body` (a
-frozen msgspec Struct, `dict` or `msgspec.Raw` where any object will do, `bytes` or `BinaryIO` where it is not JSON),
-then query parameters with their defaults. A trailing underscore of a name is not part of it on the wire (`from_`), and
-`Annotated[bool, Names("use_state_after", "org.example.use_state_after")]` gives other names, the first found wins.
+Positional parameters are services, found by type when the router is built; `Requester`, `Peer` and
+`RequestContext` among them are who and what asks. Keyword-only parameters are the request: first
+the names in the path, then `body` (a frozen msgspec Struct, `dict` or `msgspec.Raw` where any
+object will do, `bytes` or `BinaryIO` where it is not JSON), then query parameters with their
+defaults. A trailing underscore of a name is not part of it on the wire (`from_`), and
+`Annotated[bool, Names("use_state_after", "org.example.use_state_after")]` gives other names, the
+first found wins.
 
-A name in the path with no parameter, or a service that nobody provides, stops start-up with a sentence. Further paths
-may leave out a name whose parameter has a default; an empty segment matches only such a parameter.
+A name in the path with no parameter, or a service that nobody provides, stops start-up with a
+sentence. Further paths may leave out a name whose parameter has a default; an empty segment matches
+only such a parameter.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -34,7 +37,8 @@ class Auth(Enum):
     OPTIONAL = "optional"
     """A user's access token, or none: the parameter is `Requester | None`."""
     IF_USABLE = "if usable"
-    """As OPTIONAL, and a token with which nobody is let in is none: where the specification asks for no authentication."""
+    """As OPTIONAL, and a token with which nobody is let in is none: where the specification asks
+    for no authentication."""
     USER = "user"
     """A user's access token; guests are refused."""
     GUEST = "guest"
@@ -52,8 +56,9 @@ MAYBE_NOBODY = frozenset({Auth.OPTIONAL, Auth.IF_USABLE})
 class Limit(Enum):
     """Which rate limit an action counts against. Values are keys of the configuration.
 
-    Those that `PER_ADDRESS` holds count by client address, the rest by user, when an endpoint declares them. Services
-    check others themselves, with the key that the name says (`RateLimiter.check`).
+    Those that `PER_ADDRESS` holds count by client address, the rest by user, when an endpoint
+    declares them. Services check others themselves, with the key that the name says
+    (`RateLimiter.check`).
     """
 
     NONE = "none"
@@ -114,7 +119,8 @@ class Limit(Enum):
     DEVICE_CHANGE = "rc_device_changes"
 
     __hash__ = object.__hash__
-    """Each is itself alone. That of Enum is a function in Python, and limits are looked up with every request that counts."""
+    """Each is itself alone. That of Enum is a function in Python, and limits are looked up with
+    every request that counts."""
 
 
 PER_ADDRESS = frozenset(
@@ -132,7 +138,8 @@ PER_ADDRESS = frozenset(
 
 
 class BodyLimit(Enum):
-    """A limit of the body's size that the configuration says. Values are keys of the configuration."""
+    """A limit of the body's size that the configuration says. Values are keys of the
+    configuration."""
 
     UPLOAD = "max_upload_size"
 
@@ -151,16 +158,18 @@ class Requester(msgspec.Struct, frozen=True):
     is_shadow_banned: bool = False
     """What they send to others goes nowhere, and they are answered as if it went."""
     consent: tuple[str, str] | None = None
-    """What the caller is to be told who has not agreed to terms, and may not write before they have, and the page where they
-    agree."""
+    """What the caller is to be told who has not agreed to terms, and may not write before they
+    have, and the page where they agree."""
     is_expired: bool = False
     """The account is past its day."""
     oauth_client: str | None = None
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
     device_made_ts: int = 0
-    """When the device was made, in milliseconds since 1970: signed out and in again under the same id, it is another device."""
+    """When the device was made, in milliseconds since 1970: signed out and in again under the same
+    id, it is another device."""
     rate_limited: bool = True
-    """False for application services that are registered so, and for users whom an administrator exempts."""
+    """False for application services that are registered so, and for users whom an administrator
+    exempts."""
 
     @property
     def may_only_read(self) -> bool:
@@ -198,8 +207,8 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     """What was asked for as it was sent, with the query."""
     client_ip: str
     headers: Mapping[bytes, bytes]
-    """The last value of each, by names in small letters. (Plain values: a way back to the request would be a cycle that no
-    collection sees.)"""
+    """The last value of each, by names in small letters. (Plain values: a way back to the request
+    would be a cycle that no collection sees.)"""
     content_type: str = ""
     """What the client says the body is; only where an endpoint takes the body as a file."""
     body_size: int = 0
@@ -230,7 +239,8 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
 
 
 class Names:
-    """The names of a query parameter on the wire, by preference, where they are not the parameter's own."""
+    """The names of a query parameter on the wire, by preference, where they are not the parameter's
+    own."""
 
     __slots__ = ("names",)
 
@@ -279,19 +289,20 @@ def endpoint(
     long_poll: bool = False,
     resource: str = "client",
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Declare a handler. The first path is the stable one; others are older and unstable spellings of it.
+    """Declare a handler. The first path is the stable one; others are older and unstable spellings
+    of it.
 
-    `cost`: how much a request counts against `limit`; less than 1 where most only ask, or lead up to what counts.
-    `limit_of_admins`: the one that counts for administrators instead, where it is configured.
-    `max_body` is in bytes, or as the configuration says; what is longer is refused before it is read (M_TOO_LARGE).
-    `cancellable`: the handler is cancelled when its client goes away; by default GETs and long polls are.
-    `while_locked`: an account that is locked may do this (log out).
-    `while_suspended`: a suspended account may do this; by default it may GET and nothing else.
-    `before_consent`: who has not agreed to the terms may do this; by default what a suspended account may, and what
-    administrators do.
-    `while_expired`: an account past its day may do this (be renewed, log out).
-    `long_poll`: it may wait for long, which is nothing for the log of slow requests.
-    `resource`: the group of endpoints that a listener serves or not (`listeners[].resources[].names`).
+    `cost`: how much a request counts against `limit`; less than 1 where most only ask, or lead up
+    to what counts. `limit_of_admins`: the one that counts for administrators instead, where it is
+    configured. `max_body` is in bytes, or as the configuration says; what is longer is refused
+    before it is read (M_TOO_LARGE). `cancellable`: the handler is cancelled when its client goes
+    away; by default GETs and long polls are. `while_locked`: an account that is locked may do this
+    (log out). `while_suspended`: a suspended account may do this; by default it may GET and nothing
+    else. `before_consent`: who has not agreed to the terms may do this; by default what a suspended
+    account may, and what administrators do. `while_expired`: an account past its day may do this
+    (be renewed, log out). `long_poll`: it may wait for long, which is nothing for the log of slow
+    requests. `resource`: the group of endpoints that a listener serves or not
+    (`listeners[].resources[].names`).
     """
     reads = method in ("GET", "HEAD")
     suspended_may = reads if while_suspended is None else while_suspended
@@ -307,7 +318,9 @@ def endpoint(
             cancellable=(reads or long_poll) if cancellable is None else cancellable,
             while_locked=while_locked,
             while_suspended=suspended_may,
-            before_consent=(suspended_may or auth is Auth.ADMIN) if before_consent is None else before_consent,
+            before_consent=(suspended_may or auth is Auth.ADMIN)
+            if before_consent is None
+            else before_consent,
             while_expired=while_expired,
             long_poll=long_poll,
             resource=resource,

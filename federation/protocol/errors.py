@@ -1,7 +1,9 @@
-"""The errors of the Matrix APIs, each knowing its errcode, its HTTP status and so whose fault it is.
+"""The errors of the Matrix APIs, each knowing its errcode, its HTTP status and so whose fault it
+is.
 
-`MatrixError` is an answer to whoever asked us. `RemoteError` is about a server that we asked; it is a separate tree so
-that a remote's fault is never passed on to a client by accident. Anything else that is raised is a bug of ours.
+`MatrixError` is an answer to whoever asked us. `RemoteError` is about a server that we asked; it is
+a separate tree so that a remote's fault is never passed on to a client by accident. Anything else
+that is raised is a bug of ours.
 
 spec: client-server-api#standard-error-response, client-server-api#common-error-codes
 """
@@ -11,7 +13,8 @@ from typing import ClassVar
 
 
 class MatrixError(Exception):
-    """An answer that says no: `errcode`, a text for people, an HTTP status and further fields of the error body."""
+    """An answer that says no: `errcode`, a text for people, an HTTP status and further fields of
+    the error body."""
 
     errcode: ClassVar[str] = "M_UNKNOWN"
     status: ClassVar[int] = 400
@@ -49,7 +52,11 @@ class UserLocked(MatrixError):
 
 
 class UserSuspended(MatrixError):
-    errcode, status, default_text = "M_USER_SUSPENDED", 403, "This account is suspended and may only read"
+    errcode, status, default_text = (
+        "M_USER_SUSPENDED",
+        403,
+        "This account is suspended and may only read",
+    )
 
 
 class CaptchaNeeded(MatrixError):
@@ -57,16 +64,25 @@ class CaptchaNeeded(MatrixError):
 
 
 class CaptchaInvalid(MatrixError):
-    errcode, status, default_text = "M_CAPTCHA_INVALID", 400, "The captcha was not solved; try it again"
+    errcode, status, default_text = (
+        "M_CAPTCHA_INVALID",
+        400,
+        "The captcha was not solved; try it again",
+    )
 
 
 class ConsentNotGiven(MatrixError):
     """Fields: `consent_uri: str`, the page where the user agrees.
 
-    COMPAT(Element Web, and whatever uses matrix-js-sdk): not in the specification, but what clients know.
+    COMPAT(Element Web, and whatever uses matrix-js-sdk): not in the specification, but what clients
+    know.
     """
 
-    errcode, status, default_text = "M_CONSENT_NOT_GIVEN", 403, "You have to agree to the terms of this server first"
+    errcode, status, default_text = (
+        "M_CONSENT_NOT_GIVEN",
+        403,
+        "You have to agree to the terms of this server first",
+    )
 
 
 class UserAwaitingApproval(MatrixError):
@@ -90,9 +106,14 @@ class BadJson(MatrixError):
 
 
 class BadEvent(BadJson):
-    """A PDU that is not of its room version's form, or is too large: it is dropped. spec: server-server-api#pdus"""
+    """A PDU that is not of its room version's form, or is too large: it is dropped. spec:
+    server-server-api#pdus"""
 
-    errcode, status, default_text = "M_BAD_JSON", 400, "The event does not have the form of its room version"
+    errcode, status, default_text = (
+        "M_BAD_JSON",
+        400,
+        "The event does not have the form of its room version",
+    )
 
 
 class EventTooLarge(BadEvent):
@@ -124,13 +145,22 @@ class LimitExceeded(MatrixError):
 
 
 class TooSlow(MatrixError):
-    errcode, status, default_text = "M_UNKNOWN", 408, "The body of the request took too long to come"
+    errcode, status, default_text = (
+        "M_UNKNOWN",
+        408,
+        "The body of the request took too long to come",
+    )
 
 
 class UserLimitExceeded(MatrixError):
-    """A limit of the user's account. Fields: `info_uri: str`, a page about it. spec: client-server-api#common-error-codes"""
+    """A limit of the user's account. Fields: `info_uri: str`, a page about it. spec:
+    client-server-api#common-error-codes"""
 
-    errcode, status, default_text = "M_USER_LIMIT_EXCEEDED", 403, "You have reached a limit of your account"
+    errcode, status, default_text = (
+        "M_USER_LIMIT_EXCEEDED",
+        403,
+        "You have reached a limit of your account",
+    )
 
 
 class InvalidParam(MatrixError):
@@ -168,7 +198,11 @@ class MediaTooLargeToScan(MatrixError):
 
 
 class ScannersUnavailable(MatrixError):
-    errcode, status, default_text = "M_UNKNOWN", 503, "This file cannot be scanned at the moment: try again in a while"
+    errcode, status, default_text = (
+        "M_UNKNOWN",
+        503,
+        "This file cannot be scanned at the moment: try again in a while",
+    )
 
 
 class MediaTooLarge(MatrixError):
@@ -178,7 +212,11 @@ class MediaTooLarge(MatrixError):
 
 
 class CannotOverwriteMedia(MatrixError):
-    errcode, status, default_text = "M_CANNOT_OVERWRITE_MEDIA", 409, "A file has already been uploaded there"
+    errcode, status, default_text = (
+        "M_CANNOT_OVERWRITE_MEDIA",
+        409,
+        "A file has already been uploaded there",
+    )
 
 
 class CannotThumbnail(MatrixError):
@@ -186,7 +224,8 @@ class CannotThumbnail(MatrixError):
 
 
 class ConcurrentWrite(MatrixError):
-    """Somebody else has written first; `M_CONCURRENT_WRITE` once the specification has it. spec: MSC4388 #unstable-prefix"""
+    """Somebody else has written first; `M_CONCURRENT_WRITE` once the specification has it. spec:
+    MSC4388 #unstable-prefix"""
 
     errcode, status = "IO_ELEMENT_MSC4388_CONCURRENT_WRITE", 409
     default_text = "It was changed in the meantime; read it again"
@@ -201,7 +240,11 @@ class InvalidUsername(MatrixError):
 
 
 class Exclusive(MatrixError):
-    errcode, status, default_text = "M_EXCLUSIVE", 400, "This name belongs to an application service"
+    errcode, status, default_text = (
+        "M_EXCLUSIVE",
+        400,
+        "This name belongs to an application service",
+    )
 
 
 class WeakPassword(MatrixError):
@@ -209,7 +252,11 @@ class WeakPassword(MatrixError):
 
 
 class ProfileTooLarge(MatrixError):
-    errcode, status, default_text = "M_PROFILE_TOO_LARGE", 400, "A profile may not be larger than 64 KiB"
+    errcode, status, default_text = (
+        "M_PROFILE_TOO_LARGE",
+        400,
+        "A profile may not be larger than 64 KiB",
+    )
 
 
 class KeyTooLarge(MatrixError):
@@ -221,11 +268,19 @@ class KeyTooLarge(MatrixError):
 
 
 class ServerNotTrusted(MatrixError):
-    errcode, status, default_text = "M_SERVER_NOT_TRUSTED", 403, "This server does not trust the other one"
+    errcode, status, default_text = (
+        "M_SERVER_NOT_TRUSTED",
+        403,
+        "This server does not trust the other one",
+    )
 
 
 class ThreepidInUse(MatrixError):
-    errcode, status, default_text = "M_THREEPID_IN_USE", 400, "This address belongs to an account already"
+    errcode, status, default_text = (
+        "M_THREEPID_IN_USE",
+        400,
+        "This address belongs to an account already",
+    )
 
 
 class ThreepidNotFound(MatrixError):
@@ -233,15 +288,27 @@ class ThreepidNotFound(MatrixError):
 
 
 class ThreepidDenied(MatrixError):
-    errcode, status, default_text = "M_THREEPID_DENIED", 403, "This server does not take this address"
+    errcode, status, default_text = (
+        "M_THREEPID_DENIED",
+        403,
+        "This server does not take this address",
+    )
 
 
 class ThreepidAuthFailed(MatrixError):
-    errcode, status, default_text = "M_THREEPID_AUTH_FAILED", 401, "The address has not been confirmed"
+    errcode, status, default_text = (
+        "M_THREEPID_AUTH_FAILED",
+        401,
+        "The address has not been confirmed",
+    )
 
 
 class ThreepidMediumNotSupported(MatrixError):
-    errcode, status, default_text = "M_THREEPID_MEDIUM_NOT_SUPPORTED", 400, "This server takes no such addresses"
+    errcode, status, default_text = (
+        "M_THREEPID_MEDIUM_NOT_SUPPORTED",
+        400,
+        "This server takes no such addresses",
+    )
 
 
 class TokenIncorrect(MatrixError):
@@ -249,7 +316,11 @@ class TokenIncorrect(MatrixError):
 
 
 class SessionExpired(MatrixError):
-    errcode, status, default_text = "M_SESSION_EXPIRED", 400, "The code has grown old, or was wrong too often"
+    errcode, status, default_text = (
+        "M_SESSION_EXPIRED",
+        400,
+        "The code has grown old, or was wrong too often",
+    )
 
 
 class RoomInUse(MatrixError):
@@ -257,17 +328,29 @@ class RoomInUse(MatrixError):
 
 
 class InvalidRoomState(MatrixError):
-    errcode, status, default_text = "M_INVALID_ROOM_STATE", 400, "The initial state of the room is not valid"
+    errcode, status, default_text = (
+        "M_INVALID_ROOM_STATE",
+        400,
+        "The initial state of the room is not valid",
+    )
 
 
 class UnsupportedRoomVersion(MatrixError):
-    errcode, status, default_text = "M_UNSUPPORTED_ROOM_VERSION", 400, "This server does not support the room version"
+    errcode, status, default_text = (
+        "M_UNSUPPORTED_ROOM_VERSION",
+        400,
+        "This server does not support the room version",
+    )
 
 
 class IncompatibleRoomVersion(MatrixError):
     """Fields: `room_version: str`."""
 
-    errcode, status, default_text = "M_INCOMPATIBLE_ROOM_VERSION", 400, "You do not support this room's version"
+    errcode, status, default_text = (
+        "M_INCOMPATIBLE_ROOM_VERSION",
+        400,
+        "You do not support this room's version",
+    )
 
 
 class BadState(MatrixError):
@@ -289,15 +372,27 @@ class InviteBlocked(MatrixError):
 
 
 class UnableToAuthoriseJoin(MatrixError):
-    errcode, status, default_text = "M_UNABLE_TO_AUTHORISE_JOIN", 400, "This server cannot authorise the join"
+    errcode, status, default_text = (
+        "M_UNABLE_TO_AUTHORISE_JOIN",
+        400,
+        "This server cannot authorise the join",
+    )
 
 
 class UnableToGrantJoin(MatrixError):
-    errcode, status, default_text = "M_UNABLE_TO_GRANT_JOIN", 400, "This server may not grant the join"
+    errcode, status, default_text = (
+        "M_UNABLE_TO_GRANT_JOIN",
+        400,
+        "This server may not grant the join",
+    )
 
 
 class DuplicateAnnotation(MatrixError):
-    errcode, status, default_text = "M_DUPLICATE_ANNOTATION", 400, "You have already sent this reaction"
+    errcode, status, default_text = (
+        "M_DUPLICATE_ANNOTATION",
+        400,
+        "You have already sent this reaction",
+    )
 
 
 class InvalidSignature(MatrixError):
@@ -307,7 +402,11 @@ class InvalidSignature(MatrixError):
 class WrongRoomKeysVersion(MatrixError):
     """Fields: `current_version: str`."""
 
-    errcode, status, default_text = "M_WRONG_ROOM_KEYS_VERSION", 403, "This is not the current version of the backup"
+    errcode, status, default_text = (
+        "M_WRONG_ROOM_KEYS_VERSION",
+        403,
+        "This is not the current version of the backup",
+    )
 
 
 class StateIncomplete(MatrixError):
@@ -323,17 +422,29 @@ class StateIncomplete(MatrixError):
 class OtherServerFailed(MatrixError):
     """What was asked for needs another server, and none was of use: nobody's fault here."""
 
-    errcode, status, default_text = "M_UNKNOWN", 502, "Another server could not be reached, or answered wrongly"
+    errcode, status, default_text = (
+        "M_UNKNOWN",
+        502,
+        "Another server could not be reached, or answered wrongly",
+    )
 
 
 class StoreFull(MatrixError):
     """Files can be read, and no more can come."""
 
-    errcode, status, default_text = "M_UNKNOWN", 507, "This server has no room for more files at the moment"
+    errcode, status, default_text = (
+        "M_UNKNOWN",
+        507,
+        "This server has no room for more files at the moment",
+    )
 
 
 class StoreUnavailable(MatrixError):
-    errcode, status, default_text = "M_UNKNOWN", 503, "This server cannot reach its files at the moment: try again"
+    errcode, status, default_text = (
+        "M_UNKNOWN",
+        503,
+        "This server cannot reach its files at the moment: try again",
+    )
 
 
 class UnknownPos(MatrixError):
@@ -347,8 +458,8 @@ class Unauthorized(MatrixError):
 
 
 class RemoteError(Exception):
-    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later. Its text begins with
-    the server's name; `reason` is the text without it."""
+    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later.
+    Its text begins with the server's name; `reason` is the text without it."""
 
     def __init__(self, destination: str, text: str, *, retryable: bool) -> None:
         super().__init__(f"{destination}: {text}")

@@ -1,10 +1,13 @@
-"""Whether an event is allowed: the authorization rules of every room version, except those about memberships.
+"""Whether an event is allowed: the authorization rules of every room version, except those about
+memberships.
 
-Ask, then decide: `auth_keys` says which state an event needs, the caller loads it, `check_auth_events` looks at the auth
-events that the event itself names, and `check_auth` decides against a state (that of the auth events, that before the
-event, or the current one). Checks are made in the order of the page, so that the rule reported is the page's first.
+Ask, then decide: `auth_keys` says which state an event needs, the caller loads it,
+`check_auth_events` looks at the auth events that the event itself names, and `check_auth` decides
+against a state (that of the auth events, that before the event, or the current one). Checks are
+made in the order of the page, so that the rule reported is the page's first.
 
-spec: server-server-api#checks-performed-on-receipt-of-a-pdu, rooms/v1#authorisation-rules … rooms/v12#authorisation-rules
+spec: server-server-api#checks-performed-on-receipt-of-a-pdu, rooms/v1#authorisation-rules …
+rooms/v12#authorisation-rules
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +16,13 @@ from typing import Any, Final
 from federation.protocol.auth_rules import AuthError, Rule
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import is_user_id
-from federation.protocol.membership_auth import JOIN_RULES, MEMBER, Situation, check_membership, membership_of
+from federation.protocol.membership_auth import (
+    JOIN_RULES,
+    MEMBER,
+    Situation,
+    check_membership,
+    membership_of,
+)
 from federation.protocol.power_levels import LEVEL_DEFAULTS, PowerLevels, level_entries, parse_level
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 
@@ -26,7 +35,8 @@ def auth_keys(
 ) -> frozenset[StateKey]:
     """The state that such an event must name in its `auth_events`, as far as the room has it.
 
-    Takes fields, since it is asked before the event exists. spec: server-server-api#auth-events-selection
+    Takes fields, since it is asked before the event exists. spec:
+    server-server-api#auth-events-selection
     """
     if type == "m.room.create":
         return frozenset()
@@ -65,9 +75,10 @@ def check_auth_events(
 ) -> None:
     """Whether the event names the right auth events. Raises `AuthError`.
 
-    `auth_events` are those that the event names, in its order, repeated where it repeats them; `rejected` are the ids of
-    those (and of the create event) that were rejected. `create` is the room's create event where the room is named
-    after it, None if it is not known; other versions have it among the auth events.
+    `auth_events` are those that the event names, in its order, repeated where it repeats them;
+    `rejected` are the ids of those (and of the create event) that were rejected. `create` is the
+    room's create event where the room is named after it, None if it is not known; other versions
+    have it among the auth events.
     """
     version = event.version
     if event.type == "m.room.create":
@@ -103,16 +114,19 @@ def check_auth(
 ) -> None:
     """Whether the event is allowed in a room in that state. Raises `AuthError`.
 
-    `state` needs no more than the entries of `auth_keys`. `create` is the room's create event (for a create event: that
-    event itself). `power_levels` is the value of the state's power levels, where the caller has kept it. `signed_by` are
-    the servers whose signatures on the event have been verified; None says that all that the event needs were verified
-    when it was received (as for any event that we have stored).
+    `state` needs no more than the entries of `auth_keys`. `create` is the room's create event (for
+    a create event: that event itself). `power_levels` is the value of the state's power levels,
+    where the caller has kept it. `signed_by` are the servers whose signatures on the event have
+    been verified; None says that all that the event needs were verified when it was received (as
+    for any event that we have stored).
     """
     version = event.version
     if event.type == "m.room.create":
         _check_create(event)
         return
-    if create.content.get("m.federate") is False and _server_of(event.sender) != _server_of(create.sender):
+    if create.content.get("m.federate") is False and _server_of(event.sender) != _server_of(
+        create.sender
+    ):
         raise AuthError(version, Rule.NOT_FEDERATED)
     if version.aliases_event_authorised and event.type == "m.room.aliases":
         if event.state_key is None:
@@ -140,13 +154,19 @@ def check_auth(
             Rule.REQUIRED_LEVEL,
             f"Sending {event.type} needs a power level of {required}; yours is {sender_level}",
         )
-    if event.state_key is not None and event.state_key.startswith("@") and event.state_key != event.sender:
+    if (
+        event.state_key is not None
+        and event.state_key.startswith("@")
+        and event.state_key != event.sender
+    ):
         raise AuthError(version, Rule.STATE_KEY_OF_ANOTHER)
     if event.type == "m.room.power_levels":
         _check_power_levels(event, state.get(POWER_LEVELS), levels)
     elif version.redaction_event_authorised and event.type == "m.room.redaction":
         redacts = event.pdu.get("redacts")
-        of_same_server = isinstance(redacts, str) and _server_of(redacts) == _server_of(event.event_id)
+        of_same_server = isinstance(redacts, str) and _server_of(redacts) == _server_of(
+            event.event_id
+        )
         if sender_level < levels.redact and not of_same_server:
             raise AuthError(version, Rule.REDACTION)
 
@@ -181,7 +201,8 @@ def _check_create(event: Event) -> None:
 
 
 def _check_power_levels(event: Event, current: Event | None, levels: PowerLevels) -> None:
-    """The rule for m.room.power_levels. `levels` are those of the state before it, `current` is the event they come from."""
+    """The rule for m.room.power_levels. `levels` are those of the state before it, `current` is the
+    event they come from."""
     version = event.version
     new = event.content
     _check_power_levels_form(version, new)
@@ -198,7 +219,9 @@ def _check_power_levels(event: Event, current: Event | None, levels: PowerLevels
             raise AuthError(version, Rule.POWER_LEVEL_NEW)
     entries = [
         change
-        for name in (("events", "notifications") if version.limits_notification_levels else ("events",))
+        for name in (
+            ("events", "notifications") if version.limits_notification_levels else ("events",)
+        )
         for change in _entry_changes(version, old, new, name)
     ]
     if any(old_level is not None and old_level > sender_level for _key, old_level, _new in entries):
@@ -207,7 +230,8 @@ def _check_power_levels(event: Event, current: Event | None, levels: PowerLevels
         raise AuthError(version, Rule.POWER_ENTRY_NEW)
     users = _entry_changes(version, old, new, "users")
     if any(
-        old_level is not None and old_level >= sender_level and user != event.sender for user, old_level, _new in users
+        old_level is not None and old_level >= sender_level and user != event.sender
+        for user, old_level, _new in users
     ):
         raise AuthError(version, Rule.POWER_USER_CURRENT)
     if any(new_level is not None and new_level > sender_level for _user, _old, new_level in users):
@@ -217,8 +241,9 @@ def _check_power_levels(event: Event, current: Event | None, levels: PowerLevels
 def _check_power_levels_form(version: RoomVersion, content: Mapping[str, Any]) -> None:
     """Every level must be one that the version can read.
 
-    Before version 10 the pages ask this of `users` only, and their sections on strings and floats of the rest. Servers
-    cannot work with a level that they cannot read, so it is refused there under the rule for `users`.
+    Before version 10 the pages ask this of `users` only, and their sections on strings and floats
+    of the rest. Servers cannot work with a level that they cannot read, so it is refused there
+    under the rule for `users`.
     """
     integers = version.integer_power_levels
     named_rule = Rule.POWER_LEVELS_FORM if integers else Rule.POWER_USERS_FORM
@@ -227,7 +252,9 @@ def _check_power_levels_form(version: RoomVersion, content: Mapping[str, Any]) -
         if name in content and parse_level(version, content[name]) is None:
             raise AuthError(version, named_rule, f"The power level {name} must be an integer")
     for name in ("events", "notifications"):
-        if (name == "events" or version.limits_notification_levels) and not _readable(version, content.get(name, {})):
+        if (name == "events" or version.limits_notification_levels) and not _readable(
+            version, content.get(name, {})
+        ):
             raise AuthError(version, entries_rule, f"The power levels in {name} must be integers")
     users = content.get("users", {})
     if not _readable(version, users) or not all(map(is_user_id, users)):
@@ -235,18 +262,28 @@ def _check_power_levels_form(version: RoomVersion, content: Mapping[str, Any]) -
 
 
 def _readable(version: RoomVersion, entries: object) -> bool:
-    return isinstance(entries, Mapping) and all(parse_level(version, level) is not None for level in entries.values())
+    return isinstance(entries, Mapping) and all(
+        parse_level(version, level) is not None for level in entries.values()
+    )
 
 
 _Changes = list[tuple[str, int | None, int | None]]
 
 
-def _entry_changes(version: RoomVersion, old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> _Changes:
+def _entry_changes(
+    version: RoomVersion, old: Mapping[str, Any], new: Mapping[str, Any], name: str
+) -> _Changes:
     old_entries, new_entries = level_entries(old, name), level_entries(new, name)
     return _changes(version, old_entries, new_entries, old_entries.keys() | new_entries.keys())
 
 
-def _changes(version: RoomVersion, old: Mapping[str, Any], new: Mapping[str, Any], keys: Collection[str]) -> _Changes:
-    """The levels that differ, as (key, old, new), None where there is none. Another way to write a level is no change."""
-    levels = ((key, parse_level(version, old.get(key)), parse_level(version, new.get(key))) for key in keys)
+def _changes(
+    version: RoomVersion, old: Mapping[str, Any], new: Mapping[str, Any], keys: Collection[str]
+) -> _Changes:
+    """The levels that differ, as (key, old, new), None where there is none. Another way to write a
+    level is no change."""
+    levels = (
+        (key, parse_level(version, old.get(key)), parse_level(version, new.get(key)))
+        for key in keys
+    )
     return [change for change in levels if change[1] != change[2]]

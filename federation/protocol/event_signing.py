@@ -1,8 +1,9 @@
 """The hashes and signatures of events: making them, checking them, and who must have signed.
 
-An event's content hash covers all of it; its signatures, and from room version 3 its id, cover the redacted form, the
-content hash included. So whoever holds a redacted copy can still check who made it, and whoever holds the whole can
-check that it is whole: a wrong signature means that the event is dropped, a wrong content hash that it is redacted.
+An event's content hash covers all of it; its signatures, and from room version 3 its id, cover the
+redacted form, the content hash included. So whoever holds a redacted copy can still check who made
+it, and whoever holds the whole can check that it is whole: a wrong signature means that the event
+is dropped, a wrong content hash that it is redacted.
 
 spec: server-server-api#signing-events
 """
@@ -27,7 +28,15 @@ from federation.protocol.events import (
     event_id_of_hash,
     room_id_for,
 )
-from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID, domain_of, is_user_id
+from federation.protocol.ids import (
+    EventID,
+    KeyID,
+    RoomID,
+    ServerName,
+    UserID,
+    domain_of,
+    is_user_id,
+)
 from federation.protocol.room_versions import EventFormat, RoomVersion
 from federation.protocol.signing import (
     SigningKey,
@@ -42,7 +51,9 @@ _NOT_HASHED = frozenset({"hashes", "signatures", "unsigned"})
 
 def compute_content_hash(pdu: Mapping[str, Any]) -> bytes:
     """Raises `BadJson`. spec: server-server-api#calculating-the-content-hash-for-an-event"""
-    return sha256(encode_canonical({key: value for key, value in pdu.items() if key not in _NOT_HASHED})).digest()
+    return sha256(
+        encode_canonical({key: value for key, value in pdu.items() if key not in _NOT_HASHED})
+    ).digest()
 
 
 def is_content_hash_valid(event: Event) -> bool:
@@ -65,11 +76,13 @@ def is_hash_of(pdu: Mapping[str, Any]) -> bool:
 def required_signers(event: Event) -> frozenset[ServerName]:
     """The servers whose signatures an event must carry.
 
-    The sender's server, unless the event is an invite of somebody known by a third-party identifier, which another
-    server may send for the inviter; in room versions 1 and 2 also the server that the event id names; where joins can
-    be restricted, also the server of the user who vouches for a join. Raises `BadEvent` if that one is not a user id.
+    The sender's server, unless the event is an invite of somebody known by a third-party
+    identifier, which another server may send for the inviter; in room versions 1 and 2 also the
+    server that the event id names; where joins can be restricted, also the server of the user who
+    vouches for a join. Raises `BadEvent` if that one is not a user id.
 
-    spec: server-server-api#validating-hashes-and-signatures-on-received-events, rooms/v8#authorization-rules 4.2
+    spec: server-server-api#validating-hashes-and-signatures-on-received-events,
+    rooms/v8#authorization-rules 4.2
     """
     signers = set()
     if not _is_third_party_invite(event):
@@ -88,10 +101,14 @@ def required_signers(event: Event) -> frozenset[ServerName]:
     return frozenset(signers)
 
 
-def missing_signers(event: Event, keys: Mapping[ServerName, Mapping[KeyID, bytes]]) -> frozenset[ServerName]:
-    """Those of the required signers whose valid signature the event lacks; it is dropped unless that is none.
+def missing_signers(
+    event: Event, keys: Mapping[ServerName, Mapping[KeyID, bytes]]
+) -> frozenset[ServerName]:
+    """Those of the required signers whose valid signature the event lacks; it is dropped unless
+    that is none.
 
-    `keys` are each server's public keys that were valid for this event, by key id. Raises `BadEvent`.
+    `keys` are each server's public keys that were valid for this event, by key id. Raises
+    `BadEvent`.
     """
     message = encode_reference(event.version, event.pdu)
     return frozenset(
@@ -101,22 +118,28 @@ def missing_signers(event: Event, keys: Mapping[ServerName, Mapping[KeyID, bytes
     )
 
 
-def is_event_signed_by(event: Event, server: ServerName, public_keys: Mapping[KeyID, bytes]) -> bool:
+def is_event_signed_by(
+    event: Event, server: ServerName, public_keys: Mapping[KeyID, bytes]
+) -> bool:
     """Whether this server has signed the event with one of these keys of its own."""
     signatures = signatures_of(event.pdu, server)
     message = encode_reference(event.version, event.pdu)
     return bool(signatures) and are_signatures_valid(message, signatures, public_keys)
 
 
-def sign_event(version: RoomVersion, pdu: Mapping[str, Any], server: ServerName, key: SigningKey) -> dict[str, Any]:
-    """A copy of a PDU, which has its content hash, with one signature more: to vouch for another server's event."""
+def sign_event(
+    version: RoomVersion, pdu: Mapping[str, Any], server: ServerName, key: SigningKey
+) -> dict[str, Any]:
+    """A copy of a PDU, which has its content hash, with one signature more: to vouch for another
+    server's event."""
     return add_signature(pdu, server, key.key_id, key.sign(encode_reference(version, pdu)))
 
 
 def hash_and_sign_event(
     version: RoomVersion, pdu: Mapping[str, Any], server: ServerName, key: SigningKey
 ) -> dict[str, Any]:
-    """A copy of a PDU of any making with its content hash and our signature: for templates that others gave us.
+    """A copy of a PDU of any making with its content hash and our signature: for templates that
+    others gave us.
 
     Signatures that it had are taken away, since they were made over something else.
     """
@@ -145,9 +168,10 @@ def build_event(
 ) -> Event:
     """A new event of ours: hashed, signed, named and encoded, with its content encoded once.
 
-    `room_id` is None for the create event of a room that is named by it. `redacts` is put where the version keeps it.
-    Room versions 1 and 2 need `event_id`, and the `reference_hashes` (unpadded base64) of the events that are referred
-    to; other versions take neither. Raises `BadEvent` and `EventTooLarge` for what `parse_event` would refuse.
+    `room_id` is None for the create event of a room that is named by it. `redacts` is put where the
+    version keeps it. Room versions 1 and 2 need `event_id`, and the `reference_hashes` (unpadded
+    base64) of the events that are referred to; other versions take neither. Raises `BadEvent` and
+    `EventTooLarge` for what `parse_event` would refuse.
     """
     content = dict(content)
     if redacts is not None and version.redacts_in_content:
@@ -188,7 +212,9 @@ def build_event(
     if version.event_format is not EventFormat.V1:
         event_id = event_id_of_hash(version, sha256(reference).digest())
     pdu["signatures"] = {server: {key.key_id: key.sign(reference)}}
-    event_id = check_fields(version, pdu, None if version.event_format is EventFormat.V1 else event_id)
+    event_id = check_fields(
+        version, pdu, None if version.event_format is EventFormat.V1 else event_id
+    )
     encoded = encode_checked({**pdu, "content": content_json})
     if len(encoded) > MAX_PDU_BYTES:
         raise EventTooLarge(f"Events may not be larger than {MAX_PDU_BYTES} bytes")
@@ -210,4 +236,6 @@ def build_event(
 
 
 def _is_third_party_invite(event: Event) -> bool:
-    return event.membership == "invite" and isinstance(event.content.get("third_party_invite"), Mapping)
+    return event.membership == "invite" and isinstance(
+        event.content.get("third_party_invite"), Mapping
+    )

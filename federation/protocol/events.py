@@ -1,11 +1,13 @@
 """An event as servers exchange it (a PDU): reading, naming, sizing, and the form that clients see.
 
-An `Event` is a value: its bytes never change once it exists. What a reader needs besides (age, relations, membership
-at the time) is made by the reader and never stored in it. `unsigned` of a PDU is what its sender says about its own
-copy; it is covered by no hash and no signature, so it is dropped on the way in and never counted in the size.
+An `Event` is a value: its bytes never change once it exists. What a reader needs besides (age,
+relations, membership at the time) is made by the reader and never stored in it. `unsigned` of a PDU
+is what its sender says about its own copy; it is covered by no hash and no signature, so it is
+dropped on the way in and never counted in the size.
 
-There are three ways to an event: `parse_event` for what others sent (everything is checked), `load_event` for our own
-stored bytes (nothing is checked, what is not asked for is not decoded), and `event_signing.build_event` for new ones.
+There are three ways to an event: `parse_event` for what others sent (everything is checked),
+`load_event` for our own stored bytes (nothing is checked, what is not asked for is not decoded),
+and `event_signing.build_event` for new ones.
 
 spec: server-server-api#pdus, rooms/v12#event-format, client-server-api#room-event-format
 """
@@ -26,7 +28,15 @@ from federation.protocol.canonical_json import (
     encode_checked,
 )
 from federation.protocol.errors import BadEvent, BadJson, EventTooLarge
-from federation.protocol.ids import MAX_ID_BYTES, EventID, RoomID, UserID, is_event_id, is_hash_id, is_user_id
+from federation.protocol.ids import (
+    MAX_ID_BYTES,
+    EventID,
+    RoomID,
+    UserID,
+    is_event_id,
+    is_hash_id,
+    is_user_id,
+)
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import EventFormat, RoomVersion
 
@@ -48,10 +58,12 @@ class StateKey(NamedTuple):
 
 
 class Event:
-    """A well-formed PDU of a known room version, with its id. Made by the functions of this module; never changed.
+    """A well-formed PDU of a known room version, with its id. Made by the functions of this module;
+    never changed.
 
-    `pdu` is the whole PDU as parsed JSON, with `hashes` and `signatures` and without `unsigned`. All other attributes
-    are views of it. Both it and `content` are read-only by convention, and decoded when first asked for.
+    `pdu` is the whole PDU as parsed JSON, with `hashes` and `signatures` and without `unsigned`.
+    All other attributes are views of it. Both it and `content` are read-only by convention, and
+    decoded when first asked for.
     """
 
     __slots__ = (
@@ -97,7 +109,8 @@ class Event:
         pdu: Mapping[str, Any] | None,
         sticky_ms: int | None = None,
     ) -> None:
-        """`json` is the PDU as canonical JSON; the last three are parts of it that the maker has at hand."""
+        """`json` is the PDU as canonical JSON; the last three are parts of it that the maker has at
+        hand."""
         self.version = version
         self.event_id = event_id
         self.room_id = room_id
@@ -148,12 +161,14 @@ class Event:
 
     @property
     def auth_events(self) -> Sequence[EventID]:
-        """Ids only, whatever the event format. In rooms that are named by their create event, without that event."""
+        """Ids only, whatever the event format. In rooms that are named by their create event,
+        without that event."""
         return _ids(self.version, self.pdu["auth_events"])
 
     @property
     def redacts(self) -> EventID | None:
-        """The target of a redaction, wherever this version keeps it; None for other types and malformed values."""
+        """The target of a redaction, wherever this version keeps it; None for other types and
+        malformed values."""
         if self.type != "m.room.redaction":
             return None
         target = (self.content if self.version.redacts_in_content else self.pdu).get("redacts")
@@ -171,13 +186,16 @@ class Event:
 # ---- reading
 
 
-def parse_event(version: RoomVersion, pdu: Mapping[str, Any], *, event_id: EventID | None = None) -> Event:
-    """Read a PDU of a room of that version; checks form, types, and sizes, not signatures, hashes or authorization.
+def parse_event(
+    version: RoomVersion, pdu: Mapping[str, Any], *, event_id: EventID | None = None
+) -> Event:
+    """Read a PDU of a room of that version; checks form, types, and sizes, not signatures, hashes
+    or authorization.
 
-    `pdu` is JSON as `decode_json` gives it. `event_id` is passed where it is known, so that the hash is not computed
-    again. In rooms that are named by their create event, the create event's room id follows from its hash; that it has
-    none of its own is for authorization to check.
-    Raises `BadEvent` (a MatrixError, M_BAD_JSON) with what is wrong. spec: client-server-api#size-limits
+    `pdu` is JSON as `decode_json` gives it. `event_id` is passed where it is known, so that the
+    hash is not computed again. In rooms that are named by their create event, the create event's
+    room id follows from its hash; that it has none of its own is for authorization to check. Raises
+    `BadEvent` (a MatrixError, M_BAD_JSON) with what is wrong. spec: client-server-api#size-limits
     """
     if "unsigned" in pdu:
         pdu = {key: value for key, value in pdu.items() if key != "unsigned"}
@@ -258,18 +276,22 @@ _encode_client_form = msgspec.json.Encoder().encode
 
 
 def client_form_prefix(event: Event) -> bytes:
-    """The event as clients see it, without `room_id` and `unsigned`, as JSON bytes that lack the closing brace.
+    """The event as clients see it, without `room_id` and `unsigned`, as JSON bytes that lack the
+    closing brace.
 
-    The reader appends `,"room_id":"…"`, `,"unsigned":{…}` and `}`. Computed once an event and cached by its keeper.
-    `redacts` is given at the top level and in the content, whichever the version has.
-    spec: client-server-api#room-event-format
+    The reader appends `,"room_id":"…"`, `,"unsigned":{…}` and `}`. Computed once an event and
+    cached by its keeper. `redacts` is given at the top level and in the content, whichever the
+    version has. spec: client-server-api#room-event-format
     """
-    content: msgspec.Raw | Mapping[str, Any] = event.content if event._content_json is None else event._content_json
+    content: msgspec.Raw | Mapping[str, Any] = (
+        event.content if event._content_json is None else event._content_json
+    )
     form = _ClientForm(event.type, event.sender, event.event_id, event.origin_server_ts, content)
     if event.state_key is not None:
         form.state_key = event.state_key
     if (target := event.redacts) is not None:
-        # spec: client-server-api#mroomredaction asks for both places, for clients older and newer than the room
+        # spec: client-server-api#mroomredaction asks for both places, for clients older and newer
+        # than the room
         form.redacts = target
         form.content = {**event.content, "redacts": target}
     if event.sticky_ms is not None:
@@ -301,7 +323,8 @@ def encode_event_json(version: RoomVersion, pdu: Mapping[str, Any]) -> bytes:
 
 
 def encode_reference(version: RoomVersion, pdu: Mapping[str, Any]) -> bytes:
-    """The part of an event that its signatures and its reference hash are made over, as canonical JSON.
+    """The part of an event that its signatures and its reference hash are made over, as canonical
+    JSON.
 
     Raises `BadJson`. spec: server-server-api#signing-events
     """
@@ -316,7 +339,8 @@ def compute_reference_hash(version: RoomVersion, pdu: Mapping[str, Any]) -> byte
 
 
 def event_id_of_hash(version: RoomVersion, reference_hash: bytes) -> EventID:
-    """The id that an event has by its reference hash, from room version 3 on. spec: rooms/v4#event-ids"""
+    """The id that an event has by its reference hash, from room version 3 on. spec:
+    rooms/v4#event-ids"""
     encode = b64encode if version.event_format is EventFormat.V3 else urlsafe_b64encode
     return EventID("$" + encode(reference_hash)[:43].decode())
 
@@ -336,7 +360,8 @@ def compute_event_id(version: RoomVersion, pdu: Mapping[str, Any]) -> EventID:
 
 
 def read_sticky(value: object) -> int | None:
-    """What an event says of how long it is sticky; None for what is malformed, as if it said nothing."""
+    """What an event says of how long it is sticky; None for what is malformed, as if it said
+    nothing."""
     duration = value.get("duration_ms") if isinstance(value, Mapping) else None
     return duration if type(duration) is int and 0 <= duration <= MAX_SAFE_INTEGER else None
 
@@ -345,9 +370,11 @@ def read_sticky(value: object) -> int | None:
 
 
 def check_fields(version: RoomVersion, pdu: Mapping[str, Any], event_id: EventID | None) -> EventID:
-    """Check all fields of a PDU but `room_id`, and give its id, which is computed unless it is known.
+    """Check all fields of a PDU but `room_id`, and give its id, which is computed unless it is
+    known.
 
-    Raises `BadEvent`. spec: rooms/v1#event-format, rooms/v6#event-format, client-server-api#size-limits
+    Raises `BadEvent`. spec: rooms/v1#event-format, rooms/v6#event-format,
+    client-server-api#size-limits
     """
     get = pdu.get
     _check_text("type", get("type"))
@@ -359,7 +386,9 @@ def check_fields(version: RoomVersion, pdu: Mapping[str, Any], event_id: EventID
     if type(get("content")) is not dict:
         raise BadEvent("`content` must be an object")
     # spec: rooms/v6#event-format lowers the limit of depth to what canonical JSON can carry
-    _check_int("depth", get("depth"), 0, MAX_SAFE_INTEGER if version.strict_canonical_json else _MAX_INT64)
+    _check_int(
+        "depth", get("depth"), 0, MAX_SAFE_INTEGER if version.strict_canonical_json else _MAX_INT64
+    )
     _check_int("origin_server_ts", get("origin_server_ts"), -_MAX_INT64, _MAX_INT64)
     _check_references(version, "prev_events", get("prev_events"), MAX_PREV_EVENTS)
     _check_references(version, "auth_events", get("auth_events"), MAX_AUTH_EVENTS)
@@ -377,7 +406,8 @@ def check_event_depth(value: Mapping[str, Any]) -> None:
 
 
 def room_id_for(version: RoomVersion, pdu: Mapping[str, Any], event_id: EventID) -> RoomID:
-    """The room that an event belongs to: what it says, or what its hash is if it makes the room. Raises `BadEvent`."""
+    """The room that an event belongs to: what it says, or what its hash is if it makes the room.
+    Raises `BadEvent`."""
     room_id = pdu.get("room_id")
     if version.room_id_is_create_hash:
         if pdu.get("type") == "m.room.create":
@@ -429,7 +459,9 @@ def _check_signatures(value: object) -> None:
     if type(value) is not dict:
         raise BadEvent("`signatures` must be an object")
     for signatures in value.values():
-        if type(signatures) is not dict or not all(type(signature) is str for signature in signatures.values()):
+        if type(signatures) is not dict or not all(
+            type(signature) is str for signature in signatures.values()
+        ):
             raise BadEvent("`signatures` must have an object of strings for each server")
 
 

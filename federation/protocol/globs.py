@@ -1,17 +1,23 @@
-"""Globs: `*` for any characters, `?` for one; case does not count. spec: appendices#glob-style-matching"""
+"""Globs: `*` for any characters, `?` for one; case does not count. spec:
+appendices#glob-style-matching"""
 
 import re
 
 
 class Globs:
-    """A list of globs: those without wildcards in a set, the others as their parts between the `*`."""
+    """A list of globs: those without wildcards in a set, the others as their parts between the
+    `*`."""
 
     __slots__ = ("_exact", "_patterns")
 
     def __init__(self, globs: object) -> None:
         """Of whatever is given; what is no list of texts matches nothing."""
         # Case is taken away here and by who asks, so that it costs nothing at each question.
-        texts = {glob.lower() for glob in globs if isinstance(glob, str)} if isinstance(globs, list) else set()
+        texts = (
+            {glob.lower() for glob in globs if isinstance(glob, str)}
+            if isinstance(globs, list)
+            else set()
+        )
         wild = {text for text in texts if "*" in text or "?" in text}
         self._exact = texts - wild
         self._patterns = [tuple(_STARS.sub("*", text).split("*")) for text in wild]
@@ -25,11 +31,13 @@ _STARS = re.compile(r"\*+")
 
 
 class Glob:
-    """One glob: matched against a whole text, or within it from word to word. Texts are in lower case.
+    """One glob: matched against a whole text, or within it from word to word. Texts are in lower
+    case.
 
-    Each part between the `*` has one length, and is found as early as can be: no backtracking, so a hostile glob takes at
-    most the product of the two lengths, inside the library of regular expressions. That may be much, so who asks looks first for
-    `literal` in the text: most globs match nothing, and that is seen by it at little cost.
+    Each part between the `*` has one length, and is found as early as can be: no backtracking, so a
+    hostile glob takes at most the product of the two lengths, inside the library of regular
+    expressions. That may be much, so who asks looks first for `literal` in the text: most globs
+    match nothing, and that is seen by it at little cost.
     """
 
     __slots__ = ("_at_words", "_last_length", "_parts", "length", "literal")
@@ -40,7 +48,10 @@ class Glob:
         """Of what takes steps: a match takes at most so many for each character of the text."""
         self.literal = max((run for text in texts for run in text.split("?")), key=len)
         """Stands in every text that it matches."""
-        parts = ["".join("." if letter == "?" else re.escape(letter) for letter in text) for text in texts]
+        parts = [
+            "".join("." if letter == "?" else re.escape(letter) for letter in text)
+            for text in texts
+        ]
         self._last_length = len(texts[-1])
         self._parts = [re.compile(part, re.DOTALL) for part in parts]
         parts[0] = f"(?<!{_IN_WORDS}){parts[0]}"
@@ -78,10 +89,11 @@ _IN_WORDS = "[A-Za-z0-9_]"
 
 
 def _matches_parts(parts: tuple[str, ...], text: str) -> bool:
-    """Whether a glob matches. Its parts are found from left to right, each as early as can be: no backtracking.
+    """Whether a glob matches. Its parts are found from left to right, each as early as can be: no
+    backtracking.
 
-    A regular expression with many `.*` takes time without bound on a hostile list; this takes at most the product of
-    the two lengths.
+    A regular expression with many `.*` takes time without bound on a hostile list; this takes at
+    most the product of the two lengths.
     """
     if len(parts) == 1:
         return len(text) == len(parts[0]) and _stands_at(parts[0], text, 0)

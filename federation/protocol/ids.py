@@ -1,14 +1,15 @@
 """Matrix identifiers: their grammar, and distinct types so that one is not passed for another.
 
-`parse_…` takes a text from outside and gives the identifier, or raises `InvalidParam` with a sentence about what is
-wrong. `is_…` answers the same question without an exception. `domain_of` and `localpart_of` take identifiers that were
-already checked.
+`parse_…` takes a text from outside and gives the identifier, or raises `InvalidParam` with a
+sentence about what is wrong. `is_…` answers the same question without an exception. `domain_of` and
+`localpart_of` take identifiers that were already checked.
 
-An event may name people of a server that there cannot be, with a port of more than 16 bits: the grammar has them, and all servers have to
-agree about an event. So `is_user_id` and `is_room_id` let them pass; who names them elsewhere is refused, and such a server is never asked.
+An event may name people of a server that there cannot be, with a port of more than 16 bits: the
+grammar has them, and all servers have to agree about an event. So `is_user_id` and `is_room_id` let
+them pass; who names them elsewhere is refused, and such a server is never asked.
 
-User ids come in two strengths: `parse_user_id` is for the ids that exist in the world, the historical ones among them;
-`parse_new_user_id` is for ids that this server is about to give out.
+User ids come in two strengths: `parse_user_id` is for the ids that exist in the world, the
+historical ones among them; `parse_new_user_id` is for ids that this server is about to give out.
 
 spec: appendices#identifier-grammar
 """
@@ -32,7 +33,8 @@ KeyID = NewType("KeyID", str)
 MAX_ID_BYTES: Final = 255
 ALL_DEVICES: Final = "*"
 """What stands for all devices of a user in messages to devices, so none is called that."""
-"""Of every identifier with a sigil, sigil and domain included, in UTF-8. spec: appendices#identifier-grammar"""
+"""Of every identifier with a sigil, sigil and domain included, in UTF-8. spec:
+appendices#identifier-grammar"""
 
 MAX_PORT: Final = 65535
 
@@ -54,7 +56,8 @@ _KEY_ID = re.compile(r"[a-z0-9_]+:[^\s:\"\\,=]+", re.ASCII)
 
 
 def is_server_name(text: str) -> bool:
-    """Whether it is a host name, an IPv4 or a bracketed IPv6 literal, with or without a port, which has 16 bits.
+    """Whether it is a host name, an IPv4 or a bracketed IPv6 literal, with or without a port, which
+    has 16 bits.
 
     spec: appendices#server-name
     """
@@ -63,7 +66,8 @@ def is_server_name(text: str) -> bool:
 
 @lru_cache(maxsize=1024)  # those of few servers come again and again
 def _port_in(text: str) -> int:
-    """The port, of five digits at most, that a server's name says; 0 where it says none; -1: it is outside of the grammar."""
+    """The port, of five digits at most, that a server's name says; 0 where it says none; -1: it is
+    outside of the grammar."""
     match = _SERVER_NAME.fullmatch(text)
     if match is None:
         return -1
@@ -75,8 +79,8 @@ def _port_in(text: str) -> int:
 
 
 def could_be_found(server: ServerName) -> bool:
-    """Whether there can be a server of that name on a network: a name in DNS has no empty or long label, and no port is 0.
-    Identifiers may name others.
+    """Whether there can be a server of that name on a network: a name in DNS has no empty or long
+    label, and no port is 0. Identifiers may name others.
 
     spec: RFC 1035, section 2.3.4
     """
@@ -107,8 +111,8 @@ def is_ip_literal(server_name: str) -> bool:
 
 
 def registered_domain_of(server_name: str) -> str:
-    """What somebody has to register to have servers of such names, as well as the name itself says it: its last two labels, three where
-    the last two look like `co.uk`. An address counts as it is.
+    """What somebody has to register to have servers of such names, as well as the name itself says
+    it: its last two labels, three where the last two look like `co.uk`. An address counts as it is.
 
     For sharing places alone: where it is wrong, some who are strangers to each other share theirs.
     """
@@ -121,7 +125,8 @@ def registered_domain_of(server_name: str) -> str:
 
 
 def _is_ipv4(text: str) -> bool:
-    # Leading zeros are allowed by the grammar, but ipaddress refuses them since they are read as octal here and there.
+    # Leading zeros are allowed by the grammar, but ipaddress refuses them since they are read as
+    # octal here and there.
     if _DOTTED_QUAD.fullmatch(text) is None:
         return False
     try:
@@ -145,21 +150,28 @@ def _is_ipv6(text: str) -> bool:
 def is_user_id(text: str) -> bool:
     """Whether it is a user id, historical ones included.
 
-    Those have localparts of any characters but `:` and NUL, even none. spec: appendices#historical-user-ids
+    Those have localparts of any characters but `:` and NUL, even none. spec:
+    appendices#historical-user-ids
     """
     return _has_localpart_and_domain(text, "@")
 
 
 def parse_user_id(text: str) -> UserID:
-    """A user id of anywhere, historical ones included, of a server that there can be. Raises `InvalidParam`."""
+    """A user id of anywhere, historical ones included, of a server that there can be. Raises
+    `InvalidParam`."""
     if not is_user_id(text) or not is_server_name(domain_of(text)):
         raise InvalidParam(f"Not a valid user ID: {_shown(text)}")
     return UserID(text)
 
 
 def is_compliant_user_id(text: str) -> bool:
-    """Whether clients may be told of this user id outside events. spec: appendices#historical-user-ids"""
-    return is_user_id(text) and len(localpart_of(text)) > 0 and all("!" <= char <= "~" for char in localpart_of(text))
+    """Whether clients may be told of this user id outside events. spec:
+    appendices#historical-user-ids"""
+    return (
+        is_user_id(text)
+        and len(localpart_of(text)) > 0
+        and all("!" <= char <= "~" for char in localpart_of(text))
+    )
 
 
 def parse_new_user_id(localpart: str, domain: ServerName) -> UserID:
@@ -179,12 +191,14 @@ def parse_new_user_id(localpart: str, domain: ServerName) -> UserID:
 
 
 def is_hash_id(text: str) -> bool:
-    """Whether, sigil apart, it is a SHA-256 hash in unpadded base64: an event id from version 3, a room id from 12."""
+    """Whether, sigil apart, it is a SHA-256 hash in unpadded base64: an event id from version 3, a
+    room id from 12."""
     return _HASH_ID.fullmatch(text) is not None
 
 
 def is_room_id(text: str) -> bool:
-    """Whether it is a room id: `!opaque:domain`, or from room version 12 `!` and a hash. spec: appendices#room-ids"""
+    """Whether it is a room id: `!opaque:domain`, or from room version 12 `!` and a hash. spec:
+    appendices#room-ids"""
     return _has_localpart_and_domain(text, "!") or (text.startswith("!") and is_hash_id(text))
 
 
@@ -196,7 +210,8 @@ def parse_room_id(text: str) -> RoomID:
 
 
 def is_event_id(text: str) -> bool:
-    """Whether it is an event id of any room version. They are opaque, so only sigil, length and NUL are looked at.
+    """Whether it is an event id of any room version. They are opaque, so only sigil, length and NUL
+    are looked at.
 
     spec: appendices#event-ids
     """
@@ -226,7 +241,8 @@ def parse_room_alias(text: str) -> RoomAlias:
 
 
 def parse_device_id(text: str) -> DeviceID:
-    """Any text of 1 to 255 bytes without NUL: the specification sets no grammar. Raises `InvalidParam`."""
+    """Any text of 1 to 255 bytes without NUL: the specification sets no grammar. Raises
+    `InvalidParam`."""
     if not text or not _fits(text) or "\0" in text:
         raise InvalidParam(f"Not a valid device ID: {_shown(text)}")
     return DeviceID(text)
@@ -253,7 +269,8 @@ def is_opaque_id(text: str) -> bool:
 
 
 def domain_of(identifier: str) -> ServerName:
-    """The server that gave out a user id, a room alias, or an id of an older room or event: what follows the first `:`.
+    """The server that gave out a user id, a room alias, or an id of an older room or event: what
+    follows the first `:`.
 
     Raises `InvalidParam` for ids that name no server.
     """
@@ -276,7 +293,8 @@ def _has_localpart_and_domain(text: str, sigil: str) -> bool:
 
 
 def _fits(text: str) -> bool:
-    """Whether it takes at most 255 bytes of UTF-8; what has no UTF-8 form (a lone surrogate) does not fit anywhere."""
+    """Whether it takes at most 255 bytes of UTF-8; what has no UTF-8 form (a lone surrogate) does
+    not fit anywhere."""
     if text.isascii():
         return len(text) <= MAX_ID_BYTES
     try:

@@ -1,4 +1,5 @@
-"""What a room's join rules mean for somebody outside: as values, for a room's summary and for who wants to join.
+"""What a room's join rules mean for somebody outside: as values, for a room's summary and for who
+wants to join.
 
 Whether an event is allowed is decided by authorization (`membership_auth`), not here.
 
@@ -18,7 +19,8 @@ _MEMBERSHIP: Final = "m.room_membership"
 
 
 def read_allowed_rooms(content: Mapping[str, Any]) -> list[RoomID]:
-    """The rooms whose members the content of an m.room.join_rules event lets in; what is malformed is left out."""
+    """The rooms whose members the content of an m.room.join_rules event lets in; what is malformed
+    is left out."""
     allow = content.get("allow")
     conditions = allow[:MAX_ALLOWED_ROOMS] if isinstance(allow, list) else []
     return [

@@ -39,7 +39,8 @@ class KeyDocument(msgspec.Struct, frozen=True):
 
 
 def read_keys(server: ServerName, document: Mapping[str, Any], now_ms: int) -> KeyDocument:
-    """The keys of a document that the server has signed itself. Raises Unauthorized for any other document.
+    """The keys of a document that the server has signed itself. Raises Unauthorized for any other
+    document.
 
     A key that it used to use is valid until it ceased to, which is no moment in the future.
     """
@@ -57,7 +58,9 @@ def read_keys(server: ServerName, document: Mapping[str, Any], now_ms: int) -> K
     current: dict[KeyID, VerifyKey] = {}
     for key_id, entry in list(verify.items())[:MAX_KEYS]:
         _add(current, key_id, entry, until)
-    if not is_signed_by(document, server, {key_id: key.public_key for key_id, key in current.items()}):
+    if not is_signed_by(
+        document, server, {key_id: key.public_key for key_id, key in current.items()}
+    ):
         raise Unauthorized(f"{server} has not signed its keys")
     signed = {**document, "signatures": {server: document["signatures"][server]}}
     signed.pop("unsigned", None)
@@ -65,7 +68,8 @@ def read_keys(server: ServerName, document: Mapping[str, Any], now_ms: int) -> K
 
 
 def valid_keys(keys: Mapping[KeyID, VerifyKey], wanted: Mapping[KeyID, int]) -> dict[KeyID, bytes]:
-    """Those of the wanted keys that are known and were valid then: `wanted` says when, in milliseconds."""
+    """Those of the wanted keys that are known and were valid then: `wanted` says when, in
+    milliseconds."""
     return {
         key_id: keys[key_id].public_key
         for key_id, at_ms in wanted.items()

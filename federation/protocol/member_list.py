@@ -1,13 +1,16 @@
-"""The list of a federation's members: what its payload has to look like, and what it says of each server. Pure.
+"""The list of a federation's members: what its payload has to look like, and what it says of each
+server. Pure.
 
 The format is this project's own:
 
-    {"name": "…", "serial": 7, "issued": 1790000000, "expires": 1790600000,
-     "members": [{"server": "north.example", "verify_keys": {"ed25519:a": "…"}, "deny": ["invites", "media"]}]}
+    {"name": "…", "serial": 7, "issued": 1790000000, "expires": 1790600000, "members": [{"server":
+     "north.example", "verify_keys": {"ed25519:a": "…"}, "deny": ["invites", "media"]}]}
 
 Laws:
-- A list is right as a whole or not at all: who leaves out a member that it cannot read would shut a server out unseen.
-- What a list denies under a name that this program does not know makes the list wrong: it would be let through.
+- A list is right as a whole or not at all: who leaves out a member that it cannot read would shut a
+  server out unseen.
+- What a list denies under a name that this program does not know makes the list wrong: it would be
+  let through.
 """
 
 from collections.abc import Mapping
@@ -35,7 +38,8 @@ class Right(Enum):
     MEDIA = "media"
     """Files, both ways."""
     DIRECTORY = "directory"
-    """Room directories, aliases, and what is shown of rooms to those who are not in them; both ways."""
+    """Room directories, aliases, and what is shown of rooms to those who are not in them; both
+    ways."""
     PROFILES = "profiles"
     """Looking up people, both ways."""
     WRITING = "writing"
@@ -58,7 +62,8 @@ _RIGHT_OF_PATH: Final[tuple[tuple[str, Right], ...]] = (
 
 
 def right_of(path: str) -> Right | None:
-    """What a request between servers needs beside being members; None: nothing more. Percent-encoding hides nothing."""
+    """What a request between servers needs beside being members; None: nothing more.
+    Percent-encoding hides nothing."""
     path = unquote(path)
     for prefix, right in _RIGHT_OF_PATH:
         if path.startswith(prefix):
@@ -130,5 +135,7 @@ def _read_keys(member: _Member) -> Mapping[KeyID, bytes]:
         try:
             keys[KeyID(key_id)] = parse_public_key(key_id, key)
         except (ValueError, InvalidParam) as error:
-            raise BadMemberList(f"the key {key_id[:100]!r} of {member.server} is none: {error}") from error
+            raise BadMemberList(
+                f"the key {key_id[:100]!r} of {member.server} is none: {error}"
+            ) from error
     return MappingProxyType(keys)

@@ -1,9 +1,10 @@
 """Whether a change of membership is allowed: the rule for m.room.member of every room version.
 
-A membership that a room's state does not have counts as `leave`, and a missing join rule as `invite`.
+A membership that a room's state does not have counts as `leave`, and a missing join rule as
+`invite`.
 
-spec: rooms/v1#authorisation-rules 5, rooms/v7#authorisation-rules 4, rooms/v8#authorisation-rules 4,
-rooms/v12#authorisation-rules 5
+spec: rooms/v1#authorisation-rules 5, rooms/v7#authorisation-rules 4, rooms/v8#authorisation-rules
+4, rooms/v12#authorisation-rules 5
 """
 
 import base64
@@ -27,7 +28,8 @@ MEMBER: Final = "m.room.member"
 JOIN_RULES: Final = StateKey("m.room.join_rules", "")
 
 _MOST_VERIFICATIONS: Final = 256
-"""Pairs of signature and key that are tried for one third-party invite; honest ones have one or two. Some 15 ms."""
+"""Pairs of signature and key that are tried for one third-party invite; honest ones have one or
+two. Some 15 ms."""
 
 _TO_STANDARD_ALPHABET: Final = str.maketrans("-_", "+/")
 
@@ -63,7 +65,9 @@ def check_membership(event: Event, situation: Situation) -> None:
     if target is None or "membership" not in content:
         raise AuthError(version, Rule.MEMBER_FORM)
     if version.restricted_joins and "join_authorised_via_users_server" in content:
-        _check_authoriser_signature(event, content["join_authorised_via_users_server"], situation.signed_by)
+        _check_authoriser_signature(
+            event, content["join_authorised_via_users_server"], situation.signed_by
+        )
     membership = event.membership
     if membership == "join":
         _check_join(event, target, situation)
@@ -79,7 +83,9 @@ def check_membership(event: Event, situation: Situation) -> None:
         raise AuthError(version, Rule.MEMBERSHIP_UNKNOWN)
 
 
-def _check_authoriser_signature(event: Event, authoriser: object, signed_by: Collection[str] | None) -> None:
+def _check_authoriser_signature(
+    event: Event, authoriser: object, signed_by: Collection[str] | None
+) -> None:
     named = isinstance(authoriser, str) and is_user_id(authoriser)
     if not named or (signed_by is not None and str(authoriser).partition(":")[2] not in signed_by):
         raise AuthError(event.version, Rule.MEMBER_AUTHORISER_SIGNATURE)
@@ -87,7 +93,9 @@ def _check_authoriser_signature(event: Event, authoriser: object, signed_by: Col
 
 def _check_join(event: Event, target: str, situation: Situation) -> None:
     version = event.version
-    if tuple(event.prev_events) == (situation.create.event_id,) and target == _first_member(situation.create):
+    if tuple(event.prev_events) == (situation.create.event_id,) and target == _first_member(
+        situation.create
+    ):
         return
     if event.sender != target:
         raise AuthError(version, Rule.JOIN_OF_ANOTHER)
@@ -147,7 +155,11 @@ def _check_third_party_invite(event: Event, target: str, situation: Situation) -
     if signed["mxid"] != target:
         raise AuthError(version, Rule.THIRD_PARTY_USER)
     token = signed["token"]
-    origin = situation.state.get(StateKey("m.room.third_party_invite", token)) if isinstance(token, str) else None
+    origin = (
+        situation.state.get(StateKey("m.room.third_party_invite", token))
+        if isinstance(token, str)
+        else None
+    )
     if origin is None:
         raise AuthError(version, Rule.THIRD_PARTY_TOKEN)
     if origin.sender != event.sender:
@@ -157,9 +169,11 @@ def _check_third_party_invite(event: Event, target: str, situation: Situation) -
 
 
 def _is_signed_by_any(signed: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
-    """Whether any signature on it was made by any of the keys in the content of an m.room.third_party_invite.
+    """Whether any signature on it was made by any of the keys in the content of an
+    m.room.third_party_invite.
 
-    Who signed, and the names of the keys, play no part. spec: client-server-api#mroomthird_party_invite
+    Who signed, and the names of the keys, play no part. spec:
+    client-server-api#mroomthird_party_invite
     """
     try:
         message = encode_canonical(
@@ -168,13 +182,18 @@ def _is_signed_by_any(signed: Mapping[str, Any], keys: Mapping[str, Any]) -> boo
     except BadJson:
         return False
     pairs = ((signature, key) for key in _public_keys(keys) for signature in _signatures(signed))
-    return any(_verifies(message, signature, key) for signature, key in islice(pairs, _MOST_VERIFICATIONS))
+    return any(
+        _verifies(message, signature, key) for signature, key in islice(pairs, _MOST_VERIFICATIONS)
+    )
 
 
 def _public_keys(content: Mapping[str, Any]) -> Iterator[bytes]:
     listed = content.get("public_keys")
     further = listed if isinstance(listed, list | tuple) else ()
-    for key in (content.get("public_key"), *(item.get("public_key") for item in further if isinstance(item, Mapping))):
+    for key in (
+        content.get("public_key"),
+        *(item.get("public_key") for item in further if isinstance(item, Mapping)),
+    ):
         decoded = _decode_base64(key)
         if len(decoded) == crypto_sign_PUBLICKEYBYTES:
             yield decoded

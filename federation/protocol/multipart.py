@@ -1,7 +1,9 @@
-"""A file of another server, as it comes: `multipart/mixed` with two parts, read piece by piece. Pure.
+"""A file of another server, as it comes: `multipart/mixed` with two parts, read piece by piece.
+Pure.
 
-The first part is JSON about the file, which says nothing yet. The second is the file, or an empty part with the address
-where it is. Whatever has another form is refused; only a few kilobytes are ever held.
+The first part is JSON about the file, which says nothing yet. The second is the file, or an empty
+part with the address where it is. Whatever has another form is refused; only a few kilobytes are
+ever held.
 
 spec: server-server-api#get_matrixfederationv1mediadownloadmediaid; RFC 2046 section 5.1
 """
@@ -20,9 +22,9 @@ MAX_METADATA_BYTES: Final = 64 << 10
 MAX_PADDING_BYTES: Final = 256
 """Of the blanks after a boundary."""
 MAX_PARSED_LETTERS: Final = 2048
-"""Of a header whose parameters are read. The standard library's reader takes time with the square of the length, while all of the
-server waits: a second for what a header may have in all, a millisecond or two for this. A file's name of 255 bytes fits, written twice
-and percent-encoded."""
+"""Of a header whose parameters are read. The standard library's reader takes time with the square
+of the length, while all of the server waits: a second for what a header may have in all, a
+millisecond or two for this. A file's name of 255 bytes fits, written twice and percent-encoded."""
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
 _FIELD_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -41,12 +43,17 @@ class _At(Enum):
 
 
 class MultipartFile:
-    """Reads one answer. `begin` is called with the headers of the file, then `give` with its bytes."""
+    """Reads one answer. `begin` is called with the headers of the file, then `give` with its
+    bytes."""
 
     def __init__(
-        self, content_type: str, begin: Callable[[Mapping[str, str]], None], give: Callable[[bytes], None]
+        self,
+        content_type: str,
+        begin: Callable[[Mapping[str, str]], None],
+        give: Callable[[bytes], None],
     ) -> None:
-        """`content_type`: of the whole answer. Raises BadMultipart. Names of headers are in lower case."""
+        """`content_type`: of the whole answer. Raises BadMultipart. Names of headers are in lower
+        case."""
         self._delimiter = b"\r\n--" + _boundary_of(content_type)
         self._begin = begin
         self._give = give
@@ -108,14 +115,19 @@ class MultipartFile:
             self._at, self._held = _At.END, b""
             return False
         line, end, _ = self._held.partition(b"\r\n")
-        if line.rstrip(b"\r").strip(b" \t-" if not end else b" \t") or len(line) > MAX_PADDING_BYTES:
+        if (
+            line.rstrip(b"\r").strip(b" \t-" if not end else b" \t")
+            or len(line) > MAX_PADDING_BYTES
+        ):
             raise BadMultipart("something follows a boundary on its line")
         if not end:
             return False
         if self._parts == 2:
             raise BadMultipart("it has more than two parts")
         self._parts += 1
-        self._held = self._held[len(line) :]  # with the line's end, which ends the headers where there are none
+        self._held = self._held[
+            len(line) :
+        ]  # with the line's end, which ends the headers where there are none
         self._at = _At.HEAD
         return True
 
@@ -126,7 +138,8 @@ class MultipartFile:
         if end < 0:
             return False
         headers = _read_headers(self._held[2:end]) if end else {}
-        # The empty line may be the one before the boundary that ends an empty part, so it is looked through too
+        # The empty line may be the one before the boundary that ends an empty part, so it is looked
+        # through too
         self._held, self._skipped = self._held[end + 2 :], 2
         if self._parts == 1:
             self._at = _At.METADATA
@@ -137,7 +150,8 @@ class MultipartFile:
 
 
 def name_in(disposition: str) -> str | None:
-    """The file's name in a `Content-Disposition`, if there is one that can be read. RFC 6266, RFC 2231."""
+    """The file's name in a `Content-Disposition`, if there is one that can be read. RFC 6266, RFC
+    2231."""
     if len(disposition) > MAX_PARSED_LETTERS:
         return None
     message = Message()
@@ -145,7 +159,9 @@ def name_in(disposition: str) -> str | None:
         message["Content-Disposition"] = disposition
         params = message.get_params([], "Content-Disposition")
         found: list[object] = [value for key, value in params if key.lower() == "filename"]
-        encoded = [each for each in found if isinstance(each, tuple)]  # which comes before one that is not
+        encoded = [
+            each for each in found if isinstance(each, tuple)
+        ]  # which comes before one that is not
         if not found:
             return None
         name = collapse_rfc2231_value(encoded[0]) if encoded else _as_utf8(str(found[0]))

@@ -13,12 +13,18 @@ import msgspec
 from federation.protocol.errors import InvalidParam
 from federation.protocol.events import Event, StateKey, encode_reference, parse_event
 from federation.protocol.ids import KeyID, ServerName, is_server_name
-from federation.protocol.signing import add_signature, is_signature_valid, parse_public_key, signatures_of
+from federation.protocol.signing import (
+    add_signature,
+    is_signature_valid,
+    parse_public_key,
+    signatures_of,
+)
 
 POLICY: Final = StateKey("m.room.policy", "")
 OLD_POLICY: Final = StateKey("org.matrix.msc4284.policy", "")
 NAMING: Final = (POLICY, OLD_POLICY)
-"""The entries of a room's state that may name its policy server: the first of them that is there counts."""
+"""The entries of a room's state that may name its policy server: the first of them that is there
+counts."""
 SIGN_PATHS: Final[Mapping[StateKey, str]] = {
     POLICY: "/_matrix/policy/v1/sign",
     OLD_POLICY: "/_matrix/policy/unstable/org.matrix.msc4284/sign",
@@ -46,7 +52,8 @@ def is_naming(event: Event) -> bool:
 
 
 def read_policy_server(event: Event | None) -> PolicyServer | None:
-    """What an event says that names a policy server; None where there is none, or it is not valid."""
+    """What an event says that names a policy server; None where there is none, or it is not
+    valid."""
     if event is None:
         return None
     via, keys = event.content.get("via"), event.content.get("public_keys")
@@ -62,13 +69,18 @@ def read_policy_server(event: Event | None) -> PolicyServer | None:
 
 
 def needs_signature(event: Event, server: PolicyServer) -> bool:
-    """Whether a policy server has a say about an event: about all but that which names it, or another in its place."""
+    """Whether a policy server has a say about an event: about all but that which names it, or
+    another in its place."""
     return event.state_key is None or event.key not in (POLICY, server.named_by)
 
 
-def is_signed_by_policy_server(event: Event, server: PolicyServer, signature: str | None = None) -> bool:
+def is_signed_by_policy_server(
+    event: Event, server: PolicyServer, signature: str | None = None
+) -> bool:
     """Whether the event has its valid signature, or this one is valid."""
-    found = signatures_of(event.pdu, server.server_name).get(KEY_ID) if signature is None else signature
+    found = (
+        signatures_of(event.pdu, server.server_name).get(KEY_ID) if signature is None else signature
+    )
     return found is not None and is_signature_valid(
         server.public_key, encode_reference(event.version, event.pdu), found
     )

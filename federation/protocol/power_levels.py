@@ -1,8 +1,10 @@
-"""Who may do what: the power levels of a room at one state, as a value that answers without asking anything else.
+"""Who may do what: the power levels of a room at one state, as a value that answers without asking
+anything else.
 
-A `PowerLevels` is made once for a power-levels event and kept by whoever keeps that event; making one costs next to
-nothing, since values are read when they are asked for. It is total: whatever the event says, a question has an answer.
-What cannot be read as a level counts as absent (new events of that sort are refused by authorization).
+A `PowerLevels` is made once for a power-levels event and kept by whoever keeps that event; making
+one costs next to nothing, since values are read when they are asked for. It is total: whatever the
+event says, a question has an answer. What cannot be read as a level counts as absent (new events of
+that sort are refused by authorization).
 
 spec: client-server-api#mroompower_levels, server-server-api#definitions
 """
@@ -21,7 +23,8 @@ from federation.protocol.ids import UserID
 from federation.protocol.room_versions import RoomVersion
 
 CREATOR_LEVEL: Final = 2**53
-"""The infinite level of creators where they are privileged: above all that an event of such a room can say."""
+"""The infinite level of creators where they are privileged: above all that an event of such a room
+can say."""
 
 LEVEL_DEFAULTS: Final[Mapping[str, int]] = {
     "users_default": 0,
@@ -32,7 +35,8 @@ LEVEL_DEFAULTS: Final[Mapping[str, int]] = {
     "kick": 50,
     "invite": 0,
 }
-"""The properties that are a single level, in the order in which authorization looks at them, with their defaults."""
+"""The properties that are a single level, in the order in which authorization looks at them, with
+their defaults."""
 
 _NOTIFICATION_DEFAULT: Final = 50
 _LONE_CREATOR_LEVEL: Final = 100
@@ -46,8 +50,9 @@ _STRINGY: Final = re.compile(r"([+-]?)0*([0-9]+)")
 def parse_level(version: RoomVersion, value: object) -> int | None:
     """One power level as it stands in an event, or None if it is not one in this version.
 
-    From version 10 on only integers; before, strings of an integer too, and floats where canonical JSON is not enforced.
-    spec: rooms/v1#mroompower_levels-events-accept-values-as-strings, rooms/v1#mroompower_levels-events-accept-values-as-floats
+    From version 10 on only integers; before, strings of an integer too, and floats where canonical
+    JSON is not enforced. spec: rooms/v1#mroompower_levels-events-accept-values-as-strings,
+    rooms/v1#mroompower_levels-events-accept-values-as-floats
     """
     if type(value) is int:  # a bool is an int to Python, not to JSON
         return value if -_LARGEST <= value <= _LARGEST else None
@@ -65,7 +70,8 @@ def parse_level(version: RoomVersion, value: object) -> int | None:
 
 
 def check_new_levels(content: Mapping[str, Any]) -> None:
-    """Whether an m.room.power_levels event of our own has integers only, in versions too that would take more.
+    """Whether an m.room.power_levels event of our own has integers only, in versions too that would
+    take more.
 
     Raises `BadJson`. spec: server-server-api#definitions
     """
@@ -78,7 +84,8 @@ def check_new_levels(content: Mapping[str, Any]) -> None:
 
 
 def room_creators(create: Event) -> frozenset[UserID]:
-    """Who created the room: the sender, or what `creator` says in old versions, and additional creators in new ones.
+    """Who created the room: the sender, or what `creator` says in old versions, and additional
+    creators in new ones.
 
     spec: rooms/v11#remove-the-creator-property-of-mroomcreate-events, rooms/v12#authorisation-rules
     """
@@ -100,7 +107,8 @@ class PowerLevels(msgspec.Struct, frozen=True):
     version: RoomVersion
     creators: frozenset[UserID]
     content: Mapping[str, Any]
-    """What is read: the content of the power-levels event, or what stands for it where there is none."""
+    """What is read: the content of the power-levels event, or what stands for it where there is
+    none."""
     users: Mapping[str, Any]
     events: Mapping[str, Any]
     users_default: int
@@ -160,17 +168,20 @@ class PowerLevels(msgspec.Struct, frozen=True):
 
     @property
     def redact(self) -> int:
-        """The level needed to redact what others sent, besides that for sending m.room.redaction."""
+        """The level needed to redact what others sent, besides that for sending
+        m.room.redaction."""
         return _named_level(self.version, self.content, "redact")
 
     def notifications(self, key: str = "room") -> int:
-        """The level needed to notify a whole group, such as `room` for @room. Any version may set it."""
+        """The level needed to notify a whole group, such as `room` for @room. Any version may set
+        it."""
         level = parse_level(self.version, level_entries(self.content, "notifications").get(key))
         return _NOTIFICATION_DEFAULT if level is None else level
 
 
 def level_entries(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The `users`, `events` or `notifications` of a power-levels content; empty if it is not an object."""
+    """The `users`, `events` or `notifications` of a power-levels content; empty if it is not an
+    object."""
     entries = content.get(name)
     return entries if isinstance(entries, Mapping) else {}
 

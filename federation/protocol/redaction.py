@@ -1,7 +1,8 @@
 """Redaction: what is left of an event when its content is taken away, and who may ask for that.
 
-What survives is what authorization needs, and what the signatures and the event id cover: an event's id and signatures
-are those of its redacted form, so an event and its redacted copy are the same event.
+What survives is what authorization needs, and what the signatures and the event id cover: an
+event's id and signatures are those of its redacted form, so an event and its redacted copy are the
+same event.
 
 `unsigned` never survives; who shows a redacted event to a client adds `redacted_because` there.
 
@@ -60,17 +61,27 @@ def redact(version: RoomVersion, pdu: Mapping[str, Any]) -> dict[str, Any]:
 def redact_content(version: RoomVersion, event_type: object, content: object) -> dict[str, Any]:
     """What is left of an event's content; `{}` for most types and for content that is no object."""
     keep = _KEEPERS.get(event_type) if isinstance(event_type, str) else None
-    return keep(version.redaction, content) if keep is not None and isinstance(content, Mapping) else {}
+    return (
+        keep(version.redaction, content)
+        if keep is not None and isinstance(content, Mapping)
+        else {}
+    )
 
 
 def may_redact(
-    version: RoomVersion, *, redacter: str, target_sender: str, sender_level: float, redact_level: int
+    version: RoomVersion,
+    *,
+    redacter: str,
+    target_sender: str,
+    sender_level: float,
+    redact_level: int,
 ) -> bool:
     """Whether an accepted redaction is applied to its target, both being in the same room.
 
-    From version 3 on authorization lets every redaction in, and this decides: who has the level to redact may, and so
-    may users of the server that the target came from. In versions 1 and 2 authorization has decided already.
-    `sender_level` is infinite for the creators of rooms that privilege them. spec: rooms/v3#handling-redactions
+    From version 3 on authorization lets every redaction in, and this decides: who has the level to
+    redact may, and so may users of the server that the target came from. In versions 1 and 2
+    authorization has decided already. `sender_level` is infinite for the creators of rooms that
+    privilege them. spec: rooms/v3#handling-redactions
     """
     if version.redaction_event_authorised or sender_level >= redact_level:
         return True

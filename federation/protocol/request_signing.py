@@ -1,8 +1,9 @@
 """The `X-Matrix` header: how a server proves that a request to another server is its own.
 
-The signature covers method, path with query, both server names and the body. Headers are made in the form that the
-oldest servers read, and parsed strictly by RFC 9110 with the two leniencies of the specification (colons in bare
-values, no `destination`). A header that says a thing twice is refused, so that no two readers can take it differently.
+The signature covers method, path with query, both server names and the body. Headers are made in
+the form that the oldest servers read, and parsed strictly by RFC 9110 with the two leniencies of
+the specification (colons in bare values, no `destination`). A header that says a thing twice is
+refused, so that no two readers can take it differently.
 
 spec: server-server-api#request-authentication
 """
@@ -33,7 +34,8 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 class RequestSignature(msgspec.Struct, frozen=True):
-    """What an `X-Matrix` header says. `destination` is None in requests of servers older than v1.3."""
+    """What an `X-Matrix` header says. `destination` is None in requests of servers older than
+    v1.3."""
 
     origin: ServerName
     destination: ServerName | None
@@ -42,12 +44,17 @@ class RequestSignature(msgspec.Struct, frozen=True):
 
 
 def encode_request(
-    *, method: str, uri: str, origin: str, destination: str | None, content: msgspec.Raw | object | None
+    *,
+    method: str,
+    uri: str,
+    origin: str,
+    destination: str | None,
+    content: msgspec.Raw | object | None,
 ) -> bytes:
     """What the signature of a request is made over.
 
-    `uri` begins with `/_matrix/` and has the query. `content` is the body as JSON value, None for no body; `msgspec.Raw`
-    of canonical JSON is taken as it is. Raises `BadJson`.
+    `uri` begins with `/_matrix/` and has the query. `content` is the body as JSON value, None for
+    no body; `msgspec.Raw` of canonical JSON is taken as it is. Raises `BadJson`.
     """
     fields = [b'"destination":' + encode_canonical(destination)] if destination is not None else []
     if content is not None:
@@ -68,9 +75,12 @@ def make_authorization(
     destination: ServerName,
     content: msgspec.Raw | object | None,
 ) -> str:
-    """The value of the `Authorization` header for a request of ours. Arguments as for `encode_request`."""
+    """The value of the `Authorization` header for a request of ours. Arguments as for
+    `encode_request`."""
     signature = key.sign(
-        encode_request(method=method, uri=uri, origin=origin, destination=destination, content=content)
+        encode_request(
+            method=method, uri=uri, origin=origin, destination=destination, content=content
+        )
     )
     return f'X-Matrix origin="{origin}",destination="{destination}",key="{key.key_id}",sig="{signature}"'
 
@@ -106,13 +116,17 @@ def check_request(
 ) -> None:
     """Check that the request was signed with this key, and was meant for us (`destination`).
 
-    That the key is the origin's, and valid now, is for the keyring to say. Raises `Unauthorized`, or `BadJson` for a
-    body that has no canonical form.
+    That the key is the origin's, and valid now, is for the keyring to say. Raises `Unauthorized`,
+    or `BadJson` for a body that has no canonical form.
     """
     if claimed.destination is not None and claimed.destination != destination:
         raise Unauthorized("The request is signed for another server")
     message = encode_request(
-        method=method, uri=uri, origin=claimed.origin, destination=claimed.destination, content=content
+        method=method,
+        uri=uri,
+        origin=claimed.origin,
+        destination=claimed.destination,
+        content=content,
     )
     if not is_signature_valid(public_key, message, claimed.signature):
         raise Unauthorized("The signature of the request is wrong")

@@ -1,4 +1,5 @@
-"""How long the messages of a room are kept: what a room says of it, what a server allows, and what counts then.
+"""How long the messages of a room are kept: what a room says of it, what a server allows, and what
+counts then.
 
 Milliseconds since an event's `origin_server_ts`. State is not subject to it. proposal: MSC1763
 """
@@ -39,8 +40,8 @@ class RetentionRules(msgspec.Struct, frozen=True):
 
 
 def read_max_lifetime(content: Mapping[str, Any]) -> int | None:
-    """What an m.room.retention says: UNBOUNDED where it has a lower bound alone; None where it has none, such as a redacted
-    one, or is not of the right form."""
+    """What an m.room.retention says: UNBOUNDED where it has a lower bound alone; None where it has
+    none, such as a redacted one, or is not of the right form."""
     longest, least = content.get("max_lifetime"), content.get("min_lifetime")
     if not all(value is None or is_lifetime(value) for value in (longest, least)):
         return None

@@ -1,7 +1,8 @@
 """What differs between room versions: one frozen record a version, never a comparison.
 
-A version is the one before it, except for what the version's page says. Code asks the record for a behaviour
-(`version.knocking`), never for an identifier; `tests/layout` fails where another module compares one.
+A version is the one before it, except for what the version's page says. Code asks the record for a
+behaviour (`version.knocking`), never for an identifier; `tests/layout` fails where another module
+compares one.
 
 Every version 1 to 12 is stable in the specification: https://spec.matrix.org/v1.19/rooms/
 """
@@ -14,12 +15,15 @@ from msgspec.structs import replace
 
 
 class EventFormat(Enum):
-    """How an event names itself and others. spec: rooms/v1#event-format, rooms/v3#event-format, rooms/v12#event-format"""
+    """How an event names itself and others. spec: rooms/v1#event-format, rooms/v3#event-format,
+    rooms/v12#event-format"""
 
     V1 = 1
-    """`event_id` stands in the event; `prev_events` and `auth_events` are pairs of id and hashes."""
+    """`event_id` stands in the event; `prev_events` and `auth_events` are pairs of id and
+    hashes."""
     V3 = 2
-    """The id is the reference hash in standard unpadded base64; `prev_events` and `auth_events` are ids."""
+    """The id is the reference hash in standard unpadded base64; `prev_events` and `auth_events` are
+    ids."""
     V4 = 3
     """As V3, in URL-safe base64."""
     V12 = 4
@@ -63,15 +67,20 @@ class RoomVersion(msgspec.Struct, frozen=True):
     state_resolution: StateResolution
     redaction: RedactionRules
     redaction_event_authorised: bool
-    """Authorization has a rule of its own for m.room.redaction (versions 1 and 2). spec: rooms/v1#authorization-rules 11"""
+    """Authorization has a rule of its own for m.room.redaction (versions 1 and 2). spec:
+    rooms/v1#authorization-rules 11"""
     aliases_event_authorised: bool
-    """Authorization has a rule of its own for m.room.aliases (versions 1 to 5). spec: rooms/v1#authorization-rules 4"""
+    """Authorization has a rule of its own for m.room.aliases (versions 1 to 5). spec:
+    rooms/v1#authorization-rules 4"""
     enforces_key_validity: bool
-    """Signatures count only while the signing key was valid (from version 5). spec: rooms/v5#signing-key-validity-period"""
+    """Signatures count only while the signing key was valid (from version 5). spec:
+    rooms/v5#signing-key-validity-period"""
     strict_canonical_json: bool
-    """Floats and integers beyond ±(2^53 - 1) are refused (from version 6). spec: rooms/v6#canonical-json"""
+    """Floats and integers beyond ±(2^53 - 1) are refused (from version 6). spec:
+    rooms/v6#canonical-json"""
     limits_notification_levels: bool
-    """`notifications` in m.room.power_levels is guarded by authorization (from version 6). spec: rooms/v6#authorization-rules"""
+    """`notifications` in m.room.power_levels is guarded by authorization (from version 6). spec:
+    rooms/v6#authorization-rules"""
     knocking: bool
     """Join rule `knock`, membership `knock` (from version 7). spec: rooms/v7"""
     restricted_joins: bool
@@ -79,15 +88,20 @@ class RoomVersion(msgspec.Struct, frozen=True):
     knock_restricted: bool
     """Join rule `knock_restricted` (from version 10). spec: rooms/v10"""
     integer_power_levels: bool
-    """Power levels are integers, never strings (from version 10). spec: rooms/v10#values-in-mroompower_levels-events-must-be-integers"""
+    """Power levels are integers, never strings (from version 10). spec:
+    rooms/v10#values-in-mroompower_levels-events-must-be-integers"""
     creator_is_sender: bool
-    """The creator is the create event's sender, not its `content.creator` (from version 11). spec: rooms/v11#remove-creator"""
+    """The creator is the create event's sender, not its `content.creator` (from version 11). spec:
+    rooms/v11#remove-creator"""
     redacts_in_content: bool
-    """A redaction names its target in `content.redacts` (from version 11). spec: rooms/v11#moving-the-redacts-property"""
+    """A redaction names its target in `content.redacts` (from version 11). spec:
+    rooms/v11#moving-the-redacts-property"""
     room_id_is_create_hash: bool
-    """The room id is the create event's id with `!`; the create event has no room_id (from version 12). spec: rooms/v12#event-format"""
+    """The room id is the create event's id with `!`; the create event has no room_id (from version
+    12). spec: rooms/v12#event-format"""
     creators_privileged: bool
-    """Creators, `additional_creators` among them, stand above every power level (from version 12). spec: rooms/v12#authorization-rules"""
+    """Creators, `additional_creators` among them, stand above every power level (from version 12).
+    spec: rooms/v12#authorization-rules"""
 
 
 V1: Final = RoomVersion(
@@ -119,7 +133,9 @@ V1: Final = RoomVersion(
     creators_privileged=False,
 )
 V2: Final = replace(V1, identifier="2", state_resolution=StateResolution.V2)
-V3: Final = replace(V2, identifier="3", event_format=EventFormat.V3, redaction_event_authorised=False)
+V3: Final = replace(
+    V2, identifier="3", event_format=EventFormat.V3, redaction_event_authorised=False
+)
 V4: Final = replace(V3, identifier="4", event_format=EventFormat.V4)
 V5: Final = replace(V4, identifier="5", enforces_key_validity=True)
 V6: Final = replace(
@@ -132,9 +148,14 @@ V6: Final = replace(
 )
 V7: Final = replace(V6, identifier="7", knocking=True)
 V8: Final = replace(
-    V7, identifier="8", restricted_joins=True, redaction=replace(V7.redaction, keeps_join_rule_allow=True)
+    V7,
+    identifier="8",
+    restricted_joins=True,
+    redaction=replace(V7.redaction, keeps_join_rule_allow=True),
 )
-V9: Final = replace(V8, identifier="9", redaction=replace(V8.redaction, keeps_join_authorised_via=True))
+V9: Final = replace(
+    V8, identifier="9", redaction=replace(V8.redaction, keeps_join_authorised_via=True)
+)
 V10: Final = replace(V9, identifier="10", integer_power_levels=True, knock_restricted=True)
 V11: Final = replace(
     V10,

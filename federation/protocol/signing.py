@@ -1,8 +1,8 @@
 """Ed25519 keys and signed JSON: who vouches for a JSON object, and under which key.
 
-A signature is made over the canonical JSON of an object without its `signatures` and `unsigned`. Events are signed in
-their redacted form: `event_signing` does that. Whether a key belongs to a server, and was valid at the time, is for the
-keyring to say; here keys are given.
+A signature is made over the canonical JSON of an object without its `signatures` and `unsigned`.
+Events are signed in their redacted form: `event_signing` does that. Whether a key belongs to a
+server, and was valid at the time, is for the keyring to say; here keys are given.
 
 Keys are made of seeds that the caller draws: this package has no randomness of its own.
 
@@ -50,11 +50,16 @@ class SigningKey:
     __slots__ = ("_secret", "key_id", "public_key", "seed")
 
     def __init__(self, name: str, seed: bytes) -> None:
-        """`name` is the part of the key id after `ed25519:`; `seed` is 32 random bytes. Raises `ValueError`."""
+        """`name` is the part of the key id after `ed25519:`; `seed` is 32 random bytes. Raises
+        `ValueError`."""
         if _KEY_NAME.fullmatch(name) is None:
-            raise ValueError(f"The name of a signing key may only have letters, digits and _: {name!r}")
+            raise ValueError(
+                f"The name of a signing key may only have letters, digits and _: {name!r}"
+            )
         if len(seed) != SEED_BYTES:
-            raise ValueError(f"The seed of a signing key must have {SEED_BYTES} bytes, not {len(seed)}")
+            raise ValueError(
+                f"The seed of a signing key must have {SEED_BYTES} bytes, not {len(seed)}"
+            )
         self.key_id = KeyID(f"{ALGORITHM}:{name}")
         self.seed = seed
         self.public_key: bytes
@@ -71,9 +76,11 @@ class SigningKey:
 
 
 def parse_signing_keys(text: str) -> list[SigningKey]:
-    """The keys of a signing-key file: a line for each, `ed25519 NAME SEED` with the seed in unpadded base64.
+    """The keys of a signing-key file: a line for each, `ed25519 NAME SEED` with the seed in
+    unpadded base64.
 
-    Empty lines and lines that begin with `#` are passed over. Raises `ValueError` with the number of the line.
+    Empty lines and lines that begin with `#` are passed over. Raises `ValueError` with the number
+    of the line.
     """
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -93,11 +100,14 @@ def parse_signing_keys(text: str) -> list[SigningKey]:
 
 def format_signing_keys(keys: Iterable[SigningKey]) -> str:
     """The text of a signing-key file; `parse_signing_keys` reads it."""
-    return "".join(f"{ALGORITHM} {key.key_id.partition(':')[2]} {encode_base64(key.seed)}\n" for key in keys)
+    return "".join(
+        f"{ALGORITHM} {key.key_id.partition(':')[2]} {encode_base64(key.seed)}\n" for key in keys
+    )
 
 
 def parse_public_key(key_id: str, key: str) -> bytes:
-    """The 32 bytes of a published key. Raises `InvalidParam` for other algorithms and malformed keys."""
+    """The 32 bytes of a published key. Raises `InvalidParam` for other algorithms and malformed
+    keys."""
     if not parse_key_id(key_id).startswith(ALGORITHM + ":"):
         raise InvalidParam(f"Keys of this algorithm are not known: {key_id!a}")
     public_key = decode_base64(key)
@@ -120,15 +130,20 @@ def is_signature_valid(public_key: bytes, message: bytes, signature: str) -> boo
 
 def encode_signed_part(value: Mapping[str, Any]) -> bytes:
     """What a signature of a JSON object is made over. Raises `BadJson`."""
-    return encode_canonical({key: item for key, item in value.items() if key != "signatures" and key != "unsigned"})
+    return encode_canonical(
+        {key: item for key, item in value.items() if key != "signatures" and key != "unsigned"}
+    )
 
 
 def sign_json(value: Mapping[str, Any], entity: str, key: SigningKey) -> dict[str, Any]:
-    """A copy of a JSON object with the entity's (a server's or a user's) signature added to those it has."""
+    """A copy of a JSON object with the entity's (a server's or a user's) signature added to those
+    it has."""
     return add_signature(value, entity, key.key_id, key.sign(encode_signed_part(value)))
 
 
-def add_signature(value: Mapping[str, Any], entity: str, key_id: KeyID, signature: str) -> dict[str, Any]:
+def add_signature(
+    value: Mapping[str, Any], entity: str, key_id: KeyID, signature: str
+) -> dict[str, Any]:
     """A copy of a JSON object with one signature more."""
     signatures = value.get("signatures", {})
     of_entity = {**signatures.get(entity, {}), key_id: signature}
@@ -136,7 +151,8 @@ def add_signature(value: Mapping[str, Any], entity: str, key_id: KeyID, signatur
 
 
 def signatures_of(value: Mapping[str, Any], entity: str) -> dict[KeyID, str]:
-    """The Ed25519 signatures of an entity on a JSON object, by key id; what is malformed is left out."""
+    """The Ed25519 signatures of an entity on a JSON object, by key id; what is malformed is left
+    out."""
     signatures = value.get("signatures")
     of_entity = signatures.get(entity) if isinstance(signatures, Mapping) else None
     if not isinstance(of_entity, Mapping):
@@ -144,21 +160,33 @@ def signatures_of(value: Mapping[str, Any], entity: str) -> dict[KeyID, str]:
     return {
         KeyID(key_id): signature
         for key_id, signature in of_entity.items()
-        if isinstance(key_id, str) and key_id.startswith(ALGORITHM + ":") and isinstance(signature, str)
+        if isinstance(key_id, str)
+        and key_id.startswith(ALGORITHM + ":")
+        and isinstance(signature, str)
     }
 
 
-def are_signatures_valid(message: bytes, signatures: Mapping[KeyID, str], public_keys: Mapping[KeyID, bytes]) -> bool:
+def are_signatures_valid(
+    message: bytes, signatures: Mapping[KeyID, str], public_keys: Mapping[KeyID, bytes]
+) -> bool:
     """Whether one signature at least is by a known key, and all that are by known keys are right.
 
     Signatures by other keys are passed over.
     spec: server-server-api#validating-hashes-and-signatures-on-received-events
     """
-    known = [(public_keys[key_id], signature) for key_id, signature in signatures.items() if key_id in public_keys]
-    return bool(known) and all(is_signature_valid(key, message, signature) for key, signature in known)
+    known = [
+        (public_keys[key_id], signature)
+        for key_id, signature in signatures.items()
+        if key_id in public_keys
+    ]
+    return bool(known) and all(
+        is_signature_valid(key, message, signature) for key, signature in known
+    )
 
 
 def is_signed_by(value: Mapping[str, Any], entity: str, public_keys: Mapping[KeyID, bytes]) -> bool:
     """Whether the entity has signed this JSON object with one of these keys of its own."""
     signatures = signatures_of(value, entity)
-    return bool(signatures) and are_signatures_valid(encode_signed_part(value), signatures, public_keys)
+    return bool(signatures) and are_signatures_valid(
+        encode_signed_part(value), signatures, public_keys
+    )

@@ -1,4 +1,5 @@
-"""Spaces: what an m.space.child event says, in which order children stand, and what another server tells of a space.
+"""Spaces: what an m.space.child event says, in which order children stand, and what another server
+tells of a space.
 
 spec: client-server-api#spaces, server-server-api#spaces
 """
@@ -10,7 +11,14 @@ from typing import Any, Final
 import msgspec
 
 from federation.protocol.errors import BadJson
-from federation.protocol.ids import RoomID, ServerName, is_room_alias, is_room_id, is_server_name, is_user_id
+from federation.protocol.ids import (
+    RoomID,
+    ServerName,
+    is_room_alias,
+    is_room_id,
+    is_server_name,
+    is_user_id,
+)
 
 CHILD: Final = "m.space.child"
 PARENT: Final = "m.space.parent"
@@ -21,7 +29,15 @@ MAX_REMOTE_CHILDREN: Final = 1000
 """How many children of a space are taken from another server's answer."""
 
 _ORDER: Final = re.compile(r"[\x20-\x7e]{1,50}")
-_TEXTS: Final = ("name", "topic", "avatar_url", "join_rule", "room_type", "encryption", "room_version")
+_TEXTS: Final = (
+    "name",
+    "topic",
+    "avatar_url",
+    "join_rule",
+    "room_type",
+    "encryption",
+    "room_version",
+)
 _LARGEST_COUNT: Final = 2**53 - 1
 
 
@@ -33,7 +49,8 @@ def read_via(content: Mapping[str, Any]) -> list[ServerName]:
 
 
 def is_link(content: Mapping[str, Any]) -> bool:
-    """Whether the content of an m.space.child or m.space.parent makes one. spec: client-server-api#mspacechild"""
+    """Whether the content of an m.space.child or m.space.parent makes one. spec:
+    client-server-api#mspacechild"""
     return isinstance(content.get("via"), list)
 
 
@@ -48,7 +65,9 @@ def is_suggested(content: Mapping[str, Any]) -> bool:
     return content.get("suggested") is True
 
 
-def place_of_child(order: str | None, origin_server_ts: int, room_id: str) -> tuple[bool, str, int, str]:
+def place_of_child(
+    order: str | None, origin_server_ts: int, room_id: str
+) -> tuple[bool, str, int, str]:
     """What children are sorted by. spec: client-server-api#ordering-of-children-within-a-space"""
     return order is None, order or "", origin_server_ts, room_id
 
@@ -72,7 +91,8 @@ class RemoteHierarchy(msgspec.Struct, frozen=True):
 
 
 def parse_hierarchy(room_id: RoomID, answer: Mapping[str, Any]) -> RemoteHierarchy:
-    """Another server's answer about that room; what is malformed in it is left out. Raises `BadJson`.
+    """Another server's answer about that room; what is malformed in it is left out. Raises
+    `BadJson`.
 
     spec: server-server-api#get_matrixfederationv1hierarchyroomid
     """
@@ -80,12 +100,18 @@ def parse_hierarchy(room_id: RoomID, answer: Mapping[str, Any]) -> RemoteHierarc
     if room is None or room.summary["room_id"] != room_id:
         raise BadJson("The answer is not about the room that was asked for")
     listed, hidden = answer.get("children"), answer.get("inaccessible_children")
-    children = [_parse_room(entry) for entry in listed[:MAX_REMOTE_CHILDREN]] if isinstance(listed, list) else []
+    children = (
+        [_parse_room(entry) for entry in listed[:MAX_REMOTE_CHILDREN]]
+        if isinstance(listed, list)
+        else []
+    )
     inaccessible = hidden[:MAX_REMOTE_CHILDREN] if isinstance(hidden, list) else []
     return RemoteHierarchy(
         room if room.children_state is not None else RemoteRoom(room.summary, ()),
         {child.summary["room_id"]: child for child in children if child is not None},
-        frozenset(RoomID(name) for name in inaccessible if isinstance(name, str) and is_room_id(name)),
+        frozenset(
+            RoomID(name) for name in inaccessible if isinstance(name, str) and is_room_id(name)
+        ),
     )
 
 
@@ -97,7 +123,9 @@ def _parse_room(entry: object) -> RemoteRoom | None:
         return None
     summary: dict[str, Any] = {
         "room_id": RoomID(room_id),
-        "num_joined_members": joined if type(joined) is int and 0 <= joined <= _LARGEST_COUNT else 0,
+        "num_joined_members": joined
+        if type(joined) is int and 0 <= joined <= _LARGEST_COUNT
+        else 0,
         "world_readable": entry.get("world_readable") is True,
         "guest_can_join": entry.get("guest_can_join") is True,
     }
@@ -106,7 +134,9 @@ def _parse_room(entry: object) -> RemoteRoom | None:
     if isinstance(alias, str) and is_room_alias(alias):
         summary["canonical_alias"] = alias
     if isinstance(allowed, list):
-        summary["allowed_room_ids"] = [name for name in allowed[:50] if isinstance(name, str) and is_room_id(name)]
+        summary["allowed_room_ids"] = [
+            name for name in allowed[:50] if isinstance(name, str) and is_room_id(name)
+        ]
     return RemoteRoom(summary, _parse_children(entry.get("children_state")))
 
 
@@ -117,7 +147,9 @@ def _parse_children(entries: object) -> tuple[Mapping[str, Any], ...] | None:
     for entry in entries[:MAX_REMOTE_CHILDREN]:
         if not isinstance(entry, Mapping):
             continue
-        child, sender, content, ts = (entry.get(key) for key in ("state_key", "sender", "content", "origin_server_ts"))
+        child, sender, content, ts = (
+            entry.get(key) for key in ("state_key", "sender", "content", "origin_server_ts")
+        )
         if (
             entry.get("type") == CHILD
             and isinstance(child, str)
@@ -128,6 +160,12 @@ def _parse_children(entries: object) -> tuple[Mapping[str, Any], ...] | None:
             and is_link(content)
             and type(ts) is int
         ):
-            stripped = {"type": CHILD, "state_key": child, "sender": sender, "content": content, "origin_server_ts": ts}
+            stripped = {
+                "type": CHILD,
+                "state_key": child,
+                "sender": sender,
+                "content": content,
+                "origin_server_ts": ts,
+            }
             found[child] = place_of_child(read_order(content), ts, child), stripped
     return tuple(stripped for _, stripped in sorted(found.values(), key=lambda each: each[0]))

@@ -1,11 +1,13 @@
 """Stripped state: the few state events that tell somebody outside a room what room it is.
 
-It goes with invites and knocks, in two forms: servers give each other whole events of the room's version, so that the
-receiver can check the create event and with it the room's id and version; clients get events of four keys.
+It goes with invites and knocks, in two forms: servers give each other whole events of the room's
+version, so that the receiver can check the create event and with it the room's id and version;
+clients get events of four keys.
 
 What came from another server is a claim. `parse_stripped_state` sorts out what may be shown of it.
 
-spec: client-server-api#stripped-state, server-server-api#inviting-to-a-room, server-server-api#knocking-rooms
+spec: client-server-api#stripped-state, server-server-api#inviting-to-a-room,
+server-server-api#knocking-rooms
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +31,8 @@ STRIPPED_STATE: Final[tuple[StateKey, ...]] = (
     StateKey("m.room.canonical_alias", ""),
     StateKey("m.room.encryption", ""),
 )
-"""What is given of a room's state, the create event first. spec: client-server-api#stripped-state"""
+"""What is given of a room's state, the create event first. spec:
+client-server-api#stripped-state"""
 
 MAX_STRIPPED_EVENTS: Final = 100
 """How many events are taken from another server; the specification names seven."""
@@ -50,8 +53,11 @@ class StrippedEvent(msgspec.Struct, frozen=True):
 
 
 def stripped_state_keys(inviter: str | None = None) -> tuple[StateKey, ...]:
-    """The state to load for an invite (with who invites, so that the invited see a name) or a knock."""
-    return STRIPPED_STATE if inviter is None else (*STRIPPED_STATE, StateKey("m.room.member", inviter))
+    """The state to load for an invite (with who invites, so that the invited see a name) or a
+    knock."""
+    return (
+        STRIPPED_STATE if inviter is None else (*STRIPPED_STATE, StateKey("m.room.member", inviter))
+    )
 
 
 def strip_event(event: Event) -> dict[str, Any]:
@@ -65,17 +71,19 @@ def strip_event(event: Event) -> dict[str, Any]:
 
 
 def federation_form(events: Iterable[Event]) -> list[msgspec.Raw]:
-    """`invite_room_state` or `knock_room_state` for another server: whole PDUs, in their stored bytes."""
+    """`invite_room_state` or `knock_room_state` for another server: whole PDUs, in their stored
+    bytes."""
     return [msgspec.Raw(encode_pdu(event)) for event in events]
 
 
 def parse_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> list[Event]:
-    """The events of an `invite_room_state` or `knock_room_state` of a room, checked for form, room and create event.
+    """The events of an `invite_room_state` or `knock_room_state` of a room, checked for form, room
+    and create event.
 
-    Signatures are for the caller to check. Raises `InvalidParam` if the list is none, if an entry is no event of that
-    room and version, or if the create event is missing. For versions before 12 servers may be lenient, since many send only
-    stripped events: `parse_stripped_state` reads those.
-    spec: server-server-api#put_matrixfederationv2inviteroomideventid
+    Signatures are for the caller to check. Raises `InvalidParam` if the list is none, if an entry
+    is no event of that room and version, or if the create event is missing. For versions before 12
+    servers may be lenient, since many send only stripped events: `parse_stripped_state` reads
+    those. spec: server-server-api#put_matrixfederationv2inviteroomideventid
     """
     events = [_parse_entry(version, room_id, entry) for entry in _entries(entries)]
     if not any(event.key == CREATE for event in events):
@@ -84,7 +92,8 @@ def parse_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> 
 
 
 def sift_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> list[Event]:
-    """As `parse_room_state`, but what is malformed is left out. Raises `InvalidParam` if it is no list or too long."""
+    """As `parse_room_state`, but what is malformed is left out. Raises `InvalidParam` if it is no
+    list or too long."""
     events = []
     for entry in _entries(entries):
         try:
@@ -95,16 +104,19 @@ def sift_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> l
 
 
 def parse_stripped_state(entries: object) -> list[dict[str, Any]]:
-    """What may be shown to clients of state that another server claims: four keys of each, what is malformed left out.
+    """What may be shown to clients of state that another server claims: four keys of each, what is
+    malformed left out.
 
-    Entries may be stripped events or whole PDUs. Of entries for the same state the last counts. Raises `InvalidParam`
-    if it is no list or too long.
+    Entries may be stripped events or whole PDUs. Of entries for the same state the last counts.
+    Raises `InvalidParam` if it is no list or too long.
     """
     stripped: dict[StateKey, dict[str, Any]] = {}
     for entry in _entries(entries):
         if not isinstance(entry, Mapping):
             continue
-        event_type, state_key, sender, content = (entry.get(key) for key in ("type", "state_key", "sender", "content"))
+        event_type, state_key, sender, content = (
+            entry.get(key) for key in ("type", "state_key", "sender", "content")
+        )
         if (
             isinstance(event_type, str)
             and isinstance(state_key, str)

@@ -1,8 +1,9 @@
 """Who may see an event, by the history visibility of the room at that event.
 
-All is decided by the state just *before* the event and by what the event itself changes in it, so a caller walks a
-timeline with two entries of the state at hand: `m.room.history_visibility` and the reader's own `m.room.member`. That is
-also all that a batch needs: the two values are the same for long runs of events.
+All is decided by the state just *before* the event and by what the event itself changes in it, so a
+caller walks a timeline with two entries of the state at hand: `m.room.history_visibility` and the
+reader's own `m.room.member`. That is also all that a batch needs: the two values are the same for
+long runs of events.
 
 Events that were rejected or soft-failed are shown to nobody; that is not decided here.
 
@@ -32,18 +33,29 @@ _BY_VALUE: Final = {visibility.value: visibility for visibility in HistoryVisibi
 
 
 def read_visibility(event: Event | None) -> HistoryVisibility:
-    """What an m.room.history_visibility event sets: `SHARED` where there is none or it is not understood."""
+    """What an m.room.history_visibility event sets: `SHARED` where there is none or it is not
+    understood."""
     value = event.content.get("history_visibility") if event is not None else None
-    return _BY_VALUE.get(value, HistoryVisibility.SHARED) if isinstance(value, str) else HistoryVisibility.SHARED
+    return (
+        _BY_VALUE.get(value, HistoryVisibility.SHARED)
+        if isinstance(value, str)
+        else HistoryVisibility.SHARED
+    )
 
 
 def is_visible(
-    event: Event, user_id: str, *, visibility: HistoryVisibility, membership: str | None, joined_later: bool
+    event: Event,
+    user_id: str,
+    *,
+    visibility: HistoryVisibility,
+    membership: str | None,
+    joined_later: bool,
 ) -> bool:
     """Whether the user may see the event.
 
-    `visibility` and `membership` (None: the user has none) are of the state before the event. `joined_later`: the user
-    was joined to the room at any time after the event, as everyone is who is in it now.
+    `visibility` and `membership` (None: the user has none) are of the state before the event.
+    `joined_later`: the user was joined to the room at any time after the event, as everyone is who
+    is in it now.
     """
     memberships = {membership, membership_after(event, user_id, membership)}
     return _is_visible(event, visibility, memberships, joined_later)
@@ -57,22 +69,30 @@ def is_visible_to_server(
     memberships: Collection[str | None],
     joined_later: bool,
 ) -> bool:
-    """Whether a server may be given the event: whether any of its users may see it. Else it is given it redacted.
+    """Whether a server may be given the event: whether any of its users may see it. Else it is
+    given it redacted.
 
-    `memberships` are those that the server's users had before the event (repeats may be left out); `joined_later`: any
-    of its users was joined to the room at any time after the event. Whether the server may ask about the room at all is
-    another question. spec: server-server-api#backfilling-and-retrieving-missing-events
+    `memberships` are those that the server's users had before the event (repeats may be left out);
+    `joined_later`: any of its users was joined to the room at any time after the event. Whether the
+    server may ask about the room at all is another question. spec:
+    server-server-api#backfilling-and-retrieving-missing-events
     """
     seen = set(memberships)
-    if event.type == MEMBER and event.state_key is not None and event.state_key.partition(":")[2] == server:
+    if (
+        event.type == MEMBER
+        and event.state_key is not None
+        and event.state_key.partition(":")[2] == server
+    ):
         seen.add(event.membership)
     return _is_visible(event, visibility, seen, joined_later)
 
 
 def membership_after(event: Event, user_id: str, membership: str | None) -> str:
-    """The user's membership once the event has happened: what readers are told in `unsigned.membership`.
+    """The user's membership once the event has happened: what readers are told in
+    `unsigned.membership`.
 
-    `membership` is the one before it, None if the user had none. spec: client-server-api#definition-clientevent
+    `membership` is the one before it, None if the user had none. spec:
+    client-server-api#definition-clientevent
     """
     if event.type == MEMBER and event.state_key == user_id:
         return event.membership or "leave"
@@ -80,7 +100,10 @@ def membership_after(event: Event, user_id: str, membership: str | None) -> str:
 
 
 def _is_visible(
-    event: Event, visibility: HistoryVisibility, memberships: Collection[str | None], joined_later: bool
+    event: Event,
+    visibility: HistoryVisibility,
+    memberships: Collection[str | None],
+    joined_later: bool,
 ) -> bool:
     if _allows(visibility, memberships, joined_later):
         return True
@@ -89,7 +112,9 @@ def _is_visible(
     return False
 
 
-def _allows(visibility: HistoryVisibility, memberships: Collection[str | None], joined_later: bool) -> bool:
+def _allows(
+    visibility: HistoryVisibility, memberships: Collection[str | None], joined_later: bool
+) -> bool:
     """The numbered rules, in their order."""
     return (
         visibility is HistoryVisibility.WORLD_READABLE

@@ -1,4 +1,5 @@
-"""What we ask other servers about their people and rooms: profiles, aliases, their public directory, spaces.
+"""What we ask other servers about their people and rooms: profiles, aliases, their public
+directory, spaces.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """
@@ -8,10 +9,17 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.peers.requests import Requests, path_of
 from federation.protocol.errors import BadJson, RemoteError
-from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, is_room_id, is_server_name
+from federation.protocol.ids import (
+    RoomAlias,
+    RoomID,
+    ServerName,
+    UserID,
+    is_room_id,
+    is_server_name,
+)
 from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
-from federation.requests import Requests, path_of
 
 MAX_SERVERS: Final = 50
 """How many of the servers that another names are believed to be in a room."""
@@ -41,8 +49,11 @@ class DirectoryRequests:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
 
-    async def get_profile(self, server: ServerName, user_id: UserID, field: str | None) -> Mapping[str, Any]:
-        """The profile of one of its users, or one field. Raises RemoteError, Forbidden (the policy)."""
+    async def get_profile(
+        self, server: ServerName, user_id: UserID, field: str | None
+    ) -> Mapping[str, Any]:
+        """The profile of one of its users, or one field. Raises RemoteError, Forbidden (the
+        policy)."""
         query = [("user_id", str(user_id))]
         if field is not None:
             query.append(("field", field))
@@ -50,7 +61,9 @@ class DirectoryRequests:
             server, "/_matrix/federation/v1/query/profile", query, seconds=10, max_bytes=1 << 17
         )
 
-    async def get_alias(self, server: ServerName, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+    async def get_alias(
+        self, server: ServerName, alias: RoomAlias
+    ) -> tuple[RoomID, Sequence[ServerName]]:
         """The room of an alias, and servers in it. Raises RemoteError, Forbidden (the policy)."""
         answer = await self._requests.get(
             server,
@@ -62,10 +75,16 @@ class DirectoryRequests:
         room_id, named = answer.get("room_id"), answer.get("servers")
         if not isinstance(room_id, str) or not is_room_id(room_id):
             raise RemoteError(server, "the answer names no room", retryable=False)
-        servers = [ServerName(name) for name in (named if isinstance(named, list) else ()) if isinstance(name, str)]
+        servers = [
+            ServerName(name)
+            for name in (named if isinstance(named, list) else ())
+            if isinstance(name, str)
+        ]
         return RoomID(room_id), [name for name in servers if is_server_name(name)][:MAX_SERVERS]
 
-    async def get_hierarchy(self, server: ServerName, room_id: RoomID, *, suggested_only: bool) -> RemoteHierarchy:
+    async def get_hierarchy(
+        self, server: ServerName, room_id: RoomID, *, suggested_only: bool
+    ) -> RemoteHierarchy:
         """A room of a space with its children. Raises RemoteError, Forbidden (the policy)."""
         answer = await self._requests.get(
             server,
@@ -80,7 +99,8 @@ class DirectoryRequests:
             raise RemoteError(server, error.text, retryable=False) from error
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
-        """A page of its directory: rooms without an id are left out. Raises RemoteError, Forbidden (the policy)."""
+        """A page of its directory: rooms without an id are left out. Raises RemoteError, Forbidden
+        (the policy)."""
         body: dict[str, Any] = {"limit": query.limit}
         if query.since is not None:
             body["since"] = query.since
@@ -98,7 +118,9 @@ class DirectoryRequests:
             answer = await self._requests.post(server, path, {**body, "filter": wanted})
         else:
             answer = await self._requests.get(
-                server, path, [(name, "true" if value is True else str(value)) for name, value in body.items()]
+                server,
+                path,
+                [(name, "true" if value is True else str(value)) for name, value in body.items()],
             )
         chunk = answer.get("chunk") if isinstance(answer, dict) else None
         if not isinstance(chunk, list):
@@ -113,4 +135,8 @@ class DirectoryRequests:
 
 
 def _is_room(room: object) -> bool:
-    return isinstance(room, dict) and isinstance(room.get("room_id"), str) and is_room_id(room["room_id"])
+    return (
+        isinstance(room, dict)
+        and isinstance(room.get("room_id"), str)
+        and is_room_id(room["room_id"])
+    )

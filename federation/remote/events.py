@@ -1,8 +1,10 @@
-"""Asking other servers for events and states of rooms: what answers are read here, and how long they may be.
+"""Asking other servers for events and states of rooms: what answers are read here, and how long
+they may be.
 
 What comes back has the form that is said, and no more is known of it: no event is checked here.
 
-spec: server-server-api#retrieving-events, server-server-api#backfilling-and-retrieving-missing-events,
+spec: server-server-api#retrieving-events,
+server-server-api#backfilling-and-retrieving-missing-events,
 server-server-api#retrieving-event-authorisation-information
 """
 
@@ -12,11 +14,11 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.peers.event_lists import Turns, read_event, read_piece, split_lists
+from federation.peers.requests import Requests, path_of
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
-from federation.remote.long_answers import ANSWER_SECONDS
-from federation.remote.long_lists import Turns, read_event, read_piece, split_lists
-from federation.requests import Requests, path_of
+from federation.remote.large_responses import ANSWER_SECONDS
 
 Pdu = Mapping[str, Any]
 
@@ -29,7 +31,7 @@ MAX_STATE_BYTES: Final = 256 << 20
 MAX_IDS_BYTES: Final = 24 << 20
 SHORT_STATE_BYTES: Final = 4 << 20
 SHORT_LIST_BYTES: Final = 1 << 20
-"""Of lists of ids, and of auth chains. What is no longer needs no place (`long_answers.py`)."""
+"""Of lists of ids, and of auth chains. What is no longer needs no place (`large_responses.py`)."""
 STATES_AT_ONCE: Final = ((3, 32 << 20), (1, MAX_STATE_BYTES))
 LISTS_AT_ONCE: Final = ((2, MAX_IDS_BYTES),)
 """Of those that are longer, for all rooms: how many of up to how many bytes."""
@@ -66,7 +68,8 @@ class EventAtTime(msgspec.Struct, frozen=True):
 
 
 class RemoteEvents:
-    """Asks. All of it raises RemoteError, and Forbidden where the policy does not let us talk to a server.
+    """Asks. All of it raises RemoteError, and Forbidden where the policy does not let us talk to a
+    server.
 
     `seconds`: so long an answer may take at most, or less where that is long for it.
     """
@@ -107,11 +110,19 @@ class RemoteEvents:
         """These events and what precedes them."""
         query = [*(("v", event_id) for event_id in from_), ("limit", str(limit))]
         path = path_of("/_matrix/federation/v1/backfill/{}", room_id)
-        answer = await self._requests.get_bytes(server, path, query, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
+        answer = await self._requests.get_bytes(
+            server, path, query, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES
+        )
         return await self._read(server, answer, "pdus", limit)
 
     async def get_state_ids(
-        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float, max_bytes: int
+        self,
+        server: ServerName,
+        room_id: RoomID,
+        event_id: EventID,
+        *,
+        seconds: float,
+        max_bytes: int,
     ) -> StateIDs:
         """The state before an event. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/state_ids/{}", room_id)
@@ -127,7 +138,13 @@ class RemoteEvents:
         return StateIDs(state, await _ids(server, answer.auth_chain_ids, self._clock))
 
     async def get_state(
-        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float, max_bytes: int
+        self,
+        server: ServerName,
+        room_id: RoomID,
+        event_id: EventID,
+        *,
+        seconds: float,
+        max_bytes: int,
     ) -> StatePDUs:
         """The state before an event, in full. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/state/{}", room_id)
@@ -141,10 +158,14 @@ class RemoteEvents:
         try:
             lists = await split_lists(body, ("pdus", "auth_chain"), MAX_STATE_EVENTS, self._clock)
         except ValueError as error:
-            raise RemoteError(server, f"the answer is no state: {error}", retryable=False) from error
+            raise RemoteError(
+                server, f"the answer is no state: {error}", retryable=False
+            ) from error
         return StatePDUs(lists.found["pdus"], lists.found["auth_chain"])
 
-    async def get_event(self, server: ServerName, event_id: EventID, *, seconds: float = SECONDS) -> Pdu:
+    async def get_event(
+        self, server: ServerName, event_id: EventID, *, seconds: float = SECONDS
+    ) -> Pdu:
         """One event."""
         path = path_of("/_matrix/federation/v1/event/{}", event_id)
         answer = await self._requests.get(
@@ -156,7 +177,13 @@ class RemoteEvents:
         return pdus[0]
 
     async def get_event_auth(
-        self, server: ServerName, room_id: RoomID, event_id: EventID, *, seconds: float, max_bytes: int
+        self,
+        server: ServerName,
+        room_id: RoomID,
+        event_id: EventID,
+        *,
+        seconds: float,
+        max_bytes: int,
     ) -> list[Pdu]:
         """The auth chain of an event. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
@@ -166,13 +193,16 @@ class RemoteEvents:
         return await self._read(server, answer, "auth_chain", MAX_AUTH_CHAIN)
 
     async def _read(self, server: ServerName, answer: bytes, field: str, most: int) -> list[Pdu]:
-        """The events in a list of an answer, the first so many: read one by one, as each may hold far more than it is long."""
+        """The events in a list of an answer, the first so many: read one by one, as each may hold
+        far more than it is long."""
         try:
             lists = await split_lists(answer, (field,), MAX_AUTH_CHAIN, self._clock)
             if not isinstance(read_piece(lists.rest).get(field), list):
                 raise ValueError(f"it has no list `{field}`")
         except ValueError as error:
-            raise RemoteError(server, f"the answer is of another form: {error}", retryable=False) from error
+            raise RemoteError(
+                server, f"the answer is of another form: {error}", retryable=False
+            ) from error
         turns, events = Turns(self._clock), list[Pdu]()
         for piece in lists.found[field][:most]:
             if event := read_event(piece):
@@ -180,11 +210,17 @@ class RemoteEvents:
             await turns.after(len(memoryview(piece)))
         return events
 
-    async def get_event_at(self, server: ServerName, room_id: RoomID, ts: int, direction: str) -> EventAtTime:
+    async def get_event_at(
+        self, server: ServerName, room_id: RoomID, ts: int, direction: str
+    ) -> EventAtTime:
         """The event next to a time; `direction` is `f` or `b`."""
         path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room_id)
         answer = await self._requests.get(
-            server, path, [("ts", str(ts)), ("dir", direction)], seconds=SECONDS, max_bytes=MAX_EVENT_BYTES
+            server,
+            path,
+            [("ts", str(ts)), ("dir", direction)],
+            seconds=SECONDS,
+            max_bytes=MAX_EVENT_BYTES,
         )
         event_id, found_ts = answer.get("event_id"), answer.get("origin_server_ts")
         if not isinstance(event_id, str) or not is_event_id(event_id) or type(found_ts) is not int:
@@ -213,7 +249,9 @@ async def _ids(server: ServerName, ids: Sequence[str], clock: IReactorTime) -> l
     turns = Turns(clock, IDS_AT_ONCE)
     for start in range(0, len(ids), IDS_AT_ONCE):
         found.update(
-            (EventID(event_id), None) for event_id in ids[start : start + IDS_AT_ONCE] if is_event_id(event_id)
+            (EventID(event_id), None)
+            for event_id in ids[start : start + IDS_AT_ONCE]
+            if is_event_id(event_id)
         )
         if start + IDS_AT_ONCE < len(ids):
             await turns.after(IDS_AT_ONCE)

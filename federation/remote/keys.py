@@ -1,7 +1,7 @@
 """Keys of other servers' users: asked for, and checked when they come.
 
-What is malformed in an answer is left out. Signatures are for the clients, who trust no server with them; but whose keys
-they are is checked, so that a server can speak for its own users only.
+What is malformed in an answer is left out. Signatures are for the clients, who trust no server with
+them; but whose keys they are is checked, so that a server can speak for its own users only.
 
 spec: server-server-api#end-to-end-encryption, server-server-api#device-management
 """
@@ -11,6 +11,7 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
+from federation.peers.requests import RefusedByRemote, Requests, path_of
 from federation.protocol.canonical_json import check_readable, encode_canonical
 from federation.protocol.device_keys import (
     MAX_KEY_DEPTH,
@@ -21,12 +22,12 @@ from federation.protocol.device_keys import (
 )
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName, domain_of
-from federation.requests import RefusedByRemote, Requests, path_of
 
 MAX_DEVICES: Final = 2000
 """Of a user."""
 MAX_LIST_BYTES: Final = 1 << 20
-"""Of the keys of all devices of a user: several hundred have less. Clients get them with those of all others of a room."""
+"""Of the keys of all devices of a user: several hundred have less. Clients get them with those of
+all others of a room."""
 MAX_DEVICE_ID: Final = 255
 MAX_KEYS_BYTES: Final = 64 << 10
 """Of one device, or one key."""
@@ -43,7 +44,8 @@ USAGES: Final = ("master", "self_signing")
 
 
 class UserKeys(msgspec.Struct):
-    """What a user has published: keys of devices by their ids, and keys of cross-signing by usage."""
+    """What a user has published: keys of devices by their ids, and keys of cross-signing by
+    usage."""
 
     devices: dict[str, bytes] = msgspec.field(default_factory=dict)
     names: dict[str, str] = msgspec.field(default_factory=dict)
@@ -65,9 +67,11 @@ class RemoteKeys:
         self._requests = requests
 
     async def get_list(self, user_id: str, seconds: float) -> DeviceList:
-        """The devices of a user, asked of their server; none of a user whom it does not have. Raises RemoteError, Forbidden.
+        """The devices of a user, asked of their server; none of a user whom it does not have.
+        Raises RemoteError, Forbidden.
 
-        spec: client-server-api#post_matrixclientv3keysquery: an unknown user is no failure of their server
+        spec: client-server-api#post_matrixclientv3keysquery: an unknown user is no failure of their
+        server
         """
         server = domain_of(user_id)
         path = path_of("/_matrix/federation/v1/user/devices/{}", user_id)
@@ -78,8 +82,14 @@ class RemoteKeys:
                 raise
             return DeviceList(0, UserKeys())
         stream_id, devices = answer.get("stream_id"), answer.get("devices")
-        if answer.get("user_id") != user_id or not is_stream_id(stream_id) or not isinstance(devices, list):
-            raise RemoteError(server, "the answer is no list of the user's devices", retryable=False)
+        if (
+            answer.get("user_id") != user_id
+            or not is_stream_id(stream_id)
+            or not isinstance(devices, list)
+        ):
+            raise RemoteError(
+                server, "the answer is no list of the user's devices", retryable=False
+            )
         keys = UserKeys()
         for device in devices[:MAX_DEVICES]:
             if isinstance(device, dict):
@@ -92,8 +102,12 @@ class RemoteKeys:
     async def query(
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
     ) -> dict[str, UserKeys]:
-        """The keys of users of one server, each with the devices asked for (none: all). Raises RemoteError, Forbidden."""
-        path, most = "/_matrix/federation/v1/user/keys/query", QUERY_BYTES + BYTES_OF_USER * len(wanted)
+        """The keys of users of one server, each with the devices asked for (none: all). Raises
+        RemoteError, Forbidden."""
+        path, most = (
+            "/_matrix/federation/v1/user/keys/query",
+            QUERY_BYTES + BYTES_OF_USER * len(wanted),
+        )
         answer = await self._post(server, path, {"device_keys": wanted}, seconds, most)
         found: dict[str, UserKeys] = {}
         for user_id, devices in _objects(answer.get("device_keys")):
@@ -104,13 +118,16 @@ class RemoteKeys:
         for usage in USAGES:
             for user_id, key in _objects(answer.get(f"{usage}_keys")):
                 if user_id in wanted:
-                    put_cross_signing_key(found.setdefault(user_id, UserKeys()), user_id, usage, key)
+                    put_cross_signing_key(
+                        found.setdefault(user_id, UserKeys()), user_id, usage, key
+                    )
         return found
 
     async def claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
     ) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
-        """One-time keys by user, device and name, of those asked for. Raises RemoteError, Forbidden."""
+        """One-time keys by user, device and name, of those asked for. Raises RemoteError,
+        Forbidden."""
         path, most = (
             "/_matrix/federation/v1/user/keys/claim",
             CLAIM_BYTES + BYTES_OF_CLAIM * sum(map(len, wanted.values())),
@@ -124,7 +141,11 @@ class RemoteKeys:
                     continue
                 for name, key in list(keys.items())[:1]:
                     content = _encode(key)
-                    if is_key_name(name) and name.startswith(f"{algorithm}:") and content is not None:
+                    if (
+                        is_key_name(name)
+                        and name.startswith(f"{algorithm}:")
+                        and content is not None
+                    ):
                         claimed.setdefault(user_id, {})[device_id] = {name: msgspec.Raw(content)}
         return claimed
 
@@ -132,7 +153,9 @@ class RemoteKeys:
         self, server: ServerName, path: str, body: Mapping[str, Any], seconds: float, most: int
     ) -> dict[str, Any]:
         # many are asked at once: what is expected of each is what there has to be room for
-        answer = await self._requests.post(server, path, body, seconds=seconds, max_bytes=min(most, MAX_ANSWER_BYTES))
+        answer = await self._requests.post(
+            server, path, body, seconds=seconds, max_bytes=min(most, MAX_ANSWER_BYTES)
+        )
         if not isinstance(answer, dict):
             raise RemoteError(server, "the answer is no JSON object", retryable=False)
         return answer
@@ -143,10 +166,16 @@ def is_stream_id(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 53
 
 
-def put_device(keys: UserKeys, user_id: str, device_id: object, content: object, name: object = None) -> None:
-    """Add a device, if it is one of that user, and one that can be kept beside the others. `name`: as its user calls it, where that is
-    said beside the keys, and not in their `unsigned`."""
-    if not isinstance(device_id, str) or not is_device_id(device_id) or not isinstance(content, dict):
+def put_device(
+    keys: UserKeys, user_id: str, device_id: object, content: object, name: object = None
+) -> None:
+    """Add a device, if it is one of that user, and one that can be kept beside the others. `name`:
+    as its user calls it, where that is said beside the keys, and not in their `unsigned`."""
+    if (
+        not isinstance(device_id, str)
+        or not is_device_id(device_id)
+        or not isinstance(content, dict)
+    ):
         return
     try:
         encoded = parse_identity_keys(content, user_id, device_id)

@@ -1,10 +1,11 @@
 """Fetching a file from the server that has it, into a sink: nothing large is in memory.
 
 Laws:
-- Servers are asked by the signed endpoint; those that do not know it by the one from before it, told to give nothing but
-  what is their own.
+- Servers are asked by the signed endpoint; those that do not know it by the one from before it,
+  told to give nothing but what is their own.
 - A redirect is followed over https alone, and to addresses alone that this server contacts.
-- An answer that is not whole and of the right form, or is longer than wanted, is an error, whatever the sink has by then.
+- An answer that is not whole and of the right form, or is longer than wanted, is an error, whatever
+  the sink has by then.
 
 spec: server-server-api#content-repository
 """
@@ -15,12 +16,12 @@ from typing import Final, Protocol
 
 import msgspec
 
-from federation.outbound.errors import OutboundError
-from federation.outbound.request import TakeBody
+from federation.http_client.errors import OutboundError
+from federation.http_client.request import TakeBody
+from federation.peers.requests import Query, RefusedByRemote, Requests, path_of
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.multipart import BadMultipart, MultipartFile
-from federation.requests import Query, RefusedByRemote, Requests, path_of
 
 ENVELOPE_BYTES: Final = 128 << 10
 """What may come around the file."""
@@ -28,7 +29,8 @@ UNSIGNED_PATH: Final = "/_matrix/media/v3/download/{}/{}"
 SIGNED_PATH: Final = "/_matrix/federation/v1/media/download/{}"
 
 Follow = Callable[[str, TakeBody, float, int], Awaitable[int]]
-"""GET what is at an address, within so many seconds, so many bytes at most; the status. Raises OutboundError."""
+"""GET what is at an address, within so many seconds, so many bytes at most; the status. Raises
+OutboundError."""
 
 
 class RemoteFileTooLarge(RemoteError):
@@ -65,11 +67,20 @@ class RemoteMedia:
         self._follow = follow
 
     async def download(
-        self, server: ServerName, media_id: str, sink: FileSink, *, timeout_ms: int, seconds: float, max_bytes: int
+        self,
+        server: ServerName,
+        media_id: str,
+        sink: FileSink,
+        *,
+        timeout_ms: int,
+        seconds: float,
+        max_bytes: int,
     ) -> FileHeaders:
-        """Fetch a file. `timeout_ms`: how long the other server may wait for its upload. `seconds`: for each answer.
+        """Fetch a file. `timeout_ms`: how long the other server may wait for its upload. `seconds`:
+        for each answer.
 
-        Raises RefusedByRemote, RemoteFileTooLarge, another RemoteError, Forbidden (the policy), OSError (the sink).
+        Raises RefusedByRemote, RemoteFileTooLarge, another RemoteError, Forbidden (the policy),
+        OSError (the sink).
         """
         receiver = _Receiver(server, sink, max_bytes)
         limits = (seconds, max_bytes + ENVELOPE_BYTES)
@@ -81,11 +92,23 @@ class RemoteMedia:
         return await self._finish(receiver, limits)
 
     async def _ask_either(
-        self, server: ServerName, media_id: str, timeout_ms: int, receiver: "_Receiver", limits: tuple[float, int]
+        self,
+        server: ServerName,
+        media_id: str,
+        timeout_ms: int,
+        receiver: "_Receiver",
+        limits: tuple[float, int],
     ) -> None:
         query: Query = (("timeout_ms", str(timeout_ms)),)
         try:
-            await self._ask(server, path_of(SIGNED_PATH, media_id), query, receiver.take_multipart, limits, signed=True)
+            await self._ask(
+                server,
+                path_of(SIGNED_PATH, media_id),
+                query,
+                receiver.take_multipart,
+                limits,
+                signed=True,
+            )
         except RefusedByRemote as error:
             if not _knows_no_such_path(error):
                 raise
@@ -104,7 +127,9 @@ class RemoteMedia:
         signed: bool,
     ) -> None:
         seconds, max_bytes = limits
-        await self._requests.download(server, path, query, take, seconds=seconds, max_bytes=max_bytes, signed=signed)
+        await self._requests.download(
+            server, path, query, take, seconds=seconds, max_bytes=max_bytes, signed=signed
+        )
 
     async def _finish(self, receiver: "_Receiver", limits: tuple[float, int]) -> FileHeaders:
         receiver.check_whole()
@@ -116,10 +141,14 @@ class RemoteMedia:
         except OutboundError as error:
             receiver.raise_problem()
             raise RemoteError(
-                receiver.server, f"the file is elsewhere, and there {error}", retryable=error.retryable
+                receiver.server,
+                f"the file is elsewhere, and there {error}",
+                retryable=error.retryable,
             ) from error
         if status != HTTPStatus.OK:
-            raise RemoteError(receiver.server, f"the file is elsewhere, and there is {status}", retryable=False)
+            raise RemoteError(
+                receiver.server, f"the file is elsewhere, and there is {status}", retryable=False
+            )
         return receiver.headers
 
 
@@ -139,7 +168,9 @@ class _Receiver:
     def take_multipart(self, _status: int, headers: Mapping[str, str]) -> Callable[[bytes], None]:
         self._begin()
         try:
-            self._multipart = multipart = MultipartFile(headers.get("content-type", ""), self._begin_file, self._write)
+            self._multipart = multipart = MultipartFile(
+                headers.get("content-type", ""), self._begin_file, self._write
+            )
         except BadMultipart as error:
             raise self._fail(RemoteError(self.server, str(error), retryable=False)) from error
 
@@ -164,9 +195,13 @@ class _Receiver:
     def check_whole(self) -> None:
         """Raises RemoteError where something is missing."""
         if self._multipart is not None and not self._multipart.is_whole:
-            raise RemoteError(self.server, "the answer ends before its last boundary", retryable=False)
+            raise RemoteError(
+                self.server, "the answer ends before its last boundary", retryable=False
+            )
         if self.location is not None and self._size:
-            raise RemoteError(self.server, "it gives a file, and says that it is elsewhere", retryable=False)
+            raise RemoteError(
+                self.server, "it gives a file, and says that it is elsewhere", retryable=False
+            )
 
     def raise_problem(self) -> None:
         """Raises what was wrong with the body, if that ended the exchange."""
@@ -181,7 +216,9 @@ class _Receiver:
 
     def _begin_file(self, headers: Mapping[str, str]) -> None:
         self.location = headers.get("location") if self._multipart is not None else None
-        self.headers = FileHeaders(headers.get("content-type", ""), headers.get("content-disposition", ""))
+        self.headers = FileHeaders(
+            headers.get("content-type", ""), headers.get("content-disposition", "")
+        )
 
     def _write(self, data: bytes) -> None:
         self._size += len(data)
@@ -199,7 +236,8 @@ class _Receiver:
 
 
 def _knows_no_such_path(error: RefusedByRemote) -> bool:
-    """Whether a server answers as one does that has not heard of the endpoint, or a proxy before it."""
+    """Whether a server answers as one does that has not heard of the endpoint, or a proxy before
+    it."""
     if error.errcode == "M_UNRECOGNIZED":
         return error.status in (400, 404, 405)
     return error.status == 404 and error.errcode == "M_UNKNOWN"

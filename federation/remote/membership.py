@@ -1,9 +1,11 @@
-"""What we ask of servers that are in a room when a user of ours wants in or out, and of the server of who is invited.
+"""What we ask of servers that are in a room when a user of ours wants in or out, and of the server
+of who is invited.
 
-An answer is what another server says: of the right form once it leaves here, and true only where its events prove it.
+An answer is what another server says: of the right form once it leaves here, and true only where
+its events prove it.
 
-spec: server-server-api#joining-rooms, server-server-api#inviting-to-a-room, server-server-api#leaving-rooms-rejecting-invites,
-server-server-api#knocking-rooms
+spec: server-server-api#joining-rooms, server-server-api#inviting-to-a-room,
+server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
 """
 
 import re
@@ -14,19 +16,19 @@ from typing import Any, Final, Literal
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.peers.event_lists import MAX_REST, split_lists
+from federation.peers.requests import Query, RefusedByRemote, Requests, path_of
 from federation.protocol.errors import RemoteError
 from federation.protocol.events import Event, encode_pdu
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.remote.events import MAX_STATE_EVENTS
-from federation.remote.long_answers import ANSWER_SECONDS, LongAnswers
-from federation.remote.long_lists import MAX_REST, split_lists
-from federation.requests import Query, RefusedByRemote, Requests, path_of
+from federation.remote.large_responses import ANSWER_SECONDS, LongAnswers
 
 Action = Literal["join", "leave", "knock"]
 INVITE_SECONDS: Final = 20
-"""How long the server of who is invited is waited for: as long as somebody waits who has pressed a button. One that asks others about the
-room before it answers has its time."""
+"""How long the server of who is invited is waited for: as long as somebody waits who has pressed a
+button. One that asks others about the room before it answers has its time."""
 _PAIR: Final = re.compile(rb"\s*\[\s*\d+\s*,")
 _OLD_ENDPOINT: Final = frozenset({400, 404, 405})
 """What servers answer that do not know version 2 of an endpoint."""
@@ -78,9 +80,14 @@ class MembershipRequests:
         self._states = states
         self._clock = clock
 
-    async def make(self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID) -> Template:
-        """A template for the user's new membership. Raises RemoteError, UnknownVersion, Forbidden (the policy)."""
-        versions: Query = () if action == "leave" else [("ver", version) for version in ROOM_VERSIONS]
+    async def make(
+        self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID
+    ) -> Template:
+        """A template for the user's new membership. Raises RemoteError, UnknownVersion, Forbidden
+        (the policy)."""
+        versions: Query = (
+            () if action == "leave" else [("ver", version) for version in ROOM_VERSIONS]
+        )
         path = path_of(f"/_matrix/federation/v1/make_{action}/{{}}/{{}}", room_id, user_id)
         answer = await self._requests.get(server, path, versions)
         named = answer.get("room_version", "1")
@@ -103,8 +110,11 @@ class MembershipRequests:
         return Template(version, event)
 
     @asynccontextmanager
-    async def send_join(self, server: ServerName, event: Event, *, omit_members: bool) -> AsyncIterator[JoinedState]:
-        """Enter the room by a signed join; a long answer has its place while it is used. Raises RemoteError, Forbidden (the policy).
+    async def send_join(
+        self, server: ServerName, event: Event, *, omit_members: bool
+    ) -> AsyncIterator[JoinedState]:
+        """Enter the room by a signed join; a long answer has its place while it is used. Raises
+        RemoteError, Forbidden (the policy).
 
         `omit_members`: the server may leave out most memberships.
         """
@@ -115,25 +125,35 @@ class MembershipRequests:
         async with self._states.read(server, ask) as joined:
             yield joined
 
-    async def _send_join(self, server: ServerName, event: Event, most: int, *, omit_members: bool) -> JoinedState:
+    async def _send_join(
+        self, server: ServerName, event: Event, most: int, *, omit_members: bool
+    ) -> JoinedState:
         arguments = (event.room_id, event.event_id)
         body = msgspec.Raw(encode_pdu(event))
         query = [("omit_members", "true")] if omit_members else []
         try:
             path = path_of("/_matrix/federation/v2/send_join/{}/{}", *arguments)
-            answer = await self._requests.put_bytes(server, path, body, query, seconds=ANSWER_SECONDS, max_bytes=most)
+            answer = await self._requests.put_bytes(
+                server, path, body, query, seconds=ANSWER_SECONDS, max_bytes=most
+            )
         except RefusedByRemote as refusal:
             if not _is_old(refusal, event):
                 raise
             path = path_of("/_matrix/federation/v1/send_join/{}/{}", *arguments)
-            answer = await self._requests.put_bytes(server, path, body, seconds=ANSWER_SECONDS, max_bytes=most)
+            answer = await self._requests.put_bytes(
+                server, path, body, seconds=ANSWER_SECONDS, max_bytes=most
+            )
             answer = _object_in_pair(answer)
         try:
             # as long a list of servers as there may be
-            lists = await split_lists(answer, ("state", "auth_chain"), MAX_STATE_EVENTS, self._clock, longest=MAX_REST)
+            lists = await split_lists(
+                answer, ("state", "auth_chain"), MAX_STATE_EVENTS, self._clock, longest=MAX_REST
+            )
             beside = msgspec.json.decode(lists.rest, type=_Beside)
         except (ValueError, RecursionError) as error:
-            raise RemoteError(server, f"the answer to the join is of another form: {error}", retryable=False) from error
+            raise RemoteError(
+                server, f"the answer to the join is of another form: {error}", retryable=False
+            ) from error
         return JoinedState(
             lists.found["state"],
             lists.found["auth_chain"],
@@ -147,11 +167,15 @@ class MembershipRequests:
         arguments = (event.room_id, event.event_id)
         body = msgspec.Raw(encode_pdu(event))
         try:
-            await self._requests.put(server, path_of("/_matrix/federation/v2/send_leave/{}/{}", *arguments), body)
+            await self._requests.put(
+                server, path_of("/_matrix/federation/v2/send_leave/{}/{}", *arguments), body
+            )
         except RefusedByRemote as refusal:
             if not _is_old(refusal, event):
                 raise
-            await self._requests.put(server, path_of("/_matrix/federation/v1/send_leave/{}/{}", *arguments), body)
+            await self._requests.put(
+                server, path_of("/_matrix/federation/v1/send_leave/{}/{}", *arguments), body
+            )
 
     async def send_knock(self, server: ServerName, event: Event) -> object:
         """Knock; what the server says of the room. Raises RemoteError, Forbidden (the policy)."""
@@ -170,7 +194,9 @@ class MembershipRequests:
             server, path_of("/_matrix/federation/v1/exchange_third_party_invite/{}", room_id), event
         )
 
-    async def invite(self, server: ServerName, event: Event, room_state: Iterable[msgspec.Raw]) -> Mapping[str, Any]:
+    async def invite(
+        self, server: ServerName, event: Event, room_state: Iterable[msgspec.Raw]
+    ) -> Mapping[str, Any]:
         """Ask the server of who is invited for its signature: the event as it comes back.
 
         Raises RemoteError, Forbidden (the policy).
@@ -186,11 +212,16 @@ class MembershipRequests:
             answer = await self._requests.put(server, path, body, seconds=INVITE_SECONDS)
         except RefusedByRemote as refusal:
             # version 1 does not say of which version the room is
-            if refusal.status not in _OLD_ENDPOINT or event.version.event_format is not EventFormat.V1:
+            if (
+                refusal.status not in _OLD_ENDPOINT
+                or event.version.event_format is not EventFormat.V1
+            ):
                 raise
             old = {**event.pdu, "unsigned": {"invite_room_state": body["invite_room_state"]}}
             path = path_of("/_matrix/federation/v1/invite/{}/{}", *arguments)
-            answer = _second(server, await self._requests.put(server, path, old, seconds=INVITE_SECONDS))
+            answer = _second(
+                server, await self._requests.put(server, path, old, seconds=INVITE_SECONDS)
+            )
         signed = answer.get("event") if isinstance(answer, dict) else None
         if not isinstance(signed, dict):
             raise RemoteError(server, "the answer holds no event", retryable=False)
@@ -198,7 +229,8 @@ class MembershipRequests:
 
 
 def _object_in_pair(body: bytes) -> bytes:
-    """The object in `[200, {…}]`, as version 1 answers; what is no such pair stays as it is, and is refused as no object."""
+    """The object in `[200, {…}]`, as version 1 answers; what is no such pair stays as it is, and is
+    refused as no object."""
     begins = _PAIR.match(body)
     return body if begins is None else body[begins.end() : max(body.rfind(b"]"), begins.end())]
 

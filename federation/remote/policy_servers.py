@@ -1,11 +1,12 @@
-"""Asking a room's policy server to sign an event. spec: server-server-api#post_matrixpolicyv1sign"""
+"""Asking a room's policy server to sign an event. spec:
+server-server-api#post_matrixpolicyv1sign"""
 
 import msgspec
 
+from federation.peers.requests import Requests
 from federation.protocol.events import Event, encode_pdu
 from federation.protocol.policy_server import KEY_ID, SIGN_PATHS, PolicyServer
 from federation.protocol.signing import signatures_of
-from federation.requests import Requests
 
 SECONDS = 5.0
 """So long a room waits for one that does not answer."""
@@ -19,9 +20,14 @@ class RemotePolicyServers:
         self._requests = requests
 
     async def sign(self, server: PolicyServer, event: Event) -> str | None:
-        """Its signature, not checked yet; None where the answer has none. Raises RemoteError, Forbidden (the policy)."""
+        """Its signature, not checked yet; None where the answer has none. Raises RemoteError,
+        Forbidden (the policy)."""
         body = msgspec.Raw(encode_pdu(event))
         answer = await self._requests.post(
-            server.server_name, SIGN_PATHS[server.named_by], body, seconds=SECONDS, max_bytes=ANSWER_BYTES
+            server.server_name,
+            SIGN_PATHS[server.named_by],
+            body,
+            seconds=SECONDS,
+            max_bytes=ANSWER_BYTES,
         )
         return signatures_of({"signatures": answer}, server.server_name).get(KEY_ID)

@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-from federation.identity import ServerIdentity
+from federation.peers.identity import ServerIdentity
+from federation.peers.requests import Requests, path_of
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.requests import Requests, path_of
 
 MAX_PDUS: Final = 50
 MAX_EDUS: Final = 100
@@ -38,7 +38,8 @@ class Transactions:
         self._origin = encode_canonical(identity.server_name)
 
     async def send(self, destination: ServerName, transaction: Transaction) -> int:
-        """The other server has it; how many of the events it says it could not take. Raises RemoteError, Forbidden."""
+        """The other server has it; how many of the events it says it could not take. Raises
+        RemoteError, Forbidden."""
         body = b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[%b]}' % (
             b",".join(transaction.edus),
             self._origin,
@@ -46,10 +47,16 @@ class Transactions:
             b",".join(transaction.pdus),
         )
         path = path_of("/_matrix/federation/v1/send/{}", transaction.txn_id)
-        answer = await self._requests.put(destination, path, msgspec.Raw(body), max_bytes=MAX_ANSWER_BYTES)
+        answer = await self._requests.put(
+            destination, path, msgspec.Raw(body), max_bytes=MAX_ANSWER_BYTES
+        )
         if not isinstance(answer, dict):
-            raise RemoteError(destination, "the answer to a transaction is no JSON object", retryable=True)
+            raise RemoteError(
+                destination, "the answer to a transaction is no JSON object", retryable=True
+            )
         results = answer.get("pdus")
         if not isinstance(results, dict):
             return 0
-        return sum(1 for result in results.values() if isinstance(result, dict) and "error" in result)
+        return sum(
+            1 for result in results.values() if isinstance(result, dict) and "error" in result
+        )

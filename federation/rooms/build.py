@@ -1,12 +1,16 @@
-"""From drafts to events: a chain of them upon a room's head, in memory, each authorized by the state before it.
+"""From drafts to events: a chain of them upon a room's head, in memory, each authorized by the
+state before it.
 
 Laws:
-- A chain is built without holding anything: whether its head still stands is found out by the write.
-- A request's drafts succeed or fail together: a failed one leaves the chain as it was before the request.
-- Our own events pass the same authorization as everyone's (`check.py`). Their form, hash and signature are right by
-  construction. They follow all forward extremities, so the state before them is the current one, and their auth events are
-  chosen from it: the three state checks of a received event are one here. (Where more than MAX_PREV_EVENTS branches hang
-  loose, which no honest room comes to, the first event names the oldest of them and the next one the others.)
+- A chain is built without holding anything: whether its head still stands is found out by the
+  write.
+- A request's drafts succeed or fail together: a failed one leaves the chain as it was before the
+  request.
+- Our own events pass the same authorization as everyone's (`check.py`). Their form, hash and
+  signature are right by construction. They follow all forward extremities, so the state before them
+  is the current one, and their auth events are chosen from it: the three state checks of a received
+  event are one here. (Where more than MAX_PREV_EVENTS branches hang loose, which no honest room
+  comes to, the first event names the oldest of them and the next one the others.)
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -14,7 +18,7 @@ from secrets import token_urlsafe
 
 import msgspec
 
-from federation.identity import ServerIdentity
+from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import Forbidden
 from federation.protocol.event_auth import auth_keys, check_auth
 from federation.protocol.event_signing import build_event
@@ -34,12 +38,12 @@ from federation.protocol.room_versions import EventFormat
 from federation.protocol.signing import encode_base64
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import state_effect
+from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.relations import read_relation
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
-from storage.events import EventFlag
-from storage.redactions import Redaction
-from storage.room_writer import NewEvent
+from federation.rooms.snapshot import CREATE, POWER_LEVELS, RoomSnapshot
+from storage.events.events import EventFlag
+from storage.persist.redactions import Redaction
+from storage.persist.room_writer import NewEvent
 
 MAX_DEPTH = 2**53 - 1
 MAX_PREV_EVENTS = 20
@@ -69,11 +73,13 @@ class Classification(msgspec.Struct, frozen=True):
 
 Classify = Callable[[Event, Circumstances], Awaitable[Classification]]
 Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
-"""An event of ours with the signature of its room's policy server, if there is one (the event that says so)."""
+"""An event of ours with the signature of its room's policy server, if there is one (the event that
+says so)."""
 
 
 class TargetInChain(Exception):
-    """What has to do with an event that is not written yet, or with one that is being redacted, waits for the next chain."""
+    """What has to do with an event that is not written yet, or with one that is being redacted,
+    waits for the next chain."""
 
 
 class Chain:
@@ -88,7 +94,8 @@ class Chain:
         further_flags: int = 0,
         vouch: Vouch | None = None,
     ) -> None:
-        """`further_flags` are those of all its events; `vouch` gets what they need beside our signature."""
+        """`further_flags` are those of all its events; `vouch` gets what they need beside our
+        signature."""
         self._snapshot = snapshot
         self._events = events
         self._identity = identity
@@ -96,9 +103,9 @@ class Chain:
         self._further_flags = further_flags
         self._vouch = vouch
         self._overlay: dict[StateKey, Event] = {}
-        self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][
-            :MAX_PREV_EVENTS
-        ]
+        self._prev: Sequence[EventID] = [
+            EventID(event_id) for _, event_id in snapshot.head.extremities
+        ][:MAX_PREV_EVENTS]
         self._depth = snapshot.head.depth
         self._member_count = snapshot.head.joined_count
         self._moved: Mapping[UserID, bool] = {}
@@ -109,16 +116,28 @@ class Chain:
 
     @property
     def extremities(self) -> list[EventID]:
-        """The forward extremities once the chain is written: those of the head that it could not name are named next."""
-        unnamed = [EventID(event_id) for _, event_id in self._snapshot.head.extremities[MAX_PREV_EVENTS:]]
+        """The forward extremities once the chain is written: those of the head that it could not
+        name are named next."""
+        unnamed = [
+            EventID(event_id) for _, event_id in self._snapshot.head.extremities[MAX_PREV_EVENTS:]
+        ]
         return [*unnamed, self.built[-1].event_id]
 
     async def add(self, drafts: Sequence[Draft], now_ms: int) -> list[Event | StoredEvent]:
-        """Build the drafts of one request; for a draft that would change nothing, the event that is there already.
+        """Build the drafts of one request; for a draft that would change nothing, the event that is
+        there already.
 
-        Raises Forbidden and what else authorization raises, with the chain as before; TargetInChain.
+        Raises Forbidden and what else authorization raises, with the chain as before;
+        TargetInChain.
         """
-        mark = (dict(self._overlay), self._prev, self._depth, self._member_count, self._moved, len(self.built))
+        mark = (
+            dict(self._overlay),
+            self._prev,
+            self._depth,
+            self._member_count,
+            self._moved,
+            len(self.built),
+        )
         try:
             return [await self._build(draft, now_ms) for draft in drafts]
         except BaseException:
@@ -132,10 +151,19 @@ class Chain:
             check_new_levels(draft.content)
         keys = auth_keys(version, draft.type, draft.sender, draft.state_key, draft.content)
         own_key = StateKey(draft.type, draft.state_key) if draft.state_key is not None else None
-        state = await self._load({*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set()))
-        if draft.unless_same and own_key is not None and own_key in state and state[own_key].content == draft.content:
+        state = await self._load(
+            {*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set())
+        )
+        if (
+            draft.unless_same
+            and own_key is not None
+            and own_key in state
+            and state[own_key].content == draft.content
+        ):
             return self._overlay.get(own_key) or self._known[own_key]
-        event = await self._sign(draft, [state[key] for key in sorted(keys) if key in state], now_ms)
+        event = await self._sign(
+            draft, [state[key] for key in sorted(keys) if key in state], now_ms
+        )
         create = event if event.type == CREATE.type else state.get(CREATE)
         if create is None:
             # nor is this server: it knows no more than that somebody was invited
@@ -173,14 +201,18 @@ class Chain:
             version,
             server,
             self._identity.key,
-            room_id=None if version.room_id_is_create_hash and draft.type == CREATE.type else self._room_id,
+            room_id=None
+            if version.room_id_is_create_hash and draft.type == CREATE.type
+            else self._room_id,
             type=draft.type,
             sender=draft.sender,
             content=draft.content,
             state_key=draft.state_key,
             redacts=draft.redacts,
             sticky_ms=draft.sticky_ms,
-            origin_server_ts=draft.origin_server_ts if draft.origin_server_ts is not None else now_ms,
+            origin_server_ts=draft.origin_server_ts
+            if draft.origin_server_ts is not None
+            else now_ms,
             prev_events=self._prev,
             auth_events=[event.event_id for event in auth_events],
             depth=min(self._depth + 1, MAX_DEPTH),
@@ -194,10 +226,13 @@ class Chain:
         nids = [nid for nid, _ in self._snapshot.head.extremities][:MAX_PREV_EVENTS]
         return [event.event for event in (await self._events.get_events(nids)).values()]
 
-    async def _redaction(self, event: Event, state: Mapping[StateKey, Event], create: Event) -> Redaction | None:
+    async def _redaction(
+        self, event: Event, state: Mapping[StateKey, Event], create: Event
+    ) -> Redaction | None:
         """The effect of a redaction of ours: None when its target is unknown, or redacted already.
 
-        Raises Forbidden for a target that is not the sender's to redact, and for the event that made the room.
+        Raises Forbidden for a target that is not the sender's to redact, and for the event that
+        made the room.
         """
         target_id = event.redacts
         if target_id is None:
@@ -208,7 +243,8 @@ class Chain:
         if target is None or target.redacted_by is not None:
             return None
         levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
-        # stricter than what other servers check, who take any user of the target's server for its sender
+        # stricter than what other servers check, who take any user of the target's server for its
+        # sender
         if event.sender != target.event.sender and levels.user_level(event.sender) < levels.redact:
             raise Forbidden("You may not redact what others have sent into this room")
         if target.event.type == CREATE.type:
@@ -216,7 +252,8 @@ class Chain:
         return await prune(self._snapshot, target, self._identity)
 
     def _flags_of(self, event: Event) -> int:
-        """What all events of the chain have, and who is put out of a room hears of it even if they were only invited.
+        """What all events of the chain have, and who is put out of a room hears of it even if they
+        were only invited.
 
         Whom a room keeps out from its beginning does not hear of it.
         """
@@ -250,7 +287,9 @@ class Chain:
     ) -> None:
         around = self._circumstances(event, state)
         classification = await self._classify(event, around)
-        auth_stored = [self._known[key].nid for key in keys if key in state and key not in self._overlay]
+        auth_stored = [
+            self._known[key].nid for key in keys if key in state and key not in self._overlay
+        ]
         auth_built = [self._overlay[key].event_id for key in keys if key in self._overlay]
         self.new.append(
             NewEvent(
@@ -290,13 +329,15 @@ class Chain:
 
 
 def joins(event: Event, before: Event | None) -> int:
-    """By how much a membership event changes the number of those who are joined; `before`: that in whose place it comes."""
+    """By how much a membership event changes the number of those who are joined; `before`: that in
+    whose place it comes."""
     was_joined = before is not None and before.membership == "join"
     return (event.membership == "join") - was_joined
 
 
 async def prune(snapshot: RoomSnapshot, target: StoredEvent, identity: ServerIdentity) -> Redaction:
-    """What is left of an event when its content is taken away, and what that means for the tables beside the state."""
+    """What is left of an event when its content is taken away, and what that means for the tables
+    beside the state."""
     event = target.event
     pruned_pdu = encode_event_json(event.version, redact(event.version, event.pdu))
     effect = None

@@ -1,7 +1,9 @@
-"""The checks on receipt of an event, in the order of the specification: what becomes of what another server sends.
+"""The checks on receipt of an event, in the order of the specification: what becomes of what
+another server sends.
 
-Ask, then decide: what the checks need comes through `Sources`, asked for only when the checks before have passed. The
-rules themselves are those of `federation.protocol.event_auth`, which our own events pass too (see `build.py`).
+Ask, then decide: what the checks need comes through `Sources`, asked for only when the checks
+before have passed. The rules themselves are those of `federation.protocol.event_auth`, which our
+own events pass too (see `build.py`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -20,7 +22,7 @@ from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.snapshots import CREATE
+from federation.rooms.snapshot import CREATE
 
 
 class Verdict(Enum):
@@ -33,7 +35,8 @@ class Verdict(Enum):
     REJECT = "reject"
     """Kept, so that what builds upon it can be placed; without effect, and shown to nobody."""
     SOFT_FAIL = "soft_fail"
-    """Allowed where it stands but not by the present state: shown to nobody and not built upon by us."""
+    """Allowed where it stands but not by the present state: shown to nobody and not built upon by
+    us."""
     ACCEPT = "accept"
 
 
@@ -45,7 +48,9 @@ SHOWN = frozenset({Verdict.ACCEPT, Verdict.REDACT})
 class Candidate:
     """A PDU from outside, read when first asked for."""
 
-    def __init__(self, version: RoomVersion, pdu: Mapping[str, Any], event: Event | None = None) -> None:
+    def __init__(
+        self, version: RoomVersion, pdu: Mapping[str, Any], event: Event | None = None
+    ) -> None:
         """`event` is given for what we have stored, as far as it was checked then."""
         self._version = version
         self._pdu = pdu
@@ -91,12 +96,16 @@ class Sources(Protocol):
     async def get_auth_events(self, event: Event) -> AuthEvents:
         """The auth events that it names."""
 
-    async def get_state_before(self, event: Event, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
+    async def get_state_before(
+        self, event: Event, keys: Collection[StateKey]
+    ) -> Mapping[StateKey, Event] | None:
         """Entries of the state before the event; None for an outlier, whose place is not known."""
 
-    async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
-        """Entries of the present state; None where it has no say: for outliers, for the past, and where it is the state before the
-        event."""
+    async def get_current_state(
+        self, keys: Collection[StateKey]
+    ) -> Mapping[StateKey, Event] | None:
+        """Entries of the present state; None where it has no say: for outliers, for the past, and
+        where it is the state before the event."""
 
     async def is_room_create(self, event: Event) -> bool:
         """Whether a create event is the one that the room began with."""
@@ -110,7 +119,8 @@ class Checked(msgspec.Struct, frozen=True):
 
     verdict: Verdict
     event: Event | None
-    """The event to go on with, redacted where its content was not what its hash says; None when it is dropped."""
+    """The event to go on with, redacted where its content was not what its hash says; None when it
+    is dropped."""
     error: MatrixError | None = None
     """Why it was not simply accepted."""
 
@@ -120,8 +130,9 @@ async def check_on_receipt(
 ) -> Checked:
     """Run the checks of the specification, in its order and with its numbers.
 
-    `in_part`: of the state before the event only a part is known. What that does not allow is not shown, and not refused for
-    good either: others may cite it, until all of the state says what it is.
+    `in_part`: of the state before the event only a part is known. What that does not allow is not
+    shown, and not refused for good either: others may cite it, until all of the state says what it
+    is.
     """
     # 1. It is a valid event, and of the room that it came for.
     try:
@@ -144,7 +155,10 @@ async def check_on_receipt(
     flaw: MatrixError | None = None
     hashed = candidate.hashed()
     if hashed is not event:
-        accepted, flaw = Verdict.REDACT, BadEvent("The content of the event is not what its hash says")
+        accepted, flaw = (
+            Verdict.REDACT,
+            BadEvent("The content of the event is not what its hash says"),
+        )
         event = hashed
 
     # 4. Its auth events allow it.
@@ -200,11 +214,14 @@ def check_signed(event: Event, signed_by: Collection[ServerName]) -> None:
         raise Forbidden(f"The event lacks a valid signature of {min(unsigned)}")
 
 
-def _authorize(event: Event, state: Mapping[StateKey, Event], signed_by: Collection[ServerName]) -> None:
+def _authorize(
+    event: Event, state: Mapping[StateKey, Event], signed_by: Collection[ServerName]
+) -> None:
     """Raises AuthError."""
     create = event if event.type == CREATE.type else state.get(CREATE)
     if create is None:
         raise AuthError(
-            event.version, Rule.ROOM_UNKNOWN if event.version.room_id_is_create_hash else Rule.AUTH_NO_CREATE
+            event.version,
+            Rule.ROOM_UNKNOWN if event.version.room_id_is_create_hash else Rule.AUTH_NO_CREATE,
         )
     check_auth(event, state, create=create, signed_by=signed_by)

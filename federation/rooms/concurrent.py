@@ -12,7 +12,9 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-async def map_at_once(work: Callable[[A], Awaitable[T]], items: Iterable[A], at_once: int) -> list[T]:
+async def map_at_once(
+    work: Callable[[A], Awaitable[T]], items: Iterable[A], at_once: int
+) -> list[T]:
     """What the work gives for each of the items, in their order; so many are under way at a time.
 
     The first failure is raised, and no more is begun after it.
@@ -33,7 +35,8 @@ async def map_at_once(work: Callable[[A], Awaitable[T]], items: Iterable[A], at_
 
     try:
         await gatherResults(
-            [Deferred.fromCoroutine(go_on()) for _ in range(min(at_once, len(waiting)))], consumeErrors=True
+            [Deferred.fromCoroutine(go_on()) for _ in range(min(at_once, len(waiting)))],
+            consumeErrors=True,
         )
     except FirstError as error:
         error.subFailure.raiseException()
@@ -41,9 +44,13 @@ async def map_at_once(work: Callable[[A], Awaitable[T]], items: Iterable[A], at_
 
 
 async def wait_at_most(
-    work: Coroutine[Any, Any, None], seconds: float, clock: IReactorTime, note_failure: Callable[[Failure], None]
+    work: Coroutine[Any, Any, None],
+    seconds: float,
+    clock: IReactorTime,
+    note_failure: Callable[[Failure], None],
 ) -> None:
-    """Return once the work is done, or that time is up: then it goes on. Whatever it raises is only noted."""
+    """Return once the work is done, or that time is up: then it goes on. Whatever it raises is only
+    noted."""
     done: Deferred[None] = Deferred()
 
     def go_on(_: None) -> None:

@@ -1,17 +1,18 @@
-"""What the current state of rooms was at some position: the one that clients were told of who synchronised then.
+"""What the current state of rooms was at some position: the one that clients were told of who
+synchronised then.
 
-While a room's history is forked, its current state is not the state after its newest event: that one knows only its own
-fork. So whoever asks what differs between then and now asks here.
+While a room's history is forked, its current state is not the state after its newest event: that
+one knows only its own fork. So whoever asks what differs between then and now asks here.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from federation.protocol.events import StateKey
-from federation.rooms.room_events import RoomEvents
+from federation.rooms.events import RoomEvents
 from federation.rooms.timelines import Timelines
-from storage.memberships import MembershipRow
-from storage.state_tree import StateTreeStore
+from storage.rooms.memberships import MembershipRow
+from storage.state.state_tree import StateTreeStore
 
 MEMBER: Final = "m.room.member"
 
@@ -25,13 +26,16 @@ class CurrentStates:
         self._trees = trees
 
     async def at(self, positions: Mapping[int, int]) -> Mapping[int, bytes | None]:
-        """For each room the root of its current state at a position; None where there was none yet."""
+        """For each room the root of its current state at a position; None where there was none
+        yet."""
         if not positions:
             return {}
         newest = await self._timelines.get_newest(positions)
         events = await self._events.get_events(arrival.event_nid for arrival in newest.values())
         return {
-            room_nid: events[newest[room_nid].event_nid].current_root if room_nid in newest else None
+            room_nid: events[newest[room_nid].event_nid].current_root
+            if room_nid in newest
+            else None
             for room_nid in positions
         }
 
@@ -40,7 +44,9 @@ class CurrentStates:
         if not room_nids:
             return set()
         roots = await self.at(dict.fromkeys(room_nids, position))
-        states = await self._trees.get_entries_of_rooms([(nid, root, (key,), ()) for nid, root in roots.items()])
+        states = await self._trees.get_entries_of_rooms(
+            [(nid, root, (key,), ()) for nid, root in roots.items()]
+        )
         return {nid for nid, entries in zip(roots, states, strict=True) if entries}
 
     async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
@@ -48,7 +54,8 @@ class CurrentStates:
         return bool(await self.joined_at([row], position))
 
     async def joined_at(self, rows: Iterable[MembershipRow], position: int) -> set[tuple[int, str]]:
-        """Who of the users, by room, was in it at a position. The rows are their present memberships."""
+        """Who of the users, by room, was in it at a position. The rows are their present
+        memberships."""
         joined: set[tuple[int, str]] = set()
         moved: dict[int, list[StateKey]] = {}
         for row in rows:
@@ -62,5 +69,9 @@ class CurrentStates:
             entries = await self._trees.get_entries(room_nid, roots[room_nid], keys)
             found.update((nid, (room_nid, user_id)) for (_, user_id), nid in entries.items())
         events = await self._events.get_events(found)
-        joined.update(who for nid, who in found.items() if nid in events and events[nid].event.membership == "join")
+        joined.update(
+            who
+            for nid, who in found.items()
+            if nid in events and events[nid].event.membership == "join"
+        )
         return joined

@@ -7,9 +7,9 @@ import msgspec
 
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, UserID
-from storage.rooms import RoomRow
-from storage.sent_transactions import SentTransaction
-from storage.transaction import WriteTransaction
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.rooms import RoomRow
+from storage.rooms.sent_transactions import SentTransaction
 
 Check = Callable[[Sequence[Event]], Awaitable[None]]
 Also = Callable[[WriteTransaction, RoomRow], None]
@@ -17,7 +17,8 @@ Also = Callable[[WriteTransaction, RoomRow], None]
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """An event to be. The engine finds its place in the room, its auth events, id, hash and signature."""
+    """An event to be. The engine finds its place in the room, its auth events, id, hash and
+    signature."""
 
     type: str
     sender: UserID
@@ -31,9 +32,10 @@ class Draft(msgspec.Struct, frozen=True):
     sticky_ms: int | None = None
     """For how long it is told to everyone in the room (MSC4354)."""
     check: Check | None = None
-    """Asked when its turn has come and it is allowed, with the events of its chain that are not written yet: nothing of this
-    node's comes in between. Raises what its sender is told."""
+    """Asked when its turn has come and it is allowed, with the events of its chain that are not
+    written yet: nothing of this node's comes in between. Raises what its sender is told."""
     unless_same: bool = False
-    """Make no event when the state entry has this content already; the present event is the answer."""
+    """Make no event when the state entry has this content already; the present event is the
+    answer."""
     also: Also | None = None
     """What is to be written if the event is, and with it."""

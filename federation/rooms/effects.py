@@ -1,5 +1,5 @@
-"""What a state event means for the tables kept beside the state: memberships, the room's summary, a space's children, how
-long messages are kept.
+"""What a state event means for the tables kept beside the state: memberships, the room's summary, a
+space's children, how long messages are kept.
 
 Content comes from anyone, so what is not of the right form counts as absent.
 """
@@ -10,18 +10,18 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from federation.identity import ServerIdentity
+from federation.peers.identity import ServerIdentity
 from federation.protocol.events import Event, load_event
 from federation.protocol.ids import EventID, RoomID, UserID, is_room_id
 from federation.protocol.join_rules import read_allowed_rooms
 from federation.protocol.retention import RETENTION, read_max_lifetime
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.space_hierarchy import CHILD, is_link, is_suggested, read_order
-from storage.engine import SQLValue
-from storage.events import EventStore
-from storage.room_effects import NewLifetime, NewMembership, StateEffect
-from storage.rooms import RoomRow
-from storage.spaces import NewChild
+from storage.engine.interface import SQLValue
+from storage.events.events import EventStore
+from storage.persist.state_effects import NewLifetime, NewMembership, StateEffect
+from storage.rooms.rooms import RoomRow
+from storage.rooms.spaces import NewChild
 
 MAX_TEXT: Final = 4096
 """Characters of a name or topic that are kept for directories; the event has the rest."""
@@ -42,7 +42,8 @@ _SUMMARY: Final[Mapping[str, tuple[str, str]]] = {
 
 
 class StoredEffects:
-    """Effects of stored events: of many at once, past the cache, since few of them are needed again."""
+    """Effects of stored events: of many at once, past the cache, since few of them are needed
+    again."""
 
     def __init__(self, store: EventStore, identity: ServerIdentity) -> None:
         self._store = store
@@ -52,7 +53,9 @@ class StoredEffects:
         """What state events of a room mean, by their numbers."""
         version, room_id = ROOM_VERSIONS[room.version], RoomID(room.room_id)
         return {
-            nid: state_effect(load_event(version, EventID(row.event_id), room_id, row.pdu), self._identity)
+            nid: state_effect(
+                load_event(version, EventID(row.event_id), room_id, row.pdu), self._identity
+            )
             for nid, row in (await self._store.get_events(event_nids)).items()
         }
 
@@ -111,7 +114,8 @@ def _membership(event: Event, user_id: UserID, identity: ServerIdentity) -> NewM
 
 
 def _plain_topic(content: Mapping[str, Any]) -> str | None:
-    """The plain text among the forms in which a topic may be given. spec: client-server-api#mroomtopic"""
+    """The plain text among the forms in which a topic may be given. spec:
+    client-server-api#mroomtopic"""
     block = content.get("m.topic")
     forms = block.get("m.text") if isinstance(block, Mapping) else None
     for form in forms if isinstance(forms, list) else ():
@@ -122,7 +126,13 @@ def _plain_topic(content: Mapping[str, Any]) -> str | None:
 
 def _child(event: Event, child_id: str) -> NewChild:
     content = event.content
-    return NewChild(child_id, is_link(content), read_order(content), is_suggested(content), event.origin_server_ts)
+    return NewChild(
+        child_id,
+        is_link(content),
+        read_order(content),
+        is_suggested(content),
+        event.origin_server_ts,
+    )
 
 
 def _text(content: Mapping[str, Any], name: str) -> str | None:

@@ -1,9 +1,11 @@
 """The room engine: adds events to rooms, for our own users and for what other servers send.
 
 Laws:
-- Optimistic heads: a chain is built upon a head that was read; the write checks it, and who was overtaken builds again.
-- One queue a room: all sends that wait for a room become one chain and one write, so many senders to one room never
-  conflict on one node and never fork the room. Nothing is held while waiting: a queue is a list and a coroutine.
+- Optimistic heads: a chain is built upon a head that was read; the write checks it, and who was
+  overtaken builds again.
+- One queue a room: all sends that wait for a room become one chain and one write, so many senders
+  to one room never conflict on one node and never fork the room. Nothing is held while waiting: a
+  queue is a list and a coroutine.
 - A send is answered after its events are durable.
 """
 
@@ -16,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from federation.identity import ServerIdentity
+from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID
@@ -24,32 +26,35 @@ from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, TargetInChain, Vouch
 from federation.rooms.drafts import Also, Draft
+from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.partial_rooms import PartialRooms
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.servers import RoomServers
-from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.room_servers import RoomServers
+from federation.rooms.snapshot import RoomSnapshot
 from federation.rooms.state_view import StateView
-from storage.database import Database
-from storage.engine import DatabaseUnavailable
-from storage.events import EventFlag
-from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
-from storage.rooms import Head, RoomExists, RoomRow, RoomStore, add_room
-from storage.sent_transactions import AlreadySent, SentTransaction, select_response
-from storage.state_tree import StateTreeStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.interface import DatabaseUnavailable
+from storage.engine.transaction import WriteTransaction
+from storage.events.events import EventFlag
+from storage.persist.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
+from storage.rooms.rooms import Head, RoomExists, RoomRow, RoomStore, add_room
+from storage.rooms.sent_transactions import AlreadySent, SentTransaction, select_response
+from storage.state.state_tree import StateTreeStore
 
 T = TypeVar("T")
 
 MEMBER = "m.room.member"
 MAX_REQUESTS_A_CHAIN = 100
 MAX_REBUILDS = 100
-"""So often another node may be faster, which has its own last event in memory, and so wins many times in a row."""
+"""So often another node may be faster, which has its own last event in memory, and so wins many
+times in a row."""
 LONGEST_CHAIN_MS = 1_000
-"""A chain that takes longer to build, since the room's policy server is slow, is written before more is added to it."""
+"""A chain that takes longer to build, since the room's policy server is slow, is written before
+more is added to it."""
 
 
 class KeepsMoving(DatabaseUnavailable):
-    """Other nodes write into the room faster than this one can build upon it: nothing is written, and it may be tried again."""
+    """Other nodes write into the room faster than this one can build upon it: nothing is written,
+    and it may be tried again."""
 
     def __init__(self, room_id: str) -> None:
         super().__init__(f"the head of {room_id} moved {MAX_REBUILDS} times while building upon it")
@@ -109,22 +114,27 @@ class RoomEngine:
         self.misses = 0
         self._queues: dict[str, _Queue] = {}
         self._last_creation = 0
-        # other nodes' writes heard of; and for a room up to which of them its snapshot is known to be right
+        # other nodes' writes heard of; and for a room up to which of them its snapshot is known to
+        # be right
         self._others_writes = 0
         self._seen_writes: dict[str, int] = {}
         database.streams.watch(self._heed_others)
         self._log = Logger()
 
     def use_voucher(self, vouch: Vouch) -> None:
-        """Get from here what events of ours need beside our signature; told once, when the server is put together."""
+        """Get from here what events of ours need beside our signature; told once, when the server
+        is put together."""
         self._vouch = vouch
 
     async def vouch(self, snapshot: RoomSnapshot, event: Event) -> Event:
-        """An event that is built outside of the queue, with what it needs. Raises MatrixError, RemoteError."""
+        """An event that is built outside of the queue, with what it needs. Raises MatrixError,
+        RemoteError."""
         if self._vouch is None:
             return event
         named = find_naming(await snapshot.state.load(NAMING))
-        return await self._vouch(snapshot.room.room_nid, event, None if named is None else named.event)
+        return await self._vouch(
+            snapshot.room.room_nid, event, None if named is None else named.event
+        )
 
     def __len__(self) -> int:
         """Rooms in memory."""
@@ -153,10 +163,11 @@ class RoomEngine:
         return StateView(self._trees, self._events, room_nid, root)
 
     async def send(self, room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
-        """Add the events of one request to a room, all or none of them; returns them once they are durable.
+        """Add the events of one request to a room, all or none of them; returns them once they are
+        durable.
 
-        Raises Forbidden (for an unknown room as for one that the sender is not in, and other MatrixErrors of authorization
-        and size), AlreadySent, StateIncomplete.
+        Raises Forbidden (for an unknown room as for one that the sender is not in, and other
+        MatrixErrors of authorization and size), AlreadySent, StateIncomplete.
         """
         snapshot = await self.find_snapshot(room_id)
         if snapshot is None:
@@ -167,15 +178,20 @@ class RoomEngine:
         self._enqueue(room_id, request)
         return await request.done
 
-    async def check(self, room_id: RoomID, drafts: Sequence[Draft]) -> Sequence[Event | StoredEvent]:
-        """What `send` would add now, as far as this server itself decides it, or for a draft that changes nothing what there is;
-        nothing is added. Raises as `send` does, but for AlreadySent."""
+    async def check(
+        self, room_id: RoomID, drafts: Sequence[Draft]
+    ) -> Sequence[Event | StoredEvent]:
+        """What `send` would add now, as far as this server itself decides it, or for a draft that
+        changes nothing what there is; nothing is added. Raises as `send` does, but for
+        AlreadySent."""
         snapshot = await self.find_snapshot(room_id)
         if snapshot is None:
             raise Forbidden("You are not in this room")
         if snapshot.head.partial_join is not None:
             await self._wait_for_members(snapshot, drafts)
-        return await Chain(snapshot, self._events, self._identity, self._classify).add(drafts, self._now_ms())
+        return await Chain(snapshot, self._events, self._identity, self._classify).add(
+            drafts, self._now_ms()
+        )
 
     async def get_whole(self, room_id: RoomID) -> RoomSnapshot:
         """The room, once all of its state is here. Raises NotFound, StateIncomplete."""
@@ -186,15 +202,22 @@ class RoomEngine:
         return await self.get_snapshot(room_id)
 
     async def _wait_for_members(self, snapshot: RoomSnapshot, drafts: Sequence[Draft]) -> None:
-        """Whether somebody's membership may be changed depends on what it is: return when it is known."""
-        targets = {StateKey(MEMBER, draft.state_key) for draft in drafts if draft.type == MEMBER and draft.state_key}
+        """Whether somebody's membership may be changed depends on what it is: return when it is
+        known."""
+        targets = {
+            StateKey(MEMBER, draft.state_key)
+            for draft in drafts
+            if draft.type == MEMBER and draft.state_key
+        }
         if targets - (await snapshot.state.load(targets)).keys():
             await self._partial.wait(snapshot.room.room_nid)
 
     async def in_turn(self, room_id: RoomID, work: Callable[[], Awaitable[T]]) -> T:
-        """Do something while no other work of this node moves the room: for events that were made elsewhere.
+        """Do something while no other work of this node moves the room: for events that were made
+        elsewhere.
 
-        Other nodes may still move it, which the write finds out. `work` may not wait for the same queue.
+        Other nodes may still move it, which the write finds out. `work` may not wait for the same
+        queue.
         """
         turn = _Turn(work, Deferred())
         self._enqueue(room_id, turn)
@@ -206,7 +229,12 @@ class RoomEngine:
         others = await self._servers.in_room(snapshot.room.room_nid)
         further_flags = EventFlag.TO_SEND if others else 0
         return Chain(
-            snapshot, self._events, self._identity, self._classify, further_flags, self._vouch if others else None
+            snapshot,
+            self._events,
+            self._identity,
+            self._classify,
+            further_flags,
+            self._vouch if others else None,
         )
 
     async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
@@ -214,12 +242,15 @@ class RoomEngine:
         return await self._moved(snapshot) or snapshot
 
     def advance(
-        self, snapshot: RoomSnapshot, appended: Appended, changes: Mapping[StateKey, StoredEvent | None] | None = None
+        self,
+        snapshot: RoomSnapshot,
+        appended: Appended,
+        changes: Mapping[StateKey, StoredEvent | None] | None = None,
     ) -> list[StoredEvent]:
         """Make the next snapshot of a room that was written to; the new events as they are stored.
 
-        `changes` are the entries that differ from the state before (None: gone), where these are not simply what the new
-        events set.
+        `changes` are the entries that differ from the state before (None: gone), where these are
+        not simply what the new events set.
         """
         return self._advance(snapshot, appended, changes)
 
@@ -244,16 +275,21 @@ class RoomEngine:
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
         """Make a room of these drafts, of which the first creates it, in one write.
 
-        `room_id` is None where the create event names the room. `also` runs in the same transaction (that of a draft does not),
-        `prepare` before it, with the id that the room will have. Raises what authorization of a draft, or they, raise.
+        `room_id` is None where the create event names the room. `also` runs in the same transaction
+        (that of a draft does not), `prepare` before it, with the id that the room will have. Raises
+        what authorization of a draft, or they, raise.
         """
-        # two rooms that one person makes in the same millisecond would be one: the create event names the room. Another
-        # node may have made the other one, or this one before its clock was set back: then it is made a moment later
+        # two rooms that one person makes in the same millisecond would be one: the create event
+        # names the room. Another node may have made the other one, or this one before its clock was
+        # set back: then it is made a moment later
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
         placeholder = RoomRow(0, room_id or "", version.identifier, now)
         empty = Head(0, (), 0, None, 0, 0)
         chain = Chain(
-            RoomSnapshot(placeholder, version, empty, self.view(0, None)), self._events, self._identity, self._classify
+            RoomSnapshot(placeholder, version, empty, self.view(0, None)),
+            self._events,
+            self._identity,
+            self._classify,
         )
         for draft in drafts:
             await chain.add([draft], now)
@@ -305,7 +341,8 @@ class RoomEngine:
             self._seen_writes.pop(oldest, None)
 
     def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node has written: whether it has moved a room is asked when the room is next needed."""
+        """Another node has written: whether it has moved a room is asked when the room is next
+        needed."""
         self._others_writes += 1
 
     async def _drain(self, room_id: RoomID, queue: _Queue) -> None:
@@ -319,7 +356,8 @@ class RoomEngine:
                 batch = _next_requests(queue)
                 try:
                     deferred = await self._append(await self.get_snapshot(room_id), batch)
-                    # after the turn before which the chain ended: what others send waits for no more than one chain
+                    # after the turn before which the chain ended: what others send waits for no
+                    # more than one chain
                     at = 1 if queue.waiting and isinstance(queue.waiting[0], _Turn) else 0
                     queue.waiting[at:at] = deferred
                 except Exception as error:
@@ -334,7 +372,8 @@ class RoomEngine:
     async def _append(self, snapshot: RoomSnapshot, batch: Sequence[_Request]) -> list[_Request]:
         """Write one chain for these requests; returns those that have to wait for the next one.
 
-        Refusals are told after the write too: they may rest on events of the chain, and on a head that the write checks.
+        Refusals are told after the write too: they may rest on events of the chain, and on a head
+        that the write checks.
         """
         rebuilds = 0
         while rebuilds < MAX_REBUILDS:
@@ -342,7 +381,12 @@ class RoomEngine:
             now = self._now_ms()
             ready, later, refused = await self._build(chain, batch, now)
             try:
-                also = [draft.also for request in ready for draft in request.drafts if draft.also is not None]
+                also = [
+                    draft.also
+                    for request in ready
+                    for draft in request.drafts
+                    if draft.also is not None
+                ]
                 appended = await self._write(snapshot, chain, also, now)
             except HeadMoved:
                 rebuilds += 1
@@ -359,7 +403,10 @@ class RoomEngine:
                 request.done.errback(refusal)
             for request in ready:
                 request.done.callback(
-                    [event if isinstance(event, StoredEvent) else stored[event.event_id] for event in request.built]
+                    [
+                        event if isinstance(event, StoredEvent) else stored[event.event_id]
+                        for event in request.built
+                    ]
                 )
             return later
         raise KeepsMoving(snapshot.room.room_id)
@@ -367,7 +414,8 @@ class RoomEngine:
     async def _build(
         self, chain: Chain, batch: Sequence[_Request], now: int
     ) -> tuple[list[_Request], list[_Request], list[tuple[_Request, Failure]]]:
-        """Lengthen a chain by what can be: the requests that are in it, those that have to wait, those that failed and why."""
+        """Lengthen a chain by what can be: the requests that are in it, those that have to wait,
+        those that failed and why."""
         ready: list[_Request] = []
         later: list[_Request] = []
         refused: list[tuple[_Request, Failure]] = []
@@ -378,7 +426,9 @@ class RoomEngine:
                 later.append(request)
                 continue
             if own_names & names:
-                later.append(request)  # the same request twice at once: its repetition is answered by the next chain
+                later.append(
+                    request
+                )  # the same request twice at once: its repetition is answered by the next chain
                 continue
             try:
                 request.built = await chain.add(request.drafts, now)
@@ -391,7 +441,8 @@ class RoomEngine:
         return ready, later, refused
 
     async def _explain(self, names: Iterable[SentTransaction], refusal: Failure) -> Failure:
-        """Why a request is not carried out: a repeated one because it was, even if today it would be refused."""
+        """Why a request is not carried out: a repeated one because it was, even if today it would
+        be refused."""
         for sent in names:
             response = await self._database.read_quickly("get_sent_response", select_response, sent)
             if response is not None:
@@ -406,7 +457,9 @@ class RoomEngine:
         self._snapshots.pop(snapshot.room.room_id, None)
         return await self._read(snapshot.room)
 
-    async def _write(self, snapshot: RoomSnapshot, chain: Chain, also: Sequence[Also], now: int) -> Appended:
+    async def _write(
+        self, snapshot: RoomSnapshot, chain: Chain, also: Sequence[Also], now: int
+    ) -> Appended:
         if not chain.new:
             if await self._moved(snapshot) is not None:
                 raise HeadMoved(
@@ -430,7 +483,9 @@ class RoomEngine:
         also: Sequence[Also],
         now: int,
     ) -> Appended:
-        appended = self._writer.append(txn, snapshot.room, snapshot.head, new, extremities, now_ms=now)
+        appended = self._writer.append(
+            txn, snapshot.room, snapshot.head, new, extremities, now_ms=now
+        )
         for each in also:
             each(txn, snapshot.room)
         return appended
@@ -445,16 +500,23 @@ class RoomEngine:
         return others
 
     def _advance(
-        self, snapshot: RoomSnapshot, appended: Appended, changes: Mapping[StateKey, StoredEvent | None] | None = None
+        self,
+        snapshot: RoomSnapshot,
+        appended: Appended,
+        changes: Mapping[StateKey, StoredEvent | None] | None = None,
     ) -> list[StoredEvent]:
         """Make the next snapshot of the room; the new events as they are stored."""
         stored = [self._events.keep(snapshot.room, row) for row in appended.rows]
         if changes is None:
-            changes = {event.event.key: event for event in stored if event.event.state_key is not None}
+            changes = {
+                event.event.key: event for event in stored if event.event.state_key is not None
+            }
         state = snapshot.state.after(appended.head.state_root, changes)
         if any(event.event.redacts is not None for event in stored):
             state = self.view(snapshot.room.room_nid, appended.head.state_root)
-        self._keep(RoomSnapshot(snapshot.room, snapshot.version, appended.head, state), self._others_writes)
+        self._keep(
+            RoomSnapshot(snapshot.room, snapshot.version, appended.head, state), self._others_writes
+        )
         return stored
 
 

@@ -1,12 +1,14 @@
 """Users of this server whose accounts were erased: from whom what they sent is kept back.
 
 Laws:
-- Whoever comes into a room after the erasure, a user or a server, gets what the erased user sent there as if it were redacted, but for
-  the state of the room, which is the room's. Whoever was there sees what they saw. No redaction is sent.
-- A user was there who was in the room at the time of the erasure, or before it, for what stands before their leaving; or when the event
-  came. Who only looked on (a guest of a room that all may read, somebody who was invited) was not.
-- Who was erased is known from memory: a page costs nothing for it where it shows nothing of theirs to who came later, and else a few
-  look-ups, however many events there are.
+- Whoever comes into a room after the erasure, a user or a server, gets what the erased user sent
+  there as if it were redacted, but for the state of the room, which is the room's. Whoever was
+  there sees what they saw. No redaction is sent.
+- A user was there who was in the room at the time of the erasure, or before it, for what stands
+  before their leaving; or when the event came. Who only looked on (a guest of a room that all may
+  read, somebody who was invited) was not.
+- Who was erased is known from memory: a page costs nothing for it where it shows nothing of theirs
+  to who came later, and else a few look-ups, however many events there are.
 
 spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)
 """
@@ -20,10 +22,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.rooms.current_states import CurrentStates
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from storage.erasures import ErasureStore
-from storage.memberships import MembershipRow
-from storage.streams import Change, Streams, Topic
+from federation.rooms.events import RoomEvents, StoredEvent
+from storage.accounts.erasures import ErasureStore
+from storage.engine.streams import Change, Streams, Topic
+from storage.rooms.memberships import MembershipRow
 
 MAX_CHANGES_BACK: Final = 20
 """How many changes of a reader's membership are followed back to the time of an erasure."""
@@ -35,7 +37,9 @@ _ALL: Final = 2**53
 class ErasedSenders:
     """Knows them, and what is kept back from whom. For the reactor thread."""
 
-    def __init__(self, store: ErasureStore, streams: Streams, states: CurrentStates, events: RoomEvents) -> None:
+    def __init__(
+        self, store: ErasureStore, streams: Streams, states: CurrentStates, events: RoomEvents
+    ) -> None:
         self._store = store
         self._states = states
         self._events = events
@@ -57,20 +61,32 @@ class ErasedSenders:
                 self._take(found)
         return self._since
 
-    async def find_hidden(self, own: MembershipRow | None, shown: Sequence[tuple[StoredEvent, str]]) -> set[int]:
-        """Which of the events (of one room), by number, are for a user without their content. `own`: the user's present membership;
-        with each event, theirs once it had happened."""
+    async def find_hidden(
+        self, own: MembershipRow | None, shown: Sequence[tuple[StoredEvent, str]]
+    ) -> set[int]:
+        """Which of the events (of one room), by number, are for a user without their content.
+        `own`: the user's present membership; with each event, theirs once it had happened."""
         since = await self.get()
         if not since or since.keys().isdisjoint(event.event.sender for event, _ in shown):
             return set()
-        theirs = [event for event, membership in shown if event.event.sender in since and membership != "join"]
+        theirs = [
+            event
+            for event, membership in shown
+            if event.event.sender in since and membership != "join"
+        ]
         ends = await self._find_ends(own, {since[event.event.sender] for event in theirs})
         return {event.nid for event in theirs if event.depth > ends[since[event.event.sender]]}
 
     async def hides_from_server(self, joined: int, event: StoredEvent) -> bool:
-        """Whether a server that has been in the room since a position gets the event without its content."""
+        """Whether a server that has been in the room since a position gets the event without its
+        content."""
         erased = (await self.get()).get(event.event.sender)
-        return erased is not None and joined > erased and not event.is_outlier and (event.position or 0) < joined
+        return (
+            erased is not None
+            and joined > erased
+            and not event.is_outlier
+            and (event.position or 0) < joined
+        )
 
     def without_content(self, stored: StoredEvent) -> StoredEvent:
         """The event as if it were redacted."""
@@ -84,8 +100,11 @@ class ErasedSenders:
             self._pruned.popitem(last=False)
         return pruned
 
-    async def _find_ends(self, own: MembershipRow | None, positions: Iterable[int]) -> dict[int, int]:
-        """For each position, down to which depth the user was in the room before it; -1: they were not."""
+    async def _find_ends(
+        self, own: MembershipRow | None, positions: Iterable[int]
+    ) -> dict[int, int]:
+        """For each position, down to which depth the user was in the room before it; -1: they were
+        not."""
         if own is None:
             return dict.fromkeys(positions, -1)
         if own.membership == "join" and own.position <= min(positions, default=0):
@@ -111,7 +130,9 @@ class ErasedSenders:
 
     def _hear(self, changes: Sequence[Change]) -> None:
         self._changes_heard += 1
-        self._take({change.user_id: change.position for change in changes if change.user_id is not None})
+        self._take(
+            {change.user_id: change.position for change in changes if change.user_id is not None}
+        )
 
     def _heed_others(self, after: int, _upto: int) -> None:
         """Another node has written: perhaps that somebody was erased."""

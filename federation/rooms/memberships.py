@@ -1,15 +1,15 @@
 """Who is in which room, from memory: the rooms of a user, the local users of a room.
 
-Read once, then kept up by the stream of events, so that waking and synchronising cost no query. A load that a change of
-the same key overtakes is done again. For the reactor thread.
+Read once, then kept up by the stream of events, so that waking and synchronising cost no query. A
+load that a change of the same key overtakes is done again. For the reactor thread.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from federation.protocol.ids import UserID
-from storage.memberships import MembershipRow, MembershipStore
-from storage.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Streams, Topic
+from storage.rooms.memberships import MembershipRow, MembershipStore
 
 
 class Memberships:
@@ -33,7 +33,8 @@ class Memberships:
         return len(self._by_user) + len(self._local)
 
     async def of_user(self, user_id: UserID) -> Mapping[int, MembershipRow]:
-        """All memberships of a user by room number. The mapping is the cache's own: read, don't keep."""
+        """All memberships of a user by room number. The mapping is the cache's own: read, don't
+        keep."""
         found = self.known_of(user_id)
         if found is not None:
             return found
@@ -88,11 +89,14 @@ class Memberships:
             elif room_nid in rooms and rooms[room_nid].membership == "join":
                 found.add((room_nid, user_id))
         if unknown:
-            found |= {(pair[0], unknown[pair]) for pair in await self._store.get_joined(list(unknown))}
+            found |= {
+                (pair[0], unknown[pair]) for pair in await self._store.get_joined(list(unknown))
+            }
         return found
 
     async def find_invited(self, user_id: UserID, others: Iterable[UserID]) -> Set[UserID]:
-        """Those of the others who are invited, by somebody of this server, to a room that the user is in. Two queries."""
+        """Those of the others who are invited, by somebody of this server, to a room that the user
+        is in. Two queries."""
         return {UserID(other) for other in await self._store.get_invited_by_ours(user_id, others)}
 
     def _hear(self, changes: Sequence[Change]) -> None:

@@ -1,7 +1,8 @@
 """Rooms of which only a part of the state is here yet: which they are, and waiting for the rest.
 
-Whether a room is whole is said by its head, which the engine has in memory. Here is what is known besides, also of the rooms that
-have become whole since: those who were told nothing of a room before are told all of it then.
+Whether a room is whole is said by its head, which the engine has in memory. Here is what is known
+besides, also of the rooms that have become whole since: those who were told nothing of a room
+before are told all of it then.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import StateIncomplete
-from storage.partial_rooms import PartialRoom, PartialRoomStore
-from storage.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Streams, Topic
+from storage.rooms.partial_rooms import PartialRoom, PartialRoomStore
 
 LONGEST_WAIT: Final = 60.0
 """Seconds that somebody waits for the rest of a state."""
@@ -33,7 +34,8 @@ class PartialRooms:
         streams.watch(self._heed_others)
 
     async def get_all(self) -> Mapping[int, PartialRoom]:
-        """By number all rooms that were entered so, the complete ones too. No query while nothing changes."""
+        """By number all rooms that were entered so, the complete ones too. No query while nothing
+        changes."""
         while self.known is None:
             heard = self._changes_heard
             rooms = {room.room_nid: room for room in await self._store.get_rooms()}
@@ -47,7 +49,8 @@ class PartialRooms:
         return None if room is None or room.completed is not None else room
 
     async def wait(self, room_nid: int) -> None:
-        """Return when all of the room's state is here. Raises StateIncomplete when that takes too long."""
+        """Return when all of the room's state is here. Raises StateIncomplete when that takes too
+        long."""
         until = self._clock.seconds() + LONGEST_WAIT
         while await self.find(room_nid) is not None:
             done: Deferred[None] = Deferred()
@@ -82,7 +85,8 @@ class PartialRooms:
                     self.known = None
 
     def _heed_others(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said that it did not, it may have completed a room."""
+        """Another node wrote: where it has not said that it did not, it may have completed a
+        room."""
         told = self._streams.told(after, upto)
         if told is not None and all(change.topic is not Topic.COMPLETENESS for change in told):
             return
@@ -93,6 +97,7 @@ class PartialRooms:
 
 
 def was_whole(partial: Mapping[int, PartialRoom], room_nid: int, position: int) -> bool:
-    """Whether all of a room's state was here at a position. `partial`: the rooms that were entered with a part of it."""
+    """Whether all of a room's state was here at a position. `partial`: the rooms that were entered
+    with a part of it."""
     room = partial.get(room_nid)
     return room is None or (room.completed is not None and room.completed <= position)

@@ -1,16 +1,20 @@
-"""Rooms with a policy server: it is asked about every event of ours before it is sent, and about events of others that lack
-its signature.
+"""Rooms with a policy server: it is asked about every event of ours before it is sent, and about
+events of others that lack its signature.
 
 Laws:
-- A room has one as long as its state names one and somebody of that server is in the room. The event that names it is
-  nobody's business but the room's.
-- What it has not signed is not sent, and soft-failed where others sent it. Its own words reach who wanted to send.
-- One that does not answer is not asked again for half a minute, so that a room waits little for it; meanwhile its word is
-  missing, and that counts as no. The past waits for it instead, since nobody is in a hurry to see that.
-- One that says that it is asked too much is left alone for as long as it says. What others sent waits for it.
-- About events of others it is asked before they get their turn in the room, about some of them at once, so that a slow one keeps
-  nobody in the room waiting; and not for long, so that it does not keep the server that sent them waiting either. What it has
-  said is remembered until they have their place, and longer.
+- A room has one as long as its state names one and somebody of that server is in the room. The
+  event that names it is nobody's business but the room's.
+- What it has not signed is not sent, and soft-failed where others sent it. Its own words reach who
+  wanted to send.
+- One that does not answer is not asked again for half a minute, so that a room waits little for it;
+  meanwhile its word is missing, and that counts as no. The past waits for it instead, since nobody
+  is in a hurry to see that.
+- One that says that it is asked too much is left alone for as long as it says. What others sent
+  waits for it.
+- About events of others it is asked before they get their turn in the room, about some of them at
+  once, so that a slow one keeps nobody in the room waiting; and not for long, so that it does not
+  keep the server that sent them waiting either. What it has said is remembered until they have
+  their place, and longer.
 
 spec: server-server-api#policy-servers
 """
@@ -20,9 +24,10 @@ from typing import Final
 
 import msgspec
 
-from federation.identity import ServerIdentity
-from federation.patience import Patience
-from federation.policy import Policy
+from federation.peers.identity import ServerIdentity
+from federation.peers.policy import Policy
+from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.retry_after import Patience
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName, domain_of
@@ -34,17 +39,17 @@ from federation.protocol.policy_server import (
     with_policy_signature,
 )
 from federation.remote.policy_servers import RemotePolicyServers
-from federation.requests import RefusedByRemote, asked_wait_ms
 from federation.rooms.concurrent import map_at_once
-from federation.rooms.servers import RoomServers
-from storage.policy_judgements import PolicyJudgementStore
+from federation.rooms.room_servers import RoomServers
+from storage.federation.policy_server_verdicts import PolicyJudgementStore
 
 PAUSE_MS: Final = 30_000
 MAX_PAUSES: Final = 1_000
 AT_ONCE: Final = 5
 """Events about which one is asked."""
 BEGUN_WITHIN_MS: Final = 2_500
-"""After so long nothing more is asked about news that came together. The last answers may take five seconds more."""
+"""After so long nothing more is asked about news that came together. The last answers may take five
+seconds more."""
 
 
 class RefusedByPolicyServer(MatrixError):
@@ -95,7 +100,8 @@ class PolicyServers:
         self._patience = Patience(now_ms)
 
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
-        """Whether an event of another server may be shown. `named`: what names the room's policy server now.
+        """Whether an event of another server may be shown. `named`: what names the room's policy
+        server now.
 
         Nothing is that the policy of this server does not take in.
         """
@@ -108,13 +114,18 @@ class PolicyServers:
         return heard.said.get(event.event_id, False)
 
     async def judge(
-        self, room_nid: int, events: Collection[Event], named: Event | None, let_in: Collection[EventID]
+        self,
+        room_nid: int,
+        events: Collection[Event],
+        named: Event | None,
+        let_in: Collection[EventID],
     ) -> Mapping[EventID, bool | None]:
-        """`is_approved` for some of these events, as far as that can be said without their place in the room; None: it can be
-        said later.
+        """`is_approved` for some of these events, as far as that can be said without their place in
+        the room; None: it can be said later.
 
-        Of servers that are not in the room, nothing is asked about so but joins, knocks and departures that the room as it is now
-        lets them have (`let_in`): they could make us ask about anything.
+        Of servers that are not in the room, nothing is asked about so but joins, knocks and
+        departures that the room as it is now lets them have (`let_in`): they could make us ask
+        about anything.
         """
         server = await self._find(room_nid, named)
         if server is None:
@@ -131,8 +142,11 @@ class PolicyServers:
         unsaid = None if heard.comes_later else False
         return {event.event_id: heard.said.get(event.event_id, unsaid) for event in asked}
 
-    async def find_refused(self, room_nid: int, events: Iterable[Event], named: Event | None) -> set[EventID]:
-        """Those of the events, which others tell of the past, that may not be shown. Raises RemoteError while it cannot be asked."""
+    async def find_refused(
+        self, room_nid: int, events: Iterable[Event], named: Event | None
+    ) -> set[EventID]:
+        """Those of the events, which others tell of the past, that may not be shown. Raises
+        RemoteError while it cannot be asked."""
         server = await self._find(room_nid, named)
         if server is None:
             return set()
@@ -143,7 +157,8 @@ class PolicyServers:
         return {event_id for event_id, allowed in heard.said.items() if not allowed}
 
     async def vouch(self, room_nid: int, event: Event, named: Event | None) -> Event:
-        """An event of ours with the signature that it needs. Raises MatrixError (its refusal), RemoteError."""
+        """An event of ours with the signature that it needs. Raises MatrixError (its refusal),
+        RemoteError."""
         server = await self._find(room_nid, named)
         if server is None or not needs_signature(event, server):
             return event
@@ -157,10 +172,18 @@ class PolicyServers:
         return server if server.server_name in await self._servers.in_room(room_nid) else None
 
     async def _hear(
-        self, room_nid: int, server: PolicyServer, events: Collection[Event], *, until: int | None = None
+        self,
+        room_nid: int,
+        server: PolicyServer,
+        events: Collection[Event],
+        *,
+        until: int | None = None,
     ) -> _Heard:
-        """Once it says nothing of one event, no more is asked; nor after `until`, in milliseconds since 1970."""
-        said = {event.event_id: True for event in events if is_signed_by_policy_server(event, server)}
+        """Once it says nothing of one event, no more is asked; nor after `until`, in milliseconds
+        since 1970."""
+        said = {
+            event.event_id: True for event in events if is_signed_by_policy_server(event, server)
+        }
         unsigned = [event for event in events if event.event_id not in said]
         if not unsigned:
             return _Heard(said)
@@ -190,7 +213,9 @@ class PolicyServers:
             except MatrixError as error:  # this server does not talk with it
                 silence = RemoteError(server.server_name, error.text, retryable=True)
 
-        await map_at_once(ask, [event for event in unsigned if event.event_id not in known], AT_ONCE)
+        await map_at_once(
+            ask, [event for event in unsigned if event.event_id not in known], AT_ONCE
+        )
         if new:
             await self._judgements.add_judgements(room_nid, server.public_key, new, self._now_ms())
         said |= {EventID(name): allowed for name, allowed in (*known.items(), *new.items())}
@@ -200,7 +225,9 @@ class PolicyServers:
         """Its signature, checked. Raises RefusedByPolicyServer, LimitExceeded, RemoteError."""
         name = server.server_name
         if name == self._identity.server_name:
-            raise RefusedByPolicyServer("M_FORBIDDEN", "This room names a policy server that is none")
+            raise RefusedByPolicyServer(
+                "M_FORBIDDEN", "This room names a policy server that is none"
+            )
         left = self._patience.left_ms(name)
         if left:
             raise LimitExceeded(retry_after_ms=left)
@@ -221,7 +248,9 @@ class PolicyServers:
             self._pause(name)
             raise
         if signature is None:
-            raise RefusedByPolicyServer("M_FORBIDDEN", f"The policy server {name} did not sign the event")
+            raise RefusedByPolicyServer(
+                "M_FORBIDDEN", f"The policy server {name} did not sign the event"
+            )
         if not is_signed_by_policy_server(event, server, signature):
             raise RefusedByPolicyServer(
                 "M_FORBIDDEN", f"The policy server {name} signs with another key than the room's"

@@ -10,13 +10,14 @@ from msgspec.structs import replace
 
 from federation.protocol.events import Event
 from federation.protocol.ids import is_event_id
-from storage.relations import ANNOTATION, REPLACE, Relation
+from storage.events.relations import ANNOTATION, REPLACE, Relation
 
 ENCRYPTED: Final = "m.room.encrypted"
 MAX_NAME: Final = 255
 """Characters of a type of relation."""
 MAX_ANNOTATION: Final = 1024
-"""Characters of what an annotation says; a longer one is a child, and the same one again is not noticed."""
+"""Characters of what an annotation says; a longer one is a child, and the same one again is not
+noticed."""
 
 
 def read_relation(event: Event) -> Relation | None:
@@ -41,7 +42,9 @@ def relation_in(content: Mapping[str, Any]) -> Relation | None:
         return None
     if rel_type == ANNOTATION:
         key = said.get("key")
-        return Relation(rel_type, target, key if isinstance(key, str) and len(key) <= MAX_ANNOTATION else None)
+        return Relation(
+            rel_type, target, key if isinstance(key, str) and len(key) <= MAX_ANNOTATION else None
+        )
     return Relation(rel_type, target)
 
 

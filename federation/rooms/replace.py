@@ -1,6 +1,8 @@
-"""Replacing a room by a new one: all that the new room begins with and what ends the old one, in one write.
+"""Replacing a room by a new one: all that the new room begins with and what ends the old one, in
+one write.
 
-Either both happen or neither: no crash leaves a new room that nobody is told of, or an old one that points nowhere.
+Either both happen or neither: no crash leaves a new room that nobody is told of, or an old one that
+points nowhere.
 
 spec: client-server-api#room-upgrades
 """
@@ -14,11 +16,11 @@ from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import MAX_REBUILDS, KeepsMoving, RoomEngine
-from federation.rooms.room_events import RoomEvents
-from federation.rooms.snapshots import RoomSnapshot
-from storage.room_writer import Appended, HeadMoved, RoomWriter
-from storage.rooms import RoomRow
-from storage.transaction import WriteTransaction
+from federation.rooms.events import RoomEvents
+from federation.rooms.snapshot import RoomSnapshot
+from storage.engine.transaction import WriteTransaction
+from storage.persist.room_writer import Appended, HeadMoved, RoomWriter
+from storage.rooms.rooms import RoomRow
 
 Also = Callable[[WriteTransaction, RoomRow, RoomRow], None]
 """What else is to be written in the same transaction, with the old room and the new one."""
@@ -52,12 +54,13 @@ class Replacements:
         also: Also,
         find_earlier: Callable[[RoomSnapshot], Awaitable[RoomSnapshot | None]],
     ) -> RoomSnapshot:
-        """Make a room that takes the place of another; the new one. `find_earlier` is asked, when nobody else moves the old room, for one
-        that has taken its place meanwhile.
+        """Make a room that takes the place of another; the new one. `find_earlier` is asked, when
+        nobody else moves the old room, for one that has taken its place meanwhile.
 
-        `drafts` are of the new room, of which the first creates it; `new_id` is None where that names the room. `endings` are
-        of the old one: the first has to be allowed, of the others those are left out that are not. Both are told the old
-        room as it is. Raises NotFound, Forbidden and what else authorization raises.
+        `drafts` are of the new room, of which the first creates it; `new_id` is None where that
+        names the room. `endings` are of the old one: the first has to be allowed, of the others
+        those are left out that are not. Both are told the old room as it is. Raises NotFound,
+        Forbidden and what else authorization raises.
         """
 
         async def work() -> RoomSnapshot:
@@ -67,7 +70,9 @@ class Replacements:
                 if earlier is not None:
                     return earlier
                 try:
-                    return await self._attempt(old, version, new_id, await drafts(old), endings, also)
+                    return await self._attempt(
+                        old, version, new_id, await drafts(old), endings, also
+                    )
                 except HeadMoved:
                     old = await self._engine.refresh(old)
             raise KeepsMoving(old_id)
@@ -104,7 +109,9 @@ class Replacements:
 
         def write(txn: WriteTransaction, room: RoomRow) -> None:
             appended[:] = [
-                self._writer.append(txn, old.room, old.head, chain.new, chain.extremities, now_ms=self._now_ms())
+                self._writer.append(
+                    txn, old.room, old.head, chain.new, chain.extremities, now_ms=self._now_ms()
+                )
             ]
             also(txn, old.room, room)
 

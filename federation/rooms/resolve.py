@@ -1,7 +1,9 @@
-"""The state where branches of a room's history meet: state resolution upon the stored states of a room.
+"""The state where branches of a room's history meet: state resolution upon the stored states of a
+room.
 
-A state is a `StateChange`: a stored root, and what differs from it. Only what the states differ in is read from them;
-what resolution needs besides is asked of the auth-chain index and of the cache of events, in batches.
+A state is a `StateChange`: a stored root, and what differs from it. Only what the states differ in
+is read from them; what resolution needs besides is asked of the auth-chain index and of the cache
+of events, in batches.
 
 spec: server-server-api#room-state-resolution
 """
@@ -23,13 +25,13 @@ from federation.protocol.state_resolution import (
     find_conflicts,
     resolve_conflicts,
 )
-from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.state_view import StateView
-from storage.auth_chains import AuthChainStore
-from storage.database import Database, Transaction
-from storage.events import select_state_keys
-from storage.room_writer import StateChange
-from storage.state_tree import StateTreeStore
+from storage.engine.database import Database, Transaction
+from storage.events.auth_chains import AuthChainStore
+from storage.events.events import select_state_keys
+from storage.persist.room_writer import StateChange
+from storage.state.state_tree import StateTreeStore
 
 Entries = dict[StateKey, int | None]
 """Numbers of events by key; None where the state has no such entry."""
@@ -61,7 +63,8 @@ class StateResolver:
     async def resolve(
         self, room_nid: int, version: RoomVersion, create: Event, states: Iterable[StateChange]
     ) -> StateChange:
-        """The state that these states of the room make together; there is one at least. Their order does not matter."""
+        """The state that these states of the room make together; there is one at least. Their order
+        does not matter."""
         distinct = {_name(state): state for state in states}
         if len(distinct) == 1:
             return next(iter(distinct.values()))
@@ -77,9 +80,14 @@ class StateResolver:
         return known
 
     async def load(
-        self, room_nid: int, state: StateChange, keys: Iterable[StateKey], at_hand: StateView | None = None
+        self,
+        room_nid: int,
+        state: StateChange,
+        keys: Iterable[StateKey],
+        at_hand: StateView | None = None,
     ) -> dict[StateKey, StoredEvent]:
-        """Entries of a state, as far as they exist. `at_hand`: a state of the room of which entries may be in memory."""
+        """Entries of a state, as far as they exist. `at_hand`: a state of the room of which entries
+        may be in memory."""
         wanted = list(keys)
         if not state.entries:
             if at_hand is not None and at_hand.root == state.root:
@@ -94,7 +102,8 @@ class StateResolver:
     async def diff(self, room_nid: int, a: StateChange, b: StateChange) -> Difference:
         """What two states differ in, with the events' numbers in each."""
         values: dict[StateKey, tuple[int | None, int | None]] = {
-            StateKey(*key): change for key, change in (await self._trees.get_diff(room_nid, a.root, b.root)).items()
+            StateKey(*key): change
+            for key, change in (await self._trees.get_diff(room_nid, a.root, b.root)).items()
         }
         laid_over = [StateKey(*key) for key in {*a.entries, *b.entries}]
         if laid_over:
@@ -103,7 +112,9 @@ class StateResolver:
             values.update((key, (in_a[key], in_b[key])) for key in laid_over)
         return {key: (left, right) for key, (left, right) in values.items() if left != right}
 
-    async def _entries(self, room_nid: int, state: StateChange, keys: Iterable[StateKey]) -> Entries:
+    async def _entries(
+        self, room_nid: int, state: StateChange, keys: Iterable[StateKey]
+    ) -> Entries:
         wanted = list(keys)
         below = [key for key in wanted if key not in state.entries]
         stored = await self._trees.get_entries(room_nid, state.root, below) if below else {}
@@ -114,12 +125,18 @@ class StateResolver:
     ) -> StateChange:
         disputed = await self._find_disputed(room_nid, states)
         loaded: dict[int, StoredEvent] = dict(
-            await self._events.get_events({nid for values in disputed.values() for nid in values if nid is not None})
+            await self._events.get_events(
+                {nid for values in disputed.values() for nid in values if nid is not None}
+            )
         )
         conflicts = find_conflicts(
             version,
             [
-                {key: loaded[nid].event.event_id for key, values in disputed.items() if (nid := values[at]) is not None}
+                {
+                    key: loaded[nid].event.event_id
+                    for key, values in disputed.items()
+                    if (nid := values[at]) is not None
+                }
                 for at in range(len(states))
             ],
         )
@@ -127,23 +144,34 @@ class StateResolver:
         if version.state_resolution is not StateResolution.V1 and conflicts.conflicted:
             graph = await self._read_graph(room_nid, version, conflicts, states, disputed, loaded)
         pool = {event.event.event_id: event for event in loaded.values()}
-        needs = compute_needs(version, conflicts, graph, {name: stored.event for name, stored in pool.items()})
-        around = await self.load(room_nid, states[0], [key for key in needs.state_keys if key not in disputed])
+        needs = compute_needs(
+            version, conflicts, graph, {name: stored.event for name, stored in pool.items()}
+        )
+        around = await self.load(
+            room_nid, states[0], [key for key in needs.state_keys if key not in disputed]
+        )
         pool |= {stored.event.event_id: stored for stored in around.values()}
         pool |= await self._events.get_by_id(room_nid, needs.auth_events)
         entries = resolve_conflicts(
             version,
             conflicts,
-            {key: around[key].event.event_id if key in around else None for key in needs.state_keys - disputed.keys()},
+            {
+                key: around[key].event.event_id if key in around else None
+                for key in needs.state_keys - disputed.keys()
+            },
             {name: stored.event for name, stored in pool.items()},
             create=create,
             graph=graph,
             rejected=[name for name, stored in pool.items() if stored.rejected],
         )
-        resolved: Entries = {key: pool[entries[key]].nid if key in entries else None for key in disputed}
+        resolved: Entries = {
+            key: pool[entries[key]].nid if key in entries else None for key in disputed
+        }
         return await self._express(room_nid, states, disputed, resolved)
 
-    async def _find_disputed(self, room_nid: int, states: Sequence[StateChange]) -> dict[StateKey, list[int | None]]:
+    async def _find_disputed(
+        self, room_nid: int, states: Sequence[StateChange]
+    ) -> dict[StateKey, list[int | None]]:
         """The keys that the states differ in, with the entry of each state."""
         disputed: dict[StateKey, list[int | None]] = {}
         for at, state in enumerate(states[1:], 1):
@@ -163,7 +191,10 @@ class StateResolver:
         """What the auth chains say; the events that it names are added to those loaded."""
         names = conflicts.events
         conflicted = {nid for nid, stored in loaded.items() if stored.event.event_id in names}
-        sets = [{nid for values in disputed.values() if (nid := values[at]) is not None} for at in range(len(states))]
+        sets = [
+            {nid for values in disputed.values() if (nid := values[at]) is not None}
+            for at in range(len(states))
+        ]
         senders = {StateKey("m.room.member", stored.event.sender) for stored in loaded.values()}
         likely = {*_CITED_BY_MANY, *senders} - disputed.keys()
         agreed = await self._entries(room_nid, states[0], likely)
@@ -186,7 +217,9 @@ class StateResolver:
             event = (await self._events.get_events([levels]))[levels].event
             start[event.event_id] = event
         return AuthGraph(
-            graph.auth_difference, graph.conflicted_subgraph, await self._read_power_lineage(room_nid, start)
+            graph.auth_difference,
+            graph.conflicted_subgraph,
+            await self._read_power_lineage(room_nid, start),
         )
 
     def _read_difference(
@@ -199,23 +232,35 @@ class StateResolver:
         likely: Collection[int],
     ) -> set[int]:
         def find_agreed(nids: Collection[int]) -> list[int]:
-            keys = {nid: key for nid, key in select_state_keys(txn, nids).items() if key not in disputed}
+            keys = {
+                nid: key for nid, key in select_state_keys(txn, nids).items() if key not in disputed
+            }
             stored = self._trees.get_entries_in(txn, room_nid, state.root, set(keys.values()))
-            return [nid for nid, key in keys.items() if (state.entries.get(key) or stored.get(key)) == nid]
+            return [
+                nid
+                for nid, key in keys.items()
+                if (state.entries.get(key) or stored.get(key)) == nid
+            ]
 
         return self._chains.get_difference_of_disputed_in(txn, sets, likely, find_agreed)
 
     async def _read_power_lineage(
         self, room_nid: int, start: Mapping[EventID, Event]
     ) -> Mapping[EventID, EventID | None]:
-        """One batch for each change of power levels back to the room's first; mostly from the cache."""
+        """One batch for each change of power levels back to the room's first; mostly from the
+        cache."""
         known = dict(start)
         level: Collection[Event] = list(start.values())
         while level:
             cited = {name for event in level for name in event.auth_events if name not in known}
-            found = {name: stored.event for name, stored in (await self._events.get_by_id(room_nid, cited)).items()}
+            found = {
+                name: stored.event
+                for name, stored in (await self._events.get_by_id(room_nid, cited)).items()
+            }
             known |= found
-            level = [event for event in found.values() if (event.type, event.state_key) == POWER_LEVELS]
+            level = [
+                event for event in found.values() if (event.type, event.state_key) == POWER_LEVELS
+            ]
         return compute_power_lineage(start, known)
 
     async def _express(
@@ -225,12 +270,21 @@ class StateResolver:
         disputed: Mapping[StateKey, Sequence[int | None]],
         resolved: Entries,
     ) -> StateChange:
-        """The resolved state upon one of the given roots. Entries cannot be taken from a root, only added."""
+        """The resolved state upon one of the given roots. Entries cannot be taken from a root, only
+        added."""
         best: dict[tuple[str, str], int] | None = None
         root = None
         for at, state in enumerate(states):
-            changes = {key: nid for key, nid in state.entries.items() if resolved.get(StateKey(*key), nid) is not None}
-            changes |= {key: nid for key, nid in resolved.items() if nid is not None and nid != disputed[key][at]}
+            changes = {
+                key: nid
+                for key, nid in state.entries.items()
+                if resolved.get(StateKey(*key), nid) is not None
+            }
+            changes |= {
+                key: nid
+                for key, nid in resolved.items()
+                if nid is not None and nid != disputed[key][at]
+            }
             gone = [key for key, nid in resolved.items() if nid is None]
             left = await self._trees.get_entries(room_nid, state.root, gone) if gone else {}
             if not left and (best is None or len(changes) < len(best)):

@@ -1,4 +1,5 @@
-"""Which servers may have to do with a room: asked of whoever sends or asks something about the room.
+"""Which servers may have to do with a room: asked of whoever sends or asks something about the
+room.
 
 spec: server-server-api#server-access-control-lists-acls
 """
@@ -12,9 +13,9 @@ from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.server_acl import ServerACL
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
-from federation.rooms.servers import RoomServers
-from federation.rooms.snapshots import RoomSnapshot
-from storage.rooms import RoomStore
+from federation.rooms.room_servers import RoomServers
+from federation.rooms.snapshot import RoomSnapshot
+from storage.rooms.rooms import RoomStore
 
 SERVER_ACL = StateKey("m.room.server_acl", "")
 KEPT_LISTS = 1000
@@ -24,7 +25,9 @@ KEPT_LISTS = 1000
 class ServerAccess:
     """Evaluates the lists of rooms, and remembers them evaluated. For the reactor thread."""
 
-    def __init__(self, engine: RoomEngine, rooms: RoomStore, memberships: Memberships, servers: RoomServers) -> None:
+    def __init__(
+        self, engine: RoomEngine, rooms: RoomStore, memberships: Memberships, servers: RoomServers
+    ) -> None:
         self._engine = engine
         self._rooms = rooms
         self._memberships = memberships
@@ -32,11 +35,15 @@ class ServerAccess:
         self._lists: OrderedDict[tuple[int, bytes], ServerACL] = OrderedDict()
 
     async def is_allowed(self, snapshot: RoomSnapshot, server: ServerName) -> bool:
-        """Whether the room's list lets the server take part; a room without a list lets everyone."""
+        """Whether the room's list lets the server take part; a room without a list lets
+        everyone."""
         stored = await snapshot.state.get(SERVER_ACL)
         if stored is None:
             return True
-        key = (stored.nid, stored.pdu)  # a redaction takes the content away, and with it the permission
+        key = (
+            stored.nid,
+            stored.pdu,
+        )  # a redaction takes the content away, and with it the permission
         acl = self._lists.get(key)
         if acl is None:
             acl = self._lists[key] = ServerACL(stored.event.content)
@@ -45,7 +52,8 @@ class ServerAccess:
         return acl.allows(server)
 
     async def get_room(self, server: ServerName, room_id: RoomID) -> RoomSnapshot:
-        """A room that this server is in, for another server that is in it too. Raises NotFound, Forbidden."""
+        """A room that this server is in, for another server that is in it too. Raises NotFound,
+        Forbidden."""
         snapshot = await self._engine.find_snapshot(room_id)
         if snapshot is None or not await self._memberships.local_members(snapshot.room.room_nid):
             raise NotFound("This server is not in the room")
@@ -62,11 +70,14 @@ class ServerAccess:
     async def find_allowed(self, server: ServerName, room_ids: Collection[RoomID]) -> set[RoomID]:
         """Those of the rooms in which another server is, and that let it take part.
 
-        Two queries for all of those in which it is not, whatever names they have: it is for what others say of rooms.
+        Two queries for all of those in which it is not, whatever names they have: it is for what
+        others say of rooms.
         """
         rooms = await self._rooms.get_rooms(room_id for room_id in room_ids if "\0" not in room_id)
         there = await self._servers.in_rooms(room.room_nid for room in rooms.values())
-        shared = [RoomID(room_id) for room_id, room in rooms.items() if server in there[room.room_nid]]
+        shared = [
+            RoomID(room_id) for room_id, room in rooms.items() if server in there[room.room_nid]
+        ]
         return {room_id for room_id in shared if await self.is_allowed_in(room_id, server)}
 
     async def is_allowed_in(self, room_id: RoomID, server: ServerName) -> bool:

@@ -1,16 +1,20 @@
-"""Whether the states that are stored are what the past of the rooms gives: looked at again, event by event, and told.
+"""Whether the states that are stored are what the past of the rooms gives: looked at again, event
+by event, and told.
 
-For each event that has arrived in a room with other servers, the state after it is computed anew from the states after those
-that it follows, and compared with the stored one. What holds for each step holds for the whole past of a room. After the
-events of a batch the current states of their rooms are computed anew from their forward extremities.
+For each event that has arrived in a room with other servers, the state after it is computed anew
+from the states after those that it follows, and compared with the stored one. What holds for each
+step holds for the whole past of a room. After the events of a batch the current states of their
+rooms are computed anew from their forward extremities.
 
 Laws:
-- It reports and mends nothing: a difference is a bug of this server, or damage to the database, and whoever looks for it
-  needs what is there.
-- Each event is looked at once, some minutes after it has come; a message in a line costs a comparison of two hashes.
+- It reports and mends nothing: a difference is a bug of this server, or damage to the database, and
+  whoever looks for it needs what is there.
+- Each event is looked at once, some minutes after it has come; a message in a line costs a
+  comparison of two hashes.
 - It needs no memory of the resolver's: nothing is compared with itself.
-- Only what can be proved is: events that were placed by a state which another server told (at a join, or at a gap) are passed
-  over, and so is what is no news, and what is in a room of whose state a part is lacking.
+- Only what can be proved is: events that were placed by a state which another server told (at a
+  join, or at a gap) are passed over, and so is what is no news, and what is in a room of whose
+  state a part is lacking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +26,13 @@ from twisted.logger import Logger
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID
 from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents
 from federation.rooms.resolve import StateResolver
-from federation.rooms.room_events import RoomEvents
-from federation.rooms.snapshots import RoomSnapshot
-from storage.events import EventFlag
-from storage.room_writer import StateChange
-from storage.rooms import RoomStore
-from storage.state_audit import Placed, StateAuditStore
+from federation.rooms.snapshot import RoomSnapshot
+from storage.events.events import EventFlag
+from storage.maintenance.state_audit import Placed, StateAuditStore
+from storage.persist.room_writer import StateChange
+from storage.rooms.rooms import RoomStore
 
 NAME: Final = "audit_states"
 """Of the job, and of its note."""
@@ -52,7 +56,8 @@ class _Progress(msgspec.Struct, frozen=True):
     done: int
     """The number of the last event that was looked at."""
     upto: int
-    """The last one that had come when this round began: later ones may not have found their place yet."""
+    """The last one that had come when this round began: later ones may not have found their place
+    yet."""
 
 
 class _Links(msgspec.Struct):
@@ -83,7 +88,8 @@ class StateAudit:
         self._log = Logger()
 
     async def do_step(self, limit: int) -> int:
-        """Look at events with the next so many numbers; fewer than `limit` when the round is over."""
+        """Look at events with the next so many numbers; fewer than `limit` when the round is
+        over."""
         note = await self._store.get_note(NAME)
         progress = _Progress(0, 0) if note is None else msgspec.json.decode(note, type=_Progress)
         last = min(progress.done + limit, progress.upto)
@@ -107,9 +113,15 @@ class StateAudit:
             prev = [known.get(name) for name in links[placed.event_id]]
             before = [each for each in prev if each is not None and _came_before(each, placed)]
             if not before or len(before) < len(prev) or placed.flags & EventFlag.MENDED:
-                continue  # the first event; or its place, or something of the state, was told by another server
+                # the first event; or its place, or something of the state, was told by another
+                # server
+                continue
             count += 1
-            if placed.state_key is None and len(before) == 1 and before[0].state_root == placed.state_root:
+            if (
+                placed.state_key is None
+                and len(before) == 1
+                and before[0].state_root == placed.state_root
+            ):
                 continue
             snapshot = await self._engine.get_snapshot(RoomID(rooms[placed.room_nid].room_id))
             await self._compare_event(snapshot, placed, before)
@@ -117,19 +129,29 @@ class StateAudit:
             count += await self._compare_head(RoomID(room.room_id))
         self._observer.states_checked(count)
 
-    async def _compare_event(self, snapshot: RoomSnapshot, placed: Placed, before: Sequence[Placed]) -> None:
+    async def _compare_event(
+        self, snapshot: RoomSnapshot, placed: Placed, before: Sequence[Placed]
+    ) -> None:
         state = await self._resolve(snapshot, [StateChange(each.state_root) for each in before])
         if placed.state_key is not None:
-            state = StateChange(state.root, {**state.entries, (placed.type, placed.state_key): placed.event_nid})
-        await self._compare(snapshot, state, StateChange(placed.state_root), f"after {placed.event_id}")
+            state = StateChange(
+                state.root, {**state.entries, (placed.type, placed.state_key): placed.event_nid}
+            )
+        await self._compare(
+            snapshot, state, StateChange(placed.state_root), f"after {placed.event_id}"
+        )
 
     async def _compare_head(self, room_id: RoomID) -> int:
         snapshot = await self._engine.get_snapshot(room_id)
         loaded = await self._events.get_events(nid for nid, _ in snapshot.head.extremities)
         if not loaded or any(stored.state_root is None for stored in loaded.values()):
             return 0  # nobody of ours has been in the room yet
-        state = await self._resolve(snapshot, [StateChange(stored.state_root) for stored in loaded.values()])
-        await self._compare(snapshot, state, StateChange(snapshot.head.state_root), "that is current")
+        state = await self._resolve(
+            snapshot, [StateChange(stored.state_root) for stored in loaded.values()]
+        )
+        await self._compare(
+            snapshot, state, StateChange(snapshot.head.state_root), "that is current"
+        )
         return 1
 
     async def _resolve(self, snapshot: RoomSnapshot, states: Sequence[StateChange]) -> StateChange:
@@ -137,7 +159,9 @@ class StateAudit:
             snapshot.room.room_nid, snapshot.version, await snapshot.create_event(), states
         )
 
-    async def _compare(self, snapshot: RoomSnapshot, computed: StateChange, stored: StateChange, which: str) -> None:
+    async def _compare(
+        self, snapshot: RoomSnapshot, computed: StateChange, stored: StateChange, which: str
+    ) -> None:
         difference = await self._resolver.diff(snapshot.room.room_nid, stored, computed)
         if not difference:
             return
@@ -152,10 +176,14 @@ class StateAudit:
     async def _describe(self, difference: Mapping[StateKey, tuple[int | None, int | None]]) -> str:
         """Keys with the ids of the events: stored, and computed."""
         first = dict(sorted(difference.items())[:MOST_KEYS_TOLD])
-        events = await self._events.get_events({nid for pair in first.values() for nid in pair if nid is not None})
+        events = await self._events.get_events(
+            {nid for pair in first.values() for nid in pair if nid is not None}
+        )
         parts = [
             f"{key.type} {key.state_key!r}: "
-            + " instead of ".join("nothing" if nid is None else events[nid].event.event_id for nid in pair)
+            + " instead of ".join(
+                "nothing" if nid is None else events[nid].event.event_id for nid in pair
+            )
             for key, pair in first.items()
         ]
         more = len(difference) - len(first)

@@ -1,14 +1,15 @@
 """The state of a room at one root, read key by key: immutable, so what was read once stays true.
 
-A view keeps the entries that were asked for. The view of the next root is made from it by what changed, so that a busy
-room finds the entries that every event needs (power levels, join rules, the sender's membership) in a dict.
+A view keeps the entries that were asked for. The view of the next root is made from it by what
+changed, so that a busy room finds the entries that every event needs (power levels, join rules, the
+sender's membership) in a dict.
 """
 
 from collections.abc import Iterable, Mapping
 
 from federation.protocol.events import StateKey
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from storage.state_tree import StateTreeStore
+from federation.rooms.events import RoomEvents, StoredEvent
+from storage.state.state_tree import StateTreeStore
 
 KEPT_ENTRIES = 512
 """Above this a view's successor starts with what is new only."""
@@ -37,7 +38,8 @@ class StateView:
         self._entries = {} if entries is None else entries
 
     async def load(self, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
-        """These entries of the state, as far as they exist: no query when they were asked for before."""
+        """These entries of the state, as far as they exist: no query when they were asked for
+        before."""
         entries = self._entries
         found: dict[StateKey, StoredEvent | None] = {}
         missing: list[StateKey] = []
@@ -61,7 +63,8 @@ class StateView:
         return (await self.load([key])).get(key)
 
     async def load_nids(self, type: str | None = None) -> Mapping[tuple[str, str], int]:
-        """The whole state, or what has that type, as numbers of events: grows with the room, not for hot paths."""
+        """The whole state, or what has that type, as numbers of events: grows with the room, not
+        for hot paths."""
         if type is None:
             return await self._trees.get_all(self.room_nid, self.root)
         return await self._trees.get_by_type(self.room_nid, self.root, [type])
@@ -72,7 +75,9 @@ class StateView:
         events = await self._events.get_events(nids.values())
         return {StateKey(*key): events[nid] for key, nid in nids.items()}
 
-    def after(self, root: bytes | None, changes: Mapping[StateKey, StoredEvent | None]) -> "StateView":
+    def after(
+        self, root: bytes | None, changes: Mapping[StateKey, StoredEvent | None]
+    ) -> "StateView":
         """The view at the root that these changes lead to (None: the entry is gone)."""
         if root == self.root:
             return self

@@ -1,8 +1,8 @@
 """Sticky events that were soft-failed: they are told once their sender may send them after all.
 
-Servers do not all see the same present state when an event arrives, so they may differ in what they soft-fail. For a sticky
-event that would be for good, and so it is asked again whenever its sender comes into the room. It stays soft-failed: nothing is
-built upon it, and no timeline shows it.
+Servers do not all see the same present state when an event arrives, so they may differ in what they
+soft-fail. For a sticky event that would be for good, and so it is asked again whenever its sender
+comes into the room. It stays soft-failed: nothing is built upon it, and no timeline shows it.
 
 Proposal: MSC4354.
 """
@@ -17,20 +17,20 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.event_auth import auth_keys, check_auth
 from federation.protocol.ids import RoomID, ServerName, UserID, domain_of
 from federation.rooms.engine import RoomEngine
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.snapshots import RoomSnapshot
-from storage.memberships import MembershipRow
-from storage.rooms import RoomStore
-from storage.sticky_events import StickyEventStore, StickyRow
-from storage.streams import Change, Streams, Topic
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.snapshot import RoomSnapshot
+from storage.engine.streams import Change, Streams, Topic
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.rooms import RoomStore
+from storage.rooms.sticky_events import StickyEventStore, StickyRow
 
 MOST_WHO_WAIT: Final = 10_000
 """Senders in rooms that are remembered; of more, events are not told later."""
 
 
 class WhoWaits:
-    """Senders in rooms, as many as are remembered. Where there are too many, those servers lose that have most: theirs are the
-    events that nobody may send."""
+    """Senders in rooms, as many as are remembered. Where there are too many, those servers lose
+    that have most: theirs are the events that nobody may send."""
 
     def __init__(self, most: int = MOST_WHO_WAIT) -> None:
         self._most = most
@@ -110,7 +110,9 @@ class StickyChecks:
                 and (self._others_write or (row.room_nid, row.user_id) in self._who_waits)
             ):
                 Deferred.fromCoroutine(self._ask_again(row.room_nid, row.user_id)).addErrback(
-                    lambda failure: self.log.failure("soft-failed sticky events are not told", failure)
+                    lambda failure: self.log.failure(
+                        "soft-failed sticky events are not told", failure
+                    )
                 )
 
     def _heed_others(self, _after: int, _upto: int) -> None:
@@ -123,7 +125,8 @@ class StickyChecks:
             return
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         room_id = RoomID(room.room_id)
-        # the stream tells of the join before the room's head is moved: that is done when it is our turn
+        # the stream tells of the join before the room's head is moved: that is done when it is our
+        # turn
         allowed = await self._engine.in_turn(room_id, lambda: self._find_allowed(room_id, rows))
         if allowed:
             await self._store.release(room.room_id, allowed)
@@ -133,7 +136,11 @@ class StickyChecks:
     async def _find_allowed(self, room_id: RoomID, rows: Sequence[StickyRow]) -> list[StickyRow]:
         snapshot = await self._engine.get_snapshot(room_id)
         events = await self._events.get_events(row.event_nid for row in rows)
-        return [row for row in rows if row.event_nid in events and await _is_allowed(snapshot, events[row.event_nid])]
+        return [
+            row
+            for row in rows
+            if row.event_nid in events and await _is_allowed(snapshot, events[row.event_nid])
+        ]
 
 
 async def _is_allowed(snapshot: RoomSnapshot, stored: StoredEvent) -> bool:
@@ -142,7 +149,11 @@ async def _is_allowed(snapshot: RoomSnapshot, stored: StoredEvent) -> bool:
     keys = auth_keys(event.version, event.type, event.sender, event.state_key, event.content)
     state = await snapshot.state.load(keys)
     try:
-        check_auth(event, {key: other.event for key, other in state.items()}, create=await snapshot.create_event())
+        check_auth(
+            event,
+            {key: other.event for key, other in state.items()},
+            create=await snapshot.create_event(),
+        )
     except MatrixError:
         return False
     return True

@@ -1,7 +1,8 @@
-"""The events that are sticky now, from memory: read once, then kept up by the stream. For the reactor thread.
+"""The events that are sticky now, from memory: read once, then kept up by the stream. For the
+reactor thread.
 
-Most rooms have none, and those that have some have few: one for each device in a call. Of a room the newest `MOST_OF_ROOM`
-are told; no honest room has as many.
+Most rooms have none, and those that have some have few: one for each device in a call. Of a room
+the newest `MOST_OF_ROOM` are told; no honest room has as many.
 
 Proposal: MSC4354.
 """
@@ -9,8 +10,8 @@ Proposal: MSC4354.
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final
 
-from storage.sticky_events import StickyEventStore, StickyRow
-from storage.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Streams, Topic
+from storage.rooms.sticky_events import StickyEventStore, StickyRow
 
 MOST_OF_ROOM: Final = 1000
 
@@ -18,7 +19,9 @@ MOST_OF_ROOM: Final = 1000
 class StickyEvents:
     """Knows which events are sticky, and until when."""
 
-    def __init__(self, store: StickyEventStore, streams: Streams, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, store: StickyEventStore, streams: Streams, now_ms: Callable[[], int]
+    ) -> None:
         self._store = store
         self._now_ms = now_ms
         self._rooms: dict[int, dict[int, StickyRow]] = {}
@@ -30,7 +33,8 @@ class StickyEvents:
         streams.watch(self._heed_others)
 
     async def in_rooms(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, list[StickyRow]]:
-        """For each room (after, up to): its sticky events with positions in between, in order; only rooms that have any."""
+        """For each room (after, up to): its sticky events with positions in between, in order; only
+        rooms that have any."""
         await self._load()
         found: dict[int, list[StickyRow]] = {}
         for room_nid in self._rooms.keys() & ranges.keys():
@@ -92,7 +96,11 @@ class StickyEvents:
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is Topic.STICKY and isinstance(change.detail, StickyRow) and not change.detail.waits:
+            if (
+                change.topic is Topic.STICKY
+                and isinstance(change.detail, StickyRow)
+                and not change.detail.waits
+            ):
                 self._add(change.detail)
             elif change.topic is Topic.REDACTED and isinstance(change.detail, int):
                 self._losses_heard += 1

@@ -1,7 +1,8 @@
 """The newest events of rooms, from memory.
 
-A tail holds a room's latest arrivals, complete from some position on. The stream extends it, so that the wake-up and the
-synchronisation of many readers after one message cost no query. For the reactor thread.
+A tail holds a room's latest arrivals, complete from some position on. The stream extends it, so
+that the wake-up and the synchronisation of many readers after one message cost no query. For the
+reactor thread.
 """
 
 from bisect import bisect_right
@@ -12,9 +13,9 @@ from typing import Protocol
 
 import msgspec
 
-from storage.events import EventRow
-from storage.streams import Change, Streams, Topic
-from storage.timelines import Arrival, TimelineStore
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.events import EventRow
+from storage.events.timelines import Arrival, TimelineStore
 
 TAIL_LENGTH = 64
 """Arrivals kept for a room."""
@@ -32,8 +33,9 @@ class Positioned(Protocol):
 
 
 def count_upto(known: Sequence[Positioned], position: int) -> int:
-    """How many of the few that are kept, oldest first, came up to a position. From their end, since mostly only the last one came after:
-    to halve again and again would look at more of them, which after a rest costs more than to count."""
+    """How many of the few that are kept, oldest first, came up to a position. From their end, since
+    mostly only the last one came after: to halve again and again would look at more of them, which
+    after a rest costs more than to count."""
     count = len(known)
     while count and known[count - 1].position > position:
         count -= 1
@@ -74,8 +76,11 @@ class Timelines:
         """Rooms in the cache."""
         return len(self._tails)
 
-    async def get_latest(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> dict[int, Stretch]:
-        """For each room (after, up to): its newest `limit` arrivals with after < position ≤ up to."""
+    async def get_latest(
+        self, ranges: Mapping[int, tuple[int, int]], limit: int
+    ) -> dict[int, Stretch]:
+        """For each room (after, up to): its newest `limit` arrivals with after < position ≤ up
+        to."""
         found: dict[int, Stretch] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, (after, upto) in ranges.items():
@@ -95,11 +100,16 @@ class Timelines:
                 found[room_nid] = Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
                 if upto >= head and head == self._streams.current():
                     # what is committed and not told of yet will come by the stream
-                    self._keep(room_nid, after, [arrival for arrival in arrivals if arrival.position <= head])
+                    self._keep(
+                        room_nid,
+                        after,
+                        [arrival for arrival in arrivals if arrival.position <= head],
+                    )
         return found
 
     def find_all(self, room_nid: int, after: int, upto: int) -> Sequence[Arrival] | None:
-        """The arrivals with after < position ≤ up to, oldest first, if all of them are in memory."""
+        """The arrivals with after < position ≤ up to, oldest first, if all of them are in
+        memory."""
         tail = self._tails.get(room_nid)
         if tail is None or after < tail.complete_from:
             return None
@@ -112,7 +122,8 @@ class Timelines:
         return arrivals[: count_upto(arrivals, upto)]
 
     async def get_newest(self, positions: Mapping[int, int]) -> dict[int, Arrival]:
-        """For each room (up to): its newest arrival with position ≤ up to; rooms that had none are missing."""
+        """For each room (up to): its newest arrival with position ≤ up to; rooms that had none are
+        missing."""
         found: dict[int, Arrival] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, upto in positions.items():
@@ -128,7 +139,8 @@ class Timelines:
         return found
 
     def find_latest(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:
-        """The newest `limit` arrivals with after < position ≤ up to, if the tail says which these are."""
+        """The newest `limit` arrivals with after < position ≤ up to, if the tail says which these
+        are."""
         tail = self._tails.get(room_nid)
         if tail is None:
             return None
@@ -162,12 +174,15 @@ class Timelines:
             if change.topic is not Topic.EVENT:
                 continue
             if not isinstance(row, EventRow):
-                self._tails.clear()  # another node's event, not read yet: what the tails lack is unknown
+                # another node's event, not read yet: what the tails lack is unknown
+                self._tails.clear()
                 continue
             tail = self._tails.get(row.room_nid)
             if tail is None:
                 # a reader that was up to date before this event needs no more than it
-                self._keep(row.room_nid, change.position - 1, [Arrival(change.position, row.event_nid)])
+                self._keep(
+                    row.room_nid, change.position - 1, [Arrival(change.position, row.event_nid)]
+                )
                 continue
             tail.arrivals.append(Arrival(change.position, row.event_nid))
             if len(tail.arrivals) > TAIL_LENGTH:

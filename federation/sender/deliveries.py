@@ -1,17 +1,21 @@
 """Carries transactions to their destinations, one at a time for each, and says when to try again.
 
-A destination that does not answer is tried again after a pause that grows, to an hour as a rule. When it asks something of us, or
-sends something, it is back, and is tried at once; later, if it has spoken so before and was tried in vain. Such tries have a lane
-of their own (`lanes.py`), so that destinations which do not answer keep none waiting that do.
+A destination that does not answer is tried again after a pause that grows, to an hour as a rule.
+When it asks something of us, or sends something, it is back, and is tried at once; later, if it has
+spoken so before and was tried in vain. Such tries have a lane of their own (`send_slots.py`), so
+that destinations which do not answer keep none waiting that do.
 
-One that answers 429 is there, and says when to come again: it is not tried before that, though it speaks to us, nor sooner than after
-our own pause; and after the longest of our pauses at the latest. spec: client-server-api#rate-limiting
+One that answers 429 is there, and says when to come again: it is not tried before that, though it
+speaks to us, nor sooner than after our own pause; and after the longest of our pauses at the
+latest. spec: client-server-api#rate-limiting
 
-A transaction that its destination refuses for what is in it is sent in ever smaller parts (`refusals.py`), and what is refused alone is
-given up, once an empty one has been taken right after it: who refuses that too refuses everything, as a proxy may that has lost its
-server, and is one that does not answer.
+A transaction that its destination refuses for what is in it is sent in ever smaller parts
+(`refusals.py`), and what is refused alone is given up, once an empty one has been taken right after
+it: who refuses that too refuses everything, as a proxy may that has lost its server, and is one
+that does not answer.
 
-One that the policy refuses is behind, without any tries, until the policy or the list of members changes.
+One that the policy refuses is behind, without any tries, until the policy or the list of members
+changes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,25 +28,33 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.policy import Policy
+from federation.peers.policy import Policy
+from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.unresponsive_servers import PATIENCE
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction, Transactions
-from federation.requests import RefusedByRemote, asked_wait_ms
-from federation.sender.contents import Contents
 from federation.sender.destination import Destination, Pending
-from federation.sender.lanes import Lane
-from federation.sender.refusals import describe, is_alone, is_of_content, is_to_device, kinds_of, split
-from federation.silences import PATIENCE
-from storage.database import Database, DatabaseUnavailable
-from storage.destinations import Backlog, DestinationRow, DestinationStore
-from storage.outgoing_to_device import OutgoingToDeviceStore
-from storage.transaction import WriteTransaction
+from federation.sender.refusals import (
+    describe,
+    is_alone,
+    is_of_content,
+    is_to_device,
+    kinds_of,
+    split,
+)
+from federation.sender.send_slots import Lane
+from federation.sender.transaction_contents import Contents
+from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.engine.transaction import WriteTransaction
+from storage.federation.destinations import Backlog, DestinationRow, DestinationStore
 
 DATABASE_PAUSE_MS: Final = 5_000
 KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
-"""From this pause on the transaction that failed is given up: its content is told in what catches up. One that is sent in parts is
-kept: else all that the server has refused alone would be found anew."""
+"""From this pause on the transaction that failed is given up: its content is told in what catches
+up. One that is sent in parts is kept: else all that the server has refused alone would be found
+anew."""
 MOST_KEPT: Final = 100
 """So many of these, as each may hold a megabyte."""
 SOONEST_RETRY_MS: Final = 1_000
@@ -54,16 +66,18 @@ MAX_CONCURRENT: Final = 64
 RETRIES_AT_ONCE: Final = 16
 """The same, to those that have."""
 GIVEN_UP_AT_ONCE: Final = 3
-"""Parts that a destination refuses alone, with none between that it takes; from that one on each is followed by a pause, as if it did
-not answer."""
+"""Parts that a destination refuses alone, with none between that it takes; from that one on each is
+followed by a pause, as if it did not answer."""
 BROKEN_GROWTH, GROWN_MOST = 4, 3
-"""Of a destination that breaks down at so many alone, and takes nothing in, so many times more are tried the next time: it may lack all of
-a room, or of a sender. After so many times that is all that a transaction holds."""
+"""Of a destination that breaks down at so many alone, and takes nothing in, so many times more are
+tried the next time: it may lack all of a room, or of a sender. After so many times that is all that
+a transaction holds."""
 MAX_ERROR_CHARS: Final = 500
 
 
 class Pauses(msgspec.Struct, frozen=True):
-    """How long a destination is left alone that could not be reached, in milliseconds; `growth`: by what each further time."""
+    """How long a destination is left alone that could not be reached, in milliseconds; `growth`: by
+    what each further time."""
 
     first_ms: int = 5_000
     growth: float = 3
@@ -106,7 +120,8 @@ class Deliveries:
         self._database = database
         self._pauses = pauses
         self._patience_ms = min(KEPT_TRANSACTION_PAUSE_MS, pauses.longest_ms)
-        """After a pause of so long, it breaks down at what is in a transaction, or it is not there."""
+        """After a pause of so long, it breaks down at what is in a transaction, or it is not
+        there."""
         self._store = store
         self._to_device = to_device
         self._contents = contents
@@ -135,7 +150,8 @@ class Deliveries:
         }
 
     def find(self, server: ServerName) -> Destination:
-        """The destination, a new one if nothing is known of it; `wake` it once there is something to tell."""
+        """The destination, a new one if nothing is known of it; `wake` it once there is something
+        to tell."""
         destination = self._destinations.get(server)
         if destination is None:
             destination = self._destinations[server] = Destination(server)
@@ -146,9 +162,14 @@ class Deliveries:
         return self._destinations.get(server)
 
     def start(
-        self, run: int, rows: Mapping[str, DestinationRow], backlogs: Mapping[str, Backlog], to_device: set[str]
+        self,
+        run: int,
+        rows: Mapping[str, DestinationRow],
+        backlogs: Mapping[str, Backlog],
+        to_device: set[str],
     ) -> None:
-        """Go on from what the database knows. `run`: a number that was never given before, as far as the database knows."""
+        """Go on from what the database knows. `run`: a number that was never given before, as far
+        as the database knows."""
         self._destinations = {}
         self._run, self._begun_ms, self._number = run, self._now_ms(), 0
         self._active = True
@@ -193,7 +214,8 @@ class Deliveries:
             self._try_in(destination, _soonest_retry(destination) - now)
 
     def forget_vain_words(self, server: ServerName) -> None:
-        """The next word of the server is believed as its first was, though it has asked us to wait."""
+        """The next word of the server is believed as its first was, though it has asked us to
+        wait."""
         destination = self._destinations.get(server)
         if destination is not None:
             destination.in_vain_on_its_word = destination.asked_until_ts = 0
@@ -205,7 +227,8 @@ class Deliveries:
             destination.tried_ts, destination.is_silent = self._now_ms(), seconds >= PATIENCE
 
     def forget(self, server: ServerName) -> None:
-        """The database has nothing of that server any more, so there is nothing to try. What only memory knows, stays."""
+        """The database has nothing of that server any more, so there is nothing to try. What only
+        memory knows, stays."""
         destination = self._destinations.get(server)
         if destination is not None and not destination.is_running and destination.lowest() is None:
             _cancel_retry(destination)
@@ -213,7 +236,9 @@ class Deliveries:
 
     def lowest(self) -> int | None:
         """The lowest position of what only memory knows."""
-        positions = [position for destination in self if (position := destination.lowest()) is not None]
+        positions = [
+            position for destination in self if (position := destination.lowest()) is not None
+        ]
         return min(positions, default=None)
 
     async def _work(self, destination: Destination) -> None:
@@ -221,7 +246,9 @@ class Deliveries:
             while self._active and await self._step(destination):
                 continue
         except DatabaseUnavailable as error:
-            self.log.warn("sending to {server} waits: {error}", server=destination.server, error=error)
+            self.log.warn(
+                "sending to {server} waits: {error}", server=destination.server, error=error
+            )
             self._pause(destination, DATABASE_PAUSE_MS)
         except Exception:  # a bug of ours: others are served on, and this one is tried again
             self.log.failure("sending to {server} broke", server=destination.server)
@@ -266,14 +293,19 @@ class Deliveries:
         return failure is None
 
     def _make_id(self) -> str:
-        """An id that no transaction has had, not even one of which a database that was restored from a backup knows nothing: to whoever
-        got that, it would be the same transaction again, and what is in it would be lost. spec: server-server-api#transactions"""
+        """An id that no transaction has had, not even one of which a database that was restored
+        from a backup knows nothing: to whoever got that, it would be the same transaction again,
+        and what is in it would be lost. spec: server-server-api#transactions"""
         self._number += 1
         return f"{self._run}.{self._begun_ms}.{self._number}"
 
     async def _send(self, destination: Destination, pending: Pending) -> None:
-        """Send the parts that are left. Raises RemoteError, MatrixError where the server is to be left alone for a while."""
-        is_on_its_word = destination.failing_since_ts is not None and destination.heard_ts >= destination.tried_ts
+        """Send the parts that are left. Raises RemoteError, MatrixError where the server is to be
+        left alone for a while."""
+        is_on_its_word = (
+            destination.failing_since_ts is not None
+            and destination.heard_ts >= destination.tried_ts
+        )
         destination.tried_ts = self._now_ms()
         pending.taken.clear()  # what was taken long ago says nothing of what it breaks down at now
         self._policy.check_destination(destination.server)
@@ -295,18 +327,29 @@ class Deliveries:
         except RefusedByRemote as error:
             if is_of_content(error.status, part):
                 await self._heed_refusal(destination, pending, error)
-            elif error.status == HTTPStatus.INTERNAL_SERVER_ERROR and destination.pause_ms >= self._patience_ms:
+            elif (
+                error.status == HTTPStatus.INTERNAL_SERVER_ERROR
+                and destination.pause_ms >= self._patience_ms
+            ):
                 await self._heed_breakdown(destination, pending, error)
             else:
-                if asked_wait_ms(error) and error.told_wait_ms and any(map(is_to_device, part.edus)):
-                    self._halve(pending)  # it may have room for some messages to devices by then, and not for all
+                if (
+                    asked_wait_ms(error)
+                    and error.told_wait_ms
+                    and any(map(is_to_device, part.edus))
+                ):
+                    self._halve(
+                        pending
+                    )  # it may have room for some messages to devices by then, and not for all
                 raise
             return
         pending.parts.popleft()
         destination.given_up = 0
         self._note_taken(destination, pending, part, refused)
 
-    def _note_taken(self, destination: Destination, pending: Pending, part: Transaction, refused: int) -> None:
+    def _note_taken(
+        self, destination: Destination, pending: Pending, part: Transaction, refused: int
+    ) -> None:
         if destination.failing_since_ts is not None:
             pending.taken.update(kinds_of(part))
         if destination.asked_until_ts:
@@ -317,12 +360,17 @@ class Deliveries:
         self.counts.refused_events += refused
         self.counts.edus += len(part.edus)
 
-    async def _heed_refusal(self, destination: Destination, pending: Pending, error: RefusedByRemote) -> None:
-        """From now on the next part is sent in halves, or not at all if it is one thing. Raises RemoteError, MatrixError."""
+    async def _heed_refusal(
+        self, destination: Destination, pending: Pending, error: RefusedByRemote
+    ) -> None:
+        """From now on the next part is sent in halves, or not at all if it is one thing. Raises
+        RemoteError, MatrixError."""
         part = pending.parts[0]
         if is_alone(part) or not pending.is_split:
             # whoever refuses this too does not speak of what is in the part
-            await self._transactions.send(destination.server, Transaction(self._make_id(), self._now_ms(), (), ()))
+            await self._transactions.send(
+                destination.server, Transaction(self._make_id(), self._now_ms(), (), ())
+            )
         if self._halve(pending):
             return
         pending.parts.popleft()
@@ -347,11 +395,16 @@ class Deliveries:
             error=error.reason,
         )
 
-    async def _heed_breakdown(self, destination: Destination, pending: Pending, error: RefusedByRemote) -> None:
-        """It breaks down again and again: from now on the next part is sent in halves, or after all others if it is one thing. Raises
-        RemoteError, MatrixError where that seems to be of no use."""
+    async def _heed_breakdown(
+        self, destination: Destination, pending: Pending, error: RefusedByRemote
+    ) -> None:
+        """It breaks down again and again: from now on the next part is sent in halves, or after all
+        others if it is one thing. Raises RemoteError, MatrixError where that seems to be of no
+        use."""
         if not pending.is_split:
-            await self._transactions.send(destination.server, Transaction(self._make_id(), self._now_ms(), (), ()))
+            await self._transactions.send(
+                destination.server, Transaction(self._make_id(), self._now_ms(), (), ())
+            )
         if self._halve(pending):
             return
         pending.broken.append(pending.parts.popleft())
@@ -360,14 +413,18 @@ class Deliveries:
             raise error
 
     async def _send_broken(self, destination: Destination, pending: Pending) -> None:
-        """Try once more at what the server broke down, alone. It is given up where the server has taken in other things of its kind: else
-        it may just have nowhere to write. Raises RemoteError, MatrixError."""
+        """Try once more at what the server broke down, alone. It is given up where the server has
+        taken in other things of its kind: else it may just have nowhere to write. Raises
+        RemoteError, MatrixError."""
         for _ in range(len(pending.broken)):
             part = pending.broken[0]
             try:
                 refused = await self._transactions.send(destination.server, part)
             except RefusedByRemote as error:
-                if error.status != HTTPStatus.INTERNAL_SERVER_ERROR or not kinds_of(part) <= pending.taken:
+                if (
+                    error.status != HTTPStatus.INTERNAL_SERVER_ERROR
+                    or not kinds_of(part) <= pending.taken
+                ):
                     raise
                 self._give_up(destination, part, error)
             else:
@@ -375,11 +432,14 @@ class Deliveries:
             pending.broken.popleft()
 
     async def _hold(self, destination: Destination) -> None:
-        """The policy refuses the server: note what it misses, and let it wait for another policy."""
+        """The policy refuses the server: note what it misses, and let it wait for another
+        policy."""
         destination.notices.clear()
         destination.presence.clear()
         if not (destination.is_behind and destination.is_noted):
-            self.log.info("the policy refuses {server}: what it misses waits", server=destination.server)
+            self.log.info(
+                "the policy refuses {server}: what it misses waits", server=destination.server
+            )
             await self._store.add_backlogs({destination.server: destination.fall_behind()})
             destination.is_noted = True
         destination.give_up_pending()
@@ -390,7 +450,9 @@ class Deliveries:
             if self._policy.allows(destination.server):
                 self.wake(destination)
 
-    async def _note_success(self, destination: Destination, pending: Pending, *, is_reached: bool) -> None:
+    async def _note_success(
+        self, destination: Destination, pending: Pending, *, is_reached: bool
+    ) -> None:
         """There is nothing left of what was pending. `is_reached`: the server has answered well."""
         was_failing = is_reached and destination.failing_since_ts is not None
         await self._note_told(destination, pending, was_failing=was_failing)
@@ -401,7 +463,9 @@ class Deliveries:
             destination.in_vain_on_its_word = destination.asked_until_ts = 0
         destination.pending = None
 
-    async def _note_told(self, destination: Destination, pending: Pending, *, was_failing: bool = False) -> None:
+    async def _note_told(
+        self, destination: Destination, pending: Pending, *, was_failing: bool = False
+    ) -> None:
         """The server has what was pending. `was_failing`: it can be reached again."""
         now, was_behind = self._now_ms(), destination.is_behind
         # what was missed since goes on to be missed
@@ -419,31 +483,45 @@ class Deliveries:
         if was_behind or was_failing or pending.to_device_upto is not None:
             await self._database.write("transaction_sent", write)
 
-    async def _note_failure(self, destination: Destination, failure: RemoteError | MatrixError) -> None:
+    async def _note_failure(
+        self, destination: Destination, failure: RemoteError | MatrixError
+    ) -> None:
         self.counts.failures += 1
         now, error = self._now_ms(), str(failure)
         asked_ms = min(asked_wait_ms(failure), self._pauses.longest_ms)
         if destination.failing_since_ts is None or bool(asked_ms) is destination.is_unreachable:
             how = "asks us to wait" if asked_ms else "cannot be reached"
-            self.log.info("{server} {how}: {error}", server=destination.server, how=how, error=error)
+            self.log.info(
+                "{server} {how}: {error}", server=destination.server, how=how, error=error
+            )
             destination.failing_since_ts = now
         destination.asked_until_ts = now + asked_ms if asked_ms else 0
         destination.notices.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
         pause_ms = self._pauses.after(destination.pause_ms)
         # before anything is waited for: what comes from now on goes to the backlog
-        backlog = Backlog() if destination.is_behind and destination.is_noted else destination.fall_behind()
+        backlog = (
+            Backlog()
+            if destination.is_behind and destination.is_noted
+            else destination.fall_behind()
+        )
         since_ts, asked_until_ts = destination.failing_since_ts, destination.asked_until_ts
-        row = DestinationRow(destination.server, since_ts, now, pause_ms, destination.error, asked_until_ts)
+        row = DestinationRow(
+            destination.server, since_ts, now, pause_ms, destination.error, asked_until_ts
+        )
         was_heard = destination.heard_ts >= destination.tried_ts
         destination.is_silent = now - destination.tried_ts >= PATIENCE * 1000
         self._pause(destination, pause_ms)
-        if was_heard:  # it came back while it was tried in vain, and may have no more to say for long
+        if (
+            was_heard
+        ):  # it came back while it was tried in vain, and may have no more to say for long
             self._try_in(destination, _soonest_retry(destination) - now)
         await self._store.add_failure(row, backlog)
         destination.is_noted = True
         pending = destination.pending
-        if pending is not None and pending.broken:  # of the kinds that it takes it gets what follows
+        if (
+            pending is not None and pending.broken
+        ):  # of the kinds that it takes it gets what follows
             told, left = pending.told_and_left()
             await self._note_told(destination, told)
             destination.pending = left
@@ -456,7 +534,9 @@ class Deliveries:
         """Whether the transaction is kept in memory, however long its destination is left alone."""
         if not pending.is_split:
             return False
-        pauses = (each.pause_ms for each in self if each.pending is not None and each.pending.is_split)
+        pauses = (
+            each.pause_ms for each in self if each.pending is not None and each.pending.is_split
+        )
         return sum(1 for pause_ms in pauses if pause_ms >= KEPT_TRANSACTION_PAUSE_MS) <= MOST_KEPT
 
     def _pause(self, destination: Destination, pause_ms: int) -> None:
@@ -470,7 +550,9 @@ class Deliveries:
     def _try_in(self, destination: Destination, milliseconds: int) -> None:
         if self._active:
             _cancel_retry(destination)
-            destination.retry = self._clock.callLater(max(0, milliseconds) / 1000, self._retry, destination)
+            destination.retry = self._clock.callLater(
+                max(0, milliseconds) / 1000, self._retry, destination
+            )
 
     def _retry(self, destination: Destination) -> None:
         destination.retry = None

@@ -1,7 +1,7 @@
 """What one server has still to be told, and how it stands: the memory of the sender.
 
-A server that keeps up has its events in `queue`. One that does not is behind: then only the rooms are noted of which it
-has missed something, in the database too, and it catches up room by room.
+A server that keeps up has its events in `queue`. One that does not is behind: then only the rooms
+are noted of which it has missed something, in the database too, and it catches up room by room.
 """
 
 from collections import OrderedDict, deque
@@ -15,19 +15,21 @@ from twisted.internet.interfaces import IDelayedCall
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction
 from federation.sender.refusals import is_to_device
-from storage.destinations import Backlog, ReceiptToSend
+from storage.federation.destinations import Backlog, ReceiptToSend
 
 MAX_QUEUED: Final = 2000
 """Events in memory for a server: with more it is behind."""
 MAX_EPHEMERAL: Final = 1000
-"""Typing notices, receipts and presences in memory for a server, of each kind; then the oldest go."""
+"""Typing notices, receipts and presences in memory for a server, of each kind; then the oldest
+go."""
 
 SHORT_SILENCE_MS: Final = 20_000
 """As long as a server takes to start again, at most."""
 LONGEST_SILENCE_MS: Final = 60_000
 """How long after a try that was waited for in vain other requests to the server are not tried."""
 LONGEST_ABSENCE_MS: Final = 5_000
-"""The same, after one that failed at once: who tries again loses no time, and a server that is started again may be back."""
+"""The same, after one that failed at once: who tries again loses no time, and a server that is
+started again may be back."""
 
 
 class QueuedEvent(msgspec.Struct, frozen=True):
@@ -43,7 +45,8 @@ class Pending(msgspec.Struct, frozen=True):
 
     transaction: Transaction
     parts: deque[Transaction]
-    """What is still to be sent: all of it in one, or in several where the server has refused that."""
+    """What is still to be sent: all of it in one, or in several where the server has refused
+    that."""
     rooms: Mapping[int, int] = msgspec.field(default_factory=dict)
     """Rooms that it tells of, and the position of the first event that was to be told."""
     users: Mapping[str, int] = msgspec.field(default_factory=dict)
@@ -61,7 +64,8 @@ class Pending(msgspec.Struct, frozen=True):
         return bool(self.parts) and self.parts[0] is not self.transaction
 
     def told_and_left(self) -> "tuple[Pending, Pending]":
-        """What is done with, of events, messages to devices, and all else; and what is not, since some of the kind is left."""
+        """What is done with, of events, messages to devices, and all else; and what is not, since
+        some of the kind is left."""
         left = (*self.parts, *self.broken)
         edus = [edu for part in left for edu in part.edus]
         told = left_over = replace(self)
@@ -84,10 +88,13 @@ class Destination(msgspec.Struct):
     queue: deque[QueuedEvent] = msgspec.field(default_factory=deque)
     users: dict[str, int] = msgspec.field(default_factory=dict)
     """Users of whose devices there is something to tell, and the number of the first change."""
-    receipts: OrderedDict[tuple[int, str, str], ReceiptToSend] = msgspec.field(default_factory=OrderedDict)
+    receipts: OrderedDict[tuple[int, str, str], ReceiptToSend] = msgspec.field(
+        default_factory=OrderedDict
+    )
     """By room, user and thread."""
     notices: OrderedDict[tuple[str, str], bytes] = msgspec.field(default_factory=OrderedDict)
-    """EDUs that nobody misses much, such as typing, by what they are about: only the latest is of interest."""
+    """EDUs that nobody misses much, such as typing, by what they are about: only the latest is of
+    interest."""
     presence: OrderedDict[str, Mapping[str, Any]] = msgspec.field(default_factory=OrderedDict)
     has_to_device: bool = False
     """Messages to devices wait, in the database."""
@@ -102,7 +109,8 @@ class Destination(msgspec.Struct):
     is_running: bool = False
     retry: IDelayedCall | None = None
     failing_since_ts: int | None = None
-    """Since when it takes nothing: since it does not answer, or since it asks us to wait, whichever of these it does now."""
+    """Since when it takes nothing: since it does not answer, or since it asks us to wait, whichever
+    of these it does now."""
     tried_ts: int = 0
     is_silent: bool = False
     """The last try that failed took as long as people wait."""
@@ -113,11 +121,12 @@ class Destination(msgspec.Struct):
     given_up: int = 0
     """How many parts of transactions it has refused alone, since it took the last one."""
     breakdowns: int = 0
-    """In how many tries, one after the other, it broke down at each thing that was tried alone, and took nothing in; it begins anew after
-    one in which that was all there is."""
+    """In how many tries, one after the other, it broke down at each thing that was tried alone, and
+    took nothing in; it begins anew after one in which that was all there is."""
     pause_ms: int = 0
     asked_until_ts: int = 0
-    """Until when it has asked, by its last answer, to be sent nothing; 0: that was another one, or none."""
+    """Until when it has asked, by its last answer, to be sent nothing; 0: that was another one, or
+    none."""
     error: str | None = None
 
     @property
@@ -134,7 +143,8 @@ class Destination(msgspec.Struct):
 
     @property
     def is_unreachable(self) -> bool:
-        """The last try was not answered, or not as by a server that is in order. One that asked us to wait is."""
+        """The last try was not answered, or not as by a server that is in order. One that asked us
+        to wait is."""
         return self.failing_since_ts is not None and not self.asked_until_ts
 
     @property
@@ -151,16 +161,22 @@ class Destination(msgspec.Struct):
         )
 
     def is_failing_at(self, now_ms: int) -> bool:
-        """It could not be reached a moment ago, and has not spoken to us since. One that asked us to wait could be reached."""
+        """It could not be reached a moment ago, and has not spoken to us since. One that asked us
+        to wait could be reached."""
         if not self.is_unreachable or self.heard_ts > self.tried_ts:
             return False
-        return now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS if self.is_silent else LONGEST_ABSENCE_MS)
+        return now_ms < self.tried_ts + min(
+            self.pause_ms, LONGEST_SILENCE_MS if self.is_silent else LONGEST_ABSENCE_MS
+        )
 
     def lowest(self) -> int | None:
         """The lowest position of what only memory knows; None if there is nothing."""
         if self.is_behind and self.is_noted:
             return None
-        positions = [*self.users.values(), *(receipt.position for receipt in self.receipts.values())]
+        positions = [
+            *self.users.values(),
+            *(receipt.position for receipt in self.receipts.values()),
+        ]
         if self.queue:
             positions.append(self.queue[0].position)
         if not self.is_noted:
@@ -184,7 +200,8 @@ class Destination(msgspec.Struct):
         _put(self.presence, user_id, presence)
 
     def fall_behind(self) -> Backlog:
-        """Of the events that wait, only the rooms are remembered. What is returned has to be noted in the database."""
+        """Of the events that wait, only the rooms are remembered. What is returned has to be noted
+        in the database."""
         self.is_behind = True
         self.is_noted = False
         backlog = Backlog(users=dict(self.users), is_whole=True)
@@ -199,7 +216,8 @@ class Destination(msgspec.Struct):
         return backlog
 
     def give_up_pending(self) -> None:
-        """The transaction under way is not tried any more: what was in it is told later, in another form."""
+        """The transaction under way is not tried any more: what was in it is told later, in another
+        form."""
         if self.pending is None:
             return
         for room_nid, position in self.pending.rooms.items():

@@ -1,7 +1,8 @@
-"""What a server refuses for good, and how it is found: the transaction is tried in smaller ones, halves of halves.
+"""What a server refuses for good, and how it is found: the transaction is tried in smaller ones,
+halves of halves.
 
-A transaction is read as a whole: something in it that its reader cannot hold, nested too deeply, a number too large, makes it refuse all
-that stands beside it, however often that is sent.
+A transaction is read as a whole: something in it that its reader cannot hold, nested too deeply, a
+number too large, makes it refuse all that stands beside it, however often that is sent.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import msgspec
 from federation.remote.transactions import Transaction
 
 SHORTEST_TOO_LARGE: Final = 16 << 10
-"""What is shorter is too large for nobody: a proxy that says so says it of nearly everything, though not of an empty transaction."""
+"""What is shorter is too large for nobody: a proxy that says so says it of nearly everything,
+though not of an empty transaction."""
 _TO_DEVICE: Final = b'"edu_type":"m.direct_to_device"}'
 """How such an EDU ends, in canonical JSON."""
 
@@ -41,9 +43,13 @@ def is_alone(transaction: Transaction) -> bool:
 
 
 def is_of_content(status: int, transaction: Transaction) -> bool:
-    """Whether a server that answers so may speak of what is in it; other answers are about who sends it, where to, or when."""
+    """Whether a server that answers so may speak of what is in it; other answers are about who
+    sends it, where to, or when."""
     if status == 413:
-        return not is_alone(transaction) or sum(map(len, (*transaction.pdus, *transaction.edus))) >= SHORTEST_TOO_LARGE
+        return (
+            not is_alone(transaction)
+            or sum(map(len, (*transaction.pdus, *transaction.edus))) >= SHORTEST_TOO_LARGE
+        )
     return status in (400, 422)
 
 
@@ -62,9 +68,11 @@ def is_to_device(edu: bytes) -> bool:
 
 
 def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transaction, Transaction]:
-    """Two transactions with the parts of one: to be sent one after the other, as whoever gets it takes them in one after the other.
+    """Two transactions with the parts of one: to be sent one after the other, as whoever gets it
+    takes them in one after the other.
 
-    Messages to devices come first, as they hold the keys of events; then events, then what is about these.
+    Messages to devices come first, as they hold the keys of events; then events, then what is about
+    these.
     """
     edus = transaction.edus
     parts = [
@@ -95,4 +103,6 @@ def describe(transaction: Transaction) -> str:
     except (msgspec.DecodeError, RecursionError):  # as unreadable to us
         return "an event" if transaction.pdus else "an EDU"
     content = edu.content
-    return f"an EDU {edu.edu_type!r}" + (f" {content.message_id!r} of {content.sender}" if content.message_id else "")
+    return f"an EDU {edu.edu_type!r}" + (
+        f" {content.message_id!r} of {content.sender}" if content.message_id else ""
+    )

@@ -1,18 +1,23 @@
-"""Tells other servers what they have to hear of: driven by the stream, a queue for each destination.
+"""Tells other servers what they have to hear of: driven by the stream, a queue for each
+destination.
 
 Laws:
-- What is told comes from the stream and from tables, never from whoever made the change. So a restart, or another node's
-  write, is nothing special: up to the lease's position all is told or noted, and from there the stream is read again.
-- One node sends at a time: it has the lease. On SQLite, which is for one node, it is taken by force.
-- Of a destination one transaction is under way at a time, and is tried again under its id and with its content.
-- A server that comes to share a room with one of our users, whatever was told it of them before, is told of the latest change of
-  their devices: so it sees whether it has missed some. One that is behind is not: it sees them come when it hears of the room.
-- A destination that has heard everything costs nothing; one that cannot be reached costs a row for each room of which it
-  misses something (`destination.py`), and a try now and then. So does one that the policy refuses: it is told when the
-  policy lets it.
+- What is told comes from the stream and from tables, never from whoever made the change. So a
+  restart, or another node's write, is nothing special: up to the lease's position all is told or
+  noted, and from there the stream is read again.
+- One node sends at a time: it has the lease. On SQLite, which is for one node, it is taken by
+  force.
+- Of a destination one transaction is under way at a time, and is tried again under its id and with
+  its content.
+- A server that comes to share a room with one of our users, whatever was told it of them before, is
+  told of the latest change of their devices: so it sees whether it has missed some. One that is
+  behind is not: it sees them come when it hears of the room.
+- A destination that has heard everything costs nothing; one that cannot be reached costs a row for
+  each room of which it misses something (`destination.py`), and a try now and then. So does one
+  that the policy refuses: it is told when the policy lets it.
 
-Receipts, typing and presence are told to who can be reached; who cannot, hears the latest of them when it can, if this
-process lives so long.
+Receipts, typing and presence are told to who can be reached; who cannot, hears the latest of them
+when it can, if this process lives so long.
 
 spec: server-server-api#transactions
 """
@@ -25,24 +30,24 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from federation.identity import ServerIdentity
-from federation.policy import Policy
+from federation.peers.identity import ServerIdentity
+from federation.peers.policy import Policy
+from federation.peers.unresponsive_servers import Silences
 from federation.protocol.ids import ServerName, UserID, is_server_name
-from federation.rooms.room_events import RoomEvents
-from federation.rooms.servers import RoomServers
+from federation.rooms.events import RoomEvents
+from federation.rooms.room_servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
 from federation.sender.deliveries import Deliveries
 from federation.sender.destination import MAX_QUEUED, SHORT_SILENCE_MS, Destination, QueuedEvent
-from federation.silences import Silences
-from storage.database import DatabaseUnavailable
-from storage.destinations import Backlog, DestinationStore, EventToSend, OwnMove, Word
-from storage.device_list_log import DeviceListLog
-from storage.events import EventFlag, EventRow
-from storage.memberships import MembershipRow
-from storage.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
-from storage.outgoing_to_device import OutgoingToDeviceStore
-from storage.receipts import ReceiptRow
-from storage.streams import Change, Streams, Topic
+from storage.cluster.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
+from storage.devices.device_list_log import DeviceListLog
+from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
+from storage.engine.database import DatabaseUnavailable
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.events import EventFlag, EventRow
+from storage.federation.destinations import Backlog, DestinationStore, EventToSend, OwnMove, Word
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.receipts import ReceiptRow
 
 LEASE_MS: Final = 30_000
 ROUND_SECONDS: Final = 10.0
@@ -52,7 +57,9 @@ AT_ONCE: Final = 500
 MAX_HEARD: Final = 10_000
 """Servers of which is passed on in one round that they have spoken."""
 PUBLIC_RECEIPT: Final = "m.read"
-TOPICS: Final = frozenset({Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING, Topic.MEMBERSHIP})
+TOPICS: Final = frozenset(
+    {Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING, Topic.MEMBERSHIP}
+)
 
 
 class Sender:
@@ -97,7 +104,8 @@ class Sender:
         self._dispatched = 0
         self._heard: set[Topic] = set()
         self._newcomers: dict[tuple[int, ServerName], int] = {}
-        """Servers that may have come into a room with sticky events, and the position of the join."""
+        """Servers that may have come into a room with sticky events, and the position of the
+        join."""
         self._scheduled = False
         self._spoke_here: set[ServerName] = set()
         """Of whom the node that sends is to hear that they are there."""
@@ -115,7 +123,9 @@ class Sender:
         """Send no more, and note how far all is told."""
         if self._round.running and self._rounds_end is not None:
             self._round.stop()
-            await self._rounds_end  # with the one that is under way: it may just be taking the lease
+            await (
+                self._rounds_end
+            )  # with the one that is under way: it may just be taking the lease
         if self._has_lease:
             self._deliveries.stop()
             await self._lease.renew(0, self._position())
@@ -130,7 +140,8 @@ class Sender:
             self._spoke_here.add(server)
 
     async def try_now(self, server: ServerName) -> None:
-        """An operator says that a server is there. Where another node sends, it hears of that in its next round."""
+        """An operator says that a server is there. Where another node sends, it hears of that in
+        its next round."""
         self._believe(server)
         if not self._has_lease:
             await self._store.note_heard([server], Word.OF_AN_OPERATOR)
@@ -145,12 +156,13 @@ class Sender:
         return destination is not None and destination.is_failing_at(self._now_ms())
 
     def would_wait_in_vain(self, server: ServerName) -> bool:
-        """Whether the server could not be reached a moment ago, or somebody else waited for it, so that nobody should wait for it now."""
+        """Whether the server could not be reached a moment ago, or somebody else waited for it, so
+        that nobody should wait for it now."""
         return self.is_failing(server) or self._silences.length(server) > 0
 
     async def is_away(self, server: ServerName) -> bool:
-        """Whether the server has not answered for longer than one takes to start again. One query, where another node sends. One that asked
-        us to wait has answered."""
+        """Whether the server has not answered for longer than one takes to start again. One query,
+        where another node sends. One that asked us to wait has answered."""
         if self._silences.length(server) * 1000 >= SHORT_SILENCE_MS:
             return True
         if self._has_lease:
@@ -177,7 +189,8 @@ class Sender:
         self._deliveries.note_silence(server, self._clock.seconds() - asked_at)
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
-        """Tell the other servers in a room something that is soon out of date; the latest under a key is told.
+        """Tell the other servers in a room something that is soon out of date; the latest under a
+        key is told.
 
         A server that cannot be reached does not hear of it: when it can, that is over.
         """
@@ -188,7 +201,8 @@ class Sender:
                     self._deliveries.wake(destination)
 
     async def send_presence(self, user_id: UserID, presence: Mapping[str, Any]) -> None:
-        """Tell the servers that share a room with one of our users of their presence: an entry of `push`.
+        """Tell the servers that share a room with one of our users of their presence: an entry of
+        `push`.
 
         spec: server-server-api#presence
         """
@@ -197,13 +211,18 @@ class Sender:
                 destination.add_presence(user_id, presence)
                 self._deliveries.wake(destination)
 
-    # --------------------------------------------------------------------------------------------------- the stream
+    # ---------------------------------------------------------------------------------------------------
+    # the stream
 
     def _hear(self, changes: Sequence[Change]) -> None:
         if not self._has_lease:
             return
         for change in changes:
-            if change.topic in TOPICS and self._concerns_others(change) and change.topic not in self._heard:
+            if (
+                change.topic in TOPICS
+                and self._concerns_others(change)
+                and change.topic not in self._heard
+            ):
                 self._heard.add(change.topic)
                 self._schedule()
 
@@ -213,14 +232,21 @@ class Sender:
             return bool(row.flags & EventFlag.TO_SEND)
         if isinstance(row, ReceiptRow):
             known = self._servers.peek(row.room_nid)
-            return row.receipt_type == PUBLIC_RECEIPT and known != {} and self._identity.is_local(row.user_id)
+            return (
+                row.receipt_type == PUBLIC_RECEIPT
+                and known != {}
+                and self._identity.is_local(row.user_id)
+            )
         if isinstance(row, MembershipRow):
-            joins = row.is_local and row.membership == "join" and self._servers.peek(row.room_nid) != {}
+            joins = (
+                row.is_local and row.membership == "join" and self._servers.peek(row.room_nid) != {}
+            )
             return joins or self._note_newcomer(row)
         return change.topic is not Topic.DEVICE or not self._servers.is_known_alone
 
     def _note_newcomer(self, row: MembershipRow) -> bool:
-        """Whether a server may have come into a room where something has to be told to newcomers."""
+        """Whether a server may have come into a room where something has to be told to
+        newcomers."""
         if row.is_local or row.membership != "join" or not self._sticky.may_be_in(row.room_nid):
             return False
         self._newcomers[row.room_nid, _server_of(row.user_id)] = row.position
@@ -245,7 +271,9 @@ class Sender:
             while self._has_lease and self._heard:
                 heard, self._heard = self._heard, set()
                 if not await self._dispatch(heard):
-                    self._heard |= TOPICS  # a stretch was cut short: what follows it may be of any kind
+                    self._heard |= (
+                        TOPICS  # a stretch was cut short: what follows it may be of any kind
+                    )
         except DatabaseUnavailable as error:
             self._heard |= heard
             self.log.warn("what happened is told to other servers later: {error}", error=error)
@@ -256,17 +284,30 @@ class Sender:
             self._scheduled = False
 
     async def _dispatch(self, topics: set[Topic]) -> bool:
-        """Hand the next stretch of the stream to the destinations that it concerns; whether that was all."""
+        """Hand the next stretch of the stream to the destinations that it concerns; whether that
+        was all."""
         after, upto = self._dispatched, self._streams.current()
         woken: dict[ServerName, Destination] = {}
         backlogs: dict[str, Backlog] = {}
-        events = await self._store.get_events_to_send(after, upto, AT_ONCE) if Topic.EVENT in topics else ()
+        events = (
+            await self._store.get_events_to_send(after, upto, AT_ONCE)
+            if Topic.EVENT in topics
+            else ()
+        )
         if len(events) == AT_ONCE:
             upto = events[-1].position
-        receipts = await self._store.get_receipts_to_send(after, upto, AT_ONCE) if Topic.RECEIPT in topics else ()
+        receipts = (
+            await self._store.get_receipts_to_send(after, upto, AT_ONCE)
+            if Topic.RECEIPT in topics
+            else ()
+        )
         if len(receipts) == AT_ONCE:
             upto = receipts[-1].position
-        moves = await self._store.get_own_moves(after, upto, AT_ONCE) if Topic.MEMBERSHIP in topics else ()
+        moves = (
+            await self._store.get_own_moves(after, upto, AT_ONCE)
+            if Topic.MEMBERSHIP in topics
+            else ()
+        )
         if len(moves) == AT_ONCE:
             upto = moves[-1].position
         for event in events:
@@ -281,18 +322,24 @@ class Sender:
                     woken[destination.server] = destination
                     destination.add_receipt(receipt)
         if Topic.DEVICE in topics and not await self._servers.is_alone():
-            for user_id, stream_id in (await self._device_log.get_changed_users(after, upto)).items():
+            for user_id, stream_id in (
+                await self._device_log.get_changed_users(after, upto)
+            ).items():
                 for destination in self._find(await self._servers.of_user(UserID(user_id))):
                     woken[destination.server] = destination
                     _add_user(destination, user_id, stream_id, backlogs)
         for move in await self._find_joins(moves):
-            servers = await self._servers.newly_shared(UserID(move.user_id), move.room_nid, move.position)
+            servers = await self._servers.newly_shared(
+                UserID(move.user_id), move.room_nid, move.position
+            )
             for destination in self._find(servers):
                 if not destination.is_behind:
                     woken[destination.server] = destination
                     destination.users.setdefault(move.user_id, move.position)
         if Topic.OUTGOING in topics:
-            for destination in self._find(map(ServerName, await self._to_device.get_servers(after, upto))):
+            for destination in self._find(
+                map(ServerName, await self._to_device.get_servers(after, upto))
+            ):
                 woken[destination.server] = destination
                 destination.has_to_device = True
         await self._tell_newcomers(woken, backlogs)
@@ -307,30 +354,44 @@ class Sender:
         """Those of the moves by which one of our users came in."""
         ours = [move for move in moves if self._identity.is_local(move.user_id)]
         stored = await self._events.get_events(move.event_nid for move in ours)
-        before = await self._events.get_events(each.replaces for each in stored.values() if each.replaces is not None)
+        before = await self._events.get_events(
+            each.replaces for each in stored.values() if each.replaces is not None
+        )
         joins = []
         for move in ours:
             event = stored[move.event_nid]
             former = None if event.replaces is None else before.get(event.replaces)
-            if event.event.membership == "join" and (former is None or former.event.membership != "join"):
+            if event.event.membership == "join" and (
+                former is None or former.event.membership != "join"
+            ):
                 joins.append(move)
         return joins
 
-    async def _tell_newcomers(self, woken: dict[ServerName, Destination], backlogs: dict[str, Backlog]) -> None:
+    async def _tell_newcomers(
+        self, woken: dict[ServerName, Destination], backlogs: dict[str, Backlog]
+    ) -> None:
         """Our own sticky events from before they came. Proposal: MSC4354"""
         newcomers, self._newcomers = self._newcomers, {}
         for (room_nid, server), position in newcomers.items():
             if (await self._servers.in_room(room_nid)).get(server) != position:
-                continue  # others of its users have been there for longer, or it is not there any more
+                # others of its users have been there for longer, or it is not there any more
+                continue
             rows = (await self._sticky.in_rooms({room_nid: (0, position - 1)})).get(room_nid, [])
             for row in rows:
                 if self._identity.is_local(row.sender):
                     for destination in self._find([server]):
                         woken[destination.server] = destination
-                        _add_event(destination, QueuedEvent(row.position, row.event_nid, room_nid), backlogs)
+                        _add_event(
+                            destination,
+                            QueuedEvent(row.position, row.event_nid, room_nid),
+                            backlogs,
+                        )
 
-    async def _note(self, backlogs: Mapping[str, Backlog], destinations: Sequence[Destination]) -> None:
-        """Write down what servers that are behind have missed besides. Whom that fails for stays unnoted."""
+    async def _note(
+        self, backlogs: Mapping[str, Backlog], destinations: Sequence[Destination]
+    ) -> None:
+        """Write down what servers that are behind have missed besides. Whom that fails for stays
+        unnoted."""
         noted = [each for each in destinations if each.is_noted or backlogs[each.server].is_whole]
         for destination in destinations:
             destination.is_noted = False
@@ -339,7 +400,8 @@ class Sender:
             destination.is_noted = True
 
     async def _servers_for(self, event: EventToSend) -> Collection[ServerName]:
-        """The servers that were in the room by then, and that of whoever has just been put out of it."""
+        """The servers that were in the room by then, and that of whoever has just been put out of
+        it."""
         in_room = await self._servers.in_room(event.room_nid)
         servers = {server: None for server, since in in_room.items() if since <= event.position}
         if event.is_member:
@@ -350,7 +412,8 @@ class Sender:
         return servers.keys()
 
     def _find(self, servers: Iterable[ServerName]) -> list[Destination]:
-        """The destinations that have to hear of something, be it later: the policy is asked when it is delivered."""
+        """The destinations that have to hear of something, be it later: the policy is asked when it
+        is delivered."""
         return [
             self._deliveries.find(server)
             for server in servers
@@ -361,7 +424,8 @@ class Sender:
         """Those that the policy allows now, for what is of no interest later."""
         return self._find(server for server in servers if self._policy.allows(server))
 
-    # ---------------------------------------------------------------------------------------------------- the lease
+    # ----------------------------------------------------------------------------------------------------
+    # the lease
 
     def _start_round(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._make_round())
@@ -425,7 +489,9 @@ class Sender:
         if not self._heard and not self._scheduled:
             self._dispatched = self._streams.current()  # nothing of what came since concerns others
         lowest = self._deliveries.lowest()
-        return max(self._told, self._dispatched if lowest is None else min(self._dispatched, lowest - 1))
+        return max(
+            self._told, self._dispatched if lowest is None else min(self._dispatched, lowest - 1)
+        )
 
 
 def _server_of(user_id: str) -> ServerName:
@@ -444,7 +510,9 @@ def _add_event(destination: Destination, event: QueuedEvent, backlogs: dict[str,
         backlog.rooms.setdefault(event.room_nid, event.position)
 
 
-def _add_user(destination: Destination, user_id: str, stream_id: int, backlogs: dict[str, Backlog]) -> None:
+def _add_user(
+    destination: Destination, user_id: str, stream_id: int, backlogs: dict[str, Backlog]
+) -> None:
     if user_id not in destination.users:
         destination.users[user_id] = stream_id
         if destination.is_behind:

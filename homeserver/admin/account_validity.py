@@ -4,12 +4,13 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.services.accounts import Accounts
-from homeserver.services.renewals import Renewals
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.accounts.renewal import Renewals
 
 
 class Validity(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of the request. `expiration_ts`: milliseconds since 1970; without it, the period from now on."""
+    """The body of the request. `expiration_ts`: milliseconds since 1970; without it, the period
+    from now on."""
 
     user_id: str
     expiration_ts: int | None = None
@@ -20,10 +21,13 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
 async def post_account_validity(
     renewals: Renewals, accounts: Accounts, caller: Requester, *, body: Validity
 ) -> dict[str, object]:
-    """Set until when an account is good, and whether its owner is written to before. Raises `NotFound`, `Forbidden` where
-    accounts do not end, `InvalidParam`."""
+    """Set until when an account is good, and whether its owner is written to before. Raises
+    `NotFound`, `Forbidden` where accounts do not end, `InvalidParam`."""
     account = await accounts.get_account(UserID(body.user_id.replace("\0", "")))
     end = await renewals.do_set_end(
-        UserID(account.user_id), body.expiration_ts, letter=body.enable_renewal_emails, by=caller.user_id
+        UserID(account.user_id),
+        body.expiration_ts,
+        letter=body.enable_renewal_emails,
+        by=caller.user_id,
     )
     return {"expiration_ts": end}

@@ -2,15 +2,18 @@
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.application_passwords import ApplicationPasswords
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.login.application_passwords import ApplicationPasswords
 
 PATH = "/_mahalla/admin/v1/users/{user_id}/application_passwords"
 
 
 @endpoint("GET", PATH, auth=Auth.ADMIN)
-async def get_application_passwords(passwords: ApplicationPasswords, *, user_id: UserID) -> dict[str, object]:
-    """Those of an account, the oldest first. Times are milliseconds since 1970; nothing of the secret is in it."""
+async def get_application_passwords(
+    passwords: ApplicationPasswords, *, user_id: UserID
+) -> dict[str, object]:
+    """Those of an account, the oldest first. Times are milliseconds since 1970; nothing of the
+    secret is in it."""
     return {
         "application_passwords": [
             {

@@ -7,7 +7,7 @@ import msgspec
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
-from homeserver.services.approvals import Approvals
+from homeserver.services.login.approvals import Approvals
 
 MOST: Final = 1000
 
@@ -30,7 +30,9 @@ async def get_waiting(approvals: Approvals, *, limit: int = 100) -> dict[str, ob
 
 
 @endpoint("PUT", "/_mahalla/admin/v1/users/{user_id}/approval", auth=Auth.ADMIN)
-async def put_approval(approvals: Approvals, caller: Requester, *, user_id: UserID, body: Approval) -> Approval:
+async def put_approval(
+    approvals: Approvals, caller: Requester, *, user_id: UserID, body: Approval
+) -> Approval:
     """Approve an account, or let it wait again."""
     if body.approved:
         await approvals.do_approve(user_id, by=caller.user_id)

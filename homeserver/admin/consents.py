@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from federation.protocol.endpoint import Auth, Names, endpoint
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
-from homeserver.services.consents import Consents
+from homeserver.services.terms.consent import Consents
 
 MOST: Final = 1000
 
@@ -31,8 +31,8 @@ async def get_users_of_policy(
     from_: Annotated[str, Names("from")] = "",
     limit: int = 100,
 ) -> dict[str, object]:
-    """Who has agreed to the version of now, and when (`agreed_ts`, milliseconds since 1970); with `agreed=false`: who has
-    not. By id; `next`, where there may be more, is the next `from`."""
+    """Who has agreed to the version of now, and when (`agreed_ts`, milliseconds since 1970); with
+    `agreed=false`: who has not. By id; `next`, where there may be more, is the next `from`."""
     if not 1 <= limit <= MOST:
         raise InvalidParam(f"limit is between 1 and {MOST}")
     policy = next((each for each in consents.policies.all if each.policy_id == policy_id), None)
@@ -50,7 +50,8 @@ async def get_users_of_policy(
 
 @endpoint("GET", "/_mahalla/admin/v1/users/{user_id}/consents", auth=Auth.ADMIN)
 async def get_consents_of_user(consents: Consents, *, user_id: UserID) -> dict[str, object]:
-    """All that somebody has agreed to, the oldest first, and what they have not, in the version of now."""
+    """All that somebody has agreed to, the oldest first, and what they have not, in the version of
+    now."""
     return {
         "consents": [
             {"policy_id": row.policy_id, "version": row.version, "ts": row.ts}

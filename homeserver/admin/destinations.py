@@ -1,9 +1,10 @@
-"""How this server stands with others that it sends to. The paths are those of Synapse's administration API.
+"""How this server stands with others that it sends to. The paths are those of Synapse's
+administration API.
 
-Beside Synapse's fields there are the error, until when the server asks to be sent nothing (`asked_until_ts`: it has answered, so
-there is no `failure_ts`), why the policy refuses it, and how much has not been told yet.
-`last_successful_stream_ordering` says up to which position of the stream the server has been told of every event that
-concerns it.
+Beside Synapse's fields there are the error, until when the server asks to be sent nothing
+(`asked_until_ts`: it has answered, so there is no `failure_ts`), why the policy refuses it, and how
+much has not been told yet. `last_successful_stream_ordering` says up to which position of the
+stream the server has been told of every event that concerns it.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -11,15 +12,21 @@ from typing import Annotated, Any, Final, Literal
 from federation.protocol.endpoint import Auth, Names, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import ServerName
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.destinations import Destinations
-from storage.destination_lists import DestinationSummary, Order
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.federation.destinations import Destinations
+from storage.federation.destination_lists import DestinationSummary, Order
 
 _PATH: Final = "/_synapse/admin/v1/federation/destinations"
 MOST: Final = 1000
 """Entries in one answer."""
 From = Annotated[int, Names("from")]
-OrderBy = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "last_successful_stream_ordering"]
+OrderBy = Literal[
+    "destination",
+    "retry_last_ts",
+    "retry_interval",
+    "failure_ts",
+    "last_successful_stream_ordering",
+]
 Direction = Literal["f", "b"]
 
 
@@ -33,11 +40,15 @@ async def get_destinations(
     order_by: OrderBy = "destination",
     dir: Direction = "f",
 ) -> dict[str, Any]:
-    """The servers that share rooms with this one, or have something waiting; `destination`: a part of their names."""
+    """The servers that share rooms with this one, or have something waiting; `destination`: a part
+    of their names."""
     _check_page(from_, limit)
     order: Order = "told_upto" if order_by == "last_successful_stream_ordering" else order_by
     rows, count = await destinations.get_page(destination, order, dir == "b", from_, limit)
-    answer: dict[str, Any] = {"destinations": [_shown(row, destinations) for row in rows], "total": count}
+    answer: dict[str, Any] = {
+        "destinations": [_shown(row, destinations) for row in rows],
+        "total": count,
+    }
     return _with_next(answer, from_ + len(rows), count)
 
 
@@ -56,12 +67,14 @@ async def get_destination_rooms(
     limit: int = 100,
     dir: Direction = "f",
 ) -> dict[str, Any]:
-    """The rooms that it is in, or has missed something of; then `stream_ordering` is the first event that it has not been told."""
+    """The rooms that it is in, or has missed something of; then `stream_ordering` is the first
+    event that it has not been told."""
     _check_page(from_, limit)
     rooms, count = await destinations.get_rooms(destination, dir == "b", from_, limit)
     answer: dict[str, Any] = {
         "rooms": [
-            {"room_id": room.room_id, "stream_ordering": room.position, "is_behind": room.is_behind} for room in rooms
+            {"room_id": room.room_id, "stream_ordering": room.position, "is_behind": room.is_behind}
+            for room in rooms
         ],
         "total": count,
     }

@@ -1,4 +1,5 @@
-"""Devices of accounts, for administrators: lists, making, naming and removing them. The paths and names are Synapse's."""
+"""Devices of accounts, for administrators: lists, making, naming and removing them. The paths and
+names are Synapse's."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -9,9 +10,9 @@ from msgspec import UNSET, UnsetType
 from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
 from federation.protocol.errors import MissingParam
 from federation.protocol.ids import DeviceID, UserID, parse_device_id
-from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.services.device_administration import DeviceAdministration
-from storage.devices import DeviceRow
+from homeserver.http.responses import EMPTY, Empty, Response
+from homeserver.services.administration.devices import DeviceAdministration
+from storage.devices.devices import DeviceRow
 
 _USER = "/_synapse/admin/v2/users/{user_id}"
 _DEVICES = f"{_USER}/devices"
@@ -36,7 +37,8 @@ class RemoveMany(msgspec.Struct, frozen=True):
 
 @endpoint("GET", _DEVICES, auth=Auth.ADMIN)
 async def get_devices_of_user(devices: DeviceAdministration, *, user_id: UserID) -> dict[str, Any]:
-    """All devices of an account. Where it has a dehydrated one, each says whether it is that. Raises `InvalidParam`, `NotFound`."""
+    """All devices of an account. Where it has a dehydrated one, each says whether it is that.
+    Raises `InvalidParam`, `NotFound`."""
     found = await devices.get_devices(user_id)
     shown = [_shown(device) for device in found.devices]
     if found.dehydrated is not None:
@@ -45,8 +47,11 @@ async def get_devices_of_user(devices: DeviceAdministration, *, user_id: UserID)
 
 
 @endpoint("POST", _DEVICES, auth=Auth.ADMIN)
-async def post_device_of_user(devices: DeviceAdministration, *, user_id: UserID, body: NewDevice) -> Response:
-    """Make a device that nobody is signed in on; 201 also where it is there. Raises as `DeviceAdministration.do_make`."""
+async def post_device_of_user(
+    devices: DeviceAdministration, *, user_id: UserID, body: NewDevice
+) -> Response:
+    """Make a device that nobody is signed in on; 201 also where it is there. Raises as
+    `DeviceAdministration.do_make`."""
     if body.device_id is UNSET:
         raise MissingParam("device_id is missing")
     await devices.do_make(user_id, parse_device_id(body.device_id))
@@ -54,7 +59,9 @@ async def post_device_of_user(devices: DeviceAdministration, *, user_id: UserID,
 
 
 @endpoint("GET", _DEVICE, auth=Auth.ADMIN)
-async def get_device_of_user(devices: DeviceAdministration, *, user_id: UserID, device_id: DeviceID) -> dict[str, Any]:
+async def get_device_of_user(
+    devices: DeviceAdministration, *, user_id: UserID, device_id: DeviceID
+) -> dict[str, Any]:
     """One of them. Raises `InvalidParam`, `NotFound`."""
     return _shown(await devices.get_device(user_id, device_id))
 
@@ -70,16 +77,27 @@ async def put_device_of_user(
 
 @endpoint("DELETE", _DEVICE, auth=Auth.ADMIN)
 async def delete_device_of_user(
-    devices: DeviceAdministration, caller: Requester, context: RequestContext, *, user_id: UserID, device_id: DeviceID
+    devices: DeviceAdministration,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    user_id: UserID,
+    device_id: DeviceID,
 ) -> Empty:
-    """Remove one, and end its session; none of this id is no error. Raises `InvalidParam`, `NotFound` for an unknown user."""
+    """Remove one, and end its session; none of this id is no error. Raises `InvalidParam`,
+    `NotFound` for an unknown user."""
     await devices.do_remove(user_id, [device_id], caller.user_id, context.client_ip)
     return EMPTY
 
 
 @endpoint("POST", f"{_USER}/delete_devices", auth=Auth.ADMIN, max_body=256 << 10)
 async def post_delete_devices_of_user(
-    devices: DeviceAdministration, caller: Requester, context: RequestContext, *, user_id: UserID, body: RemoveMany
+    devices: DeviceAdministration,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    user_id: UserID,
+    body: RemoveMany,
 ) -> Empty:
     """Remove some, likewise."""
     if body.devices is UNSET:

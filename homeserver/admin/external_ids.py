@@ -8,9 +8,9 @@ import msgspec
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.threepid_validation import EMAIL
-from homeserver.services.threepids import Threepids
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.accounts.threepids import Threepids
+from homeserver.services.threepids.validation import EMAIL
 from homeserver.services.upstream.links import UpstreamLinks
 
 PATH = "/_mahalla/admin/v1/users/{user_id}/external_ids"
@@ -22,14 +22,20 @@ class Link(msgspec.Struct, frozen=True):
     external_id: str
 
 
-@endpoint("GET", "/_synapse/admin/v1/auth_providers/{provider}/users/{external_id}", auth=Auth.ADMIN)
-async def get_user_of_external_id(links: UpstreamLinks, *, provider: str, external_id: str) -> dict[str, object]:
+@endpoint(
+    "GET", "/_synapse/admin/v1/auth_providers/{provider}/users/{external_id}", auth=Auth.ADMIN
+)
+async def get_user_of_external_id(
+    links: UpstreamLinks, *, provider: str, external_id: str
+) -> dict[str, object]:
     """Which account somebody of a provider has. Raises `NotFound`."""
     return {"user_id": await links.get_user(provider, external_id)}
 
 
 @endpoint("GET", "/_synapse/admin/v1/threepid/{medium}/users/{address}", auth=Auth.ADMIN)
-async def get_user_of_threepid(threepids: Threepids, *, medium: str, address: str) -> dict[str, object]:
+async def get_user_of_threepid(
+    threepids: Threepids, *, medium: str, address: str
+) -> dict[str, object]:
     """Which account has an address. Raises `InvalidParam` for a medium that is none, `NotFound`."""
     if medium not in (EMAIL, "msisdn"):
         raise InvalidParam("medium is email or msisdn")
@@ -60,7 +66,9 @@ async def put_external_id(
 
 
 @endpoint("DELETE", PATH + "/{provider}", auth=Auth.ADMIN)
-async def delete_external_id(links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str) -> Empty:
+async def delete_external_id(
+    links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str
+) -> Empty:
     """Take a link away. Raises `NotFound`."""
     await links.do_remove(user_id, provider, by=caller.user_id)
     return EMPTY

@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from federation.policy import Policy, ServerPatterns
+from federation.peers.policy import Policy, ServerPatterns
 from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.ids import ServerName
 from federation.protocol.member_list import Member, Right
 
 
 @endpoint("GET", "/_mahalla/admin/v1/federation_policy", auth=Auth.ADMIN)
-async def get_federation_policy(policy: Policy, *, server: ServerName | None = None) -> dict[str, Any]:
+async def get_federation_policy(
+    policy: Policy, *, server: ServerName | None = None
+) -> dict[str, Any]:
     """The rules of the configuration, and the list of the federation's members where there is one.
 
-    A list that has expired is shown with `in_force` false. With `server`, also what of it all holds for that server.
+    A list that has expired is shown with `in_force` false. With `server`, also what of it all holds
+    for that server.
     """
     rules, members = policy.rules, policy.latest_members
     answer: dict[str, Any] = {
@@ -30,7 +33,9 @@ async def get_federation_policy(policy: Policy, *, server: ServerName | None = N
             "serial": members.serial if members is not None else None,
             "issued": members.issued if members is not None else None,
             "expires": members.expires if members is not None else None,
-            "members": [] if members is None else [_member(each) for each in members.members.values()],
+            "members": []
+            if members is None
+            else [_member(each) for each in members.members.values()],
         }
     if server is not None:
         answer["server"] = {

@@ -1,4 +1,5 @@
-"""Files, as administrators see and handle them. The paths under `/_synapse` are those of Synapse's administration API."""
+"""Files, as administrators see and handle them. The paths under `/_synapse` are those of Synapse's
+administration API."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
@@ -6,14 +7,14 @@ from typing import Annotated, Any, Final, Literal
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from federation.protocol.errors import InvalidParam, MissingParam
 from federation.protocol.ids import RoomID, ServerName, UserID
-from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.media.administration import MediaAdministration
 from homeserver.services.scanning.administration import shown_scan
-from storage.media import MediaRow
-from storage.media_lists import ORDERS, Order
-from storage.media_scans import ScanRow
-from storage.media_usage import Amount, UserUsage
-from storage.remote_media import RemoteMediaRow
+from storage.media.lists import ORDERS, Order
+from storage.media.media import MediaRow
+from storage.media.remote_media import RemoteMediaRow
+from storage.media.scans import ScanRow
+from storage.media.usage import Amount, UserUsage
 
 _V1: Final = "/_synapse/admin/v1"
 _OURS: Final = "/_mahalla/admin/v1"
@@ -43,7 +44,10 @@ async def get_users_media(
     _check_page(from_, limit)
     page = await media.get_uploads(user_id, _order(order_by, dir), from_, limit)
     scans = await media.get_scans(page.rows)
-    answer: dict[str, Any] = {"media": [shown_upload(row, scans) for row in page.rows], "total": page.count}
+    answer: dict[str, Any] = {
+        "media": [shown_upload(row, scans) for row in page.rows],
+        "total": page.count,
+    }
     if from_ + limit < page.count:
         answer["next_token"] = from_ + len(page.rows)
     return answer
@@ -62,14 +66,18 @@ async def delete_users_media(
 ) -> dict[str, Any]:
     """Delete a page of what a user has uploaded."""
     _check_page(from_, limit)
-    return _deleted(await media.do_delete_of_user(user_id, _order(order_by, dir), from_, limit, caller.user_id))
+    return _deleted(
+        await media.do_delete_of_user(user_id, _order(order_by, dir), from_, limit, caller.user_id)
+    )
 
 
 # One file, and many.
 
 
 @endpoint("GET", f"{_V1}/media/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
-async def get_media_info(media: MediaAdministration, *, server_name: ServerName, media_id: str) -> dict[str, Any]:
+async def get_media_info(
+    media: MediaAdministration, *, server_name: ServerName, media_id: str
+) -> dict[str, Any]:
     """What is known of a file."""
     row = await media.get_file(server_name, media_id)
     scans = await media.get_scans([row])
@@ -82,7 +90,8 @@ async def get_media_info(media: MediaAdministration, *, server_name: ServerName,
 async def delete_media(
     media: MediaAdministration, caller: Requester, *, server_name: ServerName, media_id: str
 ) -> dict[str, Any]:
-    """Delete a file, or the copy of another server's, whoever refers to it, held back or protected or not."""
+    """Delete a file, or the copy of another server's, whoever refers to it, held back or protected
+    or not."""
     return _deleted(await media.do_delete(server_name, media_id, caller.user_id))
 
 
@@ -100,7 +109,9 @@ async def delete_old_media(
         raise MissingParam("before_ts is missing")
     if size_gt < 0:
         raise InvalidParam("size_gt may not be negative")
-    return _deleted(await media.do_delete_old(before_ts, size_gt, caller.user_id, keep_profiles=keep_profiles))
+    return _deleted(
+        await media.do_delete_old(before_ts, size_gt, caller.user_id, keep_profiles=keep_profiles)
+    )
 
 
 @endpoint("POST", f"{_V1}/media/{{server_name}}/delete", auth=Auth.ADMIN)
@@ -115,7 +126,9 @@ async def delete_old_media_of_server(
 ) -> dict[str, Any]:
     """The older spelling of `delete_old_media`."""
     media.check_own(server_name)
-    return await delete_old_media(media, caller, before_ts=before_ts, size_gt=size_gt, keep_profiles=keep_profiles)
+    return await delete_old_media(
+        media, caller, before_ts=before_ts, size_gt=size_gt, keep_profiles=keep_profiles
+    )
 
 
 @endpoint("POST", f"{_V1}/purge_media_cache", auth=Auth.ADMIN)
@@ -136,7 +149,9 @@ async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict
 
 
 @endpoint("DELETE", f"{_OURS}/rooms/{{room_id}}/media", auth=Auth.ADMIN)
-async def delete_room_media(media: MediaAdministration, caller: Requester, *, room_id: RoomID) -> dict[str, Any]:
+async def delete_room_media(
+    media: MediaAdministration, caller: Requester, *, room_id: RoomID
+) -> dict[str, Any]:
     """Delete what a room shows in what is not encrypted, unless something else shows it too."""
     deleted, kept = await media.do_delete_of_room(room_id, caller.user_id)
     return {"deleted": deleted, "total": len(deleted), "shown_elsewhere": kept}
@@ -145,14 +160,23 @@ async def delete_room_media(media: MediaAdministration, caller: Requester, *, ro
 # Holding back.
 
 
-@endpoint("POST", f"{_V1}/room/{{room_id}}/media/quarantine", f"{_V1}/quarantine_media/{{room_id}}", auth=Auth.ADMIN)
-async def quarantine_room_media(media: MediaAdministration, caller: Requester, *, room_id: RoomID) -> dict[str, int]:
+@endpoint(
+    "POST",
+    f"{_V1}/room/{{room_id}}/media/quarantine",
+    f"{_V1}/quarantine_media/{{room_id}}",
+    auth=Auth.ADMIN,
+)
+async def quarantine_room_media(
+    media: MediaAdministration, caller: Requester, *, room_id: RoomID
+) -> dict[str, int]:
     """Hold back what a room shows."""
     return {"num_quarantined": await media.do_hold_of_room(room_id, caller.user_id)}
 
 
 @endpoint("POST", f"{_V1}/user/{{user_id}}/media/quarantine", auth=Auth.ADMIN)
-async def quarantine_user_media(media: MediaAdministration, caller: Requester, *, user_id: UserID) -> dict[str, int]:
+async def quarantine_user_media(
+    media: MediaAdministration, caller: Requester, *, user_id: UserID
+) -> dict[str, int]:
     """Hold back what a user has uploaded."""
     return {"num_quarantined": await media.do_hold_of_user(user_id, caller.user_id)}
 
@@ -167,7 +191,9 @@ async def quarantine_media(
 
 
 @endpoint("POST", f"{_V1}/media/unquarantine/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
-async def unquarantine_media(media: MediaAdministration, *, server_name: ServerName, media_id: str) -> Empty:
+async def unquarantine_media(
+    media: MediaAdministration, *, server_name: ServerName, media_id: str
+) -> Empty:
     """Give a file free, and all that have the same bytes."""
     await media.do_free(server_name, media_id)
     return EMPTY
@@ -182,7 +208,11 @@ async def get_quarantine_changes(media: MediaAdministration, *, from_: From = 0)
     return {
         "next_batch": changes[-1].number if changes else from_,
         "changes": [
-            {"origin": each.address.origin, "media_id": each.address.media_id, "quarantined": each.quarantined}
+            {
+                "origin": each.address.origin,
+                "media_id": each.address.media_id,
+                "quarantined": each.quarantined,
+            }
             for each in changes
         ],
     }
@@ -226,7 +256,8 @@ async def get_media_statistics(
     found = [
         usage
         for usage in await media.get_usage_of_users(from_ts, until_ts)
-        if search_term is None or search_term.lower() in f"{usage.user_id}\n{usage.display_name or ''}".lower()
+        if search_term is None
+        or search_term.lower() in f"{usage.user_id}\n{usage.display_name or ''}".lower()
     ]
     found.sort(key=_USAGE_ORDERS[order_by], reverse=dir == "b")
     answer: dict[str, Any] = {
@@ -247,8 +278,11 @@ async def get_media_statistics(
 
 
 @endpoint("GET", f"{_OURS}/media/usage", auth=Auth.ADMIN)
-async def get_media_usage(media: MediaAdministration, *, rooms: int = 10, servers: int = 10) -> dict[str, Any]:
-    """How much there is in all, what of it is in the object store, which rooms show most, and of which other servers there is most."""
+async def get_media_usage(
+    media: MediaAdministration, *, rooms: int = 10, servers: int = 10
+) -> dict[str, Any]:
+    """How much there is in all, what of it is in the object store, which rooms show most, and of
+    which other servers there is most."""
     _check_page(0, rooms)
     _check_page(0, servers)
     usage = await media.get_usage_of_server(rooms, servers)
@@ -259,20 +293,26 @@ async def get_media_usage(media: MediaAdministration, *, rooms: int = 10, server
         "in_object_store": _amount(usage.objects),
         "quarantined": usage.quarantined,
         "rooms": [{"room_id": room_id, **_amount(amount)} for room_id, amount in usage.rooms],
-        "servers": [{"server_name": server_name, **_amount(amount)} for server_name, amount in usage.servers],
+        "servers": [
+            {"server_name": server_name, **_amount(amount)} for server_name, amount in usage.servers
+        ],
     }
 
 
 @endpoint("GET", f"{_OURS}/media/usage/rooms/{{room_id}}", auth=Auth.ADMIN)
 async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
-    """How much a room shows in what is not encrypted: this server's files, and copies of other servers'."""
+    """How much a room shows in what is not encrypted: this server's files, and copies of other
+    servers'."""
     usage = await media.get_usage_of_room(room_id)
     return {"local": _amount(usage.own), "remote": _amount(usage.copies)}
 
 
 @endpoint("GET", f"{_OURS}/media/deleted", auth=Auth.ADMIN)
 async def get_deleted_media(
-    media: MediaAdministration, *, from_: Annotated[int | None, Names("from")] = None, limit: int = 100
+    media: MediaAdministration,
+    *,
+    from_: Annotated[int | None, Names("from")] = None,
+    limit: int = 100,
 ) -> dict[str, Any]:
     """Which files were deleted, when and why, the latest first."""
     _check_page(0, limit)

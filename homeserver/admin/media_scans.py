@@ -7,7 +7,7 @@ import msgspec
 from federation.protocol.endpoint import Auth, Names, endpoint
 from federation.protocol.errors import InvalidParam
 from homeserver.services.scanning.administration import ScanAdministration, shown_scan
-from storage.media_rescans import Rescan
+from storage.media.rescans import Rescan
 
 _OURS = "/_mahalla/admin/v1/media"
 MOST = 1000
@@ -58,7 +58,9 @@ class WantedRescan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @endpoint("POST", f"{_OURS}/rescan", auth=Auth.ADMIN)
-async def post_rescan(scans: ScanAdministration, *, body: WantedRescan = WantedRescan()) -> dict[str, Any]:
+async def post_rescan(
+    scans: ScanAdministration, *, body: WantedRescan = WantedRescan()
+) -> dict[str, Any]:
     """Scan files again, in the background."""
     if body.newer_than_ms is not None and body.newer_than_ms < 0:
         raise InvalidParam("newer_than_ms may not be negative")

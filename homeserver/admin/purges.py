@@ -1,4 +1,5 @@
-"""Purging the history of rooms, and what was deleted for good. The paths under `/_synapse` are those of Synapse's administration API."""
+"""Purging the history of rooms, and what was deleted for good. The paths under `/_synapse` are
+those of Synapse's administration API."""
 
 from typing import Annotated, Any, Final
 
@@ -8,7 +9,7 @@ from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.ids import EventID, RoomID
 from homeserver.services.retention.history_purges import HistoryPurges
-from homeserver.services.retention.record import PurgedRecord
+from homeserver.services.retention.purge_log import PurgedRecord
 
 _V1: Final = "/_synapse/admin/v1"
 MOST: Final = 1000
@@ -26,15 +27,23 @@ class Purge(msgspec.Struct, frozen=True):
 
 
 @endpoint("POST", f"{_V1}/purge_history/{{room_id}}", auth=Auth.ADMIN)
-async def purge_history(purges: HistoryPurges, caller: Requester, *, room_id: RoomID, body: Purge) -> dict[str, str]:
-    """Begin to delete what stands above an event, or else was sent before a time; what users of this server have said stays, unless
-    `delete_local_events` says otherwise. Raises NotFound, BadJson, MatrixError."""
+async def purge_history(
+    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, body: Purge
+) -> dict[str, str]:
+    """Begin to delete what stands above an event, or else was sent before a time; what users of
+    this server have said stays, unless `delete_local_events` says otherwise. Raises NotFound,
+    BadJson, MatrixError."""
     return await _begin(purges, caller, room_id, body.purge_up_to_event_id, body)
 
 
 @endpoint("POST", f"{_V1}/purge_history/{{room_id}}/{{event_id}}", auth=Auth.ADMIN)
 async def purge_history_before(
-    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, event_id: EventID, body: Purge = Purge()
+    purges: HistoryPurges,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    body: Purge = Purge(),
 ) -> dict[str, str]:
     """The same, with the event in the path; it stays itself."""
     return await _begin(purges, caller, room_id, event_id, body)
@@ -53,13 +62,17 @@ async def _begin(
 
 @endpoint("GET", f"{_V1}/purge_history_status/{{purge_id}}", auth=Auth.ADMIN)
 async def get_purge_status(purges: HistoryPurges, *, purge_id: str) -> dict[str, Any]:
-    """What has become of it: `active`, `complete` or `failed`, and how many messages lost their content. Raises NotFound."""
+    """What has become of it: `active`, `complete` or `failed`, and how many messages lost their
+    content. Raises NotFound."""
     return await purges.get_status(purge_id)
 
 
 @endpoint("GET", "/_mahalla/admin/v1/purged_messages", auth=Auth.ADMIN)
-async def get_purged_messages(record: PurgedRecord, *, from_: From = None, limit: int = 100) -> dict[str, Any]:
-    """How many messages were deleted for good, by day and room and why (retention, purge, forgotten), the latest day first."""
+async def get_purged_messages(
+    record: PurgedRecord, *, from_: From = None, limit: int = 100
+) -> dict[str, Any]:
+    """How many messages were deleted for good, by day and room and why (retention, purge,
+    forgotten), the latest day first."""
     if not 1 <= limit <= MOST:
         raise InvalidParam(f"limit is between 1 and {MOST}")
     return await record.get_page(from_, limit)

@@ -1,4 +1,5 @@
-"""Pushers, as operators see them: those of a user (as Synapse's administration API shows them), and how gateways stand."""
+"""Pushers, as operators see them: those of a user (as Synapse's administration API shows them), and
+how gateways stand."""
 
 from typing import Any
 
@@ -7,19 +8,21 @@ import msgspec
 from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.ids import UserID
 from homeserver.services.pushers.pushers import Pushers
-from storage.pushers import PusherRow
+from storage.push.pushers import PusherRow
 
 
 @endpoint("GET", "/_synapse/admin/v1/users/{user_id}/pushers", auth=Auth.ADMIN)
 async def get_users_pushers(pushers: Pushers, *, user_id: UserID) -> dict[str, Any]:
-    """The pushers of a user. Fields of ours beside Synapse's: whether it is enabled, and how it stands."""
+    """The pushers of a user. Fields of ours beside Synapse's: whether it is enabled, and how it
+    stands."""
     rows = await pushers.get_rows(user_id)
     return {"pushers": [_shown(row) for row in rows], "total": len(rows)}
 
 
 @endpoint("GET", "/_mahalla/admin/v1/push_gateways", auth=Auth.ADMIN)
 async def get_push_gateways(pushers: Pushers) -> dict[str, Any]:
-    """How many pushers each gateway has, how many of them fail, since when, and when it last took a push."""
+    """How many pushers each gateway has, how many of them fail, since when, and when it last took a
+    push."""
     return {
         "gateways": [
             {

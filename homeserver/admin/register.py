@@ -4,17 +4,21 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.ids import parse_device_id
-from homeserver.services.devices import check_device_name
-from homeserver.services.profiles import Profiles
-from homeserver.services.registration import Wish
-from homeserver.services.sessions import session_answer
-from homeserver.services.shared_secret_registration import SharedSecretRegistration, SignedWish
+from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.shared_secret_registration import (
+    SharedSecretRegistration,
+    SignedWish,
+)
+from homeserver.services.devices.devices import check_device_name
+from homeserver.services.login.sessions import session_answer
+from homeserver.services.profiles.profiles import Profiles
 
 _PATH = "/_synapse/admin/v1/register"
 
 
 class Register(msgspec.Struct, frozen=True, kw_only=True):
-    """The account that is wanted. `admin` counts by its truth; an empty or null `user_type` is none."""
+    """The account that is wanted. `admin` counts by its truth; an empty or null `user_type` is
+    none."""
 
     nonce: str | None = None
     username: str | None = None
@@ -37,7 +41,11 @@ async def get_nonce(registration: SharedSecretRegistration) -> dict[str, object]
 
 @endpoint("POST", _PATH, auth=Auth.NONE)
 async def post_register(
-    registration: SharedSecretRegistration, profiles: Profiles, context: RequestContext, *, body: Register
+    registration: SharedSecretRegistration,
+    profiles: Profiles,
+    context: RequestContext,
+    *,
+    body: Register,
 ) -> dict[str, object]:
     """Make an account."""
     wish = Wish(

@@ -6,15 +6,16 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.registration_tokens import RegistrationTokens
-from storage.registration_tokens import RegistrationTokenRow
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.accounts.registration_tokens import RegistrationTokens
+from storage.accounts.registration_tokens import RegistrationTokenRow
 
 _PATH = "/_synapse/admin/v1/registration_tokens"
 
 
 class NewToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A token that is wanted; without `token` one of `length` characters is made up. `expiry_time`: milliseconds since 1970."""
+    """A token that is wanted; without `token` one of `length` characters is made up. `expiry_time`:
+    milliseconds since 1970."""
 
     token: str | None = None
     length: int = 16
@@ -30,7 +31,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @endpoint("GET", _PATH, auth=Auth.ADMIN)
-async def get_registration_tokens(tokens: RegistrationTokens, *, valid: bool | None = None) -> dict[str, Any]:
+async def get_registration_tokens(
+    tokens: RegistrationTokens, *, valid: bool | None = None
+) -> dict[str, Any]:
     """All of them; those alone that can be used now (`valid=true`), or cannot."""
     return {"registration_tokens": [_shown(row) for row in await tokens.get_all(valid=valid)]}
 
@@ -40,7 +43,9 @@ async def post_registration_token(
     tokens: RegistrationTokens, caller: Requester, *, body: NewToken = NewToken()
 ) -> dict[str, Any]:
     """Make one. Raises `InvalidParam`."""
-    made = await tokens.do_make(body.token, body.length, body.uses_allowed, body.expiry_time, caller.user_id)
+    made = await tokens.do_make(
+        body.token, body.length, body.uses_allowed, body.expiry_time, caller.user_id
+    )
     return _shown(made)
 
 
@@ -55,11 +60,15 @@ async def put_registration_token(
     tokens: RegistrationTokens, caller: Requester, *, token: str, body: Limits
 ) -> dict[str, Any]:
     """Change its limits. Raises `NotFound`, `InvalidParam`."""
-    return _shown(await tokens.do_change(token, body.uses_allowed, body.expiry_time, caller.user_id))
+    return _shown(
+        await tokens.do_change(token, body.uses_allowed, body.expiry_time, caller.user_id)
+    )
 
 
 @endpoint("DELETE", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
-async def delete_registration_token(tokens: RegistrationTokens, caller: Requester, *, token: str) -> Empty:
+async def delete_registration_token(
+    tokens: RegistrationTokens, caller: Requester, *, token: str
+) -> Empty:
     """Take it away. Raises `NotFound`."""
     await tokens.do_remove(token, caller.user_id)
     return EMPTY

@@ -1,7 +1,9 @@
-"""What users reported: events and users by the paths of Synapse's administration API, rooms by paths of ours.
+"""What users reported: events and users by the paths of Synapse's administration API, rooms by
+paths of ours.
 
-`from` counts reports in the order that is asked for: from the oldest on (`dir=f`) it stays where it is as reports come in, and moves
-as they are removed. Clients send no `score` any more, so it is null.
+`from` counts reports in the order that is asked for: from the oldest on (`dir=f`) it stays where it
+is as reports come in, and moves as they are removed. Clients send no `score` any more, so it is
+null.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -9,9 +11,9 @@ from typing import Annotated, Any, Final, Literal
 from federation.protocol.endpoint import Auth, Names, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.kept_reports import KeptReports
-from storage.reports import Report, ReportFilter, ReportKind
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.moderation.report_administration import KeptReports
+from storage.moderation.reports import Report, ReportFilter, ReportKind
 
 _EVENTS: Final = "/_synapse/admin/v1/event_reports"
 _USERS: Final = "/_synapse/admin/v1/user_reports"
@@ -34,7 +36,8 @@ async def get_event_reports(
     room_id: str = "",
     event_sender_user_id: UserID | None = None,
 ) -> dict[str, Any]:
-    """Reports of events; `user_id` and `room_id` are parts of the ids of who reported and of the room."""
+    """Reports of events; `user_id` and `room_id` are parts of the ids of who reported and of the
+    room."""
     wanted = ReportFilter(reporter_part=user_id, room_part=room_id, target=event_sender_user_id)
     rows, answer = await _get_page(reports, ReportKind.EVENT, wanted, from_, limit, dir)
     return {"event_reports": [_event_report(row) for row in rows], **answer}
@@ -64,7 +67,8 @@ async def get_user_reports(
     user_id: str = "",
     target_user_id: str = "",
 ) -> dict[str, Any]:
-    """Reports of users; `user_id` and `target_user_id` are parts of the ids of who reported and of who is reported."""
+    """Reports of users; `user_id` and `target_user_id` are parts of the ids of who reported and of
+    who is reported."""
     wanted = ReportFilter(reporter_part=user_id, target_part=target_user_id)
     rows, answer = await _get_page(reports, ReportKind.USER, wanted, from_, limit, dir)
     return {"user_reports": [_user_report(row) for row in rows], **answer}
@@ -93,7 +97,8 @@ async def get_room_reports(
     user_id: str = "",
     room_id: str = "",
 ) -> dict[str, Any]:
-    """Reports of rooms; `user_id` and `room_id` are parts of the ids of who reported and of the room."""
+    """Reports of rooms; `user_id` and `room_id` are parts of the ids of who reported and of the
+    room."""
     wanted = ReportFilter(reporter_part=user_id, room_part=room_id)
     rows, answer = await _get_page(reports, ReportKind.ROOM, wanted, from_, limit, dir)
     return {"room_reports": [_room_report(row) for row in rows], **answer}
@@ -113,7 +118,12 @@ async def delete_room_report(reports: KeptReports, *, report_id: int) -> Empty:
 
 
 async def _get_page(
-    reports: KeptReports, kind: ReportKind, wanted: ReportFilter, from_: int, limit: int, dir: Direction
+    reports: KeptReports,
+    kind: ReportKind,
+    wanted: ReportFilter,
+    from_: int,
+    limit: int,
+    dir: Direction,
 ) -> tuple[list[Report], dict[str, Any]]:
     """The reports, and what an answer says beside them. Raises InvalidParam."""
     if not 0 <= from_ <= MAX_OFFSET or not 0 <= limit <= MOST:

@@ -1,11 +1,12 @@
-"""What administrators do with one account: whether it is an administrator's, its password, its end. The paths are Synapse's."""
+"""What administrators do with one account: whether it is an administrator's, its password, its end.
+The paths are Synapse's."""
 
 import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.user_administration import Changes, UserAdministration
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.administration.users import Changes, UserAdministration
 
 _V1 = "/_synapse/admin/v1"
 
@@ -27,10 +28,16 @@ class Administrator(msgspec.Struct, frozen=True):
 
 @endpoint("POST", f"{_V1}/deactivate/{{user_id}}", auth=Auth.ADMIN)
 async def post_deactivate_user(
-    users: UserAdministration, caller: Requester, *, user_id: UserID, body: Deactivate = Deactivate()
+    users: UserAdministration,
+    caller: Requester,
+    *,
+    user_id: UserID,
+    body: Deactivate = Deactivate(),
 ) -> dict[str, object]:
     """End an account for good. Raises `InvalidParam`, `NotFound`."""
-    return {"id_server_unbind_result": await users.do_close(user_id, caller.user_id, erase=body.erase)}
+    return {
+        "id_server_unbind_result": await users.do_close(user_id, caller.user_id, erase=body.erase)
+    }
 
 
 @endpoint("POST", f"{_V1}/reset_password/{{user_id}}", auth=Auth.ADMIN)

@@ -1,6 +1,8 @@
-"""Accounts, for administrators: lists, details, making and changing them. The paths and names are Synapse's.
+"""Accounts, for administrators: lists, details, making and changing them. The paths and names are
+Synapse's.
 
-`creation_ts` is in seconds in the details, and in milliseconds in the lists; both are what tools go by.
+`creation_ts` is in seconds in the details, and in milliseconds in the lists; both are what tools go
+by.
 """
 
 from collections.abc import Sequence
@@ -12,10 +14,10 @@ from msgspec import UNSET, UnsetType
 
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.services.user_administration import Changes, Details, UserAdministration, links_of
-from storage.policy_consents import ConsentRow
-from storage.user_lists import ListedUser, UserFilter, UserOrder
+from homeserver.http.responses import EMPTY, Empty, Response
+from homeserver.services.administration.users import Changes, Details, UserAdministration, links_of
+from storage.accounts.policy_consents import ConsentRow
+from storage.accounts.user_lists import ListedUser, UserFilter, UserOrder
 
 _V2 = "/_synapse/admin/v2/users"
 _V3 = "/_synapse/admin/v3/users"
@@ -38,7 +40,8 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class PutUser(msgspec.Struct, frozen=True, kw_only=True):
-    """What an account is to be; what is missing stays as it is. Lists take the place of those that are there."""
+    """What an account is to be; what is missing stays as it is. Lists take the place of those that
+    are there."""
 
     password: str | UnsetType = UNSET
     logout_devices: bool = True
@@ -70,8 +73,8 @@ async def get_users(
     order_by: UserOrder = "name",
     dir: Direction = "f",
 ) -> dict[str, Any]:
-    """The accounts of this server;
-    `deactivated` and `locked` ones too where they are asked for. `approved=false`: those that wait, instead of the others."""
+    """The accounts of this server; `deactivated` and `locked` ones too where they are asked for.
+    `approved=false`: those that wait, instead of the others."""
     wanted = _filter(users, user_id, name, guests, locked, admins, approved, not_user_type)
     wanted = msgspec.structs.replace(wanted, deactivated=None if deactivated else False)
     return await _page(users, wanted, order_by, dir, from_, limit)
@@ -94,7 +97,8 @@ async def get_users_of_all_states(
     order_by: UserOrder = "name",
     dir: Direction = "f",
 ) -> dict[str, Any]:
-    """The same; without `deactivated` accounts in use and closed ones, with it the ones or the others."""
+    """The same; without `deactivated` accounts in use and closed ones, with it the ones or the
+    others."""
     wanted = _filter(users, user_id, name, guests, locked, admins, approved, not_user_type)
     wanted = msgspec.structs.replace(wanted, deactivated=deactivated)
     return await _page(users, wanted, order_by, dir, from_, limit)
@@ -102,12 +106,15 @@ async def get_users_of_all_states(
 
 @endpoint("GET", _V2 + "/{user_id}", auth=Auth.ADMIN)
 async def get_user(users: UserAdministration, *, user_id: UserID) -> dict[str, Any]:
-    """What there is to know of an account. Raises `InvalidParam` for a user of another server, `NotFound`."""
+    """What there is to know of an account. Raises `InvalidParam` for a user of another server,
+    `NotFound`."""
     return _details(users, await users.get_details(user_id))
 
 
 @endpoint("PUT", _V2 + "/{user_id}", auth=Auth.ADMIN)
-async def put_user(users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUser) -> Response:
+async def put_user(
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUser
+) -> Response:
     """Make an account (201), or change one. Raises as `UserAdministration.do_put`."""
     made = await users.do_put(user_id, _changes(body), caller.user_id)
     answer = _details(users, await users.get_details(user_id))
@@ -115,14 +122,19 @@ async def put_user(users: UserAdministration, caller: Requester, *, user_id: Use
 
 
 @endpoint("POST", "/_synapse/admin/v1/users/{user_id}/shadow_ban", auth=Auth.ADMIN)
-async def post_shadow_ban(users: UserAdministration, caller: Requester, *, user_id: UserID) -> Empty:
-    """From now on what somebody sends goes nowhere, and they are answered as if it went. Raises `InvalidParam`, `NotFound`."""
+async def post_shadow_ban(
+    users: UserAdministration, caller: Requester, *, user_id: UserID
+) -> Empty:
+    """From now on what somebody sends goes nowhere, and they are answered as if it went. Raises
+    `InvalidParam`, `NotFound`."""
     await users.do_shadow_ban(user_id, caller.user_id, banned=True)
     return EMPTY
 
 
 @endpoint("DELETE", "/_synapse/admin/v1/users/{user_id}/shadow_ban", auth=Auth.ADMIN)
-async def delete_shadow_ban(users: UserAdministration, caller: Requester, *, user_id: UserID) -> Empty:
+async def delete_shadow_ban(
+    users: UserAdministration, caller: Requester, *, user_id: UserID
+) -> Empty:
     """Lift it. Raises `InvalidParam`, `NotFound`."""
     await users.do_shadow_ban(user_id, caller.user_id, banned=False)
     return EMPTY
@@ -150,10 +162,18 @@ def _filter(
 
 
 async def _page(
-    users: UserAdministration, wanted: UserFilter, order: UserOrder, direction: Direction, first: int, limit: int
+    users: UserAdministration,
+    wanted: UserFilter,
+    order: UserOrder,
+    direction: Direction,
+    first: int,
+    limit: int,
 ) -> dict[str, Any]:
     page = await users.get_page(wanted, order, backwards=direction == "b", first=first, limit=limit)
-    answer: dict[str, Any] = {"users": [_entry(users, user) for user in page.users], "total": page.total}
+    answer: dict[str, Any] = {
+        "users": [_entry(users, user) for user in page.users],
+        "total": page.total,
+    }
     if first + len(page.users) < page.total and page.users:
         answer["next_token"] = str(first + len(page.users))
     return answer
@@ -192,7 +212,9 @@ def _details(users: UserAdministration, details: Details) -> dict[str, Any]:
             }
             for row in details.addresses
         ],
-        "external_ids": [{"auth_provider": row.provider, "external_id": row.subject} for row in details.links],
+        "external_ids": [
+            {"auth_provider": row.provider, "external_id": row.subject} for row in details.links
+        ],
         "is_guest": account.is_guest,
         "admin": account.is_admin,
         "deactivated": account.deactivated_ts is not None,
@@ -211,9 +233,14 @@ def _details(users: UserAdministration, details: Details) -> dict[str, Any]:
 
 
 def _agreed(consents: Sequence[ConsentRow]) -> dict[str, Any]:
-    """What somebody has agreed to last, and when. One text for all documents that they agreed to then: tools know of one."""
+    """What somebody has agreed to last, and when. One text for all documents that they agreed to
+    then: tools know of one."""
     last = max((row.ts for row in consents), default=None)
-    versions = {row.version: None for row in sorted(consents, key=lambda row: row.policy_id) if row.ts == last}
+    versions = {
+        row.version: None
+        for row in sorted(consents, key=lambda row: row.policy_id)
+        if row.ts == last
+    }
     return {"consent_version": ", ".join(versions) or None, "consent_ts": last}
 
 
@@ -223,7 +250,9 @@ def _changes(body: PutUser) -> Changes:
         logout_devices=body.logout_devices,
         display_name=body.displayname if body.displayname is UNSET else body.displayname or "",
         avatar_url=body.avatar_url if body.avatar_url is UNSET else body.avatar_url or "",
-        addresses=UNSET if body.threepids is UNSET else [(each.medium, each.address) for each in body.threepids],
+        addresses=UNSET
+        if body.threepids is UNSET
+        else [(each.medium, each.address) for each in body.threepids],
         external_ids=UNSET
         if body.external_ids is UNSET
         else links_of([(each.auth_provider, each.external_id) for each in body.external_ids]),

@@ -7,8 +7,8 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
 from federation.protocol.errors import GuestAccessForbidden
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.accounts import Accounts
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.accounts.accounts import Accounts
 
 
 class ChangePassword(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +22,9 @@ class Deactivate(msgspec.Struct, frozen=True, kw_only=True):
     auth: dict[str, object] | None = None
 
 
-@endpoint("GET", "/_matrix/client/v3/account/whoami", "/_matrix/client/r0/account/whoami", auth=Auth.GUEST)
+@endpoint(
+    "GET", "/_matrix/client/v3/account/whoami", "/_matrix/client/r0/account/whoami", auth=Auth.GUEST
+)
 async def get_whoami(caller: Requester) -> dict[str, object]:
     """Whom the token belongs to."""
     answer: dict[str, object] = {"user_id": caller.user_id, "is_guest": caller.is_guest}
@@ -41,9 +43,12 @@ async def get_whoami(caller: Requester) -> dict[str, object]:
 async def post_password(
     accounts: Accounts, caller: Requester | None, context: RequestContext, *, body: ChangePassword
 ) -> Empty:
-    """Change the password; who has forgotten it and cannot sign in proves an e-mail address instead."""
+    """Change the password; who has forgotten it and cannot sign in proves an e-mail address
+    instead."""
     if caller is None:
-        await accounts.do_reset_password(body.new_password, body.auth, context.client_ip, log_out=body.logout_devices)
+        await accounts.do_reset_password(
+            body.new_password, body.auth, context.client_ip, log_out=body.logout_devices
+        )
         return EMPTY
     if caller.is_guest:
         raise GuestAccessForbidden
@@ -61,8 +66,15 @@ async def post_password(
     while_suspended=True,
 )
 async def post_deactivate(
-    accounts: Accounts, caller: Requester, context: RequestContext, *, body: Deactivate = Deactivate()
+    accounts: Accounts,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    body: Deactivate = Deactivate(),
 ) -> dict[str, object]:
-    """End the account, and unbind its addresses at the identity server where this server had bound them."""
-    unbound = await accounts.do_deactivate_self(caller, body.auth, context.client_ip, erase=body.erase)
+    """End the account, and unbind its addresses at the identity server where this server had bound
+    them."""
+    unbound = await accounts.do_deactivate_self(
+        caller, body.auth, context.client_ip, erase=body.erase
+    )
     return {"id_server_unbind_result": unbound}

@@ -4,8 +4,8 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID, UserID, parse_room_id
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.account_data import LARGEST_CONTENT, AccountData
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.account_data.account_data import LARGEST_CONTENT, AccountData
 
 _GLOBAL = "/user/{user_id}/account_data/{type_}"
 _ROOM = "/user/{user_id}/rooms/{room_id}/account_data/{type_}"
@@ -13,7 +13,9 @@ _DELETE = "/_matrix/client/unstable/org.matrix.msc3391"
 
 
 @endpoint("GET", "/_matrix/client/v3" + _GLOBAL, "/_matrix/client/r0" + _GLOBAL, auth=Auth.USER)
-async def get_account_data(account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str) -> msgspec.Raw:
+async def get_account_data(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str
+) -> msgspec.Raw:
     """One entry."""
     return await account_data.get(caller, user_id, None, type_)
 
@@ -43,7 +45,9 @@ async def put_account_data(
     limit=Limit.ACCOUNT_DATA,
     while_suspended=True,
 )
-async def delete_account_data(account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str) -> Empty:
+async def delete_account_data(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str
+) -> Empty:
     """Remove one entry."""
     await account_data.do_remove(caller, user_id, None, type_)
     return EMPTY
@@ -67,7 +71,13 @@ async def get_room_account_data(
     while_suspended=True,
 )
 async def put_room_account_data(
-    account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, type_: str, body: msgspec.Raw
+    account_data: AccountData,
+    caller: Requester,
+    *,
+    user_id: UserID,
+    room_id: RoomID,
+    type_: str,
+    body: msgspec.Raw,
 ) -> Empty:
     """Set one entry of a room."""
     await account_data.do_set(caller, user_id, parse_room_id(room_id), type_, body)

@@ -7,7 +7,7 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.services.account_moderation import AccountModeration
+from homeserver.services.administration.account_actions import AccountModeration
 
 _UNSTABLE = "/_matrix/client/unstable/uk.timedout.msc4323/admin"
 
@@ -20,27 +20,51 @@ class Suspend(msgspec.Struct, frozen=True):
     suspended: bool
 
 
-@endpoint("GET", "/_matrix/client/v1/admin/lock/{user_id}", f"{_UNSTABLE}/lock/{{user_id}}", auth=Auth.ADMIN)
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/admin/lock/{user_id}",
+    f"{_UNSTABLE}/lock/{{user_id}}",
+    auth=Auth.ADMIN,
+)
 async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> Lock:
     """Whether the account is locked."""
     return Lock((await moderation.get_account(user_id)).locked)
 
 
-@endpoint("PUT", "/_matrix/client/v1/admin/lock/{user_id}", f"{_UNSTABLE}/lock/{{user_id}}", auth=Auth.ADMIN)
-async def put_lock(moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Lock) -> Lock:
+@endpoint(
+    "PUT",
+    "/_matrix/client/v1/admin/lock/{user_id}",
+    f"{_UNSTABLE}/lock/{{user_id}}",
+    auth=Auth.ADMIN,
+)
+async def put_lock(
+    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Lock
+) -> Lock:
     """Lock the account, or unlock it."""
     await moderation.do_moderate(caller, user_id, locked=body.locked)
     return body
 
 
-@endpoint("GET", "/_matrix/client/v1/admin/suspend/{user_id}", f"{_UNSTABLE}/suspend/{{user_id}}", auth=Auth.ADMIN)
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/admin/suspend/{user_id}",
+    f"{_UNSTABLE}/suspend/{{user_id}}",
+    auth=Auth.ADMIN,
+)
 async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> Suspend:
     """Whether the account is suspended."""
     return Suspend((await moderation.get_account(user_id)).suspended)
 
 
-@endpoint("PUT", "/_matrix/client/v1/admin/suspend/{user_id}", f"{_UNSTABLE}/suspend/{{user_id}}", auth=Auth.ADMIN)
-async def put_suspend(moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Suspend) -> Suspend:
+@endpoint(
+    "PUT",
+    "/_matrix/client/v1/admin/suspend/{user_id}",
+    f"{_UNSTABLE}/suspend/{{user_id}}",
+    auth=Auth.ADMIN,
+)
+async def put_suspend(
+    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Suspend
+) -> Suspend:
     """Suspend the account, or lift that."""
     await moderation.do_moderate(caller, user_id, suspended=body.suspended)
     return body
@@ -53,7 +77,9 @@ async def put_suspend(moderation: AccountModeration, caller: Requester, *, user_
     "/_synapse/admin/v1/whois/{user_id}",
     auth=Auth.USER,
 )
-async def get_whois(moderation: AccountModeration, caller: Requester, *, user_id: UserID) -> dict[str, object]:
+async def get_whois(
+    moderation: AccountModeration, caller: Requester, *, user_id: UserID
+) -> dict[str, object]:
     """Whence somebody was last signed in: for themselves, and for administrators."""
     devices = await moderation.get_sightings(caller, user_id)
     return {

@@ -4,9 +4,9 @@
 """
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.languages import Languages
-from homeserver.services.renewals import Renewals
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.accounts.renewal import Renewals
+from homeserver.services.pages.languages import Languages
 
 
 @endpoint(
@@ -17,7 +17,9 @@ from homeserver.services.renewals import Renewals
     while_suspended=True,
     while_expired=True,
 )
-async def post_send_mail(renewals: Renewals, languages: Languages, caller: Requester, context: RequestContext) -> Empty:
+async def post_send_mail(
+    renewals: Renewals, languages: Languages, caller: Requester, context: RequestContext
+) -> Empty:
     """Send a letter with a link that renews the account. Raises `Forbidden`, `ThreepidNotFound`."""
     await renewals.do_send_letter(caller.user_id, languages.choose(context.languages))
     return EMPTY

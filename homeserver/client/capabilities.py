@@ -3,10 +3,12 @@
 import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
-from homeserver.services.capabilities import Capabilities
+from homeserver.services.discovery.capabilities import Capabilities
 
 
-@endpoint("GET", "/_matrix/client/v3/capabilities", "/_matrix/client/r0/capabilities", auth=Auth.GUEST)
+@endpoint(
+    "GET", "/_matrix/client/v3/capabilities", "/_matrix/client/r0/capabilities", auth=Auth.GUEST
+)
 async def get_capabilities(capabilities: Capabilities, caller: Requester) -> msgspec.Raw:
     """What this server lets the caller do."""
     return capabilities.body(caller)

@@ -1,6 +1,7 @@
 """Dehydrated devices. spec: MSC3814
 
-Released clients ask for messages by GET, where the last page has no `next_batch`; older ones by POST, until a page is empty.
+Released clients ask for messages by GET, where the last page has no `next_batch`; older ones by
+POST, until a page is empty.
 """
 
 from typing import Any
@@ -8,14 +9,25 @@ from typing import Any
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
-from homeserver.services.dehydrated_devices import DehydratedDevices, NewDehydratedDevice, Page
+from homeserver.services.encryption.dehydrated_devices import (
+    DehydratedDevices,
+    NewDehydratedDevice,
+    Page,
+)
 
 UNSTABLE = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
 PATHS = ("/_matrix/client/v1/dehydrated_device", UNSTABLE)
 EVENTS = "/{device_id}/events"
 
 
-@endpoint("PUT", *PATHS, auth=Auth.USER, limit=Limit.DEVICE_CHANGE, max_body=1024 * 1024, while_suspended=True)
+@endpoint(
+    "PUT",
+    *PATHS,
+    auth=Auth.USER,
+    limit=Limit.DEVICE_CHANGE,
+    max_body=1024 * 1024,
+    while_suspended=True,
+)
 async def put_dehydrated_device(
     devices: DehydratedDevices, caller: Requester, *, body: NewDehydratedDevice
 ) -> dict[str, Any]:
@@ -54,7 +66,11 @@ class EventsBody(msgspec.Struct, frozen=True):
 
 @endpoint("POST", UNSTABLE + EVENTS, auth=Auth.USER, while_suspended=True)
 async def post_dehydrated_device_events(
-    devices: DehydratedDevices, caller: Requester, *, device_id: str, body: EventsBody = EventsBody()
+    devices: DehydratedDevices,
+    caller: Requester,
+    *,
+    device_id: str,
+    body: EventsBody = EventsBody(),
 ) -> dict[str, Any]:
     """The older form of the same."""
     page = await devices.get_messages(caller.user_id, device_id, body.next_batch)

@@ -1,7 +1,8 @@
 """Managing events that are sent later. Proposal: MSC4140, in the words of both its texts.
 
-They are scheduled here, or by a `delay` where events are sent (`homeserver/client/room_events.py`). Managing one needs no
-token: who knows its id may do so, such as the server of a call to which a client has told it.
+They are scheduled here, or by a `delay` where events are sent (`homeserver/client/room_events.py`).
+Managing one needs no token: who knows its id may do so, such as the server of a call to which a
+client has told it.
 """
 
 from typing import Any, Literal
@@ -11,8 +12,13 @@ import msgspec
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import Forbidden, LimitExceeded, NotFound
 from federation.protocol.ids import RoomID
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.delayed_events import AlreadyFinalised, DelayedEvents, DelayTooLong, TooManyDelayed
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.rooms.delayed_events import (
+    AlreadyFinalised,
+    DelayedEvents,
+    DelayTooLong,
+    TooManyDelayed,
+)
 
 _PREFIX = "/_matrix/client/unstable/org.matrix.msc4140"
 _ALL = ("/_matrix/client/v1/delayed_events", _PREFIX + "/delayed_events")
@@ -77,13 +83,17 @@ async def get_delayed_events(
     if status != "scheduled":
         finalised = await delayed.get_finalised(caller)
         if delay_id:
-            finalised = [event for event in finalised if event["delayed_event"]["delay_id"] in delay_id]
+            finalised = [
+                event for event in finalised if event["delayed_event"]["delay_id"] in delay_id
+            ]
         answer["finalised"] = finalised
     return answer
 
 
 @endpoint("GET", *_ONE, auth=Auth.GUEST, limit=Limit.DELAYED_EVENT)
-async def get_delayed_event(delayed: DelayedEvents, caller: Requester, *, delay_id: str) -> dict[str, Any]:
+async def get_delayed_event(
+    delayed: DelayedEvents, caller: Requester, *, delay_id: str
+) -> dict[str, Any]:
     """One of the caller's events."""
     return await delayed.get_event(caller, delay_id)
 
@@ -95,7 +105,9 @@ async def manage_delayed_event(delayed: DelayedEvents, *, delay_id: str, action:
 
 
 @endpoint("POST", _PREFIX + "/delayed_events/{delay_id}/{action}", auth=Auth.NONE)
-async def manage_delayed_event_as_released(delayed: DelayedEvents, *, delay_id: str, action: Action) -> Empty:
+async def manage_delayed_event_as_released(
+    delayed: DelayedEvents, *, delay_id: str, action: Action
+) -> Empty:
     """The same for released clients."""
     return await _manage_as_released(delayed, delay_id, action)
 
@@ -107,7 +119,9 @@ class ManageBody(msgspec.Struct, frozen=True):
 
 
 @endpoint("POST", _PREFIX + "/delayed_events/{delay_id}", auth=Auth.NONE)
-async def manage_delayed_event_by_body(delayed: DelayedEvents, *, delay_id: str, body: ManageBody) -> Empty:
+async def manage_delayed_event_by_body(
+    delayed: DelayedEvents, *, delay_id: str, body: ManageBody
+) -> Empty:
     """The same, as clients asked for it until the end of 2025."""
     return await _manage_as_released(delayed, delay_id, body.action)
 
@@ -116,7 +130,8 @@ async def _manage_as_released(delayed: DelayedEvents, delay_id: str, action: Act
     try:
         return await _manage(delayed, delay_id, action)
     except AlreadyFinalised as error:
-        # COMPAT(matrix-js-sdk, Element Call): for an event that is sent or cancelled already they expect M_NOT_FOUND
+        # COMPAT(matrix-js-sdk, Element Call): for an event that is sent or cancelled already they
+        # expect M_NOT_FOUND
         raise NotFound(error.text) from None
 
 

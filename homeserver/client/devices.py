@@ -7,9 +7,9 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.ids import DeviceID, parse_device_id
-from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.services.devices import Devices
-from storage.devices import DeviceRow
+from homeserver.http.responses import EMPTY, Empty, Response
+from homeserver.services.devices.devices import Devices
+from storage.devices.devices import DeviceRow
 
 
 class Rename(msgspec.Struct, frozen=True):
@@ -31,8 +31,15 @@ async def get_devices(devices: Devices, caller: Requester) -> dict[str, object]:
     return {"devices": [_device(device) for device in await devices.get_devices(caller.user_id)]}
 
 
-@endpoint("GET", "/_matrix/client/v3/devices/{device_id}", "/_matrix/client/r0/devices/{device_id}", auth=Auth.GUEST)
-async def get_device(devices: Devices, caller: Requester, *, device_id: DeviceID) -> dict[str, object]:
+@endpoint(
+    "GET",
+    "/_matrix/client/v3/devices/{device_id}",
+    "/_matrix/client/r0/devices/{device_id}",
+    auth=Auth.GUEST,
+)
+async def get_device(
+    devices: Devices, caller: Requester, *, device_id: DeviceID
+) -> dict[str, object]:
     """One of them."""
     return _device(await devices.get_device(caller.user_id, device_id))
 
@@ -45,7 +52,9 @@ async def get_device(devices: Devices, caller: Requester, *, device_id: DeviceID
     limit=Limit.DEVICE_CHANGE,
     while_suspended=True,
 )
-async def put_device(devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename) -> Response | Empty:
+async def put_device(
+    devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename
+) -> Response | Empty:
     """Rename one; an application service makes one so."""
     if await devices.do_make(caller, parse_device_id(device_id), body.display_name):
         return Response(HTTPStatus.CREATED, {}, {})
@@ -61,7 +70,12 @@ async def put_device(devices: Devices, caller: Requester, *, device_id: DeviceID
     while_suspended=True,
 )
 async def delete_device(
-    devices: Devices, caller: Requester, context: RequestContext, *, device_id: DeviceID, body: Remove = Remove()
+    devices: Devices,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    device_id: DeviceID,
+    body: Remove = Remove(),
 ) -> Empty:
     """Remove one, once that is confirmed."""
     await devices.do_remove(caller, [device_id], body.auth, context.client_ip)
@@ -79,7 +93,9 @@ async def post_delete_devices(
     devices: Devices, caller: Requester, context: RequestContext, *, body: RemoveMany
 ) -> Empty:
     """Remove some, once that is confirmed."""
-    await devices.do_remove(caller, [parse_device_id(each) for each in body.devices], body.auth, context.client_ip)
+    await devices.do_remove(
+        caller, [parse_device_id(each) for each in body.devices], body.auth, context.client_ip
+    )
     return EMPTY
 
 

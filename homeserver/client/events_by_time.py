@@ -1,11 +1,12 @@
-"""Finding an event by its time. spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event"""
+"""Finding an event by its time. spec:
+client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event"""
 
 from typing import Any, Literal
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID
-from homeserver.services.events_by_time import EventsByTime
-from storage.timelines import Direction
+from homeserver.services.rooms.events_by_time import EventsByTime
+from storage.events.timelines import Direction
 
 
 @endpoint(

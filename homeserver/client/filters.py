@@ -4,7 +4,7 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.services.filters import Filters
+from homeserver.services.filters.filters import Filters
 
 _ALL = "/user/{user_id}/filter"
 _ONE = _ALL + "/{filter_id}"
@@ -26,6 +26,8 @@ async def post_filter(
 
 
 @endpoint("GET", "/_matrix/client/v3" + _ONE, "/_matrix/client/r0" + _ONE, auth=Auth.GUEST)
-async def get_filter(filters: Filters, caller: Requester, *, user_id: UserID, filter_id: str) -> msgspec.Raw:
+async def get_filter(
+    filters: Filters, caller: Requester, *, user_id: UserID, filter_id: str
+) -> msgspec.Raw:
     """A filter as it was uploaded."""
     return await filters.get_definition(caller, user_id, filter_id)

@@ -3,8 +3,14 @@
 from typing import Any
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
-from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.services.key_backups import AllKeys, BackupDefinition, KeyBackups, RoomKeys, SessionKey
+from homeserver.http.responses import EMPTY, Empty, Response
+from homeserver.services.encryption.key_backups import (
+    AllKeys,
+    BackupDefinition,
+    KeyBackups,
+    RoomKeys,
+    SessionKey,
+)
 
 MAX_BODY = 16 * 1024 * 1024
 """Of an upload of keys, in bytes: clients send some hundreds at once."""
@@ -25,13 +31,17 @@ async def get_room_keys_version_current(backups: KeyBackups, caller: Requester) 
 
 
 @endpoint("POST", *_paths("version"), auth=Auth.USER, while_suspended=True)
-async def post_room_keys_version(backups: KeyBackups, caller: Requester, *, body: BackupDefinition) -> dict[str, str]:
+async def post_room_keys_version(
+    backups: KeyBackups, caller: Requester, *, body: BackupDefinition
+) -> dict[str, str]:
     """Begin a new version."""
     return {"version": await backups.do_create(caller.user_id, body)}
 
 
 @endpoint("GET", *_paths("version/{version}"), auth=Auth.USER)
-async def get_room_keys_version(backups: KeyBackups, caller: Requester, *, version: str) -> dict[str, Any]:
+async def get_room_keys_version(
+    backups: KeyBackups, caller: Requester, *, version: str
+) -> dict[str, Any]:
     """One version."""
     return await backups.get_version(caller.user_id, version)
 
@@ -46,7 +56,9 @@ async def put_room_keys_version(
 
 
 @endpoint("DELETE", *_paths("version/{version}"), auth=Auth.USER, while_suspended=True)
-async def delete_room_keys_version(backups: KeyBackups, caller: Requester, *, version: str) -> Empty:
+async def delete_room_keys_version(
+    backups: KeyBackups, caller: Requester, *, version: str
+) -> Empty:
     """Delete a version with its keys."""
     await backups.do_delete(caller.user_id, version)
     return EMPTY
@@ -59,20 +71,26 @@ async def get_room_keys(backups: KeyBackups, caller: Requester, *, version: str)
 
 
 @endpoint("PUT", *_paths("keys"), auth=Auth.USER, while_suspended=True, max_body=MAX_BODY)
-async def put_room_keys(backups: KeyBackups, caller: Requester, *, body: AllKeys, version: str) -> dict[str, Any]:
+async def put_room_keys(
+    backups: KeyBackups, caller: Requester, *, body: AllKeys, version: str
+) -> dict[str, Any]:
     """Add keys of many rooms."""
     rooms = {room_id: room.sessions for room_id, room in body.rooms.items()}
     return await backups.do_put_keys(caller, version, rooms)
 
 
 @endpoint("DELETE", *_paths("keys"), auth=Auth.USER, while_suspended=True)
-async def delete_room_keys(backups: KeyBackups, caller: Requester, *, version: str) -> dict[str, Any]:
+async def delete_room_keys(
+    backups: KeyBackups, caller: Requester, *, version: str
+) -> dict[str, Any]:
     """Delete all keys."""
     return await backups.do_delete_keys(caller.user_id, version)
 
 
 @endpoint("GET", *_paths("keys/{room_id}"), auth=Auth.USER)
-async def get_room_keys_by_room_id(backups: KeyBackups, caller: Requester, *, room_id: str, version: str) -> Response:
+async def get_room_keys_by_room_id(
+    backups: KeyBackups, caller: Requester, *, room_id: str, version: str
+) -> Response:
     """Keys of a room."""
     return await backups.get_room_keys(caller.user_id, version, room_id)
 
@@ -101,9 +119,21 @@ async def get_room_keys_by_session_id(
     return await backups.get_key(caller.user_id, version, room_id, session_id)
 
 
-@endpoint("PUT", *_paths("keys/{room_id}/{session_id}"), auth=Auth.USER, while_suspended=True, max_body=256 * 1024)
+@endpoint(
+    "PUT",
+    *_paths("keys/{room_id}/{session_id}"),
+    auth=Auth.USER,
+    while_suspended=True,
+    max_body=256 * 1024,
+)
 async def put_room_keys_by_session_id(
-    backups: KeyBackups, caller: Requester, *, room_id: str, session_id: str, body: SessionKey, version: str
+    backups: KeyBackups,
+    caller: Requester,
+    *,
+    room_id: str,
+    session_id: str,
+    body: SessionKey,
+    version: str,
 ) -> dict[str, Any]:
     """Add the key of a session."""
     return await backups.do_put_keys(caller, version, {room_id: {session_id: body}})

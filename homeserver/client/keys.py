@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.cross_signing import CrossSigning, KeySet
-from homeserver.services.device_keys import DeviceKeys, KeyUpload
-from homeserver.services.device_lists import DeviceLists
-from homeserver.services.everyones_keys import EveryonesKeys
-from homeserver.services.stream_tokens import parse_sync_token
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.encryption.cross_signing import CrossSigning, KeySet
+from homeserver.services.encryption.device_keys import DeviceKeys, KeyUpload
+from homeserver.services.encryption.device_lists import DeviceLists
+from homeserver.services.encryption.key_queries import EveryonesKeys
+from homeserver.services.streams.sync_tokens import parse_sync_token
 
 
 def _paths(rest: str) -> tuple[str, str]:
@@ -19,7 +19,9 @@ def _paths(rest: str) -> tuple[str, str]:
 
 
 @endpoint("POST", *_paths("upload"), auth=Auth.GUEST, max_body=1024 * 1024, while_suspended=True)
-async def upload_keys(keys: DeviceKeys, caller: Requester, *, body: KeyUpload = KeyUpload()) -> dict[str, Any]:
+async def upload_keys(
+    keys: DeviceKeys, caller: Requester, *, body: KeyUpload = KeyUpload()
+) -> dict[str, Any]:
     """Publish keys of the caller's device."""
     return {"one_time_key_counts": dict(await keys.do_upload(caller, body))}
 
@@ -32,7 +34,12 @@ class KeyQuery(msgspec.Struct, frozen=True):
 
 
 @endpoint(
-    "POST", *_paths("query"), auth=Auth.GUEST, max_body=4 * 1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
+    "POST",
+    *_paths("query"),
+    auth=Auth.GUEST,
+    max_body=4 * 1024 * 1024,
+    limit=Limit.KEY_REQUEST,
+    while_suspended=True,
 )
 async def query_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
     """The keys of people's devices."""
@@ -48,7 +55,12 @@ class KeyClaim(msgspec.Struct, frozen=True):
 
 
 @endpoint(
-    "POST", *_paths("claim"), auth=Auth.GUEST, max_body=4 * 1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
+    "POST",
+    *_paths("claim"),
+    auth=Auth.GUEST,
+    max_body=4 * 1024 * 1024,
+    limit=Limit.KEY_REQUEST,
+    while_suspended=True,
 )
 async def claim_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
     """One-time keys for conversations with devices."""
@@ -81,7 +93,11 @@ class CrossSigningUpload(KeySet, frozen=True):
     while_suspended=True,
 )
 async def upload_cross_signing_keys(
-    cross_signing: CrossSigning, caller: Requester, context: RequestContext, *, body: CrossSigningUpload
+    cross_signing: CrossSigning,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    body: CrossSigningUpload,
 ) -> Empty:
     """Set the caller's keys of cross-signing."""
     await cross_signing.do_upload(caller, body, body.auth, context.client_ip)
@@ -101,4 +117,6 @@ async def upload_cross_signing_signatures(
     cross_signing: CrossSigning, caller: Requester, *, body: dict[str, Any]
 ) -> dict[str, Any]:
     """Add signatures to devices and master keys."""
-    return await cross_signing.do_sign(caller, {user: keys for user, keys in body.items() if isinstance(keys, dict)})
+    return await cross_signing.do_sign(
+        caller, {user: keys for user, keys in body.items() if isinstance(keys, dict)}
+    )

@@ -1,6 +1,7 @@
 """Signing in, and renewing what one is signed in with.
 
-Only sign-ins count against the limit of sign-ins: a whole office renews its tokens from one address, every few minutes.
+Only sign-ins count against the limit of sign-ins: a whole office renews its tokens from one
+address, every few minutes.
 
 spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
 """
@@ -10,16 +11,16 @@ import msgspec
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, MatrixError, MissingParam, Unrecognized
 from federation.protocol.ids import parse_device_id
-from homeserver.services.application_services import LOGIN_TYPE as SERVICE_TYPE
-from homeserver.services.application_services import ActingServices
-from homeserver.services.client_discovery import ClientDiscovery
-from homeserver.services.devices import check_device_name
-from homeserver.services.login_tokens import LoginTokens
-from homeserver.services.sessions import Sessions, session_answer
-from homeserver.services.sign_in import SignIn, parse_identifier
+from homeserver.services.application_services.application_services import LOGIN_TYPE as SERVICE_TYPE
+from homeserver.services.application_services.application_services import ActingServices
+from homeserver.services.devices.devices import check_device_name
+from homeserver.services.discovery.client import ClientDiscovery
+from homeserver.services.login.login_tokens import LoginTokens
+from homeserver.services.login.password_login import SignIn, parse_identifier
+from homeserver.services.login.sessions import Sessions, session_answer
 from homeserver.services.upstream.identity import OfferedProviders
-from homeserver.services.upstream.jwt_sign_in import LOGIN_TYPE as JWT_TYPE
-from homeserver.services.upstream.jwt_sign_in import JWTSignIn
+from homeserver.services.upstream.jwt import LOGIN_TYPE as JWT_TYPE
+from homeserver.services.upstream.jwt import JWTSignIn
 
 
 class UnknownLoginType(MatrixError):
@@ -76,7 +77,13 @@ async def get_login(
     return {"flows": flows}
 
 
-@endpoint("POST", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE, limit=Limit.LOGIN)
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/login",
+    "/_matrix/client/r0/login",
+    auth=Auth.NONE,
+    limit=Limit.LOGIN,
+)
 async def post_login(
     sign_in: SignIn,
     login_tokens: LoginTokens,
@@ -112,7 +119,11 @@ async def post_login(
         raise Forbidden("This server has no sign-in with a password")
     older = {"user": body.user, "medium": body.medium, "address": body.address}
     name = parse_identifier(
-        {key: value for key, value in {"identifier": body.identifier, **older}.items() if value is not None}
+        {
+            key: value
+            for key, value in {"identifier": body.identifier, **older}.items()
+            if value is not None
+        }
     )
     if body.type == SERVICE_TYPE:
         session = await acting.do_sign_in(
@@ -145,7 +156,11 @@ async def post_login(
     while_suspended=True,
 )
 async def post_get_token(
-    login_tokens: LoginTokens, caller: Requester, context: RequestContext, *, body: GetToken = GetToken()
+    login_tokens: LoginTokens,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    body: GetToken = GetToken(),
 ) -> dict[str, object]:
     """A token with which another client of the caller signs in."""
     token, lifetime = await login_tokens.do_give(caller, body.auth, context.client_ip)
@@ -160,7 +175,13 @@ async def post_get_token(
     auth=Auth.NONE,
     limit=Limit.REFRESH,
 )
-async def post_refresh(sessions: Sessions, context: RequestContext, *, body: Refresh) -> dict[str, object]:
+async def post_refresh(
+    sessions: Sessions, context: RequestContext, *, body: Refresh
+) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""
     answer = session_answer(None, await sessions.do_refresh(body.refresh_token, context.client_ip))
-    return {key: answer[key] for key in ("access_token", "refresh_token", "expires_in_ms") if key in answer}
+    return {
+        key: answer[key]
+        for key in ("access_token", "refresh_token", "expires_in_ms")
+        if key in answer
+    }

@@ -1,8 +1,8 @@
 """Signing out. spec: client-server-api#post_matrixclientv3logout"""
 
 from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.sessions import Sessions
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.login.sessions import Sessions
 
 
 @endpoint(

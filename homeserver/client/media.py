@@ -1,7 +1,7 @@
 """Files: uploading, downloading, thumbnails. spec: client-server-api#content-repository
 
-The paths under `/_matrix/media` that give files out ask for no token; what was uploaded since tokens are asked for is not
-found there. Files are sent as they are read, never whole from memory.
+The paths under `/_matrix/media` that give files out ask for no token; what was uploaded since
+tokens are asked for is not found there. Files are sent as they are read, never whole from memory.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,18 @@ from typing import Annotated, BinaryIO
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, BodyLimit, Limit, Names, RequestContext, Requester, endpoint
+from federation.protocol.endpoint import (
+    Auth,
+    BodyLimit,
+    Limit,
+    Names,
+    RequestContext,
+    Requester,
+    endpoint,
+)
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
-from homeserver.http.answers import EMPTY, Empty, Response
+from homeserver.http.responses import EMPTY, Empty, Response
 from homeserver.services.media.delivery import Asked, MediaDelivery
 from homeserver.services.media.repository import MediaRepository, Upload
 from homeserver.services.media.thumbnails import Method
@@ -41,11 +49,18 @@ class Created(msgspec.Struct, frozen=True):
 
 @endpoint("POST", *_UPLOADS, auth=Auth.USER, limit=Limit.MEDIA_CREATE, max_body=BodyLimit.UPLOAD)
 async def post_upload(
-    media: MediaRepository, caller: Requester, context: RequestContext, *, body: BinaryIO, filename: str = ""
+    media: MediaRepository,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    body: BinaryIO,
+    filename: str = "",
 ) -> Uploaded:
     """Upload a file."""
     return Uploaded(
-        await media.do_upload(caller.user_id, Upload(body, context.body_size, context.content_type, filename))
+        await media.do_upload(
+            caller.user_id, Upload(body, context.body_size, context.content_type, filename)
+        )
     )
 
 
@@ -84,7 +99,9 @@ async def get_config(media: MediaRepository, caller: Requester) -> Mapping[str, 
     return {"m.upload.size": media.max_upload_size}
 
 
-@endpoint("GET", f"{_NEW}/download{_ID}", f"{_NEW}/download{_NAMED}", auth=Auth.GUEST, long_poll=True)
+@endpoint(
+    "GET", f"{_NEW}/download{_ID}", f"{_NEW}/download{_NAMED}", auth=Auth.GUEST, long_poll=True
+)
 async def get_download(
     delivery: MediaDelivery,
     caller: Requester,
@@ -96,7 +113,8 @@ async def get_download(
     timeout_ms: int = DEFAULT_WAIT_MS,
     admin_unsafely_bypass_quarantine: bool = False,
 ) -> Response:
-    """A file, under its own name or another; or where it is. Administrators may look at what is held back."""
+    """A file, under its own name or another; or where it is. Administrators may look at what is
+    held back."""
     if admin_unsafely_bypass_quarantine and not caller.is_admin:
         raise Forbidden("Only administrators may look at what is held back")
     asked = Asked(
@@ -123,7 +141,13 @@ async def get_public_download(
     allow_redirect: AllowRedirect = False,
 ) -> Response:
     """As `get_download`, for everybody: files from before the freeze."""
-    asked = Asked(context.client_ip, False, timeout_ms, allow_remote=allow_remote, allow_redirect=allow_redirect)
+    asked = Asked(
+        context.client_ip,
+        False,
+        timeout_ms,
+        allow_remote=allow_remote,
+        allow_redirect=allow_redirect,
+    )
     return await delivery.download(server_name, media_id, file_name, asked)
 
 
@@ -143,7 +167,9 @@ async def get_thumbnail(
 ) -> Response:
     """A small picture of an image, or where it is, if that is the image itself."""
     asked = Asked(context.client_ip, True, timeout_ms, allow_redirect=True, user_id=caller.user_id)
-    return await delivery.thumbnail(server_name, media_id, (width, height), method, asked, animated=animated)
+    return await delivery.thumbnail(
+        server_name, media_id, (width, height), method, asked, animated=animated
+    )
 
 
 @endpoint("GET", *_OLD_THUMBNAILS, auth=Auth.NONE, long_poll=True)
@@ -162,5 +188,13 @@ async def get_public_thumbnail(
     allow_redirect: AllowRedirect = False,
 ) -> Response:
     """As `get_thumbnail`, for everybody: files from before the freeze."""
-    asked = Asked(context.client_ip, False, timeout_ms, allow_remote=allow_remote, allow_redirect=allow_redirect)
-    return await delivery.thumbnail(server_name, media_id, (width, height), method, asked, animated=animated)
+    asked = Asked(
+        context.client_ip,
+        False,
+        timeout_ms,
+        allow_remote=allow_remote,
+        allow_redirect=allow_redirect,
+    )
+    return await delivery.thumbnail(
+        server_name, media_id, (width, height), method, asked, animated=animated
+    )

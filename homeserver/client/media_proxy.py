@@ -1,15 +1,17 @@
-"""The content scanner's API: clients that speak it ask here before they show a file, also an encrypted one.
+"""The content scanner's API: clients that speak it ask here before they show a file, also an
+encrypted one.
 
-source: docs/api.md of matrix-content-scanner. Files that came while tokens were not asked for are given out without one.
+source: docs/api.md of matrix-content-scanner. Files that came while tokens were not asked for are
+given out without one.
 """
 
 import msgspec
 
 from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
 from federation.protocol.ids import ServerName
-from homeserver.http.answers import Response
+from homeserver.http.responses import Response
+from homeserver.services.media.scan_proxy import MediaProxy
 from homeserver.services.media.thumbnails import Method
-from homeserver.services.scanning.media_proxy import MediaProxy
 
 _PROXY = "/_matrix/media_proxy/unstable"
 _ID = "/{server_name}/{media_id}"
@@ -26,13 +28,19 @@ class Verdict(msgspec.Struct, frozen=True):
 
 @endpoint("GET", f"{_PROXY}/public_key", auth=Auth.NONE)
 async def get_public_key(proxy: MediaProxy) -> PublicKey:
-    """The key with which the keys of encrypted files may be hidden from whoever is between client and server."""
+    """The key with which the keys of encrypted files may be hidden from whoever is between client
+    and server."""
     return PublicKey(proxy.get_public_key())
 
 
 @endpoint("GET", f"{_PROXY}/download{_ID}", auth=Auth.OPTIONAL, long_poll=True)
 async def get_scanned_download(
-    proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, server_name: ServerName, media_id: str
+    proxy: MediaProxy,
+    caller: Requester | None,
+    context: RequestContext,
+    *,
+    server_name: ServerName,
+    media_id: str,
 ) -> Response:
     """A file that is clean."""
     return await proxy.download(server_name, media_id, caller, context)
@@ -52,18 +60,27 @@ async def get_scanned_thumbnail(
     animated: bool = False,
 ) -> Response:
     """A small picture of an image that is clean."""
-    return await proxy.thumbnail(server_name, media_id, (width, height), method, caller, context, animated=animated)
+    return await proxy.thumbnail(
+        server_name, media_id, (width, height), method, caller, context, animated=animated
+    )
 
 
 @endpoint("GET", f"{_PROXY}/scan{_ID}", auth=Auth.OPTIONAL, long_poll=True)
 async def get_scan(
-    proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, server_name: ServerName, media_id: str
+    proxy: MediaProxy,
+    caller: Requester | None,
+    context: RequestContext,
+    *,
+    server_name: ServerName,
+    media_id: str,
 ) -> Verdict:
     """Whether a file is clean."""
     return Verdict(*await proxy.scan(server_name, media_id, caller, context))
 
 
-@endpoint("POST", f"{_PROXY}/download_encrypted", auth=Auth.OPTIONAL, long_poll=True, while_suspended=True)
+@endpoint(
+    "POST", f"{_PROXY}/download_encrypted", auth=Auth.OPTIONAL, long_poll=True, while_suspended=True
+)
 async def post_download_encrypted(
     proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, body: bytes
 ) -> Response:
@@ -71,7 +88,9 @@ async def post_download_encrypted(
     return await proxy.download_encrypted(body, caller, context)
 
 
-@endpoint("POST", f"{_PROXY}/scan_encrypted", auth=Auth.OPTIONAL, long_poll=True, while_suspended=True)
+@endpoint(
+    "POST", f"{_PROXY}/scan_encrypted", auth=Auth.OPTIONAL, long_poll=True, while_suspended=True
+)
 async def post_scan_encrypted(
     proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, body: bytes
 ) -> Verdict:

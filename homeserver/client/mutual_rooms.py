@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
-from homeserver.services.mutual_rooms import MutualRooms
+from homeserver.services.rooms.mutual_rooms import MutualRooms
 
 
 @endpoint(
@@ -19,5 +19,6 @@ async def get_mutual_rooms(
     user_id: str,
     from_: Annotated[str | None, Names("from", "batch_token")] = None,
 ) -> dict[str, Any]:
-    """The rooms that the caller and another user are in. `batch_token` is what clients call it on the unstable path."""
+    """The rooms that the caller and another user are in. `batch_token` is what clients call it on
+    the unstable path."""
     return await mutual_rooms.get_page(caller, user_id, from_)

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
-from homeserver.services.push.notifications import Notifications
+from homeserver.services.notifications.notifications import Notifications
 
 DEFAULT_LIMIT: Final = 20
 
 
-@endpoint("GET", "/_matrix/client/v3/notifications", "/_matrix/client/r0/notifications", auth=Auth.USER)
+@endpoint(
+    "GET", "/_matrix/client/v3/notifications", "/_matrix/client/r0/notifications", auth=Auth.USER
+)
 async def get_notifications(
     notifications: Notifications,
     caller: Requester,

@@ -2,13 +2,21 @@
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.services.openid import OpenID
+from homeserver.services.login.openid import OpenID
 
 _PATH = "/user/{user_id}/openid/request_token"
 
 
-@endpoint("POST", "/_matrix/client/v3" + _PATH, "/_matrix/client/r0" + _PATH, auth=Auth.USER, while_suspended=True)
-async def request_openid_token(openid: OpenID, caller: Requester, *, user_id: UserID) -> dict[str, object]:
+@endpoint(
+    "POST",
+    "/_matrix/client/v3" + _PATH,
+    "/_matrix/client/r0" + _PATH,
+    auth=Auth.USER,
+    while_suspended=True,
+)
+async def request_openid_token(
+    openid: OpenID, caller: Requester, *, user_id: UserID
+) -> dict[str, object]:
     """A token that proves it for an hour."""
     return await openid.do_request_token(caller, user_id)
 

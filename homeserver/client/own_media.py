@@ -1,6 +1,8 @@
-"""Files that one has uploaded: what there is, and taking one back. The specification has no such endpoints.
+"""Files that one has uploaded: what there is, and taking one back. The specification has no such
+endpoints.
 
-An encrypted message does not show its files to the server: who has sent one can take its file away here.
+An encrypted message does not show its files to the server: who has sent one can take its file away
+here.
 """
 
 from typing import Annotated, Any
@@ -17,9 +19,14 @@ _PATH = "/_mahalla/client/v1/media"
 
 @endpoint("GET", _PATH, auth=Auth.USER)
 async def get_own_media(
-    uploads: OwnUploads, caller: Requester, *, from_: Annotated[int, Names("from")] = 0, limit: int = 100
+    uploads: OwnUploads,
+    caller: Requester,
+    *,
+    from_: Annotated[int, Names("from")] = 0,
+    limit: int = 100,
 ) -> dict[str, Any]:
-    """What the caller has uploaded, newest first, how much it is, and what scanners have said of it."""
+    """What the caller has uploaded, newest first, how much it is, and what scanners have said of
+    it."""
     if from_ < 0 or not 0 < limit <= MOST:
         raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
     page = await uploads.get_page(caller.user_id, from_, limit)
@@ -51,5 +58,6 @@ class Deleted(msgspec.Struct, frozen=True):
 
 @endpoint("DELETE", f"{_PATH}/{{media_id}}", auth=Auth.USER, before_consent=True)
 async def delete_own_media(uploads: OwnUploads, caller: Requester, *, media_id: str) -> Deleted:
-    """Delete a file that the caller has uploaded, for everybody, whoever refers to it. Raises NotFound, Forbidden."""
+    """Delete a file that the caller has uploaded, for everybody, whoever refers to it. Raises
+    NotFound, Forbidden."""
     return Deleted([await uploads.do_delete(caller.user_id, media_id)])

@@ -6,10 +6,13 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.presence.presence import Presence
 
-_PATHS = ("/_matrix/client/v3/presence/{user_id}/status", "/_matrix/client/r0/presence/{user_id}/status")
+_PATHS = (
+    "/_matrix/client/v3/presence/{user_id}/status",
+    "/_matrix/client/r0/presence/{user_id}/status",
+)
 
 
 class PresenceBody(msgspec.Struct, frozen=True):
@@ -20,13 +23,19 @@ class PresenceBody(msgspec.Struct, frozen=True):
 
 
 @endpoint("GET", *_PATHS, auth=Auth.USER)
-async def get_presence(presence: Presence, caller: Requester, *, user_id: UserID) -> dict[str, object]:
+async def get_presence(
+    presence: Presence, caller: Requester, *, user_id: UserID
+) -> dict[str, object]:
     """How somebody is there just now."""
     return await presence.get_status(caller, user_id)
 
 
-@endpoint("PUT", *_PATHS, auth=Auth.USER, limit=Limit.PRESENCE, max_body=16 * 1024, before_consent=True)
-async def set_presence(presence: Presence, caller: Requester, *, user_id: UserID, body: PresenceBody) -> Empty:
+@endpoint(
+    "PUT", *_PATHS, auth=Auth.USER, limit=Limit.PRESENCE, max_body=16 * 1024, before_consent=True
+)
+async def set_presence(
+    presence: Presence, caller: Requester, *, user_id: UserID, body: PresenceBody
+) -> Empty:
     """Say how one is there."""
     status = None if caller.is_shadow_banned else body.status_msg
     await presence.do_set(caller, user_id, body.presence, status)

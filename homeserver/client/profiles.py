@@ -7,9 +7,9 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.profile_access import ProfileAccess
-from homeserver.services.profiles import LARGEST_PROFILE, Profiles
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.profiles.access import ProfileAccess
+from homeserver.services.profiles.profiles import LARGEST_PROFILE, Profiles
 
 _WHOLE = ("/_matrix/client/v3/profile/{user_id}", "/_matrix/client/r0/profile/{user_id}")
 _FIELD = (
@@ -20,7 +20,12 @@ _FIELD = (
 Propagate = Annotated[bool, Names("org.matrix.msc4069.propagate")]
 
 
-@endpoint("GET", *_WHOLE, "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}", auth=Auth.OPTIONAL)
+@endpoint(
+    "GET",
+    *_WHOLE,
+    "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}",
+    auth=Auth.OPTIONAL,
+)
 async def get_profile(
     profiles: Profiles, access: ProfileAccess, caller: Requester | None, *, user_id: UserID
 ) -> Mapping[str, object]:
@@ -31,7 +36,12 @@ async def get_profile(
 
 @endpoint("GET", *_FIELD, auth=Auth.OPTIONAL)
 async def get_profile_field(
-    profiles: Profiles, access: ProfileAccess, caller: Requester | None, *, user_id: UserID, field: str
+    profiles: Profiles,
+    access: ProfileAccess,
+    caller: Requester | None,
+    *,
+    user_id: UserID,
+    field: str,
 ) -> Mapping[str, object]:
     """One field, under its name."""
     await access.check_may_see(caller, user_id)
@@ -55,7 +65,12 @@ async def put_profile_field(
 
 @endpoint("DELETE", *_FIELD, auth=Auth.GUEST, limit=Limit.PROFILE)
 async def delete_profile_field(
-    profiles: Profiles, caller: Requester, *, user_id: UserID, field: str, propagate: Propagate = True
+    profiles: Profiles,
+    caller: Requester,
+    *,
+    user_id: UserID,
+    field: str,
+    propagate: Propagate = True,
 ) -> Empty:
     """Remove one field."""
     await profiles.do_remove_field(caller, user_id, field, propagate=propagate)

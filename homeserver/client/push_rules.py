@@ -6,13 +6,15 @@ from typing import Any
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.default_push_rules import Action, Condition
-from homeserver.services.push_rules import PushRules
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.push.default_rules import Action, Condition
+from homeserver.services.push.push_rules import PushRules
 
 
 def _paths(*rests: str) -> tuple[str, ...]:
-    return tuple(f"/_matrix/client/{version}/pushrules{rest}" for rest in rests for version in ("v3", "r0"))
+    return tuple(
+        f"/_matrix/client/{version}/pushrules{rest}" for rest in rests for version in ("v3", "r0")
+    )
 
 
 _RULE = "/global/{kind}/{rule_id}"
@@ -51,7 +53,9 @@ async def get_global_push_rules(push_rules: PushRules, caller: Requester) -> Map
 
 
 @endpoint("GET", *_paths(_RULE), auth=Auth.USER)
-async def get_push_rule(push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str) -> Mapping[str, Any]:
+async def get_push_rule(
+    push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str
+) -> Mapping[str, Any]:
     """One rule."""
     return await push_rules.get_rule(caller.user_id, kind, rule_id)
 
@@ -82,7 +86,9 @@ async def put_push_rule(
 
 
 @endpoint("DELETE", *_paths(_RULE), auth=Auth.USER, limit=Limit.ACCOUNT_DATA, while_suspended=True)
-async def delete_push_rule(push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str) -> Empty:
+async def delete_push_rule(
+    push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str
+) -> Empty:
     """Remove a rule of one's own."""
     await push_rules.do_remove_rule(caller.user_id, kind, rule_id)
     return EMPTY
@@ -96,7 +102,13 @@ async def get_push_rule_enabled(
     return {"enabled": (await push_rules.get_rule(caller.user_id, kind, rule_id))["enabled"]}
 
 
-@endpoint("PUT", *_paths(_RULE + "/enabled"), auth=Auth.USER, limit=Limit.ACCOUNT_DATA, while_suspended=True)
+@endpoint(
+    "PUT",
+    *_paths(_RULE + "/enabled"),
+    auth=Auth.USER,
+    limit=Limit.ACCOUNT_DATA,
+    while_suspended=True,
+)
 async def put_push_rule_enabled(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str, body: EnabledBody
 ) -> Empty:
@@ -113,7 +125,13 @@ async def get_push_rule_actions(
     return {"actions": (await push_rules.get_rule(caller.user_id, kind, rule_id))["actions"]}
 
 
-@endpoint("PUT", *_paths(_RULE + "/actions"), auth=Auth.USER, limit=Limit.ACCOUNT_DATA, while_suspended=True)
+@endpoint(
+    "PUT",
+    *_paths(_RULE + "/actions"),
+    auth=Auth.USER,
+    limit=Limit.ACCOUNT_DATA,
+    while_suspended=True,
+)
 async def put_push_rule_actions(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str, body: ActionsBody
 ) -> Empty:

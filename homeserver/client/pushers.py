@@ -6,7 +6,7 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import MissingParam
-from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.pushers.pushers import NO_COUNTS, Pushers, PusherWish, check_key
 
 
@@ -33,7 +33,11 @@ async def get_pushers(pushers: Pushers, caller: Requester) -> dict[str, Any]:
 
 
 @endpoint(
-    "POST", "/_matrix/client/v3/pushers/set", "/_matrix/client/r0/pushers/set", auth=Auth.USER, while_suspended=True
+    "POST",
+    "/_matrix/client/v3/pushers/set",
+    "/_matrix/client/r0/pushers/set",
+    auth=Auth.USER,
+    while_suspended=True,
 )
 async def post_pusher(pushers: Pushers, caller: Requester, *, body: PusherBody) -> Empty:
     """Set or remove one."""

@@ -1,4 +1,5 @@
-"""Receipts, read markers and typing notices. spec: client-server-api#receipts, client-server-api#typing-notifications"""
+"""Receipts, read markers and typing notices. spec: client-server-api#receipts,
+client-server-api#typing-notifications"""
 
 from typing import Any
 
@@ -7,22 +8,26 @@ import msgspec
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import Forbidden, InvalidParam
 from federation.protocol.ids import EventID, RoomID, UserID
-from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.ephemeral.typing import DEFAULT_TIMEOUT_MS, Typing
 from homeserver.services.presence.presence import Presence
-from homeserver.services.read_markers import ReadMarkers
-from homeserver.services.room_reading import RoomReading
-from homeserver.services.typing import DEFAULT_TIMEOUT_MS, Typing
+from homeserver.services.rooms.reading import RoomReading
+from homeserver.services.rooms.receipts import ReadMarkers
 
 
 def _paths(rest: str) -> tuple[str, str]:
-    return f"/_matrix/client/v3/rooms/{{room_id}}/{rest}", f"/_matrix/client/r0/rooms/{{room_id}}/{rest}"
+    return (
+        f"/_matrix/client/v3/rooms/{{room_id}}/{rest}",
+        f"/_matrix/client/r0/rooms/{{room_id}}/{rest}",
+    )
 
 
 class ReceiptBody(msgspec.Struct, frozen=True):
     """Which thread the receipt is of."""
 
     thread_id: Any = msgspec.UNSET
-    """Whatever it is: what is no thread is an invalid parameter, and not a body that cannot be read."""
+    """Whatever it is: what is no thread is an invalid parameter, and not a body that cannot be
+    read."""
 
     def read(self) -> str | None:
         """The thread, None for a receipt of none. Raises InvalidParam."""
@@ -34,7 +39,11 @@ class ReceiptBody(msgspec.Struct, frozen=True):
 
 
 @endpoint(
-    "POST", *_paths("receipt/{receipt_type}/{event_id}"), auth=Auth.USER, limit=Limit.RECEIPT, while_suspended=True
+    "POST",
+    *_paths("receipt/{receipt_type}/{event_id}"),
+    auth=Auth.USER,
+    limit=Limit.RECEIPT,
+    while_suspended=True,
 )
 async def post_receipt(
     markers: ReadMarkers,
@@ -60,14 +69,27 @@ class MarkersBody(msgspec.Struct, frozen=True):
     read_private: EventID | None = msgspec.field(default=None, name="m.read.private")
 
 
-@endpoint("POST", *_paths("read_markers"), auth=Auth.USER, limit=Limit.RECEIPT, while_suspended=True)
+@endpoint(
+    "POST", *_paths("read_markers"), auth=Auth.USER, limit=Limit.RECEIPT, while_suspended=True
+)
 async def set_read_marker(
-    markers: ReadMarkers, presence: Presence, caller: Requester, *, room_id: RoomID, body: MarkersBody = MarkersBody()
+    markers: ReadMarkers,
+    presence: Presence,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    body: MarkersBody = MarkersBody(),
 ) -> Empty:
     """Move the fully read marker and receipts at once."""
     presence.note_active(caller)
-    marks = {"m.fully_read": body.fully_read, "m.read": body.read, "m.read.private": body.read_private}
-    await markers.do_mark(caller, room_id, {kind: event_id for kind, event_id in marks.items() if event_id}, None)
+    marks = {
+        "m.fully_read": body.fully_read,
+        "m.read": body.read,
+        "m.read.private": body.read_private,
+    }
+    await markers.do_mark(
+        caller, room_id, {kind: event_id for kind, event_id in marks.items() if event_id}, None
+    )
     return EMPTY
 
 

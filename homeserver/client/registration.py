@@ -7,13 +7,14 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.ids import parse_device_id
-from homeserver.services.application_services import LOGIN_TYPE, ActingServices
-from homeserver.services.devices import check_device_name
-from homeserver.services.registration import Registration, Wish
-from homeserver.services.sessions import session_answer
+from homeserver.services.accounts.registration import Registration, Wish
+from homeserver.services.application_services.application_services import LOGIN_TYPE, ActingServices
+from homeserver.services.devices.devices import check_device_name
+from homeserver.services.login.sessions import session_answer
 
 COST_OF_ASKING: Final = 0.05
-"""Of a request that only leads up to an account, as several do: which stages there are, is the name free, each stage."""
+"""Of a request that only leads up to an account, as several do: which stages there are, is the name
+free, each stage."""
 
 
 class Kind(Enum):
@@ -55,11 +56,13 @@ async def post_register(
     kind: Kind = Kind.USER,
     access_token: str = "",
 ) -> dict[str, object]:
-    """Make an account; guests confirm nothing, and all that they ask for but the device's name is passed over. `access_token`: an
-    application service's, which may come in the address."""
+    """Make an account; guests confirm nothing, and all that they ask for but the device's name is
+    passed over. `access_token`: an application service's, which may come in the address."""
     device_name = check_device_name(body.initial_device_display_name)
     if kind is Kind.GUEST:
-        registered = await registration.do_register_guest(device_name, body.refresh_token, context.client_ip)
+        registered = await registration.do_register_guest(
+            device_name, body.refresh_token, context.client_ip
+        )
     else:
         wish = Wish(
             username=body.username,
@@ -100,6 +103,8 @@ async def get_available(registration: Registration, *, username: str) -> dict[st
     auth=Auth.NONE,
     limit=Limit.REGISTRATION_TOKEN,
 )
-async def get_registration_token_validity(registration: Registration, *, token: str) -> dict[str, object]:
+async def get_registration_token_validity(
+    registration: Registration, *, token: str
+) -> dict[str, object]:
     """Whether a registration token would be taken now."""
     return {"valid": await registration.is_token_valid(token)}

@@ -1,13 +1,14 @@
-"""The children of events, and threads. spec: client-server-api#relationships-api, client-server-api#threading"""
+"""The children of events, and threads. spec: client-server-api#relationships-api,
+client-server-api#threading"""
 
 from typing import Annotated, Any, Literal
 
 from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.ids import EventID, RoomID
-from homeserver.services.room_reading import DEFAULT_PAGE
-from homeserver.services.room_relations import RoomRelations
-from homeserver.services.thread_updates import MOST_UPDATES, ThreadUpdates
-from storage.timelines import Direction
+from homeserver.services.rooms.reading import DEFAULT_PAGE
+from homeserver.services.rooms.relations import RoomRelations
+from homeserver.services.rooms.thread_updates import MOST_UPDATES, ThreadUpdates
+from storage.events.timelines import Direction
 
 
 def _paths(rest: str) -> tuple[str, str]:
@@ -59,7 +60,9 @@ async def get_thread_roots(
     limit: int = DEFAULT_PAGE,
 ) -> dict[str, Any]:
     """The threads of a room."""
-    return await relations.get_threads(caller, room_id, from_, limit, participated=include == "participated")
+    return await relations.get_threads(
+        caller, room_id, from_, limit, participated=include == "participated"
+    )
 
 
 @endpoint(
@@ -78,5 +81,6 @@ async def get_thread_updates(
     to: str | None = None,
     limit: int = MOST_UPDATES,
 ) -> dict[str, Any]:
-    """In which threads something was said, in all rooms: what sliding sync had no room for, going back. Proposal: MSC4360."""
+    """In which threads something was said, in all rooms: what sliding sync had no room for, going
+    back. Proposal: MSC4360."""
     return await updates.get_page(caller, from_, to, limit)

@@ -1,6 +1,7 @@
 """Signing in by a QR code: where the two devices meet.
 
-The form of MSC4388 (JSON), and that of MSC4108 of 2024 (text, with ETags), which released apps still use.
+The form of MSC4388 (JSON), and that of MSC4108 of 2024 (text, with ETags), which released apps
+still use.
 """
 
 from http import HTTPStatus
@@ -11,10 +12,10 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.errors import ConcurrentWrite, Forbidden, InvalidParam, MissingParam
-from homeserver.http.answers import EMPTY, Empty, Response, encode_body
+from homeserver.http.responses import EMPTY, Empty, Response, encode_body
+from homeserver.services.login.rendezvous import Rendezvous
 from homeserver.services.oauth.metadata import OAuthMetadata
-from homeserver.services.rendezvous import Rendezvous
-from storage.rendezvous import RendezvousRow
+from storage.login.rendezvous import RendezvousRow
 
 _BODY: Final = 16384
 """Bytes of JSON: the data may be escaped."""
@@ -36,22 +37,34 @@ class Write(msgspec.Struct, frozen=True):
 
 
 @endpoint("GET", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
-async def get_rendezvous_support(rendezvous: Rendezvous, caller: Requester | None) -> dict[str, object]:
+async def get_rendezvous_support(
+    rendezvous: Rendezvous, caller: Requester | None
+) -> dict[str, object]:
     """Whether the caller may begin a sign-in by QR code."""
     rendezvous.check_offered()
     return {"create_available": rendezvous.may_begin(caller)}
 
 
-@endpoint("POST", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, max_body=_BODY, while_suspended=True)
-async def post_rendezvous(rendezvous: Rendezvous, caller: Requester | None, *, body: Begin) -> dict[str, object]:
+@endpoint(
+    "POST", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, max_body=_BODY, while_suspended=True
+)
+async def post_rendezvous(
+    rendezvous: Rendezvous, caller: Requester | None, *, body: Begin
+) -> dict[str, object]:
     """Begin one."""
     rendezvous.check_offered()
     rendezvous_id, row = await rendezvous.do_begin(caller, _encoded(body.data))
-    return {"id": rendezvous_id, "sequence_token": row.revision, "expires_in_ms": row.expires_ts - row.written_ts}
+    return {
+        "id": rendezvous_id,
+        "sequence_token": row.revision,
+        "expires_in_ms": row.expires_ts - row.written_ts,
+    }
 
 
 @endpoint("GET", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
-async def get_rendezvous(rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str) -> dict[str, object]:
+async def get_rendezvous(
+    rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str
+) -> dict[str, object]:
     """The last word."""
     rendezvous.check_offered()
     _check_no_page(context)
@@ -64,7 +77,9 @@ async def get_rendezvous(rendezvous: Rendezvous, context: RequestContext, *, ren
 
 
 @endpoint("PUT", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY)
-async def put_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str, body: Write) -> dict[str, object]:
+async def put_rendezvous(
+    rendezvous: Rendezvous, *, rendezvous_id: str, body: Write
+) -> dict[str, object]:
     """Another word."""
     rendezvous.check_offered()
     row = await rendezvous.do_write(rendezvous_id, body.sequence_token, _encoded(body.data))
@@ -88,11 +103,15 @@ async def post_older_rendezvous(
     _check_text(context)
     rendezvous_id, row = await rendezvous.do_begin(None, body)
     headers = {**_older_headers(row), "Content-Type": "application/json"}
-    return Response(HTTPStatus.CREATED, headers, {"url": f"{metadata.base}{OLDER_PATH}/{rendezvous_id}"})
+    return Response(
+        HTTPStatus.CREATED, headers, {"url": f"{metadata.base}{OLDER_PATH}/{rendezvous_id}"}
+    )
 
 
 @endpoint("GET", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
-async def get_older_rendezvous(rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str) -> Response:
+async def get_older_rendezvous(
+    rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str
+) -> Response:
     """The last word, if the client has not seen it."""
     rendezvous.check_offered(older=True)
     _check_no_page(context)
@@ -102,7 +121,9 @@ async def get_older_rendezvous(rendezvous: Rendezvous, context: RequestContext, 
     return Response(HTTPStatus.OK, _older_headers(row), row.data)
 
 
-@endpoint("PUT", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY)
+@endpoint(
+    "PUT", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY
+)
 async def put_older_rendezvous(
     rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str, body: bytes
 ) -> Response:
@@ -117,9 +138,16 @@ async def put_older_rendezvous(
     try:
         row = await rendezvous.do_write(rendezvous_id, seen[1:-1], body)
     except ConcurrentWrite as error:
-        headers = {**_older_headers(await rendezvous.get(rendezvous_id)), "Content-Type": "application/json"}
+        headers = {
+            **_older_headers(await rendezvous.get(rendezvous_id)),
+            "Content-Type": "application/json",
+        }
         # spec: MSC4108 (2024) #unstable-prefix: a code that is new stands beside one that is known
-        told = {"errcode": "M_UNKNOWN", "org.matrix.msc4108.errcode": "M_CONCURRENT_WRITE", "error": error.text}
+        told = {
+            "errcode": "M_UNKNOWN",
+            "org.matrix.msc4108.errcode": "M_CONCURRENT_WRITE",
+            "error": error.text,
+        }
         return Response(HTTPStatus.PRECONDITION_FAILED, headers, encode_body(told))
     return Response(HTTPStatus.ACCEPTED, _older_headers(row))
 
@@ -137,7 +165,8 @@ def _encoded(data: str) -> bytes:
 
 
 def _check_no_page(context: RequestContext) -> None:
-    """Raises `Forbidden` where a browser would show it as a page: nobody knows what is written there."""
+    """Raises `Forbidden` where a browser would show it as a page: nobody knows what is written
+    there."""
     if context.header("Sec-Fetch-Mode") == "navigate":
         raise Forbidden("This is not for browsers to show")
 

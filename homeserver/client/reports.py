@@ -6,8 +6,8 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import EventID, RoomID, UserID
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.reports import Reports
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.moderation.reports import Reports
 
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -33,7 +33,12 @@ class MaybeReason(msgspec.Struct, frozen=True):
     while_suspended=True,
 )
 async def report_event(
-    reports: Reports, caller: Requester, *, room_id: RoomID, event_id: EventID, body: MaybeReason = MaybeReason()
+    reports: Reports,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    body: MaybeReason = MaybeReason(),
 ) -> Empty:
     """Report an event."""
     await reports.do_report_event(caller, room_id, event_id, body.reason)
@@ -48,7 +53,9 @@ async def report_event(
     limit=Limit.REPORT,
     while_suspended=True,
 )
-async def report_room(reports: Reports, caller: Requester, *, room_id: RoomID, body: WithReason) -> Empty:
+async def report_room(
+    reports: Reports, caller: Requester, *, room_id: RoomID, body: WithReason
+) -> Empty:
     """Report a room."""
     await reports.do_report_room(caller, room_id, body.reason)
     return EMPTY
@@ -62,7 +69,9 @@ async def report_room(reports: Reports, caller: Requester, *, room_id: RoomID, b
     limit=Limit.REPORT,
     while_suspended=True,
 )
-async def report_user(reports: Reports, caller: Requester, *, user_id: UserID, body: WithReason) -> Empty:
+async def report_user(
+    reports: Reports, caller: Requester, *, user_id: UserID, body: WithReason
+) -> Empty:
     """Report a user."""
     await reports.do_report_user(caller, user_id, body.reason)
     return EMPTY

@@ -5,11 +5,13 @@ from typing import Any
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import Unrecognized
-from homeserver.services.offered_features import RETENTION, OfferedFeatures
-from homeserver.services.retention.offered import RetentionConfiguration
+from homeserver.services.discovery.unstable_features import RETENTION, OfferedFeatures
+from homeserver.services.retention.configuration import RetentionConfiguration
 
 
-@endpoint("GET", "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration", auth=Auth.USER)
+@endpoint(
+    "GET", "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration", auth=Auth.USER
+)
 async def get_retention_configuration(
     configuration: RetentionConfiguration, offered: OfferedFeatures, _caller: Requester
 ) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Creating rooms. spec: client-server-api#creation"""
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
-from homeserver.services.room_creation import CreateRoom, RoomCreation
+from homeserver.services.rooms.creation import CreateRoom, RoomCreation
 
 
 @endpoint(
@@ -12,6 +12,8 @@ from homeserver.services.room_creation import CreateRoom, RoomCreation
     limit=Limit.ROOM_CREATION,
     max_body=1024 * 1024,
 )
-async def create_room(creation: RoomCreation, caller: Requester, *, body: CreateRoom) -> dict[str, str]:
+async def create_room(
+    creation: RoomCreation, caller: Requester, *, body: CreateRoom
+) -> dict[str, str]:
     """Create a room."""
     return {"room_id": await creation.do_create(caller, body)}

@@ -7,11 +7,17 @@ import msgspec
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, parse_room_id
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.room_directory import RoomDirectory
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.directory.room_directory import RoomDirectory
 
-_ALIAS = ("/_matrix/client/v3/directory/room/{room_alias}", "/_matrix/client/r0/directory/room/{room_alias}")
-_LISTED = ("/_matrix/client/v3/directory/list/room/{room_id}", "/_matrix/client/r0/directory/list/room/{room_id}")
+_ALIAS = (
+    "/_matrix/client/v3/directory/room/{room_alias}",
+    "/_matrix/client/r0/directory/room/{room_alias}",
+)
+_LISTED = (
+    "/_matrix/client/v3/directory/list/room/{room_id}",
+    "/_matrix/client/r0/directory/list/room/{room_id}",
+)
 _PUBLIC = ("/_matrix/client/v3/publicRooms", "/_matrix/client/r0/publicRooms")
 
 
@@ -40,7 +46,9 @@ async def set_room_alias(
 
 
 @endpoint("DELETE", *_ALIAS, auth=Auth.USER, limit=Limit.ALIAS)
-async def delete_room_alias(directory: RoomDirectory, caller: Requester, *, room_alias: RoomAlias) -> Empty:
+async def delete_room_alias(
+    directory: RoomDirectory, caller: Requester, *, room_alias: RoomAlias
+) -> Empty:
     """Take an alias away."""
     await directory.do_remove_alias(caller, room_alias)
     return EMPTY
@@ -53,7 +61,9 @@ async def delete_room_alias(directory: RoomDirectory, caller: Requester, *, room
     "/_matrix/client/unstable/org.matrix.msc2432/rooms/{room_id}/aliases",
     auth=Auth.USER,
 )
-async def get_local_aliases(directory: RoomDirectory, caller: Requester, *, room_id: RoomID) -> dict[str, list[str]]:
+async def get_local_aliases(
+    directory: RoomDirectory, caller: Requester, *, room_id: RoomID
+) -> dict[str, list[str]]:
     """This server's aliases of a room."""
     return {"aliases": await directory.get_aliases_of_room(caller, room_id)}
 
@@ -74,7 +84,11 @@ class VisibilityBody(msgspec.Struct, frozen=True):
 
 @endpoint("PUT", *_LISTED, auth=Auth.USER, limit=Limit.ALIAS)
 async def set_room_visibility_on_directory(
-    directory: RoomDirectory, caller: Requester, *, room_id: RoomID, body: VisibilityBody = VisibilityBody()
+    directory: RoomDirectory,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    body: VisibilityBody = VisibilityBody(),
 ) -> Empty:
     """List a room in the directory, or take it out."""
     await directory.do_set_visibility(caller, room_id, body.visibility)
@@ -91,7 +105,9 @@ async def get_public_rooms(
     server: ServerName | None = None,
 ) -> dict[str, Any]:
     """A page of the directory."""
-    return await directory.get_public_rooms(caller, limit=limit, since=since, term=None, room_types=None, server=server)
+    return await directory.get_public_rooms(
+        caller, limit=limit, since=since, term=None, room_types=None, server=server
+    )
 
 
 class DirectoryFilter(msgspec.Struct, frozen=True):
@@ -119,10 +135,13 @@ async def query_public_rooms(
     body: DirectoryQuery = DirectoryQuery(),
     server: ServerName | None = None,
 ) -> dict[str, Any]:
-    """A page of the directory, filtered. No room of this server belongs to a third-party network."""
+    """A page of the directory, filtered. No room of this server belongs to a third-party
+    network."""
     if body.third_party_instance_id is not None:
         if body.include_all_networks:
-            raise InvalidParam("third_party_instance_id names one network, include_all_networks asks for all")
+            raise InvalidParam(
+                "third_party_instance_id names one network, include_all_networks asks for all"
+            )
         return {"chunk": [], "total_room_count_estimate": 0}
     return await directory.get_public_rooms(
         caller,

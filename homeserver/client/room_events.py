@@ -8,14 +8,14 @@ from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
-from homeserver.services.delayed_events import DelayedEvents
-from homeserver.services.event_filters import RoomEventFilter, parse_room_event_filter
+from homeserver.services.filters.event_filters import RoomEventFilter, parse_room_event_filter
 from homeserver.services.media.references import MediaReferences
 from homeserver.services.presence.presence import Presence
-from homeserver.services.room_reading import DEFAULT_PAGE, RoomReading
-from homeserver.services.room_sending import RoomSending
-from storage.sticky_events import LONGEST_MS
-from storage.timelines import Direction
+from homeserver.services.rooms.delayed_events import DelayedEvents
+from homeserver.services.rooms.reading import DEFAULT_PAGE, RoomReading
+from homeserver.services.rooms.sending import RoomSending
+from storage.events.timelines import Direction
+from storage.rooms.sticky_events import LONGEST_MS
 
 Content = dict[str, Any]
 Delay = Annotated[int | None, Names("org.matrix.msc4140.delay")]
@@ -31,7 +31,10 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 def _paths(rest: str) -> tuple[str, str]:
-    return f"/_matrix/client/v3/rooms/{{room_id}}/{rest}", f"/_matrix/client/r0/rooms/{{room_id}}/{rest}"
+    return (
+        f"/_matrix/client/v3/rooms/{{room_id}}/{rest}",
+        f"/_matrix/client/r0/rooms/{{room_id}}/{rest}",
+    )
 
 
 @endpoint(
@@ -58,7 +61,8 @@ async def send_message(
     sticky: Sticky = None,
     attached: Attached = None,
 ) -> Any:
-    """Send an event that is no state, once for a transaction id. A suspended user may redact what they sent."""
+    """Send an event that is no state, once for a transaction id. A suspended user may redact what
+    they sent."""
     presence.note_active(caller)
     files = await references.check_attachments(caller.user_id, attached or ())
     if delay is not None:
@@ -68,23 +72,29 @@ async def send_message(
             caller, room_id, event_type, None, body, delay, txn_id, ts, _check_sticky(sticky)
         )
         return {"delay_id": delay_id}
-    answer = await sending.do_send(caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky))
+    answer = await sending.do_send(
+        caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky)
+    )
     if files:
         await references.do_attach(msgspec.json.decode(answer, type=Sent).event_id, files)
     return answer
 
 
 RelationTypes = Annotated[
-    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=255)], ...], msgspec.Meta(max_length=20)
+    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=255)], ...],
+    msgspec.Meta(max_length=20),
 ]
 
 
 class Redaction(msgspec.Struct, frozen=True):
-    """Why an event is redacted, and what is redacted with it: what relates to it in these ways, `*` for all (MSC3912)."""
+    """Why an event is redacted, and what is redacted with it: what relates to it in these ways, `*`
+    for all (MSC3912)."""
 
     reason: str | None = None
     with_rel_types: RelationTypes | None = None
-    with_relations: RelationTypes | None = msgspec.field(default=None, name="org.matrix.msc3912.with_relations")
+    with_relations: RelationTypes | None = msgspec.field(
+        default=None, name="org.matrix.msc3912.with_relations"
+    )
 
 
 @endpoint(
@@ -154,7 +164,9 @@ async def set_room_state(
     return {"event_id": event_id}
 
 
-@endpoint("GET", *_paths("state/{event_type}/{state_key}"), *_paths("state/{event_type}"), auth=Auth.GUEST)
+@endpoint(
+    "GET", *_paths("state/{event_type}/{state_key}"), *_paths("state/{event_type}"), auth=Auth.GUEST
+)
 async def get_room_state_with_key(
     reading: RoomReading,
     caller: Requester,
@@ -165,11 +177,15 @@ async def get_room_state_with_key(
     format: Literal["content", "event"] = "content",
 ) -> Any:
     """One entry of the state: its content, or the whole event."""
-    return await reading.get_state_entry(caller, room_id, StateKey(event_type, state_key), whole=format == "event")
+    return await reading.get_state_entry(
+        caller, room_id, StateKey(event_type, state_key), whole=format == "event"
+    )
 
 
 @endpoint("GET", *_paths("state"), auth=Auth.GUEST)
-async def get_room_state(reading: RoomReading, caller: Requester, *, room_id: RoomID) -> msgspec.Raw:
+async def get_room_state(
+    reading: RoomReading, caller: Requester, *, room_id: RoomID
+) -> msgspec.Raw:
     """The whole state."""
     return await reading.get_state(caller, room_id)
 
@@ -187,11 +203,15 @@ async def get_room_messages(
     filter: str | None = None,
 ) -> dict[str, Any]:
     """A page of the timeline."""
-    return await reading.get_messages(caller, room_id, Direction(dir), from_, to, limit, _filter(filter))
+    return await reading.get_messages(
+        caller, room_id, Direction(dir), from_, to, limit, _filter(filter)
+    )
 
 
 @endpoint("GET", *_paths("event/{event_id}"), auth=Auth.GUEST)
-async def get_room_event(reading: RoomReading, caller: Requester, *, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
+async def get_room_event(
+    reading: RoomReading, caller: Requester, *, room_id: RoomID, event_id: EventID
+) -> msgspec.Raw:
     """One event."""
     return await reading.get_event(caller, room_id, event_id)
 

@@ -7,8 +7,8 @@ import msgspec
 from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.errors import InvalidParam, MissingParam
 from federation.protocol.ids import RoomID, is_room_alias, is_room_id, parse_user_id
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.room_memberships import RoomMemberships
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.rooms.membership import RoomMemberships
 
 Servers = Annotated[list[str] | None, Names("via", "server_name")]
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -44,7 +44,10 @@ class Invitation(msgspec.Struct, frozen=True):
 
 
 def _paths(action: str) -> tuple[str, str]:
-    return f"/_matrix/client/v3/rooms/{{room_id}}/{action}", f"/_matrix/client/r0/rooms/{{room_id}}/{action}"
+    return (
+        f"/_matrix/client/v3/rooms/{{room_id}}/{action}",
+        f"/_matrix/client/r0/rooms/{{room_id}}/{action}",
+    )
 
 
 @endpoint("POST", *_paths("join"), auth=Auth.GUEST, limit=Limit.JOIN)
@@ -52,7 +55,9 @@ async def join_room(
     memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Join = Join()
 ) -> dict[str, str]:
     """Join a room by its id."""
-    return {"room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed)}
+    return {
+        "room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed)
+    }
 
 
 @endpoint(
@@ -63,11 +68,20 @@ async def join_room(
     limit=Limit.JOIN,
 )
 async def join_room_or_alias(
-    memberships: RoomMemberships, caller: Requester, *, room_id_or_alias: str, body: Join = Join(), via: Servers = None
+    memberships: RoomMemberships,
+    caller: Requester,
+    *,
+    room_id_or_alias: str,
+    body: Join = Join(),
+    via: Servers = None,
 ) -> dict[str, str]:
     """Join a room by its id or an alias."""
     room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
-    return {"room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed, servers)}
+    return {
+        "room_id": await memberships.do_join(
+            caller, room_id, body.reason, body.third_party_signed, servers
+        )
+    }
 
 
 @endpoint(
@@ -92,7 +106,11 @@ async def knock_room(
 
 @endpoint("POST", *_paths("leave"), auth=Auth.GUEST, limit=Limit.MEMBERSHIP, while_suspended=True)
 async def leave_room(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: WithReason = WithReason()
+    memberships: RoomMemberships,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    body: WithReason = WithReason(),
 ) -> Empty:
     """Leave a room, or decline an invite."""
     await memberships.do_leave(caller, room_id, body.reason)
@@ -107,7 +125,9 @@ async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_i
 
 
 @endpoint("POST", *_paths("invite"), auth=Auth.USER)
-async def invite_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Invitation) -> Empty:
+async def invite_user(
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Invitation
+) -> Empty:
     """Invite someone."""
     if body.user_id is None:
         if body.address is None:
@@ -120,28 +140,38 @@ async def invite_user(memberships: RoomMemberships, caller: Requester, *, room_i
 
 
 @endpoint("POST", *_paths("kick"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
-async def kick_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
+async def kick_user(
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+) -> Empty:
     """Remove someone."""
     await memberships.do_kick(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
 
 @endpoint("POST", *_paths("ban"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
-async def ban_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
+async def ban_user(
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+) -> Empty:
     """Ban someone."""
     await memberships.do_ban(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
 
 @endpoint("POST", *_paths("unban"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
-async def unban_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
+async def unban_user(
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+) -> Empty:
     """Lift a ban."""
     await memberships.do_unban(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
 
-@endpoint("GET", "/_matrix/client/v3/joined_rooms", "/_matrix/client/r0/joined_rooms", auth=Auth.GUEST)
-async def get_joined_rooms(memberships: RoomMemberships, caller: Requester) -> dict[str, list[RoomID]]:
+@endpoint(
+    "GET", "/_matrix/client/v3/joined_rooms", "/_matrix/client/r0/joined_rooms", auth=Auth.GUEST
+)
+async def get_joined_rooms(
+    memberships: RoomMemberships, caller: Requester
+) -> dict[str, list[RoomID]]:
     """The rooms that the caller is in."""
     return {"joined_rooms": list(await memberships.get_joined_rooms(caller.user_id))}
 

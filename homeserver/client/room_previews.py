@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from federation.protocol.ids import ServerName
-from homeserver.services.room_previews import RoomPreviews
+from homeserver.services.rooms.summaries import RoomPreviews
 
 
 @endpoint(

@@ -6,11 +6,12 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID
-from homeserver.services.room_upgrade import RoomUpgrade
+from homeserver.services.rooms.upgrade import RoomUpgrade
 
 
 class Upgrade(msgspec.Struct, frozen=True):
-    """To which version; who besides the caller counts as creator, where the version knows more than one."""
+    """To which version; who besides the caller counts as creator, where the version knows more than
+    one."""
 
     new_version: str
     additional_creators: Annotated[tuple[str, ...], msgspec.Meta(max_length=100)] | None = None
@@ -23,7 +24,11 @@ class Upgrade(msgspec.Struct, frozen=True):
     auth=Auth.USER,
     limit=Limit.ROOM_CREATION,
 )
-async def upgrade_room(upgrades: RoomUpgrade, caller: Requester, *, room_id: RoomID, body: Upgrade) -> dict[str, str]:
+async def upgrade_room(
+    upgrades: RoomUpgrade, caller: Requester, *, room_id: RoomID, body: Upgrade
+) -> dict[str, str]:
     """Replace a room by a new one of another version."""
-    new_id = await upgrades.do_upgrade(caller, room_id, body.new_version, body.additional_creators or ())
+    new_id = await upgrades.do_upgrade(
+        caller, room_id, body.new_version, body.additional_creators or ()
+    )
     return {"replacement_room": new_id}

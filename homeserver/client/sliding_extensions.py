@@ -1,7 +1,8 @@
 """What is asked of the extensions of sliding sync, the same in its two forms.
 
-Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC4508 (typing),
-MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360 (threads).
+Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC4508
+(typing), MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360
+(threads).
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Annotated, Final
 import msgspec
 
 from federation.protocol.errors import InvalidParam
+from homeserver.services.rooms.thread_subscriptions import MOST_CHANGES
+from homeserver.services.rooms.thread_updates import MOST_UPDATES
 from homeserver.services.sliding_sync.profiles import EVERY_FIELD
 from homeserver.services.sliding_sync.request import (
     ANY,
@@ -22,8 +25,6 @@ from homeserver.services.sliding_sync.request import (
     ToDeviceRequest,
     TypingRequest,
 )
-from homeserver.services.thread_subscriptions import MOST_CHANGES
-from homeserver.services.thread_updates import MOST_UPDATES
 
 MOST_MESSAGES: Final = 100
 MOST_FIELDS: Final = 100
@@ -81,13 +82,19 @@ class ExtensionsBody(msgspec.Struct, frozen=True):
     receipts: RoomsExtension | None = None
     typing: RoomsExtension | None = None
     thread_subscriptions: SinceExtension | None = None
-    unstable_thread_subscriptions: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_SUBSCRIPTIONS)
+    unstable_thread_subscriptions: SinceExtension | None = msgspec.field(
+        default=None, name=UNSTABLE_SUBSCRIPTIONS
+    )
     threads: ThreadsExtension | None = None
     unstable_threads: ThreadsExtension | None = msgspec.field(default=None, name=UNSTABLE_THREADS)
     sticky_events: SinceExtension | None = None
-    unstable_sticky_events: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_STICKY)
+    unstable_sticky_events: SinceExtension | None = msgspec.field(
+        default=None, name=UNSTABLE_STICKY
+    )
     profiles: ProfilesExtension | None = None
-    unstable_profiles: ProfilesExtension | None = msgspec.field(default=None, name=UNSTABLE_PROFILES)
+    unstable_profiles: ProfilesExtension | None = msgspec.field(
+        default=None, name=UNSTABLE_PROFILES
+    )
     unstable_typing: RoomsExtension | None = msgspec.field(default=None, name=UNSTABLE_TYPING)
 
 
@@ -101,9 +108,12 @@ def read_extensions(body: ExtensionsBody) -> Extensions:
         typing=_typing("typing", body.typing) or _typing(UNSTABLE_TYPING, body.unstable_typing),
         thread_subscriptions=_subscriptions("thread_subscriptions", body.thread_subscriptions)
         or _subscriptions(UNSTABLE_SUBSCRIPTIONS, body.unstable_thread_subscriptions),
-        profiles=_profiles("profiles", body.profiles) or _profiles(UNSTABLE_PROFILES, body.unstable_profiles),
-        sticky=_sticky("sticky_events", body.sticky_events) or _sticky(UNSTABLE_STICKY, body.unstable_sticky_events),
-        threads=_threads("threads", body.threads) or _threads(UNSTABLE_THREADS, body.unstable_threads),
+        profiles=_profiles("profiles", body.profiles)
+        or _profiles(UNSTABLE_PROFILES, body.unstable_profiles),
+        sticky=_sticky("sticky_events", body.sticky_events)
+        or _sticky(UNSTABLE_STICKY, body.unstable_sticky_events),
+        threads=_threads("threads", body.threads)
+        or _threads(UNSTABLE_THREADS, body.unstable_threads),
     )
 
 
@@ -132,7 +142,9 @@ def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | No
         return None
     if body.fields is not None and len(body.fields) > MOST_FIELDS:
         raise InvalidParam(f"At most {MOST_FIELDS} fields of profiles can be asked for by name")
-    return ProfilesRequest(name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields))
+    return ProfilesRequest(
+        name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields)
+    )
 
 
 def _threads(name: str, body: ThreadsExtension | None) -> ThreadsRequest | None:
@@ -145,14 +157,17 @@ def _threads(name: str, body: ThreadsExtension | None) -> ThreadsRequest | None:
 def _subscriptions(name: str, body: SinceExtension | None) -> ThreadSubscriptionsRequest | None:
     if body is None or not body.enabled:
         return None
-    return ThreadSubscriptionsRequest(name, MOST_CHANGES if body.limit is None else max(1, body.limit))
+    return ThreadSubscriptionsRequest(
+        name, MOST_CHANGES if body.limit is None else max(1, body.limit)
+    )
 
 
 def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:
     if body is None or not body.enabled:
         return None
     return ToDeviceRequest(
-        _since("to_device", body.since), max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES))
+        _since("to_device", body.since),
+        max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES)),
     )
 
 

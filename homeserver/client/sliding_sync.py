@@ -1,4 +1,5 @@
-"""Sliding sync in its two forms: that of the released clients, and the accepted one. Proposal: MSC4186."""
+"""Sliding sync in its two forms: that of the released clients, and the accepted one. Proposal:
+MSC4186."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -9,7 +10,14 @@ import msgspec
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID, is_opaque_id, is_room_id
-from homeserver.client.sliding_extensions import MOST_NAMES, ExtensionsBody, Names, Natural, Text, read_extensions
+from homeserver.client.sliding_extensions import (
+    MOST_NAMES,
+    ExtensionsBody,
+    Names,
+    Natural,
+    Text,
+    read_extensions,
+)
 from homeserver.http.parameters import json_decoder
 from homeserver.services.presence.presence import Presence
 from homeserver.services.sliding_sync.request import (
@@ -32,7 +40,8 @@ MOST_SUBSCRIPTIONS: Final = 100
 MOST_RANGES: Final = 100
 MOST_PATTERNS: Final = 200
 LONGEST_UNSTABLE_KEY: Final = 64
-"""Of a list, in the form of the released clients; in the accepted one it may be as long as any opaque identifier."""
+"""Of a list, in the form of the released clients; in the accepted one it may be as long as any
+opaque identifier."""
 LONGEST_CONN_ID: Final = 255
 MOST_EVENTS: Final = 1000
 MAX_BODY: Final = 256 * 1024
@@ -157,7 +166,9 @@ async def post_unstable_sliding_sync(
 ) -> dict[str, Any]:
     """What is new in the rooms that the client looks at, as the released clients ask for it."""
     most = sliding_sync.most_events
-    asked = (_remembered_asked if len(body) <= MOST_REMEMBERED_BYTES else _read_asked)(body, caller.user_id, most)
+    asked = (_remembered_asked if len(body) <= MOST_REMEMBERED_BYTES else _read_asked)(
+        body, caller.user_id, most
+    )
     request = SlidingRequest(
         caller=caller,
         conn_id=asked.conn_id,
@@ -185,7 +196,11 @@ async def post_unstable_sliding_sync(
     long_poll=True,
 )
 async def post_sliding_sync(
-    sliding_sync: SlidingSync, presence: Presence, caller: Requester, *, body: StableBody = StableBody()
+    sliding_sync: SlidingSync,
+    presence: Presence,
+    caller: Requester,
+    *,
+    body: StableBody = StableBody(),
 ) -> dict[str, Any]:
     """What is new in the rooms that the client looks at, in the accepted form."""
     lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
@@ -201,7 +216,11 @@ async def post_sliding_sync(
         timeout_ms=body.timeout or 0,
         stable=True,
         lists={name: _stable_list(wanted, most) for name, wanted in lists.items()},
-        subscriptions={id: _stable_config(wanted, most) for id, wanted in subscriptions.items() if is_room_id(id)},
+        subscriptions={
+            id: _stable_config(wanted, most)
+            for id, wanted in subscriptions.items()
+            if is_room_id(id)
+        },
         extensions=read_extensions(body.extensions or ExtensionsBody()),
     )
     presence.arrive(caller, set_presence)
@@ -211,13 +230,19 @@ async def post_sliding_sync(
         presence.leave(caller)
 
 
-def _check(conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapping[str, object]) -> None:
+def _check(
+    conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapping[str, object]
+) -> None:
     if conn_id is not None and (len(conn_id) > LONGEST_CONN_ID or "\0" in conn_id):
         raise InvalidParam("The conn_id is too long, or not printable")
     if len(lists) > MOST_LISTS or len(subscriptions) > MOST_SUBSCRIPTIONS:
-        raise InvalidParam(f"At most {MOST_LISTS} lists and {MOST_SUBSCRIPTIONS} subscriptions are allowed")
+        raise InvalidParam(
+            f"At most {MOST_LISTS} lists and {MOST_SUBSCRIPTIONS} subscriptions are allowed"
+        )
     if not all(map(is_opaque_id, lists)):
-        raise InvalidParam("The key of a list is made of letters, digits and . _ ~ -, and has at most 255 of them")
+        raise InvalidParam(
+            "The key of a list is made of letters, digits and . _ ~ -, and has at most 255 of them"
+        )
 
 
 class _Asked(msgspec.Struct, frozen=True, gc=False):
@@ -241,7 +266,11 @@ def _read_asked(body: bytes, user_id: UserID, most: int) -> _Asked:
         read.conn_id or "",
         read.txn_id,
         {name: _unstable_list(wanted, user_id, most) for name, wanted in lists.items()},
-        {id: _unstable_config(wanted, user_id, most) for id, wanted in subscriptions.items() if is_room_id(id)},
+        {
+            id: _unstable_config(wanted, user_id, most)
+            for id, wanted in subscriptions.items()
+            if is_room_id(id)
+        },
         read_extensions(read.extensions or ExtensionsBody()),
     )
 
@@ -253,7 +282,9 @@ _remembered_asked = lru_cache(REMEMBERED_BODIES)(_read_asked)
 
 def _unstable_list(wanted: UnstableList, user_id: UserID, most: int) -> ListRequest:
     ranges = None if wanted.slow_get_all_rooms else wanted.ranges
-    return ListRequest(_ranges(ranges), _unstable_config(wanted, user_id, most), _filters(wanted.filters))
+    return ListRequest(
+        _ranges(ranges), _unstable_config(wanted, user_id, most), _filters(wanted.filters)
+    )
 
 
 def _unstable_config(wanted: UnstableRoom, user_id: UserID, most: int) -> RoomConfig:
@@ -266,7 +297,9 @@ def _make_unstable(timeline_limit: int, patterns: Sequence[Pattern], user_id: Us
     _check_patterns(patterns)
     lazy = (MEMBER, LAZY) in patterns
     include = frozenset(
-        (type, str(user_id) if key == ME else key) for type, key in patterns if (type, key) != (MEMBER, LAZY)
+        (type, str(user_id) if key == ME else key)
+        for type, key in patterns
+        if (type, key) != (MEMBER, LAZY)
     )
     # all state and lazy members: the members are those that are needed, not all
     exclude = frozenset({(MEMBER, ANY)}) if lazy and (ANY, ANY) in include else frozenset[Pattern]()
@@ -278,7 +311,8 @@ def _make_unstable(timeline_limit: int, patterns: Sequence[Pattern], user_id: Us
 
 
 _remembered_unstable = lru_cache(REMEMBERED)(_make_unstable)
-"""A client asks for the same each time; it then is the same object, which spares comparing it with what was sent."""
+"""A client asks for the same each time; it then is the same object, which spares comparing it with
+what was sent."""
 
 
 def _stable_list(wanted: StableList, most: int) -> ListRequest:
@@ -299,10 +333,15 @@ def _make_stable(timeline_limit: int, required: RequiredBody) -> RoomConfig:
     clauses = {Clause(include, exclude)} if include else set()
     if required.lazy_members and include & ALL_OF_MEMBERS:
         # the members are those that are needed and those that are named, not all
-        others, named = include - {ALL_MEMBERS}, frozenset((MEMBER, key) for type, key in include if _names(type, key))
+        others, named = (
+            include - {ALL_MEMBERS},
+            frozenset((MEMBER, key) for type, key in include if _names(type, key)),
+        )
         clauses = {Clause(others, exclude | {ALL_MEMBERS})} if others else set()
         clauses |= {Clause(named, exclude)} if named else set()
-    return RoomConfig(timeline_limit, RequiredState(frozenset(clauses), bool(required.lazy_members)))
+    return RoomConfig(
+        timeline_limit, RequiredState(frozenset(clauses), bool(required.lazy_members))
+    )
 
 
 def _names(type: str, state_key: str) -> bool:
@@ -315,7 +354,8 @@ _remembered_stable = lru_cache(REMEMBERED)(_make_stable)
 
 def _patterns(bodies: Iterable[PatternBody]) -> frozenset[Pattern]:
     return frozenset(
-        (ANY if body.type is None else body.type, ANY if body.state_key is None else body.state_key) for body in bodies
+        (ANY if body.type is None else body.type, ANY if body.state_key is None else body.state_key)
+        for body in bodies
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID
-from homeserver.services.space_hierarchy import SpaceHierarchy
+from homeserver.services.rooms.space_hierarchy import SpaceHierarchy
 
 
 @endpoint(
@@ -26,5 +26,10 @@ async def get_space_hierarchy(
 ) -> dict[str, Any]:
     """A page of the tree below a space, depth first."""
     return await hierarchy.get_page(
-        caller.user_id, room_id, suggested_only=suggested_only, max_depth=max_depth, limit=limit, from_=from_
+        caller.user_id,
+        room_id,
+        suggested_only=suggested_only,
+        max_depth=max_depth,
+        limit=limit,
+        from_=from_,
     )

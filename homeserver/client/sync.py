@@ -3,14 +3,21 @@
 from typing import Annotated, Any, Literal
 
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
-from homeserver.services.filters import Filters
+from homeserver.services.filters.filters import Filters
 from homeserver.services.presence.presence import Presence
-from homeserver.services.stream_tokens import parse_sync_token
-from homeserver.services.sync.request import STATE_AFTER, STATE_BEFORE, UNSTABLE_STATE_AFTER, SyncRequest
+from homeserver.services.streams.sync_tokens import parse_sync_token
+from homeserver.services.sync.request import (
+    STATE_AFTER,
+    STATE_BEFORE,
+    UNSTABLE_STATE_AFTER,
+    SyncRequest,
+)
 from homeserver.services.sync.sync import Sync
 
 
-@endpoint("GET", "/_matrix/client/v3/sync", "/_matrix/client/r0/sync", auth=Auth.GUEST, long_poll=True)
+@endpoint(
+    "GET", "/_matrix/client/v3/sync", "/_matrix/client/r0/sync", auth=Auth.GUEST, long_poll=True
+)
 async def get_sync(
     sync: Sync,
     filters: Filters,

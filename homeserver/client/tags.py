@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import BadJson
 from federation.protocol.ids import RoomID, UserID, parse_room_id
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.account_data import AccountData
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.account_data.account_data import AccountData
 
 _TAGS = "/user/{user_id}/rooms/{room_id}/tags"
 _TAG = _TAGS + "/{tag}"

@@ -1,4 +1,5 @@
-"""Networks that application services connect to. There are no application services, so there are no such networks.
+"""Networks that application services connect to. There are no application services, so there are no
+such networks.
 
 spec: client-server-api#third-party-networks
 """

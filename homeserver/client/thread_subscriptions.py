@@ -1,7 +1,7 @@
 """Following threads. Proposals: MSC4306, MSC4308.
 
-The paths without a prefix are those that the proposals want in the end; errors have the prefix that released clients know
-wherever the path has it.
+The paths without a prefix are those that the proposals want in the end; errors have the prefix that
+released clients know wherever the path has it.
 """
 
 from typing import Any, Final, Literal
@@ -10,8 +10,8 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.ids import EventID, RoomID
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.thread_subscriptions import (
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.rooms.thread_subscriptions import (
     MOST_CHANGES,
     ConflictingUnsubscription,
     NotInThread,
@@ -52,7 +52,9 @@ async def get_thread_subscription(
     return await subscriptions.get(caller, room_id, root)
 
 
-@endpoint("PUT", *PATHS, auth=Auth.USER, limit=Limit.ACCOUNT_DATA, max_body=4096, while_suspended=True)
+@endpoint(
+    "PUT", *PATHS, auth=Auth.USER, limit=Limit.ACCOUNT_DATA, max_body=4096, while_suspended=True
+)
 async def put_thread_subscription(
     subscriptions: ThreadSubscriptions,
     caller: Requester,
@@ -67,7 +69,9 @@ async def put_thread_subscription(
     try:
         await subscriptions.do_subscribe(caller, room_id, root, cause)
     except (NotInThread, ConflictingUnsubscription) as error:
-        raise _UNSTABLE_ERRORS[type(error)] if context.path.startswith(_UNSTABLE) else error from None
+        raise (
+            _UNSTABLE_ERRORS[type(error)] if context.path.startswith(_UNSTABLE) else error
+        ) from None
     return EMPTY
 
 

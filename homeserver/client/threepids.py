@@ -9,13 +9,13 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.errors import ServerNotTrusted
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.email_validation import EmailValidation
-from homeserver.services.identity_bindings import IdentityBindings
-from homeserver.services.languages import Languages
-from homeserver.services.phone_validation import SUBMIT_PATH, PhoneValidation
-from homeserver.services.threepid_validation import ADD, PASSWORD_RESET, REGISTER
-from homeserver.services.threepids import Threepids
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.accounts.threepids import Threepids
+from homeserver.services.pages.languages import Languages
+from homeserver.services.threepids.email_validation import EmailValidation
+from homeserver.services.threepids.identity_bindings import IdentityBindings
+from homeserver.services.threepids.phone_validation import SUBMIT_PATH, PhoneValidation
+from homeserver.services.threepids.validation import ADD, PASSWORD_RESET, REGISTER
 
 
 class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +67,9 @@ class RemoveThreepid(msgspec.Struct, frozen=True, kw_only=True):
     address: str
 
 
-@endpoint("GET", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER)
+@endpoint(
+    "GET", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER
+)
 async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, object]:
     """The caller's addresses."""
     return {
@@ -94,8 +96,8 @@ async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, ob
 async def post_threepid_add(
     threepids: Threepids, caller: Requester, context: RequestContext, *, body: AddThreepid
 ) -> Empty:
-    """Add an address that was confirmed. Who is suspended may add some, and remove none, so that they can be written to.
-    spec: client-server-api#account-suspension"""
+    """Add an address that was confirmed. Who is suspended may add some, and remove none, so that
+    they can be written to. spec: client-server-api#account-suspension"""
     await threepids.do_add(caller, body.sid, body.client_secret, body.auth, context.client_ip)
     return EMPTY
 
@@ -112,7 +114,11 @@ async def post_threepid_delete(
 ) -> dict[str, object]:
     """Remove an address, and unbind it at the identity server where this server had bound it."""
     await threepids.do_remove(caller.user_id, body.medium, body.address)
-    return {"id_server_unbind_result": await bindings.try_unbind(caller.user_id, body.medium, body.address)}
+    return {
+        "id_server_unbind_result": await bindings.try_unbind(
+            caller.user_id, body.medium, body.address
+        )
+    }
 
 
 @endpoint(
@@ -125,26 +131,40 @@ async def post_threepid_delete(
 async def post_threepid_unbind(
     bindings: IdentityBindings, caller: Requester, *, body: UnbindThreepid
 ) -> dict[str, object]:
-    """Unbind an address at the identity server where this server had bound it. Raises as `IdentityBindings.do_unbind`."""
+    """Unbind an address at the identity server where this server had bound it. Raises as
+    `IdentityBindings.do_unbind`."""
     result = await bindings.do_unbind(caller.user_id, body.medium, body.address, body.id_server)
     return {"id_server_unbind_result": result}
 
 
-@endpoint("POST", "/_matrix/client/v3/account/3pid/bind", "/_matrix/client/r0/account/3pid/bind", auth=Auth.USER)
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/3pid/bind",
+    "/_matrix/client/r0/account/3pid/bind",
+    auth=Auth.USER,
+)
 async def post_threepid_bind(
     bindings: IdentityBindings, caller: Requester, context: RequestContext, *, body: BindThreepid
 ) -> Empty:
-    """Let the caller be found by an address that they have confirmed at the identity server. Raises as
-    `IdentityBindings.do_bind`."""
+    """Let the caller be found by an address that they have confirmed at the identity server. Raises
+    as `IdentityBindings.do_bind`."""
     await bindings.do_bind(
-        caller, body.id_server, body.sid, body.client_secret, body.id_access_token, context.client_ip
+        caller,
+        body.id_server,
+        body.sid,
+        body.client_secret,
+        body.id_access_token,
+        context.client_ip,
     )
     return EMPTY
 
 
-@endpoint("POST", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER)
+@endpoint(
+    "POST", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER
+)
 async def post_threepid_the_old_way() -> Empty:
-    """Refused: addresses are confirmed by this server (`/account/3pid/add`), whatever an identity server says."""
+    """Refused: addresses are confirmed by this server (`/account/3pid/add`), whatever an identity
+    server says."""
     raise ServerNotTrusted("This server adds addresses that it has confirmed itself")
 
 
@@ -155,7 +175,11 @@ async def post_threepid_the_old_way() -> Empty:
     auth=Auth.NONE,
 )
 async def post_token_to_add(
-    validation: EmailValidation, languages: Languages, context: RequestContext, *, body: RequestToken
+    validation: EmailValidation,
+    languages: Languages,
+    context: RequestContext,
+    *,
+    body: RequestToken,
 ) -> dict[str, object]:
     """A letter to an address that is to be added to an account."""
     return await _request(validation, languages, context, ADD, body)
@@ -168,7 +192,11 @@ async def post_token_to_add(
     auth=Auth.NONE,
 )
 async def post_token_to_register(
-    validation: EmailValidation, languages: Languages, context: RequestContext, *, body: RequestToken
+    validation: EmailValidation,
+    languages: Languages,
+    context: RequestContext,
+    *,
+    body: RequestToken,
 ) -> dict[str, object]:
     """A letter to an address of somebody who is about to make an account."""
     return await _request(validation, languages, context, REGISTER, body)
@@ -181,7 +209,11 @@ async def post_token_to_register(
     auth=Auth.NONE,
 )
 async def post_token_to_reset(
-    validation: EmailValidation, languages: Languages, context: RequestContext, *, body: RequestToken
+    validation: EmailValidation,
+    languages: Languages,
+    context: RequestContext,
+    *,
+    body: RequestToken,
 ) -> dict[str, object]:
     """A letter to somebody who has forgotten their password."""
     return await _request(validation, languages, context, PASSWORD_RESET, body)
@@ -235,7 +267,11 @@ async def post_submitted_code(phones: PhoneValidation, *, body: SubmittedCode) -
 
 
 async def _request(
-    validation: EmailValidation, languages: Languages, context: RequestContext, purpose: str, body: RequestToken
+    validation: EmailValidation,
+    languages: Languages,
+    context: RequestContext,
+    purpose: str,
+    body: RequestToken,
 ) -> dict[str, object]:
     sid = await validation.do_request_token(
         purpose,
@@ -251,7 +287,11 @@ async def _request(
 
 
 async def _request_code(
-    phones: PhoneValidation, languages: Languages, context: RequestContext, purpose: str, body: RequestCode
+    phones: PhoneValidation,
+    languages: Languages,
+    context: RequestContext,
+    purpose: str,
+    body: RequestCode,
 ) -> dict[str, object]:
     """`msisdn` besides what the specification says: clients show it."""
     asked = await phones.do_request_token(

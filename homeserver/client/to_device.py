@@ -3,8 +3,8 @@
 import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
-from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.to_device import ToDevice
+from homeserver.http.responses import EMPTY, Empty
+from homeserver.services.encryption.to_device import ToDevice
 
 
 class MessagesBody(msgspec.Struct, frozen=True):

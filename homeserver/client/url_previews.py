@@ -14,6 +14,8 @@ _PATHS = (
 
 
 @endpoint("GET", *_PATHS, auth=Auth.USER, limit=Limit.URL_PREVIEW, long_poll=True)
-async def get_url_preview(previews: URLPreviews, caller: Requester, *, url: str, ts: int = 0) -> msgspec.Raw:
+async def get_url_preview(
+    previews: URLPreviews, caller: Requester, *, url: str, ts: int = 0
+) -> msgspec.Raw:
     """What a page says of itself, as it is now, whatever `ts` prefers."""
     return await previews.get(url, caller.user_id)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
-from homeserver.services.user_directory import UserDirectory
+from homeserver.services.directory.user_directory import UserDirectory
 
 
 class UserSearch(msgspec.Struct, frozen=True):
@@ -24,6 +24,8 @@ class UserSearch(msgspec.Struct, frozen=True):
     while_suspended=True,
     cancellable=True,
 )
-async def search_user_directory(directory: UserDirectory, caller: Requester, *, body: UserSearch) -> dict[str, Any]:
+async def search_user_directory(
+    directory: UserDirectory, caller: Requester, *, body: UserSearch
+) -> dict[str, Any]:
     """People by their name or id, the best matches first."""
     return await directory.get_results(caller, body.search_term, body.limit)

@@ -1,4 +1,5 @@
-"""What this server speaks: the versions of the specification, and the unstable features that clients look for by name.
+"""What this server speaks: the versions of the specification, and the unstable features that
+clients look for by name.
 
 A feature stands here only when it works; the module that serves it says so in its tests.
 
@@ -8,7 +9,7 @@ spec: client-server-api#get_matrixclientversions
 from typing import Final
 
 from federation.protocol.endpoint import Auth, endpoint
-from homeserver.services.offered_features import OfferedFeatures
+from homeserver.services.discovery.unstable_features import OfferedFeatures
 
 VERSIONS: Final = tuple(f"v1.{minor}" for minor in range(1, 20))
 

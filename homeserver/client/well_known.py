@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import NotFound
-from homeserver.services.client_discovery import ClientDiscovery
-from homeserver.services.discovery import Discovery
+from homeserver.services.discovery.client import ClientDiscovery
+from homeserver.services.discovery.server import Discovery
 
 
 @endpoint("GET", "/.well-known/matrix/client", auth=Auth.NONE)
@@ -31,7 +31,8 @@ async def get_support(discovery: Discovery) -> Mapping[str, object]:
 
 @endpoint("GET", "/.well-known/matrix/policy_server", auth=Auth.NONE)
 async def get_policy_server(discovery: Discovery) -> Mapping[str, object]:
-    """Served where `policy_server_public_key` is configured. spec: client-server-api#getwell-knownmatrixpolicy_server"""
+    """Served where `policy_server_public_key` is configured. spec:
+    client-server-api#getwell-knownmatrixpolicy_server"""
     return _or_not_found(discovery.policy_server)
 
 

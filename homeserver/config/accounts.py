@@ -7,14 +7,18 @@ from email.errors import MessageError
 from email.headerregistry import Address
 from typing import Literal
 
-from federation.policy import BadPattern, ServerPatterns
+from federation.peers.policy import BadPattern, ServerPatterns
 from federation.protocol.ids import is_room_alias, is_room_id
 from homeserver.config.option import Duration, Secret, option, section
 
 
 def _check_rooms(rooms: tuple[str, ...]) -> str | None:
     wrong = [room for room in rooms if not is_room_alias(room) and not is_room_id(room)]
-    return f"must be room aliases or ids, which {', '.join(map(repr, wrong))} is not" if wrong else None
+    return (
+        f"must be room aliases or ids, which {', '.join(map(repr, wrong))} is not"
+        if wrong
+        else None
+    )
 
 
 def _is_address(text: str) -> bool:
@@ -26,7 +30,9 @@ def _is_address(text: str) -> bool:
 
 def _check_letters(letters: Mapping[str, str]) -> str | None:
     wrong = [address for address in letters if not _is_address(address)]
-    return f"must be e-mail addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
+    return (
+        f"must be e-mail addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
+    )
 
 
 def _check_names(names: tuple[str, ...]) -> str | None:
@@ -52,7 +58,8 @@ def _check_expression(expression: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DisplayNames:
-    """What people may call themselves, besides their user name. Administrators, and identity providers, call them as they like."""
+    """What people may call themselves, besides their user name. Administrators, and identity
+    providers, call them as they like."""
 
     maximum_length: int = option(256, "The most characters.", minimum=1, maximum=256)
     pattern: str | None = option(
@@ -96,11 +103,15 @@ class Registration:
         check=_check_letters,
     )
     registration_shared_secret: Secret | None = option(
-        None, "Who knows this secret may make any account, administrators too, even when registration is closed."
+        None,
+        "Who knows this secret may make any account, administrators too, even when registration is closed.",
     )
-    allow_guest_access: bool = option(False, "Whether people without an account may look around as guests.")
+    allow_guest_access: bool = option(
+        False, "Whether people without an account may look around as guests."
+    )
     inhibit_user_in_use_error: bool = option(
-        False, "Whether the question if a name is free is always answered with yes, so that names cannot be found out."
+        False,
+        "Whether the question if a name is free is always answered with yes, so that names cannot be found out.",
     )
     reserved_usernames: tuple[str, ...] = option(
         (),
@@ -131,7 +142,9 @@ class PasswordPolicy:
     )
     minimum_length: int = option(8, "The fewest characters.", minimum=0, maximum=512)
     require_digit: bool = option(False, "Whether it must have a digit.")
-    require_symbol: bool = option(False, "Whether it must have a sign that is neither letter nor digit.")
+    require_symbol: bool = option(
+        False, "Whether it must have a sign that is neither letter nor digit."
+    )
     require_lowercase: bool = option(False, "Whether it must have a small letter.")
     require_uppercase: bool = option(False, "Whether it must have a capital letter.")
 
@@ -141,11 +154,15 @@ class PasswordConfig:
     """Signing in with a password."""
 
     enabled: Literal[True, False, "only_for_reauth"] = option(
-        True, "Whether people sign in with passwords; `only_for_reauth`: only to confirm who they are."
+        True,
+        "Whether people sign in with passwords; `only_for_reauth`: only to confirm who they are.",
     )
-    localdb_enabled: bool = option(True, "Whether the passwords in this server's own database count.")
+    localdb_enabled: bool = option(
+        True, "Whether the passwords in this server's own database count."
+    )
     pepper: Secret | None = option(
-        None, "A secret that is mixed into every password before it is hashed. To change it makes all passwords void."
+        None,
+        "A secret that is mixed into every password before it is hashed. To change it makes all passwords void.",
     )
     policy: PasswordPolicy = section(PasswordPolicy, "Rules for new passwords.")
 
@@ -158,9 +175,14 @@ def _check_subject(subject: str) -> str | None:
 class AccountValidity:
     """Accounts that are good for a time, and are renewed."""
 
-    enabled: bool = option(False, "Whether accounts end. What is past its day can be used again once it is renewed.")
+    enabled: bool = option(
+        False, "Whether accounts end. What is past its day can be used again once it is renewed."
+    )
     period: Duration | None = option(
-        None, "For how long a new or renewed account is good. Needed with `enabled`.", minimum=3_600_000, example="180d"
+        None,
+        "For how long a new or renewed account is good. Needed with `enabled`.",
+        minimum=3_600_000,
+        example="180d",
     )
     renew_at: Duration | None = option(
         None,
@@ -195,9 +217,15 @@ class LoginFromSession:
     """Signing in on a second client with a token that the first one asked for."""
 
     enabled: bool = option(False, "Whether people may do so.")
-    require_ui_auth: bool = option(True, "Whether they confirm with their password that they want it.")
+    require_ui_auth: bool = option(
+        True, "Whether they confirm with their password that they want it."
+    )
     token_timeout: Duration = option(
-        Duration(120_000), "How long a token is good for.", minimum=1000, maximum=3_600_000, example="2m"
+        Duration(120_000),
+        "How long a token is good for.",
+        minimum=1000,
+        maximum=3_600_000,
+        example="2m",
     )
 
 
@@ -226,17 +254,22 @@ class ApplicationPasswords:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecords:
-    """What is kept of sign-ins, failures and changes of accounts, for their owners and for administrators."""
+    """What is kept of sign-ins, failures and changes of accounts, for their owners and for
+    administrators."""
 
-    keep_for: Duration = option(Duration(90 * 24 * 3600 * 1000), "How long.", minimum=24 * 3600 * 1000, example="90d")
+    keep_for: Duration = option(
+        Duration(90 * 24 * 3600 * 1000), "How long.", minimum=24 * 3600 * 1000, example="90d"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OAuth:
-    """The OAuth 2.0 API: apps sign people in on this server's own pages, and never see a password."""
+    """The OAuth 2.0 API: apps sign people in on this server's own pages, and never see a
+    password."""
 
     enabled: bool = option(
-        True, "Whether apps may sign people in so. It needs `public_baseurl`; the older sign-in stays beside it."
+        True,
+        "Whether apps may sign people in so. It needs `public_baseurl`; the older sign-in stays beside it.",
     )
     qr_code: Literal["off", "signed_in", "everybody"] = option(
         "signed_in",
@@ -264,16 +297,28 @@ class Sessions:
     )
     password_config: PasswordConfig = section(PasswordConfig, "Signing in with a password.")
     session_lifetime: Duration | None = option(
-        None, "After how long a sign-in ends, whatever happens; `null`: never.", minimum=1, example="24h"
+        None,
+        "After how long a sign-in ends, whatever happens; `null`: never.",
+        minimum=1,
+        example="24h",
     )
     refreshable_access_token_lifetime: Duration = option(
-        Duration(300_000), "How long an access token lives that its client can refresh.", minimum=1, example="5m"
+        Duration(300_000),
+        "How long an access token lives that its client can refresh.",
+        minimum=1,
+        example="5m",
     )
     refresh_token_lifetime: Duration | None = option(
-        None, "How long a refresh token lives when it is not used; `null`: for ever.", minimum=1, example="24h"
+        None,
+        "How long a refresh token lives when it is not used; `null`: for ever.",
+        minimum=1,
+        example="24h",
     )
     nonrefreshable_access_token_lifetime: Duration | None = option(
-        None, "How long an access token lives that cannot be refreshed; `null`: for ever.", minimum=1, example="24h"
+        None,
+        "How long an access token lives that cannot be refreshed; `null`: for ever.",
+        minimum=1,
+        example="24h",
     )
     accept_token_in_query: bool = option(
         True,

@@ -22,7 +22,9 @@ def _check_address(url: str) -> str | None:
 
 def _check_sources(sources: tuple[str, ...]) -> str | None:
     wrong = [source for source in sources if not _is_source(source)]
-    return f"must be https:// addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
+    return (
+        f"must be https:// addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,8 @@ class Captcha:
         "checkbox). Browsers of people who register load the script of whoever makes the captcha, who so learns of them.",
     )
     recaptcha_public_key: Secret | None = option(
-        None, "The public key, which apps and the page to register show to whoever makes the captcha (`site key`)."
+        None,
+        "The public key, which apps and the page to register show to whoever makes the captcha (`site key`).",
     )
     recaptcha_private_key: Secret | None = option(
         None, "The secret key. A plug-in that has `check_captcha` needs none."

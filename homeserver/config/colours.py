@@ -46,7 +46,8 @@ def wash_of(colour: str, ground: Ground) -> str:
 
 
 def least_contrast(colour: str, ground: Ground) -> tuple[float, str]:
-    """The least contrast of a colour with what it stands on, and what that is: the page, a field, its own wash."""
+    """The least contrast of a colour with what it stands on, and what that is: the page, a field,
+    its own wash."""
     grounds = (ground.paper, ground.field, wash_of(colour, ground))
     return min((contrast(colour, each), each) for each in grounds)
 

@@ -14,13 +14,19 @@ _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,8}(?:[-_][0-9A-Za-z]{1,8})*")
 
 
 def _check_url(url: str | None) -> str | None:
-    if url is None or (url.startswith(("https://", "http://")) and url.isprintable() and " " not in url):
+    if url is None or (
+        url.startswith(("https://", "http://")) and url.isprintable() and " " not in url
+    ):
         return None
     return "must be an address of the web"
 
 
 def _check_version(version: str) -> str | None:
-    return None if _ID.fullmatch(version) else "must have 1 to 255 letters, digits and signs of . _ ~ -"
+    return (
+        None
+        if _ID.fullmatch(version)
+        else "must have 1 to 255 letters, digits and signs of . _ ~ -"
+    )
 
 
 def _check_documents(documents: Mapping[str, "PolicyDocument"]) -> str | None:
@@ -36,7 +42,11 @@ def _check_documents(documents: Mapping[str, "PolicyDocument"]) -> str | None:
 
 def _check_policies(policies: Mapping[str, "Policy"]) -> str | None:
     wrong = [name for name in policies if not _ID.fullmatch(name)]
-    return f"must have names of letters, digits and . _ ~ -, which {wrong[0]!r} is not" if wrong else None
+    return (
+        f"must have names of letters, digits and . _ ~ -, which {wrong[0]!r} is not"
+        if wrong
+        else None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +54,9 @@ class PolicyDocument:
     """A document, in one language."""
 
     name: str = required("What it is called in this language.", example="Terms of use")
-    url: str | None = option(None, "Where it is.", example="https://example.org/terms-1.2-en.html", check=_check_url)
+    url: str | None = option(
+        None, "Where it is.", example="https://example.org/terms-1.2-en.html", check=_check_url
+    )
     path: Path | None = option(
         None,
         "Or the file with its text, which this server then shows: UTF-8, an empty line between paragraphs, `# ` before "
@@ -58,9 +70,13 @@ class Policy:
     """Something that people agree to."""
 
     version: str = required(
-        "Its version. With another one everybody is asked again.", example='"1.2"', check=_check_version
+        "Its version. With another one everybody is asked again.",
+        example='"1.2"',
+        check=_check_version,
     )
-    documents: Mapping[str, PolicyDocument] = required("The document, by language.", check=_check_documents)
+    documents: Mapping[str, PolicyDocument] = required(
+        "The document, by language.", check=_check_documents
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +89,9 @@ class UserConsent:
         example='{terms: {version: "1.2", documents: {en: {name: Terms of use, url: "https://example.org/terms"}}}}',
         check=_check_policies,
     )
-    require_at_registration: bool = option(True, "Whether people agree when they make an account in an app.")
+    require_at_registration: bool = option(
+        True, "Whether people agree when they make an account in an app."
+    )
     block_events_error: str | None = option(
         None,
         "What apps tell people who have not agreed to the versions of now: until they have, they may read, but not write. "

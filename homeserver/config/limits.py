@@ -38,7 +38,8 @@ class LoginLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshLimits:
-    """Two buckets for renewing sessions (`/refresh`, and the token endpoint of the OAuth 2.0 API)."""
+    """Two buckets for renewing sessions (`/refresh`, and the token endpoint of the OAuth 2.0
+    API)."""
 
     address: RateLimit = limit(
         20,
@@ -53,12 +54,16 @@ class RefreshLimits:
 class OAuthLimits:
     """Buckets of the OAuth 2.0 API."""
 
-    client_registration: RateLimit = limit(0.2, 100, "Apps that register themselves from one address.")
+    client_registration: RateLimit = limit(
+        0.2, 100, "Apps that register themselves from one address."
+    )
     device_authorization: RateLimit = limit(
         0.1, 20, "Devices without a browser that ask from one address to be let in."
     )
     rendezvous: RateLimit = limit(0.2, 20, "Sign-ins by QR code that are begun from one address.")
-    user_code: RateLimit = limit(0.01, 10, "Wrong codes of such devices that one person, or one address, types.")
+    user_code: RateLimit = limit(
+        0.01, 10, "Wrong codes of such devices that one person, or one address, types."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,9 @@ class JoinLimits:
     """Two buckets for joining rooms."""
 
     local: RateLimit = limit(0.1, 10, "Joins of one user to rooms that this server is in.")
-    remote: RateLimit = limit(0.01, 10, "Joins of one user to rooms that this server must first join over federation.")
+    remote: RateLimit = limit(
+        0.01, 10, "Joins of one user to rooms that this server must first join over federation."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +110,19 @@ class PresenceLimits:
 class FederationLimits:
     """How hard another server may press on this one."""
 
-    window_size: int = option(1000, "The window in which requests are counted, in milliseconds.", minimum=1)
-    sleep_limit: int = option(10, "Requests of one server in a window, before each next one waits.", minimum=0)
+    window_size: int = option(
+        1000, "The window in which requests are counted, in milliseconds.", minimum=1
+    )
+    sleep_limit: int = option(
+        10, "Requests of one server in a window, before each next one waits.", minimum=0
+    )
     sleep_delay: int = option(500, "How long it waits, in milliseconds.", minimum=0)
-    reject_limit: int = option(50, "Waiting requests of one server, before more are refused.", minimum=0)
-    concurrent: int = option(3, "Requests of one server that are answered at the same time.", minimum=1)
+    reject_limit: int = option(
+        50, "Waiting requests of one server, before more are refused.", minimum=0
+    )
+    concurrent: int = option(
+        3, "Requests of one server that are answered at the same time.", minimum=1
+    )
     claimed_keys: RateLimit = limit(
         50,
         5000,
@@ -133,7 +148,9 @@ class Limits:
     """Rate limits. Each is a bucket of `burst_count` that fills at `per_second`."""
 
     rc_message: RateLimit = limit(0.2, 10, "Messages and other events sent by one user.")
-    rc_memberships: RateLimit = limit(1, 50, "Leaving rooms, kicking, banning and unbanning by one user.")
+    rc_memberships: RateLimit = limit(
+        1, 50, "Leaving rooms, kicking, banning and unbanning by one user."
+    )
     rc_registration: RateLimit = limit(0.17, 3, "Registrations from one address.")
     rc_registration_token_validity: RateLimit = limit(
         0.1, 5, "Questions from one address whether a registration token is valid."
@@ -143,13 +160,16 @@ class Limits:
     rc_oauth: OAuthLimits = section(OAuthLimits, "Signing in by the OAuth 2.0 API.")
     rc_joins: JoinLimits = section(JoinLimits, "Joining rooms.")
     rc_joins_per_room: RateLimit = limit(
-        1, 10, "Joins to one room: of people here, and of people of other servers that this one lets in."
+        1,
+        10,
+        "Joins to one room: of people here, and of people of other servers that this one lets in.",
     )
     rc_invites: InviteLimits = section(InviteLimits, "Invitations.")
     rc_room_creation: RateLimit = limit(0.016, 10, "Rooms created by one user.")
     rc_profile: RateLimit = limit(0.2, 10, "Changes of one user's profile.")
     rc_admin_redaction: RateLimit | None = option(
-        None, "Redactions by one administrator of the server, where they shall differ from `rc_message`."
+        None,
+        "Redactions by one administrator of the server, where they shall differ from `rc_message`.",
     )
     rc_3pid_validation: RateLimit = limit(
         0.003,
@@ -157,11 +177,19 @@ class Limits:
         "Requests for a confirming e-mail, by address of the client and of the letter. Addresses that one user lets be bound at"
         " the identity server.",
     )
-    rc_text_messages: TextMessageLimits = section(TextMessageLimits, "Codes by text message (`sms_gateway`).")
-    rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
-    rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
+    rc_text_messages: TextMessageLimits = section(
+        TextMessageLimits, "Codes by text message (`sms_gateway`)."
+    )
+    rc_third_party_invite: RateLimit = limit(
+        0.2, 10, "Invitations by e-mail address.", not_yet=True
+    )
+    rc_media_create: RateLimit = limit(
+        10, 50, "Files uploaded, and media addresses reserved, by one user."
+    )
     rc_media_scan: RateLimit = limit(
-        5, 100, "Scans of what is inside of encrypted files that one user asks for, or one address without a user."
+        5,
+        100,
+        "Scans of what is inside of encrypted files that one user asks for, or one address without a user.",
     )
     rc_url_preview: RateLimit = limit(1, 30, "Previews of links that one user asks for.")
     rc_key_requests: RateLimit = limit(
@@ -209,12 +237,18 @@ class Limits:
     rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.")
     rc_hierarchy: RateLimit = limit(5, 50, "Pages of what is in a space, which one user reads.")
     rc_threads: RateLimit = limit(5, 50, "Pages of the threads of a room, which one user reads.")
-    rc_timestamp_to_event: RateLimit = limit(2, 20, "Questions of one user for the event nearest to a time.")
+    rc_timestamp_to_event: RateLimit = limit(
+        2, 20, "Questions of one user for the event nearest to a time."
+    )
     rc_receipts: RateLimit = limit(10, 300, "Receipts and read markers of one user.")
     rc_account_data: RateLimit = limit(
-        10, 300, "Account data, tags, filters, push rules and subscriptions to threads that one user sets."
+        10,
+        300,
+        "Account data, tags, filters, push rules and subscriptions to threads that one user sets.",
     )
-    rc_aliases: RateLimit = limit(1, 30, "Aliases of rooms, and places in the room directory, that one user changes.")
+    rc_aliases: RateLimit = limit(
+        1, 30, "Aliases of rooms, and places in the room directory, that one user changes."
+    )
     rc_typing: RateLimit = limit(5, 50, "Typing notices of one user.")
     rc_forget: RateLimit = limit(5, 100, "Rooms that one user forgets.")
     rc_delayed_event_mgmt: RateLimit = limit(1, 20, "Requests about delayed events of one user.")

@@ -1,7 +1,8 @@
 """Configuration files in, `Config` out, with everything that is to be said about them.
 
-A key that no option has is looked up among the keys that Synapse knows (`synapse_keys.tsv`): one of those has no effect
-here, which is said once and stops nothing; any other is an error, with the nearest key that exists.
+A key that no option has is looked up among the keys that Synapse knows (`synapse_keys.tsv`): one of
+those has no effect here, which is said once and stops nothing; any other is an error, with the
+nearest key that exists.
 """
 
 import difflib
@@ -12,20 +13,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from federation.peers.signed_list import read_authorities
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.signing import parse_public_key
-from federation.signed_list import read_authorities
-from homeserver.config.mail import sender_of
+from homeserver.config.configuration import GROUPS, Config
+from homeserver.config.email import sender_of
 from homeserver.config.oembed_files import complaints_of as provider_complaints
 from homeserver.config.option import description_of
-from homeserver.config.others import FederationMemberList
+from homeserver.config.outgoing import FederationMemberList
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
 from homeserver.config.registration_files import complaints_of
 from homeserver.config.retention import complaints_of as retention_complaints
 from homeserver.config.server import Database
 from homeserver.config.upstream_checks import check_upstream
-from homeserver.config.whole import GROUPS, Config
 from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
 
 REASONS = {
@@ -53,7 +54,8 @@ REASONS = {
 
 
 class ConfigError(Exception):
-    """The files cannot be used. `lines` are all the complaints, a sentence each, with file and line."""
+    """The files cannot be used. `lines` are all the complaints, a sentence each, with file and
+    line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
@@ -69,8 +71,9 @@ class Loaded:
 
 
 def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
-    """Read configuration files; a key in a later file replaces that of an earlier one, a folder stands for its
-    `*.yaml` in order of name. `environment` may override secrets. Raises `ConfigError`."""
+    """Read configuration files; a key in a later file replaces that of an earlier one, a folder
+    stands for its `*.yaml` in order of name. `environment` may override secrets. Raises
+    `ConfigError`."""
     files = [file for path in paths for file in _files(path)]
     sources: dict[str, tuple[Path, Document]] = {}
     values: dict[str, Any] = {}
@@ -181,9 +184,7 @@ def _not_yet(reading: Reading) -> list[Problem]:
 def _in_part(config: Config) -> list[Problem]:
     if not config.others.app_service_config_files:
         return []
-    text = (
-        "acts in part: application services sign in and act for their users, but no transactions are sent to them yet"
-    )
+    text = "acts in part: application services sign in and act for their users, but no transactions are sent to them yet"
     return [Problem(("app_service_config_files",), text)]
 
 
@@ -192,10 +193,14 @@ def _alone(config: Config) -> list[Problem]:
     notices = []
     if config.mail.email.enable_notifs and config.mail.email.smtp_host is None:
         notices.append(
-            Problem(("email", "enable_notifs"), "has no effect without `email.smtp_host`: this server sends no letters")
+            Problem(
+                ("email", "enable_notifs"),
+                "has no effect without `email.smtp_host`: this server sends no letters",
+            )
         )
     shows_figures = [
-        listener.type == "metrics" or any("metrics" in resource.names for resource in listener.resources)
+        listener.type == "metrics"
+        or any("metrics" in resource.names for resource in listener.resources)
         for listener in config.network.listeners
     ]
     if config.observation.enable_metrics and not any(shows_figures):
@@ -203,7 +208,9 @@ def _alone(config: Config) -> list[Problem]:
         notices.append(Problem(("enable_metrics",), text))
     if not config.observation.enable_metrics:
         text = "shows no figures without `enable_metrics: true`"
-        notices.extend(Problem(("listeners", at), text) for at, shows in enumerate(shows_figures) if shows)
+        notices.extend(
+            Problem(("listeners", at), text) for at, shows in enumerate(shows_figures) if shows
+        )
     return notices
 
 
@@ -218,8 +225,13 @@ def options_without_effect() -> set[Place]:
 
 
 def synapse_keys() -> dict[str, str]:
-    """The keys that Synapse knows and this server has no option for, with a word of `REASONS` for each."""
-    text = resources.files("homeserver.config").joinpath("synapse_keys.tsv").read_text(encoding="utf-8")
+    """The keys that Synapse knows and this server has no option for, with a word of `REASONS` for
+    each."""
+    text = (
+        resources.files("homeserver.config")
+        .joinpath("synapse_keys.tsv")
+        .read_text(encoding="utf-8")
+    )
     return dict(line.split("\t") for line in text.splitlines() if line and not line.startswith("#"))
 
 
@@ -234,20 +246,30 @@ def _check_together(config: Config) -> list[Problem]:
         if listener.tls and listener.path is not None:
             problems.append(Problem(place, "a Unix socket has no TLS; leave `tls` out"))
         if listener.tls and not (network.tls_certificate_path and network.tls_private_key_path):
-            problems.append(Problem(place, "`tls` needs `tls_certificate_path` and `tls_private_key_path`"))
+            problems.append(
+                Problem(place, "`tls` needs `tls_certificate_path` and `tls_private_key_path`")
+            )
     for key_id, old in config.keys.old_signing_keys.items():
         try:
             parse_public_key(key_id, old.key)
         except InvalidParam as error:
-            problems.append(Problem(("old_signing_keys", key_id), f"is no key that others can use: {error}"))
+            problems.append(
+                Problem(("old_signing_keys", key_id), f"is no key that others can use: {error}")
+            )
     for at, key_server in enumerate(config.federation.trusted_key_servers):
         if not is_server_name(key_server.server_name):
-            problems.append(Problem(("trusted_key_servers", at, "server_name"), "must be a server name"))
+            problems.append(
+                Problem(("trusted_key_servers", at, "server_name"), "must be a server name")
+            )
         for key_id, key in key_server.verify_keys.items():
             try:
                 parse_public_key(key_id, key)
             except InvalidParam as error:
-                problems.append(Problem(("trusted_key_servers", at, "verify_keys", key_id), f"is no key: {error}"))
+                problems.append(
+                    Problem(
+                        ("trusted_key_servers", at, "verify_keys", key_id), f"is no key: {error}"
+                    )
+                )
     peering = config.federation.federation
     if peering.destination_min_retry_interval > peering.destination_max_retry_interval:
         problems.append(
@@ -256,7 +278,10 @@ def _check_together(config: Config) -> list[Problem]:
                 "may not be more than `destination_max_retry_interval`",
             )
         )
-    problems += [Problem(("retention", *place), text) for place, text in retention_complaints(config.rooms.retention)]
+    problems += [
+        Problem(("retention", *place), text)
+        for place, text in retention_complaints(config.rooms.retention)
+    ]
     problems += _check_member_list(config.federation.federation_member_list)
     registration = config.registration
     if (
@@ -276,9 +301,13 @@ def _check_together(config: Config) -> list[Problem]:
     captcha = config.captcha
     if captcha.enable_registration_captcha:
         if not captcha.recaptcha_public_key:
-            problems.append(Problem(("recaptcha_public_key",), "is needed with `enable_registration_captcha`"))
+            problems.append(
+                Problem(("recaptcha_public_key",), "is needed with `enable_registration_captcha`")
+            )
         if not captcha.recaptcha_private_key and not config.upstream.plugins:
-            problems.append(Problem(("recaptcha_private_key",), "is needed with `enable_registration_captcha`"))
+            problems.append(
+                Problem(("recaptcha_private_key",), "is needed with `enable_registration_captcha`")
+            )
     problems += _check_mail(config)
     problems += _check_text_messages(config)
     problems += _check_consent(config)
@@ -289,7 +318,9 @@ def _check_together(config: Config) -> list[Problem]:
     paths = config.others.app_service_config_files
     problems += [Problem(("app_service_config_files",), text) for text in complaints_of(paths)]
     providers = config.previews.oembed.additional_providers
-    problems += [Problem(("oembed", "additional_providers"), text) for text in provider_complaints(providers)]
+    problems += [
+        Problem(("oembed", "additional_providers"), text) for text in provider_complaints(providers)
+    ]
     if config.storage.refuse_other_locations and not config.storage.remove_photo_locations:
         problems.append(Problem(("refuse_other_locations",), "needs `remove_photo_locations`"))
     problems += check_upstream(config.upstream, config.name.public_baseurl)
@@ -303,7 +334,9 @@ def _check_database(database: Database) -> list[Problem]:
         for name in ("cp_min", "cp_max")
         if type(value := database.args.get(name, 1)) is not int
     ]
-    if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
+    if database.name == "sqlite3" and (
+        extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED
+    ):
         told = f"SQLite takes only `database`, not {', '.join(sorted(extra))}; for PostgreSQL `name` is psycopg2"
         problems.append(Problem(place, told))
     return problems
@@ -323,7 +356,10 @@ def _check_account_validity(config: Config) -> list[Problem]:
         problems.append(Problem((*place, "renew_at"), "must be less than `period`"))
     if config.mail.email.smtp_host is None or config.name.public_baseurl is None:
         problems.append(
-            Problem((*place, "renew_at"), "needs `email.smtp_host` and `public_baseurl`: letters, and their links")
+            Problem(
+                (*place, "renew_at"),
+                "needs `email.smtp_host` and `public_baseurl`: letters, and their links",
+            )
         )
     return problems
 
@@ -338,7 +374,9 @@ def _check_member_list(members: FederationMemberList) -> list[Problem]:
             problems.append(Problem(place, "needs `url` or `path`: where the list is"))
         return problems
     if not members.verify_keys and not members.authorities:
-        problems.append(Problem(place, "needs `verify_keys` or `authorities`: whose signature is believed"))
+        problems.append(
+            Problem(place, "needs `verify_keys` or `authorities`: whose signature is believed")
+        )
     for at, key in enumerate(members.verify_keys):
         try:
             parse_public_key("ed25519:list", key)
@@ -350,7 +388,11 @@ def _check_member_list(members: FederationMemberList) -> list[Problem]:
         try:
             read_authorities(path)
         except (OSError, ValueError) as error:
-            problems.append(Problem((*place, "authorities", at), f"has no certificates that can be read: {error}"))
+            problems.append(
+                Problem(
+                    (*place, "authorities", at), f"has no certificates that can be read: {error}"
+                )
+            )
     return problems
 
 
@@ -358,7 +400,9 @@ def _check_mail(config: Config) -> list[Problem]:
     problems = []
     mail = config.mail
     if mail.email.smtp_host is not None and config.name.public_baseurl is None:
-        problems.append(Problem(("email",), "needs `public_baseurl`: letters have links to this server"))
+        problems.append(
+            Problem(("email",), "needs `public_baseurl`: letters have links to this server")
+        )
     try:
         sender_of(mail.email, config.server_name)
     except ValueError as error:
@@ -368,9 +412,17 @@ def _check_mail(config: Config) -> list[Problem]:
             place: Place = ("registrations_require_3pid", at)
             problems.append(Problem(place, f"can only be `email` or `msisdn`, not {medium!r}"))
     if config.registration.registration_approval_letters and mail.email.smtp_host is None:
-        problems.append(Problem(("registration_approval_letters",), "needs `email.smtp_host`: nothing could be sent"))
+        problems.append(
+            Problem(
+                ("registration_approval_letters",), "needs `email.smtp_host`: nothing could be sent"
+            )
+        )
     if "email" in mail.registrations_require_3pid and mail.email.smtp_host is None:
-        problems.append(Problem(("registrations_require_3pid",), "needs `email.smtp_host`: nobody could register"))
+        problems.append(
+            Problem(
+                ("registrations_require_3pid",), "needs `email.smtp_host`: nobody could register"
+            )
+        )
     for at, allowed in enumerate(mail.allowed_local_3pids or ()):
         try:
             re.compile(allowed.pattern)
@@ -385,15 +437,23 @@ def _check_text_messages(config: Config) -> list[Problem]:
     gateway = config.text_messages.sms_gateway
     place: Place = ("sms_gateway",)
     if gateway.url is not None and config.name.public_baseurl is None:
-        problems.append(Problem(place, "needs `public_baseurl`: apps are told where to send the code"))
-    if gateway.format == "form" and any(isinstance(value, list | dict) for value in gateway.body.values()):
+        problems.append(
+            Problem(place, "needs `public_baseurl`: apps are told where to send the code")
+        )
+    if gateway.format == "form" and any(
+        isinstance(value, list | dict) for value in gateway.body.values()
+    ):
         problems.append(Problem((*place, "body"), "must be plain values for a form"))
-    if gateway.token is not None and any(name.lower() == "authorization" for name in gateway.headers):
+    if gateway.token is not None and any(
+        name.lower() == "authorization" for name in gateway.headers
+    ):
         problems.append(Problem((*place, "token"), "is said by `headers` already"))
     if "msisdn" in config.mail.registrations_require_3pid:
         place = ("registrations_require_3pid",)
         if config.text_messages.disable_msisdn_registration:
-            problems.append(Problem(place, "has `msisdn`, which `disable_msisdn_registration` forbids"))
+            problems.append(
+                Problem(place, "has `msisdn`, which `disable_msisdn_registration` forbids")
+            )
         if gateway.url is None and not config.upstream.plugins:
             problems.append(Problem(place, "needs `sms_gateway.url`: nobody could register"))
     return problems
@@ -401,9 +461,17 @@ def _check_text_messages(config: Config) -> list[Problem]:
 
 def _check_consent(config: Config) -> list[Problem]:
     user_consent = config.pages.user_consent
-    has_files = any(each.path for policy in user_consent.policies.values() for each in policy.documents.values())
-    if config.name.public_baseurl is None and (has_files or user_consent.block_events_error is not None):
-        return [Problem(("user_consent",), "needs `public_baseurl`: people are led to pages of this server")]
+    has_files = any(
+        each.path for policy in user_consent.policies.values() for each in policy.documents.values()
+    )
+    if config.name.public_baseurl is None and (
+        has_files or user_consent.block_events_error is not None
+    ):
+        return [
+            Problem(
+                ("user_consent",), "needs `public_baseurl`: people are led to pages of this server"
+            )
+        ]
     return []
 
 

@@ -23,17 +23,22 @@ def _check_key(key: Secret | None) -> str | None:
 class MediaObjectStore:
     """A store of objects for files, such as S3: Amazon's, or another that speaks its language."""
 
-    bucket: str | None = option(None, "The bucket, which must be there; without it there is no such store.")
+    bucket: str | None = option(
+        None, "The bucket, which must be there; without it there is no such store."
+    )
     role: Literal["main", "second_copy", "retired"] = option(
         "main",
         "`main`: it has every file, and the folder a part of them. `second_copy`: both have every file. `retired`: what it has goes "
         "back to the folder; when the log says that it is empty, this section may go. A job moves the files that are there "
         "already, while the server runs.",
     )
-    endpoint_url: str | None = option(None, "Where it is, if it is not Amazon's.", example="https://s3.example.org")
+    endpoint_url: str | None = option(
+        None, "Where it is, if it is not Amazon's.", example="https://s3.example.org"
+    )
     region_name: str | None = option(None, "The region.", example="eu-central-1")
     access_key_id: Secret | None = option(
-        None, "The id of the key; without it boto3 looks for one, in the environment or at the machine's provider."
+        None,
+        "The id of the key; without it boto3 looks for one, in the environment or at the machine's provider.",
     )
     secret_access_key: Secret | None = option(None, "The key.")
     prefix: str = option("", "What the names of all objects begin with.", example="mahalla/")
@@ -47,11 +52,18 @@ class MediaObjectStore:
     )
     kms_key_id: str | None = option(None, "The key for `aws:kms`, where it is not the bucket's.")
     customer_key: Secret | None = option(
-        None, "The key for `customer`: 32 bytes in base64. Without it the files are lost.", check=_check_key
+        None,
+        "The key for `customer`: 32 bytes in base64. Without it the files are lost.",
+        check=_check_key,
     )
-    storage_class: str | None = option(None, "The class of storage of what is written.", example="STANDARD_IA")
+    storage_class: str | None = option(
+        None, "The class of storage of what is written.", example="STANDARD_IA"
+    )
     cache_size: Size = option(
-        Size(10 * 1024**3), "In the role `main`, how large the folder may be, about.", minimum=0, example="10G"
+        Size(10 * 1024**3),
+        "In the role `main`, how large the folder may be, about.",
+        minimum=0,
+        example="10G",
     )
     time_limit: Duration = option(
         Duration(20_000),
@@ -74,7 +86,9 @@ class ThumbnailSize:
 
     width: int = required("The width, in pixels.", minimum=1, maximum=4096)
     height: int = required("The height.", minimum=1, maximum=4096)
-    method: Literal["crop", "scale"] = required("`crop`: cut to these proportions; `scale`: with its own.")
+    method: Literal["crop", "scale"] = required(
+        "`crop`: cut to these proportions; `scale`: with its own."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

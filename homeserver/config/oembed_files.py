@@ -1,4 +1,5 @@
-"""Files that name providers of oEmbed documents, in the form of the public list, read and checked. https://oembed.com/#section7.1"""
+"""Files that name providers of oEmbed documents, in the form of the public list, read and checked.
+https://oembed.com/#section7.1"""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,8 @@ class OEmbedEndpoint(msgspec.Struct, frozen=True):
 
 
 def read_provider_files(paths: Sequence[Path]) -> tuple[OEmbedEndpoint, ...]:
-    """What they name and can be asked for: in JSON, for addresses of the web. Raises `ValueError` with what is wrong."""
+    """What they name and can be asked for: in JSON, for addresses of the web. Raises `ValueError`
+    with what is wrong."""
     return tuple(endpoint for path in paths for endpoint in _read(path))
 
 
@@ -61,10 +63,15 @@ def complaints_of(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether an address is one of these. A `*` in the host stands for parts of names; `http` for `https` too."""
+    """Whether an address is one of these. A `*` in the host stands for parts of names; `http` for
+    `https` too."""
     found = _SCHEME.fullmatch(pattern)
     assert found is not None
-    scheme, host, rest = found[1], re.compile(_wild(found[2].lower())), re.compile(_wild(found[3] or "/"))
+    scheme, host, rest = (
+        found[1],
+        re.compile(_wild(found[2].lower())),
+        re.compile(_wild(found[3] or "/")),
+    )
 
     def fits(url: str) -> bool:
         parts = _SCHEME.fullmatch(url)

@@ -1,16 +1,15 @@
 """How an option of the configuration is declared, and the types that an option may have.
 
-    @dataclass(frozen=True, slots=True, kw_only=True)
-    class Sessions:
-        session_lifetime: Duration | None = option(None, "How long a sign-in is good for.", example="24h")
+    @dataclass(frozen=True, slots=True, kw_only=True) class Sessions: session_lifetime: Duration |
+    None = option(None, "How long a sign-in is good for.", example="24h")
 
-One declaration gives the type, the default, the bounds, the text of the sample file and of the docs. What is read from
-YAML is checked against it by `homeserver.config.read`. A section is a frozen dataclass whose fields are options or
-other sections.
+One declaration gives the type, the default, the bounds, the text of the sample file and of the
+docs. What is read from YAML is checked against it by `homeserver.config.read`. A section is a
+frozen dataclass whose fields are options or other sections.
 
-Types that an option may have: str, int, float, bool, the four below, `Path` (a relative one starts at the folder of
-the configuration file), a `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, `JSON`, another section, and any of these
-with `| None`.
+Types that an option may have: str, int, float, bool, the four below, `Path` (a relative one starts
+at the folder of the configuration file), a `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, `JSON`,
+another section, and any of these with `| None`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +19,8 @@ from typing import Any, NewType, TypeVar, cast
 T = TypeVar("T")
 
 Duration = NewType("Duration", int)
-"""Milliseconds. In YAML a number of milliseconds, or one with a unit: `30s`, `5m`, `24h`, `7d`, `2w`, `1y`."""
+"""Milliseconds. In YAML a number of milliseconds, or one with a unit: `30s`, `5m`, `24h`, `7d`,
+`2w`, `1y`."""
 
 Size = NewType("Size", int)
 """Bytes. In YAML a number of bytes, or one with a unit: `512K`, `50M`, `2G` (powers of 1024)."""
@@ -33,7 +33,8 @@ Network = NewType("Network", str)
 
 
 class Secret(str):
-    """What must not be shown: its `repr` hides it, and it may stand in a file of its own or in the environment."""
+    """What must not be shown: its `repr` hides it, and it may stand in a file of its own or in the
+    environment."""
 
     __slots__ = ()
 
@@ -70,7 +71,8 @@ def option(
     not_yet: bool = False,
     check: Callable[[Any], str | None] | None = None,
 ) -> T:
-    """Declare an option with a default. `minimum` and `maximum` are in the unit of the value (bytes, milliseconds)."""
+    """Declare an option with a default. `minimum` and `maximum` are in the unit of the value
+    (bytes, milliseconds)."""
     metadata = {"description": Description(help, minimum, maximum, example, not_yet, check)}
     if isinstance(default, dict):
         return field(default_factory=lambda: default, metadata=metadata)
@@ -86,11 +88,14 @@ def required(
     check: Callable[[Any], str | None] | None = None,
 ) -> Any:
     """Declare an option that every file must give."""
-    return field(metadata={"description": Description(help, minimum, maximum, example, check=check)})
+    return field(
+        metadata={"description": Description(help, minimum, maximum, example, check=check)}
+    )
 
 
 def section(kind: type[T], help: str, *, not_yet: bool = False) -> T:
-    """Declare a section inside a section; when the file does not have it, all of it has its defaults."""
+    """Declare a section inside a section; when the file does not have it, all of it has its
+    defaults."""
     return field(default_factory=kind, metadata={"description": Description(help, not_yet=not_yet)})
 
 

@@ -39,7 +39,10 @@ def read_logo(path: Path) -> Logo:
             return Logo(content, content_type)
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return Logo(content, "image/webp")
-    if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<svg", b"<?xml", b"<!--")) and b"<svg" in content:
+    if (
+        content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<svg", b"<?xml", b"<!--"))
+        and b"<svg" in content
+    ):
         return Logo(content, "image/svg+xml")
     raise ValueError("is no picture of a kind that browsers show: PNG, JPEG, GIF, WebP or SVG")
 
@@ -129,4 +132,6 @@ class Pages:
     """Pages and letters."""
 
     branding: Branding = section(Branding, "Whose pages and letters they are, and in what colours.")
-    user_consent: UserConsent = section(UserConsent, "What people agree to: terms of service, privacy.")
+    user_consent: UserConsent = section(
+        UserConsent, "What people agree to: terms of service, privacy."
+    )

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from homeserver.config.option import Network, Size, option, section
-from homeserver.config.others import PRIVATE_NETWORKS
+from homeserver.config.outgoing import PRIVATE_NETWORKS
 
-URLPart = Literal["scheme", "netloc", "username", "password", "hostname", "port", "path", "query", "fragment"]
+URLPart = Literal[
+    "scheme", "netloc", "username", "password", "hostname", "port", "path", "query", "fragment"
+]
 _LANGUAGE: Final = re.compile(r"[A-Za-z0-9*-]{1,40}(;q=[01](\.[0-9]{1,3})?)?")
 
 
@@ -51,7 +53,8 @@ class URLPreviews:
         "Whether the server fetches linked pages to show previews of them: then their sites see that somebody here reads of them.",
     )
     url_preview_ip_range_blacklist: tuple[Network, ...] = option(
-        tuple(Network(each) for each in PRIVATE_NETWORKS), "Addresses that previews never fetch from."
+        tuple(Network(each) for each in PRIVATE_NETWORKS),
+        "Addresses that previews never fetch from.",
     )
     url_preview_ip_range_whitelist: tuple[Network, ...] = option(
         (), "Exceptions from `url_preview_ip_range_blacklist`."
@@ -73,6 +76,9 @@ class URLPreviews:
         ("en",), "The languages in which pages are asked for, best first.", check=_check_languages
     )
     max_spider_size: Size = option(
-        Size(10 * 1024 * 1024), "The largest picture that is fetched for a preview.", minimum=1, example="10M"
+        Size(10 * 1024 * 1024),
+        "The largest picture that is fetched for a preview.",
+        minimum=1,
+        example="10M",
     )
     oembed: OEmbed = section(OEmbed, "Previews of pages out of oEmbed documents.")

@@ -9,14 +9,17 @@ from homeserver.config.option import Duration, option, section
 class Push:
     """Telling people's devices of what happens, through push gateways."""
 
-    enabled: bool = option(True, "Whether anything is pushed; without, pushers can be set and wait.")
+    enabled: bool = option(
+        True, "Whether anything is pushed; without, pushers can be set and wait."
+    )
     include_content: bool = option(
         True,
         "Whether gateways, and letters about what people missed, are told what people write. Apps that ask for it "
         "(`event_id_only`) are told no content in any case.",
     )
     group_unread_count_by_room: bool = option(
-        True, "Whether the number on an app's icon is that of rooms with something unread; else that of messages."
+        True,
+        "Whether the number on an app's icon is that of rooms with something unread; else that of messages.",
     )
     jitter_delay: Duration = option(
         Duration(0),

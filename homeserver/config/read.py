@@ -1,11 +1,12 @@
 """From the plain values of a file to a section: every value checked, every complaint collected.
 
-A value that does not fit costs one `Problem` and the default stands in for it, so that a reader sees all that is wrong
-with a file at once. A key that no option has goes to `Reading.unknown`; `load.py` knows what to think of it.
+A value that does not fit costs one `Problem` and the default stands in for it, so that a reader
+sees all that is wrong with a file at once. A key that no option has goes to `Reading.unknown`;
+`load.py` knows what to think of it.
 
-Secrets are found in four places, the first that has one wins: the environment (`MAHALLA_` and the option's path in
-capitals), the file that the environment names (`…_FILE`), the option itself, and the file that `<option>_path` or
-`<option>_file` names.
+Secrets are found in four places, the first that has one wins: the environment (`MAHALLA_` and the
+option's path in capitals), the file that the environment names (`…_FILE`), the option itself, and
+the file that `<option>_path` or `<option>_file` names.
 """
 
 import ipaddress
@@ -33,7 +34,14 @@ from homeserver.config.yaml_text import Place
 ENVIRONMENT_PREFIX = "MAHALLA_"
 SECRET_FILE_SUFFIXES = ("_path", "_file")
 
-DURATION_UNITS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
+DURATION_UNITS = {
+    "s": 1000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+    "w": 604_800_000,
+    "y": 31_536_000_000,
+}
 SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 SPELT_DURATIONS = {unit: DURATION_UNITS[unit] for unit in "dhms"}
 SPELT_SIZES = {unit: SIZE_UNITS[unit] for unit in "GMK"}
@@ -42,7 +50,8 @@ WORDS_FOR_BOOL = {"yes": True, "on": True, "no": False, "off": False}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with one value. `str()` is the sentence for people, without the name of the file."""
+    """Something wrong with one value. `str()` is the sentence for people, without the name of the
+    file."""
 
     place: Place
     text: str
@@ -96,7 +105,8 @@ _types_of = cache(get_type_hints)
 
 
 def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading) -> Any:
-    """Make a section of type `kind` from the mapping that stands at `place`; None when a required option is missing."""
+    """Make a section of type `kind` from the mapping that stands at `place`; None when a required
+    option is missing."""
     known: list[str] = []
     made = read_fields(kind, values, place, reading, known)
     for key in values:
@@ -108,7 +118,8 @@ def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, readi
 def read_fields(
     kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading, known: list[str]
 ) -> dict[str, Any] | None:
-    """Read the options of `kind` that stand in `values`; adds the keys that it looked for to `known`."""
+    """Read the options of `kind` that stand in `values`; adds the keys that it looked for to
+    `known`."""
     types = types_of(kind)
     made: dict[str, Any] = {}
     complete = True
@@ -128,7 +139,9 @@ def read_fields(
         if found is MISSING:
             if default is MISSING:
                 reading.complain(
-                    here, "is required" + (f", as in {description.example}" if description.example else "")
+                    here,
+                    "is required"
+                    + (f", as in {description.example}" if description.example else ""),
                 )
                 complete = False
             made[declared.name] = default
@@ -150,7 +163,9 @@ def is_secret(kind: Any) -> bool:
     return kind is Secret or Secret in get_args(kind)
 
 
-def _find_secret(name: str, values: Mapping[str, Any], place: Place, reading: Reading, found: Any) -> Any:
+def _find_secret(
+    name: str, values: Mapping[str, Any], place: Place, reading: Reading, found: Any
+) -> Any:
     variable = environment_name((*place, name))
     if variable in reading.environment:
         return reading.environment[variable]
@@ -162,7 +177,9 @@ def _find_secret(name: str, values: Mapping[str, Any], place: Place, reading: Re
             continue
         reading.used.add((*place, name + suffix))
         if found is not MISSING and found is not None:
-            reading.complain((*place, name + suffix), f"is given, and so is {name}; one of them is enough")
+            reading.complain(
+                (*place, name + suffix), f"is given, and so is {name}; one of them is enough"
+            )
         elif not isinstance(path, str):
             reading.complain((*place, name + suffix), f"got {show(path)}; want the path of a file")
         else:
@@ -185,7 +202,8 @@ def environment_name(place: Place) -> str:
 
 
 def read_value(kind: Any, found: Any, place: Place, reading: Reading, default: Any = None) -> Any:
-    """One value as the type `kind`. Raises `Unfit`; what is wrong inside a section is put into `reading`."""
+    """One value as the type `kind`. Raises `Unfit`; what is wrong inside a section is put into
+    `reading`."""
     if kind is JSON:
         return found
     origin = get_origin(kind)
@@ -214,7 +232,9 @@ def _read_inner_section(kind: Any, found: Any, place: Place, reading: Reading, d
 
 def with_defaults(kind: Any, default: Any, found: Mapping[str, Any]) -> Mapping[str, Any]:
     """A limit's own defaults (`rc_login: {…}`) fill in what the file leaves out of it."""
-    if not isinstance(default, kind) or any(is_dataclass(getattr(default, each.name)) for each in fields(kind)):
+    if not isinstance(default, kind) or any(
+        is_dataclass(getattr(default, each.name)) for each in fields(kind)
+    ):
         return found
     own = {each.name: getattr(default, each.name) for each in fields(kind)}
     return {**{name: value for name, value in own.items() if _is_plain_number(value)}, **found}
@@ -251,7 +271,11 @@ def _read_mapping(kind: Any, found: Any, place: Place, reading: Reading) -> dict
 
 
 def _read_choice(choices: Sequence[object], found: Any) -> object:
-    word = WORDS_FOR_BOOL.get(found.lower(), found) if isinstance(found, str) and True in choices else found
+    word = (
+        WORDS_FOR_BOOL.get(found.lower(), found)
+        if isinstance(found, str) and True in choices
+        else found
+    )
     for choice in choices:
         if choice == word and isinstance(choice, bool) == isinstance(word, bool):
             return choice
@@ -300,7 +324,9 @@ def _read_bool(found: Any) -> bool:
 
 
 def _read_permissions(found: Any) -> Permissions:
-    if isinstance(found, str) and re.fullmatch(r"0[0-7]{3,4}", found):  # as the YAML of old would have it
+    if isinstance(found, str) and re.fullmatch(
+        r"0[0-7]{3,4}", found
+    ):  # as the YAML of old would have it
         return Permissions(int(found, 8))
     if _is_plain_number(found) and isinstance(found, int):
         return Permissions(found)
@@ -320,14 +346,17 @@ def _read_text(found: Any) -> str:
 def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
     if _is_plain_number(found) and isinstance(found, int):
         return found
-    matched = re.fullmatch(r"(-?[0-9]{1,15})\s*([A-Za-z]?)", found) if isinstance(found, str) else None
+    matched = (
+        re.fullmatch(r"(-?[0-9]{1,15})\s*([A-Za-z]?)", found) if isinstance(found, str) else None
+    )
     if matched is None or (matched[2] and matched[2] not in units):
         raise Unfit(f"want {wanted}")
     return int(matched[1]) * units.get(matched[2], 1)
 
 
 def spell_number(number: float, value_type: Any) -> str:
-    """A number as people write it in the file: a duration or a size with the largest unit that it is a multiple of."""
+    """A number as people write it in the file: a duration or a size with the largest unit that it
+    is a multiple of."""
     kind = without_none(value_type)
     if kind is Permissions:
         return f"0o{number:03o}"

@@ -56,12 +56,16 @@ def read_registration_file(path: Path) -> RegistrationFile:
     except InvalidUsername as error:
         raise ValueError(f"{path}: sender_localpart cannot be a user name: {error}") from error
     if not read.id or len(read.as_token) < SHORTEST_TOKEN or not read.as_token.isascii():
-        raise ValueError(f"{path}: needs `id`, and an `as_token` of at least {SHORTEST_TOKEN} characters")
+        raise ValueError(
+            f"{path}: needs `id`, and an `as_token` of at least {SHORTEST_TOKEN} characters"
+        )
     for namespace in (*read.namespaces.users, *read.namespaces.aliases, *read.namespaces.rooms):
         try:
             re.compile(namespace.regex)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{path}: {namespace.regex!r} is no regular expression: {error}") from error
+            raise ValueError(
+                f"{path}: {namespace.regex!r} is no regular expression: {error}"
+            ) from error
     return read
 
 

@@ -43,10 +43,16 @@ class Retention:
     )
     default_policy: RetentionPolicy = section(RetentionPolicy, "For rooms that say nothing.")
     allowed_lifetime_min: Duration | None = option(
-        None, "Rooms that want their messages to go sooner keep them so long.", minimum=0, example="1d"
+        None,
+        "Rooms that want their messages to go sooner keep them so long.",
+        minimum=0,
+        example="1d",
     )
     allowed_lifetime_max: Duration | None = option(
-        None, "Rooms that want to keep their messages longer keep them so long.", minimum=0, example="5y"
+        None,
+        "Rooms that want to keep their messages longer keep them so long.",
+        minimum=0,
+        example="5y",
     )
     purge_jobs: tuple[PurgeJob, ...] | None = option(
         (),
@@ -66,7 +72,12 @@ def complaints_of(retention: Retention) -> list[tuple[tuple[str | int, ...], str
         found.append((("default_policy", "min_lifetime"), "may not be more than `max_lifetime`"))
     for at, job in enumerate(retention.purge_jobs or ()):
         if _is_above(job.shortest_max_lifetime, job.longest_max_lifetime):
-            found.append((("purge_jobs", at, "shortest_max_lifetime"), "may not be more than `longest_max_lifetime`"))
+            found.append(
+                (
+                    ("purge_jobs", at, "shortest_max_lifetime"),
+                    "may not be more than `longest_max_lifetime`",
+                )
+            )
     return found
 
 

@@ -38,11 +38,21 @@ class Rooms:
         "Whether people of other servers can join new rooms; with `false` only those whose makers ask for it "
         "(`m.federate`) or invite such people at once. It cannot be changed for a room that is there.",
     )
-    allow_public_rooms_without_auth: bool = option(False, "Whether the room directory can be read without an account.")
-    allow_public_rooms_over_federation: bool = option(False, "Whether other servers can read the room directory.")
-    enable_room_list_search: bool = option(True, "Whether there is a room directory; without, it is shown empty.")
-    block_non_admin_invites: bool = option(False, "Whether only administrators of the server may invite.")
-    require_membership_for_aliases: bool = option(True, "Whether only members of a room may give it an alias.")
+    allow_public_rooms_without_auth: bool = option(
+        False, "Whether the room directory can be read without an account."
+    )
+    allow_public_rooms_over_federation: bool = option(
+        False, "Whether other servers can read the room directory."
+    )
+    enable_room_list_search: bool = option(
+        True, "Whether there is a room directory; without, it is shown empty."
+    )
+    block_non_admin_invites: bool = option(
+        False, "Whether only administrators of the server may invite."
+    )
+    require_membership_for_aliases: bool = option(
+        True, "Whether only members of a room may give it an alias."
+    )
     forget_rooms_on_leave: bool = option(
         False, "Whether a room that a user leaves, or is put out of, is forgotten at once."
     )
@@ -75,9 +85,15 @@ class Presence:
     include_offline_users_on_sync: bool = option(
         False, "Whether a first /sync names those too who are offline; dear in big rooms."
     )
-    last_active_granularity: Duration = option(Duration(60_000), "How long one counts as active just now.")
-    sync_online_timeout: Duration = option(Duration(30_000), "How long after the last /sync one is offline.")
-    idle_timeout: Duration = option(Duration(300_000), "How long without activity makes one unavailable.")
+    last_active_granularity: Duration = option(
+        Duration(60_000), "How long one counts as active just now."
+    )
+    sync_online_timeout: Duration = option(
+        Duration(30_000), "How long after the last /sync one is offline."
+    )
+    idle_timeout: Duration = option(
+        Duration(300_000), "How long without activity makes one unavailable."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""The options told to people: the sample file, and the page of the documentation, made from the declarations."""
+"""The options told to people: the sample file, and the page of the documentation, made from the
+declarations."""
 
 import json
 from collections.abc import Iterator
@@ -7,10 +8,19 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from homeserver.config.configuration import GROUPS
 from homeserver.config.load import REASONS, synapse_keys
-from homeserver.config.option import JSON, Duration, Network, Permissions, Secret, Size, default_of, description_of
+from homeserver.config.option import (
+    JSON,
+    Duration,
+    Network,
+    Permissions,
+    Secret,
+    Size,
+    default_of,
+    description_of,
+)
 from homeserver.config.read import environment_name, is_secret, spell_number, without_none
-from homeserver.config.whole import GROUPS
 from homeserver.config.yaml_text import Place
 
 WIDTH = 100
@@ -91,7 +101,8 @@ def spell(value: Any, value_type: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         inner = ", ".join(
-            f"{each.name}: {spell(getattr(value, each.name), hints[each.name])}" for each in fields(value)
+            f"{each.name}: {spell(getattr(value, each.name), hints[each.name])}"
+            for each in fields(value)
         )
         return f"{{{inner}}}"
     if isinstance(value, tuple):
@@ -166,7 +177,9 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
 def _section_in(value_type: Any) -> type[Any] | None:
     """The section that a type is, or that its list or mapping is made of."""
     candidates = [value_type, *get_args(without_none(value_type))]
-    return next((each for each in candidates if isinstance(each, type) and is_dataclass(each)), None)
+    return next(
+        (each for each in candidates if isinstance(each, type) and is_dataclass(each)), None
+    )
 
 
 TYPE_NAMES: dict[Any, str] = {

@@ -48,7 +48,8 @@ def _check_icap(url: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaScanning:
-    """Scanners of files; see docs/scanning.md. Without any of the first three nothing is scanned, unless a plug-in does it."""
+    """Scanners of files; see docs/scanning.md. Without any of the first three nothing is scanned,
+    unless a plug-in does it."""
 
     clamd: str | None = option(
         None,
@@ -57,7 +58,10 @@ class MediaScanning:
         check=_check_clamd,
     )
     icap: str | None = option(
-        None, "A scanner that speaks ICAP.", example="icap://127.0.0.1:1344/avscan", check=_check_icap
+        None,
+        "A scanner that speaks ICAP.",
+        example="icap://127.0.0.1:1344/avscan",
+        check=_check_icap,
     )
     forbidden_types: tuple[str, ...] = option(
         (),
@@ -81,10 +85,15 @@ class MediaScanning:
         "refuse", "Whether larger files are refused, or given out unscanned."
     )
     unreachable: Literal["hold", "pass"] = option(
-        "hold", "Whether files wait while a scanner cannot be asked, or are given out, and scanned later."
+        "hold",
+        "Whether files wait while a scanner cannot be asked, or are given out, and scanned later.",
     )
-    time_limit: Duration = option(Duration(60_000), "How long the scan of one file may take.", minimum=1000)
-    concurrency: int = option(4, "How many files are scanned at the same time.", minimum=1, maximum=64)
+    time_limit: Duration = option(
+        Duration(60_000), "How long the scan of one file may take.", minimum=1000
+    )
+    concurrency: int = option(
+        4, "How many files are scanned at the same time.", minimum=1, maximum=64
+    )
     encrypted_concurrency: int = option(
         2,
         "How many encrypted files are looked into at the same time, for clients that show their keys, beside those others.",
@@ -99,9 +108,15 @@ class MediaScanning:
         maximum=60_000,
     )
     rescan_on_new_signatures: bool = option(
-        True, "Whether files are scanned again, in the background, once scanners know more than they knew."
+        True,
+        "Whether files are scanned again, in the background, once scanners know more than they knew.",
     )
-    rescan_interval: Duration = option(Duration(DAY), "How often at most.", minimum=60_000, example="1d")
+    rescan_interval: Duration = option(
+        Duration(DAY), "How often at most.", minimum=60_000, example="1d"
+    )
     rescan_newer_than: Duration | None = option(
-        Duration(30 * DAY), "Only files that have come within this time; `null`: all.", minimum=60_000, example="30d"
+        Duration(30 * DAY),
+        "Only files that have come within this time; `null`: all.",
+        minimum=60_000,
+        example="30d",
     )

@@ -15,7 +15,8 @@ class UserDirectory:
 
     enabled: bool = option(True, "Whether people can search for people; without, nobody is found.")
     search_all_users: bool = option(
-        False, "Whether everyone with an account here is found, also by people who share no room with them."
+        False,
+        "Whether everyone with an account here is found, also by people who share no room with them.",
     )
     prefer_local_users: bool = option(False, "Whether people of this server come first.")
     exclude_remote_users: bool = option(False, "Whether only people of this server are found.")
@@ -27,7 +28,8 @@ class Search:
     """Finding messages and people."""
 
     enable_search: bool = option(
-        True, "Whether messages are indexed and can be searched for; without, what was indexed is forgotten."
+        True,
+        "Whether messages are indexed and can be searched for; without, what was indexed is forgotten.",
     )
     search_languages: tuple[Language, ...] = option(
         ("uz", "kaa", "ru", "en"),

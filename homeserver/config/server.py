@@ -1,4 +1,5 @@
-"""Options about the server as such: its name, where it listens, where it keeps things, what it logs."""
+"""Options about the server as such: its name, where it listens, where it keeps things, what it
+logs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,16 @@ from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
 from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit, ThumbnailSize
-from homeserver.config.option import JSON, Duration, Permissions, Secret, Size, option, required, section
+from homeserver.config.option import (
+    JSON,
+    Duration,
+    Permissions,
+    Secret,
+    Size,
+    option,
+    required,
+    section,
+)
 from homeserver.config.scanning import MediaScanning
 
 
@@ -27,7 +37,9 @@ def _check_optional_url(url: str | None) -> str | None:
 
 
 def _check_base_url(url: str) -> str | None:
-    return None if url.startswith(("https://", "http://")) else "must start with https:// or http://"
+    return (
+        None if url.startswith(("https://", "http://")) else "must start with https:// or http://"
+    )
 
 
 def _check_day(day: str | None) -> str | None:
@@ -66,7 +78,9 @@ class Name:
         "Whether `/.well-known/matrix/server` sends other servers to port 443 of `server_name` instead of 8448.",
     )
     extra_well_known_client_content: Mapping[str, JSON] = option(
-        {}, "Further content of `/.well-known/matrix/client`.", example='{"org.example": {"theme": "dark"}}'
+        {},
+        "Further content of `/.well-known/matrix/client`.",
+        example='{"org.example": {"theme": "dark"}}',
     )
     default_identity_server: str | None = option(
         None,
@@ -88,7 +102,9 @@ class Name:
         example="mailto:admin@example.org",
     )
     support_page: str | None = option(
-        None, "A page for people who need help. Shown in `/.well-known/matrix/support`.", check=_check_base_url
+        None,
+        "A page for people who need help. Shown in `/.well-known/matrix/support`.",
+        check=_check_base_url,
     )
     policy_server_public_key: str | None = option(
         None,
@@ -126,9 +142,13 @@ class Resource:
 class Listener:
     """A socket: a TCP port, with or without TLS, or a Unix socket."""
 
-    port: int | None = option(None, "A TCP port; 0 takes any that is free.", minimum=0, maximum=65535)
+    port: int | None = option(
+        None, "A TCP port; 0 takes any that is free.", minimum=0, maximum=65535
+    )
     path: Path | None = option(None, "A Unix socket, instead of a port.")
-    mode: Permissions = option(Permissions(0o666), "The permissions of the Unix socket.", minimum=0, maximum=0o777)
+    mode: Permissions = option(
+        Permissions(0o666), "The permissions of the Unix socket.", minimum=0, maximum=0o777
+    )
     bind_addresses: tuple[str, ...] = option(
         ("::", "0.0.0.0"),
         "The addresses to listen on. One that this machine does not have is an error, except `::` and `::1`.",
@@ -136,14 +156,22 @@ class Listener:
     type: Literal["http", "metrics", "manhole"] = option(
         "http", "`http`, or `metrics` for the figures alone. `manhole` has no effect."
     )
-    tls: bool = option(False, "Whether this port speaks TLS; with `tls_certificate_path` and `tls_private_key_path`.")
+    tls: bool = option(
+        False,
+        "Whether this port speaks TLS; with `tls_certificate_path` and `tls_private_key_path`.",
+    )
     x_forwarded: bool = option(
-        False, "Whether the client's address is taken from X-Forwarded-For, as it must be behind a reverse proxy."
+        False,
+        "Whether the client's address is taken from X-Forwarded-For, as it must be behind a reverse proxy.",
     )
     tag: str | None = option(None, "A name of the listener for the log.")
-    request_id_header: str | None = option(None, "A header of the proxy that carries the id of a request.")
+    request_id_header: str | None = option(
+        None, "A header of the proxy that carries the id of a request."
+    )
     resources: tuple[Resource, ...] = option(
-        (Resource(names=("client", "federation")),), "What is served here.", example="[{names: [client, federation]}]"
+        (Resource(names=("client", "federation")),),
+        "What is served here.",
+        example="[{names: [client, federation]}]",
     )
 
 
@@ -167,7 +195,9 @@ class Network:
             "        compress: false"
         ),
     )
-    tls_certificate_path: Path | None = option(None, "The certificate chain of the listeners with `tls`, in PEM.")
+    tls_certificate_path: Path | None = option(
+        None, "The certificate chain of the listeners with `tls`, in PEM."
+    )
     tls_private_key_path: Path | None = option(None, "Its private key, in PEM.")
 
 
@@ -176,7 +206,8 @@ class Database:
     """Where everything but media is kept."""
 
     name: Literal["sqlite3", "psycopg2"] = option(
-        "sqlite3", "`sqlite3` for SQLite (one node, nothing to set up) or `psycopg2` for PostgreSQL 13 or newer."
+        "sqlite3",
+        "`sqlite3` for SQLite (one node, nothing to set up) or `psycopg2` for PostgreSQL 13 or newer.",
     )
     args: Mapping[str, JSON] = option(
         {},
@@ -193,7 +224,8 @@ class Database:
         ),
     )
     password: Secret | None = option(
-        None, "The password of PostgreSQL, where it shall not stand in `args`; see the forms of a secret."
+        None,
+        "The password of PostgreSQL, where it shall not stand in `args`; see the forms of a secret.",
     )
 
 
@@ -237,7 +269,8 @@ class Storage:
 
     database: Database = section(Database, "The database.")
     media_store_path: Path = option(
-        Path("media_store"), "The folder for uploaded files; it must be on one file system, on a disk."
+        Path("media_store"),
+        "The folder for uploaded files; it must be on one file system, on a disk.",
     )
     media_free_disk_floor: Size = option(
         Size(256 * 1024 * 1024),
@@ -246,7 +279,8 @@ class Storage:
         example="256M",
     )
     media_object_store: MediaObjectStore = section(
-        MediaObjectStore, "A store of objects for files, such as S3, besides or in place of the folder."
+        MediaObjectStore,
+        "A store of objects for files, such as S3, besides or in place of the folder.",
     )
     max_upload_size: Size = option(
         Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M"
@@ -262,16 +296,24 @@ class Storage:
         example="[{time_period: 1h, max_size: 500M}, {time_period: 4w, max_size: 10G}]",
     )
     media_user_quota: Size | None = option(
-        None, "How many bytes of files one user may have; deleting some makes room.", minimum=0, example="20G"
+        None,
+        "How many bytes of files one user may have; deleting some makes room.",
+        minimum=0,
+        example="20G",
     )
     media_limits_info_uri: str | None = option(
-        None, "A page about these limits, for whom they stop; without it, `public_baseurl`.", check=_check_optional_url
+        None,
+        "A page about these limits, for whom they stop; without it, `public_baseurl`.",
+        check=_check_optional_url,
     )
     max_pending_media_uploads: int = option(
         5, "How many files that are announced, but not uploaded yet, one user may have.", minimum=1
     )
     unused_expiration_time: Duration = option(
-        Duration(24 * 3600 * 1000), "How long an announced file may take to be uploaded.", minimum=1000, example="24h"
+        Duration(24 * 3600 * 1000),
+        "How long an announced file may take to be uploaded.",
+        minimum=1000,
+        example="24h",
     )
     enable_authenticated_media: bool = option(
         True,
@@ -303,7 +345,10 @@ class Storage:
         "JPEG 2000 and JPEG XL. What is encrypted cannot be seen, and is kept.",
     )
     max_image_pixels: Size = option(
-        Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
+        Size(32 * 1024 * 1024),
+        "The largest image, in pixels, that thumbnails are made of.",
+        minimum=1,
+        example="32M",
     )
     thumbnail_sizes: tuple[ThumbnailSize, ...] = option(
         (),
@@ -312,7 +357,8 @@ class Storage:
         example="[{width: 96, height: 96, method: crop}, {width: 800, height: 600, method: scale}]",
     )
     dynamic_thumbnails: bool = option(
-        False, "Whether thumbnails are made in other sizes too, although `thumbnail_sizes` names some."
+        False,
+        "Whether thumbnails are made in other sizes too, although `thumbnail_sizes` names some.",
     )
     thumbnails_at_upload: bool = option(
         False,
@@ -325,7 +371,9 @@ class Storage:
         "that strangers made, with limits of time and memory, and no network.",
     )
     media_retention: MediaRetention = section(MediaRetention, "How long files are kept.")
-    media_deletion: MediaDeletion = section(MediaDeletion, "When files go that nobody refers to any more.")
+    media_deletion: MediaDeletion = section(
+        MediaDeletion, "When files go that nobody refers to any more."
+    )
     media_scanning: MediaScanning = section(
         MediaScanning,
         "Scanners that look into files before anybody gets them; see docs/scanning.md. Off while none is named.",
@@ -360,12 +408,19 @@ class Observation:
     """What can be seen from outside of how the server fares."""
 
     log: Log = section(Log, "The log.")
-    enable_metrics: bool = option(False, "Whether `/metrics` on listeners with that resource has figures to show.")
-    slow_request_threshold: Duration = option(
-        Duration(1000), "Requests that take longer are logged as slow; waiting for news in /sync does not count."
+    enable_metrics: bool = option(
+        False, "Whether `/metrics` on listeners with that resource has figures to show."
     )
-    slow_query_threshold: Duration = option(Duration(200), "Transactions of the database that take longer are logged.")
-    pid_file: Path | None = option(None, "A file to write the id of the process to while the server runs.")
+    slow_request_threshold: Duration = option(
+        Duration(1000),
+        "Requests that take longer are logged as slow; waiting for news in /sync does not count.",
+    )
+    slow_query_threshold: Duration = option(
+        Duration(200), "Transactions of the database that take longer are logged."
+    )
+    pid_file: Path | None = option(
+        None, "A file to write the id of the process to while the server runs."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

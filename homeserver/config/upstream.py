@@ -1,4 +1,5 @@
-"""Options about signing in with somebody else's word: OpenID Connect, CAS, SAML 2 and tokens of other programs."""
+"""Options about signing in with somebody else's word: OpenID Connect, CAS, SAML 2 and tokens of
+other programs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from typing import Literal
 from jinja2 import Environment, TemplateSyntaxError
 
 from federation.protocol.ids import is_server_name
-from homeserver.config.directories import LDAPProvider, check_idp_id
+from homeserver.config.ldap import LDAPProvider, check_idp_id
 from homeserver.config.option import JSON, Duration, Secret, option, required, section
 
 
 def _check_url(url: str) -> str | None:
-    return None if url.startswith(("https://", "http://")) else "must start with https:// or http://"
+    return (
+        None if url.startswith(("https://", "http://")) else "must start with https:// or http://"
+    )
 
 
 def _check_template(source: str) -> str | None:
@@ -26,7 +29,12 @@ def _check_template(source: str) -> str | None:
 
 def _check_icon(uri: str) -> str | None:
     server_name, _, media_id = uri.removeprefix("mxc://").partition("/")
-    fits = uri.startswith("mxc://") and is_server_name(server_name) and media_id.isprintable() and "/" not in media_id
+    fits = (
+        uri.startswith("mxc://")
+        and is_server_name(server_name)
+        and media_id.isprintable()
+        and "/" not in media_id
+    )
     return None if fits and media_id else "must be an mxc:// address"
 
 
@@ -35,7 +43,9 @@ class AttributeRequirement:
     """Something that who signs in must have."""
 
     attribute: str = required("The claim or attribute.", example="groups")
-    value: str | None = option(None, "The value that must be among its values; neither this nor `one_of`: any.")
+    value: str | None = option(
+        None, "The value that must be among its values; neither this nor `one_of`: any."
+    )
     one_of: tuple[str, ...] = option((), "Or several, of which one must be.")
 
 
@@ -44,7 +54,9 @@ class JwtKey:
     """A client secret that is made, as Sign in with Apple wants it."""
 
     key: Secret = required("The private key, in PEM; or `key_file`.")
-    jwt_header: Mapping[str, JSON] = required("The header, with `alg`.", example='{"alg": "ES256", "kid": "KEYID"}')
+    jwt_header: Mapping[str, JSON] = required(
+        "The header, with `alg`.", example='{"alg": "ES256", "kid": "KEYID"}'
+    )
     jwt_payload: Mapping[str, JSON] = option({}, "Further claims.", example='{"iss": "TEAMID"}')
 
 
@@ -52,7 +64,9 @@ class JwtKey:
 class ClaimTemplates:
     """What of the claims becomes what, as small Jinja2 templates in which `user` has the claims."""
 
-    subject_claim: str = option("sub", "The claim that says who it is for the provider: what never changes there.")
+    subject_claim: str = option(
+        "sub", "The claim that says who it is for the provider: what never changes there."
+    )
     subject_template: str | None = option(
         None, "Or a template for it.", example="'{{ user.sub }}'", check=_check_template
     )
@@ -62,7 +76,9 @@ class ClaimTemplates:
         example="'{{ user.preferred_username }}'",
         check=_check_template,
     )
-    confirm_localpart: bool = option(False, "Whether people are shown that name first, and may choose another.")
+    confirm_localpart: bool = option(
+        False, "Whether people are shown that name first, and may choose another."
+    )
     display_name_template: str | None = option(
         None, "The displayed name.", example="'{{ user.name }}'", check=_check_template
     )
@@ -79,7 +95,9 @@ class ClaimTemplates:
         example="\"{{ user.realm_access.roles | join('\\n') }}\"",
         check=_check_template,
     )
-    picture_claim: str | None = option(None, "The claim with the address of a picture.", example="picture")
+    picture_claim: str | None = option(
+        None, "The claim with the address of a picture.", example="picture"
+    )
     picture_template: str | None = option(
         None, "Or a template for it.", example="'{{ user.picture }}'", check=_check_template
     )
@@ -98,7 +116,8 @@ class OIDCProvider:
     """A provider of OpenID Connect."""
 
     idp_id: str = required(
-        "What it is called in addresses and in the database; never to be changed.", check=check_idp_id
+        "What it is called in addresses and in the database; never to be changed.",
+        check=check_idp_id,
     )
     idp_name: str = required("What people read on its button.")
     idp_icon: str | None = option(
@@ -108,7 +127,9 @@ class OIDCProvider:
         example="mxc://example.org/abcd",
     )
     idp_brand: str | None = option(None, "A brand that clients know, such as `google`.")
-    discover: bool = option(True, "Whether its addresses are found at `/.well-known/openid-configuration`.")
+    discover: bool = option(
+        True, "Whether its addresses are found at `/.well-known/openid-configuration`."
+    )
     issuer: str = required("What it calls itself, as in its discovery document.", check=_check_url)
     client_id: str = required("What this server is called there.")
     client_secret: Secret | None = option(None, "The secret that goes with it.")
@@ -123,15 +144,23 @@ class OIDCProvider:
         ("RS256",), "The algorithms with which it may sign ID tokens."
     )
     scopes: tuple[str, ...] = option(("openid",), "What is asked for.")
-    authorization_endpoint: str | None = option(None, "Without discovery: where people sign in.", check=_check_url)
-    token_endpoint: str | None = option(None, "Without discovery: where codes become tokens.", check=_check_url)
-    userinfo_endpoint: str | None = option(None, "Without discovery: where claims are asked for.", check=_check_url)
+    authorization_endpoint: str | None = option(
+        None, "Without discovery: where people sign in.", check=_check_url
+    )
+    token_endpoint: str | None = option(
+        None, "Without discovery: where codes become tokens.", check=_check_url
+    )
+    userinfo_endpoint: str | None = option(
+        None, "Without discovery: where claims are asked for.", check=_check_url
+    )
     jwks_uri: str | None = option(None, "Without discovery: where its keys are.", check=_check_url)
     skip_verification: bool = option(
-        False, "Whether it may be reached without TLS and may call itself otherwise than `issuer` says; for tests only."
+        False,
+        "Whether it may be reached without TLS and may call itself otherwise than `issuer` says; for tests only.",
     )
     user_profile_method: Literal["auto", "userinfo_endpoint"] = option(
-        "auto", "`userinfo_endpoint`: the claims are asked for there, and not taken from the ID token."
+        "auto",
+        "`userinfo_endpoint`: the claims are asked for there, and not taken from the ID token.",
     )
     auth_time_required: bool = option(
         True,
@@ -147,21 +176,27 @@ class OIDCProvider:
         check=_check_url,
     )
     additional_authorization_parameters: Mapping[str, str] = option(
-        {}, "Further parameters of the address where people sign in.", example='{"acr_values": "2fa"}'
+        {},
+        "Further parameters of the address where people sign in.",
+        example='{"acr_values": "2fa"}',
     )
     allow_existing_users: bool = option(
-        False, "Whether somebody gets the account that has the name which `localpart_template` makes."
+        False,
+        "Whether somebody gets the account that has the name which `localpart_template` makes.",
     )
     enable_registration: bool = option(True, "Whether people without an account get one.")
     user_mapping_provider: ClaimMapping = section(ClaimMapping, "From claims to an account.")
     backchannel_logout_enabled: bool = option(
-        False, "Whether it may end sessions here, at `PUBLIC_BASEURL/_synapse/client/oidc/backchannel_logout`."
+        False,
+        "Whether it may end sessions here, at `PUBLIC_BASEURL/_synapse/client/oidc/backchannel_logout`.",
     )
     backchannel_logout_ignore_sub: bool = option(
         False, "Whether only the session that it names is looked at then, and not the person."
     )
     attribute_requirements: tuple[AttributeRequirement, ...] = option(
-        (), "What the claims of everybody who signs in must have.", example="[{attribute: groups, value: staff}]"
+        (),
+        "What the claims of everybody who signs in must have.",
+        example="[{attribute: groups, value: staff}]",
     )
 
     @property
@@ -184,14 +219,22 @@ class CAS:
     )
     idp_brand: str | None = option(None, "A brand that clients know.")
     server_url: str | None = option(
-        None, "Its address: `/login` is under it.", example="https://cas.example.org/cas", check=_check_url
+        None,
+        "Its address: `/login` is under it.",
+        example="https://cas.example.org/cas",
+        check=_check_url,
     )
     protocol_version: Literal[2, 3] | None = option(
-        None, "The version of its protocol: 3 tells attributes; `null`: 3, as nearly every server today."
+        None,
+        "The version of its protocol: 3 tells attributes; `null`: 3, as nearly every server today.",
     )
-    displayname_attribute: str | None = option(None, "The attribute with the displayed name.", example="name")
+    displayname_attribute: str | None = option(
+        None, "The attribute with the displayed name.", example="name"
+    )
     required_attributes: Mapping[str, str | None] = option(
-        {}, "Attributes that who signs in must have, with a value or with any (`null`).", example="{userGroup: staff}"
+        {},
+        "Attributes that who signs in must have, with a value or with any (`null`).",
+        example="{userGroup: staff}",
     )
     allow_existing_users: bool = option(
         False,
@@ -225,7 +268,9 @@ class SAMLMapping:
 class SAML2:
     """A SAML 2 identity provider."""
 
-    enabled: bool = option(True, "Whether people sign in with it, where `sp_config` or `config_path` is given.")
+    enabled: bool = option(
+        True, "Whether people sign in with it, where `sp_config` or `config_path` is given."
+    )
     idp_name: str = option("SAML", "What people read on its button.")
     idp_icon: str | None = option(
         None,
@@ -247,14 +292,19 @@ class SAML2:
         example="6h",
     )
     saml_session_lifetime: Duration = option(
-        Duration(900_000), "How long somebody may take to sign in there.", minimum=1000, example="15m"
+        Duration(900_000),
+        "How long somebody may take to sign in there.",
+        minimum=1000,
+        example="15m",
     )
     allow_existing_users: bool = option(
         False, "Whether somebody gets the account that has the name which the attribute makes."
     )
     user_mapping_provider: SAMLMapping = section(SAMLMapping, "From attributes to an account.")
     attribute_requirements: tuple[AttributeRequirement, ...] = option(
-        (), "What the attributes of everybody who signs in must have.", example="[{attribute: userGroup, value: staff}]"
+        (),
+        "What the attributes of everybody who signs in must have.",
+        example="[{attribute: userGroup, value: staff}]",
     )
     idp_entityid: str | None = option(None, "Which provider, where the metadata have several.")
 
@@ -336,10 +386,23 @@ class Upstream:
 
     @property
     def buttons(self) -> tuple[tuple[str, str, str | None], ...]:
-        """Id, name and icon of all providers where people sign in with a browser, in the order in which people see them."""
-        saml = (("saml", self.saml2_config.idp_name, self.saml2_config.idp_icon),) if self.saml2_config.is_used else ()
-        cas = (("cas", self.cas_config.idp_name, self.cas_config.idp_icon),) if self.cas_config.enabled else ()
-        return (*((each.provider_id, each.idp_name, each.idp_icon) for each in self.oidc_providers), *saml, *cas)
+        """Id, name and icon of all providers where people sign in with a browser, in the order in
+        which people see them."""
+        saml = (
+            (("saml", self.saml2_config.idp_name, self.saml2_config.idp_icon),)
+            if self.saml2_config.is_used
+            else ()
+        )
+        cas = (
+            (("cas", self.cas_config.idp_name, self.cas_config.idp_icon),)
+            if self.cas_config.enabled
+            else ()
+        )
+        return (
+            *((each.provider_id, each.idp_name, each.idp_icon) for each in self.oidc_providers),
+            *saml,
+            *cas,
+        )
 
     @property
     def browser_ids(self) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ def check_upstream(upstream: Upstream, public_baseurl: str | None) -> Iterator[P
     for provider_id, count in ids.items():
         if count > 1:
             yield Problem(
-                ("oidc_providers",), f"{count} providers have the id {provider_id!r}, which only one may have"
+                ("oidc_providers",),
+                f"{count} providers have the id {provider_id!r}, which only one may have",
             )
     for at, provider in enumerate(upstream.oidc_providers):
         yield from _check_oidc(provider, ("oidc_providers", at))
@@ -36,15 +37,26 @@ def check_upstream(upstream: Upstream, public_baseurl: str | None) -> Iterator[P
 
 def _check_saml_metadata(metadata: object) -> Iterator[Problem]:
     place = ("saml2_config", "sp_config", "metadata")
-    if not isinstance(metadata, dict) or not metadata or set(metadata) - {"local", "inline", "remote"}:
-        yield Problem(place, "must have `local` (files), `remote` (addresses) or `inline`, and nothing else")
+    if (
+        not isinstance(metadata, dict)
+        or not metadata
+        or set(metadata) - {"local", "inline", "remote"}
+    ):
+        yield Problem(
+            place, "must have `local` (files), `remote` (addresses) or `inline`, and nothing else"
+        )
         return
     remote = metadata.get("remote", [])
     if not isinstance(remote, list) or any(
-        not isinstance(each, dict) or set(each) != {"url"} or not str(each["url"]).startswith("https://")
+        not isinstance(each, dict)
+        or set(each) != {"url"}
+        or not str(each["url"]).startswith("https://")
         for each in remote
     ):
-        yield Problem((*place, "remote"), "must be a list of `{url: https://…}`: what https vouches for is believed")
+        yield Problem(
+            (*place, "remote"),
+            "must be a list of `{url: https://…}`: what https vouches for is believed",
+        )
 
 
 def _check_oidc(provider: OIDCProvider, place: Place) -> Iterator[Problem]:
@@ -58,6 +70,9 @@ def _check_oidc(provider: OIDCProvider, place: Place) -> Iterator[Problem]:
     if provider.client_auth_method != "none" and not has_secret:
         yield Problem((*place, "client_secret"), "is needed, unless `client_auth_method` is `none`")
     if provider.client_secret is not None and provider.client_secret_jwt_key is not None:
-        yield Problem((*place, "client_secret"), "is given, and so is `client_secret_jwt_key`; one of them is enough")
+        yield Problem(
+            (*place, "client_secret"),
+            "is given, and so is `client_secret_jwt_key`; one of them is enough",
+        )
     if not set(provider.id_token_signing_alg_values_supported) - {"none"}:
         yield Problem((*place, "id_token_signing_alg_values_supported"), "must name an algorithm")

@@ -1,7 +1,9 @@
-"""YAML as people mean it: plain values, where each stands in its file, and none of YAML's old surprises.
+"""YAML as people mean it: plain values, where each stands in its file, and none of YAML's old
+surprises.
 
-`no`, `on` and `off` are text, `12:30` is not a number of minutes, a date is text, and a key that stands twice is an
-error (YAML 1.2's core schema; an option that is true or false takes `yes` and `no` all the same, see `read.py`).
+`no`, `on` and `off` are text, `12:30` is not a number of minutes, a date is text, and a key that
+stands twice is an error (YAML 1.2's core schema; an option that is true or false takes `yes` and
+`no` all the same, see `read.py`).
 """
 
 import re
@@ -27,7 +29,8 @@ _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)?(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?")
 
 
 class NotYaml(Exception):
-    """The text is not YAML, or not of the kind that a configuration is. `str()` says what and where."""
+    """The text is not YAML, or not of the kind that a configuration is. `str()` says what and
+    where."""
 
 
 @dataclass(slots=True)
@@ -72,7 +75,9 @@ def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
             raise NotYaml(f"line {line}: a key must be text")
         key = key_node.value
         if key == "<<" and key_node.style is None:
-            for each in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+            for each in (
+                value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            ):
                 if not isinstance(each, yaml.MappingNode):
                     raise NotYaml(f"line {line}: `<<` takes in mappings only")
                 merged = _value(each, place, lines) | merged
@@ -90,7 +95,9 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     if node.style is not None:
         return text
     if tag not in {"str", "int", "float", "bool", "null", "timestamp", "value", "merge"}:
-        raise NotYaml(f"line {node.start_mark.line + 1}: {node.tag} has no place in a configuration")
+        raise NotYaml(
+            f"line {node.start_mark.line + 1}: {node.tag} has no place in a configuration"
+        )
     if text in _TRUE:
         return True
     if text in _FALSE:

@@ -1,7 +1,8 @@
 """Where a request comes from, as far as it can be believed.
 
-A header says nothing unless the listener stands behind a proxy (`x_forwarded`). Then the rightmost address of
-`X-Forwarded-For` is the one that our proxy saw; addresses of further proxies that we trust are skipped from the right.
+A header says nothing unless the listener stands behind a proxy (`x_forwarded`). Then the rightmost
+address of `X-Forwarded-For` is the one that our proxy saw; addresses of further proxies that we
+trust are skipped from the right.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ Networks = Sequence[IPv4Network | IPv6Network]
 
 
 def normalise(address: str) -> str | None:
-    """One spelling for an address: IPv4 in IPv6 is IPv4, no zone, no port. None for what is no address."""
+    """One spelling for an address: IPv4 in IPv6 is IPv4, no zone, no port. None for what is no
+    address."""
     return _normalise(address) if len(address) <= LONGEST else None
 
 
@@ -38,7 +40,8 @@ def _normalise(address: str) -> str | None:
 
 
 def forwarded_address(headers: Sequence[str], trusted: Networks = ()) -> str | None:
-    """The client's address by its `X-Forwarded-For` headers; None if they name none that can be believed."""
+    """The client's address by its `X-Forwarded-For` headers; None if they name none that can be
+    believed."""
     found = None
     for text in reversed(",".join(headers).split(",")):
         address = normalise(text)

@@ -1,14 +1,17 @@
 """One connection: llhttp (by httptools) reads requests, one is answered after the other.
 
-llhttp is the parser of Node.js: strict about what could be read in two ways, and five times cheaper than reading lines in
-Python, which was half of what a small request cost.
+llhttp is the parser of Node.js: strict about what could be read in two ways, and five times cheaper
+than reading lines in Python, which was half of what a small request cost.
 
 Laws:
-- Answers go out in the order of the requests. While one is worked on, what was read of the next waits, and no more is read.
-- What is malformed, too long or refused is answered once; what the client still sends is thrown away for a moment, that
-  it may read the answer before the connection ends: closing at once would make its system throw the answer away.
-- A connection on which nothing comes while nothing is being answered is closed. So is one whose request comes in drops: its
-  head has as long as silence has, and its body has to have become long (`held_bodies` sees to these) after a time.
+- Answers go out in the order of the requests. While one is worked on, what was read of the next
+  waits, and no more is read.
+- What is malformed, too long or refused is answered once; what the client still sends is thrown
+  away for a moment, that it may read the answer before the connection ends: closing at once would
+  make its system throw the answer away.
+- A connection on which nothing comes while nothing is being answered is closed. So is one whose
+  request comes in drops: its head has as long as silence has, and its body has to have become long
+  (`held_bodies` sees to these) after a time.
 """
 
 import re
@@ -33,11 +36,18 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.http.addresses import normalise
+from homeserver.http.body_budget import FREE_BYTES, MOST_SECONDS
 from homeserver.http.exchange import Exchange, Transport, Waiting
 from homeserver.http.head import Head, find_token, tells_host, without_server
-from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS
 from homeserver.http.same_headers import SameHeaders
-from homeserver.http.wire import CONTINUE, malformed, too_long, too_slow, unknown_expectation, unknown_method
+from homeserver.http.wire import (
+    CONTINUE,
+    malformed,
+    too_long,
+    too_slow,
+    unknown_expectation,
+    unknown_method,
+)
 
 LINGER_SECONDS: Final = 5
 LINGER_BYTES: Final = 1 << 20
@@ -47,7 +57,8 @@ MOST_HEADERS: Final = 100
 MOST_WAITING_BYTES: Final = 1 << 16
 """Of requests that were sent before the one ahead was answered; then nothing more is read."""
 USUAL_READ: Final = 1 << 14
-"""So many bytes are read at once: room is made for all of them first, and for Twisted's 64 KiB that costs as much as the reading."""
+"""So many bytes are read at once: room is made for all of them first, and for Twisted's 64 KiB that
+costs as much as the reading."""
 LONG_READ: Final = 1 << 16
 """Of a long body, and where the one before it was long."""
 VERSIONS: Final = frozenset({"1.0", "1.1"})
@@ -108,7 +119,8 @@ class MatrixChannel(Connection):
         self.is_secure = False
         self.persistent = True
         self.is_full = False
-        """The client has to take something before more is written. Without TLS: before anything more is."""
+        """The client has to take something before more is written. Without TLS: before anything
+        more is."""
         self._producer: IPushProducer | None = None
         self._clock = clock
         self._make_exchange = make_exchange
@@ -156,7 +168,8 @@ class MatrixChannel(Connection):
             self._send_now = None if get_handle is None else get_handle().send
             self._read_on = getattr(transport, "doRead", None)
         if ITCPTransport.providedBy(transport):
-            # Answers are written whole; holding the last packet back until others are acknowledged costs 40 ms.
+            # Answers are written whole; holding the last packet back until others are acknowledged
+            # costs 40 ms.
             transport.setTcpNoDelay(True)
         self._read_at_once(USUAL_READ)
         self.peer_address = normalise(str(getattr(transport.getPeer(), "host", ""))) or ""
@@ -176,7 +189,8 @@ class MatrixChannel(Connection):
             self._feed(data)
             is_long = was_usual and len(data) == USUAL_READ and self._read_size != USUAL_READ
             if is_long and self._read_on is not None and not self._refused:
-                # more of a long body is there for sure: a further turn of the reactor costs more than to read it
+                # more of a long body is there for sure: a further turn of the reactor costs more
+                # than to read it
                 self._read_on()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 - as Twisted has it
@@ -194,9 +208,9 @@ class MatrixChannel(Connection):
     def send(self, data: bytes) -> None:
         """Write an answer, or a piece of one.
 
-        Twisted hands data to the system in the next turn of the reactor, which costs a turn and two system calls more than
-        to do it here, where most answers fit whole. What does not fit goes the usual way, as does all that follows until the
-        client has taken it.
+        Twisted hands data to the system in the next turn of the reactor, which costs a turn and two
+        system calls more than to do it here, where most answers fit whole. What does not fit goes
+        the usual way, as does all that follows until the client has taken it.
         """
         transport = self.transport
         assert transport is not None
@@ -204,7 +218,8 @@ class MatrixChannel(Connection):
             try:
                 sent = self._send_now(data)
             except OSError:
-                sent = 0  # nothing fits, or the connection is lost: the usual way finds out and cleans up
+                # nothing fits, or the connection is lost: the usual way finds out and cleans up
+                sent = 0
             if sent == len(data):
                 return
             data = data[sent:]
@@ -349,7 +364,8 @@ class MatrixChannel(Connection):
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # Nothing else is spoken here: the request is answered as it stands, and is the last one.
+            # Nothing else is spoken here: the request is answered as it stands, and is the last
+            # one.
             self.persistent = False
         except httptools.HttpParserInvalidMethodError:
             self._end(unknown_method() if UNKNOWN_METHOD.match(data) else malformed())
@@ -413,7 +429,8 @@ class MatrixChannel(Connection):
             self.transport.bufferSize = size  # type: ignore[union-attr]
 
     def _advance(self) -> None:
-        """Let the requests that wait have their turn, as long as each is answered at once; then read on."""
+        """Let the requests that wait have their turn, as long as each is answered at once; then
+        read on."""
         if self._advancing:
             return
         self._advancing = True

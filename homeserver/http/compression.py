@@ -10,7 +10,9 @@ _GZIP: Final = 31
 
 def pays(body: bytes, content_type: str) -> bool:
     """Whether a body of this type is worth compressing."""
-    return len(body) >= MIN_BYTES and content_type.startswith(("application/json", "text/", "application/javascript"))
+    return len(body) >= MIN_BYTES and content_type.startswith(
+        ("application/json", "text/", "application/javascript")
+    )
 
 
 def compress(body: bytes) -> bytes:

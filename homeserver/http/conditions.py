@@ -37,7 +37,11 @@ def part_of(range_header: str, if_range: str | None, etag: str, size: int) -> Pa
     if if_range is not None and if_range.strip() != etag:
         return None
     first, _, last = (each.strip() for each in asked.partition("-"))
-    if not (_is_number(first) or not first) or not (_is_number(last) or not last) or not (first or last):
+    if (
+        not (_is_number(first) or not first)
+        or not (_is_number(last) or not last)
+        or not (first or last)
+    ):
         return None
     if not first:
         if int(last) == 0 or size == 0:

@@ -1,4 +1,5 @@
-"""Cross-origin headers: on every answer, errors too, and the answer to a preflight, which runs no endpoint's code.
+"""Cross-origin headers: on every answer, errors too, and the answer to a preflight, which runs no
+endpoint's code.
 
 spec: client-server-api#web-browser-clients
 """

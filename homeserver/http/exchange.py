@@ -1,4 +1,5 @@
-"""What a connection deals with: a request on its way to its answer, one that has to wait, and the transport beneath."""
+"""What a connection deals with: a request on its way to its answer, one that has to wait, and the
+transport beneath."""
 
 from typing import Protocol
 
@@ -8,7 +9,8 @@ from homeserver.http.head import Head
 
 
 class Exchange(Protocol):
-    """A request on its way to its answer, as the channel drives it: `begin`, `take` for each piece, `run`."""
+    """A request on its way to its answer, as the channel drives it: `begin`, `take` for each piece,
+    `run`."""
 
     def begin(self, head: Head, length: int | None) -> None:
         """The headers are there. `length`: of the body, where the client said it."""

@@ -1,7 +1,9 @@
-"""Runs a coroutine to its end: at once where it need not wait, else whenever what it waits for is there.
+"""Runs a coroutine to its end: at once where it need not wait, else whenever what it waits for is
+there.
 
-Most requests are answered from memory, and most of the others wait once, for the database. What Twisted makes to await a coroutine
-(a Deferred, its ways to be cancelled, its callbacks) is a tenth of the work for a small one, and nobody waits for a request but its client.
+Most requests are answered from memory, and most of the others wait once, for the database. What
+Twisted makes to await a coroutine (a Deferred, its ways to be cancelled, its callbacks) is a tenth
+of the work for a small one, and nobody waits for a request but its client.
 """
 
 from collections.abc import Callable, Coroutine
@@ -17,7 +19,8 @@ _FAILED: Final = "what nobody waits for failed"
 
 
 def begin(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
-    """Run a coroutine in a context of its own, up to where it waits. What is left of it then; None: it has ended.
+    """Run a coroutine in a context of its own, up to where it waits. What is left of it then; None:
+    it has ended.
 
     It should not raise: that is logged.
     """
@@ -37,7 +40,9 @@ class Task:
 
     __slots__ = ("_awaited", "_context", "_work")
 
-    def __init__(self, work: Coroutine[Deferred[Any], Any, None], context: Context, awaited: Deferred[Any]) -> None:
+    def __init__(
+        self, work: Coroutine[Deferred[Any], Any, None], context: Context, awaited: Deferred[Any]
+    ) -> None:
         self._work = work
         self._context = context
         self._awaited: Deferred[Any] | None = awaited

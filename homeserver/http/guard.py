@@ -1,7 +1,7 @@
 """The guard: who asks, may they, and how fast.
 
-The guard knows no accounts; it asks the checkers that it is made with. A kind of authentication that no checker is
-wired for stops start-up when an endpoint declares it.
+The guard knows no accounts; it asks the checkers that it is made with. A kind of authentication
+that no checker is wired for stops start-up when an endpoint declares it.
 
 spec: client-server-api#using-access-tokens, application-service-api#identity-assertion,
 server-server-api#request-authentication
@@ -55,14 +55,18 @@ _UNLIMITED: Final = Limit.NONE
 class TokenChecker(Protocol):
     """Finds the user behind an access token."""
 
-    def recall(self, token: str, client_ip: str, headers: Mapping[bytes, bytes]) -> Requester | None:
+    def recall(
+        self, token: str, client_ip: str, headers: Mapping[bytes, bytes]
+    ) -> Requester | None:
         """As `get_requester`, where it is in memory who that is; None else."""
         ...
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
-        """None for a token that was never ours. Raises `UnknownToken(soft_logout=True)` for one that has expired.
+        """None for a token that was never ours. Raises `UnknownToken(soft_logout=True)` for one
+        that has expired.
 
-        A locked or suspended account is returned with its mark; the guard decides what it may still do.
+        A locked or suspended account is returned with its mark; the guard decides what it may still
+        do.
         """
         ...
 
@@ -73,7 +77,8 @@ class AppserviceChecker(Protocol):
     async def get_requester(
         self, token: str, user_id: str | None, device_id: str | None, context: RequestContext
     ) -> Requester | None:
-        """None for a token that is no application service's. Raises `Forbidden` for a user outside its namespace."""
+        """None for a token that is no application service's. Raises `Forbidden` for a user outside
+        its namespace."""
         ...
 
 
@@ -84,9 +89,11 @@ class SignatureChecker(Protocol):
         """As far as it can be checked without the body. Raises `Unauthorized`, `Forbidden`."""
         ...
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
-        """Raises `Unauthorized`, `LimitExceeded`. `authorization`: every header of that name; `uri`: path and query as sent;
-        `address`: whence it comes, as limits count it."""
+    async def get_peer(
+        self, authorization: list[str], method: str, uri: str, body: bytes, address: str = ""
+    ) -> Peer:
+        """Raises `Unauthorized`, `LimitExceeded`. `authorization`: every header of that name;
+        `uri`: path and query as sent; `address`: whence it comes, as limits count it."""
         ...
 
 
@@ -124,7 +131,8 @@ class Guard:
         slow_turns: PeerTurns | None = None,
         token_in_query: bool = True,
     ) -> None:
-        """`slow_turns`: of requests that may wait for long, so that the others of the same server need not wait for them."""
+        """`slow_turns`: of requests that may wait for long, so that the others of the same server
+        need not wait for them."""
         self._limiter = limiter
         self._tokens = tokens
         self._appservices = appservices
@@ -147,11 +155,12 @@ class Guard:
     def recall_caller(
         self, declaration: Endpoint, token: str, client_ip: str, headers: Mapping[bytes, bytes]
     ) -> Requester | None:
-        """Who asks with the token in a header, where nobody need be asked for it, and may ask for all but what few may ask for; None
-        else: `find_caller` finds out."""
+        """Who asks with the token in a header, where nobody need be asked for it, and may ask for
+        all but what few may ask for; None else: `find_caller` finds out."""
         if self._tokens is None:
             return None
-        # no application service's token: those are asked before anything is remembered, and there are no others later
+        # no application service's token: those are asked before anything is remembered, and there
+        # are no others later
         caller = self._tokens.recall(token, client_ip, headers)
         if (
             caller is None
@@ -175,8 +184,8 @@ class Guard:
     ) -> Requester | None:
         """Who asks, by the header and the query of a request.
 
-        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `ExpiredAccount`, `UserSuspended`, `ConsentNotGiven`,
-        `GuestAccessForbidden`, `Forbidden`.
+        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `ExpiredAccount`, `UserSuspended`,
+        `ConsentNotGiven`, `GuestAccessForbidden`, `Forbidden`.
         """
         try:
             return await self._admit(declaration, self._credentials(authorization, query), context)
@@ -185,8 +194,11 @@ class Guard:
                 raise
             return None
 
-    def _credentials(self, authorization: str | None, query: Mapping[str, Sequence[str]]) -> Credentials:
-        """Find the token. A header wins over the query. Raises `MissingToken` for a header that holds no token."""
+    def _credentials(
+        self, authorization: str | None, query: Mapping[str, Sequence[str]]
+    ) -> Credentials:
+        """Find the token. A header wins over the query. Raises `MissingToken` for a header that
+        holds no token."""
         token = None
         if authorization is not None:
             scheme, _, rest = authorization.partition(" ")
@@ -202,14 +214,18 @@ class Guard:
         devices = query.get("device_id") or query.get("org.matrix.msc3202.device_id")
         return Credentials(token, users[0] if users else None, devices[0] if devices else None)
 
-    async def _admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
+    async def _admit(
+        self, declaration: Endpoint, shown: Credentials, context: RequestContext
+    ) -> Requester | None:
         if shown.token is None:
             if declaration.auth in MAYBE_NOBODY:
                 return None
             raise MissingToken
         caller: Requester | None = None
         if self._appservices is not None:
-            caller = await self._appservices.get_requester(shown.token, shown.user_id, shown.device_id, context)
+            caller = await self._appservices.get_requester(
+                shown.token, shown.user_id, shown.device_id, context
+            )
         if caller is None and self._tokens is not None:
             caller = await self._tokens.get_requester(shown.token, context)
         if caller is None:
@@ -231,9 +247,14 @@ class Guard:
         return caller
 
     def count(self, declaration: Endpoint, caller: Requester | None, client_ip: str) -> None:
-        """Count the request against the limit that its endpoint declares. Raises `LimitExceeded`."""
+        """Count the request against the limit that its endpoint declares. Raises
+        `LimitExceeded`."""
         limit = declaration.limit
-        if caller is not None and caller.is_admin and self._limiter.has_rate(declaration.limit_of_admins):
+        if (
+            caller is not None
+            and caller.is_admin
+            and self._limiter.has_rate(declaration.limit_of_admins)
+        ):
             limit = declaration.limit_of_admins
         if limit is _UNLIMITED or (caller is not None and not caller.rate_limited):
             return

@@ -8,7 +8,13 @@ import msgspec
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IOpenSSLContextFactory, IReactorSSL, IReactorTCP, IReactorUNIX
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IOpenSSLContextFactory,
+    IReactorSSL,
+    IReactorTCP,
+    IReactorUNIX,
+)
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.ssl import CertificateOptions, TLSVersion
 from zope.interface import implementer
@@ -41,7 +47,8 @@ class UnixListener(msgspec.Struct, frozen=True):
 
 @implementer(IOpenSSLContextFactory)
 class TlsContext:
-    """Makes the TLS context of each connection, and reads the certificate again when it is told to."""
+    """Makes the TLS context of each connection, and reads the certificate again when it is told
+    to."""
 
     def __init__(self, certificate: Path, private_key: Path) -> None:
         self._certificate = certificate
@@ -49,7 +56,8 @@ class TlsContext:
         self._context = self._read()
 
     def reload(self) -> None:
-        """Read the files again, for connections from now on. Raises `OSError`, `SSL.Error`; then the old ones stay."""
+        """Read the files again, for connections from now on. Raises `OSError`, `SSL.Error`; then
+        the old ones stay."""
         self._context = self._read()
 
     def getContext(self) -> SSL.Context:
@@ -64,15 +72,19 @@ class TlsContext:
         context.use_certificate_chain_file(str(self._certificate))
         context.use_privatekey_file(str(self._private_key))
         context.check_privatekey()
-        # what Twisted chooses by needs to know the connection, and this context is one for all of them
-        context.set_alpn_select_callback(lambda _, offered: HTTP if HTTP in offered else SSL.NO_OVERLAPPING_PROTOCOLS)
+        # what Twisted chooses by needs to know the connection, and this context is one for all of
+        # them
+        context.set_alpn_select_callback(
+            lambda _, offered: HTTP if HTTP in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+        )
         return context
 
 
 def listen_tcp(
     reactor: IReactorTCP, tls_reactor: IReactorSSL, listener: TcpListener, site: ServerFactory
 ) -> list[IListeningPort]:
-    """Listen on every address of a TCP listener. Raises `CannotListenError`, but not where `::` took `0.0.0.0` already.
+    """Listen on every address of a TCP listener. Raises `CannotListenError`, but not where `::`
+    took `0.0.0.0` already.
 
     Port 0 takes a free one on the first address, and the same one on the others.
     """
@@ -86,7 +98,11 @@ def listen_tcp(
                 port = tls_reactor.listenSSL(number, site, listener.tls, BACKLOG, address)
         except CannotListenError as error:
             covered = address == "0.0.0.0" and "::" in listener.bind_addresses and bool(ports)
-            absent = address in ("::", "::1") and _has_no_ipv6(error) and len(listener.bind_addresses) > 1
+            absent = (
+                address in ("::", "::1")
+                and _has_no_ipv6(error)
+                and len(listener.bind_addresses) > 1
+            )
             if not (covered or absent):
                 raise
             continue
@@ -95,8 +111,11 @@ def listen_tcp(
     return ports
 
 
-def listen_unix(reactor: IReactorUNIX, listener: UnixListener, site: ServerFactory) -> IListeningPort:
-    """Listen on a Unix socket; one that a dead server left behind is replaced. Raises `CannotListenError`."""
+def listen_unix(
+    reactor: IReactorUNIX, listener: UnixListener, site: ServerFactory
+) -> IListeningPort:
+    """Listen on a Unix socket; one that a dead server left behind is replaced. Raises
+    `CannotListenError`."""
     return reactor.listenUNIX(str(listener.path), site, BACKLOG, listener.mode, wantPID=True)
 
 

@@ -7,10 +7,10 @@ import msgspec
 
 from federation.protocol.errors import MatrixError
 from homeserver.http.addresses import Networks, forwarded_address
-from homeserver.http.answers import Response, error_response
 from homeserver.http.head import Head
 from homeserver.http.page_paths import is_looked_at
-from storage.media_spool import Spool
+from homeserver.http.responses import Response, error_response
+from storage.media.spool import Spool
 
 
 class SiteOptions(msgspec.Struct, frozen=True):
@@ -42,7 +42,9 @@ class SiteOptions(msgspec.Struct, frozen=True):
         if self.x_forwarded:
             headers = head.get(b"x-forwarded-for")
             if headers:
-                found = forwarded_address([value.decode("latin-1") for value in headers], self.trusted_proxies)
+                found = forwarded_address(
+                    [value.decode("latin-1") for value in headers], self.trusted_proxies
+                )
                 if found is not None:
                     return found
         return peer_address
@@ -52,4 +54,8 @@ class SiteOptions(msgspec.Struct, frozen=True):
         if self.request_id_header is None:
             return None
         text = head.last.get(self.request_id_header.lower().encode(), b"").decode("latin-1")
-        return text if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum() else None
+        return (
+            text
+            if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum()
+            else None
+        )

@@ -1,8 +1,9 @@
 """Which addresses are those of pages for people, and not of an API for programs.
 
 Laws:
-- Where people decide, no script of another site reads along: pages of this server's own paths have no cross-origin headers
-  (RFC 9700 section 2.6, of the authorization endpoint). The paths of the Matrix APIs keep them, pages among them too.
+- Where people decide, no script of another site reads along: pages of this server's own paths have
+  no cross-origin headers (RFC 9700 section 2.6, of the authorization endpoint). The paths of the
+  Matrix APIs keep them, pages among them too.
 """
 
 import re

@@ -1,7 +1,8 @@
 """From the signature of a handler to its arguments.
 
-The signature is read once, at start-up; a `Binding` then makes the arguments of each call. What the client sent wrong
-is a Matrix error that names the parameter; what the handler declares wrong is a `DeclarationError`: it stops start-up.
+The signature is read once, at start-up; a `Binding` then makes the arguments of each call. What the
+client sent wrong is a Matrix error that names the parameter; what the handler declares wrong is a
+`DeclarationError`: it stops start-up.
 """
 
 import inspect
@@ -9,14 +10,33 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, BinaryIO, Final, Literal, NewType, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    BinaryIO,
+    Final,
+    Literal,
+    NewType,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 from msgspec import inspect as kinds
 
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
-from federation.protocol.endpoint import MAYBE_NOBODY, Auth, Endpoint, Names, Peer, RequestContext, Requester
+from federation.protocol.endpoint import (
+    MAYBE_NOBODY,
+    Auth,
+    Endpoint,
+    Names,
+    Peer,
+    RequestContext,
+    Requester,
+)
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
 from homeserver.http.head import USUAL
 from homeserver.http.identifiers import IDENTIFIERS, TextParser
@@ -63,7 +83,11 @@ class _Parameter(msgspec.Struct, frozen=True):
         """From what a query has under one of its names; the first of them that is there counts."""
         if len(self.wire_names) > 1:
             values = next(query[name] for name in self.wire_names if name in query)
-        return [self.from_text(value) for value in values] if self.repeated else self.from_text(values[0])
+        return (
+            [self.from_text(value) for value in values]
+            if self.repeated
+            else self.from_text(values[0])
+        )
 
 
 class _QueryReader:
@@ -79,7 +103,8 @@ class _QueryReader:
         self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
         self._may_be_kept = may_be_kept
         self._known: dict[str, tuple[str, object]] = {}
-        """Arguments by fields as they come: clients send the same filter and timeout with each /sync."""
+        """Arguments by fields as they come: clients send the same filter and timeout with each
+        /sync."""
 
     def read(self, query: bytes, arguments: dict[str, object]) -> None:
         """Put in the arguments that a query tells. Raises `InvalidParam`."""
@@ -105,13 +130,22 @@ class _QueryReader:
         if parameter is None or parameter.name in arguments:
             return
         argument = arguments[parameter.name] = parameter.from_text(value)
-        costs = has_escapes or parameter.parse is not str  # others are quickly read, and most differ each time
-        if costs and self._may_be_kept and not name.endswith("oken") and len(part) <= MAX_REMEMBERED:
+        costs = (
+            has_escapes or parameter.parse is not str
+        )  # others are quickly read, and most differ each time
+        if (
+            costs
+            and self._may_be_kept
+            and not name.endswith("oken")
+            and len(part) <= MAX_REMEMBERED
+        ):
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
             self._known[part] = parameter.name, argument
 
-    def read_fields(self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]) -> None:
+    def read_fields(
+        self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]
+    ) -> None:
         """Put in the arguments that these fields tell. Raises `InvalidParam`."""
         for name, values in fields.items():
             parameter = self._by_name.get(name)
@@ -133,8 +167,11 @@ class Binding(msgspec.Struct, frozen=True):
     takes_file: bool
     optional_in_path: frozenset[str]
 
-    def keywords(self, path_names: tuple[str, ...], path_values: list[str], query: bytes) -> dict[str, object]:
-        """The keyword arguments that a request gives, but `body`. Raises `InvalidParam`, `MissingParam`."""
+    def keywords(
+        self, path_names: tuple[str, ...], path_values: list[str], query: bytes
+    ) -> dict[str, object]:
+        """The keyword arguments that a request gives, but `body`. Raises `InvalidParam`,
+        `MissingParam`."""
         arguments: dict[str, object] = {}
         if path_values:
             arguments.update(zip(path_names, path_values, strict=True))
@@ -187,13 +224,16 @@ def _unescape(text: str) -> str:
 
 
 def known_services(services: Mapping[type, object]) -> Mapping[Any, object]:
-    """What positional parameters may ask for: services, and the special types, which stand for themselves."""
+    """What positional parameters may ask for: services, and the special types, which stand for
+    themselves."""
     return {**services, **{each: each for each in _FILLED_IN}}
 
 
-def services_of(declaration: Endpoint, binding: Binding, known: Mapping[Any, object]) -> tuple[object, ...]:
-    """The positional arguments of a handler; the special types themselves where the request is to be filled in. Raises
-    `DeclarationError`."""
+def services_of(
+    declaration: Endpoint, binding: Binding, known: Mapping[Any, object]
+) -> tuple[object, ...]:
+    """The positional arguments of a handler; the special types themselves where the request is to
+    be filled in. Raises `DeclarationError`."""
     try:
         return tuple([known[each] for each in binding.positional])
     except KeyError as missing:
@@ -223,14 +263,20 @@ def bind(declaration: Endpoint) -> Binding:
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             positional.append(_kind(where, name, hint, declaration.auth))
         elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            raise DeclarationError(f"{where}: the parameter {name} is neither a service nor a part of the request")
+            raise DeclarationError(
+                f"{where}: the parameter {name} is neither a service nor a part of the request"
+            )
         elif name == "body":
             takes_file = hint is BinaryIO
             may_be_empty = parameter.default is not inspect.Parameter.empty
             max_depth = MAX_DEPTH if declaration.auth is Auth.SERVER else MAX_SENT_DEPTH
-            decode_body = None if takes_file else _body_decoder(where, hint, may_be_empty, max_depth)
+            decode_body = (
+                None if takes_file else _body_decoder(where, hint, may_be_empty, max_depth)
+            )
         else:
-            default = _REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
+            default = (
+                _REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
+            )
             described = _describe(where, name, hint, default)
             if name in named:
                 path_parameters[name] = described
@@ -241,17 +287,25 @@ def bind(declaration: Endpoint) -> Binding:
             raise DeclarationError(f"{where}: the path {path} does not begin with a slash")
         for name in names:
             if name not in path_parameters:
-                raise DeclarationError(f"{where}: the path {path} has {{{name}}}, but there is no parameter {name}")
+                raise DeclarationError(
+                    f"{where}: the path {path} has {{{name}}}, but there is no parameter {name}"
+                )
         for name in named - names:
             if path_parameters[name].default is _REQUIRED:
-                raise DeclarationError(f"{where}: the path {path} leaves out {name}, which has no default")
-    optional = frozenset(name for name, found in path_parameters.items() if found.default is not _REQUIRED)
+                raise DeclarationError(
+                    f"{where}: the path {path} leaves out {name}, which has no default"
+                )
+    optional = frozenset(
+        name for name, found in path_parameters.items() if found.default is not _REQUIRED
+    )
     return Binding(
         positional=tuple(positional),
         filled_in=tuple((at, each) for at, each in enumerate(positional) if each in _FILLED_IN),
         parsed_in_path=tuple(each for each in path_parameters.values() if each.parse is not str),
         # who asks as nobody brings what makes them somebody: codes, sessions, secrets of a browser
-        query=_QueryReader(query_parameters, may_be_kept=declaration.auth not in (Auth.NONE, *MAYBE_NOBODY)),
+        query=_QueryReader(
+            query_parameters, may_be_kept=declaration.auth not in (Auth.NONE, *MAYBE_NOBODY)
+        ),
         decode_body=decode_body,
         takes_file=takes_file,
         optional_in_path=optional,
@@ -260,9 +314,13 @@ def bind(declaration: Endpoint) -> Binding:
 
 @cache
 def _signature(handler: Callable[..., Any]) -> Mapping[str, tuple[inspect.Parameter, Any]]:
-    """Each parameter and its type, None where it has none. A process with several servers asks the same of each handler."""
+    """Each parameter and its type, None where it has none. A process with several servers asks the
+    same of each handler."""
     hints = get_type_hints(handler, include_extras=True)
-    return {name: (each, hints.get(name)) for name, each in inspect.signature(handler).parameters.items()}
+    return {
+        name: (each, hints.get(name))
+        for name, each in inspect.signature(handler).parameters.items()
+    }
 
 
 def path_names(path: str) -> set[str]:
@@ -271,7 +329,8 @@ def path_names(path: str) -> set[str]:
 
 
 def _kind(where: str, name: str, hint: Any, auth: Auth) -> object:
-    """Of what a positional parameter is: the type of a service, or one of those that a request fills in."""
+    """Of what a positional parameter is: the type of a service, or one of those that a request
+    fills in."""
     if hint is RequestContext:
         return hint
     if hint is Peer:
@@ -283,7 +342,9 @@ def _kind(where: str, name: str, hint: Any, auth: Auth) -> object:
         if auth in (Auth.NONE, Auth.SERVER):
             raise DeclarationError(f"{where}: takes a Requester, but its auth is {auth.value}")
         if (auth in MAYBE_NOBODY) is not optional:
-            raise DeclarationError(f"{where}: {name} must be `Requester | None` if, and only if, auth is optional")
+            raise DeclarationError(
+                f"{where}: {name} must be `Requester | None` if, and only if, auth is optional"
+            )
         return inner
     return hint
 
@@ -309,7 +370,9 @@ def _describe(where: str, name: str, hint: Any, default: object) -> _Parameter:
         (hint,) = get_args(hint)
     parse = _text_parser(hint)
     if parse is None:
-        raise DeclarationError(f"{where}: the parameter {name} has the type {hint}, which cannot be read from text")
+        raise DeclarationError(
+            f"{where}: the parameter {name} has the type {hint}, which cannot be read from text"
+        )
     return _Parameter(name, wire_names, parse, repeated, default)
 
 
@@ -354,7 +417,9 @@ def _choice(choices: Mapping[str, object]) -> TextParser:
     return parse
 
 
-def _body_decoder(where: str, hint: Any, may_be_empty: bool, max_depth: int) -> Callable[[bytes], object]:
+def _body_decoder(
+    where: str, hint: Any, may_be_empty: bool, max_depth: int
+) -> Callable[[bytes], object]:
     if hint is bytes:
         return bytes
     is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
@@ -363,11 +428,14 @@ def _body_decoder(where: str, hint: Any, may_be_empty: bool, max_depth: int) -> 
     raise DeclarationError(f"{where}: a body of the type {hint} cannot be read")
 
 
-def json_decoder(hint: Any, *, may_be_empty: bool, max_depth: int = MAX_SENT_DEPTH) -> Callable[[bytes], Any]:
+def json_decoder(
+    hint: Any, *, may_be_empty: bool, max_depth: int = MAX_SENT_DEPTH
+) -> Callable[[bytes], Any]:
     """What makes a body of that type of bytes. It raises BadJson, NotJson.
 
-    `may_be_empty`: no body stands for `{}`. Elsewhere it is no JSON, lest a power cut on the way sets a state to `{}`.
-    `max_depth`: how deep it may nest. What is skipped over, into a Raw within the body, has to be looked at by who reads it.
+    `may_be_empty`: no body stands for `{}`. Elsewhere it is no JSON, lest a power cut on the way
+    sets a state to `{}`. `max_depth`: how deep it may nest. What is skipped over, into a Raw within
+    the body, has to be looked at by who reads it.
     """
     is_raw = hint is msgspec.Raw
     # msgspec skips over what goes into a Raw, and would let text that is not UTF-8 through.
@@ -397,7 +465,8 @@ def json_decoder(hint: Any, *, may_be_empty: bool, max_depth: int = MAX_SENT_DEP
 
 
 def _takes_any(kind: kinds.Type, within: tuple[type, ...] = ()) -> bool:
-    """Whether values of that type can nest at will: they have room for any value, or for one of their own type."""
+    """Whether values of that type can nest at will: they have room for any value, or for one of
+    their own type."""
     match kind:
         case kinds.AnyType():
             return True

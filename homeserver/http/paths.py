@@ -1,7 +1,7 @@
 """The table of paths: which declared path a request's path is, and the values in it.
 
-A path is split before it is decoded, so that an encoded slash stays inside its segment. A literal segment wins over a
-parameter. A slash at the end that no declaration has is forgiven.
+A path is split before it is decoded, so that an encoded slash stays inside its segment. A literal
+segment wins over a parameter. A slash at the end that no declaration has is forgiven.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,8 @@ class _Node(msgspec.Struct, Generic[T]):
 
 
 def split_path(path: bytes) -> list[str]:
-    """The decoded segments of a request's path. Raises `InvalidParam` for bytes that are not UTF-8, and for NUL."""
+    """The decoded segments of a request's path. Raises `InvalidParam` for bytes that are not UTF-8,
+    and for NUL."""
     try:
         segments = path[1:].decode().split("/")
         if b"%" in path:
@@ -78,8 +79,8 @@ class PathTable(Generic[T]):
         return node
 
     def find(self, path: bytes) -> tuple[T, list[str], bool] | None:
-        """The leaf at this path, the values of its parameters, in order, and whether any text may come last in its place. Raises
-        `InvalidParam`."""
+        """The leaf at this path, the values of its parameters, in order, and whether any text may
+        come last in its place. Raises `InvalidParam`."""
         whole = self._whole.get(path)
         if whole is not None and whole.leaf is not None:
             return whole.leaf, [], False

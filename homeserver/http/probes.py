@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from federation.protocol.endpoint import Auth, endpoint
-from homeserver.http.answers import Response
+from homeserver.http.responses import Response
 
 
 @endpoint("GET", "/health", auth=Auth.NONE, resource="health")
@@ -15,5 +15,6 @@ async def get_health() -> Response:
 
 @endpoint("GET", "/metrics", "/_synapse/metrics", auth=Auth.NONE, resource="metrics")
 async def get_metrics(registry: CollectorRegistry) -> Response:
-    """All metrics, in Prometheus' text format. Served only on listeners that name the resource `metrics`."""
+    """All metrics, in Prometheus' text format. Served only on listeners that name the resource
+    `metrics`."""
     return Response(headers={"Content-Type": CONTENT_TYPE_LATEST}, body=generate_latest(registry))

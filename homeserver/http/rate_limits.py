@@ -1,7 +1,8 @@
 """Rate limits: token buckets, one number for each.
 
-A bucket of `burst_count` tokens refills by `per_second`. Only the time when it will be full again is kept (GCRA), so
-a bucket that is full needs no memory, and an unlimited action costs one lookup. Addresses of IPv6 count by their /64.
+A bucket of `burst_count` tokens refills by `per_second`. Only the time when it will be full again
+is kept (GCRA), so a bucket that is full needs no memory, and an unlimited action costs one lookup.
+Addresses of IPv6 count by their /64.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from federation.protocol.endpoint import Limit
 from federation.protocol.errors import LimitExceeded
 
 TOO_SOON: Final = 1e-5
-"""In seconds: whoever comes less early than that has waited as they were told, in milliseconds, and by times that are no more exact."""
+"""In seconds: whoever comes less early than that has waited as they were told, in milliseconds, and
+by times that are no more exact."""
 MAX_BUCKETS: Final = 100_000
 """For one limit; past it, buckets that are nearest to full are forgotten."""
 
@@ -53,7 +55,9 @@ class Attempt:
 class RateLimiter:
     """Counts actions. A limit that has no rate is none."""
 
-    def __init__(self, clock: IReactorTime, rates: Mapping[Limit, Rate], *, max_buckets: int = MAX_BUCKETS) -> None:
+    def __init__(
+        self, clock: IReactorTime, rates: Mapping[Limit, Rate], *, max_buckets: int = MAX_BUCKETS
+    ) -> None:
         self._clock = clock
         self._rates = dict(rates)
         self._max_buckets = max_buckets
@@ -64,21 +68,24 @@ class RateLimiter:
         return limit in self._rates
 
     def check(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
-        """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate` replaces the usual one."""
+        """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate`
+        replaces the usual one."""
         self._take(limit, key, cost, cost, rate)
 
     def check_only(self, limit: Limit, key: str, *, rate: Rate | None = None) -> None:
-        """Raise `LimitExceeded` if an action would, but count nothing: for what counts only when it fails."""
+        """Raise `LimitExceeded` if an action would, but count nothing: for what counts only when it
+        fails."""
         self._take(limit, key, 1, 0, rate)
 
     def check_then_count(self, limit: Limit, key: str, cost: float) -> None:
-        """Raise `LimitExceeded` if an action would; else count it as so many, though it be more than there is room for: so it may
-        always be made, and the next one waits the longer."""
+        """Raise `LimitExceeded` if an action would; else count it as so many, though it be more
+        than there is room for: so it may always be made, and the next one waits the longer."""
         self._take(limit, key, 1, cost)
 
     @contextmanager
     def counting(self, limit: Limit, key: str) -> Iterator[None]:
-        """Count an action that may fail yet: then it does not count, whatever it raises. Raises LimitExceeded."""
+        """Count an action that may fail yet: then it does not count, whatever it raises. Raises
+        LimitExceeded."""
         self.check(limit, key)
         try:
             yield
@@ -88,16 +95,17 @@ class RateLimiter:
 
     @contextmanager
     def counting_failures(self, limit: Limit, key: str) -> Iterator[None]:
-        """Count an action, unless it succeeds in the end: until then it counts, so that whatever is under way does.
-        Raises LimitExceeded."""
+        """Count an action, unless it succeeds in the end: until then it counts, so that whatever is
+        under way does. Raises LimitExceeded."""
         self.check(limit, key)
         yield
         self.give_back(limit, key)
 
     @contextmanager
     def attempting(self, counted: Sequence[Counted]) -> Iterator[Attempt]:
-        """Count an attempt, in all of these buckets or in none, before it is known how it ends: whatever is under way counts.
-        Unless it is said to have failed, all is given back at the end, whatever is raised. Raises LimitExceeded."""
+        """Count an attempt, in all of these buckets or in none, before it is known how it ends:
+        whatever is under way counts. Unless it is said to have failed, all is given back at the
+        end, whatever is raised. Raises LimitExceeded."""
         for limit, key, cost in counted:
             self._take(limit, key, cost, 0)
         for limit, key, cost in counted:
@@ -111,11 +119,15 @@ class RateLimiter:
                     self.give_back(limit, key, cost)
 
     def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
-        """Count what has happened already, though it be more than there was room for: for what is known only then."""
+        """Count what has happened already, though it be more than there was room for: for what is
+        known only then."""
         self._take(limit, key, None, cost, rate)
 
-    def _take(self, limit: Limit, key: str, asked: float | None, taken: float, rate: Rate | None = None) -> None:
-        """Take so much, where there is room for what is asked. Else raises `LimitExceeded`; None: there always is."""
+    def _take(
+        self, limit: Limit, key: str, asked: float | None, taken: float, rate: Rate | None = None
+    ) -> None:
+        """Take so much, where there is room for what is asked. Else raises `LimitExceeded`; None:
+        there always is."""
         rate = rate or self._rates.get(limit)
         if rate is None:
             return
@@ -144,7 +156,9 @@ class RateLimiter:
     def _forget(self, limit: Limit, now: float) -> None:
         buckets = {key: full_at for key, full_at in self._full_at[limit].items() if full_at > now}
         if len(buckets) > self._max_buckets // 2:
-            emptiest = sorted(buckets.items(), key=lambda item: item[1])[-(self._max_buckets // 2) :]
+            emptiest = sorted(buckets.items(), key=lambda item: item[1])[
+                -(self._max_buckets // 2) :
+            ]
             buckets = dict(emptiest)
         self._full_at[limit] = buckets
 
@@ -161,4 +175,6 @@ def address_key(address: str) -> str:
         parsed = ip_address(address)
     except ValueError:
         return address
-    return str(IPv6Network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
+    return (
+        str(IPv6Network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
+    )

@@ -1,8 +1,8 @@
 """The router: all declared endpoints, and the way of one request through its endpoint.
 
-The order of a request: find the endpoint, let the guard look at who asks, count it against its rate limit, read path,
-query and body into typed values, call the handler. Whatever is raised leaves here as it is; the site makes it an
-answer.
+The order of a request: find the endpoint, let the guard look at who asks, count it against its rate
+limit, read path, query and body into typed values, call the handler. Whatever is raised leaves here
+as it is; the site makes it an answer.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -13,11 +13,27 @@ from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 
-from federation.protocol.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, Limit, Peer, RequestContext, Requester
+from federation.protocol.endpoint import (
+    MAYBE_NOBODY,
+    Auth,
+    BodyLimit,
+    Endpoint,
+    Limit,
+    Peer,
+    RequestContext,
+    Requester,
+)
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
 from homeserver.http.head import Head
-from homeserver.http.parameters import Binding, DeclarationError, bind, find_fields, known_services, services_of
+from homeserver.http.parameters import (
+    Binding,
+    DeclarationError,
+    bind,
+    find_fields,
+    known_services,
+    services_of,
+)
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
 from homeserver.observe.access import AccessRecord
@@ -80,7 +96,8 @@ class Incoming(Protocol):
 
 
 class Router:
-    """Finds and calls endpoints. Raises `DeclarationError` when it is made from declarations that are wrong."""
+    """Finds and calls endpoints. Raises `DeclarationError` when it is made from declarations that
+    are wrong."""
 
     def __init__(
         self,
@@ -95,7 +112,8 @@ class Router:
         self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
         self._known: dict[tuple[str, bytes], Match] = {}
-        """Without the last value, where any text may stand there, as a transaction id: by the method and what is before it, of late."""
+        """Without the last value, where any text may stand there, as a transaction id: by the
+        method and what is before it, of late."""
         known = known_services(services)
         for declaration, binding in endpoints:
             self._add(declaration, binding, known)
@@ -107,18 +125,25 @@ class Router:
             )
         max_body = declaration.max_body
         if isinstance(max_body, BodyLimit) and max_body not in self._body_limits:
-            raise DeclarationError(f"{_where(declaration)}: nobody says how large {max_body.value} is")
+            raise DeclarationError(
+                f"{_where(declaration)}: nobody says how large {max_body.value} is"
+            )
         self._services[declaration.handler] = services_of(declaration, binding, known)
 
     def routes(self) -> list[tuple[str, str]]:
         """Method and path of everything that is served, sorted by path."""
         return sorted(
-            ((method, route.path) for leaf in self._table.leaves() for method, route in leaf.items()),
+            (
+                (method, route.path)
+                for leaf in self._table.leaves()
+                for method, route in leaf.items()
+            ),
             key=lambda item: (item[1], item[0]),
         )
 
     def find(self, method: str, path: bytes) -> Match:
-        """Raises `Unrecognized` for an unknown path, `MethodNotAllowed` with the field `allow`, `InvalidParam`."""
+        """Raises `Unrecognized` for an unknown path, `MethodNotAllowed` with the field `allow`,
+        `InvalidParam`."""
         before, _, last = path.rpartition(b"/")
         known = self._known.get((method, before))
         if known is not None and last and not last.translate(None, PLAIN):
@@ -141,13 +166,17 @@ class Router:
         return Match(route, values, max_body)
 
     def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:
-        """Whether a long body is worth taking in, by what comes before it. Raises MissingToken, and for other servers Unauthorized
-        and Forbidden."""
+        """Whether a long body is worth taking in, by what comes before it. Raises MissingToken, and
+        for other servers Unauthorized and Forbidden."""
         auth = match.route.declaration.auth
         if auth is Auth.SERVER:
             assert self._guard.signatures is not None
             self._guard.signatures.check_head(_texts(authorization), uri.decode("latin-1"))
-        elif auth not in (Auth.NONE, *MAYBE_NOBODY) and not authorization and b"access_token=" not in uri:
+        elif (
+            auth not in (Auth.NONE, *MAYBE_NOBODY)
+            and not authorization
+            and b"access_token=" not in uri
+        ):
             raise MissingToken
 
     def call(self, match: Match, incoming: Incoming) -> Awaitable[object]:
@@ -159,7 +188,9 @@ class Router:
             return self._call_as_peer(match, incoming)
         head = incoming.head
         if head.token is not None:
-            caller = self._guard.recall_caller(declaration, head.token, incoming.client_ip, head.last)
+            caller = self._guard.recall_caller(
+                declaration, head.token, incoming.client_ip, head.last
+            )
             if caller is not None:
                 return self._call_handler(match, incoming, caller, None)
         return self._call_as_user(match, incoming)
@@ -214,7 +245,9 @@ class Router:
         handler = route.declaration.handler
         positional = list(self._services[handler])
         for at, kind in binding.filled_in:
-            positional[at] = caller if kind is Requester else peer if kind is Peer else incoming.make_context()
+            positional[at] = (
+                caller if kind is Requester else peer if kind is Peer else incoming.make_context()
+            )
         return handler(*positional, **keywords)
 
 
@@ -234,8 +267,8 @@ class MethodRefused(MethodNotAllowed):
 def _read(
     sources: tuple[ModuleType | Handler, ...],
 ) -> tuple[PathTable[dict[str, Route]], Sequence[tuple[Endpoint, Binding]]]:
-    """The paths of declarations, and all of these with their signatures, which are the same for each server of a process. Raises
-    `DeclarationError`."""
+    """The paths of declarations, and all of these with their signatures, which are the same for
+    each server of a process. Raises `DeclarationError`."""
     table: PathTable[dict[str, Route]] = PathTable()
     endpoints: list[tuple[Endpoint, Binding]] = []
     for declaration in _declarations(sources):
@@ -250,7 +283,9 @@ def _read(
                 node.leaf = {}
             if declaration.method in node.leaf:
                 other = _where(node.leaf[declaration.method].declaration)
-                raise DeclarationError(f"{_where(declaration)}: {declaration.method} {path} is already {other}")
+                raise DeclarationError(
+                    f"{_where(declaration)}: {declaration.method} {path} is already {other}"
+                )
             node.leaf[declaration.method] = Route(
                 path, declaration, binding, names, declaration.name, _is_limited(declaration)
             )
@@ -280,4 +315,8 @@ def _declarations(sources: Iterable[ModuleType | Handler]) -> Iterable[Endpoint]
 def _declared_in(module: ModuleType) -> Sequence[Endpoint]:
     """The endpoints of a module."""
     found = (getattr(value, "__endpoint__", None) for value in vars(module).values())
-    return [each for each in found if isinstance(each, Endpoint) and each.handler.__module__ == module.__name__]
+    return [
+        each
+        for each in found
+        if isinstance(each, Endpoint) and each.handler.__module__ == module.__name__
+    ]

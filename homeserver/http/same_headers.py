@@ -1,10 +1,12 @@
-"""The headers of a connection's latest request, known again by their bytes: clients send the same with one request after the other, but
-for how long the body is, and what was read once need not be read again.
+"""The headers of a connection's latest request, known again by their bytes: clients send the same
+with one request after the other, but for how long the body is, and what was read once need not be
+read again.
 
 Laws:
-- Only what llhttp has read and found right is known; a request with it is what llhttp would make of it.
-- That is so for a request whose headers are all there, and after which no other has come, in whose headers nothing is said about the
-  connection or the form of the body. All others are llhttp's.
+- Only what llhttp has read and found right is known; a request with it is what llhttp would make of
+  it.
+- That is so for a request whose headers are all there, and after which no other has come, in whose
+  headers nothing is said about the connection or the form of the body. All others are llhttp's.
 - Where one request after the other has other headers, as from a proxy, hardly any are kept.
 - What is kept is little, for it is kept as long as the connection is there.
 """
@@ -21,7 +23,8 @@ _END: Final = b"\r\n\r\n"
 MOST_DIGITS: Final = 15
 """Of a length: longer ones are llhttp's."""
 MOST_IN_VAIN: Final = 8
-"""So many headers in a row that were other than those before; then only each so-many-th are looked at."""
+"""So many headers in a row that were other than those before; then only each so-many-th are looked
+at."""
 LOOKED_AT: Final = 64
 LONGEST_KEPT: Final = 4096
 """In bytes, with the first line: usual ones are a fourth of that."""
@@ -36,7 +39,8 @@ class SameHeaders:
         self._head: Head | None = None
         """None: nothing is known."""
         self._before = b""
-        """All after the first line, with the empty line at the end; or what is before the length of the body."""
+        """All after the first line, with the empty line at the end; or what is before the length of
+        the body."""
         self._after = b""
         """What is after that length."""
         self._length_at = -1
@@ -44,7 +48,8 @@ class SameHeaders:
         self._in_vain = 0
 
     def learn(self, data: bytes, head: Head) -> None:
-        """llhttp has made this of what has come, from its first byte on; no other request has begun in it."""
+        """llhttp has made this of what has come, from its first byte on; no other request has begun
+        in it."""
         in_vain = self._in_vain = self._in_vain + 1
         if in_vain > MOST_IN_VAIN and in_vain % LOOKED_AT:
             self._head = None
@@ -77,11 +82,12 @@ class SameHeaders:
         again = self.read(data, end)
         self._in_vain = in_vain
         if again is None or again[0] != head:
-            self._head = None  # what it would be taken for is something else, as where its first line is unusual
+            # what it would be taken for is something else, as where its first line is unusual
+            self._head = None
 
     def read(self, data: bytes, most: int) -> tuple[Head, int, bytes] | None:
-        """The request, how long its body is, and what has come of it, if it has the same headers. `most`: how many bytes may be before
-        the body."""
+        """The request, how long its body is, and what has come of it, if it has the same headers.
+        `most`: how many bytes may be before the body."""
         known = self._head
         if known is None:
             return None

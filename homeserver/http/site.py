@@ -1,14 +1,16 @@
 """The site: from a request to its answer, without a tree of resources.
 
-A request is routed as soon as its headers are there, so that a body too long is refused before it is read. A request
-that is whole runs as one coroutine. This is the only place where an exception becomes an answer:
+A request is routed as soon as its headers are there, so that a body too long is refused before it
+is read. A request that is whole runs as one coroutine. This is the only place where an exception
+becomes an answer:
 
 - `MatrixError`: its own status and body;
 - `RemoteError`: 502, since another server failed, not the client;
 - `DatabaseUnavailable`: 503, since the request may be repeated and then go well;
 - anything else is a bug: 500, with an id in the body and the traceback under that id in the log.
 
-A client that goes away cancels its handler where the endpoint is `cancellable`; others run to their end, unheard.
+A client that goes away cancels its handler where the endpoint is `cancellable`; others run to their
+end, unheard.
 """
 
 import errno
@@ -31,7 +33,16 @@ from federation.protocol.errors import (
     TooLarge,
     Unrecognized,
 )
-from homeserver.http.answers import (
+from homeserver.http.body_budget import FREE_BYTES, HeldBodies, HeldBody
+from homeserver.http.channel import MatrixChannel
+from homeserver.http.compression import compress, pays
+from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
+from homeserver.http.cors import PREFLIGHT_HEADERS
+from homeserver.http.first_step import Task, begin
+from homeserver.http.head import Head, find_cookies
+from homeserver.http.options import SiteOptions as SiteOptions
+from homeserver.http.page_paths import is_open
+from homeserver.http.responses import (
     JSON_TYPE,
     Bug,
     DatabaseAway,
@@ -42,22 +53,13 @@ from homeserver.http.answers import (
     Response,
     encode_body,
 )
-from homeserver.http.channel import MatrixChannel
-from homeserver.http.compression import compress, pays
-from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
-from homeserver.http.cors import PREFLIGHT_HEADERS
-from homeserver.http.first_step import Task, begin
-from homeserver.http.head import Head, find_cookies
-from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
-from homeserver.http.options import SiteOptions as SiteOptions
-from homeserver.http.page_paths import is_open
 from homeserver.http.router import Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
 from homeserver.http.wire import NO_BODY, TimedLines, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT
 from homeserver.observe.metrics import HttpMetrics
-from storage.engine import DatabaseUnavailable
+from storage.engine.interface import DatabaseUnavailable
 
 SPOOL_BYTES: Final = 1 << 20
 """A body that is read as a file stays in memory up to here."""
@@ -134,7 +136,9 @@ class MatrixRequest:
                 if route.binding.takes_file and self._may_go_on(0):
                     self.file = cast(BinaryIO, self._site.options.spool(SPOOL_BYTES))
         if not self._finished and length is not None and length > self._limit:
-            self._refuse_body(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
+            self._refuse_body(
+                self._refusal or TooLarge(f"The body may have {self._limit} bytes at most")
+            )
 
     def take(self, data: bytes) -> None:
         """A piece of the body."""
@@ -142,18 +146,23 @@ class MatrixRequest:
             return
         self._received += len(data)
         if self._received > self._limit:
-            self._refuse_body(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
+            self._refuse_body(
+                self._refusal or TooLarge(f"The body may have {self._limit} bytes at most")
+            )
         elif self.file is not None:
             self._keep(self.file, data)
         elif self._received <= FREE_BYTES or self._may_go_on(len(data)):
             self._chunks.append(data)
 
     def _may_go_on(self, size: int) -> bool:
-        """Whether a long body is taken in, though nobody knows yet who sends it; else it is refused. `size`: of its next piece."""
+        """Whether a long body is taken in, though nobody knows yet who sends it; else it is
+        refused. `size`: of its next piece."""
         assert self._match is not None, "a body that nobody wants is refused before it is long"
         try:
             if self._held is None:
-                self._site.router.check_head(self._match, self.head.get(b"authorization"), self.head.uri)
+                self._site.router.check_head(
+                    self._match, self.head.get(b"authorization"), self.head.uri
+                )
                 self._held = self._site.bodies.begin(self._find_client_ip())
             self._held.add(size)
         except MatrixError as error:
@@ -166,13 +175,17 @@ class MatrixRequest:
             file.write(data)
         except OSError as error:
             self._site.log.error("a body cannot be kept: {error}", error=error)
-            self._refuse_body(StoreFull() if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnavailable())
+            self._refuse_body(
+                StoreFull() if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnavailable()
+            )
 
     def run(self) -> None:
         """The request is whole."""
         self._begin()
         if self.head.method == "OPTIONS":
-            self._write(HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS if is_open(self._path) else b"", b"")
+            self._write(
+                HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS if is_open(self._path) else b"", b""
+            )
         elif self._match is None:
             self._respond_error(self._refusal or Unrecognized())
         else:
@@ -193,7 +206,11 @@ class MatrixRequest:
             self._site.observed(self.record)
             if self._sending is not None:
                 self._sending.stopProducing()
-            if self._task is not None and self._match is not None and self._match.route.declaration.cancellable:
+            if (
+                self._task is not None
+                and self._match is not None
+                and self._match.route.declaration.cancellable
+            ):
                 self._task.cancel()
 
     # The way of one request.
@@ -204,7 +221,9 @@ class MatrixRequest:
         route = None if self._match is None else self._match.route
         self._has_begun = True
         site.metrics.in_flight += 1
-        self.client_ip = self._find_client_ip() if options.x_forwarded else self._channel.peer_address
+        self.client_ip = (
+            self._find_client_ip() if options.x_forwarded else self._channel.peer_address
+        )
         self.record = AccessRecord(
             options.find_request_id(head) or site.next_request_id(),
             "" if route is None else route.name,
@@ -304,7 +323,9 @@ class MatrixRequest:
     def _respond_error(self, error: MatrixError) -> None:
         response = self._site.options.refuse(self.head, self._path, error)
         if isinstance(error, MethodRefused):
-            response = Response(response.status, {**response.headers, "Allow": error.allow}, response.body)
+            response = Response(
+                response.status, {**response.headers, "Allow": error.allow}, response.body
+            )
         self._respond(response)
 
     def _respond_plainly(self, answer: object) -> None:
@@ -324,7 +345,9 @@ class MatrixRequest:
 
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
-        block, content_type = header_lines(response.headers, response.cookies, is_open=is_open(self._path))
+        block, content_type = header_lines(
+            response.headers, response.cookies, is_open=is_open(self._path)
+        )
         options = self._site.options
         if options.compress and pays(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"
@@ -334,7 +357,8 @@ class MatrixRequest:
         self._write(response.status, block, body)
 
     async def _respond_file(self, response: Response, file: File) -> None:
-        """Answer with a file, the part of it that is asked for, or the word that the client has it."""
+        """Answer with a file, the part of it that is asked for, or the word that the client has
+        it."""
         try:
             block, _ = header_lines(response.headers, is_open=is_open(self._path))
             etag = f'"{file.etag}"'
@@ -353,7 +377,11 @@ class MatrixRequest:
                     return
                 if found is not None:
                     status, part = HTTPStatus.PARTIAL_CONTENT, found
-                    block += b"Content-Range: bytes %d-%d/%d\r\n" % (part.start, part.end - 1, file.size)
+                    block += b"Content-Range: bytes %d-%d/%d\r\n" % (
+                        part.start,
+                        part.end - 1,
+                        file.size,
+                    )
             head = self._head(status, block, b"Content-Length: %d\r\n" % (part.end - part.start))
             end = part.start if self.head.method == "HEAD" else part.end
             await self._stream(status, head, pieces_of(file.source, part.start, end))
@@ -361,7 +389,8 @@ class MatrixRequest:
             file.source.close()
 
     async def _respond_pieces(self, response: Response, body: Pieces) -> None:
-        """Answer with what is made as it is sent. What is one piece is answered at once, and says how long it is."""
+        """Answer with what is made as it is sent. What is one piece is answered at once, and says
+        how long it is."""
         first = await anext(body.pieces, b"")
         second = await anext(body.pieces, None)
         if second is None:
@@ -373,14 +402,20 @@ class MatrixRequest:
         in_chunks = self.head.takes_chunks
         if not in_chunks:
             self._channel.persistent = False
-        head = self._head(response.status, block, b"Transfer-Encoding: chunked\r\n" if in_chunks else b"")
+        head = self._head(
+            response.status, block, b"Transfer-Encoding: chunked\r\n" if in_chunks else b""
+        )
         if self.head.method == "HEAD":
             self._channel.send(head)
             self._ended(response.status, 0)
         else:
-            await self._stream(response.status, head, chained((first, second), body.pieces), in_chunks=in_chunks)
+            await self._stream(
+                response.status, head, chained((first, second), body.pieces), in_chunks=in_chunks
+            )
 
-    async def _stream(self, status: int, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False) -> None:
+    async def _stream(
+        self, status: int, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False
+    ) -> None:
         if self._lost:
             return
         stream = self._sending = Stream(self._channel, self._site.clock)
@@ -394,7 +429,8 @@ class MatrixRequest:
         self._ended(status, stream.sent)
 
     def _log_end(self, error: Exception) -> None:
-        """Say why an answer ended before its end: what it is made of may be deleted meanwhile, or out of reach."""
+        """Say why an answer ended before its end: what it is made of may be deleted meanwhile, or
+        out of reach."""
         if isinstance(error, DatabaseUnavailable):
             self._site.log.error(
                 "the database failed amid the answer to {request_id}: {error}",
@@ -403,10 +439,14 @@ class MatrixRequest:
             )
         elif isinstance(error, MatrixError):
             self._site.log.info(
-                "the answer to {request_id} was cut: {error}", request_id=self.record.request_id, error=str(error)
+                "the answer to {request_id} was cut: {error}",
+                request_id=self.record.request_id,
+                error=str(error),
             )
         elif not isinstance(error, (Interrupted, CancelledError)):
-            self._site.log.failure("the answer to {request_id} cannot be read", request_id=self.record.request_id)
+            self._site.log.failure(
+                "the answer to {request_id} cannot be read", request_id=self.record.request_id
+            )
 
     def _header(self, name: bytes) -> str | None:
         value = self.head.last.get(name.lower())

@@ -1,6 +1,8 @@
-"""Sends a long answer piece by piece: never more than one piece and what the connection holds is in memory.
+"""Sends a long answer piece by piece: never more than one piece and what the connection holds is in
+memory.
 
-A client that takes nothing for `STALL_SECONDS` is cut off: it would keep a file open for as long as it likes.
+A client that takes nothing for `STALL_SECONDS` is cut off: it would keep a file open for as long as
+it likes.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -10,8 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
 
-from homeserver.http.answers import Source
 from homeserver.http.channel import MatrixChannel
+from homeserver.http.responses import Source
 
 PIECE_BYTES: Final = 1 << 17
 STALL_SECONDS: Final = 120
@@ -35,12 +37,14 @@ class Stream:
         self._stalled: IDelayedCall | None = None
         self._stopped = False
 
-    async def run(self, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False) -> None:
-        """Send the head, then the pieces, the next made when the client has taken enough. Raises `Interrupted`, and what
-        making them raises.
+    async def run(
+        self, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False
+    ) -> None:
+        """Send the head, then the pieces, the next made when the client has taken enough. Raises
+        `Interrupted`, and what making them raises.
 
-        The head leaves with the first bytes: on its own it would be a packet that the next one waits for. `in_chunks`: each
-        piece says how long it is, and a last one that it was the last.
+        The head leaves with the first bytes: on its own it would be a packet that the next one
+        waits for. `in_chunks`: each piece says how long it is, and a last one that it was the last.
         """
         channel = self._channel
         channel.registerProducer(self, True)
@@ -60,7 +64,9 @@ class Stream:
                 if not piece:
                     continue  # as a chunk it would be the last
                 self.sent += len(piece)
-                channel.send(b"%b%x\r\n%b\r\n" % (head, len(piece), piece) if in_chunks else head + piece)
+                channel.send(
+                    b"%b%x\r\n%b\r\n" % (head, len(piece), piece) if in_chunks else head + piece
+                )
                 head = b""
             if in_chunks:
                 head += LAST_CHUNK

@@ -1,11 +1,12 @@
-"""Programs register themselves. spec: client-server-api#dynamic-client-registration-flow, RFC 7591"""
+"""Programs register themselves. spec: client-server-api#dynamic-client-registration-flow, RFC
+7591"""
 
 from http import HTTPStatus
 
 from federation.protocol.canonical_json import decode_object
 from federation.protocol.endpoint import Auth, Limit, endpoint
 from federation.protocol.errors import BadJson, NotJson
-from homeserver.http.answers import Response
+from homeserver.http.responses import Response
 from homeserver.services.oauth.clients import Clients
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import REGISTER_PATH, OAuthMetadata

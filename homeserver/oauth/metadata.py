@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 from federation.protocol.endpoint import Auth, endpoint
-from homeserver.http.answers import Response
+from homeserver.http.responses import Response
 from homeserver.services.oauth.metadata import OAuthMetadata
 
 CACHED = {"Cache-Control": "public, max-age=600"}
@@ -18,7 +18,8 @@ CACHED = {"Cache-Control": "public, max-age=600"}
     auth=Auth.NONE,
 )
 async def get_auth_metadata(metadata: OAuthMetadata) -> Response:
-    """The document; where there is no such API, `M_UNRECOGNIZED`, so that clients take the older sign-in."""
+    """The document; where there is no such API, `M_UNRECOGNIZED`, so that clients take the older
+    sign-in."""
     metadata.check_enabled()
     return Response(HTTPStatus.OK, CACHED, metadata.document)
 

@@ -1,4 +1,5 @@
-"""The parameters of a request to the OAuth 2.0 API: a form, in which each name stands once. spec: RFC 6749 section 3.2"""
+"""The parameters of a request to the OAuth 2.0 API: a form, in which each name stands once. spec:
+RFC 6749 section 3.2"""
 
 from base64 import b64decode
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ def parse_parameters(body: bytes) -> Mapping[str, str]:
     try:
         pairs = parse_qsl(body.decode("utf-8"), errors="strict", max_num_fields=_MOST_FIELDS)
     except ValueError:
-        raise OAuthError("invalid_request", "The body is not a form (application/x-www-form-urlencoded)") from None
+        raise OAuthError(
+            "invalid_request", "The body is not a form (application/x-www-form-urlencoded)"
+        ) from None
     found = dict(pairs)
     if len(found) != len(pairs):
         raise OAuthError("invalid_request", "A parameter stands there twice")
@@ -36,11 +39,14 @@ def wanted(parameters: Mapping[str, str], name: str) -> str:
 
 
 def parse_service(context: RequestContext, parameters: Mapping[str, str]) -> tuple[str, str]:
-    """The name and the secret that a service shows, in the header or in the form. spec: RFC 6749 section 2.3.1"""
+    """The name and the secret that a service shows, in the header or in the form. spec: RFC 6749
+    section 2.3.1"""
     scheme, _, encoded = (context.header("Authorization") or "").partition(" ")
     if scheme.lower() == "basic":
         try:
-            name, _, secret = b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
+            name, _, secret = (
+                b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
+            )
         except ValueError:
             return "", ""
         return unquote_plus(name), unquote_plus(secret)

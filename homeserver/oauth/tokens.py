@@ -1,12 +1,13 @@
 """Tokens: given out, ended, told of.
 
-spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749, RFC 7009, RFC 7662, RFC 8628
+spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749, RFC 7009,
+RFC 7662, RFC 8628
 """
 
 from collections.abc import Mapping
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
-from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.responses import EMPTY, Empty
 from homeserver.oauth.parameters import MAX_BODY, parse_parameters, parse_service, wanted
 from homeserver.services.oauth.clients import CODE_GRANT, DEVICE_GRANT, REFRESH_GRANT
 from homeserver.services.oauth.device_grants import INTERVAL_MS, LIFETIME_MS, DeviceGrants
@@ -24,7 +25,12 @@ from homeserver.services.oauth.tokens import OAuthTokens
 
 @endpoint("POST", TOKEN_PATH, auth=Auth.NONE, limit=Limit.REFRESH, max_body=MAX_BODY)
 async def post_token(
-    tokens: OAuthTokens, grants: DeviceGrants, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
+    tokens: OAuthTokens,
+    grants: DeviceGrants,
+    metadata: OAuthMetadata,
+    context: RequestContext,
+    *,
+    body: bytes,
 ) -> dict[str, object]:
     """Tokens for a code, for a refresh token, or for the secret code of a device."""
     metadata.check_enabled()
@@ -32,19 +38,29 @@ async def post_token(
     client_id = wanted(given, "client_id")
     match wanted(given, "grant_type"):
         case grant if grant == CODE_GRANT:
-            code, redirect_uri, verifier = (wanted(given, name) for name in ("code", "redirect_uri", "code_verifier"))
-            granted = await tokens.do_exchange_code(client_id, code, redirect_uri, verifier, context.client_ip)
+            code, redirect_uri, verifier = (
+                wanted(given, name) for name in ("code", "redirect_uri", "code_verifier")
+            )
+            granted = await tokens.do_exchange_code(
+                client_id, code, redirect_uri, verifier, context.client_ip
+            )
         case grant if grant == REFRESH_GRANT:
-            granted = await tokens.do_refresh(client_id, wanted(given, "refresh_token"), context.client_ip)
+            granted = await tokens.do_refresh(
+                client_id, wanted(given, "refresh_token"), context.client_ip
+            )
         case grant if grant == DEVICE_GRANT:
-            granted = await grants.do_exchange(client_id, wanted(given, "device_code"), context.client_ip)
+            granted = await grants.do_exchange(
+                client_id, wanted(given, "device_code"), context.client_ip
+            )
         case _:
             raise OAuthError("unsupported_grant_type", "grant_type is none that this server knows")
     return granted.answer()
 
 
 @endpoint("POST", DEVICE_PATH, auth=Auth.NONE, limit=Limit.DEVICE_AUTHORIZATION, max_body=MAX_BODY)
-async def post_device(grants: DeviceGrants, metadata: OAuthMetadata, *, body: bytes) -> dict[str, object]:
+async def post_device(
+    grants: DeviceGrants, metadata: OAuthMetadata, *, body: bytes
+) -> dict[str, object]:
     """A program on a device without a browser wants in. spec: RFC 8628 section 3.2"""
     metadata.check_enabled()
     given = parse_parameters(body)
@@ -61,7 +77,9 @@ async def post_device(grants: DeviceGrants, metadata: OAuthMetadata, *, body: by
 
 
 @endpoint("POST", REVOKE_PATH, auth=Auth.NONE, max_body=MAX_BODY)
-async def post_revoke(tokens: OAuthTokens, metadata: OAuthMetadata, context: RequestContext, *, body: bytes) -> Empty:
+async def post_revoke(
+    tokens: OAuthTokens, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
+) -> Empty:
     """End a session by one of its tokens; also for who found a token that was lost."""
     metadata.check_enabled()
     given = parse_parameters(body)

@@ -1,4 +1,5 @@
-"""The access log: a line for each request, and a louder one for a slow request. No secret is ever in it, and no address of a person."""
+"""The access log: a line for each request, and a louder one for a slow request. No secret is ever
+in it, and no address of a person."""
 
 import re
 from collections.abc import Callable
@@ -25,8 +26,8 @@ _SECRET_IN_PATH: Final = re.compile(
 
 
 class AccessRecord(RequestInfo, gc=False):
-    """A request, from its last byte to its answer; the latter half is put in when it has ended. Times are in seconds since 1970,
-    sizes are of bodies, in bytes."""
+    """A request, from its last byte to its answer; the latter half is put in when it has ended.
+    Times are in seconds since 1970, sizes are of bodies, in bytes."""
 
     client_ip: str = ""
     method: str = ""
@@ -58,10 +59,12 @@ class SilentAccessLog:
 
 
 class AccessLines:
-    """Formats a line for each request by itself: the way through the general log would cost a third of a small request.
+    """Formats a line for each request by itself: the way through the general log would cost a third
+    of a small request.
 
-    A request that took `slow_seconds` is a warning, unless it was made to wait. Lines of information may be kept back by
-    `write_soon` for a moment, and are made only then; warnings go by `write`.
+    A request that took `slow_seconds` is a warning, unless it was made to wait. Lines of
+    information may be kept back by `write_soon` for a moment, and are made only then; warnings go
+    by `write`.
     """
 
     def __init__(
@@ -135,10 +138,16 @@ def _second(seconds: int) -> str:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI which hides whatever may be a secret: parts of its path that are, and in its query the values of fields that are called so,
-    or that have an address with such a field in it (`next`)."""
+    """A URI which hides whatever may be a secret: parts of its path that are, and in its query the
+    values of fields that are called so, or that have an address with such a field in it
+    (`next`)."""
     path, mark, query = uri.partition("?")
-    if "/rendezvous/" in path or "/registration_tokens/" in path or "/threepid/" in path or "/delayed_events/" in path:
+    if (
+        "/rendezvous/" in path
+        or "/registration_tokens/" in path
+        or "/threepid/" in path
+        or "/delayed_events/" in path
+    ):
         path = _SECRET_IN_PATH.sub(r"\1…", path)
     if not _may_be_secret(query):
         return path + mark + query  # as most

@@ -39,11 +39,17 @@ class CacheMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
         lookups = CounterMetricFamily(
-            "mahalla_cache_lookups", "Things looked for in a cache: hit, or miss", labels=("cache", "outcome")
+            "mahalla_cache_lookups",
+            "Things looked for in a cache: hit, or miss",
+            labels=("cache", "outcome"),
         )
-        entries = GaugeMetricFamily("mahalla_cache_entries", "Things that a cache holds", labels=("cache",))
+        entries = GaugeMetricFamily(
+            "mahalla_cache_entries", "Things that a cache holds", labels=("cache",)
+        )
         weights = GaugeMetricFamily(
-            "mahalla_cache_bytes", "About how much memory a cache takes that is bounded by it", labels=("cache",)
+            "mahalla_cache_bytes",
+            "About how much memory a cache takes that is bounded by it",
+            labels=("cache",),
         )
         for name, cache in self._caches.items():
             lookups.add_metric((name, "hit"), cache.hits)

@@ -1,7 +1,7 @@
 """Which request the code that runs now works for.
 
-A context variable holds it: it survives every `await`, is separate for each coroutine, and follows into threads
-where those run in a copy of the context. Logs take their fields from here.
+A context variable holds it: it survives every `await`, is separate for each coroutine, and follows
+into threads where those run in a copy of the context. Logs take their fields from here.
 """
 
 from collections.abc import Iterator
@@ -28,5 +28,6 @@ CURRENT: Final[ContextVar[RequestInfo | None]] = ContextVar("request", default=N
 def make_request_ids() -> Iterator[str]:
     """Ids for the requests of a process: numbers, of which some are written at once."""
     return chain.from_iterable(
-        [f"{number:x}" for number in range(first, first + IDS_AT_ONCE)] for first in count(1, IDS_AT_ONCE)
+        [f"{number:x}" for number in range(first, first + IDS_AT_ONCE)]
+        for first in count(1, IDS_AT_ONCE)
     )

@@ -1,21 +1,42 @@
 """Metrics of the database, and the log of slow transactions.
 
-Every transaction is counted, so counting has to cost next to nothing: it is noted, and what was noted is counted together, when
-somebody asks or there is so much. Plain numbers in a dictionary become metrics then.
+Every transaction is counted, so counting has to cost next to nothing: it is noted, and what was
+noted is counted together, when somebody asks or there is so much. Plain numbers in a dictionary
+become metrics then.
 """
 
 from collections.abc import Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from twisted.logger import Logger
 
 from homeserver.observe.histogram import PlainHistogram
 
 _WRITES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_SECONDS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    5.0,
+)
 COUNTED_AT_ONCE: Final = 256
 """Transactions, and commits."""
 _LABELS = ("kind", "name")
@@ -28,13 +49,17 @@ _FAMILIES = (
 
 
 class DatabaseMetrics(Collector):
-    """Hears what storage tells (`storage.observer.Observer`). `slow_seconds`: what takes longer is logged."""
+    """Hears what storage tells (`storage.engine.observer.Observer`). `slow_seconds`: what takes
+    longer is logged."""
 
-    def __init__(self, registry: CollectorRegistry, *, slow_seconds: float, log: Logger | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, *, slow_seconds: float, log: Logger | None = None
+    ) -> None:
         self._slow_seconds = slow_seconds
         self._log = log or Logger(namespace="homeserver.database")
         self._done: list[tuple[str, str, float, float, int]] = []
-        """Transactions that are not counted yet: kind, name, seconds that they waited and took, statements."""
+        """Transactions that are not counted yet: kind, name, seconds that they waited and took,
+        statements."""
         self._batches: list[tuple[int, float]] = []
         """Commits that are not counted yet: writes, seconds."""
         self._sums: dict[tuple[str, str], list[float]] = {}
@@ -77,12 +102,24 @@ class DatabaseMetrics(Collector):
                 family.add_metric(labels, value)
         yield from families
         for name, text, histogram in (
-            ("mahalla_database_batch_writes", "Writes that one commit made durable", self._batch_writes),
-            ("mahalla_database_commit_seconds", "Time of a commit, with its fsync", self._commit_seconds),
+            (
+                "mahalla_database_batch_writes",
+                "Writes that one commit made durable",
+                self._batch_writes,
+            ),
+            (
+                "mahalla_database_commit_seconds",
+                "Time of a commit, with its fsync",
+                self._commit_seconds,
+            ),
         ):
-            yield HistogramMetricFamily(name, text, buckets=histogram.buckets(), sum_value=histogram.total)
+            yield HistogramMetricFamily(
+                name, text, buckets=histogram.buckets(), sum_value=histogram.total
+            )
         yield GaugeMetricFamily(
-            "mahalla_database_writes_waiting", "Writes that waited when a batch was done", value=self._still_waiting
+            "mahalla_database_writes_waiting",
+            "Writes that waited when a batch was done",
+            value=self._still_waiting,
         )
 
     def _look_at_last(self) -> None:

@@ -1,4 +1,5 @@
-"""Metrics of what comes in from other servers. Labels are fixed words, never what a server sends."""
+"""Metrics of what comes in from other servers. Labels are fixed words, never what a server
+sends."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -61,7 +62,8 @@ class MemberListMetrics:
 
 
 class AuditMetrics:
-    """Counts the states of rooms that were computed anew, and those that were not as they are stored."""
+    """Counts the states of rooms that were computed anew, and those that were not as they are
+    stored."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._checked = Counter(

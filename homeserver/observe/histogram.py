@@ -1,5 +1,5 @@
-"""A histogram of plain numbers, which becomes a metric when somebody asks: the client library's own takes locks and walks its bounds,
-which is a tenth of a small commit."""
+"""A histogram of plain numbers, which becomes a metric when somebody asks: the client library's own
+takes locks and walks its bounds, which is a tenth of a small commit."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -25,4 +25,7 @@ class PlainHistogram:
     def buckets(self) -> list[tuple[str, float]]:
         """As Prometheus has them: by each bound how many values do not pass it."""
         bounds = (*map(str, self._bounds), "+Inf")
-        return [(bound, float(count)) for bound, count in zip(bounds, accumulate(self._counts), strict=True)]
+        return [
+            (bound, float(count))
+            for bound, count in zip(bounds, accumulate(self._counts), strict=True)
+        ]

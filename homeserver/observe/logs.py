@@ -1,7 +1,7 @@
 """Logs: a line for each event, as JSON for machines or as text for people.
 
-The request that the code works for is added to every event from its context, so nobody has to pass it along. What
-Twisted itself says of its factories and ports is left out below warnings.
+The request that the code works for is added to every event from its context, so nobody has to pass
+it along. What Twisted itself says of its factories and ports is left out below warnings.
 """
 
 from collections import deque
@@ -22,7 +22,8 @@ MakeLine = Callable[[], str]
 LINES_WAITING: Final = 1000
 """So many lines wait at most to be written with others."""
 _OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
-"""Keys of the old and the new logging of Twisted, which are no fields of the event; and all that begin with `log_`."""
+"""Keys of the old and the new logging of Twisted, which are no fields of the event; and all that
+begin with `log_`."""
 _TWISTED: Final = ("twisted.", "log_legacy")
 """Loggers of Twisted itself, the second one of its old logging."""
 
@@ -41,7 +42,8 @@ class LogFile:
         self._file.flush()
 
     def write_soon(self, make_line: MakeLine) -> None:
-        """Write a line with the next ones, or when `flush` is called: not even made before, so that nobody waits for it."""
+        """Write a line with the next ones, or when `flush` is called: not even made before, so that
+        nobody waits for it."""
         self._waiting.append(make_line)
         if len(self._waiting) > LINES_WAITING:
             self._make()
@@ -93,7 +95,8 @@ def _plain(value: object) -> object:
 
 @implementer(ILogObserver)
 class JsonObserver:
-    """Writes each event as an object on one line: `time` (ISO 8601, UTC), `level`, `logger`, `text`, its fields."""
+    """Writes each event as an object on one line: `time` (ISO 8601, UTC), `level`, `logger`,
+    `text`, its fields."""
 
     def __init__(self, write: Write, minimum: LogLevel = LogLevel.info) -> None:
         self._write = write
@@ -120,12 +123,15 @@ class JsonObserver:
         try:
             return self._encoder.encode(line).decode()
         except (TypeError, ValueError, RecursionError):
-            return self._encoder.encode({str(key): ascii(value) for key, value in line.items()}).decode()
+            return self._encoder.encode(
+                {str(key): ascii(value) for key, value in line.items()}
+            ).decode()
 
 
 @implementer(ILogObserver)
 class TextObserver:
-    """Writes each event as text: time, level, request, what happened, and a traceback where there is one."""
+    """Writes each event as text: time, level, request, what happened, and a traceback where there
+    is one."""
 
     def __init__(self, write: Write, minimum: LogLevel = LogLevel.info) -> None:
         self._write = write
@@ -146,7 +152,8 @@ class TextObserver:
 
 
 def _text(event: LogEvent) -> str:
-    """What happened. An event that brings its text spares the formatting, which costs more than all the rest."""
+    """What happened. An event that brings its text spares the formatting, which costs more than all
+    the rest."""
     text = event.get("log_text")
     return text if isinstance(text, str) else formatEvent(event)
 

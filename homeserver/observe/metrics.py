@@ -1,6 +1,7 @@
 """Metrics of HTTP and of jobs, in a registry of the server's own.
 
-Names follow Prometheus' custom: seconds, `_total` for counters. Labels are declared names, never what a client sends.
+Names follow Prometheus' custom: seconds, `_total` for counters. Labels are declared names, never
+what a client sends.
 """
 
 from collections.abc import Iterator
@@ -8,19 +9,42 @@ from typing import Final
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from homeserver.observe.access import AccessRecord
 from homeserver.observe.histogram import PlainHistogram
 
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
 COUNTED_AT_ONCE: Final = 256
-"""Requests are counted together, when somebody asks or there are so many: nobody's answer waits for that."""
+"""Requests are counted together, when somebody asks or there are so many: nobody's answer waits for
+that."""
 
 
 class HttpMetrics(Collector):
-    """Counts requests by endpoint, method and status, how long they took, and how many are being answered.
+    """Counts requests by endpoint, method and status, how long they took, and how many are being
+    answered.
 
     Plain numbers, as those of the database: every request is counted, seldom does somebody ask.
     """
@@ -64,12 +88,16 @@ class HttpMetrics(Collector):
             requests.add_metric((endpoint, method, str(code)), count)
         yield requests
         seconds = HistogramMetricFamily(
-            "mahalla_http_request_seconds", "Time from the last byte of a request to its answer", labels=("endpoint",)
+            "mahalla_http_request_seconds",
+            "Time from the last byte of a request to its answer",
+            labels=("endpoint",),
         )
         for endpoint, times in self._times.items():
             seconds.add_metric((endpoint,), times.buckets(), times.total)
         yield seconds
-        yield GaugeMetricFamily("mahalla_http_requests_in_flight", "Requests being answered", value=self.in_flight)
+        yield GaugeMetricFamily(
+            "mahalla_http_requests_in_flight", "Requests being answered", value=self.in_flight
+        )
 
 
 class MailMetrics:
@@ -110,7 +138,8 @@ class JobCounts(msgspec.Struct):
 
 
 class JobMetrics(Collector):
-    """Tells of the jobs in /metrics. Plain numbers, as those of HTTP: there are many jobs, and most of them rest."""
+    """Tells of the jobs in /metrics. Plain numbers, as those of HTTP: there are many jobs, and most
+    of them rest."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._jobs: dict[str, JobCounts] = {}
@@ -123,10 +152,16 @@ class JobMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
         labels = ("job",)
-        steps = CounterMetricFamily("mahalla_job_steps", "Steps of a job, also those that failed", labels=labels)
-        failures = CounterMetricFamily("mahalla_job_failures", "Steps that failed, by job", labels=labels)
+        steps = CounterMetricFamily(
+            "mahalla_job_steps", "Steps of a job, also those that failed", labels=labels
+        )
+        failures = CounterMetricFamily(
+            "mahalla_job_failures", "Steps that failed, by job", labels=labels
+        )
         items = CounterMetricFamily("mahalla_job_items", "Things a job has done", labels=labels)
-        seconds = CounterMetricFamily("mahalla_job_seconds", "Time that a job's steps took", labels=labels)
+        seconds = CounterMetricFamily(
+            "mahalla_job_seconds", "Time that a job's steps took", labels=labels
+        )
         finished = GaugeMetricFamily(
             "mahalla_job_last_finished_timestamp_seconds",
             "When a job last had nothing left to do",
@@ -146,7 +181,9 @@ class SearchMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.behind = Gauge(
-            "mahalla_search_events_behind", "Events that the search has not come to yet", registry=registry
+            "mahalla_search_events_behind",
+            "Events that the search has not come to yet",
+            registry=registry,
         )
 
 
@@ -165,5 +202,7 @@ class RetentionMetrics:
             registry=registry,
         )
         self.failures = Counter(
-            "mahalla_retention_failures", "Purges, and rooms with old messages, that failed", registry=registry
+            "mahalla_retention_failures",
+            "Purges, and rooms with old messages, that failed",
+            registry=registry,
         )

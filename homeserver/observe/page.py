@@ -5,7 +5,13 @@ from prometheus_client import CollectorRegistry
 from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.federation import FederationMetrics, MemberListMetrics
-from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, RetentionMetrics, SearchMetrics
+from homeserver.observe.metrics import (
+    HttpMetrics,
+    JobMetrics,
+    MailMetrics,
+    RetentionMetrics,
+    SearchMetrics,
+)
 from homeserver.observe.push import PushMetrics, WaitingMetrics
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.observe.sender import SenderMetrics

@@ -1,10 +1,16 @@
-"""Metrics of notifications. A gateway's name is a label once it has taken a push, of so many gateways: people choose them."""
+"""Metrics of notifications. A gateway's name is a label once it has taken a push, of so many
+gateways: people choose them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from homeserver.observe.histogram import PlainHistogram
@@ -76,7 +82,8 @@ class PushMetrics(Collector):
 
 
 class WaitingMetrics:
-    """Tells of what is counted in the database now and then: pushers, and messages to devices that were not fetched yet."""
+    """Tells of what is counted in the database now and then: pushers, and messages to devices that
+    were not fetched yet."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pushers = Gauge(

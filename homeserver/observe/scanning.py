@@ -13,8 +13,12 @@ class ScanMetrics:
             ("outcome",),
             registry=registry,
         )
-        self.seconds = Counter("mahalla_media_scan_seconds", "Time that scans took", registry=registry)
-        self.bytes = Counter("mahalla_media_scan_bytes", "Bytes of files that were scanned", registry=registry)
+        self.seconds = Counter(
+            "mahalla_media_scan_seconds", "Time that scans took", registry=registry
+        )
+        self.bytes = Counter(
+            "mahalla_media_scan_bytes", "Bytes of files that were scanned", registry=registry
+        )
         self.waiting = Gauge(
             "mahalla_media_scans_waiting",
             "Files that wait for a scan: for the first one, or for another",

@@ -1,4 +1,5 @@
-"""Metrics of what goes out to other servers. No server's name is a label: there may be thousands."""
+"""Metrics of what goes out to other servers. No server's name is a label: there may be
+thousands."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -35,6 +36,10 @@ class SenderMetrics(Collector):
         """What Prometheus reads."""
         figures = self._read()
         for name, text in SENT.items():
-            yield CounterMetricFamily(f"mahalla_federation_sent_{name}", text, value=figures.get(name, 0))
+            yield CounterMetricFamily(
+                f"mahalla_federation_sent_{name}", text, value=figures.get(name, 0)
+            )
         for name, text in DESTINATIONS.items():
-            yield GaugeMetricFamily(f"mahalla_federation_destinations_{name}", text, value=figures.get(name, 0))
+            yield GaugeMetricFamily(
+                f"mahalla_federation_destinations_{name}", text, value=figures.get(name, 0)
+            )

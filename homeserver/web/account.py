@@ -1,7 +1,8 @@
-"""The page where people manage their account: name, sessions, password, addresses, numbers, keys, the end.
+"""The page where people manage their account: name, sessions, password, addresses, numbers, keys,
+the end.
 
-`?action=…&device_id=…` leads to what the specification names, and what links of other pages may: nothing is done before
-somebody presses a button on a page that says what it does.
+`?action=…&device_id=…` leads to what the specification names, and what links of other pages may:
+nothing is done before somebody presses a button on a page that says what it does.
 
 spec: client-server-api#oauth-20-account-management
 """
@@ -16,15 +17,14 @@ import msgspec
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import MatrixError, NotFound, UserSuspended
 from federation.protocol.ids import UserID
-from homeserver.http.answers import Response
-from homeserver.services.account_export import AccountExport
-from homeserver.services.audit import Audit
-from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.consents import CONSENT_PATH
-from homeserver.services.cross_signing_resets import CrossSigningResets
-from homeserver.services.email_validation import EmailValidation
-from homeserver.services.eras import ProofEnded
-from homeserver.services.languages import Language
+from homeserver.http.responses import Response
+from homeserver.services.accounts.export import AccountExport
+from homeserver.services.accounts.self_service import OwnAccount, ProveAgain
+from homeserver.services.accounts.threepids import Threepids
+from homeserver.services.audit.audit import Audit
+from homeserver.services.encryption.cross_signing_resets import CrossSigningResets
+from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.login.credential_epoch import ProofEnded
 from homeserver.services.oauth.metadata import (
     ACCOUNT_PATH,
     ACTIONS,
@@ -35,15 +35,16 @@ from homeserver.services.oauth.metadata import (
     OLDER_ACTIONS,
     PROFILE,
 )
-from homeserver.services.own_account import OwnAccount, ProveAgain
-from homeserver.services.phone_validation import PhoneValidation
-from homeserver.services.secret_text import SecretText
-from homeserver.services.threepid_validation import ADD, EMAIL, MSISDN, ThreepidValidation
-from homeserver.services.threepids import Threepids
+from homeserver.services.pages.languages import Language
+from homeserver.services.terms.consent import CONSENT_PATH
+from homeserver.services.threepids.email_validation import EmailValidation
+from homeserver.services.threepids.phone_validation import PhoneValidation
+from homeserver.services.threepids.validation import ADD, EMAIL, MSISDN, ThreepidValidation
+from homeserver.services.tokens.secret_tokens import SecretText
 from homeserver.web.account_records import describe, detail_for_owner, moment
+from homeserver.web.error_texts import NoSuchSession, PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
-from homeserver.web.refusals import NoSuchSession, PasswordsDiffer, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 RECORDS_SHOWN: Final = 20
@@ -106,7 +107,9 @@ class AccountPage:
         self._phones = phones
         self._secret_text = secret_text
         self._base_url = base_url.rstrip("/")
-        self._buttons: dict[str, Callable[[RequestContext, BrowserSession, Fields], Awaitable[Response]]] = {
+        self._buttons: dict[
+            str, Callable[[RequestContext, BrowserSession, Fields], Awaitable[Response]]
+        ] = {
             "name": self._set_name,
             "end_device": self._end_device,
             "end_others": self._end_others,
@@ -158,7 +161,9 @@ class AccountPage:
         session = await self._sessions.get(context)
         if session is None:
             return see_other(sign_in_link(ACCOUNT_PATH))
-        body = msgspec.json.format(msgspec.json.encode(await self._export.do_make(session.user_id, context.client_ip)))
+        body = msgspec.json.format(
+            msgspec.json.encode(await self._export.do_make(session.user_id, context.client_ip))
+        )
         headers = {
             "Content-Type": "application/json",
             "Content-Disposition": 'attachment; filename="account.json"',
@@ -167,7 +172,12 @@ class AccountPage:
         return Response(HTTPStatus.OK, headers, body)
 
     async def _page(
-        self, context: RequestContext, session: BrowserSession, given: Fields, *, error: MatrixError | None = None
+        self,
+        context: RequestContext,
+        session: BrowserSession,
+        given: Fields,
+        *,
+        error: MatrixError | None = None,
     ) -> Response:
         language = self._pages.choose(context.languages)
         action = given.get("action", "")
@@ -215,35 +225,55 @@ class AccountPage:
             (
                 describe(record, language),
                 moment(record.ts),
-                " · ".join(each for each in (detail_for_owner(record), record.device_id, record.address) if each),
+                " · ".join(
+                    each
+                    for each in (detail_for_owner(record), record.device_id, record.address)
+                    if each
+                ),
             )
             for record in await self._audit.get_records_for_owner(user_id, RECORDS_SHOWN)
         ]
 
-    async def _set_name(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _set_name(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         if session.is_suspended:
             raise UserSuspended
         await self._account.do_set_name(session.user_id, fields.get("name", "").strip())
         return _done("name")
 
-    async def _end_device(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _end_device(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         device = await self._account.get_device(session.user_id, fields.get("device_id", ""))
-        await self._account.do_end_devices(session.user_id, [device.row.device_id], context.client_ip)
+        await self._account.do_end_devices(
+            session.user_id, [device.row.device_id], context.client_ip
+        )
         return _done("session_ended")
 
-    async def _end_others(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _end_others(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         await self._sessions.do_end_others(context, session.user_id, self._account.remove_sessions)
         return _done("others_ended")
 
-    async def _set_password(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _set_password(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         if fields.get("password", "") != fields.get("password_again"):
             raise PasswordsDiffer
-        end_others = self._sessions.ending_others(context, session.user_id, self._account.remove_sessions)
-        await self._account.do_set_password(session, fields.get("password", ""), context.client_ip, end_others)
+        end_others = self._sessions.ending_others(
+            context, session.user_id, self._account.remove_sessions
+        )
+        await self._account.do_set_password(
+            session, fields.get("password", ""), context.client_ip, end_others
+        )
         return _done("password")
 
-    async def _send_letter(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _send_letter(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         self._threepids.check_changes()
         secret, address = self._secret_text.session_id(), fields.get("address", "")
         back = {"action": ADDRESS, "address": address, "client_secret": secret}
@@ -258,21 +288,29 @@ class AccountPage:
         )
         return see_other(f"{ACCOUNT_PATH}?{urlencode({**back, 'done': 'letter'})}")
 
-    async def _take_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _take_address(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         secret = fields.get("client_secret", "")
         address = fields.get("address", "").strip().lower()
         sid = await self._validations.find(ADD, EMAIL, address, secret)
-        await self._threepids.do_take(session.user_id, sid or "", secret, context.client_ip, session.era)
+        await self._threepids.do_take(
+            session.user_id, sid or "", secret, context.client_ip, session.era
+        )
         return _done("address")
 
-    async def _remove_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _remove_address(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         if session.is_suspended:
             raise UserSuspended
         await self._threepids.do_remove(session.user_id, EMAIL, fields.get("address", ""))
         return _done("address_removed")
 
-    async def _send_code(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _send_code(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         self._threepids.check_changes()
         secret = self._secret_text.session_id()
         language = self._pages.choose(context.languages)
@@ -283,29 +321,45 @@ class AccountPage:
         to_code = {"action": NUMBER, "sid": asked.sid, "client_secret": secret, "done": "code"}
         return see_other(f"{ACCOUNT_PATH}?{urlencode(to_code)}")
 
-    async def _take_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _take_number(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         sid, secret = fields.get("sid", ""), fields.get("client_secret", "")
         await self._phones.do_submit(sid, secret, fields.get("code", ""))
         await self._threepids.do_take(session.user_id, sid, secret, context.client_ip, session.era)
         return _done("number")
 
-    async def _remove_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _remove_number(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         if session.is_suspended:
             raise UserSuspended
         await self._threepids.do_remove(session.user_id, MSISDN, fields.get("number", ""))
         return _done("number_removed")
 
-    async def _reset(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _reset(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         await self._resets.do_allow(session.user_id, context.client_ip, session.era)
-        return see_other(f"{ACCOUNT_PATH}?{urlencode({'action': CROSS_SIGNING_RESET, 'done': 'reset'})}")
+        return see_other(
+            f"{ACCOUNT_PATH}?{urlencode({'action': CROSS_SIGNING_RESET, 'done': 'reset'})}"
+        )
 
-    async def _deactivate(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+    async def _deactivate(
+        self, context: RequestContext, session: BrowserSession, fields: Fields
+    ) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._account.do_deactivate(session, context.client_ip, erase=fields.get("erase") == "true")
+        await self._account.do_deactivate(
+            session, context.client_ip, erase=fields.get("erase") == "true"
+        )
         _ = self._pages.choose(context.languages).gettext
-        texts = [_("All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address.")]
+        texts = [
+            _(
+                "All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address."
+            )
+        ]
         return self._pages.message(context, _("Your account is closed"), texts)
 
 
@@ -331,7 +385,9 @@ def _told(done: str, language: Language) -> str:
         case "password":
             return _("Your password is changed, and all apps are signed out.")
         case "letter":
-            return _("A letter is on its way. Open its link, press the button there, and come back here.")
+            return _(
+                "A letter is on its way. Open its link, press the button there, and come back here."
+            )
         case "address":
             return _("The address is added.")
         case "address_removed":

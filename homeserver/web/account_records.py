@@ -3,22 +3,24 @@
 from datetime import UTC, datetime
 from typing import Final
 
-from homeserver.services.audit import TIME_OVER, Happened
-from homeserver.services.languages import Language
+from homeserver.services.audit.audit import TIME_OVER, Happened
+from homeserver.services.pages.languages import Language
 from homeserver.services.upstream.identity import Reason
-from storage.audit import AuditRecord
+from storage.accounts.audit import AuditRecord
 
 TAKEN: Final = Reason.TAKEN.value
 
 
 def moment(ts: int | None) -> str:
     """A time as people of every language read it; of the server's clock, in UTC."""
-    return "–" if ts is None else datetime.fromtimestamp(ts / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return (
+        "–" if ts is None else datetime.fromtimestamp(ts / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    )
 
 
 def detail_for_owner(record: AuditRecord) -> str | None:
-    """What people are told more: of an app its name, without the id; who came in their stead; why they were refused, it has told
-    them."""
+    """What people are told more: of an app its name, without the id; who came in their stead; why
+    they were refused, it has told them."""
     if record.event in (Happened.SIGN_IN_REFUSED.value, Happened.BROWSER_SIGNED_OUT.value):
         return None
     if record.event == Happened.CONFIRMATION_REFUSED.value:
@@ -48,14 +50,20 @@ def describe(record: AuditRecord, language: Language) -> str:
             return _("A wrong password was typed")
         case Happened.SIGN_IN_REFUSED.value:
             if record.detail == TAKEN:
-                return _("Somebody with the name of this account came from a sign-in service, and was not let in")
+                return _(
+                    "Somebody with the name of this account came from a sign-in service, and was not let in"
+                )
             return _("Somebody proved to be you, but the account could not be used")
         case Happened.CONFIRMATION_REFUSED.value:
-            return _("Somebody else signed in where you were to confirm something; nothing was done")
+            return _(
+                "Somebody else signed in where you were to confirm something; nothing was done"
+            )
         case Happened.NEW_ADDRESS.value:
             return _("An app was used from a new place")
         case Happened.TOKEN_REUSED.value:
-            return _("A secret of an app was used twice or wrongly; it is void now, in case it was stolen")
+            return _(
+                "A secret of an app was used twice or wrongly; it is void now, in case it was stolen"
+            )
         case Happened.TOKEN_FOUND.value:
             return _("Somebody found a secret of an app and ended its session with it")
         case Happened.APP_ALLOWED.value:

@@ -1,6 +1,7 @@
 """The page where people make passwords for programs, see when those were used, and end them.
 
-A new password stands on the answer to the form that made it, once: nothing that could show it again is kept.
+A new password stands on the answer to the form that made it, once: nothing that could show it again
+is kept.
 """
 
 from collections.abc import Mapping
@@ -10,18 +11,18 @@ from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import MatrixError, NotFound, Unrecognized, UserSuspended
-from homeserver.http.answers import Response
-from homeserver.services.application_passwords import ApplicationPasswords
-from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.eras import ProofEnded
-from homeserver.services.languages import Language
+from homeserver.http.responses import Response
+from homeserver.services.accounts.self_service import OwnAccount, ProveAgain
+from homeserver.services.login.application_passwords import ApplicationPasswords
+from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.login.credential_epoch import ProofEnded
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
-from homeserver.services.own_account import OwnAccount, ProveAgain
+from homeserver.services.pages.languages import Language
 from homeserver.web.account import PROGRAMS_PATH
 from homeserver.web.account_records import moment
+from homeserver.web.error_texts import NotOffered, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
-from homeserver.web.refusals import NotOffered, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 DAY_MS: Final = 24 * 3600 * 1000
@@ -47,7 +48,8 @@ class ApplicationPasswordsPage:
         self._passwords = passwords
 
     async def answer(self, context: RequestContext, done: str) -> Response:
-        """The page, for who is signed in; others sign in first. Raises `Unrecognized` where there are none."""
+        """The page, for who is signed in; others sign in first. Raises `Unrecognized` where there
+        are none."""
         self._check_enabled()
         session = await self._sessions.get(context)
         if session is None:
@@ -79,7 +81,9 @@ class ApplicationPasswordsPage:
         if not self._passwords.enabled:
             raise Unrecognized
 
-    async def _make(self, context: RequestContext, session: BrowserSession, fields: Mapping[str, str]) -> Response:
+    async def _make(
+        self, context: RequestContext, session: BrowserSession, fields: Mapping[str, str]
+    ) -> Response:
         if session.is_suspended:
             raise UserSuspended
         days = fields.get("days", "")
@@ -127,12 +131,18 @@ class ApplicationPasswordsPage:
             "done": _told(done, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
-        return self._pages.make("application_passwords.html", language, fields, status, cookies=token.cookies)
+        return self._pages.make(
+            "application_passwords.html", language, fields, status, cookies=token.cookies
+        )
 
 
 def _told(done: str, language: Language) -> str:
     _ = language.gettext
-    return _("The password is ended, and what was signed in with it is signed out.") if done == "ended" else ""
+    return (
+        _("The password is ended, and what was signed in with it is signed out.")
+        if done == "ended"
+        else ""
+    )
 
 
 @endpoint("GET", PROGRAMS_PATH, auth=Auth.NONE)
@@ -145,7 +155,12 @@ async def get_application_passwords_page(
 
 @endpoint("POST", PROGRAMS_PATH, auth=Auth.NONE, max_body=MAX_BODY)
 async def post_application_passwords_page(
-    page: ApplicationPasswordsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+    page: ApplicationPasswordsPage,
+    pages: Pages,
+    forms: Forms,
+    context: RequestContext,
+    *,
+    body: bytes,
 ) -> Response:
     """A button of it."""
     fields = forms.read(context, body)

@@ -1,4 +1,5 @@
-"""The page where administrators see which new accounts wait, approve them, or close them. spec: MSC3866"""
+"""The page where administrators see which new accounts wait, approve them, or close them. spec:
+MSC3866"""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,10 +11,10 @@ from twisted.logger import Logger
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
-from homeserver.http.answers import Response
-from homeserver.services.approvals import APPROVALS_PATH, Approvals
-from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.deactivation import Deactivation
+from homeserver.http.responses import Response
+from homeserver.services.accounts.deactivation import Deactivation
+from homeserver.services.login.approvals import APPROVALS_PATH, Approvals
+from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
@@ -40,7 +41,9 @@ class ApprovalsPage:
         self._approvals = approvals
         self._deactivation = deactivation
 
-    async def answer(self, context: RequestContext, fields: Mapping[str, str] | None, done: str) -> Response:
+    async def answer(
+        self, context: RequestContext, fields: Mapping[str, str] | None, done: str
+    ) -> Response:
         """The page for an administrator, or what follows when a button of it was pressed."""
         session = await self._sessions.get(context)
         if session is None:
@@ -50,24 +53,36 @@ class ApprovalsPage:
             texts = [_("Sign in as an administrator of this server.")]
             link = (_("Sign in"), sign_in_link(APPROVALS_PATH))
             return self._pages.message(
-                context, _("This page is for administrators"), texts, HTTPStatus.FORBIDDEN, link=link
+                context,
+                _("This page is for administrators"),
+                texts,
+                HTTPStatus.FORBIDDEN,
+                link=link,
             )
         if fields is None:
             return await self._page(context, session, done)
-        return await self._decide(session, UserID(fields.get("user_id", "")), fields.get("decision", ""))
+        return await self._decide(
+            session, UserID(fields.get("user_id", "")), fields.get("decision", "")
+        )
 
     async def _decide(self, session: BrowserSession, user_id: UserID, decision: str) -> Response:
         waits = user_id in {each.user_id for each in await self._approvals.get_waiting(MOST_SHOWN)}
         done = "gone"
         try:
-            if waits and decision == "approve" and await self._approvals.do_approve(user_id, by=session.user_id):
+            if (
+                waits
+                and decision == "approve"
+                and await self._approvals.do_approve(user_id, by=session.user_id)
+            ):
                 done = "approved"
             elif waits and decision == "decline":
                 await self._deactivation.do_deactivate(user_id, erase=True, by=session.user_id)
                 done = "declined"
         except NotFound:
             done = "gone"
-        self.log.info("{admin}: {user_id} is {done}", admin=session.user_id, user_id=user_id, done=done)
+        self.log.info(
+            "{admin}: {user_id} is {done}", admin=session.user_id, user_id=user_id, done=done
+        )
         return see_other(f"{APPROVALS_PATH}?done={done}")
 
     async def _page(self, context: RequestContext, session: BrowserSession, done: str) -> Response:
@@ -86,7 +101,12 @@ class ApprovalsPage:
             "form_token": token.text,
             "user_id": session.user_id,
             "waiting": [
-                (each, datetime.fromtimestamp(each.since_ts / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC"))
+                (
+                    each,
+                    datetime.fromtimestamp(each.since_ts / 1000, UTC).strftime(
+                        "%Y-%m-%d %H:%M UTC"
+                    ),
+                )
                 for each in await self._approvals.get_waiting(MOST_SHOWN)
             ],
             "done": told.get(done, ""),
@@ -95,7 +115,9 @@ class ApprovalsPage:
 
 
 @endpoint("GET", APPROVALS_PATH, auth=Auth.NONE)
-async def get_approvals(page: ApprovalsPage, context: RequestContext, *, done: str = "") -> Response:
+async def get_approvals(
+    page: ApprovalsPage, context: RequestContext, *, done: str = ""
+) -> Response:
     """Who waits."""
     return await page.answer(context, None, done)
 

@@ -1,7 +1,8 @@
-"""Pages on which a stage of user-interactive authentication is done in a browser, for clients that do not know it.
+"""Pages on which a stage of user-interactive authentication is done in a browser, for clients that
+do not know it.
 
-A page says what is to be confirmed, and for whose account, before it asks for anything. That of single sign-on is in
-`homeserver/web/upstream.py`.
+A page says what is to be confirmed, and for whose account, before it asks for anything. That of
+single sign-on is in `homeserver/web/upstream.py`.
 
 spec: client-server-api#fallback
 """
@@ -12,13 +13,9 @@ from typing import Final
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.errors import Forbidden, MatrixError, MissingParam, SessionExpired
-from homeserver.http.answers import Response
-from homeserver.services.email_validation import EmailValidation
-from homeserver.services.phone_validation import PhoneValidation
-from homeserver.services.secret_text import SecretText
-from homeserver.services.threepid_validation import EMAIL, ThreepidValidation
-from homeserver.services.uia import UIA, AuthData, Operation
-from homeserver.services.uia_stages import (
+from homeserver.http.responses import Response
+from homeserver.services.login.uia import UIA, AuthData, Operation
+from homeserver.services.login.uia_stages import (
     DUMMY,
     EMAIL_IDENTITY,
     MSISDN_IDENTITY,
@@ -27,9 +24,13 @@ from homeserver.services.uia_stages import (
     REGISTRATION_TOKEN,
     THREEPID_PURPOSES,
 )
+from homeserver.services.threepids.email_validation import EmailValidation
+from homeserver.services.threepids.phone_validation import PhoneValidation
+from homeserver.services.threepids.validation import EMAIL, ThreepidValidation
+from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import AUTH_DONE, CAPTCHA_FIELD, Pages, Widget
-from homeserver.web.refusals import explain
 from homeserver.web.upstream import called
 
 PATH: Final = "/_matrix/client/v3/auth/{stage}/fallback/web"
@@ -71,9 +72,15 @@ class AuthFallbackPages:
     async def answer(self, context: RequestContext, stage: str, session_id: str) -> Response:
         """The page of a stage."""
         operation = await self._find(stage, session_id)
-        return self._old(context) if operation is None else self._page(context, stage, session_id, operation)
+        return (
+            self._old(context)
+            if operation is None
+            else self._page(context, stage, session_id, operation)
+        )
 
-    async def press(self, context: RequestContext, stage: str, session_id: str, fields: Mapping[str, str]) -> Response:
+    async def press(
+        self, context: RequestContext, stage: str, session_id: str, fields: Mapping[str, str]
+    ) -> Response:
         """Its form was sent."""
         operation = await self._find(stage, session_id)
         if operation is None:
@@ -88,7 +95,9 @@ class AuthFallbackPages:
                 return self._old(context)
         except MatrixError as error:
             return self._page(context, stage, session_id, operation, fields=fields, error=error)
-        return self._pages.make("upstream_done.html", self._pages.choose(context.languages), {}, script=AUTH_DONE)
+        return self._pages.make(
+            "upstream_done.html", self._pages.choose(context.languages), {}, script=AUTH_DONE
+        )
 
     async def _find(self, stage: str, session_id: str) -> Operation | None:
         operation = await self._uia.get_operation(session_id) if stage in STAGES else None
@@ -117,11 +126,17 @@ class AuthFallbackPages:
             await self._phones.do_submit(fields.get("sid", ""), secret, fields.get("code", ""))
             return {"threepid_creds": {"sid": fields.get("sid", ""), "client_secret": secret}}
         address = fields.get("address", "").strip().lower()
-        sid = await self._validations.find(THREEPID_PURPOSES[operation.name], EMAIL, address, secret)
+        sid = await self._validations.find(
+            THREEPID_PURPOSES[operation.name], EMAIL, address, secret
+        )
         return {"threepid_creds": {"sid": sid or "", "client_secret": secret}}
 
     async def _send_letter(
-        self, context: RequestContext, session_id: str, operation: Operation, fields: Mapping[str, str]
+        self,
+        context: RequestContext,
+        session_id: str,
+        operation: Operation,
+        fields: Mapping[str, str],
     ) -> Response:
         address, secret = fields.get("address", "").strip(), self._secret_text.session_id()
         if not address:
@@ -139,7 +154,11 @@ class AuthFallbackPages:
         return self._page(context, EMAIL_IDENTITY, session_id, operation, fields=sent)
 
     async def _send_code(
-        self, context: RequestContext, session_id: str, operation: Operation, fields: Mapping[str, str]
+        self,
+        context: RequestContext,
+        session_id: str,
+        operation: Operation,
+        fields: Mapping[str, str],
     ) -> Response:
         secret = self._secret_text.session_id()
         asked = await self._phones.do_request_token(
@@ -189,14 +208,20 @@ class AuthFallbackPages:
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         widget = self._captcha if stage == RECAPTCHA else None
-        return self._pages.make("auth_fallback.html", language, shown, status, cookies=token.cookies, widget=widget)
+        return self._pages.make(
+            "auth_fallback.html", language, shown, status, cookies=token.cookies, widget=widget
+        )
 
     def _old(self, context: RequestContext) -> Response:
         _ = self._pages.choose(context.languages).gettext
         texts = [
-            _("This page has grown old, was used before, or was opened in another browser. Begin again in your app.")
+            _(
+                "This page has grown old, was used before, or was opened in another browser. Begin again in your app."
+            )
         ]
-        return self._pages.message(context, _("This link no longer works"), texts, HTTPStatus.BAD_REQUEST)
+        return self._pages.message(
+            context, _("This link no longer works"), texts, HTTPStatus.BAD_REQUEST
+        )
 
 
 @endpoint(
@@ -224,7 +249,13 @@ async def get_auth_fallback(
     max_body=MAX_BODY,
 )
 async def post_auth_fallback(
-    page: AuthFallbackPages, pages: Pages, forms: Forms, context: RequestContext, *, stage: str, body: bytes
+    page: AuthFallbackPages,
+    pages: Pages,
+    forms: Forms,
+    context: RequestContext,
+    *,
+    stage: str,
+    body: bytes,
 ) -> Response:
     """What was filled in."""
     fields = forms.read(context, body)

@@ -1,4 +1,5 @@
-"""The page where somebody lets an app use their account. spec: client-server-api#authorisation-code-flow"""
+"""The page where somebody lets an app use their account. spec:
+client-server-api#authorisation-code-flow"""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -7,20 +8,25 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import UserDeactivated, UserLocked
-from homeserver.http.answers import Response
-from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.consents import Consents
-from homeserver.services.eras import ProofEnded
-from homeserver.services.foreign_links import shown_link
-from homeserver.services.languages import Language
+from homeserver.http.responses import Response
+from homeserver.services.accounts.registration import Registration
+from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.login.credential_epoch import ProofEnded
 from homeserver.services.oauth.addresses import origin_of
-from homeserver.services.oauth.authorization import PARAMETERS, Authorization, AuthorizationRequest, Refused
+from homeserver.services.oauth.authorization import (
+    PARAMETERS,
+    Authorization,
+    AuthorizationRequest,
+    Refused,
+)
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
-from homeserver.services.registration import Registration
+from homeserver.services.pages.external_links import shown_link
+from homeserver.services.pages.languages import Language
+from homeserver.services.terms.consent import Consents
+from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
-from homeserver.web.refusals import explain
 from homeserver.web.register import register_link
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 from homeserver.web.terms import lead_to_terms
@@ -49,9 +55,11 @@ class ConsentPage:
         self._metadata = metadata
         self._consents = consents
 
-    async def answer(self, context: RequestContext, given: Mapping[str, str], decision: str | None) -> Response:
-        """The page for a request, or where the browser goes: to sign in first, or back to the app with what was decided
-        (`allow`, `deny`; None: nothing yet)."""
+    async def answer(
+        self, context: RequestContext, given: Mapping[str, str], decision: str | None
+    ) -> Response:
+        """The page for a request, or where the browser goes: to sign in first, or back to the app
+        with what was decided (`allow`, `deny`; None: nothing yet)."""
         self._metadata.check_enabled()
         language = self._pages.choose(context.languages)
         try:
@@ -67,7 +75,9 @@ class ConsentPage:
             return see_other(register_link(here))
         again = decision is None and "login" in request.prompts
         if session is None or again:
-            return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT), again=again))
+            return see_other(
+                sign_in_link(here, request.login_hint.removeprefix(_HINT), again=again)
+            )
         terms = await lead_to_terms(self._consents, session.user_id, here)
         if terms is not None and decision != "deny":
             return terms
@@ -80,7 +90,9 @@ class ConsentPage:
                 where = sign_in_link(here)
             return see_other(where)
         if decision == "deny":
-            return see_other(await self._authorization.do_deny(request, session.user_id, context.client_ip))
+            return see_other(
+                await self._authorization.do_deny(request, session.user_id, context.client_ip)
+            )
         return self._page(context, language, given, request, session)
 
     def _page(
@@ -104,14 +116,21 @@ class ConsentPage:
             "device_id": request.scope.device_id,
             "target": shown_link(target),
         }
-        return self._pages.make("consent.html", language, fields, cookies=token.cookies, leads_to=(origin_of(target),))
+        return self._pages.make(
+            "consent.html", language, fields, cookies=token.cookies, leads_to=(origin_of(target),)
+        )
 
-    async def _refuse(self, context: RequestContext, language: Language, error: Refused) -> Response:
-        """Back to the app with an error: at once for who is signed in with it, by a link that names where it leads for others, since
-        anybody may register an app and so have this server lead people wherever they like."""
+    async def _refuse(
+        self, context: RequestContext, language: Language, error: Refused
+    ) -> Response:
+        """Back to the app with an error: at once for who is signed in with it, by a link that names
+        where it leads for others, since anybody may register an app and so have this server lead
+        people wherever they like."""
         where = self._authorization.refuse(error)
         session = await self._sessions.get(context)
-        if session is not None and await self._authorization.is_used(error.returning.client_id, session.user_id):
+        if session is not None and await self._authorization.is_used(
+            error.returning.client_id, session.user_id
+        ):
             return see_other(where)
         _ = language.gettext
         return self._wrong(
@@ -122,20 +141,33 @@ class ConsentPage:
         )
 
     def _wrong(
-        self, context: RequestContext, language: Language, error: OAuthError, link: tuple[str, str] | None = None
+        self,
+        context: RequestContext,
+        language: Language,
+        error: OAuthError,
+        link: tuple[str, str] | None = None,
     ) -> Response:
         """`link`: as `Pages.message`."""
         _ = language.gettext
         texts = [
             explain(error, language),
-            _("For the people who make the app: %(text)s") % {"text": f"{error.error}: {error.text}"},
+            _("For the people who make the app: %(text)s")
+            % {"text": f"{error.error}: {error.text}"},
         ]
-        return self._pages.message(context, _("This app cannot sign you in"), texts, HTTPStatus.BAD_REQUEST, link=link)
+        return self._pages.message(
+            context, _("This app cannot sign you in"), texts, HTTPStatus.BAD_REQUEST, link=link
+        )
 
 
 def _check_once(context: RequestContext) -> None:
-    """Raises `OAuthError` where a parameter stands in the address twice. spec: RFC 6749 section 3.1"""
-    names = [name for name, _ in parse_qsl(urlsplit(context.uri).query.decode("latin-1"), keep_blank_values=True)]
+    """Raises `OAuthError` where a parameter stands in the address twice. spec: RFC 6749 section
+    3.1"""
+    names = [
+        name
+        for name, _ in parse_qsl(
+            urlsplit(context.uri).query.decode("latin-1"), keep_blank_values=True
+        )
+    ]
     twice = next((name for name in PARAMETERS if names.count(name) > 1), None)
     if twice is not None:
         raise OAuthError("invalid_request", f"{twice} stands there twice")

@@ -5,24 +5,35 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from homeserver.http.answers import Response
-from homeserver.services.email_validation import CONFIRM_PATH, EmailValidation
+from homeserver.http.responses import Response
+from homeserver.services.threepids.email_validation import CONFIRM_PATH, EmailValidation
 from homeserver.web.pages import Pages
-from storage.threepids import ValidationRow
+from storage.threepids.threepids import ValidationRow
 
 TEMPLATE: Final = "confirm_email.html"
 
 
 @endpoint("GET", CONFIRM_PATH, auth=Auth.NONE)
 async def get_confirm_email(
-    validation: EmailValidation, pages: Pages, context: RequestContext, *, sid: str = "", token: str = ""
+    validation: EmailValidation,
+    pages: Pages,
+    context: RequestContext,
+    *,
+    sid: str = "",
+    token: str = "",
 ) -> Response:
     """What it is about, and the button."""
     row = await validation.get_pending(sid, token)
     if row is None:
         return _page(pages, validation, context, None, "old", HTTPStatus.BAD_REQUEST)
     return _page(
-        pages, validation, context, row, "done" if row.validated_ts is not None else "ask", sid=sid, token=token
+        pages,
+        validation,
+        context,
+        row,
+        "done" if row.validated_ts is not None else "ask",
+        sid=sid,
+        token=token,
     )
 
 

@@ -1,12 +1,14 @@
-"""Errors that no page itself has answered: whoever looks with a browser gets them as a page too, and in their language.
+"""Errors that no page itself has answered: whoever looks with a browser gets them as a page too,
+and in their language.
 
-Which addresses are those of pages, `homeserver/http/page_paths.py` says; a program that asks there gets JSON.
+Which addresses are those of pages, `homeserver/http/page_paths.py` says; a program that asks there
+gets JSON.
 """
 
 from federation.protocol.errors import MatrixError
-from homeserver.http.answers import Response, error_response
+from homeserver.http.responses import Response, error_response
+from homeserver.web.error_texts import explain
 from homeserver.web.pages import Pages
-from homeserver.web.refusals import explain
 
 
 class ErrorPages:

@@ -1,7 +1,8 @@
 """Forms of pages: what was filled in, and the proof that the form was one of ours.
 
-Each form carries a token that is made of a cookie of the browser: of the one by which somebody is signed in, or of one that
-means nothing else. Another site can neither read the cookie nor make the token (CSRF), so what it sends is refused.
+Each form carries a token that is made of a cookie of the browser: of the one by which somebody is
+signed in, or of one that means nothing else. Another site can neither read the cookie nor make the
+token (CSRF), so what it sends is refused.
 """
 
 import hmac
@@ -13,9 +14,9 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from federation.protocol.endpoint import RequestContext
-from homeserver.services.browser_sessions import COOKIE
-from homeserver.services.cookies import Cookies
-from homeserver.services.secret_text import SecretText
+from homeserver.services.login.browser_sessions import COOKIE
+from homeserver.services.login.cookies import Cookies
+from homeserver.services.tokens.secret_tokens import SecretText
 
 VISITOR_COOKIE: Final = "mahalla_visitor"
 TOKEN_FIELD: Final = "form_token"
@@ -52,7 +53,10 @@ class Forms:
         """What was filled in; None where it is no form of ours, or of a page that is too old."""
         try:
             pairs = parse_qsl(
-                body.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS
+                body.decode("utf-8"),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=_MOST_FIELDS,
             )
         except ValueError:
             return None

@@ -1,9 +1,10 @@
-"""The page at `/`: says that the server works, how to sign in, and where the account page is; or the way to a client for browsers."""
+"""The page at `/`: says that the server works, how to sign in, and where the account page is; or
+the way to a client for browsers."""
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from homeserver.http.answers import Response
-from homeserver.services.languages import Languages
+from homeserver.http.responses import Response
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
+from homeserver.services.pages.languages import Languages
 from homeserver.web.pages import Pages, see_other
 
 
@@ -19,8 +20,8 @@ class LandingPage:
         registration_open: bool,
         web_client: str | None = None,
     ) -> None:
-        """`address`: what people enter in their client; None: the server's name does, or the administrator knows. `web_client`: where
-        they are led instead."""
+        """`address`: what people enter in their client; None: the server's name does, or the
+        administrator knows. `web_client`: where they are led instead."""
         self._elsewhere = None if web_client is None else see_other(web_client)
         self._fields: dict[str, object] = {
             "address": address,

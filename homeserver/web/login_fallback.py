@@ -1,8 +1,9 @@
 """The page that signs somebody in for a client which knows no way to sign in that this server has.
 
-The client opens it in a view of its own, in which it defines `window.matrixLogin.onLogin`; the page calls that with what
-`POST /login` answers. What the client says in the address (`device_id`, …) is forwarded. Who comes back from an identity
-provider presses a button once more: nobody is signed in by an address alone.
+The client opens it in a view of its own, in which it defines `window.matrixLogin.onLogin`; the page
+calls that with what `POST /login` answers. What the client says in the address (`device_id`, …) is
+forwarded. Who comes back from an identity provider presses a button once more: nobody is signed in
+by an address alone.
 
 spec: client-server-api#login-fallback
 """
@@ -17,17 +18,17 @@ import msgspec
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
 from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import parse_device_id
-from homeserver.http.answers import Response
-from homeserver.services.client_discovery import ClientDiscovery
-from homeserver.services.devices import check_device_name
-from homeserver.services.login_tokens import LoginTokens
-from homeserver.services.sessions import NewSession, session_answer
-from homeserver.services.sign_in import SignIn
-from homeserver.services.upstream.buttons import icon_path
+from homeserver.http.responses import Response
+from homeserver.services.devices.devices import check_device_name
+from homeserver.services.discovery.client import ClientDiscovery
+from homeserver.services.login.login_tokens import LoginTokens
+from homeserver.services.login.password_login import SignIn
+from homeserver.services.login.sessions import NewSession, session_answer
 from homeserver.services.upstream.identity import OfferedProviders
+from homeserver.services.upstream.login_buttons import icon_path
+from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages
-from homeserver.web.refusals import explain
 from homeserver.web.sign_in import as_name
 from homeserver.web.upstream import REDIRECT_PATH
 
@@ -59,8 +60,11 @@ class LoginFallbackPage:
         self._base_url = base_url.rstrip("/")
         self._takes_numbers = takes_numbers
 
-    def make(self, context: RequestContext, given: Mapping[str, str], *, error: MatrixError | None = None) -> Response:
-        """The page. `given`: what the client said, what was filled in, and the token of who comes back."""
+    def make(
+        self, context: RequestContext, given: Mapping[str, str], *, error: MatrixError | None = None
+    ) -> Response:
+        """The page. `given`: what the client said, what was filled in, and the token of who comes
+        back."""
         language = self._pages.choose(context.languages)
         token = self._forms.token(context)
         forwarded = {name: given[name] for name in FORWARDED if given.get(name)}
@@ -82,7 +86,12 @@ class LoginFallbackPage:
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         return self._pages.make(
-            "login_fallback.html", language, fields, status, cookies=token.cookies, leads_to=("https:", "http:")
+            "login_fallback.html",
+            language,
+            fields,
+            status,
+            cookies=token.cookies,
+            leads_to=("https:", "http:"),
         )
 
     async def do_sign_in(
@@ -96,7 +105,9 @@ class LoginFallbackPage:
         answer = {**session_answer(session.user_id, session), **in_login}
         script = _script(msgspec.json.encode(answer).decode())
         language = self._pages.choose(context.languages)
-        return self._pages.make("login_fallback_done.html", language, {"user_id": session.user_id}, script=script)
+        return self._pages.make(
+            "login_fallback_done.html", language, {"user_id": session.user_id}, script=script
+        )
 
     async def _begin(self, context: RequestContext, fields: Mapping[str, str]) -> NewSession:
         given = fields.get("device_id") or None

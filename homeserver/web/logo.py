@@ -5,8 +5,8 @@ from typing import Final
 from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import NotFound
 from homeserver.config.pages import Logo
-from homeserver.http.answers import Response
-from homeserver.services.branding import LOGO_DARK_PATH, LOGO_PATH
+from homeserver.http.responses import Response
+from homeserver.services.pages.branding import LOGO_DARK_PATH, LOGO_PATH
 from homeserver.web.pages import Pages
 
 _HEADERS: Final = {

@@ -1,8 +1,10 @@
-"""Pages for people: made from templates, in the reader's language, with headers that let nothing foreign in.
+"""Pages for people: made from templates, in the reader's language, with headers that let nothing
+foreign in.
 
-A page loads nothing but images of this server and the logo that the operator names, and runs no script but one that the
-specification wants on one page, and where people solve a riddle that of whoever makes the riddle (`Widget`). Its style stands
-in it, and is the only one that its headers allow.
+A page loads nothing but images of this server and the logo that the operator names, and runs no
+script but one that the specification wants on one page, and where people solve a riddle that of
+whoever makes the riddle (`Widget`). Its style stands in it, and is the only one that its headers
+allow.
 """
 
 from base64 import b64encode
@@ -16,9 +18,9 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from federation.protocol.endpoint import RequestContext
-from homeserver.http.answers import Response
-from homeserver.services.branding import Branding
-from homeserver.services.languages import Language, Languages
+from homeserver.http.responses import Response
+from homeserver.services.pages.branding import Branding
+from homeserver.services.pages.languages import Language, Languages
 
 STYLE: Final = "pages.css"
 CAPTCHA_FIELD: Final = "g-recaptcha-response"
@@ -50,7 +52,12 @@ class Pages:
     """Makes pages."""
 
     def __init__(
-        self, languages: Languages, server_name: str, branding: Branding | None = None, *, shortest_password: int = 1
+        self,
+        languages: Languages,
+        server_name: str,
+        branding: Branding | None = None,
+        *,
+        shortest_password: int = 1,
     ) -> None:
         """`shortest_password`: how many characters a new password must have."""
         self.branding = branding or Branding(server_name)
@@ -59,7 +66,10 @@ class Pages:
         self._server_name = server_name
         self._shortest_password = shortest_password
         self._environment = Environment(
-            loader=PackageLoader("homeserver.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+            loader=PackageLoader("homeserver.web"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
         )
         loader = self._environment.loader
         assert loader is not None
@@ -89,9 +99,9 @@ class Pages:
         script: str = "",
         widget: Widget | None = None,
     ) -> Response:
-        """The page of a template. `leads_to`: where else an answer to its forms may send the browser on, as a
-        `Content-Security-Policy` says it (`https:`, `https://app.example.org`); `script`: the one that it may run; `widget`: what
-        stands in it of others."""
+        """The page of a template. `leads_to`: where else an answer to its forms may send the
+        browser on, as a `Content-Security-Policy` says it (`https:`, `https://app.example.org`);
+        `script`: the one that it may run; `widget`: what stands in it of others."""
         text = self._environment.get_template(template).render(
             {
                 **fields,
@@ -111,12 +121,12 @@ class Pages:
             f"base-uri 'none'; form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
         )
         if widget is not None:
-            policy += (
-                f"; script-src {widget.script.partition('?')[0]}{foreign}; frame-src{foreign}; connect-src{foreign}"
-            )
+            policy += f"; script-src {widget.script.partition('?')[0]}{foreign}; frame-src{foreign}; connect-src{foreign}"
         if script:
             policy += f"; script-src {_source_of(script)}"
-        return Response(status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies)
+        return Response(
+            status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies
+        )
 
     def message(
         self,
@@ -127,22 +137,32 @@ class Pages:
         *,
         link: tuple[str, str] | None = None,
     ) -> Response:
-        """A page that only says something, in words that are translated already. `link`: its text, and a path."""
+        """A page that only says something, in words that are translated already. `link`: its text,
+        and a path."""
         fields: dict[str, object] = {"title": title, "texts": texts, "link": link}
         return self.make("message.html", self.choose(context.languages), fields, status)
 
     def lead_away(
-        self, context: RequestContext, title: str, text: str, link: tuple[str, str], *, cookies: tuple[str, ...] = ()
+        self,
+        context: RequestContext,
+        title: str,
+        text: str,
+        link: tuple[str, str],
+        *,
+        cookies: tuple[str, ...] = (),
     ) -> Response:
-        """A page that leads on at once to where the link leads, which may be elsewhere: for who comes by a form whose page lets
-        it lead to this server only (`form-action`), so that browsers would not follow a redirect."""
+        """A page that leads on at once to where the link leads, which may be elsewhere: for who
+        comes by a form whose page lets it lead to this server only (`form-action`), so that
+        browsers would not follow a redirect."""
         page = self.message(context, title, [text], link=link)
         headers = {**page.headers, "Refresh": f"0;url={link[1]}", "Cache-Control": "no-store"}
         return msgspec.structs.replace(page, headers=headers, cookies=cookies)
 
     def stale_form(self, context: RequestContext) -> Response:
         """The page for who has sent a form that is not, or no longer, one of ours."""
-        return self.make("stale_form.html", self.choose(context.languages), {}, HTTPStatus.FORBIDDEN)
+        return self.make(
+            "stale_form.html", self.choose(context.languages), {}, HTTPStatus.FORBIDDEN
+        )
 
 
 def see_other(where: str, *, cookies: tuple[str, ...] = ()) -> Response:

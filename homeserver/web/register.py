@@ -1,11 +1,12 @@
-"""The page where people make an account: by what the configuration asks for, a registration token, a riddle, an e-mail
-address, a telephone number.
+"""The page where people make an account: by what the configuration asks for, a registration token,
+a riddle, an e-mail address, a telephone number.
 
-Where an address is asked for, a letter comes first; its link leads back here, to the choice of a name and a password, in
-whichever browser it is opened. Where everybody gives a number, a code comes before the name and the password.
+Where an address is asked for, a letter comes first; its link leads back here, to the choice of a
+name and a password, in whichever browser it is opened. Where everybody gives a number, a code comes
+before the name and the password.
 
-What somebody has shown stays shown while they mend the rest: the session of user-interactive authentication, which holds a use of
-their registration token, is in the form.
+What somebody has shown stays shown while they mend the rest: the session of user-interactive
+authentication, which holds a use of their registration token, is in the form.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,22 +15,35 @@ from typing import Final
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
-from federation.protocol.errors import ConsentNotGiven, InvalidParam, MatrixError, SessionExpired, UserAwaitingApproval
-from homeserver.http.answers import Response
-from homeserver.services.browser_sessions import BrowserSessions
-from homeserver.services.email_validation import EmailValidation
-from homeserver.services.languages import Language
-from homeserver.services.own_paths import own_path
-from homeserver.services.phone_validation import PhoneValidation
-from homeserver.services.policies import Policies
-from homeserver.services.registration import Registered, Registration, Wish
-from homeserver.services.secret_text import SecretText
-from homeserver.services.threepid_validation import EMAIL, REGISTER, ThreepidValidation
-from homeserver.services.uia import AuthData, AuthenticationRequired
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, MSISDN_IDENTITY, RECAPTCHA, REGISTRATION_TOKEN, TERMS
+from federation.protocol.errors import (
+    ConsentNotGiven,
+    InvalidParam,
+    MatrixError,
+    SessionExpired,
+    UserAwaitingApproval,
+)
+from homeserver.http.responses import Response
+from homeserver.services.accounts.registration import Registered, Registration, Wish
+from homeserver.services.login.browser_sessions import BrowserSessions
+from homeserver.services.login.uia import AuthData, AuthenticationRequired
+from homeserver.services.login.uia_stages import (
+    DUMMY,
+    EMAIL_IDENTITY,
+    MSISDN_IDENTITY,
+    RECAPTCHA,
+    REGISTRATION_TOKEN,
+    TERMS,
+)
+from homeserver.services.pages.languages import Language
+from homeserver.services.pages.local_paths import own_path
+from homeserver.services.terms.policies import Policies
+from homeserver.services.threepids.email_validation import EmailValidation
+from homeserver.services.threepids.phone_validation import PhoneValidation
+from homeserver.services.threepids.validation import EMAIL, REGISTER, ThreepidValidation
+from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.web.error_texts import PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import CAPTCHA_FIELD, Pages, Widget, see_other
-from homeserver.web.refusals import PasswordsDiffer, explain
 from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
 from homeserver.web.terms import find_objection, terms_fields
 
@@ -80,10 +94,15 @@ class RegisterPage:
         self._base_url = base_url.rstrip("/")
 
     def make(
-        self, context: RequestContext, fields: Mapping[str, str], *, state: str, error: MatrixError | None = None
+        self,
+        context: RequestContext,
+        fields: Mapping[str, str],
+        *,
+        state: str,
+        error: MatrixError | None = None,
     ) -> Response:
-        """The page. `state`: `address` (asks for one), `letter` (one is under way), `number` (asks for one), `code` (one is under
-        way), `account` (name and password)."""
+        """The page. `state`: `address` (asks for one), `letter` (one is under way), `number` (asks
+        for one), `code` (one is under way), `account` (name and password)."""
         language = self._pages.choose(context.languages)
         if not self._registration.is_open:
             return self._closed(context, language)
@@ -116,9 +135,13 @@ class RegisterPage:
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         widget = self._captcha if state == "account" else None
-        return self._pages.make("register.html", language, shown, status, cookies=token.cookies, widget=widget)
+        return self._pages.make(
+            "register.html", language, shown, status, cookies=token.cookies, widget=widget
+        )
 
-    async def first(self, context: RequestContext, fields: Mapping[str, str], *, without_address: bool) -> Response:
+    async def first(
+        self, context: RequestContext, fields: Mapping[str, str], *, without_address: bool
+    ) -> Response:
         """Where somebody begins, or comes back to from a letter."""
         email = self._registration.rules.email
         secret = fields.get("client_secret")
@@ -173,7 +196,9 @@ class RegisterPage:
         """The code was typed: the number is theirs."""
         sid = fields["code_sid"]
         try:
-            await self._phones.do_submit(sid, fields.get("phone_secret", ""), fields.get("code", ""))
+            await self._phones.do_submit(
+                sid, fields.get("phone_secret", ""), fields.get("code", "")
+            )
         except SessionExpired as error:
             return self.make(context, fields, state="number", error=error)
         except MatrixError as error:
@@ -208,7 +233,8 @@ class RegisterPage:
         return see_other(own_path(fields.get("next", ""), HOME), cookies=(cookie,))
 
     async def _confirm(self, wish: Wish, fields: Mapping[str, str], ip: str) -> Registered:
-        """Make the account. Raises `_NotYet` where something is refused in a session that has begun."""
+        """Make the account. Raises `_NotYet` where something is refused in a session that has
+        begun."""
         session_id = fields.get("confirmation", "")
         try:
             for stage in self._stages(fields):
@@ -228,7 +254,9 @@ class RegisterPage:
     def _stages(self, fields: Mapping[str, str]) -> Sequence[AuthData]:
         stages: list[AuthData] = []
         if self._registration.rules.requires_token:
-            stages.append({"type": REGISTRATION_TOKEN, "token": fields.get("registration_token", "").strip()})
+            stages.append(
+                {"type": REGISTRATION_TOKEN, "token": fields.get("registration_token", "").strip()}
+            )
         if self._registration.rules.captcha:
             stages.append({"type": RECAPTCHA, "response": fields.get(CAPTCHA_FIELD, "")})
         if self._registration.rules.terms:
@@ -251,7 +279,9 @@ class RegisterPage:
     def _closed(self, context: RequestContext, language: Language) -> Response:
         _ = language.gettext
         texts = [_("Accounts are made by the people who run this server; ask them.")]
-        return self._pages.message(context, _("Nobody can register here"), texts, HTTPStatus.FORBIDDEN)
+        return self._pages.message(
+            context, _("Nobody can register here"), texts, HTTPStatus.FORBIDDEN
+        )
 
 
 def register_link(next_path: str) -> str:
@@ -274,7 +304,9 @@ async def get_register(
     return await page.first(context, fields, without_address=without_address)
 
 
-@endpoint("POST", LETTER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY)
+@endpoint(
+    "POST", LETTER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY
+)
 async def post_register_letter(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
@@ -283,7 +315,9 @@ async def post_register_letter(
     return pages.stale_form(context) if fields is None else await page.send_letter(context, fields)
 
 
-@endpoint("POST", NUMBER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY)
+@endpoint(
+    "POST", NUMBER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY
+)
 async def post_register_number(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
@@ -296,7 +330,9 @@ async def post_register_number(
     return await page.send_code(context, fields)
 
 
-@endpoint("POST", REGISTER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY)
+@endpoint(
+    "POST", REGISTER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY
+)
 async def post_register_account(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:

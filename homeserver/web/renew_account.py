@@ -1,30 +1,37 @@
-"""The page behind the link in a letter about an account that ends: who presses its button has renewed it."""
+"""The page behind the link in a letter about an account that ends: who presses its button has
+renewed it."""
 
 from http import HTTPStatus
 from urllib.parse import parse_qs
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
-from homeserver.http.answers import Response
-from homeserver.services.renewals import RENEW_PATH, Renewals, day_of
+from homeserver.http.responses import Response
+from homeserver.services.accounts.renewal import RENEW_PATH, Renewals, day_of
 from homeserver.web.pages import Pages
-from storage.account_validity import RenewalLinkRow
+from storage.accounts.validity import RenewalLinkRow
 
 
 @endpoint("GET", RENEW_PATH, auth=Auth.NONE)
-async def get_renew(renewals: Renewals, pages: Pages, context: RequestContext, *, token: str = "") -> Response:
+async def get_renew(
+    renewals: Renewals, pages: Pages, context: RequestContext, *, token: str = ""
+) -> Response:
     """What it is about, and the button."""
     return _page(pages, context, await renewals.get_link(token), token)
 
 
 @endpoint("POST", RENEW_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.05, max_body=4096)
-async def post_renew(renewals: Renewals, pages: Pages, context: RequestContext, *, body: bytes) -> Response:
+async def post_renew(
+    renewals: Renewals, pages: Pages, context: RequestContext, *, body: bytes
+) -> Response:
     """The button was pressed."""
     fields = parse_qs(body.decode("latin-1"), max_num_fields=10) if body.count(b"&") < 10 else {}
     token = fields.get("token", [""])[0]
     return _page(pages, context, await renewals.do_renew(token), token)
 
 
-def _page(pages: Pages, context: RequestContext, row: RenewalLinkRow | None, token: str) -> Response:
+def _page(
+    pages: Pages, context: RequestContext, row: RenewalLinkRow | None, token: str
+) -> Response:
     fields: dict[str, object] = {
         "state": "old" if row is None else "ask" if row.used_ts is None else "done",
         "user_id": "" if row is None else row.user_id,

@@ -1,4 +1,5 @@
-"""The page for who has forgotten the password: a letter to the address of the account, or a code to its number, leads to a new one."""
+"""The page for who has forgotten the password: a letter to the address of the account, or a code to
+its number, leads to a new one."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -7,17 +8,17 @@ from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import MatrixError, MissingToken, SessionExpired
-from homeserver.http.answers import Response
-from homeserver.services.accounts import Accounts
-from homeserver.services.email_validation import EmailValidation
-from homeserver.services.phone_validation import PhoneValidation
-from homeserver.services.secret_text import SecretText
-from homeserver.services.threepid_validation import EMAIL, PASSWORD_RESET, ThreepidValidation
-from homeserver.services.uia import AuthData, AuthenticationRequired
-from homeserver.services.uia_stages import EMAIL_IDENTITY, MSISDN_IDENTITY
+from homeserver.http.responses import Response
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.login.uia import AuthData, AuthenticationRequired
+from homeserver.services.login.uia_stages import EMAIL_IDENTITY, MSISDN_IDENTITY
+from homeserver.services.threepids.email_validation import EmailValidation
+from homeserver.services.threepids.phone_validation import PhoneValidation
+from homeserver.services.threepids.validation import EMAIL, PASSWORD_RESET, ThreepidValidation
+from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.web.error_texts import PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages
-from homeserver.web.refusals import PasswordsDiffer, explain
 from homeserver.web.sign_in import RESET_PATH, SIGN_IN_PATH
 
 _SET_PATH: Final = "/_mahalla/reset_password/new"
@@ -48,14 +49,24 @@ class ResetPasswordPage:
         self._base_url = base_url.rstrip("/")
 
     def make(
-        self, context: RequestContext, given: Mapping[str, str], *, state: str, error: MatrixError | None = None
+        self,
+        context: RequestContext,
+        given: Mapping[str, str],
+        *,
+        state: str,
+        error: MatrixError | None = None,
     ) -> Response:
-        """The page. `state`: `address`, `letter` (one is under way), `password`, which asks for the code too where one is under way."""
+        """The page. `state`: `address`, `letter` (one is under way), `password`, which asks for the
+        code too where one is under way."""
         language = self._pages.choose(context.languages)
         _ = language.gettext
         if not self._validation.is_possible and not self._phones.is_possible(PASSWORD_RESET):
-            texts = [_("This server sends no letters. Ask the people who run it for a new password.")]
-            return self._pages.message(context, _("Have you forgotten your password?"), texts, HTTPStatus.NOT_FOUND)
+            texts = [
+                _("This server sends no letters. Ask the people who run it for a new password.")
+            ]
+            return self._pages.message(
+                context, _("Have you forgotten your password?"), texts, HTTPStatus.NOT_FOUND
+            )
         token = self._forms.token(context)
         fields: dict[str, object] = {
             "state": state,
@@ -71,16 +82,28 @@ class ResetPasswordPage:
             "problem": "" if error is None else explain(error, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
-        return self._pages.make("reset_password.html", language, fields, status, cookies=token.cookies)
+        return self._pages.make(
+            "reset_password.html", language, fields, status, cookies=token.cookies
+        )
 
     async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Send a letter to the address of an account; where it is none's, the page says the same."""
-        given = {"address": fields.get("address", ""), "client_secret": self._secret_text.session_id()}
+        """Send a letter to the address of an account; where it is none's, the page says the
+        same."""
+        given = {
+            "address": fields.get("address", ""),
+            "client_secret": self._secret_text.session_id(),
+        }
         back = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
         language = self._pages.choose(context.languages)
         try:
             await self._validation.do_request_token(
-                PASSWORD_RESET, given["address"], given["client_secret"], 1, back, language, context.client_ip
+                PASSWORD_RESET,
+                given["address"],
+                given["client_secret"],
+                1,
+                back,
+                language,
+                context.client_ip,
             )
         except MatrixError as error:
             return self.make(context, given, state="address", error=error)
@@ -104,10 +127,16 @@ class ResetPasswordPage:
         try:
             if fields.get("password", "") != fields.get("password_again"):
                 raise PasswordsDiffer
-            proof = await self._by_code(fields) if fields.get("sid") else await self._by_letter(fields)
-            await self._accounts.do_reset_password(fields.get("password", ""), proof, context.client_ip, log_out=True)
+            proof = (
+                await self._by_code(fields) if fields.get("sid") else await self._by_letter(fields)
+            )
+            await self._accounts.do_reset_password(
+                fields.get("password", ""), proof, context.client_ip, log_out=True
+            )
         except SessionExpired as error:
-            return self.make(context, {"number": fields.get("number", "")}, state="address", error=error)
+            return self.make(
+                context, {"number": fields.get("number", "")}, state="address", error=error
+            )
         except AuthenticationRequired as required:
             return self.make(context, fields, state="password", error=required.error or required)
         except MissingToken as error:
@@ -116,12 +145,17 @@ class ResetPasswordPage:
             return self.make(context, fields, state="password", error=error)
         _ = self._pages.choose(context.languages).gettext
         link = (_("Sign in"), SIGN_IN_PATH)
-        return self._pages.message(context, _("Your password is set"), [_("All apps are signed out.")], link=link)
+        return self._pages.message(
+            context, _("Your password is set"), [_("All apps are signed out.")], link=link
+        )
 
     async def _by_letter(self, fields: Mapping[str, str]) -> AuthData:
         address, secret = fields.get("address", ""), fields.get("client_secret", "")
         sid = await self._validations.find(PASSWORD_RESET, EMAIL, address.strip().lower(), secret)
-        return {"type": EMAIL_IDENTITY, "threepid_creds": {"sid": sid or "", "client_secret": secret}}
+        return {
+            "type": EMAIL_IDENTITY,
+            "threepid_creds": {"sid": sid or "", "client_secret": secret},
+        }
 
     async def _by_code(self, fields: Mapping[str, str]) -> AuthData:
         self._accounts.check_password_policy(fields.get("password", ""))  # before a try is spent

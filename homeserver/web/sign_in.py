@@ -1,4 +1,5 @@
-"""The page where people sign in to the server's own pages, and so permit their apps to use their account.
+"""The page where people sign in to the server's own pages, and so permit their apps to use their
+account.
 
 `GET /_mahalla/sign_in?next=PATH` leads on to a path of this server when somebody is signed in.
 """
@@ -10,19 +11,19 @@ from urllib.parse import urlencode, urlsplit
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import UserID
-from homeserver.http.answers import Response
-from homeserver.services.browser_sessions import BrowserSessions
-from homeserver.services.languages import Language
+from homeserver.http.responses import Response
+from homeserver.services.accounts.registration import Registration
+from homeserver.services.login.browser_sessions import BrowserSessions
+from homeserver.services.login.password_login import EmailAddress, SignIn, phone_number
+from homeserver.services.login.provider_buttons import SignInChoices
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
-from homeserver.services.own_paths import own_path
-from homeserver.services.registration import Registration
-from homeserver.services.sign_in import EmailAddress, SignIn, phone_number
-from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.services.pages.languages import Language
+from homeserver.services.pages.local_paths import own_path
+from homeserver.services.upstream.login import UpstreamSignIn
 from homeserver.services.upstream.saml_logout import SAMLLogout
-from homeserver.services.upstream.sign_in import UpstreamSignIn
+from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
-from homeserver.web.refusals import explain
 
 SIGN_IN_PATH: Final = "/_mahalla/sign_in"
 REGISTER_PATH: Final = "/_mahalla/register"
@@ -46,8 +47,8 @@ class SignInPage:
         resets_passwords: bool = False,
         takes_numbers: bool = False,
     ) -> None:
-        """`resets_passwords`: who has forgotten theirs can have a letter, or a code. `takes_numbers`: people may have telephone
-        numbers here."""
+        """`resets_passwords`: who has forgotten theirs can have a letter, or a code.
+        `takes_numbers`: people may have telephone numbers here."""
         self._pages = pages
         self._forms = forms
         self._sign_in = sign_in
@@ -66,8 +67,8 @@ class SignInPage:
         error: MatrixError | None = None,
         status: int = HTTPStatus.OK,
     ) -> Response:
-        """The page, filled in with what somebody typed before, and with what was wrong with it. `again`: who is signed in
-        elsewhere already proves who they are once more."""
+        """The page, filled in with what somebody typed before, and with what was wrong with it.
+        `again`: who is signed in elsewhere already proves who they are once more."""
         language = self._pages.choose(context.languages)
         token = self._forms.token(context)
         fields: dict[str, object] = {
@@ -81,7 +82,9 @@ class SignInPage:
             "has_password": self._sign_in.password_login,
             "reset_path": RESET_PATH if self._resets_passwords else "",
             "buttons": self._choices.buttons(next_path, again=again),
-            "register_path": f"{REGISTER_PATH}?{urlencode({'next': next_path})}" if self._registration.is_open else "",
+            "register_path": f"{REGISTER_PATH}?{urlencode({'next': next_path})}"
+            if self._registration.is_open
+            else "",
         }
         return self._pages.make("sign_in.html", language, fields, status, cookies=token.cookies)
 
@@ -94,15 +97,16 @@ def _problem(error: MatrixError, language: Language) -> str:
 
 
 def as_name(name: str) -> str:
-    """People type a user name, a whole user id, their e-mail address, or their telephone number with the code of its country."""
+    """People type a user name, a whole user id, their e-mail address, or their telephone number
+    with the code of its country."""
     if name.startswith("+") and (number := phone_number("", name)):
         return number
     return EmailAddress(name.lower()) if "@" in name[1:] and not name.startswith("@") else name
 
 
 def sign_in_link(next_path: str, name: str = "", *, again: bool = False) -> str:
-    """The path of the page, which leads on to another path of this server. `name`: who will probably sign in; `again`: also
-    who is signed in proves who they are."""
+    """The path of the page, which leads on to another path of this server. `name`: who will
+    probably sign in; `again`: also who is signed in proves who they are."""
     further = {**({"name": name} if name else {}), **({"again": "true"} if again else {})}
     return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **further})}"
 
@@ -142,11 +146,15 @@ async def post_sign_in(
     next_path = own_path(fields.get("next", ""), HOME)
     name = fields.get("name", "").strip()
     try:
-        account = await sign_in.check_sign_in(as_name(name), fields.get("password", ""), context.client_ip)
+        account = await sign_in.check_sign_in(
+            as_name(name), fields.get("password", ""), context.client_ip
+        )
         cookie = await sessions.do_begin(UserID(account.user_id), context, account.era)
     except MatrixError as error:
         again = fields.get("again") == "true"
-        return page.make(context, next_path, name=name, again=again, error=error, status=error.status)
+        return page.make(
+            context, next_path, name=name, again=again, error=error, status=error.status
+        )
     return see_other(next_path, cookies=(cookie,))
 
 
@@ -161,8 +169,8 @@ async def post_sign_out(
     *,
     body: bytes,
 ) -> Response:
-    """End the session of this browser, and that at the provider by which it began, where that offers it. Apps stay signed
-    in; what waits in this browser of a sign-in at a provider ends."""
+    """End the session of this browser, and that at the provider by which it began, where that
+    offers it. Apps stay signed in; what waits in this browser of a sign-in at a provider ends."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
@@ -175,4 +183,6 @@ async def post_sign_out(
         return see_other(sign_in_link(next_path), cookies=(cookie,))
     _ = pages.choose(context.languages).gettext
     text = _("Go on to %(host)s to sign out there too.") % {"host": urlsplit(elsewhere).hostname}
-    return pages.lead_away(context, _("You are signed out"), text, (_("Go on"), elsewhere), cookies=(cookie,))
+    return pages.lead_away(
+        context, _("You are signed out"), text, (_("Go on"), elsewhere), cookies=(cookie,)
+    )

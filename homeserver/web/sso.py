@@ -1,7 +1,9 @@
-"""The way of an app of the older API over the server's own pages: people sign in or register there, and go back with a token.
+"""The way of an app of the older API over the server's own pages: people sign in or register there,
+and go back with a token.
 
 Laws:
-- A token leaves for an address of the configuration, or one that the person has seen and agreed to; for nowhere else.
+- A token leaves for an address of the configuration, or one that the person has seen and agreed to;
+  for nowhere else.
 - What the app asks for with `action` is where people begin: signing in, or making an account.
 
 spec: client-server-api#sso-client-loginauthentication, client-server-api#oauth-20-aware-clients
@@ -15,18 +17,18 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
 from federation.protocol.errors import MatrixError
-from homeserver.http.answers import Response
-from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.consents import Consents
-from homeserver.services.foreign_links import shown_link
-from homeserver.services.login_tokens import Origin
-from homeserver.services.registration import Registration
-from homeserver.services.sign_in import SignIn
+from homeserver.http.responses import Response
+from homeserver.services.accounts.registration import Registration
+from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.login.login_tokens import Origin
+from homeserver.services.login.password_login import SignIn
+from homeserver.services.pages.external_links import shown_link
+from homeserver.services.terms.consent import Consents
 from homeserver.services.upstream.identity import Refused
-from homeserver.services.upstream.sign_in import UpstreamSignIn
+from homeserver.services.upstream.login import UpstreamSignIn
+from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
-from homeserver.web.refusals import explain
 from homeserver.web.register import register_link
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 from homeserver.web.terms import lead_to_terms
@@ -59,9 +61,11 @@ class SSOPage:
         self._upstream_pages = upstream_pages
         self._consents = consents
 
-    async def answer(self, context: RequestContext, redirect_url: str, action: str, *, agreed: bool) -> Response:
-        """The page that asks whether to go on to an app, or where the browser goes: to sign in or register first, or to the
-        app. `agreed`: somebody has pressed its button."""
+    async def answer(
+        self, context: RequestContext, redirect_url: str, action: str, *, agreed: bool
+    ) -> Response:
+        """The page that asks whether to go on to an app, or where the browser goes: to sign in or
+        register first, or to the app. `agreed`: somebody has pressed its button."""
         try:
             self._upstream.check_client(redirect_url)
         except Refused as refused:
@@ -88,7 +92,9 @@ class SSOPage:
         }
         leads_to = (f"{urlsplit(redirect_url).scheme}:",)
         language = self._pages.choose(context.languages)
-        return self._pages.make("sso.html", language, fields, cookies=token.cookies, leads_to=leads_to)
+        return self._pages.make(
+            "sso.html", language, fields, cookies=token.cookies, leads_to=leads_to
+        )
 
     async def _leave(
         self, context: RequestContext, session: BrowserSession, redirect_url: str, *, agreed: bool
@@ -96,12 +102,19 @@ class SSOPage:
         language = self._pages.choose(context.languages)
         try:
             await self._sign_in.check_allowed(session.user_id, "browser", context.client_ip)
-            origin = None if session.origin is None else msgspec.json.decode(session.origin, type=Origin)
-            where = await self._upstream.do_give_token(session.user_id, origin, redirect_url, session.era)
+            origin = (
+                None if session.origin is None else msgspec.json.decode(session.origin, type=Origin)
+            )
+            where = await self._upstream.do_give_token(
+                session.user_id, origin, redirect_url, session.era
+            )
         except MatrixError as error:
             _ = language.gettext
             return self._pages.message(
-                context, _("Signing in did not work"), [explain(error, language)], HTTPStatus.FORBIDDEN
+                context,
+                _("Signing in did not work"),
+                [explain(error, language)],
+                HTTPStatus.FORBIDDEN,
             )
         if agreed:
             return see_other(where)
@@ -112,14 +125,20 @@ class SSOPage:
 
 @endpoint("GET", SSO_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
 async def get_sso(
-    page: SSOPage, context: RequestContext, *, redirect_url: Annotated[str, Names("redirectUrl")] = "", action: str = ""
+    page: SSOPage,
+    context: RequestContext,
+    *,
+    redirect_url: Annotated[str, Names("redirectUrl")] = "",
+    action: str = "",
 ) -> Response:
     """Somebody comes from an app."""
     return await page.answer(context, redirect_url, action, agreed=False)
 
 
 @endpoint("POST", SSO_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=MAX_BODY)
-async def post_sso(page: SSOPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes) -> Response:
+async def post_sso(
+    page: SSOPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
     """They go on to it."""
     fields = forms.read(context, body)
     if fields is None:

@@ -1,7 +1,8 @@
-"""The pages about terms of service: the documents, where somebody agrees to them, and the same within a registration.
+"""The pages about terms of service: the documents, where somebody agrees to them, and the same
+within a registration.
 
-`GET /_mahalla/consent` is for who is signed in to the pages, or has a signed link, which apps show (`M_CONSENT_NOT_GIVEN`).
-A tick for each document, and nothing is ticked beforehand.
+`GET /_mahalla/consent` is for who is signed in to the pages, or has a signed link, which apps show
+(`M_CONSENT_NOT_GIVEN`). A tick for each document, and nothing is ticked beforehand.
 
 spec: client-server-api#terms-of-service-at-registration, client-server-api#fallback
 """
@@ -14,14 +15,14 @@ from urllib.parse import urlencode
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
-from homeserver.http.answers import Response
-from homeserver.services.browser_sessions import BrowserSessions
-from homeserver.services.consents import CONSENT_PATH, Consents
-from homeserver.services.languages import Language
-from homeserver.services.own_paths import own_path
-from homeserver.services.policies import POLICY_PATH, Policies, Policy
-from homeserver.services.uia import UIA
-from homeserver.services.uia_stages import TERMS
+from homeserver.http.responses import Response
+from homeserver.services.login.browser_sessions import BrowserSessions
+from homeserver.services.login.uia import UIA
+from homeserver.services.login.uia_stages import TERMS
+from homeserver.services.pages.languages import Language
+from homeserver.services.pages.local_paths import own_path
+from homeserver.services.terms.consent import CONSENT_PATH, Consents
+from homeserver.services.terms.policies import POLICY_PATH, Policies, Policy
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import AUTH_DONE, Pages, see_other
 from homeserver.web.sign_in import sign_in_link
@@ -30,7 +31,9 @@ FALLBACK_PATH: Final = "/_matrix/client/v3/auth/m.login.terms/fallback/web"
 _TICK: Final = "agree_"
 
 
-def terms_fields(policies: Policies, owed: Sequence[Policy], language: Language) -> dict[str, object]:
+def terms_fields(
+    policies: Policies, owed: Sequence[Policy], language: Language
+) -> dict[str, object]:
     """What the template `terms_fields.html` needs."""
     documents = [(policy, policy.choose(language)) for policy in owed]
     return {
@@ -47,7 +50,9 @@ def terms_fields(policies: Policies, owed: Sequence[Policy], language: Language)
     }
 
 
-def find_objection(policies: Policies, owed: Sequence[Policy], fields: Mapping[str, str], language: Language) -> str:
+def find_objection(
+    policies: Policies, owed: Sequence[Policy], fields: Mapping[str, str], language: Language
+) -> str:
     """Why what was sent with those fields is no agreement; empty where it is one."""
     _ = language.gettext
     if fields.get("versions") != policies.fingerprint:
@@ -67,7 +72,9 @@ async def lead_to_terms(consents: Consents, user_id: UserID, here: str) -> Respo
 class TermsPage:
     """The page where somebody agrees."""
 
-    def __init__(self, pages: Pages, forms: Forms, sessions: BrowserSessions, consents: Consents, uia: UIA) -> None:
+    def __init__(
+        self, pages: Pages, forms: Forms, sessions: BrowserSessions, consents: Consents, uia: UIA
+    ) -> None:
         self._pages = pages
         self._forms = forms
         self._sessions = sessions
@@ -77,7 +84,8 @@ class TermsPage:
     async def answer(
         self, context: RequestContext, given: Mapping[str, str], fields: Mapping[str, str] | None
     ) -> Response:
-        """The page, or what follows when it was sent with `fields`. `given`: `user`, `signature`, `next`."""
+        """The page, or what follows when it was sent with `fields`. `given`: `user`, `signature`,
+        `next`."""
         user, signature = given.get("user", ""), given.get("signature", "")
         next_path = own_path(given.get("next", ""), "")
         signed = bool(user) and self._consents.is_signed(user, signature)
@@ -113,12 +121,18 @@ class TermsPage:
     ) -> Response:
         """The same within a registration, for apps that do not know this stage."""
         language = self._pages.choose(context.languages)
-        operation = await self._uia.get_operation(session_id) if session_id and "\0" not in session_id else None
+        operation = (
+            await self._uia.get_operation(session_id)
+            if session_id and "\0" not in session_id
+            else None
+        )
         policies = self._consents.policies
         if operation is None or operation.user_id is not None or not policies.all:
             _ = language.gettext
             texts = [_("Go back to your app and begin again there.")]
-            return self._pages.message(context, _("This page is too old"), texts, HTTPStatus.BAD_REQUEST)
+            return self._pages.message(
+                context, _("This page is too old"), texts, HTTPStatus.BAD_REQUEST
+            )
         problem = "" if fields is None else find_objection(policies, policies.all, fields, language)
         shown: dict[str, object] = {"path": FALLBACK_PATH, "session": session_id, "user_id": ""}
         shown |= {"user": "", "signature": "", "next_path": ""}
@@ -148,7 +162,9 @@ class TermsPage:
             "form_token": token.text,
         }
         status = HTTPStatus.BAD_REQUEST if problem else HTTPStatus.OK
-        return self._pages.make("terms.html", language, fields, status, cookies=token.cookies, script=script)
+        return self._pages.make(
+            "terms.html", language, fields, status, cookies=token.cookies, script=script
+        )
 
 
 @endpoint("GET", CONSENT_PATH, auth=Auth.NONE)
@@ -165,11 +181,17 @@ async def post_consent(
 ) -> Response:
     """They were ticked, or not."""
     fields = forms.read(context, body)
-    return pages.stale_form(context) if fields is None else await page.answer(context, fields, fields)
+    return (
+        pages.stale_form(context) if fields is None else await page.answer(context, fields, fields)
+    )
 
 
-@endpoint("GET", FALLBACK_PATH, "/_matrix/client/r0/auth/m.login.terms/fallback/web", auth=Auth.NONE)
-async def get_terms_fallback(page: TermsPage, context: RequestContext, *, session: str = "") -> Response:
+@endpoint(
+    "GET", FALLBACK_PATH, "/_matrix/client/r0/auth/m.login.terms/fallback/web", auth=Auth.NONE
+)
+async def get_terms_fallback(
+    page: TermsPage, context: RequestContext, *, session: str = ""
+) -> Response:
     """The documents, for who registers in an app that does not know the stage."""
     return await page.answer_fallback(context, session, None)
 
@@ -187,7 +209,13 @@ async def post_terms_fallback(
 
 @endpoint("GET", POLICY_PATH, auth=Auth.NONE)
 async def get_policy(
-    consents: Consents, pages: Pages, context: RequestContext, *, policy_id: str, version: str, code: str
+    consents: Consents,
+    pages: Pages,
+    context: RequestContext,
+    *,
+    policy_id: str,
+    version: str,
+    code: str,
 ) -> Response:
     """The text of a document that this server has."""
     document = consents.policies.find(policy_id, version, code)

@@ -4,8 +4,8 @@ from http import HTTPStatus
 from typing import Final
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from homeserver.http.answers import Response
-from homeserver.services.pushers.unsubscribing import UNSUBSCRIBE_PATH, Unsubscribing
+from homeserver.http.responses import Response
+from homeserver.services.pushers.unsubscribe import UNSUBSCRIBE_PATH, Unsubscribing
 from homeserver.web.pages import Pages
 
 TEMPLATE: Final = "unsubscribe.html"
@@ -13,7 +13,12 @@ TEMPLATE: Final = "unsubscribe.html"
 
 @endpoint("GET", UNSUBSCRIBE_PATH, auth=Auth.NONE)
 async def get_unsubscribe(
-    unsubscribing: Unsubscribing, pages: Pages, context: RequestContext, *, pusher: int = 0, signature: str = ""
+    unsubscribing: Unsubscribing,
+    pages: Pages,
+    context: RequestContext,
+    *,
+    pusher: int = 0,
+    signature: str = "",
 ) -> Response:
     """What it is about, and the button."""
     if not unsubscribing.is_signed(pusher, signature):
@@ -34,7 +39,8 @@ async def post_unsubscribe(
     pusher: int = 0,
     signature: str = "",
 ) -> Response:
-    """A button was pressed: that of the page, or that of a mail client (RFC 8058), whose body says no more than that."""
+    """A button was pressed: that of the page, or that of a mail client (RFC 8058), whose body says
+    no more than that."""
     del body
     if not unsubscribing.is_signed(pusher, signature):
         return _page(pages, context, "wrong", HTTPStatus.BAD_REQUEST)

@@ -1,6 +1,8 @@
-"""The pages of signing in with an identity provider: choosing one, choosing a name, going on to the client, confirming.
+"""The pages of signing in with an identity provider: choosing one, choosing a name, going on to the
+client, confirming.
 
-spec: client-server-api#sso-client-loginauthentication, client-server-api#sso-during-user-interactive-authentication
+spec: client-server-api#sso-client-loginauthentication,
+client-server-api#sso-during-user-interactive-authentication
 """
 
 from http import HTTPStatus
@@ -11,18 +13,23 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
-from federation.protocol.errors import Exclusive, Forbidden, MatrixError, NotFound, UserAwaitingApproval, UserInUse
+from federation.protocol.errors import (
+    Exclusive,
+    Forbidden,
+    MatrixError,
+    NotFound,
+    UserAwaitingApproval,
+    UserInUse,
+)
 from federation.protocol.ids import ServerName
-from homeserver.http.answers import Response
-from homeserver.services.browser_sessions import BrowserSessions
-from homeserver.services.foreign_links import shown_link
+from homeserver.http.responses import Response
+from homeserver.services.login.browser_sessions import BrowserSessions
+from homeserver.services.login.password_login import SignIn
 from homeserver.services.media.delivery import Asked, MediaDelivery
-from homeserver.services.own_paths import own_path
-from homeserver.services.sign_in import SignIn
-from homeserver.services.upstream.buttons import ICON_PATH, SIGN_IN_WITH_PATH, icon_path
+from homeserver.services.pages.external_links import shown_link
+from homeserver.services.pages.local_paths import own_path
 from homeserver.services.upstream.identity import ForClient, ForPage, OtherPerson, Reason, Refused
-from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout
-from homeserver.services.upstream.sign_in import (
+from homeserver.services.upstream.login import (
     AskClient,
     AskConfirm,
     AskName,
@@ -33,6 +40,8 @@ from homeserver.services.upstream.sign_in import (
     UpstreamSignIn,
     refused_in_the_meantime,
 )
+from homeserver.services.upstream.login_buttons import ICON_PATH, SIGN_IN_WITH_PATH, icon_path
+from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout
 from homeserver.web.pages import AUTH_DONE, Pages, see_other
 
 REDIRECT_PATH: Final = "/_matrix/client/v3/login/sso/redirect"
@@ -44,7 +53,12 @@ HELD_PATH: Final = "/_mahalla/upstream/go_on"
 MAX_FORM: Final = 8192
 ICON_SIZE: Final = 96
 ICON_WAIT_MS: Final = 5000
-_STATUS: Final = {Reason.OLD: 400, Reason.CANCELLED: 400, Reason.BAD_ADDRESS: 400, Reason.UNKNOWN_PROVIDER: 404}
+_STATUS: Final = {
+    Reason.OLD: 400,
+    Reason.CANCELLED: 400,
+    Reason.BAD_ADDRESS: 400,
+    Reason.UNKNOWN_PROVIDER: 404,
+}
 OPERATIONS: Final = (
     ("register", "POST register"),
     ("keys", "POST keys/device_signing/upload"),
@@ -55,7 +69,8 @@ OPERATIONS: Final = (
     ("devices", "DELETE device"),
     ("devices", "POST delete_devices"),
 )
-"""What operations of user-interactive authentication are called in the template, by how their names begin."""
+"""What operations of user-interactive authentication are called in the template, by how their names
+begin."""
 
 
 class UpstreamPages:
@@ -72,7 +87,8 @@ class UpstreamPages:
         *,
         own_pages: str = "",
     ) -> None:
-        """`own_pages`: the path of the page where people sign in here for an app of the older API; empty where none do."""
+        """`own_pages`: the path of the page where people sign in here for an app of the older API;
+        empty where none do."""
         self._own_pages = own_pages
         self._own_sign_in = own_sign_in
         self._pages = pages
@@ -91,7 +107,11 @@ class UpstreamPages:
             case Leave(url, browser):
                 cookies = () if browser is None else (self._sign_in.cookie_of(context, browser),)
                 status = HTTPStatus.FOUND if context.method == "GET" else HTTPStatus.SEE_OTHER
-                headers = {"Location": url, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
+                headers = {
+                    "Location": url,
+                    "Content-Type": "text/plain",
+                    "Referrer-Policy": "no-referrer",
+                }
                 return Response(status, {**headers, "Cache-Control": "no-store"}, b"", cookies)
             case SignedIn(user_id, next_path, origin, proved_ts, era):
                 try:
@@ -130,31 +150,53 @@ class UpstreamPages:
                 }
                 cookies = (self._sign_in.cookie_of(context, browser),)
                 return self._make(
-                    context, "upstream_confirm.html", fields, leads_to=("https:", "http:"), cookies=cookies
+                    context,
+                    "upstream_confirm.html",
+                    fields,
+                    leads_to=("https:", "http:"),
+                    cookies=cookies,
                 )
             case Confirmed():
                 return self._make(context, "upstream_done.html", {}, script=AUTH_DONE)
 
     async def refuse(self, context: RequestContext, refused: Refused) -> Response:
-        """The page that says why it did not work; it is recorded of the account, where it is known whose that is."""
+        """The page that says why it did not work; it is recorded of the account, where it is known
+        whose that is."""
         if isinstance(refused, OtherPerson):
             return await self._refuse_other_person(context, refused)
         user_id = await self._sign_in.get_refused(refused)
         if user_id is not None:
-            await self._own_sign_in.do_note_refusal(user_id, context.client_ip, refused.reason.value)
-        self.log.info("a sign-in with a provider ends: {reason}: {why}", reason=refused.reason.value, why=refused)
+            await self._own_sign_in.do_note_refusal(
+                user_id, context.client_ip, refused.reason.value
+            )
+        self.log.info(
+            "a sign-in with a provider ends: {reason}: {why}",
+            reason=refused.reason.value,
+            why=refused,
+        )
         status = _STATUS.get(refused.reason, HTTPStatus.FORBIDDEN)
-        return self._make(context, "upstream_refused.html", {"reason": refused.reason.value}, status)
+        return self._make(
+            context, "upstream_refused.html", {"reason": refused.reason.value}, status
+        )
 
     async def _refuse_other_person(self, context: RequestContext, refused: OtherPerson) -> Response:
         came = refused.came or refused.provider.provider_id
-        await self._own_sign_in.do_note_other_person(refused.owner, context.client_ip, refused.operation, came)
+        await self._own_sign_in.do_note_other_person(
+            refused.owner, context.client_ip, refused.operation, came
+        )
         self.log.info("nothing is confirmed: {why}", why=refused)
-        fields: dict[str, object] = {"owner": refused.owner, "came": refused.came, "provider": refused.provider.name}
+        fields: dict[str, object] = {
+            "owner": refused.owner,
+            "came": refused.came,
+            "provider": refused.provider.name,
+        }
         return self._make(context, "upstream_other_person.html", fields, HTTPStatus.FORBIDDEN)
 
-    async def sign_out(self, context: RequestContext, logout: SAMLLogout, message: LogoutMessage) -> Response:
-        """A provider says that somebody has signed out there; the browser brings it back our answer."""
+    async def sign_out(
+        self, context: RequestContext, logout: SAMLLogout, message: LogoutMessage
+    ) -> Response:
+        """A provider says that somebody has signed out there; the browser brings it back our
+        answer."""
         try:
             answer = await logout.do_end(message)
         except Refused as refused:
@@ -165,7 +207,8 @@ class UpstreamPages:
         return self._pages.message(context, _("You are signed out"), [])
 
     def choose(self, context: RequestContext, redirect_url: str, action: str) -> Response:
-        """To this server's own page to sign in, which has the providers too; without such, the page to choose one on."""
+        """To this server's own page to sign in, which has the providers too; without such, the page
+        to choose one on."""
         if self._own_pages:
             query = {"redirectUrl": redirect_url, **({"action": action} if action else {})}
             where = f"{self._own_pages}?{urlencode(query)}"
@@ -191,7 +234,11 @@ class UpstreamPages:
             "emails": step.identity.emails,
             "error": "" if step.error is None else _problem(step.error),
         }
-        leads_to = (f"{urlsplit(step.purpose.redirect_url).scheme}:",) if isinstance(step.purpose, ForClient) else ()
+        leads_to = (
+            (f"{urlsplit(step.purpose.redirect_url).scheme}:",)
+            if isinstance(step.purpose, ForClient)
+            else ()
+        )
         return self._make(context, "upstream_name.html", fields, leads_to=leads_to)
 
     def _make(
@@ -206,7 +253,9 @@ class UpstreamPages:
         script: str = "",
     ) -> Response:
         language = self._pages.choose(context.languages)
-        return self._pages.make(template, language, fields, status, cookies=cookies, leads_to=leads_to, script=script)
+        return self._pages.make(
+            template, language, fields, status, cookies=cookies, leads_to=leads_to, script=script
+        )
 
 
 def called(operation: str) -> str:
@@ -215,7 +264,8 @@ def called(operation: str) -> str:
 
 
 def read_form(body: bytes) -> dict[str, str]:
-    """What was filled in, as far as it can be read. That it comes from our page is seen by the flow and its cookie."""
+    """What was filled in, as far as it can be read. That it comes from our page is seen by the flow
+    and its cookie."""
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:
@@ -248,14 +298,16 @@ async def get_sso_redirect(
     redirect_url: Annotated[str, Names("redirectUrl")] = "",
     action: Annotated[str, Names("action", "org.matrix.msc3824.action")] = "",
 ) -> Response:
-    """Send the browser to the provider, or to a page to sign in or choose one on. `action`: `login` or `register`."""
+    """Send the browser to the provider, or to a page to sign in or choose one on. `action`: `login`
+    or `register`."""
     try:
         sign_in.check_client(redirect_url)
         if idp_id is None and pages.has_choice:
             return pages.choose(context, redirect_url, action)
         wanted = idp_id or (sign_in.providers[0].provider_id if sign_in.providers else "")
         return await pages.show(
-            context, await sign_in.depart(wanted, ForClient(redirect_url), sign_in.find_browser(context))
+            context,
+            await sign_in.depart(wanted, ForClient(redirect_url), sign_in.find_browser(context)),
         )
     except Refused as refused:
         return await pages.refuse(context, refused)
@@ -271,10 +323,13 @@ async def get_sign_in_with(
     next: str = "",
     again: bool = False,
 ) -> Response:
-    """A button of the sign-in page: send the browser to the provider, and afterwards to a path of this server."""
+    """A button of the sign-in page: send the browser to the provider, and afterwards to a path of
+    this server."""
     try:
         purpose = ForPage(own_path(next, "/"), again)
-        return await pages.show(context, await sign_in.depart(provider, purpose, sign_in.find_browser(context)))
+        return await pages.show(
+            context, await sign_in.depart(provider, purpose, sign_in.find_browser(context))
+        )
     except Refused as refused:
         return await pages.refuse(context, refused)
 
@@ -283,7 +338,8 @@ async def get_sign_in_with(
 async def get_provider_icon(
     delivery: MediaDelivery, sign_in: UpstreamSignIn, context: RequestContext, *, provider: str
 ) -> Response:
-    """The icon of a provider, small, for everybody: the operator has said so by naming it. Raises `NotFound`."""
+    """The icon of a provider, small, for everybody: the operator has said so by naming it. Raises
+    `NotFound`."""
     icon = next((info.icon for info in sign_in.providers if info.provider_id == provider), None)
     if icon is None:
         raise NotFound("There is no such icon")
@@ -307,7 +363,9 @@ async def get_sso_fallback(
 ) -> Response:
     """Say what a client is about to do, and with whom it can be confirmed."""
     try:
-        return await pages.show(context, await sign_in.begin_confirmation(session, sign_in.find_browser(context)))
+        return await pages.show(
+            context, await sign_in.begin_confirmation(session, sign_in.find_browser(context))
+        )
     except Refused as refused:
         return await pages.refuse(context, refused)
 
@@ -330,13 +388,17 @@ async def post_confirm(
 
 
 @endpoint("POST", NAME_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=MAX_FORM)
-async def post_name(pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, body: bytes) -> Response:
+async def post_name(
+    pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, body: bytes
+) -> Response:
     """The name of a new account was chosen."""
     form = read_form(body)
     username = form.get("username", "").strip().lower()[:255]
     try:
         browser = sign_in.find_browser(context)
-        step = await sign_in.do_choose_name(form.get("flow", ""), username, browser, context.languages)
+        step = await sign_in.do_choose_name(
+            form.get("flow", ""), username, browser, context.languages
+        )
         return await pages.show(context, step)
     except Refused as refused:
         return await pages.refuse(context, refused)
@@ -348,7 +410,9 @@ async def post_client(
 ) -> Response:
     """The person agrees to go on to the client."""
     try:
-        step = await sign_in.do_go_to_client(read_form(body).get("flow", ""), sign_in.find_browser(context))
+        step = await sign_in.do_go_to_client(
+            read_form(body).get("flow", ""), sign_in.find_browser(context)
+        )
         return await pages.show(context, step)
     except Refused as refused:
         return await pages.refuse(context, refused)

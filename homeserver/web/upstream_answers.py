@@ -1,7 +1,7 @@
 """Where identity providers send people back to, and what providers ask and tell by themselves.
 
-The paths are those of Synapse: nothing has to be changed at a provider when a server is taken over, but where it has several OpenID
-providers, each of which has a path of its own.
+The paths are those of Synapse: nothing has to be changed at a provider when a server is taken over,
+but where it has several OpenID providers, each of which has a path of its own.
 """
 
 from http import HTTPStatus
@@ -11,19 +11,24 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
 from federation.protocol.errors import Unrecognized
-from homeserver.http.answers import Response
-from homeserver.services.own_paths import own_path
+from homeserver.http.responses import Response
+from homeserver.services.pages.local_paths import own_path
 from homeserver.services.upstream.cas import PROVIDER_ID as CAS_ID
 from homeserver.services.upstream.cas import TICKET_PATH, CASProvider
 from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.login import UpstreamSignIn
+from homeserver.services.upstream.oidc.backchannel_logout import UpstreamSignOut
 from homeserver.services.upstream.oidc.callbacks import CALLBACK_PATH
 from homeserver.services.upstream.oidc.provider import OIDC
-from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
 from homeserver.services.upstream.saml import LOGOUT_PATH as SAML_LOGOUT_PATH
-from homeserver.services.upstream.saml import LONGEST_RESPONSE, METADATA_PATH, RESPONSE_PATH, SAMLSignIn
+from homeserver.services.upstream.saml import (
+    LONGEST_RESPONSE,
+    METADATA_PATH,
+    RESPONSE_PATH,
+    SAMLSignIn,
+)
 from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
 from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout, read_query
-from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.web.pages import see_other
 from homeserver.web.sign_in import HOME, sign_in_link
 from homeserver.web.upstream import HELD_PATH, UpstreamPages, read_form
@@ -59,18 +64,23 @@ async def get_oidc_callback(
     browser = sign_in.find_browser(context)
     try:
         flow = await sign_in.take_back(state, browser)
-        asked = next((each for each in askable.oidc if each.info.provider_id == flow.provider), None)
+        asked = next(
+            (each for each in askable.oidc if each.info.provider_id == flow.provider), None
+        )
         if asked is None or browser is None:
             raise Refused(Reason.OLD)
         identity = await asked.identify(flow, provider, code, error, iss)
-        return await pages.show(context, await sign_in.arrive(flow, identity, browser, context.languages))
+        return await pages.show(
+            context, await sign_in.arrive(flow, identity, browser, context.languages)
+        )
     except Refused as refused:
         return await pages.refuse(context, refused)
 
 
 @endpoint("POST", LOGOUT_PATH, auth=Auth.NONE, max_body=MAX_LOGOUT)
 async def post_backchannel_logout(sign_out: UpstreamSignOut, *, body: bytes) -> Response:
-    """An OpenID provider says that somebody has signed out. spec: openid-connect-backchannel-1_0#BCRequest"""
+    """An OpenID provider says that somebody has signed out. spec:
+    openid-connect-backchannel-1_0#BCRequest"""
     if not sign_out.is_offered:
         raise Unrecognized
     headers = {"Cache-Control": "no-store", "Content-Type": "application/json"}
@@ -99,16 +109,24 @@ async def get_cas_ticket(
         if askable.cas is None or begun.provider != CAS_ID or browser is None:
             raise Refused(Reason.OLD)
         identity = await askable.cas.identify(flow, begun, ticket)
-        return await pages.show(context, await sign_in.arrive(begun, identity, browser, context.languages))
+        return await pages.show(
+            context, await sign_in.arrive(begun, identity, browser, context.languages)
+        )
     except Refused as refused:
         return await pages.refuse(context, refused)
 
 
 @endpoint("POST", f"/{RESPONSE_PATH}", auth=Auth.NONE, max_body=MAX_SAML_FORM)
 async def post_saml_response(
-    pages: UpstreamPages, sign_in: UpstreamSignIn, saml: SAMLSignIn, context: RequestContext, *, body: bytes
+    pages: UpstreamPages,
+    sign_in: UpstreamSignIn,
+    saml: SAMLSignIn,
+    context: RequestContext,
+    *,
+    body: bytes,
 ) -> Response:
-    """The page of a SAML provider sends its answer; no cookie of ours comes with it, but with what follows.
+    """The page of a SAML provider sends its answer; no cookie of ours comes with it, but with what
+    follows.
 
     spec: saml-bindings-2.0-os section 3.5
     """
@@ -116,7 +134,9 @@ async def post_saml_response(
     try:
         if saml.provider is None:
             raise Refused(Reason.UNKNOWN_PROVIDER)
-        flow, browser_hash = await sign_in.take_back_from_anywhere(SAML_ID, form.get("RelayState", ""))
+        flow, browser_hash = await sign_in.take_back_from_anywhere(
+            SAML_ID, form.get("RelayState", "")
+        )
         identity = await saml.provider.identify(flow, form.get("SAMLResponse", ""))
         held = await sign_in.hold(flow, identity, browser_hash)
         return see_other(f"{HELD_PATH}?flow={held}")
@@ -133,7 +153,8 @@ async def get_saml_logout(
     request: Annotated[str, Names("SAMLRequest")] = "",
     relay_state: Annotated[str, Names("RelayState")] = "",
 ) -> Response:
-    """A SAML provider says that somebody has signed out there, or they come back from having signed out here and there.
+    """A SAML provider says that somebody has signed out there, or they come back from having signed
+    out here and there.
 
     spec: saml-bindings-2.0-os section 3.4
     """
@@ -146,11 +167,14 @@ async def get_saml_logout(
     return await pages.sign_out(context, logout, message)
 
 
-@endpoint("POST", f"/{SAML_LOGOUT_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=MAX_LOGOUT)
+@endpoint(
+    "POST", f"/{SAML_LOGOUT_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=MAX_LOGOUT
+)
 async def post_saml_logout(
     pages: UpstreamPages, logout: SAMLLogout, context: RequestContext, *, body: bytes
 ) -> Response:
-    """The same with a form; or in an envelope, by the provider itself. spec: saml-bindings-2.0-os sections 3.5, 3.2"""
+    """The same with a form; or in an envelope, by the provider itself. spec: saml-bindings-2.0-os
+    sections 3.5, 3.2"""
     if (context.header("content-type") or "").partition(";")[0].strip().lower() == SOAP:
         return await _answer_envelope(logout, body)
     form = read_form(body)
@@ -161,7 +185,8 @@ async def post_saml_logout(
 
 
 async def _answer_envelope(logout: SAMLLogout, body: bytes) -> Response:
-    """Who refuses an envelope says so with the status alone. spec: saml-bindings-2.0-os section 3.2.3.3"""
+    """Who refuses an envelope says so with the status alone. spec: saml-bindings-2.0-os section
+    3.2.3.3"""
     headers = {"Cache-Control": "no-cache, no-store", "Pragma": "no-cache", "Content-Type": SOAP}
     try:
         answer = await logout.do_end(LogoutMessage(body.decode("utf-8", "replace"), is_soap=True))
@@ -176,4 +201,8 @@ async def get_saml_metadata(saml: SAMLSignIn) -> Response:
     """What this server tells a SAML provider of itself. spec: saml-metadata-2.0-os"""
     if saml.provider is None:
         raise Unrecognized
-    return Response(HTTPStatus.OK, {"Content-Type": "application/samlmetadata+xml"}, await saml.provider.metadata())
+    return Response(
+        HTTPStatus.OK,
+        {"Content-Type": "application/samlmetadata+xml"},
+        await saml.provider.metadata(),
+    )

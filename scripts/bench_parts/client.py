@@ -21,11 +21,36 @@ ROOM_LIST = {
             "ranges": [[0, 19]],
             "timeline_limit": 1,
             "required_state": [
-                *([type, ""] for type in ("m.room.name", "m.room.encryption", "m.room.topic", "m.room.avatar")),
-                *([type, ""] for type in ("m.room.canonical_alias", "m.room.power_levels", "m.room.join_rules")),
-                *([type, ""] for type in ("m.room.tombstone", "m.room.create", "m.room.history_visibility")),
+                *(
+                    [type, ""]
+                    for type in (
+                        "m.room.name",
+                        "m.room.encryption",
+                        "m.room.topic",
+                        "m.room.avatar",
+                    )
+                ),
+                *(
+                    [type, ""]
+                    for type in (
+                        "m.room.canonical_alias",
+                        "m.room.power_levels",
+                        "m.room.join_rules",
+                    )
+                ),
+                *(
+                    [type, ""]
+                    for type in ("m.room.tombstone", "m.room.create", "m.room.history_visibility")
+                ),
                 *(["m.room.member", key] for key in ("$LAZY", "$ME")),
-                *([type, "*"] for type in ("m.space.parent", "m.space.child", "org.matrix.msc3401.call.member")),
+                *(
+                    [type, "*"]
+                    for type in (
+                        "m.space.parent",
+                        "m.space.child",
+                        "org.matrix.msc3401.call.member",
+                    )
+                ),
             ],
         }
     },
@@ -110,20 +135,42 @@ class Client:
         return User(session.user_id, session.access_token)
 
     async def create_room(
-        self, connection: Connection, user: User, *, name: str, preset: str = "public_chat", type: str | None = None
+        self,
+        connection: Connection,
+        user: User,
+        *,
+        name: str,
+        preset: str = "public_chat",
+        type: str | None = None,
     ) -> str:
-        body = {"preset": preset, "name": name, "creation_content": {} if type is None else {"type": type}}
-        return _room.decode(await connection.request("POST", f"{V3}/createRoom", body, user.token)).room_id
+        body = {
+            "preset": preset,
+            "name": name,
+            "creation_content": {} if type is None else {"type": type},
+        }
+        return _room.decode(
+            await connection.request("POST", f"{V3}/createRoom", body, user.token)
+        ).room_id
 
     async def join(self, connection: Connection, user: User, room_id: str) -> bytes:
         return await connection.request("POST", f"{V3}/join/{quote(room_id)}", {}, user.token)
 
-    async def send(self, connection: Connection, user: User, room_id: str, text: str = TEXT) -> bytes:
+    async def send(
+        self, connection: Connection, user: User, room_id: str, text: str = TEXT
+    ) -> bytes:
         path = f"{V3}/rooms/{quote(room_id)}/send/m.room.message/{next(self._transactions)}"
-        return await connection.request("PUT", path, {"msgtype": "m.text", "body": text}, user.token)
+        return await connection.request(
+            "PUT", path, {"msgtype": "m.text", "body": text}, user.token
+        )
 
     async def sync(
-        self, connection: Connection, user: User, since: str | None = None, *, timeout: int = 0, filter: str = LAZY
+        self,
+        connection: Connection,
+        user: User,
+        since: str | None = None,
+        *,
+        timeout: int = 0,
+        filter: str = LAZY,
     ) -> tuple[str, bytes]:
         """The token for the next one, and the answer. `timeout` is in milliseconds."""
         query = {"timeout": str(timeout), "filter": filter, "set_presence": "offline"}
@@ -133,11 +180,14 @@ class Client:
         return _sync.decode(answer).next_batch, answer
 
     async def slide(self, connection: Connection, user: User, pos: str | None = None) -> str:
-        """Sliding sync of the first 20 rooms, as the room list of Element X asks; the next `pos`."""
+        """Sliding sync of the first 20 rooms, as the room list of Element X asks; the next
+        `pos`."""
         path = SLIDING if pos is None else f"{SLIDING}?pos={pos}"
         return _slid.decode(await connection.request("POST", path, ROOM_LIST, user.token)).pos
 
-    async def messages(self, connection: Connection, user: User, room_id: str, start: str | None) -> str | None:
+    async def messages(
+        self, connection: Connection, user: User, room_id: str, start: str | None
+    ) -> str | None:
         """One page of 100, backwards; where the next one starts, or None at the end."""
         query = {"dir": "b", "limit": "100"}
         if start is not None:
@@ -161,7 +211,9 @@ class Client:
         body = {"search_term": term, "limit": 10}
         return await connection.request("POST", f"{V3}/user_directory/search", body, user.token)
 
-    async def add_child(self, connection: Connection, user: User, space: str, room_id: str) -> bytes:
+    async def add_child(
+        self, connection: Connection, user: User, space: str, room_id: str
+    ) -> bytes:
         path = f"{V3}/rooms/{quote(space)}/state/m.space.child/{quote(room_id)}"
         return await connection.request("PUT", path, {"via": ["localhost"]}, user.token)
 
@@ -176,4 +228,6 @@ class Client:
 
     async def read_room(self, connection: Connection, user: User, room_id: str, what: str) -> bytes:
         """`what` is `state`, `members` or `joined_members`."""
-        return await connection.request("GET", f"{V3}/rooms/{quote(room_id)}/{what}", None, user.token)
+        return await connection.request(
+            "GET", f"{V3}/rooms/{quote(room_id)}/{what}", None, user.token
+        )

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 client, so that the generator of the load costs far less than the server.
 
-A `Connection` is one kept-alive connection with one request at a time. It reads what a Matrix server answers
-(Content-Length or chunked bodies) and no more.
+A `Connection` is one kept-alive connection with one request at a time. It reads what a Matrix
+server answers (Content-Length or chunked bodies) and no more.
 """
 
 from collections.abc import Mapping
@@ -42,9 +42,14 @@ class Connection(Protocol):
         """When the last answer was complete, by `perf_counter`."""
 
     async def request(
-        self, method: str, path: str, body: Mapping[str, object] | None = None, token: str | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        token: str | None = None,
     ) -> bytes:
-        """The body of the answer. Raises RequestFailed, or ConnectionError when the connection is lost."""
+        """The body of the answer. Raises RequestFailed, or ConnectionError when the connection is
+        lost."""
         if self._lost:
             raise ConnectionError("the connection is closed")
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\n"

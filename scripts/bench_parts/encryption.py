@@ -35,15 +35,20 @@ class Devices:
         self.people: list[tuple[User, str]] = []
 
     async def publish(self, number: int) -> None:
-        """Identity keys, one-time keys and a fallback key of each; a second time, what is used up is made anew."""
+        """Identity keys, one-time keys and a fallback key of each; a second time, what is used up
+        is made anew."""
         users = await self._world.people(number)
         made: dict[int, tuple[User, str]] = {}
         tag = next(self._transactions)
 
         async def upload(at: int, link: Connection) -> None:
             user = users[at]
-            device = _who.decode(await link.request("GET", f"{V3}/account/whoami", None, user.token)).device_id
-            await link.request("POST", f"{V3}/keys/upload", _upload(user.user_id, device, tag), user.token)
+            device = _who.decode(
+                await link.request("GET", f"{V3}/account/whoami", None, user.token)
+            ).device_id
+            await link.request(
+                "POST", f"{V3}/keys/upload", _upload(user.user_id, device, tag), user.token
+            )
             made[at] = (user, device)
 
         await self._world.run(upload, len(users), at_once=8)
@@ -59,14 +64,20 @@ class Devices:
 
     async def send(self, link: Connection, sender: User, whom: list[tuple[User, str]]) -> bytes:
         path = f"{V3}/sendToDevice/m.room.encrypted/{quote(str(next(self._transactions)))}"
-        messages = {user.user_id: {device: _encrypted(number)} for number, (user, device) in enumerate(whom)}
+        messages = {
+            user.user_id: {device: _encrypted(number)} for number, (user, device) in enumerate(whom)
+        }
         return await link.request("PUT", path, {"messages": messages}, sender.token)
 
 
 def _encrypted(number: int) -> dict[str, Any]:
     """A content of a kilobyte, to each device another, as is with ciphertexts."""
     body = {"type": 0, "body": f"{number:b>1000}"}
-    return {"algorithm": "m.olm.v1.curve25519-aes-sha2", "sender_key": KEY, "ciphertext": {KEY: body}}
+    return {
+        "algorithm": "m.olm.v1.curve25519-aes-sha2",
+        "sender_key": KEY,
+        "ciphertext": {KEY: body},
+    }
 
 
 def _upload(user_id: str, device_id: str, tag: int) -> dict[str, Any]:
@@ -80,9 +91,12 @@ def _upload(user_id: str, device_id: str, tag: int) -> dict[str, Any]:
             "signatures": signatures,
         },
         "one_time_keys": {
-            f"{ALGORITHM}:{tag}-{number}": {"key": KEY, "signatures": signatures} for number in range(KEYS_A_DEVICE)
+            f"{ALGORITHM}:{tag}-{number}": {"key": KEY, "signatures": signatures}
+            for number in range(KEYS_A_DEVICE)
         },
-        "fallback_keys": {f"{ALGORITHM}:{tag}-f": {"key": KEY, "fallback": True, "signatures": signatures}},
+        "fallback_keys": {
+            f"{ALGORITHM}:{tag}-f": {"key": KEY, "fallback": True, "signatures": signatures}
+        },
     }
 
 
@@ -94,7 +108,9 @@ async def keys_query(bench: Bench, figures: Figures) -> None:
     async with bench.meter.measure("keys_query", figures) as run:
         await bench.world.run(
             lambda at, link: devices.query(
-                link, people[at % len(people)][0], [people[(at + step) % len(people)] for step in range(ASKED_AT_ONCE)]
+                link,
+                people[at % len(people)][0],
+                [people[(at + step) % len(people)] for step in range(ASKED_AT_ONCE)],
             ),
             sizes.questions,
             at_once=len(people),
@@ -109,7 +125,9 @@ async def keys_claim(bench: Bench, figures: Figures) -> None:
     people = devices.people
     async with bench.meter.measure("keys_claim", figures) as run:
         await bench.world.run(
-            lambda at, link: devices.claim(link, people[at % len(people)][0], people[(at + 1) % len(people)]),
+            lambda at, link: devices.claim(
+                link, people[at % len(people)][0], people[(at + 1) % len(people)]
+            ),
             min(sizes.questions, len(people) * KEYS_A_DEVICE),
             at_once=len(people),
             run=run,
@@ -117,12 +135,16 @@ async def keys_claim(bench: Bench, figures: Figures) -> None:
 
 
 async def to_device(bench: Bench, figures: Figures) -> None:
-    """One request with a message to each of 1,000 devices: the keys of a new session for a large room."""
+    """One request with a message to each of 1,000 devices: the keys of a new session for a large
+    room."""
     sizes, devices = bench.world.sizes, Devices(bench)
     await devices.publish(sizes.devices)
     sender = devices.people[0][0]
     async with bench.meter.measure("to_device", figures) as run:
         await bench.world.run(
-            lambda _, link: devices.send(link, sender, devices.people), sizes.key_shares, at_once=2, run=run
+            lambda _, link: devices.send(link, sender, devices.people),
+            sizes.key_shares,
+            at_once=2,
+            run=run,
         )
         run.notes["devices in each request"] = len(devices.people)

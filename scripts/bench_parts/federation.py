@@ -1,9 +1,9 @@
-"""Measures what a message costs that goes to another server, and a join, on both sides: two servers of ours, and two of Synapse
-beside.
+"""Measures what a message costs that goes to another server, and a join, on both sides: two servers
+of ours, and two of Synapse beside.
 
-The servers are processes that reach each other by TLS on loopback. Somebody on the first sends, one message at a time and then
-by ten connections at once, and somebody on the second waits for news; then that one joins rooms of the first, one after the other;
-until both servers are quiet.
+The servers are processes that reach each other by TLS on loopback. Somebody on the first sends, one
+message at a time and then by ten connections at once, and somebody on the second waits for news;
+then that one joins rooms of the first, one after the other; until both servers are quiet.
 
 scripts/bench federation [--messages 500] [--rooms 5] [--rounds 3]
 """
@@ -63,7 +63,9 @@ class Reader:
             answer = self._person.sync(self._since, 10_000, room={"timeline": {"limit": 1000}})
             self._since = answer["next_batch"]
             room = answer.get("rooms", {}).get("join", {}).get(self._room_id, {})
-            missing -= {event["content"].get("body") for event in room.get("timeline", {}).get("events", [])}
+            missing -= {
+                event["content"].get("body") for event in room.get("timeline", {}).get("events", [])
+            }
 
 
 class Trial:
@@ -99,13 +101,22 @@ class Trial:
             reading.result()
         took = time.monotonic() - started
         self._wait_until_quiet()
-        used = [(after - then) * 1000 / messages for after, then in zip(self._cpu(), before, strict=True)]
+        used = [
+            (after - then) * 1000 / messages
+            for after, then in zip(self._cpu(), before, strict=True)
+        ]
         return Cost(used[0], used[1], messages / took)
 
     def measure_joins(self, count: int) -> Cost:
-        """Let somebody of the second server join so many rooms of the first: the two know each other, and not the rooms."""
-        people = [*self._people, *(self._servers[0].register(f"member{number}") for number in range(MEMBERS - AT_ONCE))]
-        rooms = [people[0].create(preset="public_chat", name=f"Room {number}") for number in range(count)]
+        """Let somebody of the second server join so many rooms of the first: the two know each
+        other, and not the rooms."""
+        people = [
+            *self._people,
+            *(self._servers[0].register(f"member{number}") for number in range(MEMBERS - AT_ONCE)),
+        ]
+        rooms = [
+            people[0].create(preset="public_chat", name=f"Room {number}") for number in range(count)
+        ]
         for room_id in rooms:
             for person in people[1:]:
                 assert person.join(room_id).status == 200
@@ -117,7 +128,9 @@ class Trial:
             until(partial(self._knows_all, room_id), 60)
         took = time.monotonic() - started
         self._wait_until_quiet()
-        used = [(after - then) * 1000 / count for after, then in zip(self._cpu(), before, strict=True)]
+        used = [
+            (after - then) * 1000 / count for after, then in zip(self._cpu(), before, strict=True)
+        ]
         return Cost(used[0], used[1], count / took)
 
     def _knows_all(self, room_id: str) -> bool:
@@ -145,12 +158,18 @@ def main(arguments: Sequence[str]) -> None:
     costs: dict[str, list[Cost]] = {}
     with tempfile.TemporaryDirectory(prefix="mahalla-bench-") as directory:
         kinds: dict[str, Callable[[Town], Running]] = {
-            "ours": lambda town: town.start_ours(filter_timeline_limit=1000, presence={"enabled": False})
+            "ours": lambda town: town.start_ours(
+                filter_timeline_limit=1000, presence={"enabled": False}
+            )
         }
         if python is None:
-            sys.stderr.write("Synapse is not installed (scripts/synapse): ours alone are measured\n")
+            sys.stderr.write(
+                "Synapse is not installed (scripts/synapse): ours alone are measured\n"
+            )
         else:
-            kinds["Synapse"] = lambda town: town.start_synapse(filter_timeline_limit=1000, presence={"enabled": False})
+            kinds["Synapse"] = lambda town: town.start_synapse(
+                filter_timeline_limit=1000, presence={"enabled": False}
+            )
         for number in range(options.rounds):
             for kind, start in kinds.items():
                 folder = Path(directory) / f"{kind}-{number}"
@@ -159,7 +178,9 @@ def main(arguments: Sequence[str]) -> None:
                 try:
                     trial = Trial(start(town), start(town))
                     costs.setdefault(f"{kind}, one at a time", []).append(trial.measure(ALONE, 1))
-                    costs.setdefault(f"{kind}, ten at once", []).append(trial.measure(options.messages, AT_ONCE))
+                    costs.setdefault(f"{kind}, ten at once", []).append(
+                        trial.measure(options.messages, AT_ONCE)
+                    )
                     costs.setdefault(f"{kind}, join of {MEMBERS} members", []).append(
                         trial.measure_joins(options.rooms)
                     )
@@ -170,14 +191,18 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def show(costs: dict[str, list[Cost]]) -> None:
-    sys.stdout.write("| servers | first, CPU ms | second, CPU ms | per second |\n| --- | ---: | ---: | ---: |\n")
+    sys.stdout.write(
+        "| servers | first, CPU ms | second, CPU ms | per second |\n| --- | ---: | ---: | ---: |\n"
+    )
     for name, each in costs.items():
         figures = [
             median(cost.first_ms for cost in each),
             median(cost.second_ms for cost in each),
             median(cost.per_second for cost in each),
         ]
-        sys.stdout.write(f"| {name} | " + " | ".join(f"{figure:.3g}" for figure in figures) + " |\n")
+        sys.stdout.write(
+            f"| {name} | " + " | ".join(f"{figure:.3g}" for figure in figures) + " |\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Measures what files cost: a server of its own on SQLite, beside plain twisted.web.static, and Synapse where it is installed.
+"""Measures what files cost: a server of its own on SQLite, beside plain twisted.web.static, and
+Synapse where it is installed.
 
 scripts/bench files                     10 KB, 1 MB and 1 GB
 scripts/bench files --quick             10 KB, 1 MB and 64 MB
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench_parts.processes import cpu_seconds, peak_memory_kb, reset_peak
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
 from tests.helpers.running import ServerFiles
 from tests.helpers.town import Town, free_port, python_of_synapse
@@ -115,7 +116,9 @@ def _named(what: str, server: str) -> str:
     return f"{what}, {server}" if server else what
 
 
-def _measure_size(sides: Mapping[str, Side], plain: Side, static: Path, size: int, count: int) -> None:
+def _measure_size(
+    sides: Mapping[str, Side], plain: Side, static: Path, size: int, count: int
+) -> None:
     label = f"{size // MB} MB" if size >= MB else f"{size // KB} kB"
     addresses: dict[str, list[str]] = {server: [] for server in sides}
     seed = PNG + os.urandom(16)
@@ -123,7 +126,9 @@ def _measure_size(sides: Mapping[str, Side], plain: Side, static: Path, size: in
         connection = side.connect()
 
         def upload(number: int) -> None:
-            addresses[server].append(_upload(connection, side, seed + number.to_bytes(4, "big"), size))  # noqa: B023
+            addresses[server].append(
+                _upload(connection, side, seed + number.to_bytes(4, "big"), size)
+            )  # noqa: B023
 
         _line(_named(f"upload, {label}", server), side, upload, count, size)
     for server, side in sides.items():
@@ -138,11 +143,18 @@ def _measure_size(sides: Mapping[str, Side], plain: Side, static: Path, size: in
         for piece in _pieces(seed, size):
             file.write(piece)
     connection = plain.connect()
-    _line(f"download, {label}, twisted.web.static", plain, lambda _: _fetch(connection, plain, f"/{size}"), count, size)
+    _line(
+        f"download, {label}, twisted.web.static",
+        plain,
+        lambda _: _fetch(connection, plain, f"/{size}"),
+        count,
+        size,
+    )
 
 
 def _measure_thumbnails(sides: Mapping[str, Side]) -> None:
-    """Synapse makes them at the upload, and this server when somebody asks: so the first is measured together with it."""
+    """Synapse makes them at the upload, and this server when somebody asks: so the first is
+    measured together with it."""
     pictures = [picture(1600 + number, 1200, "JPEG") for number in range(40)]
     for server, side in sides.items():
         connection = side.connect()
@@ -157,10 +169,18 @@ def _measure_thumbnails(sides: Mapping[str, Side]) -> None:
         def further(number: int) -> None:
             _fetch(connection, side, f"{files[number]}?width=640&height=480&method=scale")  # noqa: B023
 
-        _line(_named("photo of 2 megapixels, uploaded, and its thumbnail", server), side, first, len(pictures), 0)
+        _line(
+            _named("photo of 2 megapixels, uploaded, and its thumbnail", server),
+            side,
+            first,
+            len(pictures),
+            0,
+        )
         if not server:
             seconds = _line("thumbnail of it in another size, made", side, further, len(files), 0)
-            sys.stdout.write(f"| the same, how many a second, one after the other | | {40 / seconds:.1f} | |\n")
+            sys.stdout.write(
+                f"| the same, how many a second, one after the other | | {40 / seconds:.1f} | |\n"
+            )
         _line(_named("thumbnail, kept", server), side, further, len(files), 0)
 
 
@@ -185,7 +205,9 @@ def _measure_parallel(server: str, side: Side) -> None:
     rate = PARALLEL * 10 / (time.monotonic() - began)
     cpu = (cpu_seconds(side.pid) - before) / PARALLEL * 1000
     what = _named(f"{PARALLEL} transfers of 10 MB at once", server)
-    sys.stdout.write(f"| {what} | {cpu:.2f} | {rate:.0f} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n")
+    sys.stdout.write(
+        f"| {what} | {cpu:.2f} | {rate:.0f} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n"
+    )
 
 
 def _line(what: str, side: Side, work: Callable[[int], None], count: int, size: int) -> float:
@@ -203,7 +225,9 @@ def _line(what: str, side: Side, work: Callable[[int], None], count: int, size: 
 
 
 def _upload(connection: http.client.HTTPConnection, side: Side, seed: bytes, size: int) -> str:
-    connection.request("POST", UPLOAD, _pieces(seed, size), {**side.headers, "Content-Length": str(size)})
+    connection.request(
+        "POST", UPLOAD, _pieces(seed, size), {**side.headers, "Content-Length": str(size)}
+    )
     answer = connection.getresponse()
     said = answer.read()
     if answer.status != 200:

@@ -1,4 +1,5 @@
-"""Fills rooms with messages past the client-server API: nothing is authorized, hashed or signed, but all is stored as usual.
+"""Fills rooms with messages past the client-server API: nothing is authorized, hashed or signed,
+but all is stored as usual.
 
 For amounts that would take too long to send. The server may not run meanwhile.
 """
@@ -9,12 +10,12 @@ from secrets import token_urlsafe
 
 import msgspec
 
-from storage.auth_chains import AuthChainStore
-from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.events import EventFlag
-from storage.room_writer import NewEvent, RoomWriter
-from storage.rooms import Head, RoomRow, RoomStore
-from storage.state_tree import StateTreeStore
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
+from storage.events.auth_chains import AuthChainStore
+from storage.events.events import EventFlag
+from storage.persist.room_writer import NewEvent, RoomWriter
+from storage.rooms.rooms import Head, RoomRow, RoomStore
+from storage.state.state_tree import StateTreeStore
 from tests.helpers.databases import open_inline
 
 BATCH = 1000
@@ -23,7 +24,10 @@ _encoder = msgspec.json.Encoder(order="sorted")
 
 
 async def fill(
-    config: SQLiteConfig | PostgresConfig, room_ids: Sequence[str], senders: Sequence[str], texts: Sequence[str]
+    config: SQLiteConfig | PostgresConfig,
+    room_ids: Sequence[str],
+    senders: Sequence[str],
+    texts: Sequence[str],
 ) -> None:
     """Say the texts in the rooms in turn, each by one of the senders."""
     database = open_inline(config)
@@ -53,7 +57,9 @@ class _Filler:
         prev = [event_id for _, event_id in head.extremities]
         now_ms = int(time.time() * 1000)
         for at, text in enumerate(texts):
-            event = _make(room_id, senders[at % len(senders)], text, prev, head.depth + 1 + at, now_ms)
+            event = _make(
+                room_id, senders[at % len(senders)], text, prev, head.depth + 1 + at, now_ms
+            )
             events.append(event)
             prev = [event.event_id]
         appended = await self._database.write(
@@ -62,7 +68,9 @@ class _Filler:
         self._heads[room_id] = room, appended.head
 
 
-def _make(room_id: str, sender: str, text: str, prev: Sequence[str], depth: int, now_ms: int) -> NewEvent:
+def _make(
+    room_id: str, sender: str, text: str, prev: Sequence[str], depth: int, now_ms: int
+) -> NewEvent:
     pdu = {
         "type": "m.room.message",
         "room_id": room_id,

@@ -1,4 +1,5 @@
-"""Measures what it costs to enter a large room of another server: two servers of their own, on SQLite, with TLS between them.
+"""Measures what it costs to enter a large room of another server: two servers of their own, on
+SQLite, with TLS between them.
 
 scripts/bench joins                     rooms of 500, 5,000 and 50,000 members, in part and whole
 scripts/bench joins --members 500 --kinds part
@@ -40,7 +41,9 @@ class Figures:
 def main(arguments: Sequence[str]) -> None:
     """Print a line for each join."""
     parser = argparse.ArgumentParser(prog="scripts/bench joins")
-    parser.add_argument("--members", type=lambda text: [int(each) for each in text.split(",")], default=list(SIZES))
+    parser.add_argument(
+        "--members", type=lambda text: [int(each) for each in text.split(",")], default=list(SIZES)
+    )
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     options = parser.parse_args(arguments)
     sys.stdout.write(
@@ -79,7 +82,13 @@ def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
     until_sent = None
     while True:
         sent = time.monotonic()
-        _check(south, "PUT", f"{V3}/rooms/{room_id}/send/m.room.message/t{number}", token, {"body": "salom"})
+        _check(
+            south,
+            "PUT",
+            f"{V3}/rooms/{room_id}/send/m.room.message/t{number}",
+            token,
+            {"body": "salom"},
+        )
         number += 1
         until_sent = until_sent or time.monotonic() - began
         slowest = max(slowest, time.monotonic() - sent)
@@ -92,7 +101,10 @@ def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
     answer = _check(south, "GET", f"{V3}/rooms/{room_id}/joined_members", token)
     if len(answer["joined"]) != members + 2:
         raise RuntimeError(f"{len(answer['joined'])} members of {members + 2}")
-    spent = [cpu_seconds(server.process.pid) - before for server, before in zip(servers, cpu, strict=True)]
+    spent = [
+        cpu_seconds(server.process.pid) - before
+        for server, before in zip(servers, cpu, strict=True)
+    ]
     peak = [peak_memory_kb([server.process.pid]) / 1024 for server in servers]
     return Figures(until_sent, until_complete, *spent, *peak, slowest)
 
@@ -100,9 +112,13 @@ def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
 def _check(
     server: RunningServer, method: str, path: str, token: str, body: object = None
 ) -> dict[str, dict[str, object]]:
-    reply = server.request(method, path, {} if body is None and method != "GET" else body, token=token, seconds=WITHIN)
+    reply = server.request(
+        method, path, {} if body is None and method != "GET" else body, token=token, seconds=WITHIN
+    )
     if reply.status != 200:
-        raise RuntimeError(f"{method} {path}: {reply.status} {reply.body[:500]!r}\n{server.log.read_text()[-3000:]}")
+        raise RuntimeError(
+            f"{method} {path}: {reply.status} {reply.body[:500]!r}\n{server.log.read_text()[-3000:]}"
+        )
     answer: dict[str, dict[str, object]] = reply.json
     return answer
 

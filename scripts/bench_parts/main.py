@@ -1,4 +1,5 @@
-"""Runs the scenarios one after the other against a server of its own; see `scripts/bench --help`."""
+"""Runs the scenarios one after the other against a server of its own; see `scripts/bench
+--help`."""
 
 import argparse
 import os
@@ -31,14 +32,17 @@ from bench_parts.server import Server, running_postgres
 from bench_parts.world import QUICK, Sizes, World
 
 SCENARIO_LIMIT = 300
-"""Seconds after which a scenario, with all that it prepares, is given up; longer where there is much to say."""
+"""Seconds after which a scenario, with all that it prepares, is given up; longer where there is
+much to say."""
 OPEN_FILES = 8192
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="See scripts/bench --help.")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(SCENARIOS), metavar="A,B")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), default=list(SCENARIOS), metavar="A,B"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
@@ -62,7 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     reactor = EPollReactor()
     installReactor(reactor)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, most) if most > 0 else OPEN_FILES, most))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (min(OPEN_FILES, most) if most > 0 else OPEN_FILES, most)
+    )
     react(lambda _: Deferred.fromCoroutine(run(reactor, options)), (), reactor)
 
 
@@ -113,7 +119,9 @@ async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
 
 
 def _about(options: argparse.Namespace) -> dict[str, str]:
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
     return {
         "database": options.database,
         "sizes": "quick" if options.quick else "full",

@@ -1,6 +1,7 @@
 """Measures what happens between two moments: CPU of the server and its database, latency, memory.
 
-Law: a measurement ends when the server and PostgreSQL are quiet, so that work left for after the answer counts too.
+Law: a measurement ends when the server and PostgreSQL are quiet, so that work left for after the
+answer counts too.
 """
 
 import gc
@@ -63,7 +64,9 @@ class Run:
 class Meter:
     """Reads the clocks of one server and its database."""
 
-    def __init__(self, clock: IReactorTime, server: Server, postgres_pid: int | None, profiler: Profiler) -> None:
+    def __init__(
+        self, clock: IReactorTime, server: Server, postgres_pid: int | None, profiler: Profiler
+    ) -> None:
         self._clock = clock
         self._server = server
         self._postgres_pid = postgres_pid

@@ -1,4 +1,5 @@
-"""What a message costs by the number of its room's local members, of whom nobody waits: it is to be the same."""
+"""What a message costs by the number of its room's local members, of whom nobody waits: it is to be
+the same."""
 
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
@@ -20,7 +21,9 @@ def send_among(number: int) -> Scenario:
         room = await bench.world.crowd(members)
         await _send(bench, figures, scenario.__name__, room, members)
 
-    return named(scenario, f"send_among_{number}", f"A message in a room of {number:,} local members.")
+    return named(
+        scenario, f"send_among_{number}", f"A message in a room of {number:,} local members."
+    )
 
 
 def send_among_own_rules(number: int) -> Scenario:
@@ -65,7 +68,10 @@ async def _send(bench: Bench, figures: Figures, name: str, room: str, members: i
     async with bench.meter.measure(name, figures) as run:
         run.notes["members in the room"] = members
         await world.run(
-            lambda _, link: world.client.send(link, sender, room), world.sizes.sends // 5, at_once=1, run=run
+            lambda _, link: world.client.send(link, sender, room),
+            world.sizes.sends // 5,
+            at_once=1,
+            run=run,
         )
 
 

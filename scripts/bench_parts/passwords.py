@@ -1,7 +1,9 @@
-"""What a password costs: to hash one and to check one, by `bcrypt_rounds`, a whole sign-in with one beside the same sign-in without its
-hash, and how many are checked in a second by the threads that a server has for it.
+"""What a password costs: to hash one and to check one, by `bcrypt_rounds`, a whole sign-in with one
+beside the same sign-in without its hash, and how many are checked in a second by the threads that a
+server has for it.
 
-CPU is that of the process, of the best round; memory is what Argon2id fills for one hash, as it was asked for.
+CPU is that of the process, of the best round; memory is what Argon2id fills for one hash, as it was
+asked for.
 """
 
 import sys
@@ -17,8 +19,8 @@ import bcrypt
 
 from bench_parts.client import PASSWORD
 from bench_parts.rounds import MILLISECOND, best
-from homeserver.openings import HASHING_THREADS
-from homeserver.services.passwords import Passwords
+from homeserver.commands.setup import HASHING_THREADS
+from homeserver.services.login.passwords import Passwords
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.server import TestServer
 
@@ -60,7 +62,12 @@ def measure_hashes() -> None:
         best(f"{called}: hash", 5, partial(_hash, passwords), unit=MILLISECOND)
         best(f"{called}: check", 5, partial(_check, passwords, kept), unit=MILLISECOND)
     passwords = Passwords(AtOnce())
-    best("nobody has this name", 5, lambda: finish(passwords.verify(PASSWORD, None)), unit=MILLISECOND)
+    best(
+        "nobody has this name",
+        5,
+        lambda: finish(passwords.verify(PASSWORD, None)),
+        unit=MILLISECOND,
+    )
     imported = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(12)).decode()
     best(
         "bcrypt of 12 rounds, of an account that was imported",

@@ -1,4 +1,5 @@
-"""Users who wait for news, each with a /sync of their own, and note when a message has reached them."""
+"""Users who wait for news, each with a /sync of their own, and note when a message has reached
+them."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -32,10 +33,15 @@ class Pollers:
     def start(self, connections: Sequence[Connection]) -> None:
         """Begin to wait, each user on a connection of their own."""
         self._connections = connections
-        self._ended = [Deferred.fromCoroutine(self._poll(number)) for number in range(len(self._users))]
+        self._ended = [
+            Deferred.fromCoroutine(self._poll(number)) for number in range(len(self._users))
+        ]
 
-    async def deliver(self, connection: Connection, sender: User, room_id: str, marker: str) -> Sequence[float]:
-        """Send a message with this text; seconds from then until each had it, in the order in which they had it."""
+    async def deliver(
+        self, connection: Connection, sender: User, room_id: str, marker: str
+    ) -> Sequence[float]:
+        """Send a message with this text; seconds from then until each had it, in the order in which
+        they had it."""
         self._marker = marker.encode()
         self._arrived = {}
         self._all_arrived = Deferred()

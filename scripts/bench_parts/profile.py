@@ -1,4 +1,5 @@
-"""Samples the server with py-spy while a scenario is measured, and says which functions it was in."""
+"""Samples the server with py-spy while a scenario is measured, and says which functions it was
+in."""
 
 import shutil
 import signal
@@ -58,7 +59,8 @@ class Profiler:
 
 
 def summarise(stacks: str) -> list[str]:
-    """The dearest functions, by their own time and (ours only) by all that they call. `stacks`: py-spy's raw format."""
+    """The dearest functions, by their own time and (ours only) by all that they call. `stacks`:
+    py-spy's raw format."""
     own: Counter[str] = Counter()
     whole: Counter[str] = Counter()
     total = 0
@@ -67,9 +69,13 @@ def summarise(stacks: str) -> list[str]:
         frames = stack.split(";")
         total += int(samples)
         own[frames[-1]] += int(samples)
-        whole.update({frame: int(samples) for frame in frames if any(package in frame for package in OURS)})
+        whole.update(
+            {frame: int(samples) for frame in frames if any(package in frame for package in OURS)}
+        )
     shown = [f"{total} samples at {RATE} a second"]
     for title, counts in (("itself", own), ("with what it calls", whole)):
         shown.append(f"{title}:")
-        shown.extend(f"  {100 * count / total:5.1f} %  {frame}" for frame, count in counts.most_common(SHOWN))
+        shown.extend(
+            f"  {100 * count / total:5.1f} %  {frame}" for frame, count in counts.most_common(SHOWN)
+        )
     return shown

@@ -42,7 +42,8 @@ class Gateway(Resource):
 
 
 async def push(bench: Bench, figures: Figures) -> None:
-    """A message in a room of 101, pushed to the apps of 100; until the last push has come. CPU for one push is in the notes."""
+    """A message in a room of 101, pushed to the apps of 100; until the last push has come. CPU for
+    one push is in the notes."""
     world = bench.world
     people = (await world.people(MEMBERS + 1))[: MEMBERS + 1]
     (link,) = await world.connections(1)

@@ -52,7 +52,12 @@ def show(report: Report) -> str:
         "p99 ms",
         "peak MB",
     )
-    lines = [", ".join(f"{name} {value}" for name, value in report.about.items()), "", *_table(heads, rows), ""]
+    lines = [
+        ", ".join(f"{name} {value}" for name, value in report.about.items()),
+        "",
+        *_table(heads, rows),
+        "",
+    ]
     for name, each in report.figures.items():
         lines.extend(f"- {name}: {_short(value)} {what}" for what, value in each.notes.items())
     if any(each.generator_share > 0.7 for each in report.figures.values()):
@@ -100,4 +105,12 @@ def _ratio(before: float, after: float) -> str:
 
 def _short(value: float) -> str:
     """Three digits that matter."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value else "0"
+    return (
+        f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+        if value
+        else "0"
+    )

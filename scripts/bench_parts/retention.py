@@ -1,5 +1,5 @@
-"""What it costs readers that messages go by age, in one process without a network: without rules, with rules, and in a room most of
-which is purged; and what a purge costs.
+"""What it costs readers that messages go by age, in one process without a network: without rules,
+with rules, and in a room most of which is purged; and what a purge costs.
 
 Microseconds of this process, with everything that is read in memory.
 """
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from bench_parts.rounds import best
 from federation.protocol.ids import EventID
-from federation.rooms.room_events import StoredEvent
+from federation.rooms.events import StoredEvent
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
@@ -41,7 +41,12 @@ def look(what: str, server: TestServer, bob: User, room_id: str) -> None:
         raise AssertionError("it had to wait for something")
 
     for number in (1, 10, 100):
-        best(f"to decide who sees {number} events, {what}", 1000, partial(see, events[:number]), rounds=ROUNDS)
+        best(
+            f"to decide who sees {number} events, {what}",
+            1000,
+            partial(see, events[:number]),
+            rounds=ROUNDS,
+        )
 
 
 def read_once(bob: User, path: str) -> None:

@@ -8,7 +8,12 @@ MILLISECOND, MICROSECOND = ("ms", 1e3), ("µs", 1e6)
 
 
 def best(
-    name: str, times: int, work: Callable[[], object], *, rounds: int = 5, unit: tuple[str, float] = MICROSECOND
+    name: str,
+    times: int,
+    work: Callable[[], object],
+    *,
+    rounds: int = 5,
+    unit: tuple[str, float] = MICROSECOND,
 ) -> None:
     """Say what one costs in CPU; each round does it so many times."""
     work()  # what is made once is made

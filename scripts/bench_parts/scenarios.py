@@ -1,4 +1,5 @@
-"""What is measured. A scenario makes what it needs (that is not measured), then does one thing many times."""
+"""What is measured. A scenario makes what it needs (that is not measured), then does one thing many
+times."""
 
 from collections.abc import Mapping
 from secrets import token_hex
@@ -25,7 +26,9 @@ async def send(bench: Bench, figures: Figures) -> None:
     people = await world.people(sizes.senders)
     async with bench.meter.measure("send", figures) as run:
         await world.run(
-            lambda at, link: world.client.send(link, people[at % len(people)], rooms[at % len(rooms)]),
+            lambda at, link: world.client.send(
+                link, people[at % len(people)], rooms[at % len(rooms)]
+            ),
             sizes.sends,
             at_once=sizes.senders,
             run=run,
@@ -33,18 +36,23 @@ async def send(bench: Bench, figures: Figures) -> None:
 
 
 async def send_alone(bench: Bench, figures: Figures) -> None:
-    """One message; one user, one after the other: what a message costs that shares nothing with others."""
+    """One message; one user, one after the other: what a message costs that shares nothing with
+    others."""
     world = bench.world
     room = (await world.busy_rooms())[0]
     (sender,) = await world.people(1)
     async with bench.meter.measure("send_alone", figures) as run:
         await world.run(
-            lambda _, link: world.client.send(link, sender, room), world.sizes.sends // 5, at_once=1, run=run
+            lambda _, link: world.client.send(link, sender, room),
+            world.sizes.sends // 5,
+            at_once=1,
+            run=run,
         )
 
 
 async def fan_out(bench: Bench, figures: Figures) -> None:
-    """One message in a room of 500, until all of 100 users who wait have it. Latencies: until the last one has it."""
+    """One message in a room of 500, until all of 100 users who wait have it. Latencies: until the
+    last one has it."""
     world, sizes = bench.world, bench.world.sizes
     room = await world.crowd(sizes.fan_members)
     people = await world.people(sizes.fan_pollers)
@@ -70,7 +78,10 @@ async def initial_sync(bench: Bench, figures: Figures) -> None:
     reader, _ = await world.many_rooms()
     async with bench.meter.measure("initial_sync", figures) as run:
         await world.run(
-            lambda _, link: world.client.sync(link, reader, filter=FULL), world.sizes.initial_syncs, at_once=1, run=run
+            lambda _, link: world.client.sync(link, reader, filter=FULL),
+            world.sizes.initial_syncs,
+            at_once=1,
+            run=run,
         )
 
 
@@ -81,7 +92,12 @@ async def sync_none(bench: Bench, figures: Figures) -> None:
     (connection,) = await world.connections(1)
     since, _ = await world.client.sync(connection, reader)
     async with bench.meter.measure("sync_none", figures) as run:
-        await world.run(lambda _, link: world.client.sync(link, reader, since), world.sizes.syncs, at_once=1, run=run)
+        await world.run(
+            lambda _, link: world.client.sync(link, reader, since),
+            world.sizes.syncs,
+            at_once=1,
+            run=run,
+        )
     connection.close()
 
 
@@ -93,7 +109,12 @@ async def sync_one(bench: Bench, figures: Figures) -> None:
     since, _ = await world.client.sync(connection, reader)
     await world.client.send(connection, reader, rooms[len(rooms) // 2])
     async with bench.meter.measure("sync_one", figures) as run:
-        await world.run(lambda _, link: world.client.sync(link, reader, since), world.sizes.syncs, at_once=1, run=run)
+        await world.run(
+            lambda _, link: world.client.sync(link, reader, since),
+            world.sizes.syncs,
+            at_once=1,
+            run=run,
+        )
     connection.close()
 
 
@@ -120,12 +141,16 @@ async def _read_room(bench: Bench, figures: Figures, what: str) -> None:
     (reader,) = await world.people(1)
     async with bench.meter.measure(what, figures) as run:
         await world.run(
-            lambda _, link: world.client.read_room(link, reader, room, what), world.sizes.reads, at_once=1, run=run
+            lambda _, link: world.client.read_room(link, reader, room, what),
+            world.sizes.reads,
+            at_once=1,
+            run=run,
         )
 
 
 async def search(bench: Bench, figures: Figures) -> None:
-    """A search in 3,000 messages (--said), in turn for a usual word, two words, a rare one and a beginning."""
+    """A search in 3,000 messages (--said), in turn for a usual word, two words, a rare one and a
+    beginning."""
     world = bench.world
     words = await world.said()
     (reader,) = await world.people(1)
@@ -141,7 +166,8 @@ async def search(bench: Bench, figures: Figures) -> None:
 
 
 async def user_directory(bench: Bench, figures: Figures) -> None:
-    """A search in the directory of people, by the beginning of a name, among those of a room of 500."""
+    """A search in the directory of people, by the beginning of a name, among those of a room of
+    500."""
     world, sizes = bench.world, bench.world.sizes
     await world.crowd(sizes.fan_members)
     (reader,) = await world.people(1)
@@ -155,7 +181,8 @@ async def user_directory(bench: Bench, figures: Figures) -> None:
 
 
 async def hierarchy(bench: Bench, figures: Figures) -> None:
-    """All of a tree of 500 rooms below a space, in pages of 50, for somebody who is in none of them."""
+    """All of a tree of 500 rooms below a space, in pages of 50, for somebody who is in none of
+    them."""
     world = bench.world
     space = await world.space()
     reader = (await world.people(2))[1]
@@ -193,7 +220,12 @@ async def join(bench: Bench, figures: Figures) -> None:
     room = await world.crowd(sizes.big_members)
     newcomers = (await world.people(sizes.big_members + sizes.joins))[-sizes.joins :]
     async with bench.meter.measure("join", figures) as run:
-        await world.run(lambda at, link: world.client.join(link, newcomers[at], room), sizes.joins, at_once=1, run=run)
+        await world.run(
+            lambda at, link: world.client.join(link, newcomers[at], room),
+            sizes.joins,
+            at_once=1,
+            run=run,
+        )
 
 
 async def create_room(bench: Bench, figures: Figures) -> None:
@@ -202,7 +234,9 @@ async def create_room(bench: Bench, figures: Figures) -> None:
     (owner,) = await world.people(1)
     async with bench.meter.measure("create_room", figures) as run:
         await world.run(
-            lambda at, link: world.client.create_room(link, owner, name=f"New {at}", preset="private_chat"),
+            lambda at, link: world.client.create_room(
+                link, owner, name=f"New {at}", preset="private_chat"
+            ),
             world.sizes.creations,
             at_once=1,
             run=run,
@@ -210,7 +244,8 @@ async def create_room(bench: Bench, figures: Figures) -> None:
 
 
 async def idle(bench: Bench, figures: Figures) -> None:
-    """Waking 1,000 users, all in one room, who wait for news; in the notes what they cost while they wait."""
+    """Waking 1,000 users, all in one room, who wait for news; in the notes what they cost while
+    they wait."""
     world, sizes = bench.world, bench.world.sizes
     room = await world.crowd(max(sizes.idle, sizes.big_members))
     people = await world.people(sizes.idle)
@@ -237,7 +272,8 @@ async def idle(bench: Bench, figures: Figures) -> None:
 
 
 async def start_up(bench: Bench, figures: Figures) -> None:
-    """From the start of the process to its first answer, with all that the other scenarios have left."""
+    """From the start of the process to its first answer, with all that the other scenarios have
+    left."""
     times: list[float] = []
     cpu = 0.0
     for _ in range(bench.world.sizes.starts):
@@ -248,7 +284,9 @@ async def start_up(bench: Bench, figures: Figures) -> None:
     figures.seconds = sum(times)
     figures.cpu_ms = cpu * 1000 / len(times)
     figures.per_second = len(times) / sum(times)
-    figures.p50_ms, figures.p95_ms, figures.p99_ms = (percentile(times, share) for share in (0.5, 0.95, 0.99))
+    figures.p50_ms, figures.p95_ms, figures.p99_ms = (
+        percentile(times, share) for share in (0.5, 0.95, 0.99)
+    )
     figures.peak_mb = processes.peak_memory_kb(bench.meter.server_pids()) / 1024
 
 
@@ -264,7 +302,10 @@ async def _register(bench: Bench, figures: Figures) -> None:
     world, tag = bench.world, token_hex(4)
     async with bench.meter.measure("register", figures) as run:
         await world.run(
-            lambda at, link: world.client.register(link, f"{tag}-{at}"), world.sizes.sign_ins, at_once=2, run=run
+            lambda at, link: world.client.register(link, f"{tag}-{at}"),
+            world.sizes.sign_ins,
+            at_once=2,
+            run=run,
         )
 
 
@@ -275,12 +316,16 @@ async def _login(bench: Bench, figures: Figures) -> None:
     connection.close()
     async with bench.meter.measure("login", figures) as run:
         await world.run(
-            lambda _, link: world.client.login(link, user.user_id), world.sizes.sign_ins, at_once=2, run=run
+            lambda _, link: world.client.login(link, user.user_id),
+            world.sizes.sign_ins,
+            at_once=2,
+            run=run,
         )
 
 
 async def register(bench: Bench, figures: Figures) -> None:
-    """Registration, two at once. Nearly all of it is the hash of the password, which is slow on purpose."""
+    """Registration, two at once. Nearly all of it is the hash of the password, which is slow on
+    purpose."""
     await _with_real_passwords(bench, _register, figures)
 
 

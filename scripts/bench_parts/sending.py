@@ -1,7 +1,8 @@
-"""Measures what it costs to tell other servers: CPU of a message by the number of other servers in the room.
+"""Measures what it costs to tell other servers: CPU of a message by the number of other servers in
+the room.
 
-The server runs in this process, upon SQLite, with a network that answers every transaction at once: connections, TLS and
-HTTP are not in the figures; building, signing and encoding are.
+The server runs in this process, upon SQLite, with a network that answers every transaction at once:
+connections, TLS and HTTP are not in the figures; building, signing and encoding are.
 
 scripts/bench sending
 """
@@ -16,8 +17,8 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
 from federation.rooms.drafts import Draft
-from storage.database import SQLiteConfig, make_engine
-from storage.migrate import migrate
+from storage.engine.database import SQLiteConfig, make_engine
+from storage.engine.migrate import migrate
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer
@@ -30,7 +31,9 @@ def main(_arguments: Sequence[str]) -> None:
     """Print a line for each number of servers."""
     for count in SERVERS:
         with tempfile.TemporaryDirectory() as directory:
-            Deferred.fromCoroutine(measure(Path(directory), count)).addErrback(lambda failure: sys.exit(str(failure)))
+            Deferred.fromCoroutine(measure(Path(directory), count)).addErrback(
+                lambda failure: sys.exit(str(failure))
+            )
 
 
 async def measure(folder: Path, count: int) -> None:
@@ -41,14 +44,18 @@ async def measure(folder: Path, count: int) -> None:
     server = TestServer(folder, open_inline(config), wire=wire)
     server.app.federation_out.sender.start()
     alice = server.register("alice")
-    room_id = RoomID(alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+    room_id = RoomID(
+        alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
+    )
     for number in range(count):
         await pretend_member(server, room_id, f"@user:server{number}.example")
     settle(server)
 
     async def send(number: int) -> None:
         content = {"msgtype": "m.text", "body": f"message {number}"}
-        await server.app.rooms.engine.send(room_id, [Draft("m.room.message", alice.user_id, content)])
+        await server.app.rooms.engine.send(
+            room_id, [Draft("m.room.message", alice.user_id, content)]
+        )
         server.clock.advance(0)
 
     for number in range(20):

@@ -16,7 +16,7 @@ from twisted.internet.error import ConnectError
 from twisted.internet.task import deferLater
 
 from bench_parts.connection import RequestFailed, connect
-from storage.database import PostgresConfig, SQLiteConfig
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers import postgres
 
 READY_WITHIN = 60
@@ -48,11 +48,14 @@ class ServerFailed(Exception):
 
 @contextmanager
 def running_postgres() -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Start PostgreSQL, durable as in production; give its process id and the server's `database.args`."""
+    """Start PostgreSQL, durable as in production; give its process id and the server's
+    `database.args`."""
     postgres.prepare()
     try:
         parameters = postgres.connection_parameters(postgres.DURABLE)
-        connection = psycopg2.connect(make_dsn(**{name: str(value) for name, value in parameters.items()}))
+        connection = psycopg2.connect(
+            make_dsn(**{name: str(value) for name, value in parameters.items()})
+        )
         connection.autocommit = True
         connection.cursor().execute(
             "CREATE DATABASE bench TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
@@ -66,7 +69,9 @@ def running_postgres() -> Iterator[tuple[int, Mapping[str, object]]]:
 class Server:
     """A server process that can be started, stopped and started again in the same folder."""
 
-    def __init__(self, reactor: EPollReactor, folder: Path, postgres_args: Mapping[str, object] | None) -> None:
+    def __init__(
+        self, reactor: EPollReactor, folder: Path, postgres_args: Mapping[str, object] | None
+    ) -> None:
         self._reactor = reactor
         self._folder = folder
         self._log = folder / "server.log"
@@ -84,7 +89,9 @@ class Server:
     @property
     def storage(self) -> SQLiteConfig | PostgresConfig:
         """How to open its database while it does not run."""
-        arguments = dict(self._database["args"]) if isinstance(self._database["args"], Mapping) else {}
+        arguments = (
+            dict(self._database["args"]) if isinstance(self._database["args"], Mapping) else {}
+        )
         if self._database["name"] == "sqlite3":
             return SQLiteConfig(str(arguments["database"]))
         return PostgresConfig(arguments)
@@ -128,7 +135,9 @@ class Server:
                 await connection.request("GET", "/_matrix/client/versions")
             except (ConnectError, OSError, RequestFailed) as error:
                 if process.poll() is not None or perf_counter() - started > READY_WITHIN:
-                    raise ServerFailed(f"the server did not start ({error}):\n{self._end_of_log()}") from error
+                    raise ServerFailed(
+                        f"the server did not start ({error}):\n{self._end_of_log()}"
+                    ) from error
                 await deferLater(self._reactor, 0.01)
             else:
                 took = perf_counter() - started
@@ -158,7 +167,9 @@ class Server:
             )
 
     def _run_command(self, *arguments: str) -> None:
-        done = subprocess.run([sys.executable, "-m", "homeserver", *arguments], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "homeserver", *arguments], capture_output=True, check=False
+        )
         if done.returncode:
             raise ServerFailed(done.stderr.decode())
 

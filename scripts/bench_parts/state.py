@@ -1,7 +1,9 @@
-"""Measures the state tree by itself: bytes and time for a change, look-ups, differences, whole states, by size of room.
+"""Measures the state tree by itself: bytes and time for a change, look-ups, differences, whole
+states, by size of room.
 
-scripts/bench state            what the server does, on SQLite, with its transactions
-scripts/bench state --shapes   other sizes of nodes, in memory, as they were compared for docs/adr/0004-state-tree.md
+scripts/bench state            what the server does, on SQLite, with its transactions scripts/bench
+state --shapes   other sizes of nodes, in memory, as they were compared for
+docs/adr/0004-state-tree.md
 """
 
 import argparse
@@ -14,13 +16,19 @@ from time import process_time
 
 from twisted.internet.defer import Deferred
 
-from storage.database import Database, SQLiteConfig, Transaction, WriteTransaction, make_engine
-from storage.executors import InlineExecutor
-from storage.migrate import migrate
-from storage.observer import SilentObserver
-from storage.radix_tree import RadixTree
-from storage.state_tree import StateTreeStore
-from storage.streams import Streams
+from storage.engine.database import (
+    Database,
+    SQLiteConfig,
+    Transaction,
+    WriteTransaction,
+    make_engine,
+)
+from storage.engine.executors import InlineExecutor
+from storage.engine.migrate import migrate
+from storage.engine.observer import SilentObserver
+from storage.engine.streams import Streams
+from storage.state.radix_tree import RadixTree
+from storage.state.state_tree import StateTreeStore
 
 SIZES = (100, 1_000, 10_000, 100_000)
 CHANGES = 500
@@ -29,7 +37,9 @@ SHAPES = ((4, 3), (4, 4), (5, 3), (5, 4), (5, 5), (6, 3), (6, 4), (6, 5))
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="bench state", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="bench state", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--shapes", action="store_true", help="compare sizes of nodes, in memory")
     options = parser.parse_args(arguments)
     if options.shapes:
@@ -39,7 +49,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     for size in SIZES:
         with tempfile.TemporaryDirectory() as directory:
-            Deferred.fromCoroutine(measure_store(Path(directory) / "bench.db", size)).addErrback(_fail)
+            Deferred.fromCoroutine(measure_store(Path(directory) / "bench.db", size)).addErrback(
+                _fail
+            )
 
 
 def _fail(failure: object) -> None:
@@ -97,11 +109,15 @@ async def measure_store(path: Path, size: int) -> None:
     roots: list[bytes | None] = [None]
 
     def build(txn: WriteTransaction) -> None:
-        roots.append(states.apply(txn, 1, None, {pair: number + 1 for number, pair in enumerate(members)}))
+        roots.append(
+            states.apply(txn, 1, None, {pair: number + 1 for number, pair in enumerate(members)})
+        )
 
     def change(txn: WriteTransaction) -> None:
         for number in range(CHANGES):
-            roots.append(states.apply(txn, 1, roots[-1], {chance.choice(members): size + number + 1}))
+            roots.append(
+                states.apply(txn, 1, roots[-1], {chance.choice(members): size + number + 1})
+            )
 
     def count_bytes(txn: Transaction) -> int:
         return int(txn.query("SELECT SUM(LENGTH(node) + LENGTH(content)) FROM state_nodes")[0][0])
@@ -120,7 +136,9 @@ async def measure_store(path: Path, size: int) -> None:
     root = roots[-1]
     wanted = [chance.choice(members) for _ in range(LOOKUPS)]
     await states.get_entries(1, root, members)
-    lookup_us = microseconds(lambda: [states.get_cached(1, root, (pair,)) for pair in wanted], LOOKUPS)
+    lookup_us = microseconds(
+        lambda: [states.get_cached(1, root, (pair,)) for pair in wanted], LOOKUPS
+    )
     started = process_time()
     await states.get_diff(1, roots[-11], root)
     diff_ms = (process_time() - started) * 1e3

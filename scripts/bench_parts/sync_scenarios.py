@@ -1,4 +1,5 @@
-"""What synchronising costs an account by the number of its rooms: it is to grow with what has changed, not with these."""
+"""What synchronising costs an account by the number of its rooms: it is to grow with what has
+changed, not with these."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -21,7 +22,12 @@ async def sync_one_of_many(bench: Bench, figures: Figures) -> None:
     since, _ = await world.client.sync(connection, user, filter=FULL)
     await world.client.send(connection, user, rooms[len(rooms) // 2])
     async with bench.meter.measure("sync_one_of_many", figures) as run:
-        await world.run(lambda _, link: world.client.sync(link, user, since), world.sizes.syncs, at_once=1, run=run)
+        await world.run(
+            lambda _, link: world.client.sync(link, user, since),
+            world.sizes.syncs,
+            at_once=1,
+            run=run,
+        )
     connection.close()
 
 
@@ -32,13 +38,24 @@ def first_sliding(number: int) -> Scenario:
         world = bench.world
         user, _ = await world.account(number)
         (connection,) = await world.connections(1)
-        await world.client.slide(connection, user)  # what a server reads once after its start is another matter
+        await world.client.slide(
+            connection, user
+        )  # what a server reads once after its start is another matter
         connection.close()
         async with bench.meter.measure(scenario.__name__, figures) as run:
             run.notes["rooms"] = world.size_of(number)
-            await world.run(lambda _, link: world.client.slide(link, user), world.sizes.reads * 10, at_once=1, run=run)
+            await world.run(
+                lambda _, link: world.client.slide(link, user),
+                world.sizes.reads * 10,
+                at_once=1,
+                run=run,
+            )
 
-    return named(scenario, f"sliding_{number}", f"The first sliding sync of 20 rooms, of an account with {number:,}.")
+    return named(
+        scenario,
+        f"sliding_{number}",
+        f"The first sliding sync of 20 rooms, of an account with {number:,}.",
+    )
 
 
 def sliding_none(number: int) -> Scenario:
@@ -52,9 +69,18 @@ def sliding_none(number: int) -> Scenario:
         pos = await world.client.slide(connection, user, pos)
         connection.close()
         async with bench.meter.measure(scenario.__name__, figures) as run:
-            await world.run(lambda _, link: world.client.slide(link, user, pos), world.sizes.syncs, at_once=1, run=run)
+            await world.run(
+                lambda _, link: world.client.slide(link, user, pos),
+                world.sizes.syncs,
+                at_once=1,
+                run=run,
+            )
 
-    return named(scenario, f"sliding_none_{number}", f"Sliding sync without news, of an account with {number:,} rooms.")
+    return named(
+        scenario,
+        f"sliding_none_{number}",
+        f"Sliding sync without news, of an account with {number:,} rooms.",
+    )
 
 
 def sliding_one(number: int) -> Scenario:
@@ -68,14 +94,23 @@ def sliding_one(number: int) -> Scenario:
         await world.client.send(connection, user, rooms[-1])
         connection.close()
         async with bench.meter.measure(scenario.__name__, figures) as run:
-            await world.run(lambda _, link: world.client.slide(link, user, pos), world.sizes.syncs, at_once=1, run=run)
+            await world.run(
+                lambda _, link: world.client.slide(link, user, pos),
+                world.sizes.syncs,
+                at_once=1,
+                run=run,
+            )
 
     return named(
-        scenario, f"sliding_one_{number}", f"Sliding sync with one message, of an account with {number:,} rooms."
+        scenario,
+        f"sliding_one_{number}",
+        f"Sliding sync with one message, of an account with {number:,} rooms.",
     )
 
 
-def named(scenario: Callable[[Bench, Figures], Coroutine[Deferred[Any], Any, None]], name: str, doc: str) -> Scenario:
+def named(
+    scenario: Callable[[Bench, Figures], Coroutine[Deferred[Any], Any, None]], name: str, doc: str
+) -> Scenario:
     """The scenario, called so."""
     scenario.__name__, scenario.__doc__ = name, doc
     return scenario

@@ -1,5 +1,6 @@
-"""What it costs to find out whose a token is, and to sign in, in one process without a network: a token that is remembered, one that
-is not, a sign-in by the OAuth 2.0 API without the password (code, tokens), a renewal.
+"""What it costs to find out whose a token is, and to sign in, in one process without a network: a
+token that is remembered, one that is not, a sign-in by the OAuth 2.0 API without the password
+(code, tokens), a renewal.
 
 The password is left out: it costs what `bcrypt_rounds` says, in threads of its own.
 """
@@ -22,7 +23,9 @@ def main() -> int:
         folder = Path(name)
         template = make_sqlite_template(folder)
         (folder / "server").mkdir()
-        server = TestServer(folder / "server", open_inline(copy_sqlite(template, folder / "server")), CONFIG)
+        server = TestServer(
+            folder / "server", open_inline(copy_sqlite(template, folder / "server")), CONFIG
+        )
         alice = server.register("alice")
         program, browser = Program(server), Browser(server)
         tokens = server.app.accounts.access_tokens
@@ -49,7 +52,11 @@ def main() -> int:
         best("a token that is remembered", 20_000, check)
         best("a token that is not: one query", 1000, check_anew)
         program.sign_in(browser)
-        best("a sign-in by an app: page, code, tokens", 20, lambda: program.exchange(program.code(browser)))
+        best(
+            "a sign-in by an app: page, code, tokens",
+            20,
+            lambda: program.exchange(program.code(browser)),
+        )
         program.sign_in(browser)
         best("a renewal, with the first use of what it gives", 50, renew)
     return 0

@@ -37,7 +37,8 @@ class Sizes:
     rooms: int = 200
     messages_per_room: int = 50
     account_part: int = 1
-    """Accounts have so many times fewer rooms, and rooms of many members so many times fewer of them."""
+    """Accounts have so many times fewer rooms, and rooms of many members so many times fewer of
+    them."""
     initial_syncs: int = 10
     syncs: int = 1000
     history: int = 5000
@@ -122,9 +123,11 @@ class World:
         at_once: int,
         run: Run | None = None,
     ) -> None:
-        """`operation(number, connection)`, so many times, on so many connections; measured by `run`, if it is given.
+        """`operation(number, connection)`, so many times, on so many connections; measured by
+        `run`, if it is given.
 
-        Each connection takes its next operation when it has its answer. Without `run` all are done, however long it takes.
+        Each connection takes its next operation when it has its answer. Without `run` all are done,
+        however long it takes.
         """
         connections = await self.connections(at_once)
         numbers = iter(range(times))
@@ -139,7 +142,9 @@ class World:
                 if run is not None:
                     run.add(connection.answered_at - started)
 
-        await gatherResults([Deferred.fromCoroutine(work(connection)) for connection in connections])
+        await gatherResults(
+            [Deferred.fromCoroutine(work(connection)) for connection in connections]
+        )
         for connection in connections:
             connection.close()
 
@@ -161,10 +166,14 @@ class World:
             people = await self.people(self.sizes.senders)
             (connection,) = await self.connections(1)
             for number in range(self.sizes.busy_rooms):
-                self._busy_rooms.append(await self.client.create_room(connection, people[0], name=f"Busy {number}"))
+                self._busy_rooms.append(
+                    await self.client.create_room(connection, people[0], name=f"Busy {number}")
+                )
             connection.close()
             joins = [(user, room) for user in people[1:] for room in self._busy_rooms]
-            await self.run(lambda at, link: self.client.join(link, *joins[at]), len(joins), at_once=8)
+            await self.run(
+                lambda at, link: self.client.join(link, *joins[at]), len(joins), at_once=8
+            )
         return self._busy_rooms
 
     async def many_rooms(self) -> tuple[User, Sequence[str]]:
@@ -178,8 +187,14 @@ class World:
                 for number in range(self.sizes.rooms)
             ]
             connection.close()
-            joins = [(friends[(at + step) % 10], room) for at, room in enumerate(rooms) for step in (0, 3)]
-            await self.run(lambda at, link: self.client.join(link, *joins[at]), len(joins), at_once=8)
+            joins = [
+                (friends[(at + step) % 10], room)
+                for at, room in enumerate(rooms)
+                for step in (0, 3)
+            ]
+            await self.run(
+                lambda at, link: self.client.join(link, *joins[at]), len(joins), at_once=8
+            )
 
             async def send(at: int, link: Connection) -> None:
                 turn, room = divmod(at, len(rooms))
@@ -191,7 +206,8 @@ class World:
         return self._synced
 
     async def account(self, rooms: int) -> tuple[User, Sequence[str]]:
-        """A user of their own who is in so many rooms, or in the part of them that the sizes allow."""
+        """A user of their own who is in so many rooms, or in the part of them that the sizes
+        allow."""
         if rooms not in self._accounts:
             (connection,) = await self.connections(1)
             user = await self.client.register(connection, f"in{rooms}")
@@ -219,7 +235,9 @@ class World:
             (owner,) = await self.people(1)
             (connection,) = await self.connections(1)
             spaces = [
-                await self.client.create_room(connection, owner, name=f"Space {number}", type="m.space")
+                await self.client.create_room(
+                    connection, owner, name=f"Space {number}", type="m.space"
+                )
                 for number in range(11)
             ]
             for below in spaces[1:]:
@@ -242,17 +260,30 @@ class World:
                 await self.client.join(connection, user, room)
             connection.close()
             await self.run(
-                lambda at, link: self.client.send(link, people[at % 10], room), self.sizes.history, at_once=10
+                lambda at, link: self.client.send(link, people[at % 10], room),
+                self.sizes.history,
+                at_once=10,
             )
             self._history = room
         return self._history
 
     async def said(self) -> Sequence[str]:
-        """The words, the most usual ones first, of many messages in the busy rooms; all of them can be searched."""
+        """The words, the most usual ones first, of many messages in the busy rooms; all of them can
+        be searched."""
         if self._said is None:
-            people, rooms, random = await self.people(self.sizes.senders), await self.busy_rooms(), Random(1)
-            syllables = [first + second for first in "bdgklmnqrstxyz" for second in ("a", "e", "i", "o", "u", "oʻ")]
-            words = ["".join(random.choices(syllables, k=random.randint(1, 5))) for _ in range(20_000)]
+            people, rooms, random = (
+                await self.people(self.sizes.senders),
+                await self.busy_rooms(),
+                Random(1),
+            )
+            syllables = [
+                first + second
+                for first in "bdgklmnqrstxyz"
+                for second in ("a", "e", "i", "o", "u", "oʻ")
+            ]
+            words = [
+                "".join(random.choices(syllables, k=random.randint(1, 5))) for _ in range(20_000)
+            ]
             often = list(accumulate(1 / place for place in range(1, len(words) + 1)))
             texts = [
                 " ".join(random.choices(words, cum_weights=often, k=random.randint(3, 20)))
@@ -260,11 +291,15 @@ class World:
             ] + ["oxirgi"]
             if len(texts) > FILLED_DIRECTLY:
                 self._server.stop()
-                await fill(self._server.storage, rooms, [user.user_id for user in people], texts[:-1])
+                await fill(
+                    self._server.storage, rooms, [user.user_id for user in people], texts[:-1]
+                )
                 await self._server.start(cheap_passwords=True)
                 texts = texts[-1:]
             await self.run(
-                lambda at, link: self.client.send(link, people[at % len(people)], rooms[at % len(rooms)], texts[at]),
+                lambda at, link: self.client.send(
+                    link, people[at % len(people)], rooms[at % len(rooms)], texts[at]
+                ),
                 len(texts),
                 at_once=min(self.sizes.senders, len(texts)),
             )
@@ -282,6 +317,10 @@ class World:
             (connection,) = await self.connections(1)
             room = await self.client.create_room(connection, people[0], name=f"{members} members")
             connection.close()
-            await self.run(lambda at, link: self.client.join(link, people[at + 1], room), members - 1, at_once=4)
+            await self.run(
+                lambda at, link: self.client.join(link, people[at + 1], room),
+                members - 1,
+                at_once=4,
+            )
             self._crowds[members] = room
         return self._crowds[members]

@@ -1,5 +1,5 @@
 -- The tables of a new Mahalla database. One text for SQLite and PostgreSQL; the words in capitals that are no SQL (BYTES,
--- ROW_NUMBER, CLUSTERED, ROOMY) are told apart in `storage/migrate.py`. Times are milliseconds since 1970. A `_nid` is a number
+-- ROW_NUMBER, CLUSTERED, ROOMY) are told apart in `storage/engine/migrate.py`. Times are milliseconds since 1970. A `_nid` is a number
 -- that stands for a long identifier inside this database and never leaves it. `position` is a place in the one sequence.
 -- Columns of a fixed length come first in tables with many rows: PostgreSQL then needs no padding between them.
 
@@ -89,7 +89,7 @@ CREATE TABLE state_nodes (
     room_nid BIGINT NOT NULL,
     node BYTES NOT NULL,
     content BYTES NOT NULL,
-    -- the mark of the last collection of garbage that met the node, 0 if none did (state_garbage.py)
+    -- the mark of the last collection of garbage that met the node, 0 if none did (state_garbage_collection.py)
     cycle BIGINT NOT NULL,
     PRIMARY KEY (room_nid, node)
 ) CLUSTERED;

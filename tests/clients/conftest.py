@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from storage.database import DatabaseConfig, PostgresConfig, SQLiteConfig
+from storage.engine.database import DatabaseConfig, PostgresConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.mail_servers import mail_server
 from tests.helpers.real_server import RealServer, running_server
@@ -18,7 +18,9 @@ CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def real_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+def real_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RealServer]:
     """The server as a process, with a database as production has it."""
     folder = tmp_path_factory.mktemp("server")
     database: DatabaseConfig = SQLiteConfig(str(folder / "homeserver.db"))

@@ -3,7 +3,8 @@
     async with person(server, "alice", folder) as alice:
         …  # alice.client, alice.room(room_id), await alice.timeline(room_id)
 
-What the engine tells comes as changes of lists: `Following` keeps such a list, `until` waits for what it shall hold.
+What the engine tells comes as changes of lists: `Following` keeps such a list, `until` waits for
+what it shall hold.
 """
 
 import asyncio
@@ -115,11 +116,13 @@ class Heard:
 
 
 class FollowedTimeline:
-    """A timeline as the engine would show it to somebody who opens the room again when it is not what it should be.
+    """A timeline as the engine would show it to somebody who opens the room again when it is not
+    what it should be.
 
-    On a busy machine a timeline of the engine (0.18.0 of its bindings) that is opened while its room comes in may take later changes to
-    the wrong places: it has events twice, receipts at one of the two alone. It stays so for all who listen to it; what the engine keeps is
-    right, and a timeline that is opened anew too.
+    On a busy machine a timeline of the engine (0.18.0 of its bindings) that is opened while its
+    room comes in may take later changes to the wrong places: it has events twice, receipts at one
+    of the two alone. It stays so for all who listen to it; what the engine keeps is right, and a
+    timeline that is opened anew too.
     """
 
     def __init__(self, open_it: Callable[[], Awaitable[sdk.Timeline]]) -> None:
@@ -139,7 +142,8 @@ class FollowedTimeline:
             await self.to_the_beginning()
 
     def end(self) -> None:
-        """Hear no more: the engine's threads outlive the test, and must not call into an interpreter that ends."""
+        """Hear no more: the engine's threads outlive the test, and must not call into an
+        interpreter that ends."""
         if self._handle is not None:
             self._handle.cancel()
 
@@ -150,7 +154,8 @@ class FollowedTimeline:
             await self.start()
 
     async def shows(self, what: str, look: Callable[[], T]) -> T:
-        """Wait until it shows something. Raises AssertionError if that does not come, opened again and again."""
+        """Wait until it shows something. Raises AssertionError if that does not come, opened again
+        and again."""
         for attempt in range(1, SECONDS * 20):
             found = look()
             if found:
@@ -159,7 +164,11 @@ class FollowedTimeline:
                 await self.start()
             await asyncio.sleep(0.05)
             await self.straighten()
-        told = [(id_of(each), text_of(each), sorted(each.read_receipts)) for each in self.events if each.is_remote]
+        told = [
+            (id_of(each), text_of(each), sorted(each.read_receipts))
+            for each in self.events
+            if each.is_remote
+        ]
         raise AssertionError(f"waited in vain for: {what}; shown is {told}")
 
     @property
@@ -175,7 +184,9 @@ class FollowedTimeline:
 
     def find(self, text: str) -> sdk.EventTimelineItem | None:
         """The message with this text, once the server has it."""
-        return next((each for each in self.events if text_of(each) == text and each.is_remote), None)
+        return next(
+            (each for each in self.events if text_of(each) == text and each.is_remote), None
+        )
 
     async def say(self, text: str) -> sdk.EventTimelineItem:
         """Send a message, and wait until the server has it."""
@@ -211,7 +222,10 @@ def message_of(event: sdk.EventTimelineItem) -> Any:
 
 def reactions_of(event: sdk.EventTimelineItem) -> dict[str, list[str]]:
     """Who reacted how."""
-    return {each.key: sorted(sender.sender_id for sender in each.senders) for each in event.content.content.reactions}
+    return {
+        each.key: sorted(sender.sender_id for sender in each.senders)
+        for each in event.content.content.reactions
+    }
 
 
 def id_of(event: sdk.EventTimelineItem) -> str:
@@ -237,7 +251,9 @@ class Person:
         """The room list."""
         return {room.id(): room for room in list(self.rooms.items)}
 
-    async def room(self, room_id: str, membership: sdk.Membership = sdk.Membership.JOINED) -> sdk.Room:
+    async def room(
+        self, room_id: str, membership: sdk.Membership = sdk.Membership.JOINED
+    ) -> sdk.Room:
         """A room of the list, once the membership is this one."""
 
         def look() -> sdk.Room | None:
@@ -246,7 +262,9 @@ class Person:
 
         return await until(f"the room {room_id}", look)
 
-    async def timeline(self, room_id: str, focus: sdk.TimelineFocus | None = None) -> FollowedTimeline:
+    async def timeline(
+        self, room_id: str, focus: sdk.TimelineFocus | None = None
+    ) -> FollowedTimeline:
         """The timeline of an open room."""
         await self.service.room_list_service().subscribe_to_rooms([room_id])
         room = await self.room(room_id)
@@ -265,12 +283,15 @@ class Person:
 
 
 def told_receipts(server: RealServer, somebody: Person, room_id: str) -> dict[str, Any]:
-    """Who has read what in a room, as the server tells a new client of sliding sync: user ids by event, those of public receipts."""
+    """Who has read what in a room, as the server tells a new client of sliding sync: user ids by
+    event, those of public receipts."""
     path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
     wanted = {"timeline_limit": 20, "required_state": []}
     body = {"room_subscriptions": {room_id: wanted}, "extensions": {"receipts": {"enabled": True}}}
     headers = {"Authorization": f"Bearer {somebody.client.session().access_token}"}
-    request = Request(server.url + path, json.dumps({**body, "conn_id": "test"}).encode(), headers, method="POST")
+    request = Request(
+        server.url + path, json.dumps({**body, "conn_id": "test"}).encode(), headers, method="POST"
+    )
     with urlopen(request, timeout=30) as answer:
         rooms = json.load(answer)["extensions"]["receipts"]["rooms"]
     content = rooms.get(room_id, {"content": {}})["content"]
@@ -278,11 +299,14 @@ def told_receipts(server: RealServer, somebody: Person, room_id: str) -> dict[st
 
 
 def published_keys(somebody: Person) -> dict[str, Any]:
-    """The keys of their device, with the signatures on them, as the server gives them to everybody; empty: it has none."""
+    """The keys of their device, with the signatures on them, as the server gives them to everybody;
+    empty: it has none."""
     user_id, device_id = somebody.user_id, str(somebody.client.device_id())
     path = f"{somebody.client.homeserver().rstrip('/')}/_matrix/client/v3/keys/query"
     headers = {"Authorization": f"Bearer {somebody.client.session().access_token}"}
-    request = Request(path, json.dumps({"device_keys": {user_id: [device_id]}}).encode(), headers, method="POST")
+    request = Request(
+        path, json.dumps({"device_keys": {user_id: [device_id]}}).encode(), headers, method="POST"
+    )
     with urlopen(request, timeout=30) as answer:
         found: dict[str, Any] = json.load(answer)["device_keys"][user_id].get(device_id, {})
     return found
@@ -291,7 +315,9 @@ def published_keys(somebody: Person) -> dict[str, Any]:
 def register(server: RealServer, name: str) -> None:
     """A new account: the engine signs in, and leaves registration to others."""
     body = {"username": name, "password": PASSWORD, "auth": {"type": "m.login.dummy"}}
-    request = Request(f"{server.url}/_matrix/client/v3/register", json.dumps(body).encode(), method="POST")
+    request = Request(
+        f"{server.url}/_matrix/client/v3/register", json.dumps(body).encode(), method="POST"
+    )
     with urlopen(request, timeout=30) as answer:
         assert answer.status == 200
 
@@ -302,7 +328,8 @@ async def person(
 ) -> AsyncIterator[Person]:
     """Somebody whose client keeps its data in a folder and follows the server; stopped at the end.
 
-    `encrypts`: as Element X does, with cross-signing from the start, and what cannot be read looked for in the backup.
+    `encrypts`: as Element X does, with cross-signing from the start, and what cannot be read looked
+    for in the backup.
     """
     if new:
         register(server, name)
@@ -328,7 +355,14 @@ async def person(
     else:
         await client.login(name, PASSWORD, "test", None)
         kept = client.session()
-        fields = ("access_token", "refresh_token", "user_id", "device_id", "homeserver_url", "oauth_data")
+        fields = (
+            "access_token",
+            "refresh_token",
+            "user_id",
+            "device_id",
+            "homeserver_url",
+            "oauth_data",
+        )
         session.write_text(json.dumps({name: getattr(kept, name) for name in fields}))
     service = await client.sync_service().with_offline_mode().finish()
     listed = Following()

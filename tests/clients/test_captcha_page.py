@@ -1,7 +1,9 @@
-"""Past a captcha to an account, and what its owner then lets in: a program with a password of its own, and a device without a browser.
+"""Past a captcha to an account, and what its owner then lets in: a program with a password of its
+own, and a device without a browser.
 
-One server and one browser for the file; see `tests/helpers/visitor.py`. The captcha is a script of this test's own, at an address
-that only the browser knows; what it says is checked by the example of a plug-in.
+One server and one browser for the file; see `tests/helpers/visitor.py`. The captcha is a script of
+this test's own, at an address that only the browser knows; what it says is checked by the example
+of a plug-in.
 """
 
 import hmac
@@ -15,7 +17,7 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import Browser
 
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.helpers.real_server import RealServer, running_server
 from tests.helpers.visitor import SECONDS, Visitor
 
@@ -40,7 +42,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
         "recaptcha_public_key": "site key",
         "recaptcha_script": CAPTCHA,
         "recaptcha_sources": ["https://captcha.example/"],
-        "plugins": [{"module": "docs.examples.plugins.own_riddles.OwnRiddles", "config": {"key": KEY}}],
+        "plugins": [
+            {"module": "docs.examples.plugins.own_riddles.OwnRiddles", "config": {"key": KEY}}
+        ],
     }
     database = SQLiteConfig(str(folder / "homeserver.db"))
     with running_server(folder, database, baseurl=True, configuration=configuration) as server:
@@ -66,7 +70,9 @@ def test_past_a_captcha_to_an_account(chromium: Browser, served: RealServer) -> 
     alice = Visitor(chromium, served, "ru", viewport=size, is_mobile=True)
     page = alice.page
     # that it is away is shown after some seconds, which do not pass as long as somebody looks
-    page.add_init_script("addEventListener('load', () => document.getAnimations().forEach(each => each.pause()))")
+    page.add_init_script(
+        "addEventListener('load', () => document.getAnimations().forEach(each => each.pause()))"
+    )
     page.route(CAPTCHA, lambda route: route.abort())
     alice.open("/_mahalla/register")
     away = page.get_by_text("captcha.example, откуда он загружается, не отвечает")
@@ -76,7 +82,10 @@ def test_past_a_captcha_to_an_account(chromium: Browser, served: RealServer) -> 
     alice.look()
 
     page.unroute(CAPTCHA)
-    page.route(CAPTCHA, lambda route: route.fulfill(body=SCRIPT.replace("SOLUTION", json.dumps(solution()))))
+    page.route(
+        CAPTCHA,
+        lambda route: route.fulfill(body=SCRIPT.replace("SOLUTION", json.dumps(solution()))),
+    )
     alice.open("/_mahalla/register")
     page.get_by_text("I am no program").wait_for()
     page.evaluate("document.getAnimations().forEach(each => each.finish())")
@@ -91,15 +100,25 @@ def test_past_a_captcha_to_an_account(chromium: Browser, served: RealServer) -> 
     alice.fill(name="Бот", old_password="wonderland")
     alice.look()
     password = page.locator("code", has_text="mhp_").inner_text()
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": password}
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": password,
+    }
     bot = post(f"{served.url}{V3}/login", json.dumps(body).encode(), "application/json")
     assert bot["user_id"] == "@alice:localhost"
 
     # a device without a browser
     api = f"{served.url}/_mahalla/oauth"
     grant = "urn:ietf:params:oauth:grant-type:device_code"
-    metadata = {"client_name": "Television", "client_uri": "https://tv.example/", "grant_types": [grant]}
-    client_id = post(f"{api}/register", json.dumps(metadata).encode(), "application/json")["client_id"]
+    metadata = {
+        "client_name": "Television",
+        "client_uri": "https://tv.example/",
+        "grant_types": [grant],
+    }
+    client_id = post(f"{api}/register", json.dumps(metadata).encode(), "application/json")[
+        "client_id"
+    ]
     scope = "urn:matrix:client:api:* urn:matrix:client:device:TELEVISION"
     asked = post_form(f"{api}/device", client_id=client_id, scope=scope)
     alice.open(asked["verification_uri"])
@@ -107,9 +126,12 @@ def test_past_a_captcha_to_an_account(chromium: Browser, served: RealServer) -> 
     assert "Television" in page.inner_text("main")
     alice.decide("allow")
     alice.look()
-    granted = post_form(f"{api}/token", client_id=client_id, grant_type=grant, device_code=asked["device_code"])
+    granted = post_form(
+        f"{api}/token", client_id=client_id, grant_type=grant, device_code=asked["device_code"]
+    )
     request = Request(
-        f"{served.url}{V3}/account/whoami", headers={"Authorization": f"Bearer {granted['access_token']}"}
+        f"{served.url}{V3}/account/whoami",
+        headers={"Authorization": f"Bearer {granted['access_token']}"},
     )
     with urlopen(request, timeout=SECONDS) as answer:
         assert json.load(answer)["device_id"] == "TELEVISION"

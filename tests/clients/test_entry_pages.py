@@ -1,4 +1,5 @@
-"""The way to an account in a real browser: terms of service, an administrator who approves, branding; in two languages.
+"""The way to an account in a real browser: terms of service, an administrator who approves,
+branding; in two languages.
 
 One server and one browser for the file; see `tests/helpers/visitor.py`.
 """
@@ -11,9 +12,9 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import Browser
 
-from homeserver.services.registration import Wish
-from homeserver.services.shared_secret_registration import compute_mac
-from storage.database import SQLiteConfig
+from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.shared_secret_registration import compute_mac
+from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
 from tests.helpers.real_server import RealServer, running_server
 from tests.helpers.visitor import APP, SECONDS, Letters, Visitor, confirm_address
@@ -31,12 +32,18 @@ Xizmatdan faqat o‘qish va ish uchun foydalaning.
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int]) -> Iterator[RealServer]:
+def served(
+    tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int]
+) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "logo.png").write_bytes(picture(64, 64))
     (folder / "shartlar.txt").write_text(UZBEK, encoding="utf-8")
     configuration = {
-        "email": {"smtp_host": "127.0.0.1", "smtp_port": letters[1], "notif_from": "server@example.org"},
+        "email": {
+            "smtp_host": "127.0.0.1",
+            "smtp_port": letters[1],
+            "notif_from": "server@example.org",
+        },
         "rc_3pid_validation": {"per_second": 1000, "burst_count": 1000},
         "registration_shared_secret": SECRET,
         "sso": {"client_whitelist": [KNOWN]},
@@ -52,7 +59,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int
                     "version": "1.0",
                     "documents": {
                         "uz": {"name": "Foydalanish shartlari", "path": "shartlar.txt"},
-                        "ru": {"name": "Условия использования", "url": "https://example.org/terms-ru"},
+                        "ru": {
+                            "name": "Условия использования",
+                            "url": "https://example.org/terms-ru",
+                        },
                     },
                 }
             },
@@ -74,7 +84,9 @@ def make_administrator(url: str, name: str) -> None:
         assert json.load(answer)["user_id"] == f"@{name}:localhost"
 
 
-def test_terms_and_approval(chromium: Browser, served: RealServer, letters: tuple[Letters, int]) -> None:
+def test_terms_and_approval(
+    chromium: Browser, served: RealServer, letters: tuple[Letters, int]
+) -> None:
     size = {"width": 360, "height": 740}
     alice = Visitor(chromium, served, "uz", viewport=size, color_scheme="dark", is_mobile=True)
     alice.open("/")
@@ -112,7 +124,8 @@ def test_terms_and_approval(chromium: Browser, served: RealServer, letters: tupl
     assert root.page.inner_text("[role=status]") == "Учётная запись подтверждена."
     root.look()
 
-    # who was not asked at first is asked before an app is let in, and finds the page by the account page, too
+    # who was not asked at first is asked before an app is let in, and finds the page by the account
+    # page, too
     root.open("/_mahalla/account")
     root.look()
     root.press("a[href$='/_mahalla/consent']")
@@ -135,7 +148,8 @@ def test_terms_and_approval(chromium: Browser, served: RealServer, letters: tupl
 
 
 def test_an_app_of_the_older_api(chromium: Browser, served: RealServer) -> None:
-    """The browser itself follows the way from the form to the app, past what the headers of our pages allow."""
+    """The browser itself follows the way from the form to the app, past what the headers of our
+    pages allow."""
     make_administrator(served.url, "carol")
     carol = Visitor(chromium, served, "en-GB")
     carol.open(f"{REDIRECT}?{urlencode({'redirectUrl': APP + '?a=1'})}")

@@ -1,4 +1,5 @@
-"""Files in a real browser: pictures that a page uploads and shows, plain and encrypted, and files that would do harm in it.
+"""Files in a real browser: pictures that a page uploads and shows, plain and encrypted, and files
+that would do harm in it.
 
 The page is of another origin than the server, as that of a web client is. See `js/pictures.js`.
 """
@@ -15,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as BrowserError
 
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
 from tests.helpers.real_server import RealServer, running_server
 
@@ -30,14 +31,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     """A server that gives files to everybody: so they can be opened as pages, too."""
     folder = tmp_path_factory.mktemp("server")
     open_to_all = {"enable_authenticated_media": False}
-    with running_server(folder, SQLiteConfig(str(folder / "homeserver.db")), configuration=open_to_all) as server:
+    with running_server(
+        folder, SQLiteConfig(str(folder / "homeserver.db")), configuration=open_to_all
+    ) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def token(served: RealServer) -> str:
     body = {"username": "alice", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
-    return str(_post(served, "/_matrix/client/v3/register", json.dumps(body).encode(), {})["access_token"])
+    return str(
+        _post(served, "/_matrix/client/v3/register", json.dumps(body).encode(), {})["access_token"]
+    )
 
 
 class _Client(BaseHTTPRequestHandler):
@@ -91,7 +96,9 @@ def _upload(served: RealServer, token: str, body: str, type: str) -> str:
 
 
 def test_pictures_are_uploaded_and_shown(served: RealServer, token: str, page: Page) -> None:
-    page.set_input_files("#file", {"name": "choy.png", "mimeType": "image/png", "buffer": picture(800, 600)})
+    page.set_input_files(
+        "#file", {"name": "choy.png", "mimeType": "image/png", "buffer": picture(800, 600)}
+    )
     looked = page.evaluate(f"look({json.dumps(served.url)}, {json.dumps(token)})")
     assert (looked["whole"], looked["small"]) == ([800, 600], [96, 96])
     hidden = page.evaluate(f"hide({json.dumps(served.url)}, {json.dumps(token)})")
@@ -100,15 +107,26 @@ def test_pictures_are_uploaded_and_shown(served: RealServer, token: str, page: P
     assert hidden["address"] != looked["address"]
 
 
-@pytest.mark.parametrize("type", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/pdf"])
-def test_nothing_that_could_run_is_opened(served: RealServer, token: str, page: Page, type: str) -> None:
-    with page.expect_download() as download, pytest.raises(BrowserError, match="Download is starting"):
-        page.goto(_upload(served, token, f"<svg xmlns='http://www.w3.org/2000/svg'>{RUNS}</svg>", type))
+@pytest.mark.parametrize(
+    "type", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/pdf"]
+)
+def test_nothing_that_could_run_is_opened(
+    served: RealServer, token: str, page: Page, type: str
+) -> None:
+    with (
+        page.expect_download() as download,
+        pytest.raises(BrowserError, match="Download is starting"),
+    ):
+        page.goto(
+            _upload(served, token, f"<svg xmlns='http://www.w3.org/2000/svg'>{RUNS}</svg>", type)
+        )
     assert download.value.url.startswith(served.url)
     assert page.title() != "it runs"
 
 
-def test_a_page_that_is_said_to_be_text_or_a_picture(served: RealServer, token: str, page: Page) -> None:
+def test_a_page_that_is_said_to_be_text_or_a_picture(
+    served: RealServer, token: str, page: Page
+) -> None:
     for type in ("text/plain", "image/png", "video/mp4"):
         with page.expect_download(), pytest.raises(BrowserError, match="Download is starting"):
             page.goto(_upload(served, token, f"<!doctype html>{RUNS}", type))
@@ -117,7 +135,9 @@ def test_a_page_that_is_said_to_be_text_or_a_picture(served: RealServer, token: 
     assert RUNS in page.inner_text("body")
 
 
-def test_no_other_page_can_use_a_file_as_a_program(served: RealServer, token: str, page: Page) -> None:
+def test_no_other_page_can_use_a_file_as_a_program(
+    served: RealServer, token: str, page: Page
+) -> None:
     script = "document.title = 'it runs'"
     for type in ("text/plain", "application/json", "image/png", "application/octet-stream"):
         used = page.evaluate(f"use('script', {json.dumps(_upload(served, token, script, type))})")

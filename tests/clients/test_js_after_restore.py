@@ -1,4 +1,5 @@
-"""matrix-js-sdk with its Rust crypto, whose server is restored from a backup: backups of room keys go on as `js/restored.mjs` tells it."""
+"""matrix-js-sdk with its Rust crypto, whose server is restored from a backup: backups of room keys
+go on as `js/restored.mjs` tells it."""
 
 from tests.helpers.restorable import Restorable
 from tests.helpers.stories import tell

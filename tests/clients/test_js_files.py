@@ -1,4 +1,5 @@
-"""matrix-js-sdk, the client under Element Web: a picture, plain and encrypted, as `js/files.mjs` tells it."""
+"""matrix-js-sdk, the client under Element Web: a picture, plain and encrypted, as `js/files.mjs`
+tells it."""
 
 import json
 import subprocess
@@ -12,11 +13,17 @@ SCRIPT = Path(__file__).parent / "js" / "files.mjs"
 
 
 def test_a_picture_is_uploaded_and_seen(real_server: RealServer, tmp_path: Path) -> None:
-    assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    assert NODE.exists(), (
+        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    )
     path = tmp_path / "choy.png"
     path.write_bytes(picture(800, 600))
     command = [str(NODE), str(SCRIPT), real_server.url, "files", str(path)]
-    done = subprocess.run(command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(
+        command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     requests = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(json.dumps(request) for request in requests[-20:])
+    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(
+        json.dumps(request) for request in requests[-20:]
+    )
     assert [request for request in requests if request["status"] >= 500] == []

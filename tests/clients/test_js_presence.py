@@ -1,5 +1,5 @@
-"""matrix-js-sdk, the client under Element Web: presence, delayed events and what else calls need, as `js/presence.mjs`
-tells it."""
+"""matrix-js-sdk, the client under Element Web: presence, delayed events and what else calls need,
+as `js/presence.mjs` tells it."""
 
 import json
 import subprocess
@@ -12,9 +12,15 @@ SCRIPT = Path(__file__).parent / "js" / "presence.mjs"
 
 
 def test_who_is_there_and_who_leaves_a_call(real_server: RealServer) -> None:
-    assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    assert NODE.exists(), (
+        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    )
     command = [str(NODE), str(SCRIPT), real_server.url, "there"]
-    done = subprocess.run(command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(
+        command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     requests = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(json.dumps(request) for request in requests[-20:])
+    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(
+        json.dumps(request) for request in requests[-20:]
+    )
     assert [request for request in requests if request["status"] >= 500] == []

@@ -1,4 +1,5 @@
-"""matrix-js-sdk, the client under Element Web: two people and a room, as `js/story.mjs` tells it."""
+"""matrix-js-sdk, the client under Element Web: two people and a room, as `js/story.mjs` tells
+it."""
 
 import json
 import subprocess
@@ -18,11 +19,17 @@ SECONDS = 300
 @pytest.mark.parametrize("form", ["v3", "sliding"])
 @pytest.mark.parametrize("threads", ["false", "true"])
 def test_two_people_and_a_room(real_server: RealServer, threads: str, form: str) -> None:
-    assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    assert NODE.exists(), (
+        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    )
     command = [str(NODE), str(SCRIPT), real_server.url, f"js-{form}-{threads}", threads, form]
-    done = subprocess.run(command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(
+        command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     requests = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(json.dumps(request) for request in requests[-20:])
+    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(
+        json.dumps(request) for request in requests[-20:]
+    )
     assert ways_of(requests) == {form}
     unexpected = [request for request in requests if request["status"] >= 500]
     assert unexpected == []

@@ -25,9 +25,13 @@ def expect(answer: Any, kind: type[R]) -> R:
 @asynccontextmanager
 async def person(server: RealServer, name: str) -> AsyncIterator[AsyncClient]:
     """Somebody new, signed in."""
-    client = AsyncClient(server.url, name, config=AsyncClientConfig(max_limit_exceeded=0, max_timeouts=0))
+    client = AsyncClient(
+        server.url, name, config=AsyncClientConfig(max_limit_exceeded=0, max_timeouts=0)
+    )
     try:
-        expect(await client.register(name, "correct horse", device_name="nio"), nio.RegisterResponse)
+        expect(
+            await client.register(name, "correct horse", device_name="nio"), nio.RegisterResponse
+        )
         yield client
     finally:
         await client.close()
@@ -51,7 +55,11 @@ async def _two_people_and_a_room(server: RealServer) -> None:
     async with person(server, "nio-alice") as alice, person(server, "nio-bob") as bob:
         expect(await alice.set_displayname("Алиса"), nio.ProfileSetDisplayNameResponse)
         created = await alice.room_create(
-            name="Choyxona", topic="Tea", alias="choyxona", invite=[bob.user_id], visibility=nio.RoomVisibility.public
+            name="Choyxona",
+            topic="Tea",
+            alias="choyxona",
+            invite=[bob.user_id],
+            visibility=nio.RoomVisibility.public,
         )
         room_id = expect(created, nio.RoomCreateResponse).room_id
         await sync(alice)
@@ -121,7 +129,9 @@ async def _ephemeral(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None
 
 
 async def _names(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
-    found = expect(await bob.room_resolve_alias("#choyxona:localhost"), nio.RoomResolveAliasResponse)
+    found = expect(
+        await bob.room_resolve_alias("#choyxona:localhost"), nio.RoomResolveAliasResponse
+    )
     assert found.room_id == room_id
     expect(await alice.room_put_alias("#tea:localhost", room_id), nio.RoomPutAliasResponse)
     expect(await alice.room_delete_alias("#tea:localhost"), nio.RoomDeleteAliasResponse)

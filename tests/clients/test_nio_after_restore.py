@@ -1,4 +1,5 @@
-"""matrix-nio with encryption, whose server is restored from a backup while the client is ahead of it: it goes on, and all is readable."""
+"""matrix-nio with encryption, whose server is restored from a backup while the client is ahead of
+it: it goes on, and all is readable."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -13,7 +14,9 @@ from tests.helpers.restorable import Restorable
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_client_goes_on_after_a_restore(restorable: Restorable, tmp_path: Path, times: int) -> None:
+def test_a_client_goes_on_after_a_restore(
+    restorable: Restorable, tmp_path: Path, times: int
+) -> None:
     for name in ("alice", "bob", "second", "carol"):
         (tmp_path / name).mkdir()
     asyncio.run(_story(restorable, tmp_path, times))
@@ -35,7 +38,8 @@ async def _story(restorable: Restorable, folder: Path, times: int) -> None:
         assert await texts(bob) == ["salom"]
         await asyncio.to_thread(restorable.back_up)
 
-        # of this nothing is left: keys that were claimed, steps of ratchets, and positions that clients have seen
+        # of this nothing is left: keys that were claimed, steps of ratchets, and positions that
+        # clients have seen
         second = await stack.enter_async_context(device(server, folder / "second", "bob"))
         for client in (alice, bob, second):
             await sync(client)

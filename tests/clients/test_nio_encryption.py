@@ -1,4 +1,5 @@
-"""matrix-nio with encryption (vodozemac): people, devices and a room in which everything is readable."""
+"""matrix-nio with encryption (vodozemac): people, devices and a room in which everything is
+readable."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,14 +12,20 @@ from nio import AsyncClient, AsyncClientConfig
 from tests.clients.test_nio import expect
 from tests.helpers.real_server import RealServer
 
-ENCRYPTION = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+ENCRYPTION = {
+    "type": "m.room.encryption",
+    "state_key": "",
+    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+}
 PASSWORD = "correct horse"
 
 
 @asynccontextmanager
 async def device(server: RealServer, store: Path, name: str) -> AsyncIterator[AsyncClient]:
     """A device with a store of its own, whose keys are published."""
-    config = AsyncClientConfig(max_limit_exceeded=0, max_timeouts=0, encryption_enabled=True, store_sync_tokens=True)
+    config = AsyncClientConfig(
+        max_limit_exceeded=0, max_timeouts=0, encryption_enabled=True, store_sync_tokens=True
+    )
     client = AsyncClient(server.url, f"@{name}:localhost", store_path=str(store), config=config)
     try:
         expect(await client.login(PASSWORD, device_name="nio"), nio.LoginResponse)
@@ -45,12 +52,16 @@ async def texts(client: AsyncClient) -> list[str]:
     """The messages that are new. None of them may be unreadable."""
     events = await sync(client)
     assert not any(isinstance(event, nio.MegolmEvent) for event in events), events
-    return [event.body for event in events if isinstance(event, nio.RoomMessageText) and event.decrypted]
+    return [
+        event.body for event in events if isinstance(event, nio.RoomMessageText) and event.decrypted
+    ]
 
 
 async def say(client: AsyncClient, room_id: str, text: str) -> None:
     content = {"msgtype": "m.text", "body": text}
-    answer = await client.room_send(room_id, "m.room.message", content, ignore_unverified_devices=True)
+    answer = await client.room_send(
+        room_id, "m.room.message", content, ignore_unverified_devices=True
+    )
     expect(answer, nio.RoomSendResponse)
 
 
@@ -100,6 +111,8 @@ async def _story(server: RealServer, folder: Path) -> None:
 
         expect(await second.logout(), nio.LogoutResponse)
         await sync(alice)
-        assert {device.device_id for device in alice.device_store.active_user_devices(bob.user_id)} == {bob.device_id}
+        assert {
+            device.device_id for device in alice.device_store.active_user_devices(bob.user_id)
+        } == {bob.device_id}
         await say(alice, room_id, "to one again")
         assert (await texts(bob))[-1:] == ["to one again"]

@@ -26,7 +26,8 @@ async def _files(server: RealServer) -> None:
         assert (got.body, got.content_type, got.filename) == (image, "image/png", "чой.png")
         server_name, _, media_id = uri.removeprefix("mxc://").partition("/")
         small = expect(
-            await dave.thumbnail(server_name, media_id, 96, 96, nio.ResizingMethod.crop), nio.ThumbnailResponse
+            await dave.thumbnail(server_name, media_id, 96, 96, nio.ResizingMethod.crop),
+            nio.ThumbnailResponse,
         )
         assert opened(small.body).size == (96, 96)
 
@@ -37,7 +38,12 @@ async def _files(server: RealServer) -> None:
         got = expect(await dave.download(uri), nio.MemoryDownloadResponse)
         assert isinstance(got.body, bytes)
         assert secret not in got.body
-        assert decrypt_attachment(got.body, keys["key"]["k"], keys["hashes"]["sha256"], keys["iv"]) == secret
+        assert (
+            decrypt_attachment(got.body, keys["key"]["k"], keys["hashes"]["sha256"], keys["iv"])
+            == secret
+        )
 
-        config = expect(await carol.content_repository_config(), nio.ContentRepositoryConfigResponse)
+        config = expect(
+            await carol.content_repository_config(), nio.ContentRepositoryConfigResponse
+        )
         assert config.upload_size == 50 * 1024 * 1024

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import Browser
 
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.clients.test_js_sdk import MODULES, NODE
 from tests.helpers.real_server import RealServer, running_server
 from tests.helpers.visitor import SECONDS, Letters, Visitor, confirm_address
@@ -24,7 +24,9 @@ WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int]) -> Iterator[RealServer]:
+def served(
+    tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int]
+) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("server")
     mail = {"smtp_host": "127.0.0.1", "smtp_port": letters[1], "notif_from": "server@example.org"}
     unlimited = {"per_second": 1000, "burst_count": 1000}
@@ -40,10 +42,16 @@ def post(url: str, body: bytes, kind: str = "application/json") -> Any:
 
 
 def test_an_app_of_the_web_signs_somebody_in(chromium: Browser, served: RealServer) -> None:
-    assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    assert NODE.exists(), (
+        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    )
     alice = Visitor(chromium, served, "en-GB")
     script = subprocess.Popen(
-        [str(NODE), str(SCRIPT), served.url], cwd=MODULES, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [str(NODE), str(SCRIPT), served.url],
+        cwd=MODULES,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert script.stdin is not None
     assert script.stdout is not None
@@ -92,7 +100,11 @@ def test_somebody_with_a_telephone_in_uzbek(
     bob.press("button.danger")
     assert "Seans tugatildi." in bob.page.inner_text("[role=status]")
     with pytest.raises(OSError, match="401"):
-        urlopen(Request(served.url + WHOAMI, headers={"Authorization": f"Bearer {session['access_token']}"}))
+        urlopen(
+            Request(
+                served.url + WHOAMI, headers={"Authorization": f"Bearer {session['access_token']}"}
+            )
+        )
 
     # an address is added, and the password is forgotten
     bob.page.fill("#address", "bob@example.org")
@@ -112,8 +124,13 @@ def test_somebody_with_a_telephone_in_uzbek(
     bob.fill(name="bob@example.org", password="the builder")
 
     # a device without a browser is not let in
-    metadata = {"client_uri": "https://tv.example/", "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"]}
-    client_id = post(f"{served.url}/_mahalla/oauth/register", json.dumps(metadata).encode())["client_id"]
+    metadata = {
+        "client_uri": "https://tv.example/",
+        "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"],
+    }
+    client_id = post(f"{served.url}/_mahalla/oauth/register", json.dumps(metadata).encode())[
+        "client_id"
+    ]
     scope = "urn:matrix:client:api:* urn:matrix:client:device:TELEVISION"
     form = urlencode({"client_id": client_id, "scope": scope}).encode()
     asked = post(f"{served.url}/_mahalla/oauth/device", form, "application/x-www-form-urlencoded")

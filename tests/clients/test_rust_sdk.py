@@ -1,4 +1,5 @@
-"""matrix-rust-sdk, the engine of Element X: two people, their rooms and spaces, and a client that is closed and opened again."""
+"""matrix-rust-sdk, the engine of Element X: two people, their rooms and spaces, and a client that
+is closed and opened again."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip(
-    "matrix_sdk_python", reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it"
+    "matrix_sdk_python",
+    reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it",
 )
 
 import matrix_sdk_python as sdk
@@ -37,7 +39,9 @@ def room_of(name: str, **more: Any) -> sdk.CreateRoomParameters:
 
 def public(name: str, **more: Any) -> sdk.CreateRoomParameters:
     """A room in the directory."""
-    return room_of(name, visibility=sdk.RoomVisibility.PUBLIC(), preset=sdk.RoomPreset.PUBLIC_CHAT, **more)
+    return room_of(
+        name, visibility=sdk.RoomVisibility.PUBLIC(), preset=sdk.RoomPreset.PUBLIC_CHAT, **more
+    )
 
 
 def by_id(event: sdk.EventTimelineItem) -> sdk.EventOrTransactionId:
@@ -58,8 +62,13 @@ def test_closed_and_opened_again(real_server: RealServer, tmp_path: Path) -> Non
 
 
 async def _a_conversation(server: RealServer, folder: Path) -> None:
-    async with person(server, "talk-alice", folder) as alice, person(server, "talk-bob", folder) as bob:
-        room_id = await alice.client.create_room(room_of("Choyxona", topic="Tea", invite=[bob.user_id]))
+    async with (
+        person(server, "talk-alice", folder) as alice,
+        person(server, "talk-bob", folder) as bob,
+    ):
+        room_id = await alice.client.create_room(
+            room_of("Choyxona", topic="Tea", invite=[bob.user_id])
+        )
         invited = await bob.room(room_id, sdk.Membership.INVITED)
         await until("the name of the room", lambda: invited.display_name() == "Choyxona")
         inviter = await invited.inviter()
@@ -81,7 +90,9 @@ async def _messages(ours: FollowedTimeline, theirs: FollowedTimeline) -> None:
     first = await ours.say("salom")
     heard = await theirs.hears("salom")
     assert id_of(heard) == id_of(first)
-    await ours.timeline.edit(by_id(first), sdk.EditedContent.ROOM_MESSAGE(content("assalomu alaykum")))
+    await ours.timeline.edit(
+        by_id(first), sdk.EditedContent.ROOM_MESSAGE(content("assalomu alaykum"))
+    )
     edited = await theirs.hears("assalomu alaykum")
     assert message_of(edited).is_edited
     assert id_of(edited) == id_of(first)
@@ -99,11 +110,17 @@ async def _messages(ours: FollowedTimeline, theirs: FollowedTimeline) -> None:
     wrong = await ours.say("wrong")
     await theirs.hears("wrong")
     await ours.timeline.redact_event(by_id(wrong), "typo")
-    await theirs.shows("the redaction", lambda: theirs.messages == ["assalomu alaykum", "va alaykum"])
-    await ours.shows("our own redaction", lambda: ours.messages == ["assalomu alaykum", "va alaykum"])
+    await theirs.shows(
+        "the redaction", lambda: theirs.messages == ["assalomu alaykum", "va alaykum"]
+    )
+    await ours.shows(
+        "our own redaction", lambda: ours.messages == ["assalomu alaykum", "va alaykum"]
+    )
 
 
-async def _thread(alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str) -> None:
+async def _thread(
+    alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str
+) -> None:
     root = await ours.say("a root")
     await theirs.hears("a root")
     thread = await bob.timeline(room_id, sdk.TimelineFocus.THREAD(id_of(root)))
@@ -113,7 +130,9 @@ async def _thread(alice: Person, bob: Person, ours: FollowedTimeline, theirs: Fo
     assert "a first reply" not in ours.messages
     seen = await alice.timeline(room_id, sdk.TimelineFocus.THREAD(id_of(root)))
     await seen.to_the_beginning()
-    await seen.shows("the replies", lambda: seen.messages == ["a root", "a first reply", "a second reply"])
+    await seen.shows(
+        "the replies", lambda: seen.messages == ["a root", "a first reply", "a second reply"]
+    )
     threads = (await alice.room(room_id)).thread_list_service()
     await threads.paginate()
     (listed,) = threads.items()
@@ -122,7 +141,12 @@ async def _thread(alice: Person, bob: Person, ours: FollowedTimeline, theirs: Fo
 
 
 async def _receipts_and_typing(
-    server: RealServer, alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str
+    server: RealServer,
+    alice: Person,
+    bob: Person,
+    ours: FollowedTimeline,
+    theirs: FollowedTimeline,
+    room_id: str,
 ) -> None:
     last = await ours.say("read me")
     await theirs.hears("read me")
@@ -156,32 +180,46 @@ async def _room_list(alice: Person, bob: Person, room_id: str) -> None:
     def is_news(latest: Any) -> bool:
         return bool(latest.is_remote() and text_of(latest) == "news")
 
-    # In a room where Bob said nothing himself: on a busy machine the engine (0.18.0) may keep what was sent from here as the newest,
-    # still being sent, when the server's answer and its sync cross.
+    # In a room where Bob said nothing himself: on a busy machine the engine (0.18.0) may keep what
+    # was sent from here as the newest, still being sent, when the server's answer and its sync
+    # cross.
     await (await alice.timeline(other)).say("news")
     await asked("what was said last", unspoken.latest_event, is_news)
     await (await alice.timeline(room_id)).say("up")
-    await until("the room to be first", lambda: bob.rooms.items and bob.rooms.items[0].id() == room_id)
+    await until(
+        "the room to be first", lambda: bob.rooms.items and bob.rooms.items[0].id() == room_id
+    )
     room = await bob.room(room_id)
     await (await alice.room(room_id)).set_name("Katta choyxona")
     await until("the new name", lambda: room.display_name() == "Katta choyxona")
     await room.set_is_favourite(True, None)
     await room.set_unread_flag(True)
-    now = await asked("the marks", room.room_info, lambda info: info.is_favourite and info.is_marked_unread)
+    now = await asked(
+        "the marks", room.room_info, lambda info: info.is_favourite and info.is_marked_unread
+    )
     assert now.topic == "Tea"
     assert (now.joined_members_count, now.invited_members_count) == (2, 0)
 
 
 async def _finding_rooms(server: RealServer, folder: Path) -> None:
-    async with person(server, "find-alice", folder) as alice, person(server, "find-bob", folder) as bob:
+    async with (
+        person(server, "find-alice", folder) as alice,
+        person(server, "find-bob", folder) as bob,
+    ):
         await alice.client.set_display_name("Alisa")
-        open_id = await alice.client.create_room(public("Maydon", topic="For all", canonical_alias="maydon"))
+        open_id = await alice.client.create_room(
+            public("Maydon", topic="For all", canonical_alias="maydon")
+        )
         results = Following()
         search = bob.client.room_directory_search()
         handle = await search.results(results)
         await search.search("maydo", 10, None)
         (found_room,) = await until("the room in the directory", lambda: list(results.items))
-        assert (found_room.room_id, found_room.name, found_room.joined_members) == (open_id, "Maydon", 1)
+        assert (found_room.room_id, found_room.name, found_room.joined_members) == (
+            open_id,
+            "Maydon",
+            1,
+        )
         assert await search.is_at_last_page()
         handle.cancel()
         resolved = await bob.client.resolve_room_alias(found_room.alias)
@@ -194,14 +232,19 @@ async def _finding_rooms(server: RealServer, folder: Path) -> None:
         await asked(
             "Alice",
             lambda: bob.client.search_users("alisa", 5),
-            lambda people: ("Alisa", alice.user_id) in [(each.display_name, each.user_id) for each in people.results],
+            lambda people: (
+                ("Alisa", alice.user_id)
+                in [(each.display_name, each.user_id) for each in people.results]
+            ),
         )
         await _knocking(alice, bob)
         await _spaces(alice, bob, open_id)
 
 
 async def _knocking(alice: Person, bob: Person) -> None:
-    room_id = await alice.client.create_room(room_of("Hovli", join_rule_override=sdk.JoinRule.KNOCK()))
+    room_id = await alice.client.create_room(
+        room_of("Hovli", join_rule_override=sdk.JoinRule.KNOCK())
+    )
     room = await alice.room(room_id)
     requests = Heard()
     handle = await room.subscribe_to_knock_requests(requests)
@@ -232,12 +275,15 @@ async def _spaces(alice: Person, bob: Person, child_id: str) -> None:
 
 
 async def _closed_and_opened_again(server: RealServer, folder: Path) -> None:
-    """What came while the client was closed is there, without a gap and once, also after the server was killed."""
+    """What came while the client was closed is there, without a gap and once, also after the server
+    was killed."""
     async with person(server, "again-alice", folder) as alice:
         room_ids = []
         async with person(server, "again-bob", folder) as bob:
             for number in range(3):
-                room_id = await alice.client.create_room(room_of(f"Room {number}", invite=[bob.user_id]))
+                room_id = await alice.client.create_room(
+                    room_of(f"Room {number}", invite=[bob.user_id])
+                )
                 await (await bob.room(room_id, sdk.Membership.INVITED)).join()
                 await bob.room(room_id)
                 room_ids.append(room_id)

@@ -1,5 +1,6 @@
-"""matrix-rust-sdk, the engine of Element X, whose server is restored from a backup while the engine is ahead of it: it goes on, and all
-that is said from then on is readable, also on a device that comes after that."""
+"""matrix-rust-sdk, the engine of Element X, whose server is restored from a backup while the engine
+is ahead of it: it goes on, and all that is said from then on is readable, also on a device that
+comes after that."""
 
 import asyncio
 from pathlib import Path
@@ -7,11 +8,18 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip(
-    "matrix_sdk_python", reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it"
+    "matrix_sdk_python",
+    reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it",
 )
 
 from tests.clients.rust_sdk import person
-from tests.clients.test_rust_sdk_encryption import enable_recovery, encrypted_room, recover, talk, unreadable
+from tests.clients.test_rust_sdk_encryption import (
+    enable_recovery,
+    encrypted_room,
+    recover,
+    talk,
+    unreadable,
+)
 from tests.helpers.restorable import Restorable
 
 

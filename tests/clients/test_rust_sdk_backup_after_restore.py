@@ -1,5 +1,6 @@
-"""matrix-rust-sdk, the engine of Element X, whose server is restored from a backup: it goes on to put room keys into their backup,
-without its owner's doing, and what is in there is read on a device that comes then."""
+"""matrix-rust-sdk, the engine of Element X, whose server is restored from a backup: it goes on to
+put room keys into their backup, without its owner's doing, and what is in there is read on a device
+that comes then."""
 
 import asyncio
 from pathlib import Path
@@ -7,13 +8,20 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip(
-    "matrix_sdk_python", reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it"
+    "matrix_sdk_python",
+    reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it",
 )
 
 import matrix_sdk_python as sdk
 
 from tests.clients.rust_sdk import Person, person, until
-from tests.clients.test_rust_sdk_encryption import enable_recovery, encrypted_room, reads, recover, talk
+from tests.clients.test_rust_sdk_encryption import (
+    enable_recovery,
+    encrypted_room,
+    reads,
+    recover,
+    talk,
+)
 from tests.helpers.restorable import Restorable
 
 
@@ -41,7 +49,9 @@ async def _story(restorable: Restorable, folder: Path) -> None:
         await _with_new_sessions(room_id, *both)
         said += await talk(timelines, "after the restore")
         await _backed_up(*both)
-        assert [each.client.encryption().recovery_state() for each in both] == [sdk.RecoveryState.ENABLED] * 2
+        assert [each.client.encryption().recovery_state() for each in both] == [
+            sdk.RecoveryState.ENABLED
+        ] * 2
     async with person(server, "alice", folder, new=False, encrypts=True) as begun_anew:
         encryption = begun_anew.client.encryption()
         await until("recovery", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)

@@ -1,8 +1,10 @@
-"""matrix-rust-sdk, the engine of Element X, with encryption: recovery, verification by emoji, backup, a new identity; and
-nothing that anybody may read is unreadable, though the server is killed.
+"""matrix-rust-sdk, the engine of Element X, with encryption: recovery, verification by emoji,
+backup, a new identity; and nothing that anybody may read is unreadable, though the server is
+killed.
 
-The server is killed while the engine may be about to put keys into the backup: it puts them there afterwards, at the latest
-when it is asked to wait until it has. That no key is lost whose upload was answered shows `tests/nodes/test_key_backup_kill.py`.
+The server is killed while the engine may be about to put keys into the backup: it puts them there
+afterwards, at the latest when it is asked to wait until it has. That no key is lost whose upload
+was answered shows `tests/nodes/test_key_backup_kill.py`.
 """
 
 import asyncio
@@ -11,12 +13,22 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip(
-    "matrix_sdk_python", reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it"
+    "matrix_sdk_python",
+    reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it",
 )
 
 import matrix_sdk_python as sdk
 
-from tests.clients.rust_sdk import PASSWORD, FollowedTimeline, Heard, Person, asked, person, published_keys, until
+from tests.clients.rust_sdk import (
+    PASSWORD,
+    FollowedTimeline,
+    Heard,
+    Person,
+    asked,
+    person,
+    published_keys,
+    until,
+)
 from tests.helpers.real_server import RealServer
 
 
@@ -91,10 +103,12 @@ async def talk(timelines: list[FollowedTimeline], text: str) -> list[str]:
 
 
 async def recover(device: Person, key: str) -> None:
-    """As somebody does who types the recovery key on a new device, which takes longer than to publish its keys.
+    """As somebody does who types the recovery key on a new device, which takes longer than to
+    publish its keys.
 
-    The engine (0.18.0 of its bindings) does not wait for that: it signs the device in any case. Where the signature comes first, the server
-    has nothing that could be signed and says so (`failures` of the answer), which the engine does not read: the device stays unverified.
+    The engine (0.18.0 of its bindings) does not wait for that: it signs the device in any case.
+    Where the signature comes first, the server has nothing that could be signed and says so
+    (`failures` of the answer), which the engine does not read: the device stays unverified.
     """
     encryption = device.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
@@ -102,7 +116,9 @@ async def recover(device: Person, key: str) -> None:
     await until("the keys of the device at the server", lambda: published_keys(device))
     await encryption.recover(key)
     made = published_keys(device)["signatures"][device.user_id]
-    assert len(made) == 2, f"the server took no signature of the account on the device: there are {sorted(made)}"
+    assert len(made) == 2, (
+        f"the server took no signature of the account on the device: there are {sorted(made)}"
+    )
     await _is(encryption, sdk.VerificationState.VERIFIED)
     await until("recovery", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
 
@@ -122,7 +138,9 @@ class Verification:
         self.steps: list[str] = []
         controller.set_delegate(self)
 
-    def did_receive_verification_request(self, details: sdk.SessionVerificationRequestDetails) -> None:
+    def did_receive_verification_request(
+        self, details: sdk.SessionVerificationRequestDetails
+    ) -> None:
         self.request = details
 
     def did_accept_verification_request(self) -> None:
@@ -153,7 +171,9 @@ async def _verify(new: Person, old: Person) -> None:
     await asking.controller.request_device_verification()
     request = await until("the request", lambda: asked.request)
     assert request is not None
-    await asked.controller.acknowledge_verification_request(request.sender_profile.user_id, request.flow_id)
+    await asked.controller.acknowledge_verification_request(
+        request.sender_profile.user_id, request.flow_id
+    )
     await asked.controller.accept_verification_request()
     await until("it to be accepted", lambda: "accepted" in asking.steps)
     await asking.controller.start_sas_verification()
@@ -168,8 +188,8 @@ async def _verify(new: Person, old: Person) -> None:
 
 
 async def reads(timeline: FollowedTimeline, said: list[str]) -> None:
-    """What was said before the device came: its keys are in the backup. The engine begins a timeline anew when its first
-    /sync comes in later than the timeline was opened."""
+    """What was said before the device came: its keys are in the backup. The engine begins a
+    timeline anew when its first /sync comes in later than the timeline was opened."""
 
     async def read() -> list[str]:
         await timeline.to_the_beginning()

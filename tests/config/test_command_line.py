@@ -16,13 +16,13 @@ from twisted.internet.task import Clock
 
 from federation.protocol.signing import parse_signing_keys
 from homeserver.__main__ import main
-from homeserver.assembly.scanning import rescan_store_of
+from homeserver.commands.process import open_log
 from homeserver.config.load import load_config
-from homeserver.process import open_log
 from homeserver.services.scanning.rescans import follow_rescan
-from storage.database import SQLiteConfig
-from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
-from storage.sole_server import SoleServer
+from homeserver.wiring.scanning import rescan_store_of
+from storage.accounts.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
+from storage.engine.database import SQLiteConfig
+from storage.engine.sole_server import SoleServer
 from tests.helpers.databases import open_inline
 from tests.helpers.ports import free_port
 from tests.helpers.programs import run_program
@@ -43,7 +43,14 @@ def test_help_tells_each_command_in_whole(words: tuple[str, ...]) -> None:
 
 
 def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
-    made = call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "https://matrix.example.org/")
+    made = call(
+        "init",
+        "example.org",
+        "--folder",
+        tmp_path / "data",
+        "--public-baseurl",
+        "https://matrix.example.org/",
+    )
     assert made.exit_code == 0, made.output
     config = tmp_path / "data" / "homeserver.yaml"
     assert yaml.safe_load(config.read_text())["server_name"] == "example.org"
@@ -52,7 +59,9 @@ def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
     assert len(parse_signing_keys(key.read_text())) == 1
     checked = call("config", "check", "--config", config)
     assert checked.exit_code == 0
-    assert checked.output == "The configuration of example.org is right.\n", "nothing in it is without effect"
+    assert checked.output == "The configuration of example.org is right.\n", (
+        "nothing in it is without effect"
+    )
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
@@ -86,12 +95,21 @@ def test_init_makes_a_signing_key_that_is_missing(tmp_path: Path) -> None:
     made = call("init", "example.org", "--folder", tmp_path)
     assert (made.exit_code, made.output) == (0, f"made {tmp_path / 'keys' / 'own.key'}\n")
     assert call("config", "check", "-c", config).exit_code == 0
-    assert call("init", "example.org", "--folder", tmp_path).exit_code == 1, "nothing is missing any more"
+    assert call("init", "example.org", "--folder", tmp_path).exit_code == 1, (
+        "nothing is missing any more"
+    )
     assert config.read_text() == "server_name: example.org\nsigning_key_path: keys/own.key\n"
 
 
 def test_init_refuses_an_address_that_the_server_would_refuse(tmp_path: Path) -> None:
-    refused = call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "matrix.example.org")
+    refused = call(
+        "init",
+        "example.org",
+        "--folder",
+        tmp_path / "data",
+        "--public-baseurl",
+        "matrix.example.org",
+    )
     assert refused.exit_code == 1
     assert "starts with https:// or http://" in refused.output
     assert not (tmp_path / "data").exists()
@@ -114,11 +132,21 @@ def test_check_tells_all_errors(tmp_path: Path) -> None:
 
 def test_check_tells_what_identity_providers_have_to_know(tmp_path: Path) -> None:
     config = tmp_path / "data" / "homeserver.yaml"
-    call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "https://matrix.example.org/")
+    call(
+        "init",
+        "example.org",
+        "--folder",
+        tmp_path / "data",
+        "--public-baseurl",
+        "https://matrix.example.org/",
+    )
     provider = "- {{idp_id: {0}, idp_name: N, issuer: 'https://{0}.example', client_id: c, client_secret: s}}\n"
     config.write_text(config.read_text() + "\noidc_providers:\n" + provider.format("town"))
     uri = "https://matrix.example.org/_synapse/client/oidc/callback"
-    assert f"oidc-town has to know as redirect URI: {uri}\n" in call("config", "check", "-c", config).output
+    assert (
+        f"oidc-town has to know as redirect URI: {uri}\n"
+        in call("config", "check", "-c", config).output
+    )
     config.write_text(config.read_text() + provider.format("school"))
     told = call("config", "check", "-c", config).output
     for idp_id in ("town", "school"):
@@ -146,11 +174,15 @@ def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path:
         ("{cp_max: many}", "cp_max"),
     ],
 )
-def test_check_tells_of_parameters_that_postgresql_has_not(tmp_path: Path, args: str, told: str) -> None:
+def test_check_tells_of_parameters_that_postgresql_has_not(
+    tmp_path: Path, args: str, told: str
+) -> None:
     config = tmp_path / "homeserver.yaml"
     call("init", "example.org", "--folder", tmp_path)
     text = config.read_text()
-    config.write_text(text[: text.index("\ndatabase:")] + f"\ndatabase: {{name: psycopg2, args: {args}}}\n")
+    config.write_text(
+        text[: text.index("\ndatabase:")] + f"\ndatabase: {{name: psycopg2, args: {args}}}\n"
+    )
     checked = call("config", "check", "-c", config)
     assert checked.exit_code == 1
     assert told in checked.output
@@ -164,17 +196,41 @@ def test_a_missing_configuration_is_said(tmp_path: Path) -> None:
 
 def test_an_account_may_be_named_in_whole(data: Path) -> None:
     config = str(data / "homeserver.yaml")
-    made = run_command("create-user", "-c", config, "@anna:example.org", "--password-file", "-", given="long enough\n")
+    made = run_command(
+        "create-user",
+        "-c",
+        config,
+        "@anna:example.org",
+        "--password-file",
+        "-",
+        given="long enough\n",
+    )
     assert made.stdout == "made @anna:example.org\n", made.stderr
     other = run_command(
-        "create-user", "-c", config, "@anna:other.example", "--password-file", "-", given="long enough\n"
+        "create-user",
+        "-c",
+        config,
+        "@anna:other.example",
+        "--password-file",
+        "-",
+        given="long enough\n",
     )
     assert other.returncode == 1
-    assert other.stderr.startswith("Error: @anna:other.example would be an account of another server")
+    assert other.stderr.startswith(
+        "Error: @anna:other.example would be an account of another server"
+    )
 
 
 def test_without_a_terminal_a_password_has_to_be_given(data: Path) -> None:
-    command = [sys.executable, "-m", "homeserver", "create-user", "-c", str(data / "homeserver.yaml"), "anna"]
+    command = [
+        sys.executable,
+        "-m",
+        "homeserver",
+        "create-user",
+        "-c",
+        str(data / "homeserver.yaml"),
+        "anna",
+    ]
     asked = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -190,29 +246,45 @@ def test_without_a_terminal_a_password_has_to_be_given(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "told"), [("folder", "it is a folder"), ("nowhere/homeserver.db", "there is no folder")]
+    ("place", "told"),
+    [("folder", "it is a folder"), ("nowhere/homeserver.db", "there is no folder")],
 )
 def test_a_database_that_cannot_be_opened_says_why(data: Path, place: str, told: str) -> None:
     config = data / "homeserver.yaml"
     (data / "folder").mkdir()
     config.write_text(config.read_text().replace("database: homeserver.db", f"database: {place}"))
-    made = run_command("create-user", "-c", str(config), "anna", "--password-file", "-", given="long enough\n")
+    made = run_command(
+        "create-user", "-c", str(config), "anna", "--password-file", "-", given="long enough\n"
+    )
     assert made.returncode == 1
     assert "unable to open database file: " + told in made.stderr
     assert "Traceback" not in made.stderr
 
 
 def test_a_database_that_takes_nothing_is_said(data: Path) -> None:
-    """As on a disk that is full: a file may grow to 32 KiB, which is enough to open the database."""
+    """As on a disk that is full: a file may grow to 32 KiB, which is enough to open the
+    database."""
     config = str(data / "homeserver.yaml")
     words = ["create-user", "-c", config, "--password-file", "-"]
     assert run_command(*words, "anna", given="long enough\n").returncode == 0
-    limited = ["sh", "-c", 'ulimit -f 64 && exec "$@"', "sh", sys.executable, "-m", "homeserver", *words, "bob"]
+    limited = [
+        "sh",
+        "-c",
+        'ulimit -f 64 && exec "$@"',
+        "sh",
+        sys.executable,
+        "-m",
+        "homeserver",
+        *words,
+        "bob",
+    ]
     refused = subprocess.run(
         limited, input="long enough\n", capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert refused.returncode == 1
-    assert refused.stderr.startswith(f"Error: cannot use the database, the SQLite file {data / 'homeserver.db'}: ")
+    assert refused.stderr.startswith(
+        f"Error: cannot use the database, the SQLite file {data / 'homeserver.db'}: "
+    )
 
 
 async def test_a_registration_token_is_made_and_kept(data: Path) -> None:
@@ -240,7 +312,10 @@ def test_a_restored_database_is_made_fit_while_no_server_has_it(data: Path) -> N
     words = ("after-restore", "-c", str(data / "homeserver.yaml"))
     absent = run_command(*words)
     assert absent.returncode == 1
-    assert f"there is no database {data / 'homeserver.db'}: put the backup there first" in absent.stderr
+    assert (
+        f"there is no database {data / 'homeserver.db'}: put the backup there first"
+        in absent.stderr
+    )
     assert not [*data.glob("homeserver.db*")]
     (data / "homeserver.db").touch()
     done = run_command(*words)
@@ -292,7 +367,10 @@ async def test_a_rescan_is_begun_and_followed_to_its_end(data: Path) -> None:
 def test_routes_are_method_and_path() -> None:
     lines = call("routes").output.splitlines()
     assert "GET /_matrix/client/versions" in lines
-    assert all(line.split(" ")[0] in ("GET", "PUT", "POST", "DELETE") and line.count(" ") == 1 for line in lines)
+    assert all(
+        line.split(" ")[0] in ("GET", "PUT", "POST", "DELETE") and line.count(" ") == 1
+        for line in lines
+    )
 
 
 def test_a_server_without_its_key_does_not_start(tmp_path: Path) -> None:
@@ -339,7 +417,11 @@ def data(tmp_path: Path) -> Path:
     port = free_port()
     path = tmp_path / "homeserver.yaml"
     call("init", "example.org", "--folder", tmp_path)
-    text = path.read_text().replace("port: 8008", f"port: {port}").replace('["::1", "127.0.0.1"]', '["127.0.0.1"]')
+    text = (
+        path.read_text()
+        .replace("port: 8008", f"port: {port}")
+        .replace('["::1", "127.0.0.1"]', '["127.0.0.1"]')
+    )
     path.write_text(f"{text}\npid_file: pid\nbcrypt_rounds: 4\n")
     return tmp_path
 
@@ -358,14 +440,25 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         wait_until_ready(f"http://127.0.0.1:{port}/_matrix/client/versions")
         assert int((data / "pid").read_text()) == process.pid
         made = run_command(
-            "create-user", "-c", str(config), "alice", "--admin", "--password-file", "-", given="secret\n"
+            "create-user",
+            "-c",
+            str(config),
+            "alice",
+            "--admin",
+            "--password-file",
+            "-",
+            given="secret\n",
         )
         assert made.stdout == "made @alice:example.org, an administrator\n", made.stderr
         assert made.stderr == (
             "warning: The password must have at least 8 characters; people may not choose such a one\n"
         )
         again = run_command("create-user", "-c", str(config), "alice")
-        assert (again.returncode, again.stdout, again.stderr) == (1, "", "Error: User ID already taken\n")
+        assert (again.returncode, again.stdout, again.stderr) == (
+            1,
+            "",
+            "Error: User ID already taken\n",
+        )
         second = run_command("run", "-c", str(config))
         assert second.returncode == 1
         assert "another server uses the SQLite file" in second.stderr

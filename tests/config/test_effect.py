@@ -1,7 +1,9 @@
-"""No option lies: what is not marked `not_yet` is read by some part of the server, and what is marked is read by none.
+"""No option lies: what is not marked `not_yet` is read by some part of the server, and what is
+marked is read by none.
 
-Found in the source: an option is read as `.option` of a variable or attribute that is called like its section (or as
-`READ_AS` says), and a rate limit by the member of `Limit` that is called like it.
+Found in the source: an option is read as `.option` of a variable or attribute that is called like
+its section (or as `READ_AS` says), and a rate limit by the member of `Limit` that is called like
+it.
 """
 
 import ast
@@ -12,10 +14,10 @@ from typing import get_args
 import pytest
 
 from federation.protocol.endpoint import Limit
+from homeserver.config.configuration import GROUPS
 from homeserver.config.limits import RateLimit
 from homeserver.config.option import description_of
 from homeserver.config.read import each_option
-from homeserver.config.whole import GROUPS
 from homeserver.config.yaml_text import Place
 
 PACKAGE = Path(__file__).parents[2] / "homeserver"
@@ -44,7 +46,13 @@ def read() -> set[tuple[str, str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 of = node.value
-                name = of.attr if isinstance(of, ast.Attribute) else of.id if isinstance(of, ast.Name) else ""
+                name = (
+                    of.attr
+                    if isinstance(of, ast.Attribute)
+                    else of.id
+                    if isinstance(of, ast.Name)
+                    else ""
+                )
                 found.add((name, node.attr))
     return found
 
@@ -53,14 +61,17 @@ LIMITS = {limit.value: limit.name for limit in Limit}
 
 
 def leaves() -> Iterator[tuple[Place, bool]]:
-    """Every option that is no section, with its group before it, and whether it or what it is in is marked."""
+    """Every option that is no section, with its group before it, and whether it or what it is in is
+    marked."""
     for group, kind in GROUPS.items():
         silent: set[Place] = set()
         for place, type_, declared in each_option(kind):
             if description_of(declared).not_yet or place[:-1] in silent:
                 silent.add(place)
             is_limit = RateLimit in (type_, *get_args(type_))
-            if is_limit or (not _has_options(kind, place) and place[-1] not in ("per_second", "burst_count")):
+            if is_limit or (
+                not _has_options(kind, place) and place[-1] not in ("per_second", "burst_count")
+            ):
                 yield (group, *place), place in silent
 
 
@@ -84,5 +95,7 @@ def readers_of(place: Place) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("place", OPTIONS, ids=lambda place: ".".join(map(str, place[1:])))
 def test_an_option_acts_or_says_that_it_does_not(place: Place, read: set[tuple[str, str]]) -> None:
     assert bool(readers_of(place) & read) is not OPTIONS[place], (
-        "it is read: take `not_yet` away" if OPTIONS[place] else "nothing reads it: mark it `not_yet`, or wire it"
+        "it is read: take `not_yet` away"
+        if OPTIONS[place]
+        else "nothing reads it: mark it `not_yet`, or wire it"
     )

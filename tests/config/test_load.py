@@ -1,14 +1,15 @@
-"""Configuration files as operators write them: what is read, what is refused, and what is said about it."""
+"""Configuration files as operators write them: what is read, what is refused, and what is said
+about it."""
 
 from pathlib import Path
 
 import pytest
 
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
+from homeserver.config.configuration import GROUPS
 from homeserver.config.limits import RateLimit
 from homeserver.config.load import REASONS, ConfigError, Loaded, load_config, synapse_keys
 from homeserver.config.read import each_option, spell_place
-from homeserver.config.whole import GROUPS
 
 
 class Folder:
@@ -115,11 +116,18 @@ def test_a_file_made_for_synapse_is_read_and_takes_effect(folder: Folder) -> Non
     assert config.limits.rc_login.address == RateLimit(per_second=0.5, burst_count=50)
     assert config.rooms.encryption_enabled_by_default_for_room_type == "off"
     silent = {notice.split(": ")[1] for notice in loaded.notices}
-    assert {"report_stats", "macaroon_secret_key", "experimental_features", "database.txn_limit"} <= silent
+    assert {
+        "report_stats",
+        "macaroon_secret_key",
+        "experimental_features",
+        "database.txn_limit",
+    } <= silent
     assert "bcrypt_rounds" not in silent
 
 
-def test_all_errors_are_told_at_once_with_file_line_key_value_and_the_nearest_name(folder: Folder) -> None:
+def test_all_errors_are_told_at_once_with_file_line_key_value_and_the_nearest_name(
+    folder: Folder,
+) -> None:
     assert folder.complaints(
         "server_name: https://example.org\n"
         "max_upload_size: 50MiBB\n"
@@ -169,13 +177,23 @@ def test_the_server_name_is_required(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["example.org", "example.org:8448", "[2001:db8::1]:80", "10.0.0.1", "localhost", "xn--e1afmkfd.example"]
+    "name",
+    [
+        "example.org",
+        "example.org:8448",
+        "[2001:db8::1]:80",
+        "10.0.0.1",
+        "localhost",
+        "xn--e1afmkfd.example",
+    ],
 )
 def test_server_names_that_are_good(folder: Folder, name: str) -> None:
     assert folder.load(f'server_name: "{name}"').config.server_name == name
 
 
-@pytest.mark.parametrize("name", ["@a:b", "exa mple", "example.org/", "пример.org", "a" * 250, "example.org:port"])
+@pytest.mark.parametrize(
+    "name", ["@a:b", "exa mple", "example.org/", "пример.org", "a" * 250, "example.org:port"]
+)
 def test_server_names_that_are_not(folder: Folder, name: str) -> None:
     assert "server_name" in folder.complaints(f'server_name: "{name}"')[0]
 
@@ -183,7 +201,10 @@ def test_server_names_that_are_not(folder: Folder, name: str) -> None:
 @pytest.mark.parametrize(
     ("written", "complaint"),
     [
-        ("server_name: a.b\nserver_name: c.d", "homeserver.yaml: line 2: server_name stands here a second time"),
+        (
+            "server_name: a.b\nserver_name: c.d",
+            "homeserver.yaml: line 2: server_name stands here a second time",
+        ),
         ("- a", "homeserver.yaml: line 1: a configuration has the form `key: value`"),
         ("a: [", "homeserver.yaml: line 1: expected the node content, but found '<stream end>'"),
         ("server_name: !!python/name:os.system x", "has no place in a configuration"),
@@ -216,13 +237,20 @@ def test_yaml_surprises(folder: Folder) -> None:
 
 def test_rooms_to_join_have_to_be_rooms(folder: Folder) -> None:
     rooms = ("#everyone:a.b", "!r:a.b")
-    assert folder.load(f"server_name: a.b\nauto_join_rooms: {list(rooms)}").config.registration.auto_join_rooms == rooms
+    assert (
+        folder.load(
+            f"server_name: a.b\nauto_join_rooms: {list(rooms)}"
+        ).config.registration.auto_join_rooms
+        == rooms
+    )
     with pytest.raises(ConfigError, match=r"auto_join_rooms: .*'everyone' is not"):
         folder.load("server_name: a.b\nauto_join_rooms: [everyone]")
 
 
 def test_address_ranges(folder: Folder) -> None:
-    config = folder.load("server_name: a.b\nip_range_blacklist: [10.0.0.0/8, 'fe80::/10', 192.0.2.7]").config
+    config = folder.load(
+        "server_name: a.b\nip_range_blacklist: [10.0.0.0/8, 'fe80::/10', 192.0.2.7]"
+    ).config
     assert config.federation.ip_range_blacklist == ("10.0.0.0/8", "fe80::/10", "192.0.2.7")
 
 
@@ -233,15 +261,23 @@ def test_merged_mappings(folder: Folder) -> None:
     assert config.limits.rc_profile == RateLimit(per_second=5, burst_count=7)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[{}]", '[{"endpoints": [{}]}]', '[{"endpoints": [{"url": "tube:x"}]}]'])
-def test_files_of_oembed_providers_are_read_at_the_start(folder: Folder, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[{}]", '[{"endpoints": [{}]}]', '[{"endpoints": [{"url": "tube:x"}]}]']
+)
+def test_files_of_oembed_providers_are_read_at_the_start(
+    folder: Folder, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "providers.json").write_text(text)
-    (wrong,) = folder.complaints("server_name: a.b\noembed: {additional_providers: [providers.json]}")
+    (wrong,) = folder.complaints(
+        "server_name: a.b\noembed: {additional_providers: [providers.json]}"
+    )
     assert "providers.json" in wrong
 
 
 def test_later_files_replace_keys_of_earlier_ones(folder: Folder, tmp_path: Path) -> None:
-    first = folder.write("homeserver.yaml", "server_name: a.b\nbcrypt_rounds: 4\nmax_upload_size: 1K")
+    first = folder.write(
+        "homeserver.yaml", "server_name: a.b\nbcrypt_rounds: 4\nmax_upload_size: 1K"
+    )
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "10-size.yaml").write_text("max_upload_size: 2K")
     (tmp_path / "conf.d" / "20-size.yaml").write_text("max_upload_size: 3K")
@@ -257,9 +293,15 @@ def test_secrets_from_files_and_from_the_environment(folder: Folder) -> None:
     by_file = "server_name: a.b\nregistration_shared_secret_path: secret"
     assert folder.load(by_file).config.registration.registration_shared_secret == "from the file"
     named = {"MAHALLA_REGISTRATION_SHARED_SECRET": "from the environment"}
-    assert folder.load(by_file, named).config.registration.registration_shared_secret == "from the environment"
+    assert (
+        folder.load(by_file, named).config.registration.registration_shared_secret
+        == "from the environment"
+    )
     filed = {"MAHALLA_PASSWORD_CONFIG_PEPPER_FILE": str(folder.path / "secret")}
-    assert folder.load("server_name: a.b", filed).config.sessions.password_config.pepper == "from the file"
+    assert (
+        folder.load("server_name: a.b", filed).config.sessions.password_config.pepper
+        == "from the file"
+    )
     assert folder.complaints(by_file.replace("secret_path: secret", "secret_file: nowhere")) == [
         "homeserver.yaml:2: registration_shared_secret_file: cannot read nowhere: No such file or directory"
     ]
@@ -283,8 +325,14 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ("listeners: [{port: 80, path: /run/hs}]", "must have either `port` or `path`"),
         ("listeners: [{bind_addresses: [127.0.0.1]}]", "must have either `port` or `path`"),
         ("listeners: [{port: 8448, tls: true}]", "`tls` needs `tls_certificate_path`"),
-        ('old_signing_keys: {"ed25519:a": {key: "YWJj", expired_ts: 1}}', "An Ed25519 key has 32 bytes, not 3"),
-        ('old_signing_keys: {"ed25519:a": {key: "§", expired_ts: 1}}', "is no key that others can use"),
+        (
+            'old_signing_keys: {"ed25519:a": {key: "YWJj", expired_ts: 1}}',
+            "An Ed25519 key has 32 bytes, not 3",
+        ),
+        (
+            'old_signing_keys: {"ed25519:a": {key: "§", expired_ts: 1}}',
+            "is no key that others can use",
+        ),
         ("database: {args: {host: db}}", "SQLite takes only `database`, not host"),
         ("ip_range_blacklist: [10.0.0.0/99]", "want an address range such as 10.0.0.0/8"),
         ('default_room_version: "13"', "must be one of 1, 2, 3"),
@@ -296,10 +344,19 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ("turn_username: 1.5", "put it in quotes"),
         ("oembed: {additional_providers: [none.json]}", "oembed.additional_providers: "),
         ("refuse_other_locations: true", "refuse_other_locations: needs `remove_photo_locations`"),
-        ("enable_registration_captcha: true\nrecaptcha_private_key: s", "recaptcha_public_key: is needed"),
-        ("enable_registration_captcha: true\nrecaptcha_public_key: k", "recaptcha_private_key: is needed"),
+        (
+            "enable_registration_captcha: true\nrecaptcha_private_key: s",
+            "recaptcha_public_key: is needed",
+        ),
+        (
+            "enable_registration_captcha: true\nrecaptcha_public_key: k",
+            "recaptcha_private_key: is needed",
+        ),
         ("recaptcha_siteverify_api: http://captcha.example/", "must be an https:// address"),
-        ('recaptcha_sources: ["https://a.example; script-src *"]', "must be https:// addresses, which"),
+        (
+            'recaptcha_sources: ["https://a.example; script-src *"]',
+            "must be https:// addresses, which",
+        ),
     ],
 )
 def test_what_does_not_fit(folder: Folder, written: str, complaint: str) -> None:
@@ -315,28 +372,42 @@ def test_options_that_nothing_acts_on_yet_are_told(folder: Folder) -> None:
 def test_what_has_no_effect_alone_is_told(folder: Folder) -> None:
     base = "server_name: a.b\npublic_baseurl: https://a.b/\n"
     (notice,) = folder.notices(base + "email: {enable_notifs: true}")
-    assert notice.startswith("homeserver.yaml:3: email.enable_notifs: has no effect without `email.smtp_host`")
+    assert notice.startswith(
+        "homeserver.yaml:3: email.enable_notifs: has no effect without `email.smtp_host`"
+    )
     assert folder.notices(base + "email: {enable_notifs: true, smtp_host: mail.a.b}") == []
     (notice,) = folder.notices(base + "enable_metrics: true")
-    assert notice.startswith("homeserver.yaml:3: enable_metrics: has no effect without a listener that shows figures")
+    assert notice.startswith(
+        "homeserver.yaml:3: enable_metrics: has no effect without a listener that shows figures"
+    )
 
 
-@pytest.mark.parametrize("shown", ["type: metrics", "resources: [{names: [client]}, {names: [metrics]}]"])
+@pytest.mark.parametrize(
+    "shown", ["type: metrics", "resources: [{names: [client]}, {names: [metrics]}]"]
+)
 def test_a_listener_for_figures_has_some_where_they_are_counted(folder: Folder, shown: str) -> None:
     base = f"server_name: a.b\nlisteners:\n  - {{port: 8008}}\n  - {{port: 9000, {shown}}}\n"
     (notice,) = folder.notices(base)
-    assert notice == "homeserver.yaml:4: listeners[1]: shows no figures without `enable_metrics: true`"
+    assert (
+        notice == "homeserver.yaml:4: listeners[1]: shows no figures without `enable_metrics: true`"
+    )
     assert folder.notices(base + "enable_metrics: true") == []
 
 
 def test_the_list_of_synapse_keys_names_no_option_of_ours() -> None:
-    ours = {spell_place(place) for kind in GROUPS.values() for place, _kind, _declared in each_option(kind)}
+    ours = {
+        spell_place(place)
+        for kind in GROUPS.values()
+        for place, _kind, _declared in each_option(kind)
+    }
     assert not ours & set(synapse_keys())
     assert set(synapse_keys().values()) <= set(REASONS)
 
 
 def test_the_first_pause_is_not_longer_than_the_longest(folder: Folder) -> None:
-    assert folder.complaints("server_name: a.b\nfederation: {destination_min_retry_interval: 2h}") == [
+    assert folder.complaints(
+        "server_name: a.b\nfederation: {destination_min_retry_interval: 2h}"
+    ) == [
         "homeserver.yaml:2: federation.destination_min_retry_interval: may not be more than `destination_max_retry_interval`"
     ]
     config = "server_name: a.b\nfederation: {destination_min_retry_interval: 10m, destination_max_retry_interval: 1w}"

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from homeserver.config.configuration import GROUPS
 from homeserver.config.load import load_config
 from homeserver.config.read import each_option
 from homeserver.config.sample import write_docs, write_sample
-from homeserver.config.whole import GROUPS
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("homeserver.yaml.sample", write_sample()), ("docs/configuration.md", write_docs())]
+    ("name", "text"),
+    [("homeserver.yaml.sample", write_sample()), ("docs/configuration.md", write_docs())],
 )
 def test_what_is_generated_is_fresh(name: str, text: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == text, "run scripts/write_sample_config"
@@ -40,6 +41,8 @@ def test_every_option_is_in_both() -> None:
     sample, docs = write_sample(), write_docs()
     for kind in GROUPS.values():
         for place, _kind, declared in each_option(kind):
-            assert re.search(rf"^# *{place[-1]}:|^{place[-1]}:|{place[-1]}: [0-9.]+", sample, re.MULTILINE)
+            assert re.search(
+                rf"^# *{place[-1]}:|^{place[-1]}:|{place[-1]}: [0-9.]+", sample, re.MULTILINE
+            )
             if declared.name not in ("per_second", "burst_count"):
                 assert f"### `{'.'.join(str(step) for step in place)}`" in docs

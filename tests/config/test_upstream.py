@@ -44,7 +44,9 @@ def test_what_does_not_fit(tmp_path: Path, written: str, complaint: str) -> None
 def test_what_fits(tmp_path: Path) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(
-        "server_name: example.org\npublic_baseurl: https://matrix.example.org\n" + OIDC + ", client_secret: y}]\n"
+        "server_name: example.org\npublic_baseurl: https://matrix.example.org\n"
+        + OIDC
+        + ", client_secret: y}]\n"
         "ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a'}]\n",
         encoding="utf-8",
     )
@@ -54,7 +56,8 @@ def test_what_fits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "icon", ["https://a.example/i.png", "mxc://", "mxc://a.example", "mxc://a.example/b/c", "mxc://a b/c"]
+    "icon",
+    ["https://a.example/i.png", "mxc://", "mxc://a.example", "mxc://a.example/b/c", "mxc://a b/c"],
 )
 def test_icons_that_are_none(tmp_path: Path, icon: str) -> None:
     path = tmp_path / "homeserver.yaml"

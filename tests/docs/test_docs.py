@@ -25,7 +25,9 @@ MODULES = sorted(
 )
 HOW_TOS = frozenset({"add_a_table.md", "add_an_endpoint.md"})
 """They speak of files that the reader is to make."""
-_PATH = re.compile(r"(?<!/v1/)\b(?:homeserver|federation|storage|tests|scripts|docs)/[\w./{},-]*[\w}/]")
+_PATH = re.compile(
+    r"(?<!/v1/)\b(?:homeserver|federation|storage|tests|scripts|docs)/[\w./{},-]*[\w}/]"
+)
 
 
 def paths_in(text: str) -> set[str]:
@@ -34,7 +36,9 @@ def paths_in(text: str) -> set[str]:
     for path in _PATH.findall(text):
         before, brace, rest = path.partition("{")
         inside, _, after = rest.partition("}")
-        found.update(f"{before}{name.strip()}{after}" for name in inside.split(",")) if brace else found.add(path)
+        found.update(
+            f"{before}{name.strip()}{after}" for name in inside.split(",")
+        ) if brace else found.add(path)
     return found
 
 
@@ -59,7 +63,9 @@ def test_every_command_is_told(command: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.name))
 def test_every_script_is_told_and_helps(script: Path) -> None:
     assert f"| `scripts/{script.name}` |" in COMMANDS
-    helped = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    helped = subprocess.run(
+        [script, "--help"], capture_output=True, text=True, timeout=120, check=False
+    )
     assert helped.returncode == 0, helped.stderr
     assert helped.stdout.startswith("usage: scripts/" + script.name)
 
@@ -80,11 +86,15 @@ def test_every_module_is_told(module: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_are_named_exist(page: Path) -> None:
-    if page.name not in HOW_TOS and page.parent.name != "adr":  # a decision speaks of the day when it was made
+    if (
+        page.name not in HOW_TOS and page.parent.name != "adr"
+    ):  # a decision speaks of the day when it was made
         assert [path for path in sorted(paths_in(TEXTS[page])) if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", TEXTS[ROOT / "docs" / "accounts.md"], re.DOTALL))
+@pytest.mark.parametrize(
+    "example", re.findall(r"```yaml\n(.*?)```", TEXTS[ROOT / "docs" / "accounts.md"], re.DOTALL)
+)
 def test_examples_of_ways_in_are_right(tmp_path: Path, example: str) -> None:
     file = tmp_path / "homeserver.yaml"
     base = "" if "public_baseurl" in example else "public_baseurl: https://example.org/\n"
@@ -103,10 +113,15 @@ def test_every_metric_is_told() -> None:
 def test_proxies_of_the_examples_wait_longer_than_clients() -> None:
     nginx = (ROOT / "docs" / "examples" / "nginx.conf").read_text(encoding="utf-8")
     haproxy = (ROOT / "docs" / "examples" / "haproxy.cfg").read_text(encoding="utf-8")
-    waits = [*re.findall(r"proxy_read_timeout (\d+)s;", nginx), *re.findall(r"timeout server (\d+)s", haproxy)]
+    waits = [
+        *re.findall(r"proxy_read_timeout (\d+)s;", nginx),
+        *re.findall(r"timeout server (\d+)s", haproxy),
+    ]
     assert [int(seconds) * 1000 > MAX_TIMEOUT_MS for seconds in waits] == [True, True]
 
 
 def test_decisions_are_numbered() -> None:
     decisions = sorted(path.name for path in (ROOT / "docs" / "adr").iterdir())
-    assert [name[:4] for name in decisions] == [f"{number:04}" for number in range(1, len(decisions) + 1)]
+    assert [name[:4] for name in decisions] == [
+        f"{number:04}" for number in range(1, len(decisions) + 1)
+    ]

@@ -1,4 +1,5 @@
-"""A server that has accounts and nothing else, with a client that speaks to it over the real HTTP tree."""
+"""A server that has accounts and nothing else, with a client that speaks to it over the real HTTP
+tree."""
 
 from collections.abc import Mapping
 from random import Random
@@ -25,46 +26,49 @@ from homeserver.client import (
 )
 from homeserver.config.upstream import JWT
 from homeserver.http.rate_limits import Rate, RateLimiter
-from homeserver.services.access_tokens import AccessTokens
-from homeserver.services.account_data import AccountData
-from homeserver.services.account_validity import AccountValidity
-from homeserver.services.accounts import Accounts
-from homeserver.services.application_passwords import ApplicationPasswords
-from homeserver.services.application_services import ActingServices, ApplicationServices
-from homeserver.services.capabilities import Capabilities
-from homeserver.services.client_discovery import ClientDiscovery
-from homeserver.services.deactivation import Deactivation
-from homeserver.services.devices import Devices
-from homeserver.services.filters import Filters
-from homeserver.services.last_seen import LastSeen
-from homeserver.services.login_tokens import LoginTokens
-from homeserver.services.passwords import PasswordPolicy, Passwords
-from homeserver.services.profile_access import ProfileAccess
-from homeserver.services.profiles import Profiles
-from homeserver.services.registration import NoReservedNames, Registration, ReservedNames
-from homeserver.services.registration_rules import RegistrationRules
-from homeserver.services.secret_text import SecretText
-from homeserver.services.sessions import Lifetimes, Sessions
-from homeserver.services.shared_secret_registration import SharedSecretRegistration
-from homeserver.services.sign_in import SignIn
-from homeserver.services.uia import UIA, Stage
-from homeserver.services.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
+from homeserver.services.account_data.account_data import AccountData
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.accounts.deactivation import Deactivation
+from homeserver.services.accounts.registration import NoReservedNames, Registration, ReservedNames
+from homeserver.services.accounts.registration_rules import RegistrationRules
+from homeserver.services.accounts.shared_secret_registration import SharedSecretRegistration
+from homeserver.services.application_services.application_services import (
+    ActingServices,
+    ApplicationServices,
+)
+from homeserver.services.devices.devices import Devices
+from homeserver.services.discovery.capabilities import Capabilities
+from homeserver.services.discovery.client import ClientDiscovery
+from homeserver.services.filters.filters import Filters
+from homeserver.services.login.access_tokens import AccessTokens
+from homeserver.services.login.account_validity import AccountValidity
+from homeserver.services.login.application_passwords import ApplicationPasswords
+from homeserver.services.login.last_seen import LastSeen
+from homeserver.services.login.login_tokens import LoginTokens
+from homeserver.services.login.password_login import SignIn
+from homeserver.services.login.passwords import PasswordPolicy, Passwords
+from homeserver.services.login.sessions import Lifetimes, Sessions
+from homeserver.services.login.uia import UIA, Stage
+from homeserver.services.login.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
+from homeserver.services.profiles.access import ProfileAccess
+from homeserver.services.profiles.profiles import Profiles
+from homeserver.services.tokens.secret_tokens import SecretText
 from homeserver.services.upstream.identity import OfferedProviders
-from homeserver.services.upstream.jwt_sign_in import JWTSignIn
-from storage.account_data import AccountDataStore
-from storage.accounts import AccountStore
-from storage.application_passwords import ApplicationPasswordStore
-from storage.database import Database
-from storage.devices import DeviceStore
-from storage.filters import FilterStore
-from storage.login_tokens import LoginTokenStore
-from storage.memberships import MembershipStore
-from storage.profiles import ProfileStore
-from storage.registration_tokens import RegistrationTokenStore
-from storage.threepids import ThreepidStore
-from storage.tokens import TokenStore
-from storage.uia import UIAStore
-from storage.upstream_sessions import UpstreamSessionStore
+from homeserver.services.upstream.jwt import JWTSignIn
+from storage.account_data.account_data import AccountDataStore
+from storage.accounts.accounts import AccountStore
+from storage.accounts.registration_tokens import RegistrationTokenStore
+from storage.devices.devices import DeviceStore
+from storage.engine.database import Database
+from storage.filters.filters import FilterStore
+from storage.login.access_tokens import TokenStore
+from storage.login.application_passwords import ApplicationPasswordStore
+from storage.login.login_tokens import LoginTokenStore
+from storage.login.uia import UIAStore
+from storage.profiles.profiles import ProfileStore
+from storage.rooms.memberships import MembershipStore
+from storage.threepids.threepids import ThreepidStore
+from storage.upstream.sessions import UpstreamSessionStore
 from tests.helpers.http import Answer, Client, client_for
 from tests.helpers.threads import InlineThreads
 
@@ -234,7 +238,12 @@ class AccountsServer:
             fixed=fixed_profile_fields,
         )
         shared = SharedSecretRegistration(
-            clock, self.secret_text, database, self.uia_store, self.registration, secret=shared_secret
+            clock,
+            self.secret_text,
+            database,
+            self.uia_store,
+            self.registration,
+            secret=shared_secret,
         )
         self.login_tokens = LoginTokens(
             clock,
@@ -265,7 +274,11 @@ class AccountsServer:
             ),
             self.login_tokens,
             AccountData(
-                database, self.account_data_store, most_entries=1000, largest=1 << 24, info_uri="https://example.org/"
+                database,
+                self.account_data_store,
+                most_entries=1000,
+                largest=1 << 24,
+                info_uri="https://example.org/",
             ),
             Capabilities(
                 default_room_version=DEFAULT_ROOM_VERSION,
@@ -316,26 +329,49 @@ class AccountsServer:
         )
 
     def request(
-        self, method: str, path: str, json: Any = None, *, token: str | None = None, ip: str = "10.0.0.1"
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        token: str | None = None,
+        ip: str = "10.0.0.1",
     ) -> Answer:
         """One request; a path without a slash is one of the client API, v3."""
         if not path.startswith("/"):
             path = "/_matrix/client/v3/" + path
         return self.http.request(method, path, token=token, json=json, ip=ip)
 
-    def register(self, name: str = "alice", password: str = "wonderland", **further: object) -> "User":
+    def register(
+        self, name: str = "alice", password: str = "wonderland", **further: object
+    ) -> "User":
         """Somebody with an account, signed in."""
-        body = {"username": name, "password": password, "auth": {"type": "m.login.dummy"}, **further}
+        body = {
+            "username": name,
+            "password": password,
+            "auth": {"type": "m.login.dummy"},
+            **further,
+        }
         answer = self.request("POST", "register", body)
         assert answer.status == 200, answer.body
         return User(self, answer.json, password)
 
     def login(
-        self, name: str = "alice", password: str = "wonderland", *, ip: str = "10.0.0.1", **further: object
+        self,
+        name: str = "alice",
+        password: str = "wonderland",
+        *,
+        ip: str = "10.0.0.1",
+        **further: object,
     ) -> Answer:
         """An attempt to sign in."""
         identifier = {"type": "m.id.user", "user": name}
-        body = {"type": "m.login.password", "identifier": identifier, "password": password, **further}
+        body = {
+            "type": "m.login.password",
+            "identifier": identifier,
+            "password": password,
+            **further,
+        }
         return self.request("POST", "login", body, ip=ip)
 
 

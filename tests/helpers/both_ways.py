@@ -1,5 +1,5 @@
-"""Where messages alone are new, both kinds of sync answer in a shorter way: here each such answer is made in the longer way too,
-and has to be the same."""
+"""Where messages alone are new, both kinds of sync answer in a shorter way: here each such answer
+is made in the longer way too, and has to be the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from homeserver.services.plain_messages import PlainMessageReader, PlainMessages
 from homeserver.services.sliding_sync.connections import Connection, ConnectionState
 from homeserver.services.sliding_sync.messages import Answer, MessagesInView, View
 from homeserver.services.sliding_sync.new_rooms import NewRooms
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
-from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.messages import MessagesAlone, Usual
+from homeserver.services.sync.plain_messages import PlainMessageReader, PlainMessages
 from homeserver.services.sync.request import SyncRequest
 from homeserver.services.sync.sync import Sync
 
@@ -40,7 +40,8 @@ def told_plainly() -> Iterator[list[PlainMessages]]:
 
 @contextmanager
 def begun_plainly() -> Iterator[list[dict[str, Any]]]:
-    """The entries of rooms that are new to a client and told in the shorter way, while this is open."""
+    """The entries of rooms that are new to a client and told in the shorter way, while this is
+    open."""
     begun: list[dict[str, Any]] = []
     tell = NewRooms.tell
 
@@ -76,7 +77,11 @@ def both_ways() -> Iterator[list[object]]:
         return answer
 
     async def read_in_view(
-        self: MessagesInView, request: SlidingRequest, connection: Connection, now: SyncToken, members: set[Member]
+        self: MessagesInView,
+        request: SlidingRequest,
+        connection: Connection,
+        now: SyncToken,
+        members: set[Member],
     ) -> Answer | None:
         answer = await read_sliding(self, request, connection, now, members) if is_short else None
         made.append(answer)
@@ -89,7 +94,9 @@ def both_ways() -> Iterator[list[object]]:
         return entry
 
     def note(self: LazyMembers, *args: Any) -> None:
-        if is_short:  # what the longer way would remember does not hide that the shorter one forgets it
+        if (
+            is_short
+        ):  # what the longer way would remember does not hide that the shorter one forgets it
             note_members(self, *args)
 
     async def compare(self: Sync, request: SyncRequest, short: Usual) -> None:
@@ -105,7 +112,9 @@ def both_ways() -> Iterator[list[object]]:
     async def sync(self: Sync, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         made.clear()
         answer = await sync_v3(self, request, timeout_ms)
-        if made and made[0] is not None and answer is made[0][0]:  # at once, before anything was worked out
+        if (
+            made and made[0] is not None and answer is made[0][0]
+        ):  # at once, before anything was worked out
             await compare(self, request, made[0])
         return answer
 
@@ -129,10 +138,15 @@ def both_ways() -> Iterator[list[object]]:
             finally:
                 is_short = True
             assert _as_told(short.body) == _as_told(whole.body)
-            assert (short.is_news, short.token, short.newly_sent) == (whole.is_news, whole.token, whole.newly_sent)
+            assert (short.is_news, short.token, short.newly_sent) == (
+                whole.is_news,
+                whole.token,
+                whole.newly_sent,
+            )
             assert _of_state(short.state) == _of_state(whole.state)
             if request.extensions.typing is not None and whole.typing is not None:
-                # what the next `pos` says of who types; of a client that is forgotten the short way has no more than the last one
+                # what the next `pos` says of who types; of a client that is forgotten the short way
+                # has no more than the last one
                 typed = short.token.typed if short.typing is None else short.typing.typed
                 assert short.typing in (None, whole.typing)
                 assert typed == whole.typing.typed
@@ -164,7 +178,9 @@ def _as_told(body: object) -> Any:
     """The JSON; in which order state is told says nothing."""
     answer = _as_json(body)
     for entry in answer["rooms"].values():
-        entry.get("required_state", []).sort(key=lambda event: (event["type"], event.get("state_key", "")))
+        entry.get("required_state", []).sort(
+            key=lambda event: (event["type"], event.get("state_key", ""))
+        )
     return answer
 
 

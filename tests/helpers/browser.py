@@ -1,4 +1,5 @@
-"""A browser without a screen: keeps cookies, follows redirects on the server, fills in forms of the page that it shows.
+"""A browser without a screen: keeps cookies, follows redirects on the server, fills in forms of the
+page that it shows.
 
 browser = Browser(server)
 browser.open("/_mahalla/sign_in")
@@ -105,8 +106,11 @@ class Browser:
         """Press a link with this text."""
         return self._go("GET", urljoin(self.path, self.page.links[link]))
 
-    def send(self, action: str | None = None, /, *, button: str | None = None, **fields: str) -> Answer:
-        """Fill in the form of the page, or the one with this action, and send it by its button of this value."""
+    def send(
+        self, action: str | None = None, /, *, button: str | None = None, **fields: str
+    ) -> Answer:
+        """Fill in the form of the page, or the one with this action, and send it by its button of
+        this value."""
         form = next(form for form in self.page.forms if action is None or form.action == action)
         filled = {**form.fields, **fields}
         if button is not None:
@@ -118,7 +122,8 @@ class Browser:
         return self._go("POST", path, urlencode(fields).encode())
 
     def post_from_elsewhere(self, path: str, fields: Mapping[str, str]) -> Answer:
-        """A page of another site sends a form: no cookie comes with it. Where it leads on to is not followed."""
+        """A page of another site sends a form: no cookie comes with it. Where it leads on to is not
+        followed."""
         cookies, self.cookies = self.cookies, {}
         self._request("POST", path, urlencode(fields).encode())
         self.cookies |= cookies
@@ -136,7 +141,10 @@ class Browser:
         raise AssertionError(f"redirected again and again: {path}")
 
     def _request(self, method: str, path: str, body: bytes | None) -> None:
-        headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Accept-Language": self.languages}
+        headers = {
+            "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+            "Accept-Language": self.languages,
+        }
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         if body is not None:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from homeserver.node_notes import NodeNotes
-from storage.database import PostgresConfig
+from homeserver.cluster.notify import NodeNotes
+from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.recording_wire import RecordingWire, settle
@@ -33,7 +33,11 @@ class CallingNodes:
         self._connect_both()
 
     def _start(self, number: int) -> TestServer:
-        folder, database, wire = self._folder / str(number), self.databases[number], self.wires[number]
+        folder, database, wire = (
+            self._folder / str(number),
+            self.databases[number],
+            self.wires[number],
+        )
         server = TestServer(folder, database, CONFIG, seed=number + 1, wire=wire)
         assert server.app.other_nodes is not None
         server.app.other_nodes.start()

@@ -1,4 +1,5 @@
-"""A certificate authority for tests, and certificates of it, as strict as the newest Python wants them (RFC 5280)."""
+"""A certificate authority for tests, and certificates of it, as strict as the newest Python wants
+them (RFC 5280)."""
 
 import datetime
 from ipaddress import ip_address
@@ -30,7 +31,9 @@ class Authority:
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"The {name} of the tests")])
+        self._name = x509.Name(
+            [x509.NameAttribute(NameOID.COMMON_NAME, f"The {name} of the tests")]
+        )
         certificate = (
             self._builder(self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -45,13 +48,20 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a server")])
         alternatives = x509.SubjectAlternativeName([_general_name(each) for each in names])
-        builder = self._builder(subject, key.public_key(), end).add_extension(alternatives, critical=False)
+        builder = self._builder(subject, key.public_key(), end).add_extension(
+            alternatives, critical=False
+        )
         self._count += 1
-        paths = self._folder / f"server-{self._count}.pem", self._folder / f"server-{self._count}.key"
+        paths = (
+            self._folder / f"server-{self._count}.pem",
+            self._folder / f"server-{self._count}.key",
+        )
         paths[0].write_bytes(self._sign(builder))
         paths[1].write_bytes(
             key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
             )
         )
         return paths
@@ -68,7 +78,10 @@ class Authority:
             .not_valid_before(START)
             .not_valid_after(end)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
         )
 
     def _sign(self, builder: x509.CertificateBuilder) -> bytes:

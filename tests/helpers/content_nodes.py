@@ -1,4 +1,5 @@
-"""Nodes that keep files in an object store and in folders, and stores that fail or hang when they are told to."""
+"""Nodes that keep files in an object store and in folders, and stores that fail or hang when they
+are told to."""
 
 import io
 import threading
@@ -9,15 +10,15 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from storage.database import Database
-from storage.executors import Executor, InlineExecutor
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_files import MediaFiles
-from storage.media_levelling import Levelling
-from storage.object_calls import ObjectCalls
-from storage.object_store import ObjectStore, ObjectStoreFailed
-from storage.shared_contents import Role, SharedContents
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.executors import Executor, InlineExecutor
+from storage.engine.transaction import WriteTransaction
+from storage.media.files import MediaFiles
+from storage.media.levelling import Levelling
+from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.object_calls import ObjectCalls
+from storage.media.object_store import ObjectStore, ObjectStoreFailed
+from storage.media.shared_contents import Role, SharedContents
 from tests.helpers.object_store import Bucket
 
 
@@ -78,18 +79,26 @@ class Node:
         return await self.contents.add(io.BytesIO(data), write)
 
     async def remove(self, media_id: str, digest: bytes) -> Set[bytes] | None:
-        return await self.contents.remove_unused({digest}, lambda txn: self.forget(txn, media_id, digest))
+        return await self.contents.remove_unused(
+            {digest}, lambda txn: self.forget(txn, media_id, digest)
+        )
 
     def forget(self, txn: WriteTransaction, media_id: str, digest: bytes) -> Set[bytes]:
         txn.execute("DELETE FROM media WHERE media_id = ?", (media_id,))
-        return {digest} if txn.query_one("SELECT 1 FROM media WHERE hash = ?", (digest,)) is None else set()
+        return (
+            {digest}
+            if txn.query_one("SELECT 1 FROM media WHERE hash = ?", (digest,)) is None
+            else set()
+        )
 
     async def read(self, digest: bytes) -> bytes | None:
         opened = await self.contents.open(digest)
         if opened is None:
             return None
         try:
-            return b"".join([await opened.read(at, 1 << 20) for at in range(0, opened.size, 1 << 20)])
+            return b"".join(
+                [await opened.read(at, 1 << 20) for at in range(0, opened.size, 1 << 20)]
+            )
         finally:
             opened.close()
 

@@ -5,7 +5,7 @@ from typing import Final
 import pytest
 
 from federation.protocol.ids import RoomID
-from homeserver.services.pushers import lines, reading
+from homeserver.services.pushers import queues, stream_reader
 from tests.helpers.federated import create_room
 from tests.helpers.gateway import set_pusher, settle
 from tests.helpers.server import TestServer, User
@@ -16,8 +16,8 @@ CROWD: Final = 8
 
 def tell_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on so few are told, or woken, at once."""
-    monkeypatch.setattr(reading, "TOLD_AT_ONCE", AT_ONCE)
-    monkeypatch.setattr(lines, "WOKEN_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(stream_reader, "TOLD_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(queues, "WOKEN_AT_ONCE", AT_ONCE)
 
 
 def crowd(server: TestServer) -> tuple[User, RoomID]:

@@ -1,7 +1,8 @@
-"""Databases for tests: one of its own for each test, made from a template, with everything run at once.
+"""Databases for tests: one of its own for each test, made from a template, with everything run at
+once.
 
-The fixtures are in `tests/conftest.py`: `database` (the test runs on SQLite and on PostgreSQL), `sqlite_database`,
-`postgres_database`.
+The fixtures are in `tests/conftest.py`: `database` (the test runs on SQLite and on PostgreSQL),
+`sqlite_database`, `postgres_database`.
 """
 
 import hashlib
@@ -22,13 +23,13 @@ from psycopg2 import sql
 from psycopg2.extensions import connection, make_dsn
 from twisted.internet.defer import Deferred, succeed
 
-from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
-from storage.engine import Connection, Engine
-from storage.executors import Executor, InlineExecutor, InLull, call_at_once
-from storage.migrate import SCHEMA, migrate
-from storage.observer import Observer, SilentObserver
-from storage.postgres import PostgresEngine
-from storage.streams import Streams
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
+from storage.engine.executors import Executor, InlineExecutor, InLull, call_at_once
+from storage.engine.interface import Connection, Engine
+from storage.engine.migrate import SCHEMA, migrate
+from storage.engine.observer import Observer, SilentObserver
+from storage.engine.postgres import PostgresEngine
+from storage.engine.streams import Streams
 from tests.helpers import postgres
 from tests.helpers.emptying import MOST_USES, Emptying
 
@@ -63,7 +64,8 @@ class QueryCounter:
 
 
 class SteppedExecutor:
-    """Does nothing until it is told to: so that a test can let several writes wait, and then run them as one batch."""
+    """Does nothing until it is told to: so that a test can let several writes wait, and then run
+    them as one batch."""
 
     def __init__(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
@@ -92,7 +94,8 @@ def open_inline(
     readers: Executor | None = None,
     in_lull: InLull = call_at_once,
 ) -> Database:
-    """An open database that does everything at once, on the thread that asks. The schema is there already."""
+    """An open database that does everything at once, on the thread that asks. The schema is there
+    already."""
     engine = make_engine(config)
     connection = engine.connect_reader()
     row = connection.query_one("SELECT value FROM counters WHERE name = ?", ("position",))
@@ -137,11 +140,13 @@ def copy_sqlite(template: Path, directory: Path) -> SQLiteConfig:
 
 
 def silence(streams: Streams) -> None:
-    """The process that had this database open was killed: nothing of the server hears of what happens in it from now on. What a test
-    has listen goes on."""
+    """The process that had this database open was killed: nothing of the server hears of what
+    happens in it from now on. What a test has listen goes on."""
 
     def is_of_a_test(listener: Callable[..., object]) -> bool:
-        return not (getattr(listener, "__module__", None) or "").startswith(("homeserver.", "federation.", "storage."))
+        return not (getattr(listener, "__module__", None) or "").startswith(
+            ("homeserver.", "federation.", "storage.")
+        )
 
     streams._subscribers = tuple(entry for entry in streams._subscribers if is_of_a_test(entry[0]))
     streams._watchers = tuple(filter(is_of_a_test, streams._watchers))
@@ -151,7 +156,8 @@ def silence(streams: Streams) -> None:
 
 
 class PostgresTemplates:
-    """Makes databases on the test server, and removes them; an empty one may have been used before (`emptying`)."""
+    """Makes databases on the test server, and removes them; an empty one may have been used before
+    (`emptying`)."""
 
     def __init__(self) -> None:
         self._server = postgres.connection_parameters()
@@ -162,16 +168,27 @@ class PostgresTemplates:
         """Of each such database what empties it."""
         self._emptied: list[str] = []
         self._catalogue: tuple[Any, ...] | None = None
-        schema = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SCHEMA.glob("*.sql")))).hexdigest()[:16]
+        schema = hashlib.sha256(
+            b"".join(path.read_bytes() for path in sorted(SCHEMA.glob("*.sql")))
+        ).hexdigest()[:16]
         self._template = f"mahalla_template_{schema}"
-        # by itself PostgreSQL 15 writes each page of the template into its log, which costs twice as much
-        self._strategy = sql.SQL("STRATEGY file_copy" if self._connected().server_version >= 150000 else "")
+        # by itself PostgreSQL 15 writes each page of the template into its log, which costs twice
+        # as much
+        self._strategy = sql.SQL(
+            "STRATEGY file_copy" if self._connected().server_version >= 150000 else ""
+        )
         with postgres.locked():
             if not self._run(
-                sql.SQL("SELECT 1 FROM pg_database WHERE datname = {}").format(sql.Literal(self._template))
+                sql.SQL("SELECT 1 FROM pg_database WHERE datname = {}").format(
+                    sql.Literal(self._template)
+                )
             ):
                 self._run(sql.SQL("DROP DATABASE IF EXISTS mahalla_unfinished WITH (FORCE)"))
-                self._run(sql.SQL("CREATE DATABASE mahalla_unfinished ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"))
+                self._run(
+                    sql.SQL(
+                        "CREATE DATABASE mahalla_unfinished ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
+                    )
+                )
                 migrate(PostgresEngine(self.config("mahalla_unfinished")))
                 self._run(
                     sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
@@ -183,28 +200,39 @@ class PostgresTemplates:
         """How to open a database of the server."""
         patient = {"connect_timeout": 60}  # many tests at once ask for connections
         return PostgresConfig(
-            {**self._server, **patient, "dbname": name}, pool_min=0, pool_max=options.get("pool_max", 2)
+            {**self._server, **patient, "dbname": name},
+            pool_min=0,
+            pool_max=options.get("pool_max", 2),
         )
 
     def create(
         self, *, empty: bool = False, encoding: str = "UTF8", like: PostgresConfig | None = None
     ) -> PostgresConfig:
-        """A database of its own: with the newest schema, or with none at all, or with all that another one has, which nobody
-        may have open."""
+        """A database of its own: with the newest schema, or with none at all, or with all that
+        another one has, which nobody may have open."""
         plain = not empty and encoding == "UTF8" and like is None
         if plain and self._emptied:
             name = self._emptied.pop()
             self._uses[name] += 1
             return self.config(name)
         name = f"mahalla_{uuid4().hex}"
-        template = "template0" if empty else self._template if like is None else str(like.connect["dbname"])
+        template = (
+            "template0"
+            if empty
+            else self._template
+            if like is None
+            else str(like.connect["dbname"])
+        )
         if template in self._emptying:
             self._emptying[template].close()
         # One worker at a time: a template may not be used by two sessions at once.
         with postgres.locked():
             self._run(
                 sql.SQL("CREATE DATABASE {} ENCODING {} LOCALE 'C' TEMPLATE {} {}").format(
-                    sql.Identifier(name), sql.Literal(encoding), sql.Identifier(template), self._strategy
+                    sql.Identifier(name),
+                    sql.Literal(encoding),
+                    sql.Identifier(template),
+                    self._strategy,
                 )
             )
         config = self.config(name)
@@ -220,7 +248,11 @@ class PostgresTemplates:
         name = str(config.connect["dbname"])
         emptying = self._emptying.get(name)
         if emptying is not None:
-            if self._uses[name] < MOST_USES and self._catalogue is not None and emptying.empty(self._catalogue):
+            if (
+                self._uses[name] < MOST_USES
+                and self._catalogue is not None
+                and emptying.empty(self._catalogue)
+            ):
                 self._emptied.append(name)
                 return
             self._forget(name)
@@ -283,8 +315,11 @@ def older_database(
 
 
 @contextmanager
-def database_before(engine: Engine, tmp_path: Path, version: int, upto: int | None = None) -> Iterator[Connection]:
-    """A writer upon the schema just before that version, which is brought up to that version at the end, or up to `upto`."""
+def database_before(
+    engine: Engine, tmp_path: Path, version: int, upto: int | None = None
+) -> Iterator[Connection]:
+    """A writer upon the schema just before that version, which is brought up to that version at the
+    end, or up to `upto`."""
     folder = tmp_path / "until_then"
     folder.mkdir()
     for file in SCHEMA.glob("*.sql"):

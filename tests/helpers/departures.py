@@ -1,11 +1,12 @@
-"""When people left rooms, as a server's stream tells it: what they may know of a room's state ends there."""
+"""When people left rooms, as a server's stream tells it: what they may know of a room's state ends
+there."""
 
 from collections.abc import Iterable, Sequence
 
-from storage.database import Database
-from storage.memberships import MembershipRow
-from storage.streams import Change, Topic
-from storage.transaction import Transaction
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction
+from storage.rooms.memberships import MembershipRow
 from tests.conftest import run_coroutine
 from tests.helpers.sync_client import Json, Key
 
@@ -35,7 +36,12 @@ class Departures:
                 room_nid, position = positions[event["event_id"]]
                 if (room_nid, user_id) in self._joined or key == ("m.room.member", user_id):
                     continue
-                assert position <= self._left.get((room_nid, user_id), 0), (room_id, user_id, key, event)
+                assert position <= self._left.get((room_nid, user_id), 0), (
+                    room_id,
+                    user_id,
+                    key,
+                    event,
+                )
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:

@@ -1,9 +1,11 @@
-"""Makes a PostgreSQL database empty again after a test, in a tenth of the time in which one is made from a template.
+"""Makes a PostgreSQL database empty again after a test, in a tenth of the time in which one is made
+from a template.
 
-A database is used again only where all is as it was when it was made: nobody is connected to it any more, and there is the same
-in its catalogue. Its rows are removed, and what has grown is cut off.
+A database is used again only where all is as it was when it was made: nobody is connected to it any
+more, and there is the same in its catalogue. Its rows are removed, and what has grown is cut off.
 
-The connection for that stays open from test to test: to begin a session costs the server more than all that is asked in it.
+The connection for that stays open from test to test: to begin a session costs the server more than
+all that is asked in it.
 """
 
 import time
@@ -14,9 +16,11 @@ from psycopg2 import sql
 from psycopg2.extensions import connection
 
 MOST_USES: Final = 50
-"""After so many tests a database is made anew: what is left of rows that were removed does not grow for ever."""
+"""After so many tests a database is made anew: what is left of rows that were removed does not grow
+for ever."""
 FEW_PAGES: Final = 4
-"""Pages that rows are removed from one by one; PostgreSQL plans for a table that was never looked through as if it had ten."""
+"""Pages that rows are removed from one by one; PostgreSQL plans for a table that was never looked
+through as if it had ten."""
 
 PATIENCE: Final = 0.25
 """Seconds in which sessions may end whose connections are closed."""
@@ -58,10 +62,14 @@ class Emptying:
         return row
 
     def empty(self, expected: tuple[Any, ...]) -> bool:
-        """Remove all rows; False where that does not make the database what it was, whose `catalogue` was as expected."""
+        """Remove all rows; False where that does not make the database what it was, whose
+        `catalogue` was as expected."""
         try:
             return self._empty(expected)
-        except (psycopg2.OperationalError, psycopg2.InterfaceError):  # a test may have ended all sessions
+        except (
+            psycopg2.OperationalError,
+            psycopg2.InterfaceError,
+        ):  # a test may have ended all sessions
             self.close()
             return self._empty(expected)
 

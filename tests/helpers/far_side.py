@@ -1,9 +1,9 @@
-"""The other end of real sockets on loopback: servers that answer with the bytes that a test gives them.
+"""The other end of real sockets on loopback: servers that answer with the bytes that a test gives
+them.
 
-far = FarSide(tmp_path)
-port = far.listen(lambda request: ok(b'{"server": {}}'), "south.example")
-far.names.addresses["south.example"] = ["127.0.0.1"]
-answer = await far.agent().exchange(ServerName(f"south.example:{port}"), WireRequest("GET", "/_matrix/x"))
+far = FarSide(tmp_path) port = far.listen(lambda request: ok(b'{"server": {}}'), "south.example")
+far.names.addresses["south.example"] = ["127.0.0.1"] answer = await
+far.agent().exchange(ServerName(f"south.example:{port}"), WireRequest("GET", "/_matrix/x"))
 """
 
 from collections.abc import Callable, Sequence
@@ -13,20 +13,27 @@ from typing import cast
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import maybeDeferred
-from twisted.internet.interfaces import IAddress, IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IReactorSSL,
+    IReactorTCP,
+    IReactorTime,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Protocol, ServerFactory
 
-from federation.agent import Agent
-from federation.outbound.addresses import AddressPolicy
-from federation.outbound.client import GuardedClient
-from federation.outbound.connection import Connection
-from federation.outbound.dialling import Dialler
-from federation.outbound.names import NameNotFound, Services
-from federation.outbound.pool import Pool
-from federation.outbound.proxy import Proxy
-from federation.outbound.tls import TlsName, TlsTrust
+from federation.http_client.address_policy import AddressPolicy
+from federation.http_client.client import GuardedClient
+from federation.http_client.connection import Connection
+from federation.http_client.connector import Dialler
+from federation.http_client.pool import Pool
+from federation.http_client.proxy import Proxy
+from federation.http_client.resolver import NameNotFound, Services
+from federation.http_client.tls import TlsName, TlsTrust
+from federation.peers.agent import Agent
+from federation.peers.routes import Routes
 from federation.protocol.discovery import Service
-from federation.routes import Routes
 from homeserver.http.listeners import TlsContext
 from tests.helpers.certificates import Authority
 
@@ -35,7 +42,8 @@ LOOPBACK = ("127.0.0.1", "::1")
 PRIVATE = ("127.0.0.0/8", "::1/128", "10.0.0.0/8")
 
 Answer = Callable[[bytes], bytes | None]
-"""From a whole request to the bytes of its answer; empty: close the connection; None: say nothing."""
+"""From a whole request to the bytes of its answer; empty: close the connection; None: say
+nothing."""
 
 
 def ok(body: bytes, *headers: str) -> bytes:
@@ -98,7 +106,9 @@ class Speaker(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self._came += data
         head, separator, rest = self._came.partition(b"\r\n\r\n")
-        lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        lengths = [
+            line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
+        ]
         length = int(lengths[0].partition(b":")[2]) if lengths else 0
         if not separator or len(rest) < length:
             return
@@ -140,7 +150,9 @@ class FarSide:
         factory = _Speakers(answer, self)
         if names or certificate is not None:
             context = TlsContext(*(certificate or self.authority.issue(*names)))
-            port = cast(IReactorSSL, installed_reactor).listenSSL(0, factory, context, interface=address)
+            port = cast(IReactorSSL, installed_reactor).listenSSL(
+                0, factory, context, interface=address
+            )
         else:
             port = cast(IReactorTCP, installed_reactor).listenTCP(0, factory, interface=address)
         self._ports.append(port)
@@ -151,12 +163,18 @@ class FarSide:
 
     def dialler(self, allowed: Sequence[str] = LOOPBACK) -> Dialler:
         dialler = MovedDialler(
-            cast(IReactorTCP, installed_reactor), CLOCK, self.names, AddressPolicy(PRIVATE, allowed), self.proxy
+            cast(IReactorTCP, installed_reactor),
+            CLOCK,
+            self.names,
+            AddressPolicy(PRIVATE, allowed),
+            self.proxy,
         )
         dialler.ports = self.moved
         return dialler
 
-    def client(self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None) -> GuardedClient:
+    def client(
+        self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None
+    ) -> GuardedClient:
         return GuardedClient(CLOCK, self.dialler(allowed), self.pool, trust or self.trust())
 
     def agent(self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None) -> Agent:

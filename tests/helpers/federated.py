@@ -7,15 +7,15 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from federation.peers.event_lists import PIECE
 from federation.protocol.event_auth import auth_keys
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, StateKey, compute_reference_hash
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.protocol.signing import encode_base64
-from federation.remote.long_lists import PIECE
-from federation.rooms.room_events import StoredEvent
-from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.events import StoredEvent
+from federation.rooms.snapshot import RoomSnapshot
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 
@@ -29,7 +29,8 @@ class _Numbers:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """With a new network: what a test does is not to depend on what others did before in the same process."""
+        """With a new network: what a test does is not to depend on what others did before in the
+        same process."""
         self._count = count(1)
 
     def __next__(self) -> int:
@@ -55,7 +56,9 @@ def say(user: User, room_id: RoomID, text: str) -> EventID:
     return EventID(answer.json["event_id"])
 
 
-def set_state(user: User, room_id: RoomID, type: str, content: Mapping[str, Any], state_key: str = "") -> EventID:
+def set_state(
+    user: User, room_id: RoomID, type: str, content: Mapping[str, Any], state_key: str = ""
+) -> EventID:
     """Set a state entry."""
     answer = user.put(f"/_matrix/client/v3/rooms/{room_id}/state/{type}/{state_key}", dict(content))
     assert answer.status == 200, answer.body
@@ -71,7 +74,11 @@ def texts(user: User, room_id: RoomID, **query: Any) -> list[str]:
         answer = user.get(path + from_)
         assert answer.status == 200, answer.body
         events = answer.json["chunk"]
-        found += [event["content"].get("body", "") for event in events if event["type"] == "m.room.message"]
+        found += [
+            event["content"].get("body", "")
+            for event in events
+            if event["type"] == "m.room.message"
+        ]
         if "end" not in answer.json:
             return found
         from_ = f"&from={answer.json['end']}"
@@ -115,7 +122,9 @@ class Side:
         nids = [nid for nid, _ in (await self.room(room_id)).head.extremities]
         return [stored.event for stored in (await self.rooms.events.get_events(nids)).values()]
 
-    async def push(self, to: str, pdus: Sequence[Any], edus: Sequence[Any] = (), txn_id: str | None = None) -> Any:
+    async def push(
+        self, to: str, pdus: Sequence[Any], edus: Sequence[Any] = (), txn_id: str | None = None
+    ) -> Any:
         """Send a transaction; the answer. Raises RefusedByRemote."""
         path = f"/_matrix/federation/v1/send/{txn_id or f'by-hand-{next(NUMBERS)}'}"
         body = {"origin": self.name, "origin_server_ts": 1, "pdus": list(pdus), "edus": list(edus)}
@@ -149,7 +158,8 @@ class Side:
             names = {
                 "event_id": EventID(f"$made{next(NUMBERS)}:{self.name}"),
                 "reference_hashes": {
-                    event.event_id: encode_base64(compute_reference_hash(version, event.pdu)) for event in events
+                    event.event_id: encode_base64(compute_reference_hash(version, event.pdu))
+                    for event in events
                 },
             }
         depths = [event.depth for event in prev if isinstance(event, Event)]
@@ -163,7 +173,9 @@ class Side:
             content=content,
             state_key=state_key,
             sticky_ms=sticky_ms,
-            origin_server_ts=ts if ts is not None else int(self.server.clock.seconds() * 1000) + next(NUMBERS),
+            origin_server_ts=ts
+            if ts is not None
+            else int(self.server.clock.seconds() * 1000) + next(NUMBERS),
             prev_events=[event.event_id if isinstance(event, Event) else event for event in prev],
             auth_events=[event.event_id for event in cited] if auth is None else list(auth),
             depth=depth if depth is not None else 1 + max(depths, default=0),
@@ -180,16 +192,20 @@ class Side:
         prev: Sequence[Event | EventID] | None = None,
         **more: Any,
     ) -> Event:
-        """An event upon the room as this server knows it; `prev` may name others than its last events."""
+        """An event upon the room as this server knows it; `prev` may name others than its last
+        events."""
         snapshot = await self.room(room_id)
         state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
         if prev is None:
             prev = await self.last(room_id)
-        return await self.build(snapshot.version, room_id, prev, state, sender, type, content, state_key, **more)
+        return await self.build(
+            snapshot.version, room_id, prev, state, sender, type, content, state_key, **more
+        )
 
 
 async def adopt(resident: Side, newcomer: Side, user_id: UserID, room_id: RoomID) -> Event:
-    """Let a user of another server join through one that is in the room, as the handshake of joining would."""
+    """Let a user of another server join through one that is in the room, as the handshake of
+    joining would."""
     snapshot = await resident.room(room_id)
     version = ROOM_VERSIONS[snapshot.room.version]
     state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
@@ -202,9 +218,18 @@ async def adopt(resident: Side, newcomer: Side, user_id: UserID, room_id: RoomID
     while waiting:
         found = await resident.rooms.events.get_anywhere(set(waiting))
         chain.update((name, stored.event) for name, stored in found.items())
-        waiting = [name for stored in found.values() for name in stored.event.auth_events if name not in chain]
+        waiting = [
+            name
+            for stored in found.values()
+            for name in stored.event.auth_events
+            if name not in chain
+        ]
     await newcomer.federation.adoptions.adopt(
-        version, room_id, [event.pdu for event in state.values()], [event.pdu for event in chain.values()], join.pdu
+        version,
+        room_id,
+        [event.pdu for event in state.values()],
+        [event.pdu for event in chain.values()],
+        join.pdu,
     )
     await newcomer.push(resident.name, [join.pdu])
     assert await resident.find(room_id, join.event_id) is not None
@@ -229,7 +254,9 @@ class Shared:
     async def by_bob(self, text: str) -> Event:
         """A message that nobody has yet."""
         content = {"msgtype": "m.text", "body": text}
-        return await self.south.build_next(self.room_id, self.bob.user_id, "m.room.message", content)
+        return await self.south.build_next(
+            self.room_id, self.bob.user_id, "m.room.message", content
+        )
 
 
 async def shared(

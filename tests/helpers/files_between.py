@@ -1,9 +1,10 @@
-"""Files that people on two servers of a `Network` have and want, and servers that lie about them."""
+"""Files that people on two servers of a `Network` have and want, and servers that lie about
+them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from federation.wire import WireAnswer
+from federation.peers.wire import WireAnswer
 from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -24,7 +25,9 @@ def pair(network: Network, north: str = "", south: str = "") -> tuple[User, User
 def upload(user: User, body: bytes, type: str = "text/plain", query: str = "") -> str:
     """Server name and media id of a new file."""
     path = f"/_matrix/media/v3/upload{query}"
-    answer = user.server.client.request("POST", path, token=user.token, body=body, headers={"Content-Type": type})
+    answer = user.server.client.request(
+        "POST", path, token=user.token, body=body, headers={"Content-Type": type}
+    )
     assert answer.status == 200, answer.body
     return str(answer.json["content_uri"]).removeprefix("mxc://")
 
@@ -35,15 +38,21 @@ def asked(network: Network, path: str = "/media/") -> list[str]:
 
 def kept(tmp_path: Path, server: str = SOUTH) -> list[Path]:
     folder = tmp_path / server / "media_store"
-    return [path for path in folder.rglob("*") if path.is_file() and path.name not in ("lock", "turn")]
+    return [
+        path for path in folder.rglob("*") if path.is_file() and path.name not in ("lock", "turn")
+    ]
 
 
 def lie(network: Network, answer: Callable[[str], WireAnswer | None]) -> None:
     """Let questions for files be answered so, by their path."""
-    network.liars.append(lambda _, request: answer(request.uri) if "/media/" in request.uri else None)
+    network.liars.append(
+        lambda _, request: answer(request.uri) if "/media/" in request.uri else None
+    )
 
 
-def multipart(*parts: bytes, end: bytes = b"\r\n--x--\r\n", type: str = "multipart/mixed; boundary=x") -> WireAnswer:
+def multipart(
+    *parts: bytes, end: bytes = b"\r\n--x--\r\n", type: str = "multipart/mixed; boundary=x"
+) -> WireAnswer:
     body = b"".join(b"\r\n--x\r\n" + part for part in parts) + end
     return WireAnswer(200, {"content-type": type}, body)
 

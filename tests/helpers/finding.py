@@ -35,7 +35,9 @@ async def index(server: TestServer) -> None:
 def ask(user: User, term: str, next_batch: str | None = None, **criteria: Any) -> Answer:
     """The answer to a search in the events of rooms."""
     path = f"{V3}/search" + ("" if next_batch is None else f"?next_batch={quote(next_batch)}")
-    return user.post(path, {"search_categories": {"room_events": {"search_term": term, **criteria}}})
+    return user.post(
+        path, {"search_categories": {"room_events": {"search_term": term, **criteria}}}
+    )
 
 
 def search(user: User, term: str, next_batch: str | None = None, **criteria: Any) -> Any:

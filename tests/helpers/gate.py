@@ -1,4 +1,5 @@
-"""A way to a port of this machine that can be cut: what is connected then is broken off, what comes later is turned away.
+"""A way to a port of this machine that can be cut: what is connected then is broken off, what comes
+later is turned away.
 
 gate = Gate(to=8448)
 …  # gate.port is what others are told to connect to
@@ -15,7 +16,8 @@ CHUNK = 65536
 
 
 class Gate:
-    """Listens on a port of its own, and carries bytes to another, in threads: the servers are processes of their own."""
+    """Listens on a port of its own, and carries bytes to another, in threads: the servers are
+    processes of their own."""
 
     def __init__(self, to: int) -> None:
         self._to = to

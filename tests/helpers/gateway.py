@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
-from storage.database import Database
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer, User
 
@@ -30,7 +30,8 @@ class Notified:
 
 
 class Gateway:
-    """All gateways there are. `failure` is raised, or is the status that is answered; `rejected` are pushkeys."""
+    """All gateways there are. `failure` is raised, or is the status that is answered; `rejected`
+    are pushkeys."""
 
     def __init__(self) -> None:
         self.asked: list[Notified] = []
@@ -72,7 +73,9 @@ class Gateway:
         if isinstance(self.failure, OutboundError):
             raise self.failure
         if isinstance(self.failure, int):
-            return WebAnswer(url, self.failure, {} if self.wait is None else {"retry-after": self.wait}, b"")
+            return WebAnswer(
+                url, self.failure, {} if self.wait is None else {"retry-after": self.wait}, b""
+            )
         if self.most_bytes is not None and len(body) > self.most_bytes:
             return WebAnswer(url, self.refusal, {}, b"")
         self.taken.append(notified)
@@ -89,12 +92,18 @@ class Gateway:
     @property
     def events(self) -> list[str]:
         """The ids of the events that were taken, in their order."""
-        return [each.notification["event_id"] for each in self.taken if "event_id" in each.notification]
+        return [
+            each.notification["event_id"] for each in self.taken if "event_id" in each.notification
+        ]
 
     @property
     def badges(self) -> list[int]:
         """The numbers of the pushes that only set the badge."""
-        return [each.notification["counts"]["unread"] for each in self.taken if "event_id" not in each.notification]
+        return [
+            each.notification["counts"]["unread"]
+            for each in self.taken
+            if "event_id" not in each.notification
+        ]
 
 
 def pusher(pushkey: str = "key", **further: Any) -> dict[str, Any]:
@@ -122,7 +131,9 @@ def settle(server: TestServer) -> None:
         server.clock.advance(0)
 
 
-def start(folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START) -> TestServer:
+def start(
+    folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START
+) -> TestServer:
     """A server that pushes to the gateway."""
     server = TestServer(folder, database, seed=seed, now=now, web=gateway)
     server.app.pushers.start()
@@ -131,7 +142,8 @@ def start(folder: Path, database: Database, gateway: Gateway, seed: int = 1, now
 
 
 def crash(server: TestServer, folder: Path, gateway: Gateway, seconds: float = 0) -> TestServer:
-    """The server anew, so much later, upon the database as it stands; the old one does nothing any more."""
+    """The server anew, so much later, upon the database as it stands; the old one does nothing any
+    more."""
     old = server.app
     old.pushers.reading._round.stop()
     old.pushers.deliveries.stop()

@@ -1,4 +1,5 @@
-"""Drives the real site in memory: a connection, a channel and a request as on a socket, but without one.
+"""Drives the real site in memory: a connection, a channel and a request as on a socket, but without
+one.
 
 client = client_for([handlers_module], {Service: service}, tokens=FakeTokens({"secret": requester}))
 answer = client.request("GET", "/_matrix/client/v3/sync", token="secret")
@@ -23,9 +24,15 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from federation.protocol.endpoint import Limit, RequestContext, Requester
+from homeserver.http.body_budget import HeldBodies
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.guard import AppserviceChecker, Guard, PeerTurns, SignatureChecker, TokenChecker
-from homeserver.http.held_bodies import HeldBodies
+from homeserver.http.guard import (
+    AppserviceChecker,
+    Guard,
+    PeerTurns,
+    SignatureChecker,
+    TokenChecker,
+)
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.http.router import Handler, Router
 from homeserver.http.site import Site, SiteOptions
@@ -56,7 +63,9 @@ class FakeTokens:
     def __init__(self, known: Mapping[str, Requester | Exception]) -> None:
         self.known = dict(known)
 
-    def recall(self, token: str, _client_ip: str, _headers: Mapping[bytes, bytes]) -> Requester | None:
+    def recall(
+        self, token: str, _client_ip: str, _headers: Mapping[bytes, bytes]
+    ) -> Requester | None:
         found = self.known.get(token)
         return None if isinstance(found, Exception) else found
 
@@ -117,7 +126,10 @@ class Connection:
             head, _, rest = rest.partition(b"\r\n\r\n")
             lines = head.decode("latin-1").split("\r\n")
             status = int(lines[0].split(" ")[1])
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+            headers = {
+                name.lower(): value.strip()
+                for name, _, value in (line.partition(":") for line in lines[1:])
+            }
             if status == 100:
                 continue
             has_body = len(answers) >= heads
@@ -193,7 +205,9 @@ class Client:
             lines["Authorization"] = f"Bearer {token}"
         if body is not None:
             lines.setdefault("Content-Length", str(len(body)))
-        head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        head = f"{method} {path} HTTP/1.1\r\n" + "".join(
+            f"{name}: {value}\r\n" for name, value in lines.items()
+        )
         connection = Connection(self.site, ip)
         connection.send(head.encode() + b"\r\n" + (body or b""))
         return Pending(connection, is_head=method == "HEAD")
@@ -210,7 +224,9 @@ class Client:
         ip: str = "127.0.0.1",
     ) -> Answer:
         """Send a request that is answered at once."""
-        pending = self.start(method, path, token=token, json=json, body=body, headers=headers, ip=ip)
+        pending = self.start(
+            method, path, token=token, json=json, body=body, headers=headers, ip=ip
+        )
         answer = pending.answer
         if not pending.connection.transport.disconnecting:
             pending.connection.close()

@@ -1,4 +1,5 @@
-"""Identity providers that others wrote, as processes on the loopback (scripts/identity_providers installs them)."""
+"""Identity providers that others wrote, as processes on the loopback (scripts/identity_providers
+installs them)."""
 
 import json
 import shutil
@@ -20,9 +21,7 @@ ROOT = Path(__file__).parents[2]
 NPM = ROOT / ".cache" / "identity_providers"
 CAS = ROOT / ".cache" / "cas" / "bin" / "python"
 NODE = ROOT / ".cache" / "js" / "node_modules" / ".bin" / "node"
-NO_NPM = (
-    "NOBODY SIGNED IN WITH OPENID OR SAML: scripts/identity_providers and scripts/node_packages install what is missing"
-)
+NO_NPM = "NOBODY SIGNED IN WITH OPENID OR SAML: scripts/identity_providers and scripts/node_packages install what is missing"
 NO_CAS = "NOBODY SIGNED IN WITH CAS: the server is not installed here. scripts/identity_providers installs it"
 HAS_NPM = (NPM / "installed").exists() and NODE.exists()
 HAS_SAML = HAS_NPM and shutil.which("xmlsec1") is not None
@@ -75,13 +74,20 @@ class OutsideServer:
     """A process that serves on 127.0.0.1. `url`: of its root, without a slash."""
 
     def __init__(
-        self, command: Sequence[str], folder: Path, port: int, probe: str, settings: dict[str, str] | None = None
+        self,
+        command: Sequence[str],
+        folder: Path,
+        port: int,
+        probe: str,
+        settings: dict[str, str] | None = None,
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.folder = folder
         self._log_file = folder / "log"
         self._log = self._log_file.open("wb")
-        self._process = subprocess.Popen(command, cwd=folder, env=settings, stdout=self._log, stderr=subprocess.STDOUT)
+        self._process = subprocess.Popen(
+            command, cwd=folder, env=settings, stdout=self._log, stderr=subprocess.STDOUT
+        )
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.log()
@@ -103,8 +109,11 @@ class OutsideServer:
         self._log.close()
 
 
-def start_npm(folder: Path, port: int, logout_url: str, *, base: str = BASE, host: str = "127.0.0.1") -> OutsideServer:
-    """The OpenID provider at /oidc and the SAML provider at /saml, called `host`, for the server at `base`."""
+def start_npm(
+    folder: Path, port: int, logout_url: str, *, base: str = BASE, host: str = "127.0.0.1"
+) -> OutsideServer:
+    """The OpenID provider at /oidc and the SAML provider at /saml, called `host`, for the server at
+    `base`."""
     certificate, key = rsa_certificate(folder)
     for name in ("providers.mjs", "package.json"):
         shutil.copy(ROOT / "tests" / "upstream" / "js" / name, folder)
@@ -126,7 +135,9 @@ def start_cas(folder: Path, port: int, *, base: str = BASE) -> OutsideServer:
     (folder / "settings.py").write_text(_CAS_SETTINGS, encoding="utf-8")
     (folder / "urls.py").write_text(_CAS_URLS, encoding="utf-8")
     settings = {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(folder)}
-    return OutsideServer([str(CAS), "-c", _CAS_MAIN, str(port), base], folder, port, "/cas/login", settings)
+    return OutsideServer(
+        [str(CAS), "-c", _CAS_MAIN, str(port), base], folder, port, "/cas/login", settings
+    )
 
 
 def rsa_certificate(folder: Path) -> tuple[Path, Path]:
@@ -146,7 +157,11 @@ def rsa_certificate(folder: Path) -> tuple[Path, Path]:
     paths = folder / "idp.pem", folder / "idp.key"
     paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
     )
     return paths
 

@@ -12,9 +12,15 @@ from PIL import Image
 ORIENTATION = 0x0112
 
 
-def picture(width: int, height: int, format: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
+def picture(
+    width: int, height: int, format: str = "PNG", mode: str = "RGB", **options: Any
+) -> bytes:
     """Red on the left and blue on the right half, so that turning and cutting show."""
-    return _drawn(width, height, format, mode) if not options else _draw(width, height, format, mode, **options)
+    return (
+        _drawn(width, height, format, mode)
+        if not options
+        else _draw(width, height, format, mode, **options)
+    )
 
 
 def _draw(width: int, height: int, format: str, mode: str, **options: Any) -> bytes:
@@ -36,7 +42,9 @@ def turned_photo(width: int, height: int, orientation: int) -> bytes:
     return picture(width, height, "JPEG", exif=exif)
 
 
-def moving_picture(width: int, height: int, colours: Sequence[str] = ("red", "green", "blue")) -> bytes:
+def moving_picture(
+    width: int, height: int, colours: Sequence[str] = ("red", "green", "blue")
+) -> bytes:
     """A GIF with a frame of each colour."""
     frames = [Image.new("RGB", (width, height), colour) for colour in colours]
     target = io.BytesIO()
@@ -48,10 +56,17 @@ def claimed_png(width: int, height: int, data: bytes = b"") -> bytes:
     """A PNG whose header says a size, and whose data is whatever."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 def opened(data: bytes) -> Image.Image:

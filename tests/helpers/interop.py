@@ -1,4 +1,5 @@
-"""People on servers that run as processes, whatever servers they are: what they do and see, each in a line.
+"""People on servers that run as processes, whatever servers they are: what they do and see, each in
+a line.
 
     alice, bob = ours.register("alice"), theirs.register("bob")
     room_id = alice.create(preset="public_chat")
@@ -51,7 +52,9 @@ class Person:
 
     def ask(self, method: str, path: str, json: Any = None) -> Said:
         """A request; `path` is what follows `/_matrix/client/v3`."""
-        return self.server.ask(method, V3 + path, json if json is not None or method == "GET" else {}, self._token)
+        return self.server.ask(
+            method, V3 + path, json if json is not None or method == "GET" else {}, self._token
+        )
 
     def ask_bytes(self, method: str, path: str, body: bytes | None = None) -> "Bytes":
         """A request to a whole path, for what is no JSON: pictures."""
@@ -92,10 +95,14 @@ class Person:
         return str(self.ok("PUT", path, {"msgtype": "m.text", "body": text})["event_id"])
 
     def set_state(self, room_id: str, type: str, content: Mapping[str, Any], key: str = "") -> None:
-        self.ok("PUT", f"/rooms/{quote(room_id, safe='')}/state/{type}/{quote(key, safe='')}", content)
+        self.ok(
+            "PUT", f"/rooms/{quote(room_id, safe='')}/state/{type}/{quote(key, safe='')}", content
+        )
 
     def state(self, room_id: str, type: str, key: str = "") -> Any:
-        said = self.ask("GET", f"/rooms/{quote(room_id, safe='')}/state/{type}/{quote(key, safe='')}")
+        said = self.ask(
+            "GET", f"/rooms/{quote(room_id, safe='')}/state/{type}/{quote(key, safe='')}"
+        )
         return said.json if said.status == 200 else None
 
     def members(self, room_id: str) -> dict[str, str]:
@@ -106,11 +113,16 @@ class Person:
 
     def set_levels(self, room_id: str, **levels: Any) -> None:
         """Change the power levels, the rest as they are."""
-        self.set_state(room_id, "m.room.power_levels", {**self.state(room_id, "m.room.power_levels"), **levels})
+        self.set_state(
+            room_id, "m.room.power_levels", {**self.state(room_id, "m.room.power_levels"), **levels}
+        )
 
     def sync(self, since: str | None = None, timeout: int = 0, **filter: Any) -> Any:
         query = f"?timeout={timeout}" + (f"&since={quote(since)}" if since is not None else "")
-        return self.ok("GET", f"/sync{query}" + (f"&filter={quote(json_module.dumps(filter))}" if filter else ""))
+        return self.ok(
+            "GET",
+            f"/sync{query}" + (f"&filter={quote(json_module.dumps(filter))}" if filter else ""),
+        )
 
     def rooms(self, section: str) -> dict[str, Any]:
         """The rooms of a section of /sync."""
@@ -138,11 +150,17 @@ class Person:
 
     def history(self, room_id: str, limit: int = 100) -> list[Any]:
         """All events of a room, the newest first, page by page to its beginning."""
-        path, found, from_ = f"/rooms/{quote(room_id, safe='')}/messages?dir=b&limit={limit}", [], ""
+        path, found, from_ = (
+            f"/rooms/{quote(room_id, safe='')}/messages?dir=b&limit={limit}",
+            [],
+            "",
+        )
         for _ in range(MAX_PAGES):
             page = self.ok("GET", path + from_)
             found += page["chunk"]
-            if "end" not in page or (page["chunk"] and page["chunk"][-1]["type"] == "m.room.create"):
+            if "end" not in page or (
+                page["chunk"] and page["chunk"][-1]["type"] == "m.room.create"
+            ):
                 return found
             from_ = f"&from={quote(page['end'])}"
         raise AssertionError("the pages have no end")
@@ -170,7 +188,9 @@ class Side:
             headers = {"Content-Type": "application/json"}
             if token is not None:
                 headers["Authorization"] = f"Bearer {token}"
-            connection.request(method, path, None if json is None else json_module.dumps(json), headers)
+            connection.request(
+                method, path, None if json is None else json_module.dumps(json), headers
+            )
             answer = connection.getresponse()
             body = answer.read()
             return Said(answer.status, json_module.loads(body) if body else None)
@@ -201,9 +221,12 @@ class Side:
 
 
 def until(
-    look: Callable[[], T | None], seconds: float = SECONDS_TO_HEAR, instead: Callable[[], object] = lambda: ""
+    look: Callable[[], T | None],
+    seconds: float = SECONDS_TO_HEAR,
+    instead: Callable[[], object] = lambda: "",
 ) -> T:
-    """Look again and again, until there is something to see: the other server hears of things in its own time.
+    """Look again and again, until there is something to see: the other server hears of things in
+    its own time.
 
     `instead` says what there was to see, where that did not come.
     """

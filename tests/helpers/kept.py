@@ -1,7 +1,7 @@
 """What a database keeps."""
 
-from storage.database import Database
-from storage.transaction import Transaction
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction
 
 
 def everything_kept(txn: Transaction) -> str:
@@ -9,7 +9,9 @@ def everything_kept(txn: Transaction) -> str:
     # of what an index of texts shows, the tables behind it have it all
     stored = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
     names = [row[0] for row in txn.query(stored)]
-    return "\n".join(f"{name}: {row!r}" for name in names for row in txn.query(f"SELECT * FROM {name}"))
+    return "\n".join(
+        f"{name}: {row!r}" for name in names for row in txn.query(f"SELECT * FROM {name}")
+    )
 
 
 async def read_everything(database: Database) -> str:

@@ -1,4 +1,5 @@
-"""Processes that give out keys of devices, run step by step: what they asked of the database, and what fails meanwhile."""
+"""Processes that give out keys of devices, run step by step: what they asked of the database, and
+what fails meanwhile."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -8,12 +9,18 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.claim_log import ClaimLog
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
-from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
-from storage.devices import DeviceRow, DeviceStore
-from storage.engine import Connection
-from storage.keys_ahead import MOST_BYTES, KeyOf, KeysAhead
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.claim_log import ClaimLog
+from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, NewKeys
+from storage.encryption.keys_ahead import MOST_BYTES, KeyOf, KeysAhead
+from storage.engine.database import (
+    Database,
+    DatabaseUnavailable,
+    PostgresConfig,
+    SQLiteConfig,
+    WriteTransaction,
+)
+from storage.engine.interface import Connection
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
@@ -33,7 +40,8 @@ STATEMENTS = {
 
 
 class Losing:
-    """A connection that may be lost once it has committed, and of which one statement may fail, or the commit."""
+    """A connection that may be lost once it has committed, and of which one statement may fail, or
+    the commit."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -62,7 +70,10 @@ class Node:
     """A process, and what it asked of the database."""
 
     def __init__(
-        self, config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch, most_bytes: int = MOST_BYTES
+        self,
+        config: SQLiteConfig | PostgresConfig,
+        monkeypatch: pytest.MonkeyPatch,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         self._config, self._monkeypatch = config, monkeypatch
         self.counter = QueryCounter()
@@ -117,7 +128,9 @@ class Node:
         fail: bool = False,
     ) -> int:
         """How many keys it is told to have."""
-        (left,) = self.run(self.do_upload(device_id, names, algorithm, identity=identity, fail=fail))
+        (left,) = self.run(
+            self.do_upload(device_id, names, algorithm, identity=identity, fail=fail)
+        )
         return left
 
     async def do_upload(
@@ -146,7 +159,11 @@ class Node:
             self.run(self.database.write("other", lambda txn: txn.next_position()))
 
     def remove(self, device_id: str) -> None:
-        self.run(self.database.write("remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])))
+        self.run(
+            self.database.write(
+                "remove", lambda txn: self.store.remove_devices(txn, ALICE, [device_id])
+            )
+        )
 
     def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
         (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
@@ -182,7 +199,9 @@ class Node:
         with pytest.raises(DatabaseUnavailable):
             self.run(self.store.do_claim(wishes, 1000))
 
-    def run_failing(self, fails_at: int, failure: Exception, *coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
+    def run_failing(
+        self, fails_at: int, failure: Exception, *coroutines: Coroutine[Any, Any, Any]
+    ) -> list[Any]:
         """As `run`, while one statement fails; None of what came to nothing by that."""
 
         async def attempt(coroutine: Coroutine[Any, Any, T]) -> T | None:

@@ -1,4 +1,5 @@
-"""Keys of devices and of cross-signing as clients make them, and what clients ask of the server with them."""
+"""Keys of devices and of cross-signing as clients make them, and what clients ask of the server
+with them."""
 
 from typing import Any, Protocol
 
@@ -28,7 +29,9 @@ class PersonalKey:
         self.key_id = KeyID(f"ed25519:{name or self.public}")
 
     def sign(self, content: dict[str, Any], user: Owner) -> dict[str, Any]:
-        return add_signature(content, user.user_id, self.key_id, self._key.sign(encode_signed_part(content)))
+        return add_signature(
+            content, user.user_id, self.key_id, self._key.sign(encode_signed_part(content))
+        )
 
 
 def identity_keys(user: Owner, seed: int = 1) -> tuple[PersonalKey, dict[str, Any]]:
@@ -49,7 +52,11 @@ def cross_signing_key(
     user: Owner, usage: str, seed: int, by: PersonalKey | None = None
 ) -> tuple[PersonalKey, dict[str, Any]]:
     key = PersonalKey(seed)
-    content: dict[str, Any] = {"user_id": user.user_id, "usage": [usage], "keys": {key.key_id: key.public}}
+    content: dict[str, Any] = {
+        "user_id": user.user_id,
+        "usage": [usage],
+        "keys": {key.key_id: key.public},
+    }
     return key, content if by is None else by.sign(content, user)
 
 

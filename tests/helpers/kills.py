@@ -1,4 +1,5 @@
-"""Clients of a server that is killed under their hands: what got no answer is asked again, of whoever serves then."""
+"""Clients of a server that is killed under their hands: what got no answer is asked again, of
+whoever serves then."""
 
 import http.client
 import threading
@@ -32,7 +33,8 @@ class Where:
             return self.server
 
     def wait_until_asked(self, count: int) -> None:
-        """Until so many more requests have been made; the last of them is not answered yet, however slow the machine is."""
+        """Until so many more requests have been made; the last of them is not answered yet, however
+        slow the machine is."""
         with self.changed:
             wanted = self.asked + count
             assert self.changed.wait_for(lambda: self.asked >= wanted, 120), "nobody asks any more"

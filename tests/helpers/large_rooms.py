@@ -7,7 +7,7 @@ from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
-from federation.rooms.join_answers import FEW_MEMBERS
+from federation.rooms.joins.send_join_response import FEW_MEMBERS
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
@@ -27,7 +27,9 @@ def member(number: int) -> UserID:
 
 async def fill(server: TestServer, room_id: str, count: int = MEMBERS) -> None:
     """Let people join who have no accounts: nobody can tell."""
-    drafts = [Draft("m.room.member", member(n), {"membership": "join"}, member(n)) for n in range(count)]
+    drafts = [
+        Draft("m.room.member", member(n), {"membership": "join"}, member(n)) for n in range(count)
+    ]
     for start in range(0, count, 50):
         await server.app.rooms.engine.send(RoomID(room_id), drafts[start : start + 50])
 
@@ -57,7 +59,10 @@ def is_whole(user: User, room_id: str) -> bool:
 
 
 async def same_state(one: User, other: User, room_id: str) -> None:
-    mine, theirs = await Side(one.server).state(RoomID(room_id)), await Side(other.server).state(RoomID(room_id))
+    mine, theirs = (
+        await Side(one.server).state(RoomID(room_id)),
+        await Side(other.server).state(RoomID(room_id)),
+    )
     assert mine == theirs
     heads = [await Side(user.server).room(RoomID(room_id)) for user in (one, other)]
     assert heads[0].head.joined_count == heads[1].head.joined_count
@@ -73,9 +78,12 @@ def messages(user: User, room_id: str) -> list[Any]:
     return [event for event in chunk if event["type"] == "m.room.message"]
 
 
-def enter_after_a_ban(network: Network, alice: User, bob: User, room_id: str, wanda: User, *others: User) -> None:
-    """Wanda and others come into the large room; she is banned, which the west does not hear, and the part of the room's state does not say
-    with which Bob enters it then. Nobody fetches the rest."""
+def enter_after_a_ban(
+    network: Network, alice: User, bob: User, room_id: str, wanda: User, *others: User
+) -> None:
+    """Wanda and others come into the large room; she is banned, which the west does not hear, and
+    the part of the room's state does not say with which Bob enters it then. Nobody fetches the
+    rest."""
     for user in (wanda, *others):
         ok(join_via(user, room_id, NORTH))
     complete(network)
@@ -88,8 +96,9 @@ def enter_after_a_ban(network: Network, alice: User, bob: User, room_id: str, wa
 async def refused_in_part(
     network: Network, *, by_powers: bool = False, **wish: Any
 ) -> tuple[User, User, User, str, Event]:
-    """What Erin says is refused by the part of the state that Bob's server has, since Wanda put Erin out, who had been banned before
-    herself; or (`by_powers`) let none but the powerful speak. Alice, Bob, Erin, the room and the message."""
+    """What Erin says is refused by the part of the state that Bob's server has, since Wanda put
+    Erin out, who had been banned before herself; or (`by_powers`) let none but the powerful speak.
+    Alice, Bob, Erin, the room and the message."""
     powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
     alice, bob, room_id = await large_room(
         network,
@@ -105,8 +114,14 @@ async def refused_in_part(
     if by_powers:
         change = ("m.room.power_levels", {"users": powers, "events": {}, "events_default": 50}, "")
     put_out = await west.build_next(RoomID(room_id), wanda.user_id, *change, prev=[our_join])
-    content = {"body": f"ping {bob.user_id}", "msgtype": "m.text", "m.mentions": {"user_ids": [bob.user_id]}}
-    said = await east.build_next(RoomID(room_id), erin.user_id, "m.room.message", content, prev=[our_join])
+    content = {
+        "body": f"ping {bob.user_id}",
+        "msgtype": "m.text",
+        "m.mentions": {"user_ids": [bob.user_id]},
+    }
+    said = await east.build_next(
+        RoomID(room_id), erin.user_id, "m.room.message", content, prev=[our_join]
+    )
     assert await take(bob, room_id, west, put_out) is Verdict.ACCEPT
     assert await take(bob, room_id, east, said) is Verdict.SOFT_FAIL
     return alice, bob, erin, room_id, said

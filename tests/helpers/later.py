@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from storage.executors import InlineExecutor
+from storage.engine.executors import InlineExecutor
 
 
 class LaterExecutor(InlineExecutor):
@@ -27,7 +27,8 @@ class LaterExecutor(InlineExecutor):
 
 
 class HeldExecutor(LaterExecutor):
-    """Does everything at once, but while it is held: then what comes of a job waits too, and is told by the next `work`."""
+    """Does everything at once, but while it is held: then what comes of a job waits too, and is
+    told by the next `work`."""
 
     is_held = False
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
-from federation.outbound.request import TakeBody
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from federation.http_client.request import TakeBody
 
 PIECE_BYTES = 8192
 
@@ -23,7 +23,11 @@ class LinkedPages:
 
     def put(self, url: str, body: bytes | str, type: str = "text/html; charset=utf-8") -> None:
         """There is this from now on."""
-        self.pages[url] = (200, {"content-type": type}, body.encode() if isinstance(body, str) else body)
+        self.pages[url] = (
+            200,
+            {"content-type": type},
+            body.encode() if isinstance(body, str) else body,
+        )
 
     def redirect(self, url: str, place: str) -> None:
         """It is there from now on."""

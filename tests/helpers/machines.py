@@ -13,7 +13,8 @@ if os.environ.get("MAHALLA_SYNC_SHRINK"):
 
 
 ANEW_EACH_TIME = settings(derandomize=False, print_blob=True)
-"""Other histories in each run, also where continuous integration has the same ones each time otherwise."""
+"""Other histories in each run, also where continuous integration has the same ones each time
+otherwise."""
 
 
 def run_machine(

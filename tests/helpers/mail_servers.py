@@ -19,7 +19,9 @@ SECONDS_TO_START: Final = 180.0
 def mail_server(handler: object, **options: Any) -> Iterator[int]:
     """Start one, and end it; its port. `options`: what else aiosmtpd is told."""
     port = free_port()
-    controller = Controller(handler, hostname="127.0.0.1", port=port, ready_timeout=SECONDS_TO_START, **options)
+    controller = Controller(
+        handler, hostname="127.0.0.1", port=port, ready_timeout=SECONDS_TO_START, **options
+    )
     controller.start()
     try:
         yield port

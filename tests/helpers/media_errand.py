@@ -1,8 +1,10 @@
 """A process that does something with files, and is killed at a chosen moment of it, or at its end.
 
-    python -m tests.helpers.media_errand '{"database": …, "moment": "when an object is written", "work": "upload", …}'   # an `Errand`
+    python -m tests.helpers.media_errand '{"database": …, "moment": "when an object is written",
+    "work": "upload", …}'   # an `Errand`
 
-Whoever tells a moment that is never reached has it killed at the end. What fails ends it with an error instead.
+Whoever tells a moment that is never reached has it killed at the end. What fails ends it with an
+error instead.
 """
 
 import hashlib
@@ -20,17 +22,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from storage.database import Database, SQLiteConfig
-from storage.executors import InlineExecutor
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_files import MediaFiles
-from storage.media_levelling import Levelling
-from storage.media_objects import MediaObjectStore
-from storage.object_calls import ObjectCalls
-from storage.object_store import S3Config
-from storage.s3 import S3
-from storage.shared_contents import WRITING_SECONDS, Role, SharedContents
-from storage.transaction import Transaction, WriteTransaction
+from storage.engine.database import Database, SQLiteConfig
+from storage.engine.executors import InlineExecutor
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.media.files import MediaFiles
+from storage.media.levelling import Levelling
+from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.object_calls import ObjectCalls
+from storage.media.object_store import S3Config
+from storage.media.objects import MediaObjectStore
+from storage.media.s3 import S3
+from storage.media.shared_contents import WRITING_SECONDS, Role, SharedContents
 from tests.helpers.databases import open_inline
 
 TEA, MILK = b"green tea" * 1000, b"milk" * 1000
@@ -144,7 +146,8 @@ WORKS: Final[dict[str, Callable[[Opened], Coroutine[Any, Any, object]]]] = {
 
 
 class Errand(msgspec.Struct, frozen=True):
-    """What is to be done, with which database, folder and store, and the moment (of `MOMENTS`) at which it ends."""
+    """What is to be done, with which database, folder and store, and the moment (of `MOMENTS`) at
+    which it ends."""
 
     database: SQLiteConfig
     folder: Path

@@ -2,7 +2,8 @@
 
     python -m tests.helpers.media_process DATABASE FOLDER SEED
 
-What a crash has left in the folder is swept first. Each file that was deleted is a line of its output.
+What a crash has left in the folder is swept first. Each file that was deleted is a line of its
+output.
 """
 
 import os
@@ -17,14 +18,14 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 
 from homeserver.services.media.removal import MediaRemoval
-from storage.database import Database, SQLiteConfig, open_database
-from storage.executors import ThreadExecutor
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_addresses import MediaAddress
-from storage.media_contents import LocalContents
-from storage.media_files import MediaFiles
-from storage.media_removal import MediaRemovalStore, Reason
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database, SQLiteConfig, open_database
+from storage.engine.executors import ThreadExecutor
+from storage.engine.transaction import WriteTransaction
+from storage.media.content_uris import MediaAddress
+from storage.media.contents import LocalContents
+from storage.media.files import MediaFiles
+from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.removal import MediaRemovalStore, Reason
 
 OWN = "example.org"
 CALLERS = 8
@@ -77,7 +78,9 @@ def main() -> None:
     database = open_database(SQLiteConfig(path), reactor)
     files = MediaFiles(Path(folder), ThreadExecutor(reactor, "files", 4), reactor)
     files.open_folder()
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(begin(database, files, reactor, int(seed))))
+    reactor.callWhenRunning(
+        lambda: Deferred.fromCoroutine(begin(database, files, reactor, int(seed)))
+    )
     reactor.run()
 
 

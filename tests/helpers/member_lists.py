@@ -9,7 +9,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from joserfc.jwk import ECKey, OKPKey
 from joserfc.jws import JWSRegistry, serialize_compact
 
@@ -36,16 +41,27 @@ class ListKey:
 
     def sign(self, payload: bytes, algorithm: str = "Ed25519") -> bytes:
         pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return serialize_compact({"alg": algorithm}, payload, OKPKey.import_key(pem), [algorithm]).encode()
+        return serialize_compact(
+            {"alg": algorithm}, payload, OKPKey.import_key(pem), [algorithm]
+        ).encode()
 
 
 def a_list(
-    *members: str | Mapping[str, Any], serial: int = 1, issued: float = START - DAY, expires: float = START + DAY
+    *members: str | Mapping[str, Any],
+    serial: int = 1,
+    issued: float = START - DAY,
+    expires: float = START + DAY,
 ) -> bytes:
     """The payload of a list: members by name, or with all that is said of them."""
     said = [{"server": each} if isinstance(each, str) else each for each in members]
     return msgspec.json.encode(
-        {"name": "test", "serial": serial, "issued": int(issued), "expires": int(expires), "members": said}
+        {
+            "name": "test",
+            "serial": serial,
+            "issued": int(issued),
+            "expires": int(expires),
+            "members": said,
+        }
     )
 
 
@@ -86,7 +102,9 @@ class ListAuthority:
         )
 
 
-def sign_with_certificate(payload: bytes, key: ec.EllipticCurvePrivateKey, chain: Sequence[x509.Certificate]) -> bytes:
+def sign_with_certificate(
+    payload: bytes, key: ec.EllipticCurvePrivateKey, chain: Sequence[x509.Certificate]
+) -> bytes:
     """A list with the certificates that go with its signature."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     header = {"alg": "ES256", "x5c": [_der(each) for each in chain]}

@@ -1,10 +1,12 @@
-"""Runs a program on Twisted whose time can be moved on: whenever it gets SIGUSR2, STEP seconds more have passed for it.
+"""Runs a program on Twisted whose time can be moved on: whenever it gets SIGUSR2, STEP seconds more
+have passed for it.
 
     python -P tests/helpers/moved_clock.py homeserver run -c homeserver.yaml
     python -P tests/helpers/moved_clock.py synapse.app.homeserver -c homeserver.yaml
 
-What was to be done meanwhile is done at once, so that outages of many minutes take none. It is run by the interpreter of either
-server's environment, and so knows nothing but Twisted; with `-P`, since beside it lie names of the standard library.
+What was to be done meanwhile is done at once, so that outages of many minutes take none. It is run
+by the interpreter of either server's environment, and so knows nothing but Twisted; with `-P`,
+since beside it lie names of the standard library.
 """
 
 import os

@@ -1,11 +1,14 @@
-"""A process that moves messages to devices out of their log, in children that end in the middle of it.
+"""A process that moves messages to devices out of their log, in children that end in the middle of
+it.
 
-    python -m tests.helpers.moving_process sqlite '{"path": "…"}'   # the configuration of the database
+    python -m tests.helpers.moving_process sqlite '{"path": "…"}'   # the configuration of the
+    database
 
-Each line of its input makes a child: how many steps that takes, at which call of a function it is to end (0: it is not), and how many
-seconds after that. Where it ends is counted in calls, not in time, so that a slow machine ends it at the same places; what is left after
-that call, less than a millisecond, may cut through a commit. Told for each is the status with which it ended, or how many calls
-there were.
+Each line of its input makes a child: how many steps that takes, at which call of a function it is
+to end (0: it is not), and how many seconds after that. Where it ends is counted in calls, not in
+time, so that a slow machine ends it at the same places; what is left after that call, less than a
+millisecond, may cut through a commit. Told for each is the status with which it ended, or how many
+calls there were.
 """
 
 import os
@@ -16,11 +19,14 @@ from typing import Final
 import msgspec
 from twisted.internet.defer import Deferred
 
-from storage.database import PostgresConfig, SQLiteConfig
-from storage.to_device import LOGGED_MS, ToDeviceStore
+from storage.encryption.to_device import LOGGED_MS, ToDeviceStore
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.databases import open_inline
 
-KINDS: Final[dict[str, type[SQLiteConfig | PostgresConfig]]] = {"sqlite": SQLiteConfig, "postgres": PostgresConfig}
+KINDS: Final[dict[str, type[SQLiteConfig | PostgresConfig]]] = {
+    "sqlite": SQLiteConfig,
+    "postgres": PostgresConfig,
+}
 
 
 def move(config: SQLiteConfig | PostgresConfig, steps: int, end_at: int, then: float) -> int:

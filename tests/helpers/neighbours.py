@@ -1,4 +1,5 @@
-"""Two of these servers as processes that reach each other by TLS, with an authority of the tests' own.
+"""Two of these servers as processes that reach each other by TLS, with an authority of the tests'
+own.
 
 with two_neighbours(tmp_path) as (first, second):
     …  # first.url is for clients; first.name is what others call it; first.kill(), first.start()
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from storage.database import DatabaseConfig, SQLiteConfig
+from storage.engine.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
 from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer, ServerFiles
@@ -19,7 +20,9 @@ _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 class Neighbour:
     """One of the two. Its ports stay the same however often it is started."""
 
-    def __init__(self, folder: Path, authority: Authority, database: DatabaseConfig | None = None) -> None:
+    def __init__(
+        self, folder: Path, authority: Authority, database: DatabaseConfig | None = None
+    ) -> None:
         port, client_port = free_port(), free_port()
         certificate, key = authority.issue("localhost")
         self.name = f"localhost:{port}"
@@ -34,11 +37,19 @@ class Neighbour:
                 "tls_private_key_path": str(key),
                 "federation_custom_ca_list": [str(authority.path)],
                 "ip_range_whitelist": ["127.0.0.1", "::1"],
-                "rc_invites": {"per_room": _UNLIMITED, "per_user": _UNLIMITED, "per_issuer": _UNLIMITED},
+                "rc_invites": {
+                    "per_room": _UNLIMITED,
+                    "per_user": _UNLIMITED,
+                    "per_issuer": _UNLIMITED,
+                },
                 "rc_key_requests": _UNLIMITED,
                 "rc_device_changes": _UNLIMITED,
                 "listeners": [
-                    {"port": client_port, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]},
+                    {
+                        "port": client_port,
+                        "bind_addresses": ["127.0.0.1"],
+                        "resources": [{"names": ["client"]}],
+                    },
                     {
                         "port": port,
                         "bind_addresses": ["127.0.0.1"],

@@ -4,9 +4,10 @@
     north, south = network.add("north.example"), network.add("south.example")
     network.cut("north.example", "south.example")     # until network.mend(...)
 
-All servers share one clock. A request is carried to the other server's site when it is made, unless the way is cut;
-`network.hold()` keeps requests back, and `network.deliver()` carries them, in an order that the test may choose. What else may
-become of a request on its way is up to `network.weather`.
+All servers share one clock. A request is carried to the other server's site when it is made, unless
+the way is cut; `network.hold()` keeps requests back, and `network.deliver()` carries them, in an
+order that the test may choose. What else may become of a request on its way is up to
+`network.weather`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +17,15 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.member_lists import Fetch
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
+from federation.peers.member_lists import Fetch
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
 from federation.remote.media import Follow
-from federation.wire import WireAnswer, WireRequest
 from homeserver.services.pushers.gateways import Web
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.databases import silence
 from tests.helpers.http import Pending
 from tests.helpers.server import START, TestServer, fetch_nothing, follow_nowhere
@@ -33,7 +34,9 @@ from tests.helpers.server import START, TestServer, fetch_nothing, follow_nowher
 class Network:
     """The servers, and the ways between them."""
 
-    def __init__(self, folder: Path, open_database: Callable[[], Database], now: float = START) -> None:
+    def __init__(
+        self, folder: Path, open_database: Callable[[], Database], now: float = START
+    ) -> None:
         """`open_database` gives each server one of its own."""
         self.clock = Clock()
         self.clock.advance(now)
@@ -61,8 +64,8 @@ class Network:
         follow: Follow = follow_nowhere,
         web: Web | None = None,
     ) -> TestServer:
-        """One server more; `fetch`: how it gets what is at an address; `follow`: files there; `web`: its way to push
-        gateways."""
+        """One server more; `fetch`: how it gets what is at an address; `follow`: files there;
+        `web`: its way to push gateways."""
         folder = self._folder / name
         folder.mkdir()
         return self._build(folder, name, self._open_database(), further_config, fetch, web, follow)
@@ -76,8 +79,9 @@ class Network:
         key: SigningKey | None = None,
         database: Database | None = None,
     ) -> TestServer:
-        """A server again, upon its database: as after a crash, but for what it would still have sent. `key`: it signs with
-        another from now on; `database`: upon this one, a copy of an older state."""
+        """A server again, upon its database: as after a crash, but for what it would still have
+        sent. `key`: it signs with another from now on; `database`: upon this one, a copy of an
+        older state."""
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
         self.servers[name].app.incoming.completions.stop()
         self.servers[name].app.federation.unproved.stop()
@@ -121,19 +125,21 @@ class Network:
         return server
 
     def start_sending(self) -> None:
-        """Let all servers tell the others what happens, and mend what they could not check, as they do outside of tests; see
-        `settle`."""
+        """Let all servers tell the others what happens, and mend what they could not check, as they
+        do outside of tests; see `settle`."""
         self._sends = True
         for server in self.servers.values():
             server.app.federation_out.sender.start()
             server.app.federation.unproved.start()
 
     def stop_sending(self) -> None:
-        """Servers that are built from now on tell the others nothing, as a node does not while another one sends."""
+        """Servers that are built from now on tell the others nothing, as a node does not while
+        another one sends."""
         self._sends = False
 
     def start_completing(self) -> None:
-        """Let all servers fetch what they lack of the state of rooms, as they do outside of tests; see `settle`."""
+        """Let all servers fetch what they lack of the state of rooms, as they do outside of tests;
+        see `settle`."""
         self._completes = True
         for server in self.servers.values():
             server.app.incoming.completions.start()
@@ -162,11 +168,13 @@ class Network:
         """What is held, in order."""
         return [letter for letter, _ in self._held or ()]
 
-    def deliver(self, choose: Callable[[Sequence["Letter"]], int] = lambda _: 0, most: int | None = None) -> int:
+    def deliver(
+        self, choose: Callable[[Sequence["Letter"]], int] = lambda _: 0, most: int | None = None
+    ) -> int:
         """Carry what is held, the one that `choose` points at next; how many there were.
 
-        Until none is left: then nothing is held any longer. Or as many as `most` says; the others go on waiting, and
-        arrive in the end though nobody may wait for their answer by then.
+        Until none is left: then nothing is held any longer. Or as many as `most` says; the others
+        go on waiting, and arrive in the end though nobody may wait for their answer by then.
         """
         count = 0
         while self._held and (most is None or count < most):
@@ -177,14 +185,18 @@ class Network:
             self._held = None
         return count
 
-    async def exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(
+        self, origin: str, destination: ServerName, request: WireRequest
+    ) -> WireAnswer:
         """What a server's wire does."""
         answer = await self._exchange(origin, destination, request)
         if request.take is None and len(answer.body) > request.max_bytes:
             raise AnswerTooLong(destination, "its answer is too long")
         return answer if request.take is None else hand_over(destination, request, answer)
 
-    async def _exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def _exchange(
+        self, origin: str, destination: ServerName, request: WireRequest
+    ) -> WireAnswer:
         self.log.append((origin, destination, request.method, request.uri))
         for lie in self.liars:
             answer = lie(destination, request)
@@ -196,7 +208,9 @@ class Network:
             self._held.append((letter, answered))
         else:
             self._send(letter, answered)
-        answered.addTimeout(request.seconds, self.clock, lambda _failure, _seconds: _late(destination))
+        answered.addTimeout(
+            request.seconds, self.clock, lambda _failure, _seconds: _late(destination)
+        )
         return await answered
 
     def _send(self, letter: "Letter", answered: "Deferred[WireAnswer]") -> None:
@@ -210,12 +224,16 @@ class Network:
             if fate is Fate.ARRIVES_TWICE:
                 self._carry(letter, nobody)
         if fate in (Fate.IS_LOST, Fate.ANSWER_IS_LOST):
-            answered.errback(RemoteError(letter.destination, "the connection was lost", retryable=True))
+            answered.errback(
+                RemoteError(letter.destination, "the connection was lost", retryable=True)
+            )
 
     def _carry(self, letter: "Letter", answered: "Deferred[WireAnswer]") -> None:
         server = self.servers.get(letter.destination)
         if server is None or frozenset((letter.origin, letter.destination)) in self._cuts:
-            answered.errback(RemoteError(letter.destination, "there is no way to it", retryable=True))
+            answered.errback(
+                RemoteError(letter.destination, "there is no way to it", retryable=True)
+            )
             return
         request = letter.request
         pending = server.client.start(
@@ -275,7 +293,8 @@ PIECE = 1000
 
 
 def hand_over(destination: ServerName, request: WireRequest, answer: WireAnswer) -> WireAnswer:
-    """Give the body of an answer to whom the request names, as a real wire does while it comes. Raises RemoteError."""
+    """Give the body of an answer to whom the request names, as a real wire does while it comes.
+    Raises RemoteError."""
     assert request.take is not None
     try:
         give = request.take(answer.status, answer.headers)

@@ -18,7 +18,11 @@ METADATA: Mapping[str, Any] = {
     "redirect_uris": ["io.element.android:/"],
     "token_endpoint_auth_method": "none",
     "response_types": ["code"],
-    "grant_types": ["authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:device_code"],
+    "grant_types": [
+        "authorization_code",
+        "refresh_token",
+        "urn:ietf:params:oauth:grant-type:device_code",
+    ],
     "application_type": "native",
     "policy_uri": "https://element.io/privacy",
     "tos_uri": "https://element.io/terms",
@@ -35,7 +39,10 @@ class Program:
     """One program, on one device."""
 
     def __init__(
-        self, server: TestServer, metadata: Mapping[str, Any] = METADATA, device_id: str = "ELEMENTX01"
+        self,
+        server: TestServer,
+        metadata: Mapping[str, Any] = METADATA,
+        device_id: str = "ELEMENTX01",
     ) -> None:
         self.server = server
         self.metadata = metadata
@@ -44,7 +51,9 @@ class Program:
         assert document.status == 200, document.body
         self.server_metadata = document.json
         answer = server.post(
-            self.path_of("registration_endpoint"), metadata, headers={"Content-Type": "application/json"}
+            self.path_of("registration_endpoint"),
+            metadata,
+            headers={"Content-Type": "application/json"},
         )
         assert answer.status == 201, answer.body
         assert answer.headers["content-type"] == "application/json"
@@ -57,9 +66,7 @@ class Program:
 
     @property
     def scope(self) -> str:
-        return (
-            f"urn:matrix:org.matrix.msc2967.client:api:* urn:matrix:org.matrix.msc2967.client:device:{self.device_id}"
-        )
+        return f"urn:matrix:org.matrix.msc2967.client:api:* urn:matrix:org.matrix.msc2967.client:device:{self.device_id}"
 
     def request(self, **changed: str) -> str:
         """Where it sends the browser; an empty value leaves a parameter out."""
@@ -93,7 +100,10 @@ class Program:
         return self.form("token_endpoint", **{"client_id": self.client_id, **parameters})
 
     def form(self, endpoint: str, **parameters: str) -> Answer:
-        headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+        headers = {
+            "Content-Type": "application/x-www-form-urlencoded",
+            "Accept": "application/json",
+        }
         return self.server.client.request(
             "POST", self.path_of(endpoint), body=urlencode(parameters).encode(), headers=headers
         )

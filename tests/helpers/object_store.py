@@ -1,4 +1,5 @@
-"""An object store that speaks S3, made by others: moto's server, a process of its own, with nothing on disk."""
+"""An object store that speaks S3, made by others: moto's server, a process of its own, with nothing
+on disk."""
 
 import os
 import re
@@ -19,8 +20,8 @@ from uuid import uuid4
 import boto3
 from botocore.loaders import JSONFileLoader
 
-from storage.object_store import S3Config
-from storage.s3 import S3
+from storage.media.object_store import S3Config
+from storage.media.s3 import S3
 
 SECONDS_TO_START: Final = 180.0
 KEY: Final = "testing"
@@ -31,7 +32,8 @@ _load_file: Final = JSONFileLoader().load_file
 
 @cache
 def _described(path: str) -> Any:
-    """A file of the descriptions of the services: each session reads them anew, which takes longer than what a test asks of a store."""
+    """A file of the descriptions of the services: each session reads them anew, which takes longer
+    than what a test asks of a store."""
     return _load_file(path)
 
 
@@ -87,7 +89,10 @@ class Bucket:
 
     def unfinished(self) -> list[str]:
         """Of all objects of which there are parts only."""
-        return [each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())]
+        return [
+            each["Key"]
+            for each in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,8 @@ def hanging_object_store() -> Iterator[str]:
 
 @contextmanager
 def slowly_joining_object_store(seconds: float) -> Iterator[tuple[str, list[str]]]:
-    """One that takes whatever is sent and needs so long for joining the parts of an object; its address, and what it was asked."""
+    """One that takes whatever is sent and needs so long for joining the parts of an object; its
+    address, and what it was asked."""
     asked: list[str] = []
 
     class Store(BaseHTTPRequestHandler):
@@ -131,11 +137,15 @@ def slowly_joining_object_store(seconds: float) -> Iterator[tuple[str, list[str]
         def do_POST(self) -> None:
             if "uploadId=" not in self.path:
                 self.answer(
-                    "begin", "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+                    "begin",
+                    "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>",
                 )
             else:
                 threading.Event().wait(seconds)
-                self.answer("join", '<CompleteMultipartUploadResult><ETag>"1"</ETag></CompleteMultipartUploadResult>')
+                self.answer(
+                    "join",
+                    '<CompleteMultipartUploadResult><ETag>"1"</ETag></CompleteMultipartUploadResult>',
+                )
 
         def do_DELETE(self) -> None:
             self.answer("abort", "")

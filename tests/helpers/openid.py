@@ -1,4 +1,5 @@
-"""An OpenID provider in memory: it answers as one should, or as the test says; who signs in there is decided by the test.
+"""An OpenID provider in memory: it answers as one should, or as the test says; who signs in there
+is decided by the test.
 
 provider = OpenIDProvider()
 server = TestServer(tmp_path, database, provider.config(), web=provider)
@@ -17,8 +18,8 @@ import msgspec
 from joserfc import jwt
 from joserfc.jwk import OKPKey, RSAKey
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
 from tests.helpers.server import START
 
 ISSUER = "https://login.example.com"
@@ -85,12 +86,18 @@ class OpenIDProvider:
     def claims(self, **claims: Any) -> dict[str, Any]:
         """Those of a token of now, for us."""
         self._tokens += 1
-        own = {"iss": ISSUER, "aud": "matrix", "iat": self.now, "exp": self.now + 300, "jti": f"t{self._tokens}"}
+        own = {
+            "iss": ISSUER,
+            "aud": "matrix",
+            "iat": self.now,
+            "exp": self.now + 300,
+            "jti": f"t{self._tokens}",
+        }
         return {**own, **claims}
 
     def sign_in(self, address: str, **claims: Any) -> str:
-        """Somebody signs in at the address to which we sent them: the path with which they come back. When they did so is said where
-        that is asked for, as it must be."""
+        """Somebody signs in at the address to which we sent them: the path with which they come
+        back. When they did so is said where that is asked for, as it must be."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
         assert query["response_type"] == "code"
         assert query["redirect_uri"].startswith("https://matrix.example.org" + CALLBACK)
@@ -133,7 +140,9 @@ class OpenIDProvider:
             return _answer(url, {"error": "invalid_grant"}, 400)
         token = self.claims(**claims)
         self.change(token)
-        return _answer(url, {"access_token": "abc", "id_token": self.make_token(token), "token_type": "Bearer"})
+        return _answer(
+            url, {"access_token": "abc", "id_token": self.make_token(token), "token_type": "Bearer"}
+        )
 
 
 def _fits(verifier: str | None, challenge: str | None) -> bool:
@@ -144,4 +153,6 @@ def _fits(verifier: str | None, challenge: str | None) -> bool:
 
 
 def _answer(url: str, document: object, status: int = 200) -> WebAnswer:
-    return WebAnswer(url, status, {"content-type": "application/json"}, msgspec.json.encode(document))
+    return WebAnswer(
+        url, status, {"content-type": "application/json"}, msgspec.json.encode(document)
+    )

@@ -1,5 +1,5 @@
-"""Servers as operators run them, each with its own name, TLS and an authority of their own between them; and large rooms, made
-without the people whom they would need."""
+"""Servers as operators run them, each with its own name, TLS and an authority of their own between
+them; and large rooms, made without the people whom they would need."""
 
 import time
 from os import urandom
@@ -12,13 +12,13 @@ from federation.protocol.ids import RoomID, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.drafts import Draft
 from homeserver.app import build
-from homeserver.assembly.media import MediaThreads
+from homeserver.commands.init_files import read_signing_keys
 from homeserver.config.load import load_config
-from homeserver.first_files import read_signing_keys
 from homeserver.observe.access import SilentAccessLog
-from storage.database import PostgresConfig, SQLiteConfig, make_engine
-from storage.executors import InlineExecutor
-from storage.migrate import migrate
+from homeserver.wiring.media import MediaThreads
+from storage.engine.database import PostgresConfig, SQLiteConfig, make_engine
+from storage.engine.executors import InlineExecutor
+from storage.engine.migrate import migrate
 from tests.helpers.certificates import Authority
 from tests.helpers.databases import open_inline
 from tests.helpers.running import RunningServer, ServerFiles
@@ -59,7 +59,11 @@ class OwnTown:
                 "federation_custom_ca_list": [str(self._authority.path)],
                 "ip_range_whitelist": ["127.0.0.1", "::1"],
                 "listeners": [
-                    {"port": 0, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client", "keys"]}]},
+                    {
+                        "port": 0,
+                        "bind_addresses": ["127.0.0.1"],
+                        "resources": [{"names": ["client", "keys"]}],
+                    },
                     {
                         "port": port,
                         "bind_addresses": ["127.0.0.1"],
@@ -79,7 +83,8 @@ class OwnTown:
 
 
 def make_large_room(files: ServerFiles, port: int, members: int) -> str:
-    """A public room with so many members on the SQLite database of a server that does not run; its id."""
+    """A public room with so many members on the SQLite database of a server that does not run; its
+    id."""
     made: list[str] = []
     Deferred.fromCoroutine(_make_large_room(files, port, members)).addCallbacks(
         made.append, lambda failure: failure.raiseException()
@@ -133,9 +138,13 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
     ]
     await app.rooms.engine.create(ROOM_VERSIONS["11"], room_id, drafts, lambda _txn, _room: None)
     for start in range(0, members, CHUNK):
-        users = [UserID(f"@user{number}:localhost:{port}") for number in range(start, min(start + CHUNK, members))]
+        users = [
+            UserID(f"@user{number}:localhost:{port}")
+            for number in range(start, min(start + CHUNK, members))
+        ]
         joins = [
-            Draft("m.room.member", user, {"membership": "join", "displayname": user[1:20]}, user) for user in users
+            Draft("m.room.member", user, {"membership": "join", "displayname": user[1:20]}, user)
+            for user in users
         ]
         await app.rooms.engine.send(room_id, joins)
     await database.close()

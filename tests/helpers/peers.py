@@ -1,4 +1,5 @@
-"""Servers that share a room: each with its own database, and no network but what a test carries across."""
+"""Servers that share a room: each with its own database, and no network but what a test carries
+across."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,10 +10,10 @@ from federation.protocol.events import Event, StateKey, compute_reference_hash, 
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.protocol.signing import encode_base64
-from federation.rooms.batch import Outcome
 from federation.rooms.check import Verdict
-from federation.rooms.room_events import StoredEvent
-from storage.database import Database
+from federation.rooms.events import StoredEvent
+from federation.rooms.receive.batch import Outcome
+from storage.engine.database import Database
 from tests.helpers.rooms import RoomParts
 
 
@@ -35,7 +36,9 @@ class Peer(RoomParts):
     async def find(self, room_id: RoomID, event: Event | EventID) -> StoredEvent | None:
         """An event as it is stored."""
         room = (await self.engine.get_snapshot(room_id)).room
-        return await self.events.get_event(room.room_nid, event.event_id if isinstance(event, Event) else event)
+        return await self.events.get_event(
+            room.room_nid, event.event_id if isinstance(event, Event) else event
+        )
 
     async def state(self, room_id: RoomID) -> Mapping[StateKey, EventID]:
         """The current state."""
@@ -44,12 +47,16 @@ class Peer(RoomParts):
 
     async def extremities(self, room_id: RoomID) -> set[str]:
         """The forward extremities."""
-        return {event_id for _, event_id in (await self.engine.get_snapshot(room_id)).head.extremities}
+        return {
+            event_id for _, event_id in (await self.engine.get_snapshot(room_id)).head.extremities
+        }
 
     async def shown(self, room_id: RoomID) -> list[EventID]:
         """What a client that was there from the start has been sent."""
         room = (await self.engine.get_snapshot(room_id)).room
-        stretch = (await self.timelines.get_latest({room.room_nid: (0, 2**53)}, 1000))[room.room_nid]
+        stretch = (await self.timelines.get_latest({room.room_nid: (0, 2**53)}, 1000))[
+            room.room_nid
+        ]
         events = await self.events.get_events(arrival.event_nid for arrival in stretch.arrivals)
         return [events[arrival.event_nid].event.event_id for arrival in stretch.arrivals]
 
@@ -95,7 +102,9 @@ class Peer(RoomParts):
             origin_server_ts=self.tick(),
             prev_events=[event.event_id for event in prev],
             auth_events=[event.event_id for event in auth],
-            depth=depth if depth is not None else 1 + max((event.depth for event in prev), default=0),
+            depth=depth
+            if depth is not None
+            else 1 + max((event.depth for event in prev), default=0),
             **names,
         )
 
@@ -115,7 +124,9 @@ class Peer(RoomParts):
         whole = await self.engine.view(stored.room_nid, stored.state_root).load_all()
         state = {key: event.event for key, event in whole.items()}
         sender = more.pop("sender", self.user)
-        return await self.build(snapshot.version, room_id, [prev], state, sender, type, content, state_key, **more)
+        return await self.build(
+            snapshot.version, room_id, [prev], state, sender, type, content, state_key, **more
+        )
 
 
 async def join(resident: Peer, newcomer: Peer, version: RoomVersion, room_id: RoomID) -> Event:
@@ -126,10 +137,19 @@ async def join(resident: Peer, newcomer: Peer, version: RoomVersion, room_id: Ro
     nids = [nid for nid, _ in snapshot.head.extremities]
     prev = [event.event for event in (await resident.events.get_events(nids)).values()]
     event = await newcomer.build(
-        version, room_id, prev, state, newcomer.user, "m.room.member", {"membership": "join"}, newcomer.user
+        version,
+        room_id,
+        prev,
+        state,
+        newcomer.user,
+        "m.room.member",
+        {"membership": "join"},
+        newcomer.user,
     )
     chain = await resident.auth_chain(event)
-    await newcomer.adoptions.adopt(version, room_id, [other.pdu for other in state.values()], chain, event.pdu)
+    await newcomer.adoptions.adopt(
+        version, room_id, [other.pdu for other in state.values()], chain, event.pdu
+    )
     await resident.take(room_id, event)
     return event
 
@@ -148,7 +168,9 @@ def copy(version: RoomVersion, pdu: Mapping[str, Any], **changes: Any) -> Event:
     return parse_event(version, {**pdu, **changes})
 
 
-async def shared_room(peers: Sequence[Peer], version: RoomVersion = ROOM_VERSIONS["11"]) -> tuple[RoomID, Event]:
+async def shared_room(
+    peers: Sequence[Peer], version: RoomVersion = ROOM_VERSIONS["11"]
+) -> tuple[RoomID, Event]:
     """A public room that users of all servers are in, and its last event."""
     first = peers[0]
     room_id = await first.create(first.user, version=version)

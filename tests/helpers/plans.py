@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
-from storage.engine import Row
-from storage.prepared import Prepared
-from storage.transaction import Transaction
+from storage.engine.database import Database
+from storage.engine.interface import Row
+from storage.engine.prepared import Prepared
+from storage.engine.transaction import Transaction
 
 
 def note_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on the steps of all that is asked by `query` and `query_in`, in the words of the database. On PostgreSQL, of what `query`
-    asks, those of the plan that serves all arguments, where there is one."""
+    """From now on the steps of all that is asked by `query` and `query_in`, in the words of the
+    database. On PostgreSQL, of what `query` asks, those of the plan that serves all arguments,
+    where there is one."""
     plans: list[str] = []
     query, query_in = Transaction.query, Transaction.query_in
 
@@ -35,7 +36,9 @@ def note_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]
             plans.extend(str(row) for row in query(txn, f"EXPLAIN {sql}", args))
         return query(txn, sql, args)
 
-    def explain_in(txn: Transaction, sql: str, keys: Iterable[Any], before: Any = (), after: Any = ()) -> list[Row]:
+    def explain_in(
+        txn: Transaction, sql: str, keys: Iterable[Any], before: Any = (), after: Any = ()
+    ) -> list[Row]:
         wanted = list(keys)
         explained = f"EXPLAIN {'QUERY PLAN ' if database.engine.name == 'sqlite' else ''}{sql}"
         plans.extend(str(row) for row in query_in(txn, explained, wanted, before, after))

@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.events import encode_reference, parse_event
 from federation.protocol.ids import ServerName
 from federation.protocol.policy_server import KEY_ID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, add_signature, encode_base64
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import SOUTH
 
 KEY = SigningKey("policy_server", b"p" * 32)
@@ -42,7 +42,11 @@ class Judge:
         pdu = msgspec.json.decode(request.body)
         if self.left == 0:
             self.refusals += 1
-            refusal = {"errcode": "M_LIMIT_EXCEEDED", "error": "Not so fast", "retry_after_ms": self.wait_ms}
+            refusal = {
+                "errcode": "M_LIMIT_EXCEEDED",
+                "error": "Not so fast",
+                "retry_after_ms": self.wait_ms,
+            }
             return WireAnswer(429, {}, msgspec.json.encode(refusal))
         self.asked.append(pdu)
         if self.is_away:

@@ -1,7 +1,7 @@
 """Ports for servers that tests start.
 
-They lie below those that the system gives to connections, and each process of the suite has some of its own: a port that is free when it is
-chosen is free still when the server listens.
+They lie below those that the system gives to connections, and each process of the suite has some of
+its own: a port that is free when it is chosen is free still when the server listens.
 """
 
 import os
@@ -15,7 +15,8 @@ OF_ONE_WORKER: Final = 1000
 WORKERS: Final = 20
 
 _NUMBERS: Final[Iterator[int]] = count(os.getpid() * 101)
-"""Runs that were started one after the other, and so have numbers side by side, do not try the same ports."""
+"""Runs that were started one after the other, and so have numbers side by side, do not try the same
+ports."""
 
 
 def free_port() -> int:

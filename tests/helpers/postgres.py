@@ -1,9 +1,10 @@
-"""A PostgreSQL server for the tests: started by the first test that needs one, shared by all workers of a run.
+"""A PostgreSQL server for the tests: started by the first test that needs one, shared by all
+workers of a run.
 
-It listens on a Unix socket in a temporary directory, which is in memory where that has room, keeps nothing safe (fsync off), and
-is ended when the run ends.
-With MAHALLA_TEST_POSTGRES (libpq's "host=… user=… dbname=…") a running server is used instead; its user must be allowed
-to create databases.
+It listens on a Unix socket in a temporary directory, which is in memory where that has room, keeps
+nothing safe (fsync off), and is ended when the run ends. With MAHALLA_TEST_POSTGRES (libpq's
+"host=… user=… dbname=…") a running server is used instead; its user must be allowed to create
+databases.
 """
 
 import fcntl
@@ -35,7 +36,8 @@ MISSING = (
 
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 4 * 1024**3
-"""So much must be free of it: the log of changes may have 1 GiB, and several tests have databases at once."""
+"""So much must be free of it: the log of changes may have 1 GiB, and several tests have databases
+at once."""
 
 FORGETFUL: Mapping[str, str] = {
     "fsync": "off",
@@ -46,24 +48,36 @@ FORGETFUL: Mapping[str, str] = {
 """The settings for tests."""
 
 DURABLE: Mapping[str, str] = {"autovacuum": "off"}
-"""The settings for measurements: as in production, but for what would happen at some moment or other."""
+"""The settings for measurements: as in production, but for what would happen at some moment or
+other."""
 
-_WATCH = 'while [ -d "/proc/$0" ] && [ -e "$2" ]; do sleep 1; done; [ ! -e "$2" ] || kill -QUIT "$1"'
+_WATCH = (
+    'while [ -d "/proc/$0" ] && [ -e "$2" ]; do sleep 1; done; [ ! -e "$2" ] || kill -QUIT "$1"'
+)
 """Ends the server when the test run was killed before it could."""
 
 
 def prepare(*, in_memory: bool = False) -> None:
-    """In the first process of a run: choose the directory; where there is room in the machine's memory, there. Starts nothing.
+    """In the first process of a run: choose the directory; where there is room in the machine's
+    memory, there. Starts nothing.
 
-    A database for one test is some hundred small files, which most disks take ten times as long to write.
+    A database for one test is some hundred small files, which most disks take ten times as long to
+    write.
     """
-    os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="mahalla-postgres-", dir=memory() if in_memory else None)
+    os.environ[DIRECTORY] = tempfile.mkdtemp(
+        prefix="mahalla-postgres-", dir=memory() if in_memory else None
+    )
     os.environ[OWNER] = str(os.getpid())
 
 
 def memory() -> str | None:
-    """A folder that is kept in memory; None where there is none, or too little room in it (as in most containers)."""
-    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
+    """A folder that is kept in memory; None where there is none, or too little room in it (as in
+    most containers)."""
+    if (
+        MEMORY.is_dir()
+        and os.access(MEMORY, os.W_OK | os.X_OK)
+        and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    ):
         return str(MEMORY)
     return None
 
@@ -82,7 +96,8 @@ def end() -> None:
 
 
 def connection_parameters(settings: Mapping[str, str] = FORGETFUL) -> dict[str, str | int]:
-    """How to reach the server's maintenance database; starts the server first, with these settings, where that is needed."""
+    """How to reach the server's maintenance database; starts the server first, with these settings,
+    where that is needed."""
     given = os.environ.get(GIVEN)
     if given:
         return dict(parse_dsn(given))
@@ -95,7 +110,9 @@ def connection_parameters(settings: Mapping[str, str] = FORGETFUL) -> dict[str, 
 
 def server_pid() -> int:
     """The process of the server that was started."""
-    return int((Path(os.environ[DIRECTORY]) / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
+    return int(
+        (Path(os.environ[DIRECTORY]) / "data" / "postmaster.pid").read_text().split("\n", 1)[0]
+    )
 
 
 @contextmanager
@@ -127,7 +144,17 @@ def _start(directory: Path, chosen: Mapping[str, str]) -> None:
             )
 
         made = start(
-            str(binaries / "initdb"), "-D", str(data), "-U", "mahalla", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
+            str(binaries / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "mahalla",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-N",
         )
         if made.wait() == 0:
             settings = {
@@ -136,7 +163,9 @@ def _start(directory: Path, chosen: Mapping[str, str]) -> None:
                 "unix_socket_directories": str(directory),
                 "max_connections": "200",
             }
-            options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+            options = [
+                part for name, value in settings.items() for part in ("-c", f"{name}={value}")
+            ]
             server = start(str(binaries / "postgres"), "-D", str(data), *options)
             for _ in range(6000):
                 if server.poll() is not None:
@@ -146,13 +175,24 @@ def _start(directory: Path, chosen: Mapping[str, str]) -> None:
                 except psycopg2.OperationalError:
                     time.sleep(0.02)
                 else:
-                    start("sh", "-c", _WATCH, os.environ[OWNER], str(server.pid), str(data / "postmaster.pid"))
+                    start(
+                        "sh",
+                        "-c",
+                        _WATCH,
+                        os.environ[OWNER],
+                        str(server.pid),
+                        str(data / "postmaster.pid"),
+                    )
                     return
-    raise RuntimeError(f"PostgreSQL did not start: {(directory / 'log').read_text(errors='replace')}")
+    raise RuntimeError(
+        f"PostgreSQL did not start: {(directory / 'log').read_text(errors='replace')}"
+    )
 
 
 def _find_binaries() -> Path:
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    versions = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3])
+    )
     if versions:
         return versions[-1].parent
     found = shutil.which("initdb")
@@ -170,7 +210,9 @@ def _unprivileged_user() -> int | None:
             return pwd.getpwnam(name).pw_uid
         except KeyError:
             continue
-    raise RuntimeError("PostgreSQL cannot run as root, and there is neither a user 'postgres' nor 'nobody'")
+    raise RuntimeError(
+        "PostgreSQL cannot run as root, and there is neither a user 'postgres' nor 'nobody'"
+    )
 
 
 def _is_alive(pid: int) -> bool:

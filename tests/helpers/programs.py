@@ -1,4 +1,5 @@
-"""Programs of this server as processes of their own, which start in a moment: tests/helpers/ready_process.py is what becomes them.
+"""Programs of this server as processes of their own, which start in a moment:
+tests/helpers/ready_process.py is what becomes them.
 
     program = start_program("homeserver", "run", "-c", "homeserver.yaml", output=file)
     program.kill(); program.wait()
@@ -61,7 +62,9 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def _look(self, seconds: float | None) -> int | None:
-        if self.returncode is None and self._reports.poll(None if seconds is None else seconds * 1000):
+        if self.returncode is None and self._reports.poll(
+            None if seconds is None else seconds * 1000
+        ):
             line = self._report.readline()
             assert line, "nobody knows what became of the process"
             self.returncode = int(line)
@@ -76,7 +79,8 @@ def start_program(
     errors: IO[bytes] | None = None,
     input: IO[bytes] | None = None,
 ) -> Program:
-    """`python -m MODULE ARGUMENTS…` in ROOT. What it writes goes to `output`, and what it complains of to `errors` or there too."""
+    """`python -m MODULE ARGUMENTS…` in ROOT. What it writes goes to `output`, and what it complains
+    of to `errors` or there too."""
     with (
         _descriptor(input) as standard_in,
         _descriptor(output) as standard_out,
@@ -95,8 +99,11 @@ def start_program(
     return Program(int(line), report)
 
 
-def run_program(module: str, *arguments: str, given: str = "", timeout: float) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS…` in ROOT to its end, in so many seconds. Raises `subprocess.TimeoutExpired`; it is ended then."""
+def run_program(
+    module: str, *arguments: str, given: str = "", timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGUMENTS…` in ROOT to its end, in so many seconds. Raises
+    `subprocess.TimeoutExpired`; it is ended then."""
     with TemporaryFile() as input, TemporaryFile() as output, TemporaryFile() as errors:
         input.write(given.encode())
         input.seek(0)
@@ -113,8 +120,11 @@ def run_program(module: str, *arguments: str, given: str = "", timeout: float) -
 
 
 @contextmanager
-def piped_program(module: str, *arguments: str, input: IO[bytes] | None = None) -> Iterator[tuple[Program, IO[str]]]:
-    """`python -m MODULE ARGUMENTS…` in ROOT, and what it writes; it is killed in the end. It complains where this process does."""
+def piped_program(
+    module: str, *arguments: str, input: IO[bytes] | None = None
+) -> Iterator[tuple[Program, IO[str]]]:
+    """`python -m MODULE ARGUMENTS…` in ROOT, and what it writes; it is killed in the end. It
+    complains where this process does."""
     reading, writing = os.pipe()
     with os.fdopen(reading, encoding="utf-8") as output:
         with os.fdopen(writing, "wb") as into, os.fdopen(os.dup(2), "wb") as errors:
@@ -138,7 +148,8 @@ def _descriptor(file: IO[bytes] | None) -> Iterator[int]:
 
 @cache
 def _ready() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
-    """The process that becomes the programs, and the way to it; the first who asks starts it. It ends when this one does."""
+    """The process that becomes the programs, and the way to it; the first who asks starts it. It
+    ends when this one does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(

@@ -1,10 +1,13 @@
-"""A process that has the server's modules imported, and becomes any of its programs whenever it is told to.
+"""A process that has the server's modules imported, and becomes any of its programs whenever it is
+told to.
 
-    python -m tests.helpers.ready_process   # its standard input is a Unix socket; tests/helpers/programs.py talks to it
+    python -m tests.helpers.ready_process   # its standard input is a Unix socket;
+    tests/helpers/programs.py talks to it
 
-Importing takes a second of the processor's time, and some tests start the server twenty times. For each order it forks; the child
-has its own standard input, output and error and nothing else that is open, and goes on as `python -m MODULE ARGUMENTS…` does.
-The reactor is not imported before that: what it opens cannot be shared.
+Importing takes a second of the processor's time, and some tests start the server twenty times. For
+each order it forks; the child has its own standard input, output and error and nothing else that is
+open, and goes on as `python -m MODULE ARGUMENTS…` does. The reactor is not imported before that:
+what it opens cannot be shared.
 """
 
 import gc
@@ -20,19 +23,25 @@ from typing import Final
 import msgspec
 
 import homeserver.app
-import homeserver.openings
-import homeserver.process
-import storage.copy
+import homeserver.commands.process
+import homeserver.commands.setup
+import storage.maintenance.copy
 
-IMPORTED: Final = (homeserver.app, homeserver.openings, homeserver.process, storage.copy)
+IMPORTED: Final = (
+    homeserver.app,
+    homeserver.commands.setup,
+    homeserver.commands.process,
+    storage.maintenance.copy,
+)
 """What imports everything else, but for the reactor."""
 MAX_ORDER: Final = 200_000
 DESCRIPTORS: Final = 4
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to become. With it come four descriptors: for input, output and errors, and of a pipe for what is reported:
-    a line with the process id, and when it has ended one with the exit code, as `subprocess` has it."""
+    """What to become. With it come four descriptors: for input, output and errors, and of a pipe
+    for what is reported: a line with the process id, and when it has ended one with the exit code,
+    as `subprocess` has it."""
 
     module: str
     arguments: list[str]
@@ -41,7 +50,8 @@ class Order(msgspec.Struct, frozen=True):
 
 
 def serve(control: socket.socket) -> Order | None:
-    """Do what is ordered, until nobody is there to order anything; None then. In each child: its order."""
+    """Do what is ordered, until nobody is there to order anything; None then. In each child: its
+    order."""
     running: dict[int, tuple[int, int]] = {}
     events = select.poll()
     events.register(control, select.POLLIN)

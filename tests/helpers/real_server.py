@@ -1,4 +1,5 @@
-"""The server as people run it: a process of its own, on a free port of this machine, for tests with real clients.
+"""The server as people run it: a process of its own, on a free port of this machine, for tests with
+real clients.
 
 with running_server(tmp_path, SQLiteConfig(…)) as server:
     …  # server.url; server.log() is what it wrote
@@ -16,7 +17,7 @@ from urllib.request import urlopen
 
 import yaml
 
-from storage.database import DatabaseConfig, PostgresConfig
+from storage.engine.database import DatabaseConfig, PostgresConfig
 from tests.helpers.ports import free_port
 from tests.helpers.programs import Program, start_program
 
@@ -39,7 +40,8 @@ class RealServer:
         return self._log_file.read_text(encoding="utf-8")
 
     def kill(self) -> None:
-        """As when the power fails: the process gets no chance to end well. Then a new one, at once."""
+        """As when the power fails: the process gets no chance to end well. Then a new one, at
+        once."""
         self._process.kill()
         self._process.wait()
         self._process = self._spawn()
@@ -78,16 +80,25 @@ class RealServer:
 
 @contextmanager
 def running_server(
-    folder: Path, database: DatabaseConfig, *, baseurl: bool = False, configuration: Mapping[str, object] | None = None
+    folder: Path,
+    database: DatabaseConfig,
+    *,
+    baseurl: bool = False,
+    configuration: Mapping[str, object] | None = None,
 ) -> Iterator[RealServer]:
-    """A server from `init` and `run`, ended by SIGTERM; fails when it does not start, or does not end well. `baseurl`: it is
-    told where it is reached; `configuration`: what else it is told."""
+    """A server from `init` and `run`, ended by SIGTERM; fails when it does not start, or does not
+    end well. `baseurl`: it is told where it is reached; `configuration`: what else it is told."""
     port = free_port()
-    told = {**({"public_baseurl": f"http://127.0.0.1:{port}/"} if baseurl else {}), **(configuration or {})}
+    told = {
+        **({"public_baseurl": f"http://127.0.0.1:{port}/"} if baseurl else {}),
+        **(configuration or {}),
+    }
     log = folder / "log"
     folder.mkdir(exist_ok=True)
     with log.open("ab") as made:
-        initial = start_program("homeserver", "init", SERVER_NAME, "--folder", str(folder), output=made)
+        initial = start_program(
+            "homeserver", "init", SERVER_NAME, "--folder", str(folder), output=made
+        )
     assert initial.wait(_SECONDS_TO_START) == 0, log.read_text(encoding="utf-8")
     further = folder / "for_tests.yaml"
     further.write_text(yaml.safe_dump({**_configuration(port, database), **told}), encoding="utf-8")
@@ -109,7 +120,12 @@ def _configuration(port: int, database: DatabaseConfig) -> dict[str, object]:
     return {
         "database": section,
         "listeners": [
-            {"port": port, "bind_addresses": ["127.0.0.1"], "type": "http", "resources": [{"names": ["client"]}]}
+            {
+                "port": port,
+                "bind_addresses": ["127.0.0.1"],
+                "type": "http",
+                "resources": [{"names": ["client"]}],
+            }
         ],
         "enable_registration": True,
         "enable_registration_without_verification": True,

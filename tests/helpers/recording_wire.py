@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
-from storage.room_effects import NewMembership, StateEffect
-from storage.transaction import WriteTransaction
+from storage.engine.transaction import WriteTransaction
+from storage.persist.state_effects import NewMembership, StateEffect
 from tests.helpers.server import TestServer
 
 SEND = "/_matrix/federation/v1/send/"
@@ -78,7 +78,9 @@ def settle(server: TestServer) -> None:
         server.clock.advance(0)
 
 
-async def pretend_member(server: TestServer, room_id: str, user_id: str, membership: str = "join") -> None:
+async def pretend_member(
+    server: TestServer, room_id: str, user_id: str, membership: str = "join"
+) -> None:
     """Let a user of another server be in a room, as far as its tables know."""
     room = await server.app.rooms.store.get_room(room_id)
     assert room is not None

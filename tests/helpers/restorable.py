@@ -1,9 +1,10 @@
-"""A server as people run it, whose database is restored from a backup; the fixture is in `tests/clients/conftest.py`."""
+"""A server as people run it, whose database is restored from a backup; the fixture is in
+`tests/clients/conftest.py`."""
 
 import shutil
 from pathlib import Path
 
-from storage.database import PostgresConfig
+from storage.engine.database import PostgresConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.programs import run_program
 from tests.helpers.real_server import RealServer
@@ -13,7 +14,11 @@ class Restorable:
     """A server, and the state of its database to which an operator goes back."""
 
     def __init__(
-        self, server: RealServer, folder: Path, templates: PostgresTemplates | None, used: PostgresConfig | None
+        self,
+        server: RealServer,
+        folder: Path,
+        templates: PostgresTemplates | None,
+        used: PostgresConfig | None,
     ) -> None:
         self.server = server
         self._folder = folder
@@ -44,7 +49,13 @@ class Restorable:
             used, copy = (str(each.connect["dbname"]) for each in (self._used, self._copy))
             further.write_text(further.read_text().replace(used, copy))
         for _ in range(times):
-            words = ("after-restore", "-c", str(self._folder / "homeserver.yaml"), "-c", str(further))
+            words = (
+                "after-restore",
+                "-c",
+                str(self._folder / "homeserver.yaml"),
+                "-c",
+                str(further),
+            )
             done = run_program("homeserver", *words, timeout=120)
             assert (done.returncode, done.stderr) == (0, "")
         self.server.start()

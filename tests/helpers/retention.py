@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from storage.sqlite import SQLiteConnection
-from storage.transaction import Transaction
+from storage.engine.sqlite import SQLiteConnection
+from storage.engine.transaction import Transaction
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import set_state
 
@@ -16,7 +16,12 @@ SECRET = "zanjabil"
 
 
 def keep_for(user: User, room_id: str, seconds: float | None) -> None:
-    set_state(user, room_id, "m.room.retention", {} if seconds is None else {"max_lifetime": int(seconds * 1000)})
+    set_state(
+        user,
+        room_id,
+        "m.room.retention",
+        {} if seconds is None else {"max_lifetime": int(seconds * 1000)},
+    )
 
 
 def purge(server: TestServer) -> int:
@@ -27,7 +32,9 @@ def purge(server: TestServer) -> int:
 def damage(server: TestServer, event_id: str) -> None:
     """What is stored of an event cannot be read any more."""
     sql = "UPDATE events SET pdu = ? WHERE event_id = ?"
-    server.run(server.app.database.write("damage", lambda txn: txn.execute(sql, (b"{bad", event_id))))
+    server.run(
+        server.app.database.write("damage", lambda txn: txn.execute(sql, (b"{bad", event_id)))
+    )
 
 
 def settle(server: TestServer) -> None:
@@ -43,12 +50,18 @@ def index(server: TestServer) -> None:
 def find_tables(txn: Transaction, word: str) -> list[str]:
     """The tables that have the word in any of their columns."""
     if isinstance(txn._connection, SQLiteConnection):
-        names = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+        names = (
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+        )
     else:
         names = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
     tables = [name for (name,) in txn.query(names)]
     assert len(tables) > 100
-    return [name for name in tables if word in repr([_plain(row) for row in txn.query(f"SELECT * FROM {name}")])]
+    return [
+        name
+        for name in tables
+        if word in repr([_plain(row) for row in txn.query(f"SELECT * FROM {name}")])
+    ]
 
 
 def _plain(row: Sequence[Any]) -> list[Any]:

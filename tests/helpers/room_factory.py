@@ -1,4 +1,5 @@
-"""Rooms grown in memory, of any version: events with ids, `prev_events`, `auth_events` and `depth` as a server fills them.
+"""Rooms grown in memory, of any version: events with ids, `prev_events`, `auth_events` and `depth`
+as a server fills them.
 
     room = Room("11")                       # with its create event; @alice:alpha.example made it
     room.join(ALICE)
@@ -9,8 +10,9 @@
     room.message(ALICE, "over there")
     room.merge(branch)                      # the next event has both as prev_events
 
-Events are checked against the room's state as they are sent, so that a room is valid unless `check=False` says otherwise.
-They carry placeholders for hashes and signatures. Nothing is random: the same calls give the same ids.
+Events are checked against the room's state as they are sent, so that a room is valid unless
+`check=False` says otherwise. They carry placeholders for hashes and signatures. Nothing is random:
+the same calls give the same ids.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +23,12 @@ from federation.protocol.event_auth import CREATE, POWER_LEVELS, auth_keys, chec
 from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.ids import EventID
 from federation.protocol.membership_auth import JOIN_RULES, MEMBER
-from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, EventFormat, RoomVersion
+from federation.protocol.room_versions import (
+    DEFAULT_ROOM_VERSION,
+    ROOM_VERSIONS,
+    EventFormat,
+    RoomVersion,
+)
 
 ALICE: Final = "@alice:alpha.example"
 BOB: Final = "@bob:alpha.example"
@@ -40,7 +47,8 @@ def last_wins(states: Sequence[State]) -> State:
 
 
 class Room:
-    """A room and a place in it: what is sent next comes after `heads`. Forks share the events, not the place."""
+    """A room and a place in it: what is sent next comes after `heads`. Forks share the events, not
+    the place."""
 
     def __init__(
         self,
@@ -50,9 +58,12 @@ class Room:
         content: Mapping[str, Any] | None = None,
         resolve: Resolve = last_wins,
     ) -> None:
-        """`content` is added to that of the create event. `resolve` makes one state of those after several heads."""
+        """`content` is added to that of the create event. `resolve` makes one state of those after
+        several heads."""
         self.version = ROOM_VERSIONS[version] if isinstance(version, str) else version
-        self.room_id: str | None = None if self.version.room_id_is_create_hash else f"!room:{_server(creator)}"
+        self.room_id: str | None = (
+            None if self.version.room_id_is_create_hash else f"!room:{_server(creator)}"
+        )
         self.events: dict[EventID, Event] = {}
         """Every event, forks' ones too, in the order in which they were sent."""
         self.states: dict[EventID, State] = {}
@@ -63,7 +74,10 @@ class Room:
         own = {} if self.version.creator_is_sender else {"creator": creator}
         self.create = self.add(
             self.build(
-                creator, "m.room.create", {"room_version": self.version.identifier, **own, **(content or {})}, ""
+                creator,
+                "m.room.create",
+                {"room_version": self.version.identifier, **own, **(content or {})},
+                "",
             )
         )
         self.room_id = self.create.room_id
@@ -96,7 +110,8 @@ class Room:
         auth: Iterable[Event] | None = None,
         **fields: Any,
     ) -> Event:
-        """An event that comes next, but is not in the room yet. `fields` are put at its top level, as `redacts`."""
+        """An event that comes next, but is not in the room yet. `fields` are put at its top level,
+        as `redacts`."""
         number = next(self._counter)
         content = dict(content or {})
         prev_events = [self.events[head] for head in self.heads] if prev is None else list(prev)
@@ -125,13 +140,19 @@ class Room:
         return parse_event(self.version, pdu)
 
     def add(self, event: Event, *, check: bool = True) -> Event:
-        """Let an event happen. Raises `AuthError` if the state before it does not allow it, unless `check` is off."""
+        """Let an event happen. Raises `AuthError` if the state before it does not allow it, unless
+        `check` is off."""
         before = {} if event.type == CREATE.type else self._state_before(event)
         if check:
             check_auth(event, before, create=event if event.type == CREATE.type else self.create)
         self.events[event.event_id] = event
-        self.states[event.event_id] = before if event.state_key is None else {**before, event.key: event}
-        self.heads = (*(head for head in self.heads if head not in event.prev_events), event.event_id)
+        self.states[event.event_id] = (
+            before if event.state_key is None else {**before, event.key: event}
+        )
+        self.heads = (
+            *(head for head in self.heads if head not in event.prev_events),
+            event.event_id,
+        )
         return event
 
     def send(
@@ -149,7 +170,9 @@ class Room:
 
     # ---- what rooms are made of
 
-    def member(self, sender: str, target: str, membership: str, *, check: bool = True, **content: Any) -> Event:
+    def member(
+        self, sender: str, target: str, membership: str, *, check: bool = True, **content: Any
+    ) -> Event:
         return self.send(sender, MEMBER, {"membership": membership, **content}, target, check=check)
 
     def join(self, user: str, **content: Any) -> Event:
@@ -174,7 +197,8 @@ class Room:
         return self.send(sender, JOIN_RULES.type, {"join_rule": rule, **content}, "")
 
     def power(self, sender: str = ALICE, *, check: bool = True, **content: Any) -> Event:
-        """Sets the whole content of m.room.power_levels. The creator must be in `users` where that is allowed."""
+        """Sets the whole content of m.room.power_levels. The creator must be in `users` where that
+        is allowed."""
         return self.send(sender, POWER_LEVELS.type, content, "", check=check)
 
     def message(self, sender: str, body: str = "hello") -> Event:
@@ -192,7 +216,8 @@ class Room:
         return self.send(sender, "m.room.redaction", {}, check=check, redacts=target.event_id)
 
     def auth_chain(self, *events: Event) -> dict[EventID, Event]:
-        """All that the events rest on, themselves left out; the create event is in it in every version."""
+        """All that the events rest on, themselves left out; the create event is in it in every
+        version."""
         chain: dict[EventID, Event] = {}
         waiting = list(events)
         while waiting:
@@ -216,7 +241,9 @@ class Room:
         return event.event_id
 
 
-def public_room(version: RoomVersion | str = DEFAULT_ROOM_VERSION, *joined: str, resolve: Resolve = last_wins) -> Room:
+def public_room(
+    version: RoomVersion | str = DEFAULT_ROOM_VERSION, *joined: str, resolve: Resolve = last_wins
+) -> Room:
     """A room of Alice's with power levels, that anyone may join and the given users have joined."""
     room = Room(version, resolve=resolve)
     room.join(ALICE)

@@ -6,46 +6,46 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from federation.identity import ServerIdentity
+from federation.peers.identity import ServerIdentity
 from federation.protocol.event_signing import missing_signers, required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, RoomVersion
 from federation.protocol.signing import SigningKey
-from federation.rooms.adopt import Adoptions
 from federation.rooms.build import Circumstances, Classification
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import StoredEffects
 from federation.rooms.engine import RoomEngine
-from federation.rooms.late_contents import LateContents
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.history.membership_periods import Stays
+from federation.rooms.joins.join_import import Adoptions
 from federation.rooms.memberships import Memberships
-from federation.rooms.outliers import Outliers
 from federation.rooms.partial_rooms import PartialRooms
-from federation.rooms.placement import Placements
-from federation.rooms.receive import Receiver
+from federation.rooms.receive.check_sources import Questions
+from federation.rooms.receive.content_restore import LateContents
+from federation.rooms.receive.outliers import Outliers
+from federation.rooms.receive.persist import Placements
+from federation.rooms.receive.receiver import Receiver
+from federation.rooms.receive.state_imports import StateImports
+from federation.rooms.receive.unverified_events import UnprovedStates
 from federation.rooms.resolve import StateResolver
-from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.room_servers import RoomServers
 from federation.rooms.server_access import ServerAccess
-from federation.rooms.servers import RoomServers
-from federation.rooms.sources import Questions
-from federation.rooms.state_imports import StateImports
-from federation.rooms.stays import Stays
 from federation.rooms.timelines import Timelines
-from federation.rooms.unheard import Unheard
-from federation.rooms.unproved import UnprovedStates
-from federation.rooms.visible import Visibility
-from storage.auth_chains import AuthChainStore
-from storage.database import Database
-from storage.events import EventFlag, EventStore
-from storage.memberships import MembershipStore
-from storage.partial_rooms import PartialRoomStore
-from storage.room_servers import RoomServerStore
-from storage.room_writer import RoomWriter
-from storage.rooms import RoomRow, RoomStore
-from storage.state_tree import StateTreeStore
-from storage.timelines import TimelineStore
-from storage.transaction import WriteTransaction
-from storage.unproved_state import UnprovedStore, UnprovedWriter
+from federation.rooms.unacknowledged_leaves import Unheard
+from federation.rooms.visibility import Visibility
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.events.auth_chains import AuthChainStore
+from storage.events.events import EventFlag, EventStore
+from storage.events.timelines import TimelineStore
+from storage.partial_state.unverified_events import UnprovedStore, UnprovedWriter
+from storage.persist.room_writer import RoomWriter
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.partial_rooms import PartialRoomStore
+from storage.rooms.room_servers import RoomServerStore
+from storage.rooms.rooms import RoomRow, RoomStore
+from storage.state.state_tree import StateTreeStore
 
 SERVER = ServerName("a.test")
 ALICE = UserID("@alice:a.test")
@@ -63,7 +63,8 @@ def write_nothing_else(_txn: WriteTransaction, _room: RoomRow) -> None:
 
 @dataclass
 class RoomParts:
-    """Everything about rooms, upon one database; a second one upon the same database is another node."""
+    """Everything about rooms, upon one database; a second one upon the same database is another
+    node."""
 
     database: Database
     now: list[int] = field(default_factory=lambda: [1_700_000_000_000])
@@ -74,13 +75,17 @@ class RoomParts:
 
     def __post_init__(self) -> None:
         database, streams = self.database, self.database.streams
-        self.identity = ServerIdentity(self.server, SigningKey("key", self.server.encode().ljust(32)[:32]))
+        self.identity = ServerIdentity(
+            self.server, SigningKey("key", self.server.encode().ljust(32)[:32])
+        )
         self.keys[self.server] = {self.identity.key.key_id: self.identity.key.public_key}
         self.rooms = RoomStore(database)
         self.events = RoomEvents(EventStore(database), self.rooms, streams, capacity=1000)
         self.trees = StateTreeStore(database)
         self.memberships = Memberships(MembershipStore(database), streams, capacity=1000)
-        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=1000)
+        self.servers = RoomServers(
+            RoomServerStore(database), self.memberships, streams, capacity=1000
+        )
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
         self.stays = Stays(self.timelines, self.events, TimelineStore(database))
         self.visibility = Visibility(self.trees, self.events, self.stays)
@@ -102,7 +107,14 @@ class RoomParts:
         store = EventStore(database)
         self.resolver = StateResolver(database, self.trees, chains, self.events)
         self.placements = Placements(
-            database, self.engine, self.events, self.resolver, writer, self.identity, classify, self.tick
+            database,
+            self.engine,
+            self.events,
+            self.resolver,
+            writer,
+            self.identity,
+            classify,
+            self.tick,
         )
         questions = Questions(
             self.events,
@@ -115,7 +127,9 @@ class RoomParts:
             self.find_true,
         )
         late = LateContents(database, self.engine, self.events, self.identity, self.tick)
-        outliers = Outliers(database, self.events, store, self.placements, writer, questions, late, self.tick)
+        outliers = Outliers(
+            database, self.events, store, self.placements, writer, questions, late, self.tick
+        )
         access = ServerAccess(self.engine, self.rooms, self.memberships, self.servers)
         self.clock = Clock()
         self.unproved = UnprovedStates(
@@ -169,14 +183,21 @@ class RoomParts:
         while waiting:
             found = await self.events.get_anywhere(waiting)
             chain.update((name, stored.event) for name, stored in found.items())
-            waiting = [name for stored in found.values() for name in stored.event.auth_events if name not in chain]
+            waiting = [
+                name
+                for stored in found.values()
+                for name in stored.event.auth_events
+                if name not in chain
+            ]
         return [other.pdu for other in chain.values()]
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """As a keyring that knows all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
 
-    async def find_true(self, _room_nid: int, _events: Sequence[Event], _origin: ServerName | None) -> list[Event]:
+    async def find_true(
+        self, _room_nid: int, _events: Sequence[Event], _origin: ServerName | None
+    ) -> list[Event]:
         """Nobody can be asked."""
         return []
 
@@ -192,7 +213,11 @@ class RoomParts:
         return named is None or "spam" not in str(event.content.get("body"))
 
     async def judge(
-        self, room_nid: int, events: Collection[Event], named: Event | None, let_in: Collection[EventID]
+        self,
+        room_nid: int,
+        events: Collection[Event],
+        named: Event | None,
+        let_in: Collection[EventID],
     ) -> Mapping[EventID, bool]:
         """It does not say anything before an event has its turn."""
         return {}
@@ -203,7 +228,11 @@ class RoomParts:
         return self.now[0]
 
     async def create(
-        self, creator: UserID = ALICE, *, version: RoomVersion = DEFAULT_ROOM_VERSION, join_rule: str = "public"
+        self,
+        creator: UserID = ALICE,
+        *,
+        version: RoomVersion = DEFAULT_ROOM_VERSION,
+        join_rule: str = "public",
     ) -> RoomID:
         """A room with its creator in it."""
         content: dict[str, Any] = {"room_version": version.identifier}
@@ -216,7 +245,9 @@ class RoomParts:
             Draft("m.room.power_levels", creator, levels, ""),
             Draft("m.room.join_rules", creator, {"join_rule": join_rule}, ""),
         ]
-        room_id = None if version.room_id_is_create_hash else RoomID(f"!{self.tick()}:{self.server}")
+        room_id = (
+            None if version.room_id_is_create_hash else RoomID(f"!{self.tick()}:{self.server}")
+        )
         snapshot, _ = await self.engine.create(version, room_id, drafts, write_nothing_else)
         return snapshot.room_id
 
@@ -237,16 +268,24 @@ class RoomParts:
         self, room_id: RoomID, sender: UserID, membership: str, target: UserID | None = None
     ) -> StoredEvent:
         """A change of membership, one's own unless there is a target."""
-        return await self.send(room_id, sender, {"membership": membership}, "m.room.member", target or sender)
+        return await self.send(
+            room_id, sender, {"membership": membership}, "m.room.member", target or sender
+        )
 
     async def redact(self, room_id: RoomID, sender: UserID, target: EventID) -> StoredEvent:
         """A redaction."""
-        return await self.send(room_id, sender, {"redacts": target}, "m.room.redaction", redacts=target)
+        return await self.send(
+            room_id, sender, {"redacts": target}, "m.room.redaction", redacts=target
+        )
 
     async def bodies(self, room_id: RoomID) -> Sequence[str]:
         """The bodies of the messages in the order of their arrival."""
         room = (await self.engine.get_snapshot(room_id)).room
-        stretch = (await self.timelines.get_latest({room.room_nid: (0, 2**53)}, 1000))[room.room_nid]
+        stretch = (await self.timelines.get_latest({room.room_nid: (0, 2**53)}, 1000))[
+            room.room_nid
+        ]
         events = await self.events.get_events(arrival.event_nid for arrival in stretch.arrivals)
         ordered = [events[arrival.event_nid].event for arrival in stretch.arrivals]
-        return [event.content.get("body", "") for event in ordered if event.type == "m.room.message"]
+        return [
+            event.content.get("body", "") for event in ordered if event.type == "m.room.message"
+        ]

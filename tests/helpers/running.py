@@ -1,7 +1,8 @@
-"""The server as an operator runs it: `python -m homeserver run`, a process of its own, reached over a real socket.
+"""The server as an operator runs it: `python -m homeserver run`, a process of its own, reached over
+a real socket.
 
-`ServerFiles` writes what it needs into a folder; `start()` starts a process and returns once it listens. Processes are
-ended by their id: `stop()` asks (SIGTERM), `kill()` does not ask (SIGKILL).
+`ServerFiles` writes what it needs into a folder; `start()` starts a process and returns once it
+listens. Processes are ended by their id: `stop()` asks (SIGTERM), `kill()` does not ask (SIGKILL).
 """
 
 import http.client
@@ -19,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from homeserver.first_files import write_first_files
-from storage.database import PostgresConfig, SQLiteConfig
+from homeserver.commands.init_files import write_first_files
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.programs import Program, start_program
 
 SECONDS_TO_START = 180.0
@@ -33,7 +34,9 @@ _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 OPEN: Mapping[str, object] = {
     "server_name": "localhost",
     "signing_key_path": "localhost.signing.key",
-    "listeners": [{"port": 0, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]}],
+    "listeners": [
+        {"port": 0, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]}
+    ],
     "enable_registration": True,
     "enable_registration_without_verification": True,
     "filter_timeline_limit": 100000,
@@ -95,7 +98,9 @@ def exchange(
 class RunningServer:
     """A process that serves."""
 
-    def __init__(self, process: Program, log: Path, seconds_to_start: float, ports: list[int]) -> None:
+    def __init__(
+        self, process: Program, log: Path, seconds_to_start: float, ports: list[int]
+    ) -> None:
         self.process = process
         self.log = log
         self.seconds_to_start = seconds_to_start
@@ -108,10 +113,18 @@ class RunningServer:
     def connect_tls(self, certificate: Path, number: int = 0) -> http.client.HTTPSConnection:
         """A connection to a listener with TLS."""
         context = ssl.create_default_context(cafile=str(certificate))
-        return http.client.HTTPSConnection("localhost", self.ports[number], timeout=SECONDS_TO_ANSWER, context=context)
+        return http.client.HTTPSConnection(
+            "localhost", self.ports[number], timeout=SECONDS_TO_ANSWER, context=context
+        )
 
     def request(
-        self, method: str, path: str, json: Any = None, *, token: str | None = None, seconds: float = SECONDS_TO_ANSWER
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        token: str | None = None,
+        seconds: float = SECONDS_TO_ANSWER,
     ) -> Reply:
         """One request on a connection of its own."""
         connection = self.connect(seconds)
@@ -140,10 +153,14 @@ class RunningServer:
 
 
 class ServerFiles:
-    """A configuration, a key and a database in a folder; and the processes that were started with them."""
+    """A configuration, a key and a database in a folder; and the processes that were started with
+    them."""
 
     def __init__(
-        self, folder: Path, database: SQLiteConfig | PostgresConfig, further: Mapping[str, object] | None = None
+        self,
+        folder: Path,
+        database: SQLiteConfig | PostgresConfig,
+        further: Mapping[str, object] | None = None,
     ) -> None:
         self.folder = folder
         self.config = folder / "homeserver.yaml"
@@ -154,7 +171,9 @@ class ServerFiles:
             section = {"name": "sqlite3", "args": {"database": database.path}}
         else:
             section = {"name": "psycopg2", "args": {**database.connect, "cp_min": 1, "cp_max": 3}}
-        self.config.write_text(yaml.safe_dump({**OPEN, "database": section, **(further or {})}), encoding="utf-8")
+        self.config.write_text(
+            yaml.safe_dump({**OPEN, "database": section, **(further or {})}), encoding="utf-8"
+        )
         self._started: list[RunningServer] = []
 
     def launch(self, *arguments: str) -> tuple[Program, Path]:
@@ -174,7 +193,9 @@ class ServerFiles:
             if process.poll() is not None or time.monotonic() - began > SECONDS_TO_START:
                 code = process.poll()
                 self.end()  # who has no server cannot end it
-                raise AssertionError(f"the server did not start (exit code {code}): {log.read_text()}")
+                raise AssertionError(
+                    f"the server did not start (exit code {code}): {log.read_text()}"
+                )
             time.sleep(0.005)
             server.ports = [int(port) for port in _LISTENING.findall(log.read_text())]
         server.seconds_to_start = time.monotonic() - began

@@ -1,12 +1,13 @@
-"""Servers that scan files, for tests, and a plug-in that says of files what a test wants it to say."""
+"""Servers that scan files, for tests, and a plug-in that says of files what a test wants it to
+say."""
 
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from homeserver.hooks import FileToCheck, hookimpl
-from storage.database import Database
+from homeserver.services.plugins.hooks import FileToCheck, hookimpl
+from storage.engine.database import Database
 from tests.helpers.http import Answer, Pending
 from tests.helpers.scanners import RunningScanners
 from tests.helpers.server import TestServer, User
@@ -75,7 +76,9 @@ def clamd(scanners: RunningScanners, further: str = "") -> str:
 
 
 def send(user: User, body: bytes, type: str = "text/plain") -> Answer:
-    return user.server.client.request("POST", UPLOAD, token=user.token, body=body, headers={"Content-Type": type})
+    return user.server.client.request(
+        "POST", UPLOAD, token=user.token, body=body, headers={"Content-Type": type}
+    )
 
 
 def begin_upload(user: User, body: bytes) -> Pending:

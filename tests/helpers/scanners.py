@@ -1,7 +1,8 @@
-"""Scanners from Debian: ClamAV's daemon, with a few signatures of its own since no update of the real ones can be had in a test, and
-c-icap, which has that daemon look at what it gets.
+"""Scanners from Debian: ClamAV's daemon, with a few signatures of its own since no update of the
+real ones can be had in a test, and c-icap, which has that daemon look at what it gets.
 
-They run in a temporary folder, as an unprivileged user where the tests are run by root, and are ended by their processes.
+They run in a temporary folder, as an unprivileged user where the tests are run by root, and are
+ended by their processes.
 """
 
 import os
@@ -20,10 +21,15 @@ from tests.helpers.ports import free_port
 
 CLAMD: Final = shutil.which("clamd") or shutil.which("clamd", path="/usr/sbin")
 C_ICAP: Final = shutil.which("c-icap")
-NOT_INSTALLED: Final = "no scanner is installed here: scripts/test installs clamav-daemon and libc-icap-mod-virus-scan"
+NOT_INSTALLED: Final = (
+    "no scanner is installed here: scripts/test installs clamav-daemon and libc-icap-mod-virus-scan"
+)
 SECONDS_TO_START: Final = 180.0
-EICAR: Final = b"".join((b"X5O!P%@AP[4\\PZX54(P^)7CC)7}$", b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!", b"$H+H*"))
-"""The file that every scanner takes for a virus, and that does nothing. In parts, or scanners would find it here."""
+EICAR: Final = b"".join(
+    (b"X5O!P%@AP[4\\PZX54(P^)7CC)7}$", b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!", b"$H+H*")
+)
+"""The file that every scanner takes for a virus, and that does nothing. In parts, or scanners would
+find it here."""
 EICAR_FOUND: Final = "clamd: Eicar-Test-Signature.UNOFFICIAL"
 STREAM_MAX: Final = 4 << 20
 """Bytes of a file that the daemon takes."""
@@ -81,7 +87,9 @@ class _Program:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         until = time.monotonic() + SECONDS_TO_START
         while time.monotonic() < until and self._process.poll() is None:
             if self._is_ready():
@@ -97,7 +105,8 @@ class _Program:
 
 
 class RunningScanners:
-    """Both. `unix` and `tcp` are clamd's addresses, as the configuration has them, `icap` that of the other's service."""
+    """Both. `unix` and `tcp` are clamd's addresses, as the configuration has them, `icap` that of
+    the other's service."""
 
     def __init__(self, folder: Path) -> None:
         assert CLAMD is not None, NOT_INSTALLED
@@ -115,7 +124,10 @@ class RunningScanners:
         clamd, icap = folder / "clamd.conf", folder / "icap.conf"
         clamd.write_text(
             _CLAMD_CONFIG.format(
-                folder=folder, port=port, stream_max=STREAM_MAX, user="" if user is None else "User nobody"
+                folder=folder,
+                port=port,
+                stream_max=STREAM_MAX,
+                user="" if user is None else "User nobody",
             ),
             encoding="utf-8",
         )
@@ -131,9 +143,13 @@ class RunningScanners:
         if user is not None:
             for each in (folder, self._signatures, *folder.iterdir()):
                 os.chown(each, user.pw_uid, user.pw_gid)
-        self._clamd = _Program([CLAMD, "--config-file", str(clamd)], folder / "clamd.output", self._clamd_answers)
+        self._clamd = _Program(
+            [CLAMD, "--config-file", str(clamd)], folder / "clamd.output", self._clamd_answers
+        )
         self._icap = _Program(
-            [C_ICAP, "-N", "-f", str(icap)], folder / "icap.output", lambda: _is_open("127.0.0.1", icap_port)
+            [C_ICAP, "-N", "-f", str(icap)],
+            folder / "icap.output",
+            lambda: _is_open("127.0.0.1", icap_port),
         )
 
     def learn(self, name: str, content: bytes) -> None:
@@ -170,7 +186,8 @@ class RunningScanners:
 
 @contextmanager
 def running_scanners() -> Iterator[RunningScanners]:
-    """Start clamd, and end both. Not in pytest's folder: the unprivileged user may not go there, and its name is too long for a socket."""
+    """Start clamd, and end both. Not in pytest's folder: the unprivileged user may not go there,
+    and its name is too long for a socket."""
     folder = Path(tempfile.mkdtemp(prefix="mahalla-scan-"))
     try:
         scanners = RunningScanners(folder)

@@ -1,5 +1,5 @@
-"""The whole server in memory: built as in production, on an SQLite file that does everything at once, with a clock that
-moves only by `server.clock.advance`.
+"""The whole server in memory: built as in production, on an SQLite file that does everything at
+once, with a clock that moves only by `server.clock.advance`.
 
     alice = server.register("alice")
     answer = alice.put("/_matrix/client/v3/…", {"topic": "tea"})
@@ -23,24 +23,24 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.member_lists import Fetch
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
-from federation.outbound.request import TakeBody
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from federation.http_client.request import TakeBody
+from federation.peers.member_lists import Fetch
+from federation.peers.wire import Wire, WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from federation.protocol.signing import SigningKey
 from federation.remote.media import Follow
-from federation.wire import Wire, WireAnswer, WireRequest
 from homeserver.app import Server, build
-from homeserver.assembly.media import MediaThreads
+from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
-from homeserver.config.whole import Config
-from homeserver.services.mail.relay import CannotDeliver
+from homeserver.services.email.smtp import CannotDeliver
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
-from storage.database import Database
-from storage.executors import Executor, InlineExecutor
+from homeserver.wiring.media import MediaThreads
+from storage.engine.database import Database
+from storage.engine.executors import Executor, InlineExecutor
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
 from tests.helpers.threads import InlineThreads
 
@@ -74,7 +74,8 @@ rc_device_changes: *unlimited
 rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 NO_PRESENCE = "presence: {enabled: false}\n"
-"""Where a test does not ask for it: that somebody is there would wake long polls that shall wait for something else."""
+"""Where a test does not ask for it: that somebody is there would wake long polls that shall wait
+for something else."""
 
 
 class MemoryRelay:
@@ -138,8 +139,8 @@ def read_config(text: str, path: Path) -> Config:
 
 @lru_cache(maxsize=256)
 def _read(text: str) -> Config | None:
-    """Many tests have the same configuration, and to read it takes half of what makes a server. None where it follows from the
-    folder that it lies in, or is wrong."""
+    """Many tests have the same configuration, and to read it takes half of what makes a server.
+    None where it follows from the folder that it lies in, or is wrong."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "homeserver.yaml"
         path.write_text(text, encoding="utf-8")
@@ -174,16 +175,20 @@ class TestServer:
         photos: Executor | None = None,
         key: SigningKey | None = None,
     ) -> None:
-        """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
+        """`seed` of all that is random, ids and tokens too: a second server on the same database
+        needs another.
 
-        `wire` leads to other servers, `fetch` to addresses of the federation, `follow` to where files are, `preview_web` to
-        linked pages, `web` to push gateways; by default to none. `images`: where thumbnails are made, and `photos`: where it is
-        looked for where they were taken; by default at once.
+        `wire` leads to other servers, `fetch` to addresses of the federation, `follow` to where
+        files are, `preview_web` to linked pages, `web` to push gateways; by default to none.
+        `images`: where thumbnails are made, and `photos`: where it is looked for where they were
+        taken; by default at once.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
         given = {line.partition(":")[0] for line in further_config.splitlines()}
-        opened = "\n".join(line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in given)
+        opened = "\n".join(
+            line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in given
+        )
         text = f"server_name: {server_name}\n{opened}\n{others}{further_config}"
         path.write_text(text, encoding="utf-8")
         self.clock = clock if clock is not None else Clock()
@@ -200,7 +205,10 @@ class TestServer:
             self.clock,
             database,
             key=key
-            or SigningKey("a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]),
+            or SigningKey(
+                "a_test",
+                bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32],
+            ),
             threads=self.threads,
             directory_threads=InlineThreads(),
             media_threads=MediaThreads(
@@ -240,7 +248,8 @@ class TestServer:
         self.clock.advance(seconds)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of what is done at once: something of the server's that no endpoint reaches."""
+        """The result of what is done at once: something of the server's that no endpoint
+        reaches."""
         done: list[T] = []
         Deferred.fromCoroutine(work).addCallback(done.append)
         return done[0]
@@ -278,7 +287,9 @@ class User:
         return self.server.client.request("PUT", path, token=self.token, json=json)
 
     def post(self, path: str, json: Any = None) -> Answer:
-        return self.server.client.request("POST", path, token=self.token, json={} if json is None else json)
+        return self.server.client.request(
+            "POST", path, token=self.token, json={} if json is None else json
+        )
 
     def delete(self, path: str, json: Any = None) -> Answer:
         return self.server.client.request("DELETE", path, token=self.token, json=json)

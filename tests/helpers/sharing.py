@@ -1,6 +1,8 @@
-"""How the workers of pytest-xdist share the tests: what shares something costly stays on one worker, and what takes long begins first.
+"""How the workers of pytest-xdist share the tests: what shares something costly stays on one
+worker, and what takes long begins first.
 
-pytest-xdist's own `--dist loadgroup` writes a group into a test's id, where pytest 9.2 does not look any more.
+pytest-xdist's own `--dist loadgroup` writes a group into a test's id, where pytest 9.2 does not
+look any more.
 """
 
 from typing import Final
@@ -11,7 +13,8 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 WAITING: Final = ("interop", "nodes", "clients", "upstream")
-"""Folders of tests with processes of their own, which mostly wait. One worker has the first of them for long."""
+"""Folders of tests with processes of their own, which mostly wait. One worker has the first of them
+for long."""
 
 LONG: Final = (
     "servers/test_convergence",
@@ -58,8 +61,11 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
         together = TOGETHER.get(folder)
         return nodeid if together is None else folder if together else name
 
-    def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
-        """A test is done. What is done as a whole is not looked at again: else each test costs what there were before it."""
+    def mark_test_complete(
+        self, node: WorkerController, item_index: int, duration: float = 0
+    ) -> None:
+        """A test is done. What is done as a whole is not looked at again: else each test costs what
+        there were before it."""
         scope = self._split_scope(self.registered_collections[node][item_index])
         super().mark_test_complete(node, item_index, duration)
         if all(self.assigned_work[node][scope].values()):

@@ -1,4 +1,5 @@
-"""OpenLDAP's server, from Debian, on the loopback: with TLS, a group that memberOf follows, and people whom tests add.
+"""OpenLDAP's server, from Debian, on the loopback: with TLS, a group that memberOf follows, and
+people whom tests add.
 
 It runs in a temporary folder, as whoever runs the tests, and is ended by its process.
 """
@@ -15,7 +16,9 @@ from ldap3.utils.dn import escape_rdn
 from tests.helpers.certificates import Authority
 
 BINARY = shutil.which("slapd") or shutil.which("slapd", path="/usr/sbin")
-NOT_INSTALLED = "NO DIRECTORY WAS ASKED: slapd is not installed here. scripts/identity_providers installs it"
+NOT_INSTALLED = (
+    "NO DIRECTORY WAS ASKED: slapd is not installed here. scripts/identity_providers installs it"
+)
 BASE = "dc=example,dc=org"
 PEOPLE = f"ou=people,{BASE}"
 STAFF = f"cn=staff,ou=groups,{BASE}"
@@ -50,8 +53,8 @@ access to * by dn.exact="cn=matrix,dc=example,dc=org" read by self read by * non
 
 
 class Slapd:
-    """The server. `url` and `secure_url` are its addresses; its certificate is for `localhost`: with some versions of Python
-    ldap3 checks names only."""
+    """The server. `url` and `secure_url` are its addresses; its certificate is for `localhost`:
+    with some versions of Python ldap3 checks names only."""
 
     def __init__(self, folder: Path, port: int, secure_port: int) -> None:
         assert BINARY is not None
@@ -61,11 +64,22 @@ class Slapd:
         self.authority = authority.path
         config = folder / "slapd.conf"
         config.write_text(
-            _CONFIG.format(folder=folder, authority=authority.path, certificate=certificate, key=key), encoding="utf-8"
+            _CONFIG.format(
+                folder=folder, authority=authority.path, certificate=certificate, key=key
+            ),
+            encoding="utf-8",
         )
         self.url = f"ldap://localhost:{port}"
         self.secure_url = f"ldaps://localhost:{secure_port}"
-        self._command = [BINARY, "-f", str(config), "-h", f"{self.url} {self.secure_url}", "-d", "0"]
+        self._command = [
+            BINARY,
+            "-f",
+            str(config),
+            "-h",
+            f"{self.url} {self.secure_url}",
+            "-d",
+            "0",
+        ]
         self._log = (folder / "log").open("wb")
         self._process: subprocess.Popen[bytes] | None = None
         self._admin = self.start()
@@ -100,7 +114,9 @@ class Slapd:
         self.stop()
         self._log.close()
 
-    def add_person(self, uid: str, password: str = "wonderland", *, staff: bool = True, **attributes: str) -> None:
+    def add_person(
+        self, uid: str, password: str = "wonderland", *, staff: bool = True, **attributes: str
+    ) -> None:
         """Somebody; `staff`: who may use the server."""
         given = {"cn": uid.title(), "sn": uid.title(), "userPassword": password, **attributes}
         self._add(self.dn(uid), ["inetOrgPerson"], {"uid": uid, **given})

@@ -1,4 +1,5 @@
-"""A client that keeps up with the server by sliding sync alone, and can say whether it knows what a client of /sync is told."""
+"""A client that keeps up with the server by sliding sync alone, and can say whether it knows what a
+client of /sync is told."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,22 @@ STABLE = "/_matrix/client/v4/sync"
 EVERY_ROOM = 99
 
 ALL_STATE = [["*", "*"]]
-LAZY_STATE = [["m.room.name", ""], ["m.room.topic", ""], ["m.room.member", "$LAZY"], ["m.room.member", "$ME"]]
+LAZY_STATE = [
+    ["m.room.name", ""],
+    ["m.room.topic", ""],
+    ["m.room.member", "$LAZY"],
+    ["m.room.member", "$ME"],
+]
 SOME_STATE = [["m.room.name", ""], ["org.example.thing", "*"], ["m.room.member", "$ME"]]
-FIELDS = ("name", "avatar", "joined_count", "invited_count", "heroes", "bump_stamp", "notification_count")
+FIELDS = (
+    "name",
+    "avatar",
+    "joined_count",
+    "invited_count",
+    "heroes",
+    "bump_stamp",
+    "notification_count",
+)
 STATES = (ALL_STATE, LAZY_STATE, SOME_STATE)
 
 
@@ -26,7 +40,8 @@ class FollowedRoom:
     timeline: list[str] = field(default_factory=list)
     stripped: list[Json] | None = None
     turned_away: Json | None = None
-    """Of a room that one was never in, and is not asked into any more: one's own membership, stripped."""
+    """Of a room that one was never in, and is not asked into any more: one's own membership,
+    stripped."""
     fields: Json = field(default_factory=dict)
     """The simple members of the entries: name, avatar, counts, heroes, bump_stamp."""
     account_data: dict[str, Json] = field(default_factory=dict)
@@ -53,7 +68,9 @@ EVERYTHING = Ask(EVERY_ROOM, 3, 0)
 class SlidingFollower:
     """Follows sliding sync, in one of its two forms."""
 
-    def __init__(self, user: User, *, stable: bool = False, conn_id: str = "follower", limit: int = 3) -> None:
+    def __init__(
+        self, user: User, *, stable: bool = False, conn_id: str = "follower", limit: int = 3
+    ) -> None:
         """`limit`: what it asks for of timelines when it catches up; 0: it never asks for any."""
         self.user = user
         self.limit = limit
@@ -77,13 +94,17 @@ class SlidingFollower:
         for event in account_data["global"]:
             self.account_data[event["type"]] = event["content"]
         for room_id, events in account_data["rooms"].items():
-            self._room(room_id).account_data.update((event["type"], event["content"]) for event in events)
+            self._room(room_id).account_data.update(
+                (event["type"], event["content"]) for event in events
+            )
         receipts = extensions.get("receipts", {"rooms": {}})["rooms"]
         for room_id, event in receipts.items():
             self._take_receipts(self._room(room_id), event["content"])
         for room_id, event in extensions.get("typing", {"rooms": {}})["rooms"].items():
             self._room(room_id).typing = set(event["content"]["user_ids"])
-        return any(map(bool, (answer["rooms"], account_data["global"], account_data["rooms"], receipts)))
+        return any(
+            map(bool, (answer["rooms"], account_data["global"], account_data["rooms"], receipts))
+        )
 
     def catch_up(self) -> None:
         """Look at every room until nothing is new."""
@@ -106,7 +127,11 @@ class SlidingFollower:
         if self.stable:
             state = {
                 "include": [
-                    {key: value for key, value in zip(("type", "state_key"), pair, strict=True) if value != "*"}
+                    {
+                        key: value
+                        for key, value in zip(("type", "state_key"), pair, strict=True)
+                        if value != "*"
+                    }
                     for pair in self._pairs(ask.state)
                 ],
                 "lazy_members": ["m.room.member", "$LAZY"] in state,
@@ -117,7 +142,8 @@ class SlidingFollower:
             "conn_id": self.conn_id,
             "lists": {"all": {**wanted, **window}},
             "room_subscriptions": {
-                room_id: {**wanted, "timeline_limit": ask.limit + 5} for room_id in sorted(self.rooms)[: ask.subscribed]
+                room_id: {**wanted, "timeline_limit": ask.limit + 5}
+                for room_id in sorted(self.rooms)[: ask.subscribed]
             },
             "extensions": {
                 name: {"enabled": True}
@@ -126,8 +152,14 @@ class SlidingFollower:
             },
         }
         if self.stable:
-            return STABLE, {**body, "timeout": timeout, **({} if self.pos is None else {"pos": self.pos})}
-        return f"{UNSTABLE}?timeout={timeout}" + ("" if self.pos is None else f"&pos={self.pos}"), body
+            return STABLE, {
+                **body,
+                "timeout": timeout,
+                **({} if self.pos is None else {"pos": self.pos}),
+            }
+        return f"{UNSTABLE}?timeout={timeout}" + (
+            "" if self.pos is None else f"&pos={self.pos}"
+        ), body
 
     def forget(self, room_id: str) -> None:
         """Clients know themselves what they forgot."""
@@ -139,7 +171,8 @@ class SlidingFollower:
             known.typing.clear()
 
     def check(self, truth: Mapping[str, KnownRoom], account_data: Mapping[str, Json]) -> None:
-        """This client, who has caught up, knows what a new client of /sync is told, and what a new one of its kind is."""
+        """This client, who has caught up, knows what a new client of /sync is told, and what a new
+        one of its kind is."""
         fresh = SlidingFollower(self.user, stable=self.stable, conn_id="fresh", limit=self.limit)
         fresh.catch_up()
         assert self.account_data == dict(account_data)
@@ -163,7 +196,9 @@ class SlidingFollower:
                     assert known.turned_away["content"] == told.state[own]["content"], room_id
                 continue
             self._check_state(room_id, known, told)
-            assert known.timeline == told.timeline[len(told.timeline) - len(known.timeline) :], room_id
+            assert known.timeline == told.timeline[len(told.timeline) - len(known.timeline) :], (
+                room_id
+            )
             assert known.account_data == told.account_data, room_id
             assert known.typing == told.typing, room_id
             self._check_receipts(room_id, known, told)
@@ -193,10 +228,16 @@ class SlidingFollower:
         """Nothing that is out of date; all of one's own, and all of the events that are shown."""
         for key, event_id in told.receipts.items():
             if key[0] == self.user.user_id or event_id in known.timeline or key in known.receipts:
-                assert known.receipts.get(key) == event_id or _is_implied(key, event_id, known, told), (room_id, key)
+                assert known.receipts.get(key) == event_id or _is_implied(
+                    key, event_id, known, told
+                ), (room_id, key)
 
     def _pairs(self, state: int) -> list[list[str]]:
-        return [[type, self.user.user_id if key == "$ME" else key] for type, key in STATES[state] if key != "$LAZY"]
+        return [
+            [type, self.user.user_id if key == "$ME" else key]
+            for type, key in STATES[state]
+            if key != "$LAZY"
+        ]
 
     def _room(self, room_id: str) -> FollowedRoom:
         assert room_id in self.rooms, room_id
@@ -237,8 +278,11 @@ class SlidingFollower:
                     room.receipts[user_id, kind, data.get("thread_id")] = event_id
 
 
-def _is_implied(key: tuple[str, str, str | None], event_id: str, known: FollowedRoom, told: KnownRoom) -> bool:
-    """Whether the client knows a receipt for all threads that says more: in the form there is room for one of a user's at an event."""
+def _is_implied(
+    key: tuple[str, str, str | None], event_id: str, known: FollowedRoom, told: KnownRoom
+) -> bool:
+    """Whether the client knows a receipt for all threads that says more: in the form there is room
+    for one of a user's at an event."""
     for_all = known.receipts.get((key[0], key[1], None))
     if key[2] is None or for_all not in told.timeline or event_id not in told.timeline:
         return False

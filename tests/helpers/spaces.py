@@ -13,7 +13,11 @@ VIA = ["example.org"]
 
 def create_space(user: User, name: str = "space", **wish: Any) -> str:
     """A public space; its id."""
-    return create(user, **{"preset": "public_chat", "name": name, **wish}, creation_content={"type": "m.space"})
+    return create(
+        user,
+        **{"preset": "public_chat", "name": name, **wish},
+        creation_content={"type": "m.space"},
+    )
 
 
 def add_child(user: User, space: str, child: str, **content: Any) -> str:
@@ -23,7 +27,9 @@ def add_child(user: User, space: str, child: str, **content: Any) -> str:
 
 def hierarchy_path(room_id: str, **query: object) -> str:
     fields = {name.rstrip("_"): value for name, value in query.items() if value is not None}
-    return f"{V1}/rooms/{quote(room_id, safe='')}/hierarchy" + (f"?{urlencode(fields)}" if fields else "")
+    return f"{V1}/rooms/{quote(room_id, safe='')}/hierarchy" + (
+        f"?{urlencode(fields)}" if fields else ""
+    )
 
 
 def hierarchy(user: User, room_id: str, **query: object) -> Any:

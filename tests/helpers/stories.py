@@ -1,4 +1,5 @@
-"""Stories that tests/clients/js tell with matrix-js-sdk: run, with what is done to a server where the story asks for it."""
+"""Stories that tests/clients/js tell with matrix-js-sdk: run, with what is done to a server where
+the story asks for it."""
 
 import json
 import subprocess
@@ -14,12 +15,22 @@ NODE = MODULES / "node_modules" / ".bin" / "node"
 Deed = Callable[[], object]
 
 
-def tell(name: str, arguments: Sequence[str], seconds: float, deeds: Sequence[Mapping[str, Deed]] = ()) -> None:
-    """Run a story to its good end. `deeds`: by server, what to do when it asks for that: `kill`, `stop`, …"""
-    assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+def tell(
+    name: str, arguments: Sequence[str], seconds: float, deeds: Sequence[Mapping[str, Deed]] = ()
+) -> None:
+    """Run a story to its good end. `deeds`: by server, what to do when it asks for that: `kill`,
+    `stop`, …"""
+    assert NODE.exists(), (
+        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    )
     command = [str(NODE), str(SCRIPTS / name), *arguments]
     with subprocess.Popen(
-        command, cwd=MODULES, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=MODULES,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as story:
         assert story.stdin is not None
         assert story.stdout is not None
@@ -31,7 +42,9 @@ def tell(name: str, arguments: Sequence[str], seconds: float, deeds: Sequence[Ma
         finally:
             limit.cancel()
             story.kill()
-    assert code == 0, "\n".join(said[-80:]) + "\n" + "\n".join(json.dumps(request) for request in requests[-20:])
+    assert code == 0, (
+        "\n".join(said[-80:]) + "\n" + "\n".join(json.dumps(request) for request in requests[-20:])
+    )
     assert [request for request in requests if request["status"] >= 500] == []
 
 

@@ -1,5 +1,5 @@
-"""A client that keeps up with the server by /sync alone, as the specification tells clients to, and can say whether it knows
-what a new client would be told.
+"""A client that keeps up with the server by /sync alone, as the specification tells clients to, and
+can say whether it knows what a new client would be told.
 """
 
 import json
@@ -35,10 +35,17 @@ class SyncClient:
     """Follows /sync."""
 
     def __init__(
-        self, user: User, *, lazy: bool = False, state_after: bool = False, forks: bool = False, limit: int = 10
+        self,
+        user: User,
+        *,
+        lazy: bool = False,
+        state_after: bool = False,
+        forks: bool = False,
+        limit: int = 10,
     ) -> None:
-        """`forks`: the rooms have some. Then gaps are left, since the order by depth is not that of arrival; and what
-        resolution took out of the state is known on, since /sync has no words for that."""
+        """`forks`: the rooms have some. Then gaps are left, since the order by depth is not that of
+        arrival; and what resolution took out of the state is known on, since /sync has no words for
+        that."""
         self.user = user
         self.forks = forks
         self.limit = limit
@@ -55,10 +62,18 @@ class SyncClient:
         return dict(answer.json)
 
     def path(
-        self, limit: int, *, since: str | None = None, include_leave: bool = False, timeout: int | None = None
+        self,
+        limit: int,
+        *,
+        since: str | None = None,
+        include_leave: bool = False,
+        timeout: int | None = None,
     ) -> str:
         """That of a request; `timeout` in milliseconds."""
-        room: Json = {"timeline": {"limit": limit, "unread_thread_notifications": True}, "include_leave": include_leave}
+        room: Json = {
+            "timeline": {"limit": limit, "unread_thread_notifications": True},
+            "include_leave": include_leave,
+        }
         room["state"] = {"lazy_load_members": self.lazy}
         path = f"/_matrix/client/v3/sync?filter={quote(json.dumps({'room': room}))}"
         path += f"&use_state_after={'true' if self.state_after else 'false'}"
@@ -112,7 +127,9 @@ class SyncClient:
                 assert {key: known.state.get(key) for key in whole} == whole, room_id
             else:
                 assert known.state == whole, room_id
-            assert known.timeline == told.timeline[-len(known.timeline) :] if known.timeline else True, room_id
+            assert (
+                known.timeline == told.timeline[-len(known.timeline) :] if known.timeline else True
+            ), room_id
             if told.section == "join":
                 assert known.account_data == told.account_data, room_id
                 assert known.receipts == told.receipts
@@ -128,12 +145,18 @@ class SyncClient:
         """The state that the client has to have: who loads members lazily has some of them."""
         if not self.lazy:
             return told.state
-        return {key: event for key, event in told.state.items() if key[0] != "m.room.member" or key in known.state}
+        return {
+            key: event
+            for key, event in told.state.items()
+            if key[0] != "m.room.member" or key in known.state
+        }
 
     def _take(self, section: str, room_id: str, news: Json, former: str | None) -> None:
         known = self.rooms.get(room_id)
         if section in ("invite", "knock"):
-            room = self.rooms[room_id] = KnownRoom(section, stripped=news[f"{section}_state"]["events"])
+            room = self.rooms[room_id] = KnownRoom(
+                section, stripped=news[f"{section}_state"]["events"]
+            )
             assert any(event["state_key"] == self.user.user_id for event in room.stripped)
             return
         is_new = known is None or known.section != "join"
@@ -145,7 +168,9 @@ class SyncClient:
         changes = list(news["state_after" if self.state_after else "state"]["events"])
         if not self.state_after:
             changes += [event for event in timeline["events"] if "state_key" in event]
-        known.state.update(((event["type"], event["state_key"]), essence(event)) for event in changes)
+        known.state.update(
+            ((event["type"], event["state_key"]), essence(event)) for event in changes
+        )
         if timeline["limited"] and self.forks:
             known.timeline = []
         elif timeline["limited"] and not is_new and former is not None:
@@ -177,7 +202,9 @@ class SyncClient:
         """The events between, oldest first."""
         found: list[str] = []
         while True:
-            answer = self.user.get(f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit=3&from={start}&to={end}")
+            answer = self.user.get(
+                f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit=3&from={start}&to={end}"
+            )
             assert answer.status == 200, answer.body
             found += [event["event_id"] for event in answer.json["chunk"]]
             if "end" not in answer.json:

@@ -21,7 +21,9 @@ def sync_path(since: str | None = None, filter: Json | str | None = None, **more
     return f"{_V3}/sync?" + "&".join(f"{name}={quote(value)}" for name, value in query.items())
 
 
-def sync(user: User, since: str | None = None, filter: Json | str | None = None, **more: object) -> Json:
+def sync(
+    user: User, since: str | None = None, filter: Json | str | None = None, **more: object
+) -> Json:
     """What /sync answers at once."""
     answer = user.get(sync_path(since, filter, **more))
     assert answer.status == 200, answer.body
@@ -61,11 +63,18 @@ class Rooms:
         assert answer.status == 200, answer.body
 
     def say(
-        self, user: User, room_id: str, body: str = "hello", type: str = "m.room.message", more: Json | None = None
+        self,
+        user: User,
+        room_id: str,
+        body: str = "hello",
+        type: str = "m.room.message",
+        more: Json | None = None,
     ) -> str:
         return self.send(user, room_id, type, {"msgtype": "m.text", "body": body, **(more or {})})
 
-    def send(self, user: User, room_id: str, type: str, content: Json, txn: str | None = None) -> str:
+    def send(
+        self, user: User, room_id: str, type: str, content: Json, txn: str | None = None
+    ) -> str:
         answer = user.put(f"{_V3}/rooms/{room_id}/send/{type}/{txn or next(self._txn)}", content)
         assert answer.status == 200, answer.body
         return str(answer.json["event_id"])
@@ -80,13 +89,22 @@ class Rooms:
         assert answer.status == 200, answer.body
         return str(answer.json["event_id"])
 
-    def read(self, user: User, room_id: str, event_id: str, kind: str = "m.read", thread: str | None = None) -> None:
+    def read(
+        self,
+        user: User,
+        room_id: str,
+        event_id: str,
+        kind: str = "m.read",
+        thread: str | None = None,
+    ) -> None:
         body = {} if thread is None else {"thread_id": thread}
         answer = user.post(f"{_V3}/rooms/{room_id}/receipt/{kind}/{event_id}", body)
         assert answer.status == 200, answer.body
 
     def type(self, user: User, room_id: str, typing: bool = True) -> None:
-        answer = user.put(f"{_V3}/rooms/{room_id}/typing/{user.user_id}", {"typing": typing, "timeout": 10_000})
+        answer = user.put(
+            f"{_V3}/rooms/{room_id}/typing/{user.user_id}", {"typing": typing, "timeout": 10_000}
+        )
         assert answer.status == 200, answer.body
 
     def keep(self, user: User, type: str, content: Json, room_id: str | None = None) -> None:
@@ -102,7 +120,11 @@ def ids(room: Json) -> list[str]:
 
 def bodies(room: Json) -> list[str]:
     """The texts of a room's timeline."""
-    return [event["content"]["body"] for event in room["timeline"]["events"] if "body" in event["content"]]
+    return [
+        event["content"]["body"]
+        for event in room["timeline"]["events"]
+        if "body" in event["content"]
+    ]
 
 
 def keys(events: list[Json]) -> set[tuple[str, str]]:

@@ -4,7 +4,8 @@
     join(bob, room_id)
     event_id = say(bob, room_id, "salom")
 
-A call whose answer is not 200 fails the test; to see a refusal, ask the user directly (`alice.post(…)`).
+A call whose answer is not 200 fails the test; to see a refusal, ask the user directly
+(`alice.post(…)`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,9 @@ _txn_ids = (f"t{number}" for number in count())
 
 def room_path(room_id: str, *rest: str, **query: object) -> str:
     """The path of something in a room; `from_` is `from` in the query, None is left out."""
-    path = f"{V3}/rooms/{quote(room_id, safe='')}" + "".join("/" + quote(part, safe="") for part in rest)
+    path = f"{V3}/rooms/{quote(room_id, safe='')}" + "".join(
+        "/" + quote(part, safe="") for part in rest
+    )
     fields = {name.rstrip("_"): value for name, value in query.items() if value is not None}
     return f"{path}?{urlencode(fields)}" if fields else path
 
@@ -44,7 +47,9 @@ def create(user: User, **wish: Any) -> str:
     return str(ok(user.post(f"{V3}/createRoom", wish))["room_id"])
 
 
-def membership(user: User, room_id: str, action: str, target: User | None = None, **more: Any) -> Answer:
+def membership(
+    user: User, room_id: str, action: str, target: User | None = None, **more: Any
+) -> Answer:
     """Join, leave, invite, kick, ban, unban, forget."""
     body = {} if target is None else {"user_id": target.user_id}
     return user.post(room_path(room_id, action), {**body, **more})
@@ -62,25 +67,35 @@ def invite(user: User, room_id: str, target: User) -> None:
     ok(membership(user, room_id, "invite", target))
 
 
-def put_event(user: User, room_id: str, type_: str, content: Mapping[str, Any], txn_id: str | None = None) -> Answer:
+def put_event(
+    user: User, room_id: str, type_: str, content: Mapping[str, Any], txn_id: str | None = None
+) -> Answer:
     """Send an event that is no state."""
     return user.put(room_path(room_id, "send", type_, txn_id or next(_txn_ids)), content)
 
 
 def say(user: User, room_id: str, text: str) -> str:
     """A message; its event id."""
-    return str(ok(put_event(user, room_id, "m.room.message", {"msgtype": "m.text", "body": text}))["event_id"])
+    return str(
+        ok(put_event(user, room_id, "m.room.message", {"msgtype": "m.text", "body": text}))[
+            "event_id"
+        ]
+    )
 
 
 def redact(user: User, room_id: str, event_id: str, **body: Any) -> Answer:
     return user.put(room_path(room_id, "redact", event_id, next(_txn_ids)), body)
 
 
-def put_state(user: User, room_id: str, type_: str, content: Mapping[str, Any], key: str = "") -> Answer:
+def put_state(
+    user: User, room_id: str, type_: str, content: Mapping[str, Any], key: str = ""
+) -> Answer:
     return user.put(room_path(room_id, "state", type_, key), content)
 
 
-def set_state(user: User, room_id: str, type_: str, content: Mapping[str, Any], key: str = "") -> str:
+def set_state(
+    user: User, room_id: str, type_: str, content: Mapping[str, Any], key: str = ""
+) -> str:
     """Set a state entry; the event id."""
     return str(ok(put_state(user, room_id, type_, content, key))["event_id"])
 
@@ -93,7 +108,10 @@ def get_state(user: User, room_id: str, type_: str, key: str = "") -> Any:
 
 def whole_state(user: User, room_id: str) -> dict[tuple[str, str], Any]:
     """The whole state as (type, state key) → event."""
-    return {(event["type"], event["state_key"]): event for event in ok(user.get(room_path(room_id, "state")))}
+    return {
+        (event["type"], event["state_key"]): event
+        for event in ok(user.get(room_path(room_id, "state")))
+    }
 
 
 def messages(user: User, room_id: str, dir: str = "b", **query: object) -> Any:
@@ -103,7 +121,11 @@ def messages(user: User, room_id: str, dir: str = "b", **query: object) -> Any:
 
 def bodies(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """The texts of the messages among the events."""
-    return [event["content"]["body"] for event in events if event["type"] == "m.room.message" and event["content"]]
+    return [
+        event["content"]["body"]
+        for event in events
+        if event["type"] == "m.room.message" and event["content"]
+    ]
 
 
 def everything_said(user: User, room_id: str) -> list[str]:

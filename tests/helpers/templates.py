@@ -1,4 +1,5 @@
-"""Templates of pages and letters are compiled once in a run, not by each server that a test makes."""
+"""Templates of pages and letters are compiled once in a run, not by each server that a test
+makes."""
 
 from typing import Any
 
@@ -6,11 +7,14 @@ from jinja2 import Environment
 
 
 def compile_templates_once() -> None:
-    """From now on. What Jinja makes of a template follows from its text and from how the environment is set."""
+    """From now on. What Jinja makes of a template follows from its text and from how the
+    environment is set."""
     compile_anew = Environment.compile
     compiled: dict[tuple[object, ...], Any] = {}
 
-    def compile_once(self: Environment, source: Any, name: str | None = None, *further: Any, **options: Any) -> Any:
+    def compile_once(
+        self: Environment, source: Any, name: str | None = None, *further: Any, **options: Any
+    ) -> Any:
         escapes = self.autoescape(name) if callable(self.autoescape) else self.autoescape
         settings = (type(self), escapes, self.trim_blocks, self.lstrip_blocks)
         key = (*settings, source, name, *further, *options.items())

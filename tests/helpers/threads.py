@@ -9,7 +9,8 @@ T = TypeVar("T")
 
 
 class InlineThreads:
-    """Does the work at once, and counts it; or holds it back, until it is let go. `meanwhile`: what happens during the next piece."""
+    """Does the work at once, and counts it; or holds it back, until it is let go. `meanwhile`: what
+    happens during the next piece."""
 
     def __init__(self) -> None:
         self.runs = 0

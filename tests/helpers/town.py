@@ -1,4 +1,5 @@
-"""This server and Synapse, as processes that reach each other by TLS with an authority of the tests' own.
+"""This server and Synapse, as processes that reach each other by TLS with an authority of the
+tests' own.
 
     town = Town(tmp_path, python_of_synapse())
     ours, theirs = town.start_ours(), town.start_synapse()
@@ -6,7 +7,8 @@
     ours.gate.cut(); ours.gate.mend()     # the way of others to it
     ours.pass_time(); theirs.pass_time()  # it is `moved_clock.STEP` seconds later
 
-A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends all processes, by their ids.
+A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends all processes, by
+their ids.
 """
 
 import os
@@ -19,7 +21,7 @@ from typing import IO, Any
 import yaml
 
 from federation.protocol.signing import encode_base64
-from storage.database import DatabaseConfig, SQLiteConfig
+from storage.engine.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
 from tests.helpers.gate import Gate
 from tests.helpers.interop import Side, until
@@ -101,7 +103,8 @@ class Running(Side):
         self._process.wait()
 
     def pass_time(self) -> None:
-        """Let its clock jump on by `moved_clock.STEP` seconds. It goes back when the server is started again."""
+        """Let its clock jump on by `moved_clock.STEP` seconds. It goes back when the server is
+        started again."""
         os.kill(self.pid, signal.SIGUSR2)
 
     def end(self) -> None:
@@ -142,7 +145,11 @@ class Town:
                 "allow_public_rooms_over_federation": True,
                 **_NO_LIMITS,
                 "listeners": [
-                    {"port": client_port, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]},
+                    {
+                        "port": client_port,
+                        "bind_addresses": ["127.0.0.1"],
+                        "resources": [{"names": ["client"]}],
+                    },
                     {
                         "port": port,
                         "bind_addresses": ["127.0.0.1"],
@@ -155,7 +162,12 @@ class Town:
         )
         command = ["homeserver", "run", "-c", str(files.config)]
         return self._start(
-            Running(gate, client_port, folder, lambda file: start_program(MOVED_CLOCK, *command, output=file))
+            Running(
+                gate,
+                client_port,
+                folder,
+                lambda file: start_program(MOVED_CLOCK, *command, output=file),
+            )
         )
 
     def start_synapse(self, **further: Any) -> Running:
@@ -219,7 +231,9 @@ class Town:
         ]
 
         def spawn(file: IO[bytes]) -> subprocess.Popen[bytes]:
-            return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            return subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
 
         return self._start(Running(gate, client_port, folder, spawn))
 

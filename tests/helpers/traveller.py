@@ -1,8 +1,10 @@
-"""Somebody who goes between our server, which is in memory, and servers that really run, with the cookies of each.
+"""Somebody who goes between our server, which is in memory, and servers that really run, with the
+cookies of each.
 
 traveller = Traveller(server, "https://matrix.example.org/")
 traveller.go("https://matrix.example.org/_matrix/client/v3/login/sso/redirect?redirectUrl=…")
-traveller.send(login="alice", password="wonderland")   # the first form of the page, wherever that is
+traveller.send(login="alice", password="wonderland")   # the first form of the page, wherever that
+is
 """
 
 import time
@@ -14,8 +16,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urljoin
 from urllib.request import HTTPCookieProcessor, HTTPRedirectHandler, Request, build_opener
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
 from tests.helpers.browser import Browser, Page
 from tests.helpers.server import TestServer
 
@@ -56,10 +58,15 @@ class Traveller:
         return " ".join(" ".join(self.page.words).split())
 
     def go(self, url: str, fields: dict[str, str] | None = None) -> None:
-        """Go there, and wherever one is sent on to, until there is a page, or a client's address."""
+        """Go there, and wherever one is sent on to, until there is a page, or a client's
+        address."""
         for _ in range(MOST_STEPS):
             self.url = url
-            location = self._ask_home(url, fields) if url.startswith(self._base) else self._ask_outside(url, fields)
+            location = (
+                self._ask_home(url, fields)
+                if url.startswith(self._base)
+                else self._ask_outside(url, fields)
+            )
             if location is None:
                 return
             url, fields = urljoin(self.url, location), None
@@ -81,7 +88,8 @@ class Traveller:
         self.go(urljoin(self.url, form.action), filled)
 
     def _ask_home(self, url: str, fields: dict[str, str] | None) -> str | None:
-        # our server's clock goes on with that of those outside, whose answers it would take for made in the future
+        # our server's clock goes on with that of those outside, whose answers it would take for
+        # made in the future
         self._clock.advance(max(0.0, time.time() - self._clock.seconds()))
         path = "/" + url.removeprefix(self._base)
         answer = self.home.open(path) if fields is None else self.home.post(path, fields)

@@ -1,4 +1,5 @@
-"""A database whose work and whose answers come in any order that threads may bring about: which, is left to chance.
+"""A database whose work and whose answers come in any order that threads may bring about: which, is
+left to chance.
 
 turns = Turns()
 database = turns.open(config)
@@ -15,7 +16,7 @@ from random import Random
 
 from twisted.internet.defer import Deferred, succeed
 
-from storage.database import Database, PostgresConfig, SQLiteConfig
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from tests.helpers.databases import open_inline
 
 Job = Callable[[], None]

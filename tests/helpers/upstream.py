@@ -8,7 +8,12 @@ from tests.helpers.server import TestServer, User
 
 REDIRECT = "/_matrix/client/v3/login/sso/redirect"
 CLIENT = "https://client.example/done"
-ALICE = {"sub": "1", "preferred_username": "alice", "name": "Alice Liddell", "email": "Alice@Example.com"}
+ALICE = {
+    "sub": "1",
+    "preferred_username": "alice",
+    "name": "Alice Liddell",
+    "email": "Alice@Example.com",
+}
 
 
 def leave(browser: Browser, client: str = CLIENT) -> str:
@@ -30,6 +35,8 @@ def redeem(server: TestServer, browser: Browser, **further: str) -> User:
     """The client takes the token that the browser brings."""
     assert browser.status in (302, 303), browser.words
     token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
-    answer = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token, **further})
+    answer = server.post(
+        "/_matrix/client/v3/login", {"type": "m.login.token", "token": token, **further}
+    )
     assert answer.status == 200, answer.body
     return User(server, answer.json)

@@ -1,7 +1,8 @@
-"""Somebody with a real browser (Debian's Chromium), and the mail server that their letters come from.
+"""Somebody with a real browser (Debian's Chromium), and the mail server that their letters come
+from.
 
-axe looks at each page for what people with a screen reader or a keyboard would stumble over. With the environment variable
-`MAHALLA_SCREENSHOTS`, a folder gets a picture of each page.
+axe looks at each page for what people with a screen reader or a keyboard would stumble over. With
+the environment variable `MAHALLA_SCREENSHOTS`, a folder gets a picture of each page.
 """
 
 import os
@@ -65,7 +66,9 @@ class Visitor:
         folder = os.environ.get("MAHALLA_SCREENSHOTS")
         if folder:
             self._pictures += 1
-            self.page.screenshot(path=f"{folder}/{self.locale}-{self._pictures:02}.png", full_page=True)
+            self.page.screenshot(
+                path=f"{folder}/{self.locale}-{self._pictures:02}.png", full_page=True
+            )
         self.page.evaluate(AXE.read_text(encoding="utf-8"))
         found = self.page.evaluate("axe.run()")
         faults = [
@@ -89,8 +92,8 @@ class Visitor:
         self.press(f"button[value={decision}]")
 
     def go_back_to_app(self) -> str:
-        """Allow what an app asks; where the browser goes then. There is no app on this machine, so the page is left, which
-        would still be turning into one that says so."""
+        """Allow what an app asks; where the browser goes then. There is no app on this machine, so
+        the page is left, which would still be turning into one that says so."""
         self.look()
         with self.page.expect_request(f"{APP}**") as asked:
             self.page.click("button[value=allow]")

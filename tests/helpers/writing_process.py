@@ -15,8 +15,14 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 
-from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction, open_database
-from storage.streams import Change, Topic
+from storage.engine.database import (
+    Database,
+    PostgresConfig,
+    SQLiteConfig,
+    WriteTransaction,
+    open_database,
+)
+from storage.engine.streams import Change, Topic
 
 CALLERS = 20
 
@@ -42,7 +48,9 @@ def main() -> None:
     reactor = cast(ReactorBase, installed_reactor)
     database = open_database(config, reactor)
     for caller in range(CALLERS):
-        reactor.callWhenRunning(lambda caller=caller: Deferred.fromCoroutine(write_for_ever(database, caller)))
+        reactor.callWhenRunning(
+            lambda caller=caller: Deferred.fromCoroutine(write_for_ever(database, caller))
+        )
     reactor.run()
 
 

@@ -8,7 +8,7 @@ import pytest
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Client, FakeTokens, client_for
 from tests.helpers.object_store import RunningObjectStore, running_object_store
 from tests.helpers.scanned import PLUGIN, Place
@@ -74,4 +74,6 @@ def place(tmp_path: Path, sqlite_database: Database) -> Iterator[Place]:
 @pytest.fixture
 def held(place: Place) -> User:
     """Somebody on a server where a plug-in looks into files, and says what the test lets it say."""
-    return place.server(PLUGIN + "media_scanning: {time_limit: 50s, concurrency: 2}\n").register("alice")
+    return place.server(PLUGIN + "media_scanning: {time_limit: 50s, concurrency: 2}\n").register(
+        "alice"
+    )

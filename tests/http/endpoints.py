@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from federation.protocol.ids import RoomID, UserID
-from homeserver.http.answers import EMPTY, Empty, Response
-from storage.engine import DatabaseUnavailable
+from homeserver.http.responses import EMPTY, Empty, Response
+from storage.engine.interface import DatabaseUnavailable
 
 ROOMS = "/_matrix/client/v3/rooms/{room_id}"
 
@@ -52,7 +52,12 @@ class Answered(msgspec.Struct, frozen=True):
     colour: Colour
 
 
-@endpoint("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}", auth=Auth.USER, max_body=4096)
+@endpoint(
+    "PUT",
+    "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}",
+    auth=Auth.USER,
+    max_body=4096,
+)
 async def put_tag(
     bell: Bell,
     caller: Requester,
@@ -63,10 +68,18 @@ async def put_tag(
     body: Tag = Tag(),  # noqa: B008 - it is frozen
 ) -> Any:
     assert isinstance(bell, Bell)
-    return {"caller": caller.user_id, "user": user_id, "room": room_id, "tag": tag, "order": body.order}
+    return {
+        "caller": caller.user_id,
+        "user": user_id,
+        "room": room_id,
+        "tag": tag,
+        "order": body.order,
+    }
 
 
-@endpoint("GET", ROOMS + "/state/{event_type}/{state_key}", ROOMS + "/state/{event_type}", auth=Auth.NONE)
+@endpoint(
+    "GET", ROOMS + "/state/{event_type}/{state_key}", ROOMS + "/state/{event_type}", auth=Auth.NONE
+)
 async def get_state(*, room_id: RoomID, event_type: str, state_key: str = "") -> Any:
     return [room_id, event_type, state_key]
 
@@ -76,7 +89,12 @@ async def get_states(*, room_id: RoomID) -> Any:
     return [room_id]
 
 
-@endpoint("GET", "/_matrix/client/v3/search", "/_matrix/client/unstable/org.example/search", auth=Auth.NONE)
+@endpoint(
+    "GET",
+    "/_matrix/client/v3/search",
+    "/_matrix/client/unstable/org.example/search",
+    auth=Auth.NONE,
+)
 async def get_search(
     *,
     needed: str,
@@ -156,7 +174,9 @@ async def get_known_too(_caller: Requester, *, needed: str, limit: str = "") -> 
     return [needed, limit]
 
 
-@endpoint("POST", "/_matrix/client/v3/logout", auth=Auth.USER, while_locked=True, while_suspended=True)
+@endpoint(
+    "POST", "/_matrix/client/v3/logout", auth=Auth.USER, while_locked=True, while_suspended=True
+)
 async def post_logout(_caller: Requester) -> Empty:
     return EMPTY
 
@@ -183,7 +203,9 @@ async def get_big() -> Any:
 
 @endpoint("GET", "/page", auth=Auth.NONE)
 async def get_page() -> Response:
-    return Response(202, {"Content-Type": "text/html", "Cache-Control": "max-age=5", "X-Own": "1"}, b"<p>")
+    return Response(
+        202, {"Content-Type": "text/html", "Cache-Control": "max-age=5", "X-Own": "1"}, b"<p>"
+    )
 
 
 @endpoint("GET", "/fails/{how}", auth=Auth.NONE)

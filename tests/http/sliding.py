@@ -9,7 +9,9 @@ UNSTABLE = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 STABLE = "/_matrix/client/v4/sync"
 
 
-def a_list(*ranges: list[int], limit: int = 1, state: list[list[str]] | None = None, **filters: Any) -> dict[str, Any]:
+def a_list(
+    *ranges: list[int], limit: int = 1, state: list[list[str]] | None = None, **filters: Any
+) -> dict[str, Any]:
     """One list."""
     wanted: dict[str, Any] = {"timeline_limit": limit, "required_state": state or []}
     if ranges:
@@ -35,7 +37,9 @@ class SlidingClient:
 
     def wait(self) -> Pending:
         """A long poll."""
-        return self.user.start("POST", f"{self.path()}{'&' if self.pos else '?'}timeout=30000", self.body)
+        return self.user.start(
+            "POST", f"{self.path()}{'&' if self.pos else '?'}timeout=30000", self.body
+        )
 
     def path(self) -> str:
         return UNSTABLE if self.pos is None else f"{UNSTABLE}?pos={self.pos}"
@@ -51,13 +55,16 @@ def create(user: User, **content: Any) -> str:
 def say(user: User, room_id: str, text: str) -> str:
     """Send a message."""
     answer = user.put(
-        f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{text}", {"msgtype": "m.text", "body": text}
+        f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{text}",
+        {"msgtype": "m.text", "body": text},
     )
     assert answer.status == 200, answer.body
     return str(answer.json["event_id"])
 
 
-def put_state(user: User, room_id: str, type: str, content: dict[str, Any], state_key: str = "") -> None:
+def put_state(
+    user: User, room_id: str, type: str, content: dict[str, Any], state_key: str = ""
+) -> None:
     """Set an entry of the state."""
     answer = user.put(f"/_matrix/client/v3/rooms/{room_id}/state/{type}/{state_key}", content)
     assert answer.status == 200, answer.body
@@ -71,7 +78,11 @@ def act(user: User, room_id: str, action: str, **content: Any) -> None:
 
 def texts(room: dict[str, Any]) -> list[str]:
     """What was said."""
-    return [event["content"]["body"] for event in room.get("timeline", []) if event["type"] == "m.room.message"]
+    return [
+        event["content"]["body"]
+        for event in room.get("timeline", [])
+        if event["type"] == "m.room.message"
+    ]
 
 
 def state_of(room: dict[str, Any]) -> set[tuple[str, str]]:

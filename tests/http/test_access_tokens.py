@@ -12,12 +12,12 @@ from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.errors import MatrixError
-from homeserver.services import access_tokens
-from homeserver.services.access_tokens import AccessTokens
-from homeserver.services.secret_text import hash_token, is_damaged
-from homeserver.services.sessions import Lifetimes
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
-from storage.tokens import AccessTokenRow, TokenStore
+from homeserver.services.login import access_tokens
+from homeserver.services.login.access_tokens import AccessTokens
+from homeserver.services.login.sessions import Lifetimes
+from homeserver.services.tokens.secret_tokens import hash_token, is_damaged
+from storage.engine.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
+from storage.login.access_tokens import AccessTokenRow, TokenStore
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.databases import QueryCounter, open_inline
 
@@ -61,7 +61,12 @@ def test_damaged_tokens_cost_no_query(server: AccountsServer, counter: QueryCoun
     alice = server.register()
     counter.clear()
     other = "A" if alice.token[10] != "A" else "B"
-    for damaged in (alice.token[:-1], alice.token + "x", alice.token[:10] + other + alice.token[11:], "mha_"):
+    for damaged in (
+        alice.token[:-1],
+        alice.token + "x",
+        alice.token[:10] + other + alice.token[11:],
+        "mha_",
+    ):
         assert server.request("GET", "account/whoami", token=damaged).errcode == "M_UNKNOWN_TOKEN"
     assert not counter.queries
     assert not is_damaged(alice.token)
@@ -163,7 +168,9 @@ def test_whatever_happened_a_token_is_what_the_database_says(
     """However little is remembered, and whether it is trusted."""
     random = Random(seed)
     monkeypatch.setattr(access_tokens, "MOST_AT_HAND", random.choice([1, 2, 3, 100]))
-    server = AccountsServer(open_inline(sqlite), lifetimes=Lifetimes(refreshable_access_token=60_000))
+    server = AccountsServer(
+        open_inline(sqlite), lifetimes=Lifetimes(refreshable_access_token=60_000)
+    )
 
     def make(most_remembered: int) -> AccessTokens:
         stores = server.token_store, server.account_store, server.database.streams, server.last_seen
@@ -191,7 +198,9 @@ def test_whatever_happened_a_token_is_what_the_database_says(
                 known.append(session["access_token"])
                 to_renew.append(session["refresh_token"])
             case 2 if to_renew:
-                renewed = server.request("POST", "refresh", {"refresh_token": random.choice(to_renew)})
+                renewed = server.request(
+                    "POST", "refresh", {"refresh_token": random.choice(to_renew)}
+                )
                 if renewed.status == 200:
                     known.append(renewed.json["access_token"])
                     to_renew.append(renewed.json["refresh_token"])
@@ -246,7 +255,9 @@ async def test_a_renewed_token_that_ends_at_its_first_use_is_not_remembered(
 ) -> None:
     alice = server.register()
     first = server.login(refresh_token=True).json
-    token = server.request("POST", "refresh", {"refresh_token": first["refresh_token"]}).json["access_token"]
+    token = server.request("POST", "refresh", {"refresh_token": first["refresh_token"]}).json[
+        "access_token"
+    ]
     write = Database.write
 
     async def ends_meanwhile(self: Database, name: str, *args: Any) -> Any:
@@ -277,10 +288,14 @@ async def test_another_node_hears_of_it(database_config: SQLiteConfig | Postgres
 async def test_a_renewed_session_is_known_from_its_second_request_on(
     database_config: SQLiteConfig | PostgresConfig, counter: QueryCounter
 ) -> None:
-    server = AccountsServer(open_inline(database_config, counter), lifetimes=Lifetimes(refreshable_access_token=60_000))
+    server = AccountsServer(
+        open_inline(database_config, counter), lifetimes=Lifetimes(refreshable_access_token=60_000)
+    )
     server.register()
     first = server.login(refresh_token=True).json
-    token = server.request("POST", "refresh", {"refresh_token": first["refresh_token"]}).json["access_token"]
+    token = server.request("POST", "refresh", {"refresh_token": first["refresh_token"]}).json[
+        "access_token"
+    ]
     for _ in range(2):
         assert server.request("GET", "account/whoami", token=token).status == 200
     counter.clear()
@@ -299,7 +314,9 @@ def test_sightings_are_written_in_batches(server: AccountsServer, counter: Query
     assert counter.writes == {"set_sightings": 1}
 
 
-def test_that_the_disk_is_full_is_a_line_of_the_log(server: AccountsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_that_the_disk_is_full_is_a_line_of_the_log(
+    server: AccountsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def refuse(*_: object) -> None:
         raise DatabaseUnavailable("the disk is full\n")
 
@@ -309,7 +326,9 @@ def test_that_the_disk_is_full_is_a_line_of_the_log(server: AccountsServer, monk
     assert alice.is_signed_in()
     with capturedLogs() as told:
         server.clock.advance(30)
-    assert [formatEvent(each) for each in told] == ["could not write when devices were last seen: the disk is full"]
+    assert [formatEvent(each) for each in told] == [
+        "could not write when devices were last seen: the disk is full"
+    ]
     assert "log_failure" not in told[0]
     monkeypatch.undo()
     server.clock.advance(120)

@@ -7,7 +7,7 @@ import pytest
 from federation.protocol.endpoint import Limit
 from federation.protocol.ids import UserID
 from homeserver.http.rate_limits import Rate
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.server import TestServer
 
@@ -25,14 +25,23 @@ def test_a_password_is_changed_once_that_is_confirmed(server: AccountsServer) ->
     assert asked.json["flows"] == [{"stages": ["m.login.password"]}]
     session = asked.json["session"]
 
-    wrong = alice.post("account/password", {"new_password": "looking glass", "auth": alice.proof(session, "guess")})
+    wrong = alice.post(
+        "account/password", {"new_password": "looking glass", "auth": alice.proof(session, "guess")}
+    )
     assert (wrong.status, wrong.errcode) == (401, "M_FORBIDDEN")
     assert wrong.json["session"] == session
     assert wrong.json["completed"] == []
     unknown_stage = {"type": "m.login.dummy", "session": session}
-    assert alice.post("account/password", {"new_password": "looking glass", "auth": unknown_stage}).status == 401
+    assert (
+        alice.post(
+            "account/password", {"new_password": "looking glass", "auth": unknown_stage}
+        ).status
+        == 401
+    )
 
-    done = alice.post("account/password", {"new_password": "looking glass", "auth": alice.proof(session)})
+    done = alice.post(
+        "account/password", {"new_password": "looking glass", "auth": alice.proof(session)}
+    )
     assert (done.status, done.json) == (200, {})
     assert alice.is_signed_in()
     assert not other.is_signed_in()
@@ -40,7 +49,10 @@ def test_a_password_is_changed_once_that_is_confirmed(server: AccountsServer) ->
     assert server.login(password="looking glass").status == 200
     # The confirmation was good for once.
     alice.password = "looking glass"
-    assert alice.post("account/password", {"new_password": "x", "auth": {"session": session}}).status == 401
+    assert (
+        alice.post("account/password", {"new_password": "x", "auth": {"session": session}}).status
+        == 401
+    )
 
 
 def test_other_devices_may_stay_signed_in(server: AccountsServer) -> None:
@@ -55,8 +67,14 @@ def test_a_confirmation_is_good_for_its_operation_and_its_user(server: AccountsS
     alice, bob = server.register("alice"), server.register("bob", "builder")
     session = alice.post("account/password", {"new_password": "x"}).json["session"]
     # Another's password is no proof, nor is one's own for another's session.
-    assert alice.post("account/password", {"new_password": "x", "auth": bob.proof(session)}).status == 401
-    assert bob.post("account/password", {"new_password": "x", "auth": {"session": session}}).status == 401
+    assert (
+        alice.post("account/password", {"new_password": "x", "auth": bob.proof(session)}).status
+        == 401
+    )
+    assert (
+        bob.post("account/password", {"new_password": "x", "auth": {"session": session}}).status
+        == 401
+    )
     first = server.login(device_id="ONE").status, server.login(device_id="TWO").status
     assert first == (200, 200)
     session = alice.delete("devices/ONE").json["session"]
@@ -80,14 +98,22 @@ def test_a_confirmation_is_good_for_its_operation_and_its_user(server: AccountsS
 def test_malformed_proofs_are_refused(sqlite_database: Database, auth: object) -> None:
     alice = AccountsServer(sqlite_database).register()
     assert alice.post("account/password", {"new_password": "x", "auth": auth}).status in (400, 401)
-    assert alice.post("account/password", {"new_password": "x", "auth": "y"}).errcode == "M_BAD_JSON"
+    assert (
+        alice.post("account/password", {"new_password": "x", "auth": "y"}).errcode == "M_BAD_JSON"
+    )
 
 
 def test_guessing_while_confirming_is_limited(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 2)})
     alice = server.register()
-    answers = [alice.post("account/deactivate", {"auth": alice.proof(password="guess")}) for _ in range(3)]
-    assert [answer.errcode for answer in answers] == ["M_FORBIDDEN", "M_FORBIDDEN", "M_LIMIT_EXCEEDED"]
+    answers = [
+        alice.post("account/deactivate", {"auth": alice.proof(password="guess")}) for _ in range(3)
+    ]
+    assert [answer.errcode for answer in answers] == [
+        "M_FORBIDDEN",
+        "M_FORBIDDEN",
+        "M_LIMIT_EXCEEDED",
+    ]
     assert [answer.status for answer in answers] == [401, 401, 429]
     assert answers[-1].json["retry_after_ms"] > 0
     assert "retry-after" in answers[-1].headers
@@ -126,7 +152,10 @@ def test_nobody_elses_password_is_tried(sqlite_database: Database) -> None:
     before = server.threads.runs
     texts = set()
     for password in (bob.password, "guess"):
-        auth = {**alice.proof(password=password), "identifier": {"type": "m.id.user", "user": bob.id}}
+        auth = {
+            **alice.proof(password=password),
+            "identifier": {"type": "m.id.user", "user": bob.id},
+        }
         answer = alice.post("account/deactivate", {"auth": auth})
         assert (answer.status, answer.errcode) == (401, "M_FORBIDDEN")
         texts.add(answer.json["error"])
@@ -146,7 +175,10 @@ def test_deactivation(server: AccountsServer) -> None:
     assert server.rooms.left == [alice.id]
     assert not alice.is_signed_in()
     assert server.login().status == 403
-    assert server.request("POST", "register", {"username": "alice", "password": "x"}).errcode == "M_USER_IN_USE"
+    assert (
+        server.request("POST", "register", {"username": "alice", "password": "x"}).errcode
+        == "M_USER_IN_USE"
+    )
 
 
 async def test_an_erased_account_keeps_nothing(server: AccountsServer) -> None:
@@ -203,11 +235,18 @@ def test_devices(server: AccountsServer) -> None:
     server.login(device_id="LAPTOP", initial_device_display_name="Laptop")
     seen = {"last_seen_ts": 1_700_000_000_000, "last_seen_ip": "10.0.0.1"}
     assert alice.get("devices").json == {
-        "devices": [{"device_id": "LAPTOP", "display_name": "Laptop"}, {"device_id": "PHONE", **seen}]
+        "devices": [
+            {"device_id": "LAPTOP", "display_name": "Laptop"},
+            {"device_id": "PHONE", **seen},
+        ]
     }
     assert alice.put("devices/PHONE", {"display_name": "Phone"}).json == {}
     assert alice.put("devices/PHONE", {}).json == {}
-    assert alice.get("devices/PHONE").json == {"device_id": "PHONE", "display_name": "Phone", **seen}
+    assert alice.get("devices/PHONE").json == {
+        "device_id": "PHONE",
+        "display_name": "Phone",
+        **seen,
+    }
     for answer in (alice.get("devices/NONE"), alice.put("devices/NONE", {"display_name": "x"})):
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
     assert alice.put("devices/PHONE", {"display_name": "a\0b"}).errcode == "M_INVALID_PARAM"
@@ -220,7 +259,9 @@ def test_devices_are_removed_once_that_is_confirmed(server: AccountsServer) -> N
     assert alice.delete("devices/A", {"auth": alice.proof(session)}).json == {}
     assert [user.is_signed_in() for user in others] == [False, True, True]
     # One that is gone already is no error.
-    assert alice.post("delete_devices", {"devices": ["A", "B", "C"], "auth": alice.proof()}).json == {}
+    assert (
+        alice.post("delete_devices", {"devices": ["A", "B", "C"], "auth": alice.proof()}).json == {}
+    )
     assert [user.is_signed_in() for user in others] == [False, False, False]
     assert [device["device_id"] for device in alice.get("devices").json["devices"]] == ["PHONE"]
 
@@ -232,18 +273,27 @@ def test_devices_are_seen(server: AccountsServer) -> None:
     new = User(server, server.login(device_id="NEW").json, "")
     assert "last_seen_ts" not in alice.get("devices/NEW").json
     assert new.is_signed_in()
-    # who is asked at another device whether a new one is theirs need not wait until it is written in its time
+    # who is asked at another device whether a new one is theirs need not wait until it is written
+    # in its time
     seen = {"last_seen_ts": 1_700_000_007_000, "last_seen_ip": "10.0.0.1"}
     assert alice.get("devices/NEW").json == {"device_id": "NEW", **seen}
     server.clock.advance(31)
-    assert alice.get("devices").json == {"devices": [{"device_id": "NEW", **seen}, {"device_id": "PHONE", **seen}]}
+    assert alice.get("devices").json == {
+        "devices": [{"device_id": "NEW", **seen}, {"device_id": "PHONE", **seen}]
+    }
 
 
 @pytest.mark.parametrize("kept", ["", "user_ips_max_age: 60d\n", "user_ips_max_age: null\n"])
-def test_whence_a_device_came_is_kept_for_a_time(tmp_path: Path, sqlite_database: Database, kept: str) -> None:
+def test_whence_a_device_came_is_kept_for_a_time(
+    tmp_path: Path, sqlite_database: Database, kept: str
+) -> None:
     whole = TestServer(tmp_path, sqlite_database, kept)
     alice = whole.register("alice")
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     other = whole.post("/_matrix/client/v3/login", body).json
     path = f"/_matrix/client/v3/devices/{other['device_id']}"
     whole.get(path, token=other["access_token"])

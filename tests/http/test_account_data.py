@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User
 
 ROOM = "user/{me}/rooms/!room:example.org"
@@ -19,7 +19,9 @@ def alice(server: AccountsServer) -> User:
     return server.register()
 
 
-@pytest.mark.parametrize("where", ["user/{me}", ROOM, "user/{me}/rooms/!lFhlZ2gBnbvAUSVWTsv2pzDPtgwEUTzJ9mgDNoxqCXI"])
+@pytest.mark.parametrize(
+    "where", ["user/{me}", ROOM, "user/{me}/rooms/!lFhlZ2gBnbvAUSVWTsv2pzDPtgwEUTzJ9mgDNoxqCXI"]
+)
 def test_data_is_set_read_and_removed(alice: User, where: str) -> None:
     path = where + "/account_data/org.example.x"
     assert alice.get(path).errcode == "M_NOT_FOUND"
@@ -44,17 +46,32 @@ def test_what_the_server_keeps_cannot_be_set(alice: User, where: str, type_: str
 
 def test_requests_that_are_refused(server: AccountsServer, alice: User) -> None:
     bob = server.register("bob")
-    for path in ("account_data/x", "rooms/!r:example.org/account_data/x", "rooms/!r:example.org/tags"):
+    for path in (
+        "account_data/x",
+        "rooms/!r:example.org/account_data/x",
+        "rooms/!r:example.org/tags",
+    ):
         assert bob.get(f"user/{alice.id}/{path}").errcode == "M_FORBIDDEN"
-    for path in ("account_data/x", "rooms/!r:example.org/account_data/x", "rooms/!r:example.org/tags/x"):
+    for path in (
+        "account_data/x",
+        "rooms/!r:example.org/account_data/x",
+        "rooms/!r:example.org/tags/x",
+    ):
         assert bob.put(f"user/{alice.id}/{path}", {}).errcode == "M_FORBIDDEN"
         assert alice.put(f"user/{alice.id}/{path}", []).errcode == "M_BAD_JSON"
     assert bob.post(f"user/{alice.id}/filter", {}).errcode == "M_FORBIDDEN"
-    assert alice.put("user/{me}/rooms/@x:example.org/account_data/x", {}).errcode == "M_INVALID_PARAM"
+    assert (
+        alice.put("user/{me}/rooms/@x:example.org/account_data/x", {}).errcode == "M_INVALID_PARAM"
+    )
     assert alice.put("user/{me}/account_data/" + "x" * 256, {}).errcode == "M_INVALID_PARAM"
-    assert alice.put("user/{me}/account_data/x", {"a": "x" * (1024 * 1024)}).errcode == "M_TOO_LARGE"
+    assert (
+        alice.put("user/{me}/account_data/x", {"a": "x" * (1024 * 1024)}).errcode == "M_TOO_LARGE"
+    )
     broken = server.http.request(
-        "PUT", f"/_matrix/client/v3/user/{alice.id}/account_data/x", token=alice.token, body=b'{"a":}'
+        "PUT",
+        f"/_matrix/client/v3/user/{alice.id}/account_data/x",
+        token=alice.token,
+        body=b'{"a":}',
     )
     assert broken.errcode == "M_NOT_JSON"
 
@@ -78,7 +95,10 @@ def test_tags(alice: User) -> None:
 
 
 def test_filters(alice: User) -> None:
-    wanted = {"room": {"timeline": {"limit": 10}, "state": {"lazy_load_members": True}}, "event_fields": ["type"]}
+    wanted = {
+        "room": {"timeline": {"limit": 10}, "state": {"lazy_load_members": True}},
+        "event_fields": ["type"],
+    }
     first = alice.post("user/{me}/filter", wanted).json["filter_id"]
     assert isinstance(first, str)
     assert not first.startswith("{")
@@ -139,7 +159,13 @@ def test_odd_characters_in_paths_are_refused(alice: User, method: str, path: str
         ("register", {"username": "a\0b", "password": "x"}),
         ("register", {"password": "a\0b"}),
         ("register", {"device_id": "a\0b", "auth": {"type": "m.login.dummy"}}),
-        ("register", {"auth": {"type": "m.login.dummy", "session": "\0"}, "initial_device_display_name": "\0"}),
+        (
+            "register",
+            {
+                "auth": {"type": "m.login.dummy", "session": "\0"},
+                "initial_device_display_name": "\0",
+            },
+        ),
         ("login", {"type": "m.login.password", "user": "a\0b", "password": "a\0b"}),
         ("refresh", {"refresh_token": "\0"}),
         ("/_synapse/admin/v1/register", {"nonce": "\0", "mac": "\0"}),

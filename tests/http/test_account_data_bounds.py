@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, ok, refused, room_path, say
 
@@ -10,7 +10,11 @@ FULL = (403, "M_USER_LIMIT_EXCEEDED")
 
 
 def data_path(user: User, type_: str, room_id: str | None = None) -> str:
-    return f"{V3}/user/{user.user_id}/" + (f"rooms/{room_id}/" if room_id else "") + f"account_data/{type_}"
+    return (
+        f"{V3}/user/{user.user_id}/"
+        + (f"rooms/{room_id}/" if room_id else "")
+        + f"account_data/{type_}"
+    )
 
 
 def test_so_many_entries(tmp_path: Path, sqlite_database: Database) -> None:

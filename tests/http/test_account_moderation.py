@@ -29,7 +29,11 @@ def test_an_account_is_locked_and_unlocked(server: TestServer, alice: User, pref
     assert alice.put(path, {"locked": True}).json == {"locked": True}
     assert alice.get(path).json == {"locked": True}
     refused = bob.get("/_matrix/client/v3/account/whoami")
-    assert (refused.status, refused.errcode, refused.json["soft_logout"]) == (401, "M_USER_LOCKED", True)
+    assert (refused.status, refused.errcode, refused.json["soft_logout"]) == (
+        401,
+        "M_USER_LOCKED",
+        True,
+    )
     assert alice.put(path, {"locked": False}).status == 200
     assert bob.get("/_matrix/client/v3/account/whoami").status == 200
 
@@ -63,18 +67,27 @@ def test_who_may_not_be_moderated(server: TestServer, alice: User, action: str) 
     assert alice.put(f"{ADMIN}/{action}/@nobody:example.org", {}).errcode == "M_BAD_JSON"
 
 
-@pytest.mark.parametrize("user_id", ["@alice:example.org", "@nobody:example.org", "@bob:elsewhere.example"])
+@pytest.mark.parametrize(
+    "user_id", ["@alice:example.org", "@nobody:example.org", "@bob:elsewhere.example"]
+)
 def test_others_learn_nothing(server: TestServer, user_id: str) -> None:
     server.register("alice")
     bob = server.register("bob")
-    answers = [bob.get(f"{ADMIN}/lock/{user_id}"), bob.put(f"{ADMIN}/suspend/{user_id}", {"suspended": True})]
+    answers = [
+        bob.get(f"{ADMIN}/lock/{user_id}"),
+        bob.put(f"{ADMIN}/suspend/{user_id}", {"suspended": True}),
+    ]
     answers.append(bob.get(f"{WHOIS}/{user_id}"))
     assert [(answer.status, answer.errcode) for answer in answers] == [(403, "M_FORBIDDEN")] * 3
 
 
 def test_a_closed_account_is_not_found(server: TestServer, alice: User) -> None:
     bob = server.register("bob")
-    proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "bob"}, "password": "wonderland"}
+    proof = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "bob"},
+        "password": "wonderland",
+    }
     assert bob.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
     assert alice.get(f"{ADMIN}/lock/{bob.user_id}").errcode == "M_NOT_FOUND"
 
@@ -83,7 +96,10 @@ def test_administrators_are_told_that_they_can(server: TestServer, alice: User) 
     bob = server.register("bob")
     told = alice.get("/_matrix/client/v3/capabilities").json["capabilities"]
     assert told["m.account_moderation"] == {"suspend": True, "lock": True}
-    assert "m.account_moderation" not in bob.get("/_matrix/client/v3/capabilities").json["capabilities"]
+    assert (
+        "m.account_moderation"
+        not in bob.get("/_matrix/client/v3/capabilities").json["capabilities"]
+    )
 
 
 def test_whence_an_account_is_used(server: TestServer, alice: User) -> None:

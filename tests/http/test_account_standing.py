@@ -1,11 +1,12 @@
-"""What suspended and locked users may still do. spec: client-server-api#account-suspension, #account-locking"""
+"""What suspended and locked users may still do. spec: client-server-api#account-suspension,
+#account-locking"""
 
 from typing import Any
 
 import pytest
 
-from storage.accounts import AccountStore
-from storage.database import Database
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import (
@@ -36,12 +37,18 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-async def set_standing(database: Database, user: User, *, locked: bool = False, suspended: bool = False) -> None:
+async def set_standing(
+    database: Database, user: User, *, locked: bool = False, suspended: bool = False
+) -> None:
     store = AccountStore(database)
-    await database.write("set_flags", store.set_flags, user.user_id, locked=locked, suspended=suspended)
+    await database.write(
+        "set_flags", store.set_flags, user.user_id, locked=locked, suspended=suspended
+    )
 
 
-async def test_a_suspended_user_reads_and_leaves(sqlite_database: Database, alice: User, bob: User) -> None:
+async def test_a_suspended_user_reads_and_leaves(
+    sqlite_database: Database, alice: User, bob: User
+) -> None:
     room_id, other = create(alice, preset="public_chat"), create(alice, invite=[bob.user_id])
     join(bob, room_id)
     own, foreign = say(bob, room_id, "own"), say(alice, room_id, "foreign")
@@ -78,7 +85,9 @@ async def test_a_suspended_user_reads_and_leaves(sqlite_database: Database, alic
     ok(bob.post(f"{V3}/logout"))
 
 
-async def test_a_suspended_user_leaves_by_a_state_event(sqlite_database: Database, alice: User, bob: User) -> None:
+async def test_a_suspended_user_leaves_by_a_state_event(
+    sqlite_database: Database, alice: User, bob: User
+) -> None:
     """As some clients do, and declines an invite so; and does nothing else by one."""
     room_id, invited_to = create(alice, preset="public_chat"), create(alice, invite=[bob.user_id])
     join(bob, room_id)
@@ -99,12 +108,20 @@ async def test_a_suspended_user_leaves_by_a_state_event(sqlite_database: Databas
     ):
         assert refused(answer) == SUSPENDED
     for each in (room_id, invited_to):
-        ok(change(each, bob, {"membership": "leave", "reason": "so", "org.example": "what else they would say"}))
+        ok(
+            change(
+                each,
+                bob,
+                {"membership": "leave", "reason": "so", "org.example": "what else they would say"},
+            )
+        )
         content = ok(alice.get(room_path(each, "state", "m.room.member", bob.user_id)))
         assert content == {"membership": "leave", "reason": "so"}
 
 
-async def test_a_suspended_user_is_let_go_on_when_the_suspension_ends(sqlite_database: Database, alice: User) -> None:
+async def test_a_suspended_user_is_let_go_on_when_the_suspension_ends(
+    sqlite_database: Database, alice: User
+) -> None:
     room_id = create(alice)
     await set_standing(sqlite_database, alice, suspended=True)
     assert refused(put_event(alice, room_id, "m.room.message", {})) == SUSPENDED

@@ -1,4 +1,5 @@
-"""Accounts that are good for a time: what is refused after it, letters, and how they are renewed."""
+"""Accounts that are good for a time: what is refused after it, letters, and how they are
+renewed."""
 
 import re
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 import pytest
 
 from homeserver.config.load import ConfigError, load_config
-from storage.database import Database
-from storage.threepids import ThreepidRow
+from storage.engine.database import Database
+from storage.threepids.threepids import ThreepidRow
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import Program
@@ -40,14 +41,21 @@ def person(server: TestServer, name: str = "alice", *, address: bool = True) -> 
     user = server.register(name)
     if address:
         row = ThreepidRow("email", f"{name}@example.org", user.user_id, 1, 1)
-        server.run(server.app.database.write("address", server.app.mail.threepids.add_threepid, row))
+        server.run(
+            server.app.database.write("address", server.app.mail.threepids.add_threepid, row)
+        )
     assert server.run(server.app.accounts.renewals.do_give_ends(10)) == 1
     return user
 
 
 def login(server: TestServer, **further: Any) -> Answer:
     identifier = {"type": "m.id.user", "user": "alice"}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland", **further}
+    body = {
+        "type": "m.login.password",
+        "identifier": identifier,
+        "password": "wonderland",
+        **further,
+    }
     return server.post("/_matrix/client/v3/login", body)
 
 
@@ -66,7 +74,9 @@ def link_of(server: TestServer) -> str:
 def test_a_campus_renews_from_one_address(tmp_path: Path, sqlite_database: Database) -> None:
     # the usual limits; nobody asks for a letter
     server = TestServer(
-        tmp_path, sqlite_database, MAIL.replace("rc_3pid_validation: *unlimited\n", "rc_login: {}\n") + VALIDITY
+        tmp_path,
+        sqlite_database,
+        MAIL.replace("rc_3pid_validation: *unlimited\n", "rc_login: {}\n") + VALIDITY,
     )
     person(server)
     server.clock.advance(90 * DAY)
@@ -99,14 +109,19 @@ def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
     granted = Program(server, device_id="SECOND")
     granted.take(granted.exchange(granted.code(browser)))
     assert browser.open("/_mahalla/account").status == 200
-    password = server.run(server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None, era=0))
+    password = server.run(
+        server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None, era=0)
+    )
     server.clock.advance(60)
     assert login(server).errcode == EXPIRED
     assert login(server, password=password).errcode == EXPIRED
     assert login(server, type="m.login.token", token=token).errcode == EXPIRED
     assert program.exchange(code).json["error"] == "invalid_grant"
-    # so that the app does not forget the session that the account has again when it is renewed, and can ask for the letter
-    refreshed = server.post("/_matrix/client/v3/refresh", {"refresh_token": refreshable["refresh_token"]})
+    # so that the app does not forget the session that the account has again when it is renewed, and
+    # can ask for the letter
+    refreshed = server.post(
+        "/_matrix/client/v3/refresh", {"refresh_token": refreshable["refresh_token"]}
+    )
     for renewed in (granted.refresh(), refreshed):
         assert renewed.status == 200
         assert server.get(WHOAMI, token=renewed.json["access_token"]).errcode == EXPIRED
@@ -114,7 +129,10 @@ def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
     browser.open("/_mahalla/account")
     assert browser.path.startswith(SIGN_IN)
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert (browser.status, "The account was good until a day that is over" in browser.words) == (403, True)
+    assert (browser.status, "The account was good until a day that is over" in browser.words) == (
+        403,
+        True,
+    )
 
 
 def test_a_wrong_password_does_not_tell(server: TestServer) -> None:
@@ -198,7 +216,9 @@ def test_somebody_asks_for_the_letter(server: TestServer) -> None:
     assert alice.get(WHOAMI).status == 200
 
 
-@pytest.mark.parametrize("query", ["", "?token=", "?token=%00", "?token=wrong", "?token=" + "x" * 3000])
+@pytest.mark.parametrize(
+    "query", ["", "?token=", "?token=%00", "?token=wrong", "?token=" + "x" * 3000]
+)
 def test_made_up_links(server: TestServer, query: str) -> None:
     path = "/_matrix/client/unstable/account_validity/renew"
     browser = Browser(server)
@@ -211,29 +231,46 @@ def test_administrators_set_ends(server: TestServer) -> None:
     alice, root = person(server), person(server, "root")
     server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
     now = 1_700_000_000_000
-    body: dict[str, Any] = {"user_id": alice.user_id, "expiration_ts": now - 1, "enable_renewal_emails": False}
+    body: dict[str, Any] = {
+        "user_id": alice.user_id,
+        "expiration_ts": now - 1,
+        "enable_renewal_emails": False,
+    }
     assert alice.post(ADMIN, body).errcode == "M_FORBIDDEN"
     assert root.post(ADMIN, body).json == {"expiration_ts": now - 1}
     assert alice.get(WHOAMI).errcode == EXPIRED
     assert write_letters(server) == 0
-    assert root.post(ADMIN, {"user_id": alice.user_id}).json == {"expiration_ts": now + 100 * DAY * 1000}
+    assert root.post(ADMIN, {"user_id": alice.user_id}).json == {
+        "expiration_ts": now + 100 * DAY * 1000
+    }
     assert alice.get(WHOAMI).status == 200
     records = root.get(f"/_mahalla/admin/v1/users/{alice.user_id}/audit").json["records"]
     assert [each["by"] for each in records if each["event"] == "renewed"] == [root.user_id] * 2
-    for wrong in ({}, {"user_id": 1}, {**body, "expiration_ts": -1}, {**body, "expiration_ts": 2**60}):
+    for wrong in (
+        {},
+        {"user_id": 1},
+        {**body, "expiration_ts": -1},
+        {**body, "expiration_ts": 2**60},
+    ):
         assert root.post(ADMIN, wrong).status == 400
     for unknown in ("@nobody:example.org", "@alice:elsewhere.org", "\0", ""):
         assert root.post(ADMIN, {"user_id": unknown}).errcode == "M_NOT_FOUND"
 
 
-def test_those_who_were_there_before_end_on_different_days(tmp_path: Path, sqlite_database: Database) -> None:
+def test_those_who_were_there_before_end_on_different_days(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     before = TestServer(tmp_path, sqlite_database, MAIL)
     users = [before.register(f"person{number}").user_id for number in range(5)]
-    later = TestServer(tmp_path, sqlite_database, MAIL + VALIDITY, seed=2, now=1_700_000_000 + 30 * DAY)
+    later = TestServer(
+        tmp_path, sqlite_database, MAIL + VALIDITY, seed=2, now=1_700_000_000 + 30 * DAY
+    )
     renewals = later.app.accounts.renewals
     assert [later.run(renewals.do_give_ends(3)) for _ in range(3)] == [3, 2, 0]
     accounts = later.run(later.app.accounts.store.get_accounts(users))
-    ends = [((row.expires_ts or 0) / 1000 - later.clock.seconds()) / DAY for row in accounts.values()]
+    ends = [
+        ((row.expires_ts or 0) / 1000 - later.clock.seconds()) / DAY for row in accounts.values()
+    ]
     assert len({round(end) for end in ends}) > 1
     assert all(90 <= end <= 100 for end in ends)
 
@@ -270,7 +307,10 @@ def test_the_page_says_until_when(server: TestServer) -> None:
     ("text", "said"),
     [
         ("account_validity: {enabled: true}", "needs `period`"),
-        ("account_validity: {enabled: true, period: 10d, renew_at: 10d}", "must be less than `period`"),
+        (
+            "account_validity: {enabled: true, period: 10d, renew_at: 10d}",
+            "must be less than `period`",
+        ),
         ("account_validity: {enabled: true, period: 10d, renew_at: 1d}", "needs `email.smtp_host`"),
     ],
 )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.accounts import AccountStore
-from storage.database import Database
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, ok, redact, refused, say
 

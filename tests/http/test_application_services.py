@@ -1,4 +1,5 @@
-"""Application services: for whom they act, the accounts and devices that they make, and names that are theirs alone."""
+"""Application services: for whom they act, the accounts and devices that they make, and names that
+are theirs alone."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 
 from federation.protocol.errors import Exclusive
 from homeserver.config.load import ConfigError, load_config
-from homeserver.services.registration import Wish
-from storage.database import Database
+from homeserver.services.accounts.registration import Wish
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CONFIG as OPENID
@@ -49,14 +50,18 @@ BOT, GHOST = "@_irc_bot:example.org", "@_irc_bob:example.org"
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     (tmp_path / "xmpp.yaml").write_text(XMPP, encoding="utf-8")
-    return TestServer(tmp_path, sqlite_database, "app_service_config_files: [irc.yaml, xmpp.yaml]\n")
+    return TestServer(
+        tmp_path, sqlite_database, "app_service_config_files: [irc.yaml, xmpp.yaml]\n"
+    )
 
 
 def ask(server: TestServer, method: str, path: str, json: Any = None, token: str = TOKEN) -> Answer:
     return server.client.request(method, V3 + path, token=token, json=json)
 
 
-def register(server: TestServer, name: str = "_irc_bob", token: str = TOKEN, **further: Any) -> Answer:
+def register(
+    server: TestServer, name: str = "_irc_bob", token: str = TOKEN, **further: Any
+) -> Answer:
     return ask(server, "POST", "/register", {"type": TYPE, "username": name, **further}, token)
 
 
@@ -64,21 +69,38 @@ def test_it_acts_for_its_own_user_and_for_those_in_its_namespaces(server: TestSe
     assert ask(server, "GET", "/account/whoami").json["user_id"] == BOT
     missing = ask(server, "GET", f"/account/whoami?user_id={GHOST}")
     assert (missing.status, missing.errcode) == (403, "M_FORBIDDEN")
-    assert register(server, inhibit_login=True).json == {"user_id": GHOST, "home_server": "example.org"}
+    assert register(server, inhibit_login=True).json == {
+        "user_id": GHOST,
+        "home_server": "example.org",
+    }
     assert ask(server, "GET", f"/account/whoami?user_id={GHOST}").json["user_id"] == GHOST
     server.register("alice")
     server.register("carol")
     assert ask(server, "GET", "/account/whoami?user_id=@alice:example.org").status == 200
     assert ask(server, "GET", "/account/whoami?user_id=@carol:example.org").errcode == "M_FORBIDDEN"
-    assert ask(server, "GET", "/account/whoami?user_id=@carol:example.org", token=OTHER).status == 200
-    assert ask(server, "GET", f"/account/whoami?user_id={GHOST}", token=OTHER).errcode == "M_FORBIDDEN"
-    for odd in ("", "x", "%00", "@_irc_x%00:example.org", "@_irc_x:elsewhere.org", "%ED%A0%80", "@" + "y" * 300):
+    assert (
+        ask(server, "GET", "/account/whoami?user_id=@carol:example.org", token=OTHER).status == 200
+    )
+    assert (
+        ask(server, "GET", f"/account/whoami?user_id={GHOST}", token=OTHER).errcode == "M_FORBIDDEN"
+    )
+    for odd in (
+        "",
+        "x",
+        "%00",
+        "@_irc_x%00:example.org",
+        "@_irc_x:elsewhere.org",
+        "%ED%A0%80",
+        "@" + "y" * 300,
+    ):
         assert ask(server, "GET", f"/account/whoami?user_id={odd}").status in (400, 403)
 
 
 def test_it_writes_as_its_users(server: TestServer) -> None:
     register(server, inhibit_login=True)
-    room = ask(server, "POST", f"/createRoom?user_id={GHOST}", {"preset": "public_chat"}).json["room_id"]
+    room = ask(server, "POST", f"/createRoom?user_id={GHOST}", {"preset": "public_chat"}).json[
+        "room_id"
+    ]
     path = f"/rooms/{room}/send/m.room.message/t1?user_id={GHOST}&ts=1234"
     event_id = ask(server, "PUT", path, {"msgtype": "m.text", "body": "hi"}).json["event_id"]
     event = ask(server, "GET", f"/rooms/{room}/event/{event_id}?user_id={GHOST}").json
@@ -117,15 +139,24 @@ def test_it_signs_its_users_in(server: TestServer) -> None:
     wrong = login("_irc_bob", "made up")
     assert (wrong.status, wrong.errcode) == (403, "M_FORBIDDEN")
     assert login("_irc_bob", server.register("alice").token).errcode == "M_FORBIDDEN"
-    by_number = {"type": TYPE, "identifier": {"type": "m.id.phone", "country": "UZ", "phone": "901234567"}}
-    assert ask(server, "POST", "/login", by_number, OTHER).errcode == "M_EXCLUSIVE"  # its digits are nobody's name
-    assert server.post(f"{V3}/login", {"type": TYPE, "user": "_irc_bob"}).errcode == "M_MISSING_TOKEN"
+    by_number = {
+        "type": TYPE,
+        "identifier": {"type": "m.id.phone", "country": "UZ", "phone": "901234567"},
+    }
+    assert (
+        ask(server, "POST", "/login", by_number, OTHER).errcode == "M_EXCLUSIVE"
+    )  # its digits are nobody's name
+    assert (
+        server.post(f"{V3}/login", {"type": TYPE, "user": "_irc_bob"}).errcode == "M_MISSING_TOKEN"
+    )
     server.run(server.app.people.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
     assert login("_irc_bob").errcode == "M_USER_LOCKED"
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_its_token_may_come_in_the_address(tmp_path: Path, sqlite_database: Database, taken: bool) -> None:
+def test_its_token_may_come_in_the_address(
+    tmp_path: Path, sqlite_database: Database, taken: bool
+) -> None:
     """Where such tokens are taken at all. spec: client-server-api#using-access-tokens"""
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     config = f"app_service_config_files: [irc.yaml]\naccept_token_in_query: {str(taken).lower()}\n"
@@ -134,10 +165,14 @@ def test_its_token_may_come_in_the_address(tmp_path: Path, sqlite_database: Data
     made = server.post(f"{V3}/register?access_token={quote(TOKEN)}", body)
     assert made.status == (200 if taken else 401)
     login = {"type": TYPE, "identifier": {"type": "m.id.user", "user": GHOST}}
-    assert server.post(f"{V3}/login?access_token={quote(TOKEN)}", login).status == (200 if taken else 401)
+    assert server.post(f"{V3}/login?access_token={quote(TOKEN)}", login).status == (
+        200 if taken else 401
+    )
     if taken:
         assert server.post(f"{V3}/login?access_token=x", login).errcode == "M_FORBIDDEN"
-        both = server.client.request("POST", f"{V3}/login?access_token={quote(TOKEN)}", json=login, token="x")
+        both = server.client.request(
+            "POST", f"{V3}/login?access_token={quote(TOKEN)}", json=login, token="x"
+        )
         assert both.errcode == "M_FORBIDDEN"  # the header counts
 
 
@@ -160,29 +195,42 @@ def test_people_do_not_take_its_names(server: TestServer) -> None:
 async def test_administrators_do_not_take_them_either(server: TestServer) -> None:
     for name in ("_irc_eve", "_irc_bot"):
         with pytest.raises(Exclusive):
-            await server.app.accounts.registration.do_register_privileged(Wish(username=name, password="wonderland"))
+            await server.app.accounts.registration.do_register_privileged(
+                Wish(username=name, password="wonderland")
+            )
 
 
-def test_nor_do_those_who_have_such_a_name_elsewhere(tmp_path: Path, sqlite_database: Database) -> None:
+def test_nor_do_those_who_have_such_a_name_elsewhere(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
-    further = OPENID + TEMPLATES + "  allow_existing_users: true\napp_service_config_files: [irc.yaml]\n"
+    further = (
+        OPENID + TEMPLATES + "  allow_existing_users: true\napp_service_config_files: [irc.yaml]\n"
+    )
     provider = OpenIDProvider()
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     register(server, inhibit_login=True)
     browser = Browser(server)
     browser.open(f"{V3}/login/sso/redirect/oidc-town?redirectUrl=https://client.example/done")
-    browser.open(provider.sign_in(browser.location, sub="1", preferred_username="_irc_bob", name="Bob"))
+    browser.open(
+        provider.sign_in(browser.location, sub="1", preferred_username="_irc_bob", name="Bob")
+    )
     assert browser.status == 403
     assert "belongs to somebody else" in browser.words
 
 
-def test_its_users_are_called_what_they_are_called_there(tmp_path: Path, sqlite_database: Database) -> None:
+def test_its_users_are_called_what_they_are_called_there(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     further = 'app_service_config_files: [irc.yaml]\ndisplay_names: {forbidden: ["support.*"]}\n'
     server = TestServer(tmp_path, sqlite_database, further)
     register(server, inhibit_login=True)
     name = {"displayname": "Support (IRC)"}
-    assert server.register("dave").put(f"{V3}/profile/@dave:example.org/displayname", name).status == 403
+    assert (
+        server.register("dave").put(f"{V3}/profile/@dave:example.org/displayname", name).status
+        == 403
+    )
     assert ask(server, "PUT", f"/profile/{GHOST}/displayname?user_id={GHOST}", name).status == 200
 
 
@@ -236,7 +284,10 @@ def test_files_that_are_wrong(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     (tmp_path / "other.yaml").write_text(text, encoding="utf-8")
     path = tmp_path / "homeserver.yaml"
-    path.write_text("server_name: example.org\napp_service_config_files: [irc.yaml, other.yaml]\n", encoding="utf-8")
+    path.write_text(
+        "server_name: example.org\napp_service_config_files: [irc.yaml, other.yaml]\n",
+        encoding="utf-8",
+    )
     with pytest.raises(ConfigError, match=said):
         load_config([path], {})
 
@@ -244,9 +295,13 @@ def test_files_that_are_wrong(tmp_path: Path, text: str, said: str) -> None:
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     path = tmp_path / "homeserver.yaml"
-    path.write_text("server_name: example.org\napp_service_config_files: [irc.yaml]\n", encoding="utf-8")
+    path.write_text(
+        "server_name: example.org\napp_service_config_files: [irc.yaml]\n", encoding="utf-8"
+    )
     [notice] = load_config([path], {}).notices
     assert "no transactions are sent to them yet" in notice
-    path.write_text("server_name: example.org\napp_service_config_files: [none.yaml]\n", encoding="utf-8")
+    path.write_text(
+        "server_name: example.org\napp_service_config_files: [none.yaml]\n", encoding="utf-8"
+    )
     with pytest.raises(ConfigError, match=r"none\.yaml"):
         load_config([path], {})

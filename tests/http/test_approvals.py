@@ -8,9 +8,9 @@ from joserfc.jwk import OctKey
 
 from federation.protocol.ids import UserID
 from homeserver.config.load import ConfigError, load_config
-from homeserver.services.registration import Wish
-from storage.database import Database
-from storage.threepids import ThreepidRow, ThreepidStore
+from homeserver.services.accounts.registration import Wish
+from storage.engine.database import Database
+from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
@@ -51,7 +51,11 @@ def wait(server: TestServer, name: str = "alice") -> UserID:
 
 
 def sign_in(server: TestServer, name: str) -> User:
-    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": "wonderland"}
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": name},
+        "password": "wonderland",
+    }
     answer = server.post(LOGIN, login)
     assert answer.status == 200, answer.body
     return User(server, answer.json)
@@ -75,7 +79,11 @@ def test_nobody_gets_in_who_waits(server: TestServer) -> None:
         assert answer.json["approval_notice_medium"] == "m.none"
         assert "access_token" not in answer.json
     assert server.get(f"{REGISTER}/available?username=alice").errcode == "M_USER_IN_USE"
-    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     refused = server.post(LOGIN, login)
     assert (refused.status, refused.errcode) == (403, ERRCODE)
     assert server.post(LOGIN, {**login, "password": "wrong"}).errcode == "M_FORBIDDEN"
@@ -110,7 +118,9 @@ def test_who_is_not_in_the_directory_yet(tmp_path: Path, sqlite_database: Databa
     search = "/_matrix/client/v3/user_directory/search"
     assert bob.post(search, {"search_term": "alice"}).json["results"] == []
     server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
-    assert [each["user_id"] for each in bob.post(search, {"search_term": "alice"}).json["results"]] == [alice]
+    assert [
+        each["user_id"] for each in bob.post(search, {"search_term": "alice"}).json["results"]
+    ] == [alice]
 
 
 def test_administrators_make_accounts_that_do_not_wait(server: TestServer) -> None:
@@ -179,7 +189,9 @@ def test_letters(tmp_path: Path, sqlite_database: Database) -> None:
     browser = Browser(server, "uz")
     confirm(server, browser, "alice@example.com")
     server.relay.letters.clear()
-    browser.send("/_mahalla/register", name="alice", password="wonderland", password_again="wonderland")
+    browser.send(
+        "/_mahalla/register", name="alice", password="wonderland", password_again="wonderland"
+    )
     assert browser.status == 200
     assert "tasdiqlanganda sizga xat keladi" in browser.words.lower()
     [(to, told)] = server.relay.letters
@@ -199,18 +211,28 @@ def test_letters(tmp_path: Path, sqlite_database: Database) -> None:
     server.relay.letters.clear()
     refused = server.post(
         LOGIN,
-        {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"},
+        {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": "alice"},
+            "password": "wonderland",
+        },
     )
     assert refused.json["approval_notice_medium"] == "m.email"
-    assert server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
+    assert server.run(
+        server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
+    )
     [(to, letter)] = server.relay.letters
     assert to == "alice@example.com"
     assert "tasdiqlandi" in letter["Subject"]
-    assert not server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
+    assert not server.run(
+        server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
+    )
     assert len(server.relay.letters) == 1
 
 
-def test_an_address_that_no_letter_can_bear_hinders_nobody(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_address_that_no_letter_can_bear_hinders_nobody(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, MAIL)
     alice = wait(server)
     row = ThreepidRow("email", "alice..b@example.com", alice, 1, 1)
@@ -226,9 +248,9 @@ def test_first_rooms_are_joined_once_approved(tmp_path: Path, sqlite_database: D
     server = TestServer(tmp_path, sqlite_database, config)
     privileged(server, "root", is_admin=True)
     root = sign_in(server, "root")
-    room = root.post("/_matrix/client/v3/createRoom", {"preset": "public_chat", "room_alias_name": "all"}).json[
-        "room_id"
-    ]
+    room = root.post(
+        "/_matrix/client/v3/createRoom", {"preset": "public_chat", "room_alias_name": "all"}
+    ).json["room_id"]
     alice = wait(server)
     members = f"/_matrix/client/v3/rooms/{room}/joined_members"
     assert alice not in root.get(members).json["joined"]
@@ -240,13 +262,20 @@ def test_an_approval_is_withdrawn(server: TestServer) -> None:
     privileged(server, "alice")
     alice = sign_in(server, "alice")
     server.run(server.app.accounts.approvals.do_withdraw(alice.user_id, by=ROOT))
-    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     assert server.post(LOGIN, login).errcode == ERRCODE
-    assert [each.user_id for each in server.run(server.app.accounts.approvals.get_waiting(10))] == [alice.user_id]
+    assert [each.user_id for each in server.run(server.app.accounts.approvals.get_waiting(10))] == [
+        alice.user_id
+    ]
 
 
 @pytest.mark.parametrize(
-    "address", ["admin", "a..b@example.org", "a b@example.org", "@example.org", "a@", "ä@example.org", "a@b>"]
+    "address",
+    ["admin", "a..b@example.org", "a b@example.org", "@example.org", "a@", "ä@example.org", "a@b>"],
 )
 def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
     path = tmp_path / "homeserver.yaml"
@@ -274,16 +303,26 @@ def test_the_administration_api(server: TestServer) -> None:
     assert root.put(path, {"approved": True}).json == {"approved": True}
     assert sign_in(server, "alice").user_id == alice
     assert root.put(path, {"approved": False}).status == 200
-    assert [each["user_id"] for each in root.get("/_mahalla/admin/v1/approvals").json["waiting"]] == [alice]
+    assert [
+        each["user_id"] for each in root.get("/_mahalla/admin/v1/approvals").json["waiting"]
+    ] == [alice]
     assert (
-        root.put("/_mahalla/admin/v1/users/@nobody:example.org/approval", {"approved": True}).errcode == "M_NOT_FOUND"
+        root.put(
+            "/_mahalla/admin/v1/users/@nobody:example.org/approval", {"approved": True}
+        ).errcode
+        == "M_NOT_FOUND"
     )
     assert (
-        root.put("/_mahalla/admin/v1/users/@nobody:example.org/approval", {"approved": False}).errcode == "M_NOT_FOUND"
+        root.put(
+            "/_mahalla/admin/v1/users/@nobody:example.org/approval", {"approved": False}
+        ).errcode
+        == "M_NOT_FOUND"
     )
 
 
-def test_who_comes_with_a_token_of_elsewhere_waits_too(tmp_path: Path, sqlite_database: Database) -> None:
+def test_who_comes_with_a_token_of_elsewhere_waits_too(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     secret = "a secret of thirty-two bytes at least"
     config = f"{WAITS}jwt_config: {{enabled: true, secret: '{secret}', algorithm: HS256}}\n"
     server = TestServer(tmp_path, sqlite_database, config)

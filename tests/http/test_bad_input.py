@@ -1,8 +1,8 @@
 """Whatever is sent to whichever endpoint, it is answered, at once or in time, and never with a 500.
 
-The requests are made from the declarations: for each endpoint its paths, query parameters and the fields of its body,
-of which most are right and some are poison. What is sent follows from the endpoint's name alone, so a failure comes
-again.
+The requests are made from the declarations: for each endpoint its paths, query parameters and the
+fields of its body, of which most are right and some are poison. What is sent follows from the
+endpoint's name alone, so a failure comes again.
 """
 
 # mypy: allow-untyped-calls
@@ -27,8 +27,8 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
 from federation.protocol.endpoint import Auth, Endpoint, Names
-from homeserver.endpoints import SOURCES
-from storage.database import PostgresConfig, SQLiteConfig
+from homeserver.wiring.endpoints import SOURCES
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import PostgresTemplates, copy_sqlite, open_inline
 from tests.helpers.http import Answer, Pending
@@ -37,7 +37,8 @@ from tests.helpers.server import TestServer
 REQUESTS = 90
 """To each endpoint, on SQLite."""
 REQUESTS_ON_POSTGRESQL = 25
-"""It takes other things ill, such as a NUL or a number that is too large. These are other requests."""
+"""It takes other things ill, such as a NUL or a number that is too large. These are other
+requests."""
 LONGEST_WAIT = 3600.0
 """Seconds after which even a long-poll with a mad timeout has to be answered."""
 
@@ -54,11 +55,57 @@ SECRET = "tea"
 FURTHER_CONFIG = f"registration_shared_secret: {SECRET}\n"
 DEEP = 3000
 POISON = (
-    *("null", "true", "0", "-1", "1.5", "-0.0", "1e400", "1e-400", "9007199254740992", "9223372036854775808"),
-    *("-9223372036854775809", "18446744073709551616", "1" * 400, '""', '" "', '"\\u0000"', '"a\\u0000b"', '"\\ud800"'),
-    *('"\\udc00\\ud800"', '"\\uffff"', '"\U0001f600"', '"\U0010ffff"', f'"{"x" * 300}"', f'"{"y" * 20000}"'),
-    *('"../../etc/passwd"', '"%s%n"', '"\'; DROP TABLE events; --"', '"@:"', '"@a:b:c"', '"!"', '"$"', '"#"'),
-    *("[]", "{}", "[null]", "[[]]", '{"": ""}', '{"\\u0000": 1}', '{"\\ud800": 1}', '{"a": 1.5}', '["\\ud800"]'),
+    *(
+        "null",
+        "true",
+        "0",
+        "-1",
+        "1.5",
+        "-0.0",
+        "1e400",
+        "1e-400",
+        "9007199254740992",
+        "9223372036854775808",
+    ),
+    *(
+        "-9223372036854775809",
+        "18446744073709551616",
+        "1" * 400,
+        '""',
+        '" "',
+        '"\\u0000"',
+        '"a\\u0000b"',
+        '"\\ud800"',
+    ),
+    *(
+        '"\\udc00\\ud800"',
+        '"\\uffff"',
+        '"\U0001f600"',
+        '"\U0010ffff"',
+        f'"{"x" * 300}"',
+        f'"{"y" * 20000}"',
+    ),
+    *(
+        '"../../etc/passwd"',
+        '"%s%n"',
+        '"\'; DROP TABLE events; --"',
+        '"@:"',
+        '"@a:b:c"',
+        '"!"',
+        '"$"',
+        '"#"',
+    ),
+    *(
+        "[]",
+        "{}",
+        "[null]",
+        "[[]]",
+        '{"": ""}',
+        '{"\\u0000": 1}',
+        '{"\\ud800": 1}',
+        '{"a": 1.5}',
+        '["\\ud800"]',
+    ),
     *('{"a": 1e400}', f"[{'1,' * 500}1]", "[" * 100 + "]" * 100, "[" * DEEP + "]" * DEEP),
     *(
         '"@a\\u0000b:example.org"',
@@ -67,16 +114,61 @@ POISON = (
         '"mxc://example.org/a\\u0000b"',
         '"s1\\u0000"',
     ),
-    *('"t1_9223372036854775808"', '{"user_ids": ["\\u0000"]}', '{"rel_type": "m.thread", "event_id": "\\u0000"}'),
-    *('{"a":' * 90 + "1" + "}" * 90, '{"a":' * DEEP + "1" + "}" * DEEP, '{"a": 1, "a": 2}', '"2020-01-01"', "NaN"),
+    *(
+        '"t1_9223372036854775808"',
+        '{"user_ids": ["\\u0000"]}',
+        '{"rel_type": "m.thread", "event_id": "\\u0000"}',
+    ),
+    *(
+        '{"a":' * 90 + "1" + "}" * 90,
+        '{"a":' * DEEP + "1" + "}" * DEEP,
+        '{"a": 1, "a": 2}',
+        '"2020-01-01"',
+        "NaN",
+    ),
 )
 POISON_IN_PATHS = tuple(map(quote, POISON[:45]))
 BODIES = (
-    *(b"", b"null", b"[]", b'"x"', b"1", b"{", b"}", b"{}{}", b"\xff\xfe", b'{"a": "\xff"}', b"\xef\xbb\xbf{}", b"\0"),
-    *(b"{'a': 1}", b'{"a": NaN}', b"[" * DEEP, b'{"a":' * DEEP, b"a=1&b=2", b"{}" + b" " * 30000, b"<xml/>"),
+    *(
+        b"",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"1",
+        b"{",
+        b"}",
+        b"{}{}",
+        b"\xff\xfe",
+        b'{"a": "\xff"}',
+        b"\xef\xbb\xbf{}",
+        b"\0",
+    ),
+    *(
+        b"{'a': 1}",
+        b'{"a": NaN}',
+        b"[" * DEEP,
+        b'{"a":' * DEEP,
+        b"a=1&b=2",
+        b"{}" + b" " * 30000,
+        b"<xml/>",
+    ),
 )
 WORDS = (
-    *("%00", "%ff", "%ED%A0%80", "%F0%9F%98%80", "%", "%zz", "%2F", "%2e%2e", "..", "a" * 256, "b" * 5000, "%20", "-1"),
+    *(
+        "%00",
+        "%ff",
+        "%ED%A0%80",
+        "%F0%9F%98%80",
+        "%",
+        "%zz",
+        "%2F",
+        "%2e%2e",
+        "..",
+        "a" * 256,
+        "b" * 5000,
+        "%20",
+        "-1",
+    ),
     *(
         "%0D%0AX:1",
         "1e5",
@@ -89,7 +181,13 @@ WORDS = (
         "s1_2",
         "%3F",
     ),
-    *("%40a%00%3Aexample.org", "%21a%00%3Aexample.org", "%24a%00", "s1_9223372036854775808", "t9223372036854775808_1"),
+    *(
+        "%40a%00%3Aexample.org",
+        "%21a%00%3Aexample.org",
+        "%24a%00",
+        "s1_9223372036854775808",
+        "t9223372036854775808_1",
+    ),
     *(
         "%40",
         "%21",
@@ -114,7 +212,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def first_world(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> tuple[World, Path]:
+def first_world(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
+) -> tuple[World, Path]:
     """A world, and its database, which nobody has open: each endpoint begins with a copy of it."""
     folder = tmp_path_factory.mktemp("world")
     config = copy_sqlite(sqlite_template, folder)
@@ -138,7 +238,9 @@ def first_world_on_postgresql(
 
 @pytest.fixture
 def world_on_postgresql(
-    first_world_on_postgresql: tuple[World, PostgresConfig], tmp_path: Path, postgres_templates: PostgresTemplates
+    first_world_on_postgresql: tuple[World, PostgresConfig],
+    tmp_path: Path,
+    postgres_templates: PostgresTemplates,
 ) -> Iterator[World]:
     first, database = first_world_on_postgresql
     config = postgres_templates.create(like=database)
@@ -146,7 +248,9 @@ def world_on_postgresql(
     postgres_templates.drop(config)
 
 
-def copy_world(first: World, folder: Path, config: SQLiteConfig | PostgresConfig) -> Iterator[World]:
+def copy_world(
+    first: World, folder: Path, config: SQLiteConfig | PostgresConfig
+) -> Iterator[World]:
     """The same once more, on a copy of its database."""
     database = open_inline(config)
     yield replace(first, server=TestServer(folder, database, FURTHER_CONFIG, seed=2))
@@ -158,7 +262,9 @@ def make_world(folder: Path, config: SQLiteConfig | PostgresConfig) -> World:
     server = TestServer(folder, database, FURTHER_CONFIG)
     alice, bob, root = server.register("alice"), server.register("bob"), register_admin(server)
     guest = server.post("/_matrix/client/v3/register?kind=guest", {}).json
-    room = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat", "room_alias_name": "tea"}).json
+    room = alice.post(
+        "/_matrix/client/v3/createRoom", {"preset": "public_chat", "room_alias_name": "tea"}
+    ).json
     path = f"/_matrix/client/v3/rooms/{quote(room['room_id'])}"
     assert bob.post(path + "/join").status == 200
     event = alice.put(path + "/send/m.room.message/t0", {"msgtype": "m.text", "body": "tea?"}).json
@@ -181,13 +287,19 @@ def make_world(folder: Path, config: SQLiteConfig | PostgresConfig) -> World:
         "type": "m.login.password",
     }
     run_coroutine(database.close(), None)
-    return World(server, (alice.token, alice.token, bob.token, guest["access_token"], root, None, "x", "\xe9"), right)
+    return World(
+        server,
+        (alice.token, alice.token, bob.token, guest["access_token"], root, None, "x", "\xe9"),
+        right,
+    )
 
 
 def register_admin(server: TestServer) -> str:
     """The token of an administrator."""
     nonce = server.get("/_synapse/admin/v1/register").json["nonce"]
-    mac = hmac.new(SECRET.encode(), f"{nonce}\0root\0wonderland\0admin".encode(), "sha1").hexdigest()
+    mac = hmac.new(
+        SECRET.encode(), f"{nonce}\0root\0wonderland\0admin".encode(), "sha1"
+    ).hexdigest()
     body = {"nonce": nonce, "username": "root", "password": "wonderland", "admin": True, "mac": mac}
     return str(server.post("/_synapse/admin/v1/register", body).json["access_token"])
 
@@ -229,7 +341,9 @@ class Maker:
                 fields.append(f"{self.wire_name(name, hint)}={self.word(name, hint)}")
         if self.chance(0.1):
             fields.append(
-                self.random.choice(("%", "=", "&&", "a=%00", "a=%ff", "x=1&x=2", "access_token=x", "é", "q" * 3000))
+                self.random.choice(
+                    ("%", "=", "&&", "a=%00", "a=%ff", "x=1&x=2", "access_token=x", "é", "q" * 3000)
+                )
             )
         return path + "?" + "&".join(fields) if fields else path
 
@@ -271,11 +385,24 @@ class Maker:
                 fields.append(f'"org.example.more": {self.random.choice(POISON)}')
             return "{" + ", ".join(fields) + "}"
         if hint is dict or get_origin(hint) is dict or hint is msgspec.Raw:
-            names = ("body", "msgtype", "m.relates_to", "m.mentions", "membership", "users", "name", "timeline", "type")
+            names = (
+                "body",
+                "msgtype",
+                "m.relates_to",
+                "m.mentions",
+                "membership",
+                "users",
+                "name",
+                "timeline",
+                "type",
+            )
             count = self.random.choice((0, 1, 2, 3))
             return (
                 "{"
-                + ", ".join(f'"{self.random.choice(names)}": {self.random.choice(POISON)}' for _ in range(count))
+                + ", ".join(
+                    f'"{self.random.choice(names)}": {self.random.choice(POISON)}'
+                    for _ in range(count)
+                )
                 + "}"
             )
         return self.random.choice(POISON)
@@ -297,7 +424,10 @@ class Maker:
             inner = get_args(hint)[0]
             return (
                 "["
-                + ", ".join(self.value(name[:-1], inner, depth + 1) for _ in range(self.random.choice((0, 1, 3))))
+                + ", ".join(
+                    self.value(name[:-1], inner, depth + 1)
+                    for _ in range(self.random.choice((0, 1, 3)))
+                )
                 + "]"
             )
         if get_origin(hint) is Literal:
@@ -354,31 +484,43 @@ def check(answer: Answer, request: tuple[object, ...], bugs: list[str]) -> None:
             assert told["errcode"].startswith("M_"), request
             assert isinstance(told["error"], str), request
     elif answer.headers.get("content-type", "").startswith("text/html"):
-        assert answer.body.startswith(b"<!DOCTYPE html>"), request  # a page, which says in words what is wrong
+        assert answer.body.startswith(b"<!DOCTYPE html>"), (
+            request
+        )  # a page, which says in words what is wrong
     else:
         assert answer.status < 400, request
 
 
 each_endpoint = pytest.mark.parametrize(
-    ("name", "declaration"), ENDPOINTS, ids=[name.removeprefix("homeserver.") for name, _ in ENDPOINTS]
+    ("name", "declaration"),
+    ENDPOINTS,
+    ids=[name.removeprefix("homeserver.") for name, _ in ENDPOINTS],
 )
 
 
 @each_endpoint
-def test_bad_input_is_answered(name: str, declaration: Endpoint, world: World, bugs: list[str]) -> None:
+def test_bad_input_is_answered(
+    name: str, declaration: Endpoint, world: World, bugs: list[str]
+) -> None:
     maker = Maker(declaration, world, Random(name))
     seen = check_all(maker, bugs, REQUESTS)
     if declaration.auth is Auth.SERVER:
         assert 401 in seen, "no request is signed"
     elif "{" in declaration.paths[0] or maker.body is not None:
-        assert seen - {401, 404, 405, 429}, "every request was stopped at the door, which proves nothing"
+        assert seen - {401, 404, 405, 429}, (
+            "every request was stopped at the door, which proves nothing"
+        )
 
 
 @each_endpoint
 def test_bad_input_is_answered_on_postgresql(
     name: str, declaration: Endpoint, world_on_postgresql: World, bugs: list[str]
 ) -> None:
-    check_all(Maker(declaration, world_on_postgresql, Random(f"{name} on PostgreSQL")), bugs, REQUESTS_ON_POSTGRESQL)
+    check_all(
+        Maker(declaration, world_on_postgresql, Random(f"{name} on PostgreSQL")),
+        bugs,
+        REQUESTS_ON_POSTGRESQL,
+    )
 
 
 def check_all(maker: Maker, bugs: list[str], count: int) -> set[int]:
@@ -387,7 +529,9 @@ def check_all(maker: Maker, bugs: list[str], count: int) -> set[int]:
     seen = set()
     for _ in range(count):
         method = (
-            declaration.method if maker.chance(0.95) else random.choice(("GET", "PUT", "POST", "DELETE", "PATCH", "X"))
+            declaration.method
+            if maker.chance(0.95)
+            else random.choice(("GET", "PUT", "POST", "DELETE", "PATCH", "X"))
         )
         token = random.choice(world.tokens) if declaration.auth is not Auth.NONE else None
         request = (method, maker.path(), token, maker.payload())
@@ -398,11 +542,21 @@ def check_all(maker: Maker, bugs: list[str], count: int) -> set[int]:
 
 
 ELSEWHERE = (
-    *("/_matrix/client/v3/profile/@x:else.where", "/_matrix/client/v3/directory/room/%23x:else.where"),
-    *("/_matrix/client/v3/publicRooms?server=else.where", "/_matrix/client/v1/room_summary/%23x:else.where"),
-    *("/_matrix/client/v1/media/download/else.where/x", "/_matrix/client/v1/rooms/!x:else.where/hierarchy"),
+    *(
+        "/_matrix/client/v3/profile/@x:else.where",
+        "/_matrix/client/v3/directory/room/%23x:else.where",
+    ),
+    *(
+        "/_matrix/client/v3/publicRooms?server=else.where",
+        "/_matrix/client/v1/room_summary/%23x:else.where",
+    ),
+    *(
+        "/_matrix/client/v1/media/download/else.where/x",
+        "/_matrix/client/v1/rooms/!x:else.where/hierarchy",
+    ),
 )
-"""What another server is asked for, which is not to be had; asked twice, as what is remembered of it is answered too."""
+"""What another server is asked for, which is not to be had; asked twice, as what is remembered of
+it is answered too."""
 
 
 def test_nothing_of_a_request_stays_in_memory(world: World) -> None:
@@ -413,7 +567,9 @@ def test_nothing_of_a_request_stays_in_memory(world: World) -> None:
     for _, declaration in ENDPOINTS:
         if not any("logout" in path or "deactivate" in path for path in declaration.paths):
             maker = Maker(declaration, world, random)
-            requests += [(declaration.method, maker.path(), alice, maker.payload()) for _ in range(3)]
+            requests += [
+                (declaration.method, maker.path(), alice, maker.payload()) for _ in range(3)
+            ]
     channels = []
     for method, path, token, body in requests:
         pending = wait_for(world, world.server.client.start(method, path, token=token, body=body))

@@ -10,19 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from homeserver.commands.setup import obstacles
 from homeserver.config.colours import DARK, ENOUGH, LIGHT, contrast, for_dark, least_contrast
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.pages import LARGEST_LOGO
-from homeserver.openings import obstacles
-from homeserver.services.branding import COLOUR
-from storage.database import Database
+from homeserver.services.pages.branding import COLOUR
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.images import picture
 from tests.helpers.server import TestServer
 
-SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><script>alert(1)</script></svg>'
+SVG = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><script>alert(1)</script></svg>'
+)
 MAIL = "public_baseurl: https://matrix.example.org\nemail: {smtp_host: mail.example.org}\n"
-COLOURS = st.tuples(*[st.integers(0, 255)] * 3).map(lambda parts: "#" + "".join(f"{part:02x}" for part in parts))
+COLOURS = st.tuples(*[st.integers(0, 255)] * 3).map(
+    lambda parts: "#" + "".join(f"{part:02x}" for part in parts)
+)
 
 
 def problems_of(folder: Path, branding: str) -> str:
@@ -50,7 +54,9 @@ def test_a_page_with_everything(tmp_path: Path, sqlite_database: Database) -> No
         policy = browser.answer.headers["content-security-policy"]
         assert f"style-src 'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'" in policy
         assert "img-src 'self';" in policy
-    assert "<title>Sign in – Tea &lt;University&gt;</title>" in (browser.open("/_mahalla/sign_in").body.decode())
+    assert "<title>Sign in – Tea &lt;University&gt;</title>" in (
+        browser.open("/_mahalla/sign_in").body.decode()
+    )
     logo = server.get("/_mahalla/logo")
     assert (logo.status, logo.headers["content-type"]) == (200, "image/png")
     assert logo.body == picture(8, 8)
@@ -60,15 +66,24 @@ def test_a_page_with_everything(tmp_path: Path, sqlite_database: Database) -> No
     assert dark.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_logo_of_another_server_is_the_only_foreign_thing(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, "branding: {logo_url: 'https://www.example.org:8443/a.png?b=1'}\n")
+def test_a_logo_of_another_server_is_the_only_foreign_thing(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    server = TestServer(
+        tmp_path,
+        sqlite_database,
+        "branding: {logo_url: 'https://www.example.org:8443/a.png?b=1'}\n",
+    )
     browser = Browser(server)
     browser.open("/")
     policy = browser.answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "img-src 'self' https://www.example.org:8443;" in policy
     assert 'src="https://www.example.org:8443/a.png?b=1"' in browser.text
-    assert (server.get("/_mahalla/logo").status, server.get("/_mahalla/logo").errcode) == (404, "M_NOT_FOUND")
+    assert (server.get("/_mahalla/logo").status, server.get("/_mahalla/logo").errcode) == (
+        404,
+        "M_NOT_FOUND",
+    )
 
 
 def test_without_branding_pages_are_plain(tmp_path: Path, sqlite_database: Database) -> None:
@@ -138,7 +153,9 @@ def test_files_that_are_no_logo(tmp_path: Path) -> None:
 
 def test_contrasts() -> None:
     assert contrast("#000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # WCAG's well-known example
+    assert contrast("#777777", "#ffffff") == pytest.approx(
+        4.48, abs=0.01
+    )  # WCAG's well-known example
     css = files("homeserver.web").joinpath("templates/pages.css").read_text()
     light, dark = css.split("prefers-color-scheme: dark")[:2]
     assert f"--paper: {LIGHT.paper}" in light

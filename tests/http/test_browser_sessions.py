@@ -1,4 +1,5 @@
-"""Signing in to the server's own pages: the cookie, forms of others, where a page leads on to, what ends a session."""
+"""Signing in to the server's own pages: the cookie, forms of others, where a page leads on to, what
+ends a session."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +10,14 @@ from msgspec.structs import replace
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.ids import UserID
 from federation.protocol.signing import SigningKey
-from homeserver.services.browser_sessions import BrowserSession
-from homeserver.services.cookies import Cookies
-from homeserver.services.own_paths import own_path
-from homeserver.services.sign_in_choices import ProviderButton, SignInChoices
+from homeserver.services.login.browser_sessions import BrowserSession
+from homeserver.services.login.cookies import Cookies
+from homeserver.services.login.provider_buttons import ProviderButton, SignInChoices
+from homeserver.services.pages.local_paths import own_path
 from homeserver.web.forms import TOKEN_FIELD
 from homeserver.web.sign_in import SIGN_IN_PATH, SIGN_OUT_PATH, SignInPage, sign_in_link
-from storage.browser_sessions import BrowserSessionStore
-from storage.database import Database
+from storage.engine.database import Database
+from storage.login.browser_sessions import BrowserSessionStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
@@ -162,7 +163,9 @@ def test_a_session_that_was_there_before_is_not_taken_over(server: TestServer) -
     alice = Browser(server)
     alice.open(SIGN_IN_PATH)
     alice.cookies.update(laid)
-    cookie = server.run(server.app.pages.sessions.do_begin(UserID("@alice:example.org"), context_of(alice), 0))
+    cookie = server.run(
+        server.app.pages.sessions.do_begin(UserID("@alice:example.org"), context_of(alice), 0)
+    )
     assert cookie.partition("=")[2].partition(";")[0] != laid["mahalla_session"]
     assert signed_in(mallory) is None
 
@@ -183,7 +186,11 @@ def test_what_ends_a_session(server: TestServer, way: str) -> None:
 
 
 def _end(server: TestServer, alice: User, way: str) -> None:
-    proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    proof = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     match way:
         case "password":
             body = {"new_password": "looking glass", "auth": proof}
@@ -193,7 +200,9 @@ def _end(server: TestServer, alice: User, way: str) -> None:
         case "locked":
             server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
         case "deactivated":
-            assert alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
+            assert (
+                alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
+            )
         case _:
             server.clock.advance(24 * 3600)
 
@@ -221,7 +230,11 @@ class Ministry:
     """A service by which people sign in."""
 
     def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
-        return [ProviderButton("Ministry <of> Tea", f"/_mahalla/tea?next={next_path}", "/_mahalla/tea.png")]
+        return [
+            ProviderButton(
+                "Ministry <of> Tea", f"/_mahalla/tea?next={next_path}", "/_mahalla/tea.png"
+            )
+        ]
 
 
 def test_other_services_have_buttons(server: TestServer) -> None:
@@ -243,7 +256,10 @@ def test_other_services_have_buttons(server: TestServer) -> None:
 
 def test_requests_say_whether_they_are_secure_where_nothing_else_does() -> None:
     cookies = Cookies(None, KEY)
-    secure, plain = (RequestContext("1", "GET", b"/", "::1", {}, is_secure=is_secure) for is_secure in (True, False))
+    secure, plain = (
+        RequestContext("1", "GET", b"/", "::1", {}, is_secure=is_secure)
+        for is_secure in (True, False)
+    )
     assert cookies.make(secure, "a", "b" * 16).startswith("__Host-a=")
     assert cookies.find(sends(plain, cookies.make(plain, "b", "c" * 20)), "b") == "c" * 20
     assert cookies.find(sends(plain, cookies.make(secure, "b", "c" * 20)), "b") is None
@@ -266,9 +282,16 @@ def test_a_cookie_is_one_that_this_server_has_set() -> None:
         # the last character has two bits of nothing in it; they are compared too
         assert cookies.find(sends(PLAIN, f"{name}={changed}"), "a") is None, number
     said, _, signature = value.partition(".")
-    for forged in (said, f"{said}.", f".{signature}", f"{said}.{signature}=", f"{said}.{signature}{signature}"):
+    for forged in (
+        said,
+        f"{said}.",
+        f".{signature}",
+        f"{said}.{signature}=",
+        f"{said}.{signature}{signature}",
+    ):
         assert cookies.find(sends(PLAIN, f"a={forged}"), "a") is None, forged
-    # of another cookie, and of a server with another key: of this one before its key was replaced, too
+    # of another cookie, and of a server with another key: of this one before its key was replaced,
+    # too
     assert cookies.find(sends(PLAIN, f"c={value}"), "c") is None
     assert Cookies(None, SigningKey("a", b"l" * 32)).find(sends(PLAIN, header), "a") is None
     # what another host of the domain has laid beside it hides nothing

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.config.memory import Caches, Memory
 from homeserver.config.option import Size
-from storage.database import Database
+from homeserver.wiring.cache_sizes import CacheSizes
+from storage.engine.database import Database
 from tests.helpers.server import TestServer
 from tests.helpers.talk import create, everything_said, messages, redact, say
 
@@ -25,7 +25,9 @@ def test_one_factor_counts_for_all() -> None:
     assert CacheSizes(Memory(caches=Caches(global_factor=0.01))).rooms == 400
 
 
-def test_the_configuration_bounds_the_events_in_memory(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_configuration_bounds_the_events_in_memory(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "event_cache_size: 100\n")
     alice = server.register("alice")
     room_id = create(alice)
@@ -56,7 +58,15 @@ def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Databa
     alice = server.register("alice")
     say(alice, create(alice), "hello")
     text = server.get("/metrics").body.decode()
-    for cache in ("events", "rooms", "memberships", "timelines", "receipts", "account_data", "newest_pages"):
+    for cache in (
+        "events",
+        "rooms",
+        "memberships",
+        "timelines",
+        "receipts",
+        "account_data",
+        "newest_pages",
+    ):
         for line in (
             f'mahalla_cache_lookups_total{{cache="{cache}",outcome="hit"}}',
             f'mahalla_cache_lookups_total{{cache="{cache}",outcome="miss"}}',
@@ -67,5 +77,7 @@ def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Databa
     weight = server.app.rooms.events.weight
     assert 0 < weight <= len(server.app.rooms.events) * 8192
     assert f'mahalla_cache_bytes{{cache="events"}} {weight:.1f}' in text
-    hits = text.partition('mahalla_cache_lookups_total{cache="rooms",outcome="hit"} ')[2].partition("\n")[0]
+    hits = text.partition('mahalla_cache_lookups_total{cache="rooms",outcome="hit"} ')[2].partition(
+        "\n"
+    )[0]
     assert float(hits) > 0

@@ -7,9 +7,9 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
-from storage.database import Database
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG
@@ -28,7 +28,8 @@ WIDGET_SOURCES = "https://www.recaptcha.net/recaptcha/ https://www.gstatic.com/r
 
 
 class Riddler:
-    """Who makes the riddles: takes each right solution once. `answer` is said instead, or raised."""
+    """Who makes the riddles: takes each right solution once. `answer` is said instead, or
+    raised."""
 
     def __init__(self) -> None:
         self.right = {"solved"}
@@ -65,7 +66,9 @@ class Riddler:
         if solution in self.right:
             self.right.remove(solution)
             return WebAnswer(url, 200, {}, b'{"success": true, "hostname": "example.org"}')
-        return WebAnswer(url, 200, {}, b'{"success": false, "error-codes": ["invalid-input-response"]}')
+        return WebAnswer(
+            url, 200, {}, b'{"success": false, "error-codes": ["invalid-input-response"]}'
+        )
 
 
 @pytest.fixture
@@ -94,13 +97,17 @@ def test_an_app_shows_that_somebody_has_solved_it(guarded: TestServer, riddler: 
 
 
 @pytest.mark.parametrize("response", [None, "", 7, ["solved"]])
-def test_without_a_solution_nobody_is_asked(guarded: TestServer, riddler: Riddler, response: object) -> None:
+def test_without_a_solution_nobody_is_asked(
+    guarded: TestServer, riddler: Riddler, response: object
+) -> None:
     answer = solve(guarded, response)
     assert (answer.status, answer.errcode, riddler.asked) == (401, "M_CAPTCHA_NEEDED", [])
 
 
 @pytest.mark.parametrize("response", ["x" * 12_001, "s\u00f6lved"])
-def test_what_is_no_solution_goes_nowhere(guarded: TestServer, riddler: Riddler, response: str) -> None:
+def test_what_is_no_solution_goes_nowhere(
+    guarded: TestServer, riddler: Riddler, response: str
+) -> None:
     answer = solve(guarded, response)
     assert (answer.status, answer.errcode, riddler.asked) == (401, "M_CAPTCHA_INVALID", [])
 
@@ -119,7 +126,9 @@ def test_what_is_no_solution_goes_nowhere(guarded: TestServer, riddler: Riddler,
         b'{"success": false, "error-codes": ["invalid-input-secret"]}',
     ],
 )
-def test_while_nobody_says_so_nobody_passes(guarded: TestServer, riddler: Riddler, said: Any) -> None:
+def test_while_nobody_says_so_nobody_passes(
+    guarded: TestServer, riddler: Riddler, said: Any
+) -> None:
     riddler.answer = said
     answer = solve(guarded, "solved")
     assert (answer.status, answer.errcode) == (401, "M_UNKNOWN")
@@ -128,12 +137,16 @@ def test_while_nobody_says_so_nobody_passes(guarded: TestServer, riddler: Riddle
     assert solve(guarded, "solved", session=answer.json["session"]).status == 200
 
 
-def test_it_stands_beside_what_else_is_asked_for(tmp_path: Path, sqlite_database: Database, riddler: Riddler) -> None:
+def test_it_stands_beside_what_else_is_asked_for(
+    tmp_path: Path, sqlite_database: Database, riddler: Riddler
+) -> None:
     rules = "registration_requires_token: true\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + RIDDLES + rules, web=riddler)
     asked = server.post(REGISTER, {"username": "bob", "password": "builder"}).json
     assert asked["flows"] == [{"stages": ["m.login.registration_token", STAGE]}]
-    assert solve(server, "solved", session=asked["session"]).status == 401  # not yet, and the solution is not used up
+    assert (
+        solve(server, "solved", session=asked["session"]).status == 401
+    )  # not yet, and the solution is not used up
     assert riddler.asked == []
 
 
@@ -156,16 +169,30 @@ def test_the_fallback_page(guarded: TestServer) -> None:
     assert guarded.post(REGISTER, body).status == 200
 
 
-def test_the_fallback_page_is_for_registration_alone(guarded: TestServer, server: TestServer) -> None:
-    assert Browser(guarded).open(f"/_matrix/client/v3/auth/{STAGE}/fallback/web?session=unknown").status == 400
+def test_the_fallback_page_is_for_registration_alone(
+    guarded: TestServer, server: TestServer
+) -> None:
+    assert (
+        Browser(guarded)
+        .open(f"/_matrix/client/v3/auth/{STAGE}/fallback/web?session=unknown")
+        .status
+        == 400
+    )
     session = server.post(REGISTER, {"username": "bob", "password": "builder"}).json["session"]
-    assert Browser(server).open(f"/_matrix/client/v3/auth/{STAGE}/fallback/web?session={session}").status == 400
+    assert (
+        Browser(server)
+        .open(f"/_matrix/client/v3/auth/{STAGE}/fallback/web?session={session}")
+        .status
+        == 400
+    )
 
 
 def test_the_page_to_register(guarded: TestServer, riddler: Riddler) -> None:
     browser = Browser(guarded)
     browser.open(PAGE)
-    assert "frame-src https://www.recaptcha.net/" in browser.answer.headers["content-security-policy"]
+    assert (
+        "frame-src https://www.recaptcha.net/" in browser.answer.headers["content-security-policy"]
+    )
     chosen = {"name": "bob", "password": "builder", "password_again": "builder"}
     browser.send(**{**chosen, "password_again": "other", FIELD: "solved"})
     assert riddler.asked == []  # what can be seen without it is said first
@@ -184,11 +211,14 @@ def test_the_page_to_register(guarded: TestServer, riddler: Riddler) -> None:
 def test_a_token_for_one_account_is_good_until_there_is_one(
     tmp_path: Path, sqlite_database: Database, riddler: Riddler, later: str
 ) -> None:
-    rules = "registration_requires_token: true\nrc_registration: {per_second: 0.01, burst_count: 2}\n"
+    rules = (
+        "registration_requires_token: true\nrc_registration: {per_second: 0.01, burst_count: 2}\n"
+    )
     server = TestServer(tmp_path, sqlite_database, CONFIG + RIDDLES + rules, web=riddler)
     riddler.right |= {"solved too"}
     other, token = (
-        server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None)) for _ in range(2)
+        server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
+        for _ in range(2)
     )
     register_on_page(Browser(server), other, "carol", "solved too")
     browser = Browser(server)
@@ -202,7 +232,9 @@ def test_a_token_for_one_account_is_good_until_there_is_one(
             register_on_page(browser, token, "bob", "solved")
     server.clock.advance(600)
     assert browser.status != 200
-    register_on_page(browser, token, "bob", "solved" if later == "captcha" else "")  # what is solved stays so
+    register_on_page(
+        browser, token, "bob", "solved" if later == "captcha" else ""
+    )  # what is solved stays so
     assert browser.path == "/_mahalla/account", browser.words
     last = Browser(server)
     server.clock.advance(600)
@@ -214,7 +246,12 @@ def register_on_page(browser: Browser, token: str, name: str, solution: str) -> 
     """From where the browser is, or else from the beginning."""
     if not browser.path.startswith(PAGE):
         browser.open(PAGE)
-    fields = {"name": name, "password": "builder", "password_again": "builder", "registration_token": token}
+    fields = {
+        "name": name,
+        "password": "builder",
+        "password_again": "builder",
+        "registration_token": token,
+    }
     browser.send(PAGE, **fields, **{FIELD: solution})
 
 

@@ -14,7 +14,8 @@ from tests.helpers.server import TestServer, User
 
 
 class BusyReactor:
-    """A writer that commits at once; what it says to the reactor waits in a queue while that is busy."""
+    """A writer that commits at once; what it says to the reactor waits in a queue while that is
+    busy."""
 
     def __init__(self) -> None:
         self.is_busy = False
@@ -38,10 +39,14 @@ class BusyReactor:
             self._queue.popleft()()
 
 
-def test_a_list_has_the_changes_that_its_number_stands_for(tmp_path: Path, sqlite_template: Path) -> None:
+def test_a_list_has_the_changes_that_its_number_stands_for(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
     """Else a server would keep it under that number for good, and never encrypt for the device."""
     reactor = BusyReactor()
-    server = TestServer(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), writer=reactor))
+    server = TestServer(
+        tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), writer=reactor)
+    )
     bob = server.register("bob")
     upload(bob, device_keys=identity_keys(bob, 1)[1])
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": bob.user_id}}
@@ -54,7 +59,9 @@ def test_a_list_has_the_changes_that_its_number_stands_for(tmp_path: Path, sqlit
 
     before = read()
     reactor.is_busy = True
-    pending = second.start("POST", f"{V3}/keys/upload", {"device_keys": identity_keys(second, 2)[1]})
+    pending = second.start(
+        "POST", f"{V3}/keys/upload", {"device_keys": identity_keys(second, 2)[1]}
+    )
     during = read()
     reactor.turn()
     assert pending.answer.status == 200

@@ -1,4 +1,5 @@
-"""Terms of service: in a registration, for a new version, and what people cannot do before they agree."""
+"""Terms of service: in a registration, for a new version, and what people cannot do before they
+agree."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -6,10 +7,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from federation.protocol.ids import UserID
+from homeserver.commands.setup import obstacles
 from homeserver.config.load import ConfigError, load_config
-from homeserver.openings import obstacles
-from homeserver.services.policies import parse_text
-from storage.database import Database, PostgresConfig, SQLiteConfig
+from homeserver.services.terms.policies import parse_text
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.browser import Browser
 from tests.helpers.databases import QueryCounter, open_inline
@@ -63,7 +64,9 @@ def with_new_version(folder: Path, database: Database, text: str) -> TestServer:
 
 
 def signed_in_again(server: TestServer, user: User) -> User:
-    return User(server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id})
+    return User(
+        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+    )
 
 
 def consents(server: TestServer, user_id: str) -> list[tuple[str, str]]:
@@ -119,7 +122,10 @@ def test_a_new_version_is_asked_for_again(tmp_path: Path, sqlite_database: Datab
     assert link.startswith("https://matrix.example.org/_mahalla/consent?")
     assert refused.json["error"] == BLOCKED.replace("%(consent_uri)s", link)
     assert alice.post(ROOMS).errcode == "M_CONSENT_NOT_GIVEN"
-    assert alice.put(f"/_matrix/client/v3/rooms/{room}/state/m.room.topic", {"topic": "x"}).status == 403
+    assert (
+        alice.put(f"/_matrix/client/v3/rooms/{room}/state/m.room.topic", {"topic": "x"}).status
+        == 403
+    )
     # reading, keys of one's own devices, leaving and signing out do not wait for terms
     assert alice.get("/_matrix/client/v3/sync").status == 200
     assert alice.get(f"/_matrix/client/v3/rooms/{room}/messages?dir=b").status == 200
@@ -153,14 +159,18 @@ def _audit(server: TestServer, user_id: str) -> list[dict[str, str]]:
     return found
 
 
-def test_to_learn_of_a_token_takes_one_query(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> None:
+def test_to_learn_of_a_token_takes_one_query(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
+) -> None:
     counter = QueryCounter()
     database = open_inline(database_config, counter)
     alice = register(TestServer(tmp_path, database, policies()))
     for version, status in (("1.2", 200), ("1.3", 403)):
         server = with_new_version(tmp_path, database, policies(version))
         counter.clear()
-        assert signed_in_again(server, alice).post("/_matrix/client/v3/rooms/!none:example.org/leave").status in (
+        assert signed_in_again(server, alice).post(
+            "/_matrix/client/v3/rooms/!none:example.org/leave"
+        ).status in (
             403,
             404,
         )
@@ -172,7 +182,9 @@ def test_to_learn_of_a_token_takes_one_query(tmp_path: Path, database_config: SQ
 
 def test_links_are_for_one_user_and_one_version(tmp_path: Path, sqlite_database: Database) -> None:
     first = TestServer(tmp_path, sqlite_database, policies(at_registration=False))
-    session = first.post(REGISTER, {"username": "alice", "password": "wonderland", "auth": {"type": "m.login.dummy"}})
+    session = first.post(
+        REGISTER, {"username": "alice", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
+    )
     alice = User(first, session.json)
     refused = alice.post(ROOMS)
     assert refused.errcode == "M_CONSENT_NOT_GIVEN"
@@ -201,7 +213,9 @@ def test_links_are_for_one_user_and_one_version(tmp_path: Path, sqlite_database:
     assert signed_in_again(later, alice).post(ROOMS).status == 200
 
 
-def test_nothing_is_held_back_where_it_is_not_wanted(tmp_path: Path, sqlite_database: Database) -> None:
+def test_nothing_is_held_back_where_it_is_not_wanted(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, policies(blocked=False, at_registration=False))
     assert server.register("alice").post(ROOMS).status == 200
 
@@ -266,7 +280,9 @@ def test_apps_that_do_not_know_the_stage(server: TestServer) -> None:
     browser.send(None, **TICKS)
     assert browser.status == 200
     assert "window.onAuthDone" in browser.text
-    done = server.post(REGISTER, {"username": "alice", "password": "wonderland", "auth": {"session": session}})
+    done = server.post(
+        REGISTER, {"username": "alice", "password": "wonderland", "auth": {"session": session}}
+    )
     assert done.status == 200
     assert consents(server, "@alice:example.org") == [("privacy", "2"), ("terms", "1.2")]
     for wrong in ("x", "", "%00"):
@@ -281,14 +297,19 @@ def test_administrators_see_who_has_agreed(tmp_path: Path, sqlite_database: Data
     server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
     server.run(server.app.pages.consents.do_agree(alice.user_id, "127.0.0.1"))
     assert root.get("/_mahalla/admin/v1/policies").json == {
-        "policies": {"terms": {"version": "1.2", "agreed": 1}, "privacy": {"version": "2", "agreed": 1}}
+        "policies": {
+            "terms": {"version": "1.2", "agreed": 1},
+            "privacy": {"version": "2", "agreed": 1},
+        }
     }
     agreed = root.get("/_mahalla/admin/v1/policies/terms/users").json
     assert [user["user_id"] for user in agreed["users"]] == [alice.user_id]
     assert agreed["users"][0]["agreed_ts"] == 1_700_000_000_000
     others = root.get("/_mahalla/admin/v1/policies/terms/users?agreed=false&limit=1").json
     assert others["users"] == [{"user_id": bob.user_id, "agreed_ts": None}]
-    rest = root.get(f"/_mahalla/admin/v1/policies/terms/users?agreed=false&from={others['next']}").json
+    rest = root.get(
+        f"/_mahalla/admin/v1/policies/terms/users?agreed=false&from={others['next']}"
+    ).json
     assert [user["user_id"] for user in rest["users"]] == [root.user_id]
     assert root.get(f"/_mahalla/admin/v1/users/{bob.user_id}/consents").json == {
         "consents": [],
@@ -302,16 +323,31 @@ def test_administrators_see_who_has_agreed(tmp_path: Path, sqlite_database: Data
 @pytest.mark.parametrize(
     ("policies", "complaint"),
     [
-        ("{terms: {version: '1', documents: {}}}", "must name the document in one language at least"),
+        (
+            "{terms: {version: '1', documents: {}}}",
+            "must name the document in one language at least",
+        ),
         (
             "{terms: {version: '1 2', documents: {en: {name: T, url: 'https://a.example'}}}}",
             "must have 1 to 255 letters",
         ),
         ("{terms: {version: '1', documents: {en: {name: T}}}}", "either `url` or `path`"),
-        ("{terms: {version: '1', documents: {en: {name: T, url: 'javascript:1'}}}}", "must be an address of the web"),
-        ("{terms: {version: '1', documents: {'e n': {name: T, url: 'https://a.example'}}}}", "codes of languages"),
-        ("{'a b': {version: '1', documents: {en: {name: T, url: 'https://a.example'}}}}", "must have names of letters"),
-        ("{terms: {version: '1', documents: {en: {name: T, path: a.txt}}}}", "needs `public_baseurl`"),
+        (
+            "{terms: {version: '1', documents: {en: {name: T, url: 'javascript:1'}}}}",
+            "must be an address of the web",
+        ),
+        (
+            "{terms: {version: '1', documents: {'e n': {name: T, url: 'https://a.example'}}}}",
+            "codes of languages",
+        ),
+        (
+            "{'a b': {version: '1', documents: {en: {name: T, url: 'https://a.example'}}}}",
+            "must have names of letters",
+        ),
+        (
+            "{terms: {version: '1', documents: {en: {name: T, path: a.txt}}}}",
+            "needs `public_baseurl`",
+        ),
     ],
 )
 def test_what_cannot_be(tmp_path: Path, policies: str, complaint: str) -> None:
@@ -329,13 +365,18 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         f"server_name: example.org\npublic_baseurl: https://a.example\nuser_consent: {{policies: {documents}}}\n"
     )
     config = load_config([path], {}).config
-    assert any("user_consent.policies.terms" in line and "cannot be read" in line for line in obstacles(config))
+    assert any(
+        "user_consent.policies.terms" in line and "cannot be read" in line
+        for line in obstacles(config)
+    )
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
     assert any("is not text in UTF-8" in line for line in obstacles(config))
 
 
 def test_texts() -> None:
-    assert [(block.kind, block.lines) for block in parse_text("a\nb\n# c\n- d\ne\n\n- f\n#g\n")] == [
+    assert [
+        (block.kind, block.lines) for block in parse_text("a\nb\n# c\n- d\ne\n\n- f\n#g\n")
+    ] == [
         ("paragraph", ("a", "b")),
         ("heading", ("c",)),
         ("list", ("d e",)),

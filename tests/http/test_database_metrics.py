@@ -8,7 +8,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger
 
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.page import write_metrics_page
-from storage.database import Database, SQLiteConfig, Transaction, WriteTransaction
+from storage.engine.database import Database, SQLiteConfig, Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
 from tests.helpers.server import TestServer
 
@@ -47,7 +47,10 @@ def test_slow_transactions_are_logged() -> None:
     metrics.read_done("quick", 5.0, 0.1, 1)
     metrics.read_done("slow_read", 0.5, 0.25, 3)
     metrics.batch_done(4, 0, 0.5, 0.4)
-    assert [(event.get("name"), event["milliseconds"]) for event in events] == [("slow_read", 250.0), (None, 400.0)]
+    assert [(event.get("name"), event["milliseconds"]) for event in events] == [
+        ("slow_read", 250.0),
+        (None, 400.0),
+    ]
 
 
 def test_the_page_is_fresh() -> None:
@@ -55,7 +58,9 @@ def test_the_page_is_fresh() -> None:
     assert written == write_metrics_page(), "run `python -m homeserver metrics > docs/metrics.md`"
 
 
-async def test_a_database_that_is_away_is_no_bug(server: TestServer, sqlite_database: Database) -> None:
+async def test_a_database_that_is_away_is_no_bug(
+    server: TestServer, sqlite_database: Database
+) -> None:
     alice = server.register("alice")
     await sqlite_database.close()
     for answer in (

@@ -1,11 +1,21 @@
-"""Dehydrated devices (MSC3814): one a user, found by others as every device is, and read without losing anything."""
+"""Dehydrated devices (MSC3814): one a user, found by others as every device is, and read without
+losing anything."""
 
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.keys import V3, PersonalKey, claim, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.keys import (
+    V3,
+    PersonalKey,
+    claim,
+    cross_signing_key,
+    identity_keys,
+    query,
+    sync,
+    upload,
+)
 from tests.helpers.server import TestServer, User
 
 UNSTABLE = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
@@ -68,7 +78,10 @@ def bob(server: TestServer) -> User:
 
 
 def test_it_is_offered(alice: User) -> None:
-    assert alice.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc3814"] is True
+    assert (
+        alice.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc3814"]
+        is True
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -87,18 +100,28 @@ def test_what_is_put_is_got_and_deleted(alice: User, bob: User, path: str) -> No
 def test_others_find_it_with_all_its_keys(alice: User, bob: User) -> None:
     put(alice)
     found = query(bob, alice)["device_keys"][alice.user_id][DEVICE]
-    assert {name: value for name, value in found.items() if name != "unsigned"} == keys_of(alice, DEVICE)
+    assert {name: value for name, value in found.items() if name != "unsigned"} == keys_of(
+        alice, DEVICE
+    )
     assert DEVICE in {device["device_id"] for device in alice.get(f"{V3}/devices").json["devices"]}
     wish = {alice.user_id: {DEVICE: "signed_curve25519"}}
     given = [
-        list(bob.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"][alice.user_id][DEVICE])
+        list(
+            bob.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"][
+                alice.user_id
+            ][DEVICE]
+        )
         for _ in range(2)
     ]
     assert given == [["signed_curve25519:a"], ["signed_curve25519:f"]]
 
 
 def test_those_who_share_an_encrypted_room_are_told(alice: User, bob: User) -> None:
-    encryption = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    encryption = {
+        "type": "m.room.encryption",
+        "state_key": "",
+        "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+    }
     wish = {"preset": "public_chat", "initial_state": [encryption]}
     room_id = alice.post(f"{V3}/createRoom", wish).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}").status == 200
@@ -119,7 +142,9 @@ def test_another_takes_the_place_of_the_one_before(alice: User, bob: User) -> No
     answer = alice.get(events(DEVICE))
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     put(alice)
-    assert alice.get(events(DEVICE)).json == {"events": []}, "it is a new device, though of the old name"
+    assert alice.get(events(DEVICE)).json == {"events": []}, (
+        "it is a new device, though of the old name"
+    )
 
 
 def test_the_same_again_loses_nothing(alice: User, bob: User) -> None:
@@ -138,9 +163,14 @@ def test_another_of_the_same_id_begins_with_nothing(alice: User, bob: User) -> N
     send(bob, alice, DEVICE, range(3, 4))
     assert numbers(alice.get(events(DEVICE)).json) == [3]
     wish = {"one_time_keys": {alice.user_id: {DEVICE: "signed_curve25519"}}}
-    (given,) = bob.post(f"{V3}/keys/claim", wish).json["one_time_keys"][alice.user_id][DEVICE].values()
+    (given,) = (
+        bob.post(f"{V3}/keys/claim", wish).json["one_time_keys"][alice.user_id][DEVICE].values()
+    )
     assert given["key"] == "another", "of the old device's keys none is given out"
-    assert query(bob, alice)["device_keys"][alice.user_id][DEVICE]["keys"] == other["device_keys"]["keys"]
+    assert (
+        query(bob, alice)["device_keys"][alice.user_id][DEVICE]["keys"]
+        == other["device_keys"]["keys"]
+    )
 
 
 def test_messages_come_in_pages_and_stay(alice: User, bob: User) -> None:
@@ -182,7 +212,9 @@ def test_events_are_for_the_owner_of_the_device(alice: User, bob: User) -> None:
         assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), malformed
 
 
-def test_it_goes_with_all_sessions_and_when_devices_are_removed(server: TestServer, alice: User) -> None:
+def test_it_goes_with_all_sessions_and_when_devices_are_removed(
+    server: TestServer, alice: User
+) -> None:
     put(alice)
     answer = alice.delete(f"{V3}/devices/{quote(DEVICE, safe='')}", {})
     auth = {
@@ -199,7 +231,9 @@ def test_it_goes_with_all_sessions_and_when_devices_are_removed(server: TestServ
     assert again.get(PATH).status == 404
 
 
-def test_nobody_signs_in_on_it_and_it_is_no_device_that_is_signed_in(server: TestServer, alice: User) -> None:
+def test_nobody_signs_in_on_it_and_it_is_no_device_that_is_signed_in(
+    server: TestServer, alice: User
+) -> None:
     answer = alice.put(PATH, new_device(alice, alice.device_id))
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     put(alice)
@@ -222,7 +256,10 @@ def test_nobody_signs_in_on_it_and_it_is_no_device_that_is_signed_in(server: Tes
     [
         ({"device_keys": None}, "M_MISSING_PARAM"),
         ({"device_data": {}}, "M_INVALID_PARAM"),
-        ({"device_data": {"algorithm": "m.dehydration.v2", "device_pickle": "x" * 100_000}}, "M_INVALID_PARAM"),
+        (
+            {"device_data": {"algorithm": "m.dehydration.v2", "device_pickle": "x" * 100_000}},
+            "M_INVALID_PARAM",
+        ),
         ({"device_id": "other"}, "M_INVALID_PARAM"),
         ({"device_id": ""}, "M_INVALID_PARAM"),
         ({"one_time_keys": {"nameless": "x"}}, "M_INVALID_PARAM"),
@@ -237,7 +274,11 @@ def test_what_is_malformed_is_refused(alice: User, changed: dict[str, Any], errc
 
 def test_a_device_of_the_user_is_signed_in_beside_it(alice: User, bob: User) -> None:
     put(alice)
-    upload(alice, device_keys=identity_keys(alice)[1], one_time_keys={"signed_curve25519:z": {"key": "z"}})
+    upload(
+        alice,
+        device_keys=identity_keys(alice)[1],
+        one_time_keys={"signed_curve25519:z": {"key": "z"}},
+    )
     assert query(bob, alice)["device_keys"][alice.user_id].keys() == {DEVICE, alice.device_id}
     assert list(claim(bob, alice)) == ["signed_curve25519:z"]
     body = {"messages": {alice.user_id: {"*": {"n": 1}}}}

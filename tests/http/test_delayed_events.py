@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.delayed_events import LEASE_MS
-from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.delayed_events import DelayedEventStore
+from homeserver.services.rooms.delayed_events import LEASE_MS
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
+from storage.rooms.delayed_events import DelayedEventStore
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.http import Answer
 from tests.helpers.later import HeldExecutor
@@ -51,13 +51,20 @@ def wait(server: TestServer, seconds: float) -> None:
         server.clock.advance(0)
 
 
-def later(user: User, room_id: str, delay: object = 10_000, txn: str = "t", **content: Any) -> Answer:
+def later(
+    user: User, room_id: str, delay: object = 10_000, txn: str = "t", **content: Any
+) -> Answer:
     """Schedule a message as released clients do."""
     path = room_path(room_id, "send", "m.room.message", txn)
-    return user.put(f"{path}?org.matrix.msc4140.delay={delay}", content or {"msgtype": "m.text", "body": "later"})
+    return user.put(
+        f"{path}?org.matrix.msc4140.delay={delay}",
+        content or {"msgtype": "m.text", "body": "later"},
+    )
 
 
-def state_later(user: User, room_id: str, content: Json, key: str = "_device", delay: int = 10_000) -> Answer:
+def state_later(
+    user: User, room_id: str, content: Json, key: str = "_device", delay: int = 10_000
+) -> Answer:
     path = room_path(room_id, "state", CALL, key)
     return user.put(f"{path}?org.matrix.msc4140.delay={delay}", content)
 
@@ -77,7 +84,9 @@ def said(user: User, room_id: str) -> list[str]:
     return bodies(sync(user)["rooms"]["join"][room_id])
 
 
-def test_a_message_is_sent_when_its_time_has_come(server: TestServer, alice: User, room_id: str) -> None:
+def test_a_message_is_sent_when_its_time_has_come(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     delay_id = scheduled(later(alice, room_id))
     assert scheduled(later(alice, room_id)) == delay_id  # a retried request schedules nothing more
     other = scheduled(later(alice, room_id, txn="other"))
@@ -98,7 +107,9 @@ def test_a_message_is_sent_when_its_time_has_come(server: TestServer, alice: Use
     assert "delay_id" not in str(sync(bob))  # it is the sender's secret
 
 
-def test_a_client_that_falls_silent_leaves_its_call(server: TestServer, alice: User, room_id: str) -> None:
+def test_a_client_that_falls_silent_leaves_its_call(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     rooms.state(alice, room_id, CALL, {"in": "call"}, "_device")
     delay_id = scheduled(state_later(alice, room_id, {}))
     path = room_path(room_id, "state", CALL, "_device")
@@ -110,7 +121,9 @@ def test_a_client_that_falls_silent_leaves_its_call(server: TestServer, alice: U
     assert ok(alice.get(path)) == {"in": "call"}
     wait(server, 0.2)
     assert ok(alice.get(path)) == {}
-    assert refused(manage(server, delay_id, "restart")) == NOT_FOUND  # the client then schedules another
+    assert (
+        refused(manage(server, delay_id, "restart")) == NOT_FOUND
+    )  # the client then schedules another
     assert refused(manage(server, delay_id, "cancel")) == NOT_FOUND
     assert ok(manage(server, delay_id, "send")) == {}
 
@@ -142,9 +155,13 @@ def test_forms_of_managing(server: TestServer, alice: User, room_id: str) -> Non
     assert ok(server.post(path, {"action": "cancel"})) == {}
 
 
-def test_the_paths_that_the_proposal_wants_in_the_end(server: TestServer, alice: User, room_id: str) -> None:
+def test_the_paths_that_the_proposal_wants_in_the_end(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     body = {"delay_ms": 1000, "content": {"msgtype": "m.text", "body": "hello"}}
-    one = scheduled(alice.put(f"/_matrix/client/v3/rooms/{room_id}/delayed_event/m.room.message/t", body))
+    one = scheduled(
+        alice.put(f"/_matrix/client/v3/rooms/{room_id}/delayed_event/m.room.message/t", body)
+    )
     every = "/_matrix/client/v1/delayed_events"
     assert [event["delay_id"] for event in ok(alice.get(every))["scheduled"]] == [one]
     assert ok(alice.get(f"{every}/{one}"))["delay_id"] == one
@@ -154,7 +171,12 @@ def test_the_paths_that_the_proposal_wants_in_the_end(server: TestServer, alice:
     for _ in range(2):
         assert ok(server.post(f"{every}/{one}/cancel", {})) == {}
         assert ok(server.post(f"{every}/{two}/send", {})) == {}
-        for delay_id, action in ((one, "send"), (one, "restart"), (two, "cancel"), (two, "restart")):
+        for delay_id, action in (
+            (one, "send"),
+            (one, "restart"),
+            (two, "cancel"),
+            (two, "restart"),
+        ):
             assert refused(server.post(f"{every}/{delay_id}/{action}", {})) == (409, "M_UNKNOWN")
         assert refused(server.post(f"{every}/unknown/send", {})) == NOT_FOUND
     assert said(alice, room_id) == ["later"]
@@ -187,7 +209,11 @@ def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
     assert "state_key" not in listed["scheduled"][1]
     (outcome,) = listed["finalised"]
     assert outcome["delayed_event"]["delay_id"] == gone
-    assert (outcome["outcome"], outcome["reason"], outcome["origin_server_ts"]) == ("cancel", "action", now)
+    assert (outcome["outcome"], outcome["reason"], outcome["origin_server_ts"]) == (
+        "cancel",
+        "action",
+        now,
+    )
     assert set(ok(alice.get(f"{path}?status=scheduled"))) == {"scheduled", "delayed_events"}
     assert set(ok(alice.get(f"{path}?status=finalised"))) == {"finalised"}
     assert len(ok(alice.get(f"{path}?delay_id={late}&delay_id=x"))["scheduled"]) == 1
@@ -202,7 +228,11 @@ def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
     assert sent["finalised_ts"] == now + 6000
     assert sent["finalised"] == {"event_id": sent["event_id"], "finalised_ts": now + 6000}
     (latest, _) = ok(alice.get(f"{path}?status=finalised"))["finalised"]
-    assert (latest["outcome"], latest["reason"], latest["event_id"]) == ("send", "delay", sent["event_id"])
+    assert (latest["outcome"], latest["reason"], latest["event_id"]) == (
+        "send",
+        "delay",
+        sent["event_id"],
+    )
 
 
 @pytest.mark.parametrize("how", ["redacted", "too old", "purged"])
@@ -227,18 +257,24 @@ def test_what_is_gone_is_not_remembered_here(tmp_path: Path, database: Database,
         server.clock.advance(61)
         assert how != "purged" or purge(server) == 1
     assert contents() == [{}, {}]
-    kept = server.run(database.read("read", lambda txn: txn.query("SELECT content FROM delayed_events")))
+    kept = server.run(
+        database.read("read", lambda txn: txn.query("SELECT content FROM delayed_events"))
+    )
     assert [bytes(content) == b"{}" for (content,) in kept] == [how != "too old"]
 
 
-def test_what_may_not_be_sent_when_the_time_has_come(server: TestServer, alice: User, room_id: str) -> None:
+def test_what_may_not_be_sent_when_the_time_has_come(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     bob = server.register("bob")
     rooms.join(bob, room_id)
     by_hand = scheduled(later(bob, room_id, txn="1"))
     by_time = scheduled(later(bob, room_id, txn="2"))
     rooms.act(alice, room_id, "kick", bob)
     assert refused(manage(server, by_hand, "send")) == FORBIDDEN
-    assert ok(bob.get(f"{PREFIX}/delayed_events/{by_hand}")).get("finalised_ts") is None  # it may be allowed by then
+    assert (
+        ok(bob.get(f"{PREFIX}/delayed_events/{by_hand}")).get("finalised_ts") is None
+    )  # it may be allowed by then
     wait(server, 11)
     assert said(alice, room_id) == []
     for delay_id in (by_hand, by_time):
@@ -284,11 +320,18 @@ def test_bad_input(server: TestServer, alice: User, room_id: str) -> None:
     bob = server.register("bob")
     assert refused(later(bob, room_id)) == FORBIDDEN
     assert refused(later(bob, "!unknown:example.org"))[0] in (403, 404)
-    create_path = room_path(room_id, "state", "m.room.create", "") + "?org.matrix.msc4140.delay=1000"
+    create_path = (
+        room_path(room_id, "state", "m.room.create", "") + "?org.matrix.msc4140.delay=1000"
+    )
     assert refused(alice.put(create_path, {})) == FORBIDDEN
     assert refused(state_later(alice, room_id, {}, key="k" * 256)) == (400, "M_INVALID_PARAM")
     assert (
-        refused(alice.put(f"{room_path(room_id, 'send', 'm.x', 't')}?org.matrix.msc4140.delay=5&ts=5", {})) == FORBIDDEN
+        refused(
+            alice.put(
+                f"{room_path(room_id, 'send', 'm.x', 't')}?org.matrix.msc4140.delay=5&ts=5", {}
+            )
+        )
+        == FORBIDDEN
     )
     wait(server, 60)
     assert said(alice, room_id) == []
@@ -309,7 +352,9 @@ def test_a_user_schedules_so_many_at_once(server: TestServer, alice: User, room_
     scheduled(later(alice, room_id, txn="more"))
 
 
-def test_managing_is_limited_by_whose_event_it_is(tmp_path: Path, sqlite_database: Database) -> None:
+def test_managing_is_limited_by_whose_event_it_is(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     config = "rc_delayed_event_mgmt: {per_second: 1, burst_count: 3}\n"
     server = TestServer(tmp_path, sqlite_database, config)
     alice, bob = server.register("alice"), server.register("bob")
@@ -327,13 +372,23 @@ def test_it_can_be_switched_off(tmp_path: Path, sqlite_database: Database) -> No
     server = TestServer(tmp_path, sqlite_database, "max_event_delay_duration: null\n")
     alice = server.register("alice")
     assert refused(later(alice, rooms.create(alice))) == FORBIDDEN
-    assert "org.matrix.msc4140" not in ok(server.get("/_matrix/client/versions"))["unstable_features"]
-    assert "org.matrix.msc4140.delayed_events" not in ok(alice.get(f"{V3}/capabilities"))["capabilities"]
+    assert (
+        "org.matrix.msc4140" not in ok(server.get("/_matrix/client/versions"))["unstable_features"]
+    )
+    assert (
+        "org.matrix.msc4140.delayed_events"
+        not in ok(alice.get(f"{V3}/capabilities"))["capabilities"]
+    )
 
 
 def test_it_is_told(server: TestServer, alice: User) -> None:
-    assert ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc4140"] is True
-    limits = ok(alice.get(f"{V3}/capabilities"))["capabilities"]["org.matrix.msc4140.delayed_events"]
+    assert (
+        ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc4140"]
+        is True
+    )
+    limits = ok(alice.get(f"{V3}/capabilities"))["capabilities"][
+        "org.matrix.msc4140.delayed_events"
+    ]
     assert limits == {"max_delay_ms": 86_400_000, "max_scheduled": 100}
 
 
@@ -366,7 +421,9 @@ def test_a_restart_loses_nothing(tmp_path: Path, database: Database) -> None:
     wait(after, 10)
     assert said(alice, room_id) == ["first", "second", "third", "fourth"]
     events = sync(alice)["rooms"]["join"][room_id]["timeline"]["events"]
-    assert ["org.matrix.msc4140.delay_id" in event["unsigned"] for event in events][-4:] == [True] * 4
+    assert ["org.matrix.msc4140.delay_id" in event["unsigned"] for event in events][-4:] == [
+        True
+    ] * 4
 
 
 def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
@@ -406,7 +463,10 @@ def test_who_asks_while_it_is_being_sent_hears_what_becomes_of_it(
     writer.is_held = False
     writer.work_all()
     wait(server, 1)
-    answers = {action: [refused_or_ok(each.answer) for each in pending] for action, pending in asked.items()}
+    answers = {
+        action: [refused_or_ok(each.answer) for each in pending]
+        for action, pending in asked.items()
+    }
     conflict, done = (409, "M_UNKNOWN"), (200, None)
     if is_allowed:
         assert answers == {"send": [done] * 3, "cancel": [conflict] * 3, "restart": [conflict] * 3}
@@ -430,9 +490,15 @@ def test_who_waits_while_another_node_is_at_sending_it_writes_nothing(
     room_id = rooms.create(alice)
     delay_id = scheduled(later(alice, room_id))
     now = int(server.clock.seconds() * 1000)
-    server.run(database.write("take", DelayedEventStore(database).take_lease, delay_id, now, now + LEASE_MS))
+    server.run(
+        database.write(
+            "take", DelayedEventStore(database).take_lease, delay_id, now, now + LEASE_MS
+        )
+    )
     counter.clear()
-    asking = server.client.start("POST", f"/_matrix/client/v1/delayed_events/{delay_id}/{action}", json={})
+    asking = server.client.start(
+        "POST", f"/_matrix/client/v1/delayed_events/{delay_id}/{action}", json={}
+    )
     for _ in range(90):
         server.clock.advance(0.2)
     assert (asking.done, sum(counter.writes.values())) == (False, 0)

@@ -6,11 +6,20 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.gateway import set_pusher
 from tests.helpers.http import Answer
-from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
+from tests.helpers.keys import (
+    V3,
+    claim,
+    cross_signing_key,
+    identity_keys,
+    one_time_keys,
+    query,
+    sync,
+    upload,
+)
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
 from tests.helpers.server import START, TestServer, User
@@ -51,7 +60,13 @@ def delete_devices(user: User | str) -> str:
 
 def sign_in(server: TestServer, user: User, device_id: str | None = None, **further: Any) -> User:
     who = {"type": "m.id.user", "user": user.user_id}
-    body = {"type": "m.login.password", "identifier": who, "password": "wonderland", "device_id": device_id, **further}
+    body = {
+        "type": "m.login.password",
+        "identifier": who,
+        "password": "wonderland",
+        "device_id": device_id,
+        **further,
+    }
     answer = server.post(f"{V3}/login", body)
     assert answer.status == 200, answer.body
     return User(server, answer.json)
@@ -74,10 +89,17 @@ def ends(root: User, user: User) -> list[tuple[str, str | None, str | None]]:
     return [(each["device_id"], each["by"], each["address"]) for each in ended]
 
 
-def test_devices_are_listed_with_when_and_whence_they_were_seen(server: TestServer, root: User, alice: User) -> None:
+def test_devices_are_listed_with_when_and_whence_they_were_seen(
+    server: TestServer, root: User, alice: User
+) -> None:
     phone = sign_in(server, alice, "PHONE", initial_device_display_name="Phone")
     program = {"User-Agent": "App/1"}
-    assert server.client.request("GET", WHOAMI, token=phone.token, headers=program, ip="192.0.2.7").status == 200
+    assert (
+        server.client.request(
+            "GET", WHOAMI, token=phone.token, headers=program, ip="192.0.2.7"
+        ).status
+        == 200
+    )
     listed = root.get(devices(alice))
     seen = {
         "device_id": "PHONE",
@@ -92,16 +114,24 @@ def test_devices_are_listed_with_when_and_whence_they_were_seen(server: TestServ
     assert (listed.status, listed.json["total"]) == (200, 2)
     assert shown == sorted([seen, unseen], key=lambda device: str(device["device_id"]))
     assert root.get(devices(alice, "PHONE")).json == seen
-    assert server.client.request("GET", f"{USERS}/{alice.user_id}/devices", token=root.token).json == listed.json
+    assert (
+        server.client.request("GET", f"{USERS}/{alice.user_id}/devices", token=root.token).json
+        == listed.json
+    )
     assert outcome(root.get(devices(alice, "NONE"))) == (404, "M_NOT_FOUND")
 
 
 def test_the_dehydrated_device_is_marked(root: User, alice: User) -> None:
     assert "dehydrated" not in root.get(devices(alice)).json["devices"][0]
     put_dehydrated(alice)
-    marked = {device["device_id"]: device["dehydrated"] for device in root.get(devices(alice)).json["devices"]}
+    marked = {
+        device["device_id"]: device["dehydrated"]
+        for device in root.get(devices(alice)).json["devices"]
+    }
     assert marked == {alice.device_id: False, DEHYDRATED: True}
-    assert outcome(root.post(devices(alice), {"device_id": DEHYDRATED})) == (201, None), "it is there"
+    assert outcome(root.post(devices(alice), {"device_id": DEHYDRATED})) == (201, None), (
+        "it is there"
+    )
     assert root.delete(devices(alice, DEHYDRATED)).status == 200
     assert alice.get("/_matrix/client/v1/dehydrated_device").status == 404
     assert ids(root, alice) == [alice.device_id]
@@ -141,7 +171,9 @@ def test_a_device_that_is_there_stays_as_it_is(root: User, alice: User) -> None:
         ({"device_id": "a" * 256}, "M_INVALID_PARAM"),
     ],
 )
-def test_what_is_no_id_of_a_device_makes_none(root: User, alice: User, body: dict[str, Any], errcode: str) -> None:
+def test_what_is_no_id_of_a_device_makes_none(
+    root: User, alice: User, body: dict[str, Any], errcode: str
+) -> None:
     assert outcome(root.post(devices(alice), body)) == (400, errcode)
     assert ids(root, alice) == [alice.device_id]
 
@@ -184,7 +216,9 @@ def test_a_device_that_is_removed_is_signed_out_with_all_that_is_kept_for_it(
     room = alice.post(f"{V3}/createRoom", wish).json["room_id"]
     assert bob.post(f"{V3}/join/{room}").status == 200
     phone = sign_in(server, alice, "PHONE", refresh_token=True)
-    renewed = server.post(f"{V3}/login", {**_password(alice), "device_id": "TABLET", "refresh_token": True}).json
+    renewed = server.post(
+        f"{V3}/login", {**_password(alice), "device_id": "TABLET", "refresh_token": True}
+    ).json
     _, keys = identity_keys(phone)
     upload(phone, device_keys=keys, one_time_keys=one_time_keys("a"))
     assert set_pusher(phone).status == 200
@@ -194,14 +228,18 @@ def test_a_device_that_is_removed_is_signed_out_with_all_that_is_kept_for_it(
     since = sync(bob)["next_batch"]
 
     path = devices(alice, "PHONE")
-    removed = server.client.request("DELETE", path, token=root.token, json={"more": 1}, ip="192.0.2.1")
+    removed = server.client.request(
+        "DELETE", path, token=root.token, json={"more": 1}, ip="192.0.2.1"
+    )
     assert (removed.status, removed.json) == (200, {})
     assert outcome(phone.get(WHOAMI)) == ENDED
     assert sync(bob, since)["device_lists"]["changed"] == [alice.user_id]
     assert query(bob, alice)["device_keys"][alice.user_id] == {}
     assert claim(bob, phone) is None
     assert alice.get(f"{V3}/pushers").json == {"pushers": []}
-    assert sync(sign_in(server, alice, "PHONE"))["to_device"]["events"] == [], "what waited has gone with it"
+    assert sync(sign_in(server, alice, "PHONE"))["to_device"]["events"] == [], (
+        "what waited has gone with it"
+    )
     assert alice.get(WHOAMI).status == 200
 
     assert root.delete(devices(alice, "TABLET")).status == 200
@@ -216,7 +254,9 @@ def _password(user: User) -> dict[str, Any]:
     return {"type": "m.login.password", "identifier": who, "password": "wonderland"}
 
 
-def test_a_session_of_the_oauth_api_ends_with_its_device(server: TestServer, root: User, alice: User) -> None:
+def test_a_session_of_the_oauth_api_ends_with_its_device(
+    server: TestServer, root: User, alice: User
+) -> None:
     program = Program(server)
     session = program.sign_in(Browser(server))
     assert root.delete(devices(alice, session.device_id)).status == 200
@@ -236,13 +276,18 @@ def test_several_devices_are_removed(server: TestServer, root: User, alice: User
     assert [outcome(each.get(WHOAMI)) for each in (phone, alice)] == [ENDED, ENDED]
     assert kept.get(WHOAMI).status == 200
     gone = [device_id for device_id, _, _ in ends(root, alice)]
-    assert sorted(gone) == sorted([*named, "PHONE", alice.device_id]), "once each, and nothing of what never was"
+    assert sorted(gone) == sorted([*named, "PHONE", alice.device_id]), (
+        "once each, and nothing of what never was"
+    )
     assert root.post(delete_devices(alice), {"devices": wanted}).status == 200
     assert len(ends(root, alice)) == len(gone)
 
 
 def test_what_is_no_list_of_devices_removes_none(root: User, alice: User) -> None:
-    assert (root.post(delete_devices(alice), {"devices": []}).json, alice.get(WHOAMI).status) == ({}, 200)
+    assert (root.post(delete_devices(alice), {"devices": []}).json, alice.get(WHOAMI).status) == (
+        {},
+        200,
+    )
     for body, errcode in (
         ({}, "M_MISSING_PARAM"),
         ({"devices": None}, "M_BAD_JSON"),
@@ -257,7 +302,9 @@ def test_what_is_no_list_of_devices_removes_none(root: User, alice: User) -> Non
     assert alice.get(WHOAMI).status == 200
 
 
-def test_devices_of_one_user_are_not_those_of_another(server: TestServer, root: User, alice: User) -> None:
+def test_devices_of_one_user_are_not_those_of_another(
+    server: TestServer, root: User, alice: User
+) -> None:
     bob = sign_in(server, server.register("bob"), alice.device_id)
     assert root.delete(devices(bob, alice.device_id)).status == 200
     assert root.post(delete_devices(bob), {"devices": [root.device_id]}).status == 200
@@ -270,13 +317,21 @@ def test_an_administrators_own_device(server: TestServer, root: User) -> None:
     assert [outcome(each.get(WHOAMI))[0] for each in (root, other)] == [401, 200]
 
 
-def test_owners_are_not_told_whence_an_administrator_came(server: TestServer, root: User, alice: User) -> None:
+def test_owners_are_not_told_whence_an_administrator_came(
+    server: TestServer, root: User, alice: User
+) -> None:
     phone = sign_in(server, alice, "PHONE")
-    assert server.client.request("POST", f"{V3}/logout", token=phone.token, ip="198.51.100.2").status == 200
+    assert (
+        server.client.request("POST", f"{V3}/logout", token=phone.token, ip="198.51.100.2").status
+        == 200
+    )
     laptop = sign_in(server, alice, "LAPTOP")
     path = devices(alice, laptop.device_id)
     assert server.client.request("DELETE", path, token=root.token, ip="192.0.2.1").status == 200
-    assert ends(root, alice) == [("PHONE", None, "198.51.100.2"), ("LAPTOP", root.user_id, "192.0.2.1")]
+    assert ends(root, alice) == [
+        ("PHONE", None, "198.51.100.2"),
+        ("LAPTOP", root.user_id, "192.0.2.1"),
+    ]
     records = server.run(server.app.accounts.audit.get_records_for_owner(alice.user_id, 10))
     told = [(each.device_id, each.address) for each in records if each.event == "session_ended"]
     assert told == [("LAPTOP", None), ("PHONE", "198.51.100.2")]

@@ -1,8 +1,9 @@
 """Whose devices a client is told to ask for again, and whose to forget, held against a plain model.
 
-People join and leave rooms at random, encryption is turned on, devices change, the server is started anew, and remembers many
-changes or few; messages pile up for devices, so that answers end before now. A client that syncs now and then must be told of
-everyone of whom the model says that they changed, and of exactly those who left.
+People join and leave rooms at random, encryption is turned on, devices change, the server is
+started anew, and remembers many changes or few; messages pile up for devices, so that answers end
+before now. A client that syncs now and then must be told of everyone of whom the model says that
+they changed, and of exactly those who left.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from homeserver.services import recent_changes
+from homeserver.services.streams import recent_changes
 from homeserver.services.sync.devices import MESSAGES_AN_ANSWER
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.server import TestServer
@@ -50,7 +51,8 @@ class Town:
         self.people = [self.server.register(name) for name in NAMES]
         self.owner = self.server.register("owner")
         self.rooms = [
-            str(self.owner.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]) for _ in range(ROOMS)
+            str(self.owner.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"])
+            for _ in range(ROOMS)
         ]
         self.joined: set[tuple[int, int]] = set()
         self.encrypted: set[int] = set()
@@ -76,7 +78,11 @@ class Town:
     def sharing(self, who: int) -> set[str]:
         """Those with whom somebody shares an encrypted room, by the model."""
         rooms = {where for where in self.encrypted if (who, where) in self.joined}
-        others = {self.people[other].user_id for other, where in self.joined if where in rooms and other != who}
+        others = {
+            self.people[other].user_id
+            for other, where in self.joined
+            if where in rooms and other != who
+        }
         return others | ({self.owner.user_id} if rooms else set())
 
     def check(self, who: int) -> None:
@@ -99,12 +105,17 @@ class Town:
         self.is_whole[who] = True
 
     def look(self, who: int) -> tuple[Any, bool]:
-        """One answer: what it says, and whether it ends now. The client keeps to it, and asks for keys at once."""
+        """One answer: what it says, and whether it ends now. The client keeps to it, and asks for
+        keys at once."""
         answer = self._sync(who, self.since[who])
         lists = answer["device_lists"]
         changed, left = set(lists["changed"]), set(lists["left"])
         assert not changed & left
-        changes = self.people[who].get(f"{V3}/keys/changes?from={self.since[who]}&to={answer['next_batch']}").json
+        changes = (
+            self.people[who]
+            .get(f"{V3}/keys/changes?from={self.since[who]}&to={answer['next_batch']}")
+            .json
+        )
         assert changes == lists
         self.known[who] = (self.known[who] | changed - {self.people[who].user_id}) - left
         self.devices[who] -= changed | left
@@ -131,7 +142,9 @@ class Town:
         self.joined.discard((who, where))
 
     def _do_kick(self, who: int, where: int) -> None:
-        self.owner.post(f"{V3}/rooms/{self.rooms[where]}/kick", {"user_id": self.people[who].user_id})
+        self.owner.post(
+            f"{V3}/rooms/{self.rooms[where]}/kick", {"user_id": self.people[who].user_id}
+        )
         self.joined.discard((who, where))
 
     def _do_forget(self, who: int, where: int) -> None:
@@ -140,7 +153,12 @@ class Town:
 
     def _do_encrypt(self, _who: int, where: int) -> None:
         content = {"algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": self.count}
-        assert self.owner.put(f"{V3}/rooms/{self.rooms[where]}/state/m.room.encryption/", content).status == 200
+        assert (
+            self.owner.put(
+                f"{V3}/rooms/{self.rooms[where]}/state/m.room.encryption/", content
+            ).status
+            == 200
+        )
         self.encrypted.add(where)
 
     def _do_device(self, who: int, _where: int) -> None:
@@ -158,7 +176,12 @@ class Town:
 
     def _do_rename(self, who: int, _where: int) -> None:
         user = self.people[who]
-        assert user.put(f"{V3}/profile/{user.user_id}/displayname", {"displayname": str(self.count)}).status == 200
+        assert (
+            user.put(
+                f"{V3}/profile/{user.user_id}/displayname", {"displayname": str(self.count)}
+            ).status
+            == 200
+        )
         self.server.clock.advance(1)
 
     def _do_messages(self, who: int, _where: int) -> None:
@@ -201,13 +224,21 @@ ALICE, BOB, CAROL = range(3)
     "moves",
     [
         pytest.param([("join", CAROL, 0), ("rename", CAROL, 0)], id="who_came_has_another_name"),
-        pytest.param([("join", CAROL, 0), ("leave", CAROL, 0), ("join", CAROL, 0)], id="who_came_comes_again"),
-        pytest.param([("join", BOB, 0), ("rename", BOB, 0)], id="who_syncs_came_and_has_another_name"),
         pytest.param(
-            [("leave", BOB, 0), ("leave", ALICE, 0), ("join", BOB, 0)], id="who_syncs_was_away_while_another_left"
+            [("join", CAROL, 0), ("leave", CAROL, 0), ("join", CAROL, 0)], id="who_came_comes_again"
+        ),
+        pytest.param(
+            [("join", BOB, 0), ("rename", BOB, 0)], id="who_syncs_came_and_has_another_name"
+        ),
+        pytest.param(
+            [("leave", BOB, 0), ("leave", ALICE, 0), ("join", BOB, 0)],
+            id="who_syncs_was_away_while_another_left",
         ),
         pytest.param([("leave", ALICE, 0), ("leave", BOB, 0)], id="who_syncs_left_after_another"),
-        pytest.param([("leave", ALICE, 0), ("join", ALICE, 0), ("leave", ALICE, 0)], id="who_left_leaves_again"),
+        pytest.param(
+            [("leave", ALICE, 0), ("join", ALICE, 0), ("leave", ALICE, 0)],
+            id="who_left_leaves_again",
+        ),
     ],
 )
 @pytest.mark.parametrize("forgetting", ["nothing", "restart", "little memory"])
@@ -215,14 +246,26 @@ ALICE, BOB, CAROL = range(3)
 def test_what_is_told_while_messages_wait(
     tmp_path: Path, sqlite_template: Path, moves: list[Action], forgetting: str, number: int
 ) -> None:
-    """The first answer ends amid the messages: after a number of the moves, and before the others."""
+    """The first answer ends amid the messages: after a number of the moves, and before the
+    others."""
     steps: list[Action] = [("join", ALICE, 0), ("encrypt", 0, 0)]
     if moves[0] != ("join", BOB, 0):
         steps.append(("join", BOB, 0))
-    steps += [("sync", BOB, 0), ("messages", BOB, 0), *moves[:number], ("messages", BOB, 0), *moves[number:]]
+    steps += [
+        ("sync", BOB, 0),
+        ("messages", BOB, 0),
+        *moves[:number],
+        ("messages", BOB, 0),
+        *moves[number:],
+    ]
     if forgetting == "restart":
         steps.append(("restart", 0, 0))
-    live_through(tmp_path, sqlite_template, steps, 20 if forgetting == "little memory" else recent_changes.KEPT)
+    live_through(
+        tmp_path,
+        sqlite_template,
+        steps,
+        20 if forgetting == "little memory" else recent_changes.KEPT,
+    )
 
 
 @pytest.mark.parametrize("leaver", [ALICE, BOB])
@@ -231,13 +274,23 @@ def test_what_is_told_while_messages_wait(
 def test_who_changed_and_was_away_between_two_answers_is_told(
     tmp_path: Path, sqlite_template: Path, leaver: int, kept: int, change: str
 ) -> None:
-    """When the answer that ends after the change is made, the room is not shared; for the next one it never ceased to be."""
+    """When the answer that ends after the change is made, the room is not shared; for the next one
+    it never ceased to be."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recent_changes, "KEPT", kept)
         town = Town(tmp_path, sqlite_template)
-        for step in [("join", ALICE, 0), ("join", BOB, 0), *([("encrypt", 0, 0)] if change == "device" else [])]:
+        for step in [
+            ("join", ALICE, 0),
+            ("join", BOB, 0),
+            *([("encrypt", 0, 0)] if change == "device" else []),
+        ]:
             town.do(step)
-        for step in [("sync", BOB, 0), (change, ALICE, 0), *[("messages", BOB, 0)] * 2, ("leave", leaver, 0)]:
+        for step in [
+            ("sync", BOB, 0),
+            (change, ALICE, 0),
+            *[("messages", BOB, 0)] * 2,
+            ("leave", leaver, 0),
+        ]:
             town.do(step)
         bob, alice, token = town.people[BOB], town.people[ALICE].user_id, town.since[BOB]
         first = bob.get(f"{V3}/sync?since={token}").json

@@ -9,7 +9,11 @@ TYPE = "org.matrix.msc3890.local_notification_settings."
 
 def test_settings_of_a_device_go_with_it(server: TestServer) -> None:
     alice = server.register("alice")
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     phone = User(server, ok(server.post(f"{V3}/login", body)))
     rooms = Rooms()
     for user in (alice, phone):
@@ -18,5 +22,7 @@ def test_settings_of_a_device_go_with_it(server: TestServer) -> None:
     ok(phone.post(f"{V3}/logout"))
     gone = f"{V3}/user/{alice.user_id}/account_data/{TYPE}{phone.device_id}"
     assert refused(alice.get(gone)) == (404, "M_NOT_FOUND")
-    assert sync(alice, since)["account_data"]["events"] == [{"type": TYPE + phone.device_id, "content": {}}]
+    assert sync(alice, since)["account_data"]["events"] == [
+        {"type": TYPE + phone.device_id, "content": {}}
+    ]
     assert ok(alice.get(gone.replace(phone.device_id, alice.device_id))) == {"is_silenced": True}

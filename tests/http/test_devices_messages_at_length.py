@@ -1,4 +1,5 @@
-"""Messages to devices over a long time, as a device meets them: each once and in order, whatever memory had to let go meanwhile.
+"""Messages to devices over a long time, as a device meets them: each once and in order, whatever
+memory had to let go meanwhile.
 
 spec: client-server-api#send-to-device-messaging
 """
@@ -54,8 +55,11 @@ class Device:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_each_message_comes_once_and_in_order(server: TestServer, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """What is kept in memory is little, so that all of it goes again and again: floors, messages, and devices with nothing to remove."""
+def test_each_message_comes_once_and_in_order(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """What is kept in memory is little, so that all of it goes again and again: floors, messages,
+    and devices with nothing to remove."""
     for module, name, number in (
         (recent_messages, "MOST_FLOORS", 7),
         (recent_messages, "MOST_MESSAGES", 150),
@@ -86,16 +90,25 @@ def test_each_message_comes_once_and_in_order(server: TestServer, monkeypatch: p
                     to.sent.append(number)
                 messages[device.user.user_id]["NOBODY"] = {"n": number}
                 requests.append((sender, number, messages))
-                assert sender.put(f"{V3}/sendToDevice/m.test/{number}", {"messages": messages}).json == {}
+                assert (
+                    sender.put(f"{V3}/sendToDevice/m.test/{number}", {"messages": messages}).json
+                    == {}
+                )
             case "again" if requests:
                 sender, earlier, messages = random.choice(requests)
-                assert sender.put(f"{V3}/sendToDevice/m.test/{earlier}", {"messages": messages}).json == {}
+                assert (
+                    sender.put(f"{V3}/sendToDevice/m.test/{earlier}", {"messages": messages}).json
+                    == {}
+                )
             case "sync" | "lost":
                 device.sync(is_lost=step == "lost")
             case "new device":
                 device.log_out()
                 messages = {device.user.user_id: {device.device_id: {"n": number}}}
-                assert users[0].put(f"{V3}/sendToDevice/m.test/{number}", {"messages": messages}).json == {}
+                assert (
+                    users[0].put(f"{V3}/sendToDevice/m.test/{number}", {"messages": messages}).json
+                    == {}
+                )
                 device.log_in()
             case "minutes":
                 server.jump(random.choice([1, 30, 400]))

@@ -1,4 +1,5 @@
-"""Answers go to the system at once, in their order, and again so once a client has taken what did not fit."""
+"""Answers go to the system at once, in their order, and again so once a client has taken what did
+not fit."""
 
 from typing import Any, cast
 
@@ -111,7 +112,9 @@ class _Reading(_Socket):
             self.channel.dataReceived(self.pieces.pop(0))
 
 
-def test_what_has_come_of_a_long_body_is_read_on_at_once_and_no_more_than_once(server: TestServer) -> None:
+def test_what_has_come_of_a_long_body_is_read_on_at_once_and_no_more_than_once(
+    server: TestServer,
+) -> None:
     body = b"{%b}" % (b" " * 400_000)
     head = b"PUT /_matrix/client/v3/sendToDevice/m.test/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\n"
     request = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)

@@ -13,17 +13,18 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.ids import UserID
-from homeserver.config.directories import LDAPProvider
-from homeserver.openings import MOST_WAITING_OF_ONE, WAITING_THREADS, waiting_threads
-from homeserver.services.passwords import HashingThreads
+from homeserver.commands.setup import MOST_WAITING_OF_ONE, WAITING_THREADS, waiting_threads
+from homeserver.config.ldap import LDAPProvider
+from homeserver.services.login.passwords import HashingThreads
 from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.identity import ProviderInfo
-from homeserver.services.upstream.ldap.answers import AskedDirectory, Verdict
-from homeserver.services.upstream.ldap.sign_in import Directory, DirectoryPasswords, Leavers
-from storage.external_ids import ExternalIdStore
+from homeserver.services.upstream.ldap.login import Directory, DirectoryPasswords, Leavers
+from homeserver.services.upstream.ldap.types import AskedDirectory, Verdict
+from storage.upstream.external_ids import ExternalIdStore
 
 SECONDS = 20
-"""After which a test that hangs is given up. One that succeeds waits for nothing that takes time."""
+"""After which a test that hangs is given up. One that succeeds waits for nothing that takes
+time."""
 
 
 class SlowDirectory:
@@ -77,14 +78,19 @@ async def test_one_address_does_not_hold_all_threads() -> None:
             cast(AskedDirectory, slow),
             cast(Leavers, None),
         )
-        passwords = DirectoryPasswords(threads, [directory], cast(ExternalIdStore, None), cast(UpstreamAccounts, None))
+        passwords = DirectoryPasswords(
+            threads, [directory], cast(ExternalIdStore, None), cast(UpstreamAccounts, None)
+        )
 
         def ask(name: str, address: str) -> Deferred[UserID | None]:
             return Deferred.fromCoroutine(passwords.check(name, None, "guess", address))
 
         try:
             # of one subscriber of IPv6
-            flood = [ask(f"name{number}", f"2001:db8::{number:x}") for number in range(1, 5 * WAITING_THREADS)]
+            flood = [
+                ask(f"name{number}", f"2001:db8::{number:x}")
+                for number in range(1, 5 * WAITING_THREADS)
+            ]
             assert await ask("quick", "10.0.0.2") is None
             # a thread of the flood may begin after the answer
             assert all(slow.begun.acquire(timeout=SECONDS) for _ in range(MOST_WAITING_OF_ONE + 1))

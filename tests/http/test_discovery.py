@@ -1,4 +1,5 @@
-"""What anybody may ask before there is an account: versions, well-known documents, the landing page."""
+"""What anybody may ask before there is an account: versions, well-known documents, the landing
+page."""
 
 import re
 from base64 import b64encode
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from homeserver.config.load import ConfigError
-from homeserver.services.languages import Languages
+from homeserver.services.pages.languages import Languages
 from homeserver.web.landing import LandingPage
 from homeserver.web.pages import Pages
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer
 
 POLICY_KEY = "6yhHGKhCiXTSEN2ksjV7kX/N6rBQZ3Xb+M7LlC6NS+s"
@@ -32,12 +33,18 @@ def test_versions(server: TestServer) -> None:
 
 @pytest.mark.parametrize(
     ("rooms", "forced"),
-    [("off", set()), ("invite", {"private", "trusted_private"}), ("all", {"public", "private", "trusted_private"})],
+    [
+        ("off", set()),
+        ("invite", {"private", "trusted_private"}),
+        ("all", {"public", "private", "trusted_private"}),
+    ],
 )
 def test_rooms_that_are_always_encrypted(
     tmp_path: Path, sqlite_database: Database, rooms: str, forced: set[str]
 ) -> None:
-    server = configured(tmp_path, sqlite_database, f"encryption_enabled_by_default_for_room_type: '{rooms}'\n")
+    server = configured(
+        tmp_path, sqlite_database, f"encryption_enabled_by_default_for_room_type: '{rooms}'\n"
+    )
     features = server.get("/_matrix/client/versions").json["unstable_features"]
     prefix = "io.element.e2ee_forced."
     assert {name.removeprefix(prefix) for name in features if name.startswith(prefix)} == forced
@@ -66,11 +73,15 @@ def test_documents_that_are(tmp_path: Path, sqlite_database: Database) -> None:
         "contacts": [{"email_address": "admin@example.org", "role": "m.role.admin"}],
         "support_page": "https://example.org/help",
     }
-    assert server.get("/.well-known/matrix/policy_server").json == {"public_keys": {"ed25519": POLICY_KEY}}
+    assert server.get("/.well-known/matrix/policy_server").json == {
+        "public_keys": {"ed25519": POLICY_KEY}
+    }
 
 
 @pytest.mark.parametrize("key", ["", "short", "é", POLICY_KEY[:-1] + "===A"])
-def test_a_key_of_a_policy_server_that_is_none(tmp_path: Path, sqlite_database: Database, key: str) -> None:
+def test_a_key_of_a_policy_server_that_is_none(
+    tmp_path: Path, sqlite_database: Database, key: str
+) -> None:
     with pytest.raises(ConfigError, match="policy_server_public_key"):
         configured(tmp_path, sqlite_database, f"policy_server_public_key: '{key}'")
 
@@ -78,7 +89,10 @@ def test_a_key_of_a_policy_server_that_is_none(tmp_path: Path, sqlite_database: 
 @pytest.mark.parametrize(
     ("contact", "document"),
     [
-        ('"@admin:example.org"', {"contacts": [{"matrix_id": "@admin:example.org", "role": "m.role.admin"}]}),
+        (
+            '"@admin:example.org"',
+            {"contacts": [{"matrix_id": "@admin:example.org", "role": "m.role.admin"}]},
+        ),
         ("https://example.org/admins", {"support_page": "https://example.org/admins"}),
     ],
 )
@@ -89,13 +103,19 @@ def test_other_ways_to_reach_administrators(
     assert server.get("/.well-known/matrix/support").json == document
 
 
-def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(tmp_path: Path, sqlite_database: Database) -> None:
-    page = configured(tmp_path, sqlite_database, "public_baseurl: https://matrix.example.org/").get("/")
+def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    page = configured(tmp_path, sqlite_database, "public_baseurl: https://matrix.example.org/").get(
+        "/"
+    )
     text = page.body.decode()
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "https://matrix.example.org/" in text
     assert "Create an account" in text
-    assert not re.search(r"src|@import|url\(|<(?!a )[^>]*href", text), "it leads elsewhere by links alone"
+    assert not re.search(r"src|@import|url\(|<(?!a )[^>]*href", text), (
+        "it leads elsewhere by links alone"
+    )
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     assert style is not None
     digest = b64encode(sha256(style[1].encode()).digest()).decode()
@@ -103,13 +123,17 @@ def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(tmp_path: Path, 
 
 
 def test_browsers_are_led_to_the_web_client(tmp_path: Path, sqlite_database: Database) -> None:
-    server = configured(tmp_path, sqlite_database, "web_client_location: https://chat.example.org/\n")
+    server = configured(
+        tmp_path, sqlite_database, "web_client_location: https://chat.example.org/\n"
+    )
     answer = server.get("/")
     assert (answer.status, answer.headers["location"]) == (303, "https://chat.example.org/")
 
 
 def test_clients_are_told_of_an_identity_server(tmp_path: Path, sqlite_database: Database) -> None:
-    config = "public_baseurl: https://m.example.org/\ndefault_identity_server: https://id.example.org\n"
+    config = (
+        "public_baseurl: https://m.example.org/\ndefault_identity_server: https://id.example.org\n"
+    )
     server = configured(tmp_path, sqlite_database, config)
     assert server.get("/.well-known/matrix/client").json == {
         "m.homeserver": {"base_url": "https://m.example.org/"},
@@ -125,7 +149,9 @@ def test_the_landing_page_leads_to_the_account_page(server: TestServer) -> None:
 
 def test_the_landing_page_of_a_closed_server() -> None:
     languages = Languages()
-    page = LandingPage(Pages(languages, "example.org"), languages, None, registration_open=False).get("")
+    page = LandingPage(
+        Pages(languages, "example.org"), languages, None, registration_open=False
+    ).get("")
     assert isinstance(page.body, bytes)
     assert b"Accounts are made by the people who run this server" in page.body
     assert b"Create an account" not in page.body
@@ -143,7 +169,9 @@ def test_the_landing_page_of_a_closed_server() -> None:
         (";;q=,,x=~-" * 50, "en", "This Matrix homeserver works"),
     ],
 )
-def test_the_landing_page_speaks_the_reader_s_language(server: TestServer, wanted: str, lang: str, words: str) -> None:
+def test_the_landing_page_speaks_the_reader_s_language(
+    server: TestServer, wanted: str, lang: str, words: str
+) -> None:
     page = server.get("/", headers={"Accept-Language": wanted})
     assert page.headers["vary"] == "Accept-Language"
     text = page.body.decode()

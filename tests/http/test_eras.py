@@ -1,4 +1,5 @@
-"""What somebody proves holds only if nothing has ended it by the time of the write: a new password, a sign-out everywhere, a lock."""
+"""What somebody proves holds only if nothing has ended it by the time of the write: a new password,
+a sign-out everywhere, a lock."""
 
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -10,10 +11,10 @@ from twisted.internet.defer import Deferred
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.errors import UserLocked
 from federation.protocol.ids import UserID
-from homeserver.services.eras import ProofEnded
+from homeserver.services.login.credential_epoch import ProofEnded
 from homeserver.web.sign_in import SIGN_IN_PATH, sign_in_link
-from storage.browser_sessions import BrowserSessionRow, BrowserSessionStore
-from storage.database import Database
+from storage.engine.database import Database
+from storage.login.browser_sessions import BrowserSessionRow, BrowserSessionStore
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG, Program
@@ -140,7 +141,10 @@ def test_a_sign_in_to_the_pages_under_way(
 
 @pytest.mark.parametrize("event", [run_change, run_lock])
 def test_an_app_that_a_browser_session_lets_in(
-    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, event: Callable[[TestServer], None]
+    tmp_path: Path,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    event: Callable[[TestServer], None],
 ) -> None:
     server = TestServer(tmp_path, database, CONFIG)
     server.register("alice")
@@ -149,7 +153,9 @@ def test_an_app_that_a_browser_session_lets_in(
     program.ask(browser)
     read = BrowserSessionStore.get_browser_session
 
-    async def ends_after(self: BrowserSessionStore, token_hash: bytes, now: int) -> BrowserSessionRow | None:
+    async def ends_after(
+        self: BrowserSessionStore, token_hash: bytes, now: int
+    ) -> BrowserSessionRow | None:
         row = await read(self, token_hash, now)
         monkeypatch.undo()
         event(server)

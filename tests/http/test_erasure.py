@@ -1,4 +1,5 @@
-"""What an erased user sent: whole for who was there, without content for who comes later, by every way to read a room.
+"""What an erased user sent: whole for who was there, without content for who comes later, by every
+way to read a room.
 
 spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)
 """
@@ -9,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from storage.account_data import AccountDataStore
-from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.transaction import WriteTransaction
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
+from storage.engine.transaction import WriteTransaction
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.finding import begin_jobs, search, settle
 from tests.helpers.server import TestServer, User
@@ -24,7 +25,12 @@ ALL = {"room": {"timeline": {"limit": 1000}}}
 
 
 def relate(user: User, room_id: str, rel_type: str, target: str, text: str, **more: Any) -> str:
-    content = {"msgtype": "m.text", "body": text, "m.relates_to": {"rel_type": rel_type, "event_id": target}, **more}
+    content = {
+        "msgtype": "m.text",
+        "body": text,
+        "m.relates_to": {"rel_type": rel_type, "event_id": target},
+        **more,
+    }
     return str(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
 
 
@@ -34,10 +40,19 @@ class Town:
     def __init__(self, server: TestServer) -> None:
         self.server = server
         begin_jobs(server)
-        self.erin, self.bob, self.carol = (server.register(name) for name in ("erin", "bob", "carol"))
-        ok(self.erin.put(f"/_matrix/client/v3/profile/{self.erin.user_id}/displayname", {"displayname": SECRET}))
+        self.erin, self.bob, self.carol = (
+            server.register(name) for name in ("erin", "bob", "carol")
+        )
+        ok(
+            self.erin.put(
+                f"/_matrix/client/v3/profile/{self.erin.user_id}/displayname",
+                {"displayname": SECRET},
+            )
+        )
         self.room_id = create(
-            self.erin, preset="public_chat", power_level_content_override={"users": {self.bob.user_id: 100}}
+            self.erin,
+            preset="public_chat",
+            power_level_content_override={"users": {self.bob.user_id: 100}},
         )
         for user in (self.bob, self.carol):
             join(user, self.room_id)
@@ -70,7 +85,10 @@ def town(server: TestServer) -> Town:
 
 
 def by_event(town: Town, user: User) -> Any:
-    return [ok(user.get(town.path("event", each))) for each in (town.said, town.edited, town.reply, town.root)]
+    return [
+        ok(user.get(town.path("event", each)))
+        for each in (town.said, town.edited, town.reply, town.root)
+    ]
 
 
 def by_messages(town: Town, user: User) -> Any:
@@ -84,7 +102,9 @@ def by_context(town: Town, user: User) -> Any:
 
 def by_relations(town: Town, user: User) -> Any:
     path = f"/_matrix/client/v1/rooms/{town.room_id}"
-    relations = [ok(user.get(f"{path}/relations/{each}"))["chunk"] for each in (town.root, town.edited)]
+    relations = [
+        ok(user.get(f"{path}/relations/{each}"))["chunk"] for each in (town.root, town.edited)
+    ]
     return [relations, ok(user.get(f"{path}/threads"))["chunk"]]
 
 
@@ -126,7 +146,11 @@ def test_who_comes_later_sees_no_content(town: Town) -> None:
         assert SECRET not in shown, way.__name__
         assert SECRET in kept, way.__name__
     event = ok(dora.get(town.path("event", town.said)))
-    assert (event["sender"], event["content"], event["type"]) == (town.erin.user_id, {}, "m.room.message")
+    assert (event["sender"], event["content"], event["type"]) == (
+        town.erin.user_id,
+        {},
+        "m.room.message",
+    )
     assert search(dora, SECRET)["count"] == 0
     # the state is the room's
     assert ok(dora.get(town.path("state", "m.room.name"))) == {"name": f"{SECRET} club"}
@@ -134,7 +158,11 @@ def test_who_comes_later_sees_no_content(town: Town) -> None:
 
 def test_who_was_there_goes_on_seeing(town: Town) -> None:
     """Also when their name changes, and when they leave and come back."""
-    ok(town.bob.put(f"/_matrix/client/v3/profile/{town.bob.user_id}/displayname", {"displayname": "Bobby"}))
+    ok(
+        town.bob.put(
+            f"/_matrix/client/v3/profile/{town.bob.user_id}/displayname", {"displayname": "Bobby"}
+        )
+    )
     assert ok(town.bob.get(town.path("event", town.unseen)))["content"]["body"] == f"{SECRET} last"
     leave(town.bob, town.room_id)
     assert ok(town.bob.get(town.path("event", town.unseen)))["content"]["body"] == f"{SECRET} last"
@@ -173,14 +201,19 @@ def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestSer
     assert ok(dora.get(room_path(room_id, "event", said)))["content"]["body"] == SECRET
 
 
-def test_what_an_erased_user_kept_is_gone_from_memory_too(tmp_path: Path, database: Database) -> None:
-    """Each time that the account is erased: that it was before is nothing new to whoever hears of it."""
+def test_what_an_erased_user_kept_is_gone_from_memory_too(
+    tmp_path: Path, database: Database
+) -> None:
+    """Each time that the account is erased: that it was before is nothing new to whoever hears of
+    it."""
     server = TestServer(tmp_path, database)
     ignored, kept = server.app.rooms.ignored, server.app.rooms.sync._parts.beside.account_data
     erin, store = server.register("erin").user_id, AccountDataStore(database)
 
     def keep(txn: WriteTransaction) -> None:
-        store.set_entry(txn, erin, None, "m.ignored_user_list", b'{"ignored_users":{"@bob:example.org":{}}}')
+        store.set_entry(
+            txn, erin, None, "m.ignored_user_list", b'{"ignored_users":{"@bob:example.org":{}}}'
+        )
         store.set_entry(txn, erin, "!tea:example.org", "m.tag", b'{"tags":{}}')
 
     for _ in range(2):

@@ -1,11 +1,12 @@
-"""Whoever looks with a browser gets errors as pages, in their language; programs get them as JSON."""
+"""Whoever looks with a browser gets errors as pages, in their language; programs get them as
+JSON."""
 
 from pathlib import Path
 
 import pytest
 
-from homeserver.services.languages import Languages
-from storage.database import Database
+from homeserver.services.pages.languages import Languages
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer
@@ -20,7 +21,8 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(
         tmp_path,
         sqlite_database,
-        CONFIG + "rc_login: {address: {per_second: 0.1, burst_count: 2}}\nenable_registration: true\n",
+        CONFIG
+        + "rc_login: {address: {per_second: 0.1, burst_count: 2}}\nenable_registration: true\n",
     )
 
 
@@ -77,7 +79,11 @@ def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.Monk
 
 def test_programs_get_json(server: TestServer) -> None:
     assert server.get("/_mahalla/nothing").errcode == "M_UNRECOGNIZED"
-    for path in ("/_mahalla/admin/v1/nothing", "/_mahalla/oauth/nothing", "/_matrix/client/v3/nothing"):
+    for path in (
+        "/_mahalla/admin/v1/nothing",
+        "/_mahalla/oauth/nothing",
+        "/_matrix/client/v3/nothing",
+    ):
         assert server.get(path, headers=HTML).errcode == "M_UNRECOGNIZED"
 
 
@@ -115,23 +121,42 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
     ):
         assert "access-control-allow-origin" not in server.get(path).headers
         asked = server.client.request("OPTIONS", path)
-        assert (asked.status, [name for name in asked.headers if name.startswith("access-control")]) == (204, [])
-    for endpoint in ("token_endpoint", "revocation_endpoint", "registration_endpoint", "device_authorization_endpoint"):
+        assert (
+            asked.status,
+            [name for name in asked.headers if name.startswith("access-control")],
+        ) == (204, [])
+    for endpoint in (
+        "token_endpoint",
+        "revocation_endpoint",
+        "registration_endpoint",
+        "device_authorization_endpoint",
+    ):
         asked = server.client.request("OPTIONS", program.path_of(endpoint))
         assert asked.headers["access-control-allow-origin"] == "*"
         assert program.form(endpoint).headers["access-control-allow-origin"] == "*"
-    for path in ("/_matrix/client/v3/login/sso/redirect", "/_matrix/client/versions", "/_mahalla/confirm_number"):
+    for path in (
+        "/_matrix/client/v3/login/sso/redirect",
+        "/_matrix/client/versions",
+        "/_mahalla/confirm_number",
+    ):
         assert server.client.request("OPTIONS", path).headers["access-control-allow-origin"] == "*"
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_addresses_and_tokens_that_are_wrong(tmp_path: Path, sqlite_database: Database, code: str) -> None:
+def test_addresses_and_tokens_that_are_wrong(
+    tmp_path: Path, sqlite_database: Database, code: str
+) -> None:
     further = "email: {smtp_host: mail.example.org}\nenable_registration: true\nregistration_requires_token: true\n"
     browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + further), languages=code)
     browser.open("/_mahalla/reset_password")
     browser.send("/_mahalla/reset_password", address="\u00e9@b.org")
     assert says(browser, "This is no e-mail address. Look at it again.")
     browser.open("/_mahalla/register?without_address=true")
-    given = {"name": "alice", "password": "wonderland", "password_again": "wonderland", "registration_token": "bogus"}
+    given = {
+        "name": "alice",
+        "password": "wonderland",
+        "password_again": "wonderland",
+        "registration_token": "bogus",
+    }
     browser.send("/_mahalla/register", **given)
     assert says(browser, "This registration token is not valid (any more).")

@@ -1,4 +1,5 @@
-"""The event nearest to a time. spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event"""
+"""The event nearest to a time. spec:
+client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event"""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.talk import create, join, leave, membership, ok, refused, say, set_state
@@ -47,8 +48,14 @@ def test_before_and_after(alice: User) -> None:
     room = create(alice)
     first, second = say_at(alice, room, 100), say_at(alice, room, 100)
     at_first, at_second = NOW + 100_000, NOW + 200_000
-    assert nearest(alice, room, at_first + 1, "f") == {"event_id": second, "origin_server_ts": at_second}
-    assert nearest(alice, room, at_second - 1, "b") == {"event_id": first, "origin_server_ts": at_first}
+    assert nearest(alice, room, at_first + 1, "f") == {
+        "event_id": second,
+        "origin_server_ts": at_second,
+    }
+    assert nearest(alice, room, at_second - 1, "b") == {
+        "event_id": first,
+        "origin_server_ts": at_first,
+    }
     assert nearest(alice, room, at_first, "f")["event_id"] == first
     assert nearest(alice, room, at_first, "b")["event_id"] == first
     assert nearest(alice, room, 0, "f")["origin_server_ts"] == NOW

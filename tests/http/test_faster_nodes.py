@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from federation.rooms.engine import MAX_REBUILDS
-from storage.room_writer import Appended, HeadMoved, RoomWriter
+from storage.persist.room_writer import Appended, HeadMoved, RoomWriter
 from tests.helpers.server import TestServer
 from tests.helpers.talk import create, everything_said, put_event
 
@@ -25,14 +25,18 @@ def outrun(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(RoomWriter, "append", append_late)
 
 
-def test_another_node_may_be_faster_many_times(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_node_may_be_faster_many_times(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alice = server.register("alice")
     room = create(alice)
     outrun(monkeypatch, 50)
     assert put_event(alice, room, "m.room.message", TEXT).status == 200
 
 
-def test_who_is_outrun_for_good_is_told_to_come_again(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_outrun_for_good_is_told_to_come_again(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is no bug: nothing stands in the log as one, and what is sent again is there once."""
     alice = server.register("alice")
     room = create(alice)

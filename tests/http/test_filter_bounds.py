@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import filters
-from storage.database import Database
+from storage.engine.database import Database
+from storage.filters import filters
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync_path
@@ -17,7 +17,9 @@ def post(user: User, filter: Mapping[str, object]) -> Answer:
     return user.post(f"{V3}/user/{user.user_id}/filter", filter)
 
 
-def test_filters_in_use_stay_and_others_go(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filters_in_use_stay_and_others_go(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client is not refused for ever when it has uploaded many."""
     monkeypatch.setattr(filters, "MOST_FILTERS", 2)
     monkeypatch.setattr(filters, "MOST_FRESH", 1)
@@ -28,7 +30,12 @@ def test_filters_in_use_stay_and_others_go(tmp_path: Path, database: Database, m
     def read(filter_id: str) -> Answer:
         return alice.get(f"{V3}/user/{alice.user_id}/filter/{filter_id}")
 
-    assert [ok(post(alice, each))["filter_id"] for each in (*wanted[:2], *wanted[:2])] == ["0", "1", "0", "1"]
+    assert [ok(post(alice, each))["filter_id"] for each in (*wanted[:2], *wanted[:2])] == [
+        "0",
+        "1",
+        "0",
+        "1",
+    ]
     ok(alice.get(sync_path(filter="0")))
     server.clock.advance(24 * 3600)
     ok(alice.get(sync_path(filter="0")))
@@ -75,15 +82,18 @@ def test_large_filters_are_counted_by_their_size(server: TestServer) -> None:
     assert refused(post(alice, large(0, 65_536))) == (413, "M_TOO_LARGE")
     ids = [ok(post(alice, large(number)))["filter_id"] for number in range(18)]
     assert ids == [str(number) for number in range(18)]
-    assert [alice.get(f"{V3}/user/{alice.user_id}/filter/{filter_id}").status for filter_id in ids] == [404] + [
-        200
-    ] * 17
+    assert [
+        alice.get(f"{V3}/user/{alice.user_id}/filter/{filter_id}").status for filter_id in ids
+    ] == [404] + [200] * 17
 
 
 def test_what_of_filters_is_in_memory_is_bounded(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
     alice = server.register("alice")
-    ids = [ok(post(alice, {"note": f"{number}".ljust(40_000, "x")}))["filter_id"] for number in range(4)]
+    ids = [
+        ok(post(alice, {"note": f"{number}".ljust(40_000, "x")}))["filter_id"]
+        for number in range(4)
+    ]
     for filter_id in ids * 2:
         ok(alice.get(sync_path(filter=filter_id)))
         assert 200_000 < server.app.people.filters.weight < 400_000

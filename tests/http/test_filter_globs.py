@@ -1,4 +1,5 @@
-"""Globs in filters match as they are read letter by letter, and take the time of one look at the text."""
+"""Globs in filters match as they are read letter by letter, and take the time of one look at the
+text."""
 
 from time import process_time
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver.services.event_filters import EventFilter
+from homeserver.services.filters.event_filters import EventFilter
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -28,4 +29,6 @@ def test_globs_match_what_their_letters_say(pattern: str, text: str) -> None:
 def test_many_stars_take_no_more_time_than_few(stars: int) -> None:
     before = process_time()
     assert not EventFilter(types=("*a" * stars + "*b",)).allows("a" * 255, None)
-    assert process_time() - before < 1, "half a minute for four stars, if each may stand for all it could"
+    assert process_time() - before < 1, (
+        "half a minute for four stars, if each may stand for all it could"
+    )

@@ -4,19 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services.first_rooms import LEASE_MS
-from storage.accounts import AccountStore
-from storage.database import Database
-from storage.transaction import WriteTransaction
+from homeserver.services.accounts.auto_join_rooms import LEASE_MS
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
 from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.talk import V3, create, ok
 
-CONFIG = (
-    'auto_join_rooms: ["#everyone:example.org", "#missing:example.org", "#closed:example.org", "#news:example.org"]\n'
-)
+CONFIG = 'auto_join_rooms: ["#everyone:example.org", "#missing:example.org", "#closed:example.org", "#news:example.org"]\n'
 
 
 @pytest.fixture
@@ -31,7 +29,9 @@ def rooms_of(user: User) -> set[str]:
 def test_new_accounts_are_in_them_from_the_start(server: TestServer) -> None:
     alice = server.register("alice")
     assert rooms_of(alice) == set()
-    everyone, news = [create(alice, preset="public_chat", room_alias_name=name) for name in ("everyone", "news")]
+    everyone, news = [
+        create(alice, preset="public_chat", room_alias_name=name) for name in ("everyone", "news")
+    ]
     create(alice, preset="private_chat", room_alias_name="closed")
     bob = server.register("bob")
     assert rooms_of(bob) == {everyone, news}
@@ -54,11 +54,15 @@ async def left_over(server: TestServer) -> tuple[User, str]:
     ok(carol.post(f"{V3}/rooms/{everyone}/leave"))
     due_ts = int(server.clock.seconds() * 1000) + LEASE_MS
     database = server.app.database
-    await database.write("stopped", AccountStore(database).add_arriving_account, carol.user_id, due_ts)
+    await database.write(
+        "stopped", AccountStore(database).add_arriving_account, carol.user_id, due_ts
+    )
     return carol, everyone
 
 
-async def test_who_had_not_joined_when_the_server_stopped_does_after_the_start(server: TestServer) -> None:
+async def test_who_had_not_joined_when_the_server_stopped_does_after_the_start(
+    server: TestServer,
+) -> None:
     carol, everyone = await left_over(server)
     server.app.people.first_rooms.start()
     assert rooms_of(carol) == {everyone}
@@ -70,13 +74,17 @@ async def test_where_other_nodes_may_be_at_it_nothing_is_taken_from_them_at_the_
     tmp_path: Path, sqlite_database: Database, name: str
 ) -> None:
     args = "{database: x}" if name == "sqlite3" else "{}"
-    server = TestServer(tmp_path, sqlite_database, f"database: {{name: {name}, args: {args}}}\n{CONFIG}")
+    server = TestServer(
+        tmp_path, sqlite_database, f"database: {{name: {name}, args: {args}}}\n{CONFIG}"
+    )
     carol, everyone = await left_over(server)
     server.app.people.resume()
     assert rooms_of(carol) == ({everyone} if name == "sqlite3" else set())
 
 
-async def test_who_had_not_joined_when_another_node_ended_does_after_a_while(server: TestServer) -> None:
+async def test_who_had_not_joined_when_another_node_ended_does_after_a_while(
+    server: TestServer,
+) -> None:
     carol, everyone = await left_over(server)
     server.app.start_jobs()
     for _ in range(LEASE_MS // 60_000 - 2):
@@ -115,7 +123,9 @@ def test_servers_that_do_not_answer_keep_nobody_waiting_for_an_account(network: 
         f"enable_registration: true\nenable_registration_without_verification: true\n"
         f'auto_join_rooms: ["#hall:gone.example", "#square:{NORTH}"]\n',
     )
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    )
     body = {"username": "bob", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
 
     making = south.client.start("POST", f"{V3}/register", json=body)

@@ -1,5 +1,5 @@
-"""Who has left a room, or was put out, reads its state as it was then, whatever becomes of their membership later, and
-however they read it.
+"""Who has left a room, or was put out, reads its state as it was then, whatever becomes of their
+membership later, and however they read it.
 
 spec: client-server-api#room-history-visibility
 """
@@ -14,7 +14,17 @@ import pytest
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import hierarchy_path, summary_path
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, invite, join, leave, membership, ok, room_path, say, set_state
+from tests.helpers.talk import (
+    create,
+    invite,
+    join,
+    leave,
+    membership,
+    ok,
+    room_path,
+    say,
+    set_state,
+)
 from tests.http.sliding import STABLE, SlidingClient, a_list
 
 EVERYTHING = [["*", "*"]]
@@ -44,15 +54,24 @@ def be_banned_and_let_off(alice: User, bob: User, room_id: str) -> None:
     ok(membership(alice, room_id, "unban", bob))
 
 
-LATER = (knock_and_take_it_back, decline_an_invite, see_an_invite_taken_back, be_banned, be_banned_and_let_off)
+LATER = (
+    knock_and_take_it_back,
+    decline_an_invite,
+    see_an_invite_taken_back,
+    be_banned,
+    be_banned_and_let_off,
+)
 """What may become of the membership of who is not in a room any more."""
 
 
 class Room:
-    """A room that bob was put out of; then its state changed; then something became of his membership, twice."""
+    """A room that bob was put out of; then its state changed; then something became of his
+    membership, twice."""
 
     def __init__(self, server: TestServer, later: Callable[[User, User, str], None]) -> None:
-        self.alice, self.bob, self.carol = (server.register(name) for name in ("alice", "bob", "carol"))
+        self.alice, self.bob, self.carol = (
+            server.register(name) for name in ("alice", "bob", "carol")
+        )
         start: list[dict[str, Any]] = [
             {"type": "m.room.join_rules", "content": {"join_rule": "knock"}},
             {"type": "m.room.history_visibility", "content": {"history_visibility": "joined"}},
@@ -70,7 +89,9 @@ class Room:
         for turn in range(2):
             set_state(self.alice, self.room_id, "m.room.name", {"name": f"SECRET {turn}"})
             set_state(self.alice, self.room_id, "m.room.topic", {"topic": f"SECRET {turn}"})
-            set_state(self.alice, self.room_id, "m.room.pinned_events", {"pinned": [f"$SECRET{turn}"]})
+            set_state(
+                self.alice, self.room_id, "m.room.pinned_events", {"pinned": [f"$SECRET{turn}"]}
+            )
             invite(self.alice, self.room_id, self.carol)
             join(self.carol, self.room_id)
             later(self.alice, self.bob, self.room_id)
@@ -82,8 +103,13 @@ def by_first_sync(room: Room) -> Iterator[list[Any]]:
     for limit in (1, 30):
         for after in ("false", "true"):
             wanted = {"room": {"include_leave": True, "timeline": {"limit": limit}}}
-            left = sync(room.bob, filter=wanted, use_state_after=after)["rooms"]["leave"][room.room_id]
-            told = [*left["state_after" if after == "true" else "state"]["events"], *left["timeline"]["events"]]
+            left = sync(room.bob, filter=wanted, use_state_after=after)["rooms"]["leave"][
+                room.room_id
+            ]
+            told = [
+                *left["state_after" if after == "true" else "state"]["events"],
+                *left["timeline"]["events"],
+            ]
             assert {"m.room.create", "m.room.name"} <= {event["type"] for event in told}
             yield told
 
@@ -93,13 +119,20 @@ def by_further_sync(room: Room) -> Iterator[list[Any]]:
         for limit in (0, 1, 30):
             for after in ("false", "true"):
                 wanted = {"room": {"timeline": {"limit": limit}}}
-                left = sync(room.bob, since, wanted, use_state_after=after)["rooms"]["leave"][room.room_id]
-                yield [*left["state_after" if after == "true" else "state"]["events"], *left["timeline"]["events"]]
+                left = sync(room.bob, since, wanted, use_state_after=after)["rooms"]["leave"][
+                    room.room_id
+                ]
+                yield [
+                    *left["state_after" if after == "true" else "state"]["events"],
+                    *left["timeline"]["events"],
+                ]
 
 
 def by_sliding_subscription(room: Room) -> Iterator[list[Any]]:
     wanted = {"timeline_limit": 1, "required_state": EVERYTHING}
-    entry = SlidingClient(room.bob, "new", room_subscriptions={room.room_id: wanted}).sync()["rooms"][room.room_id]
+    entry = SlidingClient(room.bob, "new", room_subscriptions={room.room_id: wanted}).sync()[
+        "rooms"
+    ][room.room_id]
     assert entry["name"] == "before"
     yield [*entry["required_state"], *entry["timeline"]]
     stable = {"timeline_limit": 30, "required_state": {"include": [{}]}}
@@ -109,12 +142,16 @@ def by_sliding_subscription(room: Room) -> Iterator[list[Any]]:
 
 
 def by_sliding_on(room: Room) -> Iterator[list[Any]]:
-    room.sliding.body["room_subscriptions"] = {room.room_id: {"timeline_limit": 1, "required_state": EVERYTHING}}
+    room.sliding.body["room_subscriptions"] = {
+        room.room_id: {"timeline_limit": 1, "required_state": EVERYTHING}
+    }
     entry = room.sliding.sync()["rooms"][room.room_id]
     assert "name" not in entry
     assert "initial" not in entry
     changed = {(event["type"], event["state_key"]) for event in entry["required_state"]}
-    assert changed == {("m.room.member", room.bob.user_id)}, "what has changed since is not told either"
+    assert changed == {("m.room.member", room.bob.user_id)}, (
+        "what has changed since is not told either"
+    )
     yield [*entry["required_state"], *entry["timeline"]]
 
 
@@ -122,7 +159,12 @@ def by_context(room: Room) -> Iterator[list[Any]]:
     for wanted in ("{}", '{"lazy_load_members":true}'):
         query = {"limit": 100, "filter": wanted}
         context = ok(room.bob.get(room_path(room.room_id, "context", room.own_event, **query)))
-        yield [*context["state"], *context["events_before"], context["event"], *context["events_after"]]
+        yield [
+            *context["state"],
+            *context["events_before"],
+            context["event"],
+            *context["events_after"],
+        ]
 
 
 def by_members_at(room: Room) -> Iterator[list[Any]]:
@@ -145,7 +187,11 @@ def by_first_sync_of_old(room: Room) -> Iterator[list[Any]]:
 def by_messages(room: Room) -> Iterator[list[Any]]:
     wanted = json.dumps({"lazy_load_members": True})
     for direction in ("b", "f"):
-        page = ok(room.bob.get(room_path(room.room_id, "messages", dir=direction, limit=100, filter=wanted)))
+        page = ok(
+            room.bob.get(
+                room_path(room.room_id, "messages", dir=direction, limit=100, filter=wanted)
+            )
+        )
         yield [*page["chunk"], *page.get("state", [])]
 
 
@@ -181,7 +227,11 @@ def test_a_former_member_knows_their_own_membership(server: TestServer) -> None:
 
     def own(events: list[Any]) -> set[str]:
         key = ("m.room.member", room.bob.user_id)
-        return {event["content"]["membership"] for event in events if (event["type"], event["state_key"]) == key}
+        return {
+            event["content"]["membership"]
+            for event in events
+            if (event["type"], event["state_key"]) == key
+        }
 
     for since, limit in ((None, 0), (room.outside, 0)):
         wanted = {"room": {"include_leave": True, "timeline": {"limit": limit}}}
@@ -238,7 +288,9 @@ def test_who_was_never_in_a_room_is_told_their_membership_alone(server: TestServ
     decline_an_invite(alice, bob, room_id)
     left = sync(bob, since)["rooms"]["leave"][room_id]
     told = [*left["state"]["events"], *left["timeline"]["events"]]
-    assert {(event["type"], event.get("state_key")) for event in told} == {("m.room.member", bob.user_id)}
+    assert {(event["type"], event.get("state_key")) for event in told} == {
+        ("m.room.member", bob.user_id)
+    }
 
 
 def test_a_former_member_asks_for_a_private_room_as_a_stranger_does(server: TestServer) -> None:
@@ -247,6 +299,8 @@ def test_a_former_member_asks_for_a_private_room_as_a_stranger_does(server: Test
     assert room.bob.get(summary_path(room.room_id)).status in (403, 404)
     assert room.bob.get(hierarchy_path(room.room_id)).status in (403, 404)
     at = quote("9999999999999")
-    nearest = room.bob.get(f"/_matrix/client/v1/rooms/{room.room_id}/timestamp_to_event?dir=b&ts={at}")
+    nearest = room.bob.get(
+        f"/_matrix/client/v1/rooms/{room.room_id}/timestamp_to_event?dir=b&ts={at}"
+    )
     event = ok(room.bob.get(room_path(room.room_id, "event", nearest.json["event_id"])))
     assert event["state_key"] == room.bob.user_id

@@ -9,7 +9,7 @@ from federation.protocol.endpoint import Auth, Limit, Peer, RequestContext, Requ
 from federation.protocol.errors import Forbidden, Unauthorized
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from homeserver.http.rate_limits import Rate
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.server import TestServer
 from tests.http import endpoints
@@ -23,7 +23,10 @@ ADMIN = "/_synapse/admin/v1/thing"
 
 
 def test_no_token_is_missing_and_a_wrong_one_unknown(client: Client) -> None:
-    missing, unknown = client.request("POST", OBJECT), client.request("POST", OBJECT, token="stolen")
+    missing, unknown = (
+        client.request("POST", OBJECT),
+        client.request("POST", OBJECT, token="stolen"),
+    )
     assert (missing.status, missing.errcode) == (401, "M_MISSING_TOKEN")
     assert (unknown.status, unknown.errcode) == (401, "M_UNKNOWN_TOKEN")
 
@@ -38,10 +41,15 @@ def test_a_token_may_come_in_the_query_unless_switched_off(client: Client) -> No
     assert strict.request("POST", OBJECT + "?access_token=alice").errcode == "M_MISSING_TOKEN"
 
 
-def test_tokens_in_addresses_are_switched_off_by_the_configuration(tmp_path: Path, sqlite_database: Database) -> None:
+def test_tokens_in_addresses_are_switched_off_by_the_configuration(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "accept_token_in_query: false\n")
     alice = server.register("alice")
-    assert server.get(f"/_matrix/client/v3/account/whoami?access_token={alice.token}").errcode == "M_MISSING_TOKEN"
+    assert (
+        server.get(f"/_matrix/client/v3/account/whoami?access_token={alice.token}").errcode
+        == "M_MISSING_TOKEN"
+    )
     assert alice.get("/_matrix/client/v3/account/whoami").json["user_id"] == alice.user_id
 
 
@@ -62,13 +70,17 @@ def test_optional_is_somebody_or_nobody_but_not_anybody(client: Client) -> None:
 
 
 @pytest.mark.parametrize("token", ["stolen", "old", "locked"])
-def test_where_nobody_need_be_somebody_a_token_that_is_of_no_use_is_none(client: Client, token: str) -> None:
+def test_where_nobody_need_be_somebody_a_token_that_is_of_no_use_is_none(
+    client: Client, token: str
+) -> None:
     path = "/_matrix/client/v3/anybody"
     assert client.request("GET", path, token="alice").json["user_id"] == "@alice:example.org"
     assert client.request("GET", WHO, token=token).status == 401
     answer = client.request("GET", path, token=token)
     assert (answer.status, answer.json) == (200, {"user_id": None})
-    assert client.request("GET", path, headers={"Authorization": "Basic YTpi"}).json == {"user_id": None}
+    assert client.request("GET", path, headers={"Authorization": "Basic YTpi"}).json == {
+        "user_id": None
+    }
 
 
 def test_guests_are_let_in_only_where_declared(client: Client) -> None:
@@ -79,7 +91,11 @@ def test_guests_are_let_in_only_where_declared(client: Client) -> None:
 
 def test_a_locked_user_can_only_log_out(client: Client) -> None:
     refused = client.request("POST", OBJECT, token="locked")
-    assert (refused.status, refused.errcode, refused.json["soft_logout"]) == (401, "M_USER_LOCKED", True)
+    assert (refused.status, refused.errcode, refused.json["soft_logout"]) == (
+        401,
+        "M_USER_LOCKED",
+        True,
+    )
     assert client.request("POST", LOGOUT, token="locked").status == 200
 
 
@@ -117,7 +133,9 @@ class _Signatures:
         if authorization != ["X-Matrix good"]:
             raise Unauthorized
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
+    async def get_peer(
+        self, authorization: list[str], method: str, uri: str, body: bytes, address: str = ""
+    ) -> Peer:
         self.check_head(authorization, uri)
         return Peer(ServerName(f"{method} {uri} {body.decode()}"))
 
@@ -137,13 +155,18 @@ def test_an_application_service_acts_for_its_users() -> None:
     assert client.request("POST", "/ping", token="bridge").json == ["@irc:example.org", None, "irc"]
     path = "/ping?user_id=@irc_bob:example.org&device_id=B"
     assert client.request("POST", path, token="bridge").json == ["@irc_bob:example.org", "B", "irc"]
-    assert client.request("POST", "/ping?user_id=@alice:example.org", token="bridge").errcode == "M_FORBIDDEN"
+    assert (
+        client.request("POST", "/ping?user_id=@alice:example.org", token="bridge").errcode
+        == "M_FORBIDDEN"
+    )
     assert client.request("POST", "/ping", token="alice").errcode == "M_FORBIDDEN"
 
 
 def test_a_server_is_known_by_its_signature() -> None:
     client = client_for([put_send], {}, signatures=_Signatures())
-    answer = client.request("PUT", "/send/a%2Fb?x=1", json={}, headers={"Authorization": "X-Matrix good"})
+    answer = client.request(
+        "PUT", "/send/a%2Fb?x=1", json={}, headers={"Authorization": "X-Matrix good"}
+    )
     assert answer.json == ["PUT /send/a%2Fb?x=1 {}", "a/b", {}]
     assert client.request("PUT", "/send/1", json={}, token="alice").errcode == "M_UNAUTHORIZED"
 
@@ -160,7 +183,12 @@ def test_what_is_asked_wrongly_counts_and_is_said_to_who_may_ask() -> None:
     )
     assert client.request("PUT", "/send/1?x=%FF", json={}).errcode == "M_UNAUTHORIZED"
     good = {"Authorization": "X-Matrix good"}
-    assert client.request("PUT", "/send/1?x=%FF", json={}, headers=good).errcode == "M_INVALID_PARAM"
+    assert (
+        client.request("PUT", "/send/1?x=%FF", json={}, headers=good).errcode == "M_INVALID_PARAM"
+    )
     for path, token in (("login", None), ("message", "alice")):
-        told = [client.request("POST", f"/_matrix/client/v3/{path}?x=%FF", token=token).errcode for _ in range(3)]
+        told = [
+            client.request("POST", f"/_matrix/client/v3/{path}?x=%FF", token=token).errcode
+            for _ in range(3)
+        ]
         assert told == ["M_INVALID_PARAM", "M_INVALID_PARAM", "M_LIMIT_EXCEEDED"]

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.errors import Unauthorized
 from federation.protocol.ids import ServerName
-from homeserver.http.held_bodies import FREE_BYTES, MOST_SECONDS, HeldBodies
+from homeserver.http.body_budget import FREE_BYTES, MOST_SECONDS, HeldBodies
 from tests.helpers.http import Answer, Client, Connection, FakeTokens, client_for
 
 PIECE = 1 << 15
@@ -26,7 +26,9 @@ class Signatures:
         if authorization != ["X-Matrix good"]:
             raise Unauthorized
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
+    async def get_peer(
+        self, authorization: list[str], method: str, uri: str, body: bytes, address: str = ""
+    ) -> Peer:
         self.waiting.append(Deferred())
         await self.waiting[-1]
         return Peer(ServerName("north.example"))
@@ -59,7 +61,13 @@ class World:
         )
 
     def begin(
-        self, size: int, *, ip: str = "10.0.0.1", path: str = "/send", signed: str = "X-Matrix good", more: int = 2
+        self,
+        size: int,
+        *,
+        ip: str = "10.0.0.1",
+        path: str = "/send",
+        signed: str = "X-Matrix good",
+        more: int = 2,
     ) -> Connection:
         """Send so much of the body of a request, which has `more`."""
         connection = self.client.connect(ip)
@@ -96,9 +104,12 @@ def test_a_short_one_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "signed", "errcode"), [("/send", "", "M_UNAUTHORIZED"), ("/write", "", "M_MISSING_TOKEN")]
+    ("path", "signed", "errcode"),
+    [("/send", "", "M_UNAUTHORIZED"), ("/write", "", "M_MISSING_TOKEN")],
 )
-def test_a_long_one_that_shows_nothing_is_refused_at_once(path: str, signed: str, errcode: str) -> None:
+def test_a_long_one_that_shows_nothing_is_refused_at_once(
+    path: str, signed: str, errcode: str
+) -> None:
     world = World()
     connection = world.begin(FREE_BYTES, path=path, signed=signed)
     assert not connection.received()
@@ -124,7 +135,9 @@ def test_all_together_have_an_end() -> None:
     world = World(most=2 * LONG)
     kept = [world.begin(LONG, ip=f"10.0.0.{number}") for number in range(2)]
     assert refusal(world.begin(LONG, ip="10.0.0.4")) == (429, "M_LIMIT_EXCEEDED")
-    assert not world.begin(FREE_BYTES, ip="10.0.0.4").received(), "short ones are taken all the same"
+    assert not world.begin(FREE_BYTES, ip="10.0.0.4").received(), (
+        "short ones are taken all the same"
+    )
     for connection in kept:
         connection.close()
     assert not world.begin(LONG, ip="10.0.0.4").received()

@@ -1,7 +1,8 @@
-"""Every way to read a room shows the same: what the history visibility lets its reader see, and nothing else.
+"""Every way to read a room shows the same: what the history visibility lets its reader see, and
+nothing else.
 
-A room's life in steps; bob reads it twice, while he is in it and after he has left. What he may see is one table; how it is
-read is another.
+A room's life in steps; bob reads it twice, while he is in it and after he has left. What he may see
+is one table; how it is read is another.
 
 spec: client-server-api#room-history-visibility
 """
@@ -15,7 +16,18 @@ import pytest
 from tests.helpers.finding import begin_jobs, search, settle
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, invite, join, leave, messages, ok, put_event, room_path, say, set_state
+from tests.helpers.talk import (
+    create,
+    invite,
+    join,
+    leave,
+    messages,
+    ok,
+    put_event,
+    room_path,
+    say,
+    set_state,
+)
 from tests.http.sliding import SlidingClient, a_list
 
 BEFORE, INVITED, JOINED, GONE, BACK = "before", "invited", "joined", "gone", "back"
@@ -114,11 +126,15 @@ def by_event(life: Life) -> set[str]:
 
 
 def by_event_of_any_room(life: Life) -> set[str]:
-    return found(life, lambda event_id: life.bob.get(f"/_matrix/client/v3/events/{event_id}").status)
+    return found(
+        life, lambda event_id: life.bob.get(f"/_matrix/client/v3/events/{event_id}").status
+    )
 
 
 def by_context(life: Life) -> set[str]:
-    return found(life, lambda event_id: life.bob.get(life.path("context", event_id, limit=0)).status)
+    return found(
+        life, lambda event_id: life.bob.get(life.path("context", event_id, limit=0)).status
+    )
 
 
 def by_surroundings(life: Life) -> set[str]:
@@ -134,7 +150,9 @@ def by_relations_of(life: Life) -> set[str]:
 
 
 def by_children(life: Life) -> set[str]:
-    chunk = ok(life.bob.get(f"/_matrix/client/v1/rooms/{life.room_id}/relations/{life.root}?limit=100"))["chunk"]
+    chunk = ok(
+        life.bob.get(f"/_matrix/client/v1/rooms/{life.room_id}/relations/{life.root}?limit=100")
+    )["chunk"]
     ids = {event["event_id"] for event in chunk}
     return {name for name, event_id in life.children.items() if event_id in ids}
 
@@ -169,21 +187,27 @@ def by_search_context(life: Life) -> set[str]:
     found: set[str] = set()
     for result in search(life.bob, "word", event_context=around)["results"]:
         context = result["context"]
-        found |= in_events(life, [*context["events_before"], result["result"], *context["events_after"]])
+        found |= in_events(
+            life, [*context["events_before"], result["result"], *context["events_after"]]
+        )
     return found
 
 
 def by_time(life: Life) -> set[str]:
     found = set()
     for name, ts in life.times.items():
-        answer = life.bob.get(f"/_matrix/client/v1/rooms/{life.room_id}/timestamp_to_event?ts={ts}&dir=f")
+        answer = life.bob.get(
+            f"/_matrix/client/v1/rooms/{life.room_id}/timestamp_to_event?ts={ts}&dir=f"
+        )
         if answer.status == 200 and answer.json["event_id"] == life.said[name]:
             found.add(name)
     return found
 
 
 def by_room_initial_sync(life: Life) -> set[str]:
-    return in_events(life, ok(life.bob.get(life.path("initialSync", limit=100)))["messages"]["chunk"])
+    return in_events(
+        life, ok(life.bob.get(life.path("initialSync", limit=100)))["messages"]["chunk"]
+    )
 
 
 def by_initial_sync(life: Life) -> set[str]:
@@ -214,7 +238,9 @@ WAYS: tuple[Callable[[Life], set[str]], ...] = (
 
 
 def by_sync(life: Life) -> set[str]:
-    answer = sync(life.bob, filter={"room": {"include_leave": True, "timeline": {"limit": 1000}}})["rooms"]
+    answer = sync(life.bob, filter={"room": {"include_leave": True, "timeline": {"limit": 1000}}})[
+        "rooms"
+    ]
     room = {**answer.get("join", {}), **answer.get("leave", {})}[life.room_id]
     return in_events(life, room["timeline"]["events"])
 
@@ -250,7 +276,9 @@ def test_every_way_to_read_shows_the_same(server: TestServer, visibility: str) -
     expected = {way.__name__: LEFT[visibility] for way in WAYS}
     expected["by_search"] = LEFT[visibility] - {GONE}  # the search goes as far as the leaving
     assert seen_by(life, *WAYS) == expected
-    (room,) = sync(life.bob, life.since, {"room": {"timeline": {"limit": 1000}}})["rooms"]["leave"].values()
+    (room,) = sync(life.bob, life.since, {"room": {"timeline": {"limit": 1000}}})["rooms"][
+        "leave"
+    ].values()
     assert in_events(life, room["timeline"]["events"]) == {JOINED}
     assert by_sync(life) == LEFT[visibility] - {GONE}
 

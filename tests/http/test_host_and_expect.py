@@ -1,4 +1,5 @@
-"""What a request says of its host, and what it expects before it sends its body: as clients and proxies say it.
+"""What a request says of its host, and what it expects before it sends its body: as clients and
+proxies say it.
 
 RFC 9112 section 3.2, RFC 9110 section 10.1.1
 """
@@ -13,7 +14,8 @@ OBJECT = "/_matrix/client/v3/object"
 def test_a_client_that_asks_first_is_told_to_go_on(client: Client) -> None:
     connection = client.connect()
     connection.send(
-        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n" % OBJECT.encode()
+        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+        % OBJECT.encode()
     )
     assert connection.received() == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.send(b"{}")
@@ -25,7 +27,9 @@ def test_a_client_that_expects_something_else_is_told_that_it_cannot_be(client: 
     connection = client.connect()
     head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: %b\r\n\r\n"
     connection.send(head % (OBJECT.encode(), b"200-ok"))
-    assert [(answer.status, answer.errcode) for answer in connection.answers()] == [(417, "M_UNKNOWN")]
+    assert [(answer.status, answer.errcode) for answer in connection.answers()] == [
+        (417, "M_UNKNOWN")
+    ]
     connection = client.connect()
     connection.send(head % (OBJECT.encode(), b"100-Continue") + b"{}")
     assert connection.received().startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
@@ -56,5 +60,7 @@ def test_what_proxies_and_clients_say_of_the_host_is_taken(client: Client, head:
 
 def test_http_1_0_knows_of_no_expectation(client: Client) -> None:
     connection = client.connect()
-    connection.send(b"POST %s HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n{}" % OBJECT.encode())
+    connection.send(
+        b"POST %s HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n{}" % OBJECT.encode()
+    )
     assert connection.received().startswith(b"HTTP/1.1 200 ")

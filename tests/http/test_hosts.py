@@ -1,4 +1,5 @@
-"""For which host a request is: who does not say it in a form that is one is no speaker of HTTP. RFC 9112 section 3.2"""
+"""For which host a request is: who does not say it in a form that is one is no speaker of HTTP. RFC
+9112 section 3.2"""
 
 import pytest
 
@@ -39,7 +40,11 @@ def test_what_is_no_host_is_no_request(client: Client, data: bytes) -> None:
     connection = client.connect()
     connection.send(data)
     (answer,) = connection.answers()
-    assert (answer.status, answer.errcode, answer.headers["connection"]) == (400, "M_UNKNOWN", "close")
+    assert (answer.status, answer.errcode, answer.headers["connection"]) == (
+        400,
+        "M_UNKNOWN",
+        "close",
+    )
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -1,4 +1,5 @@
-"""Scanners that speak ICAP: c-icap with its antivirus service, and servers that answer in other ways."""
+"""Scanners that speak ICAP: c-icap with its antivirus service, and servers that answer in other
+ways."""
 
 import socket
 import threading
@@ -11,13 +12,13 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from homeserver.config.scanning import NotAnAddress, split_clamd
-from homeserver.hooks import FileToCheck
+from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning import connection as connections
 from homeserver.services.scanning.clamd import Clamd
 from homeserver.services.scanning.connection import Place
 from homeserver.services.scanning.icap import ICAP, Method, place_of
 from homeserver.services.scanning.scanner import CannotScan, Finding, Scanner, ScannerAway
-from storage.executors import InlineExecutor
+from storage.engine.executors import InlineExecutor
 from tests.helpers.ports import free_port
 from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
 
@@ -150,7 +151,9 @@ def scripted(script: Script, method: Method = "RESPMOD", seconds: float = 60) ->
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield ICAP(f"icap://127.0.0.1:{listening.getsockname()[1]}/scan", method, InlineExecutor(), seconds)
+        yield ICAP(
+            f"icap://127.0.0.1:{listening.getsockname()[1]}/scan", method, InlineExecutor(), seconds
+        )
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
@@ -163,7 +166,12 @@ def chunks(*pieces: bytes) -> bytes:
 
 
 def modified(http: bytes, body: bytes, more: bytes = b"", part: bytes = b"res") -> bytes:
-    head = b"ICAP/1.0 200 OK\r\n%sEncapsulated: %s-hdr=0, %s-body=%d\r\n\r\n" % (more, part, part, len(http))
+    head = b"ICAP/1.0 200 OK\r\n%sEncapsulated: %s-hdr=0, %s-body=%d\r\n\r\n" % (
+        more,
+        part,
+        part,
+        len(http),
+    )
     return head + http + chunks(body)
 
 
@@ -190,7 +198,12 @@ FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\n\r\n"
         (modified(FORBIDDEN, b"hello"), "refused"),
         (modified(b"GET / HTTP/1.1\r\n\r\n", b"hello", part=b"req"), "refused"),
         (b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, null-body=19\r\n\r\n" + OK, "refused"),
-        (modified(FORBIDDEN, b"no", b"X-Infection-Found: Type=0; Resolution=2; Threat=Worm.A;\r\n"), "Worm.A"),
+        (
+            modified(
+                FORBIDDEN, b"no", b"X-Infection-Found: Type=0; Resolution=2; Threat=Worm.A;\r\n"
+            ),
+            "Worm.A",
+        ),
         (modified(OK, b"hello", b"X-Virus-ID: Worm.B\r\n"), "Worm.B"),
         (b"ICAP/1.0 204 No Content\r\nX-Virus-ID: Worm.C\r\n\r\n", "Worm.C"),
     ],
@@ -201,14 +214,18 @@ def test_answers(answer: bytes, found: str | None) -> None:
 
 
 def test_an_answer_to_a_request() -> None:
-    with scripted(says(modified(b"PUT / HTTP/1.1\r\n\r\n", b"hello", part=b"req")), "REQMOD") as scanner:
+    with scripted(
+        says(modified(b"PUT / HTTP/1.1\r\n\r\n", b"hello", part=b"req")), "REQMOD"
+    ) as scanner:
         assert scan(scanner, b"hello") is None
     with scripted(says(modified(FORBIDDEN, b"hello")), "REQMOD") as scanner:
         assert scan(scanner, b"hello") == Finding("icap", "refused")
 
 
 def test_an_empty_file_that_comes_back() -> None:
-    with scripted(says(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, null-body=19\r\n\r\n" + OK)) as scanner:
+    with scripted(
+        says(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, null-body=19\r\n\r\n" + OK)
+    ) as scanner:
         assert scan(scanner, b"") is None
 
 
@@ -223,7 +240,12 @@ def test_an_empty_file_that_comes_back() -> None:
         (b"ICAP/1.0 200 OK\r\n" + b"X: y\r\n" * 200, ScannerAway),
         (b"ICAP/1.0 200 OK\r\n" + b"X" * 200_000, ScannerAway),
         (modified(OK, b"hello")[:-20], ScannerAway),
-        (b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK + b"zz\r\nhello\r\n", ScannerAway),
+        (
+            b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n"
+            + OK
+            + b"zz\r\nhello\r\n",
+            ScannerAway,
+        ),
     ],
 )
 def test_answers_that_say_nothing(answer: bytes, error: type[Exception]) -> None:
@@ -317,7 +339,9 @@ def test_the_version_is_what_the_server_says() -> None:
         version(scanner)
 
 
-@pytest.mark.parametrize("url", ["http://a/b", "icap:///scan", "icap://a:b/c", "icap://a/ b", "icap://a/é"])
+@pytest.mark.parametrize(
+    "url", ["http://a/b", "icap:///scan", "icap://a:b/c", "icap://a/ b", "icap://a/é"]
+)
 def test_addresses_of_no_icap_server(url: str) -> None:
     with pytest.raises(ValueError, match=r"icap|Port"):
         place_of(url)
@@ -336,7 +360,9 @@ def test_what_is_not_clamd() -> None:
             scan(clamd, b"hello")
 
 
-@pytest.mark.parametrize("address", ["unix:relative", "unix:", "tcp:host", "tcp::1", "host:1", "tcp:host:x"])
+@pytest.mark.parametrize(
+    "address", ["unix:relative", "unix:", "tcp:host", "tcp::1", "host:1", "tcp:host:x"]
+)
 def test_addresses_of_no_clamd(address: str) -> None:
     with pytest.raises(NotAnAddress):
         split_clamd(address)

@@ -1,4 +1,5 @@
-"""Addresses by which people are found at an identity server: bound, unbound, and gone with the account."""
+"""Addresses by which people are found at an identity server: bound, unbound, and gone with the
+account."""
 
 import json
 from collections.abc import Sequence
@@ -7,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
 from federation.protocol.request_signing import encode_request, parse_authorization
 from federation.protocol.signing import SigningKey
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database
-from storage.identity_bindings import BindingRow, IdentityBindingStore
-from storage.threepids import ThreepidRow, ThreepidStore
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.engine.database import Database
+from storage.threepids.identity_bindings import BindingRow, IdentityBindingStore
+from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
@@ -56,7 +57,9 @@ class IdentityServer:
             return WebAnswer(url, self.answer[0], {}, self.answer[1])
         if url == f"{URL}/_matrix/identity/v2/3pid/bind":
             self.bound.append(asked)
-            return WebAnswer(url, 200, {}, json.dumps({**ADDRESS, "mxid": asked["mxid"], "ts": 1}).encode())
+            return WebAnswer(
+                url, 200, {}, json.dumps({**ADDRESS, "mxid": asked["mxid"], "ts": 1}).encode()
+            )
         assert url == f"{URL}/_matrix/identity/v2/3pid/unbind"
         self.bound = [each for each in self.bound if each["mxid"] != asked["mxid"]]
         return WebAnswer(url, 200, {}, b"{}")
@@ -83,7 +86,9 @@ def unbind(user: User, **further: str) -> Any:
     return answer.json["id_server_unbind_result"]
 
 
-def test_an_address_is_bound_and_unbound(server: TestServer, alice: User, identity: IdentityServer) -> None:
+def test_an_address_is_bound_and_unbound(
+    server: TestServer, alice: User, identity: IdentityServer
+) -> None:
     assert unbind(alice) == "no-support"
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     _, authorization, body = identity.asked[-1]
@@ -96,7 +101,11 @@ def test_an_address_is_bound_and_unbound(server: TestServer, alice: User, identi
     signed = parse_authorization(authorization)
     assert (signed.origin, signed.destination) == ("example.org", HOST)
     said = encode_request(
-        method="POST", uri="/_matrix/identity/v2/3pid/unbind", origin="example.org", destination=HOST, content=body
+        method="POST",
+        uri="/_matrix/identity/v2/3pid/unbind",
+        origin="example.org",
+        destination=HOST,
+        content=body,
     )
     assert signed.signature == SigningKey("a_test", bytes(32)).sign(said)
     assert unbind(alice) == "no-support"
@@ -105,7 +114,9 @@ def test_an_address_is_bound_and_unbound(server: TestServer, alice: User, identi
     assert bound == [("address_bound", ADDRESS["address"]), ("address_unbound", ADDRESS["address"])]
 
 
-def test_a_number_is_bound_and_goes_when_it_is_deleted(alice: User, identity: IdentityServer) -> None:
+def test_a_number_is_bound_and_goes_when_it_is_deleted(
+    alice: User, identity: IdentityServer
+) -> None:
     number = {"medium": "msisdn", "address": "998901234567"}
     identity.answer = (200, json.dumps(number).encode())
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
@@ -118,9 +129,13 @@ def test_no_other_identity_server_is_asked(
     tmp_path: Path, sqlite_database: Database, alice: User, identity: IdentityServer
 ) -> None:
     assert (
-        alice.post(f"{V3}/3pid/bind", {**BIND, "id_server": "elsewhere.example.org"}).errcode == "M_SERVER_NOT_TRUSTED"
+        alice.post(f"{V3}/3pid/bind", {**BIND, "id_server": "elsewhere.example.org"}).errcode
+        == "M_SERVER_NOT_TRUSTED"
     )
-    assert alice.post(f"{V3}/3pid/bind", {**BIND, "id_access_token": "a\r\nb"}).errcode == "M_SERVER_NOT_TRUSTED"
+    assert (
+        alice.post(f"{V3}/3pid/bind", {**BIND, "id_access_token": "a\r\nb"}).errcode
+        == "M_SERVER_NOT_TRUSTED"
+    )
     assert alice.post(f"{V3}/3pid", {"three_pid_creds": BIND}).errcode == "M_SERVER_NOT_TRUSTED"
     none = TestServer(tmp_path, sqlite_database, web=identity, seed=2)
     assert none.register("carol").post(f"{V3}/3pid/bind", BIND).errcode == "M_SERVER_NOT_TRUSTED"
@@ -130,10 +145,19 @@ def test_no_other_identity_server_is_asked(
 @pytest.mark.parametrize(
     ("answer", "status", "errcode"),
     [
-        ((400, b'{"errcode": "M_SESSION_NOT_VALIDATED", "error": "Confirm it first"}'), 400, "M_SESSION_NOT_VALIDATED"),
+        (
+            (400, b'{"errcode": "M_SESSION_NOT_VALIDATED", "error": "Confirm it first"}'),
+            400,
+            "M_SESSION_NOT_VALIDATED",
+        ),
         ((403, b'{"errcode": "M_TERMS_NOT_SIGNED"}'), 400, "M_TERMS_NOT_SIGNED"),
-        # of the token for the identity server: clients would take it for the end of their session here
-        ((401, b'{"errcode": "M_UNKNOWN_TOKEN", "error": "Unrecognised access token"}'), 502, "M_UNKNOWN"),
+        # of the token for the identity server: clients would take it for the end of their session
+        # here
+        (
+            (401, b'{"errcode": "M_UNKNOWN_TOKEN", "error": "Unrecognised access token"}'),
+            502,
+            "M_UNKNOWN",
+        ),
         ((403, b'{"errcode": "M_USER_DEACTIVATED"}'), 502, "M_UNKNOWN"),
         ((400, b'{"errcode": "what is it"}'), 502, "M_UNKNOWN"),
         ((500, b"<html>"), 502, "M_UNKNOWN"),
@@ -186,7 +210,9 @@ def unbind_due(server: TestServer, minutes: int) -> int:
     return server.run(server.app.people.bindings.do_unbind_due(10))
 
 
-def test_nobody_is_found_whose_account_ended(server: TestServer, alice: User, identity: IdentityServer) -> None:
+def test_nobody_is_found_whose_account_ended(
+    server: TestServer, alice: User, identity: IdentityServer
+) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     assert close(alice) == "success"
     assert identity.bound == []
@@ -194,7 +220,12 @@ def test_nobody_is_found_whose_account_ended(server: TestServer, alice: User, id
 
 
 @pytest.mark.parametrize(
-    "trouble", [OutboundError("it is down"), (404, b"<html>"), (403, b'{"errcode": "M_FORBIDDEN", "error": "No"}')]
+    "trouble",
+    [
+        OutboundError("it is down"),
+        (404, b"<html>"),
+        (403, b'{"errcode": "M_FORBIDDEN", "error": "No"}'),
+    ],
 )
 def test_what_could_not_be_unbound_at_the_end_is_later(
     server: TestServer, alice: User, identity: IdentityServer, trouble: Any
@@ -212,7 +243,9 @@ def test_what_could_not_be_unbound_at_the_end_is_later(
     assert unbind_due(server, 24 * 60) == 0
 
 
-def test_trying_to_unbind_has_an_end(server: TestServer, alice: User, identity: IdentityServer) -> None:
+def test_trying_to_unbind_has_an_end(
+    server: TestServer, alice: User, identity: IdentityServer
+) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     identity.answer = OutboundError("it is down")
     close(alice)
@@ -223,7 +256,9 @@ def test_trying_to_unbind_has_an_end(server: TestServer, alice: User, identity: 
     assert tried > 30
 
 
-def test_an_identity_server_that_is_away_is_not_asked_for_each(server: TestServer, identity: IdentityServer) -> None:
+def test_an_identity_server_that_is_away_is_not_asked_for_each(
+    server: TestServer, identity: IdentityServer
+) -> None:
     people = [server.register(f"p{number}") for number in range(3)]
     for each in people:
         assert each.post(f"{V3}/3pid/bind", BIND).status == 200
@@ -251,17 +286,24 @@ def test_an_address_that_goes_is_unbound_once_the_identity_server_is_back(
     identity.answer = AWAY
     match way:
         case "deleted":
-            assert alice.post(f"{V3}/3pid/delete", ADDRESS).json == {"id_server_unbind_result": "no-support"}
+            assert alice.post(f"{V3}/3pid/delete", ADDRESS).json == {
+                "id_server_unbind_result": "no-support"
+            }
         case "account page":
             browser = Browser(server)
             browser.open("/_mahalla/account")
             browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
-            form = next(form for form in browser.page.forms if form.fields.get("do") == "remove_address")
+            form = next(
+                form for form in browser.page.forms if form.fields.get("do") == "remove_address"
+            )
             browser.post(form.action, form.fields)
         case "administrator":
             root = server.register("root")
             server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
-            assert root.put(f"/_synapse/admin/v2/users/{alice.user_id}", {"threepids": []}).status == 200
+            assert (
+                root.put(f"/_synapse/admin/v2/users/{alice.user_id}", {"threepids": []}).status
+                == 200
+            )
         case _:
             assert alice.post(f"{V3}/3pid/unbind", ADDRESS).status == 502
     known = alice.get(f"{V3}/3pid").json["threepids"]
@@ -274,7 +316,9 @@ def test_an_address_that_goes_is_unbound_once_the_identity_server_is_back(
     assert unbind_due(server, 24 * 60) == 0
 
 
-def test_an_address_that_is_bound_again_stays_so(server: TestServer, alice: User, identity: IdentityServer) -> None:
+def test_an_address_that_is_bound_again_stays_so(
+    server: TestServer, alice: User, identity: IdentityServer
+) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     identity.answer = AWAY
     alice.post(f"{V3}/3pid/delete", ADDRESS)
@@ -285,7 +329,9 @@ def test_an_address_that_is_bound_again_stays_so(server: TestServer, alice: User
     assert unbind(alice) == "success"
 
 
-def test_what_is_given_up_can_be_asked_for_again(server: TestServer, alice: User, identity: IdentityServer) -> None:
+def test_what_is_given_up_can_be_asked_for_again(
+    server: TestServer, alice: User, identity: IdentityServer
+) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     identity.answer = AWAY
     alice.post(f"{V3}/3pid/delete", ADDRESS)
@@ -301,13 +347,17 @@ def test_what_is_given_up_can_be_asked_for_again(server: TestServer, alice: User
 async def test_what_is_bound_while_the_account_ends_is_unbound(database: Database) -> None:
     store, accounts = IdentityBindingStore(database), AccountStore(database)
     await database.write("t", accounts.add_account, AccountRow("@a:example.org", None, 1))
-    await database.write("t", lambda txn: accounts.set_deactivated(txn, "@a:example.org", 2, erase=False))
+    await database.write(
+        "t", lambda txn: accounts.set_deactivated(txn, "@a:example.org", 2, erase=False)
+    )
     row = BindingRow("@a:example.org", "email", "a@example.com", HOST)
     await database.write("bind", store.add_binding, row)
     assert await store.take_due(3, lambda _: 1) == row
 
 
-def test_bindings_are_counted_by_user(tmp_path: Path, sqlite_database: Database, identity: IdentityServer) -> None:
+def test_bindings_are_counted_by_user(
+    tmp_path: Path, sqlite_database: Database, identity: IdentityServer
+) -> None:
     server = TestServer(tmp_path, sqlite_database, IDENTITY, web=identity)
     alice, bob = server.register("alice"), server.register("bob")
     assert [alice.post(f"{V3}/3pid/bind", BIND).status for _ in range(6)] == [*[200] * 5, 429]

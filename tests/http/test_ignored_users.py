@@ -1,4 +1,5 @@
-"""Whoever is ignored is not heard, whichever way one listens; their state is shown, since it is the room's.
+"""Whoever is ignored is not heard, whichever way one listens; their state is shown, since it is the
+room's.
 
 spec: client-server-api#ignoring-users
 """
@@ -10,7 +11,17 @@ import pytest
 from tests.helpers.finding import begin_jobs, search, settle
 from tests.helpers.server import TestServer
 from tests.helpers.syncing import Rooms, sync, sync_path
-from tests.helpers.talk import create, invite, join, messages, ok, put_event, room_path, say, set_state
+from tests.helpers.talk import (
+    create,
+    invite,
+    join,
+    messages,
+    ok,
+    put_event,
+    room_path,
+    say,
+    set_state,
+)
 from tests.http.sliding import SlidingClient, a_list
 from tests.http.test_unsigned import events_in
 
@@ -23,9 +34,13 @@ class Room:
     def __init__(self, server: TestServer) -> None:
         begin_jobs(server)
         self.server = server
-        self.alice, self.bob, self.troll = (server.register(name) for name in ("alice", "bob", "troll"))
+        self.alice, self.bob, self.troll = (
+            server.register(name) for name in ("alice", "bob", "troll")
+        )
         Rooms().keep(self.alice, "m.ignored_user_list", {"ignored_users": {self.troll.user_id: {}}})
-        self.room_id = create(self.bob, preset="public_chat", power_level_content_override={"state_default": 0})
+        self.room_id = create(
+            self.bob, preset="public_chat", power_level_content_override={"state_default": 0}
+        )
         join(self.alice, self.room_id)
         join(self.troll, self.room_id)
         self.since = str(sync(self.alice)["next_batch"])
@@ -33,7 +48,11 @@ class Room:
         for rel_type in ("m.thread", "m.reference"):
             for user in (self.bob, self.troll):
                 relation = {"rel_type": rel_type, "event_id": self.root}
-                content = {"msgtype": "m.text", "body": f"word from {user.user_id}", "m.relates_to": relation}
+                content = {
+                    "msgtype": "m.text",
+                    "body": f"word from {user.user_id}",
+                    "m.relates_to": relation,
+                }
                 ok(put_event(user, self.room_id, "m.room.message", content))
         say(self.troll, self.room_id, "word of troll")
         self.topic = set_state(self.troll, self.room_id, "m.room.topic", {"topic": "set by troll"})
@@ -85,7 +104,9 @@ def by_events(room: Room) -> object:
 
 
 def by_relations(room: Room) -> object:
-    return ok(room.alice.get(f"/_matrix/client/v1/rooms/{room.room_id}/relations/{room.root}?limit=100"))
+    return ok(
+        room.alice.get(f"/_matrix/client/v1/rooms/{room.room_id}/relations/{room.root}?limit=100")
+    )
 
 
 def by_threads(room: Room) -> object:
@@ -93,7 +114,9 @@ def by_threads(room: Room) -> object:
 
 
 def by_search(room: Room) -> object:
-    return search(room.alice, "word", event_context={"before_limit": 50, "after_limit": 50})["results"]
+    return search(room.alice, "word", event_context={"before_limit": 50, "after_limit": 50})[
+        "results"
+    ]
 
 
 WITH_STATE: tuple[Callable[[Room], object], ...] = (
@@ -145,9 +168,15 @@ def test_their_receipts_typing_and_invites_are_not_told(room: Room) -> None:
     answer = client.sync()
     assert list(answer["rooms"]) == [room.room_id]
     assert room.troll.user_id not in str(answer["extensions"])
-    assert [each["room_id"] for each in ok(room.alice.get("/_matrix/client/v3/initialSync"))["rooms"]] == [room.room_id]
+    assert [
+        each["room_id"] for each in ok(room.alice.get("/_matrix/client/v3/initialSync"))["rooms"]
+    ] == [room.room_id]
     old = ok(room.alice.get(f"/_matrix/client/v3/events?from={room.since}&timeout=0"))["chunk"]
-    assert [each for each in old if each["type"] in ("m.typing", "m.receipt") and room.troll.user_id in str(each)] == []
+    assert [
+        each
+        for each in old
+        if each["type"] in ("m.typing", "m.receipt") and room.troll.user_id in str(each)
+    ] == []
 
 
 def test_what_they_say_neither_wakes_nor_counts(room: Room) -> None:
@@ -161,7 +190,10 @@ def test_what_they_say_neither_wakes_nor_counts(room: Room) -> None:
     counts = sync(room.alice)["rooms"]["join"][room.room_id]["unread_notifications"]
     assert counts == {"notification_count": 0, "highlight_count": 0}
     room.server.clock.advance(6)
-    assert "rooms" not in pending.answer.json or room.room_id not in pending.answer.json["rooms"]["join"]
+    assert (
+        "rooms" not in pending.answer.json
+        or room.room_id not in pending.answer.json["rooms"]["join"]
+    )
 
 
 def test_they_are_heard_again(room: Room) -> None:

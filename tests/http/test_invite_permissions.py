@@ -35,7 +35,11 @@ def invites(user: User) -> set[str]:
     """The rooms to which somebody is invited, as all kinds of sync tell."""
     by_sync = set(sync(user).get("rooms", {}).get("invite", {}))
     client = SlidingClient(user, lists={"all": a_list([0, 99])}, room_subscriptions={})
-    old = {room["room_id"] for room in ok(user.get(f"{V3}/initialSync"))["rooms"] if room["membership"] == "invite"}
+    old = {
+        room["room_id"]
+        for room in ok(user.get(f"{V3}/initialSync"))["rooms"]
+        if room["membership"] == "invite"
+    }
     assert old == by_sync
     listed = {room_id for room_id, room in client.sync()["rooms"].items() if "invite_state" in room}
     assert listed == by_sync
@@ -55,7 +59,9 @@ def test_who_blocks_all_invites_is_not_invited(alice: User, bob: User, type_: st
     assert refused(alice.post(f"{V3}/createRoom", {"invite": [bob.user_id]})) == BLOCKED
     assert bob.user_id not in str(ok(alice.get(room_path(room_id, "members"))))
     assert invites(bob) == set()  # of those from before nothing is told either
-    client = SlidingClient(bob, room_subscriptions={before: {"timeline_limit": 1, "required_state": []}})
+    client = SlidingClient(
+        bob, room_subscriptions={before: {"timeline_limit": 1, "required_state": []}}
+    )
     assert client.sync()["rooms"] == {}
     ok(membership(bob, before, "join"))  # who knows of it may still come
     rooms.keep(bob, type_, {})
@@ -63,7 +69,9 @@ def test_who_blocks_all_invites_is_not_invited(alice: User, bob: User, type_: st
     assert invites(bob) == {room_id}
 
 
-@pytest.mark.parametrize("content", [{"default_action": "allow"}, {"default_action": 5}, {"block": True}, {}])
+@pytest.mark.parametrize(
+    "content", [{"default_action": "allow"}, {"default_action": 5}, {"block": True}, {}]
+)
 def test_what_is_no_block_blocks_nothing(alice: User, bob: User, content: Json) -> None:
     rooms.keep(bob, STABLE, content)
     ok(invite(alice, bob))
@@ -90,7 +98,9 @@ def test_what_is_no_block_blocks_nothing(alice: User, bob: User, content: Json) 
     ],
 )
 @pytest.mark.parametrize("type_", [MSC4155, STABLE])
-def test_lists(server: TestServer, alice: User, bob: User, content: Json, outcome: str, type_: str) -> None:
+def test_lists(
+    server: TestServer, alice: User, bob: User, content: Json, outcome: str, type_: str
+) -> None:
     rooms.keep(bob, type_, content)
     waiting = poll(bob, sync(bob)["next_batch"])
     room_id = create(alice)
@@ -114,7 +124,9 @@ def test_an_ignored_users_invite_is_hidden_not_refused(alice: User, bob: User) -
 
 def test_a_mark_of_unread_is_told_by_both_syncs(alice: User) -> None:
     room_id = create(alice)
-    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"account_data": {"enabled": True}})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9])}, extensions={"account_data": {"enabled": True}}
+    )
     client.sync()
     since = sync(alice)["next_batch"]
     rooms.keep(alice, "m.marked_unread", {"unread": True}, room_id)
@@ -125,7 +137,9 @@ def test_a_mark_of_unread_is_told_by_both_syncs(alice: User) -> None:
 
 def test_deleted_account_data_is_told_once(alice: User) -> None:
     room_id = create(alice)
-    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"account_data": {"enabled": True}})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9])}, extensions={"account_data": {"enabled": True}}
+    )
     client.sync()
     for where in (None, room_id):
         rooms.keep(alice, "org.example.a", {"a": 1}, where)

@@ -9,16 +9,17 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
-from homeserver.assembly.jobs import SENT_REMEMBERED
-from homeserver.jobs import FIRST_BATCH, Job, Jobs
+from homeserver.cluster.jobs import FIRST_BATCH, Job, Jobs
 from homeserver.observe.metrics import JobMetrics
-from storage.database import Database, Transaction
-from storage.engine import DatabaseUnavailable
+from homeserver.wiring.jobs import SENT_REMEMBERED
+from storage.engine.database import Database, Transaction
+from storage.engine.interface import DatabaseUnavailable
 from tests.helpers.server import TestServer
 
 
 class Pile:
-    """Something to be worked off; `seconds` for each thing. The clock is moved as the work would."""
+    """Something to be worked off; `seconds` for each thing. The clock is moved as the work
+    would."""
 
     def __init__(self, clock: Clock, things: int, seconds: float = 0.0) -> None:
         self.clock = clock
@@ -59,7 +60,7 @@ def lines() -> Iterator[list[str]]:
 
     @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
-        if event["log_namespace"].startswith("homeserver.jobs"):
+        if event["log_namespace"].startswith("homeserver.cluster.jobs"):
             found.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)
@@ -94,7 +95,10 @@ def test_a_job_works_off_what_there_is_and_rests() -> None:
     turn(clock, 200)
     assert pile.things == 0
     assert registry.get_sample_value("mahalla_job_items_total", {"job": "pile"}) == 1001
-    assert (registry.get_sample_value("mahalla_job_last_finished_timestamp_seconds", {"job": "pile"}) or 0) > 600
+    assert (
+        registry.get_sample_value("mahalla_job_last_finished_timestamp_seconds", {"job": "pile"})
+        or 0
+    ) > 600
 
 
 def test_steps_grow_and_shrink_to_a_tenth_of_a_second() -> None:
@@ -110,7 +114,9 @@ def test_steps_grow_and_shrink_to_a_tenth_of_a_second() -> None:
     assert set(slow.batches[1:]) == {2}
 
 
-def test_a_job_whose_database_is_away_goes_on_later_without_a_traceback(failures: list[str]) -> None:
+def test_a_job_whose_database_is_away_goes_on_later_without_a_traceback(
+    failures: list[str],
+) -> None:
     clock = Clock()
     steps: list[int] = []
 
@@ -245,9 +251,14 @@ def test_a_stop_waits_for_the_step_that_runs() -> None:
     assert len(begun) == 1
 
 
-async def test_a_server_forgets_old_transaction_ids(server: TestServer, sqlite_database: Database) -> None:
+async def test_a_server_forgets_old_transaction_ids(
+    server: TestServer, sqlite_database: Database
+) -> None:
     def remembered(txn: Transaction) -> list[str]:
-        return [str(txn_id) for (txn_id,) in txn.query("SELECT txn_id FROM sent_transactions ORDER BY txn_id")]
+        return [
+            str(txn_id)
+            for (txn_id,) in txn.query("SELECT txn_id FROM sent_transactions ORDER BY txn_id")
+        ]
 
     server.app.start_jobs()
     alice = server.register("alice")

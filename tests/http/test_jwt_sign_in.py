@@ -11,7 +11,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
 from federation.protocol.ids import UserID
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer
 
@@ -51,7 +51,9 @@ def signed_by_hand(header: dict[str, str]) -> str:
 
 
 def login(server: TestServer, text: str, **further: object) -> Answer:
-    return server.post("/_matrix/client/v3/login", {"type": "org.matrix.login.jwt", "token": text, **further})
+    return server.post(
+        "/_matrix/client/v3/login", {"type": "org.matrix.login.jwt", "token": text, **further}
+    )
 
 
 def test_people_sign_in(server: TestServer) -> None:
@@ -59,7 +61,9 @@ def test_people_sign_in(server: TestServer) -> None:
     for device in ("PHONE", "DESK"):
         session = login(server, token(name="Alice"), device_id=device).json
         assert (session["user_id"], session["device_id"]) == ("@alice:example.org", device)
-    assert server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "Alice"
+    assert (
+        server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "Alice"
+    )
 
 
 REFUSED = [
@@ -81,7 +85,10 @@ REFUSED = [
     token(sub=None),
     token(sub=7),
     token()[:-2],
-    *(urlsafe_b64encode(b'{"alg":%b' % (b"[" * levels)).decode() + ".e30.e30" for levels in (1500, 12_000)),
+    *(
+        urlsafe_b64encode(b'{"alg":%b' % (b"[" * levels)).decode() + ".e30.e30"
+        for levels in (1500, 12_000)
+    ),
     "nothing",
     "x" * 20_000,
 ]
@@ -104,9 +111,7 @@ def test_names_and_accounts_that_are_refused(server: TestServer) -> None:
 
 
 def test_failures_count(tmp_path: Path, sqlite_database: Database) -> None:
-    few = (
-        "rc_login: {address: {per_second: 100, burst_count: 100}, failed_attempts: {per_second: 0.01, burst_count: 2}}"
-    )
+    few = "rc_login: {address: {per_second: 100, burst_count: 100}, failed_attempts: {per_second: 0.01, burst_count: 2}}"
     server = TestServer(tmp_path, sqlite_database, CONFIG + few)
     assert [login(server, "nothing").status for _ in range(3)] == [403, 403, 429]
 
@@ -114,21 +119,36 @@ def test_failures_count(tmp_path: Path, sqlite_database: Database) -> None:
 def test_a_public_key(tmp_path: Path, sqlite_database: Database) -> None:
     key = RSAKey.generate_key(2048)
     (tmp_path / "portal.pem").write_bytes(key.as_pem(private=False))
-    config = "jwt_config: {enabled: true, algorithm: RS256, secret_path: portal.pem, subject_claim: uid}"
+    config = (
+        "jwt_config: {enabled: true, algorithm: RS256, secret_path: portal.pem, subject_claim: uid}"
+    )
     server = TestServer(tmp_path, sqlite_database, config)
     good = jwt.encode({"alg": "RS256"}, {"uid": "bob"}, key)
     assert login(server, good).json["user_id"] == "@bob:example.org"
-    assert login(server, jwt.encode({"alg": "RS256"}, {"uid": "bob"}, RSAKey.generate_key(2048))).status == 403
+    assert (
+        login(
+            server, jwt.encode({"alg": "RS256"}, {"uid": "bob"}, RSAKey.generate_key(2048))
+        ).status
+        == 403
+    )
 
 
 def test_it_is_off_unless_it_is_wanted(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
-    assert {"type": "org.matrix.login.jwt"} not in server.get("/_matrix/client/v3/login").json["flows"]
+    assert {"type": "org.matrix.login.jwt"} not in server.get("/_matrix/client/v3/login").json[
+        "flows"
+    ]
     assert login(server, token()).status == 400
 
 
 def test_an_account_past_its_day(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 1d}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 1d}\n"
+    )
     user_id = UserID(login(server, token()).json["user_id"])
-    server.run(server.app.accounts.renewals.do_set_end(user_id, 1, letter=False, by=UserID("@root:example.org")))
+    server.run(
+        server.app.accounts.renewals.do_set_end(
+            user_id, 1, letter=False, by=UserID("@root:example.org")
+        )
+    )
     assert login(server, token()).errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.talk import V3, create, join, ok, redact, refused, room_path, say
 
@@ -39,7 +39,9 @@ def bob(server: TestServer) -> User:
 
 
 def ask(admin: User, path: str, **query: object) -> Any:
-    return ok(admin.get(f"{path}?{urlencode({name.rstrip('_'): value for name, value in query.items()})}"))
+    return ok(
+        admin.get(f"{path}?{urlencode({name.rstrip('_'): value for name, value in query.items()})}")
+    )
 
 
 def report_event(user: User, room_id: str, event_id: str, reason: str) -> None:
@@ -79,7 +81,11 @@ def test_a_reported_event(admin: User, alice: User, bob: User) -> None:
     one = ask(admin, f"{EVENTS}/{number}")
     event = one.pop("event_json")
     assert one == {"id": number, **report}
-    assert (event["content"]["body"], event["sender"], event["room_id"]) == ("rude", alice.user_id, room_id)
+    assert (event["content"]["body"], event["sender"], event["room_id"]) == (
+        "rude",
+        alice.user_id,
+        room_id,
+    )
     assert {"auth_events", "hashes", "signatures"} <= event.keys()
     ok(redact(alice, room_id, event_id))
     assert ask(admin, f"{EVENTS}/{number}")["event_json"]["content"] == {}
@@ -146,7 +152,10 @@ def test_reported_rooms(admin: User, alice: User, bob: User) -> None:
     for room_id in (here, elsewhere):
         ok(bob.post(room_path(room_id, "report"), {"reason": "sad"}))
     reports = ask(admin, ROOMS)["room_reports"]
-    assert [(each["room_id"], each["name"]) for each in reports] == [(elsewhere, None), (here, "Lab")]
+    assert [(each["room_id"], each["name"]) for each in reports] == [
+        (elsewhere, None),
+        (here, "Lab"),
+    ]
     assert ask(admin, ROOMS, room_id="other.org")["total"] == 1
     number = reports[0]["id"]
     assert ask(admin, f"{ROOMS}/{number}") == reports[0]
@@ -162,7 +171,9 @@ def test_reports_are_for_administrators(server: TestServer, alice: User) -> None
         assert refused(server.get(path)) == (401, "M_MISSING_TOKEN")
 
 
-@pytest.mark.parametrize("query", ["from=-1", "limit=-1", "limit=1001", "from=x", "dir=x", f"from={10**30}"])
+@pytest.mark.parametrize(
+    "query", ["from=-1", "limit=-1", "limit=1001", "from=x", "dir=x", f"from={10**30}"]
+)
 def test_what_is_no_page(admin: User, query: str) -> None:
     for path in (EVENTS, USERS, ROOMS):
         assert refused(admin.get(f"{path}?{query}")) == (400, "M_INVALID_PARAM")

@@ -5,17 +5,22 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.key_backups import KEYS_AT_ONCE, LARGEST_KEY
-from storage.database import Database
-from storage.key_backups import MOST_BACKUPS, KeyBackupStore
+from homeserver.services.encryption.key_backups import KEYS_AT_ONCE, LARGEST_KEY
+from storage.encryption.key_backups import MOST_BACKUPS, KeyBackupStore
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 
 KEYS = "/_matrix/client/v3/room_keys"
 ROOM, OTHER = "!room:example.org", "!other:example.org"
-DEFINITION = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "abc"}}
+DEFINITION = {
+    "algorithm": "m.megolm_backup.v1.curve25519-aes-sha2",
+    "auth_data": {"public_key": "abc"},
+}
 
 
-def key(first: int = 0, forwarded: int = 0, *, verified: bool = False, data: str = "x") -> dict[str, Any]:
+def key(
+    first: int = 0, forwarded: int = 0, *, verified: bool = False, data: str = "x"
+) -> dict[str, Any]:
     return {
         "first_message_index": first,
         "forwarded_count": forwarded,
@@ -37,7 +42,12 @@ def version(alice: User) -> str:
 
 
 def test_versions(alice: User, version: str) -> None:
-    assert alice.get(f"{KEYS}/version").json == {**DEFINITION, "version": version, "etag": "0", "count": 0}
+    assert alice.get(f"{KEYS}/version").json == {
+        **DEFINITION,
+        "version": version,
+        "etag": "0",
+        "count": 0,
+    }
     second = alice.post(f"{KEYS}/version", DEFINITION).json["version"]
     assert second != version
     assert alice.get(f"{KEYS}/version").json["version"] == second
@@ -71,14 +81,22 @@ def test_keys_in_all_forms(alice: User, version: str) -> None:
     assert one.json == {"etag": "1", "count": 1}
     room = alice.put(f"{KEYS}/keys/{ROOM}?version={version}", {"sessions": {"s2": key()}})
     assert room.json == {"etag": "2", "count": 2}
-    every = alice.put(f"{KEYS}/keys?version={version}", {"rooms": {OTHER: {"sessions": {"s3": key()}}}})
+    every = alice.put(
+        f"{KEYS}/keys?version={version}", {"rooms": {OTHER: {"sessions": {"s3": key()}}}}
+    )
     assert every.json == {"etag": "3", "count": 3}
     rooms = alice.get(f"{KEYS}/keys?version={version}").json["rooms"]
-    assert {room_id: set(room["sessions"]) for room_id, room in rooms.items()} == {ROOM: {"s1", "s2"}, OTHER: {"s3"}}
+    assert {room_id: set(room["sessions"]) for room_id, room in rooms.items()} == {
+        ROOM: {"s1", "s2"},
+        OTHER: {"s3"},
+    }
     assert set(alice.get(f"{KEYS}/keys/{ROOM}?version={version}").json["sessions"]) == {"s1", "s2"}
     assert alice.get(f"{KEYS}/keys/{ROOM}/s1?version={version}").json == key()
     assert alice.get(f"{KEYS}/keys/{ROOM}/none?version={version}").errcode == "M_NOT_FOUND"
-    assert alice.delete(f"{KEYS}/keys/{ROOM}/s1?version={version}").json == {"etag": "4", "count": 2}
+    assert alice.delete(f"{KEYS}/keys/{ROOM}/s1?version={version}").json == {
+        "etag": "4",
+        "count": 2,
+    }
     assert alice.delete(f"{KEYS}/keys/{ROOM}?version={version}").json == {"etag": "5", "count": 1}
     assert alice.delete(f"{KEYS}/keys?version={version}").json == {"etag": "6", "count": 0}
 
@@ -142,15 +160,21 @@ def test_keys_go_into_the_newest_version_only(alice: User, version: str) -> None
 
 def test_so_much_is_put_in_time(tmp_path: Path, sqlite_database: Database) -> None:
     """Half a million keys of 64 KiB each would fill a disk."""
-    server = TestServer(tmp_path, sqlite_database, "rc_key_backup_bytes: {per_second: 1000, burst_count: 20000}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, "rc_key_backup_bytes: {per_second: 1000, burst_count: 20000}\n"
+    )
     alice, bob = server.register("alice"), server.register("bob")
-    versions = {user: user.post(f"{KEYS}/version", DEFINITION).json["version"] for user in (alice, bob)}
+    versions = {
+        user: user.post(f"{KEYS}/version", DEFINITION).json["version"] for user in (alice, bob)
+    }
 
     def put(user: User, session: str, version: str = "") -> int:
         body = {"sessions": {session: key(data="x" * 9_900)}}
         return user.put(f"{KEYS}/keys/{ROOM}?version={version or versions[user]}", body).status
 
-    assert [put(alice, "none", "77") for _ in range(5)] == [404] * 5, "what is not kept does not count"
+    assert [put(alice, "none", "77") for _ in range(5)] == [404] * 5, (
+        "what is not kept does not count"
+    )
     assert [put(alice, f"s{number}") for number in range(3)] == [200, 200, 429]
     assert put(bob, "s") == 200
     assert alice.get(f"{KEYS}/version").json["count"] == 2
@@ -162,10 +186,12 @@ def test_what_is_kept_of_a_request_that_is_refused_counts(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of very many keys some are written before it turns out that there is no room for all."""
-    monkeypatch.setattr("storage.key_backups.PUT_AT_ONCE", 2)
-    monkeypatch.setattr("homeserver.services.key_backups.PUT_AT_ONCE", 2)
+    monkeypatch.setattr("storage.encryption.key_backups.PUT_AT_ONCE", 2)
+    monkeypatch.setattr("homeserver.services.encryption.key_backups.PUT_AT_ONCE", 2)
     monkeypatch.setattr(KeyBackupStore.__init__, "__kwdefaults__", {"most_keys": 2})
-    server = TestServer(tmp_path, sqlite_database, "rc_key_backup_bytes: {per_second: 1000, burst_count: 20000}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, "rc_key_backup_bytes: {per_second: 1000, burst_count: 20000}\n"
+    )
     alice = server.register("alice")
     version = alice.post(f"{KEYS}/version", DEFINITION).json["version"]
 
@@ -194,7 +220,9 @@ def test_backups_of_others_are_out_of_reach(server: TestServer, version: str) ->
     assert bob.put(f"{KEYS}/keys/{ROOM}/s?version={version}", key()).errcode == "M_NOT_FOUND"
 
 
-def test_the_account_ends_and_takes_its_backup_with_it(server: TestServer, alice: User, version: str) -> None:
+def test_the_account_ends_and_takes_its_backup_with_it(
+    server: TestServer, alice: User, version: str
+) -> None:
     alice.put(f"{KEYS}/keys/{ROOM}/s1?version={version}", key())
     proof = {
         "type": "m.login.password",

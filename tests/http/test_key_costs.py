@@ -1,4 +1,5 @@
-"""What questions for keys, and claims, ask of the database: the same however many people and devices are meant."""
+"""What questions for keys, and claims, ask of the database: the same however many people and
+devices are meant."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +7,19 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.sqlite import SQLiteConfig
-from storage.writer import LONG_ENOUGH
+from storage.engine.sqlite import SQLiteConfig
+from storage.engine.writer import LONG_ENOUGH
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
+from tests.helpers.keys import (
+    V3,
+    claim,
+    cross_signing_key,
+    identity_keys,
+    one_time_keys,
+    query,
+    sync,
+    upload,
+)
 from tests.helpers.server import TestServer, User
 
 
@@ -29,7 +39,11 @@ def people(server: TestServer, number: int) -> list[User]:
     """Each with a device and its keys, and with cross-signing."""
     users = [server.register(f"person{each}") for each in range(number)]
     for seed, user in enumerate(users, 1):
-        upload(user, device_keys=identity_keys(user, seed)[1], one_time_keys=one_time_keys("a", "b", "c"))
+        upload(
+            user,
+            device_keys=identity_keys(user, seed)[1],
+            one_time_keys=one_time_keys("a", "b", "c"),
+        )
         _, master = cross_signing_key(user, "master", seed)
         assert user.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
     return users
@@ -56,11 +70,15 @@ def test_a_question_for_keys_is_one_read_the_first_time_and_then_none(
 def test_a_change_of_a_device_costs_the_same_in_however_many_rooms(
     server: TestServer, counter: QueryCounter, number: int
 ) -> None:
-    """One write of a question and five statements, of which signatures on the former go by one; whoever shares the rooms is told without
-    a query."""
+    """One write of a question and five statements, of which signatures on the former go by one;
+    whoever shares the rooms is told without a query."""
     alice, bob = people(server, 2)
     for _ in range(number):
-        encryption = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+        encryption = {
+            "type": "m.room.encryption",
+            "state_key": "",
+            "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+        }
         room = {"preset": "public_chat", "initial_state": [encryption]}
         room_id = alice.post(f"{V3}/createRoom", room).json["room_id"]
         assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
@@ -76,11 +94,20 @@ def test_a_change_of_a_device_costs_the_same_in_however_many_rooms(
     assert not counter.queries
 
 
-def test_a_name_that_a_device_has_already_is_told_to_nobody(server: TestServer, counter: QueryCounter) -> None:
-    """Some clients say at each start what their device is called: else all who share rooms would ask for its keys."""
+def test_a_name_that_a_device_has_already_is_told_to_nobody(
+    server: TestServer, counter: QueryCounter
+) -> None:
+    """Some clients say at each start what their device is called: else all who share rooms would
+    ask for its keys."""
     alice, bob = people(server, 2)
-    encryption = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
-    room_id = alice.post(f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [encryption]}).json["room_id"]
+    encryption = {
+        "type": "m.room.encryption",
+        "state_key": "",
+        "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+    }
+    room_id = alice.post(
+        f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [encryption]}
+    ).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
     assert alice.put(f"{V3}/devices/{alice.device_id}", {"display_name": "Bot"}).status == 200
     since = sync(bob)["next_batch"]
@@ -114,8 +141,12 @@ def test_fallback_keys_cost_two_statements_more_the_first_time(
     wish = {user.user_id: {user.device_id: "other_algorithm"} for user in users}
     for user in users:
         upload(user, fallback_keys={"other_algorithm:f": {"key": "f", "fallback": True}})
-    for _ in range(LONG_ENOUGH + 2):  # this process knows that it is alone, and that all claims have been settled
-        asking.post(f"{V3}/keys/claim", {"one_time_keys": {asking.user_id: {asking.device_id: "none"}}})
+    for _ in range(
+        LONG_ENOUGH + 2
+    ):  # this process knows that it is alone, and that all claims have been settled
+        asking.post(
+            f"{V3}/keys/claim", {"one_time_keys": {asking.user_id: {asking.device_id: "none"}}}
+        )
     counts = []
     for _ in range(2):
         counter.clear()

@@ -1,5 +1,6 @@
-"""What is known in memory of the keys that devices have left, against a model: what is committed, heard of and read comes in any order
-that there can be, and a device is told what it had left at a moment no earlier than what was heard of when it asked."""
+"""What is known in memory of the keys that devices have left, against a model: what is committed,
+heard of and read comes in any order that there can be, and a device is told what it had left at a
+moment no earlier than what was heard of when it asked."""
 
 import tracemalloc
 from collections.abc import Mapping
@@ -10,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from homeserver.services import key_counts
-from homeserver.services.key_counts import KeyCountsInMemory
-from storage.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
-from storage.keys_ahead import KeyOf
-from storage.streams import Change, Streams, Topic
+from homeserver.services.encryption import one_time_key_counts
+from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
+from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
+from storage.encryption.keys_ahead import KeyOf
+from storage.engine.streams import Change, Streams, Topic
 
 ALGORITHM = "signed_curve25519"
 DEVICES = (("@a", "1"), ("@a", "2"), ("@b", "1"), ("@c", "1"))
@@ -44,12 +45,16 @@ class Disk:
         self.reading.append((answer, (KeyCounts(counts, ()), self.head)))
         return await answer
 
-    def commit(self, changed: Mapping[KeyOf, int], topic: Topic, detail: object, users: tuple[str, ...]) -> None:
+    def commit(
+        self, changed: Mapping[KeyOf, int], topic: Topic, detail: object, users: tuple[str, ...]
+    ) -> None:
         self.head += 1
         for owner, left in self.left.items():
             left.append(changed.get(owner, left[-1]))
         user_id = users[0] if isinstance(detail, KeysLeft) or detail is None else None
-        self.unheard.append((self.head, Change(self.head, topic, user_id=user_id, detail=detail, user_ids=users)))
+        self.unheard.append(
+            (self.head, Change(self.head, topic, user_id=user_id, detail=detail, user_ids=users))
+        )
 
     def claim(self, owners: list[KeyOf], *, elsewhere: bool) -> None:
         taken = [owner for owner in owners if self.left[owner][-1]]
@@ -69,7 +74,8 @@ class Disk:
         self.commit(after, Topic.KEY_COUNT, KeysLeft(device_id, KeyCounts(counts, ())), (user_id,))
 
     def hear(self) -> None:
-        """Of the next commit of this process, and those of others before it; or of what others did."""
+        """Of the next commit of this process, and those of others before it; or of what others
+        did."""
         position, change = self.unheard.pop(0)
         while change is None and self.unheard:
             position, change = self.unheard.pop(0)
@@ -104,21 +110,31 @@ class Asking:
 owners = st.sampled_from([*OWNERS, *OWNERS[-1:] * 3, *OWNERS[:1] * 3])
 steps = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["claim", "elsewhere"]), st.lists(owners, unique=True, min_size=1)),
-        st.tuples(st.sampled_from(["upload", "ask", "ask at once", "rename"]), owners.map(lambda owner: [owner])),
-        st.tuples(st.sampled_from(["hear", "hear all", "answer first", "answer last"]), st.just(list[KeyOf]())),
+        st.tuples(
+            st.sampled_from(["claim", "elsewhere"]), st.lists(owners, unique=True, min_size=1)
+        ),
+        st.tuples(
+            st.sampled_from(["upload", "ask", "ask at once", "rename"]),
+            owners.map(lambda owner: [owner]),
+        ),
+        st.tuples(
+            st.sampled_from(["hear", "hear all", "answer first", "answer last"]),
+            st.just(list[KeyOf]()),
+        ),
     ),
     min_size=20,
     max_size=60,
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps)
 def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
     monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[KeyOf]]]
 ) -> None:
-    monkeypatch.setattr(key_counts, "MOST_UNCOUNTED", 2)
+    monkeypatch.setattr(one_time_key_counts, "MOST_UNCOUNTED", 2)
     disk = Disk()
     counts = KeyCountsInMemory(disk.streams, cast("DeviceKeyStore", disk), capacity=2)
     asking: list[Asking] = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from homeserver.services import key_counts
+from homeserver.services.encryption import one_time_key_counts
 from tests.helpers.keys import V3, claim, one_time_keys, sync, upload
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient
@@ -22,7 +22,9 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-@pytest.mark.parametrize("field", ["one_time_keys", "fallback_keys", "org.matrix.msc2732.fallback_keys"])
+@pytest.mark.parametrize(
+    "field", ["one_time_keys", "fallback_keys", "org.matrix.msc2732.fallback_keys"]
+)
 @pytest.mark.parametrize(
     ("keys", "errcode"),
     [
@@ -32,17 +34,24 @@ def bob(server: TestServer) -> User:
         (b'{"a:b":"\xff"}', "M_NOT_JSON"),
         (b'{"a:b":' + b'{"a":' * 101 + b"1" + b"}" * 102, "M_BAD_JSON"),
         (b'{"no name":"a"}', "M_INVALID_PARAM"),
-        (b"{" + b",".join(b'"a:%d":"a"' % number for number in range(1001)) + b"}", "M_INVALID_PARAM"),
+        (
+            b"{" + b",".join(b'"a:%d":"a"' % number for number in range(1001)) + b"}",
+            "M_INVALID_PARAM",
+        ),
     ],
 )
-def test_what_are_no_keys_is_refused(server: TestServer, alice: User, field: str, keys: bytes, errcode: str) -> None:
+def test_what_are_no_keys_is_refused(
+    server: TestServer, alice: User, field: str, keys: bytes, errcode: str
+) -> None:
     answer = server.client.request(
         "POST", f"{V3}/keys/upload", token=alice.token, body=b'{"%b":%b}' % (field.encode(), keys)
     )
     assert (answer.status, answer.errcode) == (400, errcode)
 
 
-@pytest.mark.parametrize("field", ["one_time_keys", "fallback_keys", "org.matrix.msc2732.fallback_keys"])
+@pytest.mark.parametrize(
+    "field", ["one_time_keys", "fallback_keys", "org.matrix.msc2732.fallback_keys"]
+)
 def test_it_is_said_where_something_of_another_form_is(alice: User, field: str) -> None:
     answer = alice.post(f"{V3}/keys/upload", {field: {"a:b": 1}})
     assert answer.json["error"].startswith(f"{field}: ")
@@ -54,7 +63,9 @@ def test_a_key_may_have_what_is_unusual_in_it(alice: User, bob: User) -> None:
     assert claim(bob, alice) == {"signed_curve25519:a": key}
 
 
-def test_claims_are_counted_down_however_many_there_were_since_somebody_asked(alice: User, bob: User) -> None:
+def test_claims_are_counted_down_however_many_there_were_since_somebody_asked(
+    alice: User, bob: User
+) -> None:
     upload(alice, one_time_keys=one_time_keys(*(f"a{number}" for number in range(90))))
     since = sync(alice)["next_batch"]
     for claimed in (35, 2):
@@ -71,18 +82,23 @@ ASKS = ["sync", "sync on", "sliding sync"]
 claimed_or_asked = st.lists(
     st.one_of(
         st.tuples(st.just("claim"), st.lists(st.integers(0, 2), unique=True, min_size=1)),
-        st.tuples(st.sampled_from(["upload", "fallback", "rename", *ASKS]), st.integers(0, 2).map(lambda at: [at])),
+        st.tuples(
+            st.sampled_from(["upload", "fallback", "rename", *ASKS]),
+            st.integers(0, 2).map(lambda at: [at]),
+        ),
     ),
     max_size=30,
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(claimed_or_asked)
 def test_each_device_is_told_what_it_has_left_whoever_claimed_and_asked_meanwhile(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[int]]]
 ) -> None:
-    monkeypatch.setattr(key_counts, "MOST_UNCOUNTED", 1)
+    monkeypatch.setattr(one_time_key_counts, "MOST_UNCOUNTED", 1)
     users = [server.register(f"u{token_hex(8)}") for _ in range(3)]
     sliding = [SlidingClient(user, extensions={"e2ee": {"enabled": True}}) for user in users]
     since: list[str | None] = [None] * 3
@@ -92,11 +108,24 @@ def test_each_device_is_told_what_it_has_left_whoever_claimed_and_asked_meanwhil
         at, user = whom[0], users[whom[0]]
         match step:
             case "claim":
-                devices = {users[each].user_id: {users[each].device_id: "signed_curve25519"} for each in whom}
-                given_out = users[0].post(f"{V3}/keys/claim", {"one_time_keys": devices}).json["one_time_keys"]
-                assert given_out.keys() == {users[each].user_id for each in whom if left[each] or each in have_fallback}
-                unused = [each and not (at in whom and not left[at]) for at, each in enumerate(unused)]
-                left = [max(0, number - 1) if at in whom else number for at, number in enumerate(left)]
+                devices = {
+                    users[each].user_id: {users[each].device_id: "signed_curve25519"}
+                    for each in whom
+                }
+                given_out = (
+                    users[0]
+                    .post(f"{V3}/keys/claim", {"one_time_keys": devices})
+                    .json["one_time_keys"]
+                )
+                assert given_out.keys() == {
+                    users[each].user_id for each in whom if left[each] or each in have_fallback
+                }
+                unused = [
+                    each and not (at in whom and not left[at]) for at, each in enumerate(unused)
+                ]
+                left = [
+                    max(0, number - 1) if at in whom else number for at, number in enumerate(left)
+                ]
             case "upload":
                 left[at] += 2
                 told = upload(user, one_time_keys=one_time_keys(token_hex(8), token_hex(8)))
@@ -114,4 +143,6 @@ def test_each_device_is_told_what_it_has_left_whoever_claimed_and_asked_meanwhil
                     told = sync(user, since[at] if step == "sync on" else None)
                     since[at] = told["next_batch"]
                 assert told["device_one_time_keys_count"] == {"signed_curve25519": left[at]}
-                assert told["device_unused_fallback_key_types"] == ["signed_curve25519"] * unused[at]
+                assert (
+                    told["device_unused_fallback_key_types"] == ["signed_curve25519"] * unused[at]
+                )

@@ -1,4 +1,5 @@
-"""Keys for end-to-end encryption over HTTP: published, asked for, claimed once, signed, and told of in /sync."""
+"""Keys for end-to-end encryption over HTTP: published, asked for, claimed once, signed, and told of
+in /sync."""
 
 from collections.abc import Callable
 from itertools import count
@@ -12,22 +13,35 @@ from hypothesis import strategies as st
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.device_keys import KeyUpload
-from homeserver.services.key_counts import KeyCountsInMemory
-from storage.database import Database, SQLiteConfig
-from storage.device_keys import DeviceKeyStore, KeyCounts
-from storage.streams import Change
+from homeserver.services.encryption.device_keys import KeyUpload
+from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
+from storage.encryption.device_keys import DeviceKeyStore, KeyCounts
+from storage.engine.database import Database, SQLiteConfig
+from storage.engine.streams import Change
 from tests.helpers.databases import open_inline
-from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
+from tests.helpers.keys import (
+    V3,
+    claim,
+    cross_signing_key,
+    identity_keys,
+    one_time_keys,
+    query,
+    sync,
+    upload,
+)
 from tests.helpers.server import TestServer, User
 
-ENCRYPTION = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+ENCRYPTION = {
+    "type": "m.room.encryption",
+    "state_key": "",
+    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+}
 
 
 def encrypted_room(creator: User, *others: User) -> str:
-    room_id: str = creator.post(f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTION]}).json[
-        "room_id"
-    ]
+    room_id: str = creator.post(
+        f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTION]}
+    ).json["room_id"]
     for other in others:
         assert other.post(f"{V3}/join/{room_id}", {}).status == 200
     return room_id
@@ -104,7 +118,9 @@ def test_a_key_that_was_given_out_is_not_published_again_by_an_upload_whose_answ
     assert claim(bob, alice) == anew
 
 
-def test_a_repeated_upload_brings_no_used_key_back_though_others_came_after_it(alice: User, bob: User) -> None:
+def test_a_repeated_upload_brings_no_used_key_back_though_others_came_after_it(
+    alice: User, bob: User
+) -> None:
     upload(alice, one_time_keys=one_time_keys("a", "b"))
     assert list(claim(bob, alice)) == ["signed_curve25519:a"]
     upload(alice, one_time_keys=one_time_keys("c", "d"))
@@ -121,7 +137,9 @@ def test_a_repeated_upload_brings_no_used_key_back_though_others_came_after_it(a
 def test_keys_are_given_out_in_the_order_of_their_uploads(alice: User, bob: User) -> None:
     for name in ("z", "m", "a"):
         upload(alice, one_time_keys=one_time_keys(name))
-    assert [list(claim(bob, alice)) for _ in range(3)] == [[f"signed_curve25519:{name}"] for name in "zma"]
+    assert [list(claim(bob, alice)) for _ in range(3)] == [
+        [f"signed_curve25519:{name}"] for name in "zma"
+    ]
 
 
 def test_numbers_and_sizes_of_keys_are_bounded(alice: User) -> None:
@@ -130,10 +148,15 @@ def test_numbers_and_sizes_of_keys_are_bounded(alice: User) -> None:
         answer = alice.post(f"{V3}/keys/upload", body)
         assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     _, identity = identity_keys(alice)
-    answer = alice.post(f"{V3}/keys/upload", {"device_keys": {**identity, "org.example": "x" * 70_000}})
+    answer = alice.post(
+        f"{V3}/keys/upload", {"device_keys": {**identity, "org.example": "x" * 70_000}}
+    )
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     for first in (0, 500):
-        upload(alice, one_time_keys=one_time_keys(*(f"k{number}" for number in range(first, first + 500))))
+        upload(
+            alice,
+            one_time_keys=one_time_keys(*(f"k{number}" for number in range(first, first + 500))),
+        )
     answer = alice.post(f"{V3}/keys/upload", {"one_time_keys": one_time_keys("more")})
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     for number in range(10):
@@ -150,7 +173,9 @@ def test_a_device_has_one_time_keys_of_few_algorithms(alice: User) -> None:
     upload(alice, one_time_keys={"algorithm9:b": "key"})
 
 
-async def test_an_upload_that_a_logout_overtakes_leaves_no_keys(server: TestServer, alice: User, bob: User) -> None:
+async def test_an_upload_that_a_logout_overtakes_leaves_no_keys(
+    server: TestServer, alice: User, bob: User
+) -> None:
     caller = Requester(UserID(alice.user_id), DeviceID(alice.device_id), 0)
     assert alice.post(f"{V3}/logout").status == 200
     keys = server.app.rooms.device_keys
@@ -190,7 +215,9 @@ def test_device_lists_over_joining_and_leaving(alice: User, bob: User) -> None:
     bob.post(f"{V3}/join/{room_id}", {})
     joined = sync(alice, start)
     assert joined["device_lists"] == {"changed": [bob.user_id], "left": []}
-    assert alice.user_id in sync(bob)["rooms"]["join"][room_id]["summary"].get("m.heroes", [alice.user_id])
+    assert alice.user_id in sync(bob)["rooms"]["join"][room_id]["summary"].get(
+        "m.heroes", [alice.user_id]
+    )
     bob.post(f"{V3}/rooms/{room_id}/leave", {})
     left = sync(alice, joined["next_batch"])
     assert left["device_lists"] == {"changed": [], "left": [bob.user_id]}
@@ -198,7 +225,9 @@ def test_device_lists_over_joining_and_leaving(alice: User, bob: User) -> None:
     assert changes == {"changed": [], "left": []}, "who came and went is as before"
 
 
-def test_a_change_of_devices_wakes_those_who_wait(server: TestServer, alice: User, bob: User) -> None:
+def test_a_change_of_devices_wakes_those_who_wait(
+    server: TestServer, alice: User, bob: User
+) -> None:
     encrypted_room(alice, bob)
     since = sync(alice)["next_batch"]
     pending = alice.start("GET", f"{V3}/sync?since={since}&timeout=30000")
@@ -217,8 +246,12 @@ def test_cross_signing_from_first_keys_to_a_signed_device(alice: User, bob: User
     self_signing, self_json = cross_signing_key(alice, "self_signing", 3, master)
     user_signing, user_json = cross_signing_key(alice, "user_signing", 4, master)
     keys = {"master_key": master_json, "self_signing_key": self_json, "user_signing_key": user_json}
-    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200, "the first keys need no confirmation"
-    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200, "nor do the same again"
+    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200, (
+        "the first keys need no confirmation"
+    )
+    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200, (
+        "nor do the same again"
+    )
     found = query(alice, alice)
     assert found["master_keys"][alice.user_id] == master_json
     assert found["user_signing_keys"][alice.user_id] == user_json
@@ -228,22 +261,30 @@ def test_cross_signing_from_first_keys_to_a_signed_device(alice: User, bob: User
     signed = self_signing.sign(bare, alice)
     answer = alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed}})
     assert answer.json == {"failures": {}}
-    seen = query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["signatures"][alice.user_id]
+    seen = query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["signatures"][
+        alice.user_id
+    ]
     assert seen == {**device["signatures"][alice.user_id], **signed["signatures"][alice.user_id]}
 
     _, bobs_master = cross_signing_key(bob, "master", 5)
     bob.post(f"{V3}/keys/device_signing/upload", {"master_key": bobs_master})
     public = next(iter(bobs_master["keys"].values()))
     vouched = user_signing.sign(bobs_master, alice)
-    assert alice.post(f"{V3}/keys/signatures/upload", {bob.user_id: {public: vouched}}).json == {"failures": {}}
+    assert alice.post(f"{V3}/keys/signatures/upload", {bob.user_id: {public: vouched}}).json == {
+        "failures": {}
+    }
     assert alice.user_id in query(alice, bob)["master_keys"][bob.user_id]["signatures"]
-    assert "signatures" not in query(bob, bob)["master_keys"][bob.user_id], "what others sign of one is theirs"
+    assert "signatures" not in query(bob, bob)["master_keys"][bob.user_id], (
+        "what others sign of one is theirs"
+    )
 
 
 def test_who_has_no_user_id_has_no_keys(alice: User) -> None:
     answer = alice.post(f"{V3}/keys/query", {"device_keys": {"nobody": [], alice.user_id: []}})
     assert answer.json == {"device_keys": {alice.user_id: {}}, "failures": {}}
-    answer = alice.post(f"{V3}/keys/claim", {"one_time_keys": {"nobody": {"PHONE": "signed_curve25519"}}})
+    answer = alice.post(
+        f"{V3}/keys/claim", {"one_time_keys": {"nobody": {"PHONE": "signed_curve25519"}}}
+    )
     assert answer.json == {"one_time_keys": {}, "failures": {}}
 
 
@@ -261,7 +302,9 @@ def test_no_device_is_named_like_a_cross_signing_key(server: TestServer, alice: 
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
 
 
-def test_what_one_signs_of_others_changes_nothing_for_anyone_else(server: TestServer, alice: User, bob: User) -> None:
+def test_what_one_signs_of_others_changes_nothing_for_anyone_else(
+    server: TestServer, alice: User, bob: User
+) -> None:
     carol = server.register("carol")
     second = User(
         server,
@@ -288,18 +331,31 @@ def test_what_one_signs_of_others_changes_nothing_for_anyone_else(server: TestSe
     since = [sync(user)["next_batch"] for user in people]
     waiting = second.start("GET", f"{V3}/sync?since={since[1]}&timeout=30000")
 
-    vouched = {bob.user_id: {next(iter(bobs_master["keys"].values())): user_signing.sign(bobs_master, alice)}}
+    vouched = {
+        bob.user_id: {
+            next(iter(bobs_master["keys"].values())): user_signing.sign(bobs_master, alice)
+        }
+    }
     assert alice.post(f"{V3}/keys/signatures/upload", vouched).json == {"failures": {}}
     for _ in range(3):
         server.clock.advance(0)
     assert waiting.done, "all devices of who signed are told at once"
     answers = [sync(user, token) for user, token in zip(people, since, strict=True)]
-    assert [answer["device_lists"]["changed"] for answer in answers] == [[bob.user_id], [bob.user_id], [], []]
+    assert [answer["device_lists"]["changed"] for answer in answers] == [
+        [bob.user_id],
+        [bob.user_id],
+        [],
+        [],
+    ]
 
     since = [answer["next_batch"] for answer in answers]
-    signed = self_signing.sign({key: value for key, value in device.items() if key != "signatures"}, alice)
+    signed = self_signing.sign(
+        {key: value for key, value in device.items() if key != "signatures"}, alice
+    )
     for expected in ([alice.user_id], []):  # the same signature again is nothing new
-        answer = alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed}})
+        answer = alice.post(
+            f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed}}
+        )
         assert answer.json == {"failures": {}}
         answers = [sync(user, token) for user, token in zip(people, since, strict=True)]
         assert [answer["device_lists"]["changed"] for answer in answers] == [expected] * 4
@@ -316,24 +372,37 @@ def test_who_was_away_for_long_hears_of_their_own_signatures(
     _, bobs_master = cross_signing_key(bob, "master", 5)
     assert bob.post(f"{V3}/keys/device_signing/upload", {"master_key": bobs_master}).status == 200
     since = sync(alice)["next_batch"]
-    vouched = {bob.user_id: {next(iter(bobs_master["keys"].values())): user_signing.sign(bobs_master, alice)}}
+    vouched = {
+        bob.user_id: {
+            next(iter(bobs_master["keys"].values())): user_signing.sign(bobs_master, alice)
+        }
+    }
     assert alice.post(f"{V3}/keys/signatures/upload", vouched).json == {"failures": {}}
     alice.server = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
     assert sync(alice, since)["device_lists"]["changed"] == [bob.user_id]
 
 
-def test_keys_that_were_not_there_or_are_other_than_they_were_have_to_be_confirmed(alice: User) -> None:
+def test_keys_that_were_not_there_or_are_other_than_they_were_have_to_be_confirmed(
+    alice: User,
+) -> None:
     master, master_json = cross_signing_key(alice, "master", 2)
     _, self_json = cross_signing_key(alice, "self_signing", 3, master)
     path = f"{V3}/keys/device_signing/upload"
     assert alice.post(path, {"master_key": master_json}).status == 200
     assert alice.post(path, {"master_key": master_json}).status == 200
     assert alice.post(path, {"self_signing_key": self_json}).status == 401, "a key more"
-    assert alice.post(path, {"master_key": master_json, "self_signing_key": self_json}).status == 401
-    assert alice.post(path, {"master_key": {**master_json, "usage": ["master", "org.example"]}}).status == 401
+    assert (
+        alice.post(path, {"master_key": master_json, "self_signing_key": self_json}).status == 401
+    )
+    assert (
+        alice.post(path, {"master_key": {**master_json, "usage": ["master", "org.example"]}}).status
+        == 401
+    )
     device, _ = identity_keys(alice)
     signed = device.sign(master_json, alice)
-    assert alice.post(path, {"master_key": signed}).status == 200, "it is the same key, with a signature more"
+    assert alice.post(path, {"master_key": signed}).status == 200, (
+        "it is the same key, with a signature more"
+    )
     assert query(alice, alice)["master_keys"][alice.user_id] == signed
     assert "self_signing_keys" not in query(alice, alice)
 
@@ -349,7 +418,10 @@ def test_replacing_keys_has_to_be_confirmed(alice: User) -> None:
         "password": "wonderland",
         "session": answer.json["session"],
     }
-    assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master, "auth": auth}).status == 200
+    assert (
+        alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master, "auth": auth}).status
+        == 200
+    )
 
 
 def test_keys_that_the_master_key_did_not_sign_are_refused(alice: User) -> None:
@@ -358,7 +430,9 @@ def test_keys_that_the_master_key_did_not_sign_are_refused(alice: User) -> None:
     _, unsigned = cross_signing_key(alice, "self_signing", 3)
     _, wrongly = cross_signing_key(alice, "self_signing", 3, stranger)
     for key in (unsigned, wrongly):
-        answer = alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master, "self_signing_key": key})
+        answer = alice.post(
+            f"{V3}/keys/device_signing/upload", {"master_key": master, "self_signing_key": key}
+        )
         assert (answer.status, answer.errcode) == (400, "M_INVALID_SIGNATURE")
     answer = alice.post(f"{V3}/keys/device_signing/upload", {"self_signing_key": unsigned})
     assert (answer.status, answer.errcode) == (400, "M_MISSING_PARAM")
@@ -368,18 +442,38 @@ def test_wrong_signatures_are_named_and_not_kept(alice: User, bob: User) -> None
     _, device = identity_keys(alice)
     upload(alice, device_keys=device)
     stranger, _ = cross_signing_key(bob, "self_signing", 7)
-    signed = stranger.sign({key: value for key, value in device.items() if key != "signatures"}, alice)
-    answer = alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed, "NONE": signed}})
+    signed = stranger.sign(
+        {key: value for key, value in device.items() if key != "signatures"}, alice
+    )
+    answer = alice.post(
+        f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed, "NONE": signed}}
+    )
     failures = answer.json["failures"][alice.user_id]
     assert set(failures) == {alice.device_id, "NONE"}
-    assert query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["signatures"] == device["signatures"]
+    assert (
+        query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["signatures"]
+        == device["signatures"]
+    )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["keys", "other keys", "fallback", "claim", "claim other", "sync", "elsewhere", "leave"]),
+            st.sampled_from(
+                [
+                    "keys",
+                    "other keys",
+                    "fallback",
+                    "claim",
+                    "claim other",
+                    "sync",
+                    "elsewhere",
+                    "leave",
+                ]
+            ),
             st.sampled_from([0, 1]),
         ),
         max_size=20,
@@ -388,7 +482,8 @@ def test_wrong_signatures_are_named_and_not_kept(alice: User, bob: User) -> None
 def test_what_a_device_has_left_is_known_from_memory_as_it_is_in_the_database(
     server: TestServer, steps: list[tuple[str, int]]
 ) -> None:
-    """The counts of two devices of one user, after uploads and claims, also those that another node did."""
+    """The counts of two devices of one user, after uploads and claims, also those that another node
+    did."""
     names = iter(f"k{number}" for number in count())
     alice, bob = server.register(f"alice{uuid4().hex}"), server.register(f"bob{uuid4().hex}")
     login = {
@@ -400,14 +495,29 @@ def test_what_a_device_has_left_is_known_from_memory_as_it_is_in_the_database(
     store = DeviceKeyStore(server.app.database)
     for step, at in steps:
         device = devices[at]
-        wish = {bob.user_id: {device.device_id: "other" if step == "claim other" else "signed_curve25519"}}
+        wish = {
+            bob.user_id: {
+                device.device_id: "other" if step == "claim other" else "signed_curve25519"
+            }
+        }
         match step:
             case "keys":
                 upload(device, one_time_keys=one_time_keys(next(names), next(names)))
             case "other keys":
-                upload(device, one_time_keys={f"other:{next(names)}": "key", f"signed_curve25519:{next(names)}": "key"})
+                upload(
+                    device,
+                    one_time_keys={
+                        f"other:{next(names)}": "key",
+                        f"signed_curve25519:{next(names)}": "key",
+                    },
+                )
             case "fallback":
-                upload(device, fallback_keys={f"signed_curve25519:{next(names)}": {"key": "f", "fallback": True}})
+                upload(
+                    device,
+                    fallback_keys={
+                        f"signed_curve25519:{next(names)}": {"key": "f", "fallback": True}
+                    },
+                )
             case "claim" | "claim other":
                 assert alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).status == 200
             case "elsewhere":
@@ -425,7 +535,8 @@ def test_what_a_device_has_left_is_known_from_memory_as_it_is_in_the_database(
 
 
 class ClaimedMeanwhile(DeviceKeyStore):
-    """While it reads what a device has left, a key of it is given out, and that is heard of before the answer."""
+    """While it reads what a device has left, a key of it is given out, and that is heard of before
+    the answer."""
 
     def __init__(self, database: Database, claim: Callable[[], None]) -> None:
         super().__init__(database)
@@ -444,7 +555,8 @@ class ClaimedMeanwhile(DeviceKeyStore):
 def test_what_is_heard_while_counts_are_read_is_counted_and_ends_no_answer(
     server: TestServer, sqlite: SQLiteConfig, bob: User, elsewhere: bool
 ) -> None:
-    """A server of which all the time somebody's key is given out answers all the same, and keeps nothing that is out of date."""
+    """A server of which all the time somebody's key is given out answers all the same, and keeps
+    nothing that is out of date."""
     upload(bob, one_time_keys=one_time_keys("a", "b", "c", "d"))
     database = server.app.database
     other = open_inline(sqlite)
@@ -471,7 +583,8 @@ def test_what_is_heard_while_counts_are_read_is_counted_and_ends_no_answer(
 def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
     server: TestServer, sqlite: SQLiteConfig, bob: User
 ) -> None:
-    """A commit is on the disk before the stream tells of it: whoever reads in between has seen more than they were told."""
+    """A commit is on the disk before the stream tells of it: whoever reads in between has seen more
+    than they were told."""
     upload(bob, one_time_keys=one_time_keys("a", "b", "c"))
     database = server.app.database
     store = DeviceKeyStore(database)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from homeserver.services.key_counts import USUAL_ALGORITHM
+from homeserver.services.encryption.one_time_key_counts import USUAL_ALGORITHM
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 
@@ -27,7 +27,12 @@ def bob(server: TestServer) -> User:
 def test_with_its_identity_keys_go_those_that_were_signed_with_them(alice: User, bob: User) -> None:
     """Whoever claimed one of these could begin no conversation with it."""
     identity = identity_keys(alice, 1)[1]
-    upload(alice, device_keys=identity, one_time_keys=one_time_keys("a", "b", "c"), fallback_keys=FALLBACK)
+    upload(
+        alice,
+        device_keys=identity,
+        one_time_keys=one_time_keys("a", "b", "c"),
+        fallback_keys=FALLBACK,
+    )
     assert claim(bob, alice) is not None
 
     new = identity_keys(alice, 2)[1]
@@ -46,7 +51,9 @@ def test_new_keys_may_come_under_names_of_the_old_ones(alice: User, bob: User) -
     assert claim(bob, alice) == {"signed_curve25519:AAAAAQ": {"key": "old"}}
     new = {"signed_curve25519:AAAAAQ": {"key": "new"}, "signed_curve25519:AAAAAg": {"key": "newer"}}
     fallback = {"signed_curve25519:fallback": {"key": "another", "fallback": True}}
-    left = upload(alice, device_keys=identity_keys(alice, 2)[1], one_time_keys=new, fallback_keys=fallback)
+    left = upload(
+        alice, device_keys=identity_keys(alice, 2)[1], one_time_keys=new, fallback_keys=fallback
+    )
     assert left == {USUAL_ALGORITHM: 2}
     claimed = [claim(bob, alice) for _ in range(3)]
     assert claimed == [{name: key} for name, key in (new | fallback).items()]
@@ -55,16 +62,22 @@ def test_new_keys_may_come_under_names_of_the_old_ones(alice: User, bob: User) -
 
 def test_other_words_or_signatures_about_the_same_keys_take_nothing(alice: User, bob: User) -> None:
     _, identity = identity_keys(alice)
-    upload(alice, device_keys=identity, one_time_keys=one_time_keys("a", "b"), fallback_keys=FALLBACK)
+    upload(
+        alice, device_keys=identity, one_time_keys=one_time_keys("a", "b"), fallback_keys=FALLBACK
+    )
     left = upload(alice, device_keys={**identity, "algorithms": ["another"], "signatures": {}})
     assert left == {USUAL_ALGORITHM: 2}
-    assert [list(claim(bob, alice)) for _ in range(3)] == [[f"signed_curve25519:{n}"] for n in ("a", "b", "fallback")]
+    assert [list(claim(bob, alice)) for _ in range(3)] == [
+        [f"signed_curve25519:{n}"] for n in ("a", "b", "fallback")
+    ]
 
 
 def test_a_client_is_told_so_that_it_notices_which_key_it_has_lost(alice: User) -> None:
     """In words that matrix-rust-sdk reads, from the beginning to both keys."""
     upload(alice, one_time_keys=one_time_keys("a", "b"))
-    answer = alice.post(f"{V3}/keys/upload", {"one_time_keys": {"signed_curve25519:b": {"key": "other"}}})
+    answer = alice.post(
+        f"{V3}/keys/upload", {"one_time_keys": {"signed_curve25519:b": {"key": "other"}}}
+    )
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     before, after = answer.json["error"].split(";")
     words, old = before.split(" Old key:")

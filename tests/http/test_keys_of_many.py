@@ -1,4 +1,5 @@
-"""Keys of very many users and devices in one request, as clients ask that want to encrypt for a large room."""
+"""Keys of very many users and devices in one request, as clients ask that want to encrypt for a
+large room."""
 
 import time
 from pathlib import Path
@@ -7,13 +8,13 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.own_devices import SHOWN_AT_ONCE
-from homeserver.services.device_keys import present_keys
-from homeserver.services.everyones_keys import MOST_KEYS, MOST_USERS
-from storage.database import Database
-from storage.device_keys import DeviceKeysRow
-from storage.postgres_statements import NOT_TEXT
-from storage.published_keys import PublishedKeys
+from federation.devices.local_devices import SHOWN_AT_ONCE
+from homeserver.services.encryption.device_keys import present_keys
+from homeserver.services.encryption.key_queries import MOST_KEYS, MOST_USERS
+from storage.encryption.device_keys import DeviceKeysRow
+from storage.encryption.published_keys import PublishedKeys
+from storage.engine.database import Database
+from storage.engine.postgres_statements import NOT_TEXT
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, upload
 from tests.helpers.server import TestServer, User
 
@@ -25,7 +26,9 @@ def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_o
     alice, bob = server.register("alice"), server.register("bob")
     upload(bob, device_keys=identity_keys(bob)[1], one_time_keys=one_time_keys("a"))
     members = [*(f"@person.number.{n}:example.org" for n in range(12_000)), bob.user_id]
-    pending = alice.start("POST", f"{V3}/keys/query", {"device_keys": {member: [] for member in members}})
+    pending = alice.start(
+        "POST", f"{V3}/keys/query", {"device_keys": {member: [] for member in members}}
+    )
     assert claim(alice, bob) is not None
     assert not pending.done, "others are served in between"
     server.clock.advance(0)
@@ -33,7 +36,9 @@ def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_o
     assert pending.answer.json["device_keys"].keys() == set(members)
     assert list(pending.answer.json["device_keys"][bob.user_id]) == [bob.device_id]
 
-    wish = {member: {f"DEVICE{n}": "signed_curve25519" for n in range(3)} for member in members[:-1]}
+    wish = {
+        member: {f"DEVICE{n}": "signed_curve25519" for n in range(3)} for member in members[:-1]
+    }
     upload(bob, one_time_keys=one_time_keys("b"))
     claims = {**wish, bob.user_id: {bob.device_id: "signed_curve25519"}}
     pending = alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": claims})
@@ -43,12 +48,19 @@ def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_o
     assert pending.answer.json["one_time_keys"].keys() == {bob.user_id}
 
 
-def test_ids_that_the_database_cannot_tell_apart_are_not_given_the_same_key(tmp_path: Path, database: Database) -> None:
+def test_ids_that_the_database_cannot_tell_apart_are_not_given_the_same_key(
+    tmp_path: Path, database: Database
+) -> None:
     """PostgreSQL has no U+0000: another character stands for it, that an id may have."""
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     who = {"type": "m.id.user", "user": "alice"}
-    login = {"type": "m.login.password", "identifier": who, "password": "wonderland", "device_id": f"D{NOT_TEXT}"}
+    login = {
+        "type": "m.login.password",
+        "identifier": who,
+        "password": "wonderland",
+        "device_id": f"D{NOT_TEXT}",
+    }
     phone = User(server, server.post(f"{V3}/login", login).json)
     upload(phone, one_time_keys=one_time_keys("a", "b"))
     wish = {phone.device_id: "signed_curve25519", "D\0": "signed_curve25519"}
@@ -61,13 +73,18 @@ def test_somebody_with_very_many_devices_keeps_no_room_from_being_encrypted_for(
     tmp_path: Path, database: Database
 ) -> None:
     """What their devices publish, all who share a room with them fetch."""
-    server = TestServer(tmp_path, database, "rc_login: {account: {per_second: 100, burst_count: 100}}\n")
+    server = TestServer(
+        tmp_path, database, "rc_login: {account: {per_second: 100, burst_count: 100}}\n"
+    )
     mallory, alice = server.register("mallory"), server.register("alice")
     who = {"type": "m.id.user", "user": "mallory"}
     login = {"type": "m.login.password", "identifier": who, "password": "wonderland"}
     devices = [mallory, *(User(server, server.post(f"{V3}/login", login).json) for _ in range(17))]
     answers = [
-        device.post(f"{V3}/keys/upload", {"device_keys": {**identity_keys(device)[1], "padding": "x" * 60_000}})
+        device.post(
+            f"{V3}/keys/upload",
+            {"device_keys": {**identity_keys(device)[1], "padding": "x" * 60_000}},
+        )
         for device in devices
     ]
     assert {answer.status for answer in answers[:17]} == {200}
@@ -86,12 +103,18 @@ NAMED = [f"E{n}" for n in range(200_000)]
 
 def test_to_name_very_many_devices_of_somebody_with_many_holds_nobody_up() -> None:
     began = time.process_time()
-    shown = present_keys(PublishedKeys({"@bob:example.org": MANY_DEVICES}), None, {"@bob:example.org": [*NAMED, "D7"]})
+    shown = present_keys(
+        PublishedKeys({"@bob:example.org": MANY_DEVICES}),
+        None,
+        {"@bob:example.org": [*NAMED, "D7"]},
+    )
     assert list(shown["device_keys"]["@bob:example.org"]) == ["D7"]
     assert time.process_time() - began < 1
 
 
-async def test_nor_does_another_server_that_does_so(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nor_does_another_server_that_does_so(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = server.app.federation_out.own_devices
     published = PublishedKeys({"@bob:example.org": MANY_DEVICES})
 
@@ -116,19 +139,27 @@ def test_a_question_or_claim_has_a_bound(server: TestServer) -> None:
 
 
 def test_a_question_for_many_counts_as_several(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, "rc_key_requests: {per_second: 1, burst_count: 4}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, "rc_key_requests: {per_second: 1, burst_count: 4}\n"
+    )
     alice, bob = server.register("alice"), server.register("bob")
     many: dict[str, list[str]] = {f"@p{n}:example.org": [] for n in range(2_500)}
     pending = alice.start("POST", f"{V3}/keys/query", {"device_keys": many})
     for _ in range(20):
         server.clock.advance(0)
     assert pending.answer.status == 200
-    answers = [user.post(f"{V3}/keys/query", {"device_keys": {}}).status for user in (alice, alice, bob)]
+    answers = [
+        user.post(f"{V3}/keys/query", {"device_keys": {}}).status for user in (alice, alice, bob)
+    ]
     assert answers == [200, 429, 200], "three and one make four"
 
 
-def test_claimed_keys_are_counted_however_many_a_request_claims(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, "rc_claimed_keys: {per_second: 1, burst_count: 4}\n")
+def test_claimed_keys_are_counted_however_many_a_request_claims(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    server = TestServer(
+        tmp_path, sqlite_database, "rc_claimed_keys: {per_second: 1, burst_count: 4}\n"
+    )
     alice, bob = server.register("alice"), server.register("bob")
     upload(bob, one_time_keys=one_time_keys(*"abcdef"))
     wish = {bob.user_id: {f"D{n}": "signed_curve25519" for n in range(7)}}
@@ -145,10 +176,14 @@ def test_claimed_keys_are_counted_however_many_a_request_claims(tmp_path: Path, 
 def test_others_are_served_while_another_server_asks_for_very_many(server: TestServer) -> None:
     alice = server.register("alice")
     upload(alice, device_keys=identity_keys(alice)[1])
-    wanted: dict[str, list[str]] = {f"@u{number}:example.org": [] for number in range(2 * SHOWN_AT_ONCE)}
+    wanted: dict[str, list[str]] = {
+        f"@u{number}:example.org": [] for number in range(2 * SHOWN_AT_ONCE)
+    }
     wanted[alice.user_id] = []
     found: list[Any] = []
-    Deferred.fromCoroutine(server.app.federation_out.own_devices.get_keys(wanted)).addCallback(found.append)
+    Deferred.fromCoroutine(server.app.federation_out.own_devices.get_keys(wanted)).addCallback(
+        found.append
+    )
     assert found == []
     server.clock.advance(0)
     assert found[0]["device_keys"].keys() == wanted.keys()

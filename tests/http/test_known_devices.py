@@ -1,7 +1,7 @@
 """Which devices users have, as it is known from memory: bounded, and never more than was told."""
 
-from homeserver.services.known_devices import DevicesOfUsers
-from storage.streams import Change, Streams, Topic
+from homeserver.services.devices.device_cache import DevicesOfUsers
+from storage.engine.streams import Change, Streams, Topic
 
 DEVICES = {"D": ("@a:example.org", "D", 1)}
 
@@ -10,7 +10,9 @@ def test_names_that_somebody_makes_up_do_not_fill_the_memory() -> None:
     known = DevicesOfUsers(Streams(), capacity=100)
     for number in range(50):
         known.keep({f"@{number}{'x' * 4000}:example.org": {}}, known.changes)
-    kept = sum(known.find({f"@{number}{'x' * 4000}:example.org"}) is not None for number in range(50))
+    kept = sum(
+        known.find({f"@{number}{'x' * 4000}:example.org"}) is not None for number in range(50)
+    )
     assert 1 <= kept <= 5, "some 20,000 bytes, as of 100 devices"
     for number in range(200):
         known.keep({f"@{number}:example.org": DEVICES}, known.changes)

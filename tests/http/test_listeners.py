@@ -37,13 +37,18 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     certificate_path, key_path = folder / "cert.pem", folder / "key.pem"
     certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     key_path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
     )
     return certificate_path, key_path
 
 
 def _handshake(server: SSL.Context, maximum: int) -> str:
-    """Shake hands in memory with a client that speaks `maximum` at most; the version that they speak."""
+    """Shake hands in memory with a client that speaks `maximum` at most; the version that they
+    speak."""
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_max_proto_version(maximum)
     return _shake_hands(server, context).get_protocol_version_name()
@@ -67,7 +72,10 @@ def test_tcp_listens_on_every_address() -> None:
     reactor = MemoryReactorClock()
     ports = listen_tcp(reactor, reactor, TcpListener(8008, ("127.0.0.1", "::1")), ServerFactory())
     assert len(ports) == 2
-    assert [(server[0], server[3]) for server in reactor.tcpServers] == [(8008, "127.0.0.1"), (8008, "::1")]
+    assert [(server[0], server[3]) for server in reactor.tcpServers] == [
+        (8008, "127.0.0.1"),
+        (8008, "::1"),
+    ]
 
 
 def test_a_taken_port_stops_start_up() -> None:
@@ -96,9 +104,12 @@ def test_tls_is_1_2_or_newer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offered", "chosen"), [([b"h2", b"http/1.1"], b"http/1.1"), ([b"http/1.1"], b"http/1.1"), ([b"h2"], b"")]
+    ("offered", "chosen"),
+    [([b"h2", b"http/1.1"], b"http/1.1"), ([b"http/1.1"], b"http/1.1"), ([b"h2"], b"")],
 )
-def test_a_client_that_says_what_it_can_speak_is_answered(tmp_path: Path, offered: list[bytes], chosen: bytes) -> None:
+def test_a_client_that_says_what_it_can_speak_is_answered(
+    tmp_path: Path, offered: list[bytes], chosen: bytes
+) -> None:
     """As browsers and most programs do (ALPN)."""
     client = SSL.Context(SSL.TLS_CLIENT_METHOD)
     client.set_alpn_protos(offered)

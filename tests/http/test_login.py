@@ -8,16 +8,19 @@ import pytest
 from federation.protocol.endpoint import Limit
 from homeserver.config.limits import LoginLimits
 from homeserver.http.rate_limits import Rate
-from homeserver.services.sessions import Lifetimes
-from storage.accounts import AccountRow
-from storage.audit import AuditStore
-from storage.database import Database
+from homeserver.services.login.sessions import Lifetimes
+from storage.accounts.accounts import AccountRow
+from storage.accounts.audit import AuditStore
+from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.http import Answer, Pending
 
 HOUR = 3_600_000
 BRIEF = Lifetimes(
-    refreshable_access_token=60_000, refresh_token=HOUR, nonrefreshable_access_token=600_000, session=3 * HOUR
+    refreshable_access_token=60_000,
+    refresh_token=HOUR,
+    nonrefreshable_access_token=600_000,
+    session=3 * HOUR,
 )
 
 
@@ -27,7 +30,9 @@ def server(database: Database) -> AccountsServer:
 
 
 def test_ways_to_sign_in(sqlite_database: Database) -> None:
-    assert AccountsServer(sqlite_database).request("GET", "login").json == {"flows": [{"type": "m.login.password"}]}
+    assert AccountsServer(sqlite_database).request("GET", "login").json == {
+        "flows": [{"type": "m.login.password"}]
+    }
     without = AccountsServer(sqlite_database, password_login=False)
     assert without.request("GET", "login").errcode == "M_UNRECOGNIZED"
     assert without.login().status == 403
@@ -42,7 +47,9 @@ def test_a_name_may_be_typed_in_several_ways(server: AccountsServer, name: str) 
     assert answer.json["device_id"] == "LAPTOP"
     assert User(server, answer.json, "").get("devices/LAPTOP").json["display_name"] == "Laptop"
     assert (
-        server.request("POST", "login", {"type": "m.login.password", "user": name, "password": "wonderland"}).status
+        server.request(
+            "POST", "login", {"type": "m.login.password", "user": name, "password": "wonderland"}
+        ).status
         == 200
     )
 
@@ -64,14 +71,26 @@ def test_wrong_passwords_and_unknown_users_look_alike(server: AccountsServer) ->
         ({"type": "m.login.token", "token": "x"}, 400, "M_UNKNOWN"),
         ({"type": "m.login.password"}, 400, "M_MISSING_PARAM"),
         ({"type": "m.login.password", "user": "alice"}, 400, "M_MISSING_PARAM"),
-        ({"type": "m.login.password", "identifier": {"type": "m.id.user"}, "password": "x"}, 400, "M_MISSING_PARAM"),
         (
-            {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": 1}, "password": "x"},
+            {"type": "m.login.password", "identifier": {"type": "m.id.user"}, "password": "x"},
+            400,
+            "M_MISSING_PARAM",
+        ),
+        (
+            {
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.user", "user": 1},
+                "password": "x",
+            },
             400,
             "M_BAD_JSON",
         ),
         (
-            {"type": "m.login.password", "identifier": {"type": "m.id.x", "user": "a"}, "password": "x"},
+            {
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.x", "user": "a"},
+                "password": "x",
+            },
             400,
             "M_BAD_JSON",
         ),
@@ -93,16 +112,31 @@ def test_wrong_passwords_and_unknown_users_look_alike(server: AccountsServer) ->
             403,
             "M_FORBIDDEN",
         ),
-        ({"type": "m.login.password", "medium": "email", "address": "a@b.c", "password": "x"}, 403, "M_FORBIDDEN"),
-        ({"type": "m.login.password", "user": "alice", "password": "x", "device_id": ""}, 400, "M_INVALID_PARAM"),
         (
-            {"type": "m.login.password", "user": "alice", "password": "x", "initial_device_display_name": "\0"},
+            {"type": "m.login.password", "medium": "email", "address": "a@b.c", "password": "x"},
+            403,
+            "M_FORBIDDEN",
+        ),
+        (
+            {"type": "m.login.password", "user": "alice", "password": "x", "device_id": ""},
+            400,
+            "M_INVALID_PARAM",
+        ),
+        (
+            {
+                "type": "m.login.password",
+                "user": "alice",
+                "password": "x",
+                "initial_device_display_name": "\0",
+            },
             400,
             "M_INVALID_PARAM",
         ),
     ],
 )
-def test_requests_that_are_refused(sqlite_database: Database, body: object, status: int, errcode: str) -> None:
+def test_requests_that_are_refused(
+    sqlite_database: Database, body: object, status: int, errcode: str
+) -> None:
     answer = AccountsServer(sqlite_database).request("POST", "login", body)
     assert (answer.status, answer.errcode) == (status, errcode)
 
@@ -127,10 +161,12 @@ def test_failures_are_limited_by_account_and_by_address(sqlite_database: Databas
 
 
 def test_sign_ins_to_an_account_are_limited_where_they_succeed(sqlite_database: Database) -> None:
-    """Wrong passwords, which anybody can try, keep nobody out who knows the right one for so long."""
+    """Wrong passwords, which anybody can try, keep nobody out who knows the right one for so
+    long."""
     limits = LoginLimits()
     server = AccountsServer(
-        sqlite_database, rates={Limit.LOGIN_ACCOUNT: Rate(limits.account.per_second, limits.account.burst_count)}
+        sqlite_database,
+        rates={Limit.LOGIN_ACCOUNT: Rate(limits.account.per_second, limits.account.burst_count)},
     )
     server.register("alice")
     server.register("bob")
@@ -148,7 +184,11 @@ def test_a_class_signs_in_at_once_from_one_address(sqlite_database: Database) ->
         server.register(name)
     server.threads.hold()
     bodies = [
-        {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": "wonderland"}
+        {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": name},
+            "password": "wonderland",
+        }
         for name in names
     ]
     asked = [server.http.start("POST", "/_matrix/client/v3/login", json=body) for body in bodies]
@@ -156,7 +196,9 @@ def test_a_class_signs_in_at_once_from_one_address(sqlite_database: Database) ->
     assert {pending.answer.status for pending in asked} == {200}
 
 
-def ask_at_once(server: AccountsServer, passwords: Sequence[str], name: str = "alice") -> list[Pending]:
+def ask_at_once(
+    server: AccountsServer, passwords: Sequence[str], name: str = "alice"
+) -> list[Pending]:
     """Sign-ins to one account, each from an address of its own."""
     return [
         server.http.start(
@@ -190,7 +232,9 @@ def test_guesses_at_once_are_no_more_than_in_a_row(sqlite_database: Database) ->
     before = server.threads.runs
     server.threads.hold()
     asked = ask_at_once(server, ["guess"] * 30)
-    assert [pending.answer.status for pending in asked if pending.done] == [429] * 7  # so many wait, and no more
+    assert [pending.answer.status for pending in asked if pending.done] == [
+        429
+    ] * 7  # so many wait, and no more
     server.threads.let_go()
     assert sorted(pending.answer.status for pending in asked) == [403] * 3 + [429] * 27
     assert server.threads.runs == before + 3
@@ -223,10 +267,17 @@ def test_guesses_at_once_from_one_address_are_paid_for(sqlite_database: Database
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     server.threads.hold()
     bodies = [
-        {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": f"nobody{n}"}, "password": "guess"}
+        {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": f"nobody{n}"},
+            "password": "guess",
+        }
         for n in range(100)
     ]
-    asked = [server.http.start("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1") for body in bodies]
+    asked = [
+        server.http.start("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1")
+        for body in bodies
+    ]
     server.threads.let_go()
     assert {pending.answer.status for pending in asked} == {403}
     server.clock.advance(60)
@@ -235,9 +286,13 @@ def test_guesses_at_once_from_one_address_are_paid_for(sqlite_database: Database
     assert server.login("somebody").status == 403
 
 
-def test_a_sign_in_on_a_known_device_ends_its_session_and_keeps_its_name(server: AccountsServer) -> None:
+def test_a_sign_in_on_a_known_device_ends_its_session_and_keeps_its_name(
+    server: AccountsServer,
+) -> None:
     alice = server.register("alice", device_id="PHONE", initial_device_display_name="Phone")
-    again = User(server, server.login(device_id="PHONE", initial_device_display_name="Other").json, "")
+    again = User(
+        server, server.login(device_id="PHONE", initial_device_display_name="Other").json, ""
+    )
     assert alice.get("account/whoami").errcode == "M_UNKNOWN_TOKEN"
     assert again.get("devices").json["devices"][0]["display_name"] == "Phone"
 
@@ -251,7 +306,11 @@ async def test_locked_suspended_and_deactivated_accounts(server: AccountsServer)
 
     await server.accounts.do_set_flags(alice.id, suspended=False, locked=True)
     locked = alice.get("account/whoami")
-    assert (locked.status, locked.errcode, locked.json["soft_logout"]) == (401, "M_USER_LOCKED", True)
+    assert (locked.status, locked.errcode, locked.json["soft_logout"]) == (
+        401,
+        "M_USER_LOCKED",
+        True,
+    )
     assert server.login().errcode == "M_USER_LOCKED"
     assert server.login(password="guess").errcode == "M_FORBIDDEN"
     await server.accounts.do_set_flags(alice.id, locked=False)
@@ -266,10 +325,14 @@ async def test_locked_suspended_and_deactivated_accounts(server: AccountsServer)
 async def test_imported_bcrypt_hashes_are_replaced_at_the_first_sign_in(database: Database) -> None:
     server = AccountsServer(database)
     imported = bcrypt.hashpw(b"wonderland" + b"pepper", bcrypt.gensalt(4)).decode()
-    await database.write("t", server.account_store.add_account, AccountRow("@alice:example.org", imported, 0))
+    await database.write(
+        "t", server.account_store.add_account, AccountRow("@alice:example.org", imported, 0)
+    )
     assert server.login(password="guess").status == 403
     assert server.login().status == 200
-    account = (await server.account_store.get_accounts(["@alice:example.org"]))["@alice:example.org"]
+    account = (await server.account_store.get_accounts(["@alice:example.org"]))[
+        "@alice:example.org"
+    ]
     assert account.password_hash is not None
     assert account.password_hash.startswith("$argon2id$")
     assert server.login().status == 200
@@ -283,7 +346,9 @@ def test_the_same_password_typed_on_another_keyboard(server: AccountsServer) -> 
 def test_where_the_server_is_found_is_told_when_it_is_known(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, public_baseurl="https://chat.example.org/")
     server.register()
-    assert server.login().json["well_known"] == {"m.homeserver": {"base_url": "https://chat.example.org/"}}
+    assert server.login().json["well_known"] == {
+        "m.homeserver": {"base_url": "https://chat.example.org/"}
+    }
 
 
 def _refresh(server: AccountsServer, token: str) -> Answer:
@@ -301,11 +366,18 @@ def test_tokens_are_renewed(database: Database) -> None:
     assert first["expires_in_ms"] == 60_000
     server.clock.advance(61)
     expired = server.request("GET", "account/whoami", token=first["access_token"])
-    assert (expired.status, expired.errcode, expired.json["soft_logout"]) == (401, "M_UNKNOWN_TOKEN", True)
+    assert (expired.status, expired.errcode, expired.json["soft_logout"]) == (
+        401,
+        "M_UNKNOWN_TOKEN",
+        True,
+    )
     second = _refresh(server, first["refresh_token"])
     assert second.status == 200
     assert set(second.json) == {"access_token", "refresh_token", "expires_in_ms"}
-    assert server.request("GET", "account/whoami", token=second.json["access_token"]).json["device_id"] == "PHONE"
+    assert (
+        server.request("GET", "account/whoami", token=second.json["access_token"]).json["device_id"]
+        == "PHONE"
+    )
     assert _refresh(server, first["refresh_token"]).errcode == "M_UNKNOWN_TOKEN"
 
 
@@ -334,7 +406,11 @@ def test_a_session_ends_however_often_it_is_renewed(sqlite_database: Database) -
     assert _refresh(server, session["refresh_token"]).json["expires_in_ms"] == 35_000
     server.clock.advance(36)
     ended = _refresh(server, session["refresh_token"])
-    assert (ended.status, ended.errcode, ended.json["soft_logout"]) == (401, "M_UNKNOWN_TOKEN", True)
+    assert (ended.status, ended.errcode, ended.json["soft_logout"]) == (
+        401,
+        "M_UNKNOWN_TOKEN",
+        True,
+    )
 
 
 def test_tokens_that_cannot_be_renewed_end_softly(sqlite_database: Database) -> None:
@@ -357,7 +433,11 @@ async def test_a_locked_account_gets_no_new_tokens(sqlite_database: Database) ->
     for _ in range(2):
         assert _refresh(server, session["refresh_token"]).errcode == "M_USER_LOCKED"
     records = await AuditStore(sqlite_database).get_records(alice.id, 10)
-    refused = [(row.detail, row.address, row.device_id) for row in records if row.event == "sign_in_refused"]
+    refused = [
+        (row.detail, row.address, row.device_id)
+        for row in records
+        if row.event == "sign_in_refused"
+    ]
     assert refused == [("locked", "10.0.0.1", session["device_id"])]
     await server.accounts.do_set_flags(alice.id, locked=False)
     assert _refresh(server, session["refresh_token"]).status == 200
@@ -366,12 +446,18 @@ async def test_a_locked_account_gets_no_new_tokens(sqlite_database: Database) ->
 def test_signing_out(server: AccountsServer) -> None:
     phone = server.register("alice", device_id="PHONE")
     session = server.login(device_id="LAPTOP", refresh_token=True).json
-    laptop, desktop = User(server, session, ""), User(server, server.login(device_id="DESKTOP").json, "")
+    laptop, desktop = (
+        User(server, session, ""),
+        User(server, server.login(device_id="DESKTOP").json, ""),
+    )
     assert laptop.post("logout", {}).json == {}
     assert not laptop.is_signed_in()
     assert phone.is_signed_in()
     assert _refresh(server, session["refresh_token"]).status == 401
-    assert [device["device_id"] for device in phone.get("devices").json["devices"]] == ["DESKTOP", "PHONE"]
+    assert [device["device_id"] for device in phone.get("devices").json["devices"]] == [
+        "DESKTOP",
+        "PHONE",
+    ]
     assert phone.post("logout/all", {}).json == {}
     assert not phone.is_signed_in()
     assert not desktop.is_signed_in()

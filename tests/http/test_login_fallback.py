@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User

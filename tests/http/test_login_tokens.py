@@ -4,8 +4,8 @@ import pytest
 
 from federation.protocol.endpoint import Limit, Requester
 from homeserver.http.rate_limits import Rate
-from homeserver.services.application_passwords import ApplicationPasswords
-from storage.database import Database
+from homeserver.services.login.application_passwords import ApplicationPasswords
+from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.http import Answer
 
@@ -73,7 +73,10 @@ def test_what_ends_all_sessions_ends_tokens(server: AccountsServer, ending: str)
     if ending == "logout/all":
         assert alice.post("logout/all", {}).status == 200
     elif ending == "password":
-        assert alice.post("account/password", {"new_password": "glass", "auth": alice.proof()}).status == 200
+        assert (
+            alice.post("account/password", {"new_password": "glass", "auth": alice.proof()}).status
+            == 200
+        )
     else:
         assert alice.post("account/deactivate", {"auth": alice.proof()}).status == 200
     assert login(server, token).status == 403
@@ -81,7 +84,9 @@ def test_what_ends_all_sessions_ends_tokens(server: AccountsServer, ending: str)
 
 @pytest.mark.parametrize("confirmed", [True, False])
 @pytest.mark.parametrize("log_out", [True, False])
-def test_a_token_of_before_a_new_password(database: Database, confirmed: bool, log_out: bool) -> None:
+def test_a_token_of_before_a_new_password(
+    database: Database, confirmed: bool, log_out: bool
+) -> None:
     server = AccountsServer(database, login_tokens=True, login_tokens_confirmed=confirmed)
     alice = server.register()
     token = token_of(alice)

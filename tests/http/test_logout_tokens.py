@@ -1,4 +1,5 @@
-"""Logout tokens of OpenID providers count once, on whichever node. spec: openid-connect-backchannel-1_0#Validation"""
+"""Logout tokens of OpenID providers count once, on whichever node. spec:
+openid-connect-backchannel-1_0#Validation"""
 
 from base64 import urlsafe_b64decode
 from pathlib import Path
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from homeserver.services.upstream.oidc.tokens import LEEWAY, LOGOUT_EVENT, OLDEST_LOGOUT
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
@@ -23,7 +24,12 @@ def provider() -> OpenIDProvider:
 
 @pytest.fixture
 def linked(tmp_path: Path, database: Database, provider: OpenIDProvider) -> TestServer:
-    return TestServer(tmp_path, database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider)
+    return TestServer(
+        tmp_path,
+        database,
+        CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES,
+        web=provider,
+    )
 
 
 def tell(server: TestServer, token: str) -> int:
@@ -35,13 +41,17 @@ def is_in(user: User) -> bool:
 
 
 @pytest.mark.parametrize("names", ["by jti", "not at all"])
-def test_a_logout_token_counts_once(linked: TestServer, provider: OpenIDProvider, names: str) -> None:
+def test_a_logout_token_counts_once(
+    linked: TestServer, provider: OpenIDProvider, names: str
+) -> None:
     """Who has got hold of one (in a log, say) does not end what somebody began after that."""
     sign_in(linked, provider, Browser(linked), sid="p")
 
     def token(**claims: Any) -> str:
         said = provider.claims(sub="1", events={LOGOUT_EVENT: {}}, **claims)
-        return provider.sign({name: value for name, value in said.items() if name != "jti" or names == "by jti"})
+        return provider.sign(
+            {name: value for name, value in said.items() if name != "jti" or names == "by jti"}
+        )
 
     told = token()
     assert [tell(linked, told), tell(linked, told)] == [200, 400]
@@ -57,17 +67,29 @@ def test_a_logout_token_counts_once(linked: TestServer, provider: OpenIDProvider
     assert not is_in(again)
 
 
-def test_logout_tokens_are_remembered_while_they_would_be_good(linked: TestServer, provider: OpenIDProvider) -> None:
+def test_logout_tokens_are_remembered_while_they_would_be_good(
+    linked: TestServer, provider: OpenIDProvider
+) -> None:
     def count() -> int:
         sql = "SELECT COUNT(*) FROM taken_logout_tokens"
         found = linked.run(linked.app.database.read("count", lambda txn: txn.query(sql)))
         return int(found[0][0])
 
     for number in range(3):
-        assert tell(linked, provider.sign(provider.claims(sid=f"s{number}", events={LOGOUT_EVENT: {}}))) == 200
+        assert (
+            tell(
+                linked, provider.sign(provider.claims(sid=f"s{number}", events={LOGOUT_EVENT: {}}))
+            )
+            == 200
+        )
     assert count() == 3
-    for seconds, left in ((OLDEST_LOGOUT + 1, 4), (LEEWAY, 2)):  # the clock of another node may be behind
+    for seconds, left in (
+        (OLDEST_LOGOUT + 1, 4),
+        (LEEWAY, 2),
+    ):  # the clock of another node may be behind
         linked.clock.advance(seconds)
         provider.now += seconds
-        assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+        assert (
+            tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+        )
         assert count() == left

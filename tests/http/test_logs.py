@@ -26,7 +26,9 @@ SYNC = "/_matrix/client/v3/sync?since=s1&access_token=alice"
 SLOW = "/_matrix/client/v3/slow"
 
 
-def _logged(lines: list[str], bell: Bell, *, as_json: bool = False, only_slow: bool = False) -> Client:
+def _logged(
+    lines: list[str], bell: Bell, *, as_json: bool = False, only_slow: bool = False
+) -> Client:
     clock = Clock()
     numbers = count(1)
     site = Site(
@@ -34,7 +36,11 @@ def _logged(lines: list[str], bell: Bell, *, as_json: bool = False, only_slow: b
         clock,
         metrics=HttpMetrics(CollectorRegistry()),
         access_log=AccessLines(
-            lines.append, lambda make: lines.append(make()), as_json=as_json, slow_seconds=5, only_slow=only_slow
+            lines.append,
+            lambda make: lines.append(make()),
+            as_json=as_json,
+            slow_seconds=5,
+            only_slow=only_slow,
         ),
         next_request_id=lambda: f"r{next(numbers)}",
     )
@@ -50,13 +56,19 @@ def test_an_access_line_is_structured_and_has_no_token(bell: Bell) -> None:
     (line,) = [json.loads(line) for line in lines]
     assert line["level"] == "info"
     assert (line["method"], line["status"], line["endpoint"]) == ("GET", 200, "get_sync")
-    assert (line["request_id"], line["client_ip"], line["caller"]) == ("r1", "192.0.2.1", "@alice:example.org")
+    assert (line["request_id"], line["client_ip"], line["caller"]) == (
+        "r1",
+        "192.0.2.1",
+        "@alice:example.org",
+    )
     assert line["milliseconds"] == 30_000
     assert "since=s1" in line["uri"]
     assert "=alice" not in lines[0]
 
 
-def test_lines_that_wait_are_written_in_their_order_before_a_loud_one_and_not_without_bound() -> None:
+def test_lines_that_wait_are_written_in_their_order_before_a_loud_one_and_not_without_bound() -> (
+    None
+):
     kept = StringIO()
     file = LogFile(kept)
     file.write_soon(lambda: "one\n")
@@ -98,28 +110,50 @@ def test_a_slow_request_is_a_warning(bell: Bell) -> None:
         ("/sign_in?a=1&next=%2Faccount%3Fclient_secret%3Dx&b=2", "/sign_in?a=1&next=…&b=2"),
         ("/sign_in?next=/account?sid=1&b=2", "/sign_in?next=…&b=2"),
         ("/a?=token&b=1", "/a?=…&b=1"),
-        ("/_mahalla/reset_password?address=alice%40example.org&a=1", "/_mahalla/reset_password?address=…&a=1"),
-        ("/_mahalla/sign_in?next=/_mahalla/reset_password?address=a@b.org", "/_mahalla/sign_in?next=…"),
-        ("/x/unstable/io.element.msc4388/rendezvous/abc", "/x/unstable/io.element.msc4388/rendezvous/…"),
-        ("/x/unstable/org.matrix.msc4108/rendezvous/abc?a=1", "/x/unstable/org.matrix.msc4108/rendezvous/…?a=1"),
+        (
+            "/_mahalla/reset_password?address=alice%40example.org&a=1",
+            "/_mahalla/reset_password?address=…&a=1",
+        ),
+        (
+            "/_mahalla/sign_in?next=/_mahalla/reset_password?address=a@b.org",
+            "/_mahalla/sign_in?next=…",
+        ),
+        (
+            "/x/unstable/io.element.msc4388/rendezvous/abc",
+            "/x/unstable/io.element.msc4388/rendezvous/…",
+        ),
+        (
+            "/x/unstable/org.matrix.msc4108/rendezvous/abc?a=1",
+            "/x/unstable/org.matrix.msc4108/rendezvous/…?a=1",
+        ),
         (
             "/_matrix/client/unstable/org.matrix.msc4108/rendezvous",
             "/_matrix/client/unstable/org.matrix.msc4108/rendezvous",
         ),
         ("/_synapse/admin/v1/registration_tokens/ABCD", "/_synapse/admin/v1/registration_tokens/…"),
         ("/_matrix/client/v1/delayed_events/ABCD/send", "/_matrix/client/v1/delayed_events/…/send"),
-        ("/_synapse/admin/v1/threepid/email/users/a@b.org", "/_synapse/admin/v1/threepid/email/users/…"),
-        ("/_matrix/client/v3/rooms/!a:b/send/m.room.message/1", "/_matrix/client/v3/rooms/!a:b/send/m.room.message/1"),
+        (
+            "/_synapse/admin/v1/threepid/email/users/a@b.org",
+            "/_synapse/admin/v1/threepid/email/users/…",
+        ),
+        (
+            "/_matrix/client/v3/rooms/!a:b/send/m.room.message/1",
+            "/_matrix/client/v3/rooms/!a:b/send/m.room.message/1",
+        ),
     ],
 )
 def test_secrets_of_a_query_are_hidden(uri: str, logged: str) -> None:
     assert without_secrets(uri) == logged
 
 
-@pytest.mark.parametrize("query", ["x?" + "token" * 400_000, "token&" * 400_000, "a=token?" * 400_000])
+@pytest.mark.parametrize(
+    "query", ["x?" + "token" * 400_000, "token&" * 400_000, "a=token?" * 400_000]
+)
 def test_however_long_a_query_is_each_field_is_read_once(query: str) -> None:
     """Megabytes of it: what looks at the rest again for each word would not end in an hour."""
-    assert without_secrets("/a?" + query).count("token") == (1 if "=" not in query else 0) * query.count("token")
+    assert without_secrets("/a?" + query).count("token") == (
+        1 if "=" not in query else 0
+    ) * query.count("token")
 
 
 def test_every_event_knows_its_request() -> None:

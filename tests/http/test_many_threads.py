@@ -1,13 +1,14 @@
-"""Whoever reads more threads of a room than receipts are kept for is not told anew of those that they read first."""
+"""Whoever reads more threads of a room than receipts are kept for is not told anew of those that
+they read first."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from homeserver.services import kept_receipts
-from storage import receipts
-from storage.database import Database
+from homeserver.services.rooms import receipt_cache
+from storage.engine.database import Database
+from storage.rooms import receipts
 from tests.helpers.server import TestServer
 from tests.helpers.syncing import sync
 from tests.helpers.talk import create, join, ok, room_path, say
@@ -26,7 +27,9 @@ class Reader:
         self.room = create(self.alice, preset="public_chat")
         join(self.bob, self.room)
         self.roots = [say(self.alice, self.room, f"root {each}") for each in range(number)]
-        self.answers = [relate(self.alice, self.room, root, "m.thread", "answer") for root in self.roots]
+        self.answers = [
+            relate(self.alice, self.room, root, "m.thread", "answer") for root in self.roots
+        ]
         self.main = say(self.alice, self.room, "in no thread")
 
     def read(self, event_id: str, thread: str, kind: str = "m.read") -> None:
@@ -42,11 +45,15 @@ class Reader:
         threads = room.get("unread_thread_notifications", {})
         found = {root: each["notification_count"] for root, each in threads.items()}
         found[""] = room["unread_notifications"]["notification_count"]
-        whole = sync(self.bob)["rooms"]["join"][self.room]["unread_notifications"]["notification_count"]
+        whole = sync(self.bob)["rooms"]["join"][self.room]["unread_notifications"][
+            "notification_count"
+        ]
         listed = ok(self.bob.get("/_matrix/client/v3/notifications?limit=100"))["notifications"]
         sliding = {"timeline_limit": 1, "required_state": []}
         body = {"lists": {"all": {"ranges": [[0, 9]], **sliding}}}
-        answer = ok(self.bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", body))
+        answer = ok(
+            self.bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", body)
+        )
         told = answer["rooms"][self.room]["notification_count"]
         assert whole == told == sum(found.values()) == sum(not each["read"] for each in listed)
         return {thread: number for thread, number in found.items() if number}
@@ -59,12 +66,12 @@ class Reader:
 @pytest.fixture
 def reader(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Reader:
     monkeypatch.setattr(receipts, "MOST_THREADS", KEPT)
-    monkeypatch.setattr(kept_receipts, "FEW", KEPT - 1)  # always less than that
+    monkeypatch.setattr(receipt_cache, "FEW", KEPT - 1)  # always less than that
     return Reader(TestServer(tmp_path, database), 8)
 
 
 def test_a_room_whose_receipts_are_kept_in_memory_has_fewer_than_go() -> None:
-    assert kept_receipts.FEW < receipts.MOST_THREADS
+    assert receipt_cache.FEW < receipts.MOST_THREADS
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])

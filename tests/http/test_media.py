@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database
-from storage.media import MediaStore
+from storage.engine.database import Database
+from storage.media.media import MediaStore
 from tests.helpers.http import Answer, Pending
 from tests.helpers.images import picture
 from tests.helpers.server import TestServer, User
@@ -28,7 +28,10 @@ def _send(
     type: str | None = TEXT,
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    lines = {**(headers or {}), **({"Content-Type": type} if type is not None and body is not None else {})}
+    lines = {
+        **(headers or {}),
+        **({"Content-Type": type} if type is not None and body is not None else {}),
+    }
     return user.server.client.request(method, path, token=user.token, body=body, headers=lines)
 
 
@@ -77,7 +80,9 @@ def test_a_file_comes_back_as_it_was(alice: User, bob: User, version: str) -> No
 
 def test_what_a_browser_must_not_do_is_said(alice: User) -> None:
     headers = alice.get(DOWNLOAD + _upload(alice, b"x")).headers
-    assert headers["content-security-policy"].startswith("sandbox; default-src 'none'; script-src 'none';")
+    assert headers["content-security-policy"].startswith(
+        "sandbox; default-src 'none'; script-src 'none';"
+    )
     assert headers["cross-origin-resource-policy"] == "cross-origin"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["cache-control"] == "private, max-age=86400, immutable"
@@ -96,13 +101,17 @@ def test_an_empty_file(alice: User) -> None:
     assert (got.status, got.body, got.headers["content-length"]) == (200, b"", "0")
 
 
-def test_equal_files_are_kept_once_with_what_each_says_of_them(alice: User, bob: User, tmp_path: Path) -> None:
+def test_equal_files_are_kept_once_with_what_each_says_of_them(
+    alice: User, bob: User, tmp_path: Path
+) -> None:
     first = _upload(alice, b"same", "text/plain", "?filename=a.txt")
     second = _upload(bob, b"same", "text/html", "?filename=b.html")
     assert first != second
     assert len(_kept(tmp_path)) == 1
     assert alice.get(DOWNLOAD + first).headers["content-disposition"] == "inline; filename=a.txt"
-    assert alice.get(DOWNLOAD + second).headers["content-disposition"] == "attachment; filename=b.html"
+    assert (
+        alice.get(DOWNLOAD + second).headers["content-disposition"] == "attachment; filename=b.html"
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +131,9 @@ def test_equal_files_are_kept_once_with_what_each_says_of_them(alice: User, bob:
         (None, "application/octet-stream", "attachment"),
     ],
 )
-def test_only_harmless_types_are_shown(alice: User, claimed: str | None, type: str, disposition: str) -> None:
+def test_only_harmless_types_are_shown(
+    alice: User, claimed: str | None, type: str, disposition: str
+) -> None:
     headers = alice.get(DOWNLOAD + _upload(alice, picture(9, 9), claimed)).headers
     assert (headers["content-type"], headers["content-disposition"]) == (type, disposition)
 
@@ -153,7 +164,9 @@ def test_only_harmless_types_are_shown(alice: User, claimed: str | None, type: s
         ("video/webm", b"<?xml version='1.0'?><a/>", None),
     ],
 )
-def test_a_type_that_is_obviously_wrong_is_not_told(alice: User, claimed: str, body: bytes, type: str | None) -> None:
+def test_a_type_that_is_obviously_wrong_is_not_told(
+    alice: User, claimed: str, body: bytes, type: str | None
+) -> None:
     got = alice.get(DOWNLOAD + _upload(alice, body, claimed))
     assert got.body == body
     assert got.headers["content-type"] == (type or "application/octet-stream")
@@ -181,18 +194,23 @@ def test_names_are_said_safely(alice: User, name: str, said: str) -> None:
 
 
 def test_a_name_that_is_too_long(alice: User) -> None:
-    assert _send(alice, "POST", f"{UPLOAD}?filename={'x' * 1025}", b"x").errcode == "M_INVALID_PARAM"
+    assert (
+        _send(alice, "POST", f"{UPLOAD}?filename={'x' * 1025}", b"x").errcode == "M_INVALID_PARAM"
+    )
     assert alice.get(f"{DOWNLOAD}{_upload(alice, b'x')}/{'x' * 1025}").errcode == "M_INVALID_PARAM"
 
 
 @pytest.mark.parametrize(
-    "path", ["/_matrix/client/v1/media/config", "/_matrix/media/v3/config", "/_matrix/media/r0/config"]
+    "path",
+    ["/_matrix/client/v1/media/config", "/_matrix/media/v3/config", "/_matrix/media/r0/config"],
 )
 def test_the_largest_size_is_told(alice: User, path: str) -> None:
     assert alice.get(path).json == {"m.upload.size": 50 * 1024 * 1024}
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, sqlite_database: Database) -> None:
+def test_what_is_too_large_is_refused_before_it_is_read(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "max_upload_size: 10\n")
     alice = server.register("alice")
     assert alice.get("/_matrix/client/v1/media/config").json == {"m.upload.size": 10}
@@ -203,7 +221,13 @@ def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, sqlite_d
     (answer,) = connection.answers()
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     connection.close()
-    chunked = _send(alice, "POST", UPLOAD, b"b\r\n01234567890\r\n0\r\n\r\n", headers={"Transfer-Encoding": "chunked"})
+    chunked = _send(
+        alice,
+        "POST",
+        UPLOAD,
+        b"b\r\n01234567890\r\n0\r\n\r\n",
+        headers={"Transfer-Encoding": "chunked"},
+    )
     assert chunked.status >= 400
 
 
@@ -212,7 +236,9 @@ def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, sqlite_d
 
 def test_an_upload_without_any_token_is_refused_before_it_is_read(server: TestServer) -> None:
     connection = server.client.connect()
-    connection.send(f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n".encode())
+    connection.send(
+        f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n".encode()
+    )
     (answer,) = connection.answers()
     assert (answer.status, answer.errcode) == (401, "M_MISSING_TOKEN")
     connection.close()
@@ -220,15 +246,23 @@ def test_an_upload_without_any_token_is_refused_before_it_is_read(server: TestSe
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", UPLOAD), ("POST", CREATE), ("PUT", UPLOAD + "/example.org/abc"), ("GET", DOWNLOAD + "example.org/abc")],
+    [
+        ("POST", UPLOAD),
+        ("POST", CREATE),
+        ("PUT", UPLOAD + "/example.org/abc"),
+        ("GET", DOWNLOAD + "example.org/abc"),
+    ],
 )
 def test_a_wrong_token_is_refused(server: TestServer, method: str, path: str) -> None:
-    answer = server.client.request(method, path, token="wrong", body=b"x" if method != "GET" else None)
+    answer = server.client.request(
+        method, path, token="wrong", body=b"x" if method != "GET" else None
+    )
     assert (answer.status, answer.errcode) == (401, "M_UNKNOWN_TOKEN")
 
 
 @pytest.mark.parametrize(
-    "path", ["example.org/unknown", "example.org/a.b", "example.org/..%2F..%2Fx", "remote.example/a.b"]
+    "path",
+    ["example.org/unknown", "example.org/a.b", "example.org/..%2F..%2Fx", "remote.example/a.b"],
 )
 def test_what_is_not_here_is_not_found(server: TestServer, alice: User, path: str) -> None:
     for answer in (alice.get(DOWNLOAD + path), server.get(PUBLIC + path)):
@@ -239,12 +273,16 @@ def test_a_server_name_that_is_none(alice: User) -> None:
     assert alice.get(DOWNLOAD + "..%2Fx/abc").errcode == "M_INVALID_PARAM"
 
 
-def test_since_the_freeze_nobody_sees_files_without_a_token(server: TestServer, alice: User) -> None:
+def test_since_the_freeze_nobody_sees_files_without_a_token(
+    server: TestServer, alice: User
+) -> None:
     file = _upload(alice, b"x")
     for version in ("v3", "r0", "v1"):
         answer = server.get(f"/_matrix/media/{version}/download/{file}")
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
-    assert server.get(f"/_matrix/media/v3/thumbnail/{file}?width=1&height=1").errcode == "M_NOT_FOUND"
+    assert (
+        server.get(f"/_matrix/media/v3/thumbnail/{file}?width=1&height=1").errcode == "M_NOT_FOUND"
+    )
 
 
 def test_files_from_before_the_freeze_stay_open(tmp_path: Path, sqlite_database: Database) -> None:
@@ -258,7 +296,9 @@ def test_files_from_before_the_freeze_stay_open(tmp_path: Path, sqlite_database:
     assert answer.headers["content-disposition"] == "inline; filename=b"
 
 
-@pytest.mark.parametrize(("day", "statuses"), [("2023-11-15", [200, 404]), ("2023-11-16", [200, 200])])
+@pytest.mark.parametrize(
+    ("day", "statuses"), [("2023-11-15", [200, 404]), ("2023-11-16", [200, 200])]
+)
 def test_files_may_be_frozen_since_a_day(
     tmp_path: Path, sqlite_database: Database, day: str, statuses: list[int]
 ) -> None:
@@ -269,7 +309,9 @@ def test_files_may_be_frozen_since_a_day(
     files.append(_upload(alice, b"late"))
     after = TestServer(tmp_path, sqlite_database, f'legacy_media_freeze_date: "{day}"\n', seed=2)
     assert [after.get(PUBLIC + file).status for file in files] == statuses
-    assert [after.client.request("GET", DOWNLOAD + file, token=alice.token).status for file in files] == [200, 200]
+    assert [
+        after.client.request("GET", DOWNLOAD + file, token=alice.token).status for file in files
+    ] == [200, 200]
 
 
 def test_what_was_announced_before_the_freeze_and_comes_after_it_is_frozen(
@@ -279,13 +321,17 @@ def test_what_was_announced_before_the_freeze_and_comes_after_it_is_frozen(
     alice = before.register("alice")
     file = alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
     after = TestServer(tmp_path, sqlite_database, seed=2)
-    filled = after.client.request("PUT", f"/_matrix/media/v3/upload/{file}", token=alice.token, body=b"x")
+    filled = after.client.request(
+        "PUT", f"/_matrix/media/v3/upload/{file}", token=alice.token, body=b"x"
+    )
     assert filled.status == 200
     assert after.get(PUBLIC + file).errcode == "M_NOT_FOUND"
     assert after.client.request("GET", DOWNLOAD + file, token=alice.token).body == b"x"
 
 
-def test_the_endpoints_that_ask_for_no_token_may_be_switched_off(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_endpoints_that_ask_for_no_token_may_be_switched_off(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
     alice = before.register("alice")
     file = _upload(alice, b"x")
@@ -390,8 +436,12 @@ def test_a_download_waits_for_the_upload(server: TestServer, alice: User) -> Non
     assert pending.answer.body == b"tea"
 
 
-@pytest.mark.parametrize(("query", "seconds"), [("", 20), ("?timeout_ms=3000", 3), ("?timeout_ms=900000", 60)])
-def test_a_download_does_not_wait_for_ever(server: TestServer, alice: User, query: str, seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("query", "seconds"), [("", 20), ("?timeout_ms=3000", 3), ("?timeout_ms=900000", 60)]
+)
+def test_a_download_does_not_wait_for_ever(
+    server: TestServer, alice: User, query: str, seconds: int
+) -> None:
     _, pending = _waiting(alice, query)
     server.clock.advance(seconds - 0.1)
     assert not pending.done
@@ -409,14 +459,20 @@ def test_who_does_not_wait_hears_at_once(server: TestServer, alice: User) -> Non
 def test_who_goes_away_is_forgotten(server: TestServer, alice: User) -> None:
     file, pending = _waiting(alice)
     pending.disconnect()
-    assert not [call for call in server.clock.getDelayedCalls() if 0 < call.getTime() - server.clock.seconds() <= 20]
+    assert not [
+        call
+        for call in server.clock.getDelayedCalls()
+        if 0 < call.getTime() - server.clock.seconds() <= 20
+    ]
     assert _send(alice, "PUT", f"{UPLOAD}/{file}", b"tea").status == 200
 
 
 async def test_suspended_people_may_read_and_not_upload(server: TestServer, alice: User) -> None:
     file = _upload(alice, b"x")
     accounts = server.app.accounts.store
-    await server.app.database.write("suspend", lambda txn: accounts.set_flags(txn, alice.user_id, suspended=True))
+    await server.app.database.write(
+        "suspend", lambda txn: accounts.set_flags(txn, alice.user_id, suspended=True)
+    )
     assert alice.get(DOWNLOAD + file).status == 200
     for answer in (_send(alice, "POST", UPLOAD, b"x"), alice.post(CREATE)):
         assert (answer.status, answer.errcode) == (403, "M_USER_SUSPENDED")

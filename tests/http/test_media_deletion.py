@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 
 GRACE = 3600
@@ -34,14 +34,20 @@ def bob(server: TestServer) -> User:
 
 def _upload(user: User, body: bytes) -> str:
     answer = user.server.client.request(
-        "POST", "/_matrix/media/v3/upload", token=user.token, body=body, headers={"Content-Type": "text/plain"}
+        "POST",
+        "/_matrix/media/v3/upload",
+        token=user.token,
+        body=body,
+        headers={"Content-Type": "text/plain"},
     )
     assert answer.status == 200, answer.body
     return str(answer.json["content_uri"])
 
 
 def _room(owner: User, *others: User) -> str:
-    room_id = str(owner.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+    room_id = str(
+        owner.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
+    )
     for other in others:
         assert other.post(f"/_matrix/client/v3/join/{room_id}").status == 200
     return room_id
@@ -50,7 +56,9 @@ def _room(owner: User, *others: User) -> str:
 _txn = iter(range(10**9))
 
 
-def _send(user: User, room_id: str, content: Any, type: str = "m.room.message", query: str = "") -> str:
+def _send(
+    user: User, room_id: str, content: Any, type: str = "m.room.message", query: str = ""
+) -> str:
     path = f"/_matrix/client/v3/rooms/{room_id}/send/{type}/{next(_txn)}{query}"
     answer = user.put(path, content)
     assert answer.status == 200, answer.body
@@ -62,7 +70,10 @@ def _file(mxc: str) -> dict[str, Any]:
 
 
 def _redact(user: User, room_id: str, event_id: str) -> None:
-    assert user.put(f"/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{next(_txn)}", {}).status == 200
+    assert (
+        user.put(f"/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{next(_txn)}", {}).status
+        == 200
+    )
 
 
 def _follow(server: TestServer) -> None:
@@ -88,7 +99,9 @@ def _contents(tmp_path: Path) -> int:
     return sum(path.is_file() for path in (tmp_path / "media_store" / "content").rglob("*"))
 
 
-def test_a_redacted_file_goes_after_the_grace(server: TestServer, alice: User, tmp_path: Path) -> None:
+def test_a_redacted_file_goes_after_the_grace(
+    server: TestServer, alice: User, tmp_path: Path
+) -> None:
     room_id = _room(alice)
     kept, gone = _upload(alice, b"kept"), _upload(alice, b"gone")
     _send(alice, room_id, _file(kept))
@@ -123,12 +136,18 @@ def test_the_same_bytes_stay_while_another_file_has_them(
     events = [_send(alice, room_id, _file(first)), _send(bob, room_id, _file(second))]
     _redact(alice, room_id, events[0])
     assert _wait(server) == 1
-    assert (_is_there(alice, first), _is_there(alice, second), _contents(tmp_path)) == (False, True, 1)
+    assert (_is_there(alice, first), _is_there(alice, second), _contents(tmp_path)) == (
+        False,
+        True,
+        1,
+    )
     _redact(bob, room_id, events[1])
     assert (_wait(server), _contents(tmp_path)) == (1, 0)
 
 
-def test_edits_of_a_redacted_message_keep_nothing(server: TestServer, alice: User, bob: User) -> None:
+def test_edits_of_a_redacted_message_keep_nothing(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
     event_id = _send(alice, room_id, _file(file))
     edit = {
@@ -142,10 +161,16 @@ def test_edits_of_a_redacted_message_keep_nothing(server: TestServer, alice: Use
     assert _wait(server) == 1
 
 
-def test_an_edit_of_somebody_else_is_a_message_of_theirs(server: TestServer, alice: User, bob: User) -> None:
+def test_an_edit_of_somebody_else_is_a_message_of_theirs(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
     event_id = _send(alice, room_id, _file(file))
-    theirs = _send(bob, room_id, {**_file(file), "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}})
+    theirs = _send(
+        bob,
+        room_id,
+        {**_file(file), "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}},
+    )
     _redact(alice, room_id, event_id)
     assert _wait(server) == 0
     _redact(bob, room_id, theirs)
@@ -167,7 +192,9 @@ def test_nobody_can_take_away_what_another_attached_to_an_encrypted_message(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id, secret = _room(alice, bob), _upload(alice, b"ciphertext")
-    _send(alice, room_id, {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "…"}, "m.room.encrypted")
+    _send(
+        alice, room_id, {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "…"}, "m.room.encrypted"
+    )
     _redact(bob, room_id, _send(bob, room_id, _file(secret)))
     assert _wait(server) == 0
     query = f"?attach_media={secret}"
@@ -177,9 +204,17 @@ def test_nobody_can_take_away_what_another_attached_to_an_encrypted_message(
 
 
 @pytest.mark.parametrize("name", ["attach_media", "org.matrix.msc3911.attach_media"])
-def test_what_is_attached_goes_with_its_encrypted_message(server: TestServer, alice: User, name: str) -> None:
-    room_id, secret, other = _room(alice), _upload(alice, b"ciphertext"), _upload(alice, b"thumbnail")
-    event_id = _send(alice, room_id, {"ciphertext": "…"}, "m.room.encrypted", f"?{name}={secret}&{name}={other}")
+def test_what_is_attached_goes_with_its_encrypted_message(
+    server: TestServer, alice: User, name: str
+) -> None:
+    room_id, secret, other = (
+        _room(alice),
+        _upload(alice, b"ciphertext"),
+        _upload(alice, b"thumbnail"),
+    )
+    event_id = _send(
+        alice, room_id, {"ciphertext": "…"}, "m.room.encrypted", f"?{name}={secret}&{name}={other}"
+    )
     assert _wait(server) == 0
     _redact(alice, room_id, event_id)
     assert _wait(server) == 2
@@ -189,7 +224,10 @@ def test_attachments_have_to_be_addresses(alice: User) -> None:
     path = f"/_matrix/client/v3/rooms/{_room(alice)}/send/m.room.encrypted/t"
     for text in ("nonsense", "mxc://example.org/none", "mxc://north.example/abc"):
         assert alice.put(f"{path}?attach_media={text}", {}).errcode == "M_INVALID_PARAM"
-    assert alice.put(f"{path}?" + "&".join(["attach_media=mxc://a/b"] * 21), {}).errcode == "M_INVALID_PARAM"
+    assert (
+        alice.put(f"{path}?" + "&".join(["attach_media=mxc://a/b"] * 21), {}).errcode
+        == "M_INVALID_PARAM"
+    )
 
 
 def test_account_data_and_profiles_refer_to_files(server: TestServer, alice: User) -> None:
@@ -240,7 +278,9 @@ def test_a_picture_that_is_taken_again_stays(server: TestServer, alice: User, bo
     assert [_is_there(bob, picture) for picture in (one, other)] == [True, False]
 
 
-def test_what_was_there_before_references_were_kept_is_looked_at(server: TestServer, alice: User) -> None:
+def test_what_was_there_before_references_were_kept_is_looked_at(
+    server: TestServer, alice: User
+) -> None:
     room_id, file, pack = _room(alice), _upload(alice, b"old"), _upload(alice, b"pack")
     event_id = _send(alice, room_id, _file(file))
     data = f"/_matrix/client/v3/user/{alice.user_id}/account_data/packs"
@@ -248,7 +288,9 @@ def test_what_was_there_before_references_were_kept_is_looked_at(server: TestSer
     _follow(server)
     tables = ("known_media", "media_in_events", "media_in_settings", "jobs")
     server.run(
-        server.app.database.write("forget", lambda txn: [txn.execute(f"DELETE FROM {table}") for table in tables])
+        server.app.database.write(
+            "forget", lambda txn: [txn.execute(f"DELETE FROM {table}") for table in tables]
+        )
     )
     _follow(server)
     _redact(alice, room_id, event_id)
@@ -258,7 +300,9 @@ def test_what_was_there_before_references_were_kept_is_looked_at(server: TestSer
     assert _wait(server) == 1
 
 
-def test_the_files_of_a_room_go_when_all_have_forgotten_it(server: TestServer, alice: User, bob: User) -> None:
+def test_the_files_of_a_room_go_when_all_have_forgotten_it(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
     _send(alice, room_id, _file(file))
     for user in (alice, bob):
@@ -279,9 +323,13 @@ def _deactivate(user: User, *, erase: bool) -> None:
     assert user.post(path, {"erase": erase, "auth": {**auth, "session": session}}).status == 200
 
 
-def test_an_erased_account_takes_its_files_along(server: TestServer, alice: User, bob: User) -> None:
+def test_an_erased_account_takes_its_files_along(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = _room(alice, bob)
-    shown, secret, picture = (_upload(alice, body) for body in (b"shown", b"ciphertext", b"picture"))
+    shown, secret, picture = (
+        _upload(alice, body) for body in (b"shown", b"ciphertext", b"picture")
+    )
     alice.put(f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url", {"avatar_url": picture})
     _send(alice, room_id, _file(shown))
     _deactivate(alice, erase=True)
@@ -289,7 +337,9 @@ def test_an_erased_account_takes_its_files_along(server: TestServer, alice: User
     assert [_is_there(bob, file) for file in (shown, secret, picture)] == [True, False, False]
 
 
-def test_an_account_that_ends_leaves_its_encrypted_files(server: TestServer, alice: User, bob: User) -> None:
+def test_an_account_that_ends_leaves_its_encrypted_files(
+    server: TestServer, alice: User, bob: User
+) -> None:
     _room(alice, bob)
     secret = _upload(alice, b"ciphertext")
     _deactivate(alice, erase=False)
@@ -297,7 +347,9 @@ def test_an_account_that_ends_leaves_its_encrypted_files(server: TestServer, ali
     assert _is_there(bob, secret)
 
 
-def test_a_reference_that_comes_late_keeps_the_file(server: TestServer, alice: User, bob: User) -> None:
+def test_a_reference_that_comes_late_keeps_the_file(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
     _redact(alice, room_id, _send(alice, room_id, _file(file)))
     _follow(server)
@@ -313,7 +365,9 @@ def test_what_is_made_of_a_file_while_it_goes_does_not_stay(alice: User, tmp_pat
     contents = server.app.media.contents
     assert alice.delete("/_mahalla/client/v1/media/" + file.rpartition("/")[2]).status == 200
     server.run(contents.set_thumbnail(hashlib.sha256(b"x").digest(), "a", b"small", 5))
-    assert [path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()] == []
+    assert [
+        path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()
+    ] == []
 
 
 def test_uploaders_see_and_delete_their_files(alice: User, bob: User, tmp_path: Path) -> None:
@@ -325,7 +379,9 @@ def test_uploaders_see_and_delete_their_files(alice: User, bob: User, tmp_path: 
     assert bob.delete(f"/_mahalla/client/v1/media/{ids[0]}").status == 404
     assert alice.delete(f"/_mahalla/client/v1/media/{ids[0]}").json == {"deleted": [ids[0]]}
     assert alice.delete(f"/_mahalla/client/v1/media/{ids[0]}").status == 404
-    assert [each["media_id"] for each in alice.get("/_mahalla/client/v1/media").json["media"]] == [ids[1]]
+    assert [each["media_id"] for each in alice.get("/_mahalla/client/v1/media").json["media"]] == [
+        ids[1]
+    ]
     assert _contents(tmp_path) == 1
 
 
@@ -367,7 +423,9 @@ class _Model:
 
 
 _STEP = st.tuples(
-    st.sampled_from(["upload", "send", "send", "edit", "redact", "redact", "avatar", "data", "look", "wait"]),
+    st.sampled_from(
+        ["upload", "send", "send", "edit", "redact", "redact", "avatar", "data", "look", "wait"]
+    ),
     st.integers(0, 1),
     st.integers(0, 30),
     st.integers(0, 30),
@@ -382,7 +440,9 @@ def town(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[Us
 
 
 @given(steps=st.lists(_STEP, min_size=8, max_size=30))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_exactly_those_files_go_to_which_nobody_refers(
     town: tuple[TestServer, list[User], str], steps: list[tuple[str, int, int, int]]
 ) -> None:
@@ -406,7 +466,10 @@ def test_exactly_those_files_go_to_which_nobody_refers(
         if verb == "upload":
             upload(user)
         elif verb == "send":
-            content = {"body": " ".join(addresses[file] for file in sorted(files)), "msgtype": "m.text"}
+            content = {
+                "body": " ".join(addresses[file] for file in sorted(files)),
+                "msgtype": "m.text",
+            }
             model.events.append(_Event(user, files, event_id=_send(users[user], room_id, content)))
             model.refer(user, files)
         elif verb == "edit" and model.events:
@@ -419,7 +482,12 @@ def test_exactly_those_files_go_to_which_nobody_refers(
                 continue
             relation = {"rel_type": "m.replace", "event_id": model.events[target].event_id}
             new = {"body": " ".join(addresses[file] for file in sorted(files)), "msgtype": "m.text"}
-            edit: dict[str, Any] = {"body": "*", "msgtype": "m.text", "m.new_content": new, "m.relates_to": relation}
+            edit: dict[str, Any] = {
+                "body": "*",
+                "msgtype": "m.text",
+                "m.new_content": new,
+                "m.relates_to": relation,
+            }
             model.events.append(_Event(user, files, target, _send(users[user], room_id, edit)))
             model.refer(user, files)
         elif verb == "redact" and model.events:
@@ -447,15 +515,21 @@ def test_exactly_those_files_go_to_which_nobody_refers(
         assert users[user].put(path, {}).status == 200
         model.data.pop(user, None)
     due()
-    assert {file for file, address in enumerate(addresses) if not _is_there(users[0], address)} == gone
+    assert {
+        file for file, address in enumerate(addresses) if not _is_there(users[0], address)
+    } == gone
 
 
 def test_files_go_by_age_though_they_are_read(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, CONFIG + "media_retention: {local_media_max_age: 10d}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "media_retention: {local_media_max_age: 10d}\n"
+    )
     alice = server.register("alice")
     old, kept = _upload(alice, b"old"), _upload(alice, b"protected")
     sql = "UPDATE media SET protected = 1 WHERE media_id = ?"
-    server.run(server.app.database.write("t", lambda txn: txn.execute(sql, (kept.rpartition("/")[2],))))
+    server.run(
+        server.app.database.write("t", lambda txn: txn.execute(sql, (kept.rpartition("/")[2],)))
+    )
     server.app.start_jobs()
     for days in (5, 4):
         server.clock.advance(days * 24 * 3600)
@@ -464,6 +538,9 @@ def test_files_go_by_age_though_they_are_read(tmp_path: Path, sqlite_database: D
     server.clock.advance(24 * 3600 + 1)
     server.clock.advance(601)
     assert alice.get(DOWNLOAD + old.removeprefix("mxc://")).status == 404
-    assert [alice.get(DOWNLOAD + each.removeprefix("mxc://")).status for each in (kept, young)] == [200, 200]
+    assert [alice.get(DOWNLOAD + each.removeprefix("mxc://")).status for each in (kept, young)] == [
+        200,
+        200,
+    ]
     (noted,) = server.run(server.app.media.upkeep.removal.get_deletions(None, 10))
     assert (noted.media_id, noted.reason) == (old.rpartition("/")[2], "age")

@@ -1,4 +1,5 @@
-"""The folder of files vanishes while the server runs, as when its disk is unmounted, and comes back."""
+"""The folder of files vanishes while the server runs, as when its disk is unmounted, and comes
+back."""
 
 import shutil
 from collections.abc import Iterator
@@ -31,12 +32,16 @@ def lines() -> Iterator[list[str]]:
 def upload(user: User, data: bytes) -> tuple[int, str]:
     """The status, and the path of the file."""
     headers = {"Authorization": f"Bearer {user.token}", "Content-Type": "text/plain"}
-    answer = user.server.client.request("POST", "/_matrix/media/v3/upload", headers=headers, body=data)
+    answer = user.server.client.request(
+        "POST", "/_matrix/media/v3/upload", headers=headers, body=data
+    )
     return answer.status, answer.json.get("content_uri", "").removeprefix("mxc://")
 
 
 @pytest.mark.parametrize("leaves_a_mount_point", [False, True])
-def test_what_is_said_meanwhile(server: TestServer, lines: list[str], leaves_a_mount_point: bool) -> None:
+def test_what_is_said_meanwhile(
+    server: TestServer, lines: list[str], leaves_a_mount_point: bool
+) -> None:
     alice = server.register("alice")
     status, address = upload(alice, b"tea")
     assert status == 200
@@ -61,7 +66,9 @@ def test_what_is_said_meanwhile(server: TestServer, lines: list[str], leaves_a_m
     assert len(lines) < 12, "not one each minute"
 
     if leaves_a_mount_point:
-        assert all(path.stat().st_size == 0 for path in folder.rglob("*") if path.is_file()), "nothing is kept under it"
+        assert all(path.stat().st_size == 0 for path in folder.rglob("*") if path.is_file()), (
+            "nothing is kept under it"
+        )
         shutil.rmtree(folder)
     away.rename(folder)
 

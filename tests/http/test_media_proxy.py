@@ -1,4 +1,5 @@
-"""The content scanner's API, as clients speak it: with ClamAV's own daemon, and files that a client library has encrypted."""
+"""The content scanner's API, as clients speak it: with ClamAV's own daemon, and files that a client
+library has encrypted."""
 
 import json
 from base64 import b64encode
@@ -10,8 +11,8 @@ import pytest
 import vodozemac
 from nio.crypto.attachments import encrypt_attachment
 
-from storage.database import Database
-from storage.transaction import Transaction
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction
 from tests.helpers.files_between import DOWNLOAD, OPEN, upload
 from tests.helpers.http import Answer, Pending
 from tests.helpers.images import picture
@@ -47,8 +48,16 @@ def sealed(user: User, body: object) -> dict[str, Any]:
     key = user.server.get(f"{PROXY}/public_key").json["public_key"]
     encryption = vodozemac.PkEncryption.from_key(vodozemac.Curve25519PublicKey.from_base64(key))
     message = encryption.encrypt(json.dumps(body).encode())
-    names = {"ciphertext": message.ciphertext, "mac": message.mac, "ephemeral": message.ephemeral_key}
-    return {"encrypted_body": {name: b64encode(value).decode().rstrip("=") for name, value in names.items()}}
+    names = {
+        "ciphertext": message.ciphertext,
+        "mac": message.mac,
+        "ephemeral": message.ephemeral_key,
+    }
+    return {
+        "encrypted_body": {
+            name: b64encode(value).decode().rstrip("=") for name, value in names.items()
+        }
+    }
 
 
 def post(user: User, what: str, body: object) -> Answer:
@@ -64,7 +73,9 @@ def reason(answer: Answer) -> tuple[int, str]:
 @pytest.mark.parametrize("how", ["plain", "sealed"])
 def test_what_is_inside_of_encrypted_files(alice: User, how: str) -> None:
     clean, harmful = encrypted(alice, TEA), encrypted(alice, TEA + EICAR + TEA)
-    assert alice.get(f"{DOWNLOAD}/{address_of(harmful)}").status == 200  # nobody can see what is in it
+    assert (
+        alice.get(f"{DOWNLOAD}/{address_of(harmful)}").status == 200
+    )  # nobody can see what is in it
 
     def body(file: dict[str, Any]) -> dict[str, Any]:
         return {"file": file} if how == "plain" else sealed(alice, {"file": file})
@@ -102,18 +113,24 @@ def test_what_was_found_inside_is_held_back_for_all(alice: User) -> None:
 def test_who_shows_no_token_has_nothing_held_back(
     tmp_path: Path, sqlite_database: Database, scanners: RunningScanners
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, f"{OPEN}media_scanning: {{clamd: '{scanners.unix}'}}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, f"{OPEN}media_scanning: {{clamd: '{scanners.unix}'}}\n"
+    )
     alice = server.register("alice")
     file = encrypted(alice, EICAR)
     assert server.post(f"{PROXY}/scan_encrypted", {"file": file}).json["clean"] is False
-    assert reason(server.post(f"{PROXY}/download_encrypted", {"file": file})) == (403, "MCS_MEDIA_NOT_CLEAN")
+    assert reason(server.post(f"{PROXY}/download_encrypted", {"file": file})) == (
+        403,
+        "MCS_MEDIA_NOT_CLEAN",
+    )
     assert alice.get(f"{DOWNLOAD}/{address_of(file)}").status == 200
     assert server.get(f"{PROXY}/scan/{upload(alice, TEA)}").json["clean"] is True
     server.app.media.close_workers()
 
 
 def test_another_key_gets_nothing_held_back(alice: User) -> None:
-    """Rules that see little of a file could be met by trying keys: what they find counts for that key alone."""
+    """Rules that see little of a file could be met by trying keys: what they find counts for that
+    key alone."""
     victim = b"\x7fELF" + bytes(200)
     file = encrypted(alice, victim)
     assert reason(post(alice, "download", {"file": file})) == (403, "MCS_MIME_TYPE_FORBIDDEN")
@@ -127,16 +144,22 @@ def test_a_verdict_is_remembered_without_the_key(alice: User, tmp_path: Path) ->
     file = encrypted(alice, TEA)
     for _ in range(2):
         assert post(alice, "scan", {"file": file}).json["clean"] is True
-    scanned = alice.server.registry.get_sample_value("mahalla_media_scans_total", {"outcome": "clean"})
+    scanned = alice.server.registry.get_sample_value(
+        "mahalla_media_scans_total", {"outcome": "clean"}
+    )
     assert scanned == 2  # what is kept, and what is inside
 
     def select(txn: Transaction) -> list[tuple[Any, ...]]:
-        return txn.query("SELECT digest, hash, version, found, by_user_id FROM media_scans WHERE digest <> hash")
+        return txn.query(
+            "SELECT digest, hash, version, found, by_user_id FROM media_scans WHERE digest <> hash"
+        )
 
     (row,) = alice.server.run(alice.server.app.database.read("rows", select))
     assert row[3:] == (None, None)
     assert not [
-        each for each in (tmp_path / "media_store").rglob("*") if each.is_file() and TEA[:50] in each.read_bytes()
+        each
+        for each in (tmp_path / "media_store").rglob("*")
+        if each.is_file() and TEA[:50] in each.read_bytes()
     ]
 
 
@@ -146,12 +169,25 @@ def test_plain_files(alice: User) -> None:
     assert alice.get(f"{PROXY}/scan/{clean}").json == {"clean": True, "info": "The file is clean"}
     given = alice.get(f"{PROXY}/download/{clean}")
     assert (given.status, given.body, given.headers["content-type"]) == (200, image, "image/png")
-    assert alice.get(f"{PROXY}/thumbnail/{clean}?width=96&height=96&method=crop").headers["content-type"] == "image/png"
+    assert (
+        alice.get(f"{PROXY}/thumbnail/{clean}?width=96&height=96&method=crop").headers[
+            "content-type"
+        ]
+        == "image/png"
+    )
     assert alice.get(f"{PROXY}/thumbnail/{clean}?width=0&height=96").errcode == "M_INVALID_PARAM"
-    for data, why in ((EICAR, "MCS_MEDIA_NOT_CLEAN"), (b"\x7fELF" + bytes(100), "MCS_MIME_TYPE_FORBIDDEN")):
+    for data, why in (
+        (EICAR, "MCS_MEDIA_NOT_CLEAN"),
+        (b"\x7fELF" + bytes(100), "MCS_MIME_TYPE_FORBIDDEN"),
+    ):
         headers = {"Content-Type": "text/plain"}
-        alice.server.client.request("POST", "/_matrix/media/v3/upload", token=alice.token, body=data, headers=headers)
-        ids = {each["media_id"]: each["scan"]["state"] for each in alice.get("/_mahalla/client/v1/media").json["media"]}
+        alice.server.client.request(
+            "POST", "/_matrix/media/v3/upload", token=alice.token, body=data, headers=headers
+        )
+        ids = {
+            each["media_id"]: each["scan"]["state"]
+            for each in alice.get("/_mahalla/client/v1/media").json["media"]
+        }
         for media_id in [each for each, state in ids.items() if state == "harmful"]:
             path = f"example.org/{media_id}"
             verdict = alice.get(f"{PROXY}/scan/{path}")
@@ -192,13 +228,18 @@ def test_bodies_that_are_not_what_they_should_be(alice: User) -> None:
         {"file": {**file, "key": {**file["key"], "k": "short"}}},
         {"file": {**file, "key": {**file["key"], "alg": "A128CTR"}}},
         {"encrypted_body": {"ciphertext": "AAAA"}},
-        *({"file": _without(file, *path)} for path in (("url",), ("iv",), ("key", "k"), ("hashes", "sha256"))),
+        *(
+            {"file": _without(file, *path)}
+            for path in (("url",), ("iv",), ("key", "k"), ("hashes", "sha256"))
+        ),
     ]
     for body in wrong:
         for what in ("scan", "download"):
             assert reason(post(alice, what, body)) == (400, "MCS_MALFORMED_JSON"), body
     for raw in (b"", b"{", b"\xff", b'{"file": ' + b"[" * 20_000, b'{"more": ' + b"[" * 20_000):
-        answer = alice.server.client.request("POST", f"{PROXY}/scan_encrypted", token=alice.token, body=raw)
+        answer = alice.server.client.request(
+            "POST", f"{PROXY}/scan_encrypted", token=alice.token, body=raw
+        )
         assert reason(answer) == (400, "MCS_MALFORMED_JSON")
 
 
@@ -206,7 +247,10 @@ def test_what_cannot_be_decrypted(alice: User) -> None:
     file = encrypted(alice, TEA)
     other = {**file, "hashes": {"sha256": b64encode(bytes(32)).decode()}}
     assert reason(post(alice, "scan", {"file": other})) == (400, "MCS_MEDIA_FAILED_TO_DECRYPT")
-    assert reason(post(alice, "download", {"file": {**file, "url": "mxc://example.org/none"}})) == (404, "M_NOT_FOUND")
+    assert reason(post(alice, "download", {"file": {**file, "url": "mxc://example.org/none"}})) == (
+        404,
+        "M_NOT_FOUND",
+    )
 
     body = sealed(alice, {"file": file})["encrypted_body"]
     broken: list[dict[str, Any]] = [
@@ -221,17 +265,27 @@ def test_what_cannot_be_decrypted(alice: User) -> None:
         sealed(alice, [])["encrypted_body"],
     ]
     for each in broken:
-        assert reason(post(alice, "scan", {"encrypted_body": each})) == (403, "MCS_BAD_DECRYPTION"), each
+        assert reason(post(alice, "scan", {"encrypted_body": each})) == (
+            403,
+            "MCS_BAD_DECRYPTION",
+        ), each
     padded = {name: value + "=" * (-len(value) % 4) for name, value in body.items()}
     assert post(alice, "scan", {"encrypted_body": padded, "file": 5}).status == 400
     assert post(alice, "scan", {"encrypted_body": padded}).json["clean"] is True
 
 
-def test_the_public_key_stays_the_same(alice: User, tmp_path: Path, scanners: RunningScanners) -> None:
+def test_the_public_key_stays_the_same(
+    alice: User, tmp_path: Path, scanners: RunningScanners
+) -> None:
     config = f"media_scanning: {{clamd: '{scanners.unix}'}}\n"
     again = TestServer(tmp_path, alice.server.app.database, config, seed=2)
-    other = TestServer(tmp_path, alice.server.app.database, config, seed=3, server_name="other.example")
-    keys = [server.get(f"{PROXY}/public_key").json["public_key"] for server in (alice.server, again, other)]
+    other = TestServer(
+        tmp_path, alice.server.app.database, config, seed=3, server_name="other.example"
+    )
+    keys = [
+        server.get(f"{PROXY}/public_key").json["public_key"]
+        for server in (alice.server, again, other)
+    ]
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -247,7 +301,9 @@ def test_while_no_scanner_can_be_asked(alice: User, scanners: RunningScanners) -
     assert post(alice, "scan", {"file": file}).json["clean"] is True
 
 
-def test_so_many_keys_may_be_tried(tmp_path: Path, sqlite_database: Database, scanners: RunningScanners) -> None:
+def test_so_many_keys_may_be_tried(
+    tmp_path: Path, sqlite_database: Database, scanners: RunningScanners
+) -> None:
     config = f"rc_media_scan: {{per_second: 1, burst_count: 2}}\nmedia_scanning: {{clamd: '{scanners.unix}'}}\n"
     server = TestServer(tmp_path, sqlite_database, config)
     alice, bob = server.register("alice"), server.register("bob")
@@ -261,7 +317,9 @@ def test_so_many_keys_may_be_tried(tmp_path: Path, sqlite_database: Database, sc
 def test_a_file_that_only_the_scanner_api_looks_into(
     tmp_path: Path, sqlite_database: Database, scanners: RunningScanners
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, f"media_scanning: {{clamd: '{scanners.unix}', files: []}}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, f"media_scanning: {{clamd: '{scanners.unix}', files: []}}\n"
+    )
     alice = server.register("alice")
     harmful = upload(alice, EICAR)
     assert alice.get(f"{DOWNLOAD}/{harmful}").status == 200
@@ -272,7 +330,10 @@ def test_what_is_inside_has_turns_of_its_own_by_who_asks(held: User) -> None:
     """Who has much looked into keeps neither new files waiting, nor others who ask for the same."""
     bob, carol = held.server.register("bob"), held.server.register("carol")
     Held.is_quick = True
-    mine, theirs = [encrypted(held, b"mine %d" % number) for number in range(6)], encrypted(held, b"theirs")
+    mine, theirs = (
+        [encrypted(held, b"mine %d" % number) for number in range(6)],
+        encrypted(held, b"theirs"),
+    )
     for file in (*mine, theirs):
         assert held.get(f"{PROXY}/scan/{address_of(file)}").status == 200
     Held.is_quick = False
@@ -280,7 +341,9 @@ def test_what_is_inside_has_turns_of_its_own_by_who_asks(held: User) -> None:
 
     def begin(user: User, file: dict[str, Any]) -> Pending:
         body = json.dumps({"file": file}).encode()
-        return user.server.client.start("POST", f"{PROXY}/scan_encrypted", token=user.token, body=body)
+        return user.server.client.start(
+            "POST", f"{PROXY}/scan_encrypted", token=user.token, body=body
+        )
 
     asked = [begin(held, file) for file in mine] + [begin(bob, file) for file in mine]
     assert Held.seen == [b"mine 0"]  # one of the two turns is for others

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 
@@ -22,9 +22,15 @@ def alice(tmp_path: Path, sqlite_database: Database) -> User:
     return TestServer(tmp_path, sqlite_database, CONFIG).register("alice")
 
 
-def _upload(user: User, size: int, type: str = "text/plain", path: str = "upload", method: str = "POST") -> Answer:
+def _upload(
+    user: User, size: int, type: str = "text/plain", path: str = "upload", method: str = "POST"
+) -> Answer:
     return user.server.client.request(
-        method, f"/_matrix/media/v3/{path}", token=user.token, body=b"x" * size, headers={"Content-Type": type}
+        method,
+        f"/_matrix/media/v3/{path}",
+        token=user.token,
+        body=b"x" * size,
+        headers={"Content-Type": type},
     )
 
 
@@ -55,24 +61,39 @@ def test_deleting_makes_room_in_the_whole(alice: User) -> None:
 
 def test_a_reserved_address_is_no_way_round(alice: User) -> None:
     reserved = alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
-    assert _upload(alice, 1001, path=f"upload/{reserved}", method="PUT").errcode == "M_USER_LIMIT_EXCEEDED"
+    assert (
+        _upload(alice, 1001, path=f"upload/{reserved}", method="PUT").errcode
+        == "M_USER_LIMIT_EXCEEDED"
+    )
     assert _upload(alice, 1000, path=f"upload/{reserved}", method="PUT").status == 200
 
 
 def test_addresses_reserved_before_the_span_are_no_way_round(alice: User) -> None:
-    one, other = (alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://") for _ in range(2))
+    one, other = (
+        alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
+        for _ in range(2)
+    )
     alice.server.clock.advance(HOUR + 1)
     assert _upload(alice, 1000, path=f"upload/{one}", method="PUT").status == 200
-    assert _upload(alice, 1, path=f"upload/{other}", method="PUT").errcode == "M_USER_LIMIT_EXCEEDED"
+    assert (
+        _upload(alice, 1, path=f"upload/{other}", method="PUT").errcode == "M_USER_LIMIT_EXCEEDED"
+    )
     alice.server.clock.advance(HOUR)
     assert _upload(alice, 1, path=f"upload/{other}", method="PUT").status == 200
 
 
 @pytest.mark.parametrize(
     ("type", "size", "status"),
-    [("video/mp4", 301, 413), ("VIDEO/mp4; x=y", 301, 413), ("image/png", 201, 413), ("image/jpeg", 301, 200)],
+    [
+        ("video/mp4", 301, 413),
+        ("VIDEO/mp4; x=y", 301, 413),
+        ("image/png", 201, 413),
+        ("image/jpeg", 301, 200),
+    ],
 )
-def test_the_largest_file_depends_on_its_type(alice: User, type: str, size: int, status: int) -> None:
+def test_the_largest_file_depends_on_its_type(
+    alice: User, type: str, size: int, status: int
+) -> None:
     answer = _upload(alice, size, type)
     assert answer.status == status
     assert status == 200 or answer.errcode == "M_TOO_LARGE"

@@ -1,4 +1,5 @@
-"""Files, when the disk is full, or the object store is away: a clear answer, nothing left behind."""
+"""Files, when the disk is full, or the object store is away: a clear answer, nothing left
+behind."""
 
 import errno
 import os
@@ -10,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
-from storage.object_store import ObjectStoreFailed
+from storage.engine.database import Database
+from storage.media.object_store import ObjectStoreFailed
 from tests.helpers.images import opened, picture
 from tests.helpers.object_store import hanging_object_store
 from tests.helpers.server import TestServer, User
@@ -35,12 +36,16 @@ def _upload(user: User, body: bytes) -> Any:
 
 def _files(tmp_path: Path) -> list[Path]:
     return [
-        each for each in (tmp_path / "media_store").rglob("*") if each.is_file() and each.name not in ("lock", "turn")
+        each
+        for each in (tmp_path / "media_store").rglob("*")
+        if each.is_file() and each.name not in ("lock", "turn")
     ]
 
 
 @pytest.mark.parametrize("body", [b"short", LONG])
-def test_with_too_little_room_no_file_is_taken_in(sqlite_database: Database, tmp_path: Path, body: bytes) -> None:
+def test_with_too_little_room_no_file_is_taken_in(
+    sqlite_database: Database, tmp_path: Path, body: bytes
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "media_free_disk_floor: 1000000T\n")
     answer = _upload(server.register("alice"), body)
     assert (answer.status, answer.errcode) == (507, "M_UNKNOWN")
@@ -57,16 +62,22 @@ def test_with_too_little_room_thumbnails_are_given_out_and_not_kept(
     here = _files(tmp_path)
     little = os.statvfs(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=little.f_frsize))
+        patch.setattr(
+            os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=little.f_frsize)
+        )
         for _ in range(2):
-            answer = alice.get(f"/_matrix/client/v1/media/thumbnail/{file}?width=96&height=96&method=crop")
+            answer = alice.get(
+                f"/_matrix/client/v1/media/thumbnail/{file}?width=96&height=96&method=crop"
+            )
             assert (answer.status, opened(answer.body).size) == (200, (96, 96))
     assert _files(tmp_path) == here
     server.app.media.close_workers()
 
 
 @pytest.mark.parametrize("body", [b"short", LONG])
-def test_a_full_disk_is_told_clearly(alice: User, tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_clearly(
+    alice: User, tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_handle: int, _data: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -90,7 +101,9 @@ def test_a_broken_disk_is_another_matter(alice: User, monkeypatch: pytest.Monkey
     assert alice.get(DOWNLOAD + address).body == b"tea"
 
 
-def test_without_the_object_store_files_cannot_be_had(alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_object_store_files_cannot_be_had(
+    alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
 
     async def away(_hash: bytes) -> None:
@@ -100,10 +113,14 @@ def test_without_the_object_store_files_cannot_be_had(alice: User, monkeypatch: 
     assert alice.get(DOWNLOAD + address).status == 503
 
 
-def test_a_store_that_never_answers_is_told_in_time(sqlite_database: Database, tmp_path: Path) -> None:
+def test_a_store_that_never_answers_is_told_in_time(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
     with hanging_object_store() as address:
         section = f"{{bucket: b, endpoint_url: {address}, access_key_id: k, secret_access_key: s, time_limit: 1s}}"
-        alice = TestServer(tmp_path, sqlite_database, f"media_object_store: {section}\n").register("alice")
+        alice = TestServer(tmp_path, sqlite_database, f"media_object_store: {section}\n").register(
+            "alice"
+        )
         began = time.monotonic()
         answer = _upload(alice, b"tea")
         assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
@@ -121,7 +138,9 @@ def test_an_upload_that_is_broken_off_leaves_nothing(alice: User, tmp_path: Path
     assert _files(tmp_path) == []
 
 
-def test_clients_are_sent_to_where_the_file_is(alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_are_sent_to_where_the_file_is(
+    alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
     asked: list[tuple[str, str]] = []
 
@@ -143,7 +162,8 @@ def test_old_clients_are_sent_there_when_they_allow_it(
     alice = server.register("alice")
     address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
     small, large = (
-        _upload(alice, picture(width, 40)).json["content_uri"].removeprefix("mxc://") for width in (40, 400)
+        _upload(alice, picture(width, 40)).json["content_uri"].removeprefix("mxc://")
+        for width in (40, 400)
     )
 
     async def elsewhere(_hash: bytes, _type: str, _disposition: str) -> str:

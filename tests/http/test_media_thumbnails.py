@@ -25,12 +25,12 @@ from homeserver.services.media.thumbnails import (
     choose,
     round_up,
 )
-from homeserver.services.worker_processes import MOST_WAITING
-from storage.database import Database
-from storage.executors import InlineExecutor
-from storage.media import Content
-from storage.media_contents import LocalContents
-from storage.media_files import MediaFiles
+from homeserver.services.subprocesses.worker_processes import MOST_WAITING
+from storage.engine.database import Database
+from storage.engine.executors import InlineExecutor
+from storage.media.contents import LocalContents
+from storage.media.files import MediaFiles
+from storage.media.media import Content
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
 from tests.helpers.later import LaterExecutor
@@ -51,7 +51,11 @@ def alice(server: TestServer) -> Iterator[User]:
 
 def _upload(user: User, body: bytes, type: str = "image/png") -> str:
     answer = user.server.client.request(
-        "POST", "/_matrix/media/v3/upload", token=user.token, body=body, headers={"Content-Type": type}
+        "POST",
+        "/_matrix/media/v3/upload",
+        token=user.token,
+        body=body,
+        headers={"Content-Type": type},
     )
     assert answer.status == 200, answer.body
     return str(answer.json["content_uri"]).removeprefix("mxc://")
@@ -89,7 +93,16 @@ def test_sizes(alice: User, asked: tuple[int, int], method: str, size: tuple[int
 
 
 def test_sizes_go_up_a_ladder_and_nearly_keep_their_proportions() -> None:
-    asked = [(32, 32), (33, 33), (800, 600), (640, 480), (1920, 1080), (1, 1), (1, 99), (9000, 4500)]
+    asked = [
+        (32, 32),
+        (33, 33),
+        (800, 600),
+        (640, 480),
+        (1920, 1080),
+        (1, 1),
+        (1, 99),
+        (9000, 4500),
+    ]
     assert [round_up(*size) for size in asked] == [
         (32, 32),
         (48, 48),
@@ -105,7 +118,10 @@ def test_sizes_go_up_a_ladder_and_nearly_keep_their_proportions() -> None:
 def test_sizes_are_few_and_no_smaller_than_what_is_asked_for() -> None:
     asked = [(width, height) for width in range(1, 4097, 37) for height in range(1, 4097, 41)]
     sizes = [round_up(*each) for each in asked]
-    assert all(size[0] >= wanted[0] and size[1] >= wanted[1] for size, wanted in zip(sizes, asked, strict=True))
+    assert all(
+        size[0] >= wanted[0] and size[1] >= wanted[1]
+        for size, wanted in zip(sizes, asked, strict=True)
+    )
     assert len(set(sizes)) <= len(LADDER) * (2 * PROPORTIONS - 1)
 
 
@@ -135,8 +151,14 @@ def test_nothing_is_made_larger(alice: User, method: str) -> None:
     ],
 )
 def test_formats(alice: User, format: str, mode: str, type: str) -> None:
-    data = picture(400, 200, format, mode) if mode in ("RGB", "L", "CMYK") else _converted(format, mode)
-    answer = _thumbnail(alice, _upload(alice, data, "application/octet-stream"), 96, 96, "&method=crop")
+    data = (
+        picture(400, 200, format, mode)
+        if mode in ("RGB", "L", "CMYK")
+        else _converted(format, mode)
+    )
+    answer = _thumbnail(
+        alice, _upload(alice, data, "application/octet-stream"), 96, 96, "&method=crop"
+    )
     assert (answer.status, answer.headers.get("content-type")) == (200, type)
     assert opened(answer.body).size == (96, 96)
 
@@ -187,26 +209,47 @@ def test_what_does_not_move_is_as_without_the_wish(alice: User) -> None:
 def test_a_thumbnail_is_made_once(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, picture(400, 200))
     first = _thumbnail(alice, file, 96, 96)
-    (kept,) = [path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()]
+    (kept,) = [
+        path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()
+    ]
     kept.write_bytes(b"made\nimage/png\nkept")
     assert _thumbnail(alice, file, 90, 90).body == b"kept"
     etag = first.headers["etag"]
     path = f"{THUMBNAIL}{file}?width=96&height=96"
-    again = alice.server.client.request("GET", path, token=alice.token, headers={"If-None-Match": etag})
+    again = alice.server.client.request(
+        "GET", path, token=alice.token, headers={"If-None-Match": etag}
+    )
     assert (again.status, again.body) == (304, b"")
 
 
 def test_so_many_are_kept_and_no_more(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, picture(64, 64))
-    sizes = [(step, step * part // PROPORTIONS) for step in LADDER for part in range(1, PROPORTIONS + 1)]
+    sizes = [
+        (step, step * part // PROPORTIONS) for step in LADDER for part in range(1, PROPORTIONS + 1)
+    ]
     for size in sizes[: MOST_KEPT + 5]:
         assert _thumbnail(alice, file, *size, "&method=crop").status == 200
-    assert len([path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()]) == MOST_KEPT
+    assert (
+        len(
+            [
+                path
+                for path in (tmp_path / "media_store" / "thumbnails").rglob("*")
+                if path.is_file()
+            ]
+        )
+        == MOST_KEPT
+    )
 
 
 @pytest.mark.parametrize(
     "query",
-    ["width=0&height=10", "width=10&height=-1", "width=x&height=1", "width=10", "width=1&height=1&method=stretch"],
+    [
+        "width=0&height=10",
+        "width=10&height=-1",
+        "width=x&height=1",
+        "width=10",
+        "width=1&height=1&method=stretch",
+    ],
 )
 def test_wishes_that_make_no_sense(alice: User, query: str) -> None:
     answer = alice.get(f"{THUMBNAIL}{_upload(alice, picture(10, 10))}?{query}")
@@ -217,7 +260,9 @@ def test_for_everybody_where_files_are(tmp_path: Path, sqlite_database: Database
     server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
     file = _upload(server.register("alice"), picture(400, 200))
     for version in ("v3", "r0", "v1"):
-        answer = server.get(f"/_matrix/media/{version}/thumbnail/{file}?width=96&height=96&method=crop")
+        answer = server.get(
+            f"/_matrix/media/{version}/thumbnail/{file}?width=96&height=96&method=crop"
+        )
         assert opened(answer.body).size == (96, 96)
     server.app.media.close_workers()
 
@@ -267,7 +312,9 @@ def test_the_number_of_pixels_is_configured(tmp_path: Path, sqlite_database: Dat
 
 def test_a_film_is_no_moving_picture(alice: User) -> None:
     data = moving_picture(64, 64, ["red", "green"] * (MAX_FRAMES // 2 + 1))
-    answer = _thumbnail(alice, _upload(alice, data, "image/gif"), 32, 32, "&animated=true&method=crop")
+    answer = _thumbnail(
+        alice, _upload(alice, data, "image/gif"), 32, 32, "&animated=true&method=crop"
+    )
     assert answer.headers["content-type"] == "image/png"
     assert opened(answer.body).size == (32, 32)
 
@@ -281,7 +328,9 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
     return Content(stored.hash, stored.size, "image/png", None)
 
 
-def test_thumbnails_that_take_long_keep_no_upload_waiting(sqlite_database: Database, tmp_path: Path) -> None:
+def test_thumbnails_that_take_long_keep_no_upload_waiting(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
     images = LaterExecutor()
     server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", images=images)
     alice = server.register("alice")
@@ -305,7 +354,9 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     workers.close()
 
 
-async def test_of_what_ended_its_process_nothing_is_remembered(sqlite_database: Database, tmp_path: Path) -> None:
+async def test_of_what_ended_its_process_nothing_is_remembered(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
@@ -314,14 +365,18 @@ async def test_of_what_ended_its_process_nothing_is_remembered(sqlite_database: 
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     with pytest.raises(CannotThumbnail):
         await thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)
-    assert (await thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)).type == "image/png"
+    assert (
+        await thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)
+    ).type == "image/png"
     workers.close()
 
 
 def test_what_is_no_picture_is_looked_at_again_after_a_day(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, picture(400, 200))
     assert _thumbnail(alice, file, 96, 96).status == 200
-    (kept,) = [path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()]
+    (kept,) = [
+        path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()
+    ]
     kept.write_bytes(b"no image\n\n")
     assert _thumbnail(alice, file, 96, 96).status == 400
     day_ago = time.time() - REMEMBERED_SECONDS - 1
@@ -342,7 +397,11 @@ async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
     workers.close()
 
 
-SIZES = [ThumbnailSize(96, 96, "crop"), ThumbnailSize(320, 240, "scale"), ThumbnailSize(800, 600, "scale")]
+SIZES = [
+    ThumbnailSize(96, 96, "crop"),
+    ThumbnailSize(320, 240, "scale"),
+    ThumbnailSize(800, 600, "scale"),
+]
 
 
 @pytest.mark.parametrize(
@@ -355,12 +414,18 @@ SIZES = [ThumbnailSize(96, 96, "crop"), ThumbnailSize(320, 240, "scale"), Thumbn
         ((9000, 1, "scale"), SIZES[2]),
     ],
 )
-def test_one_of_the_sizes_that_are_named(asked: tuple[int, int, Method], chosen: ThumbnailSize) -> None:
+def test_one_of_the_sizes_that_are_named(
+    asked: tuple[int, int, Method], chosen: ThumbnailSize
+) -> None:
     assert choose(SIZES, *asked) == chosen
-    assert choose(SIZES[1:], 50, 50, "crop") == SIZES[1], "of another method where there is none of this"
+    assert choose(SIZES[1:], 50, 50, "crop") == SIZES[1], (
+        "of another method where there is none of this"
+    )
 
 
-@pytest.mark.parametrize(("further", "size"), [("", (480, 240)), ("dynamic_thumbnails: true\n", (128, 64))])
+@pytest.mark.parametrize(
+    ("further", "size"), [("", (480, 240)), ("dynamic_thumbnails: true\n", (128, 64))]
+)
 def test_only_sizes_that_are_named_are_made(
     tmp_path: Path, sqlite_database: Database, further: str, size: tuple[int, int]
 ) -> None:
@@ -383,7 +448,9 @@ def test_only_sizes_that_are_named_are_made(
 def test_some_are_made_as_soon_as_a_picture_has_come(
     tmp_path: Path, sqlite_database: Database, further: str, names: set[str]
 ) -> None:
-    alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{further}").register("alice")
+    alice = TestServer(
+        tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{further}"
+    ).register("alice")
     try:
         _upload(alice, b"milk", "text/plain")
         _upload(alice, b"milk", "image/png")  # no picture, whatever is said of it
@@ -411,7 +478,9 @@ def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     images = LaterExecutor()
-    config = "thumbnails_at_upload: true\nthumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
+    config = (
+        "thumbnails_at_upload: true\nthumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
+    )
     server = TestServer(tmp_path, sqlite_database, config, images=images)
     alice, bob = server.register("alice"), server.register("bob")
     try:
@@ -428,7 +497,9 @@ def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting
 
 
 def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Database) -> None:
-    alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{PLUGIN}").register("alice")
+    alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{PLUGIN}").register(
+        "alice"
+    )
     try:
         for width in (1000, 900):
             alice.server.client.start(
@@ -449,4 +520,6 @@ def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Da
 
 def _kept(tmp_path: Path) -> set[str]:
     """The names of all thumbnails."""
-    return {path.name for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()}
+    return {
+        path.name for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()
+    }

@@ -1,4 +1,5 @@
-"""What clients send to devices is kept as it came where every client can read it, and read and written anew, or refused, where not."""
+"""What clients send to devices is kept as it came where every client can read it, and read and
+written anew, or refused, where not."""
 
 import json
 from random import Random
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.errors import BadJson, NotJson
-from homeserver.services.message_contents import check_contents
+from homeserver.services.encryption.to_device_content import check_contents
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer
 
@@ -136,18 +137,30 @@ def test_what_is_plain_is_kept_as_it_came() -> None:
         (b'"text"', "M_BAD_JSON"),
         (b"[]", "M_BAD_JSON"),
         (b"null", "M_BAD_JSON"),
-        *((b'{"x":' * depth + b"1" + b"}" * depth, "M_BAD_JSON") for depth in (MAX_SENT_DEPTH + 1, 5000)),
+        *(
+            (b'{"x":' * depth + b"1" + b"}" * depth, "M_BAD_JSON")
+            for depth in (MAX_SENT_DEPTH + 1, 5000)
+        ),
         (b'{"x":' + b"[" * MAX_SENT_DEPTH + b"]" * MAX_SENT_DEPTH + b"}", "M_BAD_JSON"),
     ],
 )
-def test_a_message_that_nobody_can_read_is_refused(server: TestServer, content: bytes, errcode: str) -> None:
-    """Whether it is for us or for others, for a device that there is or for none; with it goes the whole request."""
+def test_a_message_that_nobody_can_read_is_refused(
+    server: TestServer, content: bytes, errcode: str
+) -> None:
+    """Whether it is for us or for others, for a device that there is or for none; with it goes the
+    whole request."""
     alice, bob = server.register("alice"), server.register("bob")
     good = json.dumps(OLM).encode()
-    for user, device in ((bob.user_id, bob.device_id), (bob.user_id, "NONE"), ("@far:elsewhere.example", "D")):
+    for user, device in (
+        (bob.user_id, bob.device_id),
+        (bob.user_id, "NONE"),
+        ("@far:elsewhere.example", "D"),
+    ):
         own = b'"%b":{"%b":%b}' % (alice.user_id.encode(), alice.device_id.encode(), good)
         body = b'{"messages":{%b,"%b":{"%b":%b}}}' % (own, user.encode(), device.encode(), content)
-        answer = server.put(f"{V3}/sendToDevice/m.test/{user[1:4]}{device}", body=body, token=alice.token)
+        answer = server.put(
+            f"{V3}/sendToDevice/m.test/{user[1:4]}{device}", body=body, token=alice.token
+        )
         assert (answer.status, answer.errcode) == (400, errcode), answer.body
     assert sync(alice)["to_device"]["events"] == sync(bob)["to_device"]["events"] == []
 

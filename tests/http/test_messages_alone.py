@@ -1,19 +1,22 @@
-"""Where messages alone are new, answers are made in a shorter way: that it is taken where it may be, and nowhere else. Each answer
-that is made so is compared with that of the longer way (`compared`)."""
+"""Where messages alone are new, answers are made in a shorter way: that it is taken where it may
+be, and nowhere else. Each answer that is made so is compared with that of the longer way
+(`compared`)."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from homeserver.services.recent_changes import LAST_FEW
+from homeserver.services.streams.recent_changes import LAST_FEW
 from homeserver.services.sync import devices
 from homeserver.services.sync.sync import Sync
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import bodies, sync
 from tests.http.sliding import STABLE, SlidingClient, a_list, act, create, put_state, say, texts
 
-EXTENSIONS = {name: {"enabled": True} for name in ("to_device", "e2ee", "account_data", "receipts", "typing")}
+EXTENSIONS = {
+    name: {"enabled": True} for name in ("to_device", "e2ee", "account_data", "receipts", "typing")
+}
 LAZILY = {"room": {"timeline": {"limit": 5}, "state": {"lazy_load_members": True}}}
 
 Town = tuple[User, User, list[str]]
@@ -77,7 +80,9 @@ def test_messages_are_told_in_the_shorter_way(town: Town, compared: list[object]
     }
 
 
-def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: list[object]) -> None:
+def test_of_many_changes_since_the_token_none_is_left_out(
+    town: Town, compared: list[object]
+) -> None:
     """The last few are looked at first."""
     alice, bob, rooms = town
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
@@ -92,14 +97,18 @@ def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: 
     for at, token in enumerate(tokens):
         told = sync(alice, token, wanted)["rooms"]["join"]
         assert {room_id: bodies(room) for room_id, room in told.items()} == {
-            room_id: [text for where, text in said[at:] if where == room_id] for room_id, _ in said[at:]
+            room_id: [text for where, text in said[at:] if where == room_id]
+            for room_id, _ in said[at:]
         }
     assert len(compared) == before + len(tokens)
 
 
 @pytest.mark.parametrize("wanted", [None, LAZILY])
 def test_the_usual_answer_is_there_at_once(
-    town: Town, compared: list[object], monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any] | None
+    town: Town,
+    compared: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: dict[str, Any] | None,
 ) -> None:
     """Nothing is waited for, also where nothing is new."""
     alice, bob, rooms = town
@@ -116,7 +125,9 @@ def test_the_usual_answer_is_there_at_once(
 
 
 @pytest.mark.parametrize("what", sorted(MORE.keys() - {TO_DEVICE}))
-def test_what_else_is_new_takes_the_longer_way(town: Town, compared: list[object], what: str) -> None:
+def test_what_else_is_new_takes_the_longer_way(
+    town: Town, compared: list[object], what: str
+) -> None:
     alice, bob, rooms = town
     since = sync(alice)["next_batch"]
     since = sync(alice, since)["next_batch"]
@@ -128,7 +139,9 @@ def test_what_else_is_new_takes_the_longer_way(town: Town, compared: list[object
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_messages_to_the_device_are_told_in_the_shorter_way(town: Town, compared: list[object], beside: bool) -> None:
+def test_messages_to_the_device_are_told_in_the_shorter_way(
+    town: Town, compared: list[object], beside: bool
+) -> None:
     alice, bob, rooms = town
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     for number in (1, 2):
@@ -141,7 +154,9 @@ def test_messages_to_the_device_are_told_in_the_shorter_way(town: Town, compared
     assert [event["content"]["n"] for event in answer["to_device"]["events"]] == [1, 2]
     if beside:
         assert bodies(answer["rooms"]["join"][rooms[0]]) == ["say-1", "say-2"]
-    assert sync(alice, since)["to_device"] == answer["to_device"], "until it comes back with the token of the answer"
+    assert sync(alice, since)["to_device"] == answer["to_device"], (
+        "until it comes back with the token of the answer"
+    )
     _send_to(bob, alice, 3)
     later = sync(alice, answer["next_batch"])
     assert [event["content"]["n"] for event in later["to_device"]["events"]] == [3]
@@ -190,18 +205,24 @@ def test_messages_in_view_are_told_in_the_shorter_way(town: Town, compared: list
         client.sync()
 
 
-def test_one_message_after_the_other_is_told_in_the_shorter_way(town: Town, compared: list[object]) -> None:
+def test_one_message_after_the_other_is_told_in_the_shorter_way(
+    town: Town, compared: list[object]
+) -> None:
     """What the client looks at is known from each answer to the next."""
     alice, bob, rooms = town
     client = _follow(alice, 9)
     before = len(compared)
     for number in range(4):
         say(bob, rooms[0], f"{number}")
-        assert {room_id: texts(room) for room_id, room in client.sync()["rooms"].items()} == {rooms[0]: [f"{number}"]}
+        assert {room_id: texts(room) for room_id, room in client.sync()["rooms"].items()} == {
+            rooms[0]: [f"{number}"]
+        }
     assert len(compared) == before + 4
 
 
-def test_a_message_that_brings_a_room_into_view_takes_the_shorter_way(town: Town, compared: list[object]) -> None:
+def test_a_message_that_brings_a_room_into_view_takes_the_shorter_way(
+    town: Town, compared: list[object]
+) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 1)
     before = len(compared)
@@ -216,7 +237,9 @@ def test_a_message_that_brings_a_room_into_view_takes_the_shorter_way(town: Town
     assert len(compared) == before + 2
 
 
-def test_a_room_that_is_in_one_window_alone_takes_the_longer_way(town: Town, compared: list[object]) -> None:
+def test_a_room_that_is_in_one_window_alone_takes_the_longer_way(
+    town: Town, compared: list[object]
+) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9, first=a_list([0, 0], limit=7))
     before = len(compared)
@@ -229,7 +252,9 @@ def test_a_room_that_is_in_one_window_alone_takes_the_longer_way(town: Town, com
 
 
 @pytest.mark.parametrize("what", MORE)
-def test_what_else_is_new_in_view_takes_the_longer_way(town: Town, compared: list[object], what: str) -> None:
+def test_what_else_is_new_in_view_takes_the_longer_way(
+    town: Town, compared: list[object], what: str
+) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
@@ -239,7 +264,9 @@ def test_what_else_is_new_in_view_takes_the_longer_way(town: Town, compared: lis
     assert len(compared) == before
 
 
-def test_who_asks_for_something_else_takes_the_longer_way(town: Town, compared: list[object]) -> None:
+def test_who_asks_for_something_else_takes_the_longer_way(
+    town: Town, compared: list[object]
+) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
@@ -265,7 +292,9 @@ def test_an_answer_that_was_lost_is_made_again(town: Town) -> None:
 def test_an_invite_that_was_declined_is_told_once_and_then_in_no_view(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="private_chat", invite=[alice.user_id])
-    body = {"room_subscriptions": {room_id: {"timeline_limit": 1, "required_state": {"include": []}}}}
+    body = {
+        "room_subscriptions": {room_id: {"timeline_limit": 1, "required_state": {"include": []}}}
+    }
 
     def ask(pos: str | None) -> Any:
         answer = alice.post(STABLE, body if pos is None else {**body, "pos": pos})

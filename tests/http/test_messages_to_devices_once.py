@@ -1,4 +1,5 @@
-"""Messages to a device arrive once and in order, whatever else happens, however often its client asks again, over restarts too."""
+"""Messages to a device arrive once and in order, whatever else happens, however often its client
+asks again, over restarts too."""
 
 from pathlib import Path
 from random import Random
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from homeserver.services.sync import devices
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer
 from tests.helpers.syncing import sync
 from tests.http.sliding import act, create, put_state, say
@@ -36,13 +37,27 @@ def test_messages_arrive_once_in_order(
     def send(count: int) -> None:
         nonlocal sent
         for _ in range(count):
-            body = {"messages": {alice.user_id: {random.choice(["*", alice.device_id]): {"n": sent}}}}
+            body = {
+                "messages": {alice.user_id: {random.choice(["*", alice.device_id]): {"n": sent}}}
+            }
             assert bob.put(f"{V3}/sendToDevice/org.example/{sent}", body).status == 200
             sent += 1
 
     for step in range(60):
         what = random.choice(
-            ["send", "send", "many", "say", "state", "sync", "sync", "sync", "again", "back", "restart"]
+            [
+                "send",
+                "send",
+                "many",
+                "say",
+                "state",
+                "sync",
+                "sync",
+                "sync",
+                "again",
+                "back",
+                "restart",
+            ]
         )
         if what == "send":
             send(1)

@@ -4,7 +4,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from homeserver.services.mutual_rooms import PAGE
+from homeserver.services.rooms.mutual_rooms import PAGE
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, invite, join, leave, ok, refused
@@ -51,13 +51,19 @@ def test_pages(alice: User, bob: User) -> None:
         join(bob, room)
     first = ok(ask(alice, user_id=bob.user_id))
     assert (first["joined"], first["count"]) == (rooms[:PAGE], len(rooms))
-    last = ok(alice.get(f"{STABLE}?{urlencode({'user_id': bob.user_id, 'from': first['next_batch']})}"))
+    last = ok(
+        alice.get(f"{STABLE}?{urlencode({'user_id': bob.user_id, 'from': first['next_batch']})}")
+    )
     assert last == {"joined": rooms[PAGE:], "count": len(rooms)}
     # as matrix-js-sdk asks
-    assert ok(ask(alice, UNSTABLE, user_id=bob.user_id, batch_token=first["next_batch_token"])) == last
+    assert (
+        ok(ask(alice, UNSTABLE, user_id=bob.user_id, batch_token=first["next_batch_token"])) == last
+    )
 
 
-@pytest.mark.parametrize("user_id", ["@alice:example.org", "alice", "", "@Ä:example.org", "@:example.org"])
+@pytest.mark.parametrize(
+    "user_id", ["@alice:example.org", "alice", "", "@Ä:example.org", "@:example.org"]
+)
 def test_users_that_one_cannot_ask_about(alice: User, user_id: str) -> None:
     assert refused(ask(alice, user_id=user_id)) == (400, "M_INVALID_PARAM")
 

@@ -6,8 +6,8 @@ import pytest
 
 from federation.protocol.ids import UserID
 from homeserver.config.load import ConfigError, load_config
-from homeserver.services.registration import Wish
-from storage.database import Database
+from homeserver.services.accounts.registration import Wish
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.server import TestServer
@@ -22,11 +22,15 @@ NAME = "/_matrix/client/v3/profile/@alice:example.org/displayname"
 def test_reserved_names(tmp_path: Path, sqlite_database: Database, name: str) -> None:
     server = TestServer(tmp_path, sqlite_database, RESERVED)
     assert server.get(f"{REGISTER}/available?username={name}").errcode == "M_EXCLUSIVE"
-    refused = server.post(REGISTER, {"username": name, "password": "x", "auth": {"type": "m.login.dummy"}})
+    refused = server.post(
+        REGISTER, {"username": name, "password": "x", "auth": {"type": "m.login.dummy"}}
+    )
     assert (refused.status, refused.errcode) == (400, "M_EXCLUSIVE")
     browser = Browser(server)
     browser.open("/_mahalla/register")
-    browser.send("/_mahalla/register", name=name, password="wonderland", password_again="wonderland")
+    browser.send(
+        "/_mahalla/register", name=name, password="wonderland", password_again="wonderland"
+    )
     assert browser.status == 400
     assert "This name is taken." in browser.words
     wish = Wish(username=name, password="wonderland", inhibit_login=True)
@@ -75,7 +79,12 @@ def test_what_people_call_themselves(tmp_path: Path, sqlite_database: Database) 
 
 
 @pytest.mark.parametrize(
-    "config", ["reserved_usernames: ['/(/']", "display_names: {pattern: '('}", "display_names: {forbidden: ['[']}"]
+    "config",
+    [
+        "reserved_usernames: ['/(/']",
+        "display_names: {pattern: '('}",
+        "display_names: {forbidden: ['[']}",
+    ],
 )
 def test_what_cannot_be(tmp_path: Path, config: str) -> None:
     path = tmp_path / "homeserver.yaml"

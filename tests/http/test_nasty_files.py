@@ -1,5 +1,5 @@
-"""Files that mean harm: uploaded, asked for as thumbnails, downloaded. The server stays up, memory has bounds, and nothing is shown that
-a browser could run.
+"""Files that mean harm: uploaded, asked for as thumbnails, downloaded. The server stays up, memory
+has bounds, and nothing is shown that a browser could run.
 """
 
 import io
@@ -17,8 +17,8 @@ from typing import Final
 import pytest
 from PIL import Image
 
-from storage.database import Database
-from storage.media_files import BEGINNING_BYTES
+from storage.engine.database import Database
+from storage.media.files import BEGINNING_BYTES
 from tests.helpers.images import claimed_png, moving_picture, opened, picture
 from tests.helpers.server import TestServer, User
 
@@ -41,10 +41,15 @@ def _png_bomb() -> bytes:
 
 
 def _text_bomb() -> bytes:
-    """A small picture with a compressed text that is long: 200 times the same MiB, which is compressed once."""
+    """A small picture with a compressed text that is long: 200 times the same MiB, which is
+    compressed once."""
     packer = zlib.compressobj(9)
-    first, further = (packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
-    ending = b"\3\0" + struct.pack(">HH", (200 << 20) % 65521, 1)  # an empty block, and Adler's sum of so many zeros
+    first, further = (
+        packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2)
+    )
+    ending = b"\3\0" + struct.pack(
+        ">HH", (200 << 20) % 65521, 1
+    )  # an empty block, and Adler's sum of so many zeros
     data = first + 199 * further + ending
     chunk = b"zTXtx\0\0" + data
     text = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -67,7 +72,9 @@ def _gif_script() -> bytes:
 def _moving_noise() -> bytes:
     """Dots in two colours, which fit well into a GIF and into nothing else."""
     dots = random.Random(1)
-    frames = [Image.frombytes("1", (320, 240), dots.randbytes(40 * 240)).convert("P") for _ in range(12)]
+    frames = [
+        Image.frombytes("1", (320, 240), dots.randbytes(40 * 240)).convert("P") for _ in range(12)
+    ]
     target = io.BytesIO()
     frames[0].save(target, "GIF", save_all=True, append_images=frames[1:], duration=100)
     return target.getvalue()
@@ -87,8 +94,14 @@ def nasty_files() -> dict[str, tuple[bytes, str]]:
             "image/gif",
         ),
         "moving noise": (_moving_noise(), "image/gif"),
-        "svg with a script": (b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>", "image/svg+xml"),
-        "svg that says it is a png": (b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>", "image/png"),
+        "svg with a script": (
+            b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>",
+            "image/svg+xml",
+        ),
+        "svg that says it is a png": (
+            b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>",
+            "image/png",
+        ),
         "html": (SCRIPT, "text/html"),
         "html that says it is a jpeg": (SCRIPT, "image/jpeg"),
         "xhtml": (SCRIPT, "application/xhtml+xml"),
@@ -120,7 +133,11 @@ def alice(server: TestServer) -> Iterator[User]:
 
 def _upload(user: User, body: bytes, type: str) -> str:
     answer = user.server.client.request(
-        "POST", "/_matrix/media/v3/upload", token=user.token, body=body, headers={"Content-Type": type}
+        "POST",
+        "/_matrix/media/v3/upload",
+        token=user.token,
+        body=body,
+        headers={"Content-Type": type},
     )
     assert answer.status == 200, answer.body
     return str(answer.json["content_uri"]).removeprefix("mxc://")
@@ -137,7 +154,8 @@ def _forget_peak() -> None:
 
 
 def _memory(which: str) -> int:
-    """Of this process, which the server is part of, in bytes: `VmRSS` what it has, `VmHWM` the most that it had."""
+    """Of this process, which the server is part of, in bytes: `VmRSS` what it has, `VmHWM` the most
+    that it had."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[which].removesuffix("kB")) * 1024
 
@@ -202,9 +220,15 @@ def test_avif_and_moving_png(alice: User) -> None:
     frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
     file = _upload(alice, target.getvalue(), "image/apng")
     still = alice.get(f"{THUMBNAIL}{file}?width=96&height=96&method=crop")
-    assert (still.headers["content-type"], getattr(opened(still.body), "n_frames", 1)) == ("image/png", 1)
+    assert (still.headers["content-type"], getattr(opened(still.body), "n_frames", 1)) == (
+        "image/png",
+        1,
+    )
     moving = alice.get(f"{THUMBNAIL}{file}?width=96&height=96&method=crop&animated=true")
-    assert (moving.headers["content-type"], getattr(opened(moving.body), "n_frames", 1)) == ("image/webp", 3)
+    assert (moving.headers["content-type"], getattr(opened(moving.body), "n_frames", 1)) == (
+        "image/webp",
+        3,
+    )
 
 
 def _film(folder: Path, name: str, *codec: str) -> bytes:
@@ -233,7 +257,9 @@ def test_films(alice: User, tmp_path: Path) -> None:
         (_film(tmp_path, "a.webm", "-c:v", "libvpx", "-deadline", "realtime"), "video/webm"),
     )
     for data, type in films:
-        answer = alice.get(f"{THUMBNAIL}{_upload(alice, data, type)}?width=320&height=180&method=scale")
+        answer = alice.get(
+            f"{THUMBNAIL}{_upload(alice, data, type)}?width=320&height=180&method=scale"
+        )
         assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg"), type
         made = opened(answer.body)
         assert made.size == (320, 180)
@@ -263,7 +289,9 @@ def test_documents_have_thumbnails_before_somebody_asks(
     server.app.media.close_workers()
 
 
-def test_no_other_programs_where_they_are_not_wanted(sqlite_database: Database, tmp_path: Path) -> None:
+def test_no_other_programs_where_they_are_not_wanted(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "thumbnails_by_programs: false\n")
     alice = server.register("alice")
     path = f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160"

@@ -39,8 +39,14 @@ def test_a_notification_is_whole(alice: User, bob: User, room: str) -> None:
     newest, older = listed(bob)
     assert older["event"]["event_id"] == first
     assert (older["read"], newest["read"]) == (True, False)
-    assert older["actions"] == ["notify", {"set_tweak": "sound", "value": "default"}, {"set_tweak": "highlight"}]
-    assert newest["actions"] == ["notify", {"set_tweak": "sound", "value": "default"}], "they are two in the room"
+    assert older["actions"] == [
+        "notify",
+        {"set_tweak": "sound", "value": "default"},
+        {"set_tweak": "highlight"},
+    ]
+    assert newest["actions"] == ["notify", {"set_tweak": "sound", "value": "default"}], (
+        "they are two in the room"
+    )
     assert newest["room_id"] == newest["event"]["room_id"] == room
     assert newest["event"]["content"]["body"] == "news"
     assert newest["event"]["unsigned"]["membership"] == "join"
@@ -66,7 +72,9 @@ def test_only_highlights(alice: User, bob: User, room: str) -> None:
     called = rooms.say(alice, room, more={"m.mentions": {"room": True}})
     rooms.say(alice, room)
     assert [each["event"]["event_id"] for each in listed(bob, "?only=highlight")] == [called, named]
-    assert [each["event"]["event_id"] for each in listed(bob, "?only=highlight&limit=1")] == [called]
+    assert [each["event"]["event_id"] for each in listed(bob, "?only=highlight&limit=1")] == [
+        called
+    ]
 
 
 def test_what_is_not_theirs_to_see_is_not_in_it(alice: User, bob: User, room: str) -> None:
@@ -111,7 +119,7 @@ def test_what_is_newest_in_a_room_need_not_be_what_tells(
     alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few rooms are looked at with one query."""
-    monkeypatch.setattr("homeserver.services.push.notifications.ROOMS_AT_ONCE", 1)
+    monkeypatch.setattr("homeserver.services.notifications.notifications.ROOMS_AT_ONCE", 1)
     places = [rooms.create(alice, bob) for _ in range(3)]
     sent = [rooms.say(alice, place) for place in places]
     for place in places[::-1]:
@@ -123,7 +131,9 @@ def test_what_is_newest_in_a_room_need_not_be_what_tells(
 def test_it_says_what_was_decided_then(alice: User, bob: User, room: str) -> None:
     """Later rules do not change it."""
     called = rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
-    bob.put("/_matrix/client/v3/pushrules/global/override/.m.rule.master/enabled", {"enabled": True})
+    bob.put(
+        "/_matrix/client/v3/pushrules/global/override/.m.rule.master/enabled", {"enabled": True}
+    )
     rooms.say(alice, room)
     (found,) = listed(bob)
     assert found["event"]["event_id"] == called

@@ -1,8 +1,8 @@
 """Whatever anybody says in a room, in words that everyone knows, makes nobody fail who reads it.
 
-Clients, and other servers, may put anything into events: here each member of well-known events, account data and profiles is
-once each of some odd values. Afterwards the rooms are read in every way there is. Mostly on PostgreSQL, which knows no NUL in
-a text.
+Clients, and other servers, may put anything into events: here each member of well-known events,
+account data and profiles is once each of some odd values. Afterwards the rooms are read in every
+way there is. Mostly on PostgreSQL, which knows no NUL in a text.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, join, ok, room_path
@@ -43,7 +43,16 @@ STATE: Mapping[str, tuple[str, ...]] = {
     "m.room.join_rules": ("allow",),
 }
 MESSAGES: Mapping[str, tuple[str, ...]] = {
-    "m.room.message": ("msgtype", "body", "m.relates_to", "m.mentions", "m.new_content", "format", "url", "file"),
+    "m.room.message": (
+        "msgtype",
+        "body",
+        "m.relates_to",
+        "m.mentions",
+        "m.new_content",
+        "format",
+        "url",
+        "file",
+    ),
     "m.reaction": ("m.relates_to",),
     "m.room.encrypted": ("algorithm", "ciphertext", "m.relates_to"),
     "m.poll.start": ("m.poll", "m.relates_to"),
@@ -88,7 +97,11 @@ ODD: tuple[Any, ...] = (
         {"x": {"y": [{}]}},
         {"user_ids": "\0", "room": 1},
     ),
-    *({"m.text": [{"body": "\0"}, 1]}, [{"type": "m.room_membership", "room_id": "\0"}], {"\0": 1, "room": "\0"}),
+    *(
+        {"m.text": [{"body": "\0"}, 1]},
+        [{"type": "m.room_membership", "room_id": "\0"}],
+        {"\0": 1, "room": "\0"},
+    ),
 )
 
 
@@ -97,8 +110,14 @@ class Speaker:
 
     def __init__(self, server: TestServer) -> None:
         self.user = server.register("alice")
-        creation = {"type": "\0", "predecessor": {"room_id": "\0", "event_id": 1}, "m.federate": False}
-        self.room_id = create(self.user, preset="public_chat", visibility="public", creation_content=creation)
+        creation = {
+            "type": "\0",
+            "predecessor": {"room_id": "\0", "event_id": 1},
+            "m.federate": False,
+        }
+        self.room_id = create(
+            self.user, preset="public_chat", visibility="public", creation_content=creation
+        )
         self.numbers = count()
         self.sent: list[str] = []
 
@@ -118,7 +137,13 @@ class Speaker:
         assert answer.status in (200, 400, 403), (type, content, answer.body)
 
     def state_key(self, type: str) -> str:
-        return self.room_id if type.startswith("m.space.") else f"_{next(self.numbers)}" if "call" in type else ""
+        return (
+            self.room_id
+            if type.startswith("m.space.")
+            else f"_{next(self.numbers)}"
+            if "call" in type
+            else ""
+        )
 
     def say(self, type: str, content: Mapping[str, Any]) -> None:
         answer = self.user.put(self.path("send", type, f"t{next(self.numbers)}"), content)
@@ -142,16 +167,40 @@ def relations(target: str) -> Iterator[Mapping[str, Any]]:
 
 def read_everything(user: User, room_id: str, events: list[str]) -> Iterator[tuple[str, Answer]]:
     room, v1 = room_path(room_id), f"{V1}/rooms/{quote(room_id)}"
-    lazily = quote('{"room":{"timeline":{"lazy_load_members":true,"unread_thread_notifications":true}}}')
+    lazily = quote(
+        '{"room":{"timeline":{"lazy_load_members":true,"unread_thread_notifications":true}}}'
+    )
     paths = [
-        *(f"{V3}/sync", f"{V3}/sync?full_state=true&filter={lazily}", f"{V3}/initialSync", f"{V3}/notifications"),
-        *(f"{room}/messages?dir=b&limit=1000", f"{room}/state", f"{room}/members", f"{room}/joined_members"),
-        *(f"{room}/initialSync?limit=100", f"{room}/aliases", f"{V1}/room_summary/{quote(room_id)}", f"{v1}/hierarchy"),
-        *(f"{v1}/threads", f"{v1}/threads?include=participated", f"{v1}/timestamp_to_event?ts=0&dir=f"),
+        *(
+            f"{V3}/sync",
+            f"{V3}/sync?full_state=true&filter={lazily}",
+            f"{V3}/initialSync",
+            f"{V3}/notifications",
+        ),
+        *(
+            f"{room}/messages?dir=b&limit=1000",
+            f"{room}/state",
+            f"{room}/members",
+            f"{room}/joined_members",
+        ),
+        *(
+            f"{room}/initialSync?limit=100",
+            f"{room}/aliases",
+            f"{V1}/room_summary/{quote(room_id)}",
+            f"{v1}/hierarchy",
+        ),
+        *(
+            f"{v1}/threads",
+            f"{v1}/threads?include=participated",
+            f"{v1}/timestamp_to_event?ts=0&dir=f",
+        ),
         *(f"{V3}/publicRooms", f"{V3}/pushrules/"),
     ]
     for event_id in events:
-        paths += [f"{room}/context/{quote(event_id)}", f"{v1}/relations/{quote(event_id)}?recurse=true"]
+        paths += [
+            f"{room}/context/{quote(event_id)}",
+            f"{v1}/relations/{quote(event_id)}?recurse=true",
+        ]
     for path in paths:
         yield path, user.get(path)
     everything = {"timeline_limit": 100, "required_state": [["*", "*"]]}
@@ -162,13 +211,27 @@ def read_everything(user: User, room_id: str, events: list[str]) -> Iterator[tup
         {"tags": ["\0"]},
         {"spaces": [room_id]},
     ]
-    names = ("account_data", "receipts", "typing", "e2ee", "to_device", "org.matrix.msc4262.profiles")
+    names = (
+        "account_data",
+        "receipts",
+        "typing",
+        "e2ee",
+        "to_device",
+        "org.matrix.msc4262.profiles",
+    )
     sliding = {
-        "lists": {f"{at}": {"ranges": [[0, 9]], **everything, "filters": each} for at, each in enumerate(lists)},
+        "lists": {
+            f"{at}": {"ranges": [[0, 9]], **everything, "filters": each}
+            for at, each in enumerate(lists)
+        },
         "room_subscriptions": {room_id: everything},
         "extensions": {name: {"enabled": True} for name in names},
     }
-    criteria = {"search_term": "x\0", "include_state": True, "event_context": {"include_profile": True}}
+    criteria = {
+        "search_term": "x\0",
+        "include_state": True,
+        "event_context": {"include_profile": True},
+    }
     for path, body in (
         (SLIDING, sliding),
         (f"{V3}/search", {"search_categories": {"room_events": criteria}}),
@@ -200,7 +263,9 @@ def test_nobody_fails_over_what_others_say(tmp_path: Path, postgres_database: Da
         assert answer.status == 200, (path, answer.body[:500])
 
 
-def test_nobody_fails_over_what_they_keep_themselves(tmp_path: Path, postgres_database: Database) -> None:
+def test_nobody_fails_over_what_they_keep_themselves(
+    tmp_path: Path, postgres_database: Database
+) -> None:
     server = TestServer(tmp_path, postgres_database)
     alice, bob = Speaker(server), server.register("bob")
     join(bob, alice.room_id)
@@ -222,7 +287,9 @@ def test_nobody_fails_over_what_they_keep_themselves(tmp_path: Path, postgres_da
         server.clock.advance(1)  # reports are limited
         answer = bob.post(f"{V3}/rooms/{quote(alice.room_id)}/report", {"reason": odd})
         assert answer.status in (200, 400), (odd, answer.body)
-        answer = bob.post(room_path(alice.room_id, "receipt", "m.read", alice.sent[0]), {"thread_id": odd})
+        answer = bob.post(
+            room_path(alice.room_id, "receipt", "m.read", alice.sent[0]), {"thread_id": odd}
+        )
         assert answer.status in (200, 400), (odd, answer.body)
         answer = bob.put(f"{own}/rooms/{quote(alice.room_id)}/tags/u.x", {"order": odd, "x": odd})
         assert answer.status in (200, 400), (odd, answer.body)
@@ -234,7 +301,9 @@ def test_nobody_fails_over_what_they_keep_themselves(tmp_path: Path, postgres_da
 
 
 @pytest.mark.parametrize("odd", ["\0", "x" * 300], ids=["NUL", "long"])
-def test_rooms_that_are_odd_from_the_start(tmp_path: Path, postgres_database: Database, odd: str) -> None:
+def test_rooms_that_are_odd_from_the_start(
+    tmp_path: Path, postgres_database: Database, odd: str
+) -> None:
     alice = TestServer(tmp_path, postgres_database).register("alice")
     wishes: list[dict[str, Any]] = [
         {"name": odd},
@@ -242,7 +311,11 @@ def test_rooms_that_are_odd_from_the_start(tmp_path: Path, postgres_database: Da
         {"room_alias_name": odd},
         {"creation_content": {"type": odd, odd: odd}},
         {"initial_state": [{"type": odd, "content": {odd: odd}, "state_key": odd}]},
-        {"initial_state": [{"type": "m.space.child", "content": {"via": [odd], "order": odd}, "state_key": odd}]},
+        {
+            "initial_state": [
+                {"type": "m.space.child", "content": {"via": [odd], "order": odd}, "state_key": odd}
+            ]
+        },
         {"power_level_content_override": {"events": {odd: 1}, "users": {odd: 1}, odd: 1}},
         {"invite": [odd]},
     ]

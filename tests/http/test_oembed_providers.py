@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from homeserver.config.oembed_files import matcher
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.images import picture
 from tests.helpers.linked_pages import LinkedPages
 from tests.helpers.server import TestServer, User
@@ -29,10 +29,21 @@ PROVIDERS = [
     },
     {
         "endpoints": [
-            {"schemes": ["https://photos.example/*/*"], "url": "https://photos.example/api/oembed.{format}?a=1"}
+            {
+                "schemes": ["https://photos.example/*/*"],
+                "url": "https://photos.example/api/oembed.{format}?a=1",
+            }
         ]
     },
-    {"endpoints": [{"schemes": ["https://xml.example/*"], "url": "https://xml.example/oembed", "formats": ["xml"]}]},
+    {
+        "endpoints": [
+            {
+                "schemes": ["https://xml.example/*"],
+                "url": "https://xml.example/oembed",
+                "formats": ["xml"],
+            }
+        ]
+    },
     {"endpoints": [{"url": "https://discovered.example/oembed", "discovery": True}]},
 ]
 TUBE, PHOTOS = "https://tube.example/oembed", "https://photos.example/api/oembed.json?a=1"
@@ -63,7 +74,10 @@ def ask(user: User, url: str) -> Any:
             "https://www.tube.example/watch?v=1&t=2",
             TUBE + "?url=https%3A%2F%2Fwww.tube.example%2Fwatch%3Fv%3D1%26t%3D2&format=json",
         ),
-        ("https://tube.example/v?d=1", TUBE + "?url=https%3A%2F%2Ftube.example%2Fv%3Fd%3D1&format=json"),
+        (
+            "https://tube.example/v?d=1",
+            TUBE + "?url=https%3A%2F%2Ftube.example%2Fv%3Fd%3D1&format=json",
+        ),
         ("https://photos.example/a/b", PHOTOS + "&url=https%3A%2F%2Fphotos.example%2Fa%2Fb"),
         ("http://www.tube.example/watch", None),
         ("https://tube.example/vxd=1", None),
@@ -89,11 +103,17 @@ def test_a_provider_that_is_named_is_asked_in_place_of_the_page(
 
 
 @pytest.mark.parametrize("document", [None, "{}", "[", '{"title": 5}'])
-def test_a_provider_that_says_nothing_is_as_none(alice: User, pages: LinkedPages, document: str | None) -> None:
+def test_a_provider_that_says_nothing_is_as_none(
+    alice: User, pages: LinkedPages, document: str | None
+) -> None:
     url = "https://tube.example/v?d=1"
     pages.put(url, "<title>Plov</title>")
     if document is not None:
-        pages.put(TUBE + "?url=https%3A%2F%2Ftube.example%2Fv%3Fd%3D1&format=json", document, "application/json")
+        pages.put(
+            TUBE + "?url=https%3A%2F%2Ftube.example%2Fv%3Fd%3D1&format=json",
+            document,
+            "application/json",
+        )
     assert ask(alice, url) == {"og:title": "Plov"}
 
 

@@ -1,4 +1,5 @@
-"""Who changes their name again and again has been in the room all the while: what is unread there is still unread."""
+"""Who changes their name again and again has been in the room all the while: what is unread there
+is still unread."""
 
 from typing import Any
 
@@ -28,5 +29,9 @@ def test_counts_and_notifications(server: TestServer) -> None:
 
     assert unread(alice, room_id) == 2
     told = ok(alice.get(f"{V3}/notifications"))["notifications"]
-    texts = [each["event"]["content"]["body"] for each in told if each["event"]["type"] == "m.room.message"]
+    texts = [
+        each["event"]["content"]["body"]
+        for each in told
+        if each["event"]["type"] == "m.room.message"
+    ]
     assert texts == ["after the changes", "before the changes"]

@@ -1,4 +1,5 @@
-"""What is believed of an OpenID provider, and what is not: tokens, addresses, keys, claims, and who signs out."""
+"""What is believed of an OpenID provider, and what is not: tokens, addresses, keys, claims, and who
+signs out."""
 
 import hmac
 from base64 import urlsafe_b64encode
@@ -12,10 +13,10 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OKPKey, RSAKey
 
-from federation.outbound.client import WebAnswer
+from federation.http_client.client import WebAnswer
 from federation.protocol.ids import UserID
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.images import picture
 from tests.helpers.oauth import Program, returned
@@ -56,7 +57,9 @@ def with_public_key_as_secret(provider: OpenIDProvider) -> Callable[[dict[str, A
     def forge(claims: dict[str, Any]) -> str:
         parts = (b'{"alg":"HS256"}', msgspec.json.encode(claims))
         signed = ".".join(urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
-        signature = urlsafe_b64encode(hmac.digest(secret, signed.encode(), "sha256")).rstrip(b"=").decode()
+        signature = (
+            urlsafe_b64encode(hmac.digest(secret, signed.encode(), "sha256")).rstrip(b"=").decode()
+        )
         return f"{signed}.{signature}"
 
     return forge
@@ -107,17 +110,24 @@ def test_an_algorithm_that_was_not_agreed_on(server: TestServer, provider: OpenI
     assert FAILED in come_back(provider, server).words
 
 
-def test_an_algorithm_of_the_configuration(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+def test_an_algorithm_of_the_configuration(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
     further = CONFIG + "  id_token_signing_alg_values_supported: [Ed25519]\n" + TEMPLATES
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     assert FAILED in come_back(provider, server).words  # it signs with RSA
-    provider.key, provider.algorithm = OKPKey.generate_key("Ed25519", parameters={"kid": "two"}), "Ed25519"
+    provider.key, provider.algorithm = (
+        OKPKey.generate_key("Ed25519", parameters={"kid": "two"}),
+        "Ed25519",
+    )
     server.clock.advance(61)
     provider.now += 61
     assert "Go on to" in come_back(provider, server).words
 
 
-def test_keys_that_are_new_are_fetched_once_a_minute(server: TestServer, provider: OpenIDProvider) -> None:
+def test_keys_that_are_new_are_fetched_once_a_minute(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     assert "Go on to" in come_back(provider, server).words
     provider.key = RSAKey.generate_key(2048, parameters={"kid": "two"})
     assert FAILED in come_back(provider, server).words
@@ -151,7 +161,11 @@ def test_who_does_not_want_to(server: TestServer) -> None:
 
 def test_an_answer_of_another_issuer(server: TestServer, provider: OpenIDProvider) -> None:
     provider.document["authorization_response_iss_parameter_supported"] = True
-    for iss, text in (("", FAILED), ("&iss=https://evil.example", FAILED), (f"&iss={ISSUER}", "Go on to")):
+    for iss, text in (
+        ("", FAILED),
+        ("&iss=https://evil.example", FAILED),
+        (f"&iss={ISSUER}", "Go on to"),
+    ):
         browser = Browser(server)
         browser.open(provider.sign_in(leave(browser), **ALICE) + iss)
         assert text in browser.words
@@ -159,7 +173,11 @@ def test_an_answer_of_another_issuer(server: TestServer, provider: OpenIDProvide
 
 @pytest.mark.parametrize(
     "change",
-    [{"issuer": "https://evil.example"}, {"token_endpoint": "http://login.example.com/token"}, {"jwks_uri": 5}],
+    [
+        {"issuer": "https://evil.example"},
+        {"token_endpoint": "http://login.example.com/token"},
+        {"jwks_uri": 5},
+    ],
 )
 def test_documents_that_are_not_believed(
     server: TestServer, provider: OpenIDProvider, change: dict[str, object]
@@ -193,13 +211,17 @@ def test_the_secret_and_pkce(server: TestServer, provider: OpenIDProvider) -> No
     assert len(where["code_challenge"][0]) == 43
     assert where["scope"] == ["openid profile"]
     come_back(provider, server)
-    assert provider.headers["Authorization"] == "Basic bWF0cml4Om9wZW4rc2VzYW1l"  # matrix:open+sesame
+    assert (
+        provider.headers["Authorization"] == "Basic bWF0cml4Om9wZW4rc2VzYW1l"
+    )  # matrix:open+sesame
     provider.document["code_challenge_methods_supported"] = []
     server.clock.advance(3601)
     assert "code_challenge" not in leave(Browser(server))
 
 
-def test_claims_may_come_from_userinfo(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+def test_claims_may_come_from_userinfo(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
     further = CONFIG + "  user_profile_method: userinfo_endpoint\n" + TEMPLATES
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     provider.userinfo = {**ALICE, "preferred_username": "alicia"}
@@ -208,10 +230,20 @@ def test_claims_may_come_from_userinfo(tmp_path: Path, sqlite_database: Database
     assert FAILED in come_back(provider, server).words
 
 
-def test_groups_are_required(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
-    further = CONFIG + "  attribute_requirements: [{attribute: groups, one_of: [staff, guests]}]\n" + TEMPLATES
+def test_groups_are_required(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
+    further = (
+        CONFIG
+        + "  attribute_requirements: [{attribute: groups, one_of: [staff, guests]}]\n"
+        + TEMPLATES
+    )
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
-    for groups, text in ((None, "not among those"), (["pupils"], "not among those"), (["x", "staff"], "Go on to")):
+    for groups, text in (
+        (None, "not among those"),
+        (["pupils"], "not among those"),
+        (["x", "staff"], "Go on to"),
+    ):
         assert text in come_back(provider, server, **ALICE, groups=groups).words
     assert told(server)[0] == ("registered", None)
     assert ("linked", "oidc-town") in told(server)
@@ -219,7 +251,9 @@ def test_groups_are_required(tmp_path: Path, sqlite_database: Database, provider
     assert told(server)[-1] == ("sign_in_refused", "not_allowed")
 
 
-def test_groups_are_made_by_a_template(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+def test_groups_are_made_by_a_template(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
     template = "{{ user.realm_access.roles | map(attribute='name') | join('\\n') }}"
     further = (
         CONFIG
@@ -242,12 +276,16 @@ def test_groups_are_made_by_a_template(tmp_path: Path, sqlite_database: Database
 
 def test_claims_that_are_strange(server: TestServer, provider: OpenIDProvider) -> None:
     name = "Ünal \u202e& <b>co</b>"
-    browser = come_back(provider, server, sub="9", preferred_username=name, name=["a"], email=7, picture={})
+    browser = come_back(
+        provider, server, sub="9", preferred_username=name, name=["a"], email=7, picture={}
+    )
     assert "@=c3=bcnal=20=e2=80=ae=26=20=3cb=3eco=3c/b=3e:example.org" in browser.words
     assert FAILED in come_back(provider, server, sub="x" * 600).words
 
 
-def test_what_is_strange_about_a_sign_in(tmp_path: Path, postgres_database: Database, provider: OpenIDProvider) -> None:
+def test_what_is_strange_about_a_sign_in(
+    tmp_path: Path, postgres_database: Database, provider: OpenIDProvider
+) -> None:
     server = TestServer(tmp_path, postgres_database, CONFIG + TEMPLATES, web=provider)
     for strange in (
         {"sid": "".join(chr(ord("a") + at % 23) for at in range(5000))},
@@ -260,7 +298,9 @@ def test_what_is_strange_about_a_sign_in(tmp_path: Path, postgres_database: Data
         assert sign_in(server, provider, Browser(server), **strange).user_id == "@alice:example.org"
 
 
-def test_an_address_that_the_provider_does_not_vouch_for(server: TestServer, provider: OpenIDProvider) -> None:
+def test_an_address_that_the_provider_does_not_vouch_for(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     provider.change = lambda claims: claims.update(email_verified=False)
     alice = sign_in(server, provider, Browser(server))
     assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"] == []
@@ -275,7 +315,9 @@ def test_a_picture_is_taken_over_once(server: TestServer, provider: OpenIDProvid
     assert alice.get(f"/_matrix/client/v1/media/download/{media}").body == picture(8, 8)
     script = "https://pictures.example/script"
     provider.pictures[script] = WebAnswer(script, 200, {"content-type": "text/html"}, b"<script>")
-    bob = sign_in(server, provider, Browser(server), sub="2", preferred_username="bob", picture=script)
+    bob = sign_in(
+        server, provider, Browser(server), sub="2", preferred_username="bob", picture=script
+    )
     assert "avatar_url" not in server.get(f"/_matrix/client/v3/profile/{bob.user_id}").json
 
 
@@ -285,7 +327,10 @@ def test_a_picture_is_taken_over_once(server: TestServer, provider: OpenIDProvid
 @pytest.fixture
 def linked(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> TestServer:
     return TestServer(
-        tmp_path, sqlite_database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider
+        tmp_path,
+        sqlite_database,
+        CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES,
+        web=provider,
     )
 
 
@@ -297,7 +342,9 @@ def is_in(user: User) -> bool:
     return user.get("/_matrix/client/v3/account/whoami").status == 200
 
 
-def test_a_session_ends_with_the_one_at_the_provider(linked: TestServer, provider: OpenIDProvider) -> None:
+def test_a_session_ends_with_the_one_at_the_provider(
+    linked: TestServer, provider: OpenIDProvider
+) -> None:
     phone = sign_in(linked, provider, Browser(linked), sid="p")
     desk = sign_in(linked, provider, Browser(linked), sid="d")
     other = sign_in(linked, provider, Browser(linked), sub="2", preferred_username="bob", sid="p2")
@@ -323,7 +370,9 @@ def test_a_session_ends_with_the_one_at_the_provider(linked: TestServer, provide
     assert (is_in(desk), is_in(other)) == (False, True)
 
 
-def test_a_session_that_began_anew_by_other_means_stays(linked: TestServer, provider: OpenIDProvider) -> None:
+def test_a_session_that_began_anew_by_other_means_stays(
+    linked: TestServer, provider: OpenIDProvider
+) -> None:
     alice = sign_in(linked, provider, Browser(linked), sid="p")
     linked.run(linked.app.people.accounts.do_set_password(alice.user_id, "wonderland"))
     identifier = {"type": "m.id.user", "user": alice.user_id}
@@ -352,12 +401,19 @@ def test_what_began_by_the_oauth_api_ends_too(linked: TestServer, provider: Open
     grant = "urn:ietf:params:oauth:grant-type:device_code"
     on_tv = tv.take(tv.token(grant_type=grant, device_code=asked["device_code"]))
     assert (alice.user_id, on_tv.user_id) == ("@alice:example.org", "@alice:example.org")
-    assert tell(linked, provider.sign(provider.claims(sub="1", sid="s", events={LOGOUT_EVENT: {}}))) == 200
+    assert (
+        tell(linked, provider.sign(provider.claims(sub="1", sid="s", events={LOGOUT_EVENT: {}})))
+        == 200
+    )
     assert (is_in(alice), is_in(on_tv)) == (False, False)
     assert desk.refresh().status == 400
     browser.open(desk.request())
     assert browser.path.startswith("/_mahalla/sign_in")  # the browser is signed out as well
-    assert [event for event, _ in told(linked)][-3:] == ["session_ended", "session_ended", "browser_signed_out"]
+    assert [event for event, _ in told(linked)][-3:] == [
+        "session_ended",
+        "session_ended",
+        "browser_signed_out",
+    ]
 
 
 def in_browser(linked: TestServer, provider: OpenIDProvider, **claims: str) -> Browser:
@@ -381,9 +437,15 @@ def test_the_browser_of_a_session_ends_and_no_other(
 ) -> None:
     one, two = in_browser(linked, provider, sid="s1"), in_browser(linked, provider, sid="s2")
     bob = in_browser(linked, provider, sub="2", preferred_username="bob", sid="s1")
-    assert tell(linked, provider.sign(provider.claims(sid="s1", sub="3", events={LOGOUT_EVENT: {}}))) == 200
+    assert (
+        tell(linked, provider.sign(provider.claims(sid="s1", sub="3", events={LOGOUT_EVENT: {}})))
+        == 200
+    )
     assert (is_in_there(one), is_in_there(two), is_in_there(bob)) == (True, True, True)
-    assert tell(linked, provider.sign(provider.claims(sid="s1", **who, events={LOGOUT_EVENT: {}}))) == 200
+    assert (
+        tell(linked, provider.sign(provider.claims(sid="s1", **who, events={LOGOUT_EVENT: {}})))
+        == 200
+    )
     assert (is_in_there(one), is_in_there(two), is_in_there(bob)) == (False, True, bool(who))
     assert tell(linked, provider.sign(provider.claims(sub="1", events={LOGOUT_EVENT: {}}))) == 200
     assert not is_in_there(two)
@@ -399,7 +461,9 @@ def let_in(linked: TestServer, provider: OpenIDProvider, sid: str) -> tuple[Prog
     return desk, returned(browser)["code"]
 
 
-def test_what_runs_ends_although_something_else_was_let_in(linked: TestServer, provider: OpenIDProvider) -> None:
+def test_what_runs_ends_although_something_else_was_let_in(
+    linked: TestServer, provider: OpenIDProvider
+) -> None:
     desk, code = let_in(linked, provider, "p")
     alice = desk.take(desk.exchange(code))
     let_in(linked, provider, "q")  # and never begun
@@ -407,7 +471,9 @@ def test_what_runs_ends_although_something_else_was_let_in(linked: TestServer, p
     assert not is_in(alice)
 
 
-def test_a_token_that_no_app_has_taken_yet_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+def test_a_token_that_no_app_has_taken_yet_ends_too(
+    linked: TestServer, provider: OpenIDProvider
+) -> None:
     tokens = []
     for sid in ("p", "q"):
         browser = Browser(linked)
@@ -419,22 +485,31 @@ def test_a_token_that_no_app_has_taken_yet_ends_too(linked: TestServer, provider
     assert [linked.post("/_matrix/client/v3/login", body).status for body in bodies] == [403, 200]
 
 
-def test_a_device_by_a_short_code_that_is_not_begun_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+def test_a_device_by_a_short_code_that_is_not_begun_ends_too(
+    linked: TestServer, provider: OpenIDProvider
+) -> None:
     browser, answers = in_browser(linked, provider, sid="p"), []
     for device_id in ("TV00000001", "TV00000002"):
         tv = Program(linked, device_id=device_id)
-        asked = tv.form("device_authorization_endpoint", client_id=tv.client_id, scope=tv.scope).json
+        asked = tv.form(
+            "device_authorization_endpoint", client_id=tv.client_id, scope=tv.scope
+        ).json
         browser.open(f"/_mahalla/link?user_code={asked['user_code']}")
         browser.send("/_mahalla/link", button="allow")
         if device_id == "TV00000001":
-            assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+            assert (
+                tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}})))
+                == 200
+            )
             browser = in_browser(linked, provider, sid="q")
         grant = "urn:ietf:params:oauth:grant-type:device_code"
         answers.append(tv.token(grant_type=grant, device_code=asked["device_code"]).status)
     assert answers == [400, 200]
 
 
-def test_what_was_let_in_and_not_begun_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+def test_what_was_let_in_and_not_begun_ends_too(
+    linked: TestServer, provider: OpenIDProvider
+) -> None:
     desk, code = let_in(linked, provider, "p")
     alice = desk.take(desk.exchange(code))
     _, code = let_in(linked, provider, "q")
@@ -466,19 +541,25 @@ def test_a_logout_token_that_says_it_with_something_else(
     assert tell(linked, provider.sign(provider.claims(**said, events={LOGOUT_EVENT: {}}))) == 400
 
 
-def test_nobody_is_signed_out_where_that_is_not_wanted(server: TestServer, provider: OpenIDProvider) -> None:
+def test_nobody_is_signed_out_where_that_is_not_wanted(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     alice = sign_in(server, provider, Browser(server), sid="p")
     assert tell(server, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 404
     assert is_in(alice)
 
 
-def test_an_account_past_its_day(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+def test_an_account_past_its_day(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
     ending = "account_validity: {enabled: true, period: 1d}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES + ending, web=provider)
     alice = sign_in(server, provider, Browser(server))
     assert (
         server.run(
-            server.app.accounts.renewals.do_set_end(alice.user_id, 1, letter=False, by=UserID("@root:example.org"))
+            server.app.accounts.renewals.do_set_end(
+                alice.user_id, 1, letter=False, by=UserID("@root:example.org")
+            )
         )
         == 1
     )

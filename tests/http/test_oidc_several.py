@@ -1,4 +1,5 @@
-"""Several OpenID providers, one of which is hostile: it sees its own codes, and those of no other (RFC 9700 section 4.4)."""
+"""Several OpenID providers, one of which is hostile: it sees its own codes, and those of no other
+(RFC 9700 section 4.4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +9,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import msgspec
 import pytest
 
-from federation.outbound.client import WebAnswer
-from storage.database import Database
+from federation.http_client.client import WebAnswer
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer
@@ -35,12 +36,19 @@ class HostileBeside(OpenIDProvider):
         self.stolen: list[str] = []
 
     async def request(
-        self, method: str, url: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b"", **limits: Any
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        **limits: Any,
     ) -> WebAnswer:
         if not url.startswith(EVIL):
             return await super().request(method, url, headers, body, **limits)
         if url.endswith("/.well-known/openid-configuration"):
-            return _answer(url, msgspec.json.encode(self.document).replace(ISSUER.encode(), EVIL.encode()))
+            return _answer(
+                url, msgspec.json.encode(self.document).replace(ISSUER.encode(), EVIL.encode())
+            )
         self.stolen += parse_qs(body.decode()).get("code", [])
         return _answer(url, b"{}", 400)
 
@@ -56,19 +64,27 @@ def leave(browser: Browser, idp_id: str) -> dict[str, str]:
 
 
 def mix_up(server: TestServer, provider: HostileBeside, further: str = "") -> Browser:
-    """Somebody wants to sign in with the hostile provider, which sends them to the good one, with what an attacker was given there."""
+    """Somebody wants to sign in with the hostile provider, which sends them to the good one, with
+    what an attacker was given there."""
     attacker, victim = Browser(server), Browser(server)
     given, state = leave(attacker, "town"), leave(victim, "other")["state"]
-    victim.open(provider.sign_in(f"{ISSUER}/authorize?{urlencode({**given, 'state': state})}", **ALICE) + further)
+    victim.open(
+        provider.sign_in(f"{ISSUER}/authorize?{urlencode({**given, 'state': state})}", **ALICE)
+        + further
+    )
     return victim
 
 
-@pytest.mark.parametrize(("town", "other"), [("", ""), (SHARED, ""), ("", SHARED), (SHARED, SHARED)])
+@pytest.mark.parametrize(
+    ("town", "other"), [("", ""), (SHARED, ""), ("", SHARED), (SHARED, SHARED)]
+)
 def test_no_provider_gets_the_codes_of_another(
     tmp_path: Path, sqlite_database: Database, town: str, other: str
 ) -> None:
     provider = HostileBeside()
-    server = TestServer(tmp_path, sqlite_database, CONFIG + town + TEMPLATES + OTHER + other, web=provider)
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + town + TEMPLATES + OTHER + other, web=provider
+    )
     assert FAILED in mix_up(server, provider).words
     assert FAILED in mix_up(server, provider, f"&iss={ISSUER}").words
     assert provider.stolen == []
@@ -79,7 +95,10 @@ def test_each_has_an_address_of_its_own(tmp_path: Path, sqlite_database: Databas
     server = TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES + OTHER, web=provider)
     browser = Browser(server)
     for idp_id in ("town", "other"):
-        assert leave(browser, idp_id)["redirect_uri"] == f"https://matrix.example.org{CALLBACK}/oidc-{idp_id}"
+        assert (
+            leave(browser, idp_id)["redirect_uri"]
+            == f"https://matrix.example.org{CALLBACK}/oidc-{idp_id}"
+        )
     leave(browser, "town")
     back = provider.sign_in(browser.location, **ALICE)
     browser.open(back.replace("/oidc-town", ""))  # the address that all had before
@@ -91,7 +110,9 @@ def test_each_has_an_address_of_its_own(tmp_path: Path, sqlite_database: Databas
 
 def test_one_keeps_the_address_that_it_knows(tmp_path: Path, sqlite_database: Database) -> None:
     provider = HostileBeside()
-    server = TestServer(tmp_path, sqlite_database, CONFIG + SHARED + TEMPLATES + OTHER, web=provider)
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + SHARED + TEMPLATES + OTHER, web=provider
+    )
     browser = Browser(server)
     assert leave(browser, "town")["redirect_uri"] == f"https://matrix.example.org{CALLBACK}"
     browser.open(provider.sign_in(browser.location, **ALICE))
@@ -100,7 +121,9 @@ def test_one_keeps_the_address_that_it_knows(tmp_path: Path, sqlite_database: Da
 
 def test_who_shares_an_address_says_who_it_is(tmp_path: Path, sqlite_database: Database) -> None:
     provider = HostileBeside()
-    server = TestServer(tmp_path, sqlite_database, CONFIG + SHARED + TEMPLATES + OTHER + SHARED, web=provider)
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + SHARED + TEMPLATES + OTHER + SHARED, web=provider
+    )
     for iss, text in (("", FAILED), (f"&iss={EVIL}", FAILED), (f"&iss={ISSUER}", "Go on to")):
         browser = Browser(server)
         leave(browser, "town")

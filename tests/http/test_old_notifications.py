@@ -1,12 +1,13 @@
-"""What somebody read long ago is forgotten: the list of notifications ends there, and counts stay what they are."""
+"""What somebody read long ago is forgotten: the list of notifications ends there, and counts stay
+what they are."""
 
 from pathlib import Path
 
 import pytest
 
-from homeserver.services.push.old_outcomes import KEPT_DAYS
-from storage.database import Database
-from storage.transaction import Transaction
+from homeserver.services.push.action_cleanup import KEPT_DAYS
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, sync
 
@@ -30,7 +31,9 @@ def listed(user: User) -> list[str]:
 
 def kept(server: TestServer, user: User) -> int:
     def count(txn: Transaction) -> int:
-        return int(txn.query("SELECT count(*) FROM push_outcomes WHERE user_id = ?", (user.user_id,))[0][0])
+        return int(
+            txn.query("SELECT count(*) FROM push_outcomes WHERE user_id = ?", (user.user_id,))[0][0]
+        )
 
     return server.run(server.app.database.read("test", count))
 
@@ -45,7 +48,9 @@ def forget(server: TestServer, limit: int = 10) -> None:
 def test_only_what_is_both_old_and_read_is_forgotten(server: TestServer, limit: int) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     read, unread, muted = (rooms.create(alice, bob) for _ in range(3))
-    assert bob.put(f"/_matrix/client/v3/pushrules/global/room/{muted}", {"actions": []}).status == 200
+    assert (
+        bob.put(f"/_matrix/client/v3/pushrules/global/room/{muted}", {"actions": []}).status == 200
+    )
     mention(alice, read, bob, "old")
     mention(alice, unread, bob, "unread")
     rooms.read(bob, muted, mention(alice, muted, bob, "old and muted"))
@@ -56,10 +61,15 @@ def test_only_what_is_both_old_and_read_is_forgotten(server: TestServer, limit: 
     assert kept(server, bob) == before, "nothing is old yet"
 
     server.clock.advance(2 * DAY)
-    counts = {room: sync(bob)["rooms"]["join"][room]["unread_notifications"] for room in (read, unread, muted)}
+    counts = {
+        room: sync(bob)["rooms"]["join"][room]["unread_notifications"]
+        for room in (read, unread, muted)
+    }
     forget(server, limit)
     assert kept(server, bob) == 2
     assert listed(bob) == ["new", "unread"]
-    assert {room: sync(bob)["rooms"]["join"][room]["unread_notifications"] for room in counts} == counts
+    assert {
+        room: sync(bob)["rooms"]["join"][room]["unread_notifications"] for room in counts
+    } == counts
     mention(alice, muted, bob, "newest")
     assert listed(bob) == ["newest", "new", "unread"]

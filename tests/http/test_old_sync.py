@@ -1,4 +1,5 @@
-"""The endpoints from before /sync, and looking into rooms without being in them. spec: client-server-api#room-previews"""
+"""The endpoints from before /sync, and looking into rooms without being in them. spec:
+client-server-api#room-previews"""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +7,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from homeserver.services import old_sync
-from homeserver.services.old_sync import MAX_EVENTS
-from storage.database import Database
+from homeserver.services.sync import initial_sync
+from homeserver.services.sync.initial_sync import MAX_EVENTS
+from storage.engine.database import Database
 from tests.helpers.http import Answer, Pending
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import (
@@ -30,7 +31,10 @@ from tests.helpers.talk import (
     set_state,
 )
 
-READABLE = {"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}}
+READABLE = {
+    "type": "m.room.history_visibility",
+    "content": {"history_visibility": "world_readable"},
+}
 
 
 @pytest.fixture
@@ -57,7 +61,9 @@ def events_path(**query: object) -> str:
     return f"{V3}/events?{urlencode(fields)}"
 
 
-def events(user: User, from_: str | None = None, room_id: str | None = None, timeout: int = 0) -> Any:
+def events(
+    user: User, from_: str | None = None, room_id: str | None = None, timeout: int = 0
+) -> Any:
     return ok(user.get(events_path(from_=from_, room_id=room_id, timeout=timeout)))
 
 
@@ -84,7 +90,11 @@ def test_anyone_looks_into_a_world_readable_room(alice: User, bob: User, guest: 
         assert bodies(answer["messages"]["chunk"]) == ["3", "4"]
         earlier = messages(peeker, room, from_=answer["messages"]["start"], limit=2)
         assert bodies(earlier["chunk"]) == ["2", "1"]
-        assert {event["type"] for event in answer["state"]} >= {"m.room.create", "m.room.member", "m.room.power_levels"}
+        assert {event["type"] for event in answer["state"]} >= {
+            "m.room.create",
+            "m.room.member",
+            "m.room.power_levels",
+        }
 
 
 def test_who_looks_hears_what_happens(alice: User, guest: User) -> None:
@@ -112,7 +122,11 @@ def test_who_looks_is_refused_once_the_room_is_closed(alice: User, bob: User) ->
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "shared"})
     alice.server.clock.advance(1)
     assert refused(waiting.answer) == (403, "M_FORBIDDEN")
-    for path in (room_path(room, "initialSync"), events_path(room_id=room), room_path(room, "messages", dir="b")):
+    for path in (
+        room_path(room, "initialSync"),
+        events_path(room_id=room),
+        room_path(room, "messages", dir="b"),
+    ):
         assert refused(bob.get(path)) == (403, "M_FORBIDDEN")
 
 
@@ -123,7 +137,9 @@ def test_only_what_was_said_in_the_open_is_shown(alice: User, bob: User) -> None
     event_id = say(alice, room, "for all")
     assert bodies(look(bob, room)["messages"]["chunk"]) == ["for all"]
     assert everything_said(bob, room) == ["for all"]
-    assert get_state(bob, room, "m.room.history_visibility") == {"history_visibility": "world_readable"}
+    assert get_state(bob, room, "m.room.history_visibility") == {
+        "history_visibility": "world_readable"
+    }
     assert ok(bob.get(room_path(room, "members")))["chunk"]
     assert bodies(ok(bob.get(room_path(room, "context", event_id)))["events_before"]) == []
     assert refused(bob.get(room_path(room, "joined_members"))) == (403, "M_FORBIDDEN")
@@ -139,7 +155,9 @@ def test_a_member_s_room(alice: User, bob: User) -> None:
     ok(bob.put(f"{V3}/user/{quote(bob.user_id)}/rooms/{quote(room)}/tags/u.work", {"order": 0.1}))
     answer = look(bob, room)
     assert (answer["membership"], answer["visibility"]) == ("join", "public")
-    assert answer["account_data"] == [{"type": "m.tag", "content": {"tags": {"u.work": {"order": 0.1}}}}]
+    assert answer["account_data"] == [
+        {"type": "m.tag", "content": {"tags": {"u.work": {"order": 0.1}}}}
+    ]
     assert look(bob, room, limit=0)["messages"]["chunk"] == []
     leave(bob, room)
     say(alice, room, "behind his back")
@@ -212,7 +230,9 @@ def test_receipts_and_typing_are_told(alice: User, bob: User) -> None:
     ok(bob.put(room_path(room, "typing", bob.user_id), {"typing": True, "timeout": 5000}))
     alice.server.clock.advance(1)
     answer = ok(waiting.answer)
-    assert answer["chunk"] == [{"type": "m.typing", "room_id": room, "content": {"user_ids": [bob.user_id]}}]
+    assert answer["chunk"] == [
+        {"type": "m.typing", "room_id": room, "content": {"user_ids": [bob.user_id]}}
+    ]
     ok(bob.post(room_path(room, "receipt", "m.read.private", event_id)))
     assert events(alice, answer["end"])["chunk"] == []
     ok(bob.post(room_path(room, "receipt", "m.read", event_id)))
@@ -229,12 +249,22 @@ def test_presence_is_told(tmp_path: Path, sqlite_database: Database) -> None:
     join(bob, room)
     token = events(alice)["end"]
     waiting = wait_for_events(alice, from_=token)
-    ok(bob.put(f"{V3}/presence/{bob.user_id}/status", {"presence": "online", "status_msg": "at tea"}))
+    ok(
+        bob.put(
+            f"{V3}/presence/{bob.user_id}/status", {"presence": "online", "status_msg": "at tea"}
+        )
+    )
     for _ in range(5):
         server.clock.advance(0)
     (event,) = ok(waiting.answer)["chunk"]
-    assert (event["type"], event["sender"], event["content"]["status_msg"]) == ("m.presence", bob.user_id, "at tea")
-    assert [each["sender"] for each in ok(alice.get(f"{V3}/initialSync"))["presence"]] == [bob.user_id]
+    assert (event["type"], event["sender"], event["content"]["status_msg"]) == (
+        "m.presence",
+        bob.user_id,
+        "at tea",
+    )
+    assert [each["sender"] for each in ok(alice.get(f"{V3}/initialSync"))["presence"]] == [
+        bob.user_id
+    ]
     assert ok(waiting.answer)["end"] != token
 
 
@@ -268,7 +298,9 @@ def test_all_rooms_at_once(alice: User, bob: User) -> None:
     assert left not in {room["room_id"] for room in archived}
 
 
-def test_all_rooms_at_once_are_so_many(alice: User, bob: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_rooms_at_once_are_so_many(
+    alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(4)]
     for room in rooms[:3]:
         join(bob, room)
@@ -279,9 +311,9 @@ def test_all_rooms_at_once_are_so_many(alice: User, bob: User, monkeypatch: pyte
         return [room["room_id"] for room in ok(bob.get(f"{V3}/initialSync?limit=1"))["rooms"]]
 
     assert told() == [rooms[3], rooms[0], rooms[2], rooms[1]]
-    monkeypatch.setattr(old_sync, "MAX_ROOMS", 3)
+    monkeypatch.setattr(initial_sync, "MAX_ROOMS", 3)
     assert told() == [rooms[3], rooms[0], rooms[2]]
-    monkeypatch.setattr(old_sync, "MAX_STATE_BYTES", 1000)
+    monkeypatch.setattr(initial_sync, "MAX_STATE_BYTES", 1000)
     assert told() == [rooms[3], rooms[0]], "there is one at least, however large"
 
 
@@ -290,7 +322,11 @@ def test_one_event_of_whatever_room(alice: User, bob: User) -> None:
     event_id = say(alice, room, "salom")
     path = f"{V3}/events/{quote(event_id)}"
     event = ok(alice.get(path))
-    assert (event["event_id"], event["room_id"], event["content"]["body"]) == (event_id, room, "salom")
+    assert (event["event_id"], event["room_id"], event["content"]["body"]) == (
+        event_id,
+        room,
+        "salom",
+    )
     assert refused(bob.get(path)) == (404, "M_NOT_FOUND")
     assert refused(bob.get(f"{V3}/events/{quote('$none')}")) == (404, "M_NOT_FOUND")
     ok(redact(alice, room, event_id))

@@ -1,4 +1,5 @@
-"""Threads whose beginning has grown too old, or was purged: they are read, and marked as read, while any of them is shown."""
+"""Threads whose beginning has grown too old, or was purged: they are read, and marked as read,
+while any of them is shown."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.retention import DAY, RULES, SECRET, keep_for, purge
 from tests.helpers.server import TestServer
 from tests.helpers.syncing import sync
@@ -40,7 +41,9 @@ class Thread:
         return self.bob.get(f"/_matrix/client/v1/rooms/{quote(self.room)}/relations/{parts}")
 
     def unread(self) -> Any:
-        return sync(self.bob, None, COUNTED)["rooms"]["join"][self.room].get("unread_thread_notifications", {})
+        return sync(self.bob, None, COUNTED)["rooms"]["join"][self.room].get(
+            "unread_thread_notifications", {}
+        )
 
     def event(self) -> Any:
         return self.bob.get(room_path(self.room, "event", self.root))
@@ -64,7 +67,10 @@ def test_it_is_read_while_any_of_it_is_shown(thread: Thread, is_purged: bool) ->
     context = ok(thread.bob.get(room_path(thread.room, "context", thread.root)))
     assert context["event"]["content"] == {}
     assert SECRET not in str([root, context])
-    shown = [event["event_id"] for event in ok(thread.bob.get(room_path(thread.room, "messages", dir="b")))["chunk"]]
+    shown = [
+        event["event_id"]
+        for event in ok(thread.bob.get(room_path(thread.room, "messages", dir="b")))["chunk"]
+    ]
     assert thread.new in shown
     assert not {thread.root, thread.old} & set(shown)
 
@@ -82,14 +88,24 @@ def test_it_is_marked_as_read(thread: Thread) -> None:
     assert purge(thread.server) == 2
     assert thread.unread()[thread.root]["notification_count"] == 1
     for event_id in (thread.old, thread.new):
-        ok(thread.bob.post(room_path(thread.room, "receipt", "m.read", event_id), {"thread_id": thread.root}))
+        ok(
+            thread.bob.post(
+                room_path(thread.room, "receipt", "m.read", event_id), {"thread_id": thread.root}
+            )
+        )
     assert thread.unread() == {}
 
 
-def test_who_may_not_see_the_root_is_not_shown_what_is_left_of_it(tmp_path: Path, sqlite_database: Database) -> None:
+def test_who_may_not_see_the_root_is_not_shown_what_is_left_of_it(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, RULES)
     alice, bob = server.register("alice"), server.register("bob")
-    visibility = {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": "joined"}}
+    visibility = {
+        "type": "m.room.history_visibility",
+        "state_key": "",
+        "content": {"history_visibility": "joined"},
+    }
     room_id = create(alice, preset="public_chat", initial_state=[visibility])
     keep_for(alice, room_id, DAY)
     root = say(alice, room_id, SECRET)

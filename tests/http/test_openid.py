@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Answer, Client, RememberingAccessLog
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, ok, refused
 
 USERINFO = "/_matrix/federation/v1/openid/userinfo"
 OPENID_LISTENER = "listeners: [{type: http, port: 8008, resources: [{names: [client, openid]}]}]\n"
-FEDERATION_LISTENER = "listeners: [{type: http, port: 8008, resources: [{names: [client, federation]}]}]\n"
+FEDERATION_LISTENER = (
+    "listeners: [{type: http, port: 8008, resources: [{names: [client, federation]}]}]\n"
+)
 CLIENT_LISTENER = "listeners: [{type: http, port: 8008, resources: [{names: [client]}]}]\n"
 UNKNOWN = (401, "M_UNKNOWN_TOKEN")
 
@@ -23,7 +25,11 @@ UNKNOWN = (401, "M_UNKNOWN_TOKEN")
 def request_token(user: User) -> str:
     answer = ok(user.post(f"{V3}/user/{user.user_id}/openid/request_token", {}))
     token = answer.pop("access_token")
-    assert answer == {"token_type": "Bearer", "matrix_server_name": "example.org", "expires_in": 3600}
+    assert answer == {
+        "token_type": "Bearer",
+        "matrix_server_name": "example.org",
+        "expires_in": 3600,
+    }
     return str(token)
 
 
@@ -32,7 +38,9 @@ def user_info(server: TestServer, token: str | None) -> Answer:
 
 
 @pytest.mark.parametrize("listener", [OPENID_LISTENER, FEDERATION_LISTENER])
-def test_a_token_proves_for_an_hour_who_one_is(tmp_path: Path, database: Database, listener: str) -> None:
+def test_a_token_proves_for_an_hour_who_one_is(
+    tmp_path: Path, database: Database, listener: str
+) -> None:
     server = TestServer(tmp_path, database, listener)
     alice, bob = server.register("alice"), server.register("bob")
     token, other = request_token(alice), request_token(alice)
@@ -40,7 +48,9 @@ def test_a_token_proves_for_an_hour_who_one_is(tmp_path: Path, database: Databas
     for _ in range(2):
         assert ok(user_info(server, token)) == {"sub": alice.user_id}
     assert ok(user_info(server, request_token(bob))) == {"sub": bob.user_id}
-    assert refused(server.get(f"{V3}/account/whoami", token=token)) == UNKNOWN  # it opens nothing here
+    assert (
+        refused(server.get(f"{V3}/account/whoami", token=token)) == UNKNOWN
+    )  # it opens nothing here
     server.clock.advance(3599)
     ok(user_info(server, token))
     server.clock.advance(1)
@@ -55,9 +65,16 @@ def test_what_proves_nothing(tmp_path: Path, sqlite_database: Database) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     for token in (None, "", "x", "a" * 3000, alice.token):
         assert refused(user_info(server, token)) == UNKNOWN
-    assert refused(alice.post(f"{V3}/user/{bob.user_id}/openid/request_token", {})) == (403, "M_FORBIDDEN")
+    assert refused(alice.post(f"{V3}/user/{bob.user_id}/openid/request_token", {})) == (
+        403,
+        "M_FORBIDDEN",
+    )
     token = request_token(alice)
-    auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     ok(alice.post(f"{V3}/account/deactivate", {"auth": auth}))
     assert refused(user_info(server, token)) == UNKNOWN
 
@@ -73,7 +90,9 @@ def test_a_user_has_so_many_tokens(tmp_path: Path, sqlite_database: Database) ->
     ok(user_info(server, last))
 
 
-def test_a_listener_without_the_resource_does_not_serve_it(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_listener_without_the_resource_does_not_serve_it(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, CLIENT_LISTENER)
     site = server.app.site(server.config.network.listeners[0])
     client = Client(site, clock=server.clock, access_log=RememberingAccessLog())
@@ -81,13 +100,20 @@ def test_a_listener_without_the_resource_does_not_serve_it(tmp_path: Path, sqlit
 
 
 def test_turn_servers_with_a_shared_secret(tmp_path: Path, sqlite_database: Database) -> None:
-    config = 'turn_uris: ["turn:turn.example.org"]\nturn_shared_secret: n0rth\nturn_user_lifetime: 2h\n'
+    config = (
+        'turn_uris: ["turn:turn.example.org"]\nturn_shared_secret: n0rth\nturn_user_lifetime: 2h\n'
+    )
     server = TestServer(tmp_path, sqlite_database, config)
     alice = server.register("alice")
     answer = ok(alice.get(f"{V3}/voip/turnServer"))
     username = f"{int(server.clock.seconds()) + 7200}:@alice:example.org"
     password = b64encode(hmac.new(b"n0rth", username.encode(), sha1).digest()).decode()
-    assert answer == {"username": username, "password": password, "ttl": 7200, "uris": ["turn:turn.example.org"]}
+    assert answer == {
+        "username": username,
+        "password": password,
+        "ttl": 7200,
+        "uris": ["turn:turn.example.org"],
+    }
     guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
     assert refused(guest.get(f"{V3}/voip/turnServer")) == (403, "M_GUEST_ACCESS_FORBIDDEN")
     assert refused(server.get(f"{V3}/voip/turnServer")) == (401, "M_MISSING_TOKEN")
@@ -102,7 +128,11 @@ def test_turn_servers_with_one_password_for_all(tmp_path: Path, sqlite_database:
         assert answer == {"username": "u", "password": "p", "ttl": 3600, "uris": ["turn:t.example"]}
 
 
-@pytest.mark.parametrize("config", ["", 'turn_uris: ["turn:t.example"]\n', "turn_shared_secret: x\n"])
-def test_without_a_turn_server_there_is_nothing_to_tell(tmp_path: Path, sqlite_database: Database, config: str) -> None:
+@pytest.mark.parametrize(
+    "config", ["", 'turn_uris: ["turn:t.example"]\n', "turn_shared_secret: x\n"]
+)
+def test_without_a_turn_server_there_is_nothing_to_tell(
+    tmp_path: Path, sqlite_database: Database, config: str
+) -> None:
     alice = TestServer(tmp_path, sqlite_database, config).register("alice")
     assert ok(alice.get(f"{V3}/voip/turnServer")) == {}

@@ -18,7 +18,9 @@ V3 = "/_matrix/client/v3"
         {"notifications": {"room": "1"}},
     ],
 )
-def test_power_levels_of_ours_are_integers_in_every_version(server: TestServer, levels: dict[str, Any]) -> None:
+def test_power_levels_of_ours_are_integers_in_every_version(
+    server: TestServer, levels: dict[str, Any]
+) -> None:
     alice = server.register("alice")
     room = {"room_version": "9"}  # in which others may still send strings
     room_id = alice.post(f"{V3}/createRoom", room).json["room_id"]

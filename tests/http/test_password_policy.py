@@ -1,13 +1,14 @@
-"""What a new password must have, where the operator has said nothing of it: eight characters, wherever people choose one."""
+"""What a new password must have, where the operator has said nothing of it: eight characters,
+wherever people choose one."""
 
 from pathlib import Path
 
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.services.registration import Wish
-from storage.accounts import AccountStore
-from storage.database import Database
+from homeserver.services.accounts.registration import Wish
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.server import TestServer, User
 
@@ -44,7 +45,10 @@ def test_pages_say_it_before_and_after(server: TestServer) -> None:
     assert "At least 8 characters." in browser.words
     assert 'minlength="8"' in browser.text
     browser.send(name="alice", password="queen17", password_again="queen17")
-    assert (browser.status, "The password must have at least 8 characters." in browser.words) == (400, True)
+    assert (browser.status, "The password must have at least 8 characters." in browser.words) == (
+        400,
+        True,
+    )
     browser.send(name="alice", password="queen178", password_again="queen178")
     browser.open("/_mahalla/account")
     form = next(form for form in browser.page.forms if form.fields.get("do") == "password")
@@ -56,7 +60,9 @@ def test_pages_say_it_before_and_after(server: TestServer) -> None:
 def test_administrators_give_no_short_one_either(server: TestServer) -> None:
     boss = server.register("boss")
     database = server.app.database
-    server.run(database.write("make_admin", AccountStore(database).set_flags, boss.user_id, is_admin=True))
+    server.run(
+        database.write("make_admin", AccountStore(database).set_flags, boss.user_id, is_admin=True)
+    )
     path = "/_synapse/admin/v2/users/@carol:example.org"
     assert boss.put(path, {"password": "tea"}).errcode == "M_WEAK_PASSWORD"
     assert boss.put(path, {"password": "tea and cake"}).status == 201
@@ -66,7 +72,11 @@ def test_who_has_a_short_one_already_signs_in(server: TestServer) -> None:
     wish = Wish(username="alice", password="tea", inhibit_login=True)
     made = server.run(server.app.accounts.registration.do_register_privileged(wish))
     assert made.user_id == UserID("@alice:example.org")
-    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "tea"}
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "tea",
+    }
     assert server.post(f"{V3}/login", login).status == 200
 
 

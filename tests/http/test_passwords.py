@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.errors import LimitExceeded
-from homeserver.services.passwords import HashingThreads, Passwords
+from homeserver.services.login.passwords import HashingThreads, Passwords
 from tests.helpers.threads import InlineThreads
 
 

@@ -1,4 +1,5 @@
-"""Telephone numbers: confirmed by a code, for registration, for the account, for a forgotten password, to sign in with."""
+"""Telephone numbers: confirmed by a code, for registration, for the account, for a forgotten
+password, to sign in with."""
 
 import re
 from html import unescape
@@ -9,7 +10,7 @@ from urllib.parse import parse_qs, urlencode
 import pytest
 
 from homeserver.config.load import ConfigError, load_config
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.sms import SMSGateway
@@ -38,7 +39,13 @@ def server(tmp_path: Path, database: Database, gateway: SMSGateway) -> TestServe
 
 
 def request_code(server: TestServer, kind: str, number: str = NUMBER, **further: Any) -> Answer:
-    body = {"client_secret": SECRET, "country": "", "phone_number": f"+{number}", "send_attempt": 1, **further}
+    body = {
+        "client_secret": SECRET,
+        "country": "",
+        "phone_number": f"+{number}",
+        "send_attempt": 1,
+        **further,
+    }
     return server.post(f"{V3}/{kind}/msisdn/requestToken", body)
 
 
@@ -49,7 +56,9 @@ def submit(server: TestServer, asked: Answer, code: str) -> Answer:
     return server.post(url.removeprefix("https://matrix.example.org"), body)
 
 
-def confirm(server: TestServer, gateway: SMSGateway, kind: str, number: str = NUMBER, **further: Any) -> dict[str, str]:
+def confirm(
+    server: TestServer, gateway: SMSGateway, kind: str, number: str = NUMBER, **further: Any
+) -> dict[str, str]:
     """Credentials of a number that was confirmed."""
     asked = request_code(server, kind, number, **further)
     assert asked.status == 200, asked.body
@@ -62,7 +71,11 @@ def by_phone(creds: dict[str, str]) -> dict[str, object]:
 
 
 def proof(name: str, password: str = "wonderland") -> dict[str, object]:
-    return {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": password}
+    return {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": name},
+        "password": password,
+    }
 
 
 def add(server: TestServer, gateway: SMSGateway, user: User, number: str = NUMBER) -> None:
@@ -73,7 +86,9 @@ def add(server: TestServer, gateway: SMSGateway, user: User, number: str = NUMBE
 
 
 def login(server: TestServer, identifier: dict[str, str], password: str = "wonderland") -> Answer:
-    return server.post(f"{V3}/login", {"type": "m.login.password", "identifier": identifier, "password": password})
+    return server.post(
+        f"{V3}/login", {"type": "m.login.password", "identifier": identifier, "password": password}
+    )
 
 
 def test_an_account_with_a_confirmed_number(server: TestServer, gateway: SMSGateway) -> None:
@@ -81,7 +96,10 @@ def test_an_account_with_a_confirmed_number(server: TestServer, gateway: SMSGate
     assert asked.json["msisdn"] == NUMBER
     url, headers, _ = gateway.requests[0]
     assert url == URL
-    assert (headers["Authorization"], headers["Content-Type"]) == ("Bearer open sesame", "application/json")
+    assert (headers["Authorization"], headers["Content-Type"]) == (
+        "Bearer open sesame",
+        "application/json",
+    )
     assert gateway.last == {
         "to": f"+{NUMBER}",
         "from": "Example",
@@ -100,18 +118,27 @@ def test_an_account_with_a_confirmed_number(server: TestServer, gateway: SMSGate
     assert made.status == 200, made.body
     [number] = User(server, made.json).get(f"{V3}/account/3pid").json["threepids"]
     assert (number["medium"], number["address"]) == ("msisdn", NUMBER)
-    again = server.post(f"{V3}/register", {"username": "bob", "password": "b", "auth": by_phone(creds)})
+    again = server.post(
+        f"{V3}/register", {"username": "bob", "password": "b", "auth": by_phone(creds)}
+    )
     assert (again.status, again.errcode) == (401, "M_THREEPID_AUTH_FAILED")
 
 
-def test_a_number_is_added_and_signs_in_and_is_removed(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_number_is_added_and_signs_in_and_is_removed(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     alice = server.register("alice")
-    assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {"enabled": True}
+    assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {
+        "enabled": True
+    }
     creds = confirm(server, gateway, "account/3pid")
     asked = alice.post(f"{V3}/account/3pid/add", creds)
     assert (asked.status, asked.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
     assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).status == 200
-    assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode == "M_THREEPID_AUTH_FAILED"
+    assert (
+        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode
+        == "M_THREEPID_AUTH_FAILED"
+    )
 
     typed = {"type": "m.id.phone", "country": "UZ", "phone": "90 123 45 67"}
     for identifier in (
@@ -125,7 +152,10 @@ def test_a_number_is_added_and_signs_in_and_is_removed(server: TestServer, gatew
     assert login(server, {**typed, "phone": "alice"}).errcode == "M_FORBIDDEN"
     assert login(server, {**typed, "country": "\0"}).errcode == "M_FORBIDDEN"
 
-    assert alice.post(f"{V3}/account/3pid/delete", {"medium": "msisdn", "address": NUMBER}).status == 200
+    assert (
+        alice.post(f"{V3}/account/3pid/delete", {"medium": "msisdn", "address": NUMBER}).status
+        == 200
+    )
     assert alice.get(f"{V3}/account/3pid").json == {"threepids": []}
     assert login(server, typed).errcode == "M_FORBIDDEN"
 
@@ -145,7 +175,9 @@ def test_a_forgotten_password(server: TestServer, gateway: SMSGateway) -> None:
     assert login(server, identifier, "looking glass").status == 200
 
 
-def test_a_number_is_one_account_s_and_a_code_serves_its_own_purpose(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_number_is_one_account_s_and_a_code_serves_its_own_purpose(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     add(server, gateway, alice)
     assert request_code(server, "account/3pid").errcode == "M_THREEPID_IN_USE"
@@ -153,14 +185,19 @@ def test_a_number_is_one_account_s_and_a_code_serves_its_own_purpose(server: Tes
     assert request_code(server, "account/password", OTHER).errcode == "M_THREEPID_NOT_FOUND"
     assert len(gateway.requests) == 1
     creds = confirm(server, gateway, "register", OTHER)
-    assert bob.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("bob")}).errcode == "M_THREEPID_AUTH_FAILED"
+    assert (
+        bob.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("bob")}).errcode
+        == "M_THREEPID_AUTH_FAILED"
+    )
 
 
 def test_a_code_bears_few_tries_and_minutes(server: TestServer, gateway: SMSGateway) -> None:
     asked = request_code(server, "register")
     right = gateway.code
     wrong = f"{(int(right) + 1) % 1000000:06}"
-    assert [submit(server, asked, wrong).errcode for _ in range(4)] == ["M_TOKEN_INCORRECT"] * 3 + [GONE]
+    assert [submit(server, asked, wrong).errcode for _ in range(4)] == ["M_TOKEN_INCORRECT"] * 3 + [
+        GONE
+    ]
     assert submit(server, asked, right).errcode == GONE
     # Another code begins anew; the one before it is void.
     again = request_code(server, "register", send_attempt=2)
@@ -191,7 +228,9 @@ def test_codes_that_were_made_up(server: TestServer, gateway: SMSGateway) -> Non
     assert server.post(path, given).status == 200
 
 
-def test_a_repeated_request_sends_no_second_message(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_repeated_request_sends_no_second_message(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     first = request_code(server, "register").json["sid"]
     assert request_code(server, "register").json["sid"] == first
     assert len(gateway.requests) == 1
@@ -208,9 +247,19 @@ def test_a_gateway_that_does_not_take_the_message(server: TestServer, gateway: S
 
 
 def test_a_message_in_the_reader_s_language(server: TestServer, gateway: SMSGateway) -> None:
-    body = {"client_secret": SECRET, "country": "UZ", "phone_number": "901234567", "send_attempt": 1}
-    server.post(f"{V3}/register/msisdn/requestToken", body, headers={"Accept-Language": "ru-RU,ru;q=0.9"})
-    assert gateway.last["text"] == f"{gateway.code} — ваш код для example.org. Никому его не сообщайте."
+    body = {
+        "client_secret": SECRET,
+        "country": "UZ",
+        "phone_number": "901234567",
+        "send_attempt": 1,
+    }
+    server.post(
+        f"{V3}/register/msisdn/requestToken", body, headers={"Accept-Language": "ru-RU,ru;q=0.9"}
+    )
+    assert (
+        gateway.last["text"]
+        == f"{gateway.code} — ваш код для example.org. Никому его не сообщайте."
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +277,9 @@ def test_a_message_in_the_reader_s_language(server: TestServer, gateway: SMSGate
         {"next_link": "javascript:alert(1)"},
     ],
 )
-def test_requests_that_are_refused(server: TestServer, gateway: SMSGateway, further: dict[str, str]) -> None:
+def test_requests_that_are_refused(
+    server: TestServer, gateway: SMSGateway, further: dict[str, str]
+) -> None:
     answer = request_code(server, "register", **further)
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     assert not gateway.requests
@@ -237,7 +288,9 @@ def test_requests_that_are_refused(server: TestServer, gateway: SMSGateway, furt
 def test_a_server_that_does_not_tell_which_numbers_it_knows(
     tmp_path: Path, database: Database, gateway: SMSGateway
 ) -> None:
-    server = TestServer(tmp_path, database, CONFIG + "request_token_inhibit_3pid_errors: true\n", web=gateway)
+    server = TestServer(
+        tmp_path, database, CONFIG + "request_token_inhibit_3pid_errors: true\n", web=gateway
+    )
     add(server, gateway, server.register("alice"))
     unknown = request_code(server, "account/password", OTHER)
     assert unknown.status == 200
@@ -255,12 +308,16 @@ def test_messages_are_limited(tmp_path: Path, database: Database, gateway: SMSGa
     limits = "rc_text_messages: {per_number: {per_second: 0.001, burst_count: 2}, per_address: *unlimited}\n"
     lines = [line for line in CONFIG.splitlines() if not line.startswith("rc_text_messages")]
     server = TestServer(tmp_path, database, "\n".join(lines) + "\n" + limits, web=gateway)
-    answers = [request_code(server, "register", send_attempt=attempt).status for attempt in range(1, 4)]
+    answers = [
+        request_code(server, "register", send_attempt=attempt).status for attempt in range(1, 4)
+    ]
     assert answers == [200, 200, 429]
     assert request_code(server, "register", OTHER).status == 200
 
 
-def test_so_many_messages_go_out_on_a_day(tmp_path: Path, database: Database, gateway: SMSGateway) -> None:
+def test_so_many_messages_go_out_on_a_day(
+    tmp_path: Path, database: Database, gateway: SMSGateway
+) -> None:
     config = CONFIG.replace("sender: Example", "sender: Example, most_per_day: 2")
     server = TestServer(tmp_path, database, config, web=gateway)
     assert request_code(server, "register").status == 200
@@ -270,7 +327,9 @@ def test_so_many_messages_go_out_on_a_day(tmp_path: Path, database: Database, ga
     refused = request_code(second, "register", OTHER, send_attempt=2)
     assert refused.errcode == "M_LIMIT_EXCEEDED"
     assert len(gateway.requests) == 2
-    assert second.registry.get_sample_value("mahalla_text_messages_total", {"outcome": "refused"}) == 1
+    assert (
+        second.registry.get_sample_value("mahalla_text_messages_total", {"outcome": "refused"}) == 1
+    )
     second.clock.advance(refused.json["retry_after_ms"] / 1000 + 1)
     assert request_code(second, "register", OTHER, send_attempt=2).status == 200
 
@@ -291,7 +350,9 @@ def test_a_server_that_wants_numbers_of_a_country(
 def test_a_server_that_asks_nobody_who_registers(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, CONFIG + "disable_msisdn_registration: true\n", web=gateway)
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "disable_msisdn_registration: true\n", web=gateway
+    )
     wish = {"username": "alice", "password": "wonderland"}
     assert server.post(f"{V3}/register", wish).json["flows"] == [{"stages": ["m.login.dummy"]}]
     assert request_code(server, "register").errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
@@ -308,14 +369,19 @@ def test_no_message_is_sent_for_what_is_not_possible(
     assert not gateway.requests
 
 
-def test_a_gateway_with_a_form(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> None:
+def test_a_gateway_with_a_form(
+    tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
+) -> None:
     section = f"sms_gateway: {{url: '{URL}', format: form, headers: {{X-Key: abc}}, "
     section += "body: {mobile_phone: '{number}', message: '{text}', ref: '{id}', unicode: 1}}\n"
     lines = [line for line in CONFIG.splitlines() if not line.startswith("sms_gateway")]
     server = TestServer(tmp_path, sqlite_database, "\n".join(lines) + "\n" + section, web=gateway)
     assert request_code(server, "register").status == 200
     _, headers, body = gateway.requests[0]
-    assert (headers["X-Key"], headers["Content-Type"]) == ("abc", "application/x-www-form-urlencoded")
+    assert (headers["X-Key"], headers["Content-Type"]) == (
+        "abc",
+        "application/x-www-form-urlencoded",
+    )
     sent = parse_qs(body.decode())
     assert (sent["mobile_phone"], sent["unicode"]) == ([NUMBER], ["1"])
     assert "example.org" in sent["message"][0]
@@ -327,14 +393,19 @@ def test_a_gateway_with_a_form(tmp_path: Path, sqlite_database: Database, gatewa
     [
         ("{url: 'http://sms.example.org/'}", "https://"),
         ("{url: 'https://sms.example.org/', body: {text: '{text}'}}", "{number}"),
-        ("{url: 'https://sms.example.org/', format: form, body: {to: ['{number}'], text: '{text}'}}", "plain values"),
+        (
+            "{url: 'https://sms.example.org/', format: form, body: {to: ['{number}'], text: '{text}'}}",
+            "plain values",
+        ),
         ("{url: 'https://sms.example.org/', headers: {Content-Length: '1'}}", "Content-Length"),
         ("{url: 'https://sms.example.org/', token: a, headers: {authorization: b}}", "headers"),
     ],
 )
 def test_gateways_that_cannot_be_asked(tmp_path: Path, wrong: str, said: str) -> None:
     path = tmp_path / "homeserver.yaml"
-    path.write_text(f"server_name: example.org\npublic_baseurl: https://example.org\nsms_gateway: {wrong}\n")
+    path.write_text(
+        f"server_name: example.org\npublic_baseurl: https://example.org\nsms_gateway: {wrong}\n"
+    )
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_config([path], {})
 
@@ -347,8 +418,12 @@ def test_the_fallback_page(server: TestServer, gateway: SMSGateway) -> None:
     cookie = page.headers["set-cookie"].partition(";")[0]
 
     def send(page: Answer, **typed: str) -> Answer:
-        fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page.body.decode()))
-        body = urlencode({**{name: unescape(value) for name, value in fields.items()}, **typed}).encode()
+        fields = dict(
+            re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page.body.decode())
+        )
+        body = urlencode(
+            {**{name: unescape(value) for name, value in fields.items()}, **typed}
+        ).encode()
         return server.client.request("POST", path, body=body, headers={"Cookie": cookie})
 
     assert "This is not a mobile number" in send(page, number="90 123 45 67").body.decode()

@@ -1,4 +1,5 @@
-"""Photographs are kept without where they were taken, where that is wanted; nothing else of them changes."""
+"""Photographs are kept without where they were taken, where that is wanted; nothing else of them
+changes."""
 
 import io
 import struct
@@ -15,24 +16,30 @@ from PIL import ExifTags, Image
 from twisted.internet.task import Clock
 
 from federation.protocol.errors import InvalidParam, LimitExceeded
-from homeserver.services.fair_turns import REMEMBERED_SECONDS
-from homeserver.services.media.location_worker import MAX_NOTE_BYTES, Unreadable, find_patches
-from homeserver.services.media.photo_locations import (
+from homeserver.services.federation.fair_turns import REMEMBERED_SECONDS
+from homeserver.services.media.location_removal import (
     LONGEST_WAIT_SECONDS,
     MOST_WAITING_OF_ONE,
     SECONDS_A_FILE,
     SLOW_SECONDS,
     PhotoLocations,
 )
-from homeserver.services.worker_processes import PATIENCE
-from storage.database import Database
-from storage.executors import InlineExecutor
+from homeserver.services.media.location_worker import MAX_NOTE_BYTES, Unreadable, find_patches
+from homeserver.services.subprocesses.worker_processes import PATIENCE
+from storage.engine.database import Database
+from storage.engine.executors import InlineExecutor
 from tests.helpers.http import Pending
 from tests.helpers.images import ORIENTATION, picture
 from tests.helpers.later import LaterExecutor
 from tests.helpers.server import TestServer, User
 
-PLACE = {1: "N", 2: (41.0, 18.0, 41.0), 3: "E", 4: (69.0, 14.0, 24.0), 27: b"ASCII\0\0\0GPS in Tashkent"}
+PLACE = {
+    1: "N",
+    2: (41.0, 18.0, 41.0),
+    3: "E",
+    4: (69.0, 14.0, 24.0),
+    27: b"ASCII\0\0\0GPS in Tashkent",
+}
 XMP = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
  xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" xmlns:exif="http://ns.adobe.com/exif/1.0/"
  xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/" exif:GPSLatitude="41,18.683N"
@@ -58,11 +65,18 @@ def photo(format: str, **more: Any) -> bytes:
 
 def apng() -> bytes:
     """A PNG, whose XMP Pillow does not write."""
-    return with_chunks(picture(40, 20, "PNG", exif=notes()), chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP))
+    return with_chunks(
+        picture(40, 20, "PNG", exif=notes()), chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
+    )
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def with_chunks(png: bytes, *chunks: bytes) -> bytes:
@@ -110,7 +124,8 @@ def test_the_place_goes_and_the_picture_stays(kind: str) -> None:
         Image.open(io.BytesIO(readable)) as new,
     ):
         assert old.tobytes() == new.tobytes()
-        # what AVIF says of the turning stands in the container, and Pillow takes it out of the notes
+        # what AVIF says of the turning stands in the container, and Pillow takes it out of the
+        # notes
         assert (new.getexif().get(ORIENTATION), new.info.get("irot")) == (
             old.getexif().get(ORIENTATION),
             old.info.get("irot"),
@@ -132,7 +147,10 @@ def test_all_pictures_of_a_file_are_looked_at() -> None:
 
 
 def test_a_packet_that_needed_several_segments() -> None:
-    head, parts = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + struct.pack(">I", len(XMP)), (0, 300, 500, 512)
+    head, parts = (
+        b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + struct.pack(">I", len(XMP)),
+        (0, 300, 500, 512),
+    )
     segments = [
         segment(0xE1, head + struct.pack(">I", at) + XMP[at:end])
         for at, end in zip(parts, (*parts[1:], len(XMP)), strict=True)
@@ -147,7 +165,9 @@ def test_names_of_towns_in_the_notes_of_iptc() -> None:
     told = [(90, b"Toshkent"), (120, b"A market"), (101, b"Uzbekistan")]
     sets = b"".join(struct.pack(">BBBH", 0x1C, 2, kind, len(text)) + text for kind, text in told)
     resources = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(sets)) + sets + bytes(len(sets) % 2)
-    after = without_place(with_segments(picture(4, 4, "JPEG"), segment(0xED, b"Photoshop 3.0\0" + resources)))
+    after = without_place(
+        with_segments(picture(4, 4, "JPEG"), segment(0xED, b"Photoshop 3.0\0" + resources))
+    )
     assert b"A market" in after
     assert b"Toshkent" not in after
     assert b"Uzbekistan" not in after
@@ -161,9 +181,21 @@ def hexadecimal(content: bytes) -> bytes:
     ("further", "goes"),
     [
         (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)), True),
-        (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<dc:title>Bozor</dc:title>")), False),
+        (
+            chunk(
+                b"iTXt",
+                b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<dc:title>Bozor</dc:title>"),
+            ),
+            False,
+        ),
         (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0broken"), True),
-        (chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(hexadecimal(notes().tobytes()))), True),
+        (
+            chunk(
+                b"zTXt",
+                b"Raw profile type exif\0\0" + zlib.compress(hexadecimal(notes().tobytes())),
+            ),
+            True,
+        ),
         (chunk(b"tEXt", b"Raw profile type APP1\0" + hexadecimal(XMP)), True),
         (chunk(b"tEXt", b"Raw profile type xmp\0 not in digits"), True),
         (chunk(b"tEXt", b"Title\0GPS"), False),
@@ -187,12 +219,23 @@ def test_exif_that_cannot_be_understood_goes_as_a_whole(order: str) -> None:
     assert not any(word in without_place(broken) for word in WORDS)
     assert order not in without_place(broken)[at : at + 2].decode()
     wide = XMP.decode().encode("utf-16")
-    after = without_place(with_segments(picture(4, 4, "JPEG"), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + wide)))
+    after = without_place(
+        with_segments(
+            picture(4, 4, "JPEG"), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + wide)
+        )
+    )
     assert wide[2:40] not in after
 
 
 def test_what_is_no_photograph_is_left() -> None:
-    for data in (b"", b"\xff\xd8\xff", b"GIF89a" + XMP, XMP, b"RIFF....WAVE" + XMP, bytes(range(256)) * 8):
+    for data in (
+        b"",
+        b"\xff\xd8\xff",
+        b"GIF89a" + XMP,
+        XMP,
+        b"RIFF....WAVE" + XMP,
+        bytes(range(256)) * 8,
+    ):
         assert find_patches(io.BytesIO(data)) == []
 
 
@@ -214,7 +257,9 @@ def test_notes_without_end_are_not_read() -> None:
     st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=8),
     st.integers(0, 4000),
 )
-def test_whatever_comes_stays_as_long_as_it_is(kind: str, changes: list[tuple[int, int]], length: int) -> None:
+def test_whatever_comes_stays_as_long_as_it_is(
+    kind: str, changes: list[tuple[int, int]], length: int
+) -> None:
     data = bytearray(PHOTOS[kind])
     for at, value in changes:
         data[at % len(data)] = value
@@ -228,12 +273,19 @@ def test_whatever_comes_stays_as_long_as_it_is(kind: str, changes: list[tuple[in
 def upload(alice: User, data: bytes, **options: Any) -> Any:
     path = "/_matrix/media/v3/upload"
     return alice.server.client.request(
-        "POST", path, token=alice.token, body=data, headers={"Content-Type": "image/jpeg"}, **options
+        "POST",
+        path,
+        token=alice.token,
+        body=data,
+        headers={"Content-Type": "image/jpeg"},
+        **options,
     )
 
 
 def fetched(alice: User, address: str) -> bytes:
-    return bytes(alice.get(f"/_matrix/client/v1/media/download/{address.removeprefix('mxc://')}").body)
+    return bytes(
+        alice.get(f"/_matrix/client/v1/media/download/{address.removeprefix('mxc://')}").body
+    )
 
 
 @pytest.mark.parametrize("size", [0, 3 << 20])
@@ -246,7 +298,9 @@ def test_an_upload_where_it_is_wanted(tmp_path: Path, sqlite_database: Database,
         assert first.status == 200, first.body
         assert fetched(alice, first.json["content_uri"]) == without_place(data)
         again = upload(alice, without_place(data))
-        kept = [path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()]
+        kept = [
+            path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()
+        ]
         assert len(kept) == 1, "the content is known by what is kept"
         encrypted = bytes(range(255, 0, -1)) + PHOTOS["jpeg"]
         assert fetched(alice, upload(alice, encrypted).json["content_uri"]) == encrypted
@@ -285,14 +339,22 @@ def test_files_that_may_say_a_place_and_are_not_looked_at_are_refused_where_that
             answer = upload(alice, data)
             assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), name
             assert "JPEG" in answer.json["error"]
-        for data in (*PHOTOS.values(), b"Get free tea", b"MMORPG", bytes(range(255, 0, -1)), b"OggS" + bytes(40)):
+        for data in (
+            *PHOTOS.values(),
+            b"Get free tea",
+            b"MMORPG",
+            bytes(range(255, 0, -1)),
+            b"OggS" + bytes(40),
+        ):
             assert upload(alice, data).status == 200, data[:40]
     finally:
         alice.server.app.media.close_workers()
 
 
 def test_they_are_kept_as_they_are_elsewhere(tmp_path: Path, sqlite_database: Database) -> None:
-    alice = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n").register("alice")
+    alice = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n").register(
+        "alice"
+    )
     try:
         for data in OTHERS.values():
             assert fetched(alice, upload(alice, data).json["content_uri"]) == data
@@ -304,17 +366,23 @@ def test_they_are_kept_as_they_are_elsewhere(tmp_path: Path, sqlite_database: Da
 def slow(tmp_path: Path, sqlite_database: Database) -> Iterator[tuple[TestServer, LaterExecutor]]:
     """A server where pictures take as long as a test wants."""
     executor = LaterExecutor()
-    server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", photos=executor)
+    server = TestServer(
+        tmp_path, sqlite_database, "remove_photo_locations: true\n", photos=executor
+    )
     yield server, executor
     server.app.media.close_workers()
 
 
 def begin(user: User, data: bytes = PHOTOS["jpeg"]) -> Pending:
     path = "/_matrix/media/v3/upload"
-    return user.server.client.start("POST", path, token=user.token, body=data, headers={"Content-Type": "image/jpeg"})
+    return user.server.client.start(
+        "POST", path, token=user.token, body=data, headers={"Content-Type": "image/jpeg"}
+    )
 
 
-def test_pictures_that_take_long_keep_nobody_elses_waiting(slow: tuple[TestServer, LaterExecutor]) -> None:
+def test_pictures_that_take_long_keep_nobody_elses_waiting(
+    slow: tuple[TestServer, LaterExecutor],
+) -> None:
     server, executor = slow
     alice, bob = server.register("alice"), server.register("bob")
     hers = [begin(alice) for _ in range(4)]
@@ -330,7 +398,9 @@ def test_pictures_that_take_long_keep_nobody_elses_waiting(slow: tuple[TestServe
     assert [each.answer.status for each in hers] == [200] * 4
 
 
-def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(slow: tuple[TestServer, LaterExecutor]) -> None:
+def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
+    slow: tuple[TestServer, LaterExecutor],
+) -> None:
     """They share one of the two places from the second picture on."""
     server, executor = slow
     liars = [server.register(f"liar{number}") for number in range(6)]
@@ -358,7 +428,9 @@ def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(slow: tuple[Tes
     executor.work_all()
 
 
-def test_who_waits_too_long_for_a_turn_is_told(slow: tuple[TestServer, LaterExecutor], tmp_path: Path) -> None:
+def test_who_waits_too_long_for_a_turn_is_told(
+    slow: tuple[TestServer, LaterExecutor], tmp_path: Path
+) -> None:
     server, executor = slow
     alice = server.register("alice")
     first, second = begin(alice), begin(alice)
@@ -400,7 +472,9 @@ async def test_a_picture_that_takes_too_long_is_refused() -> None:
 
 async def test_whoever_uploads_to_a_busy_machine_is_told_to_try_again() -> None:
     times = count(0, int(SECONDS_A_FILE * PATIENCE))
-    locations = PhotoLocations(InlineExecutor(), Clock(), 2, now=lambda: next(times), spent=lambda _: 0.0)
+    locations = PhotoLocations(
+        InlineExecutor(), Clock(), 2, now=lambda: next(times), spent=lambda _: 0.0
+    )
     body = io.BytesIO(PHOTOS["jpeg"])
     with pytest.raises(LimitExceeded):
         await locations.remove(body, "@alice:example.org")

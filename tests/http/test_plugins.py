@@ -1,4 +1,5 @@
-"""Plug-ins of an institution: the examples of the documentation, and what happens when a plug-in is at fault."""
+"""Plug-ins of an institution: the examples of the documentation, and what happens when a plug-in is
+at fault."""
 
 import hashlib
 import hmac
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.hooks import hookimpl, load_plugin
-from storage.database import Database
+from homeserver.services.plugins.hooks import hookimpl, load_plugin
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
@@ -45,8 +46,14 @@ def make_misspelt(_config: dict[str, object]) -> Misspelt:
     return Misspelt()
 
 
-def login(server: TestServer, name: str, password: str = "wonderland", ip: str = "127.0.0.1") -> Answer:
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": password}
+def login(
+    server: TestServer, name: str, password: str = "wonderland", ip: str = "127.0.0.1"
+) -> Answer:
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": name},
+        "password": password,
+    }
     return server.post("/_matrix/client/v3/login", body, ip=ip)
 
 
@@ -55,7 +62,9 @@ def register(server: TestServer, name: str) -> Answer:
     return server.post("/_matrix/client/v3/register", body)
 
 
-def test_a_plugin_knows_passwords(tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_knows_passwords(
+    tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashed = hashlib.scrypt(b"wonderland", salt=b"salt", n=2**14, r=8, p=1).hex()
     people = tmp_path / "people"
     people.write_text(f"17:alice:Alice Liddell:{b'salt'.hex()}:{hashed}\n", encoding="utf-8")
@@ -76,13 +85,18 @@ def test_a_plugin_knows_passwords(tmp_path: Path, sqlite_database: Database, mon
         assert login(server, name, password).errcode == "M_FORBIDDEN"
     alice = User(server, login(server, "alice").json)
     assert alice.user_id == "@alice:example.org"
-    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
+    assert (
+        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
+        == "Alice Liddell"
+    )
     path = f"/_matrix/client/v3/devices/{alice.device_id}"
     asked = alice.delete(path, {}).json
     auth = {"type": "m.login.password", "session": asked["session"], "password": "wonderland"}
     auth |= {"identifier": {"type": "m.id.user", "user": "alice"}}
     assert alice.delete(path, {"auth": auth}).status == 200
-    people.write_text(people.read_text(encoding="utf-8").replace("17:", "18:"), encoding="utf-8")  # somebody else
+    people.write_text(
+        people.read_text(encoding="utf-8").replace("17:", "18:"), encoding="utf-8"
+    )  # somebody else
     assert login(server, "alice").errcode == "M_FORBIDDEN"
 
 
@@ -96,7 +110,9 @@ def test_a_plugin_refuses_accounts(tmp_path: Path, sqlite_database: Database) ->
     assert register(server, "alice.liddell").status == 200
 
 
-def test_a_plugin_refuses_sign_ins(tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_refuses_sign_ins(
+    tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = "plugins: [{module: office_hours.OfficeHours, config: {from: 7, until: 19, network: 10.0.0.0/8}}]"
     server = TestServer(tmp_path, sqlite_database, config)
     server.register("alice")
@@ -107,7 +123,8 @@ def test_a_plugin_refuses_sign_ins(tmp_path: Path, sqlite_database: Database, mo
         (19, "2001:db8::1", 403),
     ):
         monkeypatch.setattr(
-            "office_hours.time.localtime", lambda hour=hour: time.struct_time((2026, 1, 1, hour, *[0] * 5))
+            "office_hours.time.localtime",
+            lambda hour=hour: time.struct_time((2026, 1, 1, hour, *[0] * 5)),
         )
         assert login(server, "alice", ip=ip).status == status, (hour, ip)
     assert [event for event, _ in told(server)].count("session_began") == 3
@@ -123,7 +140,10 @@ plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
 
     def solve(name: str, solution: str) -> Answer:
         auth = {"type": "m.login.recaptcha", "response": solution}
-        return server.post("/_matrix/client/v3/register", {"username": name, "password": "wonderland", "auth": auth})
+        return server.post(
+            "/_matrix/client/v3/register",
+            {"username": name, "password": "wonderland", "auth": auth},
+        )
 
     def signed(end: float, key: bytes = b"shared") -> str:
         return f"{end}.n1.{hmac.new(key, f'{end}.n1'.encode(), 'sha256').hexdigest()}"
@@ -143,7 +163,12 @@ registrations_require_3pid: [msisdn]
 plugins: [{{module: spooled_messages.SpooledMessages, config: {{folder: '{folder}'}}}}]
 """
     server = TestServer(tmp_path, sqlite_database, config)
-    body = {"client_secret": "secret", "country": "UZ", "phone_number": "90 123 45 67", "send_attempt": 1}
+    body = {
+        "client_secret": "secret",
+        "country": "UZ",
+        "phone_number": "90 123 45 67",
+        "send_attempt": 1,
+    }
     asked = server.post("/_matrix/client/v3/register/msisdn/requestToken", body)
     assert asked.status == 200
     [message] = folder.iterdir()
@@ -154,7 +179,9 @@ plugins: [{{module: spooled_messages.SpooledMessages, config: {{folder: '{folder
     assert server.post("/_mahalla/confirm_number", typed).json == {"success": True}
 
 
-def test_messages_that_nobody_sends_stop_the_start(tmp_path: Path, sqlite_database: Database) -> None:
+def test_messages_that_nobody_sends_stop_the_start(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     config = """public_baseurl: https://matrix.example.org/
 registrations_require_3pid: [msisdn]
 plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
@@ -163,7 +190,9 @@ plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
         TestServer(tmp_path, sqlite_database, config)
 
 
-def test_riddles_that_nobody_checks_stop_the_start(tmp_path: Path, sqlite_database: Database) -> None:
+def test_riddles_that_nobody_checks_stop_the_start(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     config = """enable_registration_captcha: true
 recaptcha_public_key: ours
 plugins: [{module: staff_names.StaffNames}]
@@ -188,7 +217,9 @@ def test_nobody_gets_in_by_a_fault(tmp_path: Path, sqlite_database: Database) ->
         f"{{module: {__name__}.make_misspelt}}",
     ],
 )
-def test_a_plugin_that_is_none_stops_the_start(tmp_path: Path, sqlite_database: Database, entry: str) -> None:
+def test_a_plugin_that_is_none_stops_the_start(
+    tmp_path: Path, sqlite_database: Database, entry: str
+) -> None:
     with pytest.raises(ValueError, match="plug-in"):
         TestServer(tmp_path, sqlite_database, f"plugins: [{entry}]")
 

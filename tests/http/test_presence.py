@@ -9,11 +9,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.ids import ServerName, UserID
-from homeserver.services.presence.people import State
-from homeserver.services.presence.remote_people import PresenceUpdate
-from storage.database import Database, DatabaseUnavailable
-from storage.presence import PresenceStore
-from storage.transaction import WriteTransaction
+from homeserver.services.presence.remote_users import PresenceUpdate
+from homeserver.services.presence.states import State
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.engine.transaction import WriteTransaction
+from storage.presence.presence import PresenceStore
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, poll, sync
 from tests.helpers.talk import V3, ok, refused
@@ -57,7 +57,9 @@ def wait(server: TestServer, seconds: float) -> None:
 
 
 def put(user: User, presence: str, **more: Any) -> None:
-    assert ok(user.put(f"{V3}/presence/{user.user_id}/status", {"presence": presence, **more})) == {}
+    assert (
+        ok(user.put(f"{V3}/presence/{user.user_id}/status", {"presence": presence, **more})) == {}
+    )
 
 
 def status(user: User, of: User | str) -> Any:
@@ -68,7 +70,10 @@ def status(user: User, of: User | str) -> Any:
 def told(answer: Any) -> dict[str, Any]:
     """Who is how, in the presence section of an answer."""
     events = answer["presence"]["events"]
-    assert all(set(event) == {"type", "sender", "content"} and event["type"] == "m.presence" for event in events)
+    assert all(
+        set(event) == {"type", "sender", "content"} and event["type"] == "m.presence"
+        for event in events
+    )
     return {event["sender"]: event["content"] for event in events}
 
 
@@ -78,11 +83,19 @@ def states(answer: Any) -> dict[str, str]:
 
 def again(user: User, name: str = "another") -> User:
     """The same person with another device."""
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": user.user_id}, "device_id": name}
-    return User(user.server, ok(user.server.post(f"{V3}/login", {**body, "password": "wonderland"})))
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": user.user_id},
+        "device_id": name,
+    }
+    return User(
+        user.server, ok(user.server.post(f"{V3}/login", {**body, "password": "wonderland"}))
+    )
 
 
-def test_who_syncs_is_online_for_those_with_whom_they_share_a_room(server: TestServer, alice: User, bob: User) -> None:
+def test_who_syncs_is_online_for_those_with_whom_they_share_a_room(
+    server: TestServer, alice: User, bob: User
+) -> None:
     carol = server.register("carol")
     rooms.create(alice, bob)
     first, carols = sync(alice, set_presence="offline")["next_batch"], sync(carol)["next_batch"]
@@ -97,7 +110,9 @@ def test_who_syncs_is_online_for_those_with_whom_they_share_a_room(server: TestS
     assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
 
 
-def test_a_change_wakes_those_who_wait_and_share_a_room(server: TestServer, alice: User, bob: User) -> None:
+def test_a_change_wakes_those_who_wait_and_share_a_room(
+    server: TestServer, alice: User, bob: User
+) -> None:
     carol, dave = server.register("carol"), server.register("dave")
     room_id = rooms.create(alice, bob)
     rooms.create(bob, carol)
@@ -118,7 +133,9 @@ def test_a_change_wakes_those_who_wait_and_share_a_room(server: TestServer, alic
     rooms.act(bob, room_id, "leave")
     put(bob, "unavailable")
     wait(server, 1)
-    assert states(sync(carol, waiting[carol].answer.json["next_batch"])) == {bob.user_id: "unavailable"}
+    assert states(sync(carol, waiting[carol].answer.json["next_batch"])) == {
+        bob.user_id: "unavailable"
+    }
     assert states(sync(alice, waiting[alice].answer.json["next_batch"])) == {}
 
 
@@ -144,13 +161,19 @@ def test_a_long_poll_keeps_one_there(server: TestServer, alice: User, bob: User)
     waiting = poll(bob, since, filter={"presence": {"types": []}}, timeout=200_000)
     wait(server, 150)
     assert not waiting.done
-    assert status(alice, bob) == {"presence": "online", "last_active_ago": 150_000, "currently_active": False}
+    assert status(alice, bob) == {
+        "presence": "online",
+        "last_active_ago": 150_000,
+        "currently_active": False,
+    }
     waiting.connection.close()  # the client goes away without a word
     wait(server, 31)
     assert status(alice, bob)["presence"] == "offline"
 
 
-def test_who_does_nothing_is_unavailable_until_they_do_something(server: TestServer, alice: User, bob: User) -> None:
+def test_who_does_nothing_is_unavailable_until_they_do_something(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = rooms.create(alice, bob)
     quiet: Json = {"presence": {"types": []}, "room": {"rooms": []}}
     poll(bob, sync(bob, filter=quiet)["next_batch"], filter=quiet, timeout=300_000)
@@ -158,7 +181,9 @@ def test_who_does_nothing_is_unavailable_until_they_do_something(server: TestSer
     since = sync(alice, set_presence="offline")["next_batch"]
     wait(server, 60)
     answer = sync(alice, since, set_presence="offline")
-    assert told(answer) == {bob.user_id: {"presence": "online", "last_active_ago": 60_000, "currently_active": False}}
+    assert told(answer) == {
+        bob.user_id: {"presence": "online", "last_active_ago": 60_000, "currently_active": False}
+    }
     wait(server, 239)
     since = answer["next_batch"]
     assert told(sync(alice, since, set_presence="offline")) == {}
@@ -175,14 +200,20 @@ def test_who_does_nothing_is_unavailable_until_they_do_something(server: TestSer
     rooms.state(alice, room_id, "m.room.power_levels", {"redact": 0})
     for act in acts:
         act()
-        assert status(alice, bob) == {"presence": "online", "last_active_ago": 0, "currently_active": True}
+        assert status(alice, bob) == {
+            "presence": "online",
+            "last_active_ago": 0,
+            "currently_active": True,
+        }
         since = sync(bob, filter=quiet)["next_batch"]
         poll(bob, since, filter=quiet, timeout=310_000)
         wait(server, 305)
         assert status(alice, bob)["presence"] == "unavailable"
 
 
-def test_of_several_devices_the_most_present_counts(server: TestServer, alice: User, bob: User) -> None:
+def test_of_several_devices_the_most_present_counts(
+    server: TestServer, alice: User, bob: User
+) -> None:
     rooms.create(alice, bob)
     phone = again(bob, "PHONE")
     sync(phone, set_presence="unavailable")
@@ -203,7 +234,11 @@ def test_what_was_set_holds_until_another_choice(alice: User, bob: User) -> None
     sync(bob)
     put(bob, "unavailable", status_msg="at lunch")
     sync(bob)
-    assert status(alice, bob) == {"presence": "unavailable", "last_active_ago": 0, "status_msg": "at lunch"}
+    assert status(alice, bob) == {
+        "presence": "unavailable",
+        "last_active_ago": 0,
+        "status_msg": "at lunch",
+    }
     sync(bob, set_presence="online")
     assert status(alice, bob)["presence"] == "online"
     assert status(alice, bob)["status_msg"] == "at lunch"
@@ -264,12 +299,21 @@ def test_only_who_shares_a_room_may_ask(alice: User, bob: User) -> None:
 
 def test_bad_input_is_refused(alice: User, bob: User) -> None:
     own = f"{V3}/presence/{alice.user_id}/status"
-    assert refused(alice.put(f"{V3}/presence/{bob.user_id}/status", {"presence": "online"})) == FORBIDDEN
+    assert (
+        refused(alice.put(f"{V3}/presence/{bob.user_id}/status", {"presence": "online"}))
+        == FORBIDDEN
+    )
     assert refused(alice.put(own, {"presence": "asleep"})) == (400, "M_BAD_JSON")
     assert refused(alice.put(own, {})) == (400, "M_BAD_JSON")
     assert refused(alice.put(own, {"presence": "online", "status_msg": 5})) == (400, "M_BAD_JSON")
-    assert refused(alice.put(own, {"presence": "online", "status_msg": "x" * 2049})) == (400, "M_INVALID_PARAM")
-    assert refused(alice.put(own, {"presence": "online", "status_msg": "\0"})) == (400, "M_INVALID_PARAM")
+    assert refused(alice.put(own, {"presence": "online", "status_msg": "x" * 2049})) == (
+        400,
+        "M_INVALID_PARAM",
+    )
+    assert refused(alice.put(own, {"presence": "online", "status_msg": "\0"})) == (
+        400,
+        "M_INVALID_PARAM",
+    )
     assert refused(alice.get(f"{V3}/sync?set_presence=asleep"))[0] == 400
     assert status(alice, alice) == {"presence": "offline"}
 
@@ -297,7 +341,9 @@ def test_a_restart_forgets_nobody(tmp_path: Path, database: Database) -> None:
     turn(before)
     since = sync(alice, since, set_presence="offline")["next_batch"]
     before.app.rooms.start()
-    wait(before, 30)  # long enough to be written, too short for bob to be gone when the server stops
+    wait(
+        before, 30
+    )  # long enough to be written, too short for bob to be gone when the server stops
     later = before.clock.seconds() + 1
     after = TestServer(tmp_path, database, ON, seed=2, now=later)
     after.app.rooms.start()
@@ -305,7 +351,10 @@ def test_a_restart_forgets_nobody(tmp_path: Path, database: Database) -> None:
         user.server = after
     answer = sync(alice, since, set_presence="offline")
     assert states(answer) == {}  # nothing has changed
-    assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online", carol.user_id: "online"}
+    assert states(sync(alice, set_presence="offline")) == {
+        bob.user_id: "online",
+        carol.user_id: "online",
+    }
     assert status(alice, bob)["status_msg"] == "reading"
     sync(bob, set_presence="online")
     wait(after, 31)
@@ -329,12 +378,18 @@ def test_that_the_disk_is_full_is_a_line_of_the_log(server: TestServer, alice: U
     with pytest.MonkeyPatch.context() as patch, capturedLogs() as told:
         patch.setattr(server.app.database, "write", refuse)
         wait(server, 30)
-    lines = [each for each in told if each["log_namespace"].startswith("homeserver.services.presence")]
-    assert [formatEvent(each) for each in lines] == ["could not write who is there: the disk is full"]
+    lines = [
+        each for each in told if each["log_namespace"].startswith("homeserver.services.presence")
+    ]
+    assert [formatEvent(each) for each in lines] == [
+        "could not write who is there: the disk is full"
+    ]
     assert "log_failure" not in lines[0]
 
 
-def test_who_was_there_before_a_restart_is_told_to_be_gone(tmp_path: Path, database: Database) -> None:
+def test_who_was_there_before_a_restart_is_told_to_be_gone(
+    tmp_path: Path, database: Database
+) -> None:
     before = TestServer(tmp_path, database, ON)
     alice, bob = before.register("alice"), before.register("bob")
     rooms.create(alice, bob)
@@ -353,8 +408,12 @@ def test_who_was_there_before_a_restart_is_told_to_be_gone(tmp_path: Path, datab
     late = sync(alice, set_presence="offline")
     assert states(late) == {bob.user_id: "online"}
     wait(after, 31)
-    assert states(sync(alice, answer["next_batch"], set_presence="offline")) == {bob.user_id: "offline"}
-    assert states(sync(alice, since, set_presence="offline")) == {bob.user_id: "offline"}  # who comes even later
+    assert states(sync(alice, answer["next_batch"], set_presence="offline")) == {
+        bob.user_id: "offline"
+    }
+    assert states(sync(alice, since, set_presence="offline")) == {
+        bob.user_id: "offline"
+    }  # who comes even later
     assert states(sync(alice, set_presence="offline")) == {}
 
 
@@ -369,10 +428,15 @@ def test_it_can_be_switched_off(tmp_path: Path, sqlite_database: Database, mode:
     turn(server)
     assert told(sync(alice, since)) == told(sync(alice)) == {}
     assert status(alice, bob) == {"presence": "offline"}
-    assert refused(bob.put(f"{V3}/presence/{alice.user_id}/status", {"presence": "online"})) == FORBIDDEN
+    assert (
+        refused(bob.put(f"{V3}/presence/{alice.user_id}/status", {"presence": "online"}))
+        == FORBIDDEN
+    )
 
 
-def test_offline_people_are_named_where_that_is_wanted(tmp_path: Path, sqlite_database: Database) -> None:
+def test_offline_people_are_named_where_that_is_wanted(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     config = "presence: {enabled: true, include_offline_users_on_sync: true}\n"
     server = TestServer(tmp_path, sqlite_database, config)
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
@@ -381,7 +445,11 @@ def test_offline_people_are_named_where_that_is_wanted(tmp_path: Path, sqlite_da
     sync(bob)
     turn(server)
     answer = sync(alice)
-    assert states(answer) == {alice.user_id: "offline", bob.user_id: "online", carol.user_id: "offline"}
+    assert states(answer) == {
+        alice.user_id: "offline",
+        bob.user_id: "online",
+        carol.user_id: "offline",
+    }
     assert states(sync(alice, answer["next_batch"])) == {}
 
 
@@ -391,7 +459,9 @@ def test_many_changes_are_told_at_once_and_not_too_often(server: TestServer, ali
     sync(alice)
     turn(server)
     since = sync(alice)["next_batch"]
-    polls = [poll(alice, since) for _ in range(100)]  # whoever is woken costs something: half a second for a hundred
+    polls = [
+        poll(alice, since) for _ in range(100)
+    ]  # whoever is woken costs something: half a second for a hundred
     put(people[0], "online")
     turn(server)
     assert all(each.done for each in polls)
@@ -402,7 +472,9 @@ def test_many_changes_are_told_at_once_and_not_too_often(server: TestServer, ali
     server.clock.advance(0.4)
     turn(server)
     assert not waiting.done
-    assert status(alice, people[3])["presence"] == "unavailable"  # who asks by name is not told old news
+    assert (
+        status(alice, people[3])["presence"] == "unavailable"
+    )  # who asks by name is not told old news
     server.clock.advance(0.1)
     turn(server)
     assert set(states(waiting.answer.json).values()) == {"unavailable"}
@@ -417,12 +489,18 @@ def test_of_an_account_that_ends_nothing_is_kept(tmp_path: Path, database: Datab
     turn(server)
     assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
     server.app.rooms.start()
-    auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "bob"}, "password": "wonderland"}
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "bob"},
+        "password": "wonderland",
+    }
     ok(bob.post(f"{V3}/account/deactivate", {"auth": auth}))
     wait(server, 61)
     assert states(sync(alice, set_presence="offline")) == {}
     rows: list[object] = []
-    Deferred.fromCoroutine(PresenceStore(database).get_states([bob.user_id])).addCallback(rows.append)
+    Deferred.fromCoroutine(PresenceStore(database).get_states([bob.user_id])).addCallback(
+        rows.append
+    )
     assert rows == [{}]
 
 
@@ -465,11 +543,22 @@ def test_other_servers_users(tmp_path: Path, sqlite_database: Database, mode: st
     quiet = {"set_presence": "offline"}
     since, bobs = sync(alice, **quiet)["next_batch"], sync(bob, **quiet)["next_batch"]
     waiting = poll(alice, since)
-    others = [remote(yan, "online"), remote("@bob:example.org", "online"), remote("@x:third.example", "online")]
-    presence.receive(ServerName("other.example"), [remote(zoe, "online", status_msg="y" * 5000), *others])
+    others = [
+        remote(yan, "online"),
+        remote("@bob:example.org", "online"),
+        remote("@x:third.example", "online"),
+    ]
+    presence.receive(
+        ServerName("other.example"), [remote(zoe, "online", status_msg="y" * 5000), *others]
+    )
     presence.receive(ServerName("example.org"), [remote("@bob:example.org", "online")])
     turn(server)
-    content = {"presence": "online", "last_active_ago": 1000, "currently_active": False, "status_msg": "y" * 2048}
+    content = {
+        "presence": "online",
+        "last_active_ago": 1000,
+        "currently_active": False,
+        "status_msg": "y" * 2048,
+    }
     shown = told(waiting.answer.json)
     assert shown.pop(alice.user_id, None) is None or mode == "true"
     assert shown == {zoe: content}

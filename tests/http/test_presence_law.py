@@ -1,4 +1,5 @@
-"""The law of presence: who was told of every change knows who is there as somebody does who comes anew."""
+"""The law of presence: who was told of every change knows who is there as somebody does who comes
+anew."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ person = st.integers(0, len(NAMES) - 1)
 number = st.integers(0, 5)
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["sync"] * 4 + ["put", "say", "wait"] * 2 + ["join", "leave", "look", "restart"]),
+        st.sampled_from(
+            ["sync"] * 4 + ["put", "say", "wait"] * 2 + ["join", "leave", "look", "restart"]
+        ),
         person,
         number,
     ),
@@ -39,7 +42,9 @@ class Town:
         self.server = TestServer(folder, self.database, ON)
         self.server.app.rooms.start()
         self.people = [self.server.register(name) for name in NAMES]
-        created = [ok(self.people[0].post(f"{V3}/createRoom", {"preset": "public_chat"})) for _ in range(2)]
+        created = [
+            ok(self.people[0].post(f"{V3}/createRoom", {"preset": "public_chat"})) for _ in range(2)
+        ]
         self.rooms = [str(room["room_id"]) for room in created]
         self.count = 0
         self.known: list[dict[str, Any]] = [{}, {}]
@@ -116,9 +121,13 @@ def shares_room(one: User, other: User) -> bool:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(todo=actions)
-@example([("sync", 0, 0), ("put", 0, 0), ("look", 0, 0), ("restart", 0, 0)])  # written, but not told before the restart
+@example(
+    [("sync", 0, 0), ("put", 0, 0), ("look", 0, 0), ("restart", 0, 0)]
+)  # written, but not told before the restart
 def test_who_was_told_of_all_changes_knows_who_is_there(
-    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, todo: list[tuple[str, int, int]]
+    tmp_path_factory: pytest.TempPathFactory,
+    sqlite_template: Path,
+    todo: list[tuple[str, int, int]],
 ) -> None:
     town = Town(tmp_path_factory.mktemp("town"), sqlite_template)
     for action, who, what in todo:

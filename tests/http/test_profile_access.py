@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, join, leave, ok, refused
 

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
 from federation.rooms.engine import RoomEngine
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.finding import begin_jobs
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, get_state, join, ok, room_path
@@ -27,7 +27,9 @@ def rename(user: User, name: str) -> None:
 
 
 def names_of(user: User, rooms: list[str]) -> list[str]:
-    return [get_state(user, room_id, "m.room.member", user.user_id)["displayname"] for room_id in rooms]
+    return [
+        get_state(user, room_id, "m.room.member", user.user_id)["displayname"] for room_id in rooms
+    ]
 
 
 def failing_after(monkeypatch: pytest.MonkeyPatch, sent: int, error: Exception) -> list[RoomID]:
@@ -104,7 +106,9 @@ def test_one_who_cannot_be_carried_keeps_nobody_else_from_it(
     assert names_of(alice, of_alice) == ["new alice"]  # and what had failed was tried with it
 
 
-def test_what_failed_is_tried_again_by_itself(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_failed_is_tried_again_by_itself(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin_jobs(server)
     alice = server.register("alice")
     rooms = [create(alice)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User
 
 ALICE = "profile/@alice:example.org"
@@ -20,11 +20,18 @@ def alice(server: AccountsServer) -> User:
 
 
 def test_fields_are_set_read_and_removed(server: AccountsServer, alice: User) -> None:
-    assert server.request("GET", ALICE).json == {"displayname": "alice"}, "the local part, until it is changed"
+    assert server.request("GET", ALICE).json == {"displayname": "alice"}, (
+        "the local part, until it is changed"
+    )
     assert alice.put(f"{ALICE}/displayname", {"displayname": "Alice"}).json == {}
     assert alice.put(f"{ALICE}/avatar_url", {"avatar_url": "mxc://example.org/a"}).json == {}
     assert alice.put(f"{ALICE}/m.tz", {"m.tz": "Asia/Tashkent"}).json == {}
-    assert alice.put(UNSTABLE + "org.example.pets", {"org.example.pets": [{"cat": None, "age": 1.5}]}).json == {}
+    assert (
+        alice.put(
+            UNSTABLE + "org.example.pets", {"org.example.pets": [{"cat": None, "age": 1.5}]}
+        ).json
+        == {}
+    )
     whole = {
         "displayname": "Alice",
         "avatar_url": "mxc://example.org/a",
@@ -33,7 +40,9 @@ def test_fields_are_set_read_and_removed(server: AccountsServer, alice: User) ->
     }
     assert server.request("GET", ALICE).json == whole
     assert server.request("GET", UNSTABLE + "m.tz").json == {"m.tz": "Asia/Tashkent"}
-    assert server.request("GET", "/_matrix/client/r0/" + ALICE + "/displayname").json == {"displayname": "Alice"}
+    assert server.request("GET", "/_matrix/client/r0/" + ALICE + "/displayname").json == {
+        "displayname": "Alice"
+    }
     for _ in range(2):
         assert alice.delete(f"{ALICE}/m.tz").json == {}
     gone = server.request("GET", f"{ALICE}/m.tz")
@@ -53,7 +62,11 @@ def test_an_empty_name_is_no_name(server: AccountsServer, alice: User, nothing: 
 
 
 def test_unknown_users_have_no_profile(server: AccountsServer) -> None:
-    for path in ("profile/@bob:example.org", "profile/@bob:example.org/displayname", "profile/@bob:elsewhere.org"):
+    for path in (
+        "profile/@bob:example.org",
+        "profile/@bob:example.org/displayname",
+        "profile/@bob:elsewhere.org",
+    ):
         answer = server.request("GET", path)
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
@@ -72,15 +85,25 @@ def test_unknown_users_have_no_profile(server: AccountsServer) -> None:
         ("org.example.big", {"org.example.big": "x" * 65536}, 400, "M_PROFILE_TOO_LARGE"),
     ],
 )
-def test_values_that_are_refused(alice: User, field: str, body: object, status: int, errcode: str) -> None:
+def test_values_that_are_refused(
+    alice: User, field: str, body: object, status: int, errcode: str
+) -> None:
     answer = alice.put(f"{ALICE}/{field}", body)
     assert (answer.status, answer.errcode) == (status, errcode)
 
 
 def test_the_whole_profile_is_bounded(server: AccountsServer, alice: User) -> None:
     for number in range(6):
-        assert alice.put(f"{ALICE}/org.example.f{number}", {f"org.example.f{number}": "x" * 10_000}).status == 200
-    assert alice.put(f"{ALICE}/org.example.last", {"org.example.last": "x" * 10_000}).errcode == "M_PROFILE_TOO_LARGE"
+        assert (
+            alice.put(
+                f"{ALICE}/org.example.f{number}", {f"org.example.f{number}": "x" * 10_000}
+            ).status
+            == 200
+        )
+    assert (
+        alice.put(f"{ALICE}/org.example.last", {"org.example.last": "x" * 10_000}).errcode
+        == "M_PROFILE_TOO_LARGE"
+    )
     # A field that takes the place of a bigger one fits.
     assert alice.put(f"{ALICE}/org.example.f0", {"org.example.f0": "y" * 10_000}).status == 200
     assert len(server.request("GET", ALICE).body) < 65536
@@ -88,11 +111,16 @@ def test_the_whole_profile_is_bounded(server: AccountsServer, alice: User) -> No
 
 def test_broken_json_is_refused(server: AccountsServer, alice: User) -> None:
     broken = server.http.request(
-        "PUT", f"/_matrix/client/v3/{ALICE}/org.example.x", token=alice.token, body=b'{"org.example.x": {"a": nul}}'
+        "PUT",
+        f"/_matrix/client/v3/{ALICE}/org.example.x",
+        token=alice.token,
+        body=b'{"org.example.x": {"a": nul}}',
     )
     assert (broken.status, broken.errcode) == (400, "M_NOT_JSON")
     deep = b'{"org.example.x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
-    answer = server.http.request("PUT", f"/_matrix/client/v3/{ALICE}/org.example.x", token=alice.token, body=deep)
+    answer = server.http.request(
+        "PUT", f"/_matrix/client/v3/{ALICE}/org.example.x", token=alice.token, body=deep
+    )
     assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
 
 
@@ -100,7 +128,10 @@ def test_others_may_not_change_it(server: AccountsServer, alice: User) -> None:
     bob = server.register("bob")
     assert bob.put(f"{ALICE}/displayname", {"displayname": "Malice"}).errcode == "M_FORBIDDEN"
     assert bob.delete(f"{ALICE}/displayname").errcode == "M_FORBIDDEN"
-    assert server.request("PUT", f"{ALICE}/displayname", {"displayname": "x"}).errcode == "M_MISSING_TOKEN"
+    assert (
+        server.request("PUT", f"{ALICE}/displayname", {"displayname": "x"}).errcode
+        == "M_MISSING_TOKEN"
+    )
     assert alice.is_signed_in()
 
 
@@ -139,6 +170,8 @@ async def test_rooms_are_told_of_what_they_show(server: AccountsServer, alice: U
 def test_capabilities(alice: User) -> None:
     told = alice.get("capabilities").json["capabilities"]
     assert told["m.room_versions"]["default"] == "12"
-    assert told["m.room_versions"]["available"] == {str(number): "stable" for number in range(1, 13)}
+    assert told["m.room_versions"]["available"] == {
+        str(number): "stable" for number in range(1, 13)
+    }
     assert told["m.change_password"] == {"enabled": True}
     assert told["m.3pid_changes"] == told["m.get_login_token"] == {"enabled": False}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import EventID
-from storage.database import Database, SQLiteConfig
+from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
 from tests.helpers.retention import damage
 from tests.helpers.server import START, TestServer, User
@@ -76,7 +76,9 @@ def test_what_was_said_before_a_time(server: TestServer, alice: User, root: User
     server.clock.advance(60)
     say(alice, room_id, "two")
     say(alice, room_id, "three")
-    purge_id = begin(root, room_id, purge_up_to_ts=int((START + 60) * 1000), delete_local_events=True)
+    purge_id = begin(
+        root, room_id, purge_up_to_ts=int((START + 60) * 1000), delete_local_events=True
+    )
     assert status(root, purge_id) == {"status": "active", "messages": 0}
     work(server)
     assert status(root, purge_id) == {"status": "complete", "messages": 1}
@@ -93,14 +95,18 @@ def test_what_stands_above_an_event(server: TestServer, alice: User, root: User)
     for text in ("one", "two"):
         say(alice, room_id, text)
     limit = say(alice, room_id, "three")
-    purge_id = str(ok(root.post(f"{PURGE}/{room_id}/{limit}", {"delete_local_events": True}))["purge_id"])
+    purge_id = str(
+        ok(root.post(f"{PURGE}/{room_id}/{limit}", {"delete_local_events": True}))["purge_id"]
+    )
     work(server)
     assert status(root, purge_id)["messages"] == 2
     assert everything_said(alice, room_id) == ["three"]
     assert len(ok(alice.get(room_path(room_id, "state")))) == 6
 
 
-def test_the_newest_message_stays_and_so_does_what_our_users_said(server: TestServer, alice: User, root: User) -> None:
+def test_the_newest_message_stays_and_so_does_what_our_users_said(
+    server: TestServer, alice: User, root: User
+) -> None:
     room_id = create(alice)
     for text in ("one", "two"):
         say(alice, room_id, text)
@@ -119,9 +125,18 @@ def test_refusals(server: TestServer, alice: User, root: User) -> None:
     room_id, other = create(alice), create(alice)
     event_id = say(alice, other, "elsewhere")
     assert refused(root.post(f"{PURGE}/{room_id}", {})) == (400, "M_BAD_JSON")
-    assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": "soon"})) == (400, "M_BAD_JSON")
-    assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 2**60})) == (400, "M_BAD_JSON")
-    assert refused(root.post(f"{PURGE}/!none:example.org", {"purge_up_to_ts": 1})) == (404, "M_NOT_FOUND")
+    assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": "soon"})) == (
+        400,
+        "M_BAD_JSON",
+    )
+    assert refused(root.post(f"{PURGE}/{room_id}", {"purge_up_to_ts": 2**60})) == (
+        400,
+        "M_BAD_JSON",
+    )
+    assert refused(root.post(f"{PURGE}/!none:example.org", {"purge_up_to_ts": 1})) == (
+        404,
+        "M_NOT_FOUND",
+    )
     assert refused(root.post(f"{PURGE}/{room_id}/$none")) == (404, "M_NOT_FOUND")
     assert refused(root.post(f"{PURGE}/{room_id}/{event_id}")) == (400, "M_UNKNOWN")
     assert refused(root.get(f"{STATUS}/none")) == (404, "M_NOT_FOUND")
@@ -136,7 +151,9 @@ def test_refusals(server: TestServer, alice: User, root: User) -> None:
     begin(root, room_id, purge_up_to_ts=1)
 
 
-def test_what_stands_above_an_event_needs_no_body(server: TestServer, alice: User, root: User) -> None:
+def test_what_stands_above_an_event_needs_no_body(
+    server: TestServer, alice: User, root: User
+) -> None:
     room_id = create(alice)
     limit = say(alice, room_id, "one")
     path = f"{PURGE}/{room_id}/{limit}"
@@ -166,7 +183,9 @@ def test_a_restart_goes_on_with_it(tmp_path: Path, sqlite: SQLiteConfig) -> None
     room_id = create(alice)
     for number in range(25):
         say(alice, room_id, str(number))
-    purge_id = begin(root, room_id, purge_up_to_ts=int((START + 60) * 1000), delete_local_events=True)
+    purge_id = begin(
+        root, room_id, purge_up_to_ts=int((START + 60) * 1000), delete_local_events=True
+    )
     assert server.run(server.app.retention.purges.do_step(10)) == 10
     server.run(server.app.stop())
     again = TestServer(tmp_path, open_inline(sqlite), seed=2)
@@ -218,7 +237,9 @@ def leave_for_good(user: User, room_id: str) -> None:
     ok(membership(user, room_id, "forget"))
 
 
-def test_what_is_said_in_a_room_that_is_remembered_again_stays(server: TestServer, alice: User, root: User) -> None:
+def test_what_is_said_in_a_room_that_is_remembered_again_stays(
+    server: TestServer, alice: User, root: User
+) -> None:
     room_id = create(alice, preset="public_chat")
     for number in range(25):
         say(alice, room_id, f"old {number}")
@@ -241,7 +262,9 @@ def test_what_is_said_in_a_room_that_is_remembered_again_stays(server: TestServe
 
 
 @pytest.mark.parametrize("by_event", [False, True])
-def test_what_is_said_while_a_purge_goes_on_stays(server: TestServer, alice: User, root: User, by_event: bool) -> None:
+def test_what_is_said_while_a_purge_goes_on_stays(
+    server: TestServer, alice: User, root: User, by_event: bool
+) -> None:
     room_id, other = create(alice), create(alice)
     for number in range(25):
         say(alice, room_id, str(number))
@@ -279,13 +302,19 @@ def test_what_cannot_be_read_holds_up_nothing(tmp_path: Path, sqlite: SQLiteConf
     work(again)
     root = User(again, vars_of(root))
     failed, damaged, whole = (status(root, purge_id) for purge_id in purges)
-    assert failed == {"status": "failed", "error": "The server failed; its log says more", "messages": 0}
+    assert failed == {
+        "status": "failed",
+        "error": "The server failed; its log says more",
+        "messages": 0,
+    }
     assert damaged == {"status": "complete", "messages": 1}
     assert whole == {"status": "complete", "messages": 2}
 
 
 @pytest.mark.parametrize("last", ["redaction", "reaction", "edit", "topic", "purged"])
-def test_the_newest_message_is_one_that_people_see(server: TestServer, alice: User, root: User, last: str) -> None:
+def test_the_newest_message_is_one_that_people_see(
+    server: TestServer, alice: User, root: User, last: str
+) -> None:
     room_id = create(alice)
     for text in ("one", "two"):
         kept = say(alice, room_id, text)
@@ -298,8 +327,18 @@ def test_the_newest_message_is_one_that_people_see(server: TestServer, alice: Us
         relation = {"m.relates_to": {"rel_type": "m.annotation", "event_id": kept, "key": "+"}}
         ok(put_event(alice, room_id, "m.reaction", relation))
     elif last == "edit":
-        relation = {"m.relates_to": {"rel_type": "m.replace", "event_id": kept}, "m.new_content": {"body": "better"}}
-        ok(put_event(alice, room_id, "m.room.message", {"body": "* better", "msgtype": "m.text", **relation}))
+        relation = {
+            "m.relates_to": {"rel_type": "m.replace", "event_id": kept},
+            "m.new_content": {"body": "better"},
+        }
+        ok(
+            put_event(
+                alice,
+                room_id,
+                "m.room.message",
+                {"body": "* better", "msgtype": "m.text", **relation},
+            )
+        )
     elif last == "topic":
         set_state(alice, room_id, "m.room.topic", {"topic": "Tea"})
     begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
@@ -307,7 +346,9 @@ def test_the_newest_message_is_one_that_people_see(server: TestServer, alice: Us
     assert everything_said(alice, room_id) == (["two"] if last != "edit" else ["two", "* better"])
 
 
-def test_what_belongs_to_the_newest_message_stays(server: TestServer, alice: User, root: User) -> None:
+def test_what_belongs_to_the_newest_message_stays(
+    server: TestServer, alice: User, root: User
+) -> None:
     room_id = create(alice)
     begun = say(alice, room_id, "thread")
     say(alice, room_id, "gone")
@@ -321,12 +362,16 @@ def test_what_belongs_to_the_newest_message_stays(server: TestServer, alice: Use
     purge_id = begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
     work(server)
     assert status(root, purge_id)["messages"] == 1
-    left = [event["event_id"] for event in messages(alice, room_id)["chunk"] if "state_key" not in event]
+    left = [
+        event["event_id"] for event in messages(alice, room_id)["chunk"] if "state_key" not in event
+    ]
     assert left == [liked, voted, poll, begun]
 
 
 @pytest.mark.parametrize("with_own", [True, False])
-def test_redactions_of_what_stays_stay(server: TestServer, alice: User, root: User, with_own: bool) -> None:
+def test_redactions_of_what_stays_stay(
+    server: TestServer, alice: User, root: User, with_own: bool
+) -> None:
     room_id = create(alice)
     topic = set_state(alice, room_id, "m.room.topic", {"topic": "rude"})
     ok(redact(alice, room_id, topic, reason="of the topic"))
@@ -342,5 +387,7 @@ def test_redactions_of_what_stays_stay(server: TestServer, alice: User, root: Us
         for event in chunk
         if "redacted_because" in event["unsigned"]
     }
-    assert reasons == ({topic: "of the topic"} if with_own else {topic: "of the topic", said: "of a message"})
+    assert reasons == (
+        {topic: "of the topic"} if with_own else {topic: "of the topic", said: "of a message"}
+    )
     assert [event["type"] for event in chunk].count("m.room.redaction") == len(reasons)

@@ -1,12 +1,13 @@
-"""What it costs to judge a message: nothing per member, nothing per query. spec: client-server-api#server-behaviour-13"""
+"""What it costs to judge a message: nothing per member, nothing per query. spec:
+client-server-api#server-behaviour-13"""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage.database import SQLiteConfig
-from storage.transaction import Transaction
+from storage.engine.database import SQLiteConfig
+from storage.engine.transaction import Transaction
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.server import TestServer, User
@@ -50,7 +51,9 @@ def counting(tmp_path: Path, sqlite: SQLiteConfig) -> Any:
     run_coroutine(made.database.close(), None)
 
 
-def test_a_message_costs_no_query_and_no_row_for_whom_it_tells_or_does_not(counting: Counting) -> None:
+def test_a_message_costs_no_query_and_no_row_for_whom_it_tells_or_does_not(
+    counting: Counting,
+) -> None:
     people, room = counting.crowd(12)
     alone = counting.cost(people[0], rooms.create(people[0], people[1]))
     assert counting.cost(people[0], room) == alone
@@ -58,7 +61,9 @@ def test_a_message_costs_no_query_and_no_row_for_whom_it_tells_or_does_not(count
         user.put(f"{V3}/pushrules/global/room/{room}", {"actions": []})
     about_room = {"kind": "event_match", "key": "room_id", "pattern": room}
     for user in people[5:9]:
-        user.put(f"{V3}/pushrules/global/override/{room}", {"actions": [], "conditions": [about_room]})
+        user.put(
+            f"{V3}/pushrules/global/override/{room}", {"actions": [], "conditions": [about_room]}
+        )
     for user in people[9:]:
         user.put(f"{V3}/pushrules/global/content/tea", {"actions": ["notify"], "pattern": "tea"})
     assert counting.cost(people[0], room) == alone

@@ -1,4 +1,5 @@
-"""Unread counts after whatever people do in a room, against a count that goes through all of it every time.
+"""Unread counts after whatever people do in a room, against a count that goes through all of it
+every time.
 
 spec: client-server-api#receiving-notifications, client-server-api#marking-notifications-as-read
 """
@@ -12,7 +13,7 @@ from urllib.parse import quote
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from homeserver.services.push_rules import ruleset
+from homeserver.services.push.push_rules import ruleset
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, sync
 from tests.push.literal_rules import Surroundings, evaluate
@@ -69,7 +70,8 @@ class History:
         for person in self.people[1:]:
             self.come(person)
 
-    # ---------------------------------------------------------------------------------------------------- what is done
+    # ----------------------------------------------------------------------------------------------------
+    # what is done
 
     def come(self, person: Person) -> None:
         if person.joined_at is None:
@@ -85,7 +87,9 @@ class History:
             person.joined_at = None
             self._note(person, "", "m.room.member", {"membership": "leave"}, person.user.user_id)
 
-    def send(self, person: Person, type: str, content: Json, target: int | None, rel_type: str) -> None:
+    def send(
+        self, person: Person, type: str, content: Json, target: int | None, rel_type: str
+    ) -> None:
         if person.joined_at is None:
             return
         known = [each for each in self.happened if each.event_id]
@@ -96,17 +100,25 @@ class History:
                 relation["key"] = str(next(numbers))
             content = {**content, "m.relates_to": relation}
         answer = person.user.put(f"{V3}/rooms/{self.room}/send/{type}/{next(numbers)}", content)
-        if answer.status == 200:  # a thread cannot begin at an event that is itself in one, and so on
+        if (
+            answer.status == 200
+        ):  # a thread cannot begin at an event that is itself in one, and so on
             self._note(person, answer.json["event_id"], type, content, None)
 
     def topic(self, person: Person, topic: str) -> None:
         answer = person.user.put(f"{V3}/rooms/{self.room}/state/m.room.topic/", {"topic": topic})
         known = {each.event_id for each in self.happened}
-        if answer.status == 200 and answer.json["event_id"] not in known:  # it may have been the topic before
+        if (
+            answer.status == 200 and answer.json["event_id"] not in known
+        ):  # it may have been the topic before
             self._note(person, answer.json["event_id"], "m.room.topic", {"topic": topic}, "")
 
     def redact(self, person: Person, target: int) -> None:
-        own = [each for each in self.happened if each.event_id and each.event["sender"] == person.user.user_id]
+        own = [
+            each
+            for each in self.happened
+            if each.event_id and each.event["sender"] == person.user.user_id
+        ]
         if person.joined_at is None or not own:
             return
         chosen = own[target % len(own)]
@@ -120,7 +132,9 @@ class History:
         if person.joined_at is None or not seen:
             return
         index = seen[target % len(seen)]
-        thread_id = self.happened[seen[thread % len(seen)]].event_id if isinstance(thread, int) else thread
+        thread_id = (
+            self.happened[seen[thread % len(seen)]].event_id if isinstance(thread, int) else thread
+        )
         body = {} if thread_id is None else {"thread_id": thread_id}
         path = f"{V3}/rooms/{self.room}/receipt/{kind}/{self.happened[index].event_id}"
         if person.user.post(path, body).status == 200:
@@ -147,19 +161,28 @@ class History:
         path = f"{V3}/user/{person.user.user_id}/rooms/{self.room}/account_data/m.marked_unread"
         assert person.user.put(path, {"unread": unread}).status == 200
 
-    # -------------------------------------------------------------------------------------------------- what is counted
+    # --------------------------------------------------------------------------------------------------
+    # what is counted
 
     def check(self) -> None:
         for person in self.people:
             if person.joined_at is not None:
                 joined = sync(person.user, filter=BY_THREAD)["rooms"]["join"][self.room]
-                found = {root: _pair(each) for root, each in joined.get("unread_thread_notifications", {}).items()}
-                assert {"main": _pair(joined["unread_notifications"]), **found} == self._recount(person)
+                found = {
+                    root: _pair(each)
+                    for root, each in joined.get("unread_thread_notifications", {}).items()
+                }
+                assert {"main": _pair(joined["unread_notifications"]), **found} == self._recount(
+                    person
+                )
                 for only in ("", "&only=highlight"):
-                    assert list(self._listed(person, only)) == list(self._notified(person, highlights=bool(only)))
+                    assert list(self._listed(person, only)) == list(
+                        self._notified(person, highlights=bool(only))
+                    )
 
     def _listed(self, person: Person, only: str) -> Iterator[tuple[str, bool, bool]]:
-        """What /notifications says of the messages of the room: (event, read, highlighted), newest first."""
+        """What /notifications says of the messages of the room: (event, read, highlighted), newest
+        first."""
         known = {each.event_id for each in self.happened}
         path = f"{V3}/notifications?limit=7{only}"
         following = path
@@ -179,7 +202,12 @@ class History:
         for index in range(len(self.happened) - 1, person.joined_at - 1, -1):
             each = self.happened[index]
             actions = each.actions.get(person.user.user_id, [])
-            if each.redacted or each.event["sender"] in person.ignored or "notify" not in actions or not each.event_id:
+            if (
+                each.redacted
+                or each.event["sender"] in person.ignored
+                or "notify" not in actions
+                or not each.event_id
+            ):
                 continue
             if is_loud(actions) or not highlights:
                 read = max(person.read.get("", 0), person.read.get(each.thread, 0))
@@ -206,8 +234,15 @@ class History:
                 counts[each.thread] = notifications + 1, highlights + is_loud(actions)
         return counts
 
-    def _note(self, sender: Person, event_id: str, type: str, content: Json, state_key: str | None) -> None:
-        event = {"type": type, "content": content, "sender": sender.user.user_id, "room_id": self.room}
+    def _note(
+        self, sender: Person, event_id: str, type: str, content: Json, state_key: str | None
+    ) -> None:
+        event = {
+            "type": type,
+            "content": content,
+            "sender": sender.user.user_id,
+            "room_id": self.room,
+        }
         if state_key is not None:
             event["state_key"] = state_key
         members = [person for person in self.people if person.joined_at is not None]
@@ -218,7 +253,9 @@ class History:
             user_id = person.user.user_id
             around = Surroundings(user_id, person.name, joined, level, {})
             happened.actions[user_id] = evaluate(person.rules, event, around)
-        default = evaluate(ruleset(NOBODY, None), event, Surroundings(NOBODY, None, joined, level, {}))
+        default = evaluate(
+            ruleset(NOBODY, None), event, Surroundings(NOBODY, None, joined, level, {})
+        )
         happened.is_news = "notify" in default
         self.happened.append(happened)
 
@@ -264,8 +301,16 @@ CHANGES: Final[list[tuple[str, str, Json | None]]] = [
     ("DELETE", "room/ROOM", None),
     ("PUT", "content/tea", {"actions": LOUD, "pattern": "tea"}),
     ("DELETE", "content/tea", None),
-    ("PUT", "underride/named", {"actions": LOUD, "conditions": [{"kind": "contains_display_name"}]}),
-    ("PUT", "override/few", {"actions": LOUD, "conditions": [IN_ROOM, {"kind": "room_member_count", "is": "<3"}]}),
+    (
+        "PUT",
+        "underride/named",
+        {"actions": LOUD, "conditions": [{"kind": "contains_display_name"}]},
+    ),
+    (
+        "PUT",
+        "override/few",
+        {"actions": LOUD, "conditions": [IN_ROOM, {"kind": "room_member_count", "is": "<3"}]},
+    ),
     ("DELETE", "override/few", None),
     ("PUT", "override/.m.rule.master/enabled", {"enabled": True}),
     ("PUT", "override/.m.rule.master/enabled", {"enabled": False}),
@@ -321,7 +366,9 @@ def do(history: History, deed: Any) -> None:
             content: Json = {"msgtype": msgtype, "body": body}
             if mention is not None:
                 content["m.mentions"] = (
-                    {"room": True} if mention == "room" else {"user_ids": [history.people[mention].user.user_id]}
+                    {"room": True}
+                    if mention == "room"
+                    else {"user_ids": [history.people[mention].user.user_id]}
                 )
             history.send(person, type, content, target, rel_type)
         case "read":
@@ -343,7 +390,9 @@ def do(history: History, deed: Any) -> None:
 
 
 @settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(happens=st.lists(deeds, min_size=4, max_size=30))
 def test_counts_are_those_of_a_recount(server: TestServer, happens: list[Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import EventID, RoomID, UserID
-from federation.rooms.room_events import StoredEvent
+from federation.rooms.events import StoredEvent
 from homeserver.services.push.actions import Actions
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms
@@ -34,7 +34,9 @@ class People:
 
     def told(self, event_id: str, room: str | None = None) -> dict[UserID, Actions]:
         users = [person.user_id for person in (self.alice, self.bob, self.carol, self.dave)]
-        actions = self.server.app.rooms.push_decisions.get_actions(self.stored(event_id, room), users)
+        actions = self.server.app.rooms.push_decisions.get_actions(
+            self.stored(event_id, room), users
+        )
         return dict(self.server.run(actions))
 
     def rule(self, user: User, path: str, body: Json) -> None:
@@ -69,23 +71,36 @@ def test_rules_of_ones_own_and_mentions(people: People) -> None:
     }
     assert told[people.bob.user_id].tweaks == {"sound": "default", "highlight": True}
     people.rule(
-        people.carol, "content/tea", {"pattern": "tea", "actions": ["notify", {"set_tweak": "sound", "value": "x"}]}
+        people.carol,
+        "content/tea",
+        {"pattern": "tea", "actions": ["notify", {"set_tweak": "sound", "value": "x"}]},
     )
-    assert people.told(rooms.say(people.alice, people.room, "tea?"))[people.carol.user_id].sound == "x"
+    assert (
+        people.told(rooms.say(people.alice, people.room, "tea?"))[people.carol.user_id].sound == "x"
+    )
 
 
 def test_who_was_not_there_or_does_not_want_to_hear_is_not_told(people: People) -> None:
     before = rooms.say(people.alice, people.room)
     rooms.join(people.dave, people.room)
     rooms.state(
-        people.bob, people.room, "m.room.member", {"membership": "join", "displayname": "B"}, people.bob.user_id
+        people.bob,
+        people.room,
+        "m.room.member",
+        {"membership": "join", "displayname": "B"},
+        people.bob.user_id,
     )
     assert names(people.told(before)) == {"bob", "carol"}, "a new name is no new joining"
     after = rooms.say(people.alice, people.room)
     assert names(people.told(after)) == {"bob", "carol", "dave"}
     rooms.act(people.carol, people.room, "leave")
     ignored: Json = {"ignored_users": {people.alice.user_id: {}}}
-    assert people.dave.put(f"{V3}/user/{people.dave.user_id}/account_data/m.ignored_user_list", ignored).status == 200
+    assert (
+        people.dave.put(
+            f"{V3}/user/{people.dave.user_id}/account_data/m.ignored_user_list", ignored
+        ).status
+        == 200
+    )
     assert names(people.told(after)) == {"bob"}
     rooms.redact(people.alice, people.room, after)
     assert people.told(after) == {}
@@ -94,7 +109,9 @@ def test_who_was_not_there_or_does_not_want_to_hear_is_not_told(people: People) 
 def test_whom_an_event_invites_is_told(people: People) -> None:
     room = rooms.create(people.alice, people.bob)
     rooms.act(people.alice, room, "invite", people.dave)
-    state = people.alice.get(f"{V3}/rooms/{room}/state/m.room.member/{people.dave.user_id}?format=event").json
+    state = people.alice.get(
+        f"{V3}/rooms/{room}/state/m.room.member/{people.dave.user_id}?format=event"
+    ).json
     told = people.told(state["event_id"], room)
     assert names(told) == {"dave"}
     assert list(told[people.dave.user_id].raw) == LOUD

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.errors import TooLarge
-from homeserver.services.default_push_rules import PushRule
-from homeserver.services.push.kept_rules import KeptRules
+from homeserver.services.push.default_rules import PushRule
 from homeserver.services.push.rule_changes import (
     MOST_ABOUT_A_ROOM,
     MOST_CONDITIONS_IN_ROOMS,
@@ -15,9 +14,10 @@ from homeserver.services.push.rule_changes import (
     MOST_WIDE,
     RuleChanges,
 )
-from storage.account_data import AccountDataStore
-from storage.database import Database
-from storage.push_attention import PushAttentionStore
+from homeserver.services.push.stored_rules import KeptRules
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.database import Database
+from storage.push.push_rule_history import PushAttentionStore
 from tests.conftest import run_coroutine
 from tests.helpers.server import TestServer, User
 
@@ -37,7 +37,11 @@ def ids(user: User, kind: str) -> list[str]:
 def synced(user: User, since: str | None = None) -> tuple[Any, str]:
     """The push rules in an answer of /sync, and its token."""
     answer = user.get("/_matrix/client/v3/sync" + (f"?since={since}" if since else "")).json
-    found = [event["content"] for event in answer["account_data"]["events"] if event["type"] == "m.push_rules"]
+    found = [
+        event["content"]
+        for event in answer["account_data"]["events"]
+        if event["type"] == "m.push_rules"
+    ]
     assert len(found) <= 1
     return (found[0] if found else None), answer["next_batch"]
 
@@ -46,7 +50,14 @@ def test_everybody_has_the_default_rules(alice: User) -> None:
     rules = alice.get(RULES + "/").json
     assert list(rules) == ["global"]
     assert rules["global"] == alice.get(GLOBAL).json
-    assert set(rules["global"]) == {"override", "content", "postcontent", "room", "sender", "underride"}
+    assert set(rules["global"]) == {
+        "override",
+        "content",
+        "postcontent",
+        "room",
+        "sender",
+        "underride",
+    }
     assert ids(alice, "override") == [
         ".m.rule.master",
         ".org.matrix.msc4028.encrypted_event",
@@ -77,9 +88,17 @@ def test_everybody_has_the_default_rules(alice: User) -> None:
         "default": True,
         "enabled": True,
         "conditions": [
-            {"kind": "event_property_contains", "key": r"content.m\.mentions.user_ids", "value": alice.user_id}
+            {
+                "kind": "event_property_contains",
+                "key": r"content.m\.mentions.user_ids",
+                "value": alice.user_id,
+            }
         ],
-        "actions": ["notify", {"set_tweak": "sound", "value": "default"}, {"set_tweak": "highlight"}],
+        "actions": [
+            "notify",
+            {"set_tweak": "sound", "value": "default"},
+            {"set_tweak": "highlight"},
+        ],
     }
     assert alice.get(GLOBAL + "override/.m.rule.master/enabled").json == {"enabled": False}
 
@@ -87,7 +106,13 @@ def test_everybody_has_the_default_rules(alice: User) -> None:
 def test_a_rule_is_added_changed_and_removed(alice: User) -> None:
     path = GLOBAL + "content/cake"
     assert alice.put(path, {"pattern": "cake*lie", "actions": ["notify"]}).json == {}
-    expected = {"rule_id": "cake", "default": False, "enabled": True, "actions": ["notify"], "pattern": "cake*lie"}
+    expected = {
+        "rule_id": "cake",
+        "default": False,
+        "enabled": True,
+        "actions": ["notify"],
+        "pattern": "cake*lie",
+    }
     assert alice.get(path).json == expected
     assert alice.get(GLOBAL).json["content"] == [expected]
     assert alice.put(path + "/enabled", {"enabled": False}).json == {}
@@ -96,13 +121,20 @@ def test_a_rule_is_added_changed_and_removed(alice: User) -> None:
     assert alice.put(path + "/actions", {"actions": ["notify"]}).json == {}
     assert alice.get(path + "/actions").json == {"actions": ["notify"]}
     assert alice.delete(path).json == {}
-    for answer in (alice.get(path), alice.delete(path), alice.get(path + "/enabled"), alice.get(path + "/actions")):
+    for answer in (
+        alice.get(path),
+        alice.delete(path),
+        alice.get(path + "/enabled"),
+        alice.get(path + "/actions"),
+    ):
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
 def test_the_order_of_rules(alice: User) -> None:
     def put(rule_id: str, query: str = "") -> int:
-        return alice.put(f"{GLOBAL}override/{rule_id}{query}", {"actions": [], "conditions": []}).status
+        return alice.put(
+            f"{GLOBAL}override/{rule_id}{query}", {"actions": [], "conditions": []}
+        ).status
 
     def own() -> list[str]:
         found = ids(alice, "override")
@@ -138,11 +170,17 @@ def test_default_rules_are_switched_and_given_actions_but_stay(alice: User) -> N
     assert alice.get(path).json == {**before, "enabled": False, "actions": []}
     assert (alice.delete(path).status, alice.delete(path).errcode) == (404, "M_NOT_FOUND")
     assert alice.put(path, {"actions": []}).errcode == "M_INVALID_PARAM"
-    assert alice.put(GLOBAL + "override/.m.rule.message/enabled", {"enabled": True}).errcode == "M_NOT_FOUND"
+    assert (
+        alice.put(GLOBAL + "override/.m.rule.message/enabled", {"enabled": True}).errcode
+        == "M_NOT_FOUND"
+    )
 
 
 def test_historical_actions_are_dropped_and_unknown_conditions_kept(alice: User) -> None:
-    conditions = [{"kind": "org.example.new", "x": 1}, {"kind": "event_match", "key": "type", "pattern": "m.*"}]
+    conditions = [
+        {"kind": "org.example.new", "x": 1},
+        {"kind": "event_match", "key": "type", "pattern": "m.*"},
+    ]
     body = {"actions": ["dont_notify", "notify", "coalesce"], "conditions": conditions}
     assert alice.put(GLOBAL + "underride/x", body).status == 200
     rule = alice.get(GLOBAL + "underride/x").json
@@ -174,7 +212,9 @@ def test_what_is_refused(alice: User, path: str, body: object) -> None:
     assert alice.get(GLOBAL).json == before
 
 
-@pytest.mark.parametrize("body", [{}, {"actions": "notify"}, {"actions": [1]}, {"actions": [], "conditions": ["x"]}])
+@pytest.mark.parametrize(
+    "body", [{}, {"actions": "notify"}, {"actions": [1]}, {"actions": [], "conditions": ["x"]}]
+)
 def test_bodies_of_another_shape(alice: User, body: object) -> None:
     assert alice.put(GLOBAL + "override/x", body).errcode in ("M_BAD_JSON", "M_MISSING_PARAM")
 
@@ -195,10 +235,15 @@ def test_sync_has_them_first_and_when_they_change(server: TestServer, alice: Use
     assert not poll.done
     alice.put(GLOBAL + "room/!quiet:example.org", {"actions": []})
     server.clock.advance(0.1)
-    assert [event["type"] for event in poll.answer.json["account_data"]["events"]] == ["m.push_rules"]
+    assert [event["type"] for event in poll.answer.json["account_data"]["events"]] == [
+        "m.push_rules"
+    ]
     rules, since = synced(alice, since)
     assert [rule["rule_id"] for rule in rules["global"]["room"]] == ["!quiet:example.org"]
-    assert rules == alice.get(f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.push_rules").json
+    assert (
+        rules
+        == alice.get(f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.push_rules").json
+    )
     assert synced(bob, since_of_bob)[0] is None
     alice.put(GLOBAL + "room/!quiet:example.org", {"actions": []})
     assert synced(alice, since)[0] is None, "nothing changed"
@@ -217,7 +262,9 @@ def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> Non
     def put(path: str, **body: object) -> int:
         return alice.put(GLOBAL + path, {"actions": [], **body}).status
 
-    assert [put(f"content/{number}", pattern="tea") for number in range(MOST_WIDE)] == [200] * MOST_WIDE
+    assert [put(f"content/{number}", pattern="tea") for number in range(MOST_WIDE)] == [
+        200
+    ] * MOST_WIDE
     answer = alice.put(GLOBAL + "content/more", {"actions": [], "pattern": "tea"})
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert put("content/0", pattern="coffee") == 200, "those that there are can be changed"
@@ -244,17 +291,25 @@ def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Databa
         run_coroutine(add(MOST_ROOMS, 1), None)
 
 
-def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(sqlite_database: Database) -> None:
+def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
+    sqlite_database: Database,
+) -> None:
     """Each change looks at all rooms that there are rules about, while all other writes wait."""
     changes = RuleChanges(AccountDataStore(sqlite_database), PushAttentionStore(sqlite_database))
 
     def of_type(number: int) -> PushRule:
-        return PushRule(f"w{number}", [], conditions=[{"kind": "event_match", "key": "type", "pattern": f"t{number}"}])
+        return PushRule(
+            f"w{number}",
+            [],
+            conditions=[{"kind": "event_match", "key": "type", "pattern": f"t{number}"}],
+        )
 
     def add(user: str, wide: int, rooms: int) -> None:
         def change(kept: KeptRules) -> None:
             kept.own.setdefault("override", []).extend(of_type(number) for number in range(wide))
-            kept.own.setdefault("room", []).extend(PushRule(f"!{room}:example.org", []) for room in range(rooms))
+            kept.own.setdefault("room", []).extend(
+                PushRule(f"!{room}:example.org", []) for room in range(rooms)
+            )
 
         run_coroutine(sqlite_database.write("set_push_rules", changes.change, user, change), None)
 
@@ -272,7 +327,10 @@ def test_texts_in_rules_are_limited(alice: User) -> None:
     for path, body in (
         ("content/x", {"pattern": long}),
         ("override/x", {"conditions": [match]}),
-        ("override/x", {"conditions": [{"kind": "event_property_is", "key": "type", "value": long}]}),
+        (
+            "override/x",
+            {"conditions": [{"kind": "event_property_is", "key": "type", "value": long}]},
+        ),
         ("override/x", {"conditions": [{"kind": "contains_display_name"}] * 21}),
     ):
         answer = alice.put(GLOBAL + path, {"actions": [], **body})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.gateway import URL, pusher, set_pusher
 from tests.helpers.server import TestServer, User
 
@@ -23,13 +23,20 @@ def keys(user: User) -> list[str]:
 
 def login(server: TestServer, name: str, **further: Any) -> User:
     identifier = {"type": "m.id.user", "user": name}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland", **further}
+    body = {
+        "type": "m.login.password",
+        "identifier": identifier,
+        "password": "wonderland",
+        **further,
+    }
     return User(server, server.post(f"{V3}/login", body).json)
 
 
 def test_a_pusher_is_set_and_seen(alice: User) -> None:
     assert alice.get(f"{V3}/pushers").json == {"pushers": []}
-    answer = set_pusher(alice, profile_tag="work", data={"url": URL, "format": "event_id_only", "further": [1]})
+    answer = set_pusher(
+        alice, profile_tag="work", data={"url": URL, "format": "event_id_only", "further": [1]}
+    )
     assert (answer.status, answer.json) == (200, {})
     assert alice.get(f"{V3}/pushers").json["pushers"] == [
         {
@@ -66,7 +73,9 @@ def test_a_pusher_is_removed(alice: User) -> None:
     assert alice.post(f"{V3}/pushers/set", removal).status == 200, "what is gone is no error"
 
 
-def test_a_key_goes_to_who_set_it_last_unless_it_is_appended(server: TestServer, alice: User) -> None:
+def test_a_key_goes_to_who_set_it_last_unless_it_is_appended(
+    server: TestServer, alice: User
+) -> None:
     bob, carol = server.register("bob"), server.register("carol")
     set_pusher(alice)
     set_pusher(bob, append=True)
@@ -85,7 +94,10 @@ def test_a_key_goes_to_who_set_it_last_unless_it_is_appended(server: TestServer,
         ({"data": {"url": "https://push.example.com/other"}}, "M_INVALID_PARAM"),
         ({"data": {"url": "http://push.example.com/_matrix/push/v1/notify"}}, "M_INVALID_PARAM"),
         ({"data": {"url": "ftp://push.example.com/_matrix/push/v1/notify"}}, "M_INVALID_PARAM"),
-        ({"data": {"url": "https://a:b@push.example.com/_matrix/push/v1/notify"}}, "M_INVALID_PARAM"),
+        (
+            {"data": {"url": "https://a:b@push.example.com/_matrix/push/v1/notify"}},
+            "M_INVALID_PARAM",
+        ),
         ({"data": {"url": "https:///_matrix/push/v1/notify"}}, "M_INVALID_PARAM"),
         ({"data": {"url": "https://[::1/_matrix/push/v1/notify"}}, "M_INVALID_PARAM"),
         ({"data": {"url": URL + "#x"}}, "M_INVALID_PARAM"),
@@ -101,7 +113,9 @@ def test_a_key_goes_to_who_set_it_last_unless_it_is_appended(server: TestServer,
         ({"kind": "email", "app_id": "m.email", "pushkey": "a@example.org"}, "M_INVALID_PARAM"),
     ],
 )
-def test_what_cannot_be_a_pusher_is_refused(alice: User, further: dict[str, Any], errcode: str) -> None:
+def test_what_cannot_be_a_pusher_is_refused(
+    alice: User, further: dict[str, Any], errcode: str
+) -> None:
     answer = set_pusher(alice, **further)
     assert (answer.status, answer.errcode) == (400, errcode)
     assert keys(alice) == []
@@ -176,8 +190,13 @@ def test_all_end_with_the_account(server: TestServer, alice: User) -> None:
     assert server.run(store.get_pushers([alice.user_id])) == {}
 
 
-def test_another_session_switches_it_and_does_not_make_it_its_own(server: TestServer, alice: User) -> None:
-    assert server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc3881"] is True
+def test_another_session_switches_it_and_does_not_make_it_its_own(
+    server: TestServer, alice: User
+) -> None:
+    assert (
+        server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc3881"]
+        is True
+    )
     set_pusher(alice)
     other = login(server, "alice")
     set_pusher(other, **{"org.matrix.msc3881.enabled": False})
@@ -187,7 +206,9 @@ def test_another_session_switches_it_and_does_not_make_it_its_own(server: TestSe
     set_pusher(other)
     [shown] = other.get(f"{V3}/pushers").json["pushers"]
     assert shown["org.matrix.msc3881.enabled"] is True
-    assert shown["org.matrix.msc3881.device_id"] == other.device_id, "an app that was signed in anew sets it anew"
+    assert shown["org.matrix.msc3881.device_id"] == other.device_id, (
+        "an app that was signed in anew sets it anew"
+    )
 
 
 def test_guests_and_strangers_have_none(server: TestServer) -> None:

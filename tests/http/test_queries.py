@@ -1,4 +1,5 @@
-"""A query is read in one go where nothing in it is unusual, else field by field: what comes of it is the same."""
+"""A query is read in one go where nothing in it is unusual, else field by field: what comes of it
+is the same."""
 
 from typing import Any, Literal
 
@@ -26,9 +27,27 @@ async def get_read(
 
 READER = bind(get_read.__dict__["__endpoint__"]).query
 FIELDS = st.tuples(
-    st.sampled_from(["since", "timeout", "full", "mode", "user", "other", "", "sin%63e", "timeout+"]),
+    st.sampled_from(
+        ["since", "timeout", "full", "mode", "user", "other", "", "sin%63e", "timeout+"]
+    ),
     st.sampled_from(["", "="]),
-    st.sampled_from(["", "0", "30000", "-1", "999999", "1_0", "9" * 17, "true", "a", "@a:b", "%40a%3Ab", "s1=2", "a b"])
+    st.sampled_from(
+        [
+            "",
+            "0",
+            "30000",
+            "-1",
+            "999999",
+            "1_0",
+            "9" * 17,
+            "true",
+            "a",
+            "@a:b",
+            "%40a%3Ab",
+            "s1=2",
+            "a b",
+        ]
+    )
     | st.text("a09=+%&é\0", max_size=6),
 )
 
@@ -72,7 +91,9 @@ def test_the_first_of_each_name_counts_and_what_nobody_asks_for_is_passed_over()
 def test_what_comes_again_is_remembered_and_what_differs_each_time_is_not() -> None:
     reader = bind(get_read.__dict__["__endpoint__"]).query
     for number in range(3 * REMEMBERED):
-        reader.read(f"since={number}&timeout=30000&full=true&mode=a&other=%20&access_token=%20".encode(), {})
+        reader.read(
+            f"since={number}&timeout=30000&full=true&mode=a&other=%20&access_token=%20".encode(), {}
+        )
     assert set(reader._known) == {"timeout=30000", "full=true", "mode=a"}
     for number in range(3 * REMEMBERED):
         reader.read(f"since=%20{number}".encode(), {})

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from homeserver.http.rate_limits import Counted, Rate, RateLimiter, address_key
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, one_time_keys, upload
 from tests.helpers.server import TestServer
@@ -62,15 +62,28 @@ def test_whoever_waits_as_told_is_let_in(began: float, per_second: float) -> Non
 
 def test_addresses_and_users_count_apart() -> None:
     client = _limited()
-    assert [client.request("POST", LOGIN, ip="10.0.0.1").status for _ in range(3)] == [200, 200, 429]
+    assert [client.request("POST", LOGIN, ip="10.0.0.1").status for _ in range(3)] == [
+        200,
+        200,
+        429,
+    ]
     assert client.request("POST", LOGIN, ip="10.0.0.2").status == 200
-    assert [client.request("POST", MESSAGE, token="alice").status for _ in range(4)] == [200, 200, 200, 429]
+    assert [client.request("POST", MESSAGE, token="alice").status for _ in range(4)] == [
+        200,
+        200,
+        200,
+        429,
+    ]
     assert client.request("POST", MESSAGE, token="bob").status == 200
 
 
 def test_one_subscriber_of_ipv6_is_one() -> None:
     client = _limited()
-    assert [client.request("POST", LOGIN, ip=f"2001:db8::{n}").status for n in (1, 2, 3)] == [200, 200, 429]
+    assert [client.request("POST", LOGIN, ip=f"2001:db8::{n}").status for n in (1, 2, 3)] == [
+        200,
+        200,
+        429,
+    ]
     assert client.request("POST", LOGIN, ip="2001:db8:0:1::1").status == 200
     assert address_key("192.0.2.1") == "192.0.2.1"
 
@@ -106,7 +119,9 @@ def test_looking_is_not_counting_and_a_bucket_can_be_filled() -> None:
 
 
 @pytest.mark.parametrize(
-    "failure", [Forbidden(), RemoteError("south.example", "away", retryable=True), CancelledError()], ids=repr
+    "failure",
+    [Forbidden(), RemoteError("south.example", "away", retryable=True), CancelledError()],
+    ids=repr,
 )
 def test_what_fails_in_the_end_does_not_count(failure: Exception) -> None:
     limiter = RateLimiter(Clock(), {Limit.JOIN_ROOM: Rate(0.1, 2)})
@@ -193,7 +208,11 @@ def test_a_rate_of_nothing_is_refused(per_second: float, burst_count: float) -> 
     [
         ("rc_hierarchy", "GET", "/_matrix/client/v1/rooms/{room}/hierarchy"),
         ("rc_threads", "GET", "/_matrix/client/v1/rooms/{room}/threads"),
-        ("rc_timestamp_to_event", "GET", "/_matrix/client/v1/rooms/{room}/timestamp_to_event?ts=9999999999999&dir=b"),
+        (
+            "rc_timestamp_to_event",
+            "GET",
+            "/_matrix/client/v1/rooms/{room}/timestamp_to_event?ts=9999999999999&dir=b",
+        ),
         ("rc_receipts", "POST", "/_matrix/client/v3/rooms/{room}/receipt/m.read/{event}"),
         ("rc_receipts", "POST", "/_matrix/client/v3/rooms/{room}/read_markers"),
         ("rc_typing", "PUT", "/_matrix/client/v3/rooms/{room}/typing/{user}"),
@@ -224,7 +243,9 @@ def test_what_a_user_may_do_so_often(
 
 
 def test_so_often_a_user_changes_push_rules(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, "rc_account_data: {per_second: 0.1, burst_count: 4}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, "rc_account_data: {per_second: 0.1, burst_count: 4}\n"
+    )
     alice = server.register("alice")
     rule = "/_matrix/client/v3/pushrules/global/content/tea"
     changes: list[tuple[str, str, dict[str, object]]] = [
@@ -233,13 +254,22 @@ def test_so_often_a_user_changes_push_rules(tmp_path: Path, sqlite_database: Dat
         ("PUT", f"{rule}/actions", {"actions": []}),
         ("DELETE", rule, {}),
     ]
-    assert [alice.start(*change).answer.status for change in (*changes, changes[0])] == [200] * 4 + [429]
+    assert [alice.start(*change).answer.status for change in (*changes, changes[0])] == [
+        200
+    ] * 4 + [429]
 
 
-def test_so_often_a_user_changes_what_all_are_told_of_their_devices(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, "rc_device_changes: {per_second: 0.1, burst_count: 6}\n")
+def test_so_often_a_user_changes_what_all_are_told_of_their_devices(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    server = TestServer(
+        tmp_path, sqlite_database, "rc_device_changes: {per_second: 0.1, burst_count: 6}\n"
+    )
     alice = server.register("alice")
-    (key, identity), (master_key, master) = identity_keys(alice), cross_signing_key(alice, "master", 2)
+    (key, identity), (master_key, master) = (
+        identity_keys(alice),
+        cross_signing_key(alice, "master", 2),
+    )
     device = f"{V3}/devices/{alice.device_id}"
     changes: list[tuple[str, str, dict[str, object]]] = [
         ("POST", f"{V3}/keys/upload", {"device_keys": identity}),
@@ -255,10 +285,14 @@ def test_so_often_a_user_changes_what_all_are_told_of_their_devices(tmp_path: Pa
     ]
     assert [alice.start(*change).answer.status for change in changes] == [200] * 6
     assert [alice.start(*change).answer.status for change in changes] == [429] * 6
-    assert upload(alice, one_time_keys=one_time_keys("a")) == {"signed_curve25519": 1}, "nobody is told of these"
+    assert upload(alice, one_time_keys=one_time_keys("a")) == {"signed_curve25519": 1}, (
+        "nobody is told of these"
+    )
 
 
-def test_who_kicks_bans_and_leaves_is_not_held_up_by_what_they_say(tmp_path: Path, sqlite_database: Database) -> None:
+def test_who_kicks_bans_and_leaves_is_not_held_up_by_what_they_say(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     limits = "rc_memberships: {per_second: 0.1, burst_count: 1}\nrc_message: {per_second: 0.1, burst_count: 1}\n"
     server = TestServer(tmp_path, sqlite_database, limits)
     alice, bob = server.register("alice"), server.register("bob")
@@ -268,5 +302,7 @@ def test_who_kicks_bans_and_leaves_is_not_held_up_by_what_they_say(tmp_path: Pat
         if action == "kick":
             ok(alice.post(room_path(room, "invite"), body))
         say(alice, room, "cleaning up")
-        assert [alice.post(room_path(room, action), body).status for _ in range(2)] == [200, 429], action
+        assert [alice.post(room_path(room, action), body).status for _ in range(2)] == [200, 429], (
+            action
+        )
         server.clock.advance(10)

@@ -1,4 +1,5 @@
-"""Receipts, read markers and typing notices. spec: client-server-api#receipts, #fully-read-markers, #typing-notifications"""
+"""Receipts, read markers and typing notices. spec: client-server-api#receipts, #fully-read-markers,
+#typing-notifications"""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +7,22 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database, SQLiteConfig
+from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, leave, ok, put_event, redact, refused, room_path, say, set_state
+from tests.helpers.talk import (
+    V3,
+    create,
+    join,
+    leave,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 INVALID = (400, "M_INVALID_PARAM")
@@ -48,26 +61,39 @@ def fully_read(user: User, room_id: str) -> Any:
     return None if answer.status == 404 else ok(answer)["event_id"]
 
 
-def test_a_receipt_is_shown_to_all_a_private_one_to_oneself(alice: User, bob: User, room_id: str) -> None:
+def test_a_receipt_is_shown_to_all_a_private_one_to_oneself(
+    alice: User, bob: User, room_id: str
+) -> None:
     first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
     assert ok(mark(bob, room_id, "m.read", first)) == {}
     ok(mark(bob, room_id, "m.read.private", second))
     seen = ephemeral(alice, room_id, "m.receipt")
-    assert seen == {first: {"m.read": {bob.user_id: {"ts": seen[first]["m.read"][bob.user_id]["ts"]}}}}
+    assert seen == {
+        first: {"m.read": {bob.user_id: {"ts": seen[first]["m.read"][bob.user_id]["ts"]}}}
+    }
     assert set(ephemeral(bob, room_id, "m.receipt")) == {first, second}
 
 
-async def test_the_marker_moves_forwards_in_the_past_too(tmp_path: Path, database: Database) -> None:
+async def test_the_marker_moves_forwards_in_the_past_too(
+    tmp_path: Path, database: Database
+) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     room_id = create(alice)
     first, second, last = (say(alice, room_id, text) for text in "123")
     await database.write(
-        "write", lambda txn: txn.execute("UPDATE events SET position = NULL WHERE event_id IN (?, ?)", (first, second))
+        "write",
+        lambda txn: txn.execute(
+            "UPDATE events SET position = NULL WHERE event_id IN (?, ?)", (first, second)
+        ),
     )
     alice.server = TestServer(tmp_path, database, seed=9)  # which has not seen them as news
     reached: list[str] = []
     for event_id in (first, second, first, last, second):
-        ok(alice.post(room_path(room_id, "read_markers"), {"m.fully_read": event_id, "m.read": event_id}))
+        ok(
+            alice.post(
+                room_path(room_id, "read_markers"), {"m.fully_read": event_id, "m.read": event_id}
+            )
+        )
         reached.append(fully_read(alice, room_id))
         assert list(ephemeral(alice, room_id, "m.receipt")) == reached[-1:]
     assert reached == [first, second, second, last, last]
@@ -88,13 +114,20 @@ def test_a_receipt_stands_at_an_event_of_the_room(alice: User, bob: User, room_i
             assert refused(mark(bob, room_id, kind, elsewhere)) == (404, "M_NOT_FOUND")
     ok(mark(bob, room_id, "m.read", first))
     assert set(ephemeral(alice, room_id, "m.receipt")) == {second}
-    assert ok(bob.get(f"{V3}/sync"))["rooms"]["join"][room_id]["unread_notifications"]["notification_count"] == 0
+    assert (
+        ok(bob.get(f"{V3}/sync"))["rooms"]["join"][room_id]["unread_notifications"][
+            "notification_count"
+        ]
+        == 0
+    )
 
 
 def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     root, other = say(alice, room_id, "root"), say(alice, room_id, "other")
     relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
-    reply = ok(put_event(alice, room_id, "m.room.message", {"body": "reply", **relation}))["event_id"]
+    reply = ok(put_event(alice, room_id, "m.room.message", {"body": "reply", **relation}))[
+        "event_id"
+    ]
     ok(mark(bob, room_id, "m.read", reply, thread_id=root))
     ok(mark(bob, room_id, "m.read", other, thread_id="main"))
     ok(mark(bob, room_id, "m.read", root))
@@ -116,12 +149,17 @@ def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
         ok(mark(alice, room_id, "m.read", of_root, thread_id=thread_id))
     assert refused(mark(alice, room_id, "m.read", of_root, thread_id=reply)) == INVALID
     for event_id in (root, other):
-        assert refused(mark(alice, room_id, "m.read", event_id, thread_id=event_id)) == INVALID, "it is in no thread"
+        assert refused(mark(alice, room_id, "m.read", event_id, thread_id=event_id)) == INVALID, (
+            "it is in no thread"
+        )
     assert ephemeral(alice, room_id, "m.receipt")[liked]["m.read"][bob.user_id]["thread_id"] == root
 
 
-async def test_receipts_at_what_was_redacted_in_a_thread(tmp_path: Path, database: Database) -> None:
-    """Clients keep a redacted reply in its thread, or move it to the main timeline: what was redacted relates to nothing."""
+async def test_receipts_at_what_was_redacted_in_a_thread(
+    tmp_path: Path, database: Database
+) -> None:
+    """Clients keep a redacted reply in its thread, or move it to the main timeline: what was
+    redacted relates to nothing."""
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     room_id = create(alice)
@@ -165,11 +203,16 @@ def test_nothing_stands_at_what_one_may_not_see(alice: User, bob: User) -> None:
             answer = mark(bob, room_id, kind, event_id)
             assert (answer.status, answer.body) == (unknown.status, unknown.body)
         for name in ("m.fully_read", "m.read"):
-            answer = bob.post(room_path(room_id, "read_markers"), {"m.read.private": first, name: event_id})
+            answer = bob.post(
+                room_path(room_id, "read_markers"), {"m.read.private": first, name: event_id}
+            )
             assert (answer.status, answer.body) == (unknown.status, unknown.body)
     assert (ephemeral(bob, room_id, "m.receipt"), fully_read(bob, room_id)) == (None, None)
     ok(bob.post(room_path(room_id, "read_markers"), {"m.fully_read": first, "m.read": first}))
-    assert (list(ephemeral(alice, room_id, "m.receipt")), fully_read(bob, room_id)) == ([first], first)
+    assert (list(ephemeral(alice, room_id, "m.receipt")), fully_read(bob, room_id)) == (
+        [first],
+        first,
+    )
 
 
 def test_a_receipt_costs_no_look_at_the_database(tmp_path: Path, sqlite: SQLiteConfig) -> None:
@@ -206,7 +249,10 @@ def test_receipts_that_make_no_sense(
 def test_markers_are_set_together_and_move_forwards(alice: User, bob: User, room_id: str) -> None:
     first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
     path = room_path(room_id, "read_markers")
-    assert ok(bob.post(path, {"m.fully_read": first, "m.read": second, "m.read.private": second})) == {}
+    assert (
+        ok(bob.post(path, {"m.fully_read": first, "m.read": second, "m.read.private": second}))
+        == {}
+    )
     assert fully_read(bob, room_id) == first
     assert set(ephemeral(alice, room_id, "m.receipt")) == {second}
     ok(bob.post(path, {}))
@@ -232,9 +278,17 @@ def test_markers_move_all_or_none(alice: User, bob: User, room_id: str) -> None:
     ok(bob.post(path, {"m.fully_read": first, "m.read": first}))
     since = ok(bob.get(f"{V3}/sync"))["next_batch"]
     elsewhere = say(alice, create(alice), "x")
-    assert refused(bob.post(path, {"m.fully_read": second, "m.read": elsewhere})) == (404, "M_NOT_FOUND")
-    assert refused(bob.post(path, {"m.fully_read": second, "m.read.private": "nonsense"})) == INVALID
-    assert refused(bob.post(path, {"m.fully_read": elsewhere, "m.read": second})) == (404, "M_NOT_FOUND")
+    assert refused(bob.post(path, {"m.fully_read": second, "m.read": elsewhere})) == (
+        404,
+        "M_NOT_FOUND",
+    )
+    assert (
+        refused(bob.post(path, {"m.fully_read": second, "m.read.private": "nonsense"})) == INVALID
+    )
+    assert refused(bob.post(path, {"m.fully_read": elsewhere, "m.read": second})) == (
+        404,
+        "M_NOT_FOUND",
+    )
     assert fully_read(bob, room_id) == first
     assert set(ephemeral(bob, room_id, "m.receipt")) == {first}
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={since}"))
@@ -245,12 +299,21 @@ def test_only_members_mark_and_type(alice: User, bob: User, room_id: str) -> Non
     leave(bob, room_id)
     assert refused(mark(bob, room_id, "m.read", event_id)) == FORBIDDEN
     assert refused(bob.post(room_path(room_id, "read_markers"), {"m.read": event_id})) == FORBIDDEN
-    assert refused(bob.put(room_path(room_id, "typing", bob.user_id), {"typing": True})) == FORBIDDEN
-    assert refused(alice.put(room_path(room_id, "typing", bob.user_id), {"typing": True})) == FORBIDDEN
-    assert refused(alice.put(room_path(room_id, "typing", alice.user_id), {})) == (400, "M_BAD_JSON")
+    assert (
+        refused(bob.put(room_path(room_id, "typing", bob.user_id), {"typing": True})) == FORBIDDEN
+    )
+    assert (
+        refused(alice.put(room_path(room_id, "typing", bob.user_id), {"typing": True})) == FORBIDDEN
+    )
+    assert refused(alice.put(room_path(room_id, "typing", alice.user_id), {})) == (
+        400,
+        "M_BAD_JSON",
+    )
 
 
-def test_typing_ends_by_itself_or_by_hand(server: TestServer, alice: User, bob: User, room_id: str) -> None:
+def test_typing_ends_by_itself_or_by_hand(
+    server: TestServer, alice: User, bob: User, room_id: str
+) -> None:
     path = room_path(room_id, "typing", bob.user_id)
 
     def typing() -> list[str]:
@@ -281,6 +344,10 @@ def test_on_both_databases(tmp_path: Path, database: Database) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     event_id = say(alice, room_id, "x")
-    ok(alice.post(room_path(room_id, "read_markers"), {"m.fully_read": event_id, "m.read": event_id}))
+    ok(
+        alice.post(
+            room_path(room_id, "read_markers"), {"m.fully_read": event_id, "m.read": event_id}
+        )
+    )
     assert fully_read(alice, room_id) == event_id
     assert set(ephemeral(alice, room_id, "m.receipt")) == {event_id}

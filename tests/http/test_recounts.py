@@ -1,4 +1,5 @@
-"""Counts of unread messages that change without any news in the room are told all the same, to other clients and as badges."""
+"""Counts of unread messages that change without any news in the room are told all the same, to
+other clients and as badges."""
 
 import json
 from pathlib import Path
@@ -8,9 +9,9 @@ from urllib.parse import quote
 import pytest
 
 from federation.protocol.ids import EventID, RoomID
-from storage.database import Database
-from storage.redactions import Redaction, redact_event
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.persist.redactions import Redaction, redact_event
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.keys import V3, sync
@@ -60,7 +61,10 @@ def counts(answer: Any, room_id: str) -> int | None:
 
 def ignore(user: User, *others: User) -> None:
     content: dict[str, Any] = {"ignored_users": {other.user_id: {} for other in others}}
-    assert user.put(f"{V3}/user/{user.user_id}/account_data/m.ignored_user_list", content).status == 200
+    assert (
+        user.put(f"{V3}/user/{user.user_id}/account_data/m.ignored_user_list", content).status
+        == 200
+    )
 
 
 def badge(server: TestServer, gateway: Gateway) -> int:
@@ -71,7 +75,9 @@ def badge(server: TestServer, gateway: Gateway) -> int:
     return int(gateway.taken[-1].notification["counts"].get("unread", 0))
 
 
-def test_whom_one_ignores_is_told_as_counts(server: TestServer, alice: User, bob: User, gateway: Gateway) -> None:
+def test_whom_one_ignores_is_told_as_counts(
+    server: TestServer, alice: User, bob: User, gateway: Gateway
+) -> None:
     room_id, quiet = shared(alice, bob), create_room(bob)
     assert alice.post(f"{V3}/join/{quiet}").status == 200
     for text in ("one", "two"):
@@ -114,7 +120,9 @@ def test_unread_messages_that_are_purged_count_no_more(
     assert badge(server, gateway) == 1
 
 
-def test_purged_messages_that_were_read_are_no_news(server: TestServer, alice: User, bob: User) -> None:
+def test_purged_messages_that_were_read_are_no_news(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = shared(alice, bob)
     keep_for(bob, room_id, DAY)
     read = say(bob, room_id, "read")
@@ -148,7 +156,9 @@ def test_what_is_taken_away_by_a_redaction_of_the_past_is_in_no_number_that_is_t
     assert alice.post(f"{V3}/join/{other}").status == 200
     event_id = say(bob, room_id, "unread")
     assert badge(server, gateway) == 1
-    stored = server.run(server.app.rooms.events.get_anywhere([EventID(event_id)]))[EventID(event_id)]
+    stored = server.run(server.app.rooms.events.get_anywhere([EventID(event_id)]))[
+        EventID(event_id)
+    ]
     bare = json.dumps({**stored.event.pdu, "content": {}}).encode()
 
     def redact(txn: WriteTransaction) -> None:

@@ -1,4 +1,5 @@
-"""A state event that was redacted comes with the reason, however the state is read, for who may see that.
+"""A state event that was redacted comes with the reason, however the state is read, for who may see
+that.
 
 spec: client-server-api#redactions
 """
@@ -67,7 +68,9 @@ def test_redacted_state_says_why(server: TestServer, way: Callable[[User, str], 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_who_left_before_is_not_told_why(server: TestServer, way: Callable[[User, str], Any]) -> None:
+def test_who_left_before_is_not_told_why(
+    server: TestServer, way: Callable[[User, str], Any]
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     topic = set_state(alice, room_id, TOPIC, {"topic": "secret"})
@@ -80,7 +83,9 @@ def test_who_left_before_is_not_told_why(server: TestServer, way: Callable[[User
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_who_joined_later_is_told_why_if_they_see_the_past(server: TestServer, way: Callable[[User, str], Any]) -> None:
+def test_who_joined_later_is_told_why_if_they_see_the_past(
+    server: TestServer, way: Callable[[User, str], Any]
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     for visibility, told in (("shared", "oops"), ("joined", None)):
         room_id = create(alice, preset="public_chat")
@@ -104,7 +109,11 @@ def test_who_was_there_is_told_why_whatever_others_may_see(
     ok(redact(alice, room_id, topic, reason="oops"))
     join(bob, room_id)
     for _ in range(2):
-        assert [list(reasons(way, user, room_id)) for user in (bob, alice, carol)] == [[None], ["oops"], ["oops"]]
+        assert [list(reasons(way, user, room_id)) for user in (bob, alice, carol)] == [
+            [None],
+            ["oops"],
+            ["oops"],
+        ]
     leave(carol, room_id)
     assert list(reasons(way, carol, room_id)) == ["oops"]
 
@@ -114,12 +123,21 @@ def test_redacted_members_say_why(server: TestServer) -> None:
     room_id = create(alice, preset="public_chat")
     joined = ok(bob.post(room_path(room_id, "join")))
     assert joined == {"room_id": room_id}
-    own = ok(bob.get(room_path(room_id, "state", "m.room.member", bob.user_id, format="event")))["event_id"]
+    own = ok(bob.get(room_path(room_id, "state", "m.room.member", bob.user_id, format="event")))[
+        "event_id"
+    ]
     ok(redact(alice, room_id, own, reason="rude"))
     for path in (room_path(room_id, "members"), room_path(room_id, "members", membership="join")):
         for reader in (alice, bob):
-            [member] = [each for each in ok(reader.get(path))["chunk"] if each["state_key"] == bob.user_id]
-            assert member["unsigned"]["redacted_because"]["content"] == {"reason": "rude", "redacts": own}
-    lazily = SlidingClient(alice, lists={"all": a_list([0, 9], limit=5, state=[["m.room.member", "$LAZY"]])}).sync()
+            [member] = [
+                each for each in ok(reader.get(path))["chunk"] if each["state_key"] == bob.user_id
+            ]
+            assert member["unsigned"]["redacted_because"]["content"] == {
+                "reason": "rude",
+                "redacts": own,
+            }
+    lazily = SlidingClient(
+        alice, lists={"all": a_list([0, 9], limit=5, state=[["m.room.member", "$LAZY"]])}
+    ).sync()
     told = {each["state_key"]: each for each in lazily["rooms"][room_id]["required_state"]}
     assert told[bob.user_id]["unsigned"]["redacted_because"]["sender"] == alice.user_id

@@ -1,4 +1,5 @@
-"""Renewing the tokens of a session with `/refresh`: what answers that got lost, tabs that ask at once, and thieves get.
+"""Renewing the tokens of a session with `/refresh`: what answers that got lost, tabs that ask at
+once, and thieves get.
 
 spec: client-server-api#refreshing-access-tokens, client-server-api#soft-logout
 """
@@ -10,12 +11,12 @@ import pytest
 
 from federation.protocol.endpoint import Limit
 from homeserver.http.rate_limits import Rate
-from homeserver.services.secret_text import hash_token
-from homeserver.services.sessions import Lifetimes
-from storage.audit import AuditStore
-from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.tokens import GRACE_MS, MOST_BRANCHES, MOST_EXCHANGES, SAME_MOMENT_MS
-from storage.transaction import Transaction, WriteTransaction
+from homeserver.services.login.sessions import Lifetimes
+from homeserver.services.tokens.secret_tokens import hash_token
+from storage.accounts.audit import AuditStore
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.login.access_tokens import GRACE_MS, MOST_BRANCHES, MOST_EXCHANGES, SAME_MOMENT_MS
 from tests.helpers.accounts import AccountsServer
 from tests.helpers.databases import open_inline
 from tests.helpers.http import Answer
@@ -48,7 +49,11 @@ def works(server: AccountsServer, tokens: Any) -> bool:
 
 
 def is_softly_refused(answer: Answer) -> bool:
-    return (answer.status, answer.errcode, answer.json.get("soft_logout")) == (401, "M_UNKNOWN_TOKEN", True)
+    return (answer.status, answer.errcode, answer.json.get("soft_logout")) == (
+        401,
+        "M_UNKNOWN_TOKEN",
+        True,
+    )
 
 
 async def events(server: AccountsServer) -> list[tuple[str, str | None, str | None]]:
@@ -154,7 +159,9 @@ def test_a_pair_that_was_put_by_is_good_no_more(server: AccountsServer) -> None:
 
 
 @pytest.mark.parametrize("uses", ["access_token", "refresh_token"])
-async def test_a_token_that_was_stolen_ends_the_session_and_not_the_device(server: AccountsServer, uses: str) -> None:
+async def test_a_token_that_was_stolen_ends_the_session_and_not_the_device(
+    server: AccountsServer, uses: str
+) -> None:
     first = begin(server)
     second = refresh(server, first).json
     if uses == "refresh_token":
@@ -231,7 +238,13 @@ async def test_a_refresh_token_of_before_there_were_families(server: AccountsSer
 
     def write(txn: WriteTransaction) -> None:
         server.token_store.add_refresh_token(
-            txn, hash_token("syr_imported"), alice.id, "OLD", now=0, expires_ts=None, ultimate_expires_ts=None
+            txn,
+            hash_token("syr_imported"),
+            alice.id,
+            "OLD",
+            now=0,
+            expires_ts=None,
+            ultimate_expires_ts=None,
         )
 
     await server.database.write("import", write)
@@ -260,7 +273,10 @@ async def test_what_is_kept_of_a_session_is_bounded(server: AccountsServer) -> N
 
     def count(txn: Transaction) -> list[int]:
         tables = ("refresh_tokens", "access_tokens")
-        return [txn.query(f"SELECT COUNT(*) FROM {table} WHERE device_id = 'PHONE'", ())[0][0] for table in tables]
+        return [
+            txn.query(f"SELECT COUNT(*) FROM {table} WHERE device_id = 'PHONE'", ())[0][0]
+            for table in tables
+        ]
 
     counts = await server.database.read("count", count)
     assert all(found <= 30 for found in counts), counts
@@ -280,7 +296,10 @@ def test_renewals_are_counted(sqlite_database: Database) -> None:
     assert refresh(server, first).status == 401  # a token that is spent has another bucket
     server.clock.advance(100)
     assert refresh(server, tokens).status == 200  # what was refused has changed nothing
-    statuses = [refresh(server, {"refresh_token": f"guess{number}"}, ip="10.0.0.66").status for number in range(9)]
+    statuses = [
+        refresh(server, {"refresh_token": f"guess{number}"}, ip="10.0.0.66").status
+        for number in range(9)
+    ]
     assert statuses == [401] * 8 + [429]
 
 
@@ -295,7 +314,9 @@ def test_a_thief_is_told_of_no_messages_any_more(tmp_path: Path, sqlite_database
         "refresh_token": True,
     }
     tokens = server.post("/_matrix/client/v3/login", body).json
-    renewed = server.post("/_matrix/client/v3/refresh", {"refresh_token": tokens["refresh_token"]}).json
+    renewed = server.post(
+        "/_matrix/client/v3/refresh", {"refresh_token": tokens["refresh_token"]}
+    ).json
     thief = User(server, {**tokens, **renewed})
     pusher = {
         "kind": "http",
@@ -308,6 +329,9 @@ def test_a_thief_is_told_of_no_messages_any_more(tmp_path: Path, sqlite_database
     }
     assert thief.post("/_matrix/client/v3/pushers/set", pusher).status == 200
     server.clock.advance(GRACE_MS / 1000 + 1)
-    assert server.post("/_matrix/client/v3/refresh", {"refresh_token": tokens["refresh_token"]}).status == 401
+    assert (
+        server.post("/_matrix/client/v3/refresh", {"refresh_token": tokens["refresh_token"]}).status
+        == 401
+    )
     alice = User(server, server.post("/_matrix/client/v3/login", body).json)
     assert alice.get("/_matrix/client/v3/pushers").json == {"pushers": []}

@@ -7,15 +7,21 @@ import pytest
 from federation.protocol.endpoint import Limit
 from federation.protocol.ids import UserID
 from homeserver.http.rate_limits import Rate
-from homeserver.services.passwords import PasswordPolicy
-from homeserver.services.registration import Wish
-from homeserver.services.registration_rules import RegistrationRules
-from homeserver.services.shared_secret_registration import compute_mac
-from homeserver.services.uia import AuthData, AuthenticationRequired, Confirmation, Operation, SessionUsed
-from homeserver.services.uia_stages import RegistrationTokenStage
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database
-from storage.registration_tokens import RegistrationTokenRow
+from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration_rules import RegistrationRules
+from homeserver.services.accounts.shared_secret_registration import compute_mac
+from homeserver.services.login.passwords import PasswordPolicy
+from homeserver.services.login.uia import (
+    AuthData,
+    AuthenticationRequired,
+    Confirmation,
+    Operation,
+    SessionUsed,
+)
+from homeserver.services.login.uia_stages import RegistrationTokenStage
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.accounts.registration_tokens import RegistrationTokenRow
+from storage.engine.database import Database
 from tests.helpers.accounts import OPEN, SHARED_SECRET, AccountsServer, User
 from tests.helpers.http import Answer
 
@@ -42,7 +48,9 @@ def test_registering_takes_a_stage_and_signs_in(server: AccountsServer) -> None:
     assert "errcode" not in asked.json
     assert asked.json["params"] == {}
 
-    done = server.request("POST", "register", {**wanted, "auth": {**DUMMY, "session": asked.json["session"]}})
+    done = server.request(
+        "POST", "register", {**wanted, "auth": {**DUMMY, "session": asked.json["session"]}}
+    )
     assert done.status == 200
     assert done.json["user_id"] == "@alice:example.org"
     assert done.json["device_id"] == "PHONE"
@@ -62,7 +70,10 @@ def test_what_leads_up_to_an_account_hardly_counts(sqlite_database: Database) ->
         wanted = {"username": name, "password": "wonderland", "auth": {**DUMMY, "session": session}}
         assert server.request("POST", "register", wanted).status == 200
     wanted = {"username": "carol", "auth": DUMMY}
-    statuses = [server.request("POST", "register", {**wanted, "username": f"carol{n}"}).status for n in range(3)]
+    statuses = [
+        server.request("POST", "register", {**wanted, "username": f"carol{n}"}).status
+        for n in range(3)
+    ]
     assert statuses == [200, 429, 429]
     server.clock.advance(101)
     assert server.request("POST", "register", wanted).status == 200
@@ -91,7 +102,9 @@ def test_a_repeated_request_gets_the_same_account(server: AccountsServer) -> Non
     assert other_name.status == 403
 
 
-async def test_a_repeated_request_lets_in_nobody_who_may_not_sign_in(server: AccountsServer) -> None:
+async def test_a_repeated_request_lets_in_nobody_who_may_not_sign_in(
+    server: AccountsServer,
+) -> None:
     session = server.request("POST", "register", {}).json["session"]
     wanted = {"username": "bob", "password": "wonderland", "auth": {**DUMMY, "session": session}}
     assert server.request("POST", "register", wanted).status == 200
@@ -112,7 +125,8 @@ def test_names_that_the_grammar_refuses(server: AccountsServer, name: str) -> No
     answer = server.request("POST", "register", {"username": name, "password": "x"})
     assert (answer.status, answer.errcode) == (400, "M_INVALID_USERNAME")
     available = server.request(
-        "GET", f"register/available?username={name.replace(' ', '%20').replace('ü', '%C3%BC').replace('ï', '%C3%AF')}"
+        "GET",
+        f"register/available?username={name.replace(' ', '%20').replace('ü', '%C3%BC').replace('ï', '%C3%AF')}",
     )
     assert available.errcode == "M_INVALID_USERNAME"
 
@@ -126,16 +140,22 @@ def test_taken_names_are_told_before_anything_is_asked(server: AccountsServer) -
 
 
 def test_a_name_taken_while_another_confirms_is_refused(server: AccountsServer) -> None:
-    session = server.request("POST", "register", {"username": "alice", "password": "x"}).json["session"]
+    session = server.request("POST", "register", {"username": "alice", "password": "x"}).json[
+        "session"
+    ]
     server.register("alice")
     answer = server.request(
-        "POST", "register", {"username": "alice", "password": "x", "auth": {**DUMMY, "session": session}}
+        "POST",
+        "register",
+        {"username": "alice", "password": "x", "auth": {**DUMMY, "session": session}},
     )
     assert answer.errcode == "M_USER_IN_USE"
 
 
 def test_inhibit_login(server: AccountsServer) -> None:
-    answer = server.request("POST", "register", {"auth": DUMMY, "username": "alice", "inhibit_login": True})
+    answer = server.request(
+        "POST", "register", {"auth": DUMMY, "username": "alice", "inhibit_login": True}
+    )
     assert answer.json == {"user_id": "@alice:example.org", "home_server": "example.org"}
 
 
@@ -147,10 +167,16 @@ def test_names_are_made_where_none_is_wanted(server: AccountsServer) -> None:
 def test_a_guest_becomes_a_user(database: Database) -> None:
     rules = RegistrationRules(enabled=True, without_verification=True, guests=True)
     server = AccountsServer(database, rules=rules)
-    guest, other = (User(server, server.request("POST", "register?kind=guest", {}).json, "") for _ in range(2))
+    guest, other = (
+        User(server, server.request("POST", "register?kind=guest", {}).json, "") for _ in range(2)
+    )
     assert guest.put(f"profile/{guest.id}/displayname", {"displayname": "Visitor"}).status == 200
     name = guest.id[1:].partition(":")[0]
-    wanted: dict[str, Any] = {"username": name, "password": "wonderland", "guest_access_token": guest.token}
+    wanted: dict[str, Any] = {
+        "username": name,
+        "password": "wonderland",
+        "guest_access_token": guest.token,
+    }
     for wrong in (
         {"guest_access_token": other.token},
         {"guest_access_token": "unknown"},
@@ -164,9 +190,15 @@ def test_a_guest_becomes_a_user(database: Database) -> None:
     made, again = (server.request("POST", "register", wanted) for _ in range(2))
     assert made.status == again.status == 200, made.body
     assert made.json["user_id"] == again.json["user_id"] == guest.id
-    assert guest.get("account/whoami").json["is_guest"] is False  # the session of before is theirs still
+    assert (
+        guest.get("account/whoami").json["is_guest"] is False
+    )  # the session of before is theirs still
     assert guest.get(f"profile/{guest.id}/displayname").json == {"displayname": "Visitor"}
-    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": "wonderland"}
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": name},
+        "password": "wonderland",
+    }
     assert server.request("POST", "login", login).status == 200
     taken = server.request("POST", "register", {**wanted, "auth": DUMMY})
     assert (taken.status, taken.errcode) == (400, "M_USER_IN_USE")
@@ -177,7 +209,11 @@ async def test_a_locked_guest_does_not_become_a_user(sqlite_database: Database) 
     server = AccountsServer(sqlite_database)
     guest = User(server, server.request("POST", "register?kind=guest", {}).json, "")
     await server.accounts.do_set_flags(UserID(guest.id), locked=True)
-    wanted = {"username": guest.id[1:].partition(":")[0], "password": "wonderland", "guest_access_token": guest.token}
+    wanted = {
+        "username": guest.id[1:].partition(":")[0],
+        "password": "wonderland",
+        "guest_access_token": guest.token,
+    }
     refused = server.request("POST", "register", {**wanted, "auth": DUMMY})
     assert (refused.status, refused.errcode) == (401, "M_USER_LOCKED")
 
@@ -201,11 +237,18 @@ async def test_a_suspended_guest_does_not_become_a_user(sqlite_database: Databas
     assert server.request("POST", "register", wanted).json["user_id"] == guest.id
 
 
-async def test_who_is_suspended_while_a_guest_becomes_a_user_stays_a_guest(database: Database) -> None:
+async def test_who_is_suspended_while_a_guest_becomes_a_user_stays_a_guest(
+    database: Database,
+) -> None:
     """The write sees it, too."""
     store = AccountStore(database)
-    await database.write("t", store.add_account, AccountRow("@1:example.org", None, 1, is_guest=True, suspended=True))
-    assert await database.write("t", store.set_upgraded, AccountRow("@1:example.org", "hash", 2)) is False
+    await database.write(
+        "t", store.add_account, AccountRow("@1:example.org", None, 1, is_guest=True, suspended=True)
+    )
+    assert (
+        await database.write("t", store.set_upgraded, AccountRow("@1:example.org", "hash", 2))
+        is False
+    )
 
 
 def test_guests(sqlite_database: Database) -> None:
@@ -216,12 +259,19 @@ def test_guests(sqlite_database: Database) -> None:
     assert answer.json["device_id"] != "X"
     guest = User(server, answer.json, "")
     assert guest.get("account/whoami").json["is_guest"] is True
-    assert guest.post("account/password", {"new_password": "x"}).errcode == "M_GUEST_ACCESS_FORBIDDEN"
+    assert (
+        guest.post("account/password", {"new_password": "x"}).errcode == "M_GUEST_ACCESS_FORBIDDEN"
+    )
     assert server.request("POST", "register?kind=robot", {}).status == 400
 
 
 @pytest.mark.parametrize(
-    "rules", [RegistrationRules(), RegistrationRules(without_verification=True), RegistrationRules(enabled=True)]
+    "rules",
+    [
+        RegistrationRules(),
+        RegistrationRules(without_verification=True),
+        RegistrationRules(enabled=True),
+    ],
 )
 def test_closed_registration(sqlite_database: Database, rules: RegistrationRules) -> None:
     server = AccountsServer(sqlite_database, rules=rules)
@@ -240,30 +290,43 @@ def test_reserved_names(sqlite_database: Database) -> None:
             return user_id.startswith("@irc")
 
     server = AccountsServer(sqlite_database, reserved=Bridged())
-    assert server.request("POST", "register", {"username": "irc-bob", "password": "x"}).errcode == "M_EXCLUSIVE"
+    assert (
+        server.request("POST", "register", {"username": "irc-bob", "password": "x"}).errcode
+        == "M_EXCLUSIVE"
+    )
 
 
 def test_weak_passwords(sqlite_database: Database) -> None:
     policy = PasswordPolicy(
-        minimum_length=8, require_digit=True, require_symbol=True, require_lowercase=True, require_uppercase=True
+        minimum_length=8,
+        require_digit=True,
+        require_symbol=True,
+        require_lowercase=True,
+        require_uppercase=True,
     )
     server = AccountsServer(sqlite_database, policy=policy)
     for weak in ("sH0rt!", "nodigits!A", "n0symbolsA", "NO-LOWER-1", "no-upper-1"):
         answer = server.request("POST", "register", {"username": "alice", "password": weak})
         assert (answer.status, answer.errcode) == (400, "M_WEAK_PASSWORD"), weak
-    assert server.request("POST", "register", {"username": "alice", "password": "G00d-enough"}).status == 401
+    assert (
+        server.request("POST", "register", {"username": "alice", "password": "G00d-enough"}).status
+        == 401
+    )
     assert server.request("POST", "register", {"password": "x" * 513}).errcode == "M_INVALID_PARAM"
 
 
 def test_whether_a_name_is_free_can_be_kept_secret(sqlite_database: Database) -> None:
     server = AccountsServer(
-        sqlite_database, rules=RegistrationRules(enabled=True, without_verification=True, names_can_be_asked=False)
+        sqlite_database,
+        rules=RegistrationRules(enabled=True, without_verification=True, names_can_be_asked=False),
     )
     server.register("alice")
     assert server.request("GET", "register/available?username=alice").json == {"available": True}
     assert server.request("POST", "register", {"username": "alice", "password": "x"}).status == 401
     assert (
-        server.request("POST", "register", {"username": "alice", "password": "x", "auth": DUMMY}).errcode
+        server.request(
+            "POST", "register", {"username": "alice", "password": "x", "auth": DUMMY}
+        ).errcode
         == "M_USER_IN_USE"
     )
 
@@ -273,12 +336,18 @@ async def test_registration_tokens(database: Database) -> None:
     tokens = server.registration_tokens
 
     def valid(token: str) -> bool:
-        answer = server.request("GET", f"/_matrix/client/v1/register/{TOKEN_STAGE}/validity?token={token}")
+        answer = server.request(
+            "GET", f"/_matrix/client/v1/register/{TOKEN_STAGE}/validity?token={token}"
+        )
         return bool(answer.json["valid"])
 
-    await database.write("t", tokens.add_registration_token, RegistrationTokenRow("twice", uses_allowed=2))
+    await database.write(
+        "t", tokens.add_registration_token, RegistrationTokenRow("twice", uses_allowed=2)
+    )
     expires = int(server.clock.seconds() * 1000) + 60_000
-    await database.write("t", tokens.add_registration_token, RegistrationTokenRow("brief", expires_ts=expires))
+    await database.write(
+        "t", tokens.add_registration_token, RegistrationTokenRow("brief", expires_ts=expires)
+    )
     assert valid("twice")
     assert valid("brief")
     assert not valid("unknown")
@@ -305,20 +374,31 @@ async def test_registration_tokens(database: Database) -> None:
     assert not valid("brief")
     assert attempt("brief")[0] == 401
     # Without a session, and the dummy stage in its place.
-    assert server.request("POST", "register", {"auth": {"type": TOKEN_STAGE, "token": "unknown"}}).status == 401
+    assert (
+        server.request(
+            "POST", "register", {"auth": {"type": TOKEN_STAGE, "token": "unknown"}}
+        ).status
+        == 401
+    )
     assert server.request("POST", "register", {"auth": DUMMY}).status == 401
 
 
 async def test_a_use_that_came_to_nothing_is_given_back(database: Database) -> None:
     server = AccountsServer(database, rules=WITH_TOKEN)
     tokens = server.registration_tokens
-    await database.write("t", tokens.add_registration_token, RegistrationTokenRow("once", uses_allowed=1))
-    await database.write("t", server.account_store.add_account, AccountRow("@alice:example.org", None, 0))
+    await database.write(
+        "t", tokens.add_registration_token, RegistrationTokenRow("once", uses_allowed=1)
+    )
+    await database.write(
+        "t", server.account_store.add_account, AccountRow("@alice:example.org", None, 0)
+    )
     # The name is found to be taken only when the token has been taken.
     session = server.request("POST", "register", {}).json["session"]
     auth = {"type": TOKEN_STAGE, "token": "once", "session": session}
     assert (
-        server.request("POST", "register", {"username": "alice", "password": "x", "auth": auth}).errcode
+        server.request(
+            "POST", "register", {"username": "alice", "password": "x", "auth": auth}
+        ).errcode
         == "M_USER_IN_USE"
     )
     assert not await server.registration.is_token_valid("once")
@@ -334,7 +414,9 @@ async def test_a_use_that_was_held_beside_another_way_is_given_back(
     """Two requests of one session at the same time, each of which completes another flow."""
     server = AccountsServer(database)
     uia, tokens = server.uia, server.registration_tokens
-    await database.write("t", tokens.add_registration_token, RegistrationTokenRow("once", uses_allowed=1))
+    await database.write(
+        "t", tokens.add_registration_token, RegistrationTokenRow("once", uses_allowed=1)
+    )
     operation = Operation("POST register", None, "10.0.0.1")
     flows = [["m.login.dummy"], [TOKEN_STAGE]]
     with pytest.raises(AuthenticationRequired) as asked:
@@ -345,7 +427,9 @@ async def test_a_use_that_was_held_beside_another_way_is_given_back(
 
     async def beside(self: RegistrationTokenStage, auth: AuthData, operation: Operation) -> str:
         monkeypatch.undo()
-        confirmed.append(await uia.check(operation, flows, {"type": "m.login.dummy", **session}, keep=True))
+        confirmed.append(
+            await uia.check(operation, flows, {"type": "m.login.dummy", **session}, keep=True)
+        )
         if claimed_first:
             await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
         return await check(self, auth, operation)
@@ -382,9 +466,13 @@ def test_the_mac_of_shared_secret_registration(
 ADMIN_PATH = "/_synapse/admin/v1/register"
 
 
-def _shared(server: AccountsServer, nonce: str, *, mac: str | None = None, **body: object) -> Answer:
+def _shared(
+    server: AccountsServer, nonce: str, *, mac: str | None = None, **body: object
+) -> Answer:
     wish = Wish(
-        username=str(body.get("username")), password=str(body.get("password")), is_admin=bool(body.get("admin"))
+        username=str(body.get("username")),
+        password=str(body.get("password")),
+        is_admin=bool(body.get("admin")),
     )
     signed = {"nonce": nonce, "mac": mac or compute_mac(SHARED_SECRET, nonce, wish), **body}
     return server.request("POST", ADMIN_PATH, signed)
@@ -398,7 +486,13 @@ def test_shared_secret_registration(database: Database) -> None:
 
     once = nonce()
     done = _shared(
-        server, once, username="Ada", password="correct horse", admin=True, displayname="Ada L.", user_type=None
+        server,
+        once,
+        username="Ada",
+        password="correct horse",
+        admin=True,
+        displayname="Ada L.",
+        user_type=None,
     )
     assert done.status == 200
     assert done.json["user_id"] == "@ada:example.org"
@@ -442,7 +536,9 @@ async def test_a_session_makes_one_account_however_many_are_asked_for_at_once(
     auth: dict[str, str] = dict(DUMMY)
     if rules.requires_token:
         await database.write(
-            "t", server.registration_tokens.add_registration_token, RegistrationTokenRow("key", uses_allowed=1)
+            "t",
+            server.registration_tokens.add_registration_token,
+            RegistrationTokenRow("key", uses_allowed=1),
         )
         auth = {"type": TOKEN_STAGE, "token": "key"}
     auth["session"] = server.request("POST", "register", {}).json["session"]
@@ -458,7 +554,9 @@ async def test_a_session_makes_one_account_however_many_are_asked_for_at_once(
     made = {answer.json["user_id"] for answer in answers if answer.status == 200}
     assert len(made) == 1
     assert {answer.errcode for answer in answers if answer.status != 200} == {"M_FORBIDDEN"}
-    users = await server.account_store.get_accounts([f"@{name}:example.org" for name in ("alice", "bob", "carol")])
+    users = await server.account_store.get_accounts(
+        [f"@{name}:example.org" for name in ("alice", "bob", "carol")]
+    )
     assert set(users) <= made
     if "@alice:example.org" in made:  # who asked for the same has the same
         assert [answer.status for answer in answers[:2]] == [200, 200]

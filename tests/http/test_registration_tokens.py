@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer, User
 
@@ -29,12 +29,20 @@ def root(server: TestServer) -> User:
 
 def register(server: TestServer, name: str, token: str) -> Answer:
     auth = {"type": "m.login.registration_token", "token": token}
-    return server.post("/_matrix/client/v3/register", {"username": name, "password": "wonderland", "auth": auth})
+    return server.post(
+        "/_matrix/client/v3/register", {"username": name, "password": "wonderland", "auth": auth}
+    )
 
 
 def test_the_life_of_a_token(server: TestServer, root: User) -> None:
     made = root.post(f"{PATH}/new", {"token": "Zx-9", "uses_allowed": 2, "expiry_time": NOW + 1000})
-    expected = {"token": "Zx-9", "uses_allowed": 2, "pending": 0, "completed": 0, "expiry_time": NOW + 1000}
+    expected = {
+        "token": "Zx-9",
+        "uses_allowed": 2,
+        "pending": 0,
+        "completed": 0,
+        "expiry_time": NOW + 1000,
+    }
     assert (made.status, made.json) == (200, expected)
     assert register(server, "alice", "Zx-9").status == 200
     assert root.get(f"{PATH}/Zx-9").json == {**expected, "completed": 1}
@@ -48,7 +56,11 @@ def test_the_life_of_a_token(server: TestServer, root: User) -> None:
     assert root.put(f"{PATH}/Zx-9", {"expiry_time": None}).json["expiry_time"] is None
     assert root.delete(f"{PATH}/Zx-9").status == 200
     assert register(server, "carol", "Zx-9").status == 401
-    for answer in (root.get(f"{PATH}/Zx-9"), root.put(f"{PATH}/Zx-9", {}), root.delete(f"{PATH}/Zx-9")):
+    for answer in (
+        root.get(f"{PATH}/Zx-9"),
+        root.put(f"{PATH}/Zx-9", {}),
+        root.delete(f"{PATH}/Zx-9"),
+    ):
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
@@ -108,5 +120,10 @@ def test_what_cannot_be(root: User, body: dict[str, object]) -> None:
 def test_who_may(server: TestServer, root: User) -> None:
     root.post(f"{PATH}/new", {"token": "t"})
     alice = User(server, register(server, "alice", "t").json)
-    for answer in (alice.get(PATH), alice.post(f"{PATH}/new", {}), alice.get(f"{PATH}/t"), alice.delete(f"{PATH}/t")):
+    for answer in (
+        alice.get(PATH),
+        alice.post(f"{PATH}/new", {}),
+        alice.get(f"{PATH}/t"),
+        alice.delete(f"{PATH}/t"),
+    ):
         assert answer.errcode == "M_FORBIDDEN"

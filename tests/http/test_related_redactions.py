@@ -10,18 +10,35 @@ from twisted.logger import capturedLogs
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError, StateIncomplete
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.drafts import Draft
-from federation.rooms.room_events import StoredEvent
-from homeserver.services.related_redactions import AT_ONCE, FIRST_PAUSE_MS, LEASE_MS, LONGEST_PAUSE_MS, MOST_TRIES
-from storage.accounts import AccountStore
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
-from storage.related_redactions import RelatedRedaction, add_redactions
+from federation.rooms.events import StoredEvent
+from homeserver.services.rooms.related_redactions import (
+    AT_ONCE,
+    FIRST_PAUSE_MS,
+    LEASE_MS,
+    LONGEST_PAUSE_MS,
+    MOST_TRIES,
+)
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
+from storage.rooms.related_redactions import RelatedRedaction, add_redactions
 from tests.helpers.databases import open_inline
 from tests.helpers.federated import set_state, shared
 from tests.helpers.later import HeldExecutor
 from tests.helpers.network import Network
 from tests.helpers.policy_server import Judge, named
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, invite, join, leave, ok, put_event, redact, refused, room_path, say
+from tests.helpers.talk import (
+    create,
+    invite,
+    join,
+    leave,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
+)
 
 
 @pytest.fixture
@@ -54,7 +71,9 @@ def relate(user: User, room: str, target: str, rel_type: str, **content: Any) ->
 
 
 def edit(user: User, room: str, target: str) -> str:
-    return relate(user, room, target, "m.replace", **{"m.new_content": {"msgtype": "m.text", "body": "new"}})
+    return relate(
+        user, room, target, "m.replace", **{"m.new_content": {"msgtype": "m.text", "body": "new"}}
+    )
 
 
 def is_redacted(user: User, room: str, event_id: str) -> bool:
@@ -76,7 +95,10 @@ def test_edits_go_with_what_they_edit(alice: User, room: str) -> None:
 @pytest.mark.parametrize("name", ["with_rel_types", "org.matrix.msc3912.with_relations"])
 def test_all_that_relates(alice: User, bob: User, room: str, name: str) -> None:
     message = say(alice, room, "poll")
-    children = [relate(bob, room, message, rel_type) for rel_type in ("m.thread", "m.reference", "org.example.x")]
+    children = [
+        relate(bob, room, message, rel_type)
+        for rel_type in ("m.thread", "m.reference", "org.example.x")
+    ]
     grandchild = relate(bob, room, children[0], "m.reference")
     ok(redact(alice, room, message, **{name: ["*", "m.thread"]}))
     assert all(is_redacted(alice, room, child) for child in children)
@@ -131,7 +153,9 @@ def test_what_comes_later_goes_too(alice: User, bob: User, room: str) -> None:
     assert not is_redacted(alice, room, elsewhere)
 
 
-def test_who_may_not_redact_what_comes_later_stands_in_nobodys_way(server: TestServer, alice: User, room: str) -> None:
+def test_who_may_not_redact_what_comes_later_stands_in_nobodys_way(
+    server: TestServer, alice: User, room: str
+) -> None:
     aaron = server.register("aaron")
     bob = server.register("bobby")
     for user in (aaron, bob):
@@ -164,7 +188,8 @@ def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) ->
 async def test_a_crash_leaves_nothing_undone(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, *, is_suspended: bool
 ) -> None:
-    """Whichever of its writes is the last of a server, who starts it again need do nothing. Nor who was suspended."""
+    """Whichever of its writes is the last of a server, who starts it again need do nothing. Nor who
+    was suspended."""
     for steps in range(1, 20):  # each write is a step, and so is hearing that it is done
         writer = HeldExecutor()
         before = TestServer(tmp_path, open_inline(database_config, writer=writer), seed=steps)
@@ -174,7 +199,9 @@ async def test_a_crash_leaves_nothing_undone(
         children = [relate(alice, room, message, "m.thread") for _ in range(AT_ONCE + 1)]
         await set_flags(alice, suspended=is_suspended)
         writer.is_held = True
-        pending = alice.start("PUT", room_path(room, "redact", message, "t"), {"with_rel_types": ["m.thread"]})
+        pending = alice.start(
+            "PUT", room_path(room, "redact", message, "t"), {"with_rel_types": ["m.thread"]}
+        )
         for _ in range(steps):
             writer.work()
         after = TestServer(tmp_path, open_inline(database_config), seed=100 + steps)
@@ -195,7 +222,8 @@ async def set_flags(user: User, **flags: bool) -> None:
 
 
 async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str, str, str]]:
-    """What a crash leaves: targets that are redacted, in order, their rooms, and a child of each, which is not."""
+    """What a crash leaves: targets that are redacted, in order, their rooms, and a child of each,
+    which is not."""
     left: list[tuple[str, str, str]] = []
     for _ in range(3):
         room = create(alice)
@@ -211,12 +239,16 @@ async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str,
     return sorted(left)
 
 
-async def test_what_a_node_left_others_take_up_after_a_while(server: TestServer, alice: User) -> None:
+async def test_what_a_node_left_others_take_up_after_a_while(
+    server: TestServer, alice: User
+) -> None:
     left = await leave_three_undone(server, alice)
     server.app.start_jobs()
     for _ in range(LEASE_MS // 60_000 - 1):
         server.clock.advance(60)
-    assert [is_redacted(alice, room, child) for _, room, child in left] == [False, False, False], "it may be at it"
+    assert [is_redacted(alice, room, child) for _, room, child in left] == [False, False, False], (
+        "it may be at it"
+    )
     for _ in range(2):
         server.clock.advance(60)
     assert [is_redacted(alice, room, child) for _, room, child in left] == [True, True, True]
@@ -312,11 +344,14 @@ async def test_one_that_the_room_refuses_keeps_no_other(
     assert [is_redacted(alice, room, child) for child in children] == [True, False, True]
 
 
-@pytest.mark.parametrize(("flag", "expected"), [("suspended", 1), ("locked", 0), ("shadow_banned", 0), (None, 2)])
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("suspended", 1), ("locked", 0), ("shadow_banned", 0), (None, 2)]
+)
 async def test_who_was_stopped_meanwhile_takes_along_what_they_may_redact_now(
     server: TestServer, alice: User, bob: User, room: str, flag: str | None, expected: int
 ) -> None:
-    """The rest of a redaction that a crash ended, and what comes later, are no way around a suspension."""
+    """The rest of a redaction that a crash ended, and what comes later, are no way around a
+    suspension."""
     message = say(alice, room, "root")
     children = [relate(user, room, message, "m.thread") for user in (alice, bob)]
     ok(redact(alice, room, message))
@@ -402,4 +437,7 @@ def test_bad_types(alice: User, room: str, types: object) -> None:
 
 
 def test_clients_find_the_feature(server: TestServer) -> None:
-    assert ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc3912"] is True
+    assert (
+        ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc3912"]
+        is True
+    )

@@ -1,6 +1,8 @@
-"""Children of events: pages of them, what is told of them with their parents, reactions that are given twice.
+"""Children of events: pages of them, what is told of them with their parents, reactions that are
+given twice.
 
-spec: client-server-api#forming-relationships-between-events, client-server-api#aggregations-of-child-events
+spec: client-server-api#forming-relationships-between-events,
+client-server-api#aggregations-of-child-events
 """
 
 import json
@@ -11,10 +13,22 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
-from homeserver.services import room_relations
+from homeserver.services.rooms import relations
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, invite, join, leave, messages, ok, put_event, redact, refused, room_path, say
+from tests.helpers.talk import (
+    create,
+    invite,
+    join,
+    leave,
+    messages,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
+)
 
 V1 = "/_matrix/client/v1"
 
@@ -37,11 +51,16 @@ def room(alice: User, bob: User) -> str:
     return room
 
 
-def relate(user: User, room: str, target: str, rel_type: str, text: str = "child", **content: Any) -> str:
+def relate(
+    user: User, room: str, target: str, rel_type: str, text: str = "child", **content: Any
+) -> str:
     """Send a message that relates to another."""
     relation = {"rel_type": rel_type, "event_id": target}
     answer = put_event(
-        user, room, "m.room.message", {"msgtype": "m.text", "body": text, "m.relates_to": relation, **content}
+        user,
+        room,
+        "m.room.message",
+        {"msgtype": "m.text", "body": text, "m.relates_to": relation, **content},
     )
     return str(ok(answer)["event_id"])
 
@@ -63,7 +82,9 @@ def react(user: User, room: str, target: str, key: str = "👍") -> str:
 
 def path(room: str, event: str, *rest: str, **query: object) -> str:
     words = "&".join(f"{name.rstrip('_')}={quote(str(value))}" for name, value in query.items())
-    return "/".join([V1, "rooms", quote(room), "relations", quote(event), *rest]) + (f"?{words}" if words else "")
+    return "/".join([V1, "rooms", quote(room), "relations", quote(event), *rest]) + (
+        f"?{words}" if words else ""
+    )
 
 
 def children(user: User, room: str, event: str, *rest: str, **query: object) -> list[str]:
@@ -147,7 +168,7 @@ def test_of_very_many_children_of_children_fewer_steps_are_told(
     alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
 ) -> None:
     """And the answer says so; each page is one of what it tells."""
-    monkeypatch.setattr(room_relations, "MOST_DESCENDANTS", most)
+    monkeypatch.setattr(relations, "MOST_DESCENDANTS", most)
     parent = say(alice, room, "parent")
     replies = [relate(alice, room, parent, "m.thread") for _ in range(2)]
     edits = [relate(alice, room, each, "org.example") for each in replies]
@@ -164,7 +185,9 @@ def test_of_very_many_children_of_children_fewer_steps_are_told(
     assert found == [*replies, *edits, *marks][: 2 * depth][::-1]
 
 
-def test_who_may_not_see_the_parent_sees_no_children(server: TestServer, alice: User, room: str) -> None:
+def test_who_may_not_see_the_parent_sees_no_children(
+    server: TestServer, alice: User, room: str
+) -> None:
     parent = say(alice, room, "parent")
     relate(alice, room, parent, "org.example")
     eve = server.register("eve")
@@ -220,7 +243,9 @@ def test_edits_that_are_none(alice: User, bob: User, room: str) -> None:
 def test_an_encrypted_edit_needs_no_new_content(alice: User, room: str) -> None:
     parent = ok(put_event(alice, room, "m.room.encrypted", {"ciphertext": "x"}))["event_id"]
     relation = {"rel_type": "m.replace", "event_id": parent}
-    replacement = ok(put_event(alice, room, "m.room.encrypted", {"ciphertext": "y", "m.relates_to": relation}))
+    replacement = ok(
+        put_event(alice, room, "m.room.encrypted", {"ciphertext": "y", "m.relates_to": relation})
+    )
     assert bundle(alice, room, parent)["m.replace"]["event_id"] == replacement["event_id"]
 
 
@@ -241,7 +266,9 @@ def test_redactions_of_edits_and_of_what_was_edited(alice: User, room: str) -> N
 def test_references_are_named_oldest_first(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     sent = [relate(alice, room, parent, "m.reference") for _ in range(3)]
-    assert bundle(alice, room, parent) == {"m.reference": {"chunk": [{"event_id": event} for event in sent]}}
+    assert bundle(alice, room, parent) == {
+        "m.reference": {"chunk": [{"event_id": event} for event in sent]}
+    }
 
 
 def test_state_has_no_children_to_tell_of(alice: User, room: str) -> None:
@@ -265,7 +292,9 @@ def test_ignored_users_have_no_children(alice: User, bob: User, room: str) -> No
     assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
 
 
-def test_pages_contexts_and_limited_timelines_tell_of_children(alice: User, bob: User, room: str) -> None:
+def test_pages_contexts_and_limited_timelines_tell_of_children(
+    alice: User, bob: User, room: str
+) -> None:
     say(alice, room, "earlier")
     parent = say(alice, room, "parent")
     since = sync(bob)["next_batch"]
@@ -294,7 +323,10 @@ def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -
     parent = say(alice, room, "parent")
     first = ok(put_event(bob, room, "m.reaction", reaction(parent), "txn"))
     assert ok(put_event(bob, room, "m.reaction", reaction(parent), "txn")) == first
-    assert refused(put_event(bob, room, "m.reaction", reaction(parent))) == (400, "M_DUPLICATE_ANNOTATION")
+    assert refused(put_event(bob, room, "m.reaction", reaction(parent))) == (
+        400,
+        "M_DUPLICATE_ANNOTATION",
+    )
     react(bob, room, parent, "🎉")
     react(alice, room, parent)
     ok(redact(bob, room, first["event_id"]))
@@ -313,8 +345,12 @@ def test_the_same_reaction_twice_in_the_same_moment(
     if first is not None:  # with it gone, it may be given anew
         waiting.append(bob.start("PUT", room_path(room, "redact", first, "r"), {}))
     for txn in ("one", "two"):
-        waiting.append(bob.start("PUT", room_path(room, "send", "m.reaction", txn), reaction(parent)))
-    waiting.append(alice.start("PUT", room_path(room, "send", "m.reaction", "one"), reaction(parent)))
+        waiting.append(
+            bob.start("PUT", room_path(room, "send", "m.reaction", txn), reaction(parent))
+        )
+    waiting.append(
+        alice.start("PUT", room_path(room, "send", "m.reaction", "one"), reaction(parent))
+    )
     gate.callback(None)
     server.clock.advance(0)
     refusals = [each.answer.errcode for each in waiting if each.answer.status != 200]
@@ -342,7 +378,10 @@ def test_the_same_reaction_twice_in_the_same_moment(
 def test_relations_of_the_wrong_form_are_no_fault(alice: User, room: str, relation: Any) -> None:
     ok(put_event(alice, room, "m.room.message", {"body": "x", "m.relates_to": relation}))
     ok(put_event(alice, room, "m.room.message", {"body": "y", "m.relates_to": relation}))
-    assert [event["content"]["body"] for event in messages(alice, room, limit=2)["chunk"]] == ["y", "x"]
+    assert [event["content"]["body"] for event in messages(alice, room, limit=2)["chunk"]] == [
+        "y",
+        "x",
+    ]
 
 
 def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
@@ -352,7 +391,9 @@ def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
 
     def found(**wanted: Any) -> list[str]:
         wish = json.dumps({"types": ["m.room.message"], **wanted})
-        return [event["event_id"] for event in messages(alice, room, limit=100, filter=wish)["chunk"]]
+        return [
+            event["event_id"] for event in messages(alice, room, limit=100, filter=wish)["chunk"]
+        ]
 
     name = "org.matrix.msc3874"
     assert found(**{f"{name}.not_rel_types": ["m.thread"]}) == [reference, parent]
@@ -367,7 +408,10 @@ def test_pages_of_those_who_have_children(alice: User, bob: User, room: str) -> 
     relate(bob, room, other, "m.reference")
 
     def found(**wanted: Any) -> list[str]:
-        return [event["event_id"] for event in messages(alice, room, limit=100, filter=json.dumps(wanted))["chunk"]]
+        return [
+            event["event_id"]
+            for event in messages(alice, room, limit=100, filter=json.dumps(wanted))["chunk"]
+        ]
 
     assert found(related_by_rel_types=["m.thread"]) == [parent]
     assert found(related_by_senders=[bob.user_id]) == [other]

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from federation.identity import ServerIdentity
+from federation.peers.identity import ServerIdentity
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.signing import SigningKey
 from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
-from federation.rooms.room_events import StoredEvent
-from federation.rooms.snapshots import RoomSnapshot
-from homeserver.assembly.exploring import ExploringParts
-from storage.timelines import Direction
+from federation.rooms.events import StoredEvent
+from federation.rooms.snapshot import RoomSnapshot
+from homeserver.wiring.exploring import ExploringParts
+from storage.events.timelines import Direction
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space
 from tests.helpers.talk import create, join, ok
@@ -34,7 +34,9 @@ class ToldHierarchies:
     ) -> Mapping[RoomID, RemoteHierarchy]:
         self.asked.update(rooms)
         return {
-            room_id: parse_hierarchy(room_id, self.answers[room_id]) for room_id in rooms if room_id in self.answers
+            room_id: parse_hierarchy(room_id, self.answers[room_id])
+            for room_id in rooms
+            if room_id in self.answers
         }
 
 
@@ -62,12 +64,22 @@ def parts(server: TestServer, remote: ToldHierarchies) -> ExploringParts:
     app = server.app
     identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))
     return ExploringParts(
-        app.database, identity, app.accounts, app.rooms, remote_spaces=remote, remote_times=NobodyElse()
+        app.database,
+        identity,
+        app.accounts,
+        app.rooms,
+        remote_spaces=remote,
+        remote_times=NobodyElse(),
     )
 
 
 def told(room_id: str, **more: Any) -> dict[str, Any]:
-    room = {"room_id": room_id, "num_joined_members": 3, "world_readable": False, "guest_can_join": False}
+    room = {
+        "room_id": room_id,
+        "num_joined_members": 3,
+        "world_readable": False,
+        "guest_can_join": False,
+    }
     return {**room, "join_rule": "public", **more}
 
 
@@ -86,7 +98,13 @@ def space(room_id: str, *children: str, **more: Any) -> dict[str, Any]:
 
 
 async def page(parts: ExploringParts, user: User, room_id: str, **more: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {"suggested_only": False, "max_depth": None, "limit": None, "from_": None, **more}
+    options: dict[str, Any] = {
+        "suggested_only": False,
+        "max_depth": None,
+        "limit": None,
+        "from_": None,
+        **more,
+    }
     return await parts.hierarchy.get_page(user.user_id, RoomID(room_id), **options)
 
 
@@ -94,14 +112,20 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [room["room_id"] for room in answer["rooms"]]
 
 
-async def test_rooms_elsewhere_are_asked_about(parts: ExploringParts, remote: ToldHierarchies, alice: User) -> None:
+async def test_rooms_elsewhere_are_asked_about(
+    parts: ExploringParts, remote: ToldHierarchies, alice: User
+) -> None:
     here, room = create_space(alice), create(alice, preset="public_chat")
     add_child(alice, here, FAR, via=["other.org", "third.org"], order="1")
     add_child(alice, here, room, order="2")
     leaf, hidden, deeper = "!leaf:other.org", "!hidden:other.org", "!deeper:other.org"
     remote.answers[FAR] = {
         "room": space(FAR, leaf, room, hidden, deeper),
-        "children": [told(leaf, name="Leaf"), told(room, name="A lie"), told(deeper, room_type="m.space")],
+        "children": [
+            told(leaf, name="Leaf"),
+            told(room, name="A lie"),
+            told(deeper, room_type="m.space"),
+        ],
         "inaccessible_children": [hidden],
     }
     remote.answers[RoomID(deeper)] = {"room": space(deeper, FAR), "children": []}
@@ -120,7 +144,9 @@ async def test_rooms_elsewhere_are_asked_about(parts: ExploringParts, remote: To
     assert found == [here, FAR, leaf, room, deeper]
 
 
-async def test_only_what_one_may_know_of_is_shown(parts: ExploringParts, remote: ToldHierarchies, alice: User) -> None:
+async def test_only_what_one_may_know_of_is_shown(
+    parts: ExploringParts, remote: ToldHierarchies, alice: User
+) -> None:
     here, club = create_space(alice), create(alice, preset="public_chat")
     bob = alice.server.register("bob")
     add_child(alice, here, FAR)
@@ -129,7 +155,10 @@ async def test_only_what_one_may_know_of_is_shown(parts: ExploringParts, remote:
         "!read:other.org": {"join_rule": "invite", "world_readable": True},
         "!club:other.org": {"join_rule": "restricted", "allowed_room_ids": [club]},
     }
-    remote.answers[FAR] = {"room": space(FAR, *rooms), "children": [told(name, **more) for name, more in rooms.items()]}
+    remote.answers[FAR] = {
+        "room": space(FAR, *rooms),
+        "children": [told(name, **more) for name, more in rooms.items()],
+    }
     assert ids(await page(parts, bob, here)) == [here, FAR, "!read:other.org"]
     join(bob, club)
     assert ids(await page(parts, bob, here)) == [here, FAR, "!read:other.org", "!club:other.org"]
@@ -137,21 +166,29 @@ async def test_only_what_one_may_know_of_is_shown(parts: ExploringParts, remote:
     assert ids(await page(parts, bob, here)) == [here]
 
 
-async def test_a_space_elsewhere(parts: ExploringParts, remote: ToldHierarchies, alice: User) -> None:
+async def test_a_space_elsewhere(
+    parts: ExploringParts, remote: ToldHierarchies, alice: User
+) -> None:
     with pytest.raises(Forbidden):
         await page(parts, alice, FAR)
     remote.answers[FAR] = {"room": space(FAR), "children": []}
     assert ids(await page(parts, alice, FAR)) == [FAR]
 
 
-async def test_the_summary_of_a_room_elsewhere(parts: ExploringParts, remote: ToldHierarchies, alice: User) -> None:
+async def test_the_summary_of_a_room_elsewhere(
+    parts: ExploringParts, remote: ToldHierarchies, alice: User
+) -> None:
     caller = Requester(alice.user_id, alice.device_id, 1)
     with pytest.raises(NotFound):
         await parts.previews.get_summary(caller, FAR, [ServerName("other.org")])
     remote.answers[FAR] = {"room": space(FAR, room_version="11")}
     summary = await parts.previews.get_summary(caller, FAR, [ServerName("third.org")])
     assert remote.asked[FAR] == ["third.org"]
-    assert (summary["room_id"], summary["membership"], summary["im.nheko.summary.version"]) == (FAR, "leave", "11")
+    assert (summary["room_id"], summary["membership"], summary["im.nheko.summary.version"]) == (
+        FAR,
+        "leave",
+        "11",
+    )
     assert "children_state" not in summary
     assert "membership" not in await parts.previews.get_summary(None, FAR, [])
     remote.answers[FAR]["room"]["join_rule"] = "restricted"

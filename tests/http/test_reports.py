@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database
-from storage.reports import NewReport, ReportFilter, ReportKind, ReportStore
+from storage.engine.database import Database
+from storage.moderation.reports import NewReport, ReportFilter, ReportKind, ReportStore
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.talk import V3, create, join, leave, ok, refused, room_path, say, set_state
 
@@ -47,8 +47,12 @@ async def test_an_event(server: TestServer, alice: User, bob: User) -> None:
     ok(bob.post(room_path(room, "report", event_id), {"reason": "so rude", "score": -100}))
     ok(bob.post(room_path(room, "report", event_id)))
     now = int(START * 1000)
-    expected = NewReport(now, ReportKind.EVENT, bob.user_id, room, event_id, alice.user_id, "so rude")
-    without_reason = NewReport(now, ReportKind.EVENT, bob.user_id, room, event_id, alice.user_id, None)
+    expected = NewReport(
+        now, ReportKind.EVENT, bob.user_id, room, event_id, alice.user_id, "so rude"
+    )
+    without_reason = NewReport(
+        now, ReportKind.EVENT, bob.user_id, room, event_id, alice.user_id, None
+    )
     assert await kept(server, ReportKind.EVENT) == [without_reason, expected]
     assert await kept(server, ReportKind.ROOM) == []
 
@@ -73,16 +77,19 @@ async def test_a_room(server: TestServer, alice: User, bob: User) -> None:
     rooms = [create(alice, preset="private_chat"), "!far:other.org"]
     for room in rooms:
         ok(bob.post(room_path(room, "report"), {"reason": "makes me sad"}))
-    assert [(each.room_id, each.user_id, each.reason) for each in await kept(server, ReportKind.ROOM)] == [
-        (room, bob.user_id, "makes me sad") for room in reversed(rooms)
-    ]
+    assert [
+        (each.room_id, each.user_id, each.reason) for each in await kept(server, ReportKind.ROOM)
+    ] == [(room, bob.user_id, "makes me sad") for room in reversed(rooms)]
 
 
 async def test_a_user(server: TestServer, alice: User, bob: User) -> None:
     for user_id in (alice.user_id, "@olga:other.org", "@nobody:example.org"):
         ok(bob.post(user_path(user_id), {"reason": ""}))
     reports = await kept(server, ReportKind.USER)
-    assert [(each.target_user_id, each.reason) for each in reports] == [("@olga:other.org", ""), (alice.user_id, "")]
+    assert [(each.target_user_id, each.reason) for each in reports] == [
+        ("@olga:other.org", ""),
+        (alice.user_id, ""),
+    ]
 
 
 @pytest.mark.parametrize("body", [{}, {"reason": None}, {"reason": 5}, {"reason": "x" * 4097}])
@@ -94,19 +101,30 @@ def test_a_reason_is_needed_of_rooms_and_users(alice: User, body: dict[str, Any]
 
 def test_what_is_no_room_or_user(alice: User) -> None:
     assert refused(alice.post(user_path("nobody"), {"reason": ""})) == (400, "M_INVALID_PARAM")
-    assert refused(alice.post(room_path("nothing", "report"), {"reason": ""})) == (400, "M_INVALID_PARAM")
+    assert refused(alice.post(room_path("nothing", "report"), {"reason": ""})) == (
+        400,
+        "M_INVALID_PARAM",
+    )
 
 
 def test_reports_are_limited(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, "rc_reports: {per_second: 0.1, burst_count: 2}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, "rc_reports: {per_second: 0.1, burst_count: 2}\n"
+    )
     alice = server.register("alice")
     for _ in range(2):
         ok(alice.post(room_path("!r:other.org", "report"), {"reason": ""}))
-    assert refused(alice.post(user_path("@bob:other.org"), {"reason": ""})) == (429, "M_LIMIT_EXCEEDED")
+    assert refused(alice.post(user_path("@bob:other.org"), {"reason": ""})) == (
+        429,
+        "M_LIMIT_EXCEEDED",
+    )
     server.clock.advance(10)
     ok(alice.post(user_path("@bob:other.org"), {"reason": ""}))
 
 
 def test_without_an_account(server: TestServer, alice: User) -> None:
     room = create(alice, preset="public_chat")
-    assert refused(server.post(room_path(room, "report"), {"reason": ""})) == (401, "M_MISSING_TOKEN")
+    assert refused(server.post(room_path(room, "report"), {"reason": ""})) == (
+        401,
+        "M_MISSING_TOKEN",
+    )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from homeserver.jobs import Job
-from storage.media_rescans import Rescan
+from homeserver.cluster.jobs import Job
+from storage.media.rescans import Rescan
 from tests.helpers.files_between import DOWNLOAD, upload
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.scanned import (
@@ -48,7 +48,11 @@ def test_a_long_object_goes_to_the_scanner_as_it_is_read(
     do_jobs(alice.server)
     do_jobs(alice.server)
     assert [hashlib.sha256(each).digest() for each in Held.seen] == [hashlib.sha256(long).digest()]
-    assert not [each for each in (tmp_path / "media_store").rglob("*") if each.is_file() and each.stat().st_size]
+    assert not [
+        each
+        for each in (tmp_path / "media_store").rglob("*")
+        if each.is_file() and each.stat().st_size
+    ]
 
 
 def test_scanning_again_with_more_signatures(place: Place, scanners: RunningScanners) -> None:
@@ -65,10 +69,17 @@ def test_scanning_again_with_more_signatures(place: Place, scanners: RunningScan
     begun = root.post(f"{OURS}/rescan", {})
     assert begun.json["reason"] == "administrator"
     assert root.post(f"{OURS}/rescan", {}).status == 400
-    assert alice.get(f"{DOWNLOAD}/{addresses[0]}").status == 200  # it was clean, and is until something else is known
+    assert (
+        alice.get(f"{DOWNLOAD}/{addresses[0]}").status == 200
+    )  # it was clean, and is until something else is known
     do_jobs(server)
     progress = root.get(f"{OURS}/rescan").json
-    assert (progress["total"], progress["left"], progress["is_counted"], progress["ended_ts"]) == (3, 3, True, None)
+    assert (progress["total"], progress["left"], progress["is_counted"], progress["ended_ts"]) == (
+        3,
+        3,
+        True,
+        None,
+    )
     do_jobs(server)
     progress = root.get(f"{OURS}/rescan").json
     assert (progress["total"], progress["left"], progress["harmful"]) == (3, 0, 1)
@@ -93,7 +104,12 @@ def test_scanners_that_know_something_new_begin_a_rescan(held: User) -> None:
     Held.rules = "2"
     first, left = steps()
     assert first is not None
-    assert (first.reason, first.total, left, first.ended_ts is not None) == ("signatures", 1, 0, True)
+    assert (first.reason, first.total, left, first.ended_ts is not None) == (
+        "signatures",
+        1,
+        0,
+        True,
+    )
     assert Held.seen == [TEA, TEA]
     Held.rules = "3"
     assert steps()[0] == first  # not more often than once a day
@@ -108,11 +124,15 @@ def test_scanners_that_know_something_new_begin_a_rescan(held: User) -> None:
     assert (last.total, Held.seen) == (0, [TEA] * 3)  # the file has come long ago
 
 
-def test_a_list_of_known_files(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_known_files(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs" / "examples" / "plugins"))
     known = tmp_path / "known"
     known.write_text(f"{hashlib.sha256(TEA).hexdigest()} green tea\n", encoding="utf-8")
-    server = place.server(f"plugins: [{{module: known_files.KnownFiles, config: {{path: {known}}}}}]\n")
+    server = place.server(
+        f"plugins: [{{module: known_files.KnownFiles, config: {{path: {known}}}}}]\n"
+    )
     alice = server.register("alice")
     assert "plug-in: green tea" in send(alice, TEA).json["error"]
     assert send(alice, b"milk").status == 200
@@ -120,7 +140,9 @@ def test_a_list_of_known_files(place: Place, tmp_path: Path, monkeypatch: pytest
     assert send(alice, b"juice").status == 403
 
 
-def test_a_file_that_cannot_be_scanned_does_not_keep_a_rescan_from_ending(held: User, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_scanned_does_not_keep_a_rescan_from_ending(
+    held: User, tmp_path: Path
+) -> None:
     server = held.server
     Held.is_quick = True
     upload(held, TEA)

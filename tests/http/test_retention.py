@@ -1,4 +1,5 @@
-"""Messages go by age: what is older than its room keeps it is shown nowhere, and then it is gone. proposal: MSC1763"""
+"""Messages go by age: what is older than its room keeps it is shown nowhere, and then it is gone.
+proposal: MSC1763"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database, SQLiteConfig
+from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.both_ways import told_plainly
 from tests.helpers.databases import open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, find_tables, index, keep_for, purge, settle
@@ -82,7 +83,9 @@ def test_how_long_messages_are_kept(
 ) -> None:
     rules = RULES
     if default is not None:
-        rules = rules.replace("enabled: true", f"enabled: true, default_policy: {{max_lifetime: {default}}}")
+        rules = rules.replace(
+            "enabled: true", f"enabled: true, default_policy: {{max_lifetime: {default}}}"
+        )
     server = TestServer(tmp_path, sqlite_database, rules)
     alice = server.register("alice")
     room_id = create(alice)
@@ -98,7 +101,9 @@ def test_how_long_messages_are_kept(
     assert purge(server) == 0
 
 
-def test_what_the_room_says_now_counts_for_all_that_was_said(server: TestServer, alice: User) -> None:
+def test_what_the_room_says_now_counts_for_all_that_was_said(
+    server: TestServer, alice: User
+) -> None:
     room_id = create(alice)
     event_id = say(alice, room_id, "old")
     server.clock.advance(2 * DAY)
@@ -112,7 +117,9 @@ def test_what_the_room_says_now_counts_for_all_that_was_said(server: TestServer,
     state_event = alice.get(room_path(room_id, "state", "m.room.retention", "")).json
     assert state_event == {"max_lifetime": DAY * 1000}
     retention_id = next(
-        event["event_id"] for event in ok(alice.get(room_path(room_id, "state"))) if event["type"] == "m.room.retention"
+        event["event_id"]
+        for event in ok(alice.get(room_path(room_id, "state")))
+        if event["type"] == "m.room.retention"
     )
     ok(alice.put(room_path(room_id, "redact", retention_id, "r1"), {}))
     assert alice.get(path).status == 200
@@ -121,11 +128,16 @@ def test_what_the_room_says_now_counts_for_all_that_was_said(server: TestServer,
 # Nobody is shown what is too old, before and after it is deleted.
 
 
-def shown_anywhere(server: TestServer, user: User, room_id: str, said: Sequence[str], since: str) -> dict[str, bool]:
-    """On which ways of reading something of what was said, all with SECRET in it, comes to the user."""
+def shown_anywhere(
+    server: TestServer, user: User, room_id: str, said: Sequence[str], since: str
+) -> dict[str, bool]:
+    """On which ways of reading something of what was said, all with SECRET in it, comes to the
+    user."""
     index(server)
     root = said[0]
-    state = next(e for e in ok(user.get(room_path(room_id, "state"))) if e["type"] == "m.room.retention")
+    state = next(
+        e for e in ok(user.get(room_path(room_id, "state"))) if e["type"] == "m.room.retention"
+    )
     around = room_path(room_id, "context", state["event_id"], limit=50)
     found: dict[str, Any] = {
         "first sync": sync(user),
@@ -148,14 +160,17 @@ def shown_anywhere(server: TestServer, user: User, room_id: str, said: Sequence[
         "notifications": ok(user.get(f"{V3}/notifications")),
     }
     shown = {name: SECRET in repr(answer) for name, answer in found.items()}
-    by_time = f"/_matrix/client/v1/rooms/{room_id}/timestamp_to_event?dir=b&ts={int((START + 60) * 1000)}"
+    by_time = (
+        f"/_matrix/client/v1/rooms/{room_id}/timestamp_to_event?dir=b&ts={int((START + 60) * 1000)}"
+    )
     shown["by time"] = user.get(by_time).json.get("event_id") in said
     shown["search count"] = search(user, SECRET)["count"] > 0
     return shown
 
 
 def talk(user: User, room_id: str) -> list[str]:
-    """Something said, an answer in a thread, and something that refers to it; all with SECRET in it."""
+    """Something said, an answer in a thread, and something that refers to it; all with SECRET in
+    it."""
     root = say(user, room_id, f"{SECRET} bob")
     events = [root]
     for kind in ("m.thread", "m.reference"):
@@ -193,11 +208,16 @@ def test_nothing_is_left_of_it_in_the_database(tmp_path: Path, database: Databas
     join(bob, room_id)
     keep_for(alice, room_id, DAY)
     said = talk(alice, room_id)
-    edit = {"m.relates_to": {"rel_type": "m.replace", "event_id": said[0]}, "m.new_content": {"body": f"{SECRET} new"}}
+    edit = {
+        "m.relates_to": {"rel_type": "m.replace", "event_id": said[0]},
+        "m.new_content": {"body": f"{SECRET} new"},
+    }
     ok(put_event(alice, room_id, "m.room.message", {"msgtype": "m.text", "body": SECRET, **edit}))
     taken_back = {"reason": SECRET, "org.matrix.msc3912.with_relations": ["m.reference"]}
     ok(redact(alice, room_id, said[1], **taken_back))
-    late = room_path(room_id, "send", "m.room.message", "late", **{"org.matrix.msc4140.delay": 1000})
+    late = room_path(
+        room_id, "send", "m.room.message", "late", **{"org.matrix.msc4140.delay": 1000}
+    )
     ok(alice.put(late, {"msgtype": "m.text", "body": f"{SECRET} late"}))
     for seconds in (1.5, 0, 0, 0.5):
         server.clock.advance(seconds)
@@ -263,7 +283,9 @@ def test_clients_page_across_what_is_gone(server: TestServer, alice: User) -> No
         first = sync(alice, None, {"room": {"timeline": {"limit": 5}}})["rooms"]["join"][room_id]
         shown = [event["event_id"] for event in first["timeline"]["events"]]
         assert shown == everything[-len(shown) :]
-        older = messages(alice, room_id, "b", from_=first["timeline"]["prev_batch"], limit=100)["chunk"]
+        older = messages(alice, room_id, "b", from_=first["timeline"]["prev_batch"], limit=100)[
+            "chunk"
+        ]
         assert [event["event_id"] for event in older] == everything[: -len(shown)][::-1]
         assert (first["state"]["events"] != []) is True
         if not is_purged:
@@ -271,7 +293,9 @@ def test_clients_page_across_what_is_gone(server: TestServer, alice: User) -> No
     assert everything[-1] == last
 
 
-def test_who_was_there_is_told_however_old_the_messages_are(server: TestServer, alice: User, bob: User) -> None:
+def test_who_was_there_is_told_however_old_the_messages_are(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = create(alice, preset="public_chat")
     keep_for(alice, room_id, DAY)
     say(alice, room_id, SECRET)
@@ -284,7 +308,9 @@ def test_who_was_there_is_told_however_old_the_messages_are(server: TestServer, 
         purge(server)
 
 
-def test_what_is_unread_is_counted_without_what_is_gone(server: TestServer, alice: User, bob: User) -> None:
+def test_what_is_unread_is_counted_without_what_is_gone(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     keep_for(alice, room_id, DAY)
@@ -307,10 +333,23 @@ def test_a_file_goes_with_the_last_message_that_shows_it(server: TestServer, ali
     keep_for(alice, room_id, DAY)
     for name in ("gone", "kept"):
         address = upload(alice, name)
-        ok(put_event(alice, room_id, "m.room.message", {"msgtype": "m.file", "body": name, "url": address}))
-    ok(put_event(alice, other, "m.room.message", {"msgtype": "m.file", "body": "kept", "url": address}))
+        ok(
+            put_event(
+                alice,
+                room_id,
+                "m.room.message",
+                {"msgtype": "m.file", "body": name, "url": address},
+            )
+        )
+    ok(
+        put_event(
+            alice, other, "m.room.message", {"msgtype": "m.file", "body": "kept", "url": address}
+        )
+    )
     attached = upload(alice, "attached")
-    path = room_path(room_id, "send", "m.room.encrypted", "enc", **{"org.matrix.msc3911.attach_media": attached})
+    path = room_path(
+        room_id, "send", "m.room.encrypted", "enc", **{"org.matrix.msc3911.attach_media": attached}
+    )
     follow(server)
     ok(alice.put(path, {"ciphertext": "…"}))
     server.clock.advance(DAY + 1)
@@ -321,12 +360,19 @@ def test_a_file_goes_with_the_last_message_that_shows_it(server: TestServer, ali
     assert server.run(upkeep.removal.do_remove_unreferenced(1000)) == 2
     deletions = server.run(upkeep.removal.get_deletions(None, 10))
     assert {each.reason for each in deletions} == {"retention"}
-    assert alice.get(f"/_matrix/client/v1/media/download/{address.removeprefix('mxc://')}").status == 200
+    assert (
+        alice.get(f"/_matrix/client/v1/media/download/{address.removeprefix('mxc://')}").status
+        == 200
+    )
 
 
 def upload(user: User, text: str) -> str:
     answer = user.server.client.request(
-        "POST", "/_matrix/media/v3/upload", token=user.token, body=text.encode(), headers={"Content-Type": "text/plain"}
+        "POST",
+        "/_matrix/media/v3/upload",
+        token=user.token,
+        body=text.encode(),
+        headers={"Content-Type": "text/plain"},
     )
     return str(ok(answer)["content_uri"])
 
@@ -338,12 +384,16 @@ def follow(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("is_purged", [False, True])
-def test_sticky_messages_are_not_told_any_more(tmp_path: Path, sqlite_database: Database, is_purged: bool) -> None:
+def test_sticky_messages_are_not_told_any_more(
+    tmp_path: Path, sqlite_database: Database, is_purged: bool
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "retention: {enabled: true}\n")
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     keep_for(alice, room_id, 60)
-    path = room_path(room_id, "send", "m.room.message", "1", **{"org.matrix.msc4354.sticky_duration_ms": 600_000})
+    path = room_path(
+        room_id, "send", "m.room.message", "1", **{"org.matrix.msc4354.sticky_duration_ms": 600_000}
+    )
     event_id = ok(alice.put(path, {"msgtype": "m.text", "body": SECRET}))["event_id"]
     join(bob, room_id)
     name = "org.matrix.msc4354.sticky_events"
@@ -355,7 +405,10 @@ def test_sticky_messages_are_not_told_any_more(tmp_path: Path, sqlite_database: 
 
     def told() -> list[bool]:
         asked = bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", body)
-        return [event_id in repr(each) for each in (sync(bob, None, newest), ok(asked)["extensions"][name])]
+        return [
+            event_id in repr(each)
+            for each in (sync(bob, None, newest), ok(asked)["extensions"][name])
+        ]
 
     assert told() == [True, True]
     server.clock.advance(61)
@@ -378,7 +431,9 @@ def test_the_reason_why_state_was_redacted_grows_old_too(
     def read() -> str:
         members = bob.get(room_path(room_id, "members")).body
         return (
-            bob.get(room_path(room_id, "state")).body + members + bob.get(room_path(room_id, "event", topic)).body
+            bob.get(room_path(room_id, "state")).body
+            + members
+            + bob.get(room_path(room_id, "event", topic)).body
         ).decode()
 
     if asked_before:
@@ -390,7 +445,9 @@ def test_the_reason_why_state_was_redacted_grows_old_too(
 
 
 @pytest.mark.usefixtures("compared")
-def test_who_is_up_to_date_is_told_what_is_kept_still(server: TestServer, alice: User, bob: User) -> None:
+def test_who_is_up_to_date_is_told_what_is_kept_still(
+    server: TestServer, alice: User, bob: User
+) -> None:
     """In the shortest way where nothing is too old, which goes by age as the longer ones do."""
     room_id = create(alice, preset="public_chat")
     keep_for(alice, room_id, DAY)
@@ -399,7 +456,10 @@ def test_who_is_up_to_date_is_told_what_is_kept_still(server: TestServer, alice:
     with told_plainly() as told:
         say(alice, room_id, "one")
         answer = sync(bob, since)
-        assert [event["content"]["body"] for event in answer["rooms"]["join"][room_id]["timeline"]["events"]] == ["one"]
+        assert [
+            event["content"]["body"]
+            for event in answer["rooms"]["join"][room_id]["timeline"]["events"]
+        ] == ["one"]
         assert len(told) == 1
         say(alice, room_id, "two")
         server.clock.advance(DAY + 1)

@@ -1,11 +1,12 @@
-"""How often messages are looked through that go by age, what clients are told of the rules, restarts, other nodes. proposal: MSC1763"""
+"""How often messages are looked through that go by age, what clients are told of the rules,
+restarts, other nodes. proposal: MSC1763"""
 
 from pathlib import Path
 
 import pytest
 
 from federation.protocol.ids import EventID
-from storage.database import Database, SQLiteConfig
+from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, damage, find_tables, keep_for, purge, settle
 from tests.helpers.server import TestServer, User
@@ -23,7 +24,9 @@ def alice(server: TestServer) -> User:
     return server.register("alice")
 
 
-def test_each_room_is_looked_through_by_the_job_that_is_for_it(tmp_path: Path, sqlite_database: Database) -> None:
+def test_each_room_is_looked_through_by_the_job_that_is_for_it(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     jobs = "purge_jobs: [{longest_max_lifetime: 2d, interval: 5m}, {shortest_max_lifetime: 5d, interval: 1d}]"
     server = TestServer(tmp_path, sqlite_database, f"retention: {{enabled: true, {jobs}}}\n")
     alice = server.register("alice")
@@ -60,11 +63,16 @@ def test_clients_can_ask_for_the_rules(tmp_path: Path, sqlite_database: Database
         "policies": {"*": {"min_lifetime": DAY * 1000, "max_lifetime": 30 * DAY * 1000}},
         "limits": {"max_lifetime": {"min": 3600 * 1000, "max": 30 * DAY * 1000}},
     }
-    assert ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc1763"] is True
+    assert (
+        ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc1763"]
+        is True
+    )
     assert refused(server.get(CONFIGURATION)) == (401, "M_MISSING_TOKEN")
 
 
-def test_without_rules_messages_stay_and_clients_are_told_so(tmp_path: Path, sqlite_database: Database) -> None:
+def test_without_rules_messages_stay_and_clients_are_told_so(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database)
     alice = server.register("alice")
     room_id = create(alice)
@@ -74,11 +82,15 @@ def test_without_rules_messages_stay_and_clients_are_told_so(tmp_path: Path, sql
     assert alice.get(room_path(room_id, "event", event_id)).status == 200
     assert server.app.retention.expiries == []
     assert refused(alice.get(CONFIGURATION)) == (404, "M_UNRECOGNIZED")
-    assert "org.matrix.msc1763" not in ok(server.get("/_matrix/client/versions"))["unstable_features"]
+    assert (
+        "org.matrix.msc1763" not in ok(server.get("/_matrix/client/versions"))["unstable_features"]
+    )
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_what_a_room_said_before_counts_after_a_restart(tmp_path: Path, sqlite: SQLiteConfig, is_known: bool) -> None:
+def test_what_a_room_said_before_counts_after_a_restart(
+    tmp_path: Path, sqlite: SQLiteConfig, is_known: bool
+) -> None:
     server = TestServer(tmp_path, open_inline(sqlite), RULES)
     alice = server.register("alice")
     room_id = create(alice)
@@ -140,7 +152,9 @@ def test_rules_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> N
         folder = tmp_path / str(len(counts))
         folder.mkdir()
         counter = QueryCounter()
-        server = TestServer(folder, open_inline(copy_sqlite(sqlite_template, folder), counter), rules)
+        server = TestServer(
+            folder, open_inline(copy_sqlite(sqlite_template, folder), counter), rules
+        )
         alice = server.register("alice")
         rooms = [create(alice) for _ in range(5)]
         for room_id in rooms:
@@ -210,7 +224,9 @@ def test_a_clock_that_is_moved_a_little_is_believed(server: TestServer, alice: U
 
 
 @pytest.mark.parametrize("has_looked", [True, False])
-def test_a_server_that_was_away_for_long_waits_too(tmp_path: Path, sqlite: SQLiteConfig, has_looked: bool) -> None:
+def test_a_server_that_was_away_for_long_waits_too(
+    tmp_path: Path, sqlite: SQLiteConfig, has_looked: bool
+) -> None:
     server = TestServer(tmp_path, open_inline(sqlite), RULES)
     alice = server.register("alice")
     room_id = create(alice)
@@ -235,7 +251,9 @@ def test_a_server_that_was_away_for_a_day_goes_on(tmp_path: Path, sqlite: SQLite
     keep_for(alice, room_id, DAY / 2)
     say(alice, room_id, SECRET)
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds() + DAY)
+    again = TestServer(
+        tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds() + DAY
+    )
     assert purge(again) == 1
 
 
@@ -255,7 +273,9 @@ def test_an_event_that_cannot_be_read_holds_up_no_other(server: TestServer, alic
     assert server.run(server.app.database.read("find", find_tables, SECRET)) == []
 
 
-def test_a_room_that_cannot_be_purged_holds_up_no_other(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_a_room_that_cannot_be_purged_holds_up_no_other(
+    tmp_path: Path, sqlite: SQLiteConfig
+) -> None:
     server = TestServer(tmp_path, open_inline(sqlite), RULES)
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(2)]

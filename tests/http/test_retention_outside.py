@@ -1,11 +1,12 @@
-"""What is older than its room keeps it is not told to push gateways, nor whole to servers that were away. proposal: MSC1763"""
+"""What is older than its room keeps it is not told to push gateways, nor whole to servers that were
+away. proposal: MSC1763"""
 
 from pathlib import Path
 
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
+from federation.peers.requests import path_of
 from federation.protocol.ids import ServerName
-from federation.requests import path_of
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.federated import NORTH, create_room, say, set_state, shared
 from tests.helpers.gateway import Gateway, set_pusher
 from tests.helpers.network import Network
@@ -41,7 +42,9 @@ def test_a_push_that_waits_too_long_is_not_sent(tmp_path: Path, sqlite_database:
     assert "secret" not in repr(gateway.taken)
 
 
-async def test_a_server_that_was_away_is_told_without_the_content(tmp_path: Path, sqlite_database: Database) -> None:
+async def test_a_server_that_was_away_is_told_without_the_content(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     peer, wire = "peer.example", RecordingWire()
     server = TestServer(tmp_path, sqlite_database, RULES, wire=wire)
     server.app.federation_out.sender.start()

@@ -12,7 +12,8 @@ def read(user: User, room_id: str, what: str) -> Any:
 
 def names(user: User, room_id: str) -> dict[str, str | None]:
     return {
-        user_id: member["display_name"] for user_id, member in read(user, room_id, "joined_members")["joined"].items()
+        user_id: member["display_name"]
+        for user_id, member in read(user, room_id, "joined_members")["joined"].items()
     }
 
 
@@ -25,10 +26,14 @@ def test_members_come_leave_and_are_renamed(server: TestServer) -> None:
     ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bobur"}))
     server.clock.advance(60)
     assert names(alice, room_id)[bob.user_id] == "Bobur"
-    assert {event["content"].get("displayname") for event in read(alice, room_id, "members")["chunk"]} >= {"Bobur"}
+    assert {
+        event["content"].get("displayname") for event in read(alice, room_id, "members")["chunk"]
+    } >= {"Bobur"}
     leave(bob, room_id)
     assert set(names(alice, room_id)) == {alice.user_id}
-    assert {event["content"]["membership"] for event in read(alice, room_id, "members")["chunk"]} == {"join", "leave"}
+    assert {
+        event["content"]["membership"] for event in read(alice, room_id, "members")["chunk"]
+    } == {"join", "leave"}
 
 
 def test_a_redaction_takes_content_out_of_what_was_read_before(server: TestServer) -> None:
@@ -37,7 +42,11 @@ def test_a_redaction_takes_content_out_of_what_was_read_before(server: TestServe
     event_id = set_state(alice, room_id, "m.room.topic", {"topic": "secret"})
 
     def topic() -> dict[str, Any]:
-        return next(event["content"] for event in read(alice, room_id, "state") if event["type"] == "m.room.topic")
+        return next(
+            event["content"]
+            for event in read(alice, room_id, "state")
+            if event["type"] == "m.room.topic"
+        )
 
     assert topic() == topic() == {"topic": "secret"}
     redact(alice, room_id, event_id)
@@ -51,7 +60,10 @@ def test_filters_are_different_questions(server: TestServer) -> None:
     leave(bob, room_id)
 
     def members(**query: str) -> list[str]:
-        return sorted(event["state_key"] for event in ok(alice.get(room_path(room_id, "members", **query)))["chunk"])
+        return sorted(
+            event["state_key"]
+            for event in ok(alice.get(room_path(room_id, "members", **query)))["chunk"]
+        )
 
     for _ in range(2):
         assert members() == [alice.user_id, bob.user_id]

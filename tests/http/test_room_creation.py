@@ -1,4 +1,5 @@
-"""createRoom: every wish, preset and room version. spec: client-server-api#post_matrixclientv3createroom"""
+"""createRoom: every wish, preset and room version. spec:
+client-server-api#post_matrixclientv3createroom"""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.room_versions import ROOM_VERSIONS
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, get_state, join, messages, ok, refused, say, whole_state
 
@@ -56,7 +57,9 @@ def test_a_room_without_wishes_is_private(alice: User) -> None:
 def test_presets(alice: User, wish: dict[str, Any], join_rule: str, guest_access: str) -> None:
     room_id = create(alice, **wish)
     assert get_state(alice, room_id, "m.room.join_rules") == {"join_rule": join_rule}
-    assert get_state(alice, room_id, "m.room.history_visibility") == {"history_visibility": "shared"}
+    assert get_state(alice, room_id, "m.room.history_visibility") == {
+        "history_visibility": "shared"
+    }
     assert get_state(alice, room_id, "m.room.guest_access") == {"guest_access": guest_access}
     assert get_state(alice, room_id, "m.room.encryption") is None
 
@@ -90,7 +93,9 @@ def test_events_come_in_the_order_of_the_specification(alice: User, bob: User) -
         "m.room.member",
     ]
     assert get_state(alice, room_id, "m.room.canonical_alias") == {"alias": "#hovli:example.org"}
-    assert get_state(alice, room_id, "m.room.history_visibility") == {"history_visibility": "joined"}
+    assert get_state(alice, room_id, "m.room.history_visibility") == {
+        "history_visibility": "joined"
+    }
     assert get_state(alice, room_id, "org.example.colour", "roof") == {"is": "blue"}
     assert get_state(alice, room_id, "m.room.name") == {"name": "Hovli"}
     assert get_state(alice, room_id, "m.room.topic") == {
@@ -104,7 +109,12 @@ def test_events_come_in_the_order_of_the_specification(alice: User, bob: User) -
 
 @pytest.mark.parametrize("version", ROOM_VERSIONS)
 def test_every_room_version(alice: User, bob: User, version: str) -> None:
-    room_id = create(alice, room_version=version, preset="public_chat", creation_content={"creator": "@eve:e", "x": 1})
+    room_id = create(
+        alice,
+        room_version=version,
+        preset="public_chat",
+        creation_content={"creator": "@eve:e", "x": 1},
+    )
     state = whole_state(alice, room_id)
     content = state["m.room.create", ""]["content"]
     assert content["room_version"] == version
@@ -127,15 +137,23 @@ def test_every_room_version(alice: User, bob: User, version: str) -> None:
         ({"events": {"m.room.tombstone": 60}}, 60),
     ],
 )
-def test_who_may_only_change_state_does_not_end_a_room(alice: User, override: dict[str, Any], level: int) -> None:
-    levels = get_state(alice, create(alice, power_level_content_override=override), "m.room.power_levels")
+def test_who_may_only_change_state_does_not_end_a_room(
+    alice: User, override: dict[str, Any], level: int
+) -> None:
+    levels = get_state(
+        alice, create(alice, power_level_content_override=override), "m.room.power_levels"
+    )
     assert levels["events"].pop("m.room.tombstone") == level
     if "events" in override:
-        assert levels["events"] == {name: at for name, at in override["events"].items() if name != "m.room.tombstone"}
+        assert levels["events"] == {
+            name: at for name, at in override["events"].items() if name != "m.room.tombstone"
+        }
 
 
 def test_in_older_versions_the_levels_are_as_the_client_says(alice: User) -> None:
-    room_id = create(alice, room_version="11", power_level_content_override={"events": {"m.room.name": 0}})
+    room_id = create(
+        alice, room_version="11", power_level_content_override={"events": {"m.room.name": 0}}
+    )
     assert get_state(alice, room_id, "m.room.power_levels")["events"] == {"m.room.name": 0}
 
 
@@ -169,10 +187,16 @@ def test_trusted_private_chat_makes_all_equal(alice: User, bob: User, version: s
         "is_direct": True,
     }
     if version == "12":
-        assert state["m.room.create", ""]["content"]["additional_creators"] == ["@carol:example.org", bob.user_id]
+        assert state["m.room.create", ""]["content"]["additional_creators"] == [
+            "@carol:example.org",
+            bob.user_id,
+        ]
         assert state["m.room.power_levels", ""]["content"]["users"] == {}
     else:
-        assert state["m.room.power_levels", ""]["content"]["users"] == {alice.user_id: 100, bob.user_id: 100}
+        assert state["m.room.power_levels", ""]["content"]["users"] == {
+            alice.user_id: 100,
+            bob.user_id: 100,
+        }
 
 
 def test_power_levels_can_be_overridden(alice: User) -> None:
@@ -205,15 +229,25 @@ def test_power_levels_can_be_overridden(alice: User) -> None:
         ({"initial_state": [{"type": "x", "content": {"at": 1.5}}]}, (400, "M_BAD_JSON")),
         ({"initial_state": [{"type": "x" * 256, "content": {}}]}, (413, "M_TOO_LARGE")),
         ({"name": "x" * 66_000}, (413, "M_TOO_LARGE")),
-        ({"power_level_content_override": {"users": {}}, "room_version": "11"}, (400, "M_INVALID_ROOM_STATE")),
         (
-            {"power_level_content_override": {"users": {"@alice:example.org": 100}}, "room_version": "12"},
+            {"power_level_content_override": {"users": {}}, "room_version": "11"},
+            (400, "M_INVALID_ROOM_STATE"),
+        ),
+        (
+            {
+                "power_level_content_override": {"users": {"@alice:example.org": 100}},
+                "room_version": "12",
+            },
             (400, "M_INVALID_ROOM_STATE"),
         ),
         ({"power_level_content_override": {"users": "all"}}, (400, "M_INVALID_ROOM_STATE")),
         ({"creation_content": {"additional_creators": ["carol"]}}, (400, "M_INVALID_ROOM_STATE")),
         (
-            {"creation_content": {"additional_creators": "x"}, "preset": "trusted_private_chat", "invite": ["@b:x"]},
+            {
+                "creation_content": {"additional_creators": "x"},
+                "preset": "trusted_private_chat",
+                "invite": ["@b:x"],
+            },
             (400, "M_BAD_JSON"),
         ),
     ],
@@ -234,7 +268,9 @@ def test_a_name_in_the_initial_state_stands_when_no_other_is_given(alice: User) 
     assert get_state(alice, room_id, "m.room.name") == {"name": "Hovli"}
 
 
-def test_only_the_invited_come_in_and_guests_make_no_rooms(server: TestServer, alice: User, bob: User) -> None:
+def test_only_the_invited_come_in_and_guests_make_no_rooms(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = create(alice)
     assert refused(bob.post(f"{V3}/rooms/{room_id}/join")) == (403, "M_FORBIDDEN")
     guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
@@ -260,7 +296,9 @@ def test_encryption_by_default(
     assert content == ({"algorithm": "m.megolm.v1.aes-sha2"} if encrypted else None)
 
 
-def test_the_operator_may_set_power_levels_and_who_invites(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_operator_may_set_power_levels_and_who_invites(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     config = (
         "default_power_level_content_override: {public_chat: {events_default: 25, invite: 25}}\n"
         "block_non_admin_invites: true\n"
@@ -279,16 +317,22 @@ def test_two_rooms_at_the_same_moment_are_two(alice: User) -> None:
     assert create(alice) != create(alice)
 
 
-def test_two_rooms_at_the_same_moment_on_two_nodes_are_two(tmp_path: Path, database: Database) -> None:
+def test_two_rooms_at_the_same_moment_on_two_nodes_are_two(
+    tmp_path: Path, database: Database
+) -> None:
     one = TestServer(tmp_path, database)
     alice = one.register("alice")
     other = TestServer(tmp_path, database, seed=2)
     assert one.clock.seconds() == other.clock.seconds()
     here = ok(alice.post(f"{V3}/createRoom", {}))["room_id"]
-    there = ok(other.client.request("POST", f"{V3}/createRoom", token=alice.token, json={}))["room_id"]
+    there = ok(other.client.request("POST", f"{V3}/createRoom", token=alice.token, json={}))[
+        "room_id"
+    ]
     assert here != there
     old = {"new_version": "12"}
-    upgraded = ok(other.client.request("POST", f"{V3}/rooms/{there}/upgrade", token=alice.token, json=old))
+    upgraded = ok(
+        other.client.request("POST", f"{V3}/rooms/{there}/upgrade", token=alice.token, json=old)
+    )
     assert upgraded["replacement_room"] not in (here, there)
 
 

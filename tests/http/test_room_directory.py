@@ -1,11 +1,12 @@
-"""Aliases and the directory of public rooms. spec: client-server-api#room-aliases, #published-room-directory"""
+"""Aliases and the directory of public rooms. spec: client-server-api#room-aliases,
+#published-room-directory"""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, join, leave, ok, refused, room_path, set_state
 
@@ -35,7 +36,9 @@ def test_an_alias_is_made_found_and_taken_away(server: TestServer, alice: User) 
     assert refused(alice.delete(ALIAS)) == (404, "M_NOT_FOUND")
 
 
-def test_a_token_of_which_nothing_is_left_hides_nothing_from_who_shows_it(alice: User, bob: User) -> None:
+def test_a_token_of_which_nothing_is_left_hides_nothing_from_who_shows_it(
+    alice: User, bob: User
+) -> None:
     """No authentication is required."""
     room_id = create(alice)
     ok(alice.put(ALIAS, {"room_id": room_id}))
@@ -45,7 +48,8 @@ def test_a_token_of_which_nothing_is_left_hides_nothing_from_who_shows_it(alice:
 
 
 @pytest.mark.parametrize(
-    "alias", ["hovli:example.org", "%23hovli", "%23", "%23" + "x" * 260 + ":example.org", "%23a%00:b"]
+    "alias",
+    ["hovli:example.org", "%23hovli", "%23", "%23" + "x" * 260 + ":example.org", "%23a%00:b"],
 )
 def test_what_is_no_alias(server: TestServer, alice: User, alias: str) -> None:
     path = f"{V3}/directory/room/{alias}"
@@ -62,7 +66,9 @@ def test_aliases_of_other_servers_and_rooms_that_are_not_there(alice: User) -> N
     assert refused(alice.put(ALIAS, {"room_id": "!nowhere:example.org"})) == FORBIDDEN
 
 
-def test_only_members_name_a_room_unless_the_operator_lets_all(tmp_path: Path, sqlite_database: Database) -> None:
+def test_only_members_name_a_room_unless_the_operator_lets_all(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database)
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
@@ -70,7 +76,12 @@ def test_only_members_name_a_room_unless_the_operator_lets_all(tmp_path: Path, s
     free = TestServer(tmp_path, sqlite_database, "require_membership_for_aliases: false\n", seed=2)
     carol = free.register("carol")
     ok(carol.put(ALIAS, {"room_id": room_id}))
-    assert refused(carol.put(f"{V3}/directory/room/%23x:example.org", {"room_id": "!no:example.org"}))[0] == 404
+    assert (
+        refused(carol.put(f"{V3}/directory/room/%23x:example.org", {"room_id": "!no:example.org"}))[
+            0
+        ]
+        == 404
+    )
 
 
 def test_who_may_take_an_alias_away(alice: User, bob: User) -> None:
@@ -89,7 +100,9 @@ def test_aliases_are_listed_for_members_and_where_all_may_read(alice: User, bob:
     room_id = create(alice, preset="public_chat", room_alias_name="hovli")
     assert refused(bob.get(room_path(room_id, "aliases"))) == FORBIDDEN
     join(bob, room_id)
-    assert ok(bob.get(f"/_matrix/client/unstable/org.matrix.msc2432/rooms/{room_id}/aliases"))["aliases"]
+    assert ok(bob.get(f"/_matrix/client/unstable/org.matrix.msc2432/rooms/{room_id}/aliases"))[
+        "aliases"
+    ]
     leave(bob, room_id)
     assert refused(bob.get(room_path(room_id, "aliases"))) == FORBIDDEN
     set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "world_readable"})
@@ -123,7 +136,10 @@ def test_what_the_directory_shows(alice: User, bob: User) -> None:
         creation_content={"type": "m.space"},
         initial_state=[
             {"type": "m.room.avatar", "content": {"url": "mxc://example.org/a"}},
-            {"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}},
+            {
+                "type": "m.room.history_visibility",
+                "content": {"history_visibility": "world_readable"},
+            },
             {"type": "m.room.guest_access", "content": {"guest_access": "can_join"}},
             {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}},
         ],
@@ -211,20 +227,35 @@ def test_searching_the_directory(tmp_path: Path, database: Database) -> None:
         ({"filter": {"generic_search_term": "x" * 300}}, (400, "M_INVALID_PARAM")),
         ({"filter": {"room_types": "m.space"}}, (400, "M_BAD_JSON")),
         ({"limit": "all"}, (400, "M_BAD_JSON")),
-        ({"include_all_networks": True, "third_party_instance_id": "irc"}, (400, "M_INVALID_PARAM")),
+        (
+            {"include_all_networks": True, "third_party_instance_id": "irc"},
+            (400, "M_INVALID_PARAM"),
+        ),
     ],
 )
-def test_questions_that_make_no_sense(alice: User, body: dict[str, Any], expected: tuple[int, str]) -> None:
+def test_questions_that_make_no_sense(
+    alice: User, body: dict[str, Any], expected: tuple[int, str]
+) -> None:
     assert refused(alice.post(f"{V3}/publicRooms", body)) == expected
 
 
 def test_other_servers_and_networks(alice: User) -> None:
     create(alice, visibility="public")
-    assert len(ok(alice.post(f"{V3}/publicRooms?server=example.org", {"include_all_networks": True}))["chunk"]) == 1
+    assert (
+        len(
+            ok(alice.post(f"{V3}/publicRooms?server=example.org", {"include_all_networks": True}))[
+                "chunk"
+            ]
+        )
+        == 1
+    )
     assert refused(alice.get(f"{V3}/publicRooms?server=elsewhere.org")) == (502, "M_UNKNOWN")
     for name in ("%20", "bad..name", ".a", f"{'x' * 64}.org", "elsewhere.org:99999"):
         assert refused(alice.get(f"{V3}/publicRooms?server={name}")) == (400, "M_INVALID_PARAM")
-        assert refused(alice.post(f"{V3}/publicRooms?server={name}", {})) == (400, "M_INVALID_PARAM")
+        assert refused(alice.post(f"{V3}/publicRooms?server={name}", {})) == (
+            400,
+            "M_INVALID_PARAM",
+        )
     assert ok(alice.post(f"{V3}/publicRooms", {"third_party_instance_id": "irc"}))["chunk"] == []
 
 
@@ -241,4 +272,7 @@ def test_who_may_read_the_directory(tmp_path: Path, sqlite_database: Database) -
     public = TestServer(tmp_path, sqlite_database, "allow_public_rooms_without_auth: true\n")
     assert len(ok(public.get(f"{V3}/publicRooms"))["chunk"]) == 1
     closed = TestServer(tmp_path, sqlite_database, "enable_room_list_search: false\n", seed=2)
-    assert ok(closed.register("bob").get(f"{V3}/publicRooms")) == {"chunk": [], "total_room_count_estimate": 0}
+    assert ok(closed.register("bob").get(f"{V3}/publicRooms")) == {
+        "chunk": [],
+        "total_room_count_estimate": 0,
+    }

@@ -1,4 +1,5 @@
-"""Joining, inviting, knocking, leaving, removing, banning and forgetting. spec: client-server-api#room-membership"""
+"""Joining, inviting, knocking, leaving, removing, banning and forgetting. spec:
+client-server-api#room-membership"""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import (
     V3,
@@ -64,8 +65,14 @@ def count_events(user: User, room_id: str) -> int:
 def test_joining_by_id_and_by_alias(alice: User, bob: User, carol: User) -> None:
     room_id = create(alice, preset="public_chat", room_alias_name="hovli")
     assert ok(membership(bob, room_id, "join", reason="choy")) == {"room_id": room_id}
-    assert member(alice, room_id, bob) == {"membership": "join", "displayname": "bob", "reason": "choy"}
-    assert ok(carol.post(f"{V3}/join/%23hovli:example.org?via=example.org&server_name=a.b")) == {"room_id": room_id}
+    assert member(alice, room_id, bob) == {
+        "membership": "join",
+        "displayname": "bob",
+        "reason": "choy",
+    }
+    assert ok(carol.post(f"{V3}/join/%23hovli:example.org?via=example.org&server_name=a.b")) == {
+        "room_id": room_id
+    }
     assert sorted(ok(alice.get(room_path(room_id, "joined_members")))["joined"]) == [
         alice.user_id,
         bob.user_id,
@@ -117,7 +124,11 @@ def test_invited_in_and_out(alice: User, bob: User) -> None:
     room_id = create(alice)
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
     ok(membership(alice, room_id, "invite", bob, reason="choyga"))
-    assert member(alice, room_id, bob) == {"membership": "invite", "displayname": "bob", "reason": "choyga"}
+    assert member(alice, room_id, bob) == {
+        "membership": "invite",
+        "displayname": "bob",
+        "reason": "choyga",
+    }
     join(bob, room_id)
     leave(bob, room_id)
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
@@ -126,32 +137,60 @@ def test_invited_in_and_out(alice: User, bob: User) -> None:
     assert member(alice, room_id, bob) == {"membership": "leave", "reason": "band"}
 
 
-def test_inviting_needs_power_and_a_user_who_can_be_reached(alice: User, bob: User, carol: User) -> None:
+def test_inviting_needs_power_and_a_user_who_can_be_reached(
+    alice: User, bob: User, carol: User
+) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     assert refused(membership(bob, room_id, "invite", carol)) == FORBIDDEN
-    assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "carol"})) == (400, "M_INVALID_PARAM")
-    assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "@c:else.where"})) == (502, "M_UNKNOWN")
+    assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "carol"})) == (
+        400,
+        "M_INVALID_PARAM",
+    )
+    assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "@c:else.where"})) == (
+        502,
+        "M_UNKNOWN",
+    )
     assert refused(membership(alice, room_id, "invite", bob)) == FORBIDDEN  # is in the room
-    assert refused(membership(carol, room_id, "invite", bob)) == FORBIDDEN  # is not in the room herself
-    by_email = {"medium": "email", "address": "c@example.org", "id_server": "x", "id_access_token": "y"}
+    assert (
+        refused(membership(carol, room_id, "invite", bob)) == FORBIDDEN
+    )  # is not in the room herself
+    by_email = {
+        "medium": "email",
+        "address": "c@example.org",
+        "id_server": "x",
+        "id_access_token": "y",
+    }
     assert refused(alice.post(room_path(room_id, "invite"), by_email)) == (400, "M_INVALID_PARAM")
 
 
-def test_an_invite_by_state_event_is_held_to_the_same(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_invite_by_state_event_is_held_to_the_same(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "block_non_admin_invites: true\n")
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice)
     assert refused(membership(alice, room_id, "invite", bob)) == FORBIDDEN
-    assert refused(put_state(alice, room_id, "m.room.member", {"membership": "invite"}, bob.user_id)) == FORBIDDEN
+    assert (
+        refused(put_state(alice, room_id, "m.room.member", {"membership": "invite"}, bob.user_id))
+        == FORBIDDEN
+    )
 
 
 def test_memberships_by_state_events(alice: User, bob: User) -> None:
     room_id = create(alice)
-    assert refused(put_state(bob, room_id, "m.room.member", {"membership": "join"}, bob.user_id)) == FORBIDDEN
+    assert (
+        refused(put_state(bob, room_id, "m.room.member", {"membership": "join"}, bob.user_id))
+        == FORBIDDEN
+    )
     set_state(alice, room_id, "m.room.member", {"membership": "invite"}, bob.user_id)
-    assert refused(put_state(alice, room_id, "m.room.member", {"membership": "join"}, bob.user_id)) == FORBIDDEN
-    set_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id)
+    assert (
+        refused(put_state(alice, room_id, "m.room.member", {"membership": "join"}, bob.user_id))
+        == FORBIDDEN
+    )
+    set_state(
+        bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id
+    )
     assert member(alice, room_id, bob) == {"membership": "join", "displayname": "B"}
     set_state(alice, room_id, "m.room.member", {"membership": "ban"}, bob.user_id)
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
@@ -191,28 +230,45 @@ def test_banning(alice: User, bob: User, carol: User) -> None:
 
 
 @pytest.mark.parametrize("action", ["invite", "kick", "ban", "unban"])
-def test_strangers_learn_nothing_of_a_room(alice: User, bob: User, carol: User, action: str) -> None:
+def test_strangers_learn_nothing_of_a_room(
+    alice: User, bob: User, carol: User, action: str
+) -> None:
     room_id = create(alice)
     invite(alice, room_id, carol)
-    answers = [membership(bob, room, action, target) for room in (room_id, NOWHERE) for target in (alice, carol, bob)]
+    answers = [
+        membership(bob, room, action, target)
+        for room in (room_id, NOWHERE)
+        for target in (alice, carol, bob)
+    ]
     assert {refused(answer) for answer in answers} == {FORBIDDEN}
-    assert len({answer.body for answer in answers}) == 1, "whom the room has can be told from the answers"
+    assert len({answer.body for answer in answers}) == 1, (
+        "whom the room has can be told from the answers"
+    )
 
 
 def test_who_is_not_there_is_not_invited(alice: User, bob: User) -> None:
     room_id = create(alice)
     ok(
         bob.post(
-            f"{V3}/account/deactivate", {"auth": {"type": "m.login.password", "user": "bob", "password": PASSWORD}}
+            f"{V3}/account/deactivate",
+            {"auth": {"type": "m.login.password", "user": "bob", "password": PASSWORD}},
         )
     )
     for user_id in ("@nobody:example.org", bob.user_id):
-        assert refused(alice.post(room_path(room_id, "invite"), {"user_id": user_id})) == (404, "M_NOT_FOUND")
-        assert refused(put_state(alice, room_id, "m.room.member", {"membership": "invite"}, user_id)) == (
+        assert refused(alice.post(room_path(room_id, "invite"), {"user_id": user_id})) == (
             404,
             "M_NOT_FOUND",
         )
-        assert refused(alice.post(f"{V3}/createRoom", {"invite": [user_id]})) == (404, "M_NOT_FOUND")
+        assert refused(
+            put_state(alice, room_id, "m.room.member", {"membership": "invite"}, user_id)
+        ) == (
+            404,
+            "M_NOT_FOUND",
+        )
+        assert refused(alice.post(f"{V3}/createRoom", {"invite": [user_id]})) == (
+            404,
+            "M_NOT_FOUND",
+        )
     assert ok(alice.get(f"{V3}/joined_rooms")) == {"joined_rooms": [room_id]}
 
 
@@ -231,8 +287,14 @@ def test_knocking(alice: User, bob: User, carol: User, version: str) -> None:
     rule = [{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
     room_id = create(alice, room_version=version, initial_state=rule, room_alias_name="eshik")
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
-    assert ok(bob.post(f"{V3}/knock/%23eshik:example.org", {"reason": "tuq-tuq"})) == {"room_id": room_id}
-    assert member(alice, room_id, bob) == {"membership": "knock", "displayname": "bob", "reason": "tuq-tuq"}
+    assert ok(bob.post(f"{V3}/knock/%23eshik:example.org", {"reason": "tuq-tuq"})) == {
+        "room_id": room_id
+    }
+    assert member(alice, room_id, bob) == {
+        "membership": "knock",
+        "displayname": "bob",
+        "reason": "tuq-tuq",
+    }
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
     invite(alice, room_id, bob)
     join(bob, room_id)
@@ -247,18 +309,28 @@ def test_knocking(alice: User, bob: User, carol: User, version: str) -> None:
 def test_no_knocking_where_the_room_does_not_take_knocks(alice: User, bob: User) -> None:
     assert refused(bob.post(f"{V3}/knock/{create(alice)}")) == FORBIDDEN
     old = create(
-        alice, room_version="6", initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
+        alice,
+        room_version="6",
+        initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}],
     )
     assert refused(bob.post(f"{V3}/knock/{old}")) == FORBIDDEN
 
 
 def restricted_to(room_id: str, rule: str = "restricted") -> list[dict[str, Any]]:
-    allow = [{"type": "m.room_membership", "room_id": room_id}, {"type": "org.example.other"}, "nonsense"]
+    allow = [
+        {"type": "m.room_membership", "room_id": room_id},
+        {"type": "org.example.other"},
+        "nonsense",
+    ]
     return [{"type": "m.room.join_rules", "content": {"join_rule": rule, "allow": allow}}]
 
 
-@pytest.mark.parametrize(("version", "rule"), [("8", "restricted"), ("10", "knock_restricted"), ("12", "restricted")])
-def test_rooms_for_members_of_another(alice: User, bob: User, carol: User, version: str, rule: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "rule"), [("8", "restricted"), ("10", "knock_restricted"), ("12", "restricted")]
+)
+def test_rooms_for_members_of_another(
+    alice: User, bob: User, carol: User, version: str, rule: str
+) -> None:
     space = create(alice, preset="public_chat")
     room_id = create(alice, room_version=version, initial_state=restricted_to(space, rule))
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
@@ -270,7 +342,9 @@ def test_rooms_for_members_of_another(alice: User, bob: User, carol: User, versi
         "join_authorised_via_users_server": alice.user_id,
     }
     # a new name is no new join: nobody has to vouch for it
-    set_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id)
+    set_state(
+        bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id
+    )
     assert member(alice, room_id, bob) == {"membership": "join", "displayname": "B"}
     join(carol, space)
     set_state(carol, room_id, "m.room.member", {"membership": "join"}, carol.user_id)
@@ -292,14 +366,18 @@ def test_an_invite_opens_a_restricted_room_too(alice: User, bob: User) -> None:
 
 
 def at_once(user: User, room_id: str, *actions: tuple[str, User]) -> list[int]:
-    """What the user does with others, all of it asked for before any is done; the statuses of the answers."""
+    """What the user does with others, all of it asked for before any is done; the statuses of the
+    answers."""
     before: Deferred[None] = Deferred()
 
     async def wait() -> None:
         await before
 
     Deferred.fromCoroutine(user.server.app.rooms.engine.in_turn(RoomID(room_id), wait))
-    asked = [user.start("POST", room_path(room_id, action), {"user_id": target.user_id}) for action, target in actions]
+    asked = [
+        user.start("POST", room_path(room_id, action), {"user_id": target.user_id})
+        for action, target in actions
+    ]
     before.callback(None)
     return [each.answer.status for each in asked]
 
@@ -334,7 +412,11 @@ def test_a_second_lifting_of_a_ban_removes_nobody(alice: User, bob: User) -> Non
     room_id = create(alice)
     invite(alice, room_id, bob)
     ok(membership(alice, room_id, "ban", bob))
-    assert at_once(alice, room_id, ("unban", bob), ("invite", bob), ("unban", bob)) == [200, 200, 403]
+    assert at_once(alice, room_id, ("unban", bob), ("invite", bob), ("unban", bob)) == [
+        200,
+        200,
+        403,
+    ]
     assert member(alice, room_id, bob)["membership"] == "invite"
 
 
@@ -350,13 +432,17 @@ def test_forgetting(alice: User, bob: User) -> None:
     ok(membership(bob, room_id, "forget"))
     assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
     filter_ = '{"room":{"include_leave":true}}'
-    assert room_id not in ok(bob.get(f"{V3}/sync?filter={filter_}")).get("rooms", {}).get("leave", {})
+    assert room_id not in ok(bob.get(f"{V3}/sync?filter={filter_}")).get("rooms", {}).get(
+        "leave", {}
+    )
     join(bob, room_id)
     assert everything_said(bob, room_id) == ["salom"]
 
 
 @pytest.mark.parametrize("way", ["leave", "kick", "ban", "state"])
-def test_rooms_may_be_forgotten_when_they_are_left(tmp_path: Path, sqlite_database: Database, way: str) -> None:
+def test_rooms_may_be_forgotten_when_they_are_left(
+    tmp_path: Path, sqlite_database: Database, way: str
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "forget_rooms_on_leave: true\n")
     alice, bob = server.register("alice"), server.register("bob")
     capabilities = ok(bob.get(f"{V3}/capabilities"))["capabilities"]
@@ -379,7 +465,9 @@ def test_rooms_may_be_forgotten_when_they_are_left(tmp_path: Path, sqlite_databa
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={heard['next_batch']}"))
 
 
-async def test_rooms_that_were_left_before_a_start_are_forgotten_then(tmp_path: Path, database: Database) -> None:
+async def test_rooms_that_were_left_before_a_start_are_forgotten_then(
+    tmp_path: Path, database: Database
+) -> None:
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice, preset="public_chat") for _ in range(3)]
@@ -390,7 +478,9 @@ async def test_rooms_that_were_left_before_a_start_are_forgotten_then(tmp_path: 
     later = TestServer(tmp_path, database, "forget_rooms_on_leave: true\n", seed=2)
     later.app.start_jobs()
     later.clock.advance(60)
-    there = User(later, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id})
+    there = User(
+        later, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
+    )
     answers = [there.get(room_path(room_id, "messages", dir="b")).status for room_id in rooms]
     assert answers == [403, 403, 200]
 
@@ -410,7 +500,10 @@ def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -
     say(guest, open_room, "salom")
     ok(put_event(guest, open_room, "org.example.wave", {}))
     for action in ("invite", "kick", "ban", "unban"):
-        assert refused(membership(guest, open_room, action, alice)) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+        assert refused(membership(guest, open_room, action, alice)) == (
+            403,
+            "M_GUEST_ACCESS_FORBIDDEN",
+        )
     set_state(alice, open_room, "m.room.guest_access", {"guest_access": "forbidden"})
     assert member(alice, open_room, guest)["membership"] == "leave"
     assert member(alice, open_room, alice)["membership"] == "join"
@@ -422,14 +515,20 @@ def test_guests_go_when_what_let_them_in_is_redacted(tmp_path: Path, database: D
     guest, others = register_guest(server), [register_guest(server) for _ in range(2)]
     rooms = [create(alice, preset="public_chat") for _ in range(3)]
     for room_id in rooms:
-        access = ok(put_state(alice, room_id, "m.room.guest_access", {"guest_access": "can_join"}))["event_id"]
+        access = ok(put_state(alice, room_id, "m.room.guest_access", {"guest_access": "can_join"}))[
+            "event_id"
+        ]
         join(guest, room_id)
         if room_id != rooms[1]:
             ok(redact(alice, room_id, access))
     join(others[0], rooms[1])
     server.app.start_jobs()
     server.clock.advance(60)
-    assert [member(alice, room_id, guest)["membership"] for room_id in rooms] == ["leave", "join", "leave"]
+    assert [member(alice, room_id, guest)["membership"] for room_id in rooms] == [
+        "leave",
+        "join",
+        "leave",
+    ]
     assert member(alice, rooms[1], others[0])["membership"] == "join"
     assert ok(guest.get(f"{V3}/joined_rooms"))["joined_rooms"] == [rooms[1]]
 
@@ -438,7 +537,12 @@ def test_an_address_that_was_invited_is_proved(alice: User, bob: User) -> None:
     room_id = create(alice)
     signed = {"mxid": bob.user_id, "sender": alice.user_id, "token": "t", "signatures": {}}
     assert refused(membership(bob, room_id, "join", third_party_signed=signed)) == FORBIDDEN
-    promise = {"display_name": "b…", "public_key": "A" * 43, "key_validity_url": "https://x", "public_keys": []}
+    promise = {
+        "display_name": "b…",
+        "public_key": "A" * 43,
+        "key_validity_url": "https://x",
+        "public_keys": [],
+    }
     set_state(alice, room_id, "m.room.third_party_invite", promise, "t")
     assert refused(membership(bob, room_id, "join", third_party_signed=signed)) == FORBIDDEN
     assert member(alice, room_id, bob) is None

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services import room_reading
-from storage.database import Database
+from homeserver.services.rooms import reading
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import (
     V3,
@@ -63,7 +63,9 @@ def pages(user: User, room_id: str, dir: str, **query: object) -> list[list[dict
     raise AssertionError("the pages have no end")
 
 
-def test_pages_backwards_and_forwards_hold_everything_once(tmp_path: Path, database: Database) -> None:
+def test_pages_backwards_and_forwards_hold_everything_once(
+    tmp_path: Path, database: Database
+) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     room_id = create(alice)
     said = [str(number) for number in range(23)]
@@ -78,9 +80,11 @@ def test_pages_backwards_and_forwards_hold_everything_once(tmp_path: Path, datab
 
 
 @pytest.mark.parametrize("direction", ["b", "f"])
-def test_pages_of_large_events_are_short(alice: User, monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
-    monkeypatch.setattr(room_reading, "EVENTS_AT_ONCE", 2)
-    monkeypatch.setattr(room_reading, "LARGEST_PAGE", 5000)
+def test_pages_of_large_events_are_short(
+    alice: User, monkeypatch: pytest.MonkeyPatch, direction: str
+) -> None:
+    monkeypatch.setattr(reading, "EVENTS_AT_ONCE", 2)
+    monkeypatch.setattr(reading, "LARGEST_PAGE", 5000)
     room_id = create(alice)
     texts = [f"{number} {'x' * 1000}" for number in range(13)]
     ids = [say(alice, room_id, text) for text in texts]
@@ -101,8 +105,12 @@ def test_pages_of_large_events_are_short(alice: User, monkeypatch: pytest.Monkey
     around = ok(alice.get(room_path(room_id, "context", ids[6], limit=100)))
     before, after = bodies(around["events_before"]), bodies(around["events_after"])
     assert (before, after) == (texts[5:1:-1], texts[7:11])
-    assert bodies(messages(alice, room_id, "b", limit=1, from_=around["start"])["chunk"]) == [texts[1]]
-    assert bodies(messages(alice, room_id, "f", limit=1, from_=around["end"])["chunk"]) == [texts[11]]
+    assert bodies(messages(alice, room_id, "b", limit=1, from_=around["start"])["chunk"]) == [
+        texts[1]
+    ]
+    assert bodies(messages(alice, room_id, "f", limit=1, from_=around["end"])["chunk"]) == [
+        texts[11]
+    ]
 
 
 def test_pages_from_the_tokens_of_sync(alice: User) -> None:
@@ -118,9 +126,13 @@ def test_pages_from_the_tokens_of_sync(alice: User) -> None:
     assert bodies(before["chunk"]) == ["6", "5", "4", "3"]
     say(alice, room_id, "10")
     assert bodies(messages(alice, room_id, "f", from_=first["next_batch"])["chunk"]) == ["10"]
-    between = messages(alice, room_id, "f", from_=before["end"], to=timeline["prev_batch"], limit=100)
+    between = messages(
+        alice, room_id, "f", from_=before["end"], to=timeline["prev_batch"], limit=100
+    )
     assert bodies(between["chunk"]) == ["3", "4", "5", "6"]
-    backwards = messages(alice, room_id, "b", from_=timeline["prev_batch"], to=before["end"], limit=100)
+    backwards = messages(
+        alice, room_id, "b", from_=timeline["prev_batch"], to=before["end"], limit=100
+    )
     assert bodies(backwards["chunk"]) == ["6", "5", "4", "3"]
     assert "end" not in backwards
 
@@ -147,7 +159,9 @@ def test_the_newest_page_forwards_can_be_continued_later(alice: User) -> None:
         ({"dir": "b", "filter": '{"types": 1}'}, (400, "M_BAD_JSON")),
     ],
 )
-def test_questions_that_make_no_sense(alice: User, query: dict[str, object], expected: tuple[int, str]) -> None:
+def test_questions_that_make_no_sense(
+    alice: User, query: dict[str, object], expected: tuple[int, str]
+) -> None:
     assert refused(alice.get(room_path(create(alice), "messages", **query))) == expected
 
 
@@ -224,7 +238,11 @@ def test_who_sees_what(alice: User, bob: User, visibility: str) -> None:
         assert refused(bob.get(room_path(room_id, "state"))) == FORBIDDEN
     join(bob, room_id)
     spoken["joined"] = say(alice, room_id, "joined")
-    assert everything_said(bob, room_id) == SEEN[visibility][:3] if visibility == "world_readable" else SEEN[visibility]
+    assert (
+        everything_said(bob, room_id) == SEEN[visibility][:3]
+        if visibility == "world_readable"
+        else SEEN[visibility]
+    )
     leave(bob, room_id)
     spoken["left"] = say(alice, room_id, "left")
     assert everything_said(bob, room_id) == SEEN[visibility]
@@ -266,7 +284,9 @@ def test_former_members_see_the_room_as_they_left_it(alice: User, bob: User) -> 
     set_state(alice, room_id, "org.example.new", {"x": 1})
     assert get_state(bob, room_id, "m.room.topic") == {"topic": "old"}
     assert get_state(bob, room_id, "org.example.new") is None
-    assert whole_state(bob, room_id)["m.room.member", bob.user_id]["content"]["membership"] == "leave"
+    assert (
+        whole_state(bob, room_id)["m.room.member", bob.user_id]["content"]["membership"] == "leave"
+    )
     assert refused(bob.get(room_path(room_id, "joined_members"))) == FORBIDDEN
     # a new invite shows nothing of what happened meanwhile
     invite(alice, room_id, bob)
@@ -275,7 +295,9 @@ def test_former_members_see_the_room_as_they_left_it(alice: User, bob: User) -> 
     assert get_state(bob, room_id, "m.room.topic") == {"topic": "old"}
 
 
-def test_anyone_looks_into_rooms_that_all_may_read(server: TestServer, alice: User, bob: User) -> None:
+def test_anyone_looks_into_rooms_that_all_may_read(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = open_room(alice, "shared")
     say(alice, room_id, "hidden")
     set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "world_readable"})
@@ -283,8 +305,13 @@ def test_anyone_looks_into_rooms_that_all_may_read(server: TestServer, alice: Us
     guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
     for peeker in (bob, guest):
         assert everything_said(peeker, room_id) == ["open"]
-        assert get_state(peeker, room_id, "m.room.history_visibility") == {"history_visibility": "world_readable"}
-        assert ok(peeker.get(room_path(room_id, "event", event_id)))["unsigned"]["membership"] == "leave"
+        assert get_state(peeker, room_id, "m.room.history_visibility") == {
+            "history_visibility": "world_readable"
+        }
+        assert (
+            ok(peeker.get(room_path(room_id, "event", event_id)))["unsigned"]["membership"]
+            == "leave"
+        )
         assert len(ok(peeker.get(room_path(room_id, "members")))["chunk"]) == 1
         assert refused(peeker.get(room_path(room_id, "joined_members")))[0] == 403
         assert refused(put_event(peeker, room_id, "m.room.message", {"body": "x"})) == FORBIDDEN
@@ -293,7 +320,16 @@ def test_anyone_looks_into_rooms_that_all_may_read(server: TestServer, alice: Us
 
 
 @pytest.mark.parametrize(
-    "rest", ["messages?dir=b", "state", "state/m.room.name", "members", "joined_members", "context/$x", "aliases"]
+    "rest",
+    [
+        "messages?dir=b",
+        "state",
+        "state/m.room.name",
+        "members",
+        "joined_members",
+        "context/$x",
+        "aliases",
+    ],
 )
 def test_strangers_see_nothing(alice: User, bob: User, rest: str) -> None:
     room_id = create(alice)
@@ -319,8 +355,14 @@ def test_context(alice: User) -> None:
     assert bodies(context["events_before"]) == ["3", "2"]
     assert bodies(context["events_after"]) == ["5", "6"]
     assert "m.room.topic" not in {event["type"] for event in context["state"]}
-    assert bodies(messages(alice, room_id, "b", from_=context["start"], limit=2)["chunk"]) == ["1", "0"]
-    assert bodies(messages(alice, room_id, "f", from_=context["end"], limit=2)["chunk"]) == ["7", "8"]
+    assert bodies(messages(alice, room_id, "b", from_=context["start"], limit=2)["chunk"]) == [
+        "1",
+        "0",
+    ]
+    assert bodies(messages(alice, room_id, "f", from_=context["end"], limit=2)["chunk"]) == [
+        "7",
+        "8",
+    ]
     alone = ok(alice.get(room_path(room_id, "context", event_ids[4], limit=0)))
     assert alone["events_before"] == alone["events_after"] == []
 
@@ -333,7 +375,9 @@ def test_members(alice: User, bob: User) -> None:
 
     def members(**query: object) -> set[str]:
         chunk = ok(alice.get(room_path(room_id, "members", **query)))["chunk"]
-        assert all(event["type"] == "m.room.member" and event["room_id"] == room_id for event in chunk)
+        assert all(
+            event["type"] == "m.room.member" and event["room_id"] == room_id for event in chunk
+        )
         return {event["state_key"] for event in chunk}
 
     a, b, c = alice.user_id, bob.user_id, carol.user_id
@@ -350,11 +394,16 @@ def test_members(alice: User, bob: User) -> None:
     leave(bob, room_id)
     assert members(not_membership="leave") == {a, c}
     assert refused(alice.get(room_path(room_id, "members", at="x"))) == (400, "M_INVALID_PARAM")
-    assert refused(alice.get(room_path(room_id, "members", membership="x"))) == (400, "M_INVALID_PARAM")
+    assert refused(alice.get(room_path(room_id, "members", membership="x"))) == (
+        400,
+        "M_INVALID_PARAM",
+    )
 
 
 def test_old_paths_answer_too(alice: User) -> None:
     room_id = create(alice)
     assert ok(alice.get(f"/_matrix/client/r0/rooms/{room_id}/messages?dir=b"))["chunk"]
-    assert ok(alice.put(f"/_matrix/client/r0/rooms/{room_id}/send/m.room.message/1", {"body": "x"}))["event_id"]
+    assert ok(
+        alice.put(f"/_matrix/client/r0/rooms/{room_id}/send/m.room.message/1", {"body": "x"})
+    )["event_id"]
     assert ok(alice.get(f"/_matrix/client/r0/rooms/{room_id}/state/m.room.create"))

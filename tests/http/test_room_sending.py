@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.databases import QueryCounter, open_inline, sqlite_config
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import (
@@ -44,10 +44,14 @@ def get_event(user: User, room_id: str, event_id: str) -> Any:
     return ok(user.get(room_path(room_id, "event", event_id)))
 
 
-def test_a_message_has_the_form_of_the_specification(server: TestServer, alice: User, bob: User) -> None:
+def test_a_message_has_the_form_of_the_specification(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
-    event_id = ok(put_event(alice, room_id, "m.room.message", {"msgtype": "m.text", "body": "salom"}, "t"))["event_id"]
+    event_id = ok(
+        put_event(alice, room_id, "m.room.message", {"msgtype": "m.text", "body": "salom"}, "t")
+    )["event_id"]
     server.clock.advance(5)
     event = get_event(alice, room_id, event_id)
     assert event == {
@@ -62,7 +66,9 @@ def test_a_message_has_the_form_of_the_specification(server: TestServer, alice: 
     assert "transaction_id" not in get_event(bob, room_id, event_id)["unsigned"]
 
 
-def test_a_repeated_request_sends_once_also_after_a_restart(tmp_path: Path, database: Database) -> None:
+def test_a_repeated_request_sends_once_also_after_a_restart(
+    tmp_path: Path, database: Database
+) -> None:
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     room_id = create(alice)
@@ -83,7 +89,11 @@ def test_a_transaction_id_is_of_one_device_and_path(server: TestServer, alice: U
     room_id, other = create(alice), create(alice)
     answer = server.post(
         f"{V3}/login",
-        {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"},
+        {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": "alice"},
+            "password": "wonderland",
+        },
     )
     phone = User(server, ok(answer))
     event_ids = [
@@ -95,8 +105,11 @@ def test_a_transaction_id_is_of_one_device_and_path(server: TestServer, alice: U
     assert len(set(event_ids)) == 8
 
 
-def test_a_device_that_signs_out_and_in_again_begins_its_transaction_ids_anew(server: TestServer, alice: User) -> None:
-    """A program with a device id of its own that counts from 1 each time: no message is taken for one of the last time."""
+def test_a_device_that_signs_out_and_in_again_begins_its_transaction_ids_anew(
+    server: TestServer, alice: User
+) -> None:
+    """A program with a device id of its own that counts from 1 each time: no message is taken for
+    one of the last time."""
     bob = server.register("bob")
     room_id = create(alice)
     sign_in = {
@@ -109,13 +122,21 @@ def test_a_device_that_signs_out_and_in_again_begins_its_transaction_ids_anew(se
     for text in ("first", "second"):
         server.clock.advance(1)
         bot = User(server, ok(server.post(f"{V3}/login", sign_in)))
-        answers.append(ok(put_event(bot, room_id, "m.room.message", {"body": text}, "1"))["event_id"])
-        assert ok(put_event(bot, room_id, "m.room.message", {"body": text}, "1"))["event_id"] == answers[-1]
+        answers.append(
+            ok(put_event(bot, room_id, "m.room.message", {"body": text}, "1"))["event_id"]
+        )
+        assert (
+            ok(put_event(bot, room_id, "m.room.message", {"body": text}, "1"))["event_id"]
+            == answers[-1]
+        )
         to_bob = {"messages": {bob.user_id: {bob.device_id: {"text": text}}}}
         ok(bot.put(f"{V3}/sendToDevice/org.example.x/1", to_bob))
         # signed in once more on the device that is there, it is the same one
         still = User(server, ok(server.post(f"{V3}/login", sign_in)))
-        assert ok(put_event(still, room_id, "m.room.message", {"body": "no"}, "1"))["event_id"] == answers[-1]
+        assert (
+            ok(put_event(still, room_id, "m.room.message", {"body": "no"}, "1"))["event_id"]
+            == answers[-1]
+        )
         ok(still.post(f"{V3}/logout", {}))
     assert answers[0] != answers[1]
     news = ok(bob.get(f"{V3}/sync"))["to_device"]["events"]
@@ -137,7 +158,10 @@ def test_content_that_cannot_be(alice: User, content: Any, expected: tuple[int, 
     room_id = create(alice)
     if content is None:
         path = room_path(room_id, "send", "m.room.message", "t")
-        assert refused(alice.server.client.request("PUT", path, token=alice.token, body=b"{")) == expected
+        assert (
+            refused(alice.server.client.request("PUT", path, token=alice.token, body=b"{"))
+            == expected
+        )
         return
     assert refused(put_event(alice, room_id, "m.room.message", content)) == expected
     assert everything_said(alice, room_id) == []
@@ -179,7 +203,10 @@ def test_strangers_and_the_powerless_send_nothing(alice: User, bob: User) -> Non
         FORBIDDEN,
         (400, "M_BAD_JSON"),
     )
-    assert refused(put_event(alice, room_id, "m.room.create", {})) in (FORBIDDEN, (400, "M_BAD_JSON"))
+    assert refused(put_event(alice, room_id, "m.room.create", {})) in (
+        FORBIDDEN,
+        (400, "M_BAD_JSON"),
+    )
     assert refused(put_state(alice, room_id, "m.room.create", {})) == FORBIDDEN
     assert refused(alice.put(room_path(room_id, "send", "x", "1", ts=5), {})) == FORBIDDEN
 
@@ -193,7 +220,11 @@ def test_state_is_set_with_and_without_the_slash(alice: User) -> None:
     assert first != second
     assert ok(alice.put(base, {"topic": "b"})) == second  # nothing changes: no new event
     event = ok(alice.get(base + "?format=event"))
-    assert (event["event_id"], event["content"], event["state_key"]) == (second["event_id"], {"topic": "b"}, "")
+    assert (event["event_id"], event["content"], event["state_key"]) == (
+        second["event_id"],
+        {"topic": "b"},
+        "",
+    )
     assert event["room_id"] == room_id
     assert ok(alice.get(base + "?format=content")) == {"topic": "b"}
     assert refused(alice.get(base + "?format=haiku")) == (400, "M_INVALID_PARAM")
@@ -207,7 +238,10 @@ def test_state_keys_with_odd_characters(alice: User) -> None:
         set_state(alice, room_id, "org.example.x", {"key": key}, key)
         assert get_state(alice, room_id, "org.example.x", key) == {"key": key}
     assert refused(put_state(alice, room_id, "org.example.x", {}, "@bob:example.org")) == FORBIDDEN
-    assert refused(alice.get(room_path(room_id, "state", "org.example.none"))) == (404, "M_NOT_FOUND")
+    assert refused(alice.get(room_path(room_id, "state", "org.example.none"))) == (
+        404,
+        "M_NOT_FOUND",
+    )
 
 
 def test_canonical_aliases_have_to_point_to_the_room(alice: User) -> None:
@@ -215,7 +249,10 @@ def test_canonical_aliases_have_to_point_to_the_room(alice: User) -> None:
     create(alice, room_alias_name="other")
     ok(alice.put(f"{V3}/directory/room/%23two:example.org", {"room_id": room_id}))
     set_state(
-        alice, room_id, "m.room.canonical_alias", {"alias": "#one:example.org", "alt_aliases": ["#two:example.org"]}
+        alice,
+        room_id,
+        "m.room.canonical_alias",
+        {"alias": "#one:example.org", "alt_aliases": ["#two:example.org"]},
     )
     for content, errcode in (
         ({"alias": "#other:example.org"}, "M_BAD_ALIAS"),
@@ -225,7 +262,10 @@ def test_canonical_aliases_have_to_point_to_the_room(alice: User) -> None:
         ({"alias": 1}, "M_BAD_JSON"),
         ({"alt_aliases": "#two:example.org"}, "M_BAD_JSON"),
     ):
-        assert refused(put_state(alice, room_id, "m.room.canonical_alias", content)) == (400, errcode)
+        assert refused(put_state(alice, room_id, "m.room.canonical_alias", content)) == (
+            400,
+            errcode,
+        )
     ok(alice.delete(f"{V3}/directory/room/%23two:example.org"))
     # what stood there before is not asked about again
     set_state(alice, room_id, "m.room.canonical_alias", {"alt_aliases": ["#two:example.org"]})
@@ -246,7 +286,11 @@ def test_redactions(alice: User, bob: User, version: str, way: str) -> None:
     event = get_event(alice, room_id, event_id)
     assert event["content"] == {}
     because = event["unsigned"]["redacted_because"]
-    assert (because["event_id"], because["sender"], because["content"]["reason"]) == (redaction_id, bob.user_id, "xato")
+    assert (because["event_id"], because["sender"], because["content"]["reason"]) == (
+        redaction_id,
+        bob.user_id,
+        "xato",
+    )
     redaction = get_event(alice, room_id, redaction_id)
     # given in both places, whichever the version has
     assert redaction["redacts"] == redaction["content"]["redacts"] == event_id
@@ -272,7 +316,10 @@ def test_what_cannot_be_redacted(alice: User) -> None:
     created = messages(alice, room_id, "f", limit=1)["chunk"][0]["event_id"]
     assert refused(redact(alice, room_id, created)) == FORBIDDEN
     assert refused(put_event(alice, room_id, "m.room.redaction", {})) == (400, "M_BAD_JSON")
-    assert refused(put_event(alice, room_id, "m.room.redaction", {"redacts": "x"})) == (400, "M_BAD_JSON")
+    assert refused(put_event(alice, room_id, "m.room.redaction", {"redacts": "x"})) == (
+        400,
+        "M_BAD_JSON",
+    )
     assert refused(redact(alice, room_id, "nonsense")) == (400, "M_INVALID_PARAM")
     elsewhere = say(alice, create(alice), "elsewhere")
     ok(redact(alice, room_id, elsewhere))  # unknown in this room: has no effect

@@ -1,4 +1,5 @@
-"""Summaries of rooms, for people who are not in them. spec: client-server-api#get_matrixclientv1room_summaryroomidoralias"""
+"""Summaries of rooms, for people who are not in them. spec:
+client-server-api#get_matrixclientv1room_summaryroomidoralias"""
 
 from typing import Any
 from urllib.parse import quote
@@ -72,10 +73,17 @@ def test_older_paths_answer_the_same(alice: User) -> None:
 
 def test_without_an_account_only_open_rooms_are_told_of(server: TestServer, alice: User) -> None:
     public, private = create(alice, preset="public_chat"), create(alice, preset="private_chat")
-    knock = create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
+    knock = create(
+        alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
+    )
     readable = create(
         alice,
-        initial_state=[{"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}}],
+        initial_state=[
+            {
+                "type": "m.room.history_visibility",
+                "content": {"history_visibility": "world_readable"},
+            }
+        ],
     )
     for room in (public, knock, readable):
         answer = ok(server.get(summary_path(room)))
@@ -89,7 +97,10 @@ def test_without_an_account_only_open_rooms_are_told_of(server: TestServer, alic
 
 def test_a_token_that_is_none_is_refused(server: TestServer, alice: User) -> None:
     room = create(alice, preset="public_chat")
-    assert refused(server.client.request("GET", summary_path(room), token="nonsense")) == (401, "M_UNKNOWN_TOKEN")
+    assert refused(server.client.request("GET", summary_path(room), token="nonsense")) == (
+        401,
+        "M_UNKNOWN_TOKEN",
+    )
 
 
 def test_guests_are_told(server: TestServer, alice: User) -> None:
@@ -123,7 +134,10 @@ def test_members_of_an_allowed_room_are_told_of_a_restricted_one(alice: User, bo
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
     join(bob, club)
     told = ok(summary(bob, room))
-    assert (told["join_rule"], told["allowed_room_ids"]) == ("restricted", [club, "!elsewhere:other.org"])
+    assert (told["join_rule"], told["allowed_room_ids"]) == (
+        "restricted",
+        [club, "!elsewhere:other.org"],
+    )
     set_state(alice, room, "m.room.join_rules", {"join_rule": "invite"})
     assert "allowed_room_ids" not in ok(summary(alice, room))
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")

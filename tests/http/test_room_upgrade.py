@@ -1,4 +1,5 @@
-"""Upgrading rooms: what moves to the new one, what is left in the old one. spec: client-server-api#room-upgrades"""
+"""Upgrading rooms: what moves to the new one, what is left in the old one. spec:
+client-server-api#room-upgrades"""
 
 from pathlib import Path
 from random import Random
@@ -7,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import PostgresConfig, SQLiteConfig
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space, rooms_below
@@ -69,7 +70,9 @@ def test_the_new_room_says_where_it_comes_from_and_the_old_one_where_to_go(alice
     assert get_state(alice, new, "m.room.member", alice.user_id)["membership"] == "join"
 
 
-@pytest.mark.parametrize(("version", "room_id_has_domain"), [("5", True), ("11", True), ("12", False)])
+@pytest.mark.parametrize(
+    ("version", "room_id_has_domain"), [("5", True), ("11", True), ("12", False)]
+)
 def test_to_any_version(alice: User, version: str, room_id_has_domain: bool) -> None:
     new = upgrade(alice, old_room(alice, "6"), version)
     assert new.endswith(":example.org") is room_id_has_domain
@@ -104,7 +107,9 @@ def test_what_the_room_is_like_moves(alice: User) -> None:
     assert not {(type_, "") for type_ in left} & set(state)
 
 
-def test_who_is_in_the_room_does_not_move_and_who_is_banned_does(alice: User, bob: User, server: TestServer) -> None:
+def test_who_is_in_the_room_does_not_move_and_who_is_banned_does(
+    alice: User, bob: User, server: TestServer
+) -> None:
     carol = server.register("carol")
     old = old_room(alice)
     invite(alice, old, bob)
@@ -114,7 +119,9 @@ def test_who_is_in_the_room_does_not_move_and_who_is_banned_does(alice: User, bo
     ok(membership(alice, old, "ban", dan, reason="spam"))
     new = upgrade(alice, old)
     members = {
-        key: event["content"] for (type_, key), event in whole_state(alice, new).items() if type_ == "m.room.member"
+        key: event["content"]
+        for (type_, key), event in whole_state(alice, new).items()
+        if type_ == "m.room.member"
     }
     assert set(members) == {alice.user_id, dan.user_id}
     assert members[dan.user_id] == {"membership": "ban", "reason": "spam"}
@@ -126,7 +133,9 @@ def test_many_bans(alice: User) -> None:
         ok(alice.post(room_path(old, "ban"), {"user_id": f"@spammer{number}:other.org"}))
     new = upgrade(alice, old)
     banned = [
-        event for (type_, _), event in whole_state(alice, new).items() if event["content"].get("membership") == "ban"
+        event
+        for (type_, _), event in whole_state(alice, new).items()
+        if event["content"].get("membership") == "ban"
     ]
     assert len(banned) == 230
 
@@ -150,7 +159,9 @@ def test_the_old_room_falls_silent(alice: User, bob: User) -> None:
     join(bob, old)
     say(bob, old, "before")
     upgrade(alice, old)
-    assert refused(put_event(bob, old, "m.room.message", {"msgtype": "m.text", "body": "after"})) == (
+    assert refused(
+        put_event(bob, old, "m.room.message", {"msgtype": "m.text", "body": "after"})
+    ) == (
         403,
         "M_FORBIDDEN",
     )
@@ -162,7 +173,12 @@ def test_the_old_room_falls_silent(alice: User, bob: User) -> None:
 
 
 def test_levels_are_raised_above_the_default_and_never_lowered(alice: User) -> None:
-    levels = {"users_default": 60, "events_default": 70, "invite": 10, "users": {alice.user_id: 100}}
+    levels = {
+        "users_default": 60,
+        "events_default": 70,
+        "invite": 10,
+        "users": {alice.user_id: 100},
+    }
     old = old_room(alice, power_level_content_override=levels)
     upgrade(alice, old)
     levels = get_state(alice, old, "m.room.power_levels")
@@ -179,10 +195,14 @@ def test_a_moderator_may_upgrade_where_the_room_lets_them(alice: User, bob: User
     set_state(alice, old, "m.room.power_levels", levels)
     new = upgrade(bob, old, "11")
     assert get_state(bob, old, "m.room.tombstone")["replacement_room"] == new
-    # in the old room a moderator may not change the levels; in the new one all levels are as they were
+    # in the old room a moderator may not change the levels; in the new one all levels are as they
+    # were
     assert get_state(bob, old, "m.room.power_levels") == levels
     assert get_state(bob, new, "m.room.power_levels") == levels
-    assert refused(put_state(bob, new, "m.room.server_acl", {"allow": ["*"]})) == (403, "M_FORBIDDEN")
+    assert refused(put_state(bob, new, "m.room.server_acl", {"allow": ["*"]})) == (
+        403,
+        "M_FORBIDDEN",
+    )
     join(alice, new)
     set_state(alice, new, "m.room.server_acl", {"allow": ["*"]})
 
@@ -202,11 +222,16 @@ def test_creators_stand_above_the_levels_of_a_version_that_has_such(alice: User,
     assert get_state(alice, newer, "m.room.power_levels") == moved
 
 
-def test_creators_keep_their_power_in_a_version_without_privileged_ones(alice: User, bob: User) -> None:
+def test_creators_keep_their_power_in_a_version_without_privileged_ones(
+    alice: User, bob: User
+) -> None:
     old = create(alice, room_version="12", creation_content={"additional_creators": [bob.user_id]})
     new = upgrade(alice, old, "11", additional_creators=[bob.user_id])
     assert "additional_creators" not in get_state(alice, new, "m.room.create")
-    assert get_state(alice, new, "m.room.power_levels")["users"] == {alice.user_id: 150, bob.user_id: 150}
+    assert get_state(alice, new, "m.room.power_levels")["users"] == {
+        alice.user_id: 150,
+        bob.user_id: 150,
+    }
     assert upgrade(alice, new, "10") != new
 
 
@@ -231,11 +256,18 @@ def test_links_of_spaces_move(alice: User, bob: User) -> None:
     join(alice, other)
     set_state(alice, old, "m.space.parent", {"via": ["example.org"], "canonical": True}, space)
     new = upgrade(alice, old)
-    assert get_state(alice, space, "m.space.child", new) == {"via": ["example.org"], "order": "x", "suggested": True}
+    assert get_state(alice, space, "m.space.child", new) == {
+        "via": ["example.org"],
+        "order": "x",
+        "suggested": True,
+    }
     assert get_state(alice, space, "m.space.child", old) == {}
     assert rooms_below(alice, space) == [space, new]
     assert rooms_below(alice, other) == [other, old]  # where alice may not change it
-    assert get_state(alice, new, "m.space.parent", space) == {"via": ["example.org"], "canonical": True}
+    assert get_state(alice, new, "m.space.parent", space) == {
+        "via": ["example.org"],
+        "canonical": True,
+    }
 
 
 def test_a_space_moves_with_its_children(alice: User, bob: User) -> None:
@@ -277,7 +309,9 @@ def test_requests_at_the_same_time_make_one_room(
     space = create_space(alice)
     add_child(alice, space, old)
     turns.begin(Random(1))
-    asked = [alice.start("POST", room_path(old, "upgrade"), {"new_version": "12"}) for _ in range(3)]
+    asked = [
+        alice.start("POST", room_path(old, "upgrade"), {"new_version": "12"}) for _ in range(3)
+    ]
     turns.end()
     (new,) = {ok(each.answer)["replacement_room"] for each in asked}
     assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == new
@@ -289,7 +323,9 @@ def test_requests_at_the_same_time_make_one_room(
 def settings_of(user: User, room: str) -> tuple[Any, Any]:
     path = f"{V3}/user/{quote(user.user_id)}"
     direct = user.get(f"{path}/account_data/m.direct")
-    return ok(user.get(f"{path}/rooms/{quote(room)}/tags"))["tags"], direct.json if direct.status == 200 else None
+    return ok(user.get(f"{path}/rooms/{quote(room)}/tags"))[
+        "tags"
+    ], direct.json if direct.status == 200 else None
 
 
 def test_what_people_keep_of_the_room_moves_when_they_come(alice: User, bob: User) -> None:
@@ -307,7 +343,10 @@ def test_what_people_keep_of_the_room_moves_when_they_come(alice: User, bob: Use
     assert settings_of(bob, new)[0] == {}
     join(bob, new)
     for user in (alice, bob):
-        assert settings_of(user, new) == ({"m.favourite": {"order": 0.5}}, {"@carol:other.org": [old, new], "x": 5})
+        assert settings_of(user, new) == (
+            {"m.favourite": {"order": 0.5}},
+            {"@carol:other.org": [old, new], "x": 5},
+        )
         assert ok(user.get(f"{rules}/room/{quote(new)}"))["actions"] == []
         override = ok(user.get(f"{rules}/override/{quote(new)}"))
         assert override["conditions"] == [{"kind": "event_match", "key": "room_id", "pattern": new}]
@@ -327,7 +366,9 @@ def test_settings_move_with_a_join_by_state_event(alice: User, bob: User) -> Non
     assert settings_of(bob, new)[0] == {"u.work": {}}
 
 
-def test_who_only_claims_to_replace_a_room_gets_none_of_its_settings(alice: User, bob: User) -> None:
+def test_who_only_claims_to_replace_a_room_gets_none_of_its_settings(
+    alice: User, bob: User
+) -> None:
     mine = old_room(bob)
     ok(bob.put(f"{V3}/user/{quote(bob.user_id)}/rooms/{quote(mine)}/tags/m.favourite", {}))
     claim = create(alice, preset="public_chat", creation_content={"predecessor": {"room_id": mine}})

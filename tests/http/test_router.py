@@ -41,7 +41,14 @@ def test_path_body_and_caller_reach_the_handler(client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("segment", "value"),
-    [("u.a%2Fb", "u.a/b"), ("%F0%9F%92%A9", "💩"), ("a+b", "a+b"), ("100%", "100%"), ("%252F", "%2F"), ("a;b", "a;b")],
+    [
+        ("u.a%2Fb", "u.a/b"),
+        ("%F0%9F%92%A9", "💩"),
+        ("a+b", "a+b"),
+        ("100%", "100%"),
+        ("%252F", "%2F"),
+        ("a;b", "a;b"),
+    ],
 )
 def test_a_segment_is_decoded_once_and_stays_one(client: Client, segment: str, value: str) -> None:
     assert client.request("PUT", TAG + segment, token="alice").json["tag"] == value
@@ -54,7 +61,10 @@ def test_what_comes_last_is_read_anew_each_time(client: Client) -> None:
     for path, status in ((TAG, 404), (TAG + "%FF", 400), (TAG + "a%00b", 400), (TAG + "a/b", 404)):
         assert client.request("PUT", path, token="alice").status == status
     assert client.request("DELETE", TAG + "a", token="alice").errcode == "M_UNRECOGNIZED"
-    assert client.request("PUT", TAG.replace("rooms/!r", "rooms/!s") + "a", token="alice").status == 200
+    assert (
+        client.request("PUT", TAG.replace("rooms/!r", "rooms/!s") + "a", token="alice").status
+        == 200
+    )
 
 
 def test_encoded_literals_and_sigils_are_the_same_path(client: Client) -> None:
@@ -78,13 +88,23 @@ def test_a_path_that_is_no_text_is_refused(client: Client, path: str) -> None:
         (STATE + "/", ["!r:example.org"]),
     ],
 )
-def test_a_state_key_may_be_empty_or_left_out(client: Client, path: str, expected: list[str]) -> None:
+def test_a_state_key_may_be_empty_or_left_out(
+    client: Client, path: str, expected: list[str]
+) -> None:
     assert client.request("GET", path).json == expected
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/nothing", "/_matrix/client/v3/searches", "/_matrix/client/v3/search/more", "//", STATE + "/a/b/c", "*"],
+    [
+        "/",
+        "/nothing",
+        "/_matrix/client/v3/searches",
+        "/_matrix/client/v3/search/more",
+        "//",
+        STATE + "/a/b/c",
+        "*",
+    ],
 )
 def test_unknown_paths_are_unrecognized(client: Client, path: str) -> None:
     answer = client.request("GET", path)
@@ -93,11 +113,18 @@ def test_unknown_paths_are_unrecognized(client: Client, path: str) -> None:
 
 def test_a_wrong_method_is_told_the_right_ones(client: Client) -> None:
     answer = client.request("DELETE", TAG + "x")
-    assert (answer.status, answer.errcode, answer.headers["allow"]) == (405, "M_UNRECOGNIZED", "PUT, OPTIONS")
+    assert (answer.status, answer.errcode, answer.headers["allow"]) == (
+        405,
+        "M_UNRECOGNIZED",
+        "PUT, OPTIONS",
+    )
 
 
 def test_an_older_spelling_of_a_path_is_the_same_endpoint(client: Client) -> None:
-    assert client.request("GET", "/_matrix/client/unstable/org.example/search?needed=1").json["needed"] == "1"
+    assert (
+        client.request("GET", "/_matrix/client/unstable/org.example/search?needed=1").json["needed"]
+        == "1"
+    )
 
 
 def test_head_is_get_without_a_body(client: Client) -> None:
@@ -125,19 +152,33 @@ def test_a_query_that_comes_again_is_read_as_before(client: Client) -> None:
     """What was read of it is kept: for one endpoint alone, and no mistake is."""
     for _ in range(3):
         answer = client.request("GET", SEARCH + "&limit=5&server=a")
-        assert (answer.json["needed"], answer.json["limit"], answer.json["server"]) == ("x", 5, ["a"])
-        assert client.request("GET", STATE + "?needed=x&limit=5&server=a").json == ["!r:example.org"]
+        assert (answer.json["needed"], answer.json["limit"], answer.json["server"]) == (
+            "x",
+            5,
+            ["a"],
+        )
+        assert client.request("GET", STATE + "?needed=x&limit=5&server=a").json == [
+            "!r:example.org"
+        ]
         assert client.request("GET", SEARCH + "&limit=many").status == 400
-        assert client.request("GET", "/_matrix/client/v3/search?limit=5").errcode == "M_MISSING_PARAM"
+        assert (
+            client.request("GET", "/_matrix/client/v3/search?limit=5").errcode == "M_MISSING_PARAM"
+        )
 
 
 def test_what_is_kept_of_a_query_is_of_one_endpoint_and_no_mistake_is(client: Client) -> None:
     known = "/_matrix/client/v3/known"
     for _ in range(3):
         assert client.request("GET", known + "?needed=%78&limit=5", token="alice").json == ["x", 5]
-        assert client.request("GET", known + "_too?needed=%78&limit=5", token="alice").json == ["x", "5"]
+        assert client.request("GET", known + "_too?needed=%78&limit=5", token="alice").json == [
+            "x",
+            "5",
+        ]
         assert client.request("GET", known + "?needed=%78&limit=many", token="alice").status == 400
-        assert client.request("GET", known + "_too?limit=5", token="alice").errcode == "M_MISSING_PARAM"
+        assert (
+            client.request("GET", known + "_too?limit=5", token="alice").errcode
+            == "M_MISSING_PARAM"
+        )
 
 
 def kept(client: Client) -> set[str]:
@@ -157,7 +198,9 @@ def kept(client: Client) -> set[str]:
     ],
 )
 @pytest.mark.parametrize("secret", ["secret", "secret%3D", "4%2F0AfJ"])
-def test_no_secret_of_a_query_stays_in_memory(client: Client, path: str, token: str | None, secret: str) -> None:
+def test_no_secret_of_a_query_stays_in_memory(
+    client: Client, path: str, token: str | None, secret: str
+) -> None:
     """Who asks as nobody brings codes and sessions, with escapes too."""
     client.request("GET", path.format("x"), token=token)
     before = kept(client)
@@ -169,7 +212,12 @@ def test_no_secret_of_a_query_stays_in_memory(client: Client, path: str, token: 
 
 def test_query_parameters_have_their_defaults(client: Client) -> None:
     answer = client.request("GET", SEARCH).json
-    assert (answer["limit"], answer["full"], answer["server"], answer["at"]) == (10, False, [], None)
+    assert (answer["limit"], answer["full"], answer["server"], answer["at"]) == (
+        10,
+        False,
+        [],
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +275,9 @@ def test_no_body_is_an_empty_object_where_the_handler_says_so(client: Client) ->
     ],
 )
 @pytest.mark.parametrize("path", ["/_matrix/client/v3/object", "/_matrix/client/v3/raw"])
-def test_a_body_that_is_no_object_is_refused(client: Client, path: str, body: bytes, errcode: str) -> None:
+def test_a_body_that_is_no_object_is_refused(
+    client: Client, path: str, body: bytes, errcode: str
+) -> None:
     answer = client.request("POST", path, body=body)
     assert (answer.status, answer.errcode) == (400, errcode)
 
@@ -240,7 +290,10 @@ def test_huge_numbers_do_no_harm(client: Client) -> None:
 
 
 def test_deep_nesting_does_no_harm(client: Client) -> None:
-    for body in (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, b'{"a":' + b"[" * 25_000 + b"]" * 25_000 + b"}"):
+    for body in (
+        b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+        b'{"a":' + b"[" * 25_000 + b"]" * 25_000 + b"}",
+    ):
         for path in ("object", "raw"):
             answer = client.request("POST", "/_matrix/client/v3/" + path, body=body)
             assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
@@ -253,7 +306,9 @@ def test_how_deep_a_body_may_nest_is_the_same_with_each_python(
 ) -> None:
     for depth, status in ((MAX_SENT_DEPTH, 200), (MAX_SENT_DEPTH + 1, 400), (900, 400)):
         body = b'{"a":%b0%b}' % (opening * (depth - 1), closing * (depth - 1))
-        assert client.request("POST", "/_matrix/client/v3/" + path, body=body).status == status, depth
+        assert client.request("POST", "/_matrix/client/v3/" + path, body=body).status == status, (
+            depth
+        )
 
 
 def test_a_body_may_be_wide(client: Client) -> None:
@@ -275,7 +330,9 @@ def test_raw_bytes_pass_unchanged(client: Client) -> None:
 
 def test_the_content_type_does_not_matter(client: Client) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert client.request("POST", "/_matrix/client/v3/object", json={"a": 1}, headers=headers).json == {"a": 1}
+    assert client.request(
+        "POST", "/_matrix/client/v3/object", json={"a": 1}, headers=headers
+    ).json == {"a": 1}
 
 
 def test_a_file_is_not_json_and_may_be_large(client: Client) -> None:
@@ -286,7 +343,10 @@ def test_a_file_is_not_json_and_may_be_large(client: Client) -> None:
 def test_routes_are_listed_with_their_aliases() -> None:
     router = Router([endpoints], {Bell: Bell()}, guard=Guard(_limiter(), tokens=TOKENS))
     assert ("GET", "/_matrix/client/unstable/org.example/search") in router.routes()
-    assert ("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}") in router.routes()
+    assert (
+        "PUT",
+        "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}",
+    ) in router.routes()
 
 
 # Declarations that stop start-up.
@@ -413,24 +473,37 @@ def _same() -> Handler:
 # Whatever comes, the answer is a Matrix one.
 
 _ANY = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS)
-_PATHS = [TAG + "x", SEARCH, STATE, "/_matrix/client/v3/object", "/_matrix/client/v3/raw", "/_matrix/client/v3/who"]
+_PATHS = [
+    TAG + "x",
+    SEARCH,
+    STATE,
+    "/_matrix/client/v3/object",
+    "/_matrix/client/v3/raw",
+    "/_matrix/client/v3/who",
+]
 _TARGETS = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=60)
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     method=st.sampled_from(["GET", "PUT", "POST", "DELETE", "PATCH", "HEAD", "BREW"]),
-    path=st.one_of(_TARGETS.map("/".__add__), st.tuples(st.sampled_from(_PATHS), _TARGETS).map("".join)),
+    path=st.one_of(
+        _TARGETS.map("/".__add__), st.tuples(st.sampled_from(_PATHS), _TARGETS).map("".join)
+    ),
     body=st.one_of(st.none(), st.binary(max_size=100)),
     token=st.sampled_from([None, "alice", "nobody"]),
 )
-def test_any_path_and_body_get_a_matrix_answer(method: str, path: str, body: bytes | None, token: str | None) -> None:
+def test_any_path_and_body_get_a_matrix_answer(
+    method: str, path: str, body: bytes | None, token: str | None
+) -> None:
     _check(method, path, body, token)
 
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=10),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 
@@ -438,7 +511,12 @@ _JSON = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(path=st.sampled_from(_PATHS), value=_JSON)
 def test_any_json_gets_a_matrix_answer(path: str, value: object) -> None:
-    _check("PUT" if "tags" in path else "POST", path, json.dumps(value).encode("utf-8", "surrogatepass"), "alice")
+    _check(
+        "PUT" if "tags" in path else "POST",
+        path,
+        json.dumps(value).encode("utf-8", "surrogatepass"),
+        "alice",
+    )
 
 
 def _check(method: str, path: str, body: bytes | None, token: str | None) -> None:

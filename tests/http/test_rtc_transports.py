@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from homeserver.config.load import ConfigError
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer
 from tests.helpers.talk import ok, refused
 
-PATHS = ("/_matrix/client/v1/rtc/transports", "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports")
+PATHS = (
+    "/_matrix/client/v1/rtc/transports",
+    "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports",
+)
 LIVEKIT = {"type": "livekit", "livekit_service_url": "https://livekit.example.org"}
 CONFIG = """
 public_baseurl: https://matrix.example.org/
@@ -28,15 +31,22 @@ def test_transports(tmp_path: Path, sqlite_database: Database, path: str) -> Non
 
 def test_none(server: TestServer) -> None:
     assert ok(server.register("alice").get(PATHS[0])) == {"rtc_transports": []}
-    assert server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4143"] is True
+    assert (
+        server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4143"]
+        is True
+    )
 
 
 @pytest.mark.parametrize("transport", ["{livekit_service_url: x}", "{type: livekit}", "{type: 1}"])
-def test_transports_that_are_none(tmp_path: Path, sqlite_database: Database, transport: str) -> None:
+def test_transports_that_are_none(
+    tmp_path: Path, sqlite_database: Database, transport: str
+) -> None:
     with pytest.raises(ConfigError, match=r"matrix_rtc\.transports"):
         TestServer(tmp_path, sqlite_database, f"matrix_rtc: {{transports: [{transport}]}}\n")
 
 
 def test_no_previews_of_pages(server: TestServer) -> None:
-    capabilities = ok(server.register("alice").get("/_matrix/client/v3/capabilities"))["capabilities"]
+    capabilities = ok(server.register("alice").get("/_matrix/client/v3/capabilities"))[
+        "capabilities"
+    ]
     assert capabilities["io.element.msc4452.preview_url"] == {"enabled": False}

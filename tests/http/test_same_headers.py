@@ -1,5 +1,5 @@
-"""Headers that came before are known by their bytes: what is made of a request is what the parser makes of it, whatever was sent before
-it on the connection."""
+"""Headers that came before are known by their bytes: what is made of a request is what the parser
+makes of it, whatever was sent before it on the connection."""
 
 from random import Random
 from typing import Any, cast
@@ -67,7 +67,8 @@ FIRST = (b"", b"Host: x\r\n", b"Host: x\r\nAuthorization: Bearer one\r\n")
 
 
 class Recorder:
-    """Keeps what was made of a request, and answers it: each third one when the next piece has come, the others at once."""
+    """Keeps what was made of a request, and answers it: each third one when the next piece has
+    come, the others at once."""
 
     def __init__(self, channel: MatrixChannel, seen: list[object], late: list["Recorder"]) -> None:
         self.channel = channel
@@ -86,7 +87,17 @@ class Recorder:
     def run(self) -> None:
         head = self.head
         assert head is not None
-        self.seen.append((head.method, head.uri, head.keep_alive, head.takes_chunks, head.lines, head.last, self.body))
+        self.seen.append(
+            (
+                head.method,
+                head.uri,
+                head.keep_alive,
+                head.takes_chunks,
+                head.lines,
+                head.last,
+                self.body,
+            )
+        )
         assert self.length in (None, len(self.body))
         if len(self.seen) % 3:
             self.answer()
@@ -106,7 +117,9 @@ def talk(pieces: list[bytes]) -> tuple[list[object], bytes, bool]:
     seen: list[object] = []
     late: list[Recorder] = []
     clock, transport = Clock(), StringTransport()
-    channel = MatrixChannel(clock, lambda each: Recorder(each, seen, late), idle_timeout=60, max_header_bytes=300)
+    channel = MatrixChannel(
+        clock, lambda each: Recorder(each, seen, late), idle_timeout=60, max_header_bytes=300
+    )
     channel.makeConnection(cast(Any, transport))
     for piece in [*pieces, b"", b""]:
         waited = list(late)
@@ -116,7 +129,9 @@ def talk(pieces: list[bytes]) -> tuple[list[object], bytes, bool]:
             late.remove(each)
             each.answer()
         clock.advance(0)
-    answers, refusal, _ = transport.value().partition(b"HTTP/1.1 4")  # of what is no request, another no may be said
+    answers, refusal, _ = transport.value().partition(
+        b"HTTP/1.1 4"
+    )  # of what is no request, another no may be said
     return seen, answers + refusal, channel._refused
 
 
@@ -148,7 +163,10 @@ def test_what_is_known_by_its_bytes_is_what_is_read(seed: int) -> None:
         ends = [at + 2 for at in range(len(whole)) if whole.startswith(b"\r\n", at)]
         inside = [whole.find(line, at) for at in ends for line in LINES[:4]]
         places = [range(len(whole) + 1), ends, [at for at in inside if at >= 0] or ends]
-        cuts = sorted(chance.choice(chance.choice(places)) for _ in range(chance.randrange(1, 1 + len(pieces))))
+        cuts = sorted(
+            chance.choice(chance.choice(places))
+            for _ in range(chance.randrange(1, 1 + len(pieces)))
+        )
         pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True) if a < b]
     same_as_parsed(pieces)
 
@@ -180,8 +198,12 @@ def test_what_was_sent_before_is_not_parsed_again(parsed: list[bytes]) -> None:
     longer = b"POST /d HTTP/1.1\r\n" + BLOCKS[5]
     body = longer[-60:]
     pieces = [longer[:-50], longer[-50:-20], longer[-20:]]
-    seen, _, _ = talk([request, request.replace(b"/b", b"/c").replace(b"abc", b"def"), *pieces, other, other])
-    assert parsed == [b"/b", b"/a?c=1"], "nor where the body is of another length, and comes in pieces"
+    seen, _, _ = talk(
+        [request, request.replace(b"/b", b"/c").replace(b"abc", b"def"), *pieces, other, other]
+    )
+    assert parsed == [b"/b", b"/a?c=1"], (
+        "nor where the body is of another length, and comes in pieces"
+    )
     assert [(each[0], each[1], each[-1]) for each in seen] == [  # type: ignore[index]
         ("POST", b"/b", b"abc"),
         ("POST", b"/c", b"def"),
@@ -201,7 +223,8 @@ def test_headers_are_learnt_from_a_request_whose_body_is_to_come(parsed: list[by
 
 
 def test_where_each_request_has_other_headers_hardly_any_are_kept() -> None:
-    """As on the connection of a proxy, where people take turns. Where one of them remains, theirs are kept again."""
+    """As on the connection of a proxy, where people take turns. Where one of them remains, theirs
+    are kept again."""
     headers = SameHeaders()
 
     def send(name: bytes) -> bool:
@@ -228,8 +251,8 @@ def test_long_headers_are_not_kept() -> None:
 
 
 def test_what_is_learnt_is_not_the_length_of_a_request_that_follows() -> None:
-    """The first request of a packet is whole, the second one's body is to come, and said to be as long as the second one is so far: the
-    headers of the first are not those of the second."""
+    """The first request of a packet is whole, the second one's body is to come, and said to be as
+    long as the second one is so far: the headers of the first are not those of the second."""
     first = b"POST /a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer one\r\n\r\n"
     second = b"POST /b HTTP/1.1\r\nHost: x\r\nAuthorization: two\r\nContent-Length: 73\r\n\r\n"
     assert len(second) < 73
@@ -246,5 +269,7 @@ def test_what_is_learnt_is_not_the_length_of_a_request_that_follows() -> None:
 def test_what_looks_like_a_request_is_not_one_in_the_middle_of_headers() -> None:
     """A packet ends within a header; the next one goes on with what could be a request."""
     usual = b"GET /a HTTP/1.1\r\n" + BLOCKS[0]
-    seen = same_as_parsed([usual, usual + b"GET /b HTTP/1.1\r\nX: ", b"GET /c HTTP/1.1\r\n" + BLOCKS[0]])
+    seen = same_as_parsed(
+        [usual, usual + b"GET /b HTTP/1.1\r\nX: ", b"GET /c HTTP/1.1\r\n" + BLOCKS[0]]
+    )
     assert [each[1] for each in seen] == [b"/a", b"/a", b"/b"]  # type: ignore[index]

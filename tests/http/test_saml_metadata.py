@@ -1,4 +1,5 @@
-"""Metadata of a SAML provider that are fetched: at the first need, at intervals, and kept for when the provider is down."""
+"""Metadata of a SAML provider that are fetched: at the first need, at intervals, and kept for when
+the provider is down."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +8,16 @@ from shutil import which
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
-from federation.outbound.request import TakeBody
-from storage.database import Database
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from federation.http_client.request import TakeBody
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer
 
-pytestmark = pytest.mark.skipif(which("xmlsec1") is None, reason="needs xmlsec1, which scripts/test installs")
+pytestmark = pytest.mark.skipif(
+    which("xmlsec1") is None, reason="needs xmlsec1, which scripts/test installs"
+)
 
 URL = "https://idp.example.com/metadata"
 CONFIG = f"""
@@ -92,7 +95,9 @@ def an_hour_later(server: TestServer) -> None:
     server.clock.advance(3601)
 
 
-def test_they_are_fetched_at_the_first_need_and_then_at_intervals(server: TestServer, university: University) -> None:
+def test_they_are_fetched_at_the_first_need_and_then_at_intervals(
+    server: TestServer, university: University
+) -> None:
     assert university.asked == []
     assert place(server) == "https://idp.example.com/first"
     assert place(server) == "https://idp.example.com/first"
@@ -132,14 +137,21 @@ def test_a_provider_that_never_answered(server: TestServer, university: Universi
     university.document = None
     answer = leave(server)
     assert (answer.status, b"does not answer as it should" in answer.body) == (403, True)
-    assert server.get("/_synapse/client/saml2/metadata.xml").status == 200  # ours need none of theirs
+    assert (
+        server.get("/_synapse/client/saml2/metadata.xml").status == 200
+    )  # ours need none of theirs
     university.document = metadata("https://idp.example.com/late")
-    assert (leave(server).status, len(university.asked)) == (403, 1)  # people do not wait for it again and again
+    assert (leave(server).status, len(university.asked)) == (
+        403,
+        1,
+    )  # people do not wait for it again and again
     server.clock.advance(30)
     assert place(server) == "https://idp.example.com/late"
 
 
-def test_however_many_come_at_once_it_is_asked_once(server: TestServer, university: University) -> None:
+def test_however_many_come_at_once_it_is_asked_once(
+    server: TestServer, university: University
+) -> None:
     university.gate = Deferred()
     waiting = [server.client.start("GET", REDIRECT) for _ in range(5)]
     assert not any(pending.done for pending in waiting)
@@ -149,7 +161,10 @@ def test_however_many_come_at_once_it_is_asked_once(server: TestServer, universi
 
 
 def test_metadata_that_grew_too_old_are_used_no_more(
-    tmp_path: Path, sqlite_database: Database, university: University, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    sqlite_database: Database,
+    university: University,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG, web=university)
     assert place(server) == "https://idp.example.com/first"

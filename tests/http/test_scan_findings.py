@@ -1,4 +1,5 @@
-"""Which findings are so sure that a file is held back for all, though somebody showed the key with which it was opened."""
+"""Which findings are so sure that a file is held back for all, though somebody showed the key with
+which it was opened."""
 
 import pytest
 from twisted.internet.task import Clock
@@ -9,7 +10,7 @@ from homeserver.services.scanning.icap import ICAP
 from homeserver.services.scanning.rules import ForbiddenTypes
 from homeserver.services.scanning.scanner import Finding, Scanner
 from homeserver.services.scanning.scanners import Scanners
-from storage.executors import InlineExecutor
+from storage.engine.executors import InlineExecutor
 
 
 @pytest.mark.parametrize(

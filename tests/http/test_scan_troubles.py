@@ -1,13 +1,14 @@
-"""Scanners that are away, slow or out of order: files are held, nothing is lost, and who waits is told."""
+"""Scanners that are away, slow or out of order: files are held, nothing is lost, and who waits is
+told."""
 
 import hashlib
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from homeserver.jobs import Job
+from homeserver.cluster.jobs import Job
 from homeserver.services.scanning.scanning import MOST_WAITING_OF_ONE
-from storage.media_scans import ScanRow
+from storage.media.scans import ScanRow
 from tests.helpers.files_between import DOWNLOAD, THUMBNAIL, upload
 from tests.helpers.scanned import (
     MINE,
@@ -47,7 +48,11 @@ def test_they_are_scanned_once_it_can(place: Place, scanners: RunningScanners) -
     try:
         server = place.server(clamd(scanners))
         alice = server.register("alice")
-        clean, harmful, asked = upload(alice, TEA), upload(alice, EICAR), upload(alice, EICAR + b" asked")
+        clean, harmful, asked = (
+            upload(alice, TEA),
+            upload(alice, EICAR),
+            upload(alice, EICAR + b" asked"),
+        )
         assert [alice.get(f"{DOWNLOAD}/{each}").status for each in (clean, harmful)] == [503, 503]
     finally:
         scanners.start_clamd()
@@ -56,7 +61,11 @@ def test_they_are_scanned_once_it_can(place: Place, scanners: RunningScanners) -
     server.clock.advance(120)
     do_jobs(server)
     assert metric(server, "mahalla_media_scans_waiting", scan="first") == 0
-    assert [each["scan"]["state"] for each in alice.get(MINE).json["media"]] == ["harmful", "harmful", "clean"]
+    assert [each["scan"]["state"] for each in alice.get(MINE).json["media"]] == [
+        "harmful",
+        "harmful",
+        "clean",
+    ]
     assert [alice.get(f"{DOWNLOAD}/{each}").status for each in (clean, harmful)] == [200, 403]
 
 
@@ -65,7 +74,9 @@ def test_a_short_restart_of_a_scanner_is_not_the_failure_of_the_file_that_it_was
 ) -> None:
     server = place.server(clamd(scanners, ", upload_wait: 0s"))
     alice = server.register("alice")
-    assert alice.get(f"{DOWNLOAD}/{upload(alice, TEA)}").status == 200  # it answers, and is believed to for a while
+    assert (
+        alice.get(f"{DOWNLOAD}/{upload(alice, TEA)}").status == 200
+    )  # it answers, and is believed to for a while
     scanners.stop_clamd()
     try:
         one, other = upload(alice, b"black tea"), upload(alice, b"red tea")
@@ -78,7 +89,9 @@ def test_a_short_restart_of_a_scanner_is_not_the_failure_of_the_file_that_it_was
     assert [alice.get(f"{DOWNLOAD}/{each}").status for each in (one, other)] == [200, 200]
 
 
-def test_a_file_over_which_a_scanner_ends_each_time_holds_no_others(place: Place, scanners: RunningScanners) -> None:
+def test_a_file_over_which_a_scanner_ends_each_time_holds_no_others(
+    place: Place, scanners: RunningScanners
+) -> None:
     server = place.server(clamd(scanners, ", upload_wait: 0s"))
     alice = server.register("alice")
     address = ""
@@ -233,7 +246,11 @@ def test_files_from_before_that_were_given_out_meanwhile_are_scanned_later(
 ) -> None:
     before = place.server("").register("alice")
     addresses = [upload(before, EICAR + b"%d" % number) for number in range(4)]
-    session = {"user_id": before.user_id, "access_token": before.token, "device_id": before.device_id}
+    session = {
+        "user_id": before.user_id,
+        "access_token": before.token,
+        "device_id": before.device_id,
+    }
     scanners.stop_clamd()
     try:
         server = place.server(clamd(scanners, ", unreachable: pass"))
@@ -301,7 +318,9 @@ def test_a_plugin_at_fault_holds_files_back(place: Place) -> None:
     assert alice.get(f"{DOWNLOAD}/{address}").status == 503
 
 
-def test_a_file_that_clamd_does_not_take_is_held_and_others_are_not(place: Place, scanners: RunningScanners) -> None:
+def test_a_file_that_clamd_does_not_take_is_held_and_others_are_not(
+    place: Place, scanners: RunningScanners
+) -> None:
     alice = place.server(clamd(scanners)).register("alice")
     long = upload(alice, bytes(5 << 20))  # beyond its StreamMaxLength
     assert alice.get(f"{DOWNLOAD}/{long}").status == 503
@@ -320,7 +339,9 @@ def test_a_file_that_is_lost_is_told(held: User, tmp_path: Path) -> None:
     assert held.get(f"{DOWNLOAD}/{address}").status == 404
     held.server.clock.advance(1300)
     do_jobs(held.server)
-    row: ScanRow | None = held.server.run(held.server.app.media.scanning.store.get_scan(hashlib.sha256(TEA).digest()))
+    row: ScanRow | None = held.server.run(
+        held.server.app.media.scanning.store.get_scan(hashlib.sha256(TEA).digest())
+    )
     assert row is not None  # a file says that it has it
 
 
@@ -334,7 +355,8 @@ def begin_upload_and_wait(user: User) -> str:
 
 
 def _pauses(user: User, count: int) -> list[int]:
-    """Let so many scans fail; the seconds between each failure and the next time that it is tried."""
+    """Let so many scans fail; the seconds between each failure and the next time that it is
+    tried."""
     pauses = []
     for _ in range(count):
         row: ScanRow | None = user.server.run(

@@ -41,7 +41,9 @@ def test_nothing_is_scanned_unless_a_scanner_is_named(place: Place) -> None:
 
 
 @pytest.mark.parametrize("address", ["unix", "tcp"])
-def test_a_harmful_file_is_refused_and_held_back(place: Place, scanners: RunningScanners, address: str) -> None:
+def test_a_harmful_file_is_refused_and_held_back(
+    place: Place, scanners: RunningScanners, address: str
+) -> None:
     server = place.server(f"media_scanning: {{clamd: '{getattr(scanners, address)}'}}\n")
     alice, root = server.register("alice"), administrator(server)
     answer = send(alice, b"before " + EICAR + b" after")
@@ -49,13 +51,23 @@ def test_a_harmful_file_is_refused_and_held_back(place: Place, scanners: Running
     assert EICAR_FOUND in answer.json["error"]
 
     seen = latest(alice)
-    assert seen["scan"] == {"state": "harmful", "found": EICAR_FOUND, "scanned_ts": 1_700_000_000_000}
+    assert seen["scan"] == {
+        "state": "harmful",
+        "found": EICAR_FOUND,
+        "scanned_ts": 1_700_000_000_000,
+    }
     file = f"example.org/{seen['media_id']}"
-    for path in (f"{DOWNLOAD}/{file}", f"{DOWNLOAD}/{file}/name.txt", f"{THUMBNAIL}/{file}?width=9&height=9"):
+    for path in (
+        f"{DOWNLOAD}/{file}",
+        f"{DOWNLOAD}/{file}/name.txt",
+        f"{THUMBNAIL}/{file}?width=9&height=9",
+    ):
         for user in (alice, root):
             refused = user.get(path)
             assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
-            assert EICAR_FOUND not in refused.json["error"]  # that is for the uploader and for administrators
+            assert (
+                EICAR_FOUND not in refused.json["error"]
+            )  # that is for the uploader and for administrators
     assert server.get(f"{PUBLIC}/{file}").status == 404
     assert root.get(f"{DOWNLOAD}/{file}?admin_unsafely_bypass_quarantine=true").status == 200
 
@@ -64,8 +76,14 @@ def test_a_harmful_file_is_refused_and_held_back(place: Place, scanners: Running
     (listed,) = root.get(f"/_synapse/admin/v1/users/{alice.user_id}/media").json["media"]
     assert (listed["quarantined_by"], listed["scan"]["state"]) == ("scanner", "harmful")
     (found,) = root.get(f"{OURS}/harmful").json["harmful"]
-    assert found["files"] == [{"media_origin": "example.org", "media_id": seen["media_id"], "user_id": alice.user_id}]
-    assert (found["scan"]["found"], found["is_inside"], found["key_shown_by"]) == (EICAR_FOUND, False, None)
+    assert found["files"] == [
+        {"media_origin": "example.org", "media_id": seen["media_id"], "user_id": alice.user_id}
+    ]
+    assert (found["scan"]["found"], found["is_inside"], found["key_shown_by"]) == (
+        EICAR_FOUND,
+        False,
+        None,
+    )
     assert found["file_count"] == 1
     assert found["scanners"].startswith("clamd ClamAV")
     records = root.get(f"/_mahalla/admin/v1/users/{alice.user_id}/audit").json["records"]
@@ -90,7 +108,11 @@ def test_a_clean_file_is_scanned_once(place: Place, scanners: RunningScanners) -
     for address in addresses:
         assert bob.get(f"{DOWNLOAD}/{address}").body == image
         assert bob.get(f"{THUMBNAIL}/{address}?width=96&height=96").status == 200
-    assert latest(alice)["scan"] == {"state": "clean", "found": None, "scanned_ts": 1_700_000_000_000}
+    assert latest(alice)["scan"] == {
+        "state": "clean",
+        "found": None,
+        "scanned_ts": 1_700_000_000_000,
+    }
     assert metric(server, "mahalla_media_scans_total", outcome="clean") == 1
     assert metric(server, "mahalla_media_scan_bytes_total") == len(image)
     do_jobs(server)
@@ -115,7 +137,9 @@ def test_a_plugin_finds_something(held: User) -> None:
 
 
 def test_files_of_unwanted_types(place: Place) -> None:
-    config = "media_scanning: {forbidden_types: [application/x-msdownload, image/png], files: [local]}\n"
+    config = (
+        "media_scanning: {forbidden_types: [application/x-msdownload, image/png], files: [local]}\n"
+    )
     alice = place.server(config).register("alice")
     assert "type: application/x-msdownload" in send(alice, b"MZ" + bytes(500)).json["error"]
     assert send(alice, picture(9, 9), "text/plain").status == 403
@@ -132,20 +156,32 @@ def test_files_that_are_too_large_to_be_scanned(place: Place, scanners: RunningS
     assert alice.get("/_matrix/client/v1/media/config").json == {"m.upload.size": 1000}
     assert send(alice, bytes(1000)).status == 200
     passing = place.server(clamd(scanners, ", max_size: 1000, larger_files: pass"))
-    user = User(passing, {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id})
+    user = User(
+        passing,
+        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
+    )
     assert user.get("/_matrix/client/v1/media/config").json["m.upload.size"] > 1000
     address = upload(user, long)
     assert user.get(f"{DOWNLOAD}/{address}").body == long
-    strict = User(server, {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id})
+    strict = User(
+        server,
+        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
+    )
     assert strict.get(f"{DOWNLOAD}/{address}").status == 403
     scans = {each["media_id"]: each["scan"] for each in strict.get(MINE).json["media"]}
     assert scans[address.partition("/")[2]] is None
 
 
-def test_files_from_before_are_scanned_when_somebody_asks(place: Place, scanners: RunningScanners) -> None:
+def test_files_from_before_are_scanned_when_somebody_asks(
+    place: Place, scanners: RunningScanners
+) -> None:
     before = place.server("").register("alice")
     addresses = [upload(before, body) for body in (EICAR, TEA)]
-    session = {"user_id": before.user_id, "access_token": before.token, "device_id": before.device_id}
+    session = {
+        "user_id": before.user_id,
+        "access_token": before.token,
+        "device_id": before.device_id,
+    }
     alice = User(place.server(clamd(scanners)), session)
     assert [alice.get(f"{DOWNLOAD}/{each}").status for each in addresses] == [403, 200]
     assert latest(alice)["scan"]["state"] == "clean"
@@ -181,20 +217,31 @@ def test_pictures_of_previews(place: Place, scanners: RunningScanners) -> None:
     pages = LinkedPages()
     for name in ("clean", "harmful"):
         url = f"https://site.example/{name}"
-        pages.put(url, f'<meta property="og:title" content="A"><meta property="og:image" content="/{name}.png">')
-        pages.put(f"{url}.png", picture(30, 20) + (EICAR if name == "harmful" else b""), "image/png")
+        pages.put(
+            url,
+            f'<meta property="og:title" content="A"><meta property="og:image" content="/{name}.png">',
+        )
+        pages.put(
+            f"{url}.png", picture(30, 20) + (EICAR if name == "harmful" else b""), "image/png"
+        )
     server = place.server("url_preview_enabled: true\n" + clamd(scanners), preview_web=pages)
     alice = server.register("alice")
     shown = {
-        name: alice.get(f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}").json
+        name: alice.get(
+            f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}"
+        ).json
         for name in ("clean", "harmful")
     }
     assert shown["harmful"] == {"og:title": "A"}
     for hour in range(3):  # it is asked for again, and by another page: that makes no further files
-        pages.put(f"https://site.example/{hour}", '<meta property="og:image" content="/harmful.png">')
+        pages.put(
+            f"https://site.example/{hour}", '<meta property="og:image" content="/harmful.png">'
+        )
         server.clock.advance(3700)
         for name in ("harmful", str(hour)):
-            again = alice.get(f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}")
+            again = alice.get(
+                f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}"
+            )
             assert "og:image" not in again.json
     (found,) = administrator(server).get(f"{OURS}/harmful").json["harmful"]
     assert found["file_count"] == 1

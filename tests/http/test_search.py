@@ -10,7 +10,7 @@ import pytest
 
 from homeserver.services.search import search as search_module
 from homeserver.services.search.request import MAX_TERM
-from storage.database import Database, SQLiteConfig
+from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.finding import all_pages, ask, begin_jobs, found, ids, search, settle
@@ -85,7 +85,9 @@ def test_all_keys_are_searched_or_those_that_are_named(server: TestServer, alice
         "m.room.topic",
         {
             "topic": "kutubxona haqida",
-            "m.topic": {"m.text": [{"mimetype": "text/html", "body": "<b>rasm</b>"}, {"body": "devor"}]},
+            "m.topic": {
+                "m.text": [{"mimetype": "text/html", "body": "<b>rasm</b>"}, {"body": "devor"}]
+            },
         },
     )
     body = say(alice, room, "kutubxona ochiq")
@@ -118,7 +120,9 @@ def test_the_newest_come_first_or_the_best(server: TestServer, alice: User) -> N
     assert ids(search(alice, "kitob", order_by="recent")) == [good, worst, best]
     assert ids(search(alice, "kitob", order_by="rank")) == [best, good, worst]
     assert ids(search(alice, "kitob")) == [best, good, worst]
-    ranks = {result["result"]["event_id"]: result["rank"] for result in search(alice, "kitob")["results"]}
+    ranks = {
+        result["result"]["event_id"]: result["rank"] for result in search(alice, "kitob")["results"]
+    }
     assert list(ranks.values()) == sorted(ranks.values(), reverse=True)
     recent = search(alice, "kitob", order_by="recent")["results"]
     assert {result["result"]["event_id"]: result["rank"] for result in recent} == ranks
@@ -131,7 +135,9 @@ def test_pages_are_all_results_once(
     monkeypatch.setattr(search_module, "WINDOW", 5)
     monkeypatch.setattr(search_module, "CHUNK", 2)
     room = create(alice)
-    said = [later(server, alice, room, f"gap {number} {'gap ' * (number % 3)}") for number in range(13)]
+    said = [
+        later(server, alice, room, f"gap {number} {'gap ' * (number % 3)}") for number in range(13)
+    ]
     settle(server)
     pages = all_pages(alice, "gap", order_by=order, filter={"limit": 2})
     assert sorted(event for page in pages for event in page) == sorted(said)
@@ -160,7 +166,9 @@ def test_filters(server: TestServer, alice: User, bob: User) -> None:
     picture = {"msgtype": "m.image", "body": "gap.png", "url": "mxc://example.org/x"}
     four = ok(put_event(alice, other, "m.room.message", picture))["event_id"]
     thread = {"rel_type": "m.thread", "event_id": one}
-    put_event(bob, room, "m.room.message", {"msgtype": "m.text", "body": "reply", "m.relates_to": thread})
+    put_event(
+        bob, room, "m.room.message", {"msgtype": "m.text", "body": "reply", "m.relates_to": thread}
+    )
     settle(server)
     assert found(alice, "gap") == [four, three, two, one]
     assert found(alice, "gap", filter={"rooms": [room]}) == [two, one]
@@ -205,7 +213,11 @@ def test_state_is_told_if_wanted(server: TestServer, alice: User) -> None:
     say(alice, room, "gap")
     settle(server)
     state = search(alice, "gap", include_state=True)["state"]
-    assert {event["type"] for event in state[room]} >= {"m.room.create", "m.room.name", "m.room.member"}
+    assert {event["type"] for event in state[room]} >= {
+        "m.room.create",
+        "m.room.name",
+        "m.room.member",
+    }
 
 
 def test_groups(server: TestServer, alice: User, bob: User) -> None:
@@ -216,20 +228,26 @@ def test_groups(server: TestServer, alice: User, bob: User) -> None:
     for _ in range(2):
         for room in rooms:
             for user in (alice, bob):
-                said.setdefault((room, user.user_id), []).insert(0, later(server, user, room, "gap"))
+                said.setdefault((room, user.user_id), []).insert(
+                    0, later(server, user, room, "gap")
+                )
     settle(server)
     groupings: Any = {"group_by": [{"key": "room_id"}, {"key": "sender"}]}
     answer = search(alice, "gap", order_by="recent", groupings=groupings, filter={"limit": 4})
     groups = answer["groups"]
     assert groups["room_id"].keys() == set(rooms)
     assert [groups["room_id"][room]["order"] for room in reversed(rooms)] == [1, 2]
-    assert groups["sender"][bob.user_id]["results"] == [said[room, bob.user_id][0] for room in reversed(rooms)]
+    assert groups["sender"][bob.user_id]["results"] == [
+        said[room, bob.user_id][0] for room in reversed(rooms)
+    ]
     for key, value, expected in (
         ("room_id", rooms[0], [said[rooms[0], bob.user_id][1], said[rooms[0], alice.user_id][1]]),
         ("sender", bob.user_id, [said[room, bob.user_id][1] for room in reversed(rooms)]),
     ):
         token = groups[key][value]["next_batch"]
-        rest = search(alice, "gap", token, order_by="recent", groupings=groupings, filter={"limit": 4})
+        rest = search(
+            alice, "gap", token, order_by="recent", groupings=groupings, filter={"limit": 4}
+        )
         assert ids(rest) == expected
         assert "next_batch" not in rest
         assert "next_batch" not in rest["groups"][key][value]
@@ -243,7 +261,9 @@ def test_whole_groups_have_no_next_batch(server: TestServer, alice: User) -> Non
     later(server, alice, other, "gap")
     settle(server)
     groupings = {"group_by": [{"key": "room_id"}]}
-    groups = search(alice, "gap", order_by="recent", groupings=groupings, filter={"limit": 2})["groups"]["room_id"]
+    groups = search(alice, "gap", order_by="recent", groupings=groupings, filter={"limit": 2})[
+        "groups"
+    ]["room_id"]
     assert "next_batch" not in groups[other]
     assert "next_batch" in groups[room]
 
@@ -334,7 +354,12 @@ def test_edits(server: TestServer, alice: User, bob: User) -> None:
     second = edit(alice, room, said, "uchinchi")
     edit(bob, room, said, "begona")  # not bob's to edit
     settle(server)
-    assert [found(alice, word) for word in ("birinchi", "ikkinchi", "uchinchi", "begona")] == [[], [], [said], []]
+    assert [found(alice, word) for word in ("birinchi", "ikkinchi", "uchinchi", "begona")] == [
+        [],
+        [],
+        [said],
+        [],
+    ]
     ok(redact(alice, room, second))
     settle(server)
     assert [found(alice, word) for word in ("birinchi", "ikkinchi", "uchinchi")] == [[], [said], []]
@@ -343,7 +368,9 @@ def test_edits(server: TestServer, alice: User, bob: User) -> None:
     assert [found(alice, word) for word in ("birinchi", "ikkinchi")] == [[said], []]
 
 
-def test_an_edit_of_after_the_leaving_is_not_found(server: TestServer, alice: User, bob: User) -> None:
+def test_an_edit_of_after_the_leaving_is_not_found(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room = create(alice, preset="public_chat")
     join(bob, room)
     said = later(server, alice, room, "birinchi")
@@ -377,11 +404,15 @@ def test_rooms_that_became_encrypted_are_not_searched(server: TestServer, alice:
     assert found(alice, "gap") == []
 
 
-def test_a_room_is_searched_with_those_whose_place_it_took(server: TestServer, alice: User, bob: User) -> None:
+def test_a_room_is_searched_with_those_whose_place_it_took(
+    server: TestServer, alice: User, bob: User
+) -> None:
     oldest = create(alice)
     old = create(alice, preset="public_chat", creation_content={"predecessor": {"room_id": oldest}})
     new = create(
-        alice, preset="public_chat", creation_content={"predecessor": {"room_id": old, "event_id": "$tombstone"}}
+        alice,
+        preset="public_chat",
+        creation_content={"predecessor": {"room_id": old, "event_id": "$tombstone"}},
     )
     own = create(bob, preset="public_chat", creation_content={"predecessor": {"room_id": oldest}})
     said = [later(server, alice, room, "gap") for room in (oldest, old, new)]
@@ -410,14 +441,30 @@ def test_someone_in_many_rooms(server: TestServer, alice: User, bob: User) -> No
         ({}, (400, "M_BAD_JSON")),
         ({"search_categories": {"room_events": {}}}, (400, "M_BAD_JSON")),
         ({"search_categories": {"room_events": {"search_term": 7}}}, (400, "M_BAD_JSON")),
-        ({"search_categories": {"room_events": {"search_term": "a", "order_by": "age"}}}, (400, "M_BAD_JSON")),
-        ({"search_categories": {"room_events": {"search_term": "a", "keys": ["content.url"]}}}, (400, "M_BAD_JSON")),
         (
-            {"search_categories": {"room_events": {"search_term": "a", "groupings": {"group_by": [{"key": "x"}]}}}},
+            {"search_categories": {"room_events": {"search_term": "a", "order_by": "age"}}},
             (400, "M_BAD_JSON"),
         ),
-        ({"search_categories": {"room_events": {"search_term": "a", "filter": {"limit": -1}}}}, (400, "M_BAD_JSON")),
-        ({"search_categories": {"room_events": {"search_term": "a" * (MAX_TERM + 1)}}}, (400, "M_INVALID_PARAM")),
+        (
+            {"search_categories": {"room_events": {"search_term": "a", "keys": ["content.url"]}}},
+            (400, "M_BAD_JSON"),
+        ),
+        (
+            {
+                "search_categories": {
+                    "room_events": {"search_term": "a", "groupings": {"group_by": [{"key": "x"}]}}
+                }
+            },
+            (400, "M_BAD_JSON"),
+        ),
+        (
+            {"search_categories": {"room_events": {"search_term": "a", "filter": {"limit": -1}}}},
+            (400, "M_BAD_JSON"),
+        ),
+        (
+            {"search_categories": {"room_events": {"search_term": "a" * (MAX_TERM + 1)}}},
+            (400, "M_INVALID_PARAM"),
+        ),
         ({"search_categories": {"room_events": {"search_term": "a " * 40}}}, (200, "")),
         (
             {"search_categories": {"room_events": {"search_term": " ".join(map(str, range(40)))}}},
@@ -430,13 +477,30 @@ def test_bad_questions(alice: User, body: object, error: tuple[int, str]) -> Non
     assert (answer.status, answer.json.get("errcode", "")) == error
 
 
-@pytest.mark.parametrize("token", ["", "x", "'", "ä", "kA", "lQEBAQHAoA", "A" * 3000, "lf_____________________w"])
+@pytest.mark.parametrize(
+    "token", ["", "x", "'", "ä", "kA", "lQEBAQHAoA", "A" * 3000, "lf_____________________w"]
+)
 def test_tokens_that_nobody_gave_out(alice: User, token: str) -> None:
     assert refused(ask(alice, "gap", token)) == (400, "M_INVALID_PARAM")
 
 
 @pytest.mark.parametrize(
-    "term", ["", "  ", "!!!", '"', "' OR 1=1 --", 'a" OR "b', "NEAR(a b)", "*", "a*", "-a", "\x00", "(", "😀"]
+    "term",
+    [
+        "",
+        "  ",
+        "!!!",
+        '"',
+        "' OR 1=1 --",
+        'a" OR "b',
+        "NEAR(a b)",
+        "*",
+        "a*",
+        "-a",
+        "\x00",
+        "(",
+        "😀",
+    ],
 )
 def test_odd_terms_are_harmless(server: TestServer, alice: User, term: str) -> None:
     say(alice, create(alice), "salom")
@@ -447,13 +511,20 @@ def test_odd_terms_are_harmless(server: TestServer, alice: User, term: str) -> N
 
 def test_a_category_that_is_not_asked_for(alice: User) -> None:
     assert ok(alice.post(f"{V3}/search", {"search_categories": {}})) == {"search_categories": {}}
-    assert ok(alice.post("/_matrix/client/r0/search", {"search_categories": {}})) == {"search_categories": {}}
+    assert ok(alice.post("/_matrix/client/r0/search", {"search_categories": {}})) == {
+        "search_categories": {}
+    }
 
 
 def test_search_needs_an_account(server: TestServer) -> None:
-    assert refused(server.post(f"{V3}/search", {"search_categories": {}})) == (401, "M_MISSING_TOKEN")
+    assert refused(server.post(f"{V3}/search", {"search_categories": {}})) == (
+        401,
+        "M_MISSING_TOKEN",
+    )
     guest = ok(server.post(f"{V3}/register?kind=guest", {}))["access_token"]
-    answer = server.client.request("POST", f"{V3}/search", token=guest, json={"search_categories": {}})
+    answer = server.client.request(
+        "POST", f"{V3}/search", token=guest, json={"search_categories": {}}
+    )
     assert refused(answer) == (403, "M_GUEST_ACCESS_FORBIDDEN")
 
 

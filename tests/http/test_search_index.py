@@ -1,4 +1,5 @@
-"""The index of messages follows what happens: also what was there before it, after a stop, and beside another node."""
+"""The index of messages follows what happens: also what was there before it, after a stop, and
+beside another node."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -8,10 +9,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from homeserver.services.search import indexing
-from homeserver.services.search.terms import format_words, matches, parse_terms
-from homeserver.services.search.words import Folding
-from storage.database import Database, DatabaseUnavailable, SQLiteConfig, Transaction, WriteTransaction
-from storage.search import select_batch, select_texts
+from homeserver.services.text.terms import format_words, matches, parse_terms
+from homeserver.services.text.words import Folding
+from storage.engine.database import (
+    Database,
+    DatabaseUnavailable,
+    SQLiteConfig,
+    Transaction,
+    WriteTransaction,
+)
+from storage.search.search import select_batch, select_texts
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.finding import all_pages, ask, begin_jobs, found, settle
@@ -30,7 +37,9 @@ def test_what_was_there_before_is_indexed(server: TestServer) -> None:
     assert sum(map(len, all_pages(alice, "gap", filter={"limit": 100}))) == len(said)
 
 
-def test_it_goes_on_where_it_was(tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_where_it_was(
+    tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(indexing, "AT_ONCE", 3)
     server = TestServer(tmp_path, sqlite_database)
     alice = server.register("alice")
@@ -54,7 +63,9 @@ async def _some(step: Callable[[int], Awaitable[int]], limit: int) -> None:
     await step(limit)
 
 
-def test_a_write_that_fails_is_done_later(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_is_done_later(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin_jobs(server)
     alice = server.register("alice")
     said = say(alice, create(alice), "gap")
@@ -72,9 +83,13 @@ def test_a_write_that_fails_is_done_later(server: TestServer, monkeypatch: pytes
     assert found(alice, "gap") == [said]
 
 
-def test_another_choice_of_languages_indexes_anew(tmp_path: Path, sqlite_database: Database) -> None:
+def test_another_choice_of_languages_indexes_anew(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     def start(languages: str, seed: int) -> TestServer:
-        server = TestServer(tmp_path, sqlite_database, f"search_languages: [{languages}]\n", seed=seed)
+        server = TestServer(
+            tmp_path, sqlite_database, f"search_languages: [{languages}]\n", seed=seed
+        )
         begin_jobs(server)
         settle(server)
         return server
@@ -85,7 +100,8 @@ def test_another_choice_of_languages_indexes_anew(tmp_path: Path, sqlite_databas
     settle(server)
     assert (found(alice, "китоб"), found(alice, "kitob")) == ([said], [])
     again = User(
-        start("uz, en", 2), {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+        start("uz, en", 2),
+        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
     )
     assert (found(again, "китоб"), found(again, "kitob")) == ([said], [said])
 
@@ -97,7 +113,10 @@ def test_search_that_is_switched_off(tmp_path: Path, sqlite_database: Database) 
         settle(server)
         if alice is None:
             return server.register("alice")
-        return User(server, {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id})
+        return User(
+            server,
+            {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
+        )
 
     def texts(txn: Transaction) -> int:
         return len(txn.query("SELECT event_nid FROM searchable_events"))
@@ -145,7 +164,11 @@ async def test_events_that_find_their_place_late(database: Database) -> None:
 
     def batch(txn: Transaction, after: int) -> tuple[int, frozenset[int], list[int]]:
         found = select_batch(txn, after, 100, types)
-        return found.upto, found.touched, [text.shown.event_nid for text in select_texts(txn, found.touched, types)]
+        return (
+            found.upto,
+            found.touched,
+            [text.shown.event_nid for text in select_texts(txn, found.touched, types)],
+        )
 
     upto, touched, shown = await database.read("batch", batch, 0)
     assert (touched, shown) == (frozenset({said.nid}), [said.nid])
@@ -171,7 +194,10 @@ VISIBILITIES = ("joined", "invited", "shared", "world_readable")
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["say"] * 6 + ["edit", "redact"] * 2 + ["join", "leave"] * 3 + ["invite", "visibility", "settle"]
+            ["say"] * 6
+            + ["edit", "redact"] * 2
+            + ["join", "leave"] * 3
+            + ["invite", "visibility", "settle"]
         ),
         st.integers(0, 1),
         st.integers(0, 5),
@@ -192,16 +218,20 @@ ACTIONS = st.lists(
 def test_what_is_found_is_what_a_look_at_everything_finds(
     tmp_path: Path, sqlite_template: Path, actions: list[tuple[str, int, int, int]]
 ) -> None:
-    """The law of search: of all messages those that the user is shown when they ask for them by their ids, whose latest
-    text has the terms, and that came before the user left."""
+    """The law of search: of all messages those that the user is shown when they ask for them by
+    their ids, whose latest text has the terms, and that came before the user left."""
     database = open_inline(copy_sqlite(sqlite_template, tmp_path))
-    server = TestServer(tmp_path, database, "rc_search: {per_second: 100000, burst_count: 100000}\n")
+    server = TestServer(
+        tmp_path, database, "rc_search: {per_second: 100000, burst_count: 100000}\n"
+    )
     begin_jobs(server)
     people = [server.register("alice"), server.register("bob")]
     alice, bob = people
     room = create(alice, preset="public_chat")
     said: list[str] = []
-    texts: dict[str, list[tuple[str, str]]] = {}  # by message: the events that say it, and what they say
+    texts: dict[
+        str, list[tuple[str, str]]
+    ] = {}  # by message: the events that say it, and what they say
     last_stay: dict[str, int] = {}  # up to which of the messages a user who has left was there
     gone: set[str] = set()
     for action, who, one, two in actions:
@@ -220,7 +250,11 @@ def test_what_is_found_is_what_a_look_at_everything_finds(
             new = {"msgtype": "m.text", "body": text}
             edited = {**new, "body": f"* {text}", "m.new_content": new, "m.relates_to": relation}
             answer = put_event(user, room, "m.room.message", edited)
-            if answer.status == 200 and target not in gone and _sender(alice, room, target) == user.user_id:
+            if (
+                answer.status == 200
+                and target not in gone
+                and _sender(alice, room, target) == user.user_id
+            ):
                 texts[target].append((answer.json["event_id"], text))
         elif action == "redact" and said:
             target = said[one % len(said)]
@@ -258,7 +292,10 @@ def test_what_is_found_is_what_a_look_at_everything_finds(
                 and _is_shown(user, room, event)
                 and _is_shown(user, room, texts[event][-1][0])
             ]
-            assert found(user, query, filter={"limit": 100}) == expected[::-1], (user.user_id, query)
+            assert found(user, query, filter={"limit": 100}) == expected[::-1], (
+                user.user_id,
+                query,
+            )
     run_coroutine(database.close(), None)
 
 

@@ -6,14 +6,16 @@ import pytest
 
 from federation.protocol.ids import KeyID
 from federation.protocol.signing import decode_base64, is_signed_by
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer
 
 OLD = 'old_signing_keys: {"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: 1576767829750}}\n'
 
 
 @pytest.mark.parametrize("path", ["", "/ed25519:a_test", "/"])
-def test_keys_are_signed_by_the_key_that_they_name(tmp_path: Path, sqlite_database: Database, path: str) -> None:
+def test_keys_are_signed_by_the_key_that_they_name(
+    tmp_path: Path, sqlite_database: Database, path: str
+) -> None:
     server = TestServer(tmp_path, sqlite_database, OLD)
     answer = server.get(f"/_matrix/key/v2/server{path}")
     assert answer.status == 200, answer.body
@@ -25,7 +27,9 @@ def test_keys_are_signed_by_the_key_that_they_name(tmp_path: Path, sqlite_databa
     assert document["valid_until_ts"] > server.clock.seconds() * 1000 + 3600_000
 
 
-def test_the_document_never_expires_within_the_hour(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_document_never_expires_within_the_hour(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database)
     for _ in range(60):
         server.clock.advance(3600)
@@ -33,7 +37,9 @@ def test_the_document_never_expires_within_the_hour(tmp_path: Path, sqlite_datab
         assert valid_until > server.clock.seconds() * 1000 + 3600_000
 
 
-def test_only_a_listener_for_other_servers_gives_them(tmp_path: Path, sqlite_database: Database) -> None:
+def test_only_a_listener_for_other_servers_gives_them(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     listeners = "listeners: [{port: 8008, resources: [{names: [client]}]}]\n"
     server = TestServer(tmp_path, sqlite_database, listeners)
     assert server.get("/_matrix/key/v2/server").json["errcode"] == "M_UNRECOGNIZED"

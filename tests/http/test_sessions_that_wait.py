@@ -1,4 +1,5 @@
-"""Whose session ends while their long poll waits is told nothing of what comes after. spec: client-server-api#using-access-tokens"""
+"""Whose session ends while their long poll waits is told nothing of what comes after. spec:
+client-server-api#using-access-tokens"""
 
 from typing import Any
 
@@ -60,7 +61,9 @@ def end(server: TestServer, alice: User, phone: User, how: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("how", ["logout", "logout/all", "an administrator", "the same device once more"])
+@pytest.mark.parametrize(
+    "how", ["logout", "logout/all", "an administrator", "the same device once more"]
+)
 def test_a_long_poll_ends_with_its_session(server: TestServer, form: str, how: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)

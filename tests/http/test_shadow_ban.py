@@ -2,11 +2,22 @@
 
 import pytest
 
-from storage.database import Database
-from storage.unshown_rooms import UnshownRoomStore
+from storage.engine.database import Database
+from storage.moderation.shadow_ban import UnshownRoomStore
 from tests.helpers.browser import Browser
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, everything_said, join, ok, put_event, put_state, redact, room_path, say
+from tests.helpers.talk import (
+    V3,
+    create,
+    everything_said,
+    join,
+    ok,
+    put_event,
+    put_state,
+    redact,
+    room_path,
+    say,
+)
 
 PUBLIC = {"visibility": "public", "preset": "public_chat"}
 SENT = "/_matrix/client/v3/sendToDevice/m.test"
@@ -41,19 +52,30 @@ def members(user: User, room_id: str) -> dict[str, str]:
     return {event["state_key"]: event["content"]["membership"] for event in chunk}
 
 
-def test_what_is_sent_goes_nowhere(server: TestServer, alice: User, mallory: User, root: User) -> None:
+def test_what_is_sent_goes_nowhere(
+    server: TestServer, alice: User, mallory: User, root: User
+) -> None:
     bob = server.register("bob")
-    room_id = create(alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}})
+    room_id = create(
+        alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}}
+    )
     join(mallory, room_id)
     join(bob, room_id)
     hers = say(alice, room_id, "hello")
-    first, second = (ok(put_event(mallory, room_id, "m.room.message", {"body": "spam"}))["event_id"] for _ in range(2))
+    first, second = (
+        ok(put_event(mallory, room_id, "m.room.message", {"body": "spam"}))["event_id"]
+        for _ in range(2)
+    )
     assert first.startswith("$")
     assert (len(first), first != second) == (44, True)
-    assert mallory.get(f"{room_path(room_id)}/event/{first}").errcode == "M_NOT_FOUND"  # there is no echo
+    assert (
+        mallory.get(f"{room_path(room_id)}/event/{first}").errcode == "M_NOT_FOUND"
+    )  # there is no echo
     same = f"{room_path(room_id)}/send/m.room.message/again"
     assert ok(mallory.put(same, {"body": "x"})) == ok(mallory.put(same, {"body": "x"}))
-    assert ok(put_state(mallory, room_id, "m.room.topic", {"topic": "spam"}))["event_id"].startswith("$")
+    assert ok(put_state(mallory, room_id, "m.room.topic", {"topic": "spam"}))[
+        "event_id"
+    ].startswith("$")
     assert ok(redact(mallory, room_id, hers))["event_id"].startswith("$")
     ok(mallory.put(f"{room_path(room_id)}/typing/{mallory.user_id}", {"typing": True}))
     for action in ("invite", "ban", "kick"):
@@ -61,7 +83,9 @@ def test_what_is_sent_goes_nowhere(server: TestServer, alice: User, mallory: Use
         ok(mallory.post(f"{room_path(room_id)}/{action}", {"user_id": target.user_id}))
     assert everything_said(alice, room_id) == ["hello"]
     assert alice.get(f"{room_path(room_id)}/state/m.room.topic").status == 404
-    assert members(alice, room_id) == dict.fromkeys((alice.user_id, mallory.user_id, bob.user_id), "join")
+    assert members(alice, room_id) == dict.fromkeys(
+        (alice.user_id, mallory.user_id, bob.user_id), "join"
+    )
     assert "spam" not in str(alice.get(f"{V3}/sync").json)
     assert root.delete(path_of(mallory)).status == 200
     say(mallory, room_id, "sorry")
@@ -86,9 +110,15 @@ def test_what_others_may_not_is_refused(alice: User, mallory: User, root: User) 
     join(nobody, public)
     for user in (mallory, nobody):
         for action, target in (("kick", alice), ("ban", alice)):
-            assert user.post(f"{room_path(public)}/{action}", {"user_id": target.user_id}).status == 403
+            assert (
+                user.post(f"{room_path(public)}/{action}", {"user_id": target.user_id}).status
+                == 403
+            )
         assert put_state(user, public, "m.room.topic", {"topic": "x"}).status == 403
-        assert put_state(user, public, "m.room.member", {"membership": "ban"}, alice.user_id).status == 403
+        assert (
+            put_state(user, public, "m.room.member", {"membership": "ban"}, alice.user_id).status
+            == 403
+        )
         assert put_event(user, public, "m.room.message", {"body": "x"}).status == 200
 
 
@@ -97,13 +127,23 @@ def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User
     room_id = create(alice, preset="public_chat")
     ok(mallory.post(f"{V3}/join/{room_id}", {"reason": "buy this"}))
     ok(mallory.put(f"{V3}/profile/{mallory.user_id}/displayname", {"displayname": "Buy This"}))
-    assert ok(mallory.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {"displayname": "Buy This"}
+    assert ok(mallory.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {
+        "displayname": "Buy This"
+    }
     own = {"membership": "join", "displayname": "Buy this"}
     ok(put_state(mallory, room_id, "m.room.member", own, mallory.user_id))
     seen = str(alice.get(f"{V3}/sync").json).lower()
     assert "buy this" not in seen
     assert alice.get(f"{V3}/sync").json["rooms"].get("invite", {}) == {}
-    ok(put_state(mallory, room_id, "m.room.member", {"membership": "leave", "reason": "buy this"}, mallory.user_id))
+    ok(
+        put_state(
+            mallory,
+            room_id,
+            "m.room.member",
+            {"membership": "leave", "reason": "buy this"},
+            mallory.user_id,
+        )
+    )
     assert members(alice, room_id)[mallory.user_id] == "leave"
     assert "buy this" not in str(alice.get(f"{V3}/sync").json).lower()
 
@@ -120,12 +160,19 @@ def test_a_new_profile_is_seen_by_its_owner_alone(alice: User, mallory: User, ro
     own = {"membership": "join", "displayname": "Buy this", "reason": "Buy this"}
     ok(put_state(mallory, another, "m.room.member", own, mallory.user_id))
     assert members(alice, another)[mallory.user_id] == "join"
-    knockable = create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
+    knockable = create(
+        alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
+    )
     ok(mallory.post(f"{V3}/knock/{knockable}", {"reason": "Buy this"}))
     made = ok(mallory.post(f"{V3}/createRoom", {"preset": "public_chat"}))["room_id"]
     join(alice, made)
     search = alice.post(f"{V3}/user_directory/search", {"search_term": "mallory"})
-    seen = [alice.get(profile), alice.get(f"{profile}/displayname"), alice.get(f"{V3}/sync"), search]
+    seen = [
+        alice.get(profile),
+        alice.get(f"{profile}/displayname"),
+        alice.get(f"{V3}/sync"),
+        search,
+    ]
     assert [answer.status for answer in seen] == [200] * 4
     assert "buy" not in "".join(str(answer.json) for answer in seen).lower()
     assert alice.get(f"{profile}/org.example.status").status == 404
@@ -143,7 +190,9 @@ def test_a_new_profile_is_seen_by_its_owner_alone(alice: User, mallory: User, ro
     assert ok(mallory.get(profile)) == ok(alice.get(profile)) == {"displayname": "mallory"}
 
 
-def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(server: TestServer, alice: User, mallory: User) -> None:
+def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(
+    server: TestServer, alice: User, mallory: User
+) -> None:
     room_id = create(alice, preset="public_chat")
     join(mallory, room_id)
     browser = Browser(server)
@@ -153,7 +202,9 @@ def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(server: TestServe
     browser.post(form.action, {**form.fields, "name": "Buy This"})
     browser.open("/_mahalla/account")
     assert "Buy This" in browser.text
-    assert ok(alice.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {"displayname": "mallory"}
+    assert ok(alice.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {
+        "displayname": "mallory"
+    }
     assert "Buy This" not in str(alice.get(f"{V3}/sync").json)
 
 
@@ -182,7 +233,9 @@ def aliases_of(user: User, room_id: str) -> list[str]:
     return told
 
 
-def test_a_directory_is_as_they_have_made_it_in_their_eyes(alice: User, mallory: User, root: User) -> None:
+def test_a_directory_is_as_they_have_made_it_in_their_eyes(
+    alice: User, mallory: User, root: User
+) -> None:
     wish = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
     made = ok(mallory.post(f"{V3}/createRoom", wish))["room_id"]
     later = create(mallory)
@@ -193,13 +246,19 @@ def test_a_directory_is_as_they_have_made_it_in_their_eyes(alice: User, mallory:
         ok(mallory.put(f"{V3}/directory/list/room/{room_id}", {"visibility": value}))
         assert visibility(mallory, room_id) == value
     assert set(listed(mallory)) == {made, later}
-    found = ok(mallory.post(f"{V3}/publicRooms", {"filter": {"generic_search_term": "buy"}}))["chunk"]
+    found = ok(mallory.post(f"{V3}/publicRooms", {"filter": {"generic_search_term": "buy"}}))[
+        "chunk"
+    ]
     assert [room["room_id"] for room in found] == [made]
     page = ok(mallory.get(f"{V3}/publicRooms?limit=1"))
     then = ok(mallory.get(f"{V3}/publicRooms?limit=1&since={page['next_batch']}"))
     assert {room["room_id"] for room in (*page["chunk"], *then["chunk"])} == {made, later}
     assert listed(alice) == [theirs]
-    assert [visibility(alice, room_id) for room_id in (made, later, theirs)] == ["private", "private", "public"]
+    assert [visibility(alice, room_id) for room_id in (made, later, theirs)] == [
+        "private",
+        "private",
+        "public",
+    ]
     ok(mallory.put(f"{V3}/directory/list/room/{theirs}", {"visibility": "public"}))
     assert listed(mallory)[0] == theirs
     assert root.delete(path_of(mallory)).status == 200
@@ -214,7 +273,10 @@ def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User, root: User)
     upgrade = f"{room_path(room_id)}/upgrade"
     new = ok(mallory.post(upgrade, {"new_version": "11"}))["replacement_room"]
     assert members(mallory, new) == {mallory.user_id: "join"}
-    assert mallory.get(f"{room_path(new)}/state/m.room.create").json["predecessor"]["room_id"] == room_id
+    assert (
+        mallory.get(f"{room_path(new)}/state/m.room.create").json["predecessor"]["room_id"]
+        == room_id
+    )
     # what it asks for once more it has, as others
     assert ok(mallory.post(upgrade, {"new_version": "11"}))["replacement_room"] == new
     # aliases and the listing have moved in its eyes
@@ -225,7 +287,11 @@ def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User, root: User)
     )
     assert ok(mallory.post(f"{V3}/join/%23den:example.org"))["room_id"] == new
     assert ok(put_state(mallory, new, "m.room.canonical_alias", {"alias": "#den:example.org"}))
-    assert (listed(mallory), visibility(mallory, room_id), visibility(mallory, new)) == ([new], "private", "public")
+    assert (listed(mallory), visibility(mallory, room_id), visibility(mallory, new)) == (
+        [new],
+        "private",
+        "public",
+    )
     another = ok(mallory.post(upgrade, {"new_version": "10"}))["replacement_room"]
     assert another not in (new, room_id)
     # and in nobody else's
@@ -245,7 +311,9 @@ def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User, root: User)
 
 def test_an_alias_of_others_is_removed_in_their_eyes_alone(alice: User, mallory: User) -> None:
     levels = {"users": {mallory.user_id: 100}}
-    room_id = create(alice, room_alias_name="den", power_level_content_override=levels, preset="public_chat")
+    room_id = create(
+        alice, room_alias_name="den", power_level_content_override=levels, preset="public_chat"
+    )
     join(mallory, room_id)
     den = f"{V3}/directory/room/%23den:example.org"
     ok(mallory.delete(den))
@@ -263,7 +331,9 @@ def test_an_alias_of_others_is_removed_in_their_eyes_alone(alice: User, mallory:
 
 
 def test_an_alias_of_their_own_is_removed_for_all(alice: User, mallory: User) -> None:
-    own = ok(mallory.post(f"{V3}/createRoom", {"room_alias_name": "den", "preset": "public_chat"}))["room_id"]
+    own = ok(mallory.post(f"{V3}/createRoom", {"room_alias_name": "den", "preset": "public_chat"}))[
+        "room_id"
+    ]
     new = ok(mallory.post(f"{room_path(own)}/upgrade", {"new_version": "11"}))["replacement_room"]
     assert (room_of(mallory, "den"), room_of(alice, "den")) == (new, own)
     ok(mallory.delete(f"{V3}/directory/room/%23den:example.org"))
@@ -273,7 +343,9 @@ def test_an_alias_of_their_own_is_removed_for_all(alice: User, mallory: User) ->
 
 
 def test_what_is_set_already_is_the_event_that_there_is(alice: User, mallory: User) -> None:
-    room_id = create(alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}})
+    room_id = create(
+        alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}}
+    )
     join(mallory, room_id)
     theirs = ok(put_state(alice, room_id, "m.room.topic", {"topic": "tea"}))["event_id"]
     assert ok(put_state(mallory, room_id, "m.room.topic", {"topic": "tea"}))["event_id"] == theirs
@@ -294,10 +366,14 @@ def test_devices_of_others_get_nothing(alice: User, mallory: User) -> None:
     messages = {user.user_id: {"*": {"body": "x"}} for user in (alice, mallory)}
     ok(mallory.put(f"{SENT}/1", {"messages": messages}))
     assert alice.get(f"{V3}/sync").json.get("to_device", {}).get("events", []) == []
-    assert len(mallory.get(f"{V3}/sync").json["to_device"]["events"]) == 1  # own devices, to verify them
+    assert (
+        len(mallory.get(f"{V3}/sync").json["to_device"]["events"]) == 1
+    )  # own devices, to verify them
 
 
-def test_administrators_see_it_and_its_owner_does_not(server: TestServer, root: User, mallory: User) -> None:
+def test_administrators_see_it_and_its_owner_does_not(
+    server: TestServer, root: User, mallory: User
+) -> None:
     assert root.get(f"/_synapse/admin/v2/users/{mallory.user_id}").json["shadow_banned"] is True
     listed = root.get("/_synapse/admin/v2/users?order_by=shadow_banned&dir=b").json["users"]
     assert [user["shadow_banned"] for user in listed] == [True, False]
@@ -317,5 +393,8 @@ def test_administrators_see_it_and_its_owner_does_not(server: TestServer, root: 
 def test_who_may(root: User, alice: User, mallory: User) -> None:
     assert alice.post(path_of(mallory)).errcode == "M_FORBIDDEN"
     assert root.post(path_of(root)).status == 400
-    assert root.post("/_synapse/admin/v1/users/@nobody:example.org/shadow_ban").errcode == "M_NOT_FOUND"
+    assert (
+        root.post("/_synapse/admin/v1/users/@nobody:example.org/shadow_ban").errcode
+        == "M_NOT_FOUND"
+    )
     assert root.post("/_synapse/admin/v1/users/@a:elsewhere.org/shadow_ban").status == 400

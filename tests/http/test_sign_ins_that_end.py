@@ -1,4 +1,5 @@
-"""A sign-in at a provider that waits, or is under way, ends with what ends sessions, and with the one at the provider."""
+"""A sign-in at a provider that waits, or is under way, ends with what ends sessions, and with the
+one at the provider."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,13 @@ import pytest
 from joserfc.jwk import RSAKey
 
 from federation.protocol.ids import UserID
-from homeserver.services.upstream.ended import REMEMBERED_MS
+from homeserver.services.upstream.ended_sessions import REMEMBERED_MS
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from homeserver.web.sign_in import SIGN_IN_PATH, SIGN_OUT_PATH
-from storage.browser_sessions import BrowserSessionStore
-from storage.database import Database
-from storage.ended_sign_ins import EndedSignInStore
-from storage.login_tokens import LoginTokenStore
+from storage.engine.database import Database
+from storage.login.browser_sessions import BrowserSessionStore
+from storage.login.login_tokens import LoginTokenStore
+from storage.upstream.ended_sessions import EndedSignInStore
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
@@ -34,7 +35,12 @@ def provider() -> OpenIDProvider:
 
 @pytest.fixture
 def server(tmp_path: Path, database: Database, provider: OpenIDProvider) -> TestServer:
-    return TestServer(tmp_path, database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider)
+    return TestServer(
+        tmp_path,
+        database,
+        CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES,
+        web=provider,
+    )
 
 
 def change(server: TestServer) -> None:
@@ -59,7 +65,9 @@ def tell(server: TestServer, provider: OpenIDProvider, **claims: str) -> None:
     assert server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status == 200
 
 
-def at_the_question(server: TestServer, provider: OpenIDProvider, browser: Browser | None = None) -> Browser:
+def at_the_question(
+    server: TestServer, provider: OpenIDProvider, browser: Browser | None = None
+) -> Browser:
     """Somebody who is asked whether to go on to their client."""
     browser = browser or Browser(server)
     browser.open(provider.sign_in(leave(browser), **ALICE, sid="p"))
@@ -67,7 +75,9 @@ def at_the_question(server: TestServer, provider: OpenIDProvider, browser: Brows
     return browser
 
 
-def on_own_pages(server: TestServer, provider: OpenIDProvider, path: str = "/_mahalla/account") -> Browser:
+def on_own_pages(
+    server: TestServer, provider: OpenIDProvider, path: str = "/_mahalla/account"
+) -> Browser:
     browser = Browser(server)
     browser.open(path)
     browser.follow("Town hall")
@@ -94,7 +104,9 @@ def test_the_question_waits_no_longer_than_the_session(
     assert redeem(server, browser).user_id == USER
 
 
-def test_who_signs_out_leaves_nothing_that_waits(server: TestServer, provider: OpenIDProvider) -> None:
+def test_who_signs_out_leaves_nothing_that_waits(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     browser = on_own_pages(server, provider)
     form = next(form for form in browser.page.forms if form.action == SIGN_OUT_PATH)
     at_the_question(server, provider, browser)
@@ -105,7 +117,9 @@ def test_who_signs_out_leaves_nothing_that_waits(server: TestServer, provider: O
     assert (browser.status, "location" in browser.answer.headers) == (400, False)
 
 
-def test_the_question_ends_with_the_session_there(server: TestServer, provider: OpenIDProvider) -> None:
+def test_the_question_ends_with_the_session_there(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     tell(server, provider, sid="p", sub="2")  # of somebody else
     browser = at_the_question(server, provider)
     tell(server, provider, sid="other")
@@ -147,7 +161,9 @@ def test_who_is_away_at_the_provider_while_it_ends(
     tell(server, provider, **claims)
     browser.open(provider.sign_in(places[0], **ALICE, sid="p"))
     assert browser.status == 400
-    stranger.open(provider.sign_in(places[1], **{**ALICE, "sub": "2", "preferred_username": "bob"}, sid="q"))
+    stranger.open(
+        provider.sign_in(places[1], **{**ALICE, "sub": "2", "preferred_username": "bob"}, sid="q")
+    )
     assert stranger.status == 200
     server.clock.advance(1)
     provider.now += 1
@@ -163,7 +179,9 @@ def test_strangers_do_not_make_the_server_ask_for_keys_all_the_time(
     asked: list[str] = []
     request = OpenIDProvider.request
 
-    async def counted(self: OpenIDProvider, method: str, url: str, *args: Any, **options: Any) -> Any:
+    async def counted(
+        self: OpenIDProvider, method: str, url: str, *args: Any, **options: Any
+    ) -> Any:
         asked.append(url)
         return await request(self, method, url, *args, **options)
 
@@ -207,7 +225,10 @@ def test_a_token_that_is_being_taken(
 
     monkeypatch.setattr(LoginTokenStore, "take_login_token", ends_after)
     token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
-    assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 403
+    assert (
+        server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status
+        == 403
+    )
 
 
 def test_an_answer_that_is_being_read(server: TestServer, provider: OpenIDProvider) -> None:
@@ -250,11 +271,17 @@ def test_an_app_that_is_being_let_in(
 
 
 def test_another_node_is_told(
-    tmp_path: Path, database: Database, server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    database: Database,
+    server: TestServer,
+    provider: OpenIDProvider,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "other"
     folder.mkdir()
-    other = TestServer(folder, database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider)
+    other = TestServer(
+        folder, database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider
+    )
     browser = at_the_question(server, provider)
     tell(other, provider, sid="p")
     browser.send(GO_ON)
@@ -288,7 +315,10 @@ def test_a_device_that_is_being_let_in(
     browser.send("/_mahalla/link", button="allow")
     assert browser.path.startswith(SIGN_IN_PATH)
     grant = "urn:ietf:params:oauth:grant-type:device_code"
-    assert tv.token(grant_type=grant, device_code=asked["device_code"]).json["error"] == "authorization_pending"
+    assert (
+        tv.token(grant_type=grant, device_code=asked["device_code"]).json["error"]
+        == "authorization_pending"
+    )
 
 
 def test_a_browser_that_is_signed_out_meanwhile_lets_nobody_in(

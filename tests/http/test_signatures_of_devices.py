@@ -4,15 +4,20 @@ from typing import Any, Final
 
 import pytest
 
-from storage.database import Database, Transaction
+from storage.engine.database import Database, Transaction
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 
-ENCRYPTED: Final = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+ENCRYPTED: Final = {
+    "type": "m.room.encryption",
+    "state_key": "",
+    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+}
 
 
 def test_with_a_device_goes_what_it_has_signed(server: TestServer) -> None:
-    """A client signs the master key with the key of its device. Each device that ever was would leave a signature that nobody can check."""
+    """A client signs the master key with the key of its device. Each device that ever was would
+    leave a signature that nobody can check."""
     alice, bob = server.register("alice"), server.register("bob")
     body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
     room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]
@@ -30,10 +35,15 @@ def test_with_a_device_goes_what_it_has_signed(server: TestServer) -> None:
         signed = {alice.user_id: {public: key.sign(master_json, alice)}}
         assert user.post(f"{V3}/keys/signatures/upload", signed).json == {"failures": {}}
     stays, goes = (key.key_id for key, _ in signers)
-    assert query(bob, alice)["master_keys"][alice.user_id]["signatures"][alice.user_id].keys() == {stays, goes}
+    assert query(bob, alice)["master_keys"][alice.user_id]["signatures"][alice.user_id].keys() == {
+        stays,
+        goes,
+    }
     since = sync(bob)["next_batch"]
     assert second.post(f"{V3}/logout").status == 200
-    assert query(bob, alice)["master_keys"][alice.user_id]["signatures"][alice.user_id].keys() == {stays}
+    assert query(bob, alice)["master_keys"][alice.user_id]["signatures"][alice.user_id].keys() == {
+        stays
+    }
     assert sync(bob, since)["device_lists"]["changed"] == [alice.user_id]
 
 
@@ -43,12 +53,18 @@ def signatures(shown: dict[str, Any]) -> dict[str, str]:
     return dict(made)
 
 
-@pytest.mark.parametrize("change", ["other keys", "other words", "a number for true", "other signatures"])
+@pytest.mark.parametrize(
+    "change", ["other keys", "other words", "a number for true", "other signatures"]
+)
 def test_signatures_of_what_a_device_no_longer_publishes(server: TestServer, change: str) -> None:
-    """They go with it: one that comes with the new keys is not hidden by a former one, which nobody could check."""
+    """They go with it: one that comes with the new keys is not hidden by a former one, which nobody
+    could check."""
     alice, bob = server.register("alice"), server.register("bob")
     old_key, old = identity_keys(alice, 1)
-    bare = {**{name: value for name, value in old.items() if name != "signatures"}, "org.example.words": True}
+    bare = {
+        **{name: value for name, value in old.items() if name != "signatures"},
+        "org.example.words": True,
+    }
     old = old_key.sign(bare, alice)
     upload(alice, device_keys=old)
     master, master_json = cross_signing_key(alice, "master", 2)
@@ -57,7 +73,9 @@ def test_signatures_of_what_a_device_no_longer_publishes(server: TestServer, cha
     assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200
     by_self = self_signing.sign(bare, alice)
     signed = {alice.device_id: by_self, master.public: old_key.sign(master_json, alice)}
-    assert alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: signed}).json == {"failures": {}}
+    assert alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: signed}).json == {
+        "failures": {}
+    }
     since = sync(alice)["next_batch"]
 
     new = {
@@ -86,7 +104,8 @@ def test_signatures_of_what_a_device_no_longer_publishes(server: TestServer, cha
 def test_keys_that_are_replaced_while_they_are_signed(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, replaced: str
 ) -> None:
-    """What was checked with the former keys is not kept as if it were of those that took their place."""
+    """What was checked with the former keys is not kept as if it were of those that took their
+    place."""
     alice = server.register("alice")
     _, device = identity_keys(alice, 1)
     upload(alice, device_keys=device)
@@ -105,7 +124,11 @@ def test_keys_that_are_replaced_while_they_are_signed(
             else:
                 _, other_json = cross_signing_key(alice, "self_signing", 5, by=master)
                 identifier = {"type": "m.id.user", "user": alice.user_id}
-                auth = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+                auth = {
+                    "type": "m.login.password",
+                    "identifier": identifier,
+                    "password": "wonderland",
+                }
                 body = {"self_signing_key": other_json, "auth": auth}
                 assert alice.post(f"{V3}/keys/device_signing/upload", body).status == 200
         return await write(self, name, *args)
@@ -139,7 +162,9 @@ def test_no_key_is_named_like_a_device_that_signs_in_meanwhile(
         return await write(self, name, *args)
 
     monkeypatch.setattr(Database, "write", meanwhile)
-    answer = alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master_json, "auth": proof})
+    answer = alice.post(
+        f"{V3}/keys/device_signing/upload", {"master_key": master_json, "auth": proof}
+    )
     assert Database.write is write, "it came to writing"
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     shown = query(alice, alice).get("master_keys", {})
@@ -158,8 +183,13 @@ def test_an_account_that_ends_takes_its_keys_and_signatures_with_it(server: Test
         _, signing_json = cross_signing_key(user, "user_signing", seed + 1, by=master)
         keys = {"master_key": master_json, "user_signing_key": signing_json}
         assert user.post(f"{V3}/keys/device_signing/upload", keys).status == 200
-    signers = {user: cross_signing_key(user, "user_signing", seed)[0] for user, seed in ((alice, 2), (bob, 5))}
-    masters = {user: cross_signing_key(user, "master", seed) for user, seed in ((alice, 1), (bob, 4))}
+    signers = {
+        user: cross_signing_key(user, "user_signing", seed)[0]
+        for user, seed in ((alice, 2), (bob, 5))
+    }
+    masters = {
+        user: cross_signing_key(user, "master", seed) for user, seed in ((alice, 1), (bob, 4))
+    }
     for user, other in ((alice, bob), (bob, alice)):
         theirs, their_json = masters[other]
         signed = {other.user_id: {theirs.public: signers[user].sign(their_json, user)}}

@@ -1,8 +1,10 @@
-"""A new device that waits in sliding sync hears at once that it was signed, and is then given the signature: in whatever order the threads
-of the database work and bring their answers, whatever others did and whichever answers got lost before, also after a restore.
+"""A new device that waits in sliding sync hears at once that it was signed, and is then given the
+signature: in whatever order the threads of the database work and bring their answers, whatever
+others did and whichever answers got lost before, also after a restore.
 
-Else it would stand there as unverified until its wait is over, half a minute later; here no time passes. It does what clients do, but for
-asking for its own keys without being told that they are others. `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
+Else it would stand there as unverified until its wait is over, half a minute later; here no time
+passes. It does what clients do, but for asking for its own keys without being told that they are
+others. `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
 """
 
 import os
@@ -15,9 +17,9 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from homeserver.services import recent_changes
-from storage.after_restore import settle_restored
-from storage.database import PostgresConfig, SQLiteConfig
+from homeserver.services.streams import recent_changes
+from storage.engine.database import PostgresConfig, SQLiteConfig
+from storage.maintenance.after_restore import settle_restored
 from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, query, upload
@@ -29,16 +31,22 @@ RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "8"))
 MOVES = 60
 LOST = 0.1
 """Of the answers of /sync."""
-ENCRYPTED = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+ENCRYPTED = {
+    "type": "m.room.encryption",
+    "state_key": "",
+    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+}
 ENCRYPTION = {"e2ee": {"enabled": True}, "to_device": {"enabled": True}}
 
 
 class NewDevice:
-    """Publishes its keys, signs itself with a key of the account, and always waits for news on its connections. Its own keys it asks for
-    after the first answer, and whenever it is told that they are others."""
+    """Publishes its keys, signs itself with a key of the account, and always waits for news on its
+    connections. Its own keys it asks for after the first answer, and whenever it is told that they
+    are others."""
 
     def __init__(self, user: User, signing: PersonalKey, *, has_two: bool) -> None:
-        """`has_two`: one connection for encryption beside that of the rooms, as Element X has; else one for all, as Element Web has."""
+        """`has_two`: one connection for encryption beside that of the rooms, as Element X has; else
+        one for all, as Element Web has."""
         self.user = user
         self.may_sign = False
         self.known: dict[str, Any] = {}
@@ -49,7 +57,10 @@ class NewDevice:
         lists = {"all": a_list([0, 19])}
         if has_two:
             self._encryption = SlidingClient(user, "encryption", extensions=ENCRYPTION)
-            self._connections = [self._encryption, SlidingClient(user, lists=lists, extensions=beside)]
+            self._connections = [
+                self._encryption,
+                SlidingClient(user, lists=lists, extensions=beside),
+            ]
         else:
             self._encryption = SlidingClient(user, lists=lists, extensions={**ENCRYPTION, **beside})
             self._connections = [self._encryption]
@@ -90,7 +101,9 @@ class NewDevice:
         assert self._uploading.answer.status == 200
         assert self._signed is not None
         assert self._signed.answer.json == {"failures": {}}
-        assert [pending.done for pending in self._waiting.values()] == [False] * len(self._connections)
+        assert [pending.done for pending in self._waiting.values()] == [False] * len(
+            self._connections
+        )
 
     def _wait(self, client: SlidingClient) -> None:
         self._waiting[client.body["conn_id"]] = client.wait()
@@ -110,18 +123,24 @@ class NewDevice:
 
     def _ask(self) -> None:
         self._is_outdated = False
-        self._asking = self.user.start("POST", f"{V3}/keys/query", {"device_keys": {self.user.user_id: []}})
+        self._asking = self.user.start(
+            "POST", f"{V3}/keys/query", {"device_keys": {self.user.user_id: []}}
+        )
 
     def _learn(self) -> None:
         assert self._asking is not None
-        self.known = self._asking.answer.json["device_keys"][self.user.user_id].get(self.user.device_id, {})
+        self.known = self._asking.answer.json["device_keys"][self.user.user_id].get(
+            self.user.device_id, {}
+        )
         self._asking = None
 
     def _upload(self) -> None:
         self._uploading = self.user.start("POST", f"{V3}/keys/upload", {"device_keys": self._keys})
 
     def _sign(self) -> None:
-        signature = {self.user.user_id: {self.user.device_id: self._signing.sign(self._keys, self.user)}}
+        signature = {
+            self.user.user_id: {self.user.device_id: self._signing.sign(self._keys, self.user)}
+        }
         self._signed = self.user.start("POST", f"{V3}/keys/signatures/upload", signature)
 
 
@@ -129,7 +148,13 @@ class Town:
     """The new device, and another person who is busy in an encrypted room that both are in."""
 
     def __init__(
-        self, server: TestServer, turns: Turns, chance: Random, device: NewDevice, bob: User, room_id: str
+        self,
+        server: TestServer,
+        turns: Turns,
+        chance: Random,
+        device: NewDevice,
+        bob: User,
+        room_id: str,
     ) -> None:
         self._server = server
         self._turns = turns
@@ -140,7 +165,8 @@ class Town:
         self._deeds: list[Pending] = []
 
     def run(self) -> None:
-        """Some history, then the signature, with what is still under way. Nothing comes after it that would make the device look."""
+        """Some history, then the signature, with what is still under way. Nothing comes after it
+        that would make the device look."""
         self._turns.begin(self._chance)
         for _ in range(MOVES):
             what = self._chance.random()
@@ -153,7 +179,11 @@ class Town:
             for _ in range(self._chance.choice([0, 1, 3, 10])):
                 self._turns.step()
         self._device.may_sign = True
-        steps: list[Callable[[], bool]] = [self._turns.step, self._pass_turn, partial(self._move, 0)]
+        steps: list[Callable[[], bool]] = [
+            self._turns.step,
+            self._pass_turn,
+            partial(self._move, 0),
+        ]
         while any(step() for step in self._chance.sample(steps, len(steps))):
             pass
         self._turns.end()
@@ -161,7 +191,10 @@ class Town:
 
     def _pass_turn(self) -> bool:
         """One turn of the reactor; whether there was anything to do in it."""
-        is_due = any(call.getTime() <= self._server.clock.seconds() for call in self._server.clock.getDelayedCalls())
+        is_due = any(
+            call.getTime() <= self._server.clock.seconds()
+            for call in self._server.clock.getDelayedCalls()
+        )
         self._server.clock.advance(0)
         return is_due
 
@@ -178,12 +211,17 @@ class Town:
             self._deeds.append(self._bob.start("POST", f"{V3}/keys/upload", {"device_keys": keys}))
         else:
             path = f"{V3}/rooms/{self._room_id}/send/m.room.message/{number}"
-            self._deeds.append(self._bob.start("PUT", path, {"msgtype": "m.text", "body": f"{number}"}))
+            self._deeds.append(
+                self._bob.start("PUT", path, {"msgtype": "m.text", "body": f"{number}"})
+            )
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_a_new_device_hears_at_once_that_it_is_signed(
-    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch, seed: int
+    tmp_path: Path,
+    database_config: SQLiteConfig | PostgresConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
 ) -> None:
     if seed % 3 == 2:
         monkeypatch.setattr(recent_changes, "KEPT", 4)

@@ -118,7 +118,10 @@ def test_a_preflight_runs_nothing(client: Client, bell: Bell) -> None:
 def test_a_handler_may_answer_with_headers_of_its_own(client: Client) -> None:
     answer = client.request("GET", "/page")
     assert (answer.status, answer.body) == (202, b"<p>")
-    assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("text/html", "max-age=5")
+    assert (answer.headers["content-type"], answer.headers["cache-control"]) == (
+        "text/html",
+        "max-age=5",
+    )
     assert answer.headers["x-own"] == "1"
 
 
@@ -130,11 +133,17 @@ def test_large_text_is_compressed_for_who_can_read_it() -> None:
     assert gzip.decompress(packed.body) == plain.body
     assert len(packed.body) < len(plain.body) // 10
     assert plain.headers["vary"] == packed.headers["vary"] == "Accept-Encoding"
-    assert "content-encoding" not in client.request("GET", WHO, headers={"Accept-Encoding": "gzip"}).headers
+    assert (
+        "content-encoding"
+        not in client.request("GET", WHO, headers={"Accept-Encoding": "gzip"}).headers
+    )
 
 
 def test_nothing_is_compressed_unless_switched_on(client: Client) -> None:
-    assert "content-encoding" not in client.request("GET", "/big", headers={"Accept-Encoding": "gzip"}).headers
+    assert (
+        "content-encoding"
+        not in client.request("GET", "/big", headers={"Accept-Encoding": "gzip"}).headers
+    )
 
 
 # Bodies.
@@ -152,7 +161,9 @@ def test_a_body_too_long_is_refused_before_it_is_read(client: Client) -> None:
 
 def test_a_chunked_body_is_refused_when_it_grows_too_long(client: Client) -> None:
     connection = client.connect()
-    connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode())
+    connection.send(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode()
+    )
     for _ in range(16):
         connection.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
     assert not connection.received()
@@ -164,7 +175,9 @@ def test_a_chunked_body_is_refused_when_it_grows_too_long(client: Client) -> Non
 def test_what_comes_after_a_refusal_is_thrown_away_for_a_moment(client: Client) -> None:
     def refused() -> Connection:
         connection = client.connect()
-        connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" % OBJECT.encode())
+        connection.send(
+            b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" % OBJECT.encode()
+        )
         connection.send(b"x" * 1000)
         assert len(connection.answers()) == 1
         assert not connection.transport.disconnecting
@@ -180,7 +193,9 @@ def test_what_comes_after_a_refusal_is_thrown_away_for_a_moment(client: Client) 
 
 def test_a_chunked_body_is_read_whole(client: Client) -> None:
     connection = client.connect()
-    connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode())
+    connection.send(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode()
+    )
     connection.send(b'5\r\n{"a":\r\n2\r\n1}\r\n0\r\n\r\n')
     assert connection.answers()[0].json == {"a": 1}
 
@@ -194,7 +209,9 @@ def test_an_unknown_path_reads_no_large_body(client: Client) -> None:
 # Connections.
 
 
-def test_a_connection_is_kept_and_requests_are_answered_in_order(client: Client, bell: Bell) -> None:
+def test_a_connection_is_kept_and_requests_are_answered_in_order(
+    client: Client, bell: Bell
+) -> None:
     connection = client.connect()
     slow = b"POST %s HTTP/1.1\r\nHost: x\r\n\r\n" % SLOW.encode()
     who = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % WHO.encode()
@@ -207,11 +224,17 @@ def test_a_connection_is_kept_and_requests_are_answered_in_order(client: Client,
     assert not connection.transport.disconnecting
 
 
-def test_requests_that_come_in_pieces_before_their_turn_are_answered(client: Client, bell: Bell) -> None:
+def test_requests_that_come_in_pieces_before_their_turn_are_answered(
+    client: Client, bell: Bell
+) -> None:
     """Wherever what is sent was cut, and whichever piece the answer ahead comes after."""
     slow = b"POST %s HTTP/1.1\r\nHost: x\r\n\r\n" % SLOW.encode()
     body = b'{"text": "a message"}'
-    long = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (OBJECT.encode(), len(body), body)
+    long = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (
+        OBJECT.encode(),
+        len(body),
+        body,
+    )
     data = slow + long + slow + long
     for cut in range(1, len(data)):
         for later in {min(cut + 3, len(data)), len(data)}:
@@ -255,10 +278,16 @@ HALF_A_HEAD = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nX-Slow: "
     ("begin", "least", "most"),
     [
         (HALF_A_HEAD, 60, 120),
-        (b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" % OBJECT.encode(), 300, 360),
+        (
+            b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" % OBJECT.encode(),
+            300,
+            360,
+        ),
     ],
 )
-def test_a_request_that_comes_in_drops_ends(client: Client, begin: bytes, least: int, most: int) -> None:
+def test_a_request_that_comes_in_drops_ends(
+    client: Client, begin: bytes, least: int, most: int
+) -> None:
     connection = client.connect()
     begun = client.clock.seconds()
     connection.send(begin)
@@ -273,7 +302,9 @@ def test_a_request_that_comes_in_drops_ends(client: Client, begin: bytes, least:
 def test_a_long_body_may_take_its_time(client: Client) -> None:
     """As `held_bodies` allows it to."""
     connection = client.connect()
-    connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" % UPLOAD.encode())
+    connection.send(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" % UPLOAD.encode()
+    )
     for _ in range(10):
         client.clock.advance(29)
         connection.send(b"x" * 300_000)
@@ -288,7 +319,9 @@ def test_a_client_that_goes_away_ends_its_long_poll(client: Client, bell: Bell) 
     assert client.access_log.records[-1].status == DISCONNECTED
 
 
-def test_what_changes_something_is_finished_though_its_client_went_away(client: Client, bell: Bell) -> None:
+def test_what_changes_something_is_finished_though_its_client_went_away(
+    client: Client, bell: Bell
+) -> None:
     client.start("POST", SLOW).disconnect()
     assert (bell.cancelled, len(bell.waiting)) == (0, 1)
     bell.ring()
@@ -322,7 +355,11 @@ MALFORMED = [
 
 @pytest.mark.parametrize(
     ("address", "path"),
-    [("http://chat.example", WHO), ("HTTPS://chat.example:8448", WHO), ("http://[::1]", f"{WHO}?a=http://b/c")],
+    [
+        ("http://chat.example", WHO),
+        ("HTTPS://chat.example:8448", WHO),
+        ("http://[::1]", f"{WHO}?a=http://b/c"),
+    ],
 )
 def test_a_whole_address_is_taken_for_its_path(client: Client, address: str, path: str) -> None:
     """RFC 9112 section 3.2.2"""
@@ -364,15 +401,40 @@ def test_a_head_that_is_too_long_is_told_so(client: Client, data: bytes, status:
 
 def test_a_method_that_http_does_not_have(client: Client) -> None:
     answer = client.request("BREW", "/pot")
-    assert (answer.status, answer.errcode, answer.headers["connection"]) == (405, "M_UNRECOGNIZED", "close")
+    assert (answer.status, answer.errcode, answer.headers["connection"]) == (
+        405,
+        "M_UNRECOGNIZED",
+        "close",
+    )
 
 
 _BYTES_CLIENT = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS)
 _PIECES = st.sampled_from(
     [
-        *(b"GET ", b"POST ", b"PUT ", b"/", OBJECT.encode(), UPLOAD.encode(), b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"),
-        *(b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"3\r\n"),
-        *(b"Host: x\r\n", b"Connection: close\r\n", b"Content-Length: 999999999\r\n", b"{}", b"0\r\n", b"\r\n"),
+        *(
+            b"GET ",
+            b"POST ",
+            b"PUT ",
+            b"/",
+            OBJECT.encode(),
+            UPLOAD.encode(),
+            b" HTTP/1.1\r\n",
+            b" HTTP/1.0\r\n",
+        ),
+        *(
+            b"Content-Length: 3\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"Expect: 100-continue\r\n",
+            b"3\r\n",
+        ),
+        *(
+            b"Host: x\r\n",
+            b"Connection: close\r\n",
+            b"Content-Length: 999999999\r\n",
+            b"{}",
+            b"0\r\n",
+            b"\r\n",
+        ),
         *(b"?a=%", b"\0", b"\xff", b" ", b":"),
     ]
 )
@@ -428,7 +490,9 @@ def test_an_address_behind_nonsense_is_not_believed() -> None:
 
 
 def test_a_handler_sees_agent_and_cookies(client: Client) -> None:
-    answer = client.request("GET", WHO, headers={"User-Agent": "nheko/1", "Cookie": "a=1; b=2"}).json
+    answer = client.request(
+        "GET", WHO, headers={"User-Agent": "nheko/1", "Cookie": "a=1; b=2"}
+    ).json
     assert (answer["agent"], answer["cookies"]) == ("nheko/1", {"a": "1", "b": "2"})
 
 
@@ -445,12 +509,16 @@ def test_a_proxys_request_id_is_used_if_it_is_one() -> None:
 def test_a_listener_serves_only_its_resources() -> None:
     client = _with(SiteOptions(resources=frozenset({"client"})))
     assert client.request("GET", WHO).status == 200
-    assert client.request("GET", "/_synapse/admin/v1/thing", token="admin").errcode == "M_UNRECOGNIZED"
+    assert (
+        client.request("GET", "/_synapse/admin/v1/thing", token="admin").errcode == "M_UNRECOGNIZED"
+    )
 
 
 def test_health_and_metrics() -> None:
     registry = CollectorRegistry()
-    client = client_for([endpoints, probes], {Bell: Bell(), CollectorRegistry: registry}, registry=registry)
+    client = client_for(
+        [endpoints, probes], {Bell: Bell(), CollectorRegistry: registry}, registry=registry
+    )
     client.request("GET", WHO)
     client.request("PROPFIND", "/pot")
     pending = client.start("POST", SLOW)

@@ -1,5 +1,6 @@
-"""Sliding sync tells of devices what /sync tells: the same town and model as in `test_device_lists_law.py`, and a client with a connection
-for encryption, some of whose answers are lost."""
+"""Sliding sync tells of devices what /sync tells: the same town and model as in
+`test_device_lists_law.py`, and a client with a connection for encryption, some of whose answers are
+lost."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from homeserver.services import recent_changes
+from homeserver.services.streams import recent_changes
 from tests.http.sliding import SlidingClient
 from tests.http.test_device_lists_law import NAMES, ROOMS, Action, Town
 
@@ -37,7 +38,8 @@ class SlidingTown(Town):
         super().__init__(folder, template)
 
     def check(self, who: int) -> None:
-        """What a sync tells somebody: all of it in one answer, as messages to their device have a token of their own."""
+        """What a sync tells somebody: all of it in one answer, as messages to their device have a
+        token of their own."""
         before, lists = set(self.known[who]), self._sync(who)["device_lists"]
         changed, left = set(lists["changed"]), set(lists["left"])
         assert not changed & left
@@ -50,14 +52,18 @@ class SlidingTown(Town):
         assert left == before - now, (told, now)
 
     def _sync(self, who: int, since: str | None = None) -> Any:
-        """One answer. `since` is what the client itself remembers; the first answer tells nothing of devices."""
+        """One answer. `since` is what the client itself remembers; the first answer tells nothing
+        of devices."""
         if who == len(self.clients):
-            self.clients.append(SlidingClient(self.people[who], "encryption", extensions=EXTENSIONS))
+            self.clients.append(
+                SlidingClient(self.people[who], "encryption", extensions=EXTENSIONS)
+            )
             return {"next_batch": self.clients[who].sync()["pos"]}
         return self.clients[who].sync()["extensions"]["e2ee"]
 
     def _do_lose(self, who: int, _where: int) -> None:
-        """The client does not get the answer, and asks with the same `pos` again, perhaps after other things have happened."""
+        """The client does not get the answer, and asks with the same `pos` again, perhaps after
+        other things have happened."""
         client = self.clients[who]
         pos = client.pos
         client.sync()

@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 
 from tests.helpers.server import TestServer
-from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, put_state, say, state_of, texts
+from tests.http.sliding import (
+    STABLE,
+    UNSTABLE,
+    SlidingClient,
+    a_list,
+    act,
+    create,
+    put_state,
+    say,
+    state_of,
+    texts,
+)
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -23,7 +34,9 @@ def test_first_answer_tells_all_of_the_rooms_in_the_window(server: TestServer) -
     create(alice, name="old")
     room_id = create(alice, name="new", topic="tea")
     say(alice, room_id, "hello")
-    client = SlidingClient(alice, lists={"all": a_list([0, 0], state=[["m.room.name", ""], ["m.room.member", "$ME"]])})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 0], state=[["m.room.name", ""], ["m.room.member", "$ME"]])}
+    )
     answer = client.sync()
     assert answer["lists"] == {"all": {"count": 2}}
     assert list(answer["rooms"]) == [room_id]
@@ -40,7 +53,9 @@ def test_first_answer_tells_all_of_the_rooms_in_the_window(server: TestServer) -
     assert "avatar" not in room
     assert "is_dm" not in room
     assert "room_id" not in room["timeline"][0]
-    older = alice.get(f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&from={room['prev_batch']}&limit=1").json
+    older = alice.get(
+        f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&from={room['prev_batch']}&limit=1"
+    ).json
     assert older["chunk"][0]["type"] == "m.room.topic"
 
 
@@ -51,7 +66,9 @@ def test_a_pos_is_a_place_to_read_back_from(server: TestServer) -> None:
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
     client.sync()
     say(alice, room_id, "two")
-    page = alice.get(f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&from={client.pos}&limit=1").json
+    page = alice.get(
+        f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&from={client.pos}&limit=1"
+    ).json
     assert page["chunk"][0]["content"]["body"] == "one"
 
 
@@ -69,7 +86,9 @@ def test_only_what_is_new_comes_later(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice, name="a")
     create(alice)
-    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=5, state=[["m.room.topic", ""]])})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9], limit=5, state=[["m.room.topic", ""]])}
+    )
     client.sync()
     say(alice, room_id, "one")
     put_state(alice, room_id, "m.room.topic", {"topic": "tea"})
@@ -173,13 +192,17 @@ def test_connections_do_not_disturb_each_other(server: TestServer) -> None:
     assert room_id in nameless.sync()["rooms"]
     say(alice, room_id, "one")
     assert others.sync()["rooms"] == {}
-    assert texts(rooms.sync()["rooms"][room_id]) == texts(nameless.sync()["rooms"][room_id]) == ["one"]
+    assert (
+        texts(rooms.sync()["rooms"][room_id]) == texts(nameless.sync()["rooms"][room_id]) == ["one"]
+    )
 
 
 def test_a_restart_loses_nothing(server: TestServer, tmp_path: Path) -> None:
     alice = server.register("alice")
     room_id = create(alice)
-    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=5, state=[["m.room.name", ""], *LAZY])})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9], limit=5, state=[["m.room.name", ""], *LAZY])}
+    )
     client.sync()
     say(alice, room_id, "one")
     restarted = TestServer(tmp_path, server.app.database, seed=2)
@@ -196,7 +219,9 @@ def test_live_then_previously_then_live(server: TestServer) -> None:
     alice = server.register("alice")
     first, second = create(alice, name="first"), create(alice, name="second")
     say(alice, first, "top")
-    client = SlidingClient(alice, lists={"all": a_list([0, 0], limit=3, state=[["m.room.name", ""]])})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 0], limit=3, state=[["m.room.name", ""]])}
+    )
     assert list(client.sync()["rooms"]) == [first]
     say(alice, second, "other")
     assert client.sync()["rooms"][second]["initial"] is True
@@ -250,7 +275,9 @@ def test_configs_are_merged(server: TestServer) -> None:
             "a": a_list([0, 9], limit=1, state=[["m.room.name", ""]]),
             "b": a_list([0, 9], limit=3, state=[["m.room.topic", ""]]),
         },
-        room_subscriptions={room_id: {"timeline_limit": 2, "required_state": [["m.room.create", ""]]}},
+        room_subscriptions={
+            room_id: {"timeline_limit": 2, "required_state": [["m.room.create", ""]]}
+        },
     )
     room = client.sync()["rooms"][room_id]
     assert texts(room) == ["m2", "m3", "m4"]
@@ -266,7 +293,9 @@ def test_a_grown_timeline_comes_at_once(server: TestServer) -> None:
     client.sync()
     say(alice, room_id, "m5")
     client.sync()
-    client.body["room_subscriptions"] = {room_id: {"timeline_limit": 4, "required_state": [["m.room.name", ""]]}}
+    client.body["room_subscriptions"] = {
+        room_id: {"timeline_limit": 4, "required_state": [["m.room.name", ""]]}
+    }
     pending = client.wait()
     room = pending.answer.json["rooms"][room_id]
     assert texts(room) == ["m2", "m3", "m4", "m5"]
@@ -279,7 +308,9 @@ def test_a_grown_timeline_comes_at_once(server: TestServer) -> None:
     assert not client.wait().done
     del client.body["room_subscriptions"]
     assert not client.wait().done
-    client.body["room_subscriptions"] = {room_id: {"timeline_limit": 4, "required_state": [["m.room.name", ""]]}}
+    client.body["room_subscriptions"] = {
+        room_id: {"timeline_limit": 4, "required_state": [["m.room.name", ""]]}
+    }
     assert client.sync()["rooms"] == {}  # it has them all
 
 
@@ -315,10 +346,20 @@ def test_lazy_members(server: TestServer) -> None:
     assert state_of(client.sync()["rooms"][room_id]) == set()
     say(alice, room_id, "m2")
     assert state_of(client.sync()["rooms"][room_id]) == {("m.room.member", alice.user_id)}
-    assert carol.put(f"/_matrix/client/v3/profile/{carol.user_id}/displayname", {"displayname": "C"}).status == 200
+    assert (
+        carol.put(
+            f"/_matrix/client/v3/profile/{carol.user_id}/displayname", {"displayname": "C"}
+        ).status
+        == 200
+    )
     server.clock.advance(1)
     assert state_of(client.sync()["rooms"][room_id]) == {("m.room.member", carol.user_id)}
-    assert bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/displayname", {"displayname": "B"}).status == 200
+    assert (
+        bob.put(
+            f"/_matrix/client/v3/profile/{bob.user_id}/displayname", {"displayname": "B"}
+        ).status
+        == 200
+    )
     server.clock.advance(1)
     for number in range(3):
         say(alice, room_id, f"n{number}")
@@ -336,7 +377,9 @@ def test_lazy_members_that_are_asked_for_later(server: TestServer, *, news: bool
     for user in (bob, carol):
         act(user, room_id, "join")
     say(bob, room_id, "m0")
-    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=1, state=[["m.room.name", ""]])})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9], limit=1, state=[["m.room.name", ""]])}
+    )
     client.sync()
     client.body["lists"] = {"all": a_list([0, 9], limit=1, state=[["m.room.name", ""], *LAZY])}
     if news:
@@ -353,10 +396,18 @@ def test_a_name_or_heroes(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat", is_direct=True)
     act(bob, room_id, "join")
-    assert bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/displayname", {"displayname": "Bob"}).status == 200
+    assert (
+        bob.put(
+            f"/_matrix/client/v3/profile/{bob.user_id}/displayname", {"displayname": "Bob"}
+        ).status
+        == 200
+    )
     server.clock.advance(1)
     assert (
-        alice.put(f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.direct", {bob.user_id: [room_id]}).status
+        alice.put(
+            f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.direct",
+            {bob.user_id: [room_id]},
+        ).status
         == 200
     )
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
@@ -372,7 +423,9 @@ def test_a_name_or_heroes(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("form", [UNSTABLE, STABLE])
-@pytest.mark.parametrize(("type", "content"), [("m.room.name", "name"), ("m.room.canonical_alias", "alias")])
+@pytest.mark.parametrize(
+    ("type", "content"), [("m.room.name", "name"), ("m.room.canonical_alias", "alias")]
+)
 def test_a_room_that_loses_its_name_is_named_by_its_people(
     server: TestServer, form: str, type: str, content: str
 ) -> None:
@@ -383,7 +436,9 @@ def test_a_room_that_loses_its_name_is_named_by_its_people(
     put_state(alice, room_id, type, {content: "#room:example.org"})
 
     def ask(pos: str | None) -> dict[str, Any]:
-        body: dict[str, Any] = {"lists": {"all": {"timeline_limit": 1, "required_state": {} if form == STABLE else []}}}
+        body: dict[str, Any] = {
+            "lists": {"all": {"timeline_limit": 1, "required_state": {} if form == STABLE else []}}
+        }
         if pos is not None and form == STABLE:
             body["pos"] = pos
         answer = alice.post(form if pos is None or form == STABLE else f"{form}?pos={pos}", body)
@@ -431,7 +486,9 @@ def test_the_accepted_form(server: TestServer) -> None:
     put_state(alice, room_id, "m.room.name", {})
     pending = alice.start("POST", STABLE, {**body, "pos": answer["pos"], "timeout": 30000})
     assert pending.answer.json["rooms"][room_id]["name"] is None
-    pending = alice.start("POST", STABLE, {**body, "pos": pending.answer.json["pos"], "timeout": 30000})
+    pending = alice.start(
+        "POST", STABLE, {**body, "pos": pending.answer.json["pos"], "timeout": 30000}
+    )
     assert not pending.done
 
 

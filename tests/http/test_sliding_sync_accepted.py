@@ -1,11 +1,22 @@
-"""Sliding sync: what the accepted text of MSC4186 says, where the form of the released clients knows no such thing."""
+"""Sliding sync: what the accepted text of MSC4186 says, where the form of the released clients
+knows no such thing."""
 
 from typing import Any
 
 import pytest
 
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import STABLE, SlidingClient, a_list, act, create, put_state, say, state_of, texts
+from tests.http.sliding import (
+    STABLE,
+    SlidingClient,
+    a_list,
+    act,
+    create,
+    put_state,
+    say,
+    state_of,
+    texts,
+)
 
 
 class Accepted:
@@ -45,7 +56,9 @@ def test_all_state_and_lazy_members(server: TestServer, alice: User, bob: User) 
     say(bob, room_id, "hello")
 
     def members(state: dict[str, Any]) -> set[str]:
-        client = Accepted(alice, room_subscriptions={room_id: {"timeline_limit": 1, "required_state": state}})
+        client = Accepted(
+            alice, room_subscriptions={room_id: {"timeline_limit": 1, "required_state": state}}
+        )
         told = state_of(client.sync()[room_id])
         assert (("m.room.name", "") in told) == (state["include"][0] == {})
         return {key for type, key in told if type == "m.room.member"}
@@ -62,7 +75,10 @@ def test_all_state_and_lazy_members(server: TestServer, alice: User, bob: User) 
         alice,
         lists={"all": {"timeline_limit": 1, "required_state": lazily({})}},
         room_subscriptions={
-            room_id: {"timeline_limit": 1, "required_state": {"include": [{"type": "m.room.member"}]}},
+            room_id: {
+                "timeline_limit": 1,
+                "required_state": {"include": [{"type": "m.room.member"}]},
+            },
         },
     )
     told = state_of(client.sync()[room_id])
@@ -73,10 +89,16 @@ def test_a_room_says_in_which_lists_it_is_if_it_is_in_any(alice: User) -> None:
     listed, subscribed = create(alice, name="tea"), create(alice)
     client = Accepted(
         alice,
-        lists={"encrypted": {"timeline_limit": 1, "filters": {"is_encrypted": True}}, "all": {"timeline_limit": 1}},
+        lists={
+            "encrypted": {"timeline_limit": 1, "filters": {"is_encrypted": True}},
+            "all": {"timeline_limit": 1},
+        },
         room_subscriptions={subscribed: {"timeline_limit": 1}},
     )
-    assert {room_id: room["lists"] for room_id, room in client.sync().items()} == {listed: ["all"], subscribed: ["all"]}
+    assert {room_id: room["lists"] for room_id, room in client.sync().items()} == {
+        listed: ["all"],
+        subscribed: ["all"],
+    }
     del client.body["lists"]
     say(alice, subscribed, "hello")
     assert "lists" not in client.sync()[subscribed]
@@ -88,9 +110,14 @@ def test_a_room_says_in_which_lists_it_is_if_it_is_in_any(alice: User) -> None:
 def test_an_invite_that_came_to_nothing(alice: User, bob: User, by: str) -> None:
     room_id = create(bob, invite=[alice.user_id], name="tea")
     wanted = {"timeline_limit": 1, "required_state": {"include": [{}]}}
-    body: dict[str, Any] = {"lists": {"all": wanted}} if by == "list" else {"room_subscriptions": {room_id: wanted}}
+    body: dict[str, Any] = (
+        {"lists": {"all": wanted}} if by == "list" else {"room_subscriptions": {room_id: wanted}}
+    )
     client = Accepted(alice, **body)
-    assert {event["type"] for event in client.sync()[room_id]["stripped_state"]} >= {"m.room.create", "m.room.member"}
+    assert {event["type"] for event in client.sync()[room_id]["stripped_state"]} >= {
+        "m.room.create",
+        "m.room.member",
+    }
     act(alice, room_id, "leave")
     room = client.sync()[room_id]
     assert room["membership"] == "leave"
@@ -102,9 +129,13 @@ def test_an_invite_that_came_to_nothing(alice: User, bob: User, by: str) -> None
     assert Accepted(alice, **{key: body[key] for key in body if key != "pos"}).sync() == {}
 
 
-def test_an_invite_that_came_to_nothing_in_the_form_of_released_clients(alice: User, bob: User) -> None:
+def test_an_invite_that_came_to_nothing_in_the_form_of_released_clients(
+    alice: User, bob: User
+) -> None:
     room_id = create(bob, invite=[alice.user_id])
-    client = SlidingClient(alice, room_subscriptions={room_id: {"timeline_limit": 1, "required_state": []}})
+    client = SlidingClient(
+        alice, room_subscriptions={room_id: {"timeline_limit": 1, "required_state": []}}
+    )
     assert "invite_state" in client.sync()["rooms"][room_id]
     act(bob, room_id, "kick", user_id=alice.user_id)
     room = client.sync()["rooms"][room_id]

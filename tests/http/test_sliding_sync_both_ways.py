@@ -1,9 +1,9 @@
-"""Sliding sync: an answer with messages alone, which is made in a shorter way, is what the ordinary way gives; whatever is asked for, and
-whatever happened before.
+"""Sliding sync: an answer with messages alone, which is made in a shorter way, is what the ordinary
+way gives; whatever is asked for, and whatever happened before.
 
-People do things at random, clients of one of them ask for something and mostly ask for the same again. Each answer that is made in
-the shorter way is made in the ordinary way too, and compared (`tests/helpers/both_ways.py`). `MAHALLA_SYNC_RUNS=1000` makes a
-thousand such histories.
+People do things at random, clients of one of them ask for something and mostly ask for the same
+again. Each answer that is made in the shorter way is made in the ordinary way too, and compared
+(`tests/helpers/both_ways.py`). `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
 """
 
 import os
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from homeserver.services.sliding_sync import portions, room_entry
-from storage.database import Database
+from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import begun_plainly, both_ways, told_plainly
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
@@ -34,7 +34,8 @@ RETENTION = "retention: {enabled: true}\n"
 ROOMS = 6
 
 SEED = st.integers(0, 2**32)
-"""What follows from one is left to chance, which does more different things than a search for simple ones."""
+"""What follows from one is left to chance, which does more different things than a search for
+simple ones."""
 WINDOWS: list[list[int] | None] = [[0, 1], [0, 3], [0, 99], [0, 99], [0, 99], [1, 3], None]
 LAZY = [["m.room.name", ""], ["m.room.member", "$LAZY"], ["m.room.member", "$ME"]]
 STATES: list[list[list[str]]] = [
@@ -45,7 +46,12 @@ STATES: list[list[list[str]]] = [
     [["*", "*"]],
     [["m.room.member", "*"], ["org.example.thing", "*"]],
     [*LAZY, ["org.example.thing", "*"], ["m.room.create", ""]],
-    [["m.room.name", "*"], ["org.example.thing", "1"], ["org.example.thing", "*"], ["m.room.member", "$ME"]],
+    [
+        ["m.room.name", "*"],
+        ["org.example.thing", "1"],
+        ["org.example.thing", "*"],
+        ["m.room.member", "$ME"],
+    ],
     [["m.room.member", "$LAZY"], ["m.room.history_visibility", ""], ["m.room.topic", ""]],
 ]
 FILTERS: list[dict[str, Any]] = [
@@ -60,7 +66,14 @@ FILTERS: list[dict[str, Any]] = [
     {"is_invite": False},
     {"room_types": [None]},
 ]
-EXTENSIONS = ["account_data", "e2ee", "receipts", "to_device", "typing", "io.element.msc4308.thread_subscriptions"]
+EXTENSIONS = [
+    "account_data",
+    "e2ee",
+    "receipts",
+    "to_device",
+    "typing",
+    "io.element.msc4308.thread_subscriptions",
+]
 DEEDS = [*range(14), 5, 7, 7, 7, 9, *range(14, 26)]
 VERSIONS = ["1", "2", "3", "6", "8", "10", "11", "12"]
 
@@ -82,7 +95,10 @@ def wish(chance: Random, user: User, room_ids: list[str], *, stable: bool) -> di
             if pair[1] != "$LAZY"
         ]
         lazy = ["m.room.member", "$LAZY"] in state
-        return {"timeline_limit": limit, "required_state": {"include": include, "lazy_members": lazy}}
+        return {
+            "timeline_limit": limit,
+            "required_state": {"include": include, "lazy_members": lazy},
+        }
 
     lists = {}
     for number in range(chance.choice([1, 1, 1, 2, 0])):
@@ -154,12 +170,17 @@ class Talk(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 2), seed=SEED)
     def ask(self, at: int, seed: int) -> None:
-        """One of the clients asks for something else from now on. The second one uses the accepted form."""
-        self.bodies[at] = {"conn_id": f"c{at}", **wish(Random(seed), self.people[0], self.rooms, stable=at == 1)}
+        """One of the clients asks for something else from now on. The second one uses the accepted
+        form."""
+        self.bodies[at] = {
+            "conn_id": f"c{at}",
+            **wish(Random(seed), self.people[0], self.rooms, stable=at == 1),
+        }
 
     @rule(times=st.integers(1, 4), lost=st.integers(0, 5), seed=SEED)
     def talk(self, times: int, lost: int, seed: int) -> None:
-        """Clients hear of what people say; of some of it twice: an answer got lost, and what was said meanwhile is new."""
+        """Clients hear of what people say; of some of it twice: an answer got lost, and what was
+        said meanwhile is new."""
         chance = Random(seed)
         self.sync()
         for number in range(times):
@@ -187,7 +208,8 @@ class Talk(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 2), seed=SEED)
     def begin_again(self, at: int, seed: int) -> None:
-        """A client begins anew again and again, with what others, and it, were just shown; now and then something happens meanwhile."""
+        """A client begins anew again and again, with what others, and it, were just shown; now and
+        then something happens meanwhile."""
         chance = Random(seed)
         limit = {"timeline_limit": chance.choice([1, 2, 4])}
         for asked in self.bodies[at]["lists"].values():
@@ -200,7 +222,8 @@ class Talk(RuleBasedStateMachine):
 
     @rule(seed=SEED)
     def happen(self, seed: int) -> None:
-        """Something else than messages, or beside them, happens to who has just heard of everything."""
+        """Something else than messages, or beside them, happens to who has just heard of
+        everything."""
         chance = Random(seed)
         self.sync()
         for _ in range(chance.choice([1, 1, 2])):
@@ -212,9 +235,13 @@ class Talk(RuleBasedStateMachine):
     def sync(self) -> None:
         for at, (body, pos) in enumerate(zip(self.bodies, self.pos, strict=True)):
             if at == 1:
-                answer = self.devices[at].post(STABLE, body if pos is None else {**body, "pos": pos})
+                answer = self.devices[at].post(
+                    STABLE, body if pos is None else {**body, "pos": pos}
+                )
             else:
-                answer = self.devices[at].post(UNSTABLE if pos is None else f"{UNSTABLE}?pos={pos}", body)
+                answer = self.devices[at].post(
+                    UNSTABLE if pos is None else f"{UNSTABLE}?pos={pos}", body
+                )
             assert answer.status == 200, answer.body
             self.pos[at] = answer.json["pos"]
 
@@ -223,17 +250,29 @@ class Talk(RuleBasedStateMachine):
         self.count += 1
         known = self.events.setdefault(where, [])
         target = known[-1 - kind % min(len(known), 3)] if known else "$unknown"
-        content: dict[str, Any] = {"msgtype": "m.text", "body": f"{self.count}%d" * (1 + 40 * (kind == 1))}
+        content: dict[str, Any] = {
+            "msgtype": "m.text",
+            "body": f"{self.count}%d" * (1 + 40 * (kind == 1)),
+        }
         type = "m.room.message"
         if kind == 2:
             content["m.mentions"] = {"user_ids": [self.people[0].user_id]}
         elif kind in (3, 4):
-            content["m.relates_to"] = {"rel_type": ("m.thread", "m.replace")[kind - 3], "event_id": target}
+            content["m.relates_to"] = {
+                "rel_type": ("m.thread", "m.replace")[kind - 3],
+                "event_id": target,
+            }
             content["m.new_content"] = {"msgtype": "m.text", "body": "better"}
         elif kind == 5:
             type, content = (
                 "m.reaction",
-                {"m.relates_to": {"rel_type": "m.annotation", "event_id": target, "key": f"{self.count}"}},
+                {
+                    "m.relates_to": {
+                        "rel_type": "m.annotation",
+                        "event_id": target,
+                        "key": f"{self.count}",
+                    }
+                },
             )
         elif kind == 6:
             type = "m.sticker"  # moves the room up, and so do the next but one not
@@ -271,7 +310,9 @@ class Talk(RuleBasedStateMachine):
         elif what == 6 and self.events.get(where):
             user.put(f"{room}/redact/{self.events[where][-1]}/{self.count}", {})
         elif what == 7:
-            user.put(f"{room}/typing/{user.user_id}", {"typing": chance.random() < 0.7, "timeout": 9000})
+            user.put(
+                f"{room}/typing/{user.user_id}", {"typing": chance.random() < 0.7, "timeout": 9000}
+            )
         elif what == 8:
             user.put(f"{own}/rooms/{quote(room_id)}/tags/u.x", {"order": 0.5})
         elif what == 9:
@@ -282,10 +323,16 @@ class Talk(RuleBasedStateMachine):
             user.put(f"{V3}/profile/{user.user_id}/displayname", {"displayname": f"{self.count}"})
         elif what == 12:
             device = {alice.device_id or "": {"n": self.count}}
-            user.put(f"{V3}/sendToDevice/org.example.x/{self.count}", {"messages": {alice.user_id: device}})
+            user.put(
+                f"{V3}/sendToDevice/org.example.x/{self.count}",
+                {"messages": {alice.user_id: device}},
+            )
         elif what == 13:
             ignored: dict[str, Any] = {user.user_id: {}} if self.count % 3 == 0 and who else {}
-            alice.put(f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", {"ignored_users": ignored})
+            alice.put(
+                f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list",
+                {"ignored_users": ignored},
+            )
         elif what < 20:
             self.do_beside(chance, what, user, where)
         elif what == 20:
@@ -294,7 +341,9 @@ class Talk(RuleBasedStateMachine):
             user.post(f"{room}/leave", {})
             user.post(f"{room}/forget", {})
         elif what == 22:
-            self.people[1].post(f"{room}/{('ban', 'unban')[self.count % 2]}", {"user_id": alice.user_id})
+            self.people[1].post(
+                f"{room}/{('ban', 'unban')[self.count % 2]}", {"user_id": alice.user_id}
+            )
         else:
             visibility = chance.choice(["joined", "invited", "shared", "world_readable"])
             type, content = chance.choice(
@@ -328,7 +377,9 @@ class Talk(RuleBasedStateMachine):
     def start_anew(self) -> None:
         """The server, which remembers nothing then."""
         self.started += 1
-        self.server = TestServer(self.path, self.database, RETENTION, seed=self.started, clock=self.server.clock)
+        self.server = TestServer(
+            self.path, self.database, RETENTION, seed=self.started, clock=self.server.clock
+        )
         for user in (*self.people, *self.devices):
             user.server = self.server
 
@@ -350,7 +401,9 @@ def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
     assert Talk.from_pages > RUNS // 3
 
 
-def test_it_goes_by_bytes_not_by_what_is_asked(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_by_bytes_not_by_what_is_asked(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 30)
     alice = server.register("alice")
     room_ids = [create(alice) for _ in range(4)]
@@ -367,11 +420,15 @@ def test_it_goes_by_bytes_not_by_what_is_asked(server: TestServer, monkeypatch: 
             say(alice, room_id, "again")
         answers = [client.sync() for _ in room_ids]
         # the newest first
-        assert [list(answer["rooms"]) for answer in answers] == [[room_id] for room_id in reversed(room_ids)]
+        assert [list(answer["rooms"]) for answer in answers] == [
+            [room_id] for room_id in reversed(room_ids)
+        ]
         assert len(compared) == 1
 
 
-def test_who_is_forgotten_is_answered_in_the_ordinary_way(tmp_path: Path, sqlite_database: Database) -> None:
+def test_who_is_forgotten_is_answered_in_the_ordinary_way(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     """What clients look at is remembered by bytes: here of some of them alone."""
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
     alice, *others = (server.register(f"user{number}") for number in range(15))
@@ -379,11 +436,16 @@ def test_who_is_forgotten_is_answered_in_the_ordinary_way(tmp_path: Path, sqlite
     for user in others:
         act(user, room_id, "join")
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(190)]
-    clients = [SlidingClient(user, lists={"all": a_list([0, 9], limit=3, state=state)}) for user in (alice, *others)]
+    clients = [
+        SlidingClient(user, lists={"all": a_list([0, 9], limit=3, state=state)})
+        for user in (alice, *others)
+    ]
     for client in clients:
         client.sync()
     with both_ways() as compared:
         for text in ("one", "two"):
             say(alice, room_id, text)
-            assert [texts(client.sync()["rooms"][room_id]) for client in reversed(clients)] == [[text]] * 15
+            assert [texts(client.sync()["rooms"][room_id]) for client in reversed(clients)] == [
+                [text]
+            ] * 15
     assert 5 < len(compared) < 25

@@ -1,4 +1,5 @@
-"""What sliding sync costs: not more for who is in many rooms. And the start of Element X, step by step."""
+"""What sliding sync costs: not more for who is in many rooms. And the start of Element X, step by
+step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +7,15 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sliding_sync.connections import LIVE, ConnectionState, SentRoom, StateChanges
+from homeserver.services.sliding_sync.connections import (
+    LIVE,
+    ConnectionState,
+    SentRoom,
+    StateChanges,
+)
 from homeserver.services.sliding_sync.request import RequiredState, RoomConfig
 from homeserver.services.sliding_sync.state_names import MOST_ADDED
-from storage.database import Database, SQLiteConfig
+from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import both_ways
 from tests.helpers.databases import QueryCounter, open_inline
@@ -57,7 +63,11 @@ def counted(sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[Database]:
 
 def element(user: User) -> SlidingClient:
     """The connection of Element X for its list of rooms."""
-    return SlidingClient(user, lists={"all_rooms": a_list([0, 19], state=ELEMENT_STATE)}, extensions=ELEMENT_EXTENSIONS)
+    return SlidingClient(
+        user,
+        lists={"all_rooms": a_list([0, 19], state=ELEMENT_STATE)},
+        extensions=ELEMENT_EXTENSIONS,
+    )
 
 
 def spent(counter: QueryCounter) -> int:
@@ -67,7 +77,9 @@ def spent(counter: QueryCounter) -> int:
     return queries
 
 
-def test_the_number_of_rooms_costs_nothing(tmp_path: Path, counted: Database, counter: QueryCounter) -> None:
+def test_the_number_of_rooms_costs_nothing(
+    tmp_path: Path, counted: Database, counter: QueryCounter
+) -> None:
     costs: list[list[int]] = []
     for number, rooms in enumerate((25, 300)):
         server = TestServer(tmp_path, counted, seed=2 * number + 1)
@@ -92,7 +104,9 @@ def test_the_number_of_rooms_costs_nothing(tmp_path: Path, counted: Database, co
     assert costs[0][2] <= 4
 
 
-@pytest.mark.parametrize("state", [ELEMENT_STATE, [["m.room.name", ""], ["m.room.member", "$LAZY"]]])
+@pytest.mark.parametrize(
+    "state", [ELEMENT_STATE, [["m.room.name", ""], ["m.room.member", "$LAZY"]]]
+)
 def test_the_number_of_rooms_in_the_window_costs_nothing(
     tmp_path: Path, counted: Database, counter: QueryCounter, state: list[list[str]]
 ) -> None:
@@ -114,10 +128,14 @@ def test_the_number_of_rooms_in_the_window_costs_nothing(
 
 def looking(user: User, conn_id: str, last: int) -> SlidingClient:
     """A client that looks at the newest rooms, up to the last one of a window."""
-    return SlidingClient(user, conn_id, lists={"all": a_list([0, last], limit=2)}, extensions=ELEMENT_EXTENSIONS)
+    return SlidingClient(
+        user, conn_id, lists={"all": a_list([0, last], limit=2)}, extensions=ELEMENT_EXTENSIONS
+    )
 
 
-def test_a_room_that_is_new_writes_nothing(tmp_path: Path, counted: Database, counter: QueryCounter) -> None:
+def test_a_room_that_is_new_writes_nothing(
+    tmp_path: Path, counted: Database, counter: QueryCounter
+) -> None:
     server = TestServer(tmp_path, counted)
     alice = server.register("alice")
     rooms = [create(alice, name=f"{at}") for at in range(MOST_ADDED + 6)]
@@ -185,7 +203,10 @@ def test_the_start_of_element_x(server: TestServer) -> None:
     pending.disconnect()  # a room is opened: the request is given up, and sent again with more
     say(bob, rooms[0], "one")
     client.body["room_subscriptions"] = {
-        rooms[0]: {"timeline_limit": 20, "required_state": [*ELEMENT_STATE, ["m.room.pinned_events", ""]]}
+        rooms[0]: {
+            "timeline_limit": 20,
+            "required_state": [*ELEMENT_STATE, ["m.room.pinned_events", ""]],
+        }
     }
     pending = client.wait()
     room = pending.answer.json["rooms"][rooms[0]]
@@ -255,7 +276,9 @@ def test_a_device_has_so_many_connections_and_no_more(server: TestServer, tmp_pa
     assert statuses == [400] + [200] * 16
 
 
-def test_an_answer_without_news_comes_again_until_something_else_is_asked_or_happens(server: TestServer) -> None:
+def test_an_answer_without_news_comes_again_until_something_else_is_asked_or_happens(
+    server: TestServer,
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     older, newer = (create(alice, preset="public_chat") for _ in range(2))
     act(bob, newer, "join")
@@ -280,11 +303,17 @@ def test_an_answer_without_news_comes_again_until_something_else_is_asked_or_hap
     client.body["extensions"] = {**extensions, "e2ee": {"enabled": True}}
     assert "e2ee" in client.sync()["extensions"]
     settle()
-    bob.put(f"/_matrix/client/v3/rooms/{newer}/typing/{bob.user_id}", {"typing": True, "timeout": 9000})
-    assert client.sync()["extensions"]["typing"]["rooms"][newer]["content"] == {"user_ids": [bob.user_id]}
+    bob.put(
+        f"/_matrix/client/v3/rooms/{newer}/typing/{bob.user_id}", {"typing": True, "timeout": 9000}
+    )
+    assert client.sync()["extensions"]["typing"]["rooms"][newer]["content"] == {
+        "user_ids": [bob.user_id]
+    }
     settle()
     alice.put(f"/_matrix/client/v3/user/{alice.user_id}/account_data/org.example", {"a": 1})
-    assert client.sync()["extensions"]["account_data"]["global"] == [{"type": "org.example", "content": {"a": 1}}]
+    assert client.sync()["extensions"]["account_data"]["global"] == [
+        {"type": "org.example", "content": {"a": 1}}
+    ]
     settle()
     say(bob, newer, "hello")
     assert texts(client.sync()["rooms"][newer]) == ["hello"]
@@ -315,7 +344,10 @@ def test_a_room_that_comes_back_into_a_window_costs_no_query(
             assert not counter.queries
             assert len(compared) == number + 1
         # so does one in which somebody began to type while it was out of view
-        bob.put(f"/_matrix/client/v3/rooms/{rooms[0]}/typing/{bob.user_id}", {"typing": True, "timeout": 30000})
+        bob.put(
+            f"/_matrix/client/v3/rooms/{rooms[0]}/typing/{bob.user_id}",
+            {"typing": True, "timeout": 30000},
+        )
         assert not client.sync()["extensions"]["typing"]["rooms"]
         say(bob, rooms[0], "three")
         typing = client.sync()["extensions"]["typing"]["rooms"]
@@ -328,7 +360,9 @@ def test_a_receipt_that_was_missed_out_of_view_comes_with_the_room(server: TestS
     rooms = [create(alice, preset="public_chat") for _ in range(3)]
     for room_id in rooms:
         act(bob, room_id, "join")
-    client = SlidingClient(alice, lists={"all": a_list([0, 1])}, extensions={"receipts": {"enabled": True}})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 1])}, extensions={"receipts": {"enabled": True}}
+    )
     for room_id in rooms:
         say(bob, room_id, "one")
         client.sync()
@@ -349,7 +383,11 @@ def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
     required = RequiredState()
     config = RoomConfig(5, required)
     state = ConnectionState(
-        {1: SentRoom(LIVE, 5, required), 2: SentRoom(LIVE, 1, required), 3: SentRoom(7, 5, required)}
+        {
+            1: SentRoom(LIVE, 5, required),
+            2: SentRoom(LIVE, 1, required),
+            3: SentRoom(7, 5, required),
+        }
     )
     assert state.settled(config) == {1}
     changes = StateChanges(state)

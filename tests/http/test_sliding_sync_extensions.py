@@ -34,7 +34,9 @@ def ended(server: TestServer, pending: Pending) -> dict[str, Any]:
 
 def test_to_device(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
-    client = SlidingClient(alice, "encryption", extensions={"to_device": {"enabled": True, "limit": 2}})
+    client = SlidingClient(
+        alice, "encryption", extensions={"to_device": {"enabled": True, "limit": 2}}
+    )
     wanted = client.body["extensions"]["to_device"]
     assert numbers(client.sync()) == []
     for number in range(3):
@@ -54,7 +56,9 @@ def test_acknowledged_messages_are_gone(server: TestServer) -> None:
     send_to(bob, alice, 1)
     answer = client.sync()
     send_to(bob, alice, 2)
-    client.body["extensions"]["to_device"]["since"] = answer["extensions"]["to_device"]["next_batch"]
+    client.body["extensions"]["to_device"]["since"] = answer["extensions"]["to_device"][
+        "next_batch"
+    ]
     assert numbers(client.sync()) == [2]
     del client.body["extensions"]["to_device"]["since"]
     client.pos = None
@@ -89,7 +93,9 @@ def test_messages_come_to_who_knew_a_database_that_is_an_older_one_now(server: T
     send_to(bob, alice, 1)
     answer = client.sync()
     assert numbers(answer) == [1]
-    client.body["extensions"]["to_device"]["since"] = answer["extensions"]["to_device"]["next_batch"]
+    client.body["extensions"]["to_device"]["since"] = answer["extensions"]["to_device"][
+        "next_batch"
+    ]
     assert numbers(client.sync()) == []
     send_to(bob, alice, 2)
     assert numbers(client.sync()) == [2]
@@ -97,7 +103,11 @@ def test_messages_come_to_who_knew_a_database_that_is_an_older_one_now(server: T
 
 def test_e2ee(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
-    algorithm = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    algorithm = {
+        "type": "m.room.encryption",
+        "state_key": "",
+        "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+    }
     room_id = create(alice, preset="public_chat", initial_state=[algorithm])
     client = SlidingClient(alice, "encryption", extensions={"e2ee": ON})
     answer = client.sync()["extensions"]["e2ee"]
@@ -142,7 +152,9 @@ def test_account_data(server: TestServer) -> None:
     pending = client.wait()
     assert alice.put(f"{data}/account_data/org.example", {"a": 2}).status == 200
     told = ended(server, pending)
-    assert told["extensions"]["account_data"]["global"] == [{"type": "org.example", "content": {"a": 2}}]
+    assert told["extensions"]["account_data"]["global"] == [
+        {"type": "org.example", "content": {"a": 2}}
+    ]
     client.pos = told["pos"]
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
     assert list(client.sync()["extensions"]["account_data"]["rooms"]) == [first]
@@ -165,10 +177,15 @@ def test_receipts(server: TestServer) -> None:
     assert alice.post(f"{rooms}/m.read.private/{old}").status == 200
     assert bob.post(f"{rooms}/m.read/{new}").status == 200
     assert bob.post(f"{rooms}/m.read.private/{new}").status == 200
-    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"receipts": {**ON, "rooms": ["*"]}})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9])}, extensions={"receipts": {**ON, "rooms": ["*"]}}
+    )
     event = client.sync()["extensions"]["receipts"]["rooms"][room_id]
     assert event["type"] == "m.receipt"
-    assert {id: {type: list(users) for type, users in types.items()} for id, types in event["content"].items()} == {
+    assert {
+        id: {type: list(users) for type, users in types.items()}
+        for id, types in event["content"].items()
+    } == {
         old: {"m.read.private": [alice.user_id]},
         new: {"m.read": [bob.user_id]},
     }
@@ -191,20 +208,28 @@ def test_receipts_that_are_asked_for_later_than_the_room(server: TestServer) -> 
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=2)})
     client.sync()
     for user, event_id in ((alice, old), (bob, new), (carol, old)):
-        assert user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}").status == 200
+        assert (
+            user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}").status == 200
+        )
     client.sync()
     client.body["extensions"] = {"receipts": ON}
     told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"]
     # what others read of what the client has of the room, and what one has read oneself
-    assert {id: list(types["m.read"]) for id, types in told.items()} == {old: [alice.user_id], new: [bob.user_id]}
+    assert {id: list(types["m.read"]) for id, types in told.items()} == {
+        old: [alice.user_id],
+        new: [bob.user_id],
+    }
     assert client.sync()["extensions"]["receipts"]["rooms"] == {}
 
 
 def in_two_threads(user: User, room_id: str) -> tuple[str, str]:
-    """A thread's root, and an event that is in the thread and in the main timeline: a reply that was redacted."""
+    """A thread's root, and an event that is in the thread and in the main timeline: a reply that
+    was redacted."""
     root = say(user, room_id, "root")
     relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
-    reply = str(ok(put_event(user, room_id, "m.room.message", {"body": "reply", **relation}))["event_id"])
+    reply = str(
+        ok(put_event(user, room_id, "m.room.message", {"body": "reply", **relation}))["event_id"]
+    )
     ok(redact(user, room_id, reply))
     return root, reply
 
@@ -215,8 +240,13 @@ def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: Test
     act(bob, room_id, "join")
     root, event_id = in_two_threads(alice, room_id)
     for body in ({"thread_id": "main"}, {}, {"thread_id": root}):
-        assert bob.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}", body).status == 200
-    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=9)}, extensions={"receipts": ON})
+        assert (
+            bob.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}", body).status
+            == 200
+        )
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9], limit=9)}, extensions={"receipts": ON}
+    )
     told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]
     assert list(told[bob.user_id]) == ["ts"]
 
@@ -226,19 +256,24 @@ def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: Test
 def test_of_two_threads_receipts_at_the_same_event_both_are_told(
     server: TestServer, reader: str, *, is_new: bool
 ) -> None:
-    """What was redacted is read in the main timeline and in its thread: one event has room for one of these, and the next answer comes at
-    once."""
+    """What was redacted is read in the main timeline and in its thread: one event has room for one
+    of these, and the next answer comes at once."""
     people = {name: server.register(name) for name in ("alice", "bob")}
     alice, user = people["alice"], people[reader]
     room_id = create(alice, preset="public_chat")
     act(people["bob"], room_id, "join")
     root, event_id = in_two_threads(alice, room_id)
-    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=9)}, extensions={"receipts": ON})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9], limit=9)}, extensions={"receipts": ON}
+    )
     if not is_new:
         client.sync()
     for thread_id in ("main", root):
         body = {"thread_id": thread_id}
-        assert user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}", body).status == 200
+        assert (
+            user.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}", body).status
+            == 200
+        )
     threads = []
     for answer in (client.sync(), ended(server, client.wait())):
         content = answer["extensions"]["receipts"]["rooms"][room_id]["content"]
@@ -342,7 +377,8 @@ def test_who_types_no_more_is_told_to_who_did_not_ask_for_a_while(server: TestSe
 
 
 def test_who_goes_on_typing_is_told_anew_when_a_room_comes_back(server: TestServer) -> None:
-    """Clients give up what they knew of who types in a room that leaves their windows. Proposal: MSC4508."""
+    """Clients give up what they knew of who types in a room that leaves their windows. Proposal:
+    MSC4508."""
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")

@@ -1,4 +1,5 @@
-"""Lists with filters, kept in order from one request to the next: as if every room were looked at each time."""
+"""Lists with filters, kept in order from one request to the next: as if every room were looked at
+each time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from homeserver.services.sliding_sync.order import FILTERS_KEPT
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say
 
@@ -41,7 +42,11 @@ def test_what_is_kept_is_what_is(tmp_path: Path, sqlite_database: Database, seed
     server = TestServer(tmp_path, sqlite_database)
     alice, bob = server.register("alice"), server.register("bob")
     data = f"/_matrix/client/v3/user/{alice.user_id}"
-    rooms = [create(alice, name=f"{drink} {number}") for number in range(3) for drink in ("tea", "coffee")]
+    rooms = [
+        create(alice, name=f"{drink} {number}")
+        for number in range(3)
+        for drink in ("tea", "coffee")
+    ]
     rooms.append(create(alice, creation_content={"type": "m.space"}))
 
     def tag(room_id: str) -> None:
@@ -60,9 +65,13 @@ def test_what_is_kept_is_what_is(tmp_path: Path, sqlite_database: Database, seed
     actions: list[Callable[[str], object]] = [
         speak,
         speak,
-        lambda room_id: put_state(alice, room_id, "m.room.name", {"name": random.choice(("Tea", "milk"))}),
+        lambda room_id: put_state(
+            alice, room_id, "m.room.name", {"name": random.choice(("Tea", "milk"))}
+        ),
         lambda room_id: put_state(alice, room_id, "m.room.encryption", MEGOLM),
-        lambda _: alice.put(f"{data}/account_data/m.direct", {bob.user_id: random.sample(rooms, 2)}),
+        lambda _: alice.put(
+            f"{data}/account_data/m.direct", {bob.user_id: random.sample(rooms, 2)}
+        ),
         lambda _: rooms.append(create(alice, name="tea again")),
         lambda _: create(bob, invite=[alice.user_id], name="tea for two"),
         tag,

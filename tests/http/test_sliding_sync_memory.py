@@ -10,13 +10,19 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.sliding_sync.connections import EMPTY, Connection
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.kept import KeptOfConnections
-from homeserver.services.sliding_sync.request import ListFilters, ListRequest, RequiredState, RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.request import (
+    ListFilters,
+    ListRequest,
+    RequiredState,
+    RoomConfig,
+    SlidingRequest,
+)
 from homeserver.services.sliding_sync.typing_views import ENTRY, ROOM, TypingViews, View
-from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.lazy_members import LazyMembers
-from storage.database import Database
-from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
-from storage.streams import Streams
+from storage.engine.database import Database
+from storage.engine.streams import Streams
+from storage.sync.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say
 from tests.http.test_sliding_sync_extensions import ended
@@ -29,7 +35,12 @@ def asked(device: str, conn_id: str, *tags: str) -> tuple[SlidingRequest, Connec
     alice = UserID("@alice:example.org")
     filters = ListFilters(tags=frozenset(tags))
     request = SlidingRequest(
-        Requester(alice, DeviceID(device), 1), conn_id, None, 0, False, {"all": ListRequest(None, CONFIG, filters)}
+        Requester(alice, DeviceID(device), 1),
+        conn_id,
+        None,
+        0,
+        False,
+        {"all": ListRequest(None, CONFIG, filters)},
     )
     return request, Connection(ConnectionKey(alice, device, conn_id), NOW, "1", EMPTY)
 
@@ -40,7 +51,11 @@ def test_answers_without_news_are_kept_for_as_many_connections_as_a_device_may_h
         answers.keep(*asked("PHONE", str(number)), NOW, {"rooms": {}})
     answers.keep(*asked("TABLET", "0"), NOW, {"rooms": {}})
     assert answers.find(*asked("PHONE", "0"), NOW) is None
-    assert answers.find(*asked("PHONE", "1"), NOW) == answers.find(*asked("TABLET", "0"), NOW) == {"rooms": {}}
+    assert (
+        answers.find(*asked("PHONE", "1"), NOW)
+        == answers.find(*asked("TABLET", "0"), NOW)
+        == {"rooms": {}}
+    )
     assert answers.find(*asked("PHONE", "1", "u.work"), NOW) is None
     weight = answers.weight
     answers.keep(*asked("TABLET", "0"), NOW, {"rooms": {}})
@@ -50,7 +65,11 @@ def test_answers_without_news_are_kept_for_as_many_connections_as_a_device_may_h
 def test_answers_without_news_are_bounded_by_the_bytes_of_what_was_asked() -> None:
     answers = EmptyAnswers(Streams(), capacity=100_000)
     for number in range(10):
-        answers.keep(*asked(f"D{number}", "", *(f"u.{number}.{n}".ljust(200, "x") for n in range(100))), NOW, {})
+        answers.keep(
+            *asked(f"D{number}", "", *(f"u.{number}.{n}".ljust(200, "x") for n in range(100))),
+            NOW,
+            {},
+        )
         assert 20_000 < answers.weight <= 100_000
     answers.keep(*asked("D9", "", "u.work"), NOW, {})
     answers.keep(*asked("HUGE", "", *("x" * 1000 + str(n) for n in range(200))), NOW, {})
@@ -60,7 +79,9 @@ def test_answers_without_news_are_bounded_by_the_bytes_of_what_was_asked() -> No
 def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> None:
     alice = server.register("alice")
     create(alice)
-    clients = [SlidingClient(alice, str(number), lists={"all": a_list([0, 1])}) for number in range(18)]
+    clients = [
+        SlidingClient(alice, str(number), lists={"all": a_list([0, 1])}) for number in range(18)
+    ]
     for client in clients:
         client.sync()
         server.clock.advance(1)
@@ -72,13 +93,16 @@ def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> N
 def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    """Such a state stands in the `pos`; the stored one, from which it came, goes from memory before it."""
+    """Such a state stands in the `pos`; the stored one, from which it came, goes from memory before
+    it."""
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
     connections = server.app.rooms.sliding.connections
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(4)]
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
-    clients = [SlidingClient(alice, str(n), lists={"all": a_list([0, 0], state=state)}) for n in range(15)]
+    clients = [
+        SlidingClient(alice, str(n), lists={"all": a_list([0, 0], state=state)}) for n in range(15)
+    ]
     for client in clients:
         client.sync()
         for room_id in rooms[:3]:
@@ -95,7 +119,9 @@ def test_what_is_asked_of_rooms_weighs_too(tmp_path: Path, sqlite_database: Data
     alice = server.register("alice")
     create(alice)
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
-    clients = [SlidingClient(alice, str(n), lists={"all": a_list([0, 1], state=state)}) for n in range(15)]
+    clients = [
+        SlidingClient(alice, str(n), lists={"all": a_list([0, 1], state=state)}) for n in range(15)
+    ]
     for client in clients:
         client.sync()
     assert 5 < len(connections) < 12
@@ -120,7 +146,10 @@ def test_names_have_an_end(server: TestServer, body: dict[str, object]) -> None:
 
 
 def is_typing(user: User, room_id: str, typing: bool) -> None:
-    answer = user.put(f"/_matrix/client/v3/rooms/{room_id}/typing/{user.user_id}", {"typing": typing, "timeout": 90000})
+    answer = user.put(
+        f"/_matrix/client/v3/rooms/{room_id}/typing/{user.user_id}",
+        {"typing": typing, "timeout": 90000},
+    )
     assert answer.status == 200, answer.body
 
 
@@ -164,7 +193,9 @@ def test_who_types_is_right_for_who_is_forgotten_too(
     older, newer = (create(alice, preset="public_chat") for _ in range(2))
     for room_id in (older, newer):
         act(bob, room_id, "join")
-    client = SlidingClient(alice, lists={"all": a_list([0, 1])}, extensions={"typing": {"enabled": True}})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 1])}, extensions={"typing": {"enabled": True}}
+    )
     client.sync()
     is_typing(bob, older, True)
     assert typists(client.sync()) == {older: [bob.user_id]}
@@ -195,7 +226,9 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     views = TypingViews(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
     views.keep(key, None, "1", View(frozenset({1}), {}))
     client = SlidingClient(
-        alice, lists={"all": a_list([0, 9])}, extensions={"org.matrix.msc4262.profiles": {"enabled": True}}
+        alice,
+        lists={"all": a_list([0, 9])},
+        extensions={"org.matrix.msc4262.profiles": {"enabled": True}},
     )
     for text in ("a", "b", ""):
         if text:
@@ -206,7 +239,12 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     assert alice.post("/_matrix/client/v3/logout", {}).status == 200
     assert (parts.empty.weight, views.weight, len(parts.connections)) == (0, 0, 0)
     identifier = {"type": "m.id.user", "user": "alice"}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland", "device_id": key.device_id}
+    body = {
+        "type": "m.login.password",
+        "identifier": identifier,
+        "password": "wonderland",
+        "device_id": key.device_id,
+    }
     again = server.post("/_matrix/client/v3/login", body).json
     client.user.token = again["access_token"]
     assert again["device_id"] == key.device_id
@@ -216,10 +254,16 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
 
 def test_members_that_a_device_has_no_longer_count_no_longer() -> None:
     """They left room for those of others, also once they were taken out."""
-    members, alice, phone = LazyMembers(capacity=20), UserID("@alice:example.org"), DeviceID("PHONE")
+    members, alice, phone = (
+        LazyMembers(capacity=20),
+        UserID("@alice:example.org"),
+        DeviceID("PHONE"),
+    )
     token = "0"
     members.sent((alice, phone), None)
-    for number in range(1, 30):  # told of somebody each time, who then changes without being told of
+    for number in range(
+        1, 30
+    ):  # told of somebody each time, who then changes without being told of
         before, token = token if number > 1 else None, str(number)
         members.note((alice, phone), before, [(1, "@bob:example.org")], token)
         has = members.sent((alice, phone), token)

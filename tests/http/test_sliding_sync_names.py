@@ -1,4 +1,5 @@
-"""Sliding sync: rooms that come into view for the first time stand in the `pos` itself, so they write nothing, and are not told twice."""
+"""Sliding sync: rooms that come into view for the first time stand in the `pos` itself, so they
+write nothing, and are not told twice."""
 
 from pathlib import Path
 from random import Random
@@ -6,7 +7,7 @@ from random import Random
 import pytest
 
 from homeserver.services.sliding_sync.state_names import MOST_ADDED, added_in, added_to
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say, texts
 
@@ -17,7 +18,9 @@ EXTENSIONS = {name: {"enabled": True} for name in ("account_data", "receipts", "
 
 def looking(user: User, conn_id: str = "first") -> SlidingClient:
     """A client that looks at the two newest rooms."""
-    return SlidingClient(user, conn_id, lists={"all": a_list([0, 1], limit=2)}, extensions=EXTENSIONS)
+    return SlidingClient(
+        user, conn_id, lists={"all": a_list([0, 1], limit=2)}, extensions=EXTENSIONS
+    )
 
 
 def told(client: SlidingClient) -> dict[str, bool]:
@@ -84,7 +87,9 @@ def test_what_a_client_makes_up_shows_it_nothing(server: TestServer) -> None:
     client.body["room_subscriptions"] = {hers: a_list(limit=5)}
     assert told(client) == {}
     act(alice, hers, "join")
-    assert told(client) == {hers: True}  # that it was told before does not count, for she was not in it
+    assert told(client) == {
+        hers: True
+    }  # that it was told before does not count, for she was not in it
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
     client.sync()
     say(alice, rooms[0], "hello")
@@ -109,7 +114,8 @@ def test_a_pos_with_rooms_is_a_place_for_readers_of_rooms(server: TestServer) ->
 
 
 def test_what_is_no_such_room_is_written(server: TestServer) -> None:
-    """An invite, which may come to nothing; a room of which more is wanted than of others; one that was told before."""
+    """An invite, which may come to nothing; a room of which more is wanted than of others; one that
+    was told before."""
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice) for _ in range(4)]
     client = looking(alice)
@@ -130,7 +136,10 @@ def test_what_is_no_such_room_is_written(server: TestServer) -> None:
 def test_names_say_what_was_put_into_them() -> None:
     chance = Random(1)
     for _ in range(200):
-        rooms = [(chance.randrange(1, 10**12), chance.random() < 0.3) for _ in range(chance.randrange(MOST_ADDED + 3))]
+        rooms = [
+            (chance.randrange(1, 10**12), chance.random() < 0.3)
+            for _ in range(chance.randrange(MOST_ADDED + 3))
+        ]
         name = added_to("17", rooms)
         assert (name is None) == (len(rooms) > MOST_ADDED)
         if name is not None:

@@ -23,7 +23,11 @@ def remove_field(user: User, field: str) -> None:
 
 
 def client_of(user: User, **more: Any) -> SlidingClient:
-    return SlidingClient(user, lists={"all": a_list([0, 0], state=LAZY)}, extensions={NAME: {"enabled": True, **more}})
+    return SlidingClient(
+        user,
+        lists={"all": a_list([0, 0], state=LAZY)},
+        extensions={NAME: {"enabled": True, **more}},
+    )
 
 
 def users_in(answer: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +76,9 @@ def test_only_the_fields_that_are_asked_for(alice: User, bob: User) -> None:
     assert users_in(client.sync())[bob.user_id]["updated"]["org.example.status"] == "busy"
 
 
-def test_changes_are_told_of_all_with_whom_one_shares_a_room(server: TestServer, alice: User, bob: User) -> None:
+def test_changes_are_told_of_all_with_whom_one_shares_a_room(
+    server: TestServer, alice: User, bob: User
+) -> None:
     stranger = server.register("stranger")
     far = create(alice, preset="public_chat")
     act(bob, far, "join")
@@ -107,7 +113,9 @@ def test_who_shares_no_room_any_more(alice: User, bob: User) -> None:
     assert users_in(client.sync()) == {}
 
 
-def test_who_left_hears_nothing_of_who_came_later(server: TestServer, alice: User, bob: User) -> None:
+def test_who_left_hears_nothing_of_who_came_later(
+    server: TestServer, alice: User, bob: User
+) -> None:
     carol, dave = server.register("carol"), server.register("dave")
     room_id = create(bob, preset="public_chat")
     for user in (alice, dave):
@@ -141,10 +149,15 @@ def test_what_was_not_asked_for_meanwhile_is_told_anew(alice: User, bob: User) -
 
 
 def test_the_feature_is_announced(server: TestServer) -> None:
-    assert server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4262"] is True
+    assert (
+        server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4262"]
+        is True
+    )
 
 
-def test_who_was_away_for_too_many_changes_begins_anew(alice: User, bob: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_was_away_for_too_many_changes_begins_anew(
+    alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
     client = client_of(alice)
@@ -171,7 +184,9 @@ def test_more_people_than_one_answer_tells_of(
     for user in people[1:]:
         act(user, first, "join")
     act(bob, second, "join")
-    client = SlidingClient(alice, lists={"all": a_list([0, 0], limit=0)}, extensions={NAME: {"enabled": True}})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 0], limit=0)}, extensions={NAME: {"enabled": True}}
+    )
     assert set(users_in(client.sync())) == {alice.user_id, bob.user_id}  # the second room alone
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
     told: list[set[str]] = []
@@ -208,7 +223,9 @@ def test_rooms_that_come_while_people_are_left(
             user = server.register(f"{name}{number}")
             everybody.add(user.user_id)
             act(user, rooms[-1], "join")
-    client = SlidingClient(alice, lists={"all": a_list([0, 0], limit=0)}, extensions={NAME: {"enabled": True}})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 0], limit=0)}, extensions={NAME: {"enabled": True}}
+    )
     told: set[str] = set()
     for number in range(20):
         client.body["lists"]["all"]["ranges"] = [[0, min(number, 4)]]
@@ -230,14 +247,21 @@ def with_people(server: TestServer, alice: User, *names: str) -> list[str]:
     return rooms
 
 
-def test_rooms_that_were_given_before_profiles_were_asked_for(server: TestServer, alice: User) -> None:
+def test_rooms_that_were_given_before_profiles_were_asked_for(
+    server: TestServer, alice: User
+) -> None:
     rooms = with_people(server, alice, "bob", "carol", "dave")
     for state in ([], LAZY):
         client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=0, state=state)})
         assert len(client.sync()["rooms"]) == 3
-        client.body |= {"lists": {"all": a_list([0, 0], limit=0, state=state)}, "extensions": {NAME: {"enabled": True}}}
+        client.body |= {
+            "lists": {"all": a_list([0, 0], limit=0, state=state)},
+            "extensions": {NAME: {"enabled": True}},
+        }
         assert names_in(client.sync()) == {"alice", "dave"}
-        client.body["room_subscriptions"] = {rooms[0]: {"timeline_limit": 0, "required_state": state}}
+        client.body["room_subscriptions"] = {
+            rooms[0]: {"timeline_limit": 0, "required_state": state}
+        }
         pos = client.pos
         assert names_in(client.sync()) == {"alice", "bob"}
         client.pos = pos  # that answer got lost
@@ -247,11 +271,15 @@ def test_rooms_that_were_given_before_profiles_were_asked_for(server: TestServer
         assert users_in(client.sync()) == {}
 
 
-def test_rooms_in_which_other_fields_and_other_lists_were_asked_for(server: TestServer, alice: User) -> None:
+def test_rooms_in_which_other_fields_and_other_lists_were_asked_for(
+    server: TestServer, alice: User
+) -> None:
     with_people(server, alice, "bob", "carol")
     lists = {"first": a_list([0, 0], limit=0), "both": a_list([0, 1], limit=0)}
     client = SlidingClient(
-        alice, lists=lists, extensions={NAME: {"enabled": True, "lists": ["first"], "fields": ["displayname"]}}
+        alice,
+        lists=lists,
+        extensions={NAME: {"enabled": True, "lists": ["first"], "fields": ["displayname"]}},
     )
     assert names_in(client.sync()) == {"alice", "carol"}
     client.body["extensions"][NAME]["lists"] = ["both"]
@@ -275,15 +303,20 @@ def test_people_of_rooms_that_did_not_fit_into_the_answer(
     monkeypatch.setattr(portions, "LARGEST_ANSWER", 400)
     client.body["extensions"] = {NAME: {"enabled": True}}
     answers = [client.sync() for _ in range(3)]
-    assert [list(answer["rooms"]) for answer in answers] == [[room_id] for room_id in reversed(rooms)]
+    assert [list(answer["rooms"]) for answer in answers] == [
+        [room_id] for room_id in reversed(rooms)
+    ]
     assert [names_in(answer) - {"alice"} for answer in answers] == [{"dave"}, {"carol"}, {"bob"}]
 
 
 def test_who_comes_later(server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where no members are asked for, and while the room is out of view; and however many they are."""
+    """Also where no members are asked for, and while the room is out of view; and however many they
+    are."""
     bob, *others = (server.register(name) for name in ("bob", "carol", "dave", "erin"))
     room_id = create(alice, preset="public_chat", name="tea")
-    client = SlidingClient(alice, lists={"all": a_list([0, 0])}, extensions={NAME: {"enabled": True}})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 0])}, extensions={NAME: {"enabled": True}}
+    )
     client.sync()
     act(bob, room_id, "join")
     assert names_in(client.sync()) == {"bob"}

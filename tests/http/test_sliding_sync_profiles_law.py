@@ -1,8 +1,8 @@
-"""Sliding sync: whoever follows profiles knows, of everybody who is in a room that they were given, what a new client is told.
-Proposal: MSC4262.
+"""Sliding sync: whoever follows profiles knows, of everybody who is in a room that they were given,
+what a new client is told. Proposal: MSC4262.
 
-People set fields, come and go; a client looks at some rooms, then at others, for all fields or for one, and loses answers.
-`MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
+People set fields, come and go; a client looks at some rooms, then at others, for all fields or for
+one, and loses answers. `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from homeserver.services.sliding_sync import portions, profiles
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, create
 
@@ -31,7 +31,9 @@ class Follower:
         self.client = SlidingClient(user, lists={"all": a_list([0, 1], limit=1)})
         self.known: dict[str, dict[str, Any]] = {}
 
-    def ask(self, window: int, fields: list[str] | None, *, is_wanted: bool, state: list[list[str]]) -> None:
+    def ask(
+        self, window: int, fields: list[str] | None, *, is_wanted: bool, state: list[list[str]]
+    ) -> None:
         """From now on."""
         self.client.body["lists"] = {"all": a_list([0, window], limit=1, state=state)}
         self.client.body["extensions"] = {NAME: {"enabled": is_wanted, "fields": fields}}
@@ -42,7 +44,9 @@ class Follower:
         asked = self.client.body.get("extensions", {}).get(NAME, {"enabled": False, "fields": None})
         for profile in self.known.values():
             for field in list(profile):
-                if not asked["enabled"] or (asked["fields"] is not None and field not in asked["fields"]):
+                if not asked["enabled"] or (
+                    asked["fields"] is not None and field not in asked["fields"]
+                ):
                     del profile[field]
         answer = self.client.sync()
         users = answer["extensions"].get(NAME, {}).get("users", {})
@@ -69,7 +73,9 @@ def test_all_profiles_in_view_are_known(
         monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 1)
         monkeypatch.setattr(portions, "LARGEST_ANSWER", 1000)
     server = TestServer(tmp_path, sqlite_database)
-    alice, *others = people = [server.register(name) for name in ("alice", "bob", "carol", "dave", "erin", "frank")]
+    alice, *others = people = [
+        server.register(name) for name in ("alice", "bob", "carol", "dave", "erin", "frank")
+    ]
     rooms = [create(alice, preset="public_chat", name=f"{number}") for number in range(4)]
     follower = Follower(alice)
 
@@ -87,7 +93,8 @@ def test_all_profiles_in_view_are_known(
             user.post(f"{V3}/rooms/{room_id}/leave", {})
         else:
             user.put(
-                f"{V3}/rooms/{room_id}/send/m.room.message/{chance.random()}", {"msgtype": "m.text", "body": "hello"}
+                f"{V3}/rooms/{room_id}/send/m.room.message/{chance.random()}",
+                {"msgtype": "m.text", "body": "hello"},
             )
 
     for _ in range(25):
@@ -112,5 +119,7 @@ def test_all_profiles_in_view_are_known(
         }
         assert len(members) >= 4
         for member in members:
-            assert follower.known.get(member, {}) == alice.get(f"{V3}/profile/{member}").json, member
+            assert follower.known.get(member, {}) == alice.get(f"{V3}/profile/{member}").json, (
+                member
+            )
         others[0].put(f"{V3}/profile/{others[0].user_id}/m.tz", {"m.tz": "UTC"})

@@ -34,7 +34,10 @@ def test_what_cannot_be_is_refused(server: TestServer, body: dict[str, object]) 
 @pytest.mark.parametrize("form", [UNSTABLE, STABLE])
 def test_keys_of_lists_are_opaque_identifiers(server: TestServer, form: str, key: str) -> None:
     alice = server.register("alice")
-    answer = alice.post(form, {"lists": {key: {"timeline_limit": 1, "required_state": {} if form == STABLE else []}}})
+    answer = alice.post(
+        form,
+        {"lists": {key: {"timeline_limit": 1, "required_state": {} if form == STABLE else []}}},
+    )
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
 
 
@@ -44,8 +47,12 @@ def test_a_list_may_have_a_long_key_in_the_accepted_form(server: TestServer) -> 
     assert list(answer.json["lists"]) == [key]
 
 
-@pytest.mark.parametrize(("state", "status"), [("offline", 200), (None, 200), ("busy", 400), ("", 400)])
-def test_how_one_is_there_is_one_of_three_words(server: TestServer, state: str | None, status: int) -> None:
+@pytest.mark.parametrize(
+    ("state", "status"), [("offline", 200), (None, 200), ("busy", 400), ("", 400)]
+)
+def test_how_one_is_there_is_one_of_three_words(
+    server: TestServer, state: str | None, status: int
+) -> None:
     answer = server.register("alice").post(STABLE, {"set_presence": state})
     assert answer.status == status
     if status == 400:
@@ -58,7 +65,14 @@ def test_what_is_unknown_or_null_is_ignored(server: TestServer) -> None:
     body: dict[str, Any] = {
         "txn_id": "t",
         "conn_id": None,
-        "lists": {"a": {**a_list([0, 1]), "sort": ["by_recency"], "filters": None, "bump_event_types": ["x"]}},
+        "lists": {
+            "a": {
+                **a_list([0, 1]),
+                "sort": ["by_recency"],
+                "filters": None,
+                "bump_event_types": ["x"],
+            }
+        },
         "room_subscriptions": {"!nowhere:example.org": {"timeline_limit": 1, "required_state": []}},
         "extensions": {"org.example": {"enabled": True}, "typing": {"enabled": False}},
         "unsubscribe_rooms": [],

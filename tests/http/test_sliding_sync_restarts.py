@@ -1,5 +1,6 @@
-"""Sliding sync: a server that remembers a connection and one that was started anew tell a client the same, whatever it has: also of rooms
-that stand in its `pos` alone, and what became of them since."""
+"""Sliding sync: a server that remembers a connection and one that was started anew tell a client
+the same, whatever it has: also of rooms that stand in its `pos` alone, and what became of them
+since."""
 
 from pathlib import Path
 from random import Random
@@ -8,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say
 
@@ -17,7 +18,14 @@ EXTENSIONS = {name: {"enabled": True} for name in ("account_data", "receipts")}
 STEPS = 25
 
 
-def happen(chance: Random, alice: User, bob: User, rooms: list[str], events: dict[str, list[str]], number: int) -> None:
+def happen(
+    chance: Random,
+    alice: User,
+    bob: User,
+    rooms: list[str],
+    events: dict[str, list[str]],
+    number: int,
+) -> None:
     """Mostly somebody says something."""
     user, room_id = chance.choice([alice, bob]), chance.choice(rooms)
     room, alices = f"{V3}/rooms/{room_id}", f"{V3}/user/{alice.user_id}"
@@ -28,7 +36,9 @@ def happen(chance: Random, alice: User, bob: User, rooms: list[str], events: dic
         alice.post(f"{room}/leave")
         alice.post(f"{room}/forget")
     elif what in (2, 3, 4, 5):
-        bob.post(f"{room}/{('kick', 'ban', 'unban', 'invite')[what - 2]}", {"user_id": alice.user_id})
+        bob.post(
+            f"{room}/{('kick', 'ban', 'unban', 'invite')[what - 2]}", {"user_id": alice.user_id}
+        )
     elif what in (6, 7):
         alice.post(f"{room}/join")
     elif what == 8:
@@ -38,17 +48,23 @@ def happen(chance: Random, alice: User, bob: User, rooms: list[str], events: dic
     elif what == 10 and room_id in events:
         bob.post(f"{room}/receipt/m.read/{chance.choice(events[room_id])}")
     else:
-        answer = user.put(f"{room}/send/m.room.message/{number}", {"msgtype": "m.text", "body": f"{number}"})
+        answer = user.put(
+            f"{room}/send/m.room.message/{number}", {"msgtype": "m.text", "body": f"{number}"}
+        )
         if answer.status == 200:
             events.setdefault(room_id, []).append(answer.json["event_id"])
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_who_remembers_and_who_does_not_tell_the_same(tmp_path: Path, sqlite_database: Database, seed: int) -> None:
+def test_who_remembers_and_who_does_not_tell_the_same(
+    tmp_path: Path, sqlite_database: Database, seed: int
+) -> None:
     chance = Random(seed)
     server = TestServer(tmp_path, sqlite_database)
     alice, bob = server.register("alice"), server.register("bob")
-    rooms = [create(alice if at % 2 else bob, preset="public_chat", name=f"{at}") for at in range(7)]
+    rooms = [
+        create(alice if at % 2 else bob, preset="public_chat", name=f"{at}") for at in range(7)
+    ]
     for room_id in rooms[::2]:
         assert alice.post(f"{V3}/rooms/{room_id}/join").status == 200
     for room_id in rooms[1::2]:
@@ -103,5 +119,8 @@ def test_that_a_room_was_left_is_told_though_it_stands_in_the_pos_alone(
     act(bob, rooms[0], "kick", user_id=alice.user_id)
     client.user.server = TestServer(tmp_path, sqlite_database, seed=2)
     (told,) = client.sync()["rooms"].items()
-    assert (told[0], [event["type"] for event in told[1]["timeline"]]) == (rooms[0], ["m.room.member"])
+    assert (told[0], [event["type"] for event in told[1]["timeline"]]) == (
+        rooms[0],
+        ["m.room.member"],
+    )
     assert rooms[0] not in client.sync()["rooms"]

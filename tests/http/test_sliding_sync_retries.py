@@ -1,8 +1,9 @@
-"""Sliding sync: the answer to a request that its client gave up, of which the server had not heard, takes nothing from who goes on."""
+"""Sliding sync: the answer to a request that its client gave up, of which the server had not heard,
+takes nothing from who goes on."""
 
 import pytest
 
-from storage.sliding_connections import MOST_OF_A_CONNECTION
+from storage.sync.sliding_connections import MOST_OF_A_CONNECTION
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, say, state_of
@@ -19,7 +20,8 @@ def talk(server: TestServer) -> tuple[User, User, list[str]]:
 
 
 def one_that_is_stored(user: User, rooms: list[str]) -> SlidingClient:
-    """A client to which each room that is new is told otherwise than the last one: what it has is stored each time."""
+    """A client to which each room that is new is told otherwise than the last one: what it has is
+    stored each time."""
     client = SlidingClient(user, lists={"all": a_list([0, 1])})
     client.sync()
     client.body["room_subscriptions"] = {rooms[1]: a_list(limit=9)}
@@ -90,11 +92,17 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
     for pos in sorted(ends, key=lambda pos: int(pos.split("_")[-1]))[-MOST_OF_A_CONNECTION + 1 :]:
         answer = bob.post(f"{client.path().partition('?')[0]}?pos={pos}", client.body)
         assert answer.status == 200, answer.body
-    (known,) = [each for key, each in server.app.rooms.sliding.connections._known.items() if key.user_id == bob.user_id]
+    (known,) = [
+        each
+        for key, each in server.app.rooms.sliding.connections._known.items()
+        if key.user_id == bob.user_id
+    ]
     assert len(known.states) <= MOST_OF_A_CONNECTION
 
 
-def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(server: TestServer) -> None:
+def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(
+    server: TestServer,
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -112,10 +120,13 @@ def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(se
 
 
 def test_who_types_is_told_again_where_the_answer_got_lost(server: TestServer) -> None:
-    """The client asks for another window, and gives that up, before anything has happened to anybody."""
+    """The client asks for another window, and gives that up, before anything has happened to
+    anybody."""
     alice, bob, rooms = talk(server)
     say(alice, rooms[1], "newest")
-    client = SlidingClient(bob, lists={"all": a_list([0, 3])}, extensions={"typing": {"enabled": True}})
+    client = SlidingClient(
+        bob, lists={"all": a_list([0, 3])}, extensions={"typing": {"enabled": True}}
+    )
     path = f"/_matrix/client/v3/rooms/{rooms[0]}/typing/{alice.user_id}"
     client.sync()
     assert alice.put(path, {"typing": True, "timeout": 20000}).status == 200

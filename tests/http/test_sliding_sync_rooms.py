@@ -28,7 +28,9 @@ def test_invites(server: TestServer) -> None:
     assert room["initial"] is True
     assert room["bump_stamp"] > 0
     assert not {"timeline", "required_state", "name", "joined_count"} & room.keys()
-    stripped = {(event["type"], event["state_key"]): event["content"] for event in room["invite_state"]}
+    stripped = {
+        (event["type"], event["state_key"]): event["content"] for event in room["invite_state"]
+    }
     assert stripped["m.room.name", ""] == {"name": "tea"}
     assert stripped["m.room.member", alice.user_id]["membership"] == "invite"
     assert client.sync()["rooms"] == {}
@@ -76,7 +78,10 @@ def test_invites_of_ignored_users_are_not_there(server: TestServer) -> None:
 def test_a_knock_that_is_accepted(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(
-        bob, initial_state=[{"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}]
+        bob,
+        initial_state=[
+            {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+        ],
     )
     assert alice.post(f"/_matrix/client/v3/knock/{room_id}").status == 200
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
@@ -96,7 +101,9 @@ def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="public_chat")
     act(alice, room_id, "join")
-    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=9, state=[*ME, ["m.room.topic", ""]])})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9], limit=9, state=[*ME, ["m.room.topic", ""]])}
+    )
     client.sync()
     say(bob, room_id, "before")
     act(bob, room_id, action, user_id=alice.user_id)
@@ -110,7 +117,9 @@ def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action:
     answer = client.sync()
     assert answer["rooms"] == {}
     assert answer["lists"]["all"]["count"] == 1
-    fresh = SlidingClient(alice, "fresh", lists={"all": a_list([0, 9], limit=2)}).sync()["rooms"][room_id]
+    fresh = SlidingClient(alice, "fresh", lists={"all": a_list([0, 9], limit=2)}).sync()["rooms"][
+        room_id
+    ]
     assert texts(fresh) == ["before"]
     if action == "kick":
         act(alice, room_id, "join")
@@ -119,14 +128,23 @@ def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action:
 
 @pytest.mark.parametrize("told", ["nothing", "the rest", "the leaving"])
 @pytest.mark.parametrize("forgets", [False, True])
-def test_who_leaves_and_joins_again_begins_anew_with_the_room(server: TestServer, *, forgets: bool, told: str) -> None:
+def test_who_leaves_and_joins_again_begins_anew_with_the_room(
+    server: TestServer, *, forgets: bool, told: str
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = create(alice, preset="public_chat"), create(bob)
     act(bob, room_id, "join")
     extensions = {name: {"enabled": True} for name in ("account_data", "receipts", "typing")}
-    client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=5, state=[["*", "*"]])}, extensions=extensions)
+    client = SlidingClient(
+        bob, lists={"all": a_list([0, 9], limit=5, state=[["*", "*"]])}, extensions=extensions
+    )
     client.sync()
-    assert bob.put(f"/_matrix/client/v3/user/{bob.user_id}/rooms/{room_id}/account_data/a.b", {"n": 1}).status == 200
+    assert (
+        bob.put(
+            f"/_matrix/client/v3/user/{bob.user_id}/rooms/{room_id}/account_data/a.b", {"n": 1}
+        ).status
+        == 200
+    )
     client.sync()
     act(bob, room_id, "leave")
     if told == "the leaving":
@@ -142,9 +160,13 @@ def test_who_leaves_and_joins_again_begins_anew_with_the_room(server: TestServer
     room = answer["rooms"][room_id]
     assert room["initial"] is True
     assert {("m.room.create", ""), ("m.room.topic", "")} <= state_of(room)
-    assert answer["extensions"]["account_data"]["rooms"] == {room_id: [{"type": "a.b", "content": {"n": 1}}]}
+    assert answer["extensions"]["account_data"]["rooms"] == {
+        room_id: [{"type": "a.b", "content": {"n": 1}}]
+    }
     for name in ("Bob", "Bobby"):  # a new name is no new joining
-        put_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": name}, bob.user_id)
+        put_state(
+            bob, room_id, "m.room.member", {"membership": "join", "displayname": name}, bob.user_id
+        )
     assert "initial" not in client.sync()["rooms"][room_id]
 
 
@@ -191,7 +213,9 @@ def test_subscriptions(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, foreign = create(alice, name="tea"), create(bob, preset="public_chat")
     wanted = {"timeline_limit": 2, "required_state": [["m.room.name", ""]]}
-    client = SlidingClient(alice, room_subscriptions={room_id: wanted, foreign: wanted, "!none:example.org": wanted})
+    client = SlidingClient(
+        alice, room_subscriptions={room_id: wanted, foreign: wanted, "!none:example.org": wanted}
+    )
     answer = client.sync()
     assert list(answer["rooms"]) == [room_id]
     assert answer["lists"] == {}
@@ -206,11 +230,18 @@ def test_subscriptions(server: TestServer) -> None:
 
 def test_filters(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
-    plain, space = create(alice, name="Green Tea"), create(alice, creation_content={"type": "m.space"})
+    plain, space = (
+        create(alice, name="Green Tea"),
+        create(alice, creation_content={"type": "m.space"}),
+    )
     secret = create(
         alice,
         initial_state=[
-            {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+            {
+                "type": "m.room.encryption",
+                "state_key": "",
+                "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+            }
         ],
     )
     invited = create(bob, invite=[alice.user_id])
@@ -247,7 +278,11 @@ def test_filters(server: TestServer) -> None:
 
 def test_filters_of_invites_judge_by_what_is_told(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
-    algorithm = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    algorithm = {
+        "type": "m.room.encryption",
+        "state_key": "",
+        "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+    }
     encrypted = create(bob, invite=[alice.user_id], initial_state=[algorithm])
     space = create(bob, invite=[alice.user_id], creation_content={"type": "m.space"})
     assert shown(alice, is_encrypted=True) == {encrypted}
@@ -267,7 +302,11 @@ def test_messages_of_ignored_users_are_not_shown(server: TestServer) -> None:
     server.clock.advance(0)
     assert not pending.done
     server.clock.advance(30)
-    assert pending.answer.json["rooms"][room_id].keys() == {"bump_stamp", "notification_count", "highlight_count"}
+    assert pending.answer.json["rooms"][room_id].keys() == {
+        "bump_stamp",
+        "notification_count",
+        "highlight_count",
+    }
 
 
 def test_own_events_carry_their_transaction(server: TestServer) -> None:
@@ -297,7 +336,9 @@ def test_a_message_that_is_not_shown_moves_the_room_and_counts(server: TestServe
     assert client.sync()["rooms"] == {}
 
 
-def test_a_message_of_who_is_ignored_moves_the_room_as_it_does_for_a_new_client(server: TestServer) -> None:
+def test_a_message_of_who_is_ignored_moves_the_room_as_it_does_for_a_new_client(
+    server: TestServer,
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -322,7 +363,10 @@ def test_counts_that_no_event_changes_are_told(server: TestServer) -> None:
     older, newer = (create(alice, preset="public_chat") for _ in range(2))
     for room_id in (older, newer):
         act(bob, room_id, "join")
-    events = {room_id: [say(alice, room_id, f"{n}{room_id[1:5]}") for n in range(2)] for room_id in (older, newer)}
+    events = {
+        room_id: [say(alice, room_id, f"{n}{room_id[1:5]}") for n in range(2)]
+        for room_id in (older, newer)
+    }
 
     def read(room_id: str, event_id: str, kind: str = "m.read") -> None:
         answer = bob.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/{kind}/{event_id}", {})
@@ -351,7 +395,9 @@ def test_counts_that_no_event_changes_are_told(server: TestServer) -> None:
     assert counts_of(client.sync()) == {}
 
 
-def test_counts_are_told_by_a_server_that_was_started_meanwhile(server: TestServer, tmp_path: Path) -> None:
+def test_counts_are_told_by_a_server_that_was_started_meanwhile(
+    server: TestServer, tmp_path: Path
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = (create(alice, preset="public_chat") for _ in range(2))
     for each in (room_id, other):

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from homeserver.services.sliding_sync import portions, room_entry
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import STABLE, SlidingClient, a_list, create, say, texts
 from tests.http.test_sliding_sync_extensions import ended
@@ -17,7 +17,9 @@ def put_text(user: User, room_id: str, text: str) -> None:
     assert user.put(path, {"msgtype": "m.text", "body": text}).status == 200
 
 
-def test_the_operator_bounds_the_events_of_a_room(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_operator_bounds_the_events_of_a_room(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "filter_timeline_limit: 2\n")
     alice = server.register("alice")
     room_id = create(alice)
@@ -42,7 +44,9 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
         put_text(alice, room_id, text)
     room = client.sync()["rooms"][room_id]
     assert (texts(room), room["limited"]) == (large[2:], True)
-    page = alice.get(f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&from={room['prev_batch']}&limit=2").json
+    page = alice.get(
+        f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&from={room['prev_batch']}&limit=2"
+    ).json
     assert [event["content"]["body"] for event in page["chunk"]] == [large[1], large[0]]
     assert client.sync()["rooms"] == {}
     put_text(alice, room_id, "x" * 20_000)  # one is told however large it is
@@ -50,7 +54,9 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
     assert (texts(room), room.get("limited")) == (["x" * 20_000], None)
 
 
-def test_rooms_that_do_not_fit_come_in_the_next_answers(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rooms_that_do_not_fit_come_in_the_next_answers(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 2)
     monkeypatch.setattr(portions, "LARGEST_ANSWER", 5000)
     alice = server.register("alice")
@@ -60,7 +66,9 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(server: TestServer, monk
         assert alice.put(path, {"of": room_id}).status == 200
     for room_id in reversed(ids):
         put_text(alice, room_id, "a" * 6000)
-    extensions = {name: {"enabled": True} for name in ("account_data", "receipts", "typing", "e2ee")}
+    extensions = {
+        name: {"enabled": True} for name in ("account_data", "receipts", "typing", "e2ee")
+    }
     client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions=extensions)
     answer = client.sync()
     assert answer["lists"]["all"]["count"] == 5
@@ -70,7 +78,10 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(server: TestServer, monk
     client.pos = answers[0]["pos"]
     answers.append(client.sync())
     assert [list(each["rooms"]) for each in answers] == [oldest[:2], oldest[2:]]
-    assert [each["extensions"]["account_data"]["rooms"].keys() for each in answers] == [{*oldest[:2]}, {*oldest[2:]}]
+    assert [each["extensions"]["account_data"]["rooms"].keys() for each in answers] == [
+        {*oldest[:2]},
+        {*oldest[2:]},
+    ]
     assert client.sync()["rooms"] == {}
 
     for room_id in reversed(ids):
@@ -78,9 +89,17 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(server: TestServer, monk
     first = client.sync()
     put_text(alice, oldest[-1], "c" * 6000)
     later = [client.sync() for _ in range(3)]
-    assert [list(each["rooms"]) for each in (first, *later)] == [[old, older], [oldest[2], oldest[0]], [oldest[1]], []]
+    assert [list(each["rooms"]) for each in (first, *later)] == [
+        [old, older],
+        [oldest[2], oldest[0]],
+        [oldest[1]],
+        [],
+    ]
     assert later[0]["rooms"][oldest[2]]["limited"] is True
-    assert [texts(later[0]["rooms"][oldest[0]]), "initial" in later[0]["rooms"][oldest[0]]] == [["b" * 6000], False]
+    assert [texts(later[0]["rooms"][oldest[0]]), "initial" in later[0]["rooms"][oldest[0]]] == [
+        ["b" * 6000],
+        False,
+    ]
 
 
 def test_what_is_open_comes_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +108,9 @@ def test_what_is_open_comes_first(server: TestServer, monkeypatch: pytest.Monkey
     alice = server.register("alice")
     opened, old, new = (create(alice) for _ in range(3))
     subscription = {"timeline_limit": 1, "required_state": []}
-    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, room_subscriptions={opened: subscription})
+    client = SlidingClient(
+        alice, lists={"all": a_list([0, 9])}, room_subscriptions={opened: subscription}
+    )
     assert [list(client.sync()["rooms"]) for _ in range(4)] == [[opened], [new], [old], []]
     for room_id in (opened, new, old):
         say(alice, room_id, "hello")

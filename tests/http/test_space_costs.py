@@ -1,4 +1,5 @@
-"""What a page of a tree of rooms asks of the database: the same for ten rooms and for five hundred."""
+"""What a page of a tree of rooms asks of the database: the same for ten rooms and for five
+hundred."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.sqlite import SQLiteConfig
+from storage.engine.sqlite import SQLiteConfig
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.server import TestServer
 from tests.helpers.spaces import add_child, create_space, hierarchy
@@ -39,7 +40,11 @@ def test_a_page_costs_three_queries_a_level(
     hierarchy(bob, town)
     counter.clear()
     page = hierarchy(bob, town, limit=50)
-    assert dict(counter.reads) == {"get_summaries_by_id": 3, "get_space_children": 2, "get_rooms_of_ours": 3}
+    assert dict(counter.reads) == {
+        "get_summaries_by_id": 3,
+        "get_space_children": 2,
+        "get_rooms_of_ours": 3,
+    }
     assert sum(counter.queries.values()) == 8
     while "next_batch" in page:
         counter.clear()

@@ -27,11 +27,17 @@ class Town:
         self.alice, self.bob = server.register("alice"), server.register("bob")
         spaces = [create_space(self.alice) for _ in range(SPACES)]
         hidden = [create_space(self.alice, preset="private_chat") for _ in range(HIDDEN)]
-        self.rooms = [*spaces, *hidden, *(create(self.alice, preset="public_chat") for _ in range(ROOMS))]
+        self.rooms = [
+            *spaces,
+            *hidden,
+            *(create(self.alice, preset="public_chat") for _ in range(ROOMS)),
+        ]
         self.links: set[tuple[int, int]] = set()
         self.clock = server.clock
 
-    def link(self, wanted: Mapping[tuple[int, int], tuple[str, bool]]) -> dict[tuple[int, int], float]:
+    def link(
+        self, wanted: Mapping[tuple[int, int], tuple[str, bool]]
+    ) -> dict[tuple[int, int], float]:
         """Let these be the links, and no others; when each was made."""
         for parent, child in self.links:
             set_state(self.alice, self.rooms[parent], "m.space.child", {}, self.rooms[child])
@@ -41,7 +47,9 @@ class Town:
             self.clock.advance(1)
             made[parent, child] = self.clock.seconds()
             more = {"order": order} if order else {}
-            add_child(self.alice, self.rooms[parent], self.rooms[child], suggested=suggested, **more)
+            add_child(
+                self.alice, self.rooms[parent], self.rooms[child], suggested=suggested, **more
+            )
         return made
 
 
@@ -58,7 +66,8 @@ def expected(
     suggested_only: bool,
     max_depth: int,
 ) -> list[int]:
-    """The walk as one would say it in a sentence: a room, then what is below its children in their order."""
+    """The walk as one would say it in a sentence: a room, then what is below its children in their
+    order."""
     found: list[int] = []
     seen: set[int] = set()
 
@@ -72,7 +81,13 @@ def expected(
         if depth == max_depth:
             return
         children = [child for parent, child in wanted if parent == room]
-        children.sort(key=lambda child: (not wanted[room, child][0], wanted[room, child][0], made[room, child]))
+        children.sort(
+            key=lambda child: (
+                not wanted[room, child][0],
+                wanted[room, child][0],
+                made[room, child],
+            )
+        )
         for child in children:
             if wanted[room, child][1] or not suggested_only:
                 walk(child, depth + 1)
@@ -81,8 +96,12 @@ def expected(
     return found
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(wanted=links, suggested_only=st.booleans(), max_depth=st.integers(0, 4), limit=st.integers(1, 4))
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    wanted=links, suggested_only=st.booleans(), max_depth=st.integers(0, 4), limit=st.integers(1, 4)
+)
 def test_any_tree(
     town: Town,
     wanted: Mapping[tuple[int, int], tuple[str, bool]],
@@ -96,7 +115,9 @@ def test_any_tree(
     outsiders = [number for number in everybody if not SPACES <= number < SPACES + HIDDEN]
     readers: list[tuple[User, Sequence[int]]] = [(town.alice, everybody), (town.bob, outsiders)]
     for user, shown in readers:
-        walked = expected(wanted, made, shown=shown, suggested_only=suggested_only, max_depth=max_depth)
+        walked = expected(
+            wanted, made, shown=shown, suggested_only=suggested_only, max_depth=max_depth
+        )
         rooms = [town.rooms[number] for number in walked]
         assert rooms_below(user, town.rooms[0], **query) == rooms
         pages = every_page(user, town.rooms[0], limit, **query)

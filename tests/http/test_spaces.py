@@ -74,7 +74,12 @@ def test_children_stand_in_their_order(server: TestServer, alice: User) -> None:
 
 
 def test_the_walk_goes_down_before_it_goes_on(alice: User) -> None:
-    town, street, house, park = create_space(alice), create_space(alice), public(alice, "h"), public(alice, "p")
+    town, street, house, park = (
+        create_space(alice),
+        create_space(alice),
+        public(alice, "h"),
+        public(alice, "p"),
+    )
     add_child(alice, town, street, order="1")
     add_child(alice, town, park, order="2")
     add_child(alice, street, house)
@@ -95,7 +100,12 @@ def test_loops_end_and_each_room_is_shown_once(alice: User) -> None:
 
 
 def test_only_suggested(alice: User) -> None:
-    space, street, room, other = create_space(alice), create_space(alice), public(alice, "r"), public(alice, "o")
+    space, street, room, other = (
+        create_space(alice),
+        create_space(alice),
+        public(alice, "r"),
+        public(alice, "o"),
+    )
     add_child(alice, space, street, suggested=True)
     add_child(alice, space, other)
     add_child(alice, street, room, suggested="yes")
@@ -131,15 +141,33 @@ def test_only_rooms_that_one_may_know_of_are_shown(alice: User, bob: User) -> No
     invited, banned = create(alice, preset="private_chat"), public(alice, "banned")
     readable = create(
         alice,
-        initial_state=[{"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}}],
+        initial_state=[
+            {
+                "type": "m.room.history_visibility",
+                "content": {"history_visibility": "world_readable"},
+            }
+        ],
     )
-    knock = create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
+    knock = create(
+        alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
+    )
     allow = [{"type": "m.room_membership", "room_id": space}]
     members_only = create(
         alice,
-        initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}],
+        initial_state=[
+            {"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}
+        ],
     )
-    rooms = [open_room, secret, invited, banned, readable, knock, members_only, "!unknown:example.org"]
+    rooms = [
+        open_room,
+        secret,
+        invited,
+        banned,
+        readable,
+        knock,
+        members_only,
+        "!unknown:example.org",
+    ]
     for number, room in enumerate(rooms):
         add_child(alice, space, room, order=str(number))
     invite(alice, invited, bob)
@@ -151,13 +179,19 @@ def test_only_rooms_that_one_may_know_of_are_shown(alice: User, bob: User) -> No
 
 
 def test_what_stands_below_a_hidden_space_is_hidden_too(alice: User, bob: User) -> None:
-    space, hidden, room = create_space(alice), create_space(alice, preset="private_chat"), public(alice, "r")
+    space, hidden, room = (
+        create_space(alice),
+        create_space(alice, preset="private_chat"),
+        public(alice, "r"),
+    )
     add_child(alice, space, hidden)
     add_child(alice, hidden, room)
     assert rooms_below(bob, space) == [space]
 
 
-def test_who_may_not_know_of_the_room_is_refused(server: TestServer, alice: User, bob: User) -> None:
+def test_who_may_not_know_of_the_room_is_refused(
+    server: TestServer, alice: User, bob: User
+) -> None:
     secret = create_space(alice, preset="private_chat")
     assert refused(bob.get(hierarchy_path(secret))) == (403, "M_FORBIDDEN")
     assert refused(bob.get(hierarchy_path("!none:example.org"))) == (403, "M_FORBIDDEN")
@@ -204,12 +238,22 @@ def test_pages_cannot_change_what_they_are_of(alice: User) -> None:
     token = hierarchy(alice, space, limit=1, max_depth=3)["next_batch"]
     assert rooms_below(alice, space, limit=1, max_depth=3, from_=token) != [space]
     for change in ({"max_depth": 2}, {}, {"max_depth": 3, "suggested_only": "true"}):
-        assert refused(alice.get(hierarchy_path(space, from_=token, **change))) == (400, "M_INVALID_PARAM")
+        assert refused(alice.get(hierarchy_path(space, from_=token, **change))) == (
+            400,
+            "M_INVALID_PARAM",
+        )
 
 
 @pytest.mark.parametrize(
     "query",
-    [{"limit": 0}, {"limit": -1}, {"limit": "x"}, {"max_depth": -1}, {"suggested_only": "maybe"}, {"from_": "x"}],
+    [
+        {"limit": 0},
+        {"limit": -1},
+        {"limit": "x"},
+        {"max_depth": -1},
+        {"suggested_only": "maybe"},
+        {"from_": "x"},
+    ],
 )
 def test_bad_questions_are_refused(alice: User, query: dict[str, object]) -> None:
     space = create_space(alice)

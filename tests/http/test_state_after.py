@@ -27,13 +27,17 @@ def test_the_name_of_the_section(server: TestServer, query: str, section: str) -
     room = alice.get(f"/_matrix/client/v3/sync?{query}").json["rooms"]["join"][room_id]
     assert [name for name in room if "state" in name] == [section]
     named = [event for event in room[section]["events"] if event["type"] == "m.room.name"]
-    assert bool(named) == (section != "state"), "the name is in the timeline, so not in the state before it"
+    assert bool(named) == (section != "state"), (
+        "the name is in the timeline, so not in the state before it"
+    )
 
 
 def own_departures(user: User, room_id: str, since: str, state: object = None) -> list[object]:
     """What is in the state after the timeline of a room that the user has turned down."""
     filter_ = quote(json.dumps({"room": {"state": state or {}}}))
-    answer = user.get(f"/_matrix/client/v3/sync?use_state_after=true&since={since}&filter={filter_}").json
+    answer = user.get(
+        f"/_matrix/client/v3/sync?use_state_after=true&since={since}&filter={filter_}"
+    ).json
     (told,) = answer["rooms"]["leave"][room_id]["timeline"]["events"][-1:]
     events = answer["rooms"]["leave"][room_id]["state_after"]["events"]
     assert all(event["event_id"] == told["event_id"] for event in events)

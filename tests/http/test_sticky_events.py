@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
-from storage.sticky_events import LONGEST_MS, StickyEventStore
+from storage.engine.database import Database
+from storage.rooms.sticky_events import LONGEST_MS, StickyEventStore
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, ids, poll, sync
 from tests.helpers.talk import ok, refused
@@ -21,7 +21,9 @@ TTL = "msc4354_sticky_duration_ttl_ms"
 SHORT = {"room": {"timeline": {"limit": 2}}}
 
 
-def stick(user: User, room_id: str, key: str, duration_ms: int = 5 * MINUTE, delay_ms: int | None = None) -> str:
+def stick(
+    user: User, room_id: str, key: str, duration_ms: int = 5 * MINUTE, delay_ms: int | None = None
+) -> str:
     query = f"org.matrix.msc4354.sticky_duration_ms={duration_ms}"
     if delay_ms is not None:
         query += f"&org.matrix.msc4140.delay={delay_ms}"
@@ -31,7 +33,9 @@ def stick(user: User, room_id: str, key: str, duration_ms: int = 5 * MINUTE, del
 
 
 def sticky(answer: Json, room_id: str) -> list[Json]:
-    events: list[Json] = answer["rooms"]["join"][room_id].get("msc4354_sticky", {}).get("events", [])
+    events: list[Json] = (
+        answer["rooms"]["join"][room_id].get("msc4354_sticky", {}).get("events", [])
+    )
     return events
 
 
@@ -65,7 +69,9 @@ def test_the_event_says_that_it_is_sticky(server: TestServer, alice: User, rooms
     event = ok(alice.get(f"/_matrix/client/v3/rooms/{room_id}/event/{event_id}"))
     assert TTL not in event["unsigned"]
     plain = rooms.say(alice, room_id)
-    assert "msc4354_sticky" not in ok(alice.get(f"/_matrix/client/v3/rooms/{room_id}/event/{plain}"))
+    assert "msc4354_sticky" not in ok(
+        alice.get(f"/_matrix/client/v3/rooms/{room_id}/event/{plain}")
+    )
 
 
 @pytest.mark.parametrize("duration", [-1, LONGEST_MS + 1])
@@ -77,7 +83,9 @@ def test_durations_are_bounded(alice: User, rooms: Rooms, duration: int) -> None
             assert refused(answer) == (400, "M_INVALID_PARAM")
 
 
-def test_it_is_told_once_though_the_timeline_has_no_room_for_it(alice: User, bob: User, rooms: Rooms) -> None:
+def test_it_is_told_once_though_the_timeline_has_no_room_for_it(
+    alice: User, bob: User, rooms: Rooms
+) -> None:
     room_id = rooms.create(alice, bob)
     since = sync(bob)["next_batch"]
     event_id = stick(alice, room_id, "laptop")
@@ -102,7 +110,9 @@ def test_what_the_timeline_shows_is_not_told_again(alice: User, bob: User, rooms
     assert sticky_ids(filtered, room_id) == [event_id]
 
 
-def test_newcomers_hear_of_all_whatever_the_history_visibility(alice: User, bob: User, rooms: Rooms) -> None:
+def test_newcomers_hear_of_all_whatever_the_history_visibility(
+    alice: User, bob: User, rooms: Rooms
+) -> None:
     room_id = rooms.create(alice)
     rooms.state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
     since = sync(bob)["next_batch"]
@@ -110,7 +120,10 @@ def test_newcomers_hear_of_all_whatever_the_history_visibility(alice: User, bob:
     rooms.join(bob, room_id)
     answer = sync(bob, since)
     assert sticky_ids(answer, room_id) == [first, second]
-    assert [event["unsigned"]["membership"] for event in sticky(answer, room_id)] == ["leave", "leave"]
+    assert [event["unsigned"]["membership"] for event in sticky(answer, room_id)] == [
+        "leave",
+        "leave",
+    ]
     assert sticky_ids(sync(bob), room_id) == [first, second]  # and whoever begins anew
     assert "rooms" not in sync(bob, answer["next_batch"])
     assert bob.get(f"/_matrix/client/v3/rooms/{room_id}/event/{first}").status == 404
@@ -133,13 +146,20 @@ def test_expired_redacted_and_ignored_ones_are_not_told(
 
 def test_state_can_be_sticky_again_with_the_same_content(alice: User, rooms: Rooms) -> None:
     room_id = rooms.create(alice)
-    path = f"/_matrix/client/v3/rooms/{room_id}/state/org.example.member/a?sticky_duration_ms={MINUTE}"
+    path = (
+        f"/_matrix/client/v3/rooms/{room_id}/state/org.example.member/a?sticky_duration_ms={MINUTE}"
+    )
     first, second = (ok(alice.put(path, {"a": 1}))["event_id"] for _ in range(2))
     assert first != second
-    assert sticky_ids(sync(alice, filter={"room": {"timeline": {"limit": 0}}}), room_id) == [first, second]
+    assert sticky_ids(sync(alice, filter={"room": {"timeline": {"limit": 0}}}), room_id) == [
+        first,
+        second,
+    ]
 
 
-def test_a_delayed_event_is_sticky_once_it_is_sent(server: TestServer, alice: User, bob: User, rooms: Rooms) -> None:
+def test_a_delayed_event_is_sticky_once_it_is_sent(
+    server: TestServer, alice: User, bob: User, rooms: Rooms
+) -> None:
     server.app.calls.delayed_events.start()
     room_id = rooms.create(alice, bob)
     stick(alice, room_id, "leave", 5 * MINUTE, delay_ms=8000)
@@ -152,7 +172,9 @@ def test_a_delayed_event_is_sticky_once_it_is_sent(server: TestServer, alice: Us
     assert event["msc4354_sticky"] == {"duration_ms": 5 * MINUTE}
 
 
-def test_sticky_events_outlive_a_restart(tmp_path: Path, sqlite_database: Database, rooms: Rooms) -> None:
+def test_sticky_events_outlive_a_restart(
+    tmp_path: Path, sqlite_database: Database, rooms: Rooms
+) -> None:
     server = TestServer(tmp_path, sqlite_database)
     alice = server.register("alice")
     room_id = rooms.create(alice)
@@ -165,7 +187,9 @@ def test_sticky_events_outlive_a_restart(tmp_path: Path, sqlite_database: Databa
     assert sticky(answer, room_id)[0]["unsigned"][TTL] == 5 * MINUTE - 100_000
 
 
-def test_what_is_over_is_forgotten(server: TestServer, alice: User, rooms: Rooms, sqlite_database: Database) -> None:
+def test_what_is_over_is_forgotten(
+    server: TestServer, alice: User, rooms: Rooms, sqlite_database: Database
+) -> None:
     room_id = rooms.create(alice)
     for number in range(3):
         stick(alice, room_id, str(number), (number + 1) * MINUTE)
@@ -178,12 +202,16 @@ def test_what_is_over_is_forgotten(server: TestServer, alice: User, rooms: Rooms
 
 def client_of(user: User, limit: int = 100, **filters: Any) -> SlidingClient:
     wanted = {"enabled": True, "limit": limit}
-    return SlidingClient(user, lists={"all": a_list([0, 0], **filters)}, extensions={EXTENSION: wanted})
+    return SlidingClient(
+        user, lists={"all": a_list([0, 0], **filters)}, extensions={EXTENSION: wanted}
+    )
 
 
 def told(answer: Json) -> dict[str, list[str]]:
     rooms = answer["extensions"][EXTENSION].get("rooms", {})
-    return {room_id: [event["event_id"] for event in room["events"]] for room_id, room in rooms.items()}
+    return {
+        room_id: [event["event_id"] for event in room["events"]] for room_id, room in rooms.items()
+    }
 
 
 def test_sliding_sync(server: TestServer, alice: User, bob: User, rooms: Rooms) -> None:
@@ -192,7 +220,9 @@ def test_sliding_sync(server: TestServer, alice: User, bob: User, rooms: Rooms) 
     rooms.create(bob)  # the only one in the window
     client = client_of(bob, limit=1)
     answer = client.sync()
-    assert told(answer) == told(client.sync()) == {room_id: [first]}  # not acknowledged: it comes again
+    assert (
+        told(answer) == told(client.sync()) == {room_id: [first]}
+    )  # not acknowledged: it comes again
     wanted = client.body["extensions"][EXTENSION]
     wanted["since"] = answer["extensions"][EXTENSION]["next_batch"]
     answer = client.sync()
@@ -205,7 +235,9 @@ def test_sliding_sync(server: TestServer, alice: User, bob: User, rooms: Rooms) 
     assert [third] in told(answer).values() or third in str(answer["rooms"])
 
 
-def test_sliding_sync_leaves_out_rooms_that_no_list_shows(alice: User, bob: User, rooms: Rooms) -> None:
+def test_sliding_sync_leaves_out_rooms_that_no_list_shows(
+    alice: User, bob: User, rooms: Rooms
+) -> None:
     room_id = rooms.create(alice, bob)
     event_id = stick(alice, room_id, "laptop")
     rooms.say(alice, room_id)
@@ -213,7 +245,9 @@ def test_sliding_sync_leaves_out_rooms_that_no_list_shows(alice: User, bob: User
     assert told(client_of(bob, is_dm=False).sync()) == {room_id: [event_id]}
 
 
-def test_sliding_sync_tells_all_of_a_room_that_was_joined(alice: User, bob: User, rooms: Rooms) -> None:
+def test_sliding_sync_tells_all_of_a_room_that_was_joined(
+    alice: User, bob: User, rooms: Rooms
+) -> None:
     room_id, other = rooms.create(alice), rooms.create(alice, bob)
     events = [stick(alice, room_id, str(number)) for number in range(3)]
     client = client_of(bob, limit=1)
@@ -226,4 +260,7 @@ def test_sliding_sync_tells_all_of_a_room_that_was_joined(alice: User, bob: User
 
 
 def test_the_feature_is_announced(server: TestServer) -> None:
-    assert server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4354"] is True
+    assert (
+        server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4354"]
+        is True
+    )

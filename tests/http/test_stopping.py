@@ -1,9 +1,10 @@
-"""A server that stops while its database is away, or while one of its parts fails: all others end as they should."""
+"""A server that stops while its database is away, or while one of its parts fails: all others end
+as they should."""
 
 import pytest
 from twisted.logger import capturedLogs
 
-from storage.database import DatabaseUnavailable
+from storage.engine.database import DatabaseUnavailable
 from tests.conftest import run_coroutine
 from tests.helpers.server import TestServer
 
@@ -28,6 +29,8 @@ def test_what_cannot_be_written_keeps_nobody_from_ending(
         run_coroutine(server.app.stop(), None)
     assert ended == ["mail"]
     failures = [log for log in logs if "log_failure" in log]
-    assert bool(failures) is isinstance(error, ZeroDivisionError), "a database that is away is no failure of the server"
+    assert bool(failures) is isinstance(error, ZeroDivisionError), (
+        "a database that is away is no failure of the server"
+    )
     with pytest.raises(DatabaseUnavailable, match="closed"):
         run_coroutine(server.app.database.read("nothing", lambda _: None), None)

@@ -9,10 +9,10 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import NotFound
-from homeserver.http.answers import File, MemorySource, Pieces, Response
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
+from homeserver.http.responses import File, MemorySource, Pieces, Response
 from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS
-from storage.engine import DatabaseUnavailable
+from storage.engine.interface import DatabaseUnavailable
 from tests.helpers.http import Client, Connection, client_for
 
 DATA = bytes(range(256)) * 2048
@@ -110,7 +110,9 @@ def test_a_file_is_sent_whole(client: Client, shelf: Shelf) -> None:
     assert client.access_log.records[-1].sent == len(DATA)
 
 
-def test_the_head_leaves_with_the_first_bytes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_leaves_with_the_first_bytes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection = client.connect()
     writes: list[bytes] = []
     monkeypatch.setattr(connection.transport, "write", writes.append)
@@ -120,7 +122,11 @@ def test_the_head_leaves_with_the_first_bytes(client: Client, monkeypatch: pytes
 
 def test_head_reads_nothing(client: Client, shelf: Shelf) -> None:
     answer = client.request("HEAD", "/file")
-    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", str(len(DATA)))
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (
+        200,
+        b"",
+        str(len(DATA)),
+    )
     assert (shelf.reads, shelf.closed) == (0, 1)
 
 
@@ -128,7 +134,12 @@ def test_answers_follow_each_other_on_one_connection(client: Client) -> None:
     connection = client.connect()
     requests = b"".join(
         f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-        for method, path in [("GET", "/short"), ("GET", "/file"), ("GET", "/nowhere"), ("GET", "/short")]
+        for method, path in [
+            ("GET", "/short"),
+            ("GET", "/file"),
+            ("GET", "/nowhere"),
+            ("GET", "/short"),
+        ]
     )
     connection.send(requests)
     answers = connection.answers()
@@ -230,7 +241,9 @@ def test_half_an_answer_does_not_look_whole(client: Client, shelf: Shelf, what: 
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_who_sends_nonsense_meanwhile_is_cut_off_and_counted_once(client: Client, method: str) -> None:
+def test_who_sends_nonsense_meanwhile_is_cut_off_and_counted_once(
+    client: Client, method: str
+) -> None:
     """Whether what makes the answer is given up, or runs to its end."""
     connection = client.connect()
     _fill(connection)
@@ -268,7 +281,17 @@ def test_a_part(client: Client, asked: str, part: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    ["bytes=5-2", "bytes=a-b", "bytes=-", "bytes=", "bytes", "lines=1-2", "bytes=0-1,3-4", "bytes=1--2", "x" * 999],
+    [
+        "bytes=5-2",
+        "bytes=a-b",
+        "bytes=-",
+        "bytes=",
+        "bytes",
+        "lines=1-2",
+        "bytes=0-1,3-4",
+        "bytes=1--2",
+        "x" * 999,
+    ],
 )
 def test_what_is_no_range_is_the_whole(client: Client, asked: str) -> None:
     answer = client.request("GET", "/short", headers={"Range": asked})
@@ -283,8 +306,15 @@ def test_a_part_that_is_not_there(client: Client, asked: str) -> None:
 
 
 def test_a_part_of_what_has_changed_is_the_whole(client: Client) -> None:
-    for if_range, status in (('"v2"', 206), ('"v1"', 200), ('W/"v2"', 200), ("Tue, 14 Nov 2023 22:13:20 GMT", 200)):
-        answer = client.request("GET", "/short", headers={"Range": "bytes=1-2", "If-Range": if_range})
+    for if_range, status in (
+        ('"v2"', 206),
+        ('"v1"', 200),
+        ('W/"v2"', 200),
+        ("Tue, 14 Nov 2023 22:13:20 GMT", 200),
+    ):
+        answer = client.request(
+            "GET", "/short", headers={"Range": "bytes=1-2", "If-Range": if_range}
+        )
         assert answer.status == status
 
 
@@ -327,7 +357,9 @@ def test_conditions_of_an_empty_file() -> None:
 @pytest.mark.parametrize("number", [0, 1, 2, 7])
 def test_what_is_made_as_it_is_sent_comes_whole(client: Client, shelf: Shelf, number: int) -> None:
     connection = client.connect()
-    request = f"GET /pieces/{number} HTTP/1.1\r\nHost: x\r\n\r\nGET /short HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = (
+        f"GET /pieces/{number} HTTP/1.1\r\nHost: x\r\n\r\nGET /short HTTP/1.1\r\nHost: x\r\n\r\n"
+    )
     connection.send(request.encode())
     first, second = connection.answers()
     assert (first.status, first.body) == (200, DATA[: number * 10])
@@ -413,5 +445,7 @@ def test_a_failure_in_the_midst_ends_the_connection(
     assert b"HTTP/1.1 200" in connection.received()
     assert not connection.received().endswith(b"0\r\n\r\n"), "nobody takes it for whole"
     told = [event for event in logged if str(error) in formatEvent(event) or "log_failure" in event]
-    assert [(event["log_level"].name, "log_failure" in event) for event in told] == [(level, level == "critical")]
+    assert [(event["log_level"].name, "log_failure" in event) for event in told] == [
+        (level, level == "critical")
+    ]
     assert connection.transport.disconnected or connection.transport.disconnecting

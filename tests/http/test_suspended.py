@@ -1,4 +1,5 @@
-"""What a suspended user may do: for each endpoint that is no mere reading it stands here. spec: client-server-api#account-suspension"""
+"""What a suspended user may do: for each endpoint that is no mere reading it stands here. spec:
+client-server-api#account-suspension"""
 
 import re
 from itertools import count
@@ -7,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.endpoint import Auth, Endpoint
-from homeserver.endpoints import SOURCES
-from storage.accounts import AccountStore
-from storage.database import Database
+from homeserver.wiring.endpoints import SOURCES
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, say
 
@@ -120,7 +121,8 @@ def declared() -> set[str]:
         each.__endpoint__
         for source in SOURCES
         for each in vars(source).values()
-        if isinstance(getattr(each, "__endpoint__", None), Endpoint) and each.__module__ == source.__name__
+        if isinstance(getattr(each, "__endpoint__", None), Endpoint)
+        and each.__module__ == source.__name__
     ]
     return {
         f"{each.method} {each.paths[0]}"
@@ -148,7 +150,12 @@ def ask(user: User, room_id: str, event_id: str, row: str) -> str | None:
         "root": event_id,
         "room_id_or_alias": room_id,
     }
-    values |= {"device_id": str(user.device_id), "receipt_type": "m.read", "kind": "room", "rule_id": room_id}
+    values |= {
+        "device_id": str(user.device_id),
+        "receipt_type": "m.read",
+        "kind": "room",
+        "rule_id": room_id,
+    }
     method, path = row.split(" ")
     path = re.sub(r"\{(\w+)\}", lambda name: values.get(name[1], f"x{next(_numbers)}"), path)
     answer = user.server.client.request(method, path, token=user.token, json={})
@@ -157,17 +164,24 @@ def ask(user: User, room_id: str, event_id: str, row: str) -> str | None:
 
 
 @pytest.mark.parametrize("row", rows(MAY))
-async def test_what_the_suspended_may(server: TestServer, sqlite_database: Database, row: str) -> None:
+async def test_what_the_suspended_may(
+    server: TestServer, sqlite_database: Database, row: str
+) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     event_id = say(alice, room_id, "here I am")
     await suspend(sqlite_database, alice)
     is_served = "media_proxy" not in row  # which needs scanners
-    assert ask(alice, room_id, event_id, row) not in ("M_USER_SUSPENDED", "M_UNRECOGNIZED" if is_served else None)
+    assert ask(alice, room_id, event_id, row) not in (
+        "M_USER_SUSPENDED",
+        "M_UNRECOGNIZED" if is_served else None,
+    )
 
 
 @pytest.mark.parametrize("row", rows(MAY_NOT))
-async def test_what_the_suspended_may_not(server: TestServer, sqlite_database: Database, row: str) -> None:
+async def test_what_the_suspended_may_not(
+    server: TestServer, sqlite_database: Database, row: str
+) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     event_id = say(alice, room_id, "here I am")
@@ -179,12 +193,16 @@ async def test_what_the_suspended_may_not(server: TestServer, sqlite_database: D
 def test_the_suspended_sign_in_further_devices(tmp_path: Path, sqlite_database: Database) -> None:
     """By the token that a device of theirs has for another."""
     server = TestServer(
-        tmp_path, sqlite_database, "login_via_existing_session: {enabled: true, require_ui_auth: false}\n"
+        tmp_path,
+        sqlite_database,
+        "login_via_existing_session: {enabled: true, require_ui_auth: false}\n",
     )
     alice = server.register("alice")
     server.run(suspend(server.app.database, alice))
     given = alice.post("/_matrix/client/v1/login/get_token", {})
     assert given.status == 200, given.body
-    answer = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": given.json["login_token"]})
+    answer = server.post(
+        "/_matrix/client/v3/login", {"type": "m.login.token", "token": given.json["login_token"]}
+    )
     assert answer.status == 200, answer.body
     assert answer.json["user_id"] == alice.user_id

@@ -1,13 +1,15 @@
 """What suspended users may still do with keys. spec: client-server-api#account-suspension"""
 
-from storage.accounts import AccountStore
-from storage.database import Database
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
 from tests.helpers.server import TestServer
 
 V3 = "/_matrix/client/v3"
 
 
-async def test_a_suspended_user_verifies_devices_and_saves_keys(sqlite_database: Database, server: TestServer) -> None:
+async def test_a_suspended_user_verifies_devices_and_saves_keys(
+    sqlite_database: Database, server: TestServer
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     store = AccountStore(sqlite_database)
     await sqlite_database.write("set_flags", store.set_flags, bob.user_id, suspended=True)
@@ -21,4 +23,7 @@ async def test_a_suspended_user_verifies_devices_and_saves_keys(sqlite_database:
     own: object = {"messages": {bob.user_id: {"*": {}}}}
     assert bob.put(f"{V3}/sendToDevice/m.key.verification.request/1", own).status == 200
     theirs: object = {"messages": {alice.user_id: {"*": {}}}}
-    assert bob.put(f"{V3}/sendToDevice/m.key.verification.request/2", theirs).errcode == "M_USER_SUSPENDED"
+    assert (
+        bob.put(f"{V3}/sendToDevice/m.key.verification.request/2", theirs).errcode
+        == "M_USER_SUSPENDED"
+    )

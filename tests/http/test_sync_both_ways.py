@@ -1,5 +1,6 @@
-"""/sync: an answer with messages alone, which is made in a shorter way, is what the ordinary way gives; whatever the filter, with several
-sessions and people, and whatever happened before. The histories are those of `test_sliding_sync_both_ways.py`, whose clients look on."""
+"""/sync: an answer with messages alone, which is made in a shorter way, is what the ordinary way
+gives; whatever the filter, with several sessions and people, and whatever happened before. The
+histories are those of `test_sliding_sync_both_ways.py`, whose clients look on."""
 
 import json
 import os
@@ -26,7 +27,10 @@ def a_filter(chance: Random, rooms: list[str], someone: str) -> dict[str, Any]:
     if chance.random() < 0.6:
         timeline["limit"] = chance.choice([0, 1, 2, 5, 20])
     if chance.random() < 0.5:
-        room["state"] = {"lazy_load_members": True, "include_redundant_members": chance.random() < 0.3}
+        room["state"] = {
+            "lazy_load_members": True,
+            "include_redundant_members": chance.random() < 0.3,
+        }
     if chance.random() < 0.5:
         timeline["unread_thread_notifications"] = True
     seldom: list[tuple[dict[str, Any], str, Any]] = [
@@ -68,14 +72,19 @@ class TalkInRooms(Talk):
     def begin(self, seed: int, short: bool) -> None:
         super().begin(seed, short)
         self.sync()
-        self.write_to_devices(seed)  # Hypothesis leaves some rules out of a history: this has a part in each
+        self.write_to_devices(
+            seed
+        )  # Hypothesis leaves some rules out of a history: this has a part in each
 
     @rule(at=st.integers(0, CLIENTS - 1), seed=SEED)
     def ask_by_filter(self, at: int, seed: int) -> None:
         """One of them asks for something else from now on."""
         chance = Random(seed)
         wanted = a_filter(chance, self.rooms, self.people[1].user_id)
-        self.asked[at] |= {"filter": json.dumps(wanted), "use_state_after": json.dumps(chance.random() < 0.3)}
+        self.asked[at] |= {
+            "filter": json.dumps(wanted),
+            "use_state_after": json.dumps(chance.random() < 0.3),
+        }
 
     @rule(number=st.integers(0, 2))
     def ignore(self, number: int) -> None:
@@ -92,7 +101,11 @@ class TalkInRooms(Talk):
         for _ in range(chance.randrange(1, 4)):
             self.count += 1
             user = chance.choice(self.clients)
-            body = {"messages": {user.user_id: {chance.choice([user.device_id, "*"]): {"n": self.count}}}}
+            body = {
+                "messages": {
+                    user.user_id: {chance.choice([user.device_id, "*"]): {"n": self.count}}
+                }
+            }
             path = f"{V3}/sendToDevice/org.example.n/{self.count}"
             assert self.people[2].put(path, body).status == 200
         self.sync()

@@ -1,4 +1,5 @@
-"""What a /sync asks of the database: for who is up to date nothing, for one message nothing that grows."""
+"""What a /sync asks of the database: for who is up to date nothing, for one message nothing that
+grows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.sqlite import SQLiteConfig
+from storage.engine.sqlite import SQLiteConfig
 from tests.helpers.both_ways import told_plainly
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.server import TestServer, User
@@ -79,7 +80,9 @@ def test_waking_many_costs_no_query_each(server: TestServer, counter: QueryCount
     assert sum(counter.queries[name] for name in counter.reads) <= 3, counter.queries
 
 
-def test_an_initial_sync_makes_a_bounded_number_of_reads(server: TestServer, counter: QueryCounter) -> None:
+def test_an_initial_sync_makes_a_bounded_number_of_reads(
+    server: TestServer, counter: QueryCounter
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
 
     def cost() -> int:
@@ -97,7 +100,9 @@ def test_an_initial_sync_makes_a_bounded_number_of_reads(server: TestServer, cou
     assert cost() <= few
 
 
-def test_the_transaction_id_of_ones_own_message_is_remembered(server: TestServer, counter: QueryCounter) -> None:
+def test_the_transaction_id_of_ones_own_message_is_remembered(
+    server: TestServer, counter: QueryCounter
+) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     rooms.say(alice, room)
@@ -127,10 +132,15 @@ def test_children_are_asked_for_once_and_only_where_a_timeline_is_limited(
     counter.clear()
     filter = {"room": {"timeline": {"limit": 2}}}
     sync(bob, filter=filter)
-    assert not asked_for_children(counter)  # these were just sent: their children would have been heard of
+    assert not asked_for_children(
+        counter
+    )  # these were just sent: their children would have been heard of
     restarted = TestServer(tmp_path, database)
     alice, bob = (
-        User(restarted, {"user_id": each.user_id, "access_token": each.token, "device_id": each.device_id})
+        User(
+            restarted,
+            {"user_id": each.user_id, "access_token": each.token, "device_id": each.device_id},
+        )
         for each in (alice, bob)
     )
     counter.clear()
@@ -143,7 +153,9 @@ def test_children_are_asked_for_once_and_only_where_a_timeline_is_limited(
     Deferred.fromCoroutine(database.close())
 
 
-def test_an_event_without_children_is_looked_up_once(server: TestServer, counter: QueryCounter) -> None:
+def test_an_event_without_children_is_looked_up_once(
+    server: TestServer, counter: QueryCounter
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     said = rooms.say(alice, room)
@@ -151,7 +163,9 @@ def test_an_event_without_children_is_looked_up_once(server: TestServer, counter
 
     def unsigned() -> dict[str, Any]:
         chunk = bob.get(page).json["chunk"]
-        found: dict[str, Any] = next(event["unsigned"] for event in chunk if event["event_id"] == said)
+        found: dict[str, Any] = next(
+            event["unsigned"] for event in chunk if event["event_id"] == said
+        )
         return found
 
     assert "m.relations" not in unsigned()
@@ -197,7 +211,9 @@ def test_what_names_a_room_is_read_once_until_something_of_it_changes(
         told: dict[str, Any] = sync(alice)["rooms"]["join"][room]["summary"]
         counter.clear()
         assert sync(alice)["rooms"]["join"][room]["summary"] == told
-        assert ("get_rosters" in counter.reads) is ("m.heroes" in told), "of a room without a name the people are read"
+        assert ("get_rosters" in counter.reads) is ("m.heroes" in told), (
+            "of a room without a name the people are read"
+        )
         return told
 
     def counts(joined: int, invited: int) -> dict[str, int]:
@@ -207,7 +223,9 @@ def test_what_names_a_room_is_read_once_until_something_of_it_changes(
     counter.clear()
     rooms.say(bob, room)
     sync(bob)
-    assert "get_rosters" not in counter.reads, "a message changes nothing of it, and it is the same for all"
+    assert "get_rosters" not in counter.reads, (
+        "a message changes nothing of it, and it is the same for all"
+    )
     rooms.act(alice, room, "invite", carol)
     assert summary() == counts(2, 1)
     rooms.join(carol, room)
@@ -228,19 +246,28 @@ def test_an_initial_sync_reads_nothing_twice(server: TestServer, counter: QueryC
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     last = rooms.say(bob, room)
-    ok(alice.put(f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", {"ignored_users": {}}))
+    ok(
+        alice.put(
+            f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", {"ignored_users": {}}
+        )
+    )
     ok(alice.post(f"{V3}/rooms/{room}/receipt/m.read/{last}", {}))
     counter.clear()
     answer = sync(alice)
     assert answer["rooms"]["join"][room]["unread_notifications"]["notification_count"] == 0
-    # whom she ignores is in her account data, how far she has read among the receipts of the room; her push rules are kept elsewhere
+    # whom she ignores is in her account data, how far she has read among the receipts of the room;
+    # her push rules are kept elsewhere
     named = ("account_data", "receipts", "push_rules")
-    read = {name: count for name, count in counter.reads.items() if any(each in name for each in named)}
+    read = {
+        name: count for name, count in counter.reads.items() if any(each in name for each in named)
+    }
     assert read == {"get_account_data": 1, "get_push_rules": 1, "get_receipts": 1}
     since = answer["next_batch"]
     counter.clear()
     rooms.say(bob, room)
-    assert sync(alice, since)["rooms"]["join"][room]["unread_notifications"]["notification_count"] == 1
+    assert (
+        sync(alice, since)["rooms"]["join"][room]["unread_notifications"]["notification_count"] == 1
+    )
     assert not counter.reads
 
 
@@ -251,7 +278,12 @@ def test_messages_that_a_device_has_are_removed_also_where_somebody_wrote_in_a_r
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     since = sync(alice, token(alice))["next_batch"]
-    ok(bob.put(f"{V3}/sendToDevice/m.test/1", {"messages": {alice.user_id: {alice.device_id: {"n": 1}}}}))
+    ok(
+        bob.put(
+            f"{V3}/sendToDevice/m.test/1",
+            {"messages": {alice.user_id: {alice.device_id: {"n": 1}}}},
+        )
+    )
     answer = sync(alice, since)
     assert len(answer["to_device"]["events"]) == 1
     rooms.say(bob, room)

@@ -1,4 +1,5 @@
-"""Filters of /sync, and members that are loaded when they are needed. spec: client-server-api#filtering"""
+"""Filters of /sync, and members that are loaded when they are needed. spec:
+client-server-api#filtering"""
 
 import pytest
 
@@ -12,7 +13,9 @@ LAZY: Json = {"room": {"state": {"lazy_load_members": True}, "timeline": {"limit
 
 
 def members(room: Json, name: str = "state") -> set[str]:
-    return {event["state_key"] for event in room[name]["events"] if event["type"] == "m.room.member"}
+    return {
+        event["state_key"] for event in room[name]["events"] if event["type"] == "m.room.member"
+    }
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,9 @@ def test_what_of_a_timeline_is_wanted(server: TestServer, timeline: Json, shown:
     joined = sync(alice, since, {"room": {"timeline": timeline}})["rooms"]["join"][room]
     assert bodies(joined) == shown
     # whatever is hidden, the state is not lost
-    told = joined["state"]["events"] + [event for event in joined["timeline"]["events"] if "state_key" in event]
+    told = joined["state"]["events"] + [
+        event for event in joined["timeline"]["events"] if "state_key" in event
+    ]
     assert keys(told) == {("m.room.topic", "")}
 
 
@@ -59,7 +64,9 @@ def test_a_change_that_a_hidden_one_overtook_is_not_the_last_word(server: TestSe
     rooms.say(alice, room, "between")
     topic = rooms.state(bob, room, "m.room.topic", {"topic": "coffee"})
     rooms.say(alice, room, "after")
-    joined = sync(alice, since, {"room": {"timeline": {"not_senders": [bob.user_id]}}})["rooms"]["join"][room]
+    joined = sync(alice, since, {"room": {"timeline": {"not_senders": [bob.user_id]}}})["rooms"][
+        "join"
+    ][room]
     assert [event["event_id"] for event in joined["state"]["events"]] == [topic]
     assert bodies(joined) == ["between", "after"]
     assert joined["timeline"]["limited"] is True
@@ -73,7 +80,9 @@ def test_rooms_are_wanted_or_not(server: TestServer) -> None:
     assert sync(alice, filter={"room": {"not_rooms": [one]}})["rooms"]["join"].keys() == {two}
     assert "rooms" not in sync(alice, filter={"room": {"rooms": [one], "not_rooms": [one]}})
     assert "rooms" not in sync(alice, filter={"room": {"rooms": []}})
-    joined = sync(alice, filter={"room": {"state": {"rooms": [two]}, "timeline": {"rooms": [one]}}})["rooms"]["join"]
+    joined = sync(
+        alice, filter={"room": {"state": {"rooms": [two]}, "timeline": {"rooms": [one]}}}
+    )["rooms"]["join"]
     assert not joined[one]["state"]["events"]
     assert joined[one]["timeline"]["events"]
     assert joined[two]["state"]["events"]
@@ -104,7 +113,13 @@ def test_account_data_and_ephemeral_events_are_filtered(server: TestServer) -> N
     rooms.keep(alice, "a.b", {"n": 3}, room)
     rooms.read(alice, room, rooms.say(alice, room))
     rooms.type(alice, room)
-    answer = sync(alice, filter={"account_data": {"types": ["a.*"]}, "room": {"account_data": {"not_types": ["a.b"]}}})
+    answer = sync(
+        alice,
+        filter={
+            "account_data": {"types": ["a.*"]},
+            "room": {"account_data": {"not_types": ["a.b"]}},
+        },
+    )
     assert answer["account_data"]["events"] == [{"type": "a.b", "content": {"n": 1}}]
     assert answer["rooms"]["join"][room]["account_data"]["events"] == []
     for wanted, types in (
@@ -120,17 +135,24 @@ def test_only_some_fields_of_events(server: TestServer) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     rooms.say(alice, room, "x")
-    joined = sync(alice, filter={"event_fields": ["type", "content.body"], "room": {"timeline": {"limit": 1}}})
-    assert joined["rooms"]["join"][room]["timeline"]["events"] == [{"type": "m.room.message", "content": {"body": "x"}}]
-    assert all(event.keys() <= {"type", "content"} for event in joined["rooms"]["join"][room]["state"]["events"])
+    joined = sync(
+        alice, filter={"event_fields": ["type", "content.body"], "room": {"timeline": {"limit": 1}}}
+    )
+    assert joined["rooms"]["join"][room]["timeline"]["events"] == [
+        {"type": "m.room.message", "content": {"body": "x"}}
+    ]
+    assert all(
+        event.keys() <= {"type", "content"}
+        for event in joined["rooms"]["join"][room]["state"]["events"]
+    )
 
 
 def test_events_as_servers_get_them(server: TestServer) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
-    joined = sync(alice, filter={"event_format": "federation", "room": {"timeline": {"limit": 1}}})["rooms"]["join"][
-        room
-    ]
+    joined = sync(alice, filter={"event_format": "federation", "room": {"timeline": {"limit": 1}}})[
+        "rooms"
+    ]["join"][room]
     for event in joined["timeline"]["events"] + joined["state"]["events"]:
         assert {"auth_events", "prev_events", "hashes", "signatures", "depth"} <= event.keys()
 
@@ -140,7 +162,9 @@ def test_a_kept_filter_is_named_by_its_id(server: TestServer) -> None:
     room = rooms.create(alice)
     rooms.say(alice, room)
     body = {"room": {"timeline": {"types": ["a.b"]}}}
-    filter_id = alice.post(f"/_matrix/client/v3/user/{alice.user_id}/filter", body).json["filter_id"]
+    filter_id = alice.post(f"/_matrix/client/v3/user/{alice.user_id}/filter", body).json[
+        "filter_id"
+    ]
     assert ids(sync(alice, filter=filter_id)["rooms"]["join"][room]) == []
     assert bob.get(sync_path(filter=filter_id)).errcode == "M_INVALID_PARAM"
     assert alice.get(sync_path(filter="{")).errcode in ("M_BAD_JSON", "M_NOT_JSON")
@@ -171,7 +195,9 @@ class TestLazyMembers:
         assert members(joined) == {person.user_id for person in people}
 
     @pytest.mark.parametrize("after", ["false", "true"])
-    def test_who_was_told_is_not_told_again(self, people: list[User], room: str, after: str) -> None:
+    def test_who_was_told_is_not_told_again(
+        self, people: list[User], room: str, after: str
+    ) -> None:
         alice, bob, carol, _ = people
         name = "state_after" if after == "true" else "state"
         since = sync(alice, filter=LAZY, use_state_after=after)["next_batch"]
@@ -181,22 +207,34 @@ class TestLazyMembers:
         rooms.say(carol, room)
         answer = sync(alice, answer["next_batch"], LAZY, use_state_after=after)
         assert members(answer["rooms"]["join"][room], name) == {carol.user_id}
-        redundant = {"room": {"state": {"lazy_load_members": True, "include_redundant_members": True}}}
+        redundant = {
+            "room": {"state": {"lazy_load_members": True, "include_redundant_members": True}}
+        }
         rooms.say(carol, room)
         answer = sync(alice, answer["next_batch"], redundant, use_state_after=after)
         assert members(answer["rooms"]["join"][room], name) == {carol.user_id}
 
     @pytest.mark.parametrize("after", ["false", "true"])
-    def test_who_was_in_a_timeline_is_not_told_again(self, people: list[User], room: str, after: str) -> None:
+    def test_who_was_in_a_timeline_is_not_told_again(
+        self, people: list[User], room: str, after: str
+    ) -> None:
         alice, bob, carol, _ = people
         name = "state_after" if after == "true" else "state"
         for user in (bob, carol):
-            rooms.state(user, room, "m.room.member", {"membership": "join", "displayname": "new"}, user.user_id)
+            rooms.state(
+                user,
+                room,
+                "m.room.member",
+                {"membership": "join", "displayname": "new"},
+                user.user_id,
+            )
         rooms.say(bob, room)
         lazily = {"room": {"state": {"lazy_load_members": True}}}
         answer = sync(alice, filter=lazily, use_state_after=after)
         joined = answer["rooms"]["join"][room]
-        assert {bob.user_id, carol.user_id} <= {event.get("state_key") for event in joined["timeline"]["events"]}
+        assert {bob.user_id, carol.user_id} <= {
+            event.get("state_key") for event in joined["timeline"]["events"]
+        }
         assert ({bob.user_id, carol.user_id} <= members(joined, name)) is (after == "true")
         for user in (bob, carol):
             rooms.say(user, room)
@@ -224,7 +262,9 @@ class TestLazyMembers:
         for _ in range(2):
             assert members(sync(alice, since, LAZY)["rooms"]["join"][room]) == {carol.user_id}
 
-    def test_who_goes_back_to_an_older_token_is_told_anew(self, people: list[User], room: str) -> None:
+    def test_who_goes_back_to_an_older_token_is_told_anew(
+        self, people: list[User], room: str
+    ) -> None:
         """An app is opened again before it had stored what it heard last."""
         alice, _, carol, _ = people
         stored = sync(alice, filter=LAZY)["next_batch"]
@@ -237,11 +277,15 @@ class TestLazyMembers:
         rooms.say(carol, room)
         assert members(sync(alice, again["next_batch"], LAZY)["rooms"]["join"][room]) == set()
 
-    def test_changes_in_a_gap_are_told_even_if_nobody_of_them_spoke(self, people: list[User], room: str) -> None:
+    def test_changes_in_a_gap_are_told_even_if_nobody_of_them_spoke(
+        self, people: list[User], room: str
+    ) -> None:
         alice, bob, carol, dora = people
         since = sync(alice, filter=LAZY)["next_batch"]
         rooms.act(carol, room, "leave")
-        rooms.state(dora, room, "m.room.member", {"membership": "join", "displayname": "D"}, dora.user_id)
+        rooms.state(
+            dora, room, "m.room.member", {"membership": "join", "displayname": "D"}, dora.user_id
+        )
         for _ in range(3):
             rooms.say(bob, room)
         joined = sync(alice, since, LAZY)["rooms"]["join"][room]
@@ -256,7 +300,10 @@ class TestLazyMembers:
         rooms.say(carol, room)
         assert members(sync(alice, told, LAZY)["rooms"]["join"][room]) == set()
         login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
-        phone = User(server, server.post("/_matrix/client/v3/login", {**login, "password": "wonderland"}).json)
+        phone = User(
+            server,
+            server.post("/_matrix/client/v3/login", {**login, "password": "wonderland"}).json,
+        )
         assert members(sync(phone, told, LAZY)["rooms"]["join"][room]) == {carol.user_id}
 
     def test_full_state_has_oneself_and_who_spoke(self, people: list[User], room: str) -> None:

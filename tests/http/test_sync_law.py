@@ -1,7 +1,8 @@
 """The law of /sync: what was told once, with the changes since, is what a new client is told now.
 
-Some people do things at random in some rooms, now and then one of their clients syncs, at times the server is started
-anew; in the end every client that has only ever heard of changes has to know all that a new one is told.
+Some people do things at random in some rooms, now and then one of their clients syncs, at times the
+server is started anew; in the end every client that has only ever heard of changes has to know all
+that a new one is told.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,17 @@ actions = st.lists(
             + ["sync"] * 8
             + ["join", "invite"] * 4
             + ["leave", "state", "topic", "receipt", "redact", "kick"] * 2
-            + ["ban", "unban", "knock", "forget", "rename", "visibility", "thread", "call", "private_receipt"]
+            + [
+                "ban",
+                "unban",
+                "knock",
+                "forget",
+                "rename",
+                "visibility",
+                "thread",
+                "call",
+                "private_receipt",
+            ]
             + ["thread_receipt", "typing", "account_data", "room_data", "wait", "restart", "avatar"]
         ),
         person,
@@ -67,7 +78,10 @@ class Town:
             person.post(self.path(0, "join"))
 
     def _create(self, index: int) -> str:
-        body = {"preset": ("public_chat", "private_chat", "public_chat")[index], "name": ("", "", "Square")[index]}
+        body = {
+            "preset": ("public_chat", "private_chat", "public_chat")[index],
+            "name": ("", "", "Square")[index],
+        }
         answer = self.people[index % 2].post("/_matrix/client/v3/createRoom", body)
         assert answer.status == 200, answer.body
         return str(answer.json["room_id"])
@@ -90,7 +104,9 @@ class Town:
         return answer
 
     def member(self, user: User, where: int, verb: str, value: int) -> Answer:
-        return user.post(self.path(where, verb), {"user_id": self.people[value % len(NAMES)].user_id})
+        return user.post(
+            self.path(where, verb), {"user_id": self.people[value % len(NAMES)].user_id}
+        )
 
     def any_event(self, where: int, value: int) -> str:
         sent = self.sent[where]
@@ -105,7 +121,9 @@ class Town:
 
     def do_thread(self, user: User, where: int, value: int) -> Answer:
         relation = {"rel_type": "m.thread", "event_id": self.any_event(where, value)}
-        return self.send(user, where, {"body": "aside", "msgtype": "m.text", "m.relates_to": relation})
+        return self.send(
+            user, where, {"body": "aside", "msgtype": "m.text", "m.relates_to": relation}
+        )
 
     def do_call(self, user: User, where: int, value: int) -> Answer:
         mentions = {"room": value % 2 == 0, "user_ids": [self.people[value % len(NAMES)].user_id]}
@@ -119,7 +137,9 @@ class Town:
 
     def do_knock(self, user: User, where: int, _value: int) -> Answer:
         user.put(self.path(where, "state/m.room.join_rules"), {"join_rule": "knock"})
-        return self.people[_value % len(NAMES)].post(f"/_matrix/client/v3/knock/{self.rooms[where]}")
+        return self.people[_value % len(NAMES)].post(
+            f"/_matrix/client/v3/knock/{self.rooms[where]}"
+        )
 
     def do_forget(self, user: User, where: int, _value: int) -> Answer:
         answer = user.post(self.path(where, "forget"))
@@ -153,11 +173,15 @@ class Town:
         return user.put(self.path(where, f"state/m.room.member/{user.user_id}"), content)
 
     def do_rename(self, user: User, where: int, value: int) -> Answer:
-        return user.put(self.path(where, "state/m.room.name"), {"name": ("", "Hall", "Yard")[value % 3]})
+        return user.put(
+            self.path(where, "state/m.room.name"), {"name": ("", "Hall", "Yard")[value % 3]}
+        )
 
     def do_visibility(self, user: User, where: int, value: int) -> Answer:
         kind = ("joined", "shared", "invited", "world_readable")[value % 4]
-        return user.put(self.path(where, "state/m.room.history_visibility"), {"history_visibility": kind})
+        return user.put(
+            self.path(where, "state/m.room.history_visibility"), {"history_visibility": kind}
+        )
 
     def do_redact(self, user: User, where: int, value: int) -> Answer:
         return user.put(self.path(where, f"redact/{self.any_event(where, value)}/{self.count}"), {})
@@ -178,7 +202,10 @@ class Town:
         return user.put(self.path(where, f"typing/{user.user_id}"), body)
 
     def do_account_data(self, user: User, _where: int, value: int) -> Answer:
-        return user.put(f"/_matrix/client/v3/user/{user.user_id}/account_data/org.example.{value % 2}", {"n": value})
+        return user.put(
+            f"/_matrix/client/v3/user/{user.user_id}/account_data/org.example.{value % 2}",
+            {"n": value},
+        )
 
     def do_room_data(self, user: User, where: int, value: int) -> Answer:
         path = f"/_matrix/client/v3/user/{user.user_id}/rooms/{self.rooms[where]}/account_data/org.example.{value % 2}"

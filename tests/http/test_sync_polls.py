@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from federation.rooms.memberships import Memberships
-from storage.engine import DatabaseUnavailable
+from storage.engine.interface import DatabaseUnavailable
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_follower import UNSTABLE
 from tests.helpers.syncing import Json, Rooms, bodies, poll, sync, token
@@ -24,7 +24,8 @@ def turn(server: TestServer) -> None:
 
 
 def wake(what: str, alice: User, bob: User, room: str) -> str:
-    """Do something that concerns Alice; the part of the room's answer in which she has to be told."""
+    """Do something that concerns Alice; the part of the room's answer in which she has to be
+    told."""
     match what:
         case "message":
             rooms.say(bob, room)
@@ -44,7 +45,9 @@ def wake(what: str, alice: User, bob: User, room: str) -> str:
     return "timeline"
 
 
-@pytest.mark.parametrize("what", ["message", "own message", "state", "receipt", "typing", "account data"])
+@pytest.mark.parametrize(
+    "what", ["message", "own message", "state", "receipt", "typing", "account data"]
+)
 def test_news_of_a_room_wake(server: TestServer, what: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
@@ -55,7 +58,9 @@ def test_news_of_a_room_wake(server: TestServer, what: str) -> None:
     assert waiting.answer.json["rooms"]["join"][room][section]["events"]
 
 
-@pytest.mark.parametrize("path", ["send/m.room.message/own", "state/m.room.topic/", "redact/{root}/own", "send/thread"])
+@pytest.mark.parametrize(
+    "path", ["send/m.room.message/own", "state/m.room.topic/", "redact/{root}/own", "send/thread"]
+)
 def test_who_writes_is_answered_before_those_who_wait(server: TestServer, path: str) -> None:
     """A client that sees its event in /sync first has to guess that it is its own."""
     alice = server.register("alice")
@@ -64,15 +69,22 @@ def test_who_writes_is_answered_before_those_who_wait(server: TestServer, path: 
     waiting = poll(alice, token(alice))
     content: Json = {"msgtype": "m.text", "body": "hello", "topic": "tea"}
     if path == "send/thread":
-        path, content["m.relates_to"] = "send/m.room.message/own", {"rel_type": "m.thread", "event_id": root}
-    answered = alice.start("PUT", f"/_matrix/client/v3/rooms/{room}/{path.format(root=root)}", content)
+        path, content["m.relates_to"] = (
+            "send/m.room.message/own",
+            {"rel_type": "m.thread", "event_id": root},
+        )
+    answered = alice.start(
+        "PUT", f"/_matrix/client/v3/rooms/{room}/{path.format(root=root)}", content
+    )
     assert (answered.done, waiting.done) == (True, False)
     turn(server)
     events = waiting.answer.json["rooms"]["join"][room]["timeline"]["events"]
     assert events[-1]["event_id"] == answered.answer.json["event_id"]
 
 
-def test_global_account_data_wakes_all_devices_of_the_user_and_nobody_else(server: TestServer) -> None:
+def test_global_account_data_wakes_all_devices_of_the_user_and_nobody_else(
+    server: TestServer,
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     rooms.create(alice, bob)
     since = token(alice)
@@ -118,7 +130,10 @@ def test_nothing_new_is_answered_after_the_timeout(server: TestServer) -> None:
 def test_what_a_filter_hides_does_not_end_the_wait(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
-    silent = {"account_data": {"types": []}, "room": {"timeline": {"types": ["a.b"]}, "ephemeral": {"types": []}}}
+    silent = {
+        "account_data": {"types": []},
+        "room": {"timeline": {"types": ["a.b"]}, "ephemeral": {"types": []}},
+    }
     waiting = poll(alice, token(alice), silent)
     rooms.keep(alice, "c.d", {})
     rooms.type(bob, room)

@@ -1,10 +1,12 @@
-"""Both kinds of sync: a client that gives up its requests at any moment, and asks (in sliding sync, for something else) from the same place
-again, holds in the end what the server holds, with every receipt; whatever people do meanwhile, and in whatever order databases answer.
+"""Both kinds of sync: a client that gives up its requests at any moment, and asks (in sliding sync,
+for something else) from the same place again, holds in the end what the server holds, with every
+receipt; whatever people do meanwhile, and in whatever order databases answer.
 
-matrix-rust-sdk gives up the request that waits whenever a room is opened or a list grows. Here it does so before, while and after its
-answer is made, and answers get lost; the server hears that it is gone, or does not. People's deeds, reads and writes of the
-database go on meanwhile, one step of one of them at a time: which, is left to chance (`tests/helpers/turns.py`).
-`MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
+matrix-rust-sdk gives up the request that waits whenever a room is opened or a list grows. Here it
+does so before, while and after its answer is made, and answers get lost; the server hears that it
+is gone, or does not. People's deeds, reads and writes of the database go on meanwhile, one step of
+one of them at a time: which, is left to chance (`tests/helpers/turns.py`). `MAHALLA_SYNC_RUNS=1000`
+makes a thousand such histories.
 """
 
 import os
@@ -16,13 +18,13 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services import recent_changes
 from homeserver.services.sliding_sync import portions, room_entry
 from homeserver.services.sliding_sync.connections import Connection, Connections
 from homeserver.services.sliding_sync.kept import KeptOfConnections
 from homeserver.services.sliding_sync.order import RoomOrders
 from homeserver.services.sliding_sync.request import SlidingRequest
-from storage.database import Database, PostgresConfig, SQLiteConfig
+from homeserver.services.streams import recent_changes
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
@@ -51,7 +53,18 @@ DEEDS = (
     *("say",) * 8,
     *("read",) * 8,
     *("thread", "edit", "react", "redact", "type", "keep", "keep_in_room", "tag", "direct"),
-    *("name", "name", "encrypt", "thing", "call_oneself", "leave", "join", "join", "kick", "invite"),
+    *(
+        "name",
+        "name",
+        "encrypt",
+        "thing",
+        "call_oneself",
+        "leave",
+        "join",
+        "join",
+        "kick",
+        "invite",
+    ),
 )
 
 
@@ -64,7 +77,8 @@ class Attempts:
         ask: Callable[[Random], tuple[str, str, Json | None]],
         take: Callable[[Json], object],
     ) -> None:
-        """`sessions`: the same one at each node. `ask`: method, path and body of the next request; `take`: takes an answer in."""
+        """`sessions`: the same one at each node. `ask`: method, path and body of the next request;
+        `take`: takes an answer in."""
         self.sessions, self.ask, self.take = sessions, ask, take
         self.waiting: Pending | None = None
         self.lost = 0
@@ -112,7 +126,9 @@ class Slider(SlidingFollower):
 
     def take(self, answer: Json) -> bool:
         for entry in answer["rooms"].values():
-            self.senders.update((event["event_id"], event["sender"]) for event in entry.get("timeline", ()))
+            self.senders.update(
+                (event["event_id"], event["sender"]) for event in entry.get("timeline", ())
+            )
         return super().take(answer)
 
     def check_members(self, truth: SyncClient) -> None:
@@ -126,11 +142,19 @@ class Slider(SlidingFollower):
     def check_filters(self, truth: SyncClient) -> None:
         """Lists have the rooms that their filters let through."""
         joined = {room_id: told for room_id, told in truth.rooms.items() if told.section == "join"}
-        direct = {room_id for rooms in truth.account_data.get("m.direct", {}).values() for room_id in rooms}
+        direct = {
+            room_id
+            for rooms in truth.account_data.get("m.direct", {}).values()
+            for room_id in rooms
+        }
         for filters in FILTERS:
             a_list = {"ranges": [[0, EVERY_ROOM]], "timeline_limit": 0, "filters": filters}
             answer = self.user.post(UNSTABLE, {"conn_id": "filters", "lists": {"some": a_list}})
-            wanted = {room_id for room_id, told in joined.items() if _fits(told, filters, room_id in direct)}
+            wanted = {
+                room_id
+                for room_id, told in joined.items()
+                if _fits(told, filters, room_id in direct)
+            }
             assert answer.json["rooms"].keys() & joined.keys() == wanted, filters
 
     def _next(self, chance: Random) -> tuple[str, str, Json]:
@@ -145,7 +169,9 @@ class Slider(SlidingFollower):
             limit=chance.choice([0, 1, 1, 3, 6]),
             state=LAZY if self.lazily else chance.randrange(len(STATES)),
             subscribed=chance.choice([0, 0, 1, 2]),
-            without=frozenset(name for name in ("account_data", "typing", "e2ee") if chance.random() < 0.12),
+            without=frozenset(
+                name for name in ("account_data", "typing", "e2ee") if chance.random() < 0.12
+            ),
         )
 
     def _check_state(self, room_id: str, known: Any, told: Any) -> None:
@@ -162,7 +188,11 @@ class Syncer(SyncClient):
 
     def _next(self, chance: Random) -> tuple[str, str, None]:
         timeout = chance.choice([0, 30_000, 30_000])
-        return "GET", self.path(self.limit, since=self.since, include_leave=True, timeout=timeout), None
+        return (
+            "GET",
+            self.path(self.limit, since=self.since, include_leave=True, timeout=timeout),
+            None,
+        )
 
 
 def _fits(told: KnownRoom, filters: Json, is_direct: bool) -> bool:
@@ -181,12 +211,19 @@ def _fits(told: KnownRoom, filters: Json, is_direct: bool) -> bool:
 class Race:
     """Three people, their clients, and one server or two nodes of it."""
 
-    def __init__(self, servers: Sequence[TestServer], turns: Sequence[Turns], chance: Random) -> None:
+    def __init__(
+        self, servers: Sequence[TestServer], turns: Sequence[Turns], chance: Random
+    ) -> None:
         self.servers, self.turns, self.chance = servers, turns, chance
         self.people = [self._register(name) for name in ("alice", "bob", "carol")]
-        self.rooms = [create(self.people[at % 2][0], preset="public_chat", name=f"room {at}") for at in range(ROOMS)]
+        self.rooms = [
+            create(self.people[at % 2][0], preset="public_chat", name=f"room {at}")
+            for at in range(ROOMS)
+        ]
         self.pass_time(1)
-        self.sent = {room_id: [say(self.people[0][0], room_id, "root")] for room_id in self.rooms[::2]}
+        self.sent = {
+            room_id: [say(self.people[0][0], room_id, "root")] for room_id in self.rooms[::2]
+        }
         for at, room_id in enumerate(self.rooms):
             for sessions in self.people:
                 if sessions is not self.people[at % 2]:
@@ -262,36 +299,68 @@ class Race:
         if what in ("say", "thread", "edit"):
             kind = {"thread": "m.thread", "edit": "m.replace"}.get(what)
             if kind is not None:
-                message |= {"m.relates_to": {"rel_type": kind, "event_id": target}, "m.new_content": dict(message)}
+                message |= {
+                    "m.relates_to": {"rel_type": kind, "event_id": target},
+                    "m.new_content": dict(message),
+                }
             self._begin(what, user, "PUT", f"{room}/send/m.room.message/{self.count}", message)
         elif what == "react":
             relation = {"rel_type": "m.annotation", "event_id": target, "key": f"{self.count}"}
-            self._begin(what, user, "PUT", f"{room}/send/m.reaction/{self.count}", {"m.relates_to": relation})
+            self._begin(
+                what,
+                user,
+                "PUT",
+                f"{room}/send/m.reaction/{self.count}",
+                {"m.relates_to": relation},
+            )
         elif what == "redact":
             self._begin(what, user, "PUT", f"{room}/redact/{target}/{self.count}", {})
         elif what == "read":
-            thread = ({}, {}, {"thread_id": "main"}, {"thread_id": known[0] if known else "$unknown"})[value % 4]
+            thread = (
+                {},
+                {},
+                {"thread_id": "main"},
+                {"thread_id": known[0] if known else "$unknown"},
+            )[value % 4]
             kind = chance.choice(["m.read", "m.read", "m.read.private"])
             self._begin(what, user, "POST", f"{room}/receipt/{kind}/{target}", thread)
         elif what == "type":
-            self._begin(what, user, "PUT", f"{room}/typing/{user.user_id}", {"typing": value > 4, "timeout": 9000})
+            self._begin(
+                what,
+                user,
+                "PUT",
+                f"{room}/typing/{user.user_id}",
+                {"typing": value > 4, "timeout": 9000},
+            )
         elif what == "keep":
-            self._begin(what, user, "PUT", f"{own}/account_data/org.example.{value % 2}", {"n": self.count})
+            self._begin(
+                what, user, "PUT", f"{own}/account_data/org.example.{value % 2}", {"n": self.count}
+            )
         elif what == "keep_in_room":
             path = f"{own}/rooms/{quote(room_id)}/account_data/org.example.{value % 3}"
             self._begin(what, user, "PUT", path, {"n": self.count})
         elif what == "tag":
             verb, body = ("DELETE", {}) if value % 2 else ("PUT", {"order": 0.5})
-            self._begin(what, user, verb, f"{own}/rooms/{quote(room_id)}/tags/u.{value % 3 % 2}", body)
+            self._begin(
+                what, user, verb, f"{own}/rooms/{quote(room_id)}/tags/u.{value % 3 % 2}", body
+            )
         elif what == "direct":
             chosen = {f"@{value}:example.org": [room_id] if value % 2 else []}
             self._begin(what, user, "PUT", f"{own}/account_data/m.direct", chosen)
         elif what == "name":
             self._begin(what, user, "PUT", f"{room}/state/m.room.name/", {"name": f"{self.count}"})
         elif what == "encrypt":
-            self._begin(what, user, "PUT", f"{room}/state/m.room.encryption/", {"algorithm": "m.megolm.v1.aes-sha2"})
+            self._begin(
+                what,
+                user,
+                "PUT",
+                f"{room}/state/m.room.encryption/",
+                {"algorithm": "m.megolm.v1.aes-sha2"},
+            )
         elif what == "thing":
-            self._begin(what, user, "PUT", f"{room}/state/org.example.thing/{who}", {"value": self.count})
+            self._begin(
+                what, user, "PUT", f"{room}/state/org.example.thing/{who}", {"value": self.count}
+            )
         elif what == "call_oneself":
             content = {"membership": "join", "displayname": f"{self.count}"}
             self._begin(what, user, "PUT", f"{room}/state/m.room.member/{user.user_id}", content)
@@ -326,7 +395,8 @@ class Race:
 
 @pytest.fixture
 def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every other time answers end early, and go on in the next ones; and of some times little is remembered."""
+    """Every other time answers end early, and go on in the next ones; and of some times little is
+    remembered."""
     if seed % 2:
         monkeypatch.setattr(portions, "LARGEST_ANSWER", 2500)
         monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 3)
@@ -353,7 +423,9 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.usefixtures("cramped")
-def test_nothing_is_missed(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int) -> None:
+def test_nothing_is_missed(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
+) -> None:
     turns = Turns()
     database = turns.open(database_config)
     race = Race([TestServer(tmp_path, database)], [turns], Random(seed))
@@ -373,17 +445,24 @@ def call_one_another(servers: list[TestServer], random: Random) -> None:
         async def tell(bodies: Sequence[str], hear: Any = other.hear, at: int = 1 - number) -> None:
             for body in bodies:
                 if random.random() < 0.8:
-                    servers[at].clock.callLater(random.choice((0.0, 0.0, 0.2, 1.5)), hear, 2 - at, body)
+                    servers[at].clock.callLater(
+                        random.choice((0.0, 0.0, 0.2, 1.5)), hear, 2 - at, body
+                    )
 
         notes.connect(tell)
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig, seed: int) -> Iterator[tuple[list[TestServer], list[Turns]]]:
+def nodes(
+    tmp_path: Path, postgresql: PostgresConfig, seed: int
+) -> Iterator[tuple[list[TestServer], list[Turns]]]:
     """Two on one database, which every other time call one another."""
     turns = [Turns(), Turns()]
     databases: list[Database] = [each.open(postgresql) for each in turns]
-    servers = [TestServer(tmp_path, database, POSTGRES, seed=at) for at, database in enumerate(databases, 1)]
+    servers = [
+        TestServer(tmp_path, database, POSTGRES, seed=at)
+        for at, database in enumerate(databases, 1)
+    ]
     for server in servers:
         assert server.app.other_nodes is not None
         server.app.other_nodes.start()
@@ -397,7 +476,9 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig, seed: int) -> Iterator[tup
 
 
 @pytest.mark.usefixtures("cramped")
-def test_nothing_is_missed_at_two_nodes(nodes: tuple[list[TestServer], list[Turns]], seed: int) -> None:
+def test_nothing_is_missed_at_two_nodes(
+    nodes: tuple[list[TestServer], list[Turns]], seed: int
+) -> None:
     race = Race(*nodes, Random(seed))
     race.run()
     race.check()

@@ -1,4 +1,5 @@
-"""The rooms of /sync: which section they are in, their timelines and their state. spec: client-server-api#syncing"""
+"""The rooms of /sync: which section they are in, their timelines and their state. spec:
+client-server-api#syncing"""
 
 import pytest
 
@@ -40,7 +41,9 @@ def test_an_initial_sync_has_state_up_to_the_timeline_and_the_timeline(server: T
     assert bodies(joined) == ["1", "2"]
     assert joined["timeline"]["limited"] is True
     assert {CREATE, TOPIC, ("m.room.member", alice.user_id)} <= keys(joined["state"]["events"])
-    assert all("room_id" not in event for event in joined["state"]["events"] + joined["timeline"]["events"])
+    assert all(
+        "room_id" not in event for event in joined["state"]["events"] + joined["timeline"]["events"]
+    )
     whole = sync(alice, filter=limit(100))["rooms"]["join"][room]
     assert whole["timeline"]["limited"] is False
     assert whole["state"]["events"] == []
@@ -71,7 +74,11 @@ def test_timelines_that_are_too_large_together_are_short(
         timeline = told[room]["timeline"]
         assert timeline["limited"] is (room in short)
         assert bodies(told[room]) == said[room][-1 if room in short else 0 :]
-        told_state = [event for event in told[room]["state"]["events"] + timeline["events"] if "state_key" in event]
+        told_state = [
+            event
+            for event in told[room]["state"]["events"] + timeline["events"]
+            if "state_key" in event
+        ]
         assert ("org.example.kind", "") in keys(told_state)
         if room in short:
             before = messages(alice, room, dir="b", limit=7, **{"from": timeline["prev_batch"]})
@@ -90,7 +97,9 @@ def test_an_incremental_sync_has_what_is_new_and_no_state(server: TestServer) ->
     assert joined["state"]["events"] == []
     assert joined["timeline"]["limited"] is False
     assert "rooms" not in sync(alice, answer["next_batch"])
-    assert sync(alice, since)["rooms"]["join"][room]["timeline"]["events"], "a token may be used again"
+    assert sync(alice, since)["rooms"]["join"][room]["timeline"]["events"], (
+        "a token may be used again"
+    )
 
 
 def test_a_gap_joins_up_with_messages(server: TestServer) -> None:
@@ -107,7 +116,9 @@ def test_a_gap_joins_up_with_messages(server: TestServer) -> None:
     rest = messages(alice, room, dir="b", to=since, limit=4, **{"from": page["end"]})
     assert [event["event_id"] for event in page["chunk"] + rest["chunk"]] == sent[5::-1]
     forwards = messages(alice, room, dir="f", to=start, limit=100, **{"from": since})
-    assert [event["event_id"] for event in forwards["chunk"]] == sent[:6], "as the specification tells it to be asked"
+    assert [event["event_id"] for event in forwards["chunk"]] == sent[:6], (
+        "as the specification tells it to be asked"
+    )
 
 
 @pytest.mark.parametrize("name", ["use_state_after", "org.matrix.msc4222.use_state_after"])
@@ -184,7 +195,9 @@ def test_who_left_and_came_back_in_between_is_told_the_whole_state(server: TestS
     rooms.join(bob, room)
     joined = sync(bob, since)["rooms"]["join"][room]
     assert bodies(joined) == []
-    assert {CREATE, TOPIC} <= keys(joined["state"]["events"]), "what happened meanwhile is not shown, the state is"
+    assert {CREATE, TOPIC} <= keys(joined["state"]["events"]), (
+        "what happened meanwhile is not shown, the state is"
+    )
     assert keys(joined["timeline"]["events"]) == {("m.room.member", bob.user_id)}
     assert joined["account_data"]["events"] == [{"type": "a.b", "content": {"n": 1}}]
     assert [event["type"] for event in joined["ephemeral"]["events"]] == ["m.receipt"]
@@ -195,7 +208,9 @@ def test_a_new_name_is_no_new_joining(server: TestServer) -> None:
     room = rooms.create(alice, bob)
     since = token(bob)
     for name in ("Bob", "Bobby"):
-        rooms.state(bob, room, "m.room.member", {"membership": "join", "displayname": name}, bob.user_id)
+        rooms.state(
+            bob, room, "m.room.member", {"membership": "join", "displayname": name}, bob.user_id
+        )
     joined = sync(bob, since)["rooms"]["join"][room]
     assert len(joined["timeline"]["events"]) == 2
     assert joined["state"]["events"] == []
@@ -226,7 +241,11 @@ def test_who_is_out_hears_all_up_to_there_and_no_more(server: TestServer, verb: 
         assert "secret" not in bodies(left)
         assert all(event["content"].get("topic") != "secret" for event in left["state"]["events"])
         assert CREATE in keys(
-            [event for event in left["state"]["events"] + left["timeline"]["events"] if "state_key" in event]
+            [
+                event
+                for event in left["state"]["events"] + left["timeline"]["events"]
+                if "state_key" in event
+            ]
         )
     rooms.act(bob, room, "forget") if verb != "ban" else None
     if verb != "ban":
@@ -250,7 +269,12 @@ def test_an_invite_has_stripped_state_and_a_declined_one_goes(server: TestServer
     rooms.act(alice, room, "invite", bob)
     answer = sync(bob, since)
     events = answer["rooms"]["invite"][room]["invite_state"]["events"]
-    assert {("m.room.name", ""), ("m.room.join_rules", ""), CREATE, ("m.room.member", bob.user_id)} <= keys(events)
+    assert {
+        ("m.room.name", ""),
+        ("m.room.join_rules", ""),
+        CREATE,
+        ("m.room.member", bob.user_id),
+    } <= keys(events)
     assert all(event.keys() == {"type", "state_key", "sender", "content"} for event in events)
     assert sync(bob)["rooms"]["invite"][room]["invite_state"]["events"] == events
     rooms.act(bob, room, "leave")
@@ -303,21 +327,29 @@ def test_history_before_the_joining(server: TestServer, visibility: str, seen: l
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_change_from_before_the_joining_that_a_hidden_one_overtook(server: TestServer, after: bool) -> None:
-    """Carol may see how the room's history was closed to her, and not what was made of that later: for who makes the state
-    from the timeline it begins after the former."""
+def test_a_change_from_before_the_joining_that_a_hidden_one_overtook(
+    server: TestServer, after: bool
+) -> None:
+    """Carol may see how the room's history was closed to her, and not what was made of that later:
+    for who makes the state from the timeline it begins after the former."""
     alice, carol = server.register("alice"), server.register("carol")
     room = rooms.create(alice)
     closed = rooms.state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
-    opened = rooms.state(alice, room, "m.room.history_visibility", {"history_visibility": "invited"})
+    opened = rooms.state(
+        alice, room, "m.room.history_visibility", {"history_visibility": "invited"}
+    )
     rooms.join(carol, room)
-    joined = sync(carol, filter=limit(100), use_state_after=str(after).lower())["rooms"]["join"][room]
+    joined = sync(carol, filter=limit(100), use_state_after=str(after).lower())["rooms"]["join"][
+        room
+    ]
     assert (closed in ids(joined), opened in ids(joined)) == (after, False)
     assert joined["timeline"]["limited"] is not after
     assert ("m.room.member", carol.user_id) in keys(joined["timeline"]["events"])
     told = joined["state_after" if after else "state"]["events"]
     assert opened in {event["event_id"] for event in told}
-    older = carol.get(f"/_matrix/client/v3/rooms/{room}/messages?dir=b&from={joined['timeline']['prev_batch']}").json
+    older = carol.get(
+        f"/_matrix/client/v3/rooms/{room}/messages?dir=b&from={joined['timeline']['prev_batch']}"
+    ).json
     assert (closed in {event["event_id"] for event in older["chunk"]}) is not after
 
 
@@ -339,16 +371,26 @@ def test_summaries_name_heroes_while_the_room_has_no_name(server: TestServer) ->
     assert "m.heroes" not in sync(alice)["rooms"]["join"][room]["summary"]
     third = token(alice)
     rooms.state(alice, room, "m.room.name", {})
-    assert sync(alice, third)["rooms"]["join"][room]["summary"]["m.heroes"] == [bob.user_id, carol.user_id]
+    assert sync(alice, third)["rooms"]["join"][room]["summary"]["m.heroes"] == [
+        bob.user_id,
+        carol.user_id,
+    ]
     rooms.act(bob, room, "leave")
     rooms.act(carol, room, "leave")
-    assert sync(alice, third)["rooms"]["join"][room]["summary"]["m.heroes"] == [bob.user_id, carol.user_id]
+    assert sync(alice, third)["rooms"]["join"][room]["summary"]["m.heroes"] == [
+        bob.user_id,
+        carol.user_id,
+    ]
 
 
 def test_unsigned_is_made_for_the_reader(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
-    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     phone = User(server, server.post("/_matrix/client/v3/login", login).json)
     sent = rooms.send(alice, room, "m.room.message", {"body": "x"}, txn="mine")
     topic = rooms.state(alice, room, "m.room.topic", {"topic": "one"})
@@ -386,20 +428,26 @@ def test_ignored_users_are_not_heard(server: TestServer) -> None:
     since = token(alice)
     rooms.keep(alice, "m.ignored_user_list", {"ignored_users": {bob.user_id: {}}})
     rooms.say(bob, room, "noise")
-    name = rooms.state(bob, room, "m.room.member", {"membership": "join", "displayname": "Bob"}, bob.user_id)
+    name = rooms.state(
+        bob, room, "m.room.member", {"membership": "join", "displayname": "Bob"}, bob.user_id
+    )
     rooms.act(bob, rooms.create(bob, preset="private_chat"), "invite", alice)
     answer = sync(alice, since)
     joined = answer["rooms"]["join"][room]
     assert "invite" not in answer["rooms"]
     assert ids(joined) == [name], "their state events are shown"
     assert joined["unread_notifications"] == {"notification_count": 0, "highlight_count": 0}
-    assert "noise" not in bodies({"timeline": {"events": messages(alice, room, dir="b", limit=50)["chunk"]}})
+    assert "noise" not in bodies(
+        {"timeline": {"events": messages(alice, room, dir="b", limit=50)["chunk"]}}
+    )
     rooms.keep(alice, "m.ignored_user_list", {"ignored_users": {}})
     assert "noise" in bodies(sync(alice)["rooms"]["join"][room])
     assert "invite" in sync(alice)["rooms"]
 
 
-@pytest.mark.parametrize("since", ["x", "s1", "s1_", "s-1_2", "s1_2_3", "t1_2", "s" + "9" * 30 + "_1", "s１_2"])
+@pytest.mark.parametrize(
+    "since", ["x", "s1", "s1_", "s-1_2", "s1_2_3", "t1_2", "s" + "9" * 30 + "_1", "s１_2"]
+)
 def test_a_token_that_was_never_given_out_is_refused(server: TestServer, since: str) -> None:
     answer = server.register("alice").get(sync_path(since))
     assert answer.status == 400
@@ -412,13 +460,15 @@ def test_a_token_of_a_lost_future_gets_everything(server: TestServer) -> None:
     room = rooms.create(alice)
     answer = sync(alice, "s999999_1", timeout=30_000)
     assert CREATE in keys(
-        answer["rooms"]["join"][room]["state"]["events"] + answer["rooms"]["join"][room]["timeline"]["events"][:1]
+        answer["rooms"]["join"][room]["state"]["events"]
+        + answer["rooms"]["join"][room]["timeline"]["events"][:1]
     )
     assert answer["next_batch"] == token(alice)
 
 
 def test_who_comes_back_is_told_whose_membership_changed_meanwhile(server: TestServer) -> None:
-    """A device that loads members lazily, and was never told that its user had left, keeps those that it had."""
+    """A device that loads members lazily, and was never told that its user had left, keeps those
+    that it had."""
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = rooms.create(alice, bob, carol, name="tea")
     lazily: Json = {"room": {"timeline": {"limit": 1}, "state": {"lazy_load_members": True}}}
@@ -426,11 +476,19 @@ def test_who_comes_back_is_told_whose_membership_changed_meanwhile(server: TestS
     since = sync(bob, filter=lazily)["next_batch"]
     since = sync(bob, since, filter=lazily)["next_batch"]
     rooms.act(bob, room_id, "leave")
-    rooms.state(carol, room_id, "m.room.member", {"membership": "join", "displayname": "Karolina"}, carol.user_id)
+    rooms.state(
+        carol,
+        room_id,
+        "m.room.member",
+        {"membership": "join", "displayname": "Karolina"},
+        carol.user_id,
+    )
     rooms.join(bob, room_id)
     rooms.say(alice, room_id)
     told = sync(bob, since, filter=lazily)["rooms"]["join"][room_id]["state"]["events"]
     names = {
-        event["state_key"]: event["content"].get("displayname") for event in told if event["type"] == "m.room.member"
+        event["state_key"]: event["content"].get("displayname")
+        for event in told
+        if event["type"] == "m.room.member"
     }
     assert names == {alice.user_id: "alice", bob.user_id: "bob", carol.user_id: "Karolina"}

@@ -55,7 +55,9 @@ def bobs(bob: User, room: str) -> Following:
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
-def test_messages_count_until_they_are_read(alice: User, bob: User, room: str, bobs: Following, kind: str) -> None:
+def test_messages_count_until_they_are_read(
+    alice: User, bob: User, room: str, bobs: Following, kind: str
+) -> None:
     assert bobs.counted() == (0, 0)
     rooms.say(bob, room)
     assert bobs.counted() == (0, 0), "one's own do not count"
@@ -75,13 +77,18 @@ def test_state_reactions_and_edits_do_not_count(alice: User, room: str, bobs: Fo
     relation = {"rel_type": "m.replace", "event_id": target}
     rooms.say(alice, room, more={"m.relates_to": relation})
     rooms.send(
-        alice, room, "m.reaction", {"m.relates_to": {"rel_type": "m.annotation", "event_id": target, "key": "x"}}
+        alice,
+        room,
+        "m.reaction",
+        {"m.relates_to": {"rel_type": "m.annotation", "event_id": target, "key": "x"}},
     )
     rooms.state(alice, room, "m.room.topic", {"topic": "tea"})
     assert bobs.counted() == (1, 0)
 
 
-def test_redacted_messages_count_no_more(alice: User, bob: User, room: str, bobs: Following) -> None:
+def test_redacted_messages_count_no_more(
+    alice: User, bob: User, room: str, bobs: Following
+) -> None:
     sent = rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
     rooms.say(alice, room)
     assert bobs.counted() == (2, 1)
@@ -89,7 +96,9 @@ def test_redacted_messages_count_no_more(alice: User, bob: User, room: str, bobs
     assert bobs.counted() == (1, 0)
 
 
-def test_mentions_by_name(server: TestServer, alice: User, bob: User, room: str, bobs: Following) -> None:
+def test_mentions_by_name(
+    server: TestServer, alice: User, bob: User, room: str, bobs: Following
+) -> None:
     carol = server.register("carol")
     rooms.join(carol, room)
     carols = Following(carol, room)
@@ -105,7 +114,12 @@ def test_who_writes_has_read(alice: User, bob: User, room: str, bobs: Following)
     thread = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
     rooms.say(alice, room, more=thread)
     assert bobs.counted() == (2, 0)
-    rooms.send(bob, room, "m.reaction", {"m.relates_to": {"rel_type": "m.annotation", "event_id": root, "key": "x"}})
+    rooms.send(
+        bob,
+        room,
+        "m.reaction",
+        {"m.relates_to": {"rel_type": "m.annotation", "event_id": root, "key": "x"}},
+    )
     rooms.state(bob, room, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id)
     assert bobs.counted() == (2, 0), "only what is news to others tells that one has read"
     rooms.say(bob, room)
@@ -115,7 +129,9 @@ def test_who_writes_has_read(alice: User, bob: User, room: str, bobs: Following)
     assert bobs.counted() == (1, 0), "and who writes in a thread has read the thread"
 
 
-def test_only_who_may_can_call_the_whole_room(alice: User, bob: User, room: str, bobs: Following) -> None:
+def test_only_who_may_can_call_the_whole_room(
+    alice: User, bob: User, room: str, bobs: Following
+) -> None:
     alices = Following(alice, room)
     rooms.say(alice, room, more={"m.mentions": {"room": True}})
     assert bobs.counted() == (1, 1)
@@ -136,7 +152,9 @@ def test_messages_from_before_the_joining_or_during_an_absence_do_not_count(
     assert bobs.counted() == (1, 0), "a new name is no new joining"
 
 
-def test_threads_are_counted_and_read_by_themselves(alice: User, bob: User, room: str, bobs: Following) -> None:
+def test_threads_are_counted_and_read_by_themselves(
+    alice: User, bob: User, room: str, bobs: Following
+) -> None:
     root = rooms.say(alice, room)
     thread = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
     in_thread = rooms.say(alice, room, more=thread)

@@ -1,4 +1,5 @@
-"""Without application services there are no third-party networks. spec: client-server-api#third-party-networks"""
+"""Without application services there are no third-party networks. spec:
+client-server-api#third-party-networks"""
 
 import pytest
 

@@ -1,11 +1,12 @@
-"""What push rules make of threads that one follows, and of others (MSC4306): counts, pushes, the list of notifications."""
+"""What push rules make of threads that one follows, and of others (MSC4306): counts, pushes, the
+list of notifications."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage.database import Database, SQLiteConfig
+from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.gateway import Gateway, set_pusher, settle
@@ -25,7 +26,9 @@ class Talk:
 
     def __init__(self, server: TestServer) -> None:
         self.server = server
-        self.alice, self.bob, self.carol = (server.register(name) for name in ("alice", "bob", "carol"))
+        self.alice, self.bob, self.carol = (
+            server.register(name) for name in ("alice", "bob", "carol")
+        )
         self.room = create(self.bob, preset="public_chat")
         for user in (self.alice, self.carol):
             join(user, self.room)
@@ -60,7 +63,9 @@ def talk(server: TestServer) -> Talk:
 def test_the_rules_are_there_and_off(talk: Talk) -> None:
     rules = ok(talk.alice.get(f"{V3}/pushrules/"))["global"]
     assert list(rules) == ["override", "content", "postcontent", "room", "sender", "underride"]
-    assert [(rule["rule_id"], rule["enabled"], rule["default"]) for rule in rules["postcontent"]] == [
+    assert [
+        (rule["rule_id"], rule["enabled"], rule["default"]) for rule in rules["postcontent"]
+    ] == [
         (OTHERS, False, True),
         (FOLLOWED, False, True),
     ]
@@ -106,7 +111,14 @@ def test_who_is_mentioned_in_a_thread_is_called_though_they_do_not_follow_it(tal
     talk.read()
     relation = {"rel_type": "m.thread", "event_id": talk.other}
     content: dict[str, Any] = {"msgtype": "m.text", "body": "alice!", "m.relates_to": relation}
-    ok(put_event(talk.bob, talk.room, "m.room.message", {**content, "m.mentions": {"user_ids": [talk.alice.user_id]}}))
+    ok(
+        put_event(
+            talk.bob,
+            talk.room,
+            "m.room.message",
+            {**content, "m.mentions": {"user_ids": [talk.alice.user_id]}},
+        )
+    )
     assert talk.counts(talk.alice) == {"": 0, talk.other: 1}
 
 

@@ -60,12 +60,18 @@ def test_automatic_subscriptions(server: TestServer, alice: User) -> None:
     refusal = refused(alice.put(path, {"automatic": called}))
     assert refusal == (409, "IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION")
     stable = thread(room_id, root, STABLE)
-    assert refused(alice.put(stable, {"automatic": called})) == (409, "M_CONFLICTING_UNSUBSCRIPTION")
+    assert refused(alice.put(stable, {"automatic": called})) == (
+        409,
+        "M_CONFLICTING_UNSUBSCRIPTION",
+    )
     ok(alice.put(path, {"automatic": reply(bob, room_id, root, "later")}))
     assert ok(alice.get(path)) == {"automatic": True}
 
     for cause in (other, root, reply(bob, room_id, other), "$unknown", "no id"):
-        assert refused(alice.put(path, {"automatic": cause})) == (400, "IO.ELEMENT.MSC4306.M_NOT_IN_THREAD")
+        assert refused(alice.put(path, {"automatic": cause})) == (
+            400,
+            "IO.ELEMENT.MSC4306.M_NOT_IN_THREAD",
+        )
     assert refused(alice.put(stable, {"automatic": other})) == (400, "M_NOT_IN_THREAD")
     assert refused(alice.put(path, {"automatic": True})) == (400, "M_BAD_JSON")
 
@@ -74,9 +80,15 @@ def test_threads_that_one_may_not_see(server: TestServer, alice: User) -> None:
     bob = server.register("bob")
     room_id = create(alice)
     root = say(alice, room_id, "root")
-    for each in (thread(room_id, root), thread(room_id, "$unknown"), thread("!unknown:example.org", root)):
+    for each in (
+        thread(room_id, root),
+        thread(room_id, "$unknown"),
+        thread("!unknown:example.org", root),
+    ):
         for method in ("GET", "PUT", "DELETE"):
-            answer = bob.server.client.request(method, each, token=bob.token, json={} if method == "PUT" else None)
+            answer = bob.server.client.request(
+                method, each, token=bob.token, json={} if method == "PUT" else None
+            )
             assert refused(answer) == (404, "M_NOT_FOUND")
 
 
@@ -86,7 +98,11 @@ def test_sliding_sync_tells_of_them(server: TestServer, alice: User) -> None:
     ok(alice.put(thread(room_id, first), {}))
     client = SlidingClient(alice, extensions={EXTENSION: {"enabled": True}})
     told = client.sync()["extensions"][EXTENSION]
-    assert told == {"subscribed": {room_id: {first: {"automatic": False, "bump_stamp": stamp(told, room_id, first)}}}}
+    assert told == {
+        "subscribed": {
+            room_id: {first: {"automatic": False, "bump_stamp": stamp(told, room_id, first)}}
+        }
+    }
     assert client.sync()["extensions"][EXTENSION] == {}
     pending = client.wait()
     ok(alice.put(thread(room_id, second), {"automatic": reply(alice, room_id, second)}))
@@ -131,7 +147,9 @@ def test_what_sliding_sync_has_no_room_for_is_had_in_pages(alice: User) -> None:
     assert set(whole["subscribed"][room_id]) == {before, *roots}
 
 
-@pytest.mark.parametrize("query", ["", "dir=f", "dir=b&limit=0", "dir=b&from=x", "dir=b&to=t1_1", "dir=b&to=x"])
+@pytest.mark.parametrize(
+    "query", ["", "dir=f", "dir=b&limit=0", "dir=b&from=x", "dir=b&to=t1_1", "dir=b&to=x"]
+)
 def test_bad_pages(alice: User, query: str) -> None:
     assert alice.get(f"{PAGES}?{query}").status == 400
 
@@ -148,4 +166,7 @@ def test_who_has_left_can_still_end_it(server: TestServer, alice: User) -> None:
 
 
 def test_the_feature_is_announced(server: TestServer) -> None:
-    assert server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4306"] is True
+    assert (
+        server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4306"]
+        is True
+    )

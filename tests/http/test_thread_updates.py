@@ -36,7 +36,9 @@ def shared(alice: User, bob: User) -> tuple[str, str]:
 
 def client_of(user: User, *, window: int = 9, limit: int = 5, **more: Any) -> SlidingClient:
     wanted = {"enabled": True, **more}
-    return SlidingClient(user, lists={"all": a_list([0, window], limit=limit)}, extensions={EXTENSION: wanted})
+    return SlidingClient(
+        user, lists={"all": a_list([0, window], limit=limit)}, extensions={EXTENSION: wanted}
+    )
 
 
 def threads(answer: dict[str, Any]) -> Updates:
@@ -49,7 +51,9 @@ def replies(user: User, room_id: str, root: str, token: str) -> list[str]:
     return [event["content"]["body"] for event in ok(user.get(path))["chunk"]]
 
 
-def test_what_timelines_tell_is_not_told_again(alice: User, bob: User, shared: tuple[str, str]) -> None:
+def test_what_timelines_tell_is_not_told_again(
+    alice: User, bob: User, shared: tuple[str, str]
+) -> None:
     room_id, root = shared
     client = client_of(alice, limit=2)
     reply(bob, room_id, root, "old")
@@ -73,7 +77,9 @@ def test_what_timelines_tell_is_not_told_again(alice: User, bob: User, shared: t
     assert threads(client.sync()) == {room_id: {root: {}}}
 
 
-def test_roots_come_with_what_was_said_last(alice: User, bob: User, shared: tuple[str, str]) -> None:
+def test_roots_come_with_what_was_said_last(
+    alice: User, bob: User, shared: tuple[str, str]
+) -> None:
     room_id, root = shared
     client = client_of(alice, include_roots=True)
     client.sync()
@@ -106,7 +112,9 @@ def test_rooms_that_are_out_of_view_end_waiting(
     assert (threads(answer), answer["rooms"]) == ({room_id: {root: {}}}, {})
 
 
-def test_more_threads_than_an_answer_has_room_for(alice: User, bob: User, shared: tuple[str, str]) -> None:
+def test_more_threads_than_an_answer_has_room_for(
+    alice: User, bob: User, shared: tuple[str, str]
+) -> None:
     room_id, root = shared
     other = create(alice, preset="public_chat")
     join(bob, other)
@@ -119,7 +127,10 @@ def test_more_threads_than_an_answer_has_room_for(alice: User, bob: User, shared
     for at in [(room_id, root), *roots, (room_id, root)]:
         reply(bob, *at)
     said = client.sync()["extensions"][EXTENSION]
-    assert {room: set(told) for room, told in said["updates"].items()} == {room_id: {root}, other: {roots[3][1]}}
+    assert {room: set(told) for room, told in said["updates"].items()} == {
+        room_id: {root},
+        other: {roots[3][1]},
+    }
     reply(bob, *roots[1], "meanwhile")
     told: list[Updates] = []
     token = said["prev_batch"]
@@ -131,7 +142,9 @@ def test_more_threads_than_an_answer_has_room_for(alice: User, bob: User, shared
         {other: {roots[2][1], roots[1][1]}},
         {other: {roots[0][1]}},
     ]
-    assert told[1][other][roots[0][1]].keys() == {"thread_root"}  # what came before the stretch is not new
+    assert told[1][other][roots[0][1]].keys() == {
+        "thread_root"
+    }  # what came before the stretch is not new
     everything = ok(alice.get("/_matrix/client/v1/thread_updates?dir=b"))
     assert {room: set(each) for room, each in everything["chunk"].items()} == {
         room_id: {root},
@@ -140,7 +153,9 @@ def test_more_threads_than_an_answer_has_room_for(alice: User, bob: User, shared
     assert "next_batch" not in everything
 
 
-def test_what_the_reader_may_not_see(server: TestServer, alice: User, bob: User, shared: tuple[str, str]) -> None:
+def test_what_the_reader_may_not_see(
+    server: TestServer, alice: User, bob: User, shared: tuple[str, str]
+) -> None:
     room_id, _ = shared
     path = f"/_matrix/client/v3/rooms/{room_id}/state/m.room.history_visibility/"
     ok(alice.put(path, {"history_visibility": "joined"}))
@@ -152,14 +167,19 @@ def test_what_the_reader_may_not_see(server: TestServer, alice: User, bob: User,
     join(carol, room_id)
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     reply(bob, room_id, root, "shown")
-    # she does not see the root, and cannot open the thread: who wants roots is told of no thread without one
+    # she does not see the root, and cannot open the thread: who wants roots is told of no thread
+    # without one
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     client.body["extensions"][EXTENSION]["include_roots"] = False
     reply(bob, room_id, root, "shown too")
     assert threads(client.sync()) == {room_id: {root: {}}}
     client.body["extensions"][EXTENSION]["include_roots"] = True
     ignored: dict[str, Any] = {"ignored_users": {bob.user_id: {}}}
-    ok(carol.put(f"/_matrix/client/v3/user/{carol.user_id}/account_data/m.ignored_user_list", ignored))
+    ok(
+        carol.put(
+            f"/_matrix/client/v3/user/{carol.user_id}/account_data/m.ignored_user_list", ignored
+        )
+    )
     client.sync()
     reply(bob, room_id, root, "ignored")
     assert threads(client.sync()) == {}
@@ -169,8 +189,19 @@ def test_what_the_reader_may_not_see(server: TestServer, alice: User, bob: User,
 
 
 def test_bad_tokens_are_refused(alice: User) -> None:
-    for query in ("dir=f", "dir=b&limit=0", "dir=b&from=x", "dir=b&from=s1_1", "dir=b&to=t1_1", "dir=b&to=x", ""):
-        assert refused(alice.get(f"{PAGES}?{query}")) in {(400, "M_INVALID_PARAM"), (400, "M_MISSING_PARAM")}
+    for query in (
+        "dir=f",
+        "dir=b&limit=0",
+        "dir=b&from=x",
+        "dir=b&from=s1_1",
+        "dir=b&to=t1_1",
+        "dir=b&to=x",
+        "",
+    ):
+        assert refused(alice.get(f"{PAGES}?{query}")) in {
+            (400, "M_INVALID_PARAM"),
+            (400, "M_MISSING_PARAM"),
+        }
 
 
 def test_the_accepted_form_has_it_too(alice: User, bob: User, shared: tuple[str, str]) -> None:

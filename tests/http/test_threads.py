@@ -1,4 +1,5 @@
-"""Threads: what is told of them with their roots, and the list of a room's threads. spec: client-server-api#threading"""
+"""Threads: what is told of them with their roots, and the list of a room's threads. spec:
+client-server-api#threading"""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, join, leave, ok, put_event, redact, refused, say, set_state
 from tests.http.test_relations import bundle, edit, ignore, relate
@@ -112,7 +113,9 @@ def test_ignored_users_in_threads(alice: User, bob: User, room: str) -> None:
     assert roots(bob, room) == [only_theirs, theirs, mine]
 
 
-def test_a_redacted_root_keeps_its_thread_and_a_redacted_thread_is_none(alice: User, room: str) -> None:
+def test_a_redacted_root_keeps_its_thread_and_a_redacted_thread_is_none(
+    alice: User, room: str
+) -> None:
     root = say(alice, room, "root")
     reply = relate(alice, room, root, "m.thread")
     ok(redact(alice, room, root))
@@ -182,7 +185,11 @@ def test_who_may_not_see_an_event_learns_nothing_of_it_by_threads(alice: User, b
     room = create(alice, preset="public_chat")
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
     root = say(alice, room, "root")
-    unseen = [root, relate(alice, room, root, "m.thread"), "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]
+    unseen = [
+        root,
+        relate(alice, room, root, "m.thread"),
+        "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+    ]
     join(bob, room)
     seen = relate(alice, room, root, "m.thread")
 

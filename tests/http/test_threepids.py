@@ -1,4 +1,5 @@
-"""E-mail addresses: confirmed by a letter, for registration, for the account, for a forgotten password, to sign in with."""
+"""E-mail addresses: confirmed by a letter, for registration, for the account, for a forgotten
+password, to sign in with."""
 
 import re
 from html import unescape
@@ -9,9 +10,9 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from msgspec.structs import replace
 
-from homeserver.services.mail.relay import CannotDeliver
-from storage.database import Database
-from storage.threepids import ThreepidStore
+from homeserver.services.email.smtp import CannotDeliver
+from storage.engine.database import Database
+from storage.threepids.threepids import ThreepidStore
 from tests.helpers.http import Answer
 from tests.helpers.kept import read_everything
 from tests.helpers.records import told
@@ -39,7 +40,9 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database, MAIL)
 
 
-def request_token(server: TestServer, kind: str, email: str = "alice@example.com", **further: Any) -> Answer:
+def request_token(
+    server: TestServer, kind: str, email: str = "alice@example.com", **further: Any
+) -> Answer:
     body = {"client_secret": SECRET, "email": email, "send_attempt": 1, **further}
     return server.post(f"{V3}/{kind}/email/requestToken", body)
 
@@ -65,7 +68,9 @@ def press(server: TestServer, link: str) -> Answer:
     return server.client.request("POST", action[1], body=body)
 
 
-def confirm(server: TestServer, kind: str, email: str = "alice@example.com", **further: Any) -> dict[str, str]:
+def confirm(
+    server: TestServer, kind: str, email: str = "alice@example.com", **further: Any
+) -> dict[str, str]:
     """Credentials of an address that was confirmed."""
     answer = request_token(server, kind, email, **further)
     assert answer.status == 200, answer.body
@@ -78,12 +83,18 @@ def by_email(creds: dict[str, str]) -> dict[str, object]:
 
 
 def proof(name: str, password: str = "wonderland") -> dict[str, object]:
-    return {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": password}
+    return {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": name},
+        "password": password,
+    }
 
 
 def add(server: TestServer, user: User, email: str = "alice@example.com") -> None:
     name = user.user_id[1:].partition(":")[0]
-    answer = user.post(f"{V3}/account/3pid/add", {**confirm(server, "account/3pid", email), "auth": proof(name)})
+    answer = user.post(
+        f"{V3}/account/3pid/add", {**confirm(server, "account/3pid", email), "auth": proof(name)}
+    )
     assert answer.status == 200, answer.body
 
 
@@ -106,30 +117,47 @@ def test_an_account_with_a_confirmed_address(server: TestServer) -> None:
     [address] = alice.get(f"{V3}/account/3pid").json["threepids"]
     assert (address["medium"], address["address"]) == ("email", "alice@example.com")
     assert address["validated_at"] <= address["added_at"]
-    again = server.post(f"{V3}/register", {"username": "bob", "password": "b", "auth": by_email(creds)})
+    again = server.post(
+        f"{V3}/register", {"username": "bob", "password": "b", "auth": by_email(creds)}
+    )
     assert (again.status, again.errcode) == (401, "M_THREEPID_AUTH_FAILED")
 
 
 def test_an_address_is_added_and_signs_in_and_is_removed(server: TestServer) -> None:
     alice = server.register("alice")
-    assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {"enabled": True}
+    assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {
+        "enabled": True
+    }
     creds = confirm(server, "account/3pid", " Alice@Example.COM ")
     asked = alice.post(f"{V3}/account/3pid/add", creds)
     assert (asked.status, asked.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
     assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).status == 200
-    assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode == "M_THREEPID_AUTH_FAILED"
+    assert (
+        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode
+        == "M_THREEPID_AUTH_FAILED"
+    )
 
     def login(address: str, password: str = "wonderland") -> Answer:
         identifier = {"type": "m.id.thirdparty", "medium": "email", "address": address}
-        return server.post(f"{V3}/login", {"type": "m.login.password", "identifier": identifier, "password": password})
+        return server.post(
+            f"{V3}/login",
+            {"type": "m.login.password", "identifier": identifier, "password": password},
+        )
 
     assert login("ALICE@example.com").json["user_id"] == alice.user_id
     assert login("alice@example.com", "wrong").errcode == "M_FORBIDDEN"
     assert login("nobody@example.com").errcode == "M_FORBIDDEN"
-    older = {"type": "m.login.password", "medium": "email", "address": "alice@example.com", "password": "wonderland"}
+    older = {
+        "type": "m.login.password",
+        "medium": "email",
+        "address": "alice@example.com",
+        "password": "wonderland",
+    }
     assert server.post(f"{V3}/login", older).status == 200
 
-    removed = alice.post(f"{V3}/account/3pid/delete", {"medium": "email", "address": "alice@EXAMPLE.com"})
+    removed = alice.post(
+        f"{V3}/account/3pid/delete", {"medium": "email", "address": "alice@EXAMPLE.com"}
+    )
     assert removed.json == {"id_server_unbind_result": "no-support"}
     assert alice.get(f"{V3}/account/3pid").json == {"threepids": []}
     assert login("alice@example.com").errcode == "M_FORBIDDEN"
@@ -183,7 +211,10 @@ def test_a_letter_serves_its_own_purpose(server: TestServer) -> None:
     refused = bob.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("bob")})
     assert refused.errcode == "M_THREEPID_AUTH_FAILED"
     reset = confirm(server, "account/password")
-    assert bob.post(f"{V3}/account/3pid/add", {**reset, "auth": proof("bob")}).errcode == "M_THREEPID_AUTH_FAILED"
+    assert (
+        bob.post(f"{V3}/account/3pid/add", {**reset, "auth": proof("bob")}).errcode
+        == "M_THREEPID_AUTH_FAILED"
+    )
     wrong = {**reset, "client_secret": "another"}
     answer = server.post(f"{V3}/account/password", {"new_password": "x", "auth": by_email(wrong)})
     assert (answer.status, answer.errcode) == (401, "M_THREEPID_AUTH_FAILED")
@@ -195,7 +226,10 @@ def test_an_address_is_one_account_s(server: TestServer) -> None:
     add(server, alice, "other@example.com")
     assert request_token(server, "account/3pid", "other@example.com").errcode == "M_THREEPID_IN_USE"
     assert request_token(server, "register", "other@example.com").errcode == "M_THREEPID_IN_USE"
-    assert request_token(server, "account/password", "nobody@example.com").errcode == "M_THREEPID_NOT_FOUND"
+    assert (
+        request_token(server, "account/password", "nobody@example.com").errcode
+        == "M_THREEPID_NOT_FOUND"
+    )
     # Two confirm the same address; who comes first has it.
     second = confirm(server, "register", "alice@example.com")
     assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).status == 200
@@ -222,7 +256,11 @@ def test_looking_at_the_page_confirms_nothing(server: TestServer) -> None:
     page = server.get(link_in(server), headers={"Accept-Language": "uz"})
     assert "Bu sizning manzilingizmi?" in page.body.decode()
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    wish = {"username": "alice", "password": "a", "auth": by_email({"sid": sid, "client_secret": SECRET})}
+    wish = {
+        "username": "alice",
+        "password": "a",
+        "auth": by_email({"sid": sid, "client_secret": SECRET}),
+    }
     assert server.post(f"{V3}/register", wish).errcode == "M_THREEPID_AUTH_FAILED"
     done = press(server, link_in(server))
     assert 'href="https://app.example/go?on=1"' in done.body.decode()
@@ -233,7 +271,11 @@ def test_hosts_that_people_may_be_led_on_to(tmp_path: Path, sqlite_database: Dat
     further = "next_link_domain_whitelist: [app.example]\n"
     server = TestServer(tmp_path, sqlite_database, MAIL + further)
     body = {"client_secret": SECRET, "email": "alice@example.com", "send_attempt": 1}
-    for link in ("https://evil.example/", "https://app.example.evil.example/", "https://evil.example/app.example"):
+    for link in (
+        "https://evil.example/",
+        "https://app.example.evil.example/",
+        "https://evil.example/app.example",
+    ):
         answer = server.post(f"{V3}/register/email/requestToken", {**body, "next_link": link})
         assert answer.errcode == "M_INVALID_PARAM"
     request_token(server, "register", next_link="https://App.Example:8443/go")
@@ -254,7 +296,9 @@ def test_where_a_letter_of_before_leads(server: TestServer, database: Database) 
 
 def test_a_letter_in_the_reader_s_language(server: TestServer) -> None:
     body = {"client_secret": SECRET, "email": "a@example.com", "send_attempt": 1}
-    server.post(f"{V3}/register/email/requestToken", body, headers={"Accept-Language": "ru-RU,ru;q=0.9"})
+    server.post(
+        f"{V3}/register/email/requestToken", body, headers={"Accept-Language": "ru-RU,ru;q=0.9"}
+    )
     letter = server.relay.letters[0][1]
     assert letter["Subject"] == "Подтвердите адрес электронной почты для example.org"
     assert letter["Content-Language"] == "ru"
@@ -274,7 +318,13 @@ def test_links_grow_old(server: TestServer) -> None:
 def test_links_that_were_made_up(server: TestServer) -> None:
     request_token(server, "register")
     path, query = urlsplit(link_in(server)).path, parse_qs(urlsplit(link_in(server)).query)
-    for sid, token in (("", ""), (query["sid"][0], "x"), ("x", query["token"][0]), ("\0", "\0"), ("é" * 300, "é")):
+    for sid, token in (
+        ("", ""),
+        (query["sid"][0], "x"),
+        ("x", query["token"][0]),
+        ("\0", "\0"),
+        ("é" * 300, "é"),
+    ):
         assert server.get(f"{path}?{urlencode({'sid': sid, 'token': token})}").status == 400
         body = urlencode({"sid": sid, "token": token}).encode()
         assert server.client.request("POST", path, body=body).status == 400
@@ -337,11 +387,15 @@ def test_a_closed_account_gives_its_address_back(server: TestServer) -> None:
     assert request_token(server, "register").status == 200
 
 
-def test_a_server_that_wants_addresses_of_the_institution(tmp_path: Path, database: Database) -> None:
+def test_a_server_that_wants_addresses_of_the_institution(
+    tmp_path: Path, database: Database
+) -> None:
     rules = "registrations_require_3pid: [email]\nallowed_local_3pids: [{pattern: '[^@]+@uni\\.example'}]\n"
     server = TestServer(tmp_path, database, MAIL + rules)
     wish = {"username": "alice", "password": "wonderland"}
-    assert server.post(f"{V3}/register", wish).json["flows"] == [{"stages": ["m.login.email.identity"]}]
+    assert server.post(f"{V3}/register", wish).json["flows"] == [
+        {"stages": ["m.login.email.identity"]}
+    ]
     assert server.post(f"{V3}/register", {**wish, "auth": {"type": "m.login.dummy"}}).status == 401
     assert request_token(server, "register", "a@uni.example.org").errcode == "M_THREEPID_DENIED"
     creds = confirm(server, "register", "a@uni.example")
@@ -358,7 +412,9 @@ def test_the_rules_of_now_count(tmp_path: Path, sqlite_database: Database) -> No
     assert (refused.status, refused.errcode) == (401, "M_THREEPID_DENIED")
 
 
-def test_a_server_that_does_not_tell_which_addresses_it_knows(tmp_path: Path, database: Database) -> None:
+def test_a_server_that_does_not_tell_which_addresses_it_knows(
+    tmp_path: Path, database: Database
+) -> None:
     server = TestServer(tmp_path, database, MAIL + "request_token_inhibit_3pid_errors: true\n")
     add(server, server.register("alice"))
     before = len(server.relay.letters)
@@ -372,15 +428,22 @@ def test_people_who_may_not_change_their_addresses(tmp_path: Path, database: Dat
     server = TestServer(tmp_path, database, MAIL + "enable_3pid_changes: false\n")
     alice = server.register("alice")
     creds = confirm(server, "account/3pid")
-    assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode == "M_FORBIDDEN"
-    removal = alice.post(f"{V3}/account/3pid/delete", {"medium": "email", "address": "a@example.com"})
+    assert (
+        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode
+        == "M_FORBIDDEN"
+    )
+    removal = alice.post(
+        f"{V3}/account/3pid/delete", {"medium": "email", "address": "a@example.com"}
+    )
     assert removal.errcode == "M_FORBIDDEN"
 
 
 def test_letters_are_limited(tmp_path: Path, database: Database) -> None:
     limit = "rc_3pid_validation: {per_second: 0.001, burst_count: 3}\n"
     server = TestServer(tmp_path, database, MAIL.replace("rc_3pid_validation: *unlimited\n", limit))
-    answers = [request_token(server, "register", send_attempt=attempt).status for attempt in range(1, 6)]
+    answers = [
+        request_token(server, "register", send_attempt=attempt).status for attempt in range(1, 6)
+    ]
     assert answers == [200, 200, 200, 429, 429]
 
 
@@ -390,13 +453,30 @@ def test_a_server_without_mail(tmp_path: Path, database: Database) -> None:
     for kind in ("register", "account/3pid", "account/password"):
         assert request_token(server, kind).errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
     assert server.post(f"{V3}/account/password", {"new_password": "x"}).errcode == "M_MISSING_TOKEN"
-    number = {"client_secret": SECRET, "country": "UZ", "phone_number": "90 123 45 67", "send_attempt": 1}
-    assert server.post(f"{V3}/register/msisdn/requestToken", number).errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
-    bind = {"sid": "1", "client_secret": "x", "id_server": "identity.example.org", "id_access_token": "x"}
+    number = {
+        "client_secret": SECRET,
+        "country": "UZ",
+        "phone_number": "90 123 45 67",
+        "send_attempt": 1,
+    }
+    assert (
+        server.post(f"{V3}/register/msisdn/requestToken", number).errcode
+        == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
+    )
+    bind = {
+        "sid": "1",
+        "client_secret": "x",
+        "id_server": "identity.example.org",
+        "id_access_token": "x",
+    }
     assert alice.post(f"{V3}/account/3pid/bind", bind).errcode == "M_SERVER_NOT_TRUSTED"
-    unbound = alice.post(f"{V3}/account/3pid/unbind", {"medium": "email", "address": "a@example.com"})
+    unbound = alice.post(
+        f"{V3}/account/3pid/unbind", {"medium": "email", "address": "a@example.com"}
+    )
     assert unbound.json == {"id_server_unbind_result": "no-support"}
-    assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {"enabled": False}
+    assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {
+        "enabled": False
+    }
 
 
 def test_what_confirms_is_kept_as_a_hash(tmp_path: Path, sqlite_database: Database) -> None:
@@ -409,4 +489,9 @@ def test_what_confirms_is_kept_as_a_hash(tmp_path: Path, sqlite_database: Databa
     kept = server.run(read_everything(sqlite_database))
     assert (answer.json["sid"] in kept, secret in kept, session in kept) == (True, False, False)
     auth = {**by_email({"sid": answer.json["sid"], "client_secret": secret}), "session": session}
-    assert server.post(f"{V3}/account/password", {"new_password": "looking glass", "auth": auth}).status == 200
+    assert (
+        server.post(
+            f"{V3}/account/password", {"new_password": "looking glass", "auth": auth}
+        ).status
+        == 200
+    )

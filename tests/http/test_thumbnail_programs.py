@@ -1,5 +1,5 @@
-"""Programs that take pictures out of films and documents: each has so much time on the processor, and a machine that is busy is no fault of
-a file."""
+"""Programs that take pictures out of films and documents: each has so much time on the processor,
+and a machine that is busy is no fault of a file."""
 
 import json
 import subprocess
@@ -16,7 +16,14 @@ def film(tmp_path: Path) -> bytes:
     """A job for one."""
     path = tmp_path / "film"
     path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
-    job = {"path": str(path), "width": 32, "height": 32, "method": "scale", "animated": False, "max_pixels": 1000}
+    job = {
+        "path": str(path),
+        "width": 32,
+        "height": 32,
+        "method": "scale",
+        "animated": False,
+        "max_pixels": 1000,
+    }
     return json.dumps({**job, "programs": True}).encode()
 
 
@@ -25,7 +32,9 @@ def let_it(monkeypatch: pytest.MonkeyPatch, do: str) -> None:
     monkeypatch.setattr(image_worker, "program_for", lambda *_: [sys.executable, "-I", "-c", do])
 
 
-def test_a_program_that_has_to_wait_says_nothing_of_the_file(film: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_has_to_wait_says_nothing_of_the_file(
+    film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That it is no image would be remembered for a day."""
     monkeypatch.setattr(image_worker, "PROGRAM_SECONDS", 1)
     monkeypatch.setattr(image_worker, "LONGEST_PROGRAM_SECONDS", 0.5)
@@ -33,7 +42,9 @@ def test_a_program_that_has_to_wait_says_nothing_of_the_file(film: bytes, monkey
     assert image_worker.answer(film) == ({"kind": "unknown"}, b"")
 
 
-def test_a_file_that_takes_too_much_is_no_image(film: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_takes_too_much_is_no_image(
+    film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(image_worker, "PROGRAM_SECONDS", 1)
     let_it(monkeypatch, "while True: pass")
     assert image_worker.answer(film) == ({"kind": "no image"}, b"")

@@ -1,4 +1,5 @@
-"""Whose thumbnail is made next, in real processes: by turns among those whose pictures they are, and among those who ask."""
+"""Whose thumbnail is made next, in real processes: by turns among those whose pictures they are,
+and among those who ask."""
 
 import io
 from pathlib import Path
@@ -9,12 +10,18 @@ from twisted.internet.task import Clock
 
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.media.image_workers import ImageWorkers
-from homeserver.services.media.thumbnails import LADDER, MOST_WAITING_OF_ONE, PROPORTIONS, Thumbnail, Thumbnails
-from storage.database import Database
-from storage.executors import InlineExecutor
-from storage.media import Content
-from storage.media_contents import LocalContents
-from storage.media_files import MediaFiles
+from homeserver.services.media.thumbnails import (
+    LADDER,
+    MOST_WAITING_OF_ONE,
+    PROPORTIONS,
+    Thumbnail,
+    Thumbnails,
+)
+from storage.engine.database import Database
+from storage.engine.executors import InlineExecutor
+from storage.media.contents import LocalContents
+from storage.media.files import MediaFiles
+from storage.media.media import Content
 from tests.helpers.images import picture
 from tests.helpers.later import LaterExecutor
 
@@ -27,7 +34,9 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
     return Content(stored.hash, stored.size, "image/png", None)
 
 
-async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_database: Database, tmp_path: Path) -> None:
+async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     executor = LaterExecutor()
@@ -50,16 +59,23 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_databa
     workers.close()
 
 
-async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(sqlite_database: Database, tmp_path: Path) -> None:
+async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
-    content, other = await _content(files, picture(400, 200)), await _content(files, picture(300, 200))
+    content, other = (
+        await _content(files, picture(400, 200)),
+        await _content(files, picture(300, 200)),
+    )
 
     def ask(content: Content, size: int, whose: str, asker: str) -> Deferred[Thumbnail]:
-        return Deferred.fromCoroutine(thumbnails.get(content, size, 8, "crop", whose, asker, animated=False))
+        return Deferred.fromCoroutine(
+            thumbnails.get(content, size, 8, "crop", whose, asker, animated=False)
+        )
 
     many = [ask(content, size, ALICE, MALLORY) for size in range(LADDER[0], LADDER[-1], 8)]
     assert len(executor.jobs) == 1
@@ -78,7 +94,9 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(sqlite_database
     workers.close()
 
 
-async def test_who_may_not_wait_for_more_is_refused_alone(sqlite_database: Database, tmp_path: Path) -> None:
+async def test_who_may_not_wait_for_more_is_refused_alone(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     executor = LaterExecutor()
@@ -87,10 +105,16 @@ async def test_who_may_not_wait_for_more_is_refused_alone(sqlite_database: Datab
     content = await _content(files, picture(40, 20))
 
     def ask(size: tuple[int, int], asker: str) -> Deferred[Thumbnail]:
-        return Deferred.fromCoroutine(thumbnails.get(content, *size, "crop", ALICE, asker, animated=False))
+        return Deferred.fromCoroutine(
+            thumbnails.get(content, *size, "crop", ALICE, asker, animated=False)
+        )
 
-    sizes = [(step, step * part // PROPORTIONS) for step in LADDER for part in range(1, PROPORTIONS + 1)]
-    asked = [ask(size, MALLORY) for size in sizes[: MOST_WAITING_OF_ONE + 1]]  # of which one is being made
+    sizes = [
+        (step, step * part // PROPORTIONS) for step in LADDER for part in range(1, PROPORTIONS + 1)
+    ]
+    asked = [
+        ask(size, MALLORY) for size in sizes[: MOST_WAITING_OF_ONE + 1]
+    ]  # of which one is being made
     last = sizes[MOST_WAITING_OF_ONE + 1]
     bobs, refused = ask(last, BOB), ask(last, MALLORY)
     with pytest.raises(LimitExceeded):
@@ -103,7 +127,9 @@ async def test_who_may_not_wait_for_more_is_refused_alone(sqlite_database: Datab
     workers.close()
 
 
-async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Database, tmp_path: Path) -> None:
+async def test_a_thumbnail_is_made_once_for_all_who_wait(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
@@ -111,7 +137,10 @@ async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Databa
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     asked = [
-        Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)) for _ in range(3)
+        Deferred.fromCoroutine(
+            thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)
+        )
+        for _ in range(3)
     ]
     assert len(executor.jobs) == 1
     asked[0].addErrback(lambda failure: failure.trap(CancelledError))

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
+from homeserver.services.encryption.to_device import MOST_MESSAGES
 from homeserver.services.sync.recent_messages import MOST_BYTES, RecentMessages
-from homeserver.services.to_device import MOST_MESSAGES
-from storage.database import Database, SQLiteConfig, WriteTransaction
-from storage.devices import DeviceRow, DeviceStore
-from storage.streams import Change, Streams, Topic
-from storage.to_device import FEWEST_LOGGED, LOGGED_MS, REMOVED_AT_ONCE, NewMessages
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.to_device import FEWEST_LOGGED, LOGGED_MS, REMOVED_AT_ONCE, NewMessages
+from storage.engine.database import Database, SQLiteConfig, WriteTransaction
+from storage.engine.streams import Change, Streams, Topic
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -36,13 +36,17 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def test_messages_to_devices_come_once_in_order_and_until_acknowledged(alice: User, bob: User) -> None:
+def test_messages_to_devices_come_once_in_order_and_until_acknowledged(
+    alice: User, bob: User
+) -> None:
     since = sync(bob)["next_batch"]
     for number in range(3):
         body = {"messages": {bob.user_id: {bob.device_id: {"n": number}}}}
         for _ in range(2):
             assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
-    expected = [{"type": "m.test", "sender": alice.user_id, "content": {"n": number}} for number in range(3)]
+    expected = [
+        {"type": "m.test", "sender": alice.user_id, "content": {"n": number}} for number in range(3)
+    ]
     first = sync(bob, since)
     assert first["to_device"]["events"] == expected
     again = sync(bob, since)
@@ -68,7 +72,9 @@ def test_messages_to_devices_outlive_a_restart_in_the_midst_of_it(
     alice.server = bob.server = anew
     send(range(2, 6))
     again = sync(bob, since)["to_device"]["events"]
-    assert [event["content"]["n"] for event in again] == list(range(6)), "the answer may have been lost"
+    assert [event["content"]["n"] for event in again] == list(range(6)), (
+        "the answer may have been lost"
+    )
     rest = sync(bob, heard["next_batch"])
     assert [event["content"]["n"] for event in rest["to_device"]["events"]] == [3, 4, 5], (
         "and a retry is not sent twice"
@@ -90,7 +96,9 @@ def test_many_messages_come_in_several_answers(alice: User, bob: User) -> None:
     assert numbers == list(range(250))
 
 
-def test_many_messages_come_in_several_answers_from_the_first_sync_on(alice: User, bob: User) -> None:
+def test_many_messages_come_in_several_answers_from_the_first_sync_on(
+    alice: User, bob: User
+) -> None:
     send_numbers(alice, bob, range(250))
     numbers: list[int] = []
     since = None
@@ -110,10 +118,14 @@ def test_a_first_sync_whose_answer_was_lost_is_repeated_whole(alice: User, bob: 
         first = sync(bob)
         assert [event["content"]["n"] for event in first["to_device"]["events"]] == list(range(100))
     second = sync(bob, first["next_batch"])
-    assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(range(100, 200))
+    assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(
+        range(100, 200)
+    )
 
 
-def test_a_token_from_amid_a_long_backlog_serves_whoever_takes_tokens(alice: User, bob: User) -> None:
+def test_a_token_from_amid_a_long_backlog_serves_whoever_takes_tokens(
+    alice: User, bob: User
+) -> None:
     room_id = bob.post(f"{V3}/createRoom").json["room_id"]
     send_numbers(alice, bob, range(150))
     token = sync(bob)["next_batch"]
@@ -122,10 +134,12 @@ def test_a_token_from_amid_a_long_backlog_serves_whoever_takes_tokens(alice: Use
     assert [event["content"]["body"] for event in page["chunk"]] == ["later"]
     assert bob.get(f"{V3}/keys/changes?from={token}&to={token}").json == {"changed": [], "left": []}
     second = sync(bob, token)
-    assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(range(100, 150))
-    assert [event["content"] for event in second["rooms"]["join"][room_id]["timeline"]["events"]] == [
-        {"body": "later", "msgtype": "m.text"}
-    ]
+    assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(
+        range(100, 150)
+    )
+    assert [
+        event["content"] for event in second["rooms"]["join"][room_id]["timeline"]["events"]
+    ] == [{"body": "later", "msgtype": "m.text"}]
     assert sync(bob, second["next_batch"])["to_device"]["events"] == []
 
 
@@ -145,13 +159,20 @@ def test_what_arrives_amid_a_long_backlog_comes_after_it_and_once(alice: User, b
 
 def test_a_message_to_a_device_is_as_large_as_an_event_at_most(alice: User, bob: User) -> None:
     for to in (bob.user_id, "@far:elsewhere.example"):
-        body = {"messages": {to: {bob.device_id: {"text": "x" * 70_000}}, alice.user_id: {alice.device_id: {}}}}
+        body = {
+            "messages": {
+                to: {bob.device_id: {"text": "x" * 70_000}},
+                alice.user_id: {alice.device_id: {}},
+            }
+        }
         answer = alice.put(f"{V3}/sendToDevice/m.test/large-{to[1:4]}", body)
         assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert sync(alice)["to_device"]["events"] == [], "none of a request that is refused is sent"
 
 
-def test_one_request_reaches_so_many_devices_at_most(server: TestServer, alice: User, bob: User) -> None:
+def test_one_request_reaches_so_many_devices_at_most(
+    server: TestServer, alice: User, bob: User
+) -> None:
     devices = DeviceStore(server.app.database)
 
     def add(txn: WriteTransaction, numbers: range) -> None:
@@ -177,7 +198,8 @@ def test_a_wildcard_means_the_devices_there_are(server: TestServer, alice: User,
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
     later = User(server, server.post(f"{V3}/login", login).json)
     got = [
-        [event["content"]["n"] for event in sync(user)["to_device"]["events"]] for user in (bob, second, later, alice)
+        [event["content"]["n"] for event in sync(user)["to_device"]["events"]]
+        for user in (bob, second, later, alice)
     ]
     assert got == [[1], [1], [], [2]]
 
@@ -188,7 +210,9 @@ def send_numbers(sender: User, to: User, numbers: range) -> None:
         assert sender.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
 
 
-def test_messages_for_a_device_that_is_gone_are_gone(server: TestServer, alice: User, bob: User) -> None:
+def test_messages_for_a_device_that_is_gone_are_gone(
+    server: TestServer, alice: User, bob: User
+) -> None:
     login = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": bob.user_id},
@@ -218,7 +242,8 @@ def to_device_of(user: User, since: str | None) -> list[int]:
 def test_a_new_session_gets_nothing_that_was_sent_to_the_old_one_of_its_device(
     nodes: list[TestServer], elsewhere: bool, ends: str
 ) -> None:
-    """It is not there to be found in memory either, on the node that it was sent by, wherever the old session ended."""
+    """It is not there to be found in memory either, on the node that it was sent by, wherever the
+    old session ended."""
     here, there = nodes[0], nodes[elsewhere]
     alice, bob = here.register("alice"), here.register("bob")
     since = sync(bob)["next_batch"]
@@ -245,7 +270,8 @@ def test_a_new_session_gets_nothing_that_was_sent_to_the_old_one_of_its_device(
 def test_a_session_that_began_on_a_node_unheard_gets_nothing_that_was_sent_to_the_old_one(
     nodes: list[TestServer],
 ) -> None:
-    """The first answer to it is from the database, as is right before the other node is heard of."""
+    """The first answer to it is from the database, as is right before the other node is heard
+    of."""
     here, there = nodes
     alice, bob = here.register("alice"), here.register("bob")
     assert to_device_of(bob, None) == []
@@ -267,7 +293,9 @@ def numbers_of(answer: Any) -> list[int]:
     return [event["content"]["n"] for event in answer["to_device"]["events"]]
 
 
-def test_a_device_that_keeps_up_asks_nothing_of_the_database(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_a_device_that_keeps_up_asks_nothing_of_the_database(
+    tmp_path: Path, sqlite: SQLiteConfig
+) -> None:
     counter = QueryCounter()
     database = open_inline(sqlite, counter)
     server = TestServer(tmp_path, database)
@@ -278,17 +306,23 @@ def test_a_device_that_keeps_up_asks_nothing_of_the_database(tmp_path: Path, sql
         counter.clear()
         answer = sync(bob, since)
         assert numbers_of(answer) == [number * 2, number * 2 + 1]
-        assert dict(counter.queries) == ({"remove_to_device": 2} if number else {}), "but to remove what has arrived"
+        assert dict(counter.queries) == ({"remove_to_device": 2} if number else {}), (
+            "but to remove what has arrived"
+        )
         since = answer["next_batch"]
     counter.clear()
     assert numbers_of(sync(bob, since)) == []
     assert dict(counter.queries) == {"remove_to_device": 2}
-    rows = server.run(database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")))
+    rows = server.run(
+        database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages"))
+    )
     assert rows == [(0,)]
     Deferred.fromCoroutine(database.close())
 
 
-def test_a_wake_is_answered_from_memory_and_a_later_token_removes(server: TestServer, alice: User, bob: User) -> None:
+def test_a_wake_is_answered_from_memory_and_a_later_token_removes(
+    server: TestServer, alice: User, bob: User
+) -> None:
     since = sync(bob)["next_batch"]
     pending = server.client.start("GET", f"{V3}/sync?since={since}&timeout=30000", token=bob.token)
     assert not pending.done
@@ -308,20 +342,31 @@ def test_what_many_are_sent_alike_counts_once_in_memory() -> None:
     def send(first: int, *contents: bytes) -> None:
         bobs = [("@bob:example.org", f"D{n}", n) for n in range(len(contents))]
         new = NewMessages(first, b"", bobs, contents)
-        streams.publish([Change(new.last, Topic.TO_DEVICE, user_ids=("@bob:example.org",), detail=new)], new.last)
+        streams.publish(
+            [Change(new.last, Topic.TO_DEVICE, user_ids=("@bob:example.org",), detail=new)],
+            new.last,
+        )
 
     alike = b"a" * 600
     send(1, *[alike] * 80)
-    assert [position for position, _, _ in recent.since(("@bob:example.org", "D79"), 0) or ()] == [80]
+    assert [position for position, _, _ in recent.since(("@bob:example.org", "D79"), 0) or ()] == [
+        80
+    ]
     send(81, b"b" * 200, b"c" * 200)
-    assert [position for position, _, _ in recent.since(("@bob:example.org", "D1"), 0) or ()] == [2, 82]
+    assert [position for position, _, _ in recent.since(("@bob:example.org", "D1"), 0) or ()] == [
+        2,
+        82,
+    ]
     send(83, b"d")
     assert recent.since(("@bob:example.org", "D1"), 0) is None, "the oldest went"
-    assert [position for position, _, _ in recent.since(("@bob:example.org", "D1"), 80) or ()] == [82]
+    assert [position for position, _, _ in recent.since(("@bob:example.org", "D1"), 80) or ()] == [
+        82
+    ]
 
 
 def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None:
-    """The messages of half a megabyte more than is kept: read and from memory they come once, in order."""
+    """The messages of half a megabyte more than is kept: read and from memory they come once, in
+    order."""
     since = sync(bob)["next_batch"]
     filler = "x" * 60_000
     sent = (MOST_BYTES + (1 << 19)) // len(filler)
@@ -341,7 +386,9 @@ def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are
     database = server.app.database
 
     def stored() -> int:
-        rows = server.run(database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")))
+        rows = server.run(
+            database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages"))
+        )
         return int(rows[0][0])
 
     waiting = REMOVED_AT_ONCE + 50
@@ -375,12 +422,19 @@ def log_in(server: TestServer, user: User, device_id: str | None = None) -> User
         "password": "wonderland",
     }
     return User(
-        server, server.post(f"{V3}/login", login | ({} if device_id is None else {"device_id": device_id})).json
+        server,
+        server.post(
+            f"{V3}/login", login | ({} if device_id is None else {"device_id": device_id})
+        ).json,
     )
 
 
 def logged_rows(server: TestServer) -> int:
-    rows = server.run(server.app.database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_log")))
+    rows = server.run(
+        server.app.database.read(
+            "count", lambda txn: txn.query("SELECT count(*) FROM to_device_log")
+        )
+    )
     return int(rows[0][0])
 
 
@@ -400,12 +454,20 @@ def test_what_is_sent_to_many_devices_at_once_comes_once_in_order_and_until_ackn
     assert logged_rows(server) == 2
     first = sync(bob, since)
     assert numbers_of(first) == [0, 1, 2, 3, 100]
-    assert [numbers_of(sync(user)) for user in others] == [[1, number] for number in range(4, 4 + len(others))]
+    assert [numbers_of(sync(user)) for user in others] == [
+        [1, number] for number in range(4, 4 + len(others))
+    ]
     anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
     bob.server = alice.server = anew
     again = sync(bob, since)
-    assert again["to_device"]["events"] == first["to_device"]["events"], "the answer may have been lost"
-    assert again["to_device"]["events"][1] == {"type": "m.test", "sender": alice.user_id, "content": {"n": 1}}
+    assert again["to_device"]["events"] == first["to_device"]["events"], (
+        "the answer may have been lost"
+    )
+    assert again["to_device"]["events"][1] == {
+        "type": "m.test",
+        "sender": alice.user_id,
+        "content": {"n": 1},
+    }
     assert numbers_of(sync(bob, again["next_batch"])) == []
     assert numbers_of(sync(bob)) == [], "it has arrived"
     others[0].server = anew
@@ -420,7 +482,8 @@ def test_what_is_sent_to_many_devices_at_once_comes_once_in_order_and_until_ackn
 
 
 def test_a_session_that_was_unheard_of_gets_what_is_sent_to_it(nodes: list[TestServer]) -> None:
-    """Who sends knows a device from elsewhere: it may be on a node that has sent to the user before and has heard of nothing."""
+    """Who sends knows a device from elsewhere: it may be on a node that has sent to the user before
+    and has heard of nothing."""
     here, there = nodes
     alice, bob = here.register("alice"), here.register("bob")
     send_numbers(alice, bob, range(2))
@@ -445,15 +508,25 @@ def nodes(tmp_path: Path, sqlite: SQLiteConfig) -> Iterator[list[TestServer]]:
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-    yield [TestServer(*place, seed=seed) for seed, place in enumerate(zip(folders, databases, strict=True), 1)]
+    yield [
+        TestServer(*place, seed=seed)
+        for seed, place in enumerate(zip(folders, databases, strict=True), 1)
+    ]
     for database in databases:
         Deferred.fromCoroutine(database.close())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["send", "many", "sync", "again", "first", "elsewhere"]), max_size=16))
-def test_messages_come_in_order_and_once_whichever_node_answers(nodes: list[TestServer], steps: list[str]) -> None:
-    """Either node takes a request; a token that was used serves again, as where the answer was lost."""
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.sampled_from(["send", "many", "sync", "again", "first", "elsewhere"]), max_size=16)
+)
+def test_messages_come_in_order_and_once_whichever_node_answers(
+    nodes: list[TestServer], steps: list[str]
+) -> None:
+    """Either node takes a request; a token that was used serves again, as where the answer was
+    lost."""
     alice, bob = nodes[0].register(f"alice{uuid4().hex}"), nodes[0].register(f"bob{uuid4().hex}")
     sent, arrived, here = 0, 0, 0
     others = [log_in(nodes[0], bob).device_id for _ in range(FEWEST_LOGGED)]
@@ -467,8 +540,13 @@ def test_messages_come_in_order_and_once_whichever_node_answers(nodes: list[Test
                 send_numbers(alice, bob, range(sent, sent + 1))
                 sent += 1
             case "many":
-                messages = {bob.user_id: {device_id: {"n": sent} for device_id in (bob.device_id, *others)}}
-                assert alice.put(f"{V3}/sendToDevice/m.test/{sent}", {"messages": messages}).status == 200
+                messages = {
+                    bob.user_id: {device_id: {"n": sent} for device_id in (bob.device_id, *others)}
+                }
+                assert (
+                    alice.put(f"{V3}/sendToDevice/m.test/{sent}", {"messages": messages}).status
+                    == 200
+                )
                 sent += 1
             case "sync":
                 arrived = len(heard)
@@ -479,7 +557,9 @@ def test_messages_come_in_order_and_once_whichever_node_answers(nodes: list[Test
                 assert numbers_of(sync(bob, since)) == list(range(len(heard), sent))
                 arrived = len(heard)
             case "first":
-                assert numbers_of(sync(bob)) == list(range(arrived, sent)), "what has not been acknowledged"
+                assert numbers_of(sync(bob)) == list(range(arrived, sent)), (
+                    "what has not been acknowledged"
+                )
             case _:
                 here = 1 - here
                 node = nodes[here]

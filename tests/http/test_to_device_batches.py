@@ -1,4 +1,5 @@
-"""Messages to devices where many writes are one transaction: the same request twice, a device that goes, a write that is undone."""
+"""Messages to devices where many writes are one transaction: the same request twice, a device that
+goes, a write that is undone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,9 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage import to_device_log
-from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction
-from storage.to_device import FEWEST_LOGGED, LOGGED_MS
+from storage.encryption import to_device_log
+from storage.encryption.to_device import FEWEST_LOGGED, LOGGED_MS
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction
 from tests.helpers.databases import SteppedExecutor, open_inline
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3
@@ -81,7 +82,10 @@ def test_each_write_of_a_batch_sees_those_before_it(world: World, is_known: bool
     Deferred.fromCoroutine(world.database.write("fail", fail)).addErrback(failed.append)
     gone = others[0].start("POST", f"{V3}/logout", {})
     sent += [world.send(alice, "y", {bob.user_id: {"*": {"n": 2}, others[0].device_id: {"n": 3}}})]
-    sent += [world.send(alice, "x", everybody), world.send(alice, "y", {bob.user_id: {"*": {"n": 2}}})]
+    sent += [
+        world.send(alice, "x", everybody),
+        world.send(alice, "y", {bob.user_id: {"*": {"n": 2}}}),
+    ]
     world.writer.run()
     assert failed
     assert failed[0].check(ValueError)
@@ -95,10 +99,17 @@ def test_each_write_of_a_batch_sees_those_before_it(world: World, is_known: bool
         Deferred.fromCoroutine(store.sweep(5000, at + later))
         world.writer.run()
     left: list[int] = []
-    Deferred.fromCoroutine(world.database.write("count", to_device_log.count_logged)).addCallback(left.append)
+    Deferred.fromCoroutine(world.database.write("count", to_device_log.count_logged)).addCallback(
+        left.append
+    )
     world.writer.run()
     assert left == [0], "the write that was undone is not counted for ever"
-    anew = TestServer(Path(world.server.config.folder), world.database, seed=3, now=world.server.clock.seconds() + 1)
+    anew = TestServer(
+        Path(world.server.config.folder),
+        world.database,
+        seed=3,
+        now=world.server.clock.seconds() + 1,
+    )
     world.server = anew
     for user in (bob, *others[1:]):
         assert world.numbers(user) == [*before, 1, 2]

@@ -1,4 +1,5 @@
-"""How much one user may have kept for devices that may never come: bytes in time, whoever they are for."""
+"""How much one user may have kept for devices that may never come: bytes in time, whoever they are
+for."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +7,8 @@ from typing import Any
 import pytest
 
 from homeserver.config.limits import Limits
-from homeserver.services import to_device
-from storage.database import Database
+from homeserver.services.encryption import to_device
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
@@ -55,7 +56,9 @@ def test_a_request_that_was_sent_may_be_repeated_and_counts_once(alice: User) ->
     assert send(alice, 2, to(alice, 15_000)).status == 200
     assert send(alice, 3, to(alice, 10)).errcode == "M_LIMIT_EXCEEDED"
     for txn_id in (1, 2):
-        assert send(alice, txn_id, to(alice, 9_000)).status == 200, "it was sent before there was no room"
+        assert send(alice, txn_id, to(alice, 9_000)).status == 200, (
+            "it was sent before there was no room"
+        )
 
 
 def test_what_is_refused_does_not_count(alice: User) -> None:
@@ -64,7 +67,9 @@ def test_what_is_refused_does_not_count(alice: User) -> None:
     assert send(alice, 5, to(alice, 10)).status == 200
 
 
-def test_each_device_of_a_wildcard_counts(server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_device_of_a_wildcard_counts(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bob = server.register("bob")
     for number in range(9):
         server.post(
@@ -91,7 +96,8 @@ def test_each_device_of_a_wildcard_counts(server: TestServer, alice: User, monke
 
 
 def test_keys_of_large_rooms_are_far_from_the_usual_limit() -> None:
-    """A room of 1,000 devices whose key is made anew every minute, and a hundred such rooms at once."""
+    """A room of 1,000 devices whose key is made anew every minute, and a hundred such rooms at
+    once."""
     usual = Limits().rc_to_device_bytes
     keys_of_a_room = 1_000 * (1_100 + to_device.MESSAGE_BYTES) + to_device.REQUEST_BYTES
     assert usual.per_second >= 2 * keys_of_a_room / 60

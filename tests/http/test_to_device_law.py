@@ -1,5 +1,6 @@
-"""Messages to devices in random histories, beside a list of what each device has to get: whoever sends, by whatever name, to one device
-or to many; whichever node answers, with whatever token; while messages move, devices go and come again, and nodes begin anew."""
+"""Messages to devices in random histories, beside a list of what each device has to get: whoever
+sends, by whatever name, to one device or to many; whichever node answers, with whatever token;
+while messages move, devices go and come again, and nodes begin anew."""
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from twisted.internet.defer import Deferred
 from federation.protocol.ids import ServerName
 from homeserver.services.sync import devices as devices_of_sync
 from homeserver.services.sync import recent_messages
-from storage import to_device
-from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.streams import Change, Topic
-from storage.to_device import LOGGED_MS, NewMessages
+from storage.encryption import to_device
+from storage.encryption.to_device import LOGGED_MS, NewMessages
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
+from storage.engine.streams import Change, Topic
 from tests.helpers.databases import open_inline, silence
 from tests.helpers.keys import V3
 from tests.helpers.server import TestServer, User
@@ -51,15 +52,19 @@ class Device:
     acknowledged: int = 0
 
     def check(self, numbers: list[int], has: int, limit: int, *, up_to_date: bool) -> int:
-        """That these are the next for a device that has come with such a token; the position of the last, or 0."""
+        """That these are the next for a device that has come with such a token; the position of the
+        last, or 0."""
         after = max(has, self.acknowledged)
-        # a node that has them in memory may not know that the device has acknowledged them to the other; who has no token asks the database
+        # a node that has them in memory may not know that the device has acknowledged them to the
+        # other; who has no token asks the database
         most = [each for each in self.sent if each[0] > (has or after)]
         least = [each for each in self.sent if each[0] > after]
         for known in range(len(most) - len(least) + 1):
             expected = most[known:][:limit]
             got = expected[: len(numbers)]
-            if numbers == [number for _, number in got] and (len(got) == len(expected) or not up_to_date):
+            if numbers == [number for _, number in got] and (
+                len(got) == len(expected) or not up_to_date
+            ):
                 return got[-1][0] if got else 0
         raise AssertionError(f"{numbers} of {least} to {most}")
 
@@ -91,8 +96,12 @@ class World:
         for change in changes:
             if isinstance(change, Change) and isinstance(change.detail, NewMessages):
                 for index, (_, device_id, _) in enumerate(change.detail.recipients):
-                    number = int(change.detail.contents[index].partition(b'"n":')[2].partition(b"}")[0])
-                    self.positions.setdefault((device_id, number), []).append(change.detail.first + index)
+                    number = int(
+                        change.detail.contents[index].partition(b'"n":')[2].partition(b"}")[0]
+                    )
+                    self.positions.setdefault((device_id, number), []).append(
+                        change.detail.first + index
+                    )
 
     def begin(self) -> None:
         """New people."""
@@ -114,7 +123,9 @@ class World:
             "password": "wonderland",
             "device_id": name,
         }
-        return Device(User(self.nodes[self.here], self.nodes[self.here].post(f"{V3}/login", login).json))
+        return Device(
+            User(self.nodes[self.here], self.nodes[self.here].post(f"{V3}/login", login).json)
+        )
 
     def _expect(self, name: str, number: int) -> None:
         if name in self.devices:
@@ -131,7 +142,8 @@ class World:
             self.number += 1
             messages[name] = {"n": self.number}
             expected += [
-                (each, self.number) for each in ([*self.devices, self.bob.device_id] if name == "*" else [name])
+                (each, self.number)
+                for each in ([*self.devices, self.bob.device_id] if name == "*" else [name])
             ]
         return messages, expected
 
@@ -182,10 +194,15 @@ class World:
         assert answer.status == 200, answer.body
         numbers = [event["content"]["n"] for event in answer.json["to_device"]["events"]]
         reached = device.check(numbers, has, PAGE, up_to_date=up_to_date)
-        # a node that is behind may not know the position of the token: then it is as if there was none
+        # a node that is behind may not know the position of the token: then it is as if there was
+        # none
         next_batch = answer.json["next_batch"]
         position = int(next_batch.partition("~")[2] or next_batch[1:].partition("_")[0])
-        missed = [each for each in device.sent if max(has, reached, device.acknowledged) < each[0] <= position]
+        missed = [
+            each
+            for each in device.sent
+            if max(has, reached, device.acknowledged) < each[0] <= position
+        ]
         assert not missed, "the token is of after a message that was not given"
         device.acknowledged = max(device.acknowledged, has)
         device.tokens.append((next_batch, position))
@@ -199,13 +216,19 @@ class World:
         device.user.server = self.nodes[self.here]
         token, has = ("", 0) if which >= len(device.own_tokens) else device.own_tokens[-1 - which]
         wanted = {"enabled": True, "limit": limit, **({"since": token} if token else {})}
-        answer = device.user.post(SLIDING, {"conn_id": uuid4().hex, "extensions": {"to_device": wanted}})
+        answer = device.user.post(
+            SLIDING, {"conn_id": uuid4().hex, "extensions": {"to_device": wanted}}
+        )
         assert answer.status == 200, answer.body
         found = answer.json["extensions"]["to_device"]
         numbers = [event["content"]["n"] for event in found["events"]]
         reached = device.check(numbers, has, min(limit, PAGE), up_to_date=up_to_date)
         position = int(found["next_batch"])
-        missed = [each for each in device.sent if max(has, reached, device.acknowledged) < each[0] <= position]
+        missed = [
+            each
+            for each in device.sent
+            if max(has, reached, device.acknowledged) < each[0] <= position
+        ]
         assert not missed, "the token is of after a message that was not given"
         device.acknowledged = max(device.acknowledged, has)
         device.own_tokens.append((found["next_batch"], position))
@@ -257,7 +280,9 @@ STEPS = st.one_of(
         st.booleans(),
     ),
     st.tuples(st.just("send"), st.just(["*"]), st.booleans(), st.just(False)),
-    st.tuples(st.just("receive"), st.lists(st.sampled_from([*NAMES, "*", "NONE"]), min_size=1, max_size=5)),
+    st.tuples(
+        st.just("receive"), st.lists(st.sampled_from([*NAMES, "*", "NONE"]), min_size=1, max_size=5)
+    ),
     st.tuples(st.just("repeat")),
     st.tuples(st.just("sync"), NAME, st.integers(0, 4), st.booleans()),
     st.tuples(st.just("sync"), NAME, st.just(0), st.just(True)),

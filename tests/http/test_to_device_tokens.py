@@ -2,20 +2,23 @@
 
 from pathlib import Path
 
-from storage.to_device import FEWEST_LOGGED
+from storage.encryption.to_device import FEWEST_LOGGED
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer
 from tests.http.test_to_device import log_in, numbers_of
 
 
 def test_a_token_of_after_all_there_is_hides_nothing_that_comes(server: TestServer) -> None:
-    """Tokens are what a client says: of a floor that is set for them all later messages have to be after."""
+    """Tokens are what a client says: of a floor that is set for them all later messages have to be
+    after."""
     alice, bob = server.register("alice"), server.register("bob")
     others = [log_in(server, bob).device_id for _ in range(FEWEST_LOGGED)]
     since = sync(bob)["next_batch"]
 
     def send(number: int) -> None:
-        messages = {bob.user_id: {device_id: {"n": number} for device_id in (bob.device_id, *others)}}
+        messages = {
+            bob.user_id: {device_id: {"n": number} for device_id in (bob.device_id, *others)}
+        }
         assert alice.put(f"{V3}/sendToDevice/m.test/{number}", {"messages": messages}).status == 200
 
     for number in range(0, 4, 2):
@@ -24,7 +27,9 @@ def test_a_token_of_after_all_there_is_hides_nothing_that_comes(server: TestServ
         since = sync(bob)["next_batch"]
         send(number + 1)
         assert numbers_of(sync(bob, since)) == [number + 1]
-        anew = TestServer(Path(server.config.folder), server.app.database, seed=5, now=server.clock.seconds())
+        anew = TestServer(
+            Path(server.config.folder), server.app.database, seed=5, now=server.clock.seconds()
+        )
         bob.server = anew
         assert numbers_of(sync(bob, since)) == [number + 1], "in the database as well"
         bob.server = server

@@ -1,4 +1,5 @@
-"""Who types where, and whom one does not want to hear of. spec: client-server-api#typing-notifications, #ignoring-users"""
+"""Who types where, and whom one does not want to hear of. spec:
+client-server-api#typing-notifications, #ignoring-users"""
 
 from typing import Any
 
@@ -53,8 +54,11 @@ def test_who_goes_types_no_more(server: TestServer, alice: User, bob: User, verb
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_who_comes_back_is_told_who_types_and_who_does_no_more(alice: User, bob: User, *, goes_on: bool) -> None:
-    """The leaving was never told: a client may hold what it knew before, or begin anew with the room."""
+def test_who_comes_back_is_told_who_types_and_who_does_no_more(
+    alice: User, bob: User, *, goes_on: bool
+) -> None:
+    """The leaving was never told: a client may hold what it knew before, or begin anew with the
+    room."""
     room_id = rooms.create(bob, alice)
     extensions = {"typing": {"enabled": True}}
     sliding = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions=extensions)
@@ -75,7 +79,9 @@ def test_who_comes_back_is_told_who_types_and_who_does_no_more(alice: User, bob:
 def test_a_changed_name_does_not_end_it(alice: User, bob: User) -> None:
     room_id = rooms.create(alice, bob)
     rooms.type(bob, room_id)
-    rooms.state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "Bobby"}, bob.user_id)
+    rooms.state(
+        bob, room_id, "m.room.member", {"membership": "join", "displayname": "Bobby"}, bob.user_id
+    )
     assert typing(sync(alice), room_id) == [bob.user_id]
 
 
@@ -98,13 +104,20 @@ def test_nothing_is_heard_of_whom_one_ignores(alice: User, bob: User, server: Te
     for client in (sliding, anew):
         told = client.sync()["extensions"]
         assert told["typing"]["rooms"][room_id]["content"]["user_ids"] == [carol.user_id]
-        assert set(told["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]) == {carol.user_id}
+        assert set(told["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]) == {
+            carol.user_id
+        }
     seen_by_carol = sync(carol)
     assert typing(seen_by_carol, room_id) == [bob.user_id, carol.user_id]
-    assert set(ephemeral(seen_by_carol, room_id, "m.receipt")[event_id]["m.read"]) == {bob.user_id, carol.user_id}
+    assert set(ephemeral(seen_by_carol, room_id, "m.receipt")[event_id]["m.read"]) == {
+        bob.user_id,
+        carol.user_id,
+    }
 
 
-def test_a_read_receipt_of_an_ignored_user_does_not_wake(server: TestServer, alice: User, bob: User) -> None:
+def test_a_read_receipt_of_an_ignored_user_does_not_wake(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = rooms.create(alice, bob)
     event_id = rooms.say(alice, room_id)
     rooms.keep(alice, "m.ignored_user_list", {"ignored_users": {bob.user_id: {}}})
@@ -129,7 +142,9 @@ def test_other_servers(server: TestServer, alice: User, bob: User) -> None:
     assert heard == [(nids[0], alice.user_id, True), (nids[0], alice.user_id, False)]
 
     def receive(origin: str, user_id: str) -> None:
-        Deferred.fromCoroutine(service.receive(ServerName(origin), nids[0], UserID(user_id), is_typing=True))
+        Deferred.fromCoroutine(
+            service.receive(ServerName(origin), nids[0], UserID(user_id), is_typing=True)
+        )
 
     receive("other.example", "@zoe:other.example")  # who is not in the room
     receive("other.example", alice.user_id)  # another server's

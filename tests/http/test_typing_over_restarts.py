@@ -1,5 +1,5 @@
-"""Who was told before a restart that somebody types is told after it that nobody does, in both kinds of sync: what a client was told stands
-in its token, and nowhere else."""
+"""Who was told before a restart that somebody types is told after it that nobody does, in both
+kinds of sync: what a client was told stands in its token, and nowhere else."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,13 @@ from urllib.parse import quote
 import pytest
 
 from federation.protocol.ids import RoomID
-from homeserver.services.stream_tokens import MOST_TYPED, SyncToken, parse_sync_token, split_pos
-from storage.database import Database
+from homeserver.services.streams.sync_tokens import (
+    MOST_TYPED,
+    SyncToken,
+    parse_sync_token,
+    split_pos,
+)
+from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, say
 
@@ -37,7 +42,9 @@ class Town:
         self.alice.server = self.bob.server = self.server
 
     def number_of(self, room_id: str) -> int:
-        return self.server.run(self.server.app.rooms.engine.get_snapshot(RoomID(room_id))).room.room_nid
+        return self.server.run(
+            self.server.app.rooms.engine.get_snapshot(RoomID(room_id))
+        ).room.room_nid
 
     def type(self, room_id: str, *, typing: bool = True) -> None:
         path = f"/_matrix/client/v3/rooms/{room_id}/typing/{self.bob.user_id}"
@@ -95,7 +102,9 @@ def test_a_first_sync_and_one_that_waits(town: Town) -> None:
 
     town.begin_anew()
 
-    waiting = town.alice.start("GET", f"/_matrix/client/v3/sync?since={first['next_batch']}&timeout=30000")
+    waiting = town.alice.start(
+        "GET", f"/_matrix/client/v3/sync?since={first['next_batch']}&timeout=30000"
+    )
     assert waiting.done
     assert typing(waiting.answer.json) == {room_id: []}
     waiting = town.alice.start(
@@ -165,7 +174,9 @@ def test_sliding_sync(town: Town) -> None:
     waiting = client.wait()
     assert waiting.done
     rooms = waiting.answer.json["extensions"]["typing"]["rooms"]
-    assert {room_id: event["content"]["user_ids"] for room_id, event in rooms.items()} == {typed: []}
+    assert {room_id: event["content"]["user_ids"] for room_id, event in rooms.items()} == {
+        typed: []
+    }
     client.pos = waiting.answer.json["pos"]
     assert told() == {}
     town.type(typed)
@@ -200,7 +211,9 @@ MANY_ROOMS = "-" + ".".join(map(str, range(1, MOST_TYPED + 1)))
 
 
 @pytest.mark.parametrize("was_in_it", [False, True])
-def test_a_token_does_not_tell_whether_somebody_types_elsewhere(town: Town, was_in_it: bool) -> None:
+def test_a_token_does_not_tell_whether_somebody_types_elsewhere(
+    town: Town, was_in_it: bool
+) -> None:
     own = town.room()
     elsewhere = create(town.bob, preset="public_chat")
     if was_in_it:
@@ -220,7 +233,9 @@ def test_a_token_does_not_tell_whether_somebody_types_elsewhere(town: Town, was_
 def test_a_pos_does_not_tell_whether_somebody_types_elsewhere(town: Town) -> None:
     own = town.room()
     elsewhere = create(town.bob, preset="public_chat")
-    client = SlidingClient(town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}})
+    client = SlidingClient(
+        town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
+    )
     client.sync()
     named = []
     for is_typing in (True, False):
@@ -242,7 +257,9 @@ def test_whoever_reads_tokens_reads_those(town: Town) -> None:
     said = say(town.bob, room_id, "salom")
     town.type(room_id)
     token = sync(town.alice)["next_batch"]
-    client = SlidingClient(town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}})
+    client = SlidingClient(
+        town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
+    )
     client.sync()
     assert "-" in token
     assert "-" in (client.pos or "")
@@ -260,7 +277,12 @@ def test_whoever_reads_tokens_reads_those(town: Town) -> None:
 
 
 def test_tokens_as_text() -> None:
-    for token in (SyncToken(1, 2), SyncToken(1, 2, 3), SyncToken(1, 2, typed=(4,)), SyncToken(1, 2, 3, (4, 5))):
+    for token in (
+        SyncToken(1, 2),
+        SyncToken(1, 2, 3),
+        SyncToken(1, 2, typed=(4,)),
+        SyncToken(1, 2, 3, (4, 5)),
+    ):
         assert parse_sync_token(str(token)) == token
         if token.to_device is None:
             assert split_pos(f"{token}_7.a1.b2") == (token, "7.a1.b2")

@@ -11,7 +11,19 @@ import pytest
 from tests.helpers.finding import begin_jobs, search, settle
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, invite, join, leave, messages, ok, put_event, redact, room_path, say, set_state
+from tests.helpers.talk import (
+    create,
+    invite,
+    join,
+    leave,
+    messages,
+    ok,
+    put_event,
+    redact,
+    room_path,
+    say,
+    set_state,
+)
 from tests.http.sliding import SlidingClient, a_list
 
 Events = dict[str, dict[str, Any]]
@@ -41,13 +53,18 @@ class Room:
         self.meanwhile = say(self.alice, self.room_id, "word meanwhile")
         join(self.bob, self.room_id)
         self.root = say(self.bob, self.room_id, "word root")
-        self.topics = [set_state(self.alice, self.room_id, "m.room.topic", {"topic": text}) for text in ("a", "b")]
+        self.topics = [
+            set_state(self.alice, self.room_id, "m.room.topic", {"topic": text})
+            for text in ("a", "b")
+        ]
         content = {
             "msgtype": "m.text",
             "body": "word own",
             "m.relates_to": {"rel_type": "m.thread", "event_id": self.root},
         }
-        self.own = str(ok(put_event(self.bob, self.room_id, "m.room.message", content, "txn-1"))["event_id"])
+        self.own = str(
+            ok(put_event(self.bob, self.room_id, "m.room.message", content, "txn-1"))["event_id"]
+        )
         self.gone = say(self.alice, self.room_id, "word gone")
         self.why = str(ok(redact(self.alice, self.room_id, self.gone, reason="spam"))["event_id"])
         settle(server)
@@ -129,7 +146,9 @@ def read(way: Callable[[Room, User], object], room: Room, user: User) -> Events:
 def test_what_is_said_of_events(room: Room, way: Callable[[Room, User], object]) -> None:
     events = read(way, room, room.bob)
     assert set(room.all_ids()) <= set(events)
-    memberships = [events[each]["unsigned"]["membership"] for each in (room.early, room.meanwhile, room.root)]
+    memberships = [
+        events[each]["unsigned"]["membership"] for each in (room.early, room.meanwhile, room.root)
+    ]
     assert memberships == ["leave", "invite", "join"]
     first, second = (events[topic]["unsigned"] for topic in room.topics)
     assert "prev_content" not in first
@@ -141,7 +160,9 @@ def test_what_is_said_of_events(room: Room, way: Callable[[Room, User], object])
 
 
 @pytest.mark.parametrize("way", [*TIMELINES, *SOME], ids=lambda way: str(way.__name__))
-def test_the_transaction_id_is_for_the_device_that_sent(room: Room, way: Callable[[Room, User], object]) -> None:
+def test_the_transaction_id_is_for_the_device_that_sent(
+    room: Room, way: Callable[[Room, User], object]
+) -> None:
     assert read(way, room, room.bob)[room.own]["unsigned"]["transaction_id"] == "txn-1"
     body = {
         "type": "m.login.password",

@@ -1,4 +1,5 @@
-"""Signing in with an identity provider: from a client there and back, the first time and later, and all that goes wrong."""
+"""Signing in with an identity provider: from a client there and back, the first time and later, and
+all that goes wrong."""
 
 import re
 from pathlib import Path
@@ -7,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from storage.database import Database
-from storage.threepids import ThreepidRow, ThreepidStore
+from storage.engine.database import Database
+from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
@@ -51,26 +52,41 @@ def test_who_comes_first_gets_an_account(server: TestServer, provider: OpenIDPro
     assert re.fullmatch(re.escape(CLIENT) + r"\?a=b&c&loginToken=\w{32}", browser.location)
     alice = redeem(server, browser, device_id="PHONE")
     assert (alice.user_id, alice.device_id) == ("@alice:example.org", "PHONE")
-    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
-    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"] == "alice@example.com"
+    assert (
+        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
+        == "Alice Liddell"
+    )
+    assert (
+        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
+        == "alice@example.com"
+    )
 
 
-def test_who_comes_again_is_the_same_whatever_the_name(server: TestServer, provider: OpenIDProvider) -> None:
+def test_who_comes_again_is_the_same_whatever_the_name(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     first = sign_in(server, provider, Browser(server))
     again = sign_in(server, provider, Browser(server), preferred_username="queen", name="Queen")
     assert again.user_id == first.user_id
-    assert server.get(f"/_matrix/client/v3/profile/{first.user_id}").json["displayname"] == "Alice Liddell"
+    assert (
+        server.get(f"/_matrix/client/v3/profile/{first.user_id}").json["displayname"]
+        == "Alice Liddell"
+    )
 
 
 def test_a_name_may_be_taken_over_each_time(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = (
-        CONFIG + TEMPLATES + "sso: {update_profile_information: true, client_whitelist: ['https://client.example/']}"
+        CONFIG
+        + TEMPLATES
+        + "sso: {update_profile_information: true, client_whitelist: ['https://client.example/']}"
     )
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), sub="2", preferred_username="bob", email="bob@example.com"))
+    browser.open(
+        provider.sign_in(leave(browser), sub="2", preferred_username="bob", email="bob@example.com")
+    )
     redeem(server, browser)
     own = ThreepidRow("email", "own@example.com", "@alice:example.org", 1, 1)
     for name, email, has in (
@@ -117,7 +133,9 @@ def test_a_name_that_is_taken_is_chosen_anew(server: TestServer, provider: OpenI
     assert redeem(server, browser).user_id == "@alice2:example.org"
 
 
-def test_without_a_template_people_choose(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+def test_without_a_template_people_choose(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG, web=provider)
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), sub="7"))
@@ -126,7 +144,9 @@ def test_without_a_template_people_choose(tmp_path: Path, sqlite_database: Datab
     assert "@white.rabbit:example.org" in browser.words
 
 
-def test_a_page_is_good_once_and_in_one_browser(server: TestServer, provider: OpenIDProvider) -> None:
+def test_a_page_is_good_once_and_in_one_browser(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     browser, other = Browser(server), Browser(server)
     back = provider.sign_in(leave(browser), **ALICE)
     leave(other)
@@ -155,7 +175,9 @@ def test_what_waits_too_long_is_over(server: TestServer, provider: OpenIDProvide
     assert "has grown old" in _words(browser, back)
 
 
-def test_a_token_is_good_for_a_minute_and_once(server: TestServer, provider: OpenIDProvider) -> None:
+def test_a_token_is_good_for_a_minute_and_once(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), **ALICE))
     browser.send()
@@ -194,12 +216,16 @@ def test_a_client_may_be_an_app(server: TestServer, provider: OpenIDProvider) ->
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser, "io.element.app:/done"), **ALICE))
     assert "Go on to io.element.app:?" in browser.words
-    assert "form-action 'self' io.element.app:;" in browser.answer.headers["content-security-policy"]
+    assert (
+        "form-action 'self' io.element.app:;" in browser.answer.headers["content-security-policy"]
+    )
     browser.send()
     assert browser.location.startswith("io.element.app:/done?loginToken=")
 
 
-def test_an_app_goes_over_the_own_page_to_a_provider(server: TestServer, provider: OpenIDProvider) -> None:
+def test_an_app_goes_over_the_own_page_to_a_provider(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     browser = Browser(server)
     browser.open(f"{REDIRECT}?redirectUrl={CLIENT}")
     browser.open(browser.location)
@@ -220,7 +246,10 @@ user_consent:
   policies: {terms: {version: "1", documents: {en: {name: Terms of use, url: "https://example.org/terms"}}}}
 """
     server = TestServer(
-        tmp_path, sqlite_database, CONFIG + TEMPLATES + terms + f"sso: {{client_whitelist: {known}}}\n", web=provider
+        tmp_path,
+        sqlite_database,
+        CONFIG + TEMPLATES + terms + f"sso: {{client_whitelist: {known}}}\n",
+        web=provider,
     )
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), **ALICE))
@@ -244,8 +273,13 @@ def test_an_unknown_provider_is_a_page(server: TestServer) -> None:
     assert "no such way to sign in" in browser.words
 
 
-def test_one_of_several_is_chosen(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
-    further = CONFIG + "cas_config: {enabled: true, server_url: 'https://cas.example.com/cas', idp_name: The <other>}"
+def test_one_of_several_is_chosen(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
+    further = (
+        CONFIG
+        + "cas_config: {enabled: true, server_url: 'https://cas.example.com/cas', idp_name: The <other>}"
+    )
     further += "\noauth: {enabled: false}\n"
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     browser = Browser(server)
@@ -256,7 +290,9 @@ def test_one_of_several_is_chosen(tmp_path: Path, sqlite_database: Database, pro
     assert browser.status == 200
     browser.open(f"{REDIRECT}?redirectUrl={CLIENT}")
     browser.follow("The <other>")
-    assert browser.location.startswith("https://cas.example.com/cas/login?service=https%3A%2F%2Fmatrix.example.org%2F")
+    assert browser.location.startswith(
+        "https://cas.example.com/cas/login?service=https%3A%2F%2Fmatrix.example.org%2F"
+    )
 
 
 def test_existing_accounts_are_linked_only_where_that_is_wanted(
@@ -275,7 +311,9 @@ def test_existing_accounts_are_linked_only_where_that_is_wanted(
 def test_no_accounts_are_made_where_that_is_not_wanted(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, CONFIG + "  enable_registration: false\n", web=provider)
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "  enable_registration: false\n", web=provider
+    )
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), **ALICE))
     assert browser.status == 403
@@ -295,7 +333,9 @@ def test_accounts_that_nobody_may_use(server: TestServer, provider: OpenIDProvid
     assert refused == ["locked", "deactivated"]
 
 
-def test_an_account_that_is_locked_while_the_page_waits(server: TestServer, provider: OpenIDProvider) -> None:
+def test_an_account_that_is_locked_while_the_page_waits(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     alice = sign_in(server, provider, Browser(server))
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), **ALICE))
@@ -331,7 +371,9 @@ def again(browser: Browser, provider: OpenIDProvider, **claims: Any) -> None:
     browser.open(provider.sign_in(browser.location, **ALICE, **claims))
 
 
-def test_who_is_to_sign_in_again_is_asked_there(server: TestServer, provider: OpenIDProvider) -> None:
+def test_who_is_to_sign_in_again_is_asked_there(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     browser = Browser(server)
     browser.open("/_mahalla/sign_in?next=/%3Fhello")
     browser.follow("Town hall")
@@ -353,7 +395,9 @@ def test_a_wrong_password_does_not_forget_that_it_is_to_be_again(server: TestSer
     assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
 
 
-@pytest.mark.parametrize(("auth_time", "counts"), [(None, False), (START - 3600, False), (START - 60, True)])
+@pytest.mark.parametrize(
+    ("auth_time", "counts"), [(None, False), (START - 3600, False), (START - 60, True)]
+)
 def test_what_cannot_be_undone_wants_a_sign_in_of_now(
     server: TestServer, provider: OpenIDProvider, auth_time: float | None, counts: bool
 ) -> None:

@@ -1,11 +1,12 @@
-"""What a client does is confirmed with an identity provider: by the owner of the account, who has read what it is, and by nobody else."""
+"""What a client does is confirmed with an identity provider: by the owner of the account, who has
+read what it is, and by nobody else."""
 
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.records import told
@@ -30,7 +31,9 @@ def _delete(alice: User, device: str, auth: object = None) -> tuple[int, dict[st
     return answer.status, answer.json
 
 
-def test_something_is_confirmed_with_the_provider(server: TestServer, provider: OpenIDProvider) -> None:
+def test_something_is_confirmed_with_the_provider(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     browser = Browser(server)
     alice = sign_in(server, provider, browser)
     other = sign_in(server, provider, Browser(server))
@@ -65,7 +68,11 @@ def test_who_confirms_is_asked_who_they_are(server: TestServer, provider: OpenID
 def without_asking(address: str) -> str:
     """The address of the provider, when somebody has taken out that it is to ask them."""
     where = urlsplit(address)
-    query = {name: values[0] for name, values in parse_qs(where.query).items() if name not in ("prompt", "max_age")}
+    query = {
+        name: values[0]
+        for name, values in parse_qs(where.query).items()
+        if name not in ("prompt", "max_age")
+    }
     return where._replace(query=urlencode(query)).geturl()
 
 
@@ -100,12 +107,23 @@ def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> N
     assert "sign out of Town hall, begin again in your app" in browser.words
     assert _delete(alice, alice.device_id, {"session": session})[0] == 401
     # nobody has proved to be alice, and mallory was refused nothing of theirs
-    happened = [record for record in told(server, alice.user_id) if record[0] not in ("registered", "linked")]
-    assert happened[-1] == ("confirmation_refused", f"DELETE devices {alice.device_id} (@mallory:example.org)")
-    assert not [event for event, _ in told(server, "@mallory:example.org") if event.endswith("_refused")]
+    happened = [
+        record
+        for record in told(server, alice.user_id)
+        if record[0] not in ("registered", "linked")
+    ]
+    assert happened[-1] == (
+        "confirmation_refused",
+        f"DELETE devices {alice.device_id} (@mallory:example.org)",
+    )
+    assert not [
+        event for event, _ in told(server, "@mallory:example.org") if event.endswith("_refused")
+    ]
 
 
-def test_somebody_without_an_account_confirms_nothing(server: TestServer, provider: OpenIDProvider) -> None:
+def test_somebody_without_an_account_confirms_nothing(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     alice = sign_in(server, provider, Browser(server))
     session = _delete(alice, alice.device_id)[1]["session"]
     browser = Browser(server)
@@ -120,7 +138,9 @@ def test_somebody_without_an_account_confirms_nothing(server: TestServer, provid
     )
 
 
-def test_nothing_is_confirmed_without_being_read(server: TestServer, provider: OpenIDProvider) -> None:
+def test_nothing_is_confirmed_without_being_read(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     alice = sign_in(server, provider, Browser(server))
     session = _delete(alice, alice.device_id)[1]["session"]
     browser, other = Browser(server), Browser(server)

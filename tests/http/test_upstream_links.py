@@ -1,11 +1,12 @@
-"""Links between people of identity providers and accounts, as administrators see and set them; icons of providers."""
+"""Links between people of identity providers and accounts, as administrators see and set them;
+icons of providers."""
 
 from pathlib import Path
 
 import pytest
 
-from storage.database import Database
-from storage.threepids import ThreepidRow
+from storage.engine.database import Database
+from storage.threepids.threepids import ThreepidRow
 from tests.helpers.browser import Browser
 from tests.helpers.images import opened, picture
 from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
@@ -44,15 +45,23 @@ def test_administrators_see_links(server: TestServer, provider: OpenIDProvider, 
     assert root.get(USERS.format(root.user_id)).json == {"external_ids": []}
     assert root.get(USERS.format("@nobody:example.org")).errcode == "M_NOT_FOUND"
     assert alice.get(FIND + "1").errcode == "M_FORBIDDEN"
-    assert alice.put(USERS.format(root.user_id) + "/oidc-town", {"external_id": "9"}).errcode == "M_FORBIDDEN"
+    assert (
+        alice.put(USERS.format(root.user_id) + "/oidc-town", {"external_id": "9"}).errcode
+        == "M_FORBIDDEN"
+    )
 
 
-def test_administrators_link_an_account_that_is_there(server: TestServer, provider: OpenIDProvider, root: User) -> None:
+def test_administrators_link_an_account_that_is_there(
+    server: TestServer, provider: OpenIDProvider, root: User
+) -> None:
     bob = server.register("bob")
     links = USERS.format(bob.user_id)
     assert root.put(f"{links}/oidc-town", {"external_id": "b"}).status == 200
     assert root.put(f"{links}/oidc-town", {"external_id": "b"}).status == 200  # repeated
-    assert sign_in(server, provider, Browser(server), sub="b", preferred_username="robert").user_id == bob.user_id
+    assert (
+        sign_in(server, provider, Browser(server), sub="b", preferred_username="robert").user_id
+        == bob.user_id
+    )
     assert root.put(f"{links}/oidc-town", {"external_id": "c"}).status == 200  # instead
     assert root.get(FIND + "b").errcode == "M_NOT_FOUND"
     assert root.get(FIND + "c").json == {"user_id": bob.user_id}
@@ -65,10 +74,15 @@ def test_administrators_link_an_account_that_is_there(server: TestServer, provid
     assert done == [("unlinked", root.user_id), ("linked", root.user_id), ("linked", root.user_id)]
 
 
-@pytest.mark.parametrize("body", [{}, {"external_id": ""}, {"external_id": "a\0"}, {"external_id": "x" * 513}])
+@pytest.mark.parametrize(
+    "body", [{}, {"external_id": ""}, {"external_id": "a\0"}, {"external_id": "x" * 513}]
+)
 def test_links_that_cannot_be(root: User, body: dict[str, str]) -> None:
     assert root.put(USERS.format(root.user_id) + "/oidc-town", body).status == 400
-    assert root.put(USERS.format(root.user_id) + "/oidc-twon", {"external_id": "1"}).errcode == "M_INVALID_PARAM"
+    assert (
+        root.put(USERS.format(root.user_id) + "/oidc-twon", {"external_id": "1"}).errcode
+        == "M_INVALID_PARAM"
+    )
 
 
 def test_administrators_find_who_has_an_address(server: TestServer, root: User) -> None:
@@ -81,12 +95,18 @@ def test_administrators_find_who_has_an_address(server: TestServer, root: User) 
     assert root.get(find.format("pigeon", "1")).errcode == "M_INVALID_PARAM"
 
 
-def test_icons_of_providers(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+def test_icons_of_providers(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
     before = TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
     root = before.register("root")
     headers = {"Content-Type": "image/png"}
     upload = before.client.request(
-        "POST", "/_matrix/media/v3/upload", token=root.token, body=picture(300, 200), headers=headers
+        "POST",
+        "/_matrix/media/v3/upload",
+        token=root.token,
+        body=picture(300, 200),
+        headers=headers,
     )
     with_icon = CONFIG + f"  idp_icon: {upload.json['content_uri']}\n" + TEMPLATES
     server = TestServer(tmp_path, sqlite_database, with_icon, web=provider, seed=2)

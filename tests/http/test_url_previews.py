@@ -13,7 +13,7 @@ import pytest
 from homeserver.services.previews.fetching import MAX_PAGE_BYTES
 from homeserver.services.previews.page_worker import TEXT_CHARS, decode, read_page
 from homeserver.services.previews.url_previews import FAILED_MS, MOST_OF_ONE
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.files_between import upload
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, picture
@@ -43,15 +43,21 @@ def _ask(user: User, url: str = PAGE, path: str = NEW) -> Answer:
     return user.get(f"{path}?url={quote(url, safe='')}")
 
 
-def _server(tmp_path: Path, database: Database, pages: LinkedPages, further: str = "", **options: Any) -> User:
-    return TestServer(tmp_path, database, ON + further, preview_web=pages, **options).register("alice")
+def _server(
+    tmp_path: Path, database: Database, pages: LinkedPages, further: str = "", **options: Any
+) -> User:
+    return TestServer(tmp_path, database, ON + further, preview_web=pages, **options).register(
+        "alice"
+    )
 
 
 def _kept(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("path", [NEW, "/_matrix/media/v3/preview_url", "/_matrix/media/r0/preview_url"])
+@pytest.mark.parametrize(
+    "path", [NEW, "/_matrix/media/v3/preview_url", "/_matrix/media/r0/preview_url"]
+)
 def test_what_a_page_says_by_open_graph(alice: User, pages: LinkedPages, path: str) -> None:
     pages.put(
         PAGE,
@@ -75,7 +81,9 @@ def test_what_a_page_says_by_open_graph(alice: User, pages: LinkedPages, path: s
     }
     got = alice.get("/_matrix/client/v1/media/download/" + address.removeprefix("mxc://"))
     assert (got.status, got.body) == (200, picture(300, 200))
-    thumbnail = alice.get(f"/_matrix/client/v1/media/thumbnail/{address.removeprefix('mxc://')}?width=96&height=96")
+    thumbnail = alice.get(
+        f"/_matrix/client/v1/media/thumbnail/{address.removeprefix('mxc://')}?width=96&height=96"
+    )
     assert thumbnail.status == 200
 
 
@@ -99,10 +107,14 @@ def test_a_preview_goes_without_a_picture_that_cannot_be_kept(
         assert _ask(alice, url).json["og:image:width"] == 300
 
 
-def test_a_picture_that_is_held_back_does_not_come_back_with_a_preview(alice: User, pages: LinkedPages) -> None:
+def test_a_picture_that_is_held_back_does_not_come_back_with_a_preview(
+    alice: User, pages: LinkedPages
+) -> None:
     root = alice.server.register("root")
     alice.server.run(alice.server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
-    pages.put(PAGE, '<meta property="og:title" content="A"><meta property="og:image" content="/a.png">')
+    pages.put(
+        PAGE, '<meta property="og:title" content="A"><meta property="og:image" content="/a.png">'
+    )
     pages.put("https://site.example/a.png", picture(30, 20), "image/png")
     address = upload(alice, picture(30, 20))
     assert root.post(f"/_synapse/admin/v1/media/quarantine/{address}").status == 200
@@ -112,7 +124,9 @@ def test_a_picture_that_is_held_back_does_not_come_back_with_a_preview(alice: Us
 def test_the_agent_says_what_it_is_and_which_languages_are_read(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
-    alice = _server(tmp_path, sqlite_database, pages, 'url_preview_accept_language: ["uz", "ru;q=0.5"]\n')
+    alice = _server(
+        tmp_path, sqlite_database, pages, 'url_preview_accept_language: ["uz", "ru;q=0.5"]\n'
+    )
     pages.put(PAGE, "<title>x</title>")
     assert _ask(alice).status == 200
     headers = pages.asked[0][1]
@@ -161,13 +175,21 @@ def test_an_oembed_document_fills_what_is_missing(alice: User, pages: LinkedPage
     pages.put("https://site.example/oembed?x=1", json.dumps(document), "application/json")
     pages.put("https://cdn.example/t.png", picture(100, 50), "image/png")
     said = _ask(alice).json
-    assert (said["og:title"], said["og:site_name"], said["og:description"]) == ("Mine", "Tube", "Somebody")
+    assert (said["og:title"], said["og:site_name"], said["og:description"]) == (
+        "Mine",
+        "Tube",
+        "Somebody",
+    )
     assert said["og:image:width"] == 100
     assert "<script>" not in str(said)
 
 
-@pytest.mark.parametrize("document", ["", "[]", "null", '{"title": 5, "thumbnail_url": {}}', "[" * 100_000])
-def test_a_broken_oembed_document_does_no_harm(alice: User, pages: LinkedPages, document: str) -> None:
+@pytest.mark.parametrize(
+    "document", ["", "[]", "null", '{"title": 5, "thumbnail_url": {}}', "[" * 100_000]
+)
+def test_a_broken_oembed_document_does_no_harm(
+    alice: User, pages: LinkedPages, document: str
+) -> None:
     pages.put(PAGE, '<title>Mine</title><link type="application/json+oembed" href="/oembed">')
     pages.put("https://site.example/oembed", document, "application/json")
     assert _ask(alice).json == {"og:title": "Mine"}
@@ -182,16 +204,21 @@ def test_a_linked_picture_and_another_file(alice: User, pages: LinkedPages) -> N
 
 
 @pytest.mark.parametrize(
-    "body", [b"no picture", claimed_png(60_000, 60_000), b"<svg xmlns='http://www.w3.org/2000/svg'/>", b""]
+    "body",
+    [b"no picture", claimed_png(60_000, 60_000), b"<svg xmlns='http://www.w3.org/2000/svg'/>", b""],
 )
-def test_what_is_no_picture_is_not_kept(alice: User, pages: LinkedPages, tmp_path: Path, body: bytes) -> None:
+def test_what_is_no_picture_is_not_kept(
+    alice: User, pages: LinkedPages, tmp_path: Path, body: bytes
+) -> None:
     pages.put(PAGE, '<title>x</title><meta property="og:image" content="https://cdn.example/i">')
     pages.put("https://cdn.example/i", body, "image/png")
     assert _ask(alice).json == {"og:title": "x"}
     assert _kept(tmp_path) == []
 
 
-def test_a_picture_that_is_too_long_is_left_out(sqlite_database: Database, tmp_path: Path, pages: LinkedPages) -> None:
+def test_a_picture_that_is_too_long_is_left_out(
+    sqlite_database: Database, tmp_path: Path, pages: LinkedPages
+) -> None:
     alice = _server(tmp_path, sqlite_database, pages, "max_spider_size: 10000\n")
     pages.put(PAGE, '<title>x</title><meta property="og:image" content="https://cdn.example/i">')
     pages.put("https://cdn.example/i", b"\x89PNG" * 10_000, "image/png")
@@ -210,7 +237,9 @@ def test_a_page_is_asked_once_for_a_while(alice: User, pages: LinkedPages) -> No
     assert _ask(bob).json == {"og:title": "Two"}
 
 
-def test_a_page_that_cannot_be_had_is_not_asked_again_at_once(alice: User, pages: LinkedPages) -> None:
+def test_a_page_that_cannot_be_had_is_not_asked_again_at_once(
+    alice: User, pages: LinkedPages
+) -> None:
     for _ in range(2):
         answer = _ask(alice)
         assert (answer.status, answer.errcode) == (502, "M_UNKNOWN")
@@ -218,11 +247,17 @@ def test_a_page_that_cannot_be_had_is_not_asked_again_at_once(alice: User, pages
     pages.put(PAGE, "<title>x</title>")
     alice.server.clock.advance(301)
     assert _ask(alice).status == 200
-    pages.pages["https://site.example/gone"] = (404, {"content-type": "text/html"}, b"<title>no</title>")
+    pages.pages["https://site.example/gone"] = (
+        404,
+        {"content-type": "text/html"},
+        b"<title>no</title>",
+    )
     assert _ask(alice, "https://site.example/gone").status == 502
 
 
-def test_pictures_go_a_while_after_their_previews(alice: User, pages: LinkedPages, tmp_path: Path) -> None:
+def test_pictures_go_a_while_after_their_previews(
+    alice: User, pages: LinkedPages, tmp_path: Path
+) -> None:
     previews = alice.server.app.media.previews.previews
     pages.put(PAGE, '<meta property="og:image" content="/i.png">')
     pages.put("https://site.example/i.png", picture(40, 30), "image/png")
@@ -238,7 +273,9 @@ def test_pictures_go_a_while_after_their_previews(alice: User, pages: LinkedPage
     alice.server.clock.advance(2 * DAY - 3600)
     assert alice.server.run(previews.do_remove_old(50)) == 1
     assert len(_kept(tmp_path)) == 1
-    assert alice.get("/_matrix/client/v1/media/download/" + first.removeprefix("mxc://")).status == 404
+    assert (
+        alice.get("/_matrix/client/v1/media/download/" + first.removeprefix("mxc://")).status == 404
+    )
     alice.server.clock.advance(3 * DAY)
     assert alice.server.run(previews.do_remove_old(50)) == 1
     assert _kept(tmp_path) == []
@@ -249,7 +286,11 @@ def test_lists_are_asked_of_every_address_on_the_way(
 ) -> None:
     denied = '[{hostname: "*.internal.example"}, {scheme: "http", netloc: "^[0-9.]+$"}, {path: "/secret/*"}]'
     alice = _server(tmp_path, sqlite_database, pages, f"url_preview_url_blacklist: {denied}\n")
-    for url in ("https://a.internal.example/", "http://203.0.113.5/", "https://site.example/secret/x"):
+    for url in (
+        "https://a.internal.example/",
+        "http://203.0.113.5/",
+        "https://site.example/secret/x",
+    ):
         assert (_ask(alice, url).status, _ask(alice, url).errcode) == (403, "M_FORBIDDEN")
     assert pages.asked == []
     pages.redirect(PAGE, "/on")
@@ -258,7 +299,8 @@ def test_lists_are_asked_of_every_address_on_the_way(
     assert _ask(alice).status == 502
     assert [url for url, _ in pages.asked] == [PAGE, "https://site.example/on"]
     pages.put(
-        "https://other.example/", '<title>x</title><meta property="og:image" content="https://c.internal.example/i">'
+        "https://other.example/",
+        '<title>x</title><meta property="og:image" content="https://c.internal.example/i">',
     )
     assert _ask(alice, "https://other.example/").json == {"og:title": "x"}
     assert "https://c.internal.example/i" not in [url for url, _ in pages.asked]
@@ -285,8 +327,15 @@ def test_another_spelling_of_a_host_is_no_way_round(
     assert pages.asked == []
 
 
-def test_only_what_is_allowed(sqlite_database: Database, tmp_path: Path, pages: LinkedPages) -> None:
-    alice = _server(tmp_path, sqlite_database, pages, 'url_preview_url_allowlist: [{hostname: "good.example"}]\n')
+def test_only_what_is_allowed(
+    sqlite_database: Database, tmp_path: Path, pages: LinkedPages
+) -> None:
+    alice = _server(
+        tmp_path,
+        sqlite_database,
+        pages,
+        'url_preview_url_allowlist: [{hostname: "good.example"}]\n',
+    )
     pages.put("https://good.example/", "<title>x</title>")
     assert _ask(alice, "https://good.example/").status == 200
     assert _ask(alice).status == 403
@@ -341,11 +390,15 @@ def test_they_are_off_by_default_and_only_for_people(server: TestServer) -> None
     alice = server.register("alice")
     assert _ask(alice).errcode == "M_FORBIDDEN"
     capability = "io.element.msc4452.preview_url"
-    assert alice.get("/_matrix/client/v3/capabilities").json["capabilities"][capability] == {"enabled": False}
+    assert alice.get("/_matrix/client/v3/capabilities").json["capabilities"][capability] == {
+        "enabled": False
+    }
     assert server.get(f"{NEW}?url=https%3A%2F%2Fa.example").errcode == "M_MISSING_TOKEN"
 
 
-def test_who_asks_for_many_slow_ones_keeps_nobody_else_waiting(alice: User, pages: LinkedPages) -> None:
+def test_who_asks_for_many_slow_ones_keeps_nobody_else_waiting(
+    alice: User, pages: LinkedPages
+) -> None:
     bob = alice.server.register("bob")
     pages.slow = []
     urls = [f"https://slow.example/{number}" for number in range(8)]
@@ -370,7 +423,9 @@ def test_pictures_that_take_long_keep_no_previews_of_others_waiting(
     bob = alice.server.register("bob")
     for number, name in enumerate("abcd"):
         pages.put(f"https://slow.example/{name}.png", picture(30, 20 + number), "image/png")
-        pages.put(f"https://slow.example/{name}", f'<meta property="og:image" content="/{name}.png">')
+        pages.put(
+            f"https://slow.example/{name}", f'<meta property="og:image" content="/{name}.png">'
+        )
     asked = [
         user.start("GET", f"{NEW}?url={quote(f'https://slow.example/{name}', safe='')}")
         for user, name in ((alice, "a"), (alice, "b"), (alice, "c"), (bob, "d"))
@@ -383,8 +438,12 @@ def test_pictures_that_take_long_keep_no_previews_of_others_waiting(
     alice.server.app.media.close_workers()
 
 
-def test_so_many_for_one_user(sqlite_database: Database, tmp_path: Path, pages: LinkedPages) -> None:
-    alice = _server(tmp_path, sqlite_database, pages, "rc_url_preview: {per_second: 0.1, burst_count: 2}\n")
+def test_so_many_for_one_user(
+    sqlite_database: Database, tmp_path: Path, pages: LinkedPages
+) -> None:
+    alice = _server(
+        tmp_path, sqlite_database, pages, "rc_url_preview: {per_second: 0.1, burst_count: 2}\n"
+    )
     pages.put(PAGE, "<title>x</title>")
     assert [_ask(alice).status for _ in range(3)] == [200, 200, 429]
     alice.server.app.media.close_workers()
@@ -400,7 +459,11 @@ def test_so_many_for_one_user(sqlite_database: Database, tmp_path: Path, pages: 
         ("чой".encode("koi8-r"), '"KOI8-R"', "чой"),
         ("чой".encode(), "", "чой"),
         ("чой".encode("utf-16"), "utf-8", "чой"),
-        (b'<meta charset="windows-1251">' + "чой".encode("cp1251"), "", '<meta charset="windows-1251">чой'),
+        (
+            b'<meta charset="windows-1251">' + "чой".encode("cp1251"),
+            "",
+            '<meta charset="windows-1251">чой',
+        ),
         ("茶".encode("shift_jis"), "shift_jis", "茶"),
         (b"caf\xe9", "iso-8859-1", "café"),
         (b"caf\xe9", "", "café"),

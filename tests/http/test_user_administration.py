@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import Database
-from storage.policy_consents import PolicyConsentStore
+from storage.accounts.policy_consents import PolicyConsentStore
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.openid import CONFIG as PROVIDER
 from tests.helpers.server import START, TestServer, User
@@ -56,17 +56,24 @@ def records(root: User, name: str) -> list[tuple[str, str | None]]:
 
 
 def threepids(root: User, name: str) -> list[tuple[str, str]]:
-    return sorted((each["medium"], each["address"]) for each in root.get(of(name)).json["threepids"])
+    return sorted(
+        (each["medium"], each["address"]) for each in root.get(of(name)).json["threepids"]
+    )
 
 
 def test_numbers_are_set_as_addresses_are(server: TestServer, root: User) -> None:
-    mail, number = {"medium": "email", "address": "a@x.org"}, {"medium": "msisdn", "address": "+998 90 123-45-67"}
+    mail, number = (
+        {"medium": "email", "address": "a@x.org"},
+        {"medium": "msisdn", "address": "+998 90 123-45-67"},
+    )
     made = root.put(of("alice"), {"password": "wonderland", "threepids": [mail, number, number]})
     assert made.status == 201, made.body
     assert threepids(root, "alice") == [("email", "a@x.org"), ("msisdn", "998901234567")]
     assert root.put(of("bob"), {"threepids": [number]}).errcode == "M_THREEPID_IN_USE"
     kept = {"medium": "msisdn", "address": "998901234567"}
-    assert root.put(of("alice"), {"threepids": [kept]}).status == 200  # the whole set: the address goes
+    assert (
+        root.put(of("alice"), {"threepids": [kept]}).status == 200
+    )  # the whole set: the address goes
     assert threepids(root, "alice") == [("msisdn", "998901234567")]
     assert records(root, "alice")[0] == ("address_removed", root.user_id)
     identifier = {"type": "m.id.thirdparty", "medium": "msisdn", "address": "998901234567"}
@@ -78,7 +85,9 @@ def test_numbers_are_set_as_addresses_are(server: TestServer, root: User) -> Non
     assert root.put(of("bob"), {"threepids": [kept]}).status == 201
 
 
-def test_what_somebody_has_agreed_to_is_told(server: TestServer, database: Database, root: User) -> None:
+def test_what_somebody_has_agreed_to_is_told(
+    server: TestServer, database: Database, root: User
+) -> None:
     alice = server.register("alice")
     told = root.get(of("alice")).json
     assert (told["consent_version"], told["consent_ts"]) == (None, None)
@@ -107,7 +116,14 @@ def test_an_account_is_made_with_all_that_is_said(server: TestServer, root: User
         "name": "@alice:example.org",
         "displayname": "Alice Liddell",
         "avatar_url": "mxc://example.org/abc",
-        "threepids": [{"medium": "email", "address": "alice@example.com", "added_at": now, "validated_at": now}],
+        "threepids": [
+            {
+                "medium": "email",
+                "address": "alice@example.com",
+                "added_at": now,
+                "validated_at": now,
+            }
+        ],
         "external_ids": [{"auth_provider": "oidc-town", "external_id": "17"}],
         "is_guest": False,
         "admin": True,
@@ -145,27 +161,39 @@ def test_a_name_that_no_new_account_has_makes_none(server: TestServer, root: Use
     server.register("upper")
     address = [{"medium": "email", "address": "q@x.org"}]
     for name, errcode in (("Caps", "M_INVALID_USERNAME"), ("Upper", "M_USER_IN_USE")):
-        refused = root.put(of(name), {"password": "wonderland", "admin": True, "threepids": address})
+        refused = root.put(
+            of(name), {"password": "wonderland", "admin": True, "threepids": address}
+        )
         assert (refused.status, refused.errcode) == (400, errcode)
     assert root.get(of("caps")).status == 404
-    assert (root.get(of("upper")).json["admin"], root.get(of("upper")).json["threepids"]) == (False, [])
+    assert (root.get(of("upper")).json["admin"], root.get(of("upper")).json["threepids"]) == (
+        False,
+        [],
+    )
     assert root.put(of("caps"), {"threepids": address}).status == 201
 
 
 def test_an_account_is_changed(server: TestServer, root: User) -> None:
     alice = server.register("alice")
     assert alice.get(WHOAMI).status == 200
-    changed = root.put(of("alice"), {"displayname": "Queen", "threepids": [{"medium": "email", "address": "q@x.org"}]})
+    changed = root.put(
+        of("alice"),
+        {"displayname": "Queen", "threepids": [{"medium": "email", "address": "q@x.org"}]},
+    )
     assert (changed.status, changed.json["displayname"]) == (200, "Queen")
     assert changed.json["last_seen_ts"] == int(START * 1000)
-    changed = root.put(of("alice"), {"displayname": "", "avatar_url": None, "threepids": [], "external_ids": []})
+    changed = root.put(
+        of("alice"), {"displayname": "", "avatar_url": None, "threepids": [], "external_ids": []}
+    )
     assert (changed.json["displayname"], changed.json["threepids"]) == (None, [])
     assert root.put(of("alice"), {"locked": True}).json["locked"] is True
     assert alice.get(WHOAMI).errcode == "M_USER_LOCKED"
     assert root.put(of("alice"), {"locked": False, "admin": True}).json["admin"] is True
     assert root.put(of("alice"), {"user_type": "bot"}).json["user_type"] == "bot"
     assert root.put(of("alice"), {"user_type": None}).json["user_type"] is None
-    assert root.put(of("alice"), {"password": "looking-glass", "logout_devices": False}).status == 200
+    assert (
+        root.put(of("alice"), {"password": "looking-glass", "logout_devices": False}).status == 200
+    )
     assert alice.get(WHOAMI).status == 200
     assert root.put(of("alice"), {"password": "through"}).status == 200
     assert alice.get(WHOAMI).status == 401
@@ -202,8 +230,13 @@ def test_an_account_is_closed_for_good(server: TestServer, root: User) -> None:
         {"threepids": [{"medium": "email", "address": "q@x.org"}]},
         {"external_ids": [{"auth_provider": "oidc-town", "external_id": "17"}]},
     ):
-        assert (root.put(of("alice"), wrong).status, root.put(of("alice"), wrong).errcode) == (400, "M_INVALID_PARAM")
-    assert root.put("/_synapse/admin/v1/users/@alice:example.org/admin", {"admin": True}).status == 400
+        assert (root.put(of("alice"), wrong).status, root.put(of("alice"), wrong).errcode) == (
+            400,
+            "M_INVALID_PARAM",
+        )
+    assert (
+        root.put("/_synapse/admin/v1/users/@alice:example.org/admin", {"admin": True}).status == 400
+    )
     assert root.get(of("alice")).json == closed.json
     assert records(root, "alice").count(("deactivated", root.user_id)) == 1
 
@@ -226,10 +259,19 @@ def test_an_account_is_closed_for_good(server: TestServer, root: User) -> None:
         ({"external_ids": [{"auth_provider": "oidc-town"}]}, 400),
         ({"external_ids": [{"auth_provider": "nobody", "external_id": "1"}]}, 400),
         ({"external_ids": [{"auth_provider": "oidc-town", "external_id": "taken"}]}, 409),
-        ({"external_ids": [{"auth_provider": "oidc-town", "external_id": each} for each in "ab"]}, 400),
+        (
+            {
+                "external_ids": [
+                    {"auth_provider": "oidc-town", "external_id": each} for each in "ab"
+                ]
+            },
+            400,
+        ),
     ],
 )
-def test_what_cannot_be_changes_nothing(server: TestServer, root: User, body: dict[str, Any], status: int) -> None:
+def test_what_cannot_be_changes_nothing(
+    server: TestServer, root: User, body: dict[str, Any], status: int
+) -> None:
     other = {
         "threepids": [{"medium": "email", "address": "taken@example.com"}],
         "external_ids": [{"auth_provider": "oidc-town", "external_id": "taken"}],
@@ -247,12 +289,19 @@ def test_what_cannot_be_changes_nothing(server: TestServer, root: User, body: di
 def test_administrators_keep_their_own_rights(root: User) -> None:
     for body in ({"admin": False}, {"locked": True}, {"deactivated": True}):
         assert root.put(of("root"), body).status == 400
-    assert root.put(of("root"), {"admin": True, "locked": False, "displayname": "Root"}).status == 200
+    assert (
+        root.put(of("root"), {"admin": True, "locked": False, "displayname": "Root"}).status == 200
+    )
 
 
 def test_who_may_ask(server: TestServer, root: User) -> None:
     bob = server.register("bob")
-    for answer in (bob.get(V2), bob.get(V3), bob.get(of("bob")), bob.put(of("bob"), {"admin": True})):
+    for answer in (
+        bob.get(V2),
+        bob.get(V3),
+        bob.get(of("bob")),
+        bob.put(of("bob"), {"admin": True}),
+    ):
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     assert server.get(V2).errcode == "M_MISSING_TOKEN"
     elsewhere = f"{V2}/{quote('@a:elsewhere.org')}"
@@ -292,7 +341,11 @@ def test_pages_and_orders(server: TestServer, root: User) -> None:
         server.clock.advance(1)
         server.register(name)
     first = root.get(f"{V2}?limit=3").json
-    assert ([user["name"][1:5] for user in first["users"]], first["next_token"], first["total"]) == (
+    assert (
+        [user["name"][1:5] for user in first["users"]],
+        first["next_token"],
+        first["total"],
+    ) == (
         ["anna", "brun", "clar"],
         "3",
         4,
@@ -316,19 +369,37 @@ def test_pages_and_orders(server: TestServer, root: User) -> None:
     assert "next_token" not in root.get(f"{V2}?limit=100000000000").json
     assert root.get(f"{V2}?name=n&limit=1").json["next_token"] == "1"  # anna, bruno
     assert names(root, "order_by=creation_ts&dir=b") == ["clara", "bruno", "anna", "root"]
-    assert names(root, "order_by=admin&dir=b") == ["root", "anna", "bruno", "clara"]  # equals by their ids
-    for order in ("displayname", "is_guest", "deactivated", "user_type", "avatar_url", "shadow_banned", "locked"):
+    assert names(root, "order_by=admin&dir=b") == [
+        "root",
+        "anna",
+        "bruno",
+        "clara",
+    ]  # equals by their ids
+    for order in (
+        "displayname",
+        "is_guest",
+        "deactivated",
+        "user_type",
+        "avatar_url",
+        "shadow_banned",
+        "locked",
+    ):
         assert len(names(root, f"order_by={order}&dir=b")) == 4
     assert names(root, "order_by=last_seen_ts&dir=b")[0] == "root"
     for wrong in ("order_by=age", "dir=up", "limit=-1", "from=-1", "limit=x", "guests=maybe"):
-        assert (root.get(f"{V2}?{wrong}").status, root.get(f"{V2}?{wrong}").errcode) == (400, "M_INVALID_PARAM")
+        assert (root.get(f"{V2}?{wrong}").status, root.get(f"{V2}?{wrong}").errcode) == (
+            400,
+            "M_INVALID_PARAM",
+        )
 
 
 def test_accounts_that_wait(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
     root = administrator(server)
     server = TestServer(tmp_path, sqlite_database, "registration_requires_approval: true\n", seed=2)
-    root = User(server, {"user_id": root.user_id, "access_token": root.token, "device_id": root.device_id})
+    root = User(
+        server, {"user_id": root.user_id, "access_token": root.token, "device_id": root.device_id}
+    )
     body = {"username": "alice", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
     assert server.post("/_matrix/client/v3/register", body).status == 403
     assert root.get(of("alice")).json["approved"] is False
@@ -374,7 +445,10 @@ def test_single_actions(server: TestServer, root: User) -> None:
 
 def test_single_actions_are_for_others_and_for_who_is_there(server: TestServer, root: User) -> None:
     bob = server.register("bob")
-    assert server.client.request("POST", f"{V1}/deactivate/{bob.user_id}", token=root.token).status == 200
+    assert (
+        server.client.request("POST", f"{V1}/deactivate/{bob.user_id}", token=root.token).status
+        == 200
+    )
     assert root.post(f"{V1}/deactivate/{root.user_id}", {}).status == 400
     for user_id, status in (("@nobody:example.org", 404), ("@a:elsewhere.org", 400)):
         assert root.post(f"{V1}/deactivate/{user_id}", {}).status == status

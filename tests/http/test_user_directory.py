@@ -12,15 +12,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.protocol.ids import RoomID
-from homeserver.services.search.words import Folding
-from storage.database import Database, DatabaseUnavailable, SQLiteConfig, WriteTransaction
-from storage.directory_changes import note_directory_changes
-from storage.memberships import MembershipRow, put_memberships
+from homeserver.services.text.words import Folding
+from storage.directory.user_changes import note_directory_changes
+from storage.engine.database import Database, DatabaseUnavailable, SQLiteConfig, WriteTransaction
+from storage.rooms.memberships import MembershipRow, put_memberships
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.finding import begin_jobs, settle
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, invite, join, leave, ok, put_state, refused, room_path, set_state
+from tests.helpers.talk import (
+    V3,
+    create,
+    invite,
+    join,
+    leave,
+    ok,
+    put_state,
+    refused,
+    room_path,
+    set_state,
+)
 
 Start = Callable[..., TestServer]
 
@@ -47,7 +58,10 @@ def ask(user: User, term: str, **more: Any) -> Any:
 def finds(user: User, term: str, **more: Any) -> list[str]:
     """The localparts of who is found, of people of this server, or else their ids."""
     ids = [str(found["user_id"]) for found in ask(user, term, **more)["results"]]
-    return [found[1:].removesuffix(":example.org") if found.endswith(":example.org") else found for found in ids]
+    return [
+        found[1:].removesuffix(":example.org") if found.endswith(":example.org") else found
+        for found in ids
+    ]
 
 
 def call(user: User, name: str) -> None:
@@ -65,7 +79,9 @@ def people(server: TestServer, *names: str) -> list[User]:
     return users
 
 
-def come_from_afar(server: TestServer, room: str, user_id: str, name: str | None, membership: str = "join") -> None:
+def come_from_afar(
+    server: TestServer, room: str, user_id: str, name: str | None, membership: str = "join"
+) -> None:
     """Somebody of another server is in a room, under some name."""
 
     async def write() -> None:
@@ -76,7 +92,12 @@ def come_from_afar(server: TestServer, room: str, user_id: str, name: str | None
             position = txn.next_position()
             nid = row.room_nid
             put_memberships(
-                txn, [MembershipRow(nid, user_id, membership, 1, user_id, position, False, name, None, False)]
+                txn,
+                [
+                    MembershipRow(
+                        nid, user_id, membership, 1, user_id, position, False, name, None, False
+                    )
+                ],
             )
             note_directory_changes(txn, [(user_id, position)])
 
@@ -117,7 +138,9 @@ def test_by_name_and_by_id(start: Start) -> None:
 def test_diacritics_scripts_and_apostrophes(start: Start) -> None:
     server = start()
     alice, *others = people(server, "alice", "u1", "u2", "u3", "u4")
-    for user, name in zip(others, ("Oʻtkir Gʻaniyev", "Zoë Ångström", "東京 太郎", "Ёлкин"), strict=True):
+    for user, name in zip(
+        others, ("Oʻtkir Gʻaniyev", "Zoë Ångström", "東京 太郎", "Ёлкин"), strict=True
+    ):
         call(user, name)
     settle(server)
     for term, name in (
@@ -235,14 +258,22 @@ def test_accounts_that_ended_or_are_locked(start: Start) -> None:
     database = server.app.database
 
     async def lock() -> None:
-        await database.write("lock", lambda txn: accounts.set_flags(txn, carol.user_id, locked=True))
+        await database.write(
+            "lock", lambda txn: accounts.set_flags(txn, carol.user_id, locked=True)
+        )
 
     run_coroutine(lock(), None)
     assert finds(alice, "bob") == ["bob"]
     shows = start(show_locked_users="true")
-    again = User(shows, {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id})
+    again = User(
+        shows, {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+    )
     assert set(finds(again, "bob")) == {"bob", "bobir"}
-    auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "bob"}, "password": "wonderland"}
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "bob"},
+        "password": "wonderland",
+    }
     bob.server = shows
     session = bob.post(f"{V3}/account/deactivate", {}).json["session"]
     ok(bob.post(f"{V3}/account/deactivate", {"auth": {**auth, "session": session}}))
@@ -307,7 +338,21 @@ def test_bad_questions(start: Start, body: object, error: tuple[int, str]) -> No
 
 
 @pytest.mark.parametrize(
-    "term", ["%", "_", "'", '"', "*", "\\", "\x00", "😀", "@", ":", "a b c d e f g h i j k l m", "\U0010ffff"]
+    "term",
+    [
+        "%",
+        "_",
+        "'",
+        '"',
+        "*",
+        "\\",
+        "\x00",
+        "😀",
+        "@",
+        ":",
+        "a b c d e f g h i j k l m",
+        "\U0010ffff",
+    ],
 )
 def test_odd_terms_are_harmless(start: Start, term: str) -> None:
     server = start()
@@ -317,11 +362,18 @@ def test_odd_terms_are_harmless(start: Start, term: str) -> None:
 
 
 def test_searches_are_limited(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, "rc_user_directory: {per_second: 1, burst_count: 2}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, "rc_user_directory: {per_second: 1, burst_count: 2}\n"
+    )
     alice = server.register("alice")
-    answers = [alice.post(f"{V3}/user_directory/search", {"search_term": "a"}).status for _ in range(3)]
+    answers = [
+        alice.post(f"{V3}/user_directory/search", {"search_term": "a"}).status for _ in range(3)
+    ]
     assert answers == [200, 200, 429]
-    assert refused(server.post(f"{V3}/user_directory/search", {"search_term": "a"})) == (401, "M_MISSING_TOKEN")
+    assert refused(server.post(f"{V3}/user_directory/search", {"search_term": "a"})) == (
+        401,
+        "M_MISSING_TOKEN",
+    )
 
 
 def test_a_search_makes_a_fixed_number_of_queries(tmp_path: Path, sqlite: SQLiteConfig) -> None:
@@ -367,7 +419,9 @@ def test_a_room_id_is_no_user(start: Start) -> None:
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["create", "join", "leave", "invite", "rule", "name", "settle"] + ["join", "name"] * 2),
+        st.sampled_from(
+            ["create", "join", "leave", "invite", "rule", "name", "settle"] + ["join", "name"] * 2
+        ),
         st.integers(0, 3),
         st.integers(0, 3),
         st.integers(0, 4),
@@ -380,14 +434,18 @@ TERMS = ("ali", "валиев", "o'tkir ali", "person", "valiyev ali", "@person1
 
 
 @given(actions=ACTIONS)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_who_is_found_is_who_a_look_at_everyone_finds(
     tmp_path: Path, sqlite_template: Path, actions: list[tuple[str, int, int, int]]
 ) -> None:
-    """The law of the directory: of all people those whose words begin so and who are in a room with who asks, or in one that
-    all may read."""
+    """The law of the directory: of all people those whose words begin so and who are in a room with
+    who asks, or in one that all may read."""
     database = open_inline(copy_sqlite(sqlite_template, tmp_path))
-    server = TestServer(tmp_path, database, "rc_user_directory: {per_second: 100000, burst_count: 100000}\n")
+    server = TestServer(
+        tmp_path, database, "rc_user_directory: {per_second: 100000, burst_count: 100000}\n"
+    )
     begin_jobs(server)
     people = [server.register(f"person{number}") for number in range(4)]
     names = {user.user_id: user.user_id[1:].partition(":")[0] for user in people}
@@ -413,8 +471,16 @@ def test_who_is_found_is_who_a_look_at_everyone_finds(
                 public.update([room] if rule == "public" else [])
         elif action == "invite" and room:
             user.post(room_path(room, "invite"), {"user_id": people[number % 4].user_id})
-        elif action in ("join", "leave") and room and user.post(room_path(room, action)).status == 200:
-            members[room] = members[room] | {user.user_id} if action == "join" else members[room] - {user.user_id}
+        elif (
+            action in ("join", "leave")
+            and room
+            and user.post(room_path(room, action)).status == 200
+        ):
+            members[room] = (
+                members[room] | {user.user_id}
+                if action == "join"
+                else members[room] - {user.user_id}
+            )
     settle(server)
     folding = Folding(("uz", "kaa", "ru", "en"))
     for asking in people:
@@ -430,14 +496,23 @@ def test_who_is_found_is_who_a_look_at_everyone_finds(
                 and _begins(folding, term, names[user.user_id], user.user_id)
             }
             found = ask(asking, term, limit=50)
-            assert {each["user_id"] for each in found["results"]} == expected, (asking.user_id, term)
-            assert {each.get("display_name", "") for each in found["results"]} == {names[each] for each in expected}
+            assert {each["user_id"] for each in found["results"]} == expected, (
+                asking.user_id,
+                term,
+            )
+            assert {each.get("display_name", "") for each in found["results"]} == {
+                names[each] for each in expected
+            }
     run_coroutine(database.close(), None)
 
 
 def _begins(folding: Folding, term: str, name: str, user_id: str) -> bool:
-    """Whether each word of the term is the beginning of a word of the name or the id, in any of the spellings."""
+    """Whether each word of the term is the beginning of a word of the name or the id, in any of the
+    spellings."""
     if term.startswith("@"):
         return user_id.startswith(term)
     has = folding.keys(name) + folding.keys(user_id[1:].partition(":")[0])
-    return all(any(mine.startswith(key) for mine in has for key in folding.keys(word)) for word in term.split())
+    return all(
+        any(mine.startswith(key) for mine in has for key in folding.keys(word))
+        for word in term.split()
+    )

@@ -1,5 +1,5 @@
-"""Processes that do what strangers may have made dear: each job has so much time on the processor, and a machine that is busy is no fault
-of a file."""
+"""Processes that do what strangers may have made dear: each job has so much time on the processor,
+and a machine that is busy is no fault of a file."""
 
 import time
 from collections.abc import Callable
@@ -10,8 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from homeserver.services.worker_processes import PATIENCE, WorkerDied, WorkerProcesses, WorkerWasBusy
-from storage.executors import InlineExecutor
+from homeserver.services.subprocesses.worker_processes import (
+    PATIENCE,
+    WorkerDied,
+    WorkerProcesses,
+    WorkerWasBusy,
+)
+from storage.engine.executors import InlineExecutor
 
 SECONDS = 0.4
 SCRIPT = """
@@ -67,7 +72,9 @@ async def test_a_job_that_takes_too_much_is_ended(processes: WorkerProcesses) ->
 
 
 @pytest.mark.parametrize("clock", [partial(next, count(0, PATIENCE * SECONDS))])
-async def test_a_job_that_is_not_done_in_a_long_time_says_nothing_of_what_it_was(processes: WorkerProcesses) -> None:
+async def test_a_job_that_is_not_done_in_a_long_time_says_nothing_of_what_it_was(
+    processes: WorkerProcesses,
+) -> None:
     with pytest.raises(WorkerWasBusy):
         await processes.run(Job(waits=100.0))
     processes.close()

@@ -1,4 +1,5 @@
-"""One pair of servers, ours and Synapse, for all tests of a worker; each test has people and rooms of its own.
+"""One pair of servers, ours and Synapse, for all tests of a worker; each test has people and rooms
+of its own.
 
 `MAHALLA_INTEROP_DATABASE=postgresql pytest tests/interop` has ours on PostgreSQL.
 """
@@ -10,14 +11,12 @@ from itertools import count
 
 import pytest
 
-from storage.database import PostgresConfig
+from storage.engine.database import PostgresConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.interop import Person
 from tests.helpers.town import Running, Town, python_of_synapse
 
-NOT_INSTALLED = (
-    "NOTHING WAS TRIED WITH SYNAPSE: it is not installed here. scripts/synapse installs it into .cache/synapse"
-)
+NOT_INSTALLED = "NOTHING WAS TRIED WITH SYNAPSE: it is not installed here. scripts/synapse installs it into .cache/synapse"
 _numbers = count(1)
 
 
@@ -43,7 +42,9 @@ class Pair:
 def our_database(request: pytest.FixtureRequest) -> Iterator[PostgresConfig | None]:
     """PostgreSQL where that is asked for."""
     wish = os.environ.get("MAHALLA_INTEROP_DATABASE", "sqlite")
-    assert wish in ("sqlite", "postgresql"), f"MAHALLA_INTEROP_DATABASE is {wish!r}: neither sqlite nor postgresql"
+    assert wish in ("sqlite", "postgresql"), (
+        f"MAHALLA_INTEROP_DATABASE is {wish!r}: neither sqlite nor postgresql"
+    )
     if wish == "sqlite":
         yield None
         return
@@ -54,7 +55,9 @@ def our_database(request: pytest.FixtureRequest) -> Iterator[PostgresConfig | No
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory, our_database: PostgresConfig | None) -> Iterator[Pair]:
+def pair(
+    tmp_path_factory: pytest.TempPathFactory, our_database: PostgresConfig | None
+) -> Iterator[Pair]:
     python = python_of_synapse()
     if python is None:
         pytest.skip(NOT_INSTALLED)

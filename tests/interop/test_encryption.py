@@ -1,4 +1,5 @@
-"""With Synapse: what encryption needs of servers. Devices are found, their changes are told, their messages arrive once."""
+"""With Synapse: what encryption needs of servers. Devices are found, their changes are told, their
+messages arrive once."""
 
 from typing import Any
 
@@ -10,7 +11,11 @@ from tests.interop.conftest import Pair
 from tests.interop.test_living_together import enter
 
 SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
-ENCRYPTED = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+ENCRYPTED = {
+    "type": "m.room.encryption",
+    "state_key": "",
+    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+}
 
 
 def publish(person: Person, seed: int, *names: str) -> dict[str, Any]:
@@ -46,7 +51,12 @@ def test_devices_are_found_and_their_changes_told(pair: Pair, we_are_host: bool)
     second = host.another_device()
     more = publish(second, 2)
     until(lambda: host.user_id in changed(guest, since))
-    until(lambda: keys_of(devices(guest, host)) == {host.device_id: keys["keys"], second.device_id: more["keys"]})
+    until(
+        lambda: (
+            keys_of(devices(guest, host))
+            == {host.device_id: keys["keys"], second.device_id: more["keys"]}
+        )
+    )
     since = guest.sync()["next_batch"]
     second.ok("POST", "/logout")
     until(lambda: host.user_id in changed(guest, since))
@@ -68,7 +78,10 @@ def test_cross_signing_keys_are_told(pair: Pair, we_are_host: bool) -> None:
     path = "/keys/device_signing/upload"
     said = host.ask("POST", path, body)
     if said.status == 401:
-        proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": host.user_id}}
+        proof = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": host.user_id},
+        }
         proof |= {"password": "wonderland", "session": said.json["session"]}
         host.ok("POST", path, {**body, "auth": proof})
 
@@ -77,8 +90,16 @@ def test_cross_signing_keys_are_told(pair: Pair, we_are_host: bool) -> None:
     def seen() -> Any:
         return guest.ok("POST", "/keys/query", {"device_keys": {host.user_id: []}})
 
-    until(lambda: seen().get("master_keys", {}).get(host.user_id, {}).get("keys") == master_key["keys"])
-    until(lambda: seen().get("self_signing_keys", {}).get(host.user_id, {}).get("keys") == signing["keys"])
+    until(
+        lambda: (
+            seen().get("master_keys", {}).get(host.user_id, {}).get("keys") == master_key["keys"]
+        )
+    )
+    until(
+        lambda: (
+            seen().get("self_signing_keys", {}).get(host.user_id, {}).get("keys") == signing["keys"]
+        )
+    )
     assert host.user_id not in seen().get("user_signing_keys", {})
 
 
@@ -87,7 +108,10 @@ def test_a_one_time_key_is_claimed_once(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     enter(host, guest, initial_state=[ENCRYPTED])
     publish(host, 7, "AAAAAQ", "AAAAAg")
-    wish = {"one_time_keys": {host.user_id: {host.device_id: "signed_curve25519"}}, "timeout": 60_000}
+    wish = {
+        "one_time_keys": {host.user_id: {host.device_id: "signed_curve25519"}},
+        "timeout": 60_000,
+    }
 
     claimed = [guest.ok("POST", "/keys/claim", wish)["one_time_keys"] for _ in range(3)]
 
@@ -103,7 +127,11 @@ def test_messages_to_devices_come_in_order_and_once(pair: Pair, we_are_host: boo
 
     for number in range(30):
         messages = {guest.user_id: {guest.device_id: {"number": number}}}
-        host.ok("PUT", f"/sendToDevice/org.example.number/{host.device_id}{number}", {"messages": messages})
+        host.ok(
+            "PUT",
+            f"/sendToDevice/org.example.number/{host.device_id}{number}",
+            {"messages": messages},
+        )
 
     came: list[int] = []
 
@@ -111,7 +139,9 @@ def test_messages_to_devices_come_in_order_and_once(pair: Pair, we_are_host: boo
         nonlocal since
         answer = guest.sync(since)
         since = answer["next_batch"]
-        came.extend(event["content"]["number"] for event in answer.get("to_device", {}).get("events", []))
+        came.extend(
+            event["content"]["number"] for event in answer.get("to_device", {}).get("events", [])
+        )
         return len(came) >= 30
 
     until(look)

@@ -23,7 +23,9 @@ def rule(join_rule: str, *allowed: str) -> dict[str, Any]:
 def test_by_alias(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     name = f"tea{version}"
-    room_id = host.create(preset="public_chat", room_alias_name=name, room_version=version, name="tea")
+    room_id = host.create(
+        preset="public_chat", room_alias_name=name, room_version=version, name="tea"
+    )
 
     assert guest.join(f"#{name}:{host.server.name}").status == 200
 
@@ -87,7 +89,9 @@ def test_by_being_in_another_room(pair: Pair, version: str, we_are_host: bool) -
 
     assert guest.join(room_id, host.server.name).status == 200
 
-    voucher = guest.state(room_id, "m.room.member", guest.user_id)["join_authorised_via_users_server"]
+    voucher = guest.state(room_id, "m.room.member", guest.user_id)[
+        "join_authorised_via_users_server"
+    ]
     assert voucher == host.user_id
 
 
@@ -107,7 +111,10 @@ def test_who_blocks_invites_is_not_invited(pair: Pair, we_are_host: bool) -> Non
     kind = "m.invite_permission_config"
     guest.ok("PUT", f"/user/{guest.user_id}/account_data/{kind}", {"default_action": "block"})
     if not we_are_host:
-        assert host.room(room_id, "invite", user_id=guest.user_id).json["errcode"] == "M_INVITE_BLOCKED"
+        assert (
+            host.room(room_id, "invite", user_id=guest.user_id).json["errcode"]
+            == "M_INVITE_BLOCKED"
+        )
     elif (said := host.room(room_id, "invite", user_id=guest.user_id)).status != 200:
         assert said.json["errcode"] == "M_INVITE_BLOCKED"
 
@@ -119,19 +126,24 @@ def test_leaving_and_coming_back(pair: Pair, we_are_host: bool) -> None:
     assert guest.join(room_id, host.server.name).status == 200
     until(lambda: host.members(room_id).get(guest.user_id) == "join")
     assert guest.room(room_id, "leave").status == 200
-    until(lambda: host.members(room_id).get(guest.user_id) == "leave")  # else it is told after they are back
+    until(
+        lambda: host.members(room_id).get(guest.user_id) == "leave"
+    )  # else it is told after they are back
     host.set_state(room_id, "m.room.topic", {"topic": "while you were away"})
 
     assert guest.join(room_id, host.server.name).status == 200
 
-    until(lambda: (guest.state(room_id, "m.room.topic") or {}).get("topic") == "while you were away")
+    until(
+        lambda: (guest.state(room_id, "m.room.topic") or {}).get("topic") == "while you were away"
+    )
 
 
 @SIDES
 def test_a_larger_room(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     notes = [
-        {"type": "org.example.note", "state_key": f"{number}", "content": {"text": "x" * 500}} for number in range(100)
+        {"type": "org.example.note", "state_key": f"{number}", "content": {"text": "x" * 500}}
+        for number in range(100)
     ]
     room_id = host.create(preset="public_chat", initial_state=notes)
     for number in range(200):
@@ -154,7 +166,13 @@ def test_profiles_and_directories(pair: Pair, we_are_host: bool) -> None:
     assert guest.ok("GET", f"/directory/room/%23{word}:{host.server.name}")["room_id"] == room_id
 
     def found() -> list[str]:
-        answer = guest.ok("POST", f"/publicRooms?server={host.server.name}", {"filter": {"generic_search_term": word}})
+        answer = guest.ok(
+            "POST",
+            f"/publicRooms?server={host.server.name}",
+            {"filter": {"generic_search_term": word}},
+        )
         return [room["room_id"] for room in answer["chunk"]]
 
-    until(lambda: found() == [room_id], instead=found)  # Synapse finds a room by its name a moment after it has that
+    until(
+        lambda: found() == [room_id], instead=found
+    )  # Synapse finds a room by its name a moment after it has that

@@ -43,4 +43,7 @@ def test_a_large_file_and_one_that_is_not_there(pair: Pair, it_is_ours: bool) ->
     address = upload(owner, data)
     got = other.ask_bytes("GET", f"{MEDIA}/download/{address}?timeout_ms=60000")
     assert (got.status, got.body) == (200, data)
-    assert other.ask_bytes("GET", f"{MEDIA}/download/{owner.server.name}/nothingLikeThis").status == 404
+    assert (
+        other.ask_bytes("GET", f"{MEDIA}/download/{owner.server.name}/nothingLikeThis").status
+        == 404
+    )

@@ -12,7 +12,9 @@ SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "
 
 @SIDES
 @pytest.mark.parametrize(("version", "count"), [("6", 120), ("12", 500)])
-def test_a_newcomer_reads_back_to_the_beginning(pair: Pair, version: str, count: int, we_are_host: bool) -> None:
+def test_a_newcomer_reads_back_to_the_beginning(
+    pair: Pair, version: str, count: int, we_are_host: bool
+) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(preset="public_chat", room_version=version)
     texts = [f"{number}" for number in range(count)]
@@ -29,7 +31,9 @@ def test_a_newcomer_reads_back_to_the_beginning(pair: Pair, version: str, count:
 
 
 @SIDES
-def test_an_event_of_before_is_found_by_its_time_and_with_its_surroundings(pair: Pair, we_are_host: bool) -> None:
+def test_an_event_of_before_is_found_by_its_time_and_with_its_surroundings(
+    pair: Pair, we_are_host: bool
+) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(preset="public_chat")
     said = [host.say(room_id, f"{number}") for number in range(60)]
@@ -41,10 +45,16 @@ def test_an_event_of_before_is_found_by_its_time_and_with_its_surroundings(pair:
     def find() -> str | None:
         event_id = guest.ask_at("GET", path).json.get("event_id")
         # while the other server is slow to answer, the nearest that is known here counts
-        return str(event_id) if event_id and host.event(room_id, event_id)["origin_server_ts"] == at else None
+        return (
+            str(event_id)
+            if event_id and host.event(room_id, event_id)["origin_server_ts"] == at
+            else None
+        )
 
     found = until(find)
-    around = until(lambda: guest.ask("GET", f"/rooms/{quote(room_id)}/context/{quote(found)}?limit=4").json)
+    around = until(
+        lambda: guest.ask("GET", f"/rooms/{quote(room_id)}/context/{quote(found)}?limit=4").json
+    )
     assert around["event"]["event_id"] == found
 
 
@@ -58,7 +68,9 @@ def test_what_is_too_old_goes_out_without_its_content(pair: Pair, version: str) 
     assert bob.join(room_id, alice.server.name).status == 200
 
     def read() -> list[str]:
-        return [event["event_id"] for event in bob.history(room_id) if event["type"] == "m.room.message"]
+        return [
+            event["event_id"] for event in bob.history(room_id) if event["type"] == "m.room.message"
+        ]
 
     until(lambda: read() == said[::-1])
     assert "secret" not in repr(bob.history(room_id))

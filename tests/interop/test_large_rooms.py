@@ -1,18 +1,22 @@
-"""With Synapse: rooms with people of so many servers that they are entered in part, and completed afterwards."""
+"""With Synapse: rooms with people of so many servers that they are entered in part, and completed
+afterwards."""
 
 import pytest
 
-from federation.rooms.join_answers import FEW_SERVERS
+from federation.rooms.joins.send_join_response import FEW_SERVERS
 from tests.helpers.interop import until
 from tests.interop.conftest import Pair
 
 ELSEWHERE = FEW_SERVERS + 5
-"""Servers of people who may not come in: more than ours tells of at once (`federation/rooms/join_answers.py`)."""
+"""Servers of people who may not come in: more than ours tells of at once
+(`federation/rooms/joins/send_join_response.py`)."""
 
 
 @pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
 @pytest.mark.parametrize("version", ["10", "12"])
-def test_it_is_entered_at_once_and_known_whole_later(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_it_is_entered_at_once_and_known_whole_later(
+    pair: Pair, version: str, we_are_host: bool
+) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(preset="public_chat", room_version=version, name="tea")
     for number in range(ELSEWHERE):
@@ -24,5 +28,8 @@ def test_it_is_entered_at_once_and_known_whole_later(pair: Pair, version: str, w
     until(lambda: said in [event["event_id"] for event in host.history(room_id)])
     answer = host.say(room_id, "va alaykum")
     until(lambda: answer in [event["event_id"] for event in guest.history(room_id)])
-    until(lambda: guest.members(room_id) == host.members(room_id), instead=lambda: guest.members(room_id))
+    until(
+        lambda: guest.members(room_id) == host.members(room_id),
+        instead=lambda: guest.members(room_id),
+    )
     assert len(host.members(room_id)) == ELSEWHERE + 2

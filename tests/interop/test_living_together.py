@@ -54,7 +54,9 @@ def test_both_talk_and_change_the_room(pair: Pair, version: str, we_are_host: bo
 
 @SIDES
 @VERSIONS
-def test_what_is_redacted_is_gone_on_both_sides(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_what_is_redacted_is_gone_on_both_sides(
+    pair: Pair, version: str, we_are_host: bool
+) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest, room_version=version)
     own, others = guest.say(room_id, "a slip"), guest.say(room_id, "an insult")
@@ -64,8 +66,12 @@ def test_what_is_redacted_is_gone_on_both_sides(pair: Pair, version: str, we_are
     assert host.redact(room_id, others)
 
     def are_gone() -> bool:
-        events = [who.event(room_id, event_id) for who in (host, guest) for event_id in (own, others)]
-        return all(event["content"] == {} and "redacted_because" in event["unsigned"] for event in events)
+        events = [
+            who.event(room_id, event_id) for who in (host, guest) for event_id in (own, others)
+        ]
+        return all(
+            event["content"] == {} and "redacted_because" in event["unsigned"] for event in events
+        )
 
     until(are_gone)
 
@@ -115,9 +121,15 @@ def test_an_upgrade_is_followed(pair: Pair, old: str, new: str, we_are_host: boo
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest, room_version=old, name="tea")
 
-    successor = host.ok("POST", f"/rooms/{quote(room_id)}/upgrade", {"new_version": new})["replacement_room"]
+    successor = host.ok("POST", f"/rooms/{quote(room_id)}/upgrade", {"new_version": new})[
+        "replacement_room"
+    ]
 
-    until(lambda: (guest.state(room_id, "m.room.tombstone") or {}).get("replacement_room") == successor)
+    until(
+        lambda: (
+            (guest.state(room_id, "m.room.tombstone") or {}).get("replacement_room") == successor
+        )
+    )
     assert guest.join(successor, host.server.name).status == 200
     until(lambda: guest.members(successor).get(guest.user_id) == "join")
     assert guest.state(successor, "m.room.create")["predecessor"]["room_id"] == room_id
@@ -155,7 +167,9 @@ def test_receipts_are_told_and_private_ones_are_not(pair: Pair, we_are_host: boo
         host.ok("POST", f"/rooms/{quote(room_id)}/receipt/{kind}/{quote(event_id)}", body)
 
     def receipt(event_id: str) -> Any:
-        return guest.told(room_id, "m.receipt").get(event_id, {}).get("m.read", {}).get(host.user_id)
+        return (
+            guest.told(room_id, "m.receipt").get(event_id, {}).get("m.read", {}).get(host.user_id)
+        )
 
     read("m.read.private", second)
     read("m.read", root)
@@ -172,7 +186,11 @@ def test_presence_is_told(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     enter(host, guest)
 
-    host.ok("PUT", f"/presence/{host.user_id}/status", {"presence": "online", "status_msg": "having tea"})
+    host.ok(
+        "PUT",
+        f"/presence/{host.user_id}/status",
+        {"presence": "online", "status_msg": "having tea"},
+    )
 
     def seen() -> Any:
         return guest.ask("GET", f"/presence/{host.user_id}/status").json
@@ -191,5 +209,7 @@ def test_a_changed_name_is_told_in_the_room(pair: Pair, we_are_host: bool) -> No
 
     host.ok("PUT", f"/profile/{host.user_id}/displayname", {"displayname": "Alisher"})
 
-    until(lambda: guest.state(room_id, "m.room.member", host.user_id).get("displayname") == "Alisher")
+    until(
+        lambda: guest.state(room_id, "m.room.member", host.user_id).get("displayname") == "Alisher"
+    )
     until(lambda: guest.ok("GET", f"/profile/{host.user_id}").get("displayname") == "Alisher")

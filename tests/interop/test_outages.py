@@ -1,7 +1,8 @@
-"""With Synapse: servers that are killed, and ways that are cut, while people go on talking. Nothing is lost.
+"""With Synapse: servers that are killed, and ways that are cut, while people go on talking. Nothing
+is lost.
 
-Ways are cut for seven minutes, which the servers' clocks jump over. `MAHALLA_PARTITION_SECONDS=300 pytest
-tests/interop/test_outages.py` keeps them cut for as long by all clocks.
+Ways are cut for seven minutes, which the servers' clocks jump over. `MAHALLA_PARTITION_SECONDS=300
+pytest tests/interop/test_outages.py` keeps them cut for as long by all clocks.
 """
 
 import os
@@ -40,7 +41,11 @@ def what_lacks(who: Person, room_id: str, said: set[str]) -> str:
 def same(host: Person, guest: Person, room_id: str, said: set[str]) -> None:
     """Wait until both have all that was said, nothing twice, and the same state."""
     for who in (host, guest):
-        until(partial(has_all, who, room_id, said), TO_RECOVER, partial(what_lacks, who, room_id, said))
+        until(
+            partial(has_all, who, room_id, said),
+            TO_RECOVER,
+            partial(what_lacks, who, room_id, said),
+        )
         texts = [text for text in who.said(room_id) if text in said]
         assert len(texts) == len(said), texts
     until(lambda: whole_state(host, room_id) == whole_state(guest, room_id), TO_RECOVER)
@@ -48,7 +53,9 @@ def same(host: Person, guest: Person, room_id: str, said: set[str]) -> None:
 
 @SIDES
 @pytest.mark.parametrize("we_are_killed", [True, False], ids=["we-die", "they-die"])
-def test_a_server_is_killed_in_the_middle_of_everything(pair: Pair, we_are_host: bool, we_are_killed: bool) -> None:
+def test_a_server_is_killed_in_the_middle_of_everything(
+    pair: Pair, we_are_host: bool, we_are_killed: bool
+) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest)
     level(host, guest, room_id)
@@ -105,7 +112,11 @@ def test_the_ways_are_cut_while_both_go_on(pair: Pair, we_are_host: bool) -> Non
     guest.set_state(room_id, "org.example.of_guest", {"number": number})
     for count in range(5):
         messages = {guest.user_id: {guest.device_id: {"count": count}}}
-        host.ok("PUT", f"/sendToDevice/org.example.count/{host.device_id}{count}", {"messages": messages})
+        host.ok(
+            "PUT",
+            f"/sendToDevice/org.example.count/{host.device_id}{count}",
+            {"messages": messages},
+        )
     publish(host.another_device(), 10)
 
     for gate in (pair.ours.gate, pair.theirs.gate):
@@ -116,7 +127,11 @@ def test_the_ways_are_cut_while_both_go_on(pair: Pair, we_are_host: bool) -> Non
 
     same(host, guest, room_id, said)
     for who in (host, guest):
-        times = [event["origin_server_ts"] for event in who.history(room_id) if event["sender"] == who.user_id]
+        times = [
+            event["origin_server_ts"]
+            for event in who.history(room_id)
+            if event["sender"] == who.user_id
+        ]
         assert max(times) - min(times) > (SECONDS or 300) * 1000
         assert who.state(room_id, "org.example.of_host") == {"number": number}
         assert who.state(room_id, "org.example.of_guest") == {"number": number}
@@ -128,7 +143,9 @@ def test_the_ways_are_cut_while_both_go_on(pair: Pair, we_are_host: bool) -> Non
         nonlocal since
         answer = guest.sync(since)
         since = answer["next_batch"]
-        came.extend(event["content"]["count"] for event in answer.get("to_device", {}).get("events", []))
+        came.extend(
+            event["content"]["count"] for event in answer.get("to_device", {}).get("events", [])
+        )
         lists.update(answer.get("device_lists", {}).get("changed", []))
         return len(came) >= 5 and host.user_id in lists
 

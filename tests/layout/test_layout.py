@@ -7,7 +7,21 @@ import pytest
 from tests.layout.rules import PACKAGES, PYTHON_RULES, TEXT_RULES, Rule, SourceFile
 
 ROOT = Path(__file__).parents[2]
-TEXT_SUFFIXES = {".py", ".md", ".sql", ".cfg", ".toml", ".yaml", ".yml", ".sample", ".json", ".mjs", ".js", ".html", ""}
+TEXT_SUFFIXES = {
+    ".py",
+    ".md",
+    ".sql",
+    ".cfg",
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".sample",
+    ".json",
+    ".mjs",
+    ".js",
+    ".html",
+    "",
+}
 LEFT_OUT = {"node_modules", "__pycache__", "rules.py", "test_rules.py"}
 
 
@@ -15,7 +29,9 @@ def files_below(*folders: str) -> list[SourceFile]:
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
     paths += sorted(path for path in ROOT.iterdir() if path.suffix in TEXT_SUFFIXES - {""})
     return [
-        SourceFile(PurePosixPath(path.relative_to(ROOT).as_posix()), path.read_text(encoding="utf-8"))
+        SourceFile(
+            PurePosixPath(path.relative_to(ROOT).as_posix()), path.read_text(encoding="utf-8")
+        )
         for path in paths
         if path.is_file() and path.suffix in TEXT_SUFFIXES and not LEFT_OUT & set(path.parts)
     ]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.errors import MatrixError
-from homeserver.services.languages import ENGLISH, Languages
-from homeserver.web.refusals import explain
+from homeserver.services.pages.languages import ENGLISH, Languages
+from homeserver.web.error_texts import explain
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = Languages()
@@ -21,7 +21,8 @@ def below(kind: type[MatrixError]) -> Iterator[type[MatrixError]]:
 
 
 def kinds() -> list[type[MatrixError]]:
-    """All that pages may come upon: of the protocol and of what is imported by services and pages."""
+    """All that pages may come upon: of the protocol and of what is imported by services and
+    pages."""
     for folder in ("homeserver/services", "homeserver/web", "homeserver/http"):
         for path in sorted(ROOT.joinpath(folder).glob("*.py")):
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))

@@ -1,4 +1,5 @@
-"""Every text that people read on pages and in letters is said in every language, with the same places to fill in."""
+"""Every text that people read on pages and in letters is said in every language, with the same
+places to fill in."""
 
 import ast
 import re
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services.languages import ENGLISH, Languages
+from homeserver.services.pages.languages import ENGLISH, Languages
 
 PACKAGE = Path(__file__).parents[2] / "homeserver"
 IN_TEMPLATE = re.compile(r"\b_\(\"((?:[^\"\\]|\\.)*)\"\)")
@@ -23,9 +24,15 @@ def _texts() -> Iterator[str]:
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)) if CALL.search(source) else ():
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "_"
+            ):
                 [text] = node.args
-                assert isinstance(text, ast.Constant), f"{path}: a text for translation must stand there as it is"
+                assert isinstance(text, ast.Constant), (
+                    f"{path}: a text for translation must stand there as it is"
+                )
                 yield str(text.value)
 
 

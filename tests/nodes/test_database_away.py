@@ -1,4 +1,5 @@
-"""The database of several nodes is away for a while: the log says when that begins and when it ends."""
+"""The database of several nodes is away for a while: the log says when that begins and when it
+ends."""
 
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -10,12 +11,12 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
-from homeserver.node_notes import NodeNotes
-from homeserver.nodes import GREETING, OtherNodes
-from storage.database import Database
-from storage.engine import DatabaseUnavailable
-from storage.node_calls import Note
-from storage.streams import Streams
+from homeserver.cluster.notify import NodeNotes
+from homeserver.cluster.peers import GREETING, OtherNodes
+from storage.engine.database import Database
+from storage.engine.interface import DatabaseUnavailable
+from storage.engine.postgres_notify import Note
+from storage.engine.streams import Streams
 
 
 class Away:
@@ -45,7 +46,7 @@ def lines() -> Iterator[list[str]]:
 
     @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
-        if event.get("log_namespace") == "homeserver.nodes.OtherNodes":
+        if event.get("log_namespace") == "homeserver.cluster.peers.OtherNodes":
             found.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)
@@ -53,7 +54,9 @@ def lines() -> Iterator[list[str]]:
     globalLogPublisher.removeObserver(observe)
 
 
-def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(lines: list[str]) -> None:
+def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(
+    lines: list[str],
+) -> None:
     clock, database = Clock(), Away()
     nodes = OtherNodes(clock, cast(Database, database), Nothing(), NodeNotes(clock), clock.seconds)
     nodes.start()

@@ -1,9 +1,9 @@
-"""Two processes on one PostgreSQL database: one tells another server late that somebody declined its invite, who enters the room through
-the other one meanwhile."""
+"""Two processes on one PostgreSQL database: one tells another server late that somebody declined
+its invite, who enters the room through the other one meanwhile."""
 
 from pathlib import Path
 
-from storage.database import Database, PostgresConfig
+from storage.engine.database import Database, PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.network import Network, Way
@@ -20,7 +20,11 @@ async def test_who_enters_through_another_node_does_not_leave_later(
 
     def open_another() -> Database:
         # the second server is Bob's
-        databases.append(open_inline(postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)))
+        databases.append(
+            open_inline(
+                postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)
+            )
+        )
         return databases[-1]
 
     network = Network(tmp_path, open_another)
@@ -40,7 +44,9 @@ async def test_who_enters_through_another_node_does_not_leave_later(
     )
     assert other.app.other_nodes is not None
     other.app.other_nodes.start()
-    there = User(other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id})
+    there = User(
+        other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
+    )
     room_id = create(alice, preset="public_chat")
     invite(alice, room_id, bob)
     network.cut(NORTH, SOUTH)

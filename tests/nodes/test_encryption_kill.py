@@ -1,8 +1,9 @@
-"""kill -9 in the midst of claims and of messages to devices: a key that somebody was given is given to nobody else, and what was
-acknowledged arrives once, each sender's in their order.
+"""kill -9 in the midst of claims and of messages to devices: a key that somebody was given is given
+to nobody else, and what was acknowledged arrives once, each sender's in their order.
 
-Some people claim Bob's keys and write to his device, one request after the other. What got no answer is asked again: a message under the
-same transaction id, so it comes once whether it was written or not; a claim anew, so the key of a lost answer is lost, and no other.
+Some people claim Bob's keys and write to his device, one request after the other. What got no
+answer is asked again: a message under the same transaction id, so it comes once whether it was
+written or not; a claim anew, so the key of a lost answer is lost, and no other.
 """
 
 import threading
@@ -11,9 +12,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from storage.claim_log import LOGGED
-from storage.database import PostgresConfig, SQLiteConfig
-from storage.to_device import FEWEST_LOGGED
+from storage.encryption.claim_log import LOGGED
+from storage.encryption.to_device import FEWEST_LOGGED
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.kills import Caller, Where
@@ -22,7 +23,8 @@ from tests.helpers.running import RunningServer, ServerFiles
 SEED: Final = 20240309
 KILLS: Final = 4
 MOST_KILLS: Final = 40
-"""Where the machine is so busy that the process is often killed before anybody has asked it for something."""
+"""Where the machine is so busy that the process is often killed before anybody has asked it for
+something."""
 PEOPLE: Final = 3
 KEYS: Final = 1000
 """As many as a device may have."""
@@ -47,7 +49,8 @@ class Person(threading.Thread):
         self._bob = bob
         self._device = device
         self._others = others
-        """Further devices of Bob, so many that what goes to all is kept otherwise than what goes to one."""
+        """Further devices of Bob, so many that what goes to all is kept otherwise than what goes to
+        one."""
 
     def run(self) -> None:
         try:
@@ -69,7 +72,9 @@ class Person(threading.Thread):
         # in turn to one device alone, and to many at once
         devices = [self._device, *self._others] if self.sent % 2 else [self._device]
         messages = {self._bob: {device_id: {"number": self.sent} for device_id in devices}}
-        self.caller.until_answered("PUT", f"{V3}/sendToDevice/m.test/{self.sent}", {"messages": messages})
+        self.caller.until_answered(
+            "PUT", f"{V3}/sendToDevice/m.test/{self.sent}", {"messages": messages}
+        )
         self.sent += 1
 
 
@@ -79,7 +84,9 @@ def received(server: RunningServer, token: str) -> dict[str, list[int]]:
     since = ""
     events: list[Any] = [{}]
     while events:
-        answer: Any = server.request("GET", f"{V3}/sync?since={since}" if since else f"{V3}/sync", token=token).json
+        answer: Any = server.request(
+            "GET", f"{V3}/sync?since={since}" if since else f"{V3}/sync", token=token
+        ).json
         since, events = answer["next_batch"], answer["to_device"]["events"]
         for event in events:
             found.setdefault(event["sender"], []).append(event["content"]["number"])
@@ -113,13 +120,19 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
         bobs = server.register("bob")
         who = server.request("GET", f"{V3}/account/whoami", token=bobs).json
         keys = {f"{ALGORITHM}:k{number}": {"key": f"k{number}"} for number in range(KEYS)}
-        assert server.request("POST", f"{V3}/keys/upload", {"one_time_keys": keys}, token=bobs).status == 200
+        assert (
+            server.request("POST", f"{V3}/keys/upload", {"one_time_keys": keys}, token=bobs).status
+            == 200
+        )
         login = {
             "type": "m.login.password",
             "identifier": {"type": "m.id.user", "user": "bob"},
             "password": "wonderland",
         }
-        others = [server.request("POST", f"{V3}/login", login).json["device_id"] for _ in range(FEWEST_LOGGED)]
+        others = [
+            server.request("POST", f"{V3}/login", login).json["device_id"]
+            for _ in range(FEWEST_LOGGED)
+        ]
         people = {
             f"@person{number}": Person(
                 where, server.register(f"person{number}"), who["user_id"], who["device_id"], others
@@ -129,11 +142,16 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
         for person in people.values():
             person.start()
         kills, in_log = 0, list[int]()
-        while kills < KILLS or (kills < MOST_KILLS and sum(each.caller.repeated for each in people.values()) < KILLS):
+        while kills < KILLS or (
+            kills < MOST_KILLS and sum(each.caller.repeated for each in people.values()) < KILLS
+        ):
             kills += 1
             where.tell(server)
-            # soon after the start, and when the process has long found that it is alone, so that claims lie in their log
-            where.wait_until_asked(random.randrange(1, 40) if kills % 2 else random.randrange(100, 200))
+            # soon after the start, and when the process has long found that it is alone, so that
+            # claims lie in their log
+            where.wait_until_asked(
+                random.randrange(1, 40) if kills % 2 else random.randrange(100, 200)
+            )
             time.sleep(random.uniform(0, 0.005))
             where.tell(None)
             server.kill()
@@ -151,7 +169,9 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
         said = server.request("POST", f"{V3}/keys/upload", {}, token=bobs).json
         left = said["one_time_key_counts"][ALGORITHM]
         assert KEYS - sum(person.lost for person in people.values()) <= len(given) + left <= KEYS
-        found = {sender.partition(":")[0]: numbers for sender, numbers in received(server, bobs).items()}
+        found = {
+            sender.partition(":")[0]: numbers for sender, numbers in received(server, bobs).items()
+        }
         assert found == {name: list(range(person.sent)) for name, person in people.items()}
         assert sum(person.caller.repeated for person in people.values()) >= KILLS, (
             "the process was never killed at work"

@@ -1,7 +1,8 @@
-"""Whatever is done with keys, devices and messages to them, through either of two nodes on one PostgreSQL database: a law against
-a model.
+"""Whatever is done with keys, devices and messages to them, through either of two nodes on one
+PostgreSQL database: a law against a model.
 
-- A one-time key is given out once, in the order of upload, and a fallback key where there is none left.
+- A one-time key is given out once, in the order of upload, and a fallback key where there is none
+  left.
 - A question for keys is answered with the devices that there are, at whichever node.
 - Whoever asks anew for those whose devices are told to have changed, knows them.
 - Messages to a device come once, in order, and to no later device of its id.
@@ -78,7 +79,9 @@ class Story:
         self._nodes.wait()
         for node in self._servers:
             self._look(node, "")
-            assert self._known == {name: device.identity["keys"] for name, device in self._devices.items()}
+            assert self._known == {
+                name: device.identity["keys"] for name, device in self._devices.items()
+            }
             for name, device in self._devices.items():
                 answer = self._read(node, name)
                 assert answer["device_one_time_keys_count"] == {ALGORITHM: len(device.keys)}
@@ -88,7 +91,12 @@ class Story:
         if name in self._devices:
             return
         identifier = {"type": "m.id.user", "user": self._bob.user_id}
-        body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland", "device_id": name}
+        body = {
+            "type": "m.login.password",
+            "identifier": identifier,
+            "password": "wonderland",
+            "device_id": name,
+        }
         answer = node.post(f"{V3}/login", body)
         assert answer.status == 200, answer.body
         user = User(node, answer.json)
@@ -111,7 +119,8 @@ class Story:
             self._publish(node, device)
 
     def _repeat(self, node: TestServer, name: str) -> None:
-        """The answer was lost: the same comes once more, though some of it may have been claimed meanwhile."""
+        """The answer was lost: the same comes once more, though some of it may have been claimed
+        meanwhile."""
         if (device := self._devices.get(name)) is not None and device.uploads:
             self._publish(node, device)
 
@@ -175,9 +184,13 @@ class Story:
             self._ask(self._servers[node is self._nodes.first], name)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
-def test_keys_devices_and_messages_are_the_same_at_both_nodes(nodes: Nodes, data: st.DataObject) -> None:
+def test_keys_devices_and_messages_are_the_same_at_both_nodes(
+    nodes: Nodes, data: st.DataObject
+) -> None:
     story = Story(nodes)
     steps = st.tuples(st.sampled_from(sorted(story.steps)), st.booleans(), st.sampled_from(NAMES))
     for step, is_second, name in data.draw(st.lists(steps, min_size=15, max_size=40)):

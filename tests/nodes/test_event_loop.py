@@ -1,4 +1,5 @@
-"""The event loop without names for Twisted's log: what comes is read, and what fails is Twisted's matter as before."""
+"""The event loop without names for Twisted's log: what comes is read, and what fails is Twisted's
+matter as before."""
 
 import socket
 from collections.abc import Iterator
@@ -71,7 +72,9 @@ def pairs() -> Iterator[Pairs]:
         end.close()
 
 
-def test_what_comes_is_read_and_who_fails_is_cut_off_alone(reactor: EPollReactor, pairs: Pairs) -> None:
+def test_what_comes_is_read_and_who_fails_is_cut_off_alone(
+    reactor: EPollReactor, pairs: Pairs
+) -> None:
     first, failing, last = [Reader(reactor, pair) for pair in pairs]
     reactor.iterate(0)
     failing.fails = True
@@ -108,8 +111,11 @@ def test_who_was_removed_in_between_is_not_asked(reactor: EPollReactor, pairs: P
     assert sorted(one.came + other.came) == [b"1"]
 
 
-def test_while_the_loop_runs_all_that_is_due_has_its_turn(reactor: EPollReactor, pairs: Pairs) -> None:
-    """What comes, what was asked for a time or by another thread, what is asked for sooner than it was; and the end."""
+def test_while_the_loop_runs_all_that_is_due_has_its_turn(
+    reactor: EPollReactor, pairs: Pairs
+) -> None:
+    """What comes, what was asked for a time or by another thread, what is asked for sooner than it
+    was; and the end."""
     done: list[object] = []
     reader = Reader(reactor, pairs[0])
 

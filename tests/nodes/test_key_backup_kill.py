@@ -1,9 +1,11 @@
-"""kill -9 in the midst of uploads to key backups: every key whose upload was answered is there, with the right count and etag.
+"""kill -9 in the midst of uploads to key backups: every key whose upload was answered is there,
+with the right count and etag.
 
-Some people back keys up as clients do: a few at a time, some in several rooms, some better ones in the place of those
-that are there, and worse ones, which change nothing. What got no answer is sent again, with the same keys. A client trusts
-`etag` and `count` to know whether its backup holds all it has: so each answer is compared with what it must be, whether
-the upload before the end of the process was written or not; and after each start so is what the server says unasked.
+Some people back keys up as clients do: a few at a time, some in several rooms, some better ones in
+the place of those that are there, and worse ones, which change nothing. What got no answer is sent
+again, with the same keys. A client trusts `etag` and `count` to know whether its backup holds all
+it has: so each answer is compared with what it must be, whether the upload before the end of the
+process was written or not; and after each start so is what the server says unasked.
 """
 
 import threading
@@ -13,14 +15,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from storage.database import PostgresConfig, SQLiteConfig
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.kills import Caller, Where
 from tests.helpers.running import RunningServer, ServerFiles
 
 SEED = 20240307
 KILLS = 4
 MOST_KILLS = 40
-"""Where the machine is so busy that the process is often killed before anybody has asked it for something."""
+"""Where the machine is so busy that the process is often killed before anybody has asked it for
+something."""
 PEOPLE = 3
 KEYS = "/_matrix/client/v3/room_keys"
 DEFINITION = {
@@ -58,7 +61,10 @@ class Uploader(threading.Thread):
             self.trouble = error
 
     def _upload(self) -> None:
-        self.under_way = {self._session(): self._random.randint(0, WORST) for _ in range(self._random.randint(1, 4))}
+        self.under_way = {
+            self._session(): self._random.randint(0, WORST)
+            for _ in range(self._random.randint(1, 4))
+        }
         rooms: dict[str, Any] = {}
         for (room_id, session_id), first in self.under_way.items():
             rooms.setdefault(room_id, {"sessions": {}})["sessions"][session_id] = key(first)
@@ -95,7 +101,8 @@ def key(first: int) -> dict[str, Any]:
 
 
 def check_backup(server: RunningServer, person: Uploader) -> None:
-    """While the person waits for a server: what it has is what was answered, or that with what was under way."""
+    """While the person waits for a server: what it has is what was answered, or that with what was
+    under way."""
     said = server.request("GET", f"{KEYS}/version", token=person.caller.token).json
     found = server.request("GET", f"{KEYS}/keys?version=1", token=person.caller.token).json["rooms"]
     sessions = {
@@ -113,18 +120,24 @@ def check_backup(server: RunningServer, person: Uploader) -> None:
     assert {session: key(first) for session, first in firsts.items()} == sessions
 
 
-def test_no_answered_key_is_lost(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> None:
+def test_no_answered_key_is_lost(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
+) -> None:
     files = ServerFiles(tmp_path / "server", database_config)
     random, where = Random(SEED), Where()
     try:
         server = files.start()
-        people = [Uploader(number, where, server.register(f"person{number}")) for number in range(PEOPLE)]
+        people = [
+            Uploader(number, where, server.register(f"person{number}")) for number in range(PEOPLE)
+        ]
         for person in people:
             made = server.request("POST", f"{KEYS}/version", DEFINITION, token=person.caller.token)
             assert made.json == {"version": "1"}
             person.start()
         kills = 0
-        while kills < KILLS or (kills < MOST_KILLS and sum(person.caller.repeated for person in people) < KILLS):
+        while kills < KILLS or (
+            kills < MOST_KILLS and sum(person.caller.repeated for person in people) < KILLS
+        ):
             kills += 1
             where.tell(server)
             where.wait_until_asked(random.randrange(1, 40))
@@ -144,7 +157,9 @@ def test_no_answered_key_is_lost(tmp_path: Path, database_config: SQLiteConfig |
             person.under_way = {}
             check_backup(server, person)
             assert person.answered > KILLS
-        assert sum(person.caller.repeated for person in people) >= KILLS, "the process was never killed at work"
+        assert sum(person.caller.repeated for person in people) >= KILLS, (
+            "the process was never killed at work"
+        )
         assert server.stop() == 0
     finally:
         files.end()

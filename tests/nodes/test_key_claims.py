@@ -1,4 +1,5 @@
-"""One-time keys when fifty ask at once: from clients and from another server, and from two processes on one database."""
+"""One-time keys when fifty ask at once: from clients and from another server, and from two
+processes on one database."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage.database import PostgresConfig, SQLiteConfig
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.neighbours import two_neighbours
 from tests.helpers.running import RunningServer, ServerFiles
 
@@ -37,7 +38,13 @@ class Bob:
         """A half of the keys each; the same may be done again."""
         for half in halves:
             names = range(half * KEYS // 2, (half + 1) * KEYS // 2)
-            self._upload({"one_time_keys": {f"{ALGORITHM}:k{number}": {"key": f"k{number}"} for number in names}})
+            self._upload(
+                {
+                    "one_time_keys": {
+                        f"{ALGORITHM}:k{number}": {"key": f"k{number}"} for number in names
+                    }
+                }
+            )
 
     def left(self) -> int:
         return int(self._upload({})["one_time_key_counts"][ALGORITHM])
@@ -52,7 +59,9 @@ def claim(server: RunningServer, token: str, bob: Bob) -> list[str]:
     """The names of the keys that one claimer is given."""
     given = []
     for _ in range(EACH):
-        reply = server.request("POST", f"{V3}/keys/claim", {"one_time_keys": bob.wish, "timeout": 30_000}, token=token)
+        reply = server.request(
+            "POST", f"{V3}/keys/claim", {"one_time_keys": bob.wish, "timeout": 30_000}, token=token
+        )
         assert reply.status == 200, reply.body
         assert reply.json["failures"] == {}
         ((keys,),) = (devices.values() for devices in reply.json["one_time_keys"].values())
@@ -63,12 +72,18 @@ def claim(server: RunningServer, token: str, bob: Bob) -> list[str]:
 def check_claims(servers: tuple[RunningServer, RunningServer]) -> None:
     """Fifty claimers through both, while further keys come and an upload is repeated."""
     bob = Bob(servers[0])
-    tokens = [(server, server.register(f"claimer{number}")) for number, server in enumerate(servers)]
+    tokens = [
+        (server, server.register(f"claimer{number}")) for number, server in enumerate(servers)
+    ]
     claimers = list(islice(cycle(tokens), CLAIMERS))
     with ThreadPoolExecutor(CLAIMERS + 1) as threads:
-        claims = [threads.submit(claim, server, token, bob) for server, token in claimers[: CLAIMERS // 2]]
+        claims = [
+            threads.submit(claim, server, token, bob) for server, token in claimers[: CLAIMERS // 2]
+        ]
         uploads = threads.submit(bob.upload, 0, 1, 0)
-        claims += [threads.submit(claim, server, token, bob) for server, token in claimers[CLAIMERS // 2 :]]
+        claims += [
+            threads.submit(claim, server, token, bob) for server, token in claimers[CLAIMERS // 2 :]
+        ]
         uploads.result()
         given = [name for each in claims for name in each.result()]
     assert len(given) == CLAIMERS * EACH
@@ -83,7 +98,9 @@ def check_claims(servers: tuple[RunningServer, RunningServer]) -> None:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SQLiteConfig | PostgresConfig]:
+def config(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[SQLiteConfig | PostgresConfig]:
     if request.param == "sqlite":
         yield SQLiteConfig(str(tmp_path / "homeserver.db"))
     else:

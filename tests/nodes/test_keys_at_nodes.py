@@ -1,4 +1,5 @@
-"""Keys that were published through one node, at the other: what it answers is no older than what anybody has been told."""
+"""Keys that were published through one node, at the other: what it answers is no older than what
+anybody has been told."""
 
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import UserID
-from storage.database import PostgresConfig
+from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, upload
@@ -16,7 +17,11 @@ from tests.nodes.test_two_nodes import POSTGRES, Nodes, nodes, sync
 
 __all__ = ["nodes"]
 
-ENCRYPTED = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+ENCRYPTED = {
+    "type": "m.room.encryption",
+    "state_key": "",
+    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+}
 
 
 def another_device(user: User) -> User:
@@ -29,7 +34,9 @@ def another_device(user: User) -> User:
 
 def get_list(server: TestServer, user: User) -> dict[str, Any]:
     """As another server reads it."""
-    answer: dict[str, Any] = server.run(server.app.federation_out.own_devices.get_list(UserID(user.user_id)))
+    answer: dict[str, Any] = server.run(
+        server.app.federation_out.own_devices.get_list(UserID(user.user_id))
+    )
     return answer
 
 
@@ -48,7 +55,9 @@ def test_a_list_has_the_changes_that_its_number_stands_for(nodes: Nodes) -> None
 def test_who_was_told_of_a_device_through_one_node_finds_it_through_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     bob = nodes.first.register("bob")
-    room_id = here.post(f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTED]}).json["room_id"]
+    room_id = here.post(
+        f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+    ).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     upload(bob, device_keys=identity_keys(bob, 1)[1])
     nodes.wait()
@@ -109,7 +118,9 @@ def test_that_keys_are_the_newest_is_one_read_for_however_many(
     other.register("somebody")
     counter.clear()
     assert query(asking, *users) == first
-    assert dict(counter.queries) == {"get_head": 1, "get_newest_keys": 2}, "another node has written something"
+    assert dict(counter.queries) == {"get_head": 1, "get_newest_keys": 2}, (
+        "another node has written something"
+    )
     server.run(server.app.database.poll())
     query(asking, *users)
     counter.clear()

@@ -1,9 +1,9 @@
 """kill -9 at any moment loses nothing that was acknowledged, and does nothing twice.
 
-Some people send as fast as they can: messages to one room and to several, state, redactions, account data, leaving and
-joining. The process is killed at a random moment and started again; what got no answer is repeated with the same
-transaction id, as clients do. A watcher goes on with /sync from the token it had. At the end the rooms are compared with
-what was acknowledged.
+Some people send as fast as they can: messages to one room and to several, state, redactions,
+account data, leaving and joining. The process is killed at a random moment and started again; what
+got no answer is repeated with the same transaction id, as clients do. A watcher goes on with /sync
+from the token it had. At the end the rooms are compared with what was acknowledged.
 """
 
 import threading
@@ -15,8 +15,8 @@ from random import Random
 from typing import Any
 from urllib.parse import quote
 
-from storage.database import PostgresConfig, SQLiteConfig
-from storage.rooms import RoomStore
+from storage.engine.database import PostgresConfig, SQLiteConfig
+from storage.rooms.rooms import RoomStore
 from tests.helpers.databases import open_inline
 from tests.helpers.kills import Caller, Where
 from tests.helpers.running import RunningServer, ServerFiles
@@ -46,7 +46,9 @@ class Sent:
 class Sender(threading.Thread):
     """One person: does one thing after the other, each until it is answered."""
 
-    def __init__(self, number: int, where: Where, token: str, user_id: str, rooms: list[str]) -> None:
+    def __init__(
+        self, number: int, where: Where, token: str, user_id: str, rooms: list[str]
+    ) -> None:
         super().__init__(daemon=True)
         self.number = number
         self.where = where
@@ -77,9 +79,9 @@ class Sender(threading.Thread):
         if dice < 0.75:
             message = Sent(room_id, f"{self.number}-{number}")
             body = {"msgtype": "m.text", "body": message.key, "key": message.key}
-            message.event_id = self.caller.until_answered("PUT", f"{path}/send/m.room.message/t{number}", body).json[
-                "event_id"
-            ]
+            message.event_id = self.caller.until_answered(
+                "PUT", f"{path}/send/m.room.message/t{number}", body
+            ).json["event_id"]
             self.sent.append(message)
         elif dice < 0.82 and (whole := [message for message in self.sent if not message.redacted]):
             message = self.random.choice(whole)
@@ -88,11 +90,15 @@ class Sender(threading.Thread):
             message.redacted = True
             self.redactions.append(reply.json["event_id"])
         elif dice < 0.9:
-            self.caller.until_answered("PUT", f"{path}/state/org.example.counter/{quote(self.user_id)}", {"n": number})
+            self.caller.until_answered(
+                "PUT", f"{path}/state/org.example.counter/{quote(self.user_id)}", {"n": number}
+            )
             self.state[room_id] = number
         elif dice < 0.95:
             self.caller.until_answered(
-                "PUT", f"{CLIENT}/user/{quote(self.user_id)}/account_data/org.example.n", {"n": number}
+                "PUT",
+                f"{CLIENT}/user/{quote(self.user_id)}/account_data/org.example.n",
+                {"n": number},
             )
             self.data = number
         else:
@@ -112,7 +118,9 @@ class Watcher:
     def look(self, server: RunningServer) -> None:
         since = f"&since={quote(self.since)}" if self.since else ""
         filter_ = quote('{"room":{"timeline":{"limit":100000}}}')
-        answer = server.request("GET", f"{CLIENT}/sync?timeout=0&filter={filter_}{since}", token=self.token).json
+        answer = server.request(
+            "GET", f"{CLIENT}/sync?timeout=0&filter={filter_}{since}", token=self.token
+        ).json
         for room_id, room in answer.get("rooms", {}).get("join", {}).items():
             seen = self.seen.setdefault(room_id, [])
             timeline = room["timeline"]
@@ -169,14 +177,26 @@ def live_through_kills(files: ServerFiles) -> list[str]:
         rooms = []
         for number in range(ROOMS):
             options = {"name": f"room {number}", **OPTIONS}
-            rooms.append(server.request("POST", f"{CLIENT}/createRoom", options, token=watcher.token).json["room_id"])
+            rooms.append(
+                server.request("POST", f"{CLIENT}/createRoom", options, token=watcher.token).json[
+                    "room_id"
+                ]
+            )
         senders = [
-            Sender(number, where, server.register(f"sender{number}"), f"@sender{number}:localhost", rooms)
+            Sender(
+                number,
+                where,
+                server.register(f"sender{number}"),
+                f"@sender{number}:localhost",
+                rooms,
+            )
             for number in range(SENDERS)
         ]
         for sender in senders:
             for room_id in rooms:
-                joined = server.request("POST", f"{CLIENT}/join/{quote(room_id)}", {}, token=sender.caller.token)
+                joined = server.request(
+                    "POST", f"{CLIENT}/join/{quote(room_id)}", {}, token=sender.caller.token
+                )
                 assert joined.status == 200, joined.body
         watcher.look(server)
         early = Watcher(watcher.token, watcher.since)
@@ -197,8 +217,12 @@ def live_through_kills(files: ServerFiles) -> list[str]:
             sender.join(120)
             assert sender.trouble is None, sender.trouble
             assert not sender.is_alive()
-        print(f"acknowledged {sum(len(s.sent) for s in senders)}, slowest start {max(starts):.2f} s")  # noqa: T201 - the same
-        assert sum(sender.caller.repeated for sender in senders) >= ROUNDS // 2, "the process was never killed at work"
+        print(
+            f"acknowledged {sum(len(s.sent) for s in senders)}, slowest start {max(starts):.2f} s"
+        )  # noqa: T201 - the same
+        assert sum(sender.caller.repeated for sender in senders) >= ROUNDS // 2, (
+            "the process was never killed at work"
+        )
         watcher.look(server)
         early.look(server)
         for room_id in rooms:
@@ -210,19 +234,26 @@ def live_through_kills(files: ServerFiles) -> list[str]:
         files.end()
 
 
-def check_room(server: RunningServer, watcher: Watcher, early: Watcher, senders: list[Sender], room_id: str) -> None:
+def check_room(
+    server: RunningServer, watcher: Watcher, early: Watcher, senders: list[Sender], room_id: str
+) -> None:
     events = whole_room(server, watcher.token, room_id)
     ids = [event["event_id"] for event in events]
     assert len(set(ids)) == len(ids)
-    # whoever went on with /sync over all these ends, and whoever comes back from before them, saw each event once
+    # whoever went on with /sync over all these ends, and whoever comes back from before them, saw
+    # each event once
     assert watcher.seen[room_id] == ids
-    assert early.seen[room_id] == [event_id for event_id in ids if event_id in set(early.seen[room_id])]
+    assert early.seen[room_id] == [
+        event_id for event_id in ids if event_id in set(early.seen[room_id])
+    ]
     first = ids.index(early.seen[room_id][0])
     assert early.seen[room_id] == ids[first:]
     by_id = {event["event_id"]: event for event in events}
     keys = Counter(event["content"]["key"] for event in events if "key" in event["content"])
     assert set(keys.values()) <= {1}, "a message is there twice"
-    reasons = Counter(event["content"]["reason"] for event in events if event["type"] == "m.room.redaction")
+    reasons = Counter(
+        event["content"]["reason"] for event in events if event["type"] == "m.room.redaction"
+    )
     assert set(reasons.values()) <= {1}, "a redaction is there twice"
     place = {event_id: number for number, event_id in enumerate(ids)}
     for sender in senders:
@@ -230,20 +261,39 @@ def check_room(server: RunningServer, watcher: Watcher, early: Watcher, senders:
         places = [place[message.event_id] for message in mine]
         assert places == sorted(places)
         for message in mine:
-            assert by_id[message.event_id]["content"].get("key") == (None if message.redacted else message.key)
+            assert by_id[message.event_id]["content"].get("key") == (
+                None if message.redacted else message.key
+            )
         sent = {message.event_id for message in mine}
-        messages = [e["event_id"] for e in events if e["type"] == "m.room.message" and e["sender"] == sender.user_id]
+        messages = [
+            e["event_id"]
+            for e in events
+            if e["type"] == "m.room.message" and e["sender"] == sender.user_id
+        ]
         assert set(messages) == sent
         if room_id in sender.state:
-            path = f"{CLIENT}/rooms/{quote(room_id)}/state/org.example.counter/{quote(sender.user_id)}"
-            assert server.request("GET", path, token=watcher.token).json == {"n": sender.state[room_id]}
+            path = (
+                f"{CLIENT}/rooms/{quote(room_id)}/state/org.example.counter/{quote(sender.user_id)}"
+            )
+            assert server.request("GET", path, token=watcher.token).json == {
+                "n": sender.state[room_id]
+            }
         answer = server.request(
-            "PUT", f"{CLIENT}/rooms/{quote(room_id)}/send/m.room.message/last", {"body": "!"}, token=sender.caller.token
+            "PUT",
+            f"{CLIENT}/rooms/{quote(room_id)}/send/m.room.message/last",
+            {"body": "!"},
+            token=sender.caller.token,
         )
         assert answer.status == 200, answer.body
-    state = server.request("GET", f"{CLIENT}/rooms/{quote(room_id)}/state", token=watcher.token).json
-    members = {e["state_key"]: e["content"]["membership"] for e in state if e["type"] == "m.room.member"}
-    assert members == dict.fromkeys(["@watcher:localhost", *(sender.user_id for sender in senders)], "join")
+    state = server.request(
+        "GET", f"{CLIENT}/rooms/{quote(room_id)}/state", token=watcher.token
+    ).json
+    members = {
+        e["state_key"]: e["content"]["membership"] for e in state if e["type"] == "m.room.member"
+    }
+    assert members == dict.fromkeys(
+        ["@watcher:localhost", *(sender.user_id for sender in senders)], "join"
+    )
 
 
 def check_account_data(server: RunningServer, senders: list[Sender]) -> None:

@@ -1,4 +1,5 @@
-"""The memory of a process in large pages: which part of it is meant, and that nothing is lost when Linux moves it."""
+"""The memory of a process in large pages: which part of it is meant, and that nothing is lost when
+Linux moves it."""
 
 import subprocess
 import sys
@@ -28,7 +29,10 @@ def test_only_writable_memory_that_belongs_to_no_file_is_moved() -> None:
         "7f0001000000-7f0001800000 rw-s 00000000 00:01 77               /dev/zero (deleted)",
         "7ffe00000000-7ffe00800000 rw-p 00000000 00:00 0                [stack]",
     ]
-    assert list(find_heaps(mappings)) == [(0x55F000200000, 0x55F000800000), (0x7F0000400000, 0x7F0000800000)]
+    assert list(find_heaps(mappings)) == [
+        (0x55F000200000, 0x55F000800000),
+        (0x7F0000400000, 0x7F0000800000),
+    ]
 
 
 def test_a_process_keeps_what_it_has_and_tells_what_was_moved() -> None:

@@ -1,4 +1,5 @@
-"""The server as an operator meets it: its sockets, its signals, its log, and what it says when it cannot start."""
+"""The server as an operator meets it: its sockets, its signals, its log, and what it says when it
+cannot start."""
 
 import http.client
 import json
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from storage.database import PostgresConfig, SQLiteConfig
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.programs import run_program
 from tests.helpers.running import SECONDS_TO_START, ServerFiles, UnixConnection, exchange
@@ -63,7 +64,11 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
     paths = folder / "tls.crt", folder / "tls.key"
     paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
     )
     return paths
 
@@ -95,7 +100,9 @@ def test_tcp_tls_and_metrics_each_on_a_port_of_its_own(make: Make, tmp_path: Pat
     secure.close()
     figures = http.client.HTTPConnection("127.0.0.1", server.ports[2], timeout=60)
     text = exchange(figures, "GET", "/metrics").body.decode()
-    assert 'mahalla_http_requests_total{code="200",endpoint="get_versions",method="GET"} 2.0' in text
+    assert (
+        'mahalla_http_requests_total{code="200",endpoint="get_versions",method="GET"} 2.0' in text
+    )
     assert "mahalla_database_transactions_total{" in text
     assert "mahalla_job_steps_total{" in text
     assert exchange(figures, "GET", VERSIONS).status == 404
@@ -103,7 +110,9 @@ def test_tcp_tls_and_metrics_each_on_a_port_of_its_own(make: Make, tmp_path: Pat
     assert server.stop() == 0
 
 
-def test_a_unix_socket_that_outlived_a_killed_process_is_taken_over(make: Make, tmp_path: Path) -> None:
+def test_a_unix_socket_that_outlived_a_killed_process_is_taken_over(
+    make: Make, tmp_path: Path
+) -> None:
     path = tmp_path / "m.sock"
     local = {"port": 0, "bind_addresses": ["127.0.0.1"], "resources": CLIENT_ONLY}
     files = make(listeners=[{"path": str(path), "mode": 0o660, "resources": CLIENT_ONLY}, local])
@@ -120,10 +129,18 @@ def test_a_unix_socket_that_outlived_a_killed_process_is_taken_over(make: Make, 
 
 
 def test_the_address_of_a_client_is_the_proxys_word(make: Make) -> None:
-    listener = {"port": 0, "bind_addresses": ["127.0.0.1"], "x_forwarded": True, "resources": CLIENT_ONLY}
+    listener = {
+        "port": 0,
+        "bind_addresses": ["127.0.0.1"],
+        "x_forwarded": True,
+        "resources": CLIENT_ONLY,
+    }
     server = make(listeners=[listener], log={"format": "json"}).start()
     connection = server.connect()
-    assert exchange(connection, "GET", VERSIONS, headers={"X-Forwarded-For": "203.0.113.7"}).status == 200
+    assert (
+        exchange(connection, "GET", VERSIONS, headers={"X-Forwarded-For": "203.0.113.7"}).status
+        == 200
+    )
     connection.close()
     assert server.stop() == 0
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
@@ -138,7 +155,11 @@ def test_long_polls_do_not_hold_up_the_end(make: Make, tmp_path: Path) -> None:
     since = server.request("GET", SYNC, token=token).json["next_batch"]
     polls = [server.connect() for _ in range(20)]
     for poll in polls:
-        poll.request("GET", f"{SYNC}?timeout=60000&since={since}", headers={"Authorization": f"Bearer {token}"})
+        poll.request(
+            "GET",
+            f"{SYNC}?timeout=60000&since={since}",
+            headers={"Authorization": f"Bearer {token}"},
+        )
     idle = server.connect()
     idle.connect()
     assert server.request("GET", WHOAMI, token=token).status == 200
@@ -163,7 +184,11 @@ def test_a_port_in_use_is_said(make: Make) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         code, text = failing(
-            make(listeners=[{"port": port, "bind_addresses": ["127.0.0.1"], "resources": CLIENT_ONLY}])
+            make(
+                listeners=[
+                    {"port": port, "bind_addresses": ["127.0.0.1"], "resources": CLIENT_ONLY}
+                ]
+            )
         )
     assert code == 1
     assert f"127.0.0.1:{port}" in text
@@ -176,13 +201,26 @@ def test_a_port_in_use_is_said(make: Make) -> None:
     [
         ({"signing_key_path": "nowhere.key"}, "nowhere.key"),
         ({"server_nam": "localhost"}, "server_name"),
-        ({"database": {"name": "sqlite3", "args": {"database": "/nowhere/at/all.db"}}}, "/nowhere/at/all.db"),
-        ({"database": {"name": "psycopg2", "args": {"host": "/nowhere", "dbname": "x"}}}, "/nowhere"),
+        (
+            {"database": {"name": "sqlite3", "args": {"database": "/nowhere/at/all.db"}}},
+            "/nowhere/at/all.db",
+        ),
+        (
+            {"database": {"name": "psycopg2", "args": {"host": "/nowhere", "dbname": "x"}}},
+            "/nowhere",
+        ),
         (
             {
                 "tls_certificate_path": "nowhere.crt",
                 "tls_private_key_path": "nowhere.key",
-                "listeners": [{"port": 0, "tls": True, "bind_addresses": ["127.0.0.1"], "resources": CLIENT_ONLY}],
+                "listeners": [
+                    {
+                        "port": 0,
+                        "tls": True,
+                        "bind_addresses": ["127.0.0.1"],
+                        "resources": CLIENT_ONLY,
+                    }
+                ],
             },
             "nowhere",
         ),
@@ -202,8 +240,18 @@ def test_an_account_is_made_while_the_server_runs(
     files = ServerFiles(tmp_path / "server", database_config)
     try:
         server = files.start()
-        arguments = ["create-user", "root", "--admin", "--password-file", "-", "-c", str(files.config)]
-        made = run_program("homeserver", *arguments, given="correct horse\n", timeout=SECONDS_TO_START)
+        arguments = [
+            "create-user",
+            "root",
+            "--admin",
+            "--password-file",
+            "-",
+            "-c",
+            str(files.config),
+        ]
+        made = run_program(
+            "homeserver", *arguments, given="correct horse\n", timeout=SECONDS_TO_START
+        )
         assert made.returncode == 0, made.stderr
         assert "@root:localhost" in made.stdout
         login = {
@@ -232,7 +280,10 @@ def test_a_full_disk_is_said_and_passes(make: Make) -> None:
     assert server.request("GET", WHOAMI, token=token).status == 200
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
     for number in range(3):
-        assert server.request("PUT", f"{path}{number}", {"body": "x" * 20000}, token=token).status == 200
+        assert (
+            server.request("PUT", f"{path}{number}", {"body": "x" * 20000}, token=token).status
+            == 200
+        )
     assert "Traceback" not in server.log.read_text()
     assert server.stop() == 0
 
@@ -244,7 +295,9 @@ def test_a_postgresql_that_comes_back_is_used_again(
     try:
         server = files.start()
         token = server.register("alice")
-        room = server.request("POST", "/_matrix/client/v3/createRoom", {}, token=token).json["room_id"]
+        room = server.request("POST", "/_matrix/client/v3/createRoom", {}, token=token).json[
+            "room_id"
+        ]
         for number in range(3):
             postgres_templates.drop_connections(postgresql)
             statuses: list[int] = []
@@ -256,7 +309,9 @@ def test_a_postgresql_that_comes_back_is_used_again(
 
             wait_for(send)
             assert set(statuses) <= {200, 503}
-        messages = server.request("GET", f"/_matrix/client/v3/rooms/{room}/messages?dir=f&limit=100", token=token).json
+        messages = server.request(
+            "GET", f"/_matrix/client/v3/rooms/{room}/messages?dir=f&limit=100", token=token
+        ).json
         assert len([event for event in messages["chunk"] if event["type"] == "m.room.message"]) == 3
         assert server.stop() == 0
     finally:

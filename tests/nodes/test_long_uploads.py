@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.helpers.running import RunningServer, ServerFiles
 
 MEGABYTES = int(os.environ.get("MAHALLA_UPLOAD_MEGABYTES", "96"))
@@ -21,7 +21,8 @@ PIECE = bytes(range(256)) * 4096
 
 
 def _memory(server: RunningServer, what: str) -> int:
-    """In bytes: `VmRSS`, how much the process has now; `VmHWM`, how much it has had at most since `_reset_peak`."""
+    """In bytes: `VmRSS`, how much the process has now; `VmHWM`, how much it has had at most since
+    `_reset_peak`."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith(what)]
     return int(line.split()[1]) * 1024
@@ -56,7 +57,9 @@ class Asker(threading.Thread):
 
 def test_a_long_file_takes_no_memory(tmp_path: Path) -> None:
     files = ServerFiles(
-        tmp_path, SQLiteConfig(str(tmp_path / "homeserver.db")), {"max_upload_size": (MEGABYTES + 1) << 20}
+        tmp_path,
+        SQLiteConfig(str(tmp_path / "homeserver.db")),
+        {"max_upload_size": (MEGABYTES + 1) << 20},
     )
     try:
         server = files.start()

@@ -1,4 +1,5 @@
-"""Letters reach a real mail server: plain, with STARTTLS, with TLS from the first byte, with a password."""
+"""Letters reach a real mail server: plain, with STARTTLS, with TLS from the first byte, with a
+password."""
 
 import hmac
 import ssl
@@ -13,7 +14,7 @@ import pytest
 from aiosmtpd.smtp import AuthResult, Envelope
 from msgspec.structs import replace
 
-from homeserver.services.mail.relay import CannotDeliver, SMTPRelay
+from homeserver.services.email.smtp import CannotDeliver, SMTPRelay
 from tests.helpers.certificates import Authority
 from tests.helpers.mail_servers import mail_server
 
@@ -32,7 +33,9 @@ class Mailbox:
     def __init__(self) -> None:
         self.envelopes: list[Envelope] = []
 
-    async def handle_RCPT(self, _server: Any, _session: Any, envelope: Envelope, address: str, _options: Any) -> str:
+    async def handle_RCPT(
+        self, _server: Any, _session: Any, envelope: Envelope, address: str, _options: Any
+    ) -> str:
         if address.startswith("nobody@"):
             return "550 no such user"
         if address.startswith("full@"):
@@ -45,7 +48,9 @@ class Mailbox:
         return "250 OK"
 
 
-def authenticate(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
+def authenticate(
+    _server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any
+) -> AuthResult:
     return AuthResult(success=(data.login, data.password) == (b"mahalla", b"secret"), handled=False)
 
 
@@ -91,7 +96,9 @@ def test_a_letter_arrives_whole(start: Start, mailbox: Mailbox) -> None:
     assert envelope.content.rstrip() == LETTER.as_bytes().rstrip()
 
 
-def test_starttls_is_used_where_it_is_offered(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+def test_starttls_is_used_where_it_is_offered(
+    start: Start, mailbox: Mailbox, context: ssl.SSLContext
+) -> None:
     port = start(tls_context=context, require_starttls=True)
     deliver(SMTPRelay("127.0.0.1", port, tls_required=True, tls_name="localhost"))
     assert len(mailbox.envelopes) == 1
@@ -100,7 +107,9 @@ def test_starttls_is_used_where_it_is_offered(start: Start, mailbox: Mailbox, co
     assert not refused.value.for_good
 
 
-def test_a_certificate_for_another_name_is_not_trusted(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+def test_a_certificate_for_another_name_is_not_trusted(
+    start: Start, mailbox: Mailbox, context: ssl.SSLContext
+) -> None:
     port = start(tls_context=context)
     with pytest.raises(CannotDeliver) as refused:
         deliver(SMTPRelay("127.0.0.1", port, tls_name="mail.example.org"))
@@ -108,7 +117,9 @@ def test_a_certificate_for_another_name_is_not_trusted(start: Start, mailbox: Ma
     assert not mailbox.envelopes
 
 
-def test_nothing_is_sent_in_the_clear_where_that_is_not_wanted(start: Start, mailbox: Mailbox) -> None:
+def test_nothing_is_sent_in_the_clear_where_that_is_not_wanted(
+    start: Start, mailbox: Mailbox
+) -> None:
     with pytest.raises(CannotDeliver, match="require_transport_security"):
         deliver(SMTPRelay("127.0.0.1", start(), tls_required=True))
     assert not mailbox.envelopes
@@ -122,13 +133,17 @@ def test_tls_from_the_first_byte(start: Start, mailbox: Mailbox, context: ssl.SS
         deliver(SMTPRelay("127.0.0.1", port, tls_at_once=True, tls_name="mail.example.org"))
 
 
-def test_signing_in_at_the_mail_server(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+def test_signing_in_at_the_mail_server(
+    start: Start, mailbox: Mailbox, context: ssl.SSLContext
+) -> None:
     port = start(tls_context=context, authenticator=authenticate, auth_required=True)
     deliver(SMTPRelay("127.0.0.1", port, user="mahalla", password="secret", tls_name="localhost"))
     assert len(mailbox.envelopes) == 1
     for wrong in ("wrong", "xato soʻz", ""):
         with pytest.raises(CannotDeliver) as refused:
-            deliver(SMTPRelay("127.0.0.1", port, user="mahalla", password=wrong, tls_name="localhost"))
+            deliver(
+                SMTPRelay("127.0.0.1", port, user="mahalla", password=wrong, tls_name="localhost")
+            )
         assert not refused.value.for_good
 
 
@@ -150,7 +165,9 @@ def test_a_name_and_a_password_beyond_ascii(
 
     def check(_server: Any, _session: Any, _envelope: Any, asked_for: str, data: Any) -> AuthResult:
         asked.append(asked_for)
-        return AuthResult(success=(data.login, data.password) == (USER.encode(), PASSWORD.encode()), handled=False)
+        return AuthResult(
+            success=(data.login, data.password) == (USER.encode(), PASSWORD.encode()), handled=False
+        )
 
     others = {"PLAIN", "LOGIN", "CRAM-MD5"} - {mechanism}
     offered = {"auth_exclude_mechanism": others, "authenticator": check}
@@ -158,7 +175,9 @@ def test_a_name_and_a_password_beyond_ascii(
         port = start(mailbox, ssl_context=context, auth_require_tls=False, **offered)
     else:
         port = start(mailbox, tls_context=context, **offered)
-    relay = SMTPRelay("127.0.0.1", port, USER, PASSWORD, tls_at_once=tls_at_once, tls_name="localhost")
+    relay = SMTPRelay(
+        "127.0.0.1", port, USER, PASSWORD, tls_at_once=tls_at_once, tls_name="localhost"
+    )
     deliver(relay)
     assert len(mailbox.envelopes) == 1
     assert asked == ([] if mechanism == "CRAM-MD5" else [mechanism])
@@ -166,7 +185,9 @@ def test_a_name_and_a_password_beyond_ascii(
         deliver(replace(relay, password=PASSWORD + "ʼ"))
 
 
-@pytest.mark.parametrize(("recipient", "for_good"), [("nobody@example.com", True), ("full@example.com", False)])
+@pytest.mark.parametrize(
+    ("recipient", "for_good"), [("nobody@example.com", True), ("full@example.com", False)]
+)
 def test_a_recipient_that_is_refused(start: Start, recipient: str, for_good: bool) -> None:
     with pytest.raises(CannotDeliver) as refused:
         deliver(SMTPRelay("127.0.0.1", start()), recipient)

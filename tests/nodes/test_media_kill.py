@@ -1,4 +1,5 @@
-"""kill -9 while files come, go and move: no row without its file, no file without a row, nothing acknowledged is lost."""
+"""kill -9 while files come, go and move: no row without its file, no file without a row, nothing
+acknowledged is lost."""
 
 import hashlib
 import http.client
@@ -14,8 +15,8 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.database import SQLiteConfig
-from storage.shared_contents import Role
+from storage.engine.database import SQLiteConfig
+from storage.media.shared_contents import Role
 from tests.helpers.media_errand import MILK, MOMENTS, Errand, Opened
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 from tests.helpers.programs import start_program
@@ -38,12 +39,16 @@ def bucket(running: RunningObjectStore) -> Bucket:
     return running.bucket()
 
 
-def _killed_at(moment: str, config: SQLiteConfig, folder: Path, bucket: Bucket, role: Role, work: str) -> None:
+def _killed_at(
+    moment: str, config: SQLiteConfig, folder: Path, bucket: Bucket, role: Role, work: str
+) -> None:
     """Do it in a process of its own that is killed then, or at the end."""
     errand = Errand(config, folder, bucket.config(), role, work, moment)
     with os.fdopen(os.dup(2), "wb") as errors:
         program = start_program(
-            "tests.helpers.media_errand", msgspec.json.encode(errand, enc_hook=str).decode(), errors=errors
+            "tests.helpers.media_errand",
+            msgspec.json.encode(errand, enc_hook=str).decode(),
+            errors=errors,
         )
     assert program.wait(60) == -signal.SIGKILL
 
@@ -89,11 +94,13 @@ async def test_at_every_moment(
         assert hashlib.sha256(await opened.read(0, opened.size)).digest() == digest
         opened.close()
     if role != "retired":
-        assert {name.split("/")[-1][:64] for name in bucket.names()} == {each.hex() for each in used}
+        assert {name.split("/")[-1][:64] for name in bucket.names()} == {
+            each.hex() for each in used
+        }
         assert len(bucket.names()) == len(used)
-    assert {path.name for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()} == {
-        each.hex() for each in used
-    }
+    assert {
+        path.name for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()
+    } == {each.hex() for each in used}
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
     await again.database.close()
 
@@ -127,7 +134,9 @@ class Uploader(threading.Thread):
 def test_a_server_that_is_killed_again_and_again(bucket: Bucket, tmp_path: Path) -> None:
     database = SQLiteConfig(str(tmp_path / "homeserver.db"))
     unlimited = {"per_second": 100000, "burst_count": 100000}
-    files = ServerFiles(tmp_path, database, {"media_object_store": bucket.section(), "rc_media_create": unlimited})
+    files = ServerFiles(
+        tmp_path, database, {"media_object_store": bucket.section(), "rc_media_create": unlimited}
+    )
     acknowledged: dict[str, str] = {}
     random = Random(SEED)
     try:
@@ -156,11 +165,15 @@ def test_a_server_that_is_killed_again_and_again(bucket: Bucket, tmp_path: Path)
         files.end()
     opened = Opened(database, tmp_path, bucket.config(), "main")
     recovered: list[Set[bytes]] = []
-    Deferred.fromCoroutine(opened.recover()).addCallbacks(recovered.append, lambda failure: failure.raiseException())
+    Deferred.fromCoroutine(opened.recover()).addCallbacks(
+        recovered.append, lambda failure: failure.raiseException()
+    )
     (used,) = recovered
     assert {bytes.fromhex(each) for each in acknowledged.values()} <= used
     assert {name.split("/")[-1][:64] for name in bucket.names()} == {each.hex() for each in used}
     assert bucket.unfinished() == []
-    kept = {path.name for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()}
+    kept = {
+        path.name for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()
+    }
     assert kept == {each.hex() for each in used}
     assert not list((tmp_path / "media_store" / "incoming").iterdir())

@@ -1,4 +1,5 @@
-"""Of several processes on one database one pushes, whoever writes; another takes over when it is gone."""
+"""Of several processes on one database one pushes, whoever writes; another takes over when it is
+gone."""
 
 import json
 import time
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import DatabaseUnavailable, PostgresConfig
-from storage.engine import NodeCalls
-from storage.purging import Cause, PurgingStore
-from storage.pushers import PusherRow
-from storage.transaction import WriteTransaction
+from storage.engine.database import DatabaseUnavailable, PostgresConfig
+from storage.engine.interface import NodeCalls
+from storage.engine.transaction import WriteTransaction
+from storage.push.pushers import PusherRow
+from storage.retention.purging import Cause, PurgingStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.gateway import Gateway, set_pusher, settle
@@ -33,13 +34,17 @@ class PushingNodes:
             of_node = folder / str(number)
             of_node.mkdir()
             text = "database: {name: psycopg2, args: {}}\n"
-            server = TestServer(of_node, self.databases[number], text, seed=number + 1, web=self.gateways[number])
+            server = TestServer(
+                of_node, self.databases[number], text, seed=number + 1, web=self.gateways[number]
+            )
             assert server.app.other_nodes is not None
             server.app.other_nodes.start()
             server.app.pushers.start()
             self.servers.append(server)
         self.alice, self.bob = self.servers[0].register("alice"), self.servers[0].register("bob")
-        self.room_id = str(self.bob.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"])
+        self.room_id = str(
+            self.bob.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
+        )
         assert self.alice.post(f"{V3}/join/{self.room_id}").status == 200
 
     def on(self, node: int, user: User) -> User:
@@ -60,7 +65,11 @@ class PushingNodes:
 
     def texts(self) -> list[list[str]]:
         return [
-            [each.notification["content"]["body"] for each in gateway.taken if "content" in each.notification]
+            [
+                each.notification["content"]["body"]
+                for each in gateway.taken
+                if "content" in each.notification
+            ]
             for gateway in self.gateways
         ]
 
@@ -76,7 +85,9 @@ def purge(server: TestServer, event_id: str) -> None:
     store = PurgingStore(server.app.database)
 
     def write(txn: WriteTransaction) -> int:
-        row = txn.query_one("SELECT event_nid, room_nid, pdu FROM events WHERE event_id = ?", (event_id,))
+        row = txn.query_one(
+            "SELECT event_nid, room_nid, pdu FROM events WHERE event_id = ?", (event_id,)
+        )
         assert row is not None
         bare = {**json.loads(row[2]), "content": {}}
         return store.purge(txn, row[1], {row[0]: json.dumps(bare).encode()}, Cause.PURGE, 0)
@@ -91,7 +102,9 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[PushingNodes]:
     made.close()
 
 
-async def test_the_first_pushes_what_both_write_and_the_second_takes_over(nodes: PushingNodes) -> None:
+async def test_the_first_pushes_what_both_write_and_the_second_takes_over(
+    nodes: PushingNodes,
+) -> None:
     assert set_pusher(nodes.on(1, nodes.alice)).status == 200, "set on the node that does not push"
     nodes.wait()
     nodes.say(0, "one")
@@ -118,7 +131,9 @@ async def test_what_is_read_on_the_other_node_sets_the_badge(nodes: PushingNodes
     assert nodes.gateways[0].badges == [0]
 
 
-async def test_a_pusher_that_ends_on_the_other_node_is_pushed_to_no_more(nodes: PushingNodes) -> None:
+async def test_a_pusher_that_ends_on_the_other_node_is_pushed_to_no_more(
+    nodes: PushingNodes,
+) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
     nodes.say(0, "one")
@@ -141,7 +156,8 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingN
 
 
 def hear(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeCalls:
-    """Let a node have a number among the nodes, as one has that hears the others: it is seen until what is returned is closed."""
+    """Let a node have a number among the nodes, as one has that hears the others: it is seen until
+    what is returned is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
     nodes.servers[number].app.pushers.reading._lease._get_node = lambda: calls.node
@@ -161,7 +177,9 @@ def kill(nodes: PushingNodes, number: int, calls: NodeCalls) -> None:
         time.sleep(0.01)
 
 
-async def test_one_that_was_killed_and_comes_back_goes_on_at_once(nodes: PushingNodes, tmp_path: Path) -> None:
+async def test_one_that_was_killed_and_comes_back_goes_on_at_once(
+    nodes: PushingNodes, tmp_path: Path
+) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
     calls = hear(nodes, 0)
@@ -171,7 +189,9 @@ async def test_one_that_was_killed_and_comes_back_goes_on_at_once(nodes: Pushing
     nodes.gateways[0].taken.clear()
     text = "database: {name: psycopg2, args: {}}\n"
     now = nodes.servers[0].clock.seconds()
-    again = TestServer(tmp_path / "0", nodes.databases[0], text, seed=3, now=now, web=nodes.gateways[0])
+    again = TestServer(
+        tmp_path / "0", nodes.databases[0], text, seed=3, now=now, web=nodes.gateways[0]
+    )
     again.app.pushers.start()
     settle(again)
     assert nodes.texts() == [["one"], []]
@@ -196,7 +216,9 @@ async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_l
     assert nodes.texts() == [[], ["one"]]
 
 
-async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(nodes: PushingNodes) -> None:
+async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(
+    nodes: PushingNodes,
+) -> None:
     """It had no number yet when it took the lease."""
     calls = hear(nodes, 0, seconds=1)
     set_pusher(nodes.alice)
@@ -208,7 +230,9 @@ async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(nodes
     assert nodes.texts() == [[], ["one"]]
 
 
-async def test_one_that_lost_its_connection_goes_on_under_another_number(nodes: PushingNodes) -> None:
+async def test_one_that_lost_its_connection_goes_on_under_another_number(
+    nodes: PushingNodes,
+) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
     hear(nodes, 0).close()
@@ -222,7 +246,9 @@ async def test_one_that_lost_its_connection_goes_on_under_another_number(nodes: 
 
 
 @pytest.mark.parametrize("how", ["leave", "redact", "purge"])
-async def test_what_goes_through_the_other_node_sets_the_badge(nodes: PushingNodes, how: str) -> None:
+async def test_what_goes_through_the_other_node_sets_the_badge(
+    nodes: PushingNodes, how: str
+) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
     event_id = nodes.say(0, "one")
@@ -239,7 +265,9 @@ async def test_what_goes_through_the_other_node_sets_the_badge(nodes: PushingNod
     assert nodes.gateways[0].badges == [0]
 
 
-async def test_a_pusher_that_is_switched_on_through_the_other_node_is_told_the_number(nodes: PushingNodes) -> None:
+async def test_a_pusher_that_is_switched_on_through_the_other_node_is_told_the_number(
+    nodes: PushingNodes,
+) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
     event_id = nodes.say(0, "one")
@@ -248,7 +276,10 @@ async def test_a_pusher_that_is_switched_on_through_the_other_node_is_told_the_n
     await nodes.servers[0].app.pushers.stop()
     nodes.wait(12)
     alice = nodes.on(0, nodes.alice)
-    assert alice.post(f"{V3}/rooms/{nodes.room_id}/receipt/m.read.private/{event_id}", {}).status == 200
+    assert (
+        alice.post(f"{V3}/rooms/{nodes.room_id}/receipt/m.read.private/{event_id}", {}).status
+        == 200
+    )
     nodes.wait(5)
     set_pusher(alice, **{"org.matrix.msc3881.enabled": True})
     nodes.wait(5)
@@ -256,12 +287,14 @@ async def test_a_pusher_that_is_switched_on_through_the_other_node_is_told_the_n
 
 
 @pytest.mark.parametrize("how", ["accept", "ignore", "take_no_invites"])
-async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(nodes: PushingNodes, how: str) -> None:
+async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(
+    nodes: PushingNodes, how: str
+) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
-    room_id = nodes.bob.post(f"{V3}/createRoom", {"preset": "private_chat", "invite": [nodes.alice.user_id]}).json[
-        "room_id"
-    ]
+    room_id = nodes.bob.post(
+        f"{V3}/createRoom", {"preset": "private_chat", "invite": [nodes.alice.user_id]}
+    ).json["room_id"]
     nodes.wait(5)
     assert [push.notification["counts"] for push in nodes.gateways[0].taken] == [{"unread": 1}]
     alice, bob_id = nodes.on(1, nodes.alice), nodes.bob.user_id
@@ -269,10 +302,14 @@ async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(
     if how == "accept":
         assert alice.post(f"{V3}/join/{room_id}").status == 200
     elif how == "ignore":
-        assert alice.put(f"{kept}/m.ignored_user_list", {"ignored_users": {bob_id: {}}}).status == 200
+        assert (
+            alice.put(f"{kept}/m.ignored_user_list", {"ignored_users": {bob_id: {}}}).status == 200
+        )
     else:
         content = {"ignored_users": [bob_id]}
-        assert alice.put(f"{kept}/org.matrix.msc4155.invite_permission_config", content).status == 200
+        assert (
+            alice.put(f"{kept}/org.matrix.msc4155.invite_permission_config", content).status == 200
+        )
     nodes.wait(5)
     assert nodes.gateways[0].badges == [0]
 
@@ -299,7 +336,9 @@ async def test_a_number_that_is_another_by_the_other_node_is_told_when_the_datab
     assert nodes.gateways[0].badges == [0]
 
 
-async def test_what_was_told_is_not_what_this_node_told_before_another_did(nodes: PushingNodes) -> None:
+async def test_what_was_told_is_not_what_this_node_told_before_another_did(
+    nodes: PushingNodes,
+) -> None:
     """The first tells one, the second two; then the first is to tell one again."""
     set_pusher(nodes.alice)
     nodes.wait()
@@ -315,7 +354,10 @@ async def test_what_was_told_is_not_what_this_node_told_before_another_did(nodes
     nodes.wait(12)
     assert nodes.alice.post(f"{V3}/rooms/{invited}/leave").status == 200
     nodes.wait(5)
-    told = [[push.notification["counts"]["unread"] for push in gateway.taken] for gateway in nodes.gateways]
+    told = [
+        [push.notification["counts"]["unread"] for push in gateway.taken]
+        for gateway in nodes.gateways
+    ]
     assert told == [[1, 1], [2]]
 
 
@@ -334,7 +376,9 @@ async def test_what_was_purged_through_the_other_node_counts_no_more(nodes: Push
     assert "rooms" not in sync(alice, pending.answer.json["next_batch"])
 
 
-def test_who_reads_at_the_node_that_pushes_is_not_buzzed_wherever_the_receipt_is_written(nodes: PushingNodes) -> None:
+def test_who_reads_at_the_node_that_pushes_is_not_buzzed_wherever_the_receipt_is_written(
+    nodes: PushingNodes,
+) -> None:
     """Who syncs at the other is not known to read, and told at once."""
     set_pusher(nodes.alice)
     identifier = {"type": "m.id.user", "user": nodes.alice.user_id}

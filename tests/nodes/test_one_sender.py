@@ -1,4 +1,5 @@
-"""Of several processes on one database one sends to other servers, whoever writes; another takes over when it is gone."""
+"""Of several processes on one database one sends to other servers, whoever writes; another takes
+over when it is gone."""
 
 import time
 from collections.abc import Iterator
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import ServerName
-from storage.database import PostgresConfig
-from storage.engine import NodeCalls
+from storage.engine.database import PostgresConfig
+from storage.engine.interface import NodeCalls
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
@@ -30,16 +31,24 @@ class SendingNodes:
             of_node = folder / str(number)
             of_node.mkdir()
             text = "database: {name: psycopg2, args: {}}\n"
-            server = TestServer(of_node, self.databases[number], text, seed=number + 1, wire=self.wires[number])
+            server = TestServer(
+                of_node, self.databases[number], text, seed=number + 1, wire=self.wires[number]
+            )
             assert server.app.other_nodes is not None
             server.app.other_nodes.start()
             server.app.federation_out.sender.start()
             self.servers.append(server)
         self.alice = self.servers[0].register("alice")
-        self.room_id = str(self.alice.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"])
+        self.room_id = str(
+            self.alice.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
+        )
 
     def say(self, node: int, text: str) -> None:
-        session = {"user_id": self.alice.user_id, "access_token": self.alice.token, "device_id": self.alice.device_id}
+        session = {
+            "user_id": self.alice.user_id,
+            "access_token": self.alice.token,
+            "device_id": self.alice.device_id,
+        }
         path = f"{V3}/rooms/{self.room_id}/send/m.room.message/{text}"
         answer = User(self.servers[node], session).put(path, {"msgtype": "m.text", "body": text})
         assert answer.status == 200, answer.body
@@ -64,7 +73,9 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[SendingNodes]:
     made.close()
 
 
-async def test_the_first_sends_what_both_write_and_the_second_takes_over(nodes: SendingNodes) -> None:
+async def test_the_first_sends_what_both_write_and_the_second_takes_over(
+    nodes: SendingNodes,
+) -> None:
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait()
     nodes.say(0, "one")
@@ -114,7 +125,8 @@ async def test_an_operator_is_believed_at_either_node(nodes: SendingNodes) -> No
 
 
 def hear(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:
-    """Let a node have a number among the nodes, as one has that hears the others: it is seen until what is returned is closed."""
+    """Let a node have a number among the nodes, as one has that hears the others: it is seen until
+    what is returned is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
     nodes.servers[number].app.federation_out.sender._lease._get_node = lambda: calls.node
@@ -134,7 +146,9 @@ def kill(nodes: SendingNodes, number: int, calls: NodeCalls) -> None:
         time.sleep(0.01)
 
 
-async def test_one_that_was_killed_and_comes_back_goes_on_at_once(nodes: SendingNodes, tmp_path: Path) -> None:
+async def test_one_that_was_killed_and_comes_back_goes_on_at_once(
+    nodes: SendingNodes, tmp_path: Path
+) -> None:
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait()
     calls = hear(nodes, 0)
@@ -143,7 +157,9 @@ async def test_one_that_was_killed_and_comes_back_goes_on_at_once(nodes: Sending
     nodes.say(0, "one")
     text = "database: {name: psycopg2, args: {}}\n"
     now = nodes.servers[0].clock.seconds()
-    again = TestServer(tmp_path / "0", nodes.databases[0], text, seed=3, now=now, wire=nodes.wires[0])
+    again = TestServer(
+        tmp_path / "0", nodes.databases[0], text, seed=3, now=now, wire=nodes.wires[0]
+    )
     again.app.federation_out.sender.start()
     settle(again)
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
@@ -169,7 +185,9 @@ async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_l
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], ["two"]]
 
 
-async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(nodes: SendingNodes) -> None:
+async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(
+    nodes: SendingNodes,
+) -> None:
     """It had no number yet when it took the lease."""
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     kill(nodes, 0, hear(nodes, 0, seconds=1))
@@ -178,7 +196,9 @@ async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(nodes
     assert [wire.texts(PEER) for wire in nodes.wires] == [[], ["one"]]
 
 
-async def test_one_that_lost_its_connection_goes_on_under_another_number(nodes: SendingNodes) -> None:
+async def test_one_that_lost_its_connection_goes_on_under_another_number(
+    nodes: SendingNodes,
+) -> None:
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait()
     hear(nodes, 0).close()

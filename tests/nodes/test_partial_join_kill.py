@@ -1,4 +1,5 @@
-"""kill -9 in the middle of completing a large room: it goes on after each start, and ends with the room as it is elsewhere."""
+"""kill -9 in the middle of completing a large room: it goes on after each start, and ends with the
+room as it is elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import PostgresConfig, SQLiteConfig
+from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.interop import until
 from tests.helpers.own_town import OwnTown, make_large_room
 from tests.helpers.ports import free_port
@@ -35,7 +36,9 @@ def good(server: RunningServer, method: str, path: str, token: str, body: Any = 
     return reply.json
 
 
-def test_it_goes_on_wherever_it_was(town: OwnTown, database_config: SQLiteConfig | PostgresConfig) -> None:
+def test_it_goes_on_wherever_it_was(
+    town: OwnTown, database_config: SQLiteConfig | PostgresConfig
+) -> None:
     random = Random(SEED)
     north_port, south_port = free_port(), free_port()
     north_files = town.add(north_port)
@@ -50,7 +53,9 @@ def test_it_goes_on_wherever_it_was(town: OwnTown, database_config: SQLiteConfig
     for number in range(KILLS):
         # what was acknowledged before the kill is there after it, in a room that is not complete
         path = f"{V3}/rooms/{room_id}/send/m.room.message/t{number}"
-        said.append(good(south, "PUT", path, token, {"msgtype": "m.text", "body": f"{number}"})["event_id"])
+        said.append(
+            good(south, "PUT", path, token, {"msgtype": "m.text", "body": f"{number}"})["event_id"]
+        )
         time.sleep(random.random() * south.seconds_to_start)
         south.kill()
         south = files.start(listeners=2)
@@ -58,8 +63,14 @@ def test_it_goes_on_wherever_it_was(town: OwnTown, database_config: SQLiteConfig
     def members() -> int:
         return len(good(south, "GET", f"{V3}/rooms/{room_id}/joined_members", token)["joined"])
 
-    until(lambda: members() == MEMBERS + 3, WITHIN)  # what south missed while it was away comes in its own time
-    state = {entry["event_id"] for entry in good(south, "GET", f"{V3}/rooms/{room_id}/state", token)}
-    assert state == {entry["event_id"] for entry in good(north, "GET", f"{V3}/rooms/{room_id}/state", other)}
+    until(
+        lambda: members() == MEMBERS + 3, WITHIN
+    )  # what south missed while it was away comes in its own time
+    state = {
+        entry["event_id"] for entry in good(south, "GET", f"{V3}/rooms/{room_id}/state", token)
+    }
+    assert state == {
+        entry["event_id"] for entry in good(north, "GET", f"{V3}/rooms/{room_id}/state", other)
+    }
     chunk = good(south, "GET", f"{V3}/rooms/{room_id}/messages?dir=b&limit=50", token)["chunk"]
     assert [entry["event_id"] for entry in chunk if entry["event_id"] in said] == said[::-1]

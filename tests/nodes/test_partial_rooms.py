@@ -1,9 +1,9 @@
-"""Two processes on one PostgreSQL database: what becomes of the events of a room when one of them has completed its state, the other shows
-too, though it remembers what they were before."""
+"""Two processes on one PostgreSQL database: what becomes of the events of a room when one of them
+has completed its state, the other shows too, though it remembers what they were before."""
 
 from pathlib import Path
 
-from storage.database import Database, PostgresConfig
+from storage.engine.database import Database, PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.handshakes import SOUTH, WEST
@@ -22,7 +22,11 @@ async def test_what_a_part_refused_is_news_at_another_node(
 
     def open_another() -> Database:
         # the second server is Bob's
-        databases.append(open_inline(postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)))
+        databases.append(
+            open_inline(
+                postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)
+            )
+        )
         return databases[-1]
 
     network = Network(tmp_path, open_another)
@@ -31,9 +35,17 @@ async def test_what_a_part_refused_is_news_at_another_node(
     folder.mkdir()
     databases.append(open_inline(postgresql))
     other = TestServer(
-        folder, databases[-1], POSTGRES, seed=99, server_name=SOUTH, clock=network.clock, wire=Way(network, SOUTH)
+        folder,
+        databases[-1],
+        POSTGRES,
+        seed=99,
+        server_name=SOUTH,
+        clock=network.clock,
+        wire=Way(network, SOUTH),
     )
-    there = User(other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id})
+    there = User(
+        other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
+    )
     assert other.app.other_nodes is not None
     other.app.other_nodes.start()
     network.clock.advance(1)

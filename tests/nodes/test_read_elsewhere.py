@@ -1,11 +1,12 @@
-"""What somebody has just read at one node, and is counted at another that has not heard of it yet."""
+"""What somebody has just read at one node, and is counted at another that has not heard of it
+yet."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from storage.database import PostgresConfig
+from storage.engine.database import PostgresConfig
 from tests.helpers.calling_nodes import CallingNodes
 from tests.helpers.server import User
 from tests.helpers.syncing import Rooms, sync
@@ -27,7 +28,8 @@ def unread(user: User, room_id: str) -> int:
 
 
 def test_a_receipt_that_moves_at_another_node_takes_nothing_back(nodes: CallingNodes) -> None:
-    """The one before it is gone from the database, and the new one is of later than the answer. Without both all messages were unread."""
+    """The one before it is gone from the database, and the new one is of later than the answer.
+    Without both all messages were unread."""
     alice, alice_there = nodes.here_and_there("alice")
     bob, _ = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob)

@@ -1,5 +1,5 @@
-"""A session that ends through one process has ended on all of them, as soon as that is answered: whether the others hear of it at
-once, hang, or are cut off."""
+"""A session that ends through one process has ended on all of them, as soon as that is answered:
+whether the others hear of it at once, hang, or are cut off."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn
 
-from homeserver.nodes import TRUSTED
-from storage.database import PostgresConfig
+from homeserver.cluster.peers import TRUSTED
+from storage.engine.database import PostgresConfig
 from tests.helpers.programs import run_program
 from tests.helpers.running import SECONDS_TO_START, RunningServer, ServerFiles
 
@@ -25,7 +25,9 @@ ROUNDS = 25
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[tuple[RunningServer, RunningServer]]:
+def nodes(
+    tmp_path: Path, postgresql: PostgresConfig
+) -> Iterator[tuple[RunningServer, RunningServer]]:
     files = ServerFiles(tmp_path / "node", postgresql)
     try:
         yield files.start(), files.start()
@@ -44,12 +46,16 @@ ENDED = (401, "M_UNKNOWN_TOKEN")
 
 def sign_in(server: RunningServer, password: str = "wonderland", name: str = "alice") -> str:
     who = {"type": "m.id.user", "user": name}
-    reply = server.request("POST", f"{V3}/login", {"type": "m.login.password", "identifier": who, "password": password})
+    reply = server.request(
+        "POST", f"{V3}/login", {"type": "m.login.password", "identifier": who, "password": password}
+    )
     assert reply.status == 200, reply.body
     return str(reply.json["access_token"])
 
 
-def test_a_session_has_ended_everywhere_when_that_is_answered(nodes: tuple[RunningServer, RunningServer]) -> None:
+def test_a_session_has_ended_everywhere_when_that_is_answered(
+    nodes: tuple[RunningServer, RunningServer],
+) -> None:
     nodes[0].register("alice")
     took = []
     for number in range(ROUNDS):
@@ -86,14 +92,17 @@ def test_a_device_that_an_administrator_removes_is_signed_out_everywhere(
         if number % 2:
             removed = here.request("DELETE", f"{path}/devices/{device}", token=root)
         else:
-            removed = here.request("POST", f"{path}/delete_devices", {"devices": [device]}, token=root)
+            removed = here.request(
+                "POST", f"{path}/delete_devices", {"devices": [device]}, token=root
+            )
         assert removed.status == 200, removed.body
         assert [whoami(server, token) for server in (there, here)] == [ENDED, ENDED]
         assert [whoami(server, kept)[0] for server in nodes] == [200, 200]
 
 
 def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> None:
-    """Let it hang, but not amid a write, for whose end all would wait that write (`tests/storage/test_waiting_writer.py`)."""
+    """Let it hang, but not amid a write, for whose end all would wait that write
+    (`tests/storage/test_waiting_writer.py`)."""
     at_work = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND backend_type = 'client backend' AND state <> 'idle'"
@@ -101,7 +110,10 @@ def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> No
     while True:
         os.kill(server.process.pid, signal.SIGSTOP)
         time.sleep(0.1)  # what it has sent is carried out
-        with psycopg2.connect(make_dsn(None, **postgresql.connect)) as admin, admin.cursor() as cursor:
+        with (
+            psycopg2.connect(make_dsn(None, **postgresql.connect)) as admin,
+            admin.cursor() as cursor,
+        ):
             cursor.execute(at_work)
             is_amid = cursor.fetchone() != (0,)
         admin.close()
@@ -110,10 +122,14 @@ def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> No
         os.kill(server.process.pid, signal.SIGCONT)
 
 
-def test_who_waits_at_another_node_is_told_nothing_more(nodes: tuple[RunningServer, RunningServer]) -> None:
+def test_who_waits_at_another_node_is_told_nothing_more(
+    nodes: tuple[RunningServer, RunningServer],
+) -> None:
     here, there = nodes
     bob = here.register("bob")
-    room = here.request("POST", f"{V3}/createRoom", {"preset": "public_chat"}, token=bob).json["room_id"]
+    room = here.request("POST", f"{V3}/createRoom", {"preset": "public_chat"}, token=bob).json[
+        "room_id"
+    ]
     alice = here.register("alice")
     assert here.request("POST", f"{V3}/rooms/{room}/join", {}, token=alice).status == 200
     body = {"lists": {"all": {"range": [0, 9], "timeline_limit": 1}}}
@@ -126,7 +142,9 @@ def test_who_waits_at_another_node_is_told_nothing_more(nodes: tuple[RunningServ
             time.sleep(0.3)
             assert here.request("POST", f"{V3}/logout", {}, token=token).status == 200
             text = {"msgtype": "m.text", "body": "after the end"}
-            sent = here.request("PUT", f"{V3}/rooms/{room}/send/m.room.message/{number}", text, token=bob)
+            sent = here.request(
+                "PUT", f"{V3}/rooms/{room}/send/m.room.message/{number}", text, token=bob
+            )
             assert sent.status == 200
             answer = waiting.result()
         assert (answer.status, answer.json.get("errcode")) == ENDED
@@ -157,7 +175,10 @@ def test_a_node_whose_connections_are_cut_lets_nobody_in(
     for _ in range(5):
         token = sign_in(here)
         assert whoami(there, token)[0] == 200
-        with psycopg2.connect(make_dsn(None, **postgresql.connect)) as admin, admin.cursor() as cursor:
+        with (
+            psycopg2.connect(make_dsn(None, **postgresql.connect)) as admin,
+            admin.cursor() as cursor,
+        ):
             cursor.execute(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"

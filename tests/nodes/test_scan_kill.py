@@ -1,4 +1,5 @@
-"""kill -9 between store and scan: what was acknowledged is there, nobody gets it unscanned, and it is scanned after the start."""
+"""kill -9 between store and scan: what was acknowledged is there, nobody gets it unscanned, and it
+is scanned after the start."""
 
 import os
 import socket
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database, SQLiteConfig
+from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
 from tests.helpers.files_between import DOWNLOAD
 from tests.helpers.http import Answer
@@ -59,7 +60,9 @@ def scanners() -> Iterator[RunningScanners]:
 
 def _upload(server: RunningServer, token: str, body: bytes) -> str:
     connection = server.connect()
-    connection.request("POST", UPLOAD, body, {"Authorization": f"Bearer {token}", "Content-Type": "text/plain"})
+    connection.request(
+        "POST", UPLOAD, body, {"Authorization": f"Bearer {token}", "Content-Type": "text/plain"}
+    )
     answer = connection.getresponse()
     said = answer.read()
     connection.close()
@@ -67,8 +70,14 @@ def _upload(server: RunningServer, token: str, body: bytes) -> str:
     return said.decode().split("mxc://")[1].rstrip('"}')
 
 
-def test_killed_between_store_and_scan(sqlite: SQLiteConfig, scanners: RunningScanners, tmp_path: Path) -> None:
-    files = ServerFiles(tmp_path / "server", sqlite, {"media_scanning": {"clamd": scanners.unix, "upload_wait": 100}})
+def test_killed_between_store_and_scan(
+    sqlite: SQLiteConfig, scanners: RunningScanners, tmp_path: Path
+) -> None:
+    files = ServerFiles(
+        tmp_path / "server",
+        sqlite,
+        {"media_scanning": {"clamd": scanners.unix, "upload_wait": 100}},
+    )
     bodies = (EICAR, TEA, EICAR + b" nobody asks", b"nobody asks")
     try:
         with silent_scanner(scanners.unix.removeprefix("unix:")) as heard:
@@ -109,6 +118,11 @@ def _scan_what_is_left(
     def get(path: str) -> Answer:
         return server.client.request("GET", path, token=token)
 
-    assert sorted(each["scan"]["state"] for each in get(MINE).json["media"]) == ["clean", "clean", "harmful", "harmful"]
+    assert sorted(each["scan"]["state"] for each in get(MINE).json["media"]) == [
+        "clean",
+        "clean",
+        "harmful",
+        "harmful",
+    ]
     assert [get(f"{DOWNLOAD}/{each}").status for each in addresses] == [403, 200, 403, 200]
     server.app.media.close_workers()

@@ -1,5 +1,5 @@
-"""Whatever people do with their devices and keys, through either of two nodes: a question for keys is answered as if nothing were kept in
-memory, for each reader what that one sees."""
+"""Whatever people do with their devices and keys, through either of two nodes: a question for keys
+is answered as if nothing were kept in memory, for each reader what that one sees."""
 
 from collections.abc import Callable
 from itertools import count
@@ -11,11 +11,11 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from federation.devices.published_keys import KeysOfPeople
 from federation.protocol.ids import UserID
-from federation.published_keys import KeysOfPeople
-from homeserver.services.device_keys import present_keys, show_keys
-from storage.published_keys import PublishedKeyStore
-from storage.streams import Streams
+from homeserver.services.encryption.device_keys import present_keys, show_keys
+from storage.encryption.published_keys import PublishedKeyStore
+from storage.engine.streams import Streams
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, upload
 from tests.helpers.server import TestServer, User
 from tests.nodes.test_keys_at_nodes import another_device
@@ -60,13 +60,23 @@ class Story:
     def ask(self) -> None:
         """One asks for some of them, and is answered as by a node that has just begun."""
         reader = self._somebody()
-        published = KeysOfPeople(PublishedKeyStore(reader.server.app.database), Streams(), show_keys, capacity=99)
-        ids = [person.user.user_id for person in self._chance.sample(self._people, self._chance.randrange(1, 4))]
+        published = KeysOfPeople(
+            PublishedKeyStore(reader.server.app.database), Streams(), show_keys, capacity=99
+        )
+        ids = [
+            person.user.user_id
+            for person in self._chance.sample(self._people, self._chance.randrange(1, 4))
+        ]
         found = reader.server.run(published.get_published(ids, (), reader.user_id))
         shown = present_keys(found, UserID(reader.user_id), dict.fromkeys(ids, ()))
-        pending = reader.start("POST", f"{V3}/keys/query", {"device_keys": {each: [] for each in ids}})
+        pending = reader.start(
+            "POST", f"{V3}/keys/query", {"device_keys": {each: [] for each in ids}}
+        )
         reader.server.clock.advance(0)  # between those in memory and the others, others are served
-        assert pending.answer.json == {**msgspec.json.decode(msgspec.json.encode(shown)), "failures": {}}
+        assert pending.answer.json == {
+            **msgspec.json.decode(msgspec.json.encode(shown)),
+            "failures": {},
+        }
 
     def _person(self) -> Person:
         """One of them, who speaks through one of the nodes."""
@@ -114,7 +124,9 @@ class Story:
         person.signing = {}
         keys: dict[str, Any] = {"master_key": body}
         for usage in ("self_signing", "user_signing"):
-            person.signing[usage], keys[f"{usage}_key"] = cross_signing_key(user, usage, self._seed(), by=master)
+            person.signing[usage], keys[f"{usage}_key"] = cross_signing_key(
+                user, usage, self._seed(), by=master
+            )
         person.master = body
         answer = user.post(f"{V3}/keys/device_signing/upload", keys)
         if answer.status == 401:
@@ -152,7 +164,9 @@ class Story:
         assert answer.json == {"failures": {}}, answer.body
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(seed=st.integers(0, 2**32))
 def test_what_is_answered_from_memory_is_what_there_is(nodes: Nodes, seed: int) -> None:
     chance = Random(seed)

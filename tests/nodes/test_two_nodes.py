@@ -1,4 +1,5 @@
-"""Two processes on one PostgreSQL database: what is done through one holds on the other within a second."""
+"""Two processes on one PostgreSQL database: what is done through one holds on the other within a
+second."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.services.push.own_rules import OwnRules, UserRules
-from storage.database import PostgresConfig
+from homeserver.services.push.user_rules import OwnRules, UserRules
+from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.server import TestServer, User
@@ -24,7 +25,8 @@ class Nodes:
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.databases = [open_inline(config) for _ in range(2)]
         self.first, self.second = (
-            TestServer(folder, database, POSTGRES, seed=seed) for seed, database in enumerate(self.databases, 1)
+            TestServer(folder, database, POSTGRES, seed=seed)
+            for seed, database in enumerate(self.databases, 1)
         )
         for server in (self.first, self.second):
             assert server.app.other_nodes is not None
@@ -64,7 +66,9 @@ def sync(user: User, since: str | None = None) -> Any:
 
 
 def say(user: User, room_id: str, text: str) -> str:
-    answer = user.put(f"{V3}/rooms/{room_id}/send/m.room.message/{text}", {"msgtype": "m.text", "body": text})
+    answer = user.put(
+        f"{V3}/rooms/{room_id}/send/m.room.message/{text}", {"msgtype": "m.text", "body": text}
+    )
     assert answer.status == 200, answer.body
     return str(answer.json["event_id"])
 
@@ -77,7 +81,9 @@ def create(user: User) -> str:
 
 def bodies(answer: Any, room_id: str) -> list[str]:
     events = answer["rooms"]["join"][room_id]["timeline"]["events"]
-    return [event["content"].get("body", "") for event in events if event["type"] == "m.room.message"]
+    return [
+        event["content"].get("body", "") for event in events if event["type"] == "m.room.message"
+    ]
 
 
 def test_a_message_through_one_node_wakes_who_waits_at_the_other(nodes: Nodes) -> None:
@@ -141,7 +147,9 @@ def test_who_left_through_one_node_cannot_speak_at_the_other(nodes: Nodes) -> No
     nodes.wait()
     say(bob_here, room_id, "in")
     assert there.post(f"{V3}/rooms/{room_id}/kick", {"user_id": bob_here.user_id}).status == 200
-    answer = bob_here.put(f"{V3}/rooms/{room_id}/send/m.room.message/x", {"msgtype": "m.text", "body": "out"})
+    answer = bob_here.put(
+        f"{V3}/rooms/{room_id}/send/m.room.message/x", {"msgtype": "m.text", "body": "out"}
+    )
     assert answer.errcode == "M_FORBIDDEN"
 
 
@@ -151,7 +159,10 @@ def test_encryption_news_cross_nodes(nodes: Nodes) -> None:
     room_id = create(here)
     assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
     assert (
-        here.put(f"{V3}/rooms/{room_id}/state/m.room.encryption/", {"algorithm": "m.megolm.v1.aes-sha2"}).status == 200
+        here.put(
+            f"{V3}/rooms/{room_id}/state/m.room.encryption/", {"algorithm": "m.megolm.v1.aes-sha2"}
+        ).status
+        == 200
     )
     nodes.wait()
     since = sync(there)["next_batch"]
@@ -174,13 +185,17 @@ def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes
     room_id = create(alice)
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     alice_there = User(
-        nodes.second, {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+        nodes.second,
+        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
     )
     nodes.wait()
 
     def counts() -> list[int]:
         nodes.wait()
-        joined = [sync(user)["rooms"]["join"][room_id]["unread_notifications"] for user in (bob, bob_there)]
+        joined = [
+            sync(user)["rooms"]["join"][room_id]["unread_notifications"]
+            for user in (bob, bob_there)
+        ]
         assert joined[0] == joined[1]
         return [joined[0]["notification_count"], joined[0]["highlight_count"]]
 
@@ -199,10 +214,14 @@ def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes
     assert counts() == [3, 1]
 
 
-def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(nodes: Nodes) -> None:
+def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(
+    nodes: Nodes,
+) -> None:
     here, there = nodes.here_and_there("alice")
     nodes.wait()
-    reserved = here.server.client.request("POST", "/_matrix/media/v1/create", token=here.token).json["content_uri"]
+    reserved = here.server.client.request(
+        "POST", "/_matrix/media/v1/create", token=here.token
+    ).json["content_uri"]
     address = reserved.removeprefix("mxc://")
     path = f"/_matrix/client/v1/media/download/{address}?timeout_ms=20000"
     waiting = there.server.client.start("GET", path, token=there.token)
@@ -215,7 +234,8 @@ def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(n
 
 
 def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Nodes) -> None:
-    """A gap leaves out that somebody who is not in the timeline has another name; who speaks then is told, whichever node answers."""
+    """A gap leaves out that somebody who is not in the timeline has another name; who speaks then
+    is told, whichever node answers."""
     alice, there = nodes.here_and_there("alice")
     bob, carol = (nodes.here_and_there(name)[0] for name in ("bob", "carol"))
     room_id = create(alice)
@@ -225,7 +245,9 @@ def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Node
     client = SlidingClient(alice, lists={"all": a_list([0, 1], state=[["m.room.member", "$LAZY"]])})
     client.sync()
     client.sync()
-    put_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "Bobur"}, bob.user_id)
+    put_state(
+        bob, room_id, "m.room.member", {"membership": "join", "displayname": "Bobur"}, bob.user_id
+    )
     say(carol, room_id, "two")
     nodes.wait()
     client.user = there

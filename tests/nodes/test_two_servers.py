@@ -1,4 +1,5 @@
-"""Two servers as operators run them, each with its own name, TLS and an authority of their own between them."""
+"""Two servers as operators run them, each with its own name, TLS and an authority of their own
+between them."""
 
 import os
 import signal
@@ -24,8 +25,12 @@ def test_one_asks_the_other_for_its_keys_and_tells_them(town: OwnTown) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port)
     town.start(south_port)
-    (told,) = north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json["server_keys"]
-    assert sorted(told["signatures"]) == sorted([f"localhost:{north_port}", f"localhost:{south_port}"])
+    (told,) = north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json[
+        "server_keys"
+    ]
+    assert sorted(told["signatures"]) == sorted(
+        [f"localhost:{north_port}", f"localhost:{south_port}"]
+    )
     assert north.stop() == 0
 
 
@@ -33,7 +38,9 @@ def test_without_leave_for_private_addresses_nobody_there_is_asked(town: OwnTown
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"ip_range_whitelist": []})
     town.start(south_port)
-    assert north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json == {"server_keys": []}
+    assert north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json == {
+        "server_keys": []
+    }
     assert "does not contact" in north.log.read_text()
 
 
@@ -49,7 +56,9 @@ def test_the_policy_is_read_again_when_the_operator_says_so(town: OwnTown) -> No
     config.write_text("federation_domain_whitelist: 5\n")
     hang_up(north, "was not read again")
     config.write_text(
-        written.replace("federation_domain_whitelist: []", 'federation_domain_whitelist: ["localhost:*"]')
+        written.replace(
+            "federation_domain_whitelist: []", 'federation_domain_whitelist: ["localhost:*"]'
+        )
     )
     hang_up(north, "read the configuration again")
     assert len(north.request("GET", query).json["server_keys"]) == 1

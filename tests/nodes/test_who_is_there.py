@@ -1,4 +1,5 @@
-"""How people are there is the same at all processes on one database, with whichever of them they synchronise."""
+"""How people are there is the same at all processes on one database, with whichever of them they
+synchronise."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.presence.presence import HOLDS
-from homeserver.services.presence.remote_people import PresenceUpdate
-from storage.database import PostgresConfig
+from homeserver.services.presence.remote_users import PresenceUpdate
+from storage.engine.database import PostgresConfig
 from tests.helpers.calling_nodes import CallingNodes
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.server import User
@@ -41,7 +42,10 @@ def bob(nodes: CallingNodes, alice: tuple[User, User]) -> tuple[User, User]:
 
 
 def shown(answer: Any) -> dict[str, str]:
-    return {event["sender"]: event["content"]["presence"] for event in answer.get("presence", {}).get("events", [])}
+    return {
+        event["sender"]: event["content"]["presence"]
+        for event in answer.get("presence", {}).get("events", [])
+    }
 
 
 def status(user: User, of: User) -> Any:
@@ -74,7 +78,9 @@ def test_who_keeps_synchronising_stays_there_and_with_a_node_that_vanishes_they_
     nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     for _ in range(8):
-        waiting = alice[0].start("GET", f"{V3}/sync?since={sync(alice[0])['next_batch']}&timeout=20000")
+        waiting = alice[0].start(
+            "GET", f"{V3}/sync?since={sync(alice[0])['next_batch']}&timeout=20000"
+        )
         nodes.wait(20)
         assert waiting.done
         assert status(bob[1], alice[0])["presence"] == "online"
@@ -87,7 +93,9 @@ def test_who_does_something_at_another_node_is_not_idle(
     nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     for _ in range(18):
-        waiting = alice[0].start("GET", f"{V3}/sync?since={sync(alice[0])['next_batch']}&timeout=20000")
+        waiting = alice[0].start(
+            "GET", f"{V3}/sync?since={sync(alice[0])['next_batch']}&timeout=20000"
+        )
         room_id = next(iter(sync(bob[0])["rooms"]["join"]))
         rooms.read(alice[1], room_id, rooms.say(alice[1], room_id))
         nodes.wait(20)

@@ -1,4 +1,5 @@
-"""Who types is known to all processes on one database, whichever of them was told; and a client may go from one to the other."""
+"""Who types is known to all processes on one database, whichever of them was told; and a client may
+go from one to the other."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from storage.database import PostgresConfig
+from storage.engine.database import PostgresConfig
 from tests.helpers.calling_nodes import CallingNodes
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.running import RunningServer, ServerFiles
@@ -29,7 +30,11 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
 
 
 def typing(answer: Any, room_id: str) -> Any:
-    events = answer.get("rooms", {}).get("join", {}).get(room_id, {"ephemeral": {"events": []}})["ephemeral"]["events"]
+    events = (
+        answer.get("rooms", {})
+        .get("join", {})
+        .get(room_id, {"ephemeral": {"events": []}})["ephemeral"]["events"]
+    )
     found = [event["content"]["user_ids"] for event in events if event["type"] == "m.typing"]
     return found[0] if found else None
 
@@ -39,7 +44,9 @@ def sliding_typing(answer: Any, room_id: str) -> Any:
     return None if room is None else room["content"]["user_ids"]
 
 
-def test_who_types_at_one_node_is_told_at_the_other_in_both_kinds_of_sync(nodes: CallingNodes) -> None:
+def test_who_types_at_one_node_is_told_at_the_other_in_both_kinds_of_sync(
+    nodes: CallingNodes,
+) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -59,7 +66,9 @@ def test_who_types_at_one_node_is_told_at_the_other_in_both_kinds_of_sync(nodes:
     assert typing(sync(bob, since), room_id) == []
 
 
-def test_who_goes_on_typing_does_so_everywhere_and_who_stops_saying_so_ends_everywhere(nodes: CallingNodes) -> None:
+def test_who_goes_on_typing_does_so_everywhere_and_who_stops_saying_so_ends_everywhere(
+    nodes: CallingNodes,
+) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -89,8 +98,11 @@ def test_who_is_put_out_at_one_node_types_nowhere(nodes: CallingNodes) -> None:
 
 
 @pytest.mark.parametrize("is_sliding", [False, True])
-def test_who_goes_from_node_to_node_is_not_told_the_same_for_ever(nodes: CallingNodes, *, is_sliding: bool) -> None:
-    """Behind a balancer requests may go to each in turn: a long poll that ends at once each time would be a loop."""
+def test_who_goes_from_node_to_node_is_not_told_the_same_for_ever(
+    nodes: CallingNodes, *, is_sliding: bool
+) -> None:
+    """Behind a balancer requests may go to each in turn: a long poll that ends at once each time
+    would be a loop."""
     alice, alice_there = nodes.here_and_there("alice")
     bob_here, bob_there = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -101,7 +113,9 @@ def test_who_goes_from_node_to_node_is_not_told_the_same_for_ever(nodes: Calling
     rooms.type(alice, room_id, typing=False)
     nodes.wait(0.2)
     ended_at_once = []
-    client = SlidingClient(bob_here, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}})
+    client = SlidingClient(
+        bob_here, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
+    )
     since = client.sync()["pos"] if is_sliding else sync(bob_here)["next_batch"]
     for turn in range(8):
         nodes.wait(0.1)
@@ -116,7 +130,9 @@ def test_who_goes_from_node_to_node_is_not_told_the_same_for_ever(nodes: Calling
     assert ended_at_once[2:] == [False] * 6
 
 
-async def test_who_types_at_the_node_that_does_not_send_is_told_to_other_servers(nodes: CallingNodes) -> None:
+async def test_who_types_at_the_node_that_does_not_send_is_told_to_other_servers(
+    nodes: CallingNodes,
+) -> None:
     alice, there = nodes.here_and_there("alice")
     room_id = rooms.create(alice)
     await pretend_member(nodes.servers[0], room_id, f"@eve:{PEER}")
@@ -150,7 +166,9 @@ def test_many_who_type_cost_few_calls(nodes: CallingNodes) -> None:
 
 
 @pytest.fixture
-def processes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[tuple[RunningServer, RunningServer]]:
+def processes(
+    tmp_path: Path, postgresql: PostgresConfig
+) -> Iterator[tuple[RunningServer, RunningServer]]:
     files = ServerFiles(tmp_path / "node", postgresql)
     try:
         yield files.start(), files.start()
@@ -183,7 +201,8 @@ def test_a_process_tells_another(processes: tuple[RunningServer, RunningServer])
 def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile(
     nodes: CallingNodes, *, is_said: bool
 ) -> None:
-    """A client comes with a position of one node that is later than what has happened at the other, and was not known there."""
+    """A client comes with a position of one node that is later than what has happened at the other,
+    and was not known there."""
     alice, alice_there = nodes.here_and_there("alice")
     bob_here, bob_there = nodes.here_and_there("bob")
     room_id, other_id = rooms.create(alice, bob_here), rooms.create(alice, bob_here)
@@ -211,7 +230,9 @@ def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile
         since = pending.answer.json["next_batch"]
     told = [each for each in told if each is not None]
     assert told, "it hears that nobody types"
-    assert told in ([[]], [[], []]), "by its token, and where the notes of the nodes crossed once more"
+    assert told in ([[]], [[], []]), (
+        "by its token, and where the notes of the nodes crossed once more"
+    )
     for turn in range(4):
         pending = poll((bob_here, bob_there)[turn % 2], since, QUIET, timeout=200)
         ended_at_once.append(pending.done)
@@ -220,8 +241,11 @@ def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile
     assert ended_at_once[-3:] == [False] * 3
 
 
-def test_that_somebody_stops_typing_is_told_by_a_node_that_was_started_anew(nodes: CallingNodes) -> None:
-    """Else its clients would show for ever that they type: it has forgotten that, and they have not."""
+def test_that_somebody_stops_typing_is_told_by_a_node_that_was_started_anew(
+    nodes: CallingNodes,
+) -> None:
+    """Else its clients would show for ever that they type: it has forgotten that, and they have
+    not."""
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -247,18 +271,28 @@ def test_a_node_that_was_started_anew_knows_who_types_at_another(nodes: CallingN
     nodes.wait(4)
     nodes.start_second_anew()
     client = SlidingClient(
-        nodes.there(bob_here), lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
+        nodes.there(bob_here),
+        lists={"all": a_list([0, 9])},
+        extensions={"typing": {"enabled": True}},
     )
     client.sync()
-    waiting, polling = client.wait(), poll(nodes.there(bob_here), sync(nodes.there(bob_here))["next_batch"], QUIET)
+    waiting, polling = (
+        client.wait(),
+        poll(nodes.there(bob_here), sync(nodes.there(bob_here))["next_batch"], QUIET),
+    )
     nodes.wait(0.2)
     assert typing(polling.answer.json, room_id) == [alice.user_id]
-    assert typing(polling.answer.json, other_id) is None, "who was told so has forgotten it, and it is over soon"
+    assert typing(polling.answer.json, other_id) is None, (
+        "who was told so has forgotten it, and it is over soon"
+    )
     assert sliding_typing(waiting.answer.json, room_id) == [alice.user_id]
     nodes.wait(5)
     assert typing(sync(nodes.there(bob_here)), room_id) == [alice.user_id]
     nodes.wait(1.5)
-    assert [typing(sync(user), room_id) for user in (bob_here, nodes.there(bob_here))] == [None, None]
+    assert [typing(sync(user), room_id) for user in (bob_here, nodes.there(bob_here))] == [
+        None,
+        None,
+    ]
 
 
 def test_who_was_told_by_the_node_that_is_gone_hears_it_at_the_other(nodes: CallingNodes) -> None:

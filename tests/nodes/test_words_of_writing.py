@@ -1,4 +1,5 @@
-"""What is written through one process is heard of at another as soon as that says so, not only when it asks."""
+"""What is written through one process is heard of at another as soon as that says so, not only when
+it asks."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,13 +11,13 @@ from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 
 from federation.protocol.ids import UserID
-from homeserver.node_notes import NodeNotes
-from homeserver.others_news import NewsOfOthers
-from homeserver.services.recent_changes import RecentChanges
-from homeserver.written import Writing, without
-from storage.database import PostgresConfig
-from storage.events import EventRow
-from storage.streams import Change, Streams, Topic
+from homeserver.cluster.incoming_changes import NewsOfOthers
+from homeserver.cluster.notify import NodeNotes
+from homeserver.cluster.outgoing_changes import Writing, without
+from homeserver.services.streams.recent_changes import RecentChanges
+from storage.engine.database import PostgresConfig
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.events import EventRow
 from tests.helpers.calling_nodes import CallingNodes
 from tests.helpers.syncing import Json, Rooms, bodies, poll, sync
 
@@ -64,7 +65,9 @@ def test_only_those_are_woken_whom_it_concerns(nodes: CallingNodes) -> None:
     nodes.wait(2)
     assert [each.done for each in waiting] == [True] + [False] * 20
     read = nodes.counters[1].reads
-    assert read["get_memberships_of_user"] - before["get_memberships_of_user"] <= 3  # twenty others would read theirs
+    assert (
+        read["get_memberships_of_user"] - before["get_memberships_of_user"] <= 3
+    )  # twenty others would read theirs
 
 
 def test_everybody_is_woken_where_nobody_says_whom_it_concerns(nodes: CallingNodes) -> None:
@@ -122,7 +125,8 @@ def test_what_is_left_of_stretches(
 
 
 class Pair:
-    """The streams of two nodes that write in turn, the first of which tells the second what it writes: soon, late, or not."""
+    """The streams of two nodes that write in turn, the first of which tells the second what it
+    writes: soon, late, or not."""
 
     def __init__(self, random: Random, *, is_sure: bool) -> None:
         """`is_sure`: everything is told, and soon."""
@@ -151,7 +155,10 @@ class Pair:
         head = max(self.here.current(), self.there.current())
         made = []
         for number in range(count):
-            position, user = head + 1 + number // 2, f"@{'x' * self.random.choice([1, 240])}{number}:example.org"
+            position, user = (
+                head + 1 + number // 2,
+                f"@{'x' * self.random.choice([1, 240])}{number}:example.org",
+            )
             detail: object = EventRow(
                 1,
                 "$e",
@@ -175,7 +182,9 @@ class Pair:
         return made
 
     def write(self, node: Streams, other: Streams) -> None:
-        changes = self.changes(self.random.choice([1, 1, 2, 5, 5, 40, 300 if self.is_sure else 1500]))
+        changes = self.changes(
+            self.random.choice([1, 1, 2, 5, 5, 40, 300 if self.is_sure else 1500])
+        )
         node.advance_to(other.current())
         node.publish(changes, changes[-1].position)
         self.truth._hear(changes)
@@ -202,7 +211,10 @@ def test_what_is_known_of_other_nodes_is_true(seed: int) -> None:
         if upto < pair.here.current():
             continue
         for position in range(max(0, upto - 60), upto + 1, 7):
-            found, true = (each.rooms_since(UserID("@x0:example.org"), position) for each in (pair.recent, pair.truth))
+            found, true = (
+                each.rooms_since(UserID("@x0:example.org"), position)
+                for each in (pair.recent, pair.truth)
+            )
             assert found == true or (found is None and not pair.is_sure)
             user = UserID(f"@{'x' * 240}1:example.org")
             if not pair.recent.concerns_user(user, Topic.ACCOUNT_DATA, position):
@@ -216,8 +228,11 @@ def test_what_is_known_of_other_nodes_is_true(seed: int) -> None:
     )  # nothing is waited for for ever
 
 
-def test_what_was_told_of_positions_that_never_came_says_nothing_of_what_stands_there_later() -> None:
-    """As where a database has lost the latest commits, and goes on from before; or where somebody made it up."""
+def test_what_was_told_of_positions_that_never_came_says_nothing_of_what_stands_there_later() -> (
+    None
+):
+    """As where a database has lost the latest commits, and goes on from before; or where somebody
+    made it up."""
     clock, streams = Clock(), Streams(10)
     notes = NodeNotes(clock)
     others = NewsOfOthers(streams, clock, notes)

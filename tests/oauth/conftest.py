@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer

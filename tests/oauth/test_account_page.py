@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
-from storage.external_ids import ExternalIdRow, ExternalIdStore
-from storage.identity_bindings import BindingRow, IdentityBindingStore
-from storage.threepids import ThreepidRow
+from storage.engine.database import Database
+from storage.threepids.identity_bindings import BindingRow, IdentityBindingStore
+from storage.threepids.threepids import ThreepidRow
+from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 from tests.helpers.browser import Browser
 from tests.helpers.keys import cross_signing_key
 from tests.helpers.oauth import CONFIG, Program
@@ -93,7 +93,11 @@ def test_who_is_signed_in_here_as_somebody_else_sees_it(
     browser.send("/_mahalla/sign_out")
     browser.send(SIGN_IN, name="alice", password="wonderland")
     assert "You are @alice:example.org" in browser.words
-    wanted = {"cross_signing_reset": "reset", "account_deactivate": "deactivate", "device_delete": "end_device"}[action]
+    wanted = {
+        "cross_signing_reset": "reset",
+        "account_deactivate": "deactivate",
+        "device_delete": "end_device",
+    }[action]
     assert [form.fields["do"] for form in browser.page.forms if "do" in form.fields] == [wanted]
 
 
@@ -121,10 +125,14 @@ def test_a_name_is_changed(server: TestServer, browser: Browser) -> None:
 def test_a_suspended_account_keeps_its_name(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
     store = server.app.accounts.store
-    server.run(server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True))
+    server.run(
+        server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True)
+    )
     press(browser, "name", name="Mallory")
     assert (browser.status, "Your account is limited for now" in browser.words) == (403, True)
-    assert server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "alice"
+    assert (
+        server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "alice"
+    )
 
 
 def test_a_suspended_account_keeps_its_addresses(server: TestServer, browser: Browser) -> None:
@@ -133,7 +141,9 @@ def test_a_suspended_account_keeps_its_addresses(server: TestServer, browser: Br
         row = ThreepidRow(medium, address, "@alice:example.org", 1, 1)
         server.run(server.app.database.write("t", threepids.add_threepid, row))
     sign_in(browser)
-    server.run(server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True))
+    server.run(
+        server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True)
+    )
     for removal in ("remove_address", "remove_number"):
         browser.open(ACCOUNT)
         press(browser, removal)
@@ -166,12 +176,19 @@ def test_keys_are_replaced_once_that_is_allowed(program: Program, browser: Brows
     assert alice.post(path, first).status == 200
     asked = alice.post(path, second)
     assert asked.status == 401
-    assert asked.json["flows"] == [{"stages": ["m.oauth"]}, {"stages": ["org.matrix.cross_signing_reset"]}]
+    assert asked.json["flows"] == [
+        {"stages": ["m.oauth"]},
+        {"stages": ["org.matrix.cross_signing_reset"]},
+    ]
     url = asked.json["params"]["m.oauth"]["url"]
-    assert url == "https://matrix.example.org/_mahalla/account?action=org.matrix.cross_signing_reset"
+    assert (
+        url == "https://matrix.example.org/_mahalla/account?action=org.matrix.cross_signing_reset"
+    )
     auth = {"session": asked.json["session"]}
     assert alice.post(path, {**second, "auth": auth}).status == 401
-    assert alice.post(path, {**second, "auth": {**auth, "type": "m.oauth"}}).errcode == "M_FORBIDDEN"
+    assert (
+        alice.post(path, {**second, "auth": {**auth, "type": "m.oauth"}}).errcode == "M_FORBIDDEN"
+    )
     browser.open(url.removeprefix("https://matrix.example.org"))
     press(browser, "reset", old_password="wrong")
     assert alice.post(path, {**second, "auth": auth}).status == 401
@@ -180,7 +197,10 @@ def test_keys_are_replaced_once_that_is_allowed(program: Program, browser: Brows
     assert alice.post(path, {**second, "auth": auth}).status == 200
     assert alice.post(path, third).status == 401  # once
     happened = [event for event, _ in told(program.server)]
-    assert [event for event in happened if event.startswith("keys")] == ["keys_reset_allowed", "keys_replaced"]
+    assert [event for event in happened if event.startswith("keys")] == [
+        "keys_reset_allowed",
+        "keys_replaced",
+    ]
 
 
 def test_the_permission_ends_after_ten_minutes(program: Program, browser: Browser) -> None:
@@ -208,10 +228,16 @@ def test_an_account_is_closed(program: Program, browser: Browser) -> None:
     assert browser.status == 403
 
 
-def test_an_account_without_a_password_signs_in_once_more(server: TestServer, browser: Browser) -> None:
+def test_an_account_without_a_password_signs_in_once_more(
+    server: TestServer, browser: Browser
+) -> None:
     sign_in(browser)
     store = server.app.accounts.store
-    server.run(server.app.database.write("no_password", store.set_password_hash, "@alice:example.org", None))
+    server.run(
+        server.app.database.write(
+            "no_password", store.set_password_hash, "@alice:example.org", None
+        )
+    )
     server.clock.advance(16 * 60)
     browser.open(f"{ACCOUNT}?action=org.matrix.account_deactivate")
     assert "Your password" not in browser.words
@@ -224,12 +250,19 @@ def test_an_account_without_a_password_signs_in_once_more(server: TestServer, br
 def test_what_the_server_keeps_is_taken_along(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
     alice = _user(server)
-    alice.put(f"/_matrix/client/v3/user/{alice.user_id}/account_data/org.example.tea", {"milk": False})
+    alice.put(
+        f"/_matrix/client/v3/user/{alice.user_id}/account_data/org.example.tea", {"milk": False}
+    )
     answer = browser.open("/_mahalla/account/export")
     assert answer.headers["content-disposition"] == 'attachment; filename="account.json"'
     assert answer.json["user_id"] == "@alice:example.org"
     assert answer.json["account_data"]["org.example.tea"] == {"milk": False}
-    assert Browser(server).open("/_mahalla/account/export").headers["content-type"].startswith("text/html")
+    assert (
+        Browser(server)
+        .open("/_mahalla/account/export")
+        .headers["content-type"]
+        .startswith("text/html")
+    )
 
 
 def test_what_happened_before_the_last_is_folded(server: TestServer, browser: Browser) -> None:
@@ -238,7 +271,9 @@ def test_what_happened_before_the_last_is_folded(server: TestServer, browser: Br
     browser.open(ACCOUNT)
     browser.send(SIGN_IN, name="alice", password="wrong")
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    shown, folded = browser.text.partition("What happened lately")[2].split("What happened before that")
+    shown, folded = browser.text.partition("What happened lately")[2].split(
+        "What happened before that"
+    )
     assert "<details>" in shown
     assert shown.count("<li>") == 3
     assert "A wrong password was typed" in shown
@@ -261,12 +296,16 @@ def test_a_session_without_a_name_shows_what_is_known(server: TestServer, browse
     assert browser.words.count(alice.device_id) == 1
 
 
-def test_all_that_is_kept_of_an_account_is_in_the_file(server: TestServer, browser: Browser) -> None:
+def test_all_that_is_kept_of_an_account_is_in_the_file(
+    server: TestServer, browser: Browser
+) -> None:
     sign_in(browser)
     alice, database, now = _user(server), server.app.database, int(server.clock.seconds() * 1000)
     parts = server.app.accounts
     server.run(
-        database.write("agree", parts.policy_consents.add_consents, alice.user_id, {"privacy": "1.0"}, now),
+        database.write(
+            "agree", parts.policy_consents.add_consents, alice.user_id, {"privacy": "1.0"}, now
+        ),
     )
     link = ExternalIdRow("oidc-town", "17", alice.user_id, now)
     server.run(database.write("link", ExternalIdStore(database).add_link, link))
@@ -281,17 +320,31 @@ def test_all_that_is_kept_of_an_account_is_in_the_file(server: TestServer, brows
     )
     kept = browser.open("/_mahalla/account/export").json
     assert kept["consents"] == [{"policy": "privacy", "version": "1.0", "ts": now}]
-    assert kept["sign_in_services"] == [{"provider": "oidc-town", "subject": "17", "linked_ts": now}]
+    assert kept["sign_in_services"] == [
+        {"provider": "oidc-town", "subject": "17", "linked_ts": now}
+    ]
     assert kept["identity_servers"] == [
         {"medium": "email", "address": "alice@example.com", "id_server": "identity.example.org"}
     ]
-    file = {"uri": sent.json["content_uri"], "name": "tea.txt", "type": "text/plain", "size": 3, "created_ts": now}
+    file = {
+        "uri": sent.json["content_uri"],
+        "name": "tea.txt",
+        "type": "text/plain",
+        "size": 3,
+        "created_ts": now,
+    }
     assert kept["files"] == {"count": 1, "size": 3, "newest": [file]}
-    assert {"session_began", "browser_signed_in", "registered"} <= {record["event"] for record in kept["records"]}
+    assert {"session_began", "browser_signed_in", "registered"} <= {
+        record["event"] for record in kept["records"]
+    }
 
 
 def _user(server: TestServer) -> User:
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     return User(server, server.post("/_matrix/client/v3/login", body).json)
 
 
@@ -315,7 +368,9 @@ def confirm(server: TestServer) -> str:
     other = Browser(server)
     other.open(link_of(server))
     other.send("/_mahalla/confirm_email")
-    return str(other.page.links["Go on to matrix.example.org"]).removeprefix("https://matrix.example.org")
+    return str(other.page.links["Go on to matrix.example.org"]).removeprefix(
+        "https://matrix.example.org"
+    )
 
 
 def test_an_address_is_added_and_serves_to_reset_the_password(mailing: TestServer) -> None:
@@ -351,9 +406,13 @@ def test_an_address_is_added_and_serves_to_reset_the_password(mailing: TestServe
     assert "The address is removed." in forgetful.words
 
 
-def test_an_account_is_made_with_an_address_and_a_token(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_account_is_made_with_an_address_and_a_token(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(
-        tmp_path, sqlite_database, MAIL + "registration_requires_token: true\nregistrations_require_3pid: [email]\n"
+        tmp_path,
+        sqlite_database,
+        MAIL + "registration_requires_token: true\nregistrations_require_3pid: [email]\n",
     )
     token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
     program, browser = Program(server), Browser(server)

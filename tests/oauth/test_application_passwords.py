@@ -1,4 +1,5 @@
-"""Passwords for programs: made on the account page, good for one thing, and ended with what they let in."""
+"""Passwords for programs: made on the account page, good for one thing, and ended with what they
+let in."""
 
 import re
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.keys import cross_signing_key, query
@@ -55,7 +56,11 @@ def records(server: TestServer, user_id: str = "@alice:example.org") -> list[str
 
 def no_own_password(server: TestServer) -> None:
     store = server.app.accounts.store
-    server.run(server.app.database.write("no_password", store.set_password_hash, "@alice:example.org", None))
+    server.run(
+        server.app.database.write(
+            "no_password", store.set_password_hash, "@alice:example.org", None
+        )
+    )
 
 
 def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser) -> None:
@@ -107,7 +112,9 @@ def test_it_is_good_for_nothing_else(server: TestServer, browser: Browser) -> No
     assert login(server, password, "bob").errcode == "M_FORBIDDEN"
 
 
-def test_a_device_that_signs_in_otherwise_is_the_program_s_no_more(server: TestServer, browser: Browser) -> None:
+def test_a_device_that_signs_in_otherwise_is_the_program_s_no_more(
+    server: TestServer, browser: Browser
+) -> None:
     password = make(browser)
     assert login(server, password, device_id="D").status == 200
     own = User(server, login(server, "wonderland", device_id="D").json)
@@ -131,12 +138,16 @@ def test_a_program_lets_no_other_client_in(tmp_path: Path, sqlite_database: Data
     tokens = "login_via_existing_session: {enabled: true, require_ui_auth: false}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + tokens)
     alice = server.register("alice")
-    password = server.run(server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None, era=0))
+    password = server.run(
+        server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None, era=0)
+    )
     bot = User(server, login(server, password).json)
     path = "/_matrix/client/v1/login/get_token"
     assert (bot.post(path).status, bot.post(path).errcode) == (403, "M_FORBIDDEN")
     assert alice.post(path).status == 200
-    own = User(server, login(server, "wonderland", device_id=bot.device_id).json)  # the device is a program's no more
+    own = User(
+        server, login(server, "wonderland", device_id=bot.device_id).json
+    )  # the device is a program's no more
     assert own.post(path).status == 200
 
 
@@ -172,27 +183,49 @@ def test_the_operator_bounds_them(tmp_path: Path, sqlite_database: Database) -> 
     make(browser, "One")
     assert "Ends 2024-02-12" in browser.words
     press(browser, "make", name="One", old_password="wonderland")
-    assert (browser.status, "You have a password of this name already" in browser.words) == (400, True)
+    assert (browser.status, "You have a password of this name already" in browser.words) == (
+        400,
+        True,
+    )
     make(browser, "Two", days="30")
     press(browser, "make", name="Three", old_password="wonderland")
-    assert (browser.status, "as many passwords for programs as you may have" in browser.words) == (403, True)
+    assert (browser.status, "as many passwords for programs as you may have" in browser.words) == (
+        403,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
-    "fields", [{"name": ""}, {"name": "x" * 101}, {"name": "a\x1bb"}, {"days": "0"}, {"days": "-1"}, {"days": "1e9"}]
+    "fields",
+    [
+        {"name": ""},
+        {"name": "x" * 101},
+        {"name": "a\x1bb"},
+        {"days": "0"},
+        {"days": "-1"},
+        {"days": "1e9"},
+    ],
 )
 def test_what_cannot_be_made(server: TestServer, browser: Browser, fields: dict[str, str]) -> None:
     press(browser, "make", **{"name": "Bot", "old_password": "wonderland", **fields})
     assert browser.status == 400
-    assert server.run(server.app.accounts.application_passwords.get_passwords("@alice:example.org")) == []  # type: ignore[arg-type]
+    assert (
+        server.run(server.app.accounts.application_passwords.get_passwords("@alice:example.org"))
+        == []
+    )  # type: ignore[arg-type]
 
 
 def test_other_sites_make_none(server: TestServer, browser: Browser) -> None:
-    assert browser.post(PAGE, {"do": "make", "name": "Bot", "old_password": "wonderland"}).status == 403
+    assert (
+        browser.post(PAGE, {"do": "make", "name": "Bot", "old_password": "wonderland"}).status
+        == 403
+    )
     assert Browser(server).open(PAGE).status == 200  # the page to sign in on
 
 
-def test_who_has_no_password_shows_that_they_signed_in_lately(server: TestServer, browser: Browser) -> None:
+def test_who_has_no_password_shows_that_they_signed_in_lately(
+    server: TestServer, browser: Browser
+) -> None:
     no_own_password(server)
     browser.open(PAGE)
     assert "Your password" not in browser.words
@@ -240,7 +273,9 @@ def test_failures_count(tmp_path: Path, sqlite_database: Database) -> None:
     assert records(server).count("sign_in_failed") == 2
 
 
-def test_a_lock_does_not_end_them_and_the_end_of_all_sessions_does(server: TestServer, browser: Browser) -> None:
+def test_a_lock_does_not_end_them_and_the_end_of_all_sessions_does(
+    server: TestServer, browser: Browser
+) -> None:
     password = make(browser)
     accounts = server.app.people.accounts
     server.run(accounts.do_set_flags("@alice:example.org", locked=True))  # type: ignore[arg-type]
@@ -255,7 +290,12 @@ def test_a_lock_does_not_end_them_and_the_end_of_all_sessions_does(server: TestS
 def test_they_are_taken_along_without_their_secrets(browser: Browser) -> None:
     make(browser)
     [kept] = browser.open("/_mahalla/account/export").json["application_passwords"]
-    assert kept == {"name": "Bot", "created_ts": 1_700_000_000_000, "expires_ts": None, "last_used_ts": None}
+    assert kept == {
+        "name": "Bot",
+        "created_ts": 1_700_000_000_000,
+        "expires_ts": None,
+        "last_used_ts": None,
+    }
 
 
 def test_administrators_see_and_end_them(server: TestServer, browser: Browser) -> None:

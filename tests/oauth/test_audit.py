@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import UserID
-from storage.accounts import AccountStore
-from storage.database import Database
-from storage.tokens import SAME_MOMENT_MS
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
+from storage.login.access_tokens import SAME_MOMENT_MS
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program
 from tests.helpers.records import told
@@ -19,7 +19,9 @@ ALICE = UserID("@alice:example.org")
 def admin(server: TestServer) -> User:
     boss = server.register("boss")
     database = server.app.database
-    server.run(database.write("make_admin", AccountStore(database).set_flags, boss.user_id, is_admin=True))
+    server.run(
+        database.write("make_admin", AccountStore(database).set_flags, boss.user_id, is_admin=True)
+    )
     return boss
 
 
@@ -79,10 +81,19 @@ def test_whence_sessions_began(program: Program, browser: Browser) -> None:
     server = program.server
     boss = admin(server)
     program.take(program.exchange(program.code(browser)))
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
-    assert server.client.request("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1").status == 200
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
+    assert (
+        server.client.request("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1").status
+        == 200
+    )
     carol = {"username": "carol", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
-    made = server.client.request("POST", "/_matrix/client/v3/register", json=carol, ip="2001:db8::1")
+    made = server.client.request(
+        "POST", "/_matrix/client/v3/register", json=carol, ip="2001:db8::1"
+    )
     assert made.status == 200, made.body
     records = [
         (record["event"], record["address"])
@@ -106,21 +117,39 @@ def test_whence_it_was_done(program: Program, browser: Browser) -> None:
     program.take(program.refresh())
     server.clock.advance(SAME_MOMENT_MS / 1000)
     assert program.refresh(stolen).status == 400
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     signed_in = User(server, server.post("/_matrix/client/v3/login", body).json)
     assert signed_in.post("/_matrix/client/v3/logout", {}).status == 200
     server.post("/_matrix/client/v3/login", body)
     browser.open("/_mahalla/account")
     form = next(form for form in browser.page.forms if form.fields.get("do") == "password")
-    new = {"old_password": "wonderland", "password": "looking-glass", "password_again": "looking-glass"}
+    new = {
+        "old_password": "wonderland",
+        "password": "looking-glass",
+        "password_again": "looking-glass",
+    }
     browser.post(form.action, {**form.fields, **new})
-    assert [event for event, _ in told(server)].count("browser_signed_in") == 1  # it stays signed in
+    assert [event for event, _ in told(server)].count(
+        "browser_signed_in"
+    ) == 1  # it stays signed in
     browser.open("/_mahalla/account?action=org.matrix.account_deactivate")
     browser.send("/_mahalla/account", old_password="looking-glass")
     records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
     assert records[0]["event"] != "sign_in_failed"
-    happened = {"token_reused", "session_ended", "password_changed", "deactivated", "browser_signed_out"}
-    whence = [(record["event"], record["address"]) for record in records if record["event"] in happened]
+    happened = {
+        "token_reused",
+        "session_ended",
+        "password_changed",
+        "deactivated",
+        "browser_signed_out",
+    }
+    whence = [
+        (record["event"], record["address"]) for record in records if record["event"] in happened
+    ]
     assert {event for event, _ in whence} == happened
     assert {address for _, address in whence} == {"127.0.0.1"}
 
@@ -129,15 +158,22 @@ def test_whence_it_was_done(program: Program, browser: Browser) -> None:
     ("changed", "why"),
     [
         ({"code_verifier": "x" * 50}, "code_verifier does not fit the code_challenge"),
-        ({"redirect_uri": "https://elsewhere.example/"}, "redirect_uri is not the one that the code was asked with"),
+        (
+            {"redirect_uri": "https://elsewhere.example/"},
+            "redirect_uri is not the one that the code was asked with",
+        ),
     ],
 )
-def test_a_code_that_somebody_else_shows(program: Program, browser: Browser, changed: dict[str, str], why: str) -> None:
+def test_a_code_that_somebody_else_shows(
+    program: Program, browser: Browser, changed: dict[str, str], why: str
+) -> None:
     code = program.code(browser)
     for _ in range(2):
         assert program.exchange(code, **changed).status == 400
     assert program.exchange(code).status == 400
-    assert [record for record in told(program.server) if record[0] == "token_reused"] == [("token_reused", why)]
+    assert [record for record in told(program.server) if record[0] == "token_reused"] == [
+        ("token_reused", why)
+    ]
 
 
 def test_administrators_are_named(server: TestServer) -> None:
@@ -158,10 +194,21 @@ def test_what_administrators_do_is_theirs(server: TestServer) -> None:
     boss = admin(server)
     users, of_carol = "/_synapse/admin/v2/users/", "@carol:example.org"
     assert boss.put(users + of_carol, {"password": "wonderland", "admin": True}).status == 201
-    for changed in ({"admin": False}, {"user_type": "bot"}, {"user_type": "bot"}, {"locked": True}, {"locked": False}):
+    for changed in (
+        {"admin": False},
+        {"user_type": "bot"},
+        {"user_type": "bot"},
+        {"locked": True},
+        {"locked": False},
+    ):
         assert boss.put(users + of_carol, changed).status == 200
     for suspended in (True, False):
-        assert boss.put(f"/_matrix/client/v1/admin/suspend/{of_carol}", {"suspended": suspended}).status == 200
+        assert (
+            boss.put(
+                f"/_matrix/client/v1/admin/suspend/{of_carol}", {"suspended": suspended}
+            ).status
+            == 200
+        )
     ban = f"/_synapse/admin/v1/users/{of_carol}/shadow_ban"
     assert (boss.post(ban).status, boss.delete(ban).status) == (200, 200)
     assert boss.post(f"/_synapse/admin/v1/deactivate/{of_carol}").status == 200
@@ -185,11 +232,17 @@ def test_what_administrators_do_is_theirs(server: TestServer) -> None:
 def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
     boss = admin(server)
     accounts = server.app.people.accounts
-    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     server.run(accounts.do_set_flags(ALICE, locked=True))
     refused = server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")
     assert refused.errcode == "M_USER_LOCKED"
-    server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")  # the same again is no news
+    server.client.request(
+        "POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1"
+    )  # the same again is no news
     page = Browser(server)
     page.open("/_mahalla/account")
     page.send("/_mahalla/sign_in", name="alice", password="wonderland")
@@ -276,7 +329,11 @@ def test_programs_that_make_themselves_known(program: Program, browser: Browser)
     program.code(browser)
     called = f"Element X ({program.client_id})"
     [record] = boss.get("/_mahalla/admin/v1/audit").json["records"]
-    assert (record["event"], record["detail"], record["address"]) == ("client_registered", called, "127.0.0.1")
+    assert (record["event"], record["detail"], record["address"]) == (
+        "client_registered",
+        called,
+        "127.0.0.1",
+    )
     assert ("app_allowed", called) in told(program.server)
     Program(program.server)  # on another telephone: it is known
     assert len(boss.get("/_mahalla/admin/v1/audit").json["records"]) == 1
@@ -285,10 +342,15 @@ def test_programs_that_make_themselves_known(program: Program, browser: Browser)
 
 def test_an_app_lets_another_one_in(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(
-        tmp_path, sqlite_database, "login_via_existing_session: {enabled: true, require_ui_auth: false}\n"
+        tmp_path,
+        sqlite_database,
+        "login_via_existing_session: {enabled: true, require_ui_auth: false}\n",
     )
     token = server.register("alice").post("/_matrix/client/v1/login/get_token").json["login_token"]
-    assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 200
+    assert (
+        server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status
+        == 200
+    )
     assert [event for event, _ in told(server)][2:] == ["login_token_given", "session_began"]
 
 
@@ -306,7 +368,9 @@ def test_a_new_address_is_seen_beside_the_usual_one(server: TestServer) -> None:
     for ip in ("127.0.0.1", "10.0.0.9", "127.0.0.1"):  # the owner, a thief of the token, the owner
         server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=ip)
     for number in range(50):
-        server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=f"10.1.{number}.1")
+        server.client.request(
+            "GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=f"10.1.{number}.1"
+        )
     server.run(server.app.accounts.last_seen.flush())
     records = boss.get(f"/_mahalla/admin/v1/users/{bob.user_id}/audit").json["records"]
     addresses = [record["address"] for record in records if record["event"] == "new_address"]

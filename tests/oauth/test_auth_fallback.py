@@ -1,4 +1,5 @@
-"""Stages of user-interactive authentication in a browser, and confirmations that are good for more than one action."""
+"""Stages of user-interactive authentication in a browser, and confirmations that are good for more
+than one action."""
 
 import re
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import UserID
-from storage.database import Database
-from storage.uia import ConfirmationStore
+from storage.engine.database import Database
+from storage.login.uia import ConfirmationStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG
@@ -36,7 +37,11 @@ def proof(password: str = "wonderland") -> dict[str, Any]:
 
 def another(server: TestServer, name: str = "alice") -> User:
     """The same person on another device."""
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": "wonderland"}
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": name},
+        "password": "wonderland",
+    }
     return User(server, server.post("/_matrix/client/v3/login", body).json)
 
 
@@ -74,12 +79,16 @@ def test_the_page_is_not_for_other_sites(server: TestServer, browser: Browser) -
 
 
 @pytest.mark.parametrize("session", ["", "unknown", "%00", "x" * 3000])
-@pytest.mark.parametrize("stage", ["m.login.password", "m.login.dummy", "m.login.email.identity", "m.login.made_up"])
+@pytest.mark.parametrize(
+    "stage", ["m.login.password", "m.login.dummy", "m.login.email.identity", "m.login.made_up"]
+)
 def test_made_up_sessions_and_stages(browser: Browser, stage: str, session: str) -> None:
     assert browser.open(fallback(stage, session)).status == 400
 
 
-def test_an_account_is_made_with_a_token_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_account_is_made_with_a_token_on_a_page(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "registration_requires_token: true\n")
     token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
     body = {"username": "bob", "password": "builder"}
@@ -105,7 +114,9 @@ def test_a_token_is_held_for_an_account_alone(tmp_path: Path, sqlite_database: D
     alice = server.register("alice")
     token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
     browser = Browser(server)
-    browser.open(fallback("m.login.registration_token", end(alice, another(server)).json["session"]))
+    browser.open(
+        fallback("m.login.registration_token", end(alice, another(server)).json["session"])
+    )
     browser.send(token=token)
     assert browser.status == 403
 
@@ -171,13 +182,17 @@ def test_what_takes_the_account_away_is_confirmed_each_time(lenient: TestServer)
     assert alice.post("/_matrix/client/v3/account/deactivate").status == 401
 
 
-def test_what_was_confirmed_on_a_page_before_the_password_changed(server: TestServer, browser: Browser) -> None:
+def test_what_was_confirmed_on_a_page_before_the_password_changed(
+    server: TestServer, browser: Browser
+) -> None:
     alice, other = another(server), another(server)
     session = end(alice, other).json["session"]
     browser.open(fallback("m.login.password", session))
     browser.send(password="wonderland")
     assert "Thank you, it is confirmed" in browser.words
-    server.run(server.app.people.accounts.do_set_password(UserID(alice.user_id), "another password"))
+    server.run(
+        server.app.people.accounts.do_set_password(UserID(alice.user_id), "another password")
+    )
     assert end(alice, other, {"session": session}).status == 401
 
 
@@ -185,11 +200,15 @@ def test_a_confirmation_is_good_no_longer_than_the_password(lenient: TestServer)
     alice, first, second = (another(lenient) for _ in range(3))
     assert end(alice, first, proof()).status == 200
     accounts = lenient.app.people.accounts
-    lenient.run(accounts.do_set_password(UserID(alice.user_id), "another password"))  # all sessions go on
+    lenient.run(
+        accounts.do_set_password(UserID(alice.user_id), "another password")
+    )  # all sessions go on
     assert end(alice, second).status == 401
 
 
-def test_a_confirmation_while_the_password_is_changed(lenient: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_confirmation_while_the_password_is_changed(
+    lenient: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alice, first, second = (another(lenient) for _ in range(3))
     set_confirmed = ConfirmationStore.set_confirmed
     accounts = lenient.app.people.accounts

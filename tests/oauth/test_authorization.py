@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import BASE, METADATA, Program, challenge_of, returned
@@ -32,7 +32,9 @@ def test_what_clients_look_for_is_there(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("config", ["", f"public_baseurl: {BASE}/\noauth: {{enabled: false}}\n"])
-def test_a_server_without_the_api_says_so(tmp_path: Path, sqlite_database: Database, config: str) -> None:
+def test_a_server_without_the_api_says_so(
+    tmp_path: Path, sqlite_database: Database, config: str
+) -> None:
     server = TestServer(tmp_path, sqlite_database, config)
     assert server.get("/_matrix/client/v1/auth_metadata").errcode == "M_UNRECOGNIZED"
     assert server.get("/_mahalla/oauth/authorize").errcode == "M_UNRECOGNIZED"
@@ -48,7 +50,10 @@ def test_alice_lets_an_app_in(program: Program, browser: Browser) -> None:
     assert "Let Element X use your account?" in browser.words
     assert "@alice:example.org" in browser.words
     assert "element.io" in browser.words
-    assert "form-action 'self' io.element.android:" in browser.answer.headers["content-security-policy"]
+    assert (
+        "form-action 'self' io.element.android:"
+        in browser.answer.headers["content-security-policy"]
+    )
     browser.send(program.path_of("authorization_endpoint"), button="allow")
     assert browser.location.startswith("io.element.android:/?code=")
     back = returned(browser)
@@ -108,7 +113,10 @@ REFUSED = [
     ({"scope": "openid"}, "invalid_scope"),
     ({"scope": "urn:matrix:client:api:*"}, "invalid_scope"),
     ({"scope": "urn:matrix:client:device:ABCDEFGHIJ"}, "invalid_scope"),
-    ({"scope": "urn:matrix:client:api:* urn:matrix:client:device:A urn:matrix:client:device:B"}, "invalid_scope"),
+    (
+        {"scope": "urn:matrix:client:api:* urn:matrix:client:device:A urn:matrix:client:device:B"},
+        "invalid_scope",
+    ),
     ({"scope": 'urn:matrix:client:api:* urn:matrix:client:device:A"B'}, "invalid_scope"),
     ({"scope": "urn:matrix:client:api:* urn:matrix:client:device:" + "A" * 300}, "invalid_scope"),
     ({"scope": "urn:matrix:client:api:* urn:matrix:client:device:*"}, "invalid_scope"),
@@ -116,7 +124,9 @@ REFUSED = [
 ]
 
 
-def test_a_wrong_request_is_told_to_an_app_that_somebody_uses(program: Program, browser: Browser) -> None:
+def test_a_wrong_request_is_told_to_an_app_that_somebody_uses(
+    program: Program, browser: Browser
+) -> None:
     program.sign_in(browser)
     for changed, error in REFUSED:
         browser.open(program.request(**changed))
@@ -125,14 +135,17 @@ def test_a_wrong_request_is_told_to_an_app_that_somebody_uses(program: Program, 
 
 
 def is_asked(browser: Browser, error: str) -> None:
-    """Nobody is led anywhere unasked; the page has a link with which the app hears what is wrong."""
+    """Nobody is led anywhere unasked; the page has a link with which the app hears what is
+    wrong."""
     assert browser.status == 400
     assert "location" not in browser.answer.headers
     link = browser.page.links["Go on to io.element.android:"]
     assert link.startswith(f"io.element.android:/?error={error}&")
 
 
-def test_nobody_is_led_unasked_to_an_app_that_they_do_not_use(program: Program, browser: Browser) -> None:
+def test_nobody_is_led_unasked_to_an_app_that_they_do_not_use(
+    program: Program, browser: Browser
+) -> None:
     """Anybody can register an app. spec: RFC 9700 section 4.11.2"""
     for changed, error in REFUSED:
         browser.open(program.request(**changed))
@@ -150,7 +163,10 @@ def test_nobody_is_led_unasked_to_an_app_that_they_do_not_use(program: Program, 
 
 
 def test_what_an_app_has_not_registered_it_does_not_do(program: Program, browser: Browser) -> None:
-    by_code = Program(program.server, {**METADATA, "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"]})
+    by_code = Program(
+        program.server,
+        {**METADATA, "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"]},
+    )
     browser.open(by_code.request())
     is_asked(browser, "unauthorized_client")
     once = Program(program.server, {**METADATA, "grant_types": ["authorization_code"]})
@@ -158,8 +174,12 @@ def test_what_an_app_has_not_registered_it_does_not_do(program: Program, browser
     assert once.refresh().json["error"] == "unauthorized_client"
 
 
-@pytest.mark.parametrize("name", ["redirect_uri", "client_id", "scope", "state", "code_challenge", "response_mode"])
-def test_a_parameter_that_stands_there_twice_leads_nowhere(program: Program, browser: Browser, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["redirect_uri", "client_id", "scope", "state", "code_challenge", "response_mode"]
+)
+def test_a_parameter_that_stands_there_twice_leads_nowhere(
+    program: Program, browser: Browser, name: str
+) -> None:
     """spec: RFC 6749 section 3.1"""
     browser.open(f"{program.request(response_mode='query')}&{name}=")
     assert (browser.status, f"{name} stands there twice" in browser.words) == (400, True)
@@ -187,7 +207,11 @@ def test_who_is_led_nowhere(program: Program, browser: Browser) -> None:
 
 def test_another_site_allows_nothing(program: Program, browser: Browser) -> None:
     program.ask(browser)
-    form = next(form for form in browser.page.forms if form.action == program.path_of("authorization_endpoint"))
+    form = next(
+        form
+        for form in browser.page.forms
+        if form.action == program.path_of("authorization_endpoint")
+    )
     stolen = {**form.fields, "decision": "allow", "form_token": "x"}
     browser.post(form.action, stolen)
     assert browser.status == 403
@@ -199,7 +223,11 @@ def test_another_site_allows_nothing(program: Program, browser: Browser) -> None
 
 def test_what_the_form_says_is_checked_again(program: Program, browser: Browser) -> None:
     program.ask(browser)
-    browser.send(program.path_of("authorization_endpoint"), button="allow", redirect_uri="https://evil.example/")
+    browser.send(
+        program.path_of("authorization_endpoint"),
+        button="allow",
+        redirect_uri="https://evil.example/",
+    )
     assert browser.status == 400
     program.ask(browser)
     browser.send(program.path_of("authorization_endpoint"), button="allow", client_id="unknown")
@@ -234,7 +262,9 @@ def test_an_account_is_made_on_the_way(program: Program, browser: Browser) -> No
     assert "The two passwords differ" in browser.words
     browser.send("/_mahalla/register", name="alice", password="a", password_again="a")
     assert "This name is taken" in browser.words
-    browser.send("/_mahalla/register", name="carol", password="christmas", password_again="christmas")
+    browser.send(
+        "/_mahalla/register", name="carol", password="christmas", password_again="christmas"
+    )
     assert "Let Element X use your account?" in browser.words
     browser.send(program.path_of("authorization_endpoint"), button="allow")
     assert program.take(program.exchange(returned(browser)["code"])).user_id == "@carol:example.org"
@@ -254,7 +284,11 @@ def refused(answer: Answer, error: str = "invalid_grant", status: int = 400) -> 
 
 
 def test_a_code_is_bound_to_what_it_was_asked_with(program: Program, browser: Browser) -> None:
-    wrong = [{"code_verifier": "w" * 43}, {"code_verifier": "v" * 42}, {"redirect_uri": "io.element.android:/x"}]
+    wrong = [
+        {"code_verifier": "w" * 43},
+        {"code_verifier": "v" * 42},
+        {"redirect_uri": "io.element.android:/x"},
+    ]
     for changed in wrong:
         code = program.code(browser)
         refused(program.exchange(code, **changed))
@@ -298,7 +332,9 @@ def test_the_token_endpoint_is_asked_wrongly(program: Program) -> None:
     refused(program.exchange("un\0known"), "invalid_request")
     refused(program.form("token_endpoint", grant_type="refresh_token"), "invalid_request")
     path = program.path_of("token_endpoint")
-    twice = program.server.client.request("POST", path, body=b"client_id=a&client_id=b&grant_type=refresh_token")
+    twice = program.server.client.request(
+        "POST", path, body=b"client_id=a&client_id=b&grant_type=refresh_token"
+    )
     refused(twice, "invalid_request")
     for body in (b"\xff", b"a=%ff", b"&".join([b"a=b"] * 100), b""):
         refused(program.server.client.request("POST", path, body=body), "invalid_request")

@@ -8,12 +8,12 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from homeserver.services.audit import NOBODY
+from homeserver.services.audit.audit import NOBODY
 from homeserver.services.oauth.addresses import is_registered, may_lead_to, origin_of
 from homeserver.services.oauth.clients import NEVER_USED_MS, UNUSED_MS, Client, Clients
-from storage.audit import AuditStore
-from storage.database import Database
-from storage.oauth import OAuthStore
+from storage.accounts.audit import AuditStore
+from storage.engine.database import Database
+from storage.oauth.oauth import OAuthStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
@@ -22,7 +22,11 @@ from tests.helpers.server import TestServer
 T = TypeVar("T")
 PATH = "/_mahalla/oauth/register"
 
-WEB = ["https://example.com/callback", "https://app.example.com/callback", "https://example.com:5173/?query=value"]
+WEB = [
+    "https://example.com/callback",
+    "https://app.example.com/callback",
+    "https://example.com:5173/?query=value",
+]
 NATIVE = [
     "com.example.app:/callback",
     "com.example:/",
@@ -70,7 +74,9 @@ NEVER = [
 def test_addresses_that_the_specification_allows() -> None:
     assert [uri for uri in WEB if not may_lead_to(uri, "example.com", "web")] == []
     assert [uri for uri in NATIVE if not may_lead_to(uri, "example.com", "native")] == []
-    assert [uri for uri in NATIVE if uri not in WEB and may_lead_to(uri, "example.com", "web")] == []
+    assert [
+        uri for uri in NATIVE if uri not in WEB and may_lead_to(uri, "example.com", "web")
+    ] == []
 
 
 @pytest.mark.parametrize("uri", NEVER)
@@ -125,7 +131,9 @@ def test_the_same_metadata_is_the_same_client(server: TestServer) -> None:
 
 
 def test_what_belongs_to_others_is_left_out(server: TestServer) -> None:
-    answer = server.post(PATH, {**METADATA, "policy_uri": "https://other.example/", "logo_uri": "http://element.io/"})
+    answer = server.post(
+        PATH, {**METADATA, "policy_uri": "https://other.example/", "logo_uri": "http://element.io/"}
+    )
     assert {"policy_uri", "logo_uri"} & answer.json.keys() == set()
 
 
@@ -159,7 +167,10 @@ def test_wrong_registrations(server: TestServer) -> None:
 
 
 def test_a_program_without_a_browser_needs_no_address(server: TestServer) -> None:
-    metadata = {"client_uri": "https://tv.example/", "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"]}
+    metadata = {
+        "client_uri": "https://tv.example/",
+        "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"],
+    }
     told = server.post(PATH, metadata).json
     assert {"redirect_uris", "response_types"} & told.keys() == set()
 
@@ -171,15 +182,21 @@ def test_a_program_without_a_browser_needs_no_address(server: TestServer) -> Non
         *(b'{"x":%b%b}' % (b"[" * depth, b"]" * depth) for depth in (300, 5000, 15_000)),
     ],
 )
-def test_what_is_no_metadata_is_refused_in_the_words_of_oauth(server: TestServer, body: bytes) -> None:
+def test_what_is_no_metadata_is_refused_in_the_words_of_oauth(
+    server: TestServer, body: bytes
+) -> None:
     """spec: RFC 7591 section 3.2.2"""
-    answer = server.client.request("POST", PATH, body=body, headers={"Content-Type": "application/json"})
+    answer = server.client.request(
+        "POST", PATH, body=body, headers={"Content-Type": "application/json"}
+    )
     assert (answer.status, answer.json["error"]) == (400, "invalid_client_metadata")
     assert "errcode" not in answer.json
 
 
 def test_registrations_are_counted(tmp_path: Path, sqlite_database: Database) -> None:
-    limits = CONFIG.replace("rc_oauth: {}", "rc_oauth: {client_registration: {per_second: 0.01, burst_count: 2}}")
+    limits = CONFIG.replace(
+        "rc_oauth: {}", "rc_oauth: {client_registration: {per_second: 0.01, burst_count: 2}}"
+    )
     server = TestServer(tmp_path, sqlite_database, limits)
     answers: list[Answer] = [server.post(PATH, METADATA) for _ in range(3)]
     assert [answer.status for answer in answers] == [201, 201, 429]
@@ -217,7 +234,11 @@ def test_there_are_so_many_that_let_nobody_in(database: Database) -> None:
         if number == 3:  # known once more, and so the newest
             clock.advance(1)
             run(clients.do_register({**METADATA, "client_name": "Program 1"}))
-    left = [number for number, client in enumerate(known) if run(clients.find(client.client_id)) is not None]
+    left = [
+        number
+        for number, client in enumerate(known)
+        if run(clients.find(client.client_id)) is not None
+    ]
     assert left == [0, 1, 4, 5]
     assert len(run(AuditStore(database).get_records(NOBODY, 100))) == 1
 

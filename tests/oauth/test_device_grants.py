@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
@@ -15,7 +15,9 @@ LINK = "/_mahalla/link"
 
 
 def ask(program: Program) -> dict[str, Any]:
-    answer = program.form("device_authorization_endpoint", client_id=program.client_id, scope=program.scope)
+    answer = program.form(
+        "device_authorization_endpoint", client_id=program.client_id, scope=program.scope
+    )
     assert answer.status == 200, answer.body
     found: dict[str, Any] = answer.json
     return found
@@ -37,7 +39,10 @@ def sign_in(browser: Browser) -> None:
 def test_a_device_is_let_in(program: Program, browser: Browser) -> None:
     asked = ask(program)
     assert asked["verification_uri"] == "https://matrix.example.org/_mahalla/link"
-    assert asked["verification_uri_complete"] == f"{asked['verification_uri']}?user_code={asked['user_code']}"
+    assert (
+        asked["verification_uri_complete"]
+        == f"{asked['verification_uri']}?user_code={asked['user_code']}"
+    )
     assert (asked["expires_in"], asked["interval"]) == (1200, 5)
     assert error_of(poll(program, asked)) == "authorization_pending"
     browser.open(f"{LINK}?user_code={asked['user_code']}")
@@ -49,7 +54,10 @@ def test_a_device_is_let_in(program: Program, browser: Browser) -> None:
     program.server.clock.advance(5)
     answer = poll(program, asked)
     alice = program.take(answer)
-    assert told(program.server)[-2:] == [("app_allowed", f"Element X ({program.client_id})"), ("session_began", None)]
+    assert told(program.server)[-2:] == [
+        ("app_allowed", f"Element X ({program.client_id})"),
+        ("session_began", None),
+    ]
     assert (alice.user_id, alice.device_id) == ("@alice:example.org", program.device_id)
     assert program.refresh().status == 200
     assert error_of(poll(program, asked)) == "invalid_grant"  # once
@@ -117,14 +125,24 @@ def test_who_may_not_ask(program: Program) -> None:
     browserless = {**METADATA, "grant_types": ["authorization_code"]}
     other = Program(program.server, browserless)
     endpoint = "device_authorization_endpoint"
-    assert error_of(other.form(endpoint, client_id=other.client_id, scope=program.scope)) == "unauthorized_client"
-    assert error_of(other.form(endpoint, client_id="nobody", scope=program.scope)) == "invalid_client"
-    assert error_of(program.form(endpoint, client_id=program.client_id, scope="openid")) == "invalid_scope"
+    assert (
+        error_of(other.form(endpoint, client_id=other.client_id, scope=program.scope))
+        == "unauthorized_client"
+    )
+    assert (
+        error_of(other.form(endpoint, client_id="nobody", scope=program.scope)) == "invalid_client"
+    )
+    assert (
+        error_of(program.form(endpoint, client_id=program.client_id, scope="openid"))
+        == "invalid_scope"
+    )
     assert error_of(program.form(endpoint, client_id=program.client_id)) == "invalid_request"
 
 
 def test_codes_cannot_be_guessed_for_long(tmp_path: Path, sqlite_database: Database) -> None:
-    limits = CONFIG.replace("rc_oauth: {}", "rc_oauth: {user_code: {per_second: 0.01, burst_count: 3}}")
+    limits = CONFIG.replace(
+        "rc_oauth: {}", "rc_oauth: {user_code: {per_second: 0.01, burst_count: 3}}"
+    )
     server = TestServer(tmp_path, sqlite_database, limits)
     server.register("alice")
     program, browser = Program(server), Browser(server)

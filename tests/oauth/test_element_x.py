@@ -1,11 +1,12 @@
-"""What Element X asks of a server, from the address that somebody types to the end of the session, request by request and in its order."""
+"""What Element X asks of a server, from the address that somebody types to the end of the session,
+request by request and in its order."""
 
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import BASE, CONFIG, METADATA, Program, returned
@@ -13,7 +14,11 @@ from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, create
 
 V3 = "/_matrix/client/v3"
-LOCALIZED = {**METADATA, "client_name#fr": "Element X en fran\u00e7ais", "tos_uri#fr": "https://element.io/fr/terms"}
+LOCALIZED = {
+    **METADATA,
+    "client_name#fr": "Element X en fran\u00e7ais",
+    "tos_uri#fr": "https://element.io/fr/terms",
+}
 STATE = [
     ["m.room.name", ""],
     ["m.room.encryption", ""],
@@ -49,11 +54,16 @@ def check_discovery(server: TestServer) -> None:
     assert {"v1.1", "v1.3", "v1.11", "v1.15"} <= set(versions["versions"])
     assert versions["unstable_features"]["org.matrix.simplified_msc3575"] is True
     found = server.get("/_matrix/client/v1/auth_metadata").json
-    for name in ("issuer", *(f"{each}_endpoint" for each in ("authorization", "token", "revocation", "registration"))):
+    for name in (
+        "issuer",
+        *(f"{each}_endpoint" for each in ("authorization", "token", "revocation", "registration")),
+    ):
         assert found[name].startswith(BASE), name
     assert {"query", "fragment"} <= set(found["response_modes_supported"])
     assert "code" in found["response_types_supported"]
-    assert {"authorization_code", "refresh_token", METADATA["grant_types"][2]} <= set(found["grant_types_supported"])
+    assert {"authorization_code", "refresh_token", METADATA["grant_types"][2]} <= set(
+        found["grant_types_supported"]
+    )
     assert "S256" in found["code_challenge_methods_supported"]
     assert "create" in found["prompt_values_supported"]
     assert found["device_authorization_endpoint"].startswith(BASE)
@@ -66,7 +76,11 @@ def check_discovery(server: TestServer) -> None:
 def check_account_links(program: Program, browser: Browser) -> None:
     """The links that it makes of the address of the account page and what that offers."""
     actions = program.server_metadata["account_management_actions_supported"]
-    for action in ("org.matrix.profile", "org.matrix.devices_list", "org.matrix.account_deactivate"):
+    for action in (
+        "org.matrix.profile",
+        "org.matrix.devices_list",
+        "org.matrix.account_deactivate",
+    ):
         assert action in actions
         browser.open(f"{program.path_of('account_management_uri')}?{urlencode({'action': action})}")
         assert browser.status == 200, action
@@ -81,7 +95,9 @@ def follow(user: User) -> None:
     room_id = create(user, name="Tea")
     wanted = {"all_rooms": a_list([0, 19], limit=1, state=STATE)}
     offered = ("account_data", "receipts", "typing")
-    rooms = SlidingClient(user, lists=wanted, extensions={name: {"enabled": True} for name in offered})
+    rooms = SlidingClient(
+        user, lists=wanted, extensions={name: {"enabled": True} for name in offered}
+    )
     answer = rooms.sync()
     assert room_id in answer["rooms"]
     assert answer["rooms"][room_id]["name"] == "Tea"
@@ -99,10 +115,15 @@ def test_it_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
     browser.send("/_mahalla/sign_in", password="wonderland")
     browser.send(program.path_of("authorization_endpoint"), button="allow")
     assert urlsplit(browser.location)[:3] == ("io.element.android", "", "/")
-    back = dict(parse_qsl(urlsplit(browser.location).query, strict_parsing=True))  # it looks nowhere but in the query
+    back = dict(
+        parse_qsl(urlsplit(browser.location).query, strict_parsing=True)
+    )  # it looks nowhere but in the query
     assert back["state"] == "a state"
     answer = program.exchange(back["code"])
-    assert (answer.json["token_type"], answer.headers["content-type"]) == ("Bearer", "application/json")
+    assert (answer.json["token_type"], answer.headers["content-type"]) == (
+        "Bearer",
+        "application/json",
+    )
     alice = program.take(answer)
     assert (alice.user_id, alice.device_id) == ("@alice:example.org", program.device_id)
     assert alice.get("/_matrix/client/versions").status == 200
@@ -113,12 +134,17 @@ def test_it_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
     # the time of the first token is over
     server.clock.advance(answer.json["expires_in"] + 1)
     expired = alice.get(f"{V3}/account/whoami")
-    assert (expired.status, expired.errcode, expired.json["soft_logout"]) == (401, "M_UNKNOWN_TOKEN", True)
+    assert (expired.status, expired.errcode, expired.json["soft_logout"]) == (
+        401,
+        "M_UNKNOWN_TOKEN",
+        True,
+    )
     again = program.take(program.refresh())
     assert again.device_id == alice.device_id
     follow(again)
 
-    # to sign out, it revokes the access token: with it goes the session, the device, and what could be refreshed
+    # to sign out, it revokes the access token: with it goes the session, the device, and what could
+    # be refreshed
     assert sign_out(program).status == 200
     ended = again.get(f"{V3}/account/whoami")
     assert (ended.status, ended.errcode) == (401, "M_UNKNOWN_TOKEN")
@@ -132,7 +158,9 @@ def test_it_makes_an_account(server: TestServer) -> None:
     program, browser = Program(server, LOCALIZED), Browser(server)
     browser.open(program.request(prompt="create"))
     assert browser.path.startswith("/_mahalla/register")
-    browser.send("/_mahalla/register", name="carol", password="wonderland", password_again="wonderland")
+    browser.send(
+        "/_mahalla/register", name="carol", password="wonderland", password_again="wonderland"
+    )
     browser.send(program.path_of("authorization_endpoint"), button="allow")
     carol = program.take(program.exchange(returned(browser)["code"]))
     assert carol.user_id == "@carol:example.org"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from homeserver.services.foreign_links import read_link, read_web_link, shown_link
+from homeserver.services.pages.external_links import read_link, read_web_link, shown_link
 
 
 @pytest.mark.parametrize(

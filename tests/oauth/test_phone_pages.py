@@ -1,4 +1,5 @@
-"""Pages on which people give a telephone number: of the account, to register, for a forgotten password."""
+"""Pages on which people give a telephone number: of the account, to register, for a forgotten
+password."""
 
 from pathlib import Path
 
@@ -6,9 +7,9 @@ import msgspec
 import pytest
 
 from federation.protocol.ids import UserID
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database
-from storage.threepids import ThreepidRow, ThreepidStore
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.engine.database import Database
+from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.server import TestServer
 from tests.helpers.sms import SMSGateway
@@ -39,7 +40,9 @@ def press(browser: Browser, do: str, **fields: str) -> None:
     browser.post(form.action, {**form.fields, **fields})
 
 
-def test_a_number_is_added_and_serves_to_reset_the_password(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_number_is_added_and_serves_to_reset_the_password(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     server.register("alice")
     browser = Browser(server)
     browser.open(ACCOUNT)
@@ -81,7 +84,9 @@ def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGat
     """Whoever asks for a new password reads the same of every number, to the end."""
     alice, now = server.register("alice"), int(server.clock.seconds() * 1000)
     row = ThreepidRow("msisdn", "998901234567", alice.user_id, now, now)
-    server.run(server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row))
+    server.run(
+        server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row)
+    )
     read = []
     for number in (NUMBER, "+998 91 234-56-78"):
         browser = Browser(server)
@@ -89,7 +94,12 @@ def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGat
         pages = []
         browser.send(number=number)
         for _ in range(5):
-            pages.append((browser.status, browser.words.replace("998901234567", "N").replace("998912345678", "N")))
+            pages.append(
+                (
+                    browser.status,
+                    browser.words.replace("998901234567", "N").replace("998912345678", "N"),
+                )
+            )
             browser.send(code="no", password="looking-glass", password_again="looking-glass")
         read.append(pages)
     assert read[0] == read[1]
@@ -101,12 +111,16 @@ def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGat
 def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, CONFIG + "registrations_require_3pid: [msisdn]\n", web=gateway)
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "registrations_require_3pid: [msisdn]\n", web=gateway
+    )
     store = AccountStore(server.app.database)
     alice = UserID("@alice:example.org")
     server.run(server.app.database.write("account", store.add_account, AccountRow(alice, None, 0)))
     row = ThreepidRow("msisdn", "998901234567", alice, 0, 0)
-    server.run(server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row))
+    server.run(
+        server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row)
+    )
     browser = Browser(server)
     browser.open("/_mahalla/register")
     browser.send(number=NUMBER)
@@ -117,7 +131,9 @@ def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
 def test_a_gateway_that_fails_tells_nobody_either(server: TestServer, gateway: SMSGateway) -> None:
     alice, now = server.register("alice"), int(server.clock.seconds() * 1000)
     row = ThreepidRow("msisdn", "998901234567", alice.user_id, now, now)
-    server.run(server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row))
+    server.run(
+        server.app.database.write("number", ThreepidStore(server.app.database).add_threepid, row)
+    )
     gateway.is_away = True
     statuses = []
     for number in (NUMBER, "+998 91 234-56-78"):
@@ -128,7 +144,9 @@ def test_a_gateway_that_fails_tells_nobody_either(server: TestServer, gateway: S
     assert statuses == [200, 200]
 
 
-def test_a_code_that_was_wrong_too_often_is_asked_for_again(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_code_that_was_wrong_too_often_is_asked_for_again(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     server.register("alice")
     browser = Browser(server)
     browser.open(ACCOUNT)
@@ -143,27 +161,39 @@ def test_a_code_that_was_wrong_too_often_is_asked_for_again(server: TestServer, 
     assert "The number is added." in browser.words
 
 
-def test_a_code_is_not_lost_where_somebody_signs_in_once_more(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_code_is_not_lost_where_somebody_signs_in_once_more(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     alice = server.register("alice")
     store = server.app.accounts.store
     password_hash = server.run(store.get_accounts([alice.user_id]))[alice.user_id].password_hash
     browser = Browser(server)
     browser.open(ACCOUNT)
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    server.run(server.app.database.write("no_password", store.set_password_hash, alice.user_id, None))
+    server.run(
+        server.app.database.write("no_password", store.set_password_hash, alice.user_id, None)
+    )
     server.clock.advance(16 * 60)
     browser.open(ACCOUNT)
     press(browser, "send_code", number=NUMBER)
     press(browser, "take_number", code=gateway.code)
     assert browser.path.startswith(SIGN_IN)
-    server.run(server.app.database.write("a_password", store.set_password_hash, alice.user_id, password_hash))
+    server.run(
+        server.app.database.write(
+            "a_password", store.set_password_hash, alice.user_id, password_hash
+        )
+    )
     browser.send(SIGN_IN, name="alice", password="wonderland")
     press(browser, "take_number", code=gateway.code, old_password="wonderland")
     assert "The number is added." in browser.words
 
 
-def test_an_account_is_made_with_a_number(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> None:
-    server = TestServer(tmp_path, sqlite_database, CONFIG + "registrations_require_3pid: [msisdn]\n", web=gateway)
+def test_an_account_is_made_with_a_number(
+    tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
+) -> None:
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "registrations_require_3pid: [msisdn]\n", web=gateway
+    )
     browser = Browser(server)
     browser.open("/_mahalla/register")
     browser.send(number="12")
@@ -183,7 +213,10 @@ def test_an_account_is_made_with_a_number(tmp_path: Path, sqlite_database: Datab
 def test_an_account_is_made_with_an_address_and_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
-    config = CONFIG + "email: {smtp_host: mail.example.org}\nregistrations_require_3pid: [email, msisdn]\n"
+    config = (
+        CONFIG
+        + "email: {smtp_host: mail.example.org}\nregistrations_require_3pid: [email, msisdn]\n"
+    )
     server = TestServer(tmp_path, sqlite_database, config, web=gateway)
     browser = Browser(server)
     browser.open("/_mahalla/register")

@@ -1,11 +1,12 @@
-"""Two devices meet to sign one of them in by a QR code: in the form of MSC4388, and in that of MSC4108 of 2024."""
+"""Two devices meet to sign one of them in by a QR code: in the form of MSC4388, and in that of
+MSC4108 of 2024."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.oauth import BASE, CONFIG
 from tests.helpers.server import TestServer
@@ -21,7 +22,12 @@ def open_server(folder: Path, database: Database, who: str, limits: str = "{}") 
 
 @pytest.fixture
 def open_to_all(tmp_path: Path, sqlite_database: Database) -> TestServer:
-    return open_server(tmp_path, sqlite_database, "everybody", "{rendezvous: {per_second: 1000, burst_count: 1000}}")
+    return open_server(
+        tmp_path,
+        sqlite_database,
+        "everybody",
+        "{rendezvous: {per_second: 1000, burst_count: 1000}}",
+    )
 
 
 def test_two_devices_talk(server: TestServer) -> None:
@@ -33,7 +39,11 @@ def test_two_devices_talk(server: TestServer) -> None:
     place = f"{PATH}/{begun['id']}"
     server.clock.advance(1)
     read = server.get(place).json
-    assert read == {"data": "from bob", "sequence_token": begun["sequence_token"], "expires_in_ms": 299_000}
+    assert read == {
+        "data": "from bob",
+        "sequence_token": begun["sequence_token"],
+        "expires_in_ms": 299_000,
+    }
     word = {"sequence_token": read["sequence_token"], "data": "from the other"}
     written = server.put(place, word).json
     assert written["sequence_token"] != read["sequence_token"]
@@ -52,9 +62,14 @@ def test_two_devices_talk(server: TestServer) -> None:
 def test_who_may_not_begin(server: TestServer) -> None:
     assert server.post(PATH, {"data": "x"}).errcode == "M_FORBIDDEN"
     guest = server.post("/_matrix/client/v3/register?kind=guest", {}).json["access_token"]
-    assert server.client.request("POST", PATH, json={"data": "x"}, token=guest).errcode == "M_FORBIDDEN"
+    assert (
+        server.client.request("POST", PATH, json={"data": "x"}, token=guest).errcode
+        == "M_FORBIDDEN"
+    )
     assert server.post(OLDER, None, body=b"x").errcode == "M_UNRECOGNIZED"
-    assert "org.matrix.msc4108" not in server.get("/_matrix/client/versions").json["unstable_features"]
+    assert (
+        "org.matrix.msc4108" not in server.get("/_matrix/client/versions").json["unstable_features"]
+    )
 
 
 def test_a_server_without_qr_codes(tmp_path: Path, sqlite_database: Database) -> None:
@@ -104,7 +119,10 @@ def older(server: TestServer, method: str, path: str, body: bytes | None, **head
 
 def test_the_older_form(open_to_all: TestServer) -> None:
     server = open_to_all
-    assert server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4108"] is True
+    assert (
+        server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4108"]
+        is True
+    )
     begun = older(server, "POST", OLDER, b"from bob", Content_Type="text/plain")
     assert begun.status == 201
     assert begun.headers["expires"].endswith(" GMT")
@@ -113,13 +131,20 @@ def test_the_older_form(open_to_all: TestServer) -> None:
     etag = begun.headers["etag"]
     read = older(server, "GET", place, None)
     assert (read.status, read.body, read.headers["etag"]) == (200, b"from bob", etag)
-    assert (read.headers["content-type"], read.headers["cache-control"]) == ("text/plain", "no-store")
+    assert (read.headers["content-type"], read.headers["cache-control"]) == (
+        "text/plain",
+        "no-store",
+    )
     assert "sandbox" in read.headers["content-security-policy"]
     assert older(server, "GET", place, None, If_None_Match=etag).status == 304
     written = older(server, "PUT", place, b"<b>", Content_Type="text/plain", If_Match=etag)
     assert written.status == 202
     late = older(server, "PUT", place, b"late", Content_Type="text/plain", If_Match=etag)
-    assert (late.status, late.errcode, late.headers["etag"]) == (412, "M_UNKNOWN", written.headers["etag"])
+    assert (late.status, late.errcode, late.headers["etag"]) == (
+        412,
+        "M_UNKNOWN",
+        written.headers["etag"],
+    )
     assert late.json["org.matrix.msc4108.errcode"] == "M_CONCURRENT_WRITE"
     assert older(server, "GET", place, None, If_None_Match=etag).body == b"<b>"
     assert older(server, "GET", place, None, Sec_Fetch_Mode="navigate").errcode == "M_FORBIDDEN"
@@ -131,9 +156,15 @@ def test_the_older_form_is_asked_wrongly(open_to_all: TestServer) -> None:
     server = open_to_all
     assert older(server, "POST", OLDER, b"x").errcode == "M_MISSING_PARAM"
     assert older(server, "POST", OLDER, b"x", Content_Type="text/html").errcode == "M_INVALID_PARAM"
-    assert older(server, "POST", OLDER, b"x" * 4097, Content_Type="text/plain").errcode == "M_TOO_LARGE"
+    assert (
+        older(server, "POST", OLDER, b"x" * 4097, Content_Type="text/plain").errcode
+        == "M_TOO_LARGE"
+    )
     begun = older(server, "POST", OLDER, b"x", Content_Type="text/plain")
     place = begun.json["url"].removeprefix(BASE)
     assert older(server, "PUT", place, b"y", Content_Type="text/plain").errcode == "M_MISSING_PARAM"
     for etag in ("*", 'W/"x"', "x", '"'):
-        assert older(server, "PUT", place, b"y", Content_Type="text/plain", If_Match=etag).errcode == "M_INVALID_PARAM"
+        assert (
+            older(server, "PUT", place, b"y", Content_Type="text/plain", If_Match=etag).errcode
+            == "M_INVALID_PARAM"
+        )

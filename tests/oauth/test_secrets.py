@@ -1,5 +1,6 @@
-"""No secret is ever told to those who read logs, records or errors: passwords, tokens, codes, cookies and what clients keep to themselves
-are shown here on every way in, also where it goes wrong, and looked for everywhere afterwards, in the database too."""
+"""No secret is ever told to those who read logs, records or errors: passwords, tokens, codes,
+cookies and what clients keep to themselves are shown here on every way in, also where it goes
+wrong, and looked for everywhere afterwards, in the database too."""
 
 import hashlib
 import re
@@ -14,8 +15,8 @@ from zope.interface import implementer
 
 from homeserver.observe.access import AccessLines
 from homeserver.observe.logs import JsonObserver, TextObserver
-from storage.accounts import AccountStore
-from storage.database import Database
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer, Pending
 from tests.helpers.kept import read_everything
@@ -36,7 +37,8 @@ jwt_config: {{enabled: true, secret: jwt-signing-secret, algorithm: HS256}}
 
 
 class Secrets:
-    """Those that were shown or given: `shown` may stand in no answer that refuses; `sessions` go on in those that ask for more."""
+    """Those that were shown or given: `shown` may stand in no answer that refuses; `sessions` go on
+    in those that ask for more."""
 
     def __init__(self) -> None:
         self.shown: set[str] = {SHARED, "introspection-secret", "jwt-signing-secret"}
@@ -51,7 +53,14 @@ class Secrets:
     def learn(self, answer: Answer) -> Answer:
         """All that a JSON answer gives."""
         for name, value in answer.json.items():
-            if name in ("access_token", "refresh_token", "login_token", "device_code", "user_code", "token"):
+            if name in (
+                "access_token",
+                "refresh_token",
+                "login_token",
+                "device_code",
+                "user_code",
+                "token",
+            ):
                 self.shown.add(str(value))
             if name == "session":
                 self.sessions.add(str(value))
@@ -89,7 +98,10 @@ class Ears:
     def logs(self) -> str:
         """All that stands in a log of any kind."""
         lines: list[str] = []
-        for observer in (TextObserver(lines.append, LogLevel.debug), JsonObserver(lines.append, LogLevel.debug)):
+        for observer in (
+            TextObserver(lines.append, LogLevel.debug),
+            JsonObserver(lines.append, LogLevel.debug),
+        ):
             for event in self.events:
                 observer(event)
         for as_json in (True, False):
@@ -102,13 +114,18 @@ class Ears:
 def login(server: TestServer, name: str, password: str, **further: Any) -> Answer:
     identifier = {"type": "m.id.user", "user": name}
     return server.post(
-        f"{V3}/login", {"type": "m.login.password", "identifier": identifier, "password": password, **further}
+        f"{V3}/login",
+        {"type": "m.login.password", "identifier": identifier, "password": password, **further},
     )
 
 
 def by_password(name: str, password: str, session: str | None = None) -> dict[str, object]:
     user = {"type": "m.id.user", "user": name}
-    proof: dict[str, object] = {"type": "m.login.password", "identifier": user, "password": password}
+    proof: dict[str, object] = {
+        "type": "m.login.password",
+        "identifier": user,
+        "password": password,
+    }
     return proof if session is None else {**proof, "session": session}
 
 
@@ -124,7 +141,8 @@ def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
         assert login(server, name, secrets.password("wrong")).status == 403
     for body in (
         b'{"type": "m.login.password", "password": "%s"' % secrets.password("cut").encode(),
-        b'{"type": "m.login.password", "identifier": "%s"}' % secrets.password("identifier").encode(),
+        b'{"type": "m.login.password", "identifier": "%s"}'
+        % secrets.password("identifier").encode(),
         b'{"type": 7, "password": "%s"}' % secrets.password("seven").encode(),
     ):
         assert server.post(f"{V3}/login", body=body).status == 400
@@ -137,11 +155,14 @@ def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
     asked = secrets.learn(bob.post("/_matrix/client/v1/login/get_token"))
     session = asked.json["session"]
     refused = bob.post(
-        "/_matrix/client/v1/login/get_token", {"auth": by_password("bob", secrets.password("no"), session)}
+        "/_matrix/client/v1/login/get_token",
+        {"auth": by_password("bob", secrets.password("no"), session)},
     )
     assert refused.status == 401
     given = secrets.learn(
-        bob.post("/_matrix/client/v1/login/get_token", {"auth": by_password("bob", password, session)})
+        bob.post(
+            "/_matrix/client/v1/login/get_token", {"auth": by_password("bob", password, session)}
+        )
     )
     for status in (200, 403):
         token = {"type": "m.login.token", "token": given.json["login_token"]}
@@ -156,7 +177,10 @@ def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
     assert bob.post(f"{V3}/account/password", wish).status == 400
     changed = secrets.password("changed")
     assert (
-        bob.post(f"{V3}/account/password", {"new_password": changed, "auth": by_password("bob", password)}).status
+        bob.post(
+            f"{V3}/account/password",
+            {"new_password": changed, "auth": by_password("bob", password)},
+        ).status
         == 200
     )
     reset_password(server, secrets, bob, changed)
@@ -178,12 +202,21 @@ def reset_password(server: TestServer, secrets: Secrets, bob: User, password: st
         return {"sid": str(sid), "client_secret": secret}
 
     creds = letter("account/3pid", "client-secret-of-an-address")
-    assert bob.post(f"{V3}/account/3pid/add", {**creds, "auth": by_password("bob", password)}).status == 200
+    assert (
+        bob.post(f"{V3}/account/3pid/add", {**creds, "auth": by_password("bob", password)}).status
+        == 200
+    )
     wish = {"new_password": secrets.password("reset")}
     asked = secrets.learn(server.post(f"{V3}/account/password", wish))
     creds = letter("account/password", "client-secret-of-a-reset")
-    for secret, status in ((secrets.password("client-secret-of-somebody"), 401), (creds["client_secret"], 200)):
-        proof = {"type": "m.login.email.identity", "threepid_creds": {**creds, "client_secret": secret}}
+    for secret, status in (
+        (secrets.password("client-secret-of-somebody"), 401),
+        (creds["client_secret"], 200),
+    ):
+        proof = {
+            "type": "m.login.email.identity",
+            "threepid_creds": {**creds, "client_secret": secret},
+        }
         auth = {**proof, "session": asked.json["session"]}
         assert server.post(f"{V3}/account/password", {**wish, "auth": auth}).status == status
 
@@ -191,7 +224,10 @@ def reset_password(server: TestServer, secrets: Secrets, bob: User, password: st
 def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
     password = secrets.password("alice")
     secrets.learn(
-        server.post(f"{V3}/register", {"username": "alice", "password": password, "auth": {"type": "m.login.dummy"}})
+        server.post(
+            f"{V3}/register",
+            {"username": "alice", "password": password, "auth": {"type": "m.login.dummy"}},
+        )
     )
     program, browser = Program(server), Browser(server)
     secrets.sessions.add("Secret-state")  # it goes back to the same browser
@@ -206,18 +242,32 @@ def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
     stolen = str(program.tokens["refresh_token"])
     program.take(secrets.learn(program.refresh()))
     program.form(
-        "introspection_endpoint", token=str(program.tokens["access_token"]), client_id="calendar", client_secret="x"
+        "introspection_endpoint",
+        token=str(program.tokens["access_token"]),
+        client_id="calendar",
+        client_secret="x",
     )
     found = {"client_id": "calendar", "client_secret": "introspection-secret"}
-    assert program.form("introspection_endpoint", token=str(program.tokens["access_token"]), **found).status == 200
+    assert (
+        program.form(
+            "introspection_endpoint", token=str(program.tokens["access_token"]), **found
+        ).status
+        == 200
+    )
     assert program.refresh(stolen).status == 400
     again = program.code(browser)
     secrets.shown.add(again)
     secrets.learn(program.exchange(again))
     assert program.exchange(again).status == 400
-    program.form("revocation_endpoint", token=str(program.tokens["access_token"]) + "x", client_id=program.client_id)
+    program.form(
+        "revocation_endpoint",
+        token=str(program.tokens["access_token"]) + "x",
+        client_id=program.client_id,
+    )
     asked = secrets.learn(
-        program.form("device_authorization_endpoint", client_id=program.client_id, scope=program.scope)
+        program.form(
+            "device_authorization_endpoint", client_id=program.client_id, scope=program.scope
+        )
     )
     browser.open(f"/_mahalla/link?user_code={asked.json['user_code']}")
     browser.send("/_mahalla/link", button="allow")
@@ -237,7 +287,9 @@ def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
     program.take(secrets.learn(program.exchange(program.code(browser))))
     assert (
         program.form(
-            "revocation_endpoint", token=str(program.tokens["access_token"]), client_id=program.client_id
+            "revocation_endpoint",
+            token=str(program.tokens["access_token"]),
+            client_id=program.client_id,
         ).status
         == 200
     )
@@ -249,7 +301,9 @@ def administer(server: TestServer, secrets: Secrets, database: Database) -> None
     wish = {"username": "root", "password": secrets.password("root"), "admin": True}
     assert server.post(path, {**wish, "nonce": nonce, "mac": secrets.password("mac")}).status == 403
     root = server.register("root", secrets.password("root"))
-    server.run(database.write("make_admin", AccountStore(database).set_flags, root.user_id, is_admin=True))
+    server.run(
+        database.write("make_admin", AccountStore(database).set_flags, root.user_id, is_admin=True)
+    )
     secrets.shown.add(root.token)
     of_carol = "/_synapse/admin/v2/users/@carol:example.org"
     assert root.put(of_carol, {"password": secrets.password("carol")}).status == 201
@@ -276,7 +330,9 @@ def break_down(server: TestServer, secrets: Secrets, monkeypatch: pytest.MonkeyP
         assert browser.status == 500
 
 
-def test_no_secret_is_told(tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_told(
+    tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, secrets = TestServer(tmp_path, sqlite_database, FURTHER), Secrets()
     ears = Ears(server)
     with ears.open(monkeypatch):
@@ -296,4 +352,6 @@ def test_no_secret_is_told(tmp_path: Path, sqlite_database: Database, monkeypatc
     kept = server.run(read_everything(sqlite_database))  # audit records too
     assert kept.count("audit_records: ") > 20
     read_by_administrators = secrets.password("registration")
-    assert [secret for secret in secrets.shown | secrets.sessions if secret in kept] == [read_by_administrators]
+    assert [secret for secret in secrets.shown | secrets.sessions if secret in kept] == [
+        read_by_administrators
+    ]

@@ -1,4 +1,5 @@
-"""Apps of the older API over the server's own pages, signing in once more, and the end of all other sessions."""
+"""Apps of the older API over the server's own pages, signing in once more, and the end of all other
+sessions."""
 
 import re
 from pathlib import Path
@@ -6,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
@@ -55,21 +56,28 @@ def test_an_app_of_the_older_api(server: TestServer, browser: Browser) -> None:
     assert redeem(server, browser).user_id == "@alice:example.org"
     # the token was good once
     token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
-    assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 403
+    assert (
+        server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status
+        == 403
+    )
 
 
 @pytest.mark.parametrize("name", ["action", "org.matrix.msc3824.action"])
 def test_an_app_that_registers_somebody(server: TestServer, browser: Browser, name: str) -> None:
     leave(browser, f"redirectUrl={APP}&{name}=register")
     assert browser.path.startswith("/_mahalla/register")
-    browser.send("/_mahalla/register", name="bob", password="wonderland", password_again="wonderland")
+    browser.send(
+        "/_mahalla/register", name="bob", password="wonderland", password_again="wonderland"
+    )
     assert "Go on to app.example.com?" in browser.words
     browser.send("/_mahalla/sso")
     assert redeem(server, browser).user_id == "@bob:example.org"
 
 
 def test_nothing_leaves_unasked(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, CONFIG + "sso: {client_whitelist: ['https://known.example/']}\n")
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "sso: {client_whitelist: ['https://known.example/']}\n"
+    )
     server.register("alice")
     browser = Browser(server)
     leave(browser, "redirectUrl=https://known.example.evil/")
@@ -82,7 +90,10 @@ def test_nothing_leaves_unasked(tmp_path: Path, sqlite_database: Database) -> No
     assert re.fullmatch(r"https://known\.example/app\?loginToken=\w+", where)
     assert browser.answer.headers["refresh"] == f"0;url={where}"
     token = where.partition("loginToken=")[2]
-    assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 200
+    assert (
+        server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status
+        == 200
+    )
     for wrong in ("javascript:alert(1)", "https://me@app.example/", ""):
         assert browser.open(f"{REDIRECT}?redirectUrl={wrong}").status == 400
         assert browser.open(f"/_mahalla/sso?redirectUrl={wrong}").status == 400
@@ -114,12 +125,18 @@ def test_an_app_has_somebody_sign_in_again(program: Program, browser: Browser) -
     assert "Let Element X use your account?" in browser.words
 
 
-def test_all_other_sessions_are_ended(server: TestServer, program: Program, browser: Browser) -> None:
+def test_all_other_sessions_are_ended(
+    server: TestServer, program: Program, browser: Browser
+) -> None:
     app = program.sign_in(browser)
     other_app = server.register("bob")
     older = server.post(
         "/_matrix/client/v3/login",
-        {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"},
+        {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": "alice"},
+            "password": "wonderland",
+        },
     )
     alice = User(server, older.json)
     other = Browser(server)

@@ -7,11 +7,11 @@ from random import Random
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.services.secret_text import SecretText, oauth_family_of
-from storage.account_validity import AccountValidityStore
-from storage.accounts import AccountStore
-from storage.database import Database
-from storage.tokens import SAME_MOMENT_MS
+from homeserver.services.tokens.secret_tokens import SecretText, oauth_family_of
+from storage.accounts.accounts import AccountStore
+from storage.accounts.validity import AccountValidityStore
+from storage.engine.database import Database
+from storage.login.access_tokens import SAME_MOMENT_MS
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
@@ -78,7 +78,9 @@ def test_a_refresh_token_that_is_used_again_ends_the_session(program: Program, a
     assert len(_devices(program.server)) == 1  # the one that registered
 
 
-def test_a_process_of_an_app_that_refreshes_a_moment_too_late(program: Program, browser: Browser) -> None:
+def test_a_process_of_an_app_that_refreshes_a_moment_too_late(
+    program: Program, browser: Browser
+) -> None:
     program.sign_in(browser)
     first = str(program.tokens["refresh_token"])
     alice = program.take(program.refresh())  # which uses the new token
@@ -106,7 +108,16 @@ def test_a_made_up_token_ends_nothing(program: Program, alice: User) -> None:
     real = str(program.tokens["refresh_token"])
     family = oauth_family_of(real)
     assert family is not None
-    for token in ("", "x", "mho_" + "a" * 54, real[:-1], real + "x", real.swapcase(), "mhr_" + real[4:], "\x00"):
+    for token in (
+        "",
+        "x",
+        "mho_" + "a" * 54,
+        real[:-1],
+        real + "x",
+        real.swapcase(),
+        "mhr_" + real[4:],
+        "\x00",
+    ):
         assert program.refresh(token).status == 400
     assert oauth_family_of(real[:-7] + "!" + real[-6:]) is None
     assert alice.get(WHOAMI).status == 200
@@ -136,15 +147,25 @@ def test_a_token_belongs_to_one_program(program: Program, alice: User) -> None:
     assert program.refresh().status == 200
 
 
-def test_the_older_refresh_takes_no_such_token_and_this_no_older(program: Program, browser: Browser) -> None:
+def test_the_older_refresh_takes_no_such_token_and_this_no_older(
+    program: Program, browser: Browser
+) -> None:
     program.sign_in(browser)
     server = program.server
     token = str(program.tokens["refresh_token"])
-    assert server.post("/_matrix/client/v3/refresh", {"refresh_token": token}).errcode == "M_UNKNOWN_TOKEN"
+    assert (
+        server.post("/_matrix/client/v3/refresh", {"refresh_token": token}).errcode
+        == "M_UNKNOWN_TOKEN"
+    )
     body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
-    older = server.post("/_matrix/client/v3/login", {**body, "password": "wonderland", "refresh_token": True}).json
+    older = server.post(
+        "/_matrix/client/v3/login", {**body, "password": "wonderland", "refresh_token": True}
+    ).json
     refused(program.refresh(older["refresh_token"]))
-    assert server.post("/_matrix/client/v3/refresh", {"refresh_token": older["refresh_token"]}).status == 200
+    assert (
+        server.post("/_matrix/client/v3/refresh", {"refresh_token": older["refresh_token"]}).status
+        == 200
+    )
 
 
 def test_sessions_end_when_their_time_is_over(tmp_path: Path, sqlite_database: Database) -> None:
@@ -177,7 +198,9 @@ def test_somebody_signs_in_anew_on_the_device(program: Program, browser: Browser
     second = program.sign_in(browser)
     assert (first.get(WHOAMI).status, second.get(WHOAMI).status) == (401, 200)
     refused(program.refresh(old))
-    assert second.get(WHOAMI).status == 200  # the old session was over: nothing was stolen from this one
+    assert (
+        second.get(WHOAMI).status == 200
+    )  # the old session was over: nothing was stolen from this one
     # by the older sign-in the device is no longer one of this API
     body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
     login = {**body, "password": "wonderland", "device_id": program.device_id}
@@ -188,7 +211,9 @@ def test_somebody_signs_in_anew_on_the_device(program: Program, browser: Browser
 @pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
 def test_an_app_signs_out(program: Program, alice: User, kind: str) -> None:
     token = str(program.tokens[kind])
-    answer = program.form("revocation_endpoint", token=token, token_type_hint=kind, client_id=program.client_id)
+    answer = program.form(
+        "revocation_endpoint", token=token, token_type_hint=kind, client_id=program.client_id
+    )
     assert answer.status == 200
     assert alice.get(WHOAMI).status == 401
     refused(program.refresh())
@@ -198,15 +223,21 @@ def test_an_app_signs_out(program: Program, alice: User, kind: str) -> None:
 
 
 def test_who_finds_a_token_may_end_it(program: Program, alice: User) -> None:
-    assert program.form("revocation_endpoint", token=alice.token, client_id="a scanner").status == 200
+    assert (
+        program.form("revocation_endpoint", token=alice.token, client_id="a scanner").status == 200
+    )
     assert alice.get(WHOAMI).status == 401
     assert [event for event, _ in told(program.server)][-2:] == ["token_found", "session_ended"]
     refused(program.form("revocation_endpoint"), "invalid_request")
     assert program.form("revocation_endpoint", token="mha_unknown").status == 200
 
 
-def test_an_account_whose_day_is_over_before_the_code_is_exchanged(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 100d}\n")
+def test_an_account_whose_day_is_over_before_the_code_is_exchanged(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 100d}\n"
+    )
     alice = server.register("alice")
     program = Program(server)
     code = program.code(Browser(server))
@@ -220,7 +251,9 @@ def test_an_account_whose_day_is_over_before_the_code_is_exchanged(tmp_path: Pat
 def test_a_code_of_before_a_new_password(program: Program, browser: Browser) -> None:
     code = program.code(browser)
     people = program.server.app.people
-    program.server.run(people.accounts.do_set_password(UserID("@alice:example.org"), "a new password"))
+    program.server.run(
+        people.accounts.do_set_password(UserID("@alice:example.org"), "a new password")
+    )
     refused(program.exchange(code))
     assert program.sign_in(browser).get(WHOAMI).status == 200  # the sessions themselves go on
 
@@ -235,7 +268,11 @@ def test_other_ways_to_end_a_session(program: Program, browser: Browser) -> None
 
 
 def test_what_needs_a_password_is_not_for_apps(alice: User) -> None:
-    proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    proof = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": "wonderland",
+    }
     for path, body in (
         ("account/password", {"new_password": "x"}),
         ("account/deactivate", {}),
@@ -257,7 +294,9 @@ def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> No
     alice = trusting.sign_in(Browser(trusting.server))
 
     def ask(token: str) -> Answer:
-        return trusting.form("introspection_endpoint", token=token, client_id="calendar", client_secret="sesame")
+        return trusting.form(
+            "introspection_endpoint", token=token, client_id="calendar", client_secret="sesame"
+        )
 
     found = ask(alice.token).json
     assert found == {
@@ -274,7 +313,10 @@ def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> No
     refreshing = ask(str(trusting.tokens["refresh_token"])).json
     assert (refreshing["active"], "token_type" in refreshing) == (True, False)
     older = trusting.server.register("bob")
-    assert ask(older.token).json["scope"] == f"urn:matrix:client:api:* urn:matrix:client:device:{older.device_id}"
+    assert (
+        ask(older.token).json["scope"]
+        == f"urn:matrix:client:api:* urn:matrix:client:device:{older.device_id}"
+    )
     for token in ("unknown", "mha_x", "\udcff"):
         assert ask(token).json == {"active": False} if token.isascii() else True
     database, accounts = trusting.server.app.database, AccountStore(trusting.server.app.database)
@@ -302,7 +344,9 @@ def test_services_are_told_of_no_pair_that_was_put_by(trusting: Program) -> None
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
-def test_apps_are_told_what_they_cannot_do(tmp_path: Path, sqlite_database: Database, confirmed: bool) -> None:
+def test_apps_are_told_what_they_cannot_do(
+    tmp_path: Path, sqlite_database: Database, confirmed: bool
+) -> None:
     tokens = f"login_via_existing_session: {{enabled: true, require_ui_auth: {str(confirmed).lower()}}}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + tokens)
     older = server.register("alice")
@@ -317,7 +361,10 @@ def test_apps_are_told_what_they_cannot_do(tmp_path: Path, sqlite_database: Data
     assert told(older)["m.change_password"]
     assert told(older)["m.get_login_token"]
     assert (app.post("/_matrix/client/v1/login/get_token", {}).status == 200) is not confirmed
-    assert app.post("/_matrix/client/v3/account/password", {"new_password": "another password"}).status == 403
+    assert (
+        app.post("/_matrix/client/v3/account/password", {"new_password": "another password"}).status
+        == 403
+    )
 
 
 def test_the_secret_of_a_service_is_not_guessed(tmp_path: Path, sqlite_database: Database) -> None:
@@ -327,12 +374,18 @@ def test_the_secret_of_a_service_is_not_guessed(tmp_path: Path, sqlite_database:
     program = Program(server)
 
     def ask(secret: str) -> int:
-        return program.form("introspection_endpoint", token="x", client_id="calendar", client_secret=secret).status
+        return program.form(
+            "introspection_endpoint", token="x", client_id="calendar", client_secret=secret
+        ).status
 
-    assert [ask("sesame") for _ in range(6)] == [200] * 6  # who is right may ask as often as they like
+    assert [ask("sesame") for _ in range(6)] == [
+        200
+    ] * 6  # who is right may ask as often as they like
     assert [ask(f"guess {number}") for number in range(5)] == [401, 401, 401, 429, 429]
     assert ask("sesame") == 429
-    assert program.sign_in(Browser(server)).user_id == "@alice:example.org"  # people sign in meanwhile
+    assert (
+        program.sign_in(Browser(server)).user_id == "@alice:example.org"
+    )  # people sign in meanwhile
     server.clock.advance(101)
     assert ask("sesame") == 200
 
@@ -340,10 +393,18 @@ def test_the_secret_of_a_service_is_not_guessed(tmp_path: Path, sqlite_database:
 def test_others_are_told_nothing(trusting: Program) -> None:
     path = trusting.path_of("introspection_endpoint")
     for name, secret in (("calendar", "wrong"), ("other", "sesame"), ("", "")):
-        answer = trusting.form("introspection_endpoint", token="x", client_id=name, client_secret=secret)
+        answer = trusting.form(
+            "introspection_endpoint", token="x", client_id=name, client_secret=secret
+        )
         refused(answer, "invalid_client", 401)
-    for header, status in ((_basic("calendar:sesame"), 200), (_basic("calendar:x"), 401), ("Basic !", 401)):
-        answer = trusting.server.client.request("POST", path, body=b"token=x", headers={"Authorization": header})
+    for header, status in (
+        (_basic("calendar:sesame"), 200),
+        (_basic("calendar:x"), 401),
+        ("Basic !", 401),
+    ):
+        answer = trusting.server.client.request(
+            "POST", path, body=b"token=x", headers={"Authorization": header}
+        )
         assert answer.status == status
 
 

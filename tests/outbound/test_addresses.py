@@ -2,13 +2,15 @@
 
 import pytest
 
-from federation.outbound.addresses import AddressPolicy
-from homeserver.config.others import PRIVATE_NETWORKS
+from federation.http_client.address_policy import AddressPolicy
+from homeserver.config.outgoing import PRIVATE_NETWORKS
 
 POLICY = AddressPolicy(PRIVATE_NETWORKS, ["10.20.0.0/16", "fd00::5"])
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "10.20.1.1", "fd00::5", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "2606:2800:220:1::1", "10.20.1.1", "fd00::5", "::ffff:8.8.8.8"]
+)
 def test_what_may_be_contacted(address: str) -> None:
     assert POLICY.allows(address)
 

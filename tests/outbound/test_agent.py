@@ -1,4 +1,5 @@
-"""The wire to other servers, over real sockets: every way to find one, whose certificate counts, and what is refused."""
+"""The wire to other servers, over real sockets: every way to find one, whose certificate counts,
+and what is refused."""
 
 import gzip
 import hashlib
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from federation.outbound.tls import TlsTrust
+from federation.http_client.tls import TlsTrust
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.discovery import Service
 from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.certificates import START, Authority
 from tests.helpers.far_side import CLOCK, LOOPBACK, FarSide, Speaker, ok
 
@@ -26,7 +27,9 @@ def host_of(request: bytes) -> str:
     return lines[0][6:]
 
 
-async def ask(far: FarSide, name: str, request: WireRequest = GET, allowed: Sequence[str] = LOOPBACK) -> WireAnswer:
+async def ask(
+    far: FarSide, name: str, request: WireRequest = GET, allowed: Sequence[str] = LOOPBACK
+) -> WireAnswer:
     return await far.agent(allowed).exchange(ServerName(name), request)
 
 
@@ -96,16 +99,22 @@ async def test_a_well_known_file_is_fetched_once_and_connections_are_kept(far: F
     assert len(far.connections) == 2
 
 
-async def test_a_delegated_host_without_a_port_is_looked_up_as_a_service_and_proves_its_own_name(far: FarSide) -> None:
+async def test_a_delegated_host_without_a_port_is_looked_up_as_a_service_and_proves_its_own_name(
+    far: FarSide,
+) -> None:
     port = far.listen(lambda _: ok(b"{}"), "matrix.south.example")
     far.moved[443] = far.listen(well_known("matrix.south.example"), "south.example")
     far.names.addresses |= {"south.example": ["127.0.0.1"], "machine.example": ["127.0.0.1"]}
-    far.names.services["_matrix-fed._tcp.matrix.south.example"] = [Service(10, 5, "machine.example", port)]
+    far.names.services["_matrix-fed._tcp.matrix.south.example"] = [
+        Service(10, 5, "machine.example", port)
+    ]
     assert (await ask(far, "south.example")).status == 200
     assert host_of(far.requests[1]) == "matrix.south.example"
 
 
-async def test_without_a_well_known_file_both_names_of_the_service_are_asked_for(far: FarSide) -> None:
+async def test_without_a_well_known_file_both_names_of_the_service_are_asked_for(
+    far: FarSide,
+) -> None:
     port = far.listen(lambda _: ok(b"{}"), "south.example")
     far.names.addresses["machine.example"] = ["127.0.0.1"]
     far.names.services["_matrix._tcp.south.example"] = [Service(10, 5, "machine.example", port)]
@@ -116,14 +125,23 @@ async def test_without_a_well_known_file_both_names_of_the_service_are_asked_for
 
 async def test_the_last_resort_is_port_8448(far: FarSide) -> None:
     far.moved[8448] = far.listen(lambda _: ok(b"{}"), "south.example")
-    far.moved[443] = far.listen(lambda _: b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "south.example")
+    far.moved[443] = far.listen(
+        lambda _: b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "south.example"
+    )
     far.names.addresses["south.example"] = ["127.0.0.1"]
     assert (await ask(far, "south.example")).status == 200
     assert host_of(far.requests[1]) == "south.example"
 
 
 @pytest.mark.parametrize(
-    "body", [b"no json", b"[]", b'{"m.server": 5}', b'{"m.server": "a b"}', b'{"m.server": "south.example:99999"}']
+    "body",
+    [
+        b"no json",
+        b"[]",
+        b'{"m.server": 5}',
+        b'{"m.server": "a b"}',
+        b'{"m.server": "south.example:99999"}',
+    ],
 )
 async def test_a_wrong_well_known_file_counts_as_none(far: FarSide, body: bytes) -> None:
     far.moved[8448] = far.listen(lambda _: ok(b"{}"), "south.example")
@@ -140,7 +158,9 @@ async def test_a_well_known_file_may_be_elsewhere_but_not_without_tls(far: FarSi
 
     def redirect(request: bytes) -> bytes:
         place = (
-            f"https://web.example:{elsewhere}/file" if b"Host: south" in request else f"http://south.example:{plain}/"
+            f"https://web.example:{elsewhere}/file"
+            if b"Host: south" in request
+            else f"http://south.example:{plain}/"
         )
         return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
 
@@ -154,7 +174,9 @@ async def test_a_well_known_file_may_be_elsewhere_but_not_without_tls(far: FarSi
 
 
 async def test_redirects_without_end_are_followed_five_times(far: FarSide) -> None:
-    loop = b"HTTP/1.1 301 Moved\r\nLocation: /.well-known/matrix/server\r\nContent-Length: 0\r\n\r\n"
+    loop = (
+        b"HTTP/1.1 301 Moved\r\nLocation: /.well-known/matrix/server\r\nContent-Length: 0\r\n\r\n"
+    )
     far.moved[443] = far.listen(lambda _: loop, "south.example")
     far.moved[8448] = far.listen(lambda _: ok(b"{}"), "south.example")
     far.names.addresses["south.example"] = ["127.0.0.1"]
@@ -201,8 +223,12 @@ async def test_a_certificate_for_the_target_of_a_service_is_refused(far: FarSide
     assert far.requests == []
 
 
-async def test_a_certificate_of_an_unknown_authority_is_refused(far: FarSide, tmp_path: Path) -> None:
-    port = far.listen(lambda _: ok(b"{}"), certificate=Authority(tmp_path, "unknown").issue("127.0.0.1"))
+async def test_a_certificate_of_an_unknown_authority_is_refused(
+    far: FarSide, tmp_path: Path
+) -> None:
+    port = far.listen(
+        lambda _: ok(b"{}"), certificate=Authority(tmp_path, "unknown").issue("127.0.0.1")
+    )
     assert "certificate verify failed" in str(await refused(far, f"127.0.0.1:{port}"))
     assert far.requests == []
 
@@ -221,7 +247,9 @@ async def test_a_server_without_tls_is_sent_no_request(far: FarSide) -> None:
 
 
 async def test_any_certificate_will_do_where_none_is_checked(far: FarSide, tmp_path: Path) -> None:
-    port = far.listen(lambda _: ok(b"{}"), certificate=Authority(tmp_path, "unknown").issue("other.example"))
+    port = far.listen(
+        lambda _: ok(b"{}"), certificate=Authority(tmp_path, "unknown").issue("other.example")
+    )
     agent = far.agent(trust=TlsTrust(verify=False))
     assert (await agent.exchange(ServerName(f"127.0.0.1:{port}"), GET)).status == 200
 
@@ -232,7 +260,12 @@ async def test_any_certificate_will_do_where_none_is_checked(far: FarSide, tmp_p
 async def test_an_address_that_is_not_allowed_is_not_contacted(far: FarSide) -> None:
     port = far.listen(lambda _: ok(b"{}"), "127.0.0.1", "south.example")
     far.names.addresses["south.example"] = ["127.0.0.1", "10.1.2.3"]
-    for name in (f"127.0.0.1:{port}", f"south.example:{port}", f"[::ffff:127.0.0.1]:{port}", f"[::1]:{port}"):
+    for name in (
+        f"127.0.0.1:{port}",
+        f"south.example:{port}",
+        f"[::ffff:127.0.0.1]:{port}",
+        f"[::1]:{port}",
+    ):
         error = await refused(far, name, allowed=())
         assert "does not contact" in str(error)
         assert not error.retryable
@@ -243,7 +276,9 @@ async def test_an_address_that_is_not_allowed_is_not_contacted(far: FarSide) -> 
 
 
 async def test_a_packed_answer_is_unpacked(far: FarSide) -> None:
-    port = far.listen(lambda _: ok(gzip.compress(b'{"a": 1}'), "Content-Encoding: gzip"), "127.0.0.1")
+    port = far.listen(
+        lambda _: ok(gzip.compress(b'{"a": 1}'), "Content-Encoding: gzip"), "127.0.0.1"
+    )
     answer = await ask(far, f"127.0.0.1:{port}")
     assert answer.body == b'{"a": 1}'
     assert b"Accept-Encoding: gzip" in far.requests[0]
@@ -252,12 +287,16 @@ async def test_a_packed_answer_is_unpacked(far: FarSide) -> None:
 async def test_what_unpacks_to_too_much_is_refused(far: FarSide) -> None:
     bomb = gzip.compress(b"0" * (20 << 20))
     port = far.listen(lambda _: ok(bomb, "Content-Encoding: gzip"), "127.0.0.1")
-    error = await refused(far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=1 << 20))
+    error = await refused(
+        far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=1 << 20)
+    )
     assert "longer than" in str(error)
 
 
 @pytest.mark.parametrize(("mebibytes", "is_read"), [(15, True), (20, False)])
-async def test_a_long_answer_that_is_packed_too_tightly_is_refused(far: FarSide, mebibytes: int, is_read: bool) -> None:
+async def test_a_long_answer_that_is_packed_too_tightly_is_refused(
+    far: FarSide, mebibytes: int, is_read: bool
+) -> None:
     packed = gzip.compress(b"0" * (mebibytes << 20))
     port = far.listen(lambda _: ok(packed, "Content-Encoding: gzip"), "127.0.0.1")
     request = WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=64 << 20)
@@ -268,7 +307,9 @@ async def test_a_long_answer_that_is_packed_too_tightly_is_refused(far: FarSide,
 
 
 async def test_a_long_answer_that_is_packed_as_events_are_is_read(far: FarSide) -> None:
-    said = b"".join(hashlib.sha256(b"%d" % number).hexdigest().encode() + b"0" * 500 for number in range(40_000))
+    said = b"".join(
+        hashlib.sha256(b"%d" % number).hexdigest().encode() + b"0" * 500 for number in range(40_000)
+    )
     port = far.listen(lambda _: ok(gzip.compress(said, 1), "Content-Encoding: gzip"), "127.0.0.1")
     request = WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=64 << 20)
     assert (await ask(far, f"127.0.0.1:{port}", request)).body == said
@@ -285,7 +326,9 @@ async def test_a_long_answer_that_is_packed_as_events_are_is_read(far: FarSide) 
 )
 async def test_a_body_that_is_too_long_is_not_read(far: FarSide, answer: bytes) -> None:
     port = far.listen(lambda _: answer, "127.0.0.1")
-    error = await refused(far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=1000))
+    error = await refused(
+        far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=1000)
+    )
     assert isinstance(error, AnswerTooLong)
     assert "longer than 1000 bytes" in str(error)
 
@@ -295,7 +338,9 @@ async def test_a_head_without_end_is_not_read(far: FarSide) -> None:
     assert "head" in str(await refused(far, f"127.0.0.1:{port}"))
 
 
-@pytest.mark.parametrize("answer", [b"220 mail.example ESMTP\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
+@pytest.mark.parametrize(
+    "answer", [b"220 mail.example ESMTP\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
+)
 async def test_what_is_no_http(far: FarSide, answer: bytes) -> None:
     port = far.listen(lambda _: answer, "127.0.0.1")
     assert "no proper HTTP" in str(await refused(far, f"127.0.0.1:{port}"))
@@ -341,14 +386,18 @@ async def test_a_server_that_says_nothing_is_given_up_and_its_connection_ends(fa
 
 
 async def test_interim_answers_are_passed_over(far: FarSide) -> None:
-    port = far.listen(lambda _: b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(b"{}"), "127.0.0.1")
+    port = far.listen(
+        lambda _: b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(b"{}"), "127.0.0.1"
+    )
     answer = await ask(far, f"127.0.0.1:{port}")
     assert (answer.status, answer.body) == (200, b"{}")
     assert "link" not in answer.headers
 
 
 async def test_redirects_of_the_api_are_not_followed(far: FarSide) -> None:
-    port = far.listen(lambda _: b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "127.0.0.1")
+    port = far.listen(
+        lambda _: b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "127.0.0.1"
+    )
     assert (await ask(far, f"127.0.0.1:{port}")).status == 302
 
 
@@ -361,7 +410,9 @@ async def test_two_answers_to_one_request_are_not_taken_for_two(far: FarSide) ->
 # ---- connections that are kept
 
 
-async def test_a_kept_connection_that_was_closed_is_replaced_for_what_may_be_repeated(far: FarSide) -> None:
+async def test_a_kept_connection_that_was_closed_is_replaced_for_what_may_be_repeated(
+    far: FarSide,
+) -> None:
     answers = [ok(b"1"), b"", ok(b"2")]
     port = far.listen(lambda _: answers.pop(0), "127.0.0.1")
     agent, name = far.agent(), ServerName(f"127.0.0.1:{port}")
@@ -374,7 +425,9 @@ async def test_a_post_is_not_sent_twice(far: FarSide) -> None:
     answers = [ok(b"1"), b"", ok(b"2")]
     port = far.listen(lambda _: answers.pop(0), "127.0.0.1")
     agent, name = far.agent(), ServerName(f"127.0.0.1:{port}")
-    post = WireRequest("POST", "/_matrix/x", (("Content-Type", "application/json"),), b"{}", seconds=30)
+    post = WireRequest(
+        "POST", "/_matrix/x", (("Content-Type", "application/json"),), b"{}", seconds=30
+    )
     assert (await agent.exchange(name, post)).body == b"1"
     with pytest.raises(RemoteError):
         await agent.exchange(name, post)

@@ -3,8 +3,8 @@
 import pytest
 
 from federation.protocol.errors import CaptchaInvalid
-from homeserver.hooks import Plugins
-from homeserver.services.captcha import Captcha, CaptchaUnavailable
+from homeserver.services.login.captcha import Captcha, CaptchaUnavailable
+from homeserver.services.plugins.hooks import Plugins
 from tests.helpers.far_side import FarSide, ok
 
 pytestmark = pytest.mark.reactor(60)
@@ -14,12 +14,18 @@ NAME = "captcha.example"
 def _verify(request: bytes) -> bytes:
     form = request.partition(b"\r\n\r\n")[2]
     right = form == b"secret=our+secret&response=03solved"
-    return ok(b'{"success": true}' if right else b'{"success": false, "error-codes": ["timeout-or-duplicate"]}')
+    return ok(
+        b'{"success": true}'
+        if right
+        else b'{"success": false, "error-codes": ["timeout-or-duplicate"]}'
+    )
 
 
 def _captcha(far: FarSide, url: str) -> Captcha:
     far.names.addresses[NAME] = ["127.0.0.1"]
-    return Captcha(far.client(), Plugins(), verify_url=url, site_key="site-key", secret="our secret")
+    return Captcha(
+        far.client(), Plugins(), verify_url=url, site_key="site-key", secret="our secret"
+    )
 
 
 async def test_a_solution_is_checked(far: FarSide) -> None:
@@ -34,7 +40,9 @@ async def test_a_solution_is_checked(far: FarSide) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "names"), [("http", ()), ("https", ("other.example",))])
-async def test_the_secret_is_told_to_nobody_else(far: FarSide, scheme: str, names: tuple[str, ...]) -> None:
+async def test_the_secret_is_told_to_nobody_else(
+    far: FarSide, scheme: str, names: tuple[str, ...]
+) -> None:
     port = far.listen(_verify, *names)
     with pytest.raises(CaptchaUnavailable):
         await _captcha(far, f"{scheme}://{NAME}:{port}/siteverify").check("03solved", "192.0.2.1")

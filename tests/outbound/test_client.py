@@ -1,11 +1,12 @@
-"""Asking what is no Matrix server: plain HTTP too, redirects, and the addresses that are never contacted."""
+"""Asking what is no Matrix server: plain HTTP too, redirects, and the addresses that are never
+contacted."""
 
 import gzip
 
 import pytest
 
-from federation.outbound.errors import OutboundError, TooLong
-from federation.outbound.tls import TlsTrust
+from federation.http_client.errors import OutboundError, TooLong
+from federation.http_client.tls import TlsTrust
 from tests.helpers.far_side import FarSide, ok
 
 pytestmark = pytest.mark.reactor(60)
@@ -17,7 +18,9 @@ def redirect(place: str) -> bytes:
 
 async def test_a_post_without_tls(far: FarSide) -> None:
     port = far.listen(lambda _: ok(b"{}"))
-    answer = await far.client().request("POST", f"http://127.0.0.1:{port}/push?a=b", [("X-A", "b")], b"body")
+    answer = await far.client().request(
+        "POST", f"http://127.0.0.1:{port}/push?a=b", [("X-A", "b")], b"body"
+    )
     assert (answer.status, answer.body) == (200, b"{}")
     assert far.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
     assert far.requests[0].endswith(b"X-A: b\r\nContent-Length: 4\r\n\r\nbody")
@@ -37,9 +40,15 @@ async def test_an_authority_in_the_environment_is_one_of_the_system(
 
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("said", ["length", "packed"])
-async def test_of_an_answer_that_is_too_long_the_status_is_known(far: FarSide, status: int, said: str) -> None:
+async def test_of_an_answer_that_is_too_long_the_status_is_known(
+    far: FarSide, status: int, said: str
+) -> None:
     """Also where it is only when it is unpacked that it turns out to be."""
-    answer = ok(bytes(20_000)) if said == "length" else ok(gzip.compress(bytes(20_000)), "Content-Encoding: gzip")
+    answer = (
+        ok(bytes(20_000))
+        if said == "length"
+        else ok(gzip.compress(bytes(20_000)), "Content-Encoding: gzip")
+    )
     port = far.listen(lambda _: answer.replace(b"200 OK", f"{status} X".encode()))
     with pytest.raises(TooLong, match="longer than 10000") as caught:
         await far.client().request("POST", f"http://127.0.0.1:{port}/push", max_bytes=10_000)
@@ -48,7 +57,9 @@ async def test_of_an_answer_that_is_too_long_the_status_is_known(far: FarSide, s
 
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("body", ["breaks off", "never ends", "is no body"])
-async def test_of_an_answer_that_never_comes_whole_the_status_is_known(far: FarSide, status: int, body: str) -> None:
+async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
+    far: FarSide, status: int, body: str
+) -> None:
     head = f"HTTP/1.1 {status} X\r\n".encode()
 
     def answer(_: bytes) -> bytes:
@@ -82,12 +93,18 @@ async def test_what_is_no_body_has_an_end_too(far: FarSide, after: bytes, endles
 
 async def test_what_comes_after_the_body_is_no_part_of_the_head(far: FarSide) -> None:
     body = b"2\r\n{}\r\n0\r\nRetry-After: 3600\r\nX-Late: a\r\n\r\n"
-    port = far.listen(lambda _: b"HTTP/1.1 429 X\r\nRetry-After: \t60 \t\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    port = far.listen(
+        lambda _: (
+            b"HTTP/1.1 429 X\r\nRetry-After: \t60 \t\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+        )
+    )
     answer = await far.client().request("GET", f"http://127.0.0.1:{port}/")
     assert answer.headers == {"retry-after": "60", "transfer-encoding": "chunked"}
 
 
-@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+@pytest.mark.parametrize(
+    "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
+)
 async def test_without_a_whole_head_no_status_is(far: FarSide, begun: bytes) -> None:
     def answer(_: bytes) -> bytes:
         far.connections[-1].last_words = begun
@@ -110,7 +127,9 @@ async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: FarSide) 
     inside = far.listen(lambda _: ok(b"secret"), address="::1")
     port = far.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
     with pytest.raises(OutboundError, match="does not contact"):
-        await far.client(allowed=["127.0.0.1"]).request("GET", f"http://127.0.0.1:{port}/", redirects=3)
+        await far.client(allowed=["127.0.0.1"]).request(
+            "GET", f"http://127.0.0.1:{port}/", redirects=3
+        )
     assert len(far.requests) == 1
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
+from federation.peers.wire import WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.wire import WireRequest
 from tests.helpers.far_side import FarSide, ok
 
 pytestmark = pytest.mark.reactor(120)
@@ -97,7 +97,9 @@ async def test_who_takes_may_say_that_it_is_enough(far: FarSide) -> None:
 
 
 async def test_an_answer_without_end_ends_with_its_time(far: FarSide) -> None:
-    server = place(far, lambda _: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+    server = place(
+        far, lambda _: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+    )
     taker = Taker()
     with pytest.raises(RemoteError, match="within"):
         await far.agent().exchange(server, question(taker, seconds=2))
@@ -105,7 +107,9 @@ async def test_an_answer_without_end_ends_with_its_time(far: FarSide) -> None:
 
 
 async def test_a_broken_answer_is_an_error(far: FarSide) -> None:
-    server = place(far, lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nhello")
+    server = place(
+        far, lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nhello"
+    )
 
     def end(_request: bytes) -> bytes:
         return b""

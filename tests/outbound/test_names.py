@@ -11,9 +11,9 @@ from twisted.internet.interfaces import IReactorUDP
 from twisted.names import dns, error
 from twisted.names.server import DNSServerFactory
 
-from federation.outbound.names import NameNotFound, Services, SystemNames
+from federation.http_client.resolver import NameNotFound, Services, SystemNames
 from federation.protocol.discovery import Service
-from storage.executors import InlineExecutor
+from storage.engine.executors import InlineExecutor
 
 pytestmark = pytest.mark.reactor(60)
 
@@ -25,8 +25,15 @@ class Zone:
         name = query.name.name.decode()
         if name == "_matrix-fed._tcp.south.example":
             records = [
-                dns.RRHeader(name, dns.SRV, ttl=77, payload=dns.Record_SRV(10, 5, 8448, "Machine.south.example")),
-                dns.RRHeader(name, dns.SRV, ttl=99, payload=dns.Record_SRV(20, 0, 443, "other.example")),
+                dns.RRHeader(
+                    name,
+                    dns.SRV,
+                    ttl=77,
+                    payload=dns.Record_SRV(10, 5, 8448, "Machine.south.example"),
+                ),
+                dns.RRHeader(
+                    name, dns.SRV, ttl=99, payload=dns.Record_SRV(20, 0, 443, "other.example")
+                ),
             ]
             return succeed((records, [], []))
         if name.endswith("broken.example"):
@@ -41,7 +48,9 @@ async def asking(name: str) -> Services:
     port = cast(IReactorUDP, reactor).listenUDP(
         0, dns.DNSDatagramProtocol(factory), interface="127.0.0.1", maxPacketSize=8192
     )
-    names = SystemNames(reactor, InlineExecutor(), [("127.0.0.1", cast(IPv4Address, port.getHost()).port)])
+    names = SystemNames(
+        reactor, InlineExecutor(), [("127.0.0.1", cast(IPv4Address, port.getHost()).port)]
+    )
     try:
         return await names.lookup_services(name)
     finally:
@@ -50,7 +59,10 @@ async def asking(name: str) -> Services:
 
 async def test_services_of_a_name() -> None:
     found = await asking("_matrix-fed._tcp.south.example")
-    assert found.records == (Service(10, 5, "Machine.south.example", 8448), Service(20, 0, "other.example", 443))
+    assert found.records == (
+        Service(10, 5, "Machine.south.example", 8448),
+        Service(20, 0, "other.example", 443),
+    )
     assert found.seconds == 77
 
 
@@ -70,7 +82,9 @@ async def test_addresses_come_from_the_system() -> None:
         await names.lookup_addresses("nowhere.invalid")
 
 
-@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example", ".example", "", ".".join(["abcdefg"] * 40)])
+@pytest.mark.parametrize(
+    "host", ["a" * 64 + ".example", "a..example", ".example", "", ".".join(["abcdefg"] * 40)]
+)
 async def test_what_can_be_no_name(host: str) -> None:
     names = SystemNames(cast(ReactorBase, installed_reactor), InlineExecutor(), [("127.0.0.1", 1)])
     for ask in (names.lookup_addresses, names.lookup_services):

@@ -1,4 +1,5 @@
-"""Sites that mean harm, asked for previews over real sockets: no way inside, no answer without end."""
+"""Sites that mean harm, asked for previews over real sockets: no way inside, no answer without
+end."""
 
 import gzip
 from collections.abc import Sequence
@@ -10,23 +11,25 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IReactorTCP
 
-from federation.outbound.addresses import AddressPolicy
-from federation.outbound.client import GuardedClient
-from federation.outbound.dialling import Dialler
-from federation.outbound.errors import OutboundError
-from federation.outbound.names import Names, SystemNames
-from homeserver.config.others import PRIVATE_NETWORKS
+from federation.http_client.address_policy import AddressPolicy
+from federation.http_client.client import GuardedClient
+from federation.http_client.connector import Dialler
+from federation.http_client.errors import OutboundError
+from federation.http_client.resolver import Names, SystemNames
+from homeserver.config.outgoing import PRIVATE_NETWORKS
 from homeserver.services.previews.fetching import MAX_DOCUMENT_BYTES, MAX_PAGE_BYTES, SiteReader
 from homeserver.services.previews.rules import PreviewRules
-from storage.executors import InlineExecutor
-from storage.media_spool import DiskSpool
+from storage.engine.executors import InlineExecutor
+from storage.media.spool import DiskSpool
 from tests.helpers.far_side import CLOCK, FakeNames, FarSide, ok
 
 pytestmark = pytest.mark.reactor(60)
 MAX_PICTURE = 100_000
 
 
-def _reader(far: FarSide, names: Names | None = None, allowed: Sequence[str] = (), seconds: float = 30.0) -> SiteReader:
+def _reader(
+    far: FarSide, names: Names | None = None, allowed: Sequence[str] = (), seconds: float = 30.0
+) -> SiteReader:
     dialler = Dialler(
         cast(IReactorTCP, installed_reactor),
         CLOCK,
@@ -75,12 +78,16 @@ async def test_no_way_leads_inside(far: FarSide, spool: DiskSpool, host: str) ->
     assert far.requests == []
 
 
-@pytest.mark.parametrize("place", ["http://127.0.0.1:{}/", "http://2130706433:{}/", "//[::ffff:127.0.0.1]:{}/"])
+@pytest.mark.parametrize(
+    "place", ["http://127.0.0.1:{}/", "http://2130706433:{}/", "//[::ffff:127.0.0.1]:{}/"]
+)
 async def test_no_redirect_leads_inside(far: FarSide, spool: DiskSpool, place: str) -> None:
     inside = far.listen(lambda _: ok(b"secret"))
     location = place.format(inside)
     outside = far.listen(
-        lambda _: f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode(),
+        lambda _: (
+            f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+        ),
         address="127.0.0.2",
     )
     with pytest.raises(OutboundError, match="does not contact"):
@@ -102,7 +109,9 @@ class Rebinding(FakeNames):
 
 async def test_a_name_that_moves_inside_gains_nothing(far: FarSide, spool: DiskSpool) -> None:
     names = Rebinding()
-    redirect = b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    redirect = (
+        b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
     port = far.listen(lambda _: redirect, address="127.0.0.2")
     with pytest.raises(OutboundError, match="does not contact"):
         await _reader(far, names, ["127.0.0.2"]).read(f"http://moves.example:{port}/", spool)
@@ -110,7 +119,9 @@ async def test_a_name_that_moves_inside_gains_nothing(far: FarSide, spool: DiskS
     assert len(far.requests) == 1
 
 
-async def test_of_two_addresses_only_the_one_outside_is_asked(far: FarSide, spool: DiskSpool) -> None:
+async def test_of_two_addresses_only_the_one_outside_is_asked(
+    far: FarSide, spool: DiskSpool
+) -> None:
     names = FakeNames()
     names.addresses["both.example"] = ["127.0.0.1", "127.0.0.2"]
     port = far.listen(lambda _: ok(b"<title>x", "Content-Type: text/html"), address="127.0.0.2")
@@ -118,9 +129,15 @@ async def test_of_two_addresses_only_the_one_outside_is_asked(far: FarSide, spoo
     assert found.page == b"<title>x"
 
 
-async def _read(far: FarSide, spool: DiskSpool, answer: bytes | None, seconds: float = 30.0) -> bytes | None:
+async def _read(
+    far: FarSide, spool: DiskSpool, answer: bytes | None, seconds: float = 30.0
+) -> bytes | None:
     port = far.listen(lambda _: answer)
-    return (await _reader(far, allowed=["127.0.0.1"], seconds=seconds).read(f"http://127.0.0.1:{port}/", spool)).page
+    return (
+        await _reader(far, allowed=["127.0.0.1"], seconds=seconds).read(
+            f"http://127.0.0.1:{port}/", spool
+        )
+    ).page
 
 
 async def test_who_says_nothing_is_given_up(far: FarSide, spool: DiskSpool) -> None:
@@ -130,7 +147,12 @@ async def test_who_says_nothing_is_given_up(far: FarSide, spool: DiskSpool) -> N
 
 async def test_a_page_without_end_is_read_to_a_length(far: FarSide, spool: DiskSpool) -> None:
     for head in (b"", f"Content-Length: {500 * MAX_PAGE_BYTES}\r\n".encode()):
-        answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n" + head + b"\r\n" + b"y" * (3 * MAX_PAGE_BYTES)
+        answer = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
+            + head
+            + b"\r\n"
+            + b"y" * (3 * MAX_PAGE_BYTES)
+        )
         page = await _read(far, spool, answer)
         assert page is not None
         assert len(page) == MAX_PAGE_BYTES
@@ -143,25 +165,36 @@ async def test_a_packed_bomb_is_unpacked_to_a_length(far: FarSide, spool: DiskSp
     assert len(page) == MAX_PAGE_BYTES
     with pytest.raises(OutboundError):
         await _read(far, spool, ok(bomb, "Content-Type: image/png", "Content-Encoding: gzip"))
-    port = far.listen(lambda _: ok(bomb, "Content-Type: application/json", "Content-Encoding: gzip"))
+    port = far.listen(
+        lambda _: ok(bomb, "Content-Type: application/json", "Content-Encoding: gzip")
+    )
     with pytest.raises(OutboundError):
         await _reader(far, allowed=["127.0.0.1"]).read_document(f"http://127.0.0.1:{port}/")
 
 
 async def test_a_long_document_is_none(far: FarSide) -> None:
-    port = far.listen(lambda _: ok(b" " * (MAX_DOCUMENT_BYTES + 1), "Content-Type: application/json"))
+    port = far.listen(
+        lambda _: ok(b" " * (MAX_DOCUMENT_BYTES + 1), "Content-Type: application/json")
+    )
     with pytest.raises(OutboundError):
         await _reader(far, allowed=["127.0.0.1"]).read_document(f"http://127.0.0.1:{port}/")
 
 
 async def test_a_long_picture_is_none(far: FarSide, spool: DiskSpool) -> None:
     for head in (b"", f"Content-Length: {MAX_PICTURE + 1}\r\n".encode()):
-        answer = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n" + head + b"\r\n" + b"y" * (MAX_PICTURE + 1)
+        answer = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
+            + head
+            + b"\r\n"
+            + b"y" * (MAX_PICTURE + 1)
+        )
         with pytest.raises(OutboundError):
             await _read(far, spool, answer)
 
 
-async def test_of_what_is_neither_page_nor_picture_only_the_head_is_read(far: FarSide, spool: DiskSpool) -> None:
+async def test_of_what_is_neither_page_nor_picture_only_the_head_is_read(
+    far: FarSide, spool: DiskSpool
+) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 99999999999\r\n\r\n"
     port = far.listen(lambda _: head + b"y")
     found = await _reader(far, allowed=["127.0.0.1"]).read(f"http://127.0.0.1:{port}/", spool)
@@ -176,7 +209,8 @@ async def test_two_sites_that_send_on_to_each_other(far: FarSide, spool: DiskSpo
 
 
 @pytest.mark.parametrize(
-    "location", ["file:///etc/passwd", "gopher://127.0.0.1/", "http://[::1", "http://u:p@127.0.0.1/"]
+    "location",
+    ["file:///etc/passwd", "gopher://127.0.0.1/", "http://[::1", "http://u:p@127.0.0.1/"],
 )
 async def test_redirects_to_what_is_no_site(far: FarSide, spool: DiskSpool, location: str) -> None:
     answer = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()

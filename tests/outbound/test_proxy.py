@@ -11,10 +11,10 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IAddress, IReactorTCP, ITCPTransport
 from twisted.internet.protocol import Protocol, ServerFactory
 
-from federation.outbound.proxy import BadProxy, Proxy, read_proxy
+from federation.http_client.proxy import BadProxy, Proxy, read_proxy
+from federation.peers.wire import WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.wire import WireRequest
 from tests.conftest import run_coroutine
 from tests.helpers.far_side import FarSide, ok
 
@@ -94,7 +94,9 @@ def office() -> Iterator[Office]:
     run_coroutine(office.end(), 10)
 
 
-async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(far: FarSide, office: Office) -> None:
+async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(
+    far: FarSide, office: Office
+) -> None:
     far.proxy = read_proxy(f"http://us%40er:p:w@127.0.0.1:{office.port}")
     port = far.listen(lambda _: ok(b"{}"), "south.example")
     agent, name = far.agent(), ServerName(f"south.example:{port}")
@@ -107,7 +109,9 @@ async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(fa
     assert far.requests[0].startswith(b"GET /_matrix/x HTTP/1.1\r\nHost: south.example")
 
 
-async def test_a_certificate_for_somebody_else_is_refused_there_too(far: FarSide, office: Office) -> None:
+async def test_a_certificate_for_somebody_else_is_refused_there_too(
+    far: FarSide, office: Office
+) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     port = far.listen(lambda _: ok(b"{}"), "other.example")
     with pytest.raises(RemoteError, match="not for south"):
@@ -115,7 +119,9 @@ async def test_a_certificate_for_somebody_else_is_refused_there_too(far: FarSide
     assert far.requests == []
 
 
-async def test_an_address_that_is_not_allowed_is_not_asked_for(far: FarSide, office: Office) -> None:
+async def test_an_address_that_is_not_allowed_is_not_asked_for(
+    far: FarSide, office: Office
+) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     with pytest.raises(RemoteError, match="does not contact"):
         await far.agent(allowed=()).exchange(ServerName("10.0.0.1:5"), GET)
@@ -131,7 +137,9 @@ async def test_an_address_that_is_not_allowed_is_not_asked_for(far: FarSide, off
         (b"HTTP/1.1 200 OK\r\n\r\nno TLS at all", "no safe connection"),
     ],
 )
-async def test_what_a_proxy_may_answer(far: FarSide, office: Office, answer: bytes, text: str) -> None:
+async def test_what_a_proxy_may_answer(
+    far: FarSide, office: Office, answer: bytes, text: str
+) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     office.answer = answer
     with pytest.raises(RemoteError, match=text):
@@ -142,7 +150,9 @@ async def test_a_proxy_that_says_nothing_is_given_up(far: FarSide, office: Offic
     far.proxy = Proxy("127.0.0.1", office.port)
     office.answer = b""
     with pytest.raises(RemoteError, match=r"within 0\.2 seconds"):
-        await far.agent().exchange(ServerName("south.example:5"), WireRequest("GET", "/_matrix/x", seconds=0.2))
+        await far.agent().exchange(
+            ServerName("south.example:5"), WireRequest("GET", "/_matrix/x", seconds=0.2)
+        )
 
 
 async def test_exceptions_are_asked_directly(far: FarSide, office: Office) -> None:
@@ -166,10 +176,16 @@ async def test_exceptions_are_asked_directly(far: FarSide, office: Office) -> No
 def test_which_hosts_are_exceptions(exceptions: list[str], direct: list[str]) -> None:
     proxy = Proxy("proxy", 1, exceptions=tuple(exceptions))
     assert not [host for host in direct if proxy.serves(host)]
-    assert all(proxy.serves(host) for host in ("c.example", "xexample.net", "11.0.0.1", "::2") if "*" not in exceptions)
+    assert all(
+        proxy.serves(host)
+        for host in ("c.example", "xexample.net", "11.0.0.1", "::2")
+        if "*" not in exceptions
+    )
 
 
-@pytest.mark.parametrize("url", ["", "https://proxy", "socks5://proxy", "http://", "http://proxy:x", "http://proxy/a"])
+@pytest.mark.parametrize(
+    "url", ["", "https://proxy", "socks5://proxy", "http://", "http://proxy:x", "http://proxy/a"]
+)
 def test_what_is_no_proxy(url: str) -> None:
     with pytest.raises(BadProxy):
         read_proxy(url)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from federation.outbound.retry_after import MOST_SECONDS, read_retry_after
+from federation.http_client.retry_after import MOST_SECONDS, read_retry_after
 
 NOW = 784_111_777.0
 """Sun, 06 Nov 1994 08:49:37 GMT"""
@@ -26,7 +26,13 @@ NOW = 784_111_777.0
         ({"retry-after": "Fri, 31 Dec 10000 23:59:59 GMT"}, 0),
         ({"retry-after": "Fri, 31 Dec 99999999999 23:59:59 GMT"}, 0),
         ({"retry-after": "Fri, 31 Dec 1994 23:59:59 GMT" + " " * 10_000}, 0),
-        ({"retry-after": "Sat, 01 Jan 2000 00:02:00 GMT", "date": "Sat, 01 Jan 2000 00:00:00 GMT"}, 120),
+        (
+            {
+                "retry-after": "Sat, 01 Jan 2000 00:02:00 GMT",
+                "date": "Sat, 01 Jan 2000 00:00:00 GMT",
+            },
+            120,
+        ),
         ({"retry-after": "Sun, 06 Nov 1994 08:51:37 GMT", "date": "today"}, 120),
     ],
     ids=lambda value: str(value)[:60],

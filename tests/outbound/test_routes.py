@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from twisted.internet.task import Clock
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from federation.peers.routes import FIRST_PAUSE, GRACE_SECONDS, Routes
 from federation.protocol.discovery import Hop, Service
 from federation.protocol.ids import ServerName
-from federation.routes import FIRST_PAUSE, GRACE_SECONDS, Routes
 from tests.helpers.far_side import FakeNames
 
 SOUTH = ServerName("south.example")
@@ -22,7 +22,9 @@ class Web:
         self.delegates("matrix.example:443")
 
     def delegates(self, name: str, *headers: tuple[str, str]) -> None:
-        self.answer: WebAnswer | None = WebAnswer("", 200, dict(headers), f'{{"m.server": "{name}"}}'.encode())
+        self.answer: WebAnswer | None = WebAnswer(
+            "", 200, dict(headers), f'{{"m.server": "{name}"}}'.encode()
+        )
 
     def answers(self, status: int) -> None:
         self.answer = WebAnswer("", status, {}, b"")

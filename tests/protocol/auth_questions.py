@@ -1,11 +1,13 @@
-"""Random questions to the authorization rules: an event and a state, legal or not, well-formed or just so.
+"""Random questions to the authorization rules: an event and a state, legal or not, well-formed or
+just so.
 
-States are drawn entry by entry, without asking whether a room could have come to them: the rules must have an answer for
-each. New power levels are drawn as changes of the current ones, so that the points about changes are reached; and a
-`Focus` draws questions that get past the first rules, to those about memberships or about power levels.
+States are drawn entry by entry, without asking whether a room could have come to them: the rules
+must have an answer for each. New power levels are drawn as changes of the current ones, so that the
+points about changes are reached; and a `Focus` draws questions that get past the first rules, to
+those about memberships or about power levels.
 
-Strategies are made once: Hypothesis takes longer to look one over than to draw from it. What is made of an answer that was drawn before
-is therefore drawn by `pick`.
+Strategies are made once: Hypothesis takes longer to look one over than to draw from it. What is
+made of an answer that was drawn before is therefore drawn by `pick`.
 """
 
 import base64
@@ -28,10 +30,29 @@ from tests.protocol.oracle_question import Question
 DORA: Final = "@dora:gamma.example"
 USERS: Final = [ALICE, BOB, CHARLIE, DORA]
 SERVERS: Final = ["alpha.example", "gamma.example"]
-TYPES: Final = ["m.room.message", "m.room.topic", "m.room.power_levels", "m.room.redaction", "org.example.custom"]
-OTHER_TYPES: Final = ["m.room.member", "m.room.create", "m.room.aliases", "m.room.third_party_invite"]
+TYPES: Final = [
+    "m.room.message",
+    "m.room.topic",
+    "m.room.power_levels",
+    "m.room.redaction",
+    "org.example.custom",
+]
+OTHER_TYPES: Final = [
+    "m.room.member",
+    "m.room.create",
+    "m.room.aliases",
+    "m.room.third_party_invite",
+]
 KEYS: Final = [SigningKey(bytes([number]) * 32) for number in (1, 2)]
-NAMED: Final = ["users_default", "events_default", "state_default", "ban", "redact", "kick", "invite"]
+NAMED: Final = [
+    "users_default",
+    "events_default",
+    "state_default",
+    "ban",
+    "redact",
+    "kick",
+    "invite",
+]
 ABSENT: Final = object()
 
 
@@ -61,7 +82,8 @@ def _numbered(length: int, values: str) -> st.SearchStrategy[tuple[int, str]]:
 
 def pick(draw: st.DrawFn, *values: Any) -> Any:
     """One of these."""
-    # Hypothesis tries what was drawn from one strategy in other places that draw from it: hence one for each set of values.
+    # Hypothesis tries what was drawn from one strategy in other places that draw from it: hence one
+    # for each set of values.
     number, _ = draw(_numbered(len(values), repr(values)))
     return values[number]
 
@@ -97,12 +119,16 @@ def power_content(version: RoomVersion, focus: Focus) -> st.SearchStrategy[dict[
     plain = level(version, odd=False)
     users = st.dictionaries(st.sampled_from(USERS), plain)
     if focus is not Focus.ANYTHING:
-        users = st.fixed_dictionaries({BOB: some(0, 50, 51), CHARLIE: some(49, 50, 51), DORA: some(0, 50, 100)})
+        users = st.fixed_dictionaries(
+            {BOB: some(0, 50, 51), CHARLIE: some(49, 50, 51), DORA: some(0, 50, 100)}
+        )
     return st.fixed_dictionaries(
         {
             "users": users,
             "events": st.dictionaries(st.sampled_from(TYPES), plain),
-            "notifications": st.one_of(st.just(ABSENT), st.dictionaries(some("room", "other"), plain)),
+            "notifications": st.one_of(
+                st.just(ABSENT), st.dictionaries(some("room", "other"), plain)
+            ),
             **{name: st.one_of(st.just(ABSENT), st.just(ABSENT), plain) for name in NAMED},
         }
     ).map(lambda drawn: content(**drawn))
@@ -112,7 +138,9 @@ CHANGED: Final = st.lists(some("users", "users", "events", "notifications", *NAM
 DROPPED: Final = st.lists(some("users", "events", *NAMED), max_size=1)
 
 
-def changed_power_content(draw: st.DrawFn, version: RoomVersion, current: dict[str, Any]) -> dict[str, Any]:
+def changed_power_content(
+    draw: st.DrawFn, version: RoomVersion, current: dict[str, Any]
+) -> dict[str, Any]:
     odd = pick(draw, False, False, True)
     value = level(version, odd=odd)
     new = {key: dict(item) if isinstance(item, dict) else item for key, item in current.items()}
@@ -155,9 +183,21 @@ def third_party_signed(draw: st.DrawFn, target: str) -> Any:
 def member_content(draw: st.DrawFn, target: str) -> dict[str, Any]:
     drawn = content(
         membership=pick(
-            draw, *["join"] * 4, *["invite"] * 4, *["leave"] * 3, "ban", "ban", "knock", "knock", "odd", 5, ABSENT
+            draw,
+            *["join"] * 4,
+            *["invite"] * 4,
+            *["leave"] * 3,
+            "ban",
+            "ban",
+            "knock",
+            "knock",
+            "odd",
+            5,
+            ABSENT,
         ),
-        join_authorised_via_users_server=pick(draw, *[ABSENT] * 9, ALICE, BOB, CHARLIE, 5, "nobody"),
+        join_authorised_via_users_server=pick(
+            draw, *[ABSENT] * 9, ALICE, BOB, CHARLIE, 5, "nobody"
+        ),
     )
     if drawn.get("membership") == "invite" and pick(draw, False, True):
         if pick(draw, *[True] * 5, False):
@@ -175,7 +215,9 @@ class Maker:
         self.room_id: str | None = None if version.room_id_is_create_hash else "!room:alpha.example"
         self.made = 0
 
-    def event(self, sender: str, type: str, content: Any, state_key: str | None = None, **fields: Any) -> Event:
+    def event(
+        self, sender: str, type: str, content: Any, state_key: str | None = None, **fields: Any
+    ) -> Event:
         self.made += 1
         pdu = {
             "type": type,
@@ -215,7 +257,9 @@ def _question(draw: st.DrawFn, identifier: str, focus: Focus) -> Drawn:
         "m.room.create",
         content(
             creator=pick(draw, ALICE, ALICE, ALICE, BOB, 5, ABSENT),
-            additional_creators=pick(draw, *[ABSENT] * (3 if focus is Focus.ANYTHING else 12), [BOB], [BOB, CHARLIE]),
+            additional_creators=pick(
+                draw, *[ABSENT] * (3 if focus is Focus.ANYTHING else 12), [BOB], [BOB, CHARLIE]
+            ),
             **{"m.federate": pick(draw, *[ABSENT] * 9, True, False, "false")},
         ),
         "",
@@ -226,7 +270,9 @@ def _question(draw: st.DrawFn, identifier: str, focus: Focus) -> Drawn:
     if not version.room_id_is_create_hash:
         state[StateKey("m.room.create", "")] = create
     auth_events, rejected = _auth_events(draw, make, create, event, state, focus)
-    signed_by = pick(draw, frozenset(SERVERS), frozenset(SERVERS), frozenset(SERVERS[:1]), frozenset())
+    signed_by = pick(
+        draw, frozenset(SERVERS), frozenset(SERVERS), frozenset(SERVERS[:1]), frozenset()
+    )
     question = Question(
         version=identifier,
         event=event.pdu,
@@ -243,11 +289,14 @@ def _question(draw: st.DrawFn, identifier: str, focus: Focus) -> Drawn:
 
 
 def _pdu_of_room(event: Event) -> Mapping[str, Any]:
-    """The create event of a room that is named after it belongs to that room, although it does not say so."""
+    """The create event of a room that is named after it belongs to that room, although it does not
+    say so."""
     return {**event.pdu, "room_id": event.room_id}
 
 
-def _states(draw: st.DrawFn, version: RoomVersion, make: Maker, focus: Focus) -> dict[StateKey, Event]:
+def _states(
+    draw: st.DrawFn, version: RoomVersion, make: Maker, focus: Focus
+) -> dict[StateKey, Event]:
     events = []
     usual = {Focus.ANYTHING: 14, Focus.MEMBERSHIPS: 8, Focus.POWER_LEVELS: 60}[focus]
     for user in USERS:
@@ -266,7 +315,11 @@ def _states(draw: st.DrawFn, version: RoomVersion, make: Maker, focus: Focus) ->
             ABSENT,
         )
         if membership is not ABSENT:
-            events.append(make.event(user, "m.room.member", {"membership": membership} if membership else {}, user))
+            events.append(
+                make.event(
+                    user, "m.room.member", {"membership": membership} if membership else {}, user
+                )
+            )
     rule = pick(
         draw,
         "public",
@@ -282,20 +335,33 @@ def _states(draw: st.DrawFn, version: RoomVersion, make: Maker, focus: Focus) ->
         ABSENT,
     )
     if rule is not ABSENT:
-        events.append(make.event(ALICE, "m.room.join_rules", {"join_rule": rule} if rule else {}, ""))
+        events.append(
+            make.event(ALICE, "m.room.join_rules", {"join_rule": rule} if rule else {}, "")
+        )
     if pick(draw, True, True, True, False):
-        events.append(make.event(ALICE, "m.room.power_levels", draw(power_content(version, focus)), ""))
+        events.append(
+            make.event(ALICE, "m.room.power_levels", draw(power_content(version, focus)), "")
+        )
     if pick(draw, True, True, True, False):
         public_keys = [{"public_key": base64_of(bytes(key.verify_key))} for key in KEYS]
         keys = pick(
-            draw, public_keys[0], {"public_keys": public_keys}, {"public_keys": public_keys[1:], "public_key": "x"}, {}
+            draw,
+            public_keys[0],
+            {"public_keys": public_keys},
+            {"public_keys": public_keys[1:], "public_key": "x"},
+            {},
         )
         events.append(make.event(pick(draw, *USERS), "m.room.third_party_invite", keys, "tok"))
     return {event.key: event for event in events}
 
 
 def _event(
-    draw: st.DrawFn, version: RoomVersion, make: Maker, create: Event, state: Mapping[StateKey, Event], focus: Focus
+    draw: st.DrawFn,
+    version: RoomVersion,
+    make: Maker,
+    create: Event,
+    state: Mapping[StateKey, Event],
+    focus: Focus,
 ) -> tuple[Event, list[str]]:
     sender = pick(draw, *USERS)
     type = {
@@ -306,7 +372,9 @@ def _event(
     fields: dict[str, Any] = {}
     state_key: str | None = pick(draw, None, "", "@other:alpha.example", sender)
     body: Any = {}
-    prev_events = pick(draw, ["$before:alpha.example"], ["$before:alpha.example"], [create.event_id], [])
+    prev_events = pick(
+        draw, ["$before:alpha.example"], ["$before:alpha.example"], [create.event_id], []
+    )
     if type == "m.room.member":
         state_key = pick(draw, sender, sender, *USERS, None)
         body = member_content(draw, state_key or "")
@@ -344,7 +412,12 @@ def _event(
 
 
 def _auth_events(
-    draw: st.DrawFn, make: Maker, create: Event, event: Event, state: Mapping[StateKey, Event], focus: Focus
+    draw: st.DrawFn,
+    make: Maker,
+    create: Event,
+    event: Event,
+    state: Mapping[StateKey, Event],
+    focus: Focus,
 ) -> tuple[list[Event], frozenset[str]]:
     """Mostly what the event should name."""
     keys = {
@@ -363,9 +436,20 @@ def _auth_events(
     auth_events = [state[key] for key in sorted(keys) if key in state]
     rejected: frozenset[str] = frozenset()
     if focus is not Focus.ANYTHING:
-        keys = set(auth_keys(make.version, event.type, event.sender, event.state_key, event.content))
+        keys = set(
+            auth_keys(make.version, event.type, event.sender, event.state_key, event.content)
+        )
         return [state[key] for key in sorted(keys) if key in state], rejected
-    fault = pick(draw, *[""] * 20, "duplicate", "unexpected", "rejected", "create rejected", "no create", "other room")
+    fault = pick(
+        draw,
+        *[""] * 20,
+        "duplicate",
+        "unexpected",
+        "rejected",
+        "create rejected",
+        "no create",
+        "other room",
+    )
     if fault == "duplicate" and auth_events:
         auth_events.append(pick(draw, *auth_events))
     elif fault == "unexpected":
@@ -378,9 +462,13 @@ def _auth_events(
         auth_events = [auth for auth in auth_events if auth.type != "m.room.create"]
     elif fault == "other room":
         other = Maker(make.version)
-        other.room_id = "!" + "B" * 43 if make.version.room_id_is_create_hash else "!other:alpha.example"
+        other.room_id = (
+            "!" + "B" * 43 if make.version.room_id_is_create_hash else "!other:alpha.example"
+        )
         auth_events = [
-            other.event(auth.sender, auth.type, auth.content, auth.state_key) if auth.type == "m.room.member" else auth
+            other.event(auth.sender, auth.type, auth.content, auth.state_key)
+            if auth.type == "m.room.member"
+            else auth
             for auth in auth_events
         ]
     return auth_events, rejected

@@ -1,14 +1,30 @@
-"""The authorization rules transcribed from the pages of the room versions, slowly and literally, as an oracle for tests.
+"""The authorization rules transcribed from the pages of the room versions, slowly and literally, as
+an oracle for tests.
 
-`PAGES[version]` is a page: its rules in its order, each with the number it has there. Where two pages word a rule alike,
-they share its transcription. Nothing of the code under test is used: events are PDUs as plain JSON, and levels, domains
-and auth events selection are read here again. What the pages leave open is decided here in words marked OPEN.
+`PAGES[version]` is a page: its rules in its order, each with the number it has there. Where two
+pages word a rule alike, they share its transcription. Nothing of the code under test is used:
+events are PDUs as plain JSON, and levels, domains and auth events selection are read here again.
+What the pages leave open is decided here in words marked OPEN.
 """
 
 from collections.abc import Callable, Mapping
 
-from tests.protocol.oracle_members import member_rule, member_rule_v7, member_rule_v8, member_rule_v10
-from tests.protocol.oracle_question import Allow, Json, Question, Reject, creators_v12, domain, entries, is_user_id
+from tests.protocol.oracle_members import (
+    member_rule,
+    member_rule_v7,
+    member_rule_v8,
+    member_rule_v10,
+)
+from tests.protocol.oracle_question import (
+    Allow,
+    Json,
+    Question,
+    Reject,
+    creators_v12,
+    domain,
+    entries,
+    is_user_id,
+)
 
 
 def selected(q: Question, *, create: bool, restricted: bool) -> set[tuple[str, str]]:
@@ -79,7 +95,9 @@ def auth_events_rule(q: Question, n: str, *, create: bool = True, restricted: bo
 
 
 def federate_rule(q: Question, n: str) -> None:
-    if q.create["content"].get("m.federate") is False and domain(q.sender) != domain(q.create["sender"]):
+    if q.create["content"].get("m.federate") is False and domain(q.sender) != domain(
+        q.create["sender"]
+    ):
         raise Reject(n)
 
 
@@ -138,13 +156,16 @@ def power_rule_lenient(q: Question, n: str, objects: list[str]) -> None:
         raise Reject(f"{n}.1")
     if any(q.numbers(level) is None for level in users.values()):
         raise Reject(f"{n}.1")
-    # OPEN: the page asks for integers, strings and floats in its other sections; what is neither falls under this point.
+    # OPEN: the page asks for integers, strings and floats in its other sections; what is neither
+    # falls under this point.
     for name in NAMED:
         if name in q.content and q.numbers(q.content[name]) is None:
             raise Reject(f"{n}.1")
     for name in objects:
         levels = q.content.get(name, {})
-        if not isinstance(levels, dict) or any(q.numbers(level) is None for level in levels.values()):
+        if not isinstance(levels, dict) or any(
+            q.numbers(level) is None for level in levels.values()
+        ):
             raise Reject(f"{n}.1")
     if q.power_content() is None:
         raise Allow
@@ -158,7 +179,9 @@ def power_rule_v10(q: Question, n: str) -> None:
     power_form_v10(q, n)
     if q.power_content() is None:
         raise Allow
-    power_changes(q, [f"{n}.5", f"{n}.6", f"{n}.7", f"{n}.8", f"{n}.9"], ["events", "notifications"])
+    power_changes(
+        q, [f"{n}.5", f"{n}.6", f"{n}.7", f"{n}.8", f"{n}.9"], ["events", "notifications"]
+    )
     raise Allow
 
 
@@ -170,7 +193,9 @@ def power_rule_v12(q: Question, n: str) -> None:
         raise Reject(f"{n}.4")
     if q.power_content() is None:
         raise Allow
-    power_changes(q, [f"{n}.6", f"{n}.7", f"{n}.8", f"{n}.9", f"{n}.10"], ["events", "notifications"])
+    power_changes(
+        q, [f"{n}.6", f"{n}.7", f"{n}.8", f"{n}.9", f"{n}.10"], ["events", "notifications"]
+    )
     raise Allow
 
 
@@ -181,7 +206,9 @@ def power_form_v10(q: Question, n: str) -> None:
     for name in ["events", "notifications"]:
         if name in q.content:
             levels = q.content[name]
-            if not isinstance(levels, dict) or any(q.numbers(level) is None for level in levels.values()):
+            if not isinstance(levels, dict) or any(
+                q.numbers(level) is None for level in levels.values()
+            ):
                 raise Reject(f"{n}.2")
     # OPEN: `users` may be absent.
     users = q.content.get("users", {})
@@ -356,7 +383,8 @@ PAGES: Mapping[str, Callable[[Question], None]] = {
 
 
 def answer(question: Question) -> str | None:
-    """The number of the rule that rejects the event, or None if the page of its version allows it."""
+    """The number of the rule that rejects the event, or None if the page of its version allows
+    it."""
     try:
         PAGES[question.version](question)
     except Allow:

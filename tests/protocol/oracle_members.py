@@ -1,4 +1,5 @@
-"""The rules for m.room.member, transcribed from the pages. Part of the oracle in `oracle_auth.py`."""
+"""The rules for m.room.member, transcribed from the pages. Part of the oracle in
+`oracle_auth.py`."""
 
 import base64
 
@@ -155,7 +156,9 @@ def third_party_invite_rule(q: Question, n: str) -> None:
 
 
 def verifies(signed: Json, signature: str, key: str) -> bool:
-    message = {name: value for name, value in signed.items() if name not in ("signatures", "unsigned")}
+    message = {
+        name: value for name, value in signed.items() if name not in ("signatures", "unsigned")
+    }
     try:
         VerifyKey(base64.b64decode(key + "==")).verify(
             encode_canonical_json(message), base64.b64decode(signature + "==")

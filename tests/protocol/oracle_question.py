@@ -1,4 +1,5 @@
-"""What the transcribed authorization rules look at: an event, the state, and how a page reads levels and creators.
+"""What the transcribed authorization rules look at: an event, the state, and how a page reads
+levels and creators.
 
 Part of the oracle in `oracle_auth.py`; nothing of the code under test is used.
 """
@@ -87,7 +88,9 @@ class Question:
             return math.inf
         content = self.power_content()
         if content is None:
-            is_creator = not self.numbers.creators_are_infinite and user == self.numbers.creator(self.create)
+            is_creator = not self.numbers.creators_are_infinite and user == self.numbers.creator(
+                self.create
+            )
             return 100 if is_creator else 0
         level = self.numbers(entries(content, "users").get(user))
         return self.default_level("users_default", 0) if level is None else level
@@ -129,7 +132,9 @@ class Numbers:
         if isinstance(value, int):
             return value
         if isinstance(value, float) and self.floats and math.isfinite(value):
-            return int(Decimal(repr(value)))  # "exponential notation is applied … truncated at the decimal point"
+            return int(
+                Decimal(repr(value))
+            )  # "exponential notation is applied … truncated at the decimal point"
         if isinstance(value, str) and self.strings:
             digits = value.strip()
             if digits[:1] in ("+", "-"):
@@ -159,9 +164,16 @@ def domain(identifier: str) -> str:
 
 def is_user_id(value: object) -> bool:
     """As the tests' ids need it: sigil, colon, a domain of letters, digits, dots and dashes."""
-    if not isinstance(value, str) or not value.startswith("@") or ":" not in value or len(value) > 255:
+    if (
+        not isinstance(value, str)
+        or not value.startswith("@")
+        or ":" not in value
+        or len(value) > 255
+    ):
         return False
-    return domain(value) != "" and all(character.isalnum() or character in ".-" for character in domain(value))
+    return domain(value) != "" and all(
+        character.isalnum() or character in ".-" for character in domain(value)
+    )
 
 
 def entries(content: Json, name: str) -> Json:

@@ -1,7 +1,9 @@
-"""State resolution word for word from the specification: slow, plain, and written apart from the production code.
+"""State resolution word for word from the specification: slow, plain, and written apart from the
+production code.
 
-Sets and lists where production has an index or a heap; nothing is computed once that the text computes twice. What it
-shares with production are the authorization rules, which have tests of their own.
+Sets and lists where production has an index or a heap; nothing is computed once that the text
+computes twice. What it shares with production are the authorization rules, which have tests of
+their own.
 
 spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
 """
@@ -23,7 +25,8 @@ State = Mapping[StateKey, EventID]
 
 @dataclass
 class Oracle:
-    """One resolution. `allowed` notes, as it goes, the events that passed the rules at their turn."""
+    """One resolution. `allowed` notes, as it goes, the events that passed the rules at their
+    turn."""
 
     version: RoomVersion
     state_sets: Sequence[State]
@@ -97,7 +100,12 @@ class Oracle:
 
     def conflicted_state_set(self) -> set[EventID]:
         unconflicted = set(self.unconflicted_state_map().items())
-        return {pair[1] for state in self.state_sets for pair in state.items() if pair not in unconflicted}
+        return {
+            pair[1]
+            for state in self.state_sets
+            for pair in state.items()
+            if pair not in unconflicted
+        }
 
     def auth_chain(self, event_id: EventID) -> set[EventID]:
         chain: set[EventID] = set()
@@ -113,7 +121,9 @@ class Oracle:
             for state in self.state_sets
         ]
         union = {event_id for chain in full_chains for event_id in chain}
-        return {event_id for event_id in union if not all(event_id in chain for chain in full_chains)}
+        return {
+            event_id for event_id in union if not all(event_id in chain for chain in full_chains)
+        }
 
     def conflicted_state_subgraph(self) -> set[EventID]:
         ends = self.conflicted_state_set()
@@ -187,7 +197,10 @@ class Oracle:
 
     def _power_levels_in_auth_events(self, event_id: EventID) -> EventID | None:
         for auth_id in self.events[event_id].auth_events:
-            if (self.events[auth_id].type, self.events[auth_id].state_key) == ("m.room.power_levels", ""):
+            if (self.events[auth_id].type, self.events[auth_id].state_key) == (
+                "m.room.power_levels",
+                "",
+            ):
                 return auth_id
         return None
 
@@ -201,12 +214,18 @@ class Oracle:
         if levels_id is None:
             if self.version.creators_privileged:
                 return 0
-            creator = self.create.sender if self.version.creator_is_sender else self.create.content.get("creator")
+            creator = (
+                self.create.sender
+                if self.version.creator_is_sender
+                else self.create.content.get("creator")
+            )
             return 100 if sender == creator else 0
         content = self.events[levels_id].content
         return int(content.get("users", {}).get(sender, content.get("users_default", 0)))
 
-    def _iterative_auth_checks(self, state: dict[StateKey, EventID], events: Iterable[EventID]) -> None:
+    def _iterative_auth_checks(
+        self, state: dict[StateKey, EventID], events: Iterable[EventID]
+    ) -> None:
         for event_id in events:
             event = self.events[event_id]
             if event.state_key is not None and self._is_allowed(event_id, state, event.auth_events):

@@ -1,12 +1,14 @@
-"""Random rooms of any version for Hypothesis: they grow by legal and illegal steps, fork, merge, and are lied about.
+"""Random rooms of any version for Hypothesis: they grow by legal and illegal steps, fork, merge,
+and are lied about.
 
-A room is grown by a pure function from a list of `Step`s, small numbers that are read according to what the room is like
-at that point. So every list of steps is a room, examples shrink well, and a found case is a short JSON file.
+A room is grown by a pure function from a list of `Step`s, small numbers that are read according to
+what the room is like at that point. So every list of steps is a room, examples shrink well, and a
+found case is a short JSON file.
 
-A step that its own auth events do not allow leaves no trace, as on a server that drops or rejects it for good. One that
-they allow and the state before it does not is kept as a rejected event. A step may be sent from a stale or invented view
-of the room, by a server that missed or hides something; and so may the states of a `Dispute` be, as those are that a
-server is told by others.
+A step that its own auth events do not allow leaves no trace, as on a server that drops or rejects
+it for good. One that they allow and the state before it does not is kept as a rejected event. A
+step may be sent from a stale or invented view of the room, by a server that missed or hides
+something; and so may the states of a `Dispute` be, as those are that a server is told by others.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -48,14 +50,16 @@ class Step:
     parents: tuple[int, ...]
     """How far back in the room its previous events are; 0 is the latest event."""
     view: int
-    """0: the sender names the auth events of the state before; n > 0: of the state n events back."""
+    """0: the sender names the auth events of the state before; n > 0: of the state n events
+    back."""
     time: int
     depth_error: int
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One entry of a claimed state: the key, counted among all keys, gets one of its events, or none."""
+    """One entry of a claimed state: the key, counted among all keys, gets one of its events, or
+    none."""
 
     key: int
     event: int
@@ -89,7 +93,9 @@ class Dispute(msgspec.Struct, frozen=True):
 
     def oracle(self) -> Oracle:
         """A fresh oracle for this dispute."""
-        return Oracle(self.room.version, self.state_sets, self.room.events, self.room.create, self.rejected)
+        return Oracle(
+            self.room.version, self.state_sets, self.room.events, self.room.create, self.rejected
+        )
 
 
 # ---- growing
@@ -122,7 +128,8 @@ def build(
         "depth": depth,
         "prev_events": [[parent, {}] for parent in prev_events] if pairs else list(prev_events),
         "auth_events": [[auth_id, {}] for auth_id in auth_events] if pairs else list(auth_events),
-        # Redaction drops much of a content; what is left here gives different contents different ids all the same.
+        # Redaction drops much of a content; what is left here gives different contents different
+        # ids all the same.
         "hashes": {"sha256": str(content)},
         "signatures": {},
     }
@@ -138,18 +145,25 @@ def build(
 
 
 def grow(version: RoomVersion, steps: Sequence[Step]) -> GrownRoom:
-    """The room that the steps make, after a beginning that every room has: public, two admins, one moderator."""
+    """The room that the steps make, after a beginning that every room has: public, two admins, one
+    moderator."""
     beginning = _begin(version)
-    room = replace(beginning, events=dict(beginning.events), states=dict(beginning.states), rejected=set())
+    room = replace(
+        beginning, events=dict(beginning.events), states=dict(beginning.states), rejected=set()
+    )
     for step in steps:
         _take(room, step)
     return room
 
 
-def dispute(room: GrownRoom, views: Sequence[tuple[int, Sequence[Claim]]], falsely_rejected: Sequence[int]) -> Dispute:
+def dispute(
+    room: GrownRoom, views: Sequence[tuple[int, Sequence[Claim]]], falsely_rejected: Sequence[int]
+) -> Dispute:
     """The states after some events of the room, each as someone claims it to be."""
     claimed = [_claim(room, room.states[room.back(distance)], claims) for distance, claims in views]
-    return Dispute(room, claimed, room.rejected | {room.back(distance) for distance in falsely_rejected})
+    return Dispute(
+        room, claimed, room.rejected | {room.back(distance) for distance in falsely_rejected}
+    )
 
 
 @cache
@@ -161,7 +175,9 @@ def _begin(version: RoomVersion) -> GrownRoom:
     if version.creators_privileged:
         content["additional_creators"] = [bob]
     create = build(version, None, "m.room.create", alice, "", content, event_id="$create:a.test")
-    room = GrownRoom(version, create, {create.event_id: create}, {create.event_id: {create.key: create.event_id}})
+    room = GrownRoom(
+        version, create, {create.event_id: create}, {create.event_id: {create.key: create.event_id}}
+    )
     users = {} if version.creators_privileged else {alice: 100, bob: 100}
     beginning: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         ("m.room.member", alice, alice, {"membership": "join"}),
@@ -179,12 +195,16 @@ def _take(room: GrownRoom, step: Step) -> None:
     sender = USERS[step.sender % len(USERS)]
     target = USERS[step.target % len(USERS)]
     type, state_key, content = _read(room.version, step, sender, target)
-    parents = list(dict.fromkeys(room.back(distance) for distance in step.parents)) or [room.back(0)]
+    parents = list(dict.fromkeys(room.back(distance) for distance in step.parents)) or [
+        room.back(0)
+    ]
     view = None if step.view == 0 else room.states[room.back(step.view)]
     _send(room, type, sender, state_key, content, parents, view, step.time, step.depth_error)
 
 
-def _read(version: RoomVersion, step: Step, sender: str, target: str) -> tuple[str, str | None, dict[str, Any]]:
+def _read(
+    version: RoomVersion, step: Step, sender: str, target: str
+) -> tuple[str, str | None, dict[str, Any]]:
     """What the step wants to send: type, state key, content."""
     match step.kind:
         case "join" | "leave" | "knock":
@@ -196,7 +216,11 @@ def _read(version: RoomVersion, step: Step, sender: str, target: str) -> tuple[s
         case "ban" | "invite":
             return "m.room.member", target, {"membership": step.kind}
         case "restricted_join":
-            return "m.room.member", sender, {"membership": "join", "join_authorised_via_users_server": target}
+            return (
+                "m.room.member",
+                sender,
+                {"membership": "join", "join_authorised_via_users_server": target},
+            )
         case "power":
             return "m.room.power_levels", "", _read_levels(version, step)
         case "join_rules":
@@ -212,7 +236,8 @@ def _read(version: RoomVersion, step: Step, sender: str, target: str) -> tuple[s
 
 
 def _read_levels(version: RoomVersion, step: Step) -> dict[str, Any]:
-    """Power levels: two bits of `value` for each user, one for whether a topic is for moderators."""
+    """Power levels: two bits of `value` for each user, one for whether a topic is for
+    moderators."""
     users: dict[str, Any] = {}
     for index, user in enumerate(USERS):
         if not (version.creators_privileged and index < 2 and step.value % 16):
@@ -259,13 +284,19 @@ def _send(
     auth_events = [room.events[auth_id] for auth_id in auth_ids]
     try:
         check_auth_events(event, auth_events, rejected=room.rejected, create=room.create)
-        check_auth(event, {auth_event.key: auth_event for auth_event in auth_events}, create=room.create)
+        check_auth(
+            event, {auth_event.key: auth_event for auth_event in auth_events}, create=room.create
+        )
     except AuthError:
         return
     room.events[event.event_id] = event
     room.states[event.event_id] = before
     try:
-        check_auth(event, {key: room.events[before[key]] for key in needed if key in before}, create=room.create)
+        check_auth(
+            event,
+            {key: room.events[before[key]] for key in needed if key in before},
+            create=room.create,
+        )
     except AuthError:
         room.rejected.add(event.event_id)
         return
@@ -280,7 +311,9 @@ def _state_before(room: GrownRoom, parents: Sequence[EventID]) -> dict[StateKey,
     return Oracle(room.version, states, room.events, room.create, room.rejected).resolve()
 
 
-def _claim(room: GrownRoom, state: Mapping[StateKey, EventID], claims: Sequence[Claim]) -> dict[StateKey, EventID]:
+def _claim(
+    room: GrownRoom, state: Mapping[StateKey, EventID], claims: Sequence[Claim]
+) -> dict[StateKey, EventID]:
     by_key: dict[StateKey, list[EventID]] = {}
     for event in room.events.values():
         if event.state_key is not None:
@@ -299,30 +332,42 @@ def _claim(room: GrownRoom, state: Mapping[StateKey, EventID], claims: Sequence[
 
 _FEW: Final = st.integers(0, 7)
 
-# What takes few values is drawn at once: each draw costs Hypothesis more than a step costs the room.
+# What takes few values is drawn at once: each draw costs Hypothesis more than a step costs the
+# room.
 _WHO_DOES_WHAT: Final = st.sampled_from(tuple(product(STEP_KINDS, (0, 0, 1, 1, 2, 3), range(4))))
-_HOW: Final = st.sampled_from(tuple(product((0, 0, 0, 0, 1, 2, 4, 8), range(5), (0, 0, 0, 1, -1, 3, -4))))
+_HOW: Final = st.sampled_from(
+    tuple(product((0, 0, 0, 0, 1, 2, 4, 8), range(5), (0, 0, 0, 1, -1, 3, -4)))
+)
 _PARENTS: Final = st.one_of(st.just((0,)), st.lists(_FEW, min_size=1, max_size=3).map(tuple))
 
 
-def _step(what: tuple[str, int, int], value: int, parents: tuple[int, ...], how: tuple[int, int, int]) -> Step:
+def _step(
+    what: tuple[str, int, int], value: int, parents: tuple[int, ...], how: tuple[int, int, int]
+) -> Step:
     kind, sender, target = what
     view, time, depth_error = how
     return Step(kind, sender, target, value, parents, view, time, depth_error)
 
 
-STEPS: Final[st.SearchStrategy[Step]] = st.builds(_step, _WHO_DOES_WHAT, st.integers(0, 511), _PARENTS, _HOW)
-CLAIMS: Final[st.SearchStrategy[Claim]] = st.builds(Claim, key=st.integers(0, 15), event=st.integers(-1, 5))
+STEPS: Final[st.SearchStrategy[Step]] = st.builds(
+    _step, _WHO_DOES_WHAT, st.integers(0, 511), _PARENTS, _HOW
+)
+CLAIMS: Final[st.SearchStrategy[Claim]] = st.builds(
+    Claim, key=st.integers(0, 15), event=st.integers(-1, 5)
+)
 
 
 def rooms(version: RoomVersion, *, max_steps: int = 30) -> st.SearchStrategy[GrownRoom]:
     """Rooms of that version."""
-    return st.lists(STEPS, min_size=min(8, max_steps), max_size=max_steps).map(lambda steps: grow(version, steps))
+    return st.lists(STEPS, min_size=min(8, max_steps), max_size=max_steps).map(
+        lambda steps: grow(version, steps)
+    )
 
 
 @cache
 def disputes(version: RoomVersion, *, max_steps: int = 30) -> st.SearchStrategy[Dispute]:
-    """Two to four states of a room of that version, true or claimed, with up to two events wrongly held for rejected."""
+    """Two to four states of a room of that version, true or claimed, with up to two events wrongly
+    held for rejected."""
     view = st.tuples(st.integers(0, 15), st.lists(CLAIMS, max_size=3))
     return st.builds(
         dispute,

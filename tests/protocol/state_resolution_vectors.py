@@ -1,6 +1,7 @@
 """Disputes as JSON files, in the form of `vectors/state-res-vectors.json`.
 
-A case that a law finds is kept by `write_vector`: complete events, so that it outlives the strategies it came from.
+A case that a law finds is kept by `write_vector`: complete events, so that it outlives the
+strategies it came from.
 """
 
 import json
@@ -20,7 +21,8 @@ State = dict[StateKey, EventID]
 
 
 def read_vectors() -> Iterator[tuple[str, Dispute, State]]:
-    """A name, the dispute, the resolved state: of the scenarios that came with the specification, and of those found."""
+    """A name, the dispute, the resolved state: of the scenarios that came with the specification,
+    and of those found."""
     for scenario in json.loads((VECTORS / "state-res-vectors.json").read_text())["scenarios"]:
         yield (
             f"{scenario['name']}-in-{scenario['room_version']}",
@@ -33,7 +35,8 @@ def read_vectors() -> Iterator[tuple[str, Dispute, State]]:
 
 
 def write_vector(name: str, what: str, dispute: Dispute) -> None:
-    """Keep a dispute as `vectors/state-resolution/NAME.json`, with the oracle's answer and a sentence on what it shows."""
+    """Keep a dispute as `vectors/state-resolution/NAME.json`, with the oracle's answer and a
+    sentence on what it shows."""
     scenario = {
         "name": name,
         "room_version": dispute.room.version.identifier,
@@ -59,7 +62,9 @@ def _read_dispute(scenario: Any) -> Dispute:
         events[event.event_id] = event
     create = next(event for event in events.values() if event.type == "m.room.create")
     states = [_read_state(state) for state in scenario["state_sets"]]
-    return Dispute(GrownRoom(version, create, events), states, frozenset(scenario.get("rejected", ())))
+    return Dispute(
+        GrownRoom(version, create, events), states, frozenset(scenario.get("rejected", ()))
+    )
 
 
 def _read_state(entries: list[list[str]]) -> State:

@@ -9,12 +9,16 @@ from federation.protocol.canonical_json import MAX_SAFE_INTEGER
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 safe_integers = st.integers(-MAX_SAFE_INTEGER, MAX_SAFE_INTEGER)
 strict_scalars = st.none() | st.booleans() | safe_integers | texts
-scalars = strict_scalars | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = (
+    strict_scalars | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+)
 
 
 def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.recursive(
-        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4), max_leaves=15
+        leaves,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+        max_leaves=15,
     )
 
 
@@ -47,7 +51,9 @@ CONTENT_KEYS = (
     "third_party_invite",
     "users",
 )
-contents = st.dictionaries(st.sampled_from(CONTENT_KEYS) | texts, strict_values | strict_objects, max_size=6)
+contents = st.dictionaries(
+    st.sampled_from(CONTENT_KEYS) | texts, strict_values | strict_objects, max_size=6
+)
 
 # Fields that are right, wrong or strange, so that many PDUs pass and each check is met.
 hostile_pdus = st.fixed_dictionaries(
@@ -61,7 +67,8 @@ hostile_pdus = st.fixed_dictionaries(
         "content": contents | json_values,
         "depth": st.integers(0, 9) | json_values,
         "origin_server_ts": st.just(1) | json_values,
-        "prev_events": st.just([]) | st.lists(st.just("$" + HASH) | st.just(["$a:b", {}]) | json_values, max_size=3),
+        "prev_events": st.just([])
+        | st.lists(st.just("$" + HASH) | st.just(["$a:b", {}]) | json_values, max_size=3),
         "auth_events": st.just([]) | json_values,
         "hashes": st.just({"sha256": ""}) | json_values,
         "signatures": st.just({"example.com": {"ed25519:1": ""}}) | json_values,
@@ -73,7 +80,9 @@ hostile_pdus = st.fixed_dictionaries(
 
 _types = st.sampled_from(EVENT_TYPES)
 _depths = st.integers(0, 2**53 - 1)
-_further_fields = st.dictionaries(st.sampled_from(["membership", "origin", "prev_state", "x.y", "redacts"]), texts)
+_further_fields = st.dictionaries(
+    st.sampled_from(["membership", "origin", "prev_state", "x.y", "redacts"]), texts
+)
 _state_keys = st.text("abc@:.", max_size=10)
 
 

@@ -1,4 +1,5 @@
-"""Canonical JSON is the same bytes on every server; reading JSON gives a value or a Matrix error, whatever comes in."""
+"""Canonical JSON is the same bytes on every server; reading JSON gives a value or a Matrix error,
+whatever comes in."""
 
 import json
 from collections.abc import Callable
@@ -25,23 +26,30 @@ from tests.protocol.strategies import json_values, nested, strict_values
 from tests.protocol.vectors import cases
 
 
-@pytest.mark.parametrize("case", cases("canonical_json", "canonical_json"), ids=lambda case: case["canonical"][:30])
+@pytest.mark.parametrize(
+    "case", cases("canonical_json", "canonical_json"), ids=lambda case: case["canonical"][:30]
+)
 def test_examples_of_the_specification(case: Any) -> None:
-    # The example with 1e10 takes JSON numbers for what they are worth; decode_json reads exponents as floats.
+    # The example with 1e10 takes JSON numbers for what they are worth; decode_json reads exponents
+    # as floats.
     value = json.loads(case["input_text"], parse_float=lambda text: int(float(text)))
     assert encode_strict(value).decode() == case["canonical"]
     if "1e10" not in case["input_text"]:
         assert encode_strict(decode_json(case["input_text"].encode())).decode() == case["canonical"]
 
 
-@pytest.mark.parametrize("case", cases("canonical_json", "canonical_json_more"), ids=lambda case: case["canonical"])
+@pytest.mark.parametrize(
+    "case", cases("canonical_json", "canonical_json_more"), ids=lambda case: case["canonical"]
+)
 def test_more_examples(case: Any) -> None:
     encoded = encode_strict(case["input"])
     assert encoded.decode() == case["canonical"]
     assert sha256(encoded).hexdigest() == case["sha256_hex"]
 
 
-@pytest.mark.parametrize("case", cases("canonical_json", "canonical_json_must_reject"), ids=lambda case: case["why"])
+@pytest.mark.parametrize(
+    "case", cases("canonical_json", "canonical_json_must_reject"), ids=lambda case: case["why"]
+)
 def test_what_events_may_not_have_is_refused(case: Any) -> None:
     with pytest.raises(NotJson if case["why"] == "not JSON" else BadJson):
         encode_strict(decode_json(case["text"].encode()))
@@ -58,7 +66,9 @@ def test_it_equals_the_canonicaljson_package(value: Any) -> None:
 def test_strict_values_come_back_unchanged(value: Any) -> None:
     encoded = encode_strict(value)
     assert decode_json(encoded) == value
-    assert encode_strict(decode_json(encoded)) == encoded == canonicaljson.encode_canonical_json(value)
+    assert (
+        encode_strict(decode_json(encoded)) == encoded == canonicaljson.encode_canonical_json(value)
+    )
 
 
 @settings(max_examples=200)
@@ -94,9 +104,14 @@ def test_a_wide_text_is_not_taken_for_a_deep_one() -> None:
 
 @settings(max_examples=300)
 @given(
-    nested(st.text('{}[]"\\a', max_size=8) | st.none()), st.integers(1, 5), st.booleans(), st.sampled_from([None, 1])
+    nested(st.text('{}[]"\\a', max_size=8) | st.none()),
+    st.integers(1, 5),
+    st.booleans(),
+    st.sampled_from([None, 1]),
 )
-def test_a_text_is_as_deep_as_its_value(value: Any, limit: int, escaped: bool, indent: int | None) -> None:
+def test_a_text_is_as_deep_as_its_value(
+    value: Any, limit: int, escaped: bool, indent: int | None
+) -> None:
     """Whatever stands in its strings."""
     text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
     assert is_refused(check_text_depth, text, limit) == is_refused(check_depth, value, limit)
@@ -112,7 +127,18 @@ def is_refused(check: Callable[[Any, int], None], what: object, limit: int) -> b
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff", b'"\xed\xa0\x80"', b'"\\ud800"', b'"\\udc00x"', b"NaN", b"-Infinity", b"{'a':1}", b"01", b"{}x"],
+    [
+        b"",
+        b"\xff",
+        b'"\xed\xa0\x80"',
+        b'"\\ud800"',
+        b'"\\udc00x"',
+        b"NaN",
+        b"-Infinity",
+        b"{'a':1}",
+        b"01",
+        b"{}x",
+    ],
 )
 def test_what_is_no_json(data: bytes) -> None:
     with pytest.raises(NotJson):
@@ -135,7 +161,9 @@ def test_an_object_is_wanted(data: bytes) -> None:
         decode_object(data)
 
 
-@pytest.mark.parametrize("value", [{1: 2}, "\ud800", {"\ud800": 1}, [float("nan")], {"a": float("inf")}])
+@pytest.mark.parametrize(
+    "value", [{1: 2}, "\ud800", {"\ud800": 1}, [float("nan")], {"a": float("inf")}]
+)
 def test_values_without_a_json_form(value: Any) -> None:
     with pytest.raises(BadJson):
         encode_canonical(value)

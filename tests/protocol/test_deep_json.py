@@ -9,13 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.peers.event_lists import is_one_object
 from federation.protocol.dense_json import has_too_many_values, without_deep
-from federation.remote.long_lists import is_one_object
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.text(st.sampled_from('ab"\\[]{},:é'), max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.text(st.sampled_from('ab"\\[]{},:é'), max_size=4),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.sampled_from('a"\\[{'), max_size=3), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.sampled_from('a"\\[{'), max_size=3), inner, max_size=3)
     ),
     max_leaves=12,
 )

@@ -26,7 +26,10 @@ from federation.protocol.ids import ServerName
         ("1.2.3.4:5", Route("1.2.3.4:5", "1.2.3.4", (Hop("1.2.3.4", 5),))),
         ("[2001:db8::1]", Route("[2001:db8::1]", "2001:db8::1", (Hop("2001:db8::1", 8448),))),
         ("[2001:db8::1]:5", Route("[2001:db8::1]:5", "2001:db8::1", (Hop("2001:db8::1", 5),))),
-        ("matrix.example:443", Route("matrix.example:443", "matrix.example", (Hop("matrix.example", 443),))),
+        (
+            "matrix.example:443",
+            Route("matrix.example:443", "matrix.example", (Hop("matrix.example", 443),)),
+        ),
         ("matrix.example", None),
     ],
 )
@@ -74,7 +77,10 @@ def test_how_long_a_well_known_file_is_good(headers: dict[str, str], seconds: fl
 
 
 SERVICES = st.lists(
-    st.builds(Service, st.integers(0, 3), st.integers(0, 5), st.sampled_from("abcdef"), st.just(8448)), max_size=6
+    st.builds(
+        Service, st.integers(0, 3), st.integers(0, 5), st.sampled_from("abcdef"), st.just(8448)
+    ),
+    max_size=6,
 )
 
 

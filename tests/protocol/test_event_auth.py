@@ -1,7 +1,8 @@
-"""Every rule of every room version's page: an event that it refuses, and its neighbour that is allowed.
+"""Every rule of every room version's page: an event that it refuses, and its neighbour that is
+allowed.
 
-A case makes a room in which one thing is wrong, and the same without the fault. All versions that have the rule run it,
-and the number reported is the one that the oracle finds on the page.
+A case makes a room in which one thing is wrong, and the same without the fault. All versions that
+have the rule run it, and the number reported is the one that the oracle finds on the page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,15 @@ import pytest
 from federation.protocol.auth_rules import AuthError, Rule, rule_numbers
 from federation.protocol.event_auth import auth_keys, check_auth, check_auth_events
 from federation.protocol.events import Event, StateKey
-from federation.protocol.room_versions import ROOM_VERSIONS, V1, V7, V8, V12, EventFormat, RoomVersion
+from federation.protocol.room_versions import (
+    ROOM_VERSIONS,
+    V1,
+    V7,
+    V8,
+    V12,
+    EventFormat,
+    RoomVersion,
+)
 from tests.helpers.room_factory import ALICE, BOB, CHARLIE, Room, public_room
 from tests.protocol.auth_questions import KEYS, base64_of
 from tests.protocol.oracle_auth import answer
@@ -32,7 +41,11 @@ class Trial:
 
     @property
     def auth_events(self) -> Sequence[Event]:
-        return [self.room.events[event_id] for event_id in self.event.auth_events] if self.auth is None else self.auth
+        return (
+            [self.room.events[event_id] for event_id in self.event.auth_events]
+            if self.auth is None
+            else self.auth
+        )
 
     def verdict(self) -> str | None:
         event, create = self.event, self.room.create
@@ -52,8 +65,13 @@ class Trial:
                 event_id=self.event.event_id,
                 create=self.room.create.pdu,
                 create_id=self.room.create.event_id,
-                state={(key.type, key.state_key): event.pdu for key, event in self.room.state.items()},
-                auth_events=[(auth.event_id, {**auth.pdu, "room_id": auth.room_id}) for auth in self.auth_events],
+                state={
+                    (key.type, key.state_key): event.pdu for key, event in self.room.state.items()
+                },
+                auth_events=[
+                    (auth.event_id, {**auth.pdu, "room_id": auth.room_id})
+                    for auth in self.auth_events
+                ],
                 rejected=self.rejected,
                 signed_by=self.signed_by,
                 prev_events=list(self.event.prev_events),
@@ -65,7 +83,12 @@ Case = Callable[[RoomVersion], tuple[Trial, Trial]]
 
 
 def trial(
-    room: Room, sender: str, type: str, content: Mapping[str, Any], key: str | None = None, **fields: Any
+    room: Room,
+    sender: str,
+    type: str,
+    content: Mapping[str, Any],
+    key: str | None = None,
+    **fields: Any,
 ) -> Trial:
     return Trial(room, room.build(sender, type, content, key, **fields))
 
@@ -74,7 +97,9 @@ def membership(room: Room, sender: str, target: str, value: str, **content: Any)
     return trial(room, sender, "m.room.member", {"membership": value, **content}, target)
 
 
-def levels(version: RoomVersion, users: Mapping[str, Any] | None = None, **content: Any) -> dict[str, Any]:
+def levels(
+    version: RoomVersion, users: Mapping[str, Any] | None = None, **content: Any
+) -> dict[str, Any]:
     """Power levels of a room of Alice's, who is named where she may be."""
     own = {} if version.creators_privileged else {ALICE: 100}
     return {**content, "users": {**own, **(users or {})}}
@@ -121,8 +146,14 @@ def replace_heads(room: Room) -> Room:
 def create_prev_events(version: RoomVersion) -> tuple[Trial, Trial]:
     _bad, good = create_case(version, {})
     room = Room(version)
-    reference = [room.create.event_id, {}] if version.event_format is EventFormat.V1 else room.create.event_id
-    return trial(good.room, ALICE, "m.room.create", dict(good.event.content), "", prev_events=[reference]), good
+    reference = (
+        [room.create.event_id, {}]
+        if version.event_format is EventFormat.V1
+        else room.create.event_id
+    )
+    return trial(
+        good.room, ALICE, "m.room.create", dict(good.event.content), "", prev_events=[reference]
+    ), good
 
 
 def room_unknown(version: RoomVersion) -> tuple[Trial, Trial]:
@@ -151,7 +182,9 @@ def auth_other_room(version: RoomVersion) -> tuple[Trial, Trial]:
     other = Room(version, content={"other": True, **create})
     other.room_id = other.room_id if version.room_id_is_create_hash else "!other:alpha.example"
     foreign = other.build(ALICE, "m.room.member", {"membership": "join"}, ALICE)
-    return replace(good, auth=[foreign if auth.type == "m.room.member" else auth for auth in good.auth_events]), good
+    return replace(
+        good, auth=[foreign if auth.type == "m.room.member" else auth for auth in good.auth_events]
+    ), good
 
 
 def not_federated(version: RoomVersion) -> tuple[Trial, Trial]:
@@ -164,7 +197,9 @@ def not_federated(version: RoomVersion) -> tuple[Trial, Trial]:
 def aliases(key: str | None) -> Case:
     def case(version: RoomVersion) -> tuple[Trial, Trial]:
         room = room_of(version)
-        return tuple(trial(room, BOB, "m.room.aliases", {}, each) for each in (key, "alpha.example"))  # type: ignore[return-value]
+        return tuple(
+            trial(room, BOB, "m.room.aliases", {}, each) for each in (key, "alpha.example")
+        )  # type: ignore[return-value]
 
     return case
 
@@ -185,35 +220,52 @@ def restricted(version: RoomVersion, authoriser: str, signed: bool) -> Trial:
 
 def banned_join(version: RoomVersion) -> tuple[Trial, Trial]:
     room = room_of(version)
-    return membership(after(room, lambda r: r.ban(ALICE, BOB)), BOB, BOB, "join"), membership(room, BOB, BOB, "join")
+    return membership(after(room, lambda r: r.ban(ALICE, BOB)), BOB, BOB, "join"), membership(
+        room, BOB, BOB, "join"
+    )
 
 
 def third_party(**fault: Any) -> Case:
-    """`fault` may replace the `target`, the `sender`, the `signed` object, or forge the signature."""
+    """`fault` may replace the `target`, the `sender`, the `signed` object, or forge the
+    signature."""
 
     def case(version: RoomVersion) -> tuple[Trial, Trial]:
         room = room_of(version, CHARLIE)
-        room.send(ALICE, "m.room.third_party_invite", {"public_key": base64_of(bytes(KEYS[0].verify_key))}, "tok")
+        room.send(
+            ALICE,
+            "m.room.third_party_invite",
+            {"public_key": base64_of(bytes(KEYS[0].verify_key))},
+            "tok",
+        )
         bad_room = after(room, lambda r: r.ban(ALICE, BOB)) if fault.get("banned") else room
         return invite(bad_room, **fault), invite(room)
 
     def invite(room: Room, **fault: Any) -> Trial:
-        signed: dict[str, Any] = {"mxid": fault.get("mxid", BOB), "token": fault.get("token", "tok")}
+        signed: dict[str, Any] = {
+            "mxid": fault.get("mxid", BOB),
+            "token": fault.get("token", "tok"),
+        }
         message = f'{{"mxid":"{signed["mxid"]}","token":"{signed["token"]}"}}'.encode()
         signature = KEYS[1 if fault.get("forged") else 0].sign(message).signature
         signed["signatures"] = {"id.example": {"ed25519:0": base64_of(signature)}}
         content = fault.get("invite", {"signed": signed})
-        return membership(room, fault.get("sender", ALICE), BOB, "invite", third_party_invite=content)
+        return membership(
+            room, fault.get("sender", ALICE), BOB, "invite", third_party_invite=content
+        )
 
     return case
 
 
 def invite_target(version: RoomVersion) -> tuple[Trial, Trial]:
     room = room_of(version)
-    return membership(after(room, lambda r: r.join(BOB)), ALICE, BOB, "invite"), membership(room, ALICE, BOB, "invite")
+    return membership(after(room, lambda r: r.join(BOB)), ALICE, BOB, "invite"), membership(
+        room, ALICE, BOB, "invite"
+    )
 
 
-def by_level(value: str, low: int, needed: int, *steps: Callable[[Room], object], **power: Any) -> Case:
+def by_level(
+    value: str, low: int, needed: int, *steps: Callable[[Room], object], **power: Any
+) -> Case:
     """Bob does it to Charlie, with a level too low and with the level needed."""
 
     def case(version: RoomVersion) -> tuple[Trial, Trial]:
@@ -226,7 +278,9 @@ def by_level(value: str, low: int, needed: int, *steps: Callable[[Room], object]
 
 def self_leave(version: RoomVersion) -> tuple[Trial, Trial]:
     room = room_of(version)
-    return membership(room, BOB, BOB, "leave"), membership(after(room, lambda r: r.join(BOB)), BOB, BOB, "leave")
+    return membership(room, BOB, BOB, "leave"), membership(
+        after(room, lambda r: r.join(BOB)), BOB, BOB, "leave"
+    )
 
 
 def from_outside(value: str) -> Case:
@@ -272,19 +326,34 @@ def send_case(type: str, key: str | None, bad: int, good: int, **power: Any) -> 
 
 def state_key_of_another(version: RoomVersion) -> tuple[Trial, Trial]:
     room = room_of(version)
-    return trial(room, ALICE, "org.example.x", {}, BOB), trial(room, ALICE, "org.example.x", {}, ALICE)
+    return trial(room, ALICE, "org.example.x", {}, BOB), trial(
+        room, ALICE, "org.example.x", {}, ALICE
+    )
 
 
 def power_case(
-    bad: Mapping[str, Any], good: Mapping[str, Any], *, users: Mapping[str, int] | None = None, **current: Any
+    bad: Mapping[str, Any],
+    good: Mapping[str, Any],
+    *,
+    users: Mapping[str, int] | None = None,
+    **current: Any,
 ) -> Case:
     """Bob, at 50, changes the power levels in two ways."""
 
     def case(version: RoomVersion) -> tuple[Trial, Trial]:
         people = {BOB: 50, **(users or {})}
-        room = room_of(version, BOB, users=people, events={"m.room.power_levels": 0, "m.room.name": 60}, **current)
+        room = room_of(
+            version,
+            BOB,
+            users=people,
+            events={"m.room.power_levels": 0, "m.room.name": 60},
+            **current,
+        )
         before = dict(room.state[StateKey("m.room.power_levels", "")].content)
-        one, two = (trial(room, BOB, "m.room.power_levels", merged(before, change), "") for change in (bad, good))
+        one, two = (
+            trial(room, BOB, "m.room.power_levels", merged(before, change), "")
+            for change in (bad, good)
+        )
         return one, two
 
     return case
@@ -299,14 +368,17 @@ def merged(content: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, A
 
 def power_creators(version: RoomVersion) -> tuple[Trial, Trial]:
     room = room_of(version)
-    one, two = (trial(room, ALICE, "m.room.power_levels", {"users": {user: 1}}, "") for user in (ALICE, BOB))
+    one, two = (
+        trial(room, ALICE, "m.room.power_levels", {"users": {user: 1}}, "") for user in (ALICE, BOB)
+    )
     return one, two
 
 
 def redaction(version: RoomVersion) -> tuple[Trial, Trial]:
     room = room_of(version, BOB)
     one, two = (
-        trial(room, BOB, "m.room.redaction", {}, redacts=target) for target in ("$x:gamma.example", "$x:alpha.example")
+        trial(room, BOB, "m.room.redaction", {}, redacts=target)
+        for target in ("$x:gamma.example", "$x:alpha.example")
     )
     return one, two
 
@@ -319,24 +391,36 @@ CASES: Final[Mapping[Rule, Case]] = {
     Rule.CREATE_ADDITIONAL_CREATORS: lambda v: create_case(v, {"additional_creators": ["bob"]}),
     Rule.ROOM_UNKNOWN: room_unknown,
     Rule.AUTH_DUPLICATE: auth_case(lambda _room, auth: [*auth, auth[0]]),
-    Rule.AUTH_UNEXPECTED: auth_case(lambda room, auth: [*auth, room.state[StateKey("m.room.member", BOB)]]),
+    Rule.AUTH_UNEXPECTED: auth_case(
+        lambda room, auth: [*auth, room.state[StateKey("m.room.member", BOB)]]
+    ),
     Rule.AUTH_REJECTED: auth_rejected,
-    Rule.AUTH_NO_CREATE: auth_case(lambda room, auth: [event for event in auth if event is not room.create]),
+    Rule.AUTH_NO_CREATE: auth_case(
+        lambda room, auth: [event for event in auth if event is not room.create]
+    ),
     Rule.AUTH_OTHER_ROOM: auth_other_room,
     Rule.NOT_FEDERATED: not_federated,
     Rule.ALIASES_STATE_KEY: aliases(None),
     Rule.ALIASES_SERVER: aliases("gamma.example"),
     Rule.MEMBER_FORM: member_form,
-    Rule.MEMBER_AUTHORISER_SIGNATURE: lambda v: (restricted(v, ALICE, False), restricted(v, ALICE, True)),
+    Rule.MEMBER_AUTHORISER_SIGNATURE: lambda v: (
+        restricted(v, ALICE, False),
+        restricted(v, ALICE, True),
+    ),
     Rule.JOIN_OF_ANOTHER: lambda v: (
         membership(room_of(v), ALICE, BOB, "join"),
         membership(room_of(v), BOB, BOB, "join"),
     ),
     Rule.JOIN_BANNED: banned_join,
-    Rule.JOIN_AUTHORISER: lambda v: (restricted(v, "@eve:alpha.example", True), restricted(v, ALICE, True)),
+    Rule.JOIN_AUTHORISER: lambda v: (
+        restricted(v, "@eve:alpha.example", True),
+        restricted(v, ALICE, True),
+    ),
     Rule.JOIN_RULE: lambda v: (
         membership(room_of(v, rule="invite"), BOB, BOB, "join"),
-        membership(after(room_of(v, rule="invite"), lambda r: r.invite(ALICE, BOB)), BOB, BOB, "join"),
+        membership(
+            after(room_of(v, rule="invite"), lambda r: r.invite(ALICE, BOB)), BOB, BOB, "join"
+        ),
     ),
     Rule.THIRD_PARTY_BANNED: third_party(banned=True),
     Rule.THIRD_PARTY_SIGNED: third_party(invite={}),
@@ -366,14 +450,22 @@ CASES: Final[Mapping[Rule, Case]] = {
     Rule.REQUIRED_LEVEL: send_case("m.room.topic", "", 49, 50),
     Rule.STATE_KEY_OF_ANOTHER: state_key_of_another,
     Rule.POWER_LEVELS_FORM: power_case({"ban": "50"}, {"ban": 50}),
-    Rule.POWER_ENTRIES_FORM: power_case({"notifications": {"room": "50"}}, {"notifications": {"room": 50}}),
+    Rule.POWER_ENTRIES_FORM: power_case(
+        {"notifications": {"room": "50"}}, {"notifications": {"room": 50}}
+    ),
     Rule.POWER_USERS_FORM: power_case({"users": {"bob": 1}}, {"users": {CHARLIE: 1}}),
     Rule.POWER_CREATORS: power_creators,
     Rule.POWER_LEVEL_CURRENT: power_case({"ban": 50, "kick": 40}, {"kick": 40}, ban=51),
     Rule.POWER_LEVEL_NEW: power_case({"ban": 51}, {"ban": 49}),
-    Rule.POWER_ENTRY_CURRENT: power_case({"events": {"m.room.name": 50}}, {"events": {"m.room.topic": 50}}),
-    Rule.POWER_ENTRY_NEW: power_case({"events": {"m.room.topic": 51}}, {"events": {"m.room.topic": 50}}),
-    Rule.POWER_USER_CURRENT: power_case({"users": {CHARLIE: 40}}, {"users": {BOB: 40}}, users={CHARLIE: 50}),
+    Rule.POWER_ENTRY_CURRENT: power_case(
+        {"events": {"m.room.name": 50}}, {"events": {"m.room.topic": 50}}
+    ),
+    Rule.POWER_ENTRY_NEW: power_case(
+        {"events": {"m.room.topic": 51}}, {"events": {"m.room.topic": 50}}
+    ),
+    Rule.POWER_USER_CURRENT: power_case(
+        {"users": {CHARLIE: 40}}, {"users": {BOB: 40}}, users={CHARLIE: 50}
+    ),
     Rule.POWER_USER_NEW: power_case({"users": {CHARLIE: 51}}, {"users": {CHARLIE: 50}}),
     Rule.REDACTION: redaction,
 }
@@ -386,7 +478,9 @@ PAGE_RULES: Final = [
 
 
 @pytest.mark.parametrize(("version", "rule", "number"), PAGE_RULES)
-def test_rule_refuses_and_allows_the_neighbour(version: RoomVersion, rule: Rule, number: str) -> None:
+def test_rule_refuses_and_allows_the_neighbour(
+    version: RoomVersion, rule: Rule, number: str
+) -> None:
     bad, good = CASES[rule](version)
     assert bad.verdict() == number
     assert bad.page_says() == number

@@ -1,4 +1,5 @@
-"""Hashes and signatures of events: ours are right, others' are checked as the specification says."""
+"""Hashes and signatures of events: ours are right, others' are checked as the specification
+says."""
 
 from typing import Any
 
@@ -19,10 +20,28 @@ from federation.protocol.event_signing import (
     required_signers,
     sign_event,
 )
-from federation.protocol.events import MAX_PDU_BYTES, Event, encode_pdu, encode_reference, parse_event
+from federation.protocol.events import (
+    MAX_PDU_BYTES,
+    Event,
+    encode_pdu,
+    encode_reference,
+    parse_event,
+)
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
 from federation.protocol.redaction import redact
-from federation.protocol.room_versions import ROOM_VERSIONS, V1, V2, V3, V5, V7, V8, V10, V11, V12, RoomVersion
+from federation.protocol.room_versions import (
+    ROOM_VERSIONS,
+    V1,
+    V2,
+    V3,
+    V5,
+    V7,
+    V8,
+    V10,
+    V11,
+    V12,
+    RoomVersion,
+)
 from federation.protocol.signing import SigningKey, encode_base64, is_signature_valid
 from tests.protocol.strategies import EVENT_TYPES, HASH, contents, pdus
 from tests.protocol.vectors import cases, signing_key
@@ -48,27 +67,36 @@ def build(version: RoomVersion, **fields: Any) -> Event:
         "origin_server_ts": 1_700_000_000_000,
     }
     if first:
-        arguments |= {"event_id": "$e:domain", "reference_hashes": {"$p:domain": "pp", "$a:domain": "aa"}}
+        arguments |= {
+            "event_id": "$e:domain",
+            "reference_hashes": {"$p:domain": "pp", "$a:domain": "aa"},
+        }
     return build_event(version, HERE, KEY, **{**arguments, **fields})
 
 
 # ---- the worked examples
 
 
-@pytest.mark.parametrize("case", cases("events", "event_signing"), ids=lambda case: case["input"]["type"])
+@pytest.mark.parametrize(
+    "case", cases("events", "event_signing"), ids=lambda case: case["input"]["type"]
+)
 def test_examples_of_the_specification(case: Any) -> None:
     version = ROOM_VERSIONS[case["room_version"]]
     assert hash_and_sign_event(version, case["input"], HERE, KEY) == case["signed"]
 
 
-@pytest.mark.parametrize("case", cases("events", "event_signing_more"), ids=lambda case: case["content_hash"])
+@pytest.mark.parametrize(
+    "case", cases("events", "event_signing_more"), ids=lambda case: case["content_hash"]
+)
 def test_more_examples(case: Any) -> None:
     signed = hash_and_sign_event(ROOM_VERSIONS[case["room_version"]], case["input"], HERE, KEY)
     assert signed["hashes"] == {"sha256": case["content_hash"]}
     assert signed["signatures"] == {"domain": {"ed25519:1": case["signature"]}}
 
 
-@pytest.mark.parametrize("case", cases("events", "event_signature_checks"), ids=lambda case: case["expect"])
+@pytest.mark.parametrize(
+    "case", cases("events", "event_signature_checks"), ids=lambda case: case["expect"]
+)
 def test_hash_and_signature_fail_apart(case: Any) -> None:
     pdu = case["event"]
     assert is_hash_of(pdu) is case["content_hash_valid"]
@@ -91,7 +119,9 @@ def test_a_signature_holds_for_the_event_and_its_redacted_copy(case: Any) -> Non
     assert is_content_hash_valid(parse_event(version, case["event"]))
 
 
-@pytest.mark.parametrize("case", cases("events", "room_version_12_room_ids"), ids=lambda case: case["room_id"])
+@pytest.mark.parametrize(
+    "case", cases("events", "room_version_12_room_ids"), ids=lambda case: case["room_id"]
+)
 def test_create_events_without_a_room_id(case: Any) -> None:
     expected = case["create_event"]
     event = build_event(
@@ -144,7 +174,10 @@ def test_a_redaction_names_its_target_where_the_version_keeps_it() -> None:
     for version in (V10, V11):
         event = build(version, type="m.room.redaction", content={"reason": "spam"}, redacts=target)
         assert event.redacts == target
-        assert ("redacts" in event.pdu, "redacts" in event.content) == (version is V10, version is V11)
+        assert ("redacts" in event.pdu, "redacts" in event.content) == (
+            version is V10,
+            version is V11,
+        )
 
 
 def test_the_first_versions_name_events_with_their_hashes() -> None:
@@ -177,7 +210,9 @@ def test_the_content_that_was_given_is_not_changed_and_may_change_later() -> Non
         ({"room_id": None}, BadEvent),
     ],
 )
-def test_what_others_would_refuse_is_not_built(fields: dict[str, Any], error: type[Exception]) -> None:
+def test_what_others_would_refuse_is_not_built(
+    fields: dict[str, Any], error: type[Exception]
+) -> None:
     with pytest.raises(error):
         build(V12, **fields)
 
@@ -198,7 +233,9 @@ def test_the_server_of_the_sender_must_sign() -> None:
         assert required_signers(build(version)) == {HERE}
         assert not missing_signers(build(version), PUBLIC)
         assert missing_signers(build(version), {}) == {HERE}
-        assert missing_signers(build(version, sender="@bob:other.example"), PUBLIC) - {HERE} == {THERE}
+        assert missing_signers(build(version, sender="@bob:other.example"), PUBLIC) - {HERE} == {
+            THERE
+        }
 
 
 def test_in_the_first_versions_the_server_of_the_event_id_must_sign_too() -> None:
@@ -220,7 +257,9 @@ def test_a_vouched_for_join_must_be_signed_by_the_server_that_vouches() -> None:
         assert not missing_signers(vouched, PUBLIC)
         assert vouched.event_id == event.event_id
     with pytest.raises(BadEvent):
-        required_signers(build(V8, **{**member, "content": {**content, "join_authorised_via_users_server": 1}}))
+        required_signers(
+            build(V8, **{**member, "content": {**content, "join_authorised_via_users_server": 1}})
+        )
 
 
 def test_an_invite_by_a_third_party_identifier_may_come_from_another_server() -> None:

@@ -49,9 +49,13 @@ def without(pdu: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in pdu.items() if name != key}
 
 
-@pytest.mark.parametrize(("version", "event_id"), load("events", "event_ids")["event_id_by_room_version"].items())
+@pytest.mark.parametrize(
+    ("version", "event_id"), load("events", "event_ids")["event_id_by_room_version"].items()
+)
 def test_the_id_of_a_real_event(version: str, event_id: str) -> None:
-    assert compute_event_id(ROOM_VERSIONS[version], load("events", "event_ids")["event"]) == event_id
+    assert (
+        compute_event_id(ROOM_VERSIONS[version], load("events", "event_ids")["event"]) == event_id
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,9 @@ def test_an_event_and_its_redacted_copy_have_one_id(case: Any) -> None:
     assert parse_event(version, case["redacted"]).event_id == case["event_id"]
 
 
-@pytest.mark.parametrize("case", cases("events", "room_version_12_room_ids"), ids=lambda case: case["room_id"])
+@pytest.mark.parametrize(
+    "case", cases("events", "room_version_12_room_ids"), ids=lambda case: case["room_id"]
+)
 def test_a_room_is_named_by_its_create_event(case: Any) -> None:
     event = parse_event(V12, case["create_event"])
     assert (event.event_id, event.room_id) == (case["event_id"], case["room_id"])
@@ -77,7 +83,11 @@ def test_the_views_of_an_event() -> None:
     assert event.key == StateKey("m.room.message", "")
     assert event.is_state
     assert event.content == {"body": "hi"}
-    assert (event.depth, event.origin_server_ts, event.sender) == (7, 1_700_000_000_000, "@alice:example.com")
+    assert (event.depth, event.origin_server_ts, event.sender) == (
+        7,
+        1_700_000_000_000,
+        "@alice:example.com",
+    )
     assert list(event.prev_events) == list(event.auth_events) == ["$" + HASH]
     assert (event.membership, event.redacts) == (None, None)
     assert "unsigned" not in event.pdu
@@ -93,8 +103,16 @@ def test_the_first_event_format() -> None:
 
 
 def test_the_membership_is_that_of_member_events_if_it_is_a_string() -> None:
-    assert parse_event(V11, {**PDU, "type": "m.room.member", "content": {"membership": "join"}}).membership == "join"
-    assert parse_event(V11, {**PDU, "type": "m.room.member", "content": {"membership": 1}}).membership is None
+    assert (
+        parse_event(
+            V11, {**PDU, "type": "m.room.member", "content": {"membership": "join"}}
+        ).membership
+        == "join"
+    )
+    assert (
+        parse_event(V11, {**PDU, "type": "m.room.member", "content": {"membership": 1}}).membership
+        is None
+    )
     assert parse_event(V11, {**PDU, "content": {"membership": "join"}}).membership is None
 
 
@@ -110,7 +128,11 @@ def test_the_membership_is_that_of_member_events_if_it_is_a_string() -> None:
     ],
 )
 def test_the_target_of_a_redaction(version: Any, top: Any, inner: Any, target: str | None) -> None:
-    pdu = {**PDU, "type": "m.room.redaction", "content": {} if inner is None else {"redacts": inner}}
+    pdu = {
+        **PDU,
+        "type": "m.room.redaction",
+        "content": {} if inner is None else {"redacts": inner},
+    }
     if top is not None:
         pdu["redacts"] = top
     event = parse_event(version, pdu)
@@ -143,7 +165,9 @@ WRONG: list[tuple[str, list[object]]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG for value in values])
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in WRONG for value in values]
+)
 def test_every_field_is_checked(key: str, value: object) -> None:
     with pytest.raises(BadEvent):
         parse_event(V11, {**PDU, key: value})
@@ -194,7 +218,10 @@ def test_numbers_are_as_strict_as_the_version() -> None:
 def test_the_size_of_an_event_is_that_of_its_canonical_form_without_unsigned() -> None:
     room = MAX_PDU_BYTES - len(encode_canonical(PDU))
     largest = {**PDU, "content": {"body": "hi" + "x" * room}}
-    assert len(encode_pdu(parse_event(V11, {**largest, "unsigned": {"x": "y" * 1_000}}))) == MAX_PDU_BYTES
+    assert (
+        len(encode_pdu(parse_event(V11, {**largest, "unsigned": {"x": "y" * 1_000}})))
+        == MAX_PDU_BYTES
+    )
     with pytest.raises(EventTooLarge):
         parse_event(V11, {**PDU, "content": {"body": "hi" + "x" * (room + 1)}})
 
@@ -204,7 +231,9 @@ def test_nesting_is_bounded() -> None:
     for _ in range(MAX_SENT_DEPTH - 3):
         nested = [nested]
     event = parse_event(V11, {**PDU, "content": {"x": nested}})
-    assert load_event(V11, event.event_id, event.room_id, encode_pdu(event)).content == event.content
+    assert (
+        load_event(V11, event.event_id, event.room_id, encode_pdu(event)).content == event.content
+    )
     with pytest.raises(BadEvent, match="deep"):
         parse_event(V11, {**PDU, "content": {"x": [nested]}})
 
@@ -222,7 +251,9 @@ def test_a_hostile_pdu_is_an_event_or_a_matrix_error(pdu: dict[str, Any], versio
 
 @settings(max_examples=100)
 @given(pdus(), strict_objects, st.sampled_from([V3, V6, V11]))
-def test_the_id_does_not_depend_on_unsigned_and_signatures(pdu: dict[str, Any], unsigned: Any, version: Any) -> None:
+def test_the_id_does_not_depend_on_unsigned_and_signatures(
+    pdu: dict[str, Any], unsigned: Any, version: Any
+) -> None:
     event_id = parse_event(version, pdu).event_id
     more = {**pdu, "unsigned": unsigned, "signatures": {"x": {"ed25519:y": "z"}}}
     assert parse_event(version, more).event_id == event_id
@@ -237,10 +268,25 @@ def test_stored_bytes_are_the_event(pdu: dict[str, Any], version: Any) -> None:
     assert stored == encode_canonical(pdu)
     loaded = load_event(version, parsed.event_id, parsed.room_id, stored)
     assert encode_pdu(loaded) == stored
-    for name in ("version", "event_id", "room_id", "type", "state_key", "sender", "depth", "origin_server_ts"):
+    for name in (
+        "version",
+        "event_id",
+        "room_id",
+        "type",
+        "state_key",
+        "sender",
+        "depth",
+        "origin_server_ts",
+    ):
         assert getattr(loaded, name) == getattr(parsed, name)
-    assert (loaded.content, loaded.pdu, loaded.redacts) == (parsed.content, parsed.pdu, parsed.redacts)
-    assert json.loads(client_form_prefix(loaded) + b"}") == json.loads(client_form_prefix(parsed) + b"}")
+    assert (loaded.content, loaded.pdu, loaded.redacts) == (
+        parsed.content,
+        parsed.pdu,
+        parsed.redacts,
+    )
+    assert json.loads(client_form_prefix(loaded) + b"}") == json.loads(
+        client_form_prefix(parsed) + b"}"
+    )
 
 
 @settings(max_examples=50)
@@ -250,10 +296,15 @@ def test_the_form_for_clients(pdu: dict[str, Any]) -> None:
     prefix = client_form_prefix(event)
     shown = msgspec.json.decode(prefix + b',"room_id":"!r","unsigned":{}}')
     expected: dict[str, Any] = {
-        key: pdu[key] for key in ("type", "sender", "origin_server_ts", "content", "state_key") if key in pdu
+        key: pdu[key]
+        for key in ("type", "sender", "origin_server_ts", "content", "state_key")
+        if key in pdu
     }
     if event.redacts is not None:
-        expected |= {"redacts": event.redacts, "content": {**pdu["content"], "redacts": event.redacts}}
+        expected |= {
+            "redacts": event.redacts,
+            "content": {**pdu["content"], "redacts": event.redacts},
+        }
     assert shown == {**expected, "event_id": event.event_id, "room_id": "!r", "unsigned": {}}
 
 

@@ -158,7 +158,9 @@ def test_what_is_no_user_id(text: str) -> None:
         parse_user_id(text)
 
 
-@pytest.mark.parametrize(("text", "compliant"), [("@a~B:x", True), ("@:x", False), ("@é:x", False), ("@a b:x", False)])
+@pytest.mark.parametrize(
+    ("text", "compliant"), [("@a~B:x", True), ("@:x", False), ("@é:x", False), ("@a b:x", False)]
+)
 def test_compliant_user_ids(text: str, compliant: bool) -> None:
     assert is_compliant_user_id(text) is compliant
 
@@ -171,7 +173,10 @@ def test_of_a_server_that_there_cannot_be_events_may_speak() -> None:
 
 
 def test_new_users_get_ids_of_todays_grammar() -> None:
-    assert parse_new_user_id("a.b_c=d-e/f+0", ServerName("example.com")) == "@a.b_c=d-e/f+0:example.com"
+    assert (
+        parse_new_user_id("a.b_c=d-e/f+0", ServerName("example.com"))
+        == "@a.b_c=d-e/f+0:example.com"
+    )
     for localpart in ("", "Alice", "é", "a b", "a:b", "a" * 243):
         with pytest.raises(InvalidUsername):
             parse_new_user_id(localpart, ServerName("example.com"))
@@ -199,11 +204,39 @@ def test_other_identifiers(parse: Callable[[str], str], text: str) -> None:
 @pytest.mark.parametrize(
     ("parse", "texts"),
     [
-        (parse_room_id, ["", "!", "!opaque", "#a:b", "!a\0:b", "!" + HASH[:-1], "!" + HASH + "a", "!:", "!a:b c"]),
+        (
+            parse_room_id,
+            [
+                "",
+                "!",
+                "!opaque",
+                "#a:b",
+                "!a\0:b",
+                "!" + HASH[:-1],
+                "!" + HASH + "a",
+                "!:",
+                "!a:b c",
+            ],
+        ),
         (parse_event_id, ["", "$", "!a:b", "$" + "a" * 255, "$a\0", "$\udfff"]),
-        (parse_room_alias, ["", "#", "#a", "a:b", "#a:b:c", "#" + "a" * 253 + ":b", "#a\0:b", "#a:b:99999"]),
+        (
+            parse_room_alias,
+            ["", "#", "#a", "a:b", "#a:b:c", "#" + "a" * 253 + ":b", "#a\0:b", "#a:b:99999"],
+        ),
         (parse_device_id, ["", "a" * 256, "a\0"]),
-        (parse_key_id, ["", "ed25519", "ed25519:", ":a", "ed25519:a b", 'ed25519:a"', "ED:a", "a:" + "b" * 254]),
+        (
+            parse_key_id,
+            [
+                "",
+                "ed25519",
+                "ed25519:",
+                ":a",
+                "ed25519:a b",
+                'ed25519:a"',
+                "ED:a",
+                "a:" + "b" * 254,
+            ],
+        ),
     ],
 )
 def test_what_they_are_not(parse: Callable[[str], str], texts: list[str]) -> None:
@@ -230,7 +263,12 @@ def test_parts() -> None:
 @settings(max_examples=100)
 @given(st.text(max_size=30))
 def test_any_text_is_an_identifier_or_an_invalid_parameter(text: str) -> None:
-    for sigil, parse in (("@", parse_user_id), ("!", parse_room_id), ("$", parse_event_id), ("#", parse_room_alias)):
+    for sigil, parse in (
+        ("@", parse_user_id),
+        ("!", parse_room_id),
+        ("$", parse_event_id),
+        ("#", parse_room_alias),
+    ):
         for candidate in (text, sigil + text, f"{sigil}{text}:example.com"):
             with suppress(InvalidParam):
                 assert parse(candidate) == candidate

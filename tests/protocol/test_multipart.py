@@ -12,7 +12,9 @@ from federation.protocol.multipart import MAX_PARSED_LETTERS, BadMultipart, Mult
 TYPE = 'multipart/mixed; boundary="a b"'
 
 
-def read(pieces: list[bytes], content_type: str = TYPE) -> tuple[dict[str, str] | None, bytes, bool]:
+def read(
+    pieces: list[bytes], content_type: str = TYPE
+) -> tuple[dict[str, str] | None, bytes, bool]:
     headers: list[dict[str, str]] = []
     came: list[bytes] = []
     reader = MultipartFile(content_type, lambda each: headers.append(dict(each)), came.append)
@@ -22,7 +24,10 @@ def read(pieces: list[bytes], content_type: str = TYPE) -> tuple[dict[str, str] 
 
 
 def answer(
-    content: bytes, head: bytes = b"Content-Type: image/png\r\n", before: bytes = b"", after: bytes = b""
+    content: bytes,
+    head: bytes = b"Content-Type: image/png\r\n",
+    before: bytes = b"",
+    after: bytes = b"",
 ) -> bytes:
     metadata = b"--a b \t\r\ncontent-type:application/json\r\n\r\n{}\r\n"
     return before + metadata + b"--a b\r\n" + head + b"\r\n" + content + b"\r\n--a b--" + after
@@ -33,9 +38,9 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(ends)]
 
 
-LIKE_A_BOUNDARY = st.lists(st.sampled_from([b"\r", b"\n", b"-", b"--", b"a", b" ", b"b", b"\r\n--a", b"x"])).map(
-    b"".join
-)
+LIKE_A_BOUNDARY = st.lists(
+    st.sampled_from([b"\r", b"\n", b"-", b"--", b"a", b" ", b"b", b"\r\n--a", b"x"])
+).map(b"".join)
 
 
 @given(
@@ -112,7 +117,9 @@ def test_headers_that_would_take_long_to_read_are_not_read() -> None:
 
 @given(
     st.one_of(
-        st.text(), st.text().map(lambda text: f"attachment; filename*={text}"), st.text().map("x; filename={}".format)
+        st.text(),
+        st.text().map(lambda text: f"attachment; filename*={text}"),
+        st.text().map("x; filename={}".format),
     )
 )
 def test_any_disposition_is_read(disposition: str) -> None:

@@ -21,14 +21,18 @@ def test_what_is_left(case: Any) -> None:
     assert redact(ROOM_VERSIONS[case["room_version"]], case["event"]) == case["redacted"]
 
 
-@pytest.mark.parametrize("case", cases("events", "event_signing"), ids=lambda case: case["input"]["type"])
+@pytest.mark.parametrize(
+    "case", cases("events", "event_signing"), ids=lambda case: case["input"]["type"]
+)
 def test_examples_of_the_specification(case: Any) -> None:
     assert redact(ROOM_VERSIONS[case["room_version"]], case["signed"]) == case["redacted"]
 
 
 @settings(max_examples=100)
 @given(pdus() | hostile_pdus, st.sampled_from(sorted(ROOM_VERSIONS)))
-def test_redacting_twice_is_redacting_once_and_leaves_the_event_alone(pdu: dict[str, Any], version: str) -> None:
+def test_redacting_twice_is_redacting_once_and_leaves_the_event_alone(
+    pdu: dict[str, Any], version: str
+) -> None:
     before = repr(pdu)
     once = redact(ROOM_VERSIONS[version], pdu)
     assert redact(ROOM_VERSIONS[version], once) == once
@@ -38,7 +42,13 @@ def test_redacting_twice_is_redacting_once_and_leaves_the_event_alone(pdu: dict[
 
 def test_who_may_redact() -> None:
     def may(redacter: str, level: float) -> bool:
-        return may_redact(V3, redacter=redacter, target_sender="@a:example.com:80", sender_level=level, redact_level=50)
+        return may_redact(
+            V3,
+            redacter=redacter,
+            target_sender="@a:example.com:80",
+            sender_level=level,
+            redact_level=50,
+        )
 
     assert may("@mod:other.example", 50)
     assert may("@mod:other.example", float("inf"))

@@ -62,7 +62,9 @@ def test_a_hostile_glob_takes_no_time() -> None:
 
 @settings(max_examples=100)
 @given(
-    st.fixed_dictionaries({}, optional={"allow": json_values, "deny": json_values, "allow_ip_literals": json_values})
+    st.fixed_dictionaries(
+        {}, optional={"allow": json_values, "deny": json_values, "allow_ip_literals": json_values}
+    )
 )
 def test_no_content_breaks_it(content: dict[str, Any]) -> None:
     assert ServerACL(content).allows("example.com") in (True, False)

@@ -1,4 +1,5 @@
-"""Keys and signed JSON: the same signatures as everyone else makes, and no other is taken for one."""
+"""Keys and signed JSON: the same signatures as everyone else makes, and no other is taken for
+one."""
 
 from typing import Any
 
@@ -35,7 +36,9 @@ def _other_key() -> OtherKey:
     return key
 
 
-@pytest.mark.parametrize("case", cases("canonical_json", "unpadded_base64"), ids=lambda case: case["text"] or "empty")
+@pytest.mark.parametrize(
+    "case", cases("canonical_json", "unpadded_base64"), ids=lambda case: case["text"] or "empty"
+)
 def test_unpadded_base64(case: Any) -> None:
     assert encode_base64(case["text"].encode()) == case["base64"]
     assert decode_base64(case["base64"]) == case["text"].encode()
@@ -55,7 +58,9 @@ def test_the_public_key_follows_from_the_seed() -> None:
     assert parse_public_key(KEY.key_id, published["public_key_base64"]) == KEY.public_key
 
 
-@pytest.mark.parametrize("case", cases("signing", "json_signing"), ids=lambda case: str(case["input"]))
+@pytest.mark.parametrize(
+    "case", cases("signing", "json_signing"), ids=lambda case: str(case["input"])
+)
 def test_signed_json(case: Any) -> None:
     assert sign_json(case["input"], "domain", KEY) == case["signed"]
     assert is_signed_by(case["signed"], "domain", PUBLIC)
@@ -79,7 +84,11 @@ def test_it_equals_the_signedjson_package(value: dict[str, Any]) -> None:
 def test_unsigned_and_other_signatures_are_not_covered() -> None:
     signed = sign_json({"a": 1, "unsigned": {"age": 1}}, "example.com", KEY)
     second = SigningKey("second", b"2" * 32)
-    twice = sign_json(sign_json({**signed, "unsigned": {"age": 2}}, "example.com", second), "other.example", second)
+    twice = sign_json(
+        sign_json({**signed, "unsigned": {"age": 2}}, "example.com", second),
+        "other.example",
+        second,
+    )
     assert is_signed_by(twice, "example.com", PUBLIC)
     assert is_signed_by(twice, "example.com", {second.key_id: second.public_key})
     assert is_signed_by(twice, "other.example", {second.key_id: second.public_key})
@@ -126,7 +135,9 @@ def test_a_key_of_another_length_verifies_nothing() -> None:
     assert not is_signature_valid(b"short", b"", "A" * 86)
 
 
-@pytest.mark.parametrize(("key_id", "key"), [("ed25519:1", "AAAA"), ("rsa:1", "A" * 43), ("ed25519:1", "é"), ("", "")])
+@pytest.mark.parametrize(
+    ("key_id", "key"), [("ed25519:1", "AAAA"), ("rsa:1", "A" * 43), ("ed25519:1", "é"), ("", "")]
+)
 def test_public_keys_that_are_none(key_id: str, key: str) -> None:
     with pytest.raises(InvalidParam):
         parse_public_key(key_id, key)
@@ -136,7 +147,9 @@ def test_a_signing_key_file_comes_back_and_is_of_the_known_form() -> None:
     keys = [KEY, SigningKey("a_BcDe", b"7" * 32)]
     text = format_signing_keys(keys)
     assert text.splitlines()[1] == "ed25519 a_BcDe Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc"
-    assert [(key.key_id, key.seed) for key in parse_signing_keys(text)] == [(key.key_id, key.seed) for key in keys]
+    assert [(key.key_id, key.seed) for key in parse_signing_keys(text)] == [
+        (key.key_id, key.seed) for key in keys
+    ]
     assert len(parse_signing_keys("# a comment\n\n" + text)) == 2
 
 

@@ -1,4 +1,5 @@
-"""Spaces as values: order of children, and what other servers tell. spec: server-server-api#spaces"""
+"""Spaces as values: order of children, and what other servers tell. spec:
+server-server-api#spaces"""
 
 from typing import Any
 
@@ -6,14 +7,25 @@ import pytest
 
 from federation.protocol.errors import BadJson
 from federation.protocol.ids import RoomID
-from federation.protocol.space_hierarchy import parse_hierarchy, place_of_child, read_order, read_via
+from federation.protocol.space_hierarchy import (
+    parse_hierarchy,
+    place_of_child,
+    read_order,
+    read_via,
+)
 
 SPACE = RoomID("!space:b.test")
 CHILD = RoomID("!child:b.test")
 
 
 def told(room_id: str, **more: Any) -> dict[str, Any]:
-    return {"room_id": room_id, "num_joined_members": 3, "world_readable": True, "guest_can_join": False, **more}
+    return {
+        "room_id": room_id,
+        "num_joined_members": 3,
+        "world_readable": True,
+        "guest_can_join": False,
+        **more,
+    }
 
 
 def link(child: str, ts: object = 5, **content: Any) -> dict[str, Any]:
@@ -35,7 +47,9 @@ def test_the_specification_s_example_of_order() -> None:
         (None, 1640741000000, "!d:example.org"),
     ]
     assert sorted(children, key=lambda each: place_of_child(*each)) == children
-    assert sorted([*children[3:], *children[:3]], key=lambda each: place_of_child(*each)) == children
+    assert (
+        sorted([*children[3:], *children[:3]], key=lambda each: place_of_child(*each)) == children
+    )
 
 
 @pytest.mark.parametrize("order", ["", "x" * 51, "ö", "\n", 1, None, ["a"]])
@@ -44,14 +58,21 @@ def test_an_order_that_is_none_does_not_count(order: object) -> None:
 
 
 def test_servers_that_are_none_are_left_out() -> None:
-    assert read_via({"via": ["a.test", "no server", 7, *["b.test"] * 20]}) == ["a.test", *["b.test"] * 7]
+    assert read_via({"via": ["a.test", "no server", 7, *["b.test"] * 20]}) == [
+        "a.test",
+        *["b.test"] * 7,
+    ]
     assert read_via({"via": "a.test"}) == read_via({}) == []
 
 
 def test_an_answer_is_read() -> None:
     answer = {
-        "room": told(SPACE, room_type="m.space", children_state=[link("!z:b.test"), link(CHILD, order="a")]),
-        "children": [told(CHILD, name="Child", allowed_room_ids=["!a:b.test", 1], children_state=[])],
+        "room": told(
+            SPACE, room_type="m.space", children_state=[link("!z:b.test"), link(CHILD, order="a")]
+        ),
+        "children": [
+            told(CHILD, name="Child", allowed_room_ids=["!a:b.test", 1], children_state=[])
+        ],
         "inaccessible_children": ["!z:b.test", "nonsense", 4],
     }
     read = parse_hierarchy(SPACE, answer)
@@ -71,7 +92,14 @@ def test_what_is_malformed_is_left_out() -> None:
         link("!e:b.test") | {"content": []},
     ]
     answer = {
-        "room": told(SPACE, name=5, num_joined_members=-1, canonical_alias="x", children_state=bad_links, extra="x"),
+        "room": told(
+            SPACE,
+            name=5,
+            num_joined_members=-1,
+            canonical_alias="x",
+            children_state=bad_links,
+            extra="x",
+        ),
         "children": [None, {}, {"room_id": 5}, told("nonsense")],
     }
     read = parse_hierarchy(SPACE, answer)
@@ -79,7 +107,9 @@ def test_what_is_malformed_is_left_out() -> None:
     assert (read.room.children_state, read.children, read.inaccessible) == ((), {}, frozenset())
 
 
-@pytest.mark.parametrize("answer", [{}, {"room": None}, {"room": told(CHILD)}, {"room": {"name": "x"}}])
+@pytest.mark.parametrize(
+    "answer", [{}, {"room": None}, {"room": told(CHILD)}, {"room": {"name": "x"}}]
+)
 def test_an_answer_about_another_room_is_refused(answer: dict[str, Any]) -> None:
     with pytest.raises(BadJson):
         parse_hierarchy(SPACE, answer)

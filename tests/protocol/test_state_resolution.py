@@ -1,4 +1,5 @@
-"""State resolution: the scenarios of the specification, the laws on random rooms, and the cases that the text decides."""
+"""State resolution: the scenarios of the specification, the laws on random rooms, and the cases
+that the text decides."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -13,7 +14,15 @@ from msgspec.structs import replace
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID
-from federation.protocol.room_versions import ROOM_VERSIONS, V1, V2, V11, V12, RoomVersion, StateResolution
+from federation.protocol.room_versions import (
+    ROOM_VERSIONS,
+    V1,
+    V2,
+    V11,
+    V12,
+    RoomVersion,
+    StateResolution,
+)
 from federation.protocol.state_resolution import (
     AuthGraph,
     MissingEvent,
@@ -36,8 +45,12 @@ State = dict[StateKey, EventID]
 
 ALICE, BOB, _, DAVE = USERS
 POWER_LEVELS: Final = StateKey("m.room.power_levels", "")
-VERSIONS: Final = pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=lambda version: version.identifier)
-ALGORITHMS: Final = pytest.mark.parametrize("version", [V1, V2, V11, V12], ids=lambda version: version.identifier)
+VERSIONS: Final = pytest.mark.parametrize(
+    "version", ROOM_VERSIONS.values(), ids=lambda version: version.identifier
+)
+ALGORITHMS: Final = pytest.mark.parametrize(
+    "version", [V1, V2, V11, V12], ids=lambda version: version.identifier
+)
 
 law = settings(max_examples=48, deadline=None)
 
@@ -71,7 +84,8 @@ def resolution(dispute: Dispute) -> State:
 
 
 @pytest.mark.parametrize(
-    ("dispute", "resolved"), [pytest.param(dispute, state, id=name) for name, dispute, state in read_vectors()]
+    ("dispute", "resolved"),
+    [pytest.param(dispute, state, id=name) for name, dispute, state in read_vectors()],
 )
 def test_scenario_is_resolved_as_written(dispute: Dispute, resolved: State) -> None:
     assert resolution(dispute) == resolved
@@ -92,7 +106,9 @@ def test_agrees_with_the_text(version: RoomVersion, data: st.DataObject) -> None
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_walks_of_the_auth_graph_agree_with_the_text(version: RoomVersion, data: st.DataObject) -> None:
+def test_walks_of_the_auth_graph_agree_with_the_text(
+    version: RoomVersion, data: st.DataObject
+) -> None:
     if version.state_resolution is StateResolution.V1:
         version = V2  # Algorithm 1 has no such thing; its graphs are those of version 2.
     dispute = data.draw(disputes(version))
@@ -116,7 +132,9 @@ def test_order_of_the_input_does_not_matter(version: RoomVersion, data: st.DataO
         data.draw(st.permutations([shuffled(state) for state in dispute.state_sets])),
         dict(reversed(list(room.events.items()))),
         create=room.create,
-        graph=AuthGraph(sorted(graph.auth_difference), sorted(graph.conflicted_subgraph, reverse=True)),
+        graph=AuthGraph(
+            sorted(graph.auth_difference), sorted(graph.conflicted_subgraph, reverse=True)
+        ),
         rejected=sorted(dispute.rejected),
     )
     assert again == resolution(dispute)
@@ -128,19 +146,26 @@ def test_order_of_the_input_does_not_matter(version: RoomVersion, data: st.DataO
 def test_equal_states_give_that_state(version: RoomVersion, data: st.DataObject) -> None:
     dispute = data.draw(disputes(version))
     state = dispute.state_sets[0]
-    assert resolution(replace(dispute, state_sets=[state, dict(reversed(list(state.items()))), state])) == state
+    assert (
+        resolution(replace(dispute, state_sets=[state, dict(reversed(list(state.items()))), state]))
+        == state
+    )
     assert resolution(replace(dispute, state_sets=[state])) == state
 
 
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_result_is_made_of_the_input_and_keeps_what_is_undisputed(version: RoomVersion, data: st.DataObject) -> None:
+def test_result_is_made_of_the_input_and_keeps_what_is_undisputed(
+    version: RoomVersion, data: st.DataObject
+) -> None:
     dispute = data.draw(disputes(version))
     result = resolution(dispute)
     conflicts = find_conflicts(version, dispute.state_sets)
     assert conflicts.unconflicted.items() <= result.items()
-    given_events = events_in_dispute(version, conflicts, graph_of(dispute)) | set(conflicts.unconflicted.values())
+    given_events = events_in_dispute(version, conflicts, graph_of(dispute)) | set(
+        conflicts.unconflicted.values()
+    )
     assert set(result.values()) <= given_events
     assert all(dispute.room.events[event_id].key == key for key, event_id in result.items())
 
@@ -148,7 +173,9 @@ def test_result_is_made_of_the_input_and_keeps_what_is_undisputed(version: RoomV
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_conflicted_event_wins_only_if_it_was_allowed(version: RoomVersion, data: st.DataObject) -> None:
+def test_conflicted_event_wins_only_if_it_was_allowed(
+    version: RoomVersion, data: st.DataObject
+) -> None:
     dispute = data.draw(disputes(version))
     oracle = dispute.oracle()
     oracle.resolve()
@@ -159,26 +186,37 @@ def test_conflicted_event_wins_only_if_it_was_allowed(version: RoomVersion, data
         # Algorithm 1 takes the oldest candidate of a type that authorises others without a check.
         assert version.state_resolution is StateResolution.V1
         assert key.type in ("m.room.power_levels", "m.room.join_rules", "m.room.member")
-        depths = {candidate: dispute.room.events[candidate].depth for candidate in conflicts.conflicted[key]}
+        depths = {
+            candidate: dispute.room.events[candidate].depth
+            for candidate in conflicts.conflicted[key]
+        }
         assert depths[event_id] == min(depths.values())
 
 
 @VERSIONS
 @law
 @given(data=st.data())
-def test_loading_no_more_than_is_asked_for_gives_the_same(version: RoomVersion, data: st.DataObject) -> None:
+def test_loading_no_more_than_is_asked_for_gives_the_same(
+    version: RoomVersion, data: st.DataObject
+) -> None:
     dispute = data.draw(disputes(version))
     room, whole, everything = dispute.room, dispute.state_sets, dispute.room.events
     graph = graph_of(dispute)
     shared = dict(set.intersection(*(set(state.items()) for state in whole)))
 
-    conflicts = find_conflicts(version, [{k: v for k, v in state.items() if k not in shared} for state in whole])
-    events = {event_id: everything[event_id] for event_id in events_in_dispute(version, conflicts, graph)}
+    conflicts = find_conflicts(
+        version, [{k: v for k, v in state.items() if k not in shared} for state in whole]
+    )
+    events = {
+        event_id: everything[event_id] for event_id in events_in_dispute(version, conflicts, graph)
+    }
     needs = compute_needs(version, conflicts, graph, events)
     undisputed = {key: shared.get(key) for key in needs.state_keys}
     found = {**shared, **conflicts.unconflicted}
     levels = [found[POWER_LEVELS]] if POWER_LEVELS in found else []
-    all_levels = {event_id: event for event_id, event in everything.items() if sets_power_levels(event)}
+    all_levels = {
+        event_id: event for event_id, event in everything.items() if sets_power_levels(event)
+    }
     lineage = compute_power_lineage([*events, *levels], {**events, **all_levels})
     wanted = {*needs.auth_events, *(found[key] for key in needs.state_events if key in found)}
     events |= {event_id: everything[event_id] for event_id in wanted}
@@ -198,7 +236,9 @@ def test_loading_no_more_than_is_asked_for_gives_the_same(version: RoomVersion, 
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_missing_event_is_named_or_was_not_needed(version: RoomVersion, data: st.DataObject) -> None:
+def test_missing_event_is_named_or_was_not_needed(
+    version: RoomVersion, data: st.DataObject
+) -> None:
     dispute = data.draw(disputes(version))
     room = dispute.room
     lost = data.draw(st.sampled_from(sorted(room.events)))
@@ -207,7 +247,12 @@ def test_missing_event_is_named_or_was_not_needed(version: RoomVersion, data: st
     result = None
     try:
         result = resolve(
-            version, dispute.state_sets, rest, create=room.create, graph=graph_of(dispute), rejected=dispute.rejected
+            version,
+            dispute.state_sets,
+            rest,
+            create=room.create,
+            graph=graph_of(dispute),
+            rejected=dispute.rejected,
         )
     except MissingEvent as missing:
         named = missing.event_id
@@ -218,17 +263,28 @@ def test_missing_event_is_named_or_was_not_needed(version: RoomVersion, data: st
 
 
 class Scene:
-    """A public room of alice, who made it, and bob; both are admins. Events are written one by one."""
+    """A public room of alice, who made it, and bob; both are admins. Events are written one by
+    one."""
 
     def __init__(self, version: RoomVersion) -> None:
         self.create = build(
-            version, None, "m.room.create", ALICE, "", {"creator": ALICE}, event_id=f"$create:{_domain(ALICE)}"
+            version,
+            None,
+            "m.room.create",
+            ALICE,
+            "",
+            {"creator": ALICE},
+            event_id=f"$create:{_domain(ALICE)}",
         )
         self.room = GrownRoom(version, self.create, {self.create.event_id: self.create})
         self.alice = self.add("m.room.member", ALICE, ALICE, {"membership": "join"})
         self.levels = self.add(*POWER_LEVELS, ALICE, {"users": {ALICE: 100, BOB: 100}}, self.alice)
-        self.rules = self.add("m.room.join_rules", "", ALICE, {"join_rule": "public"}, self.alice, self.levels)
-        self.bob = self.add("m.room.member", BOB, BOB, {"membership": "join"}, self.levels, self.rules)
+        self.rules = self.add(
+            "m.room.join_rules", "", ALICE, {"join_rule": "public"}, self.alice, self.levels
+        )
+        self.bob = self.add(
+            "m.room.member", BOB, BOB, {"membership": "join"}, self.levels, self.rules
+        )
 
     def add(
         self,
@@ -257,11 +313,20 @@ class Scene:
         self.room.events[event.event_id] = event
         return event.event_id
 
-    def topic(self, text: str, *, depth: int = 1, time: int = 0, event_id: str | None = None) -> EventID:
+    def topic(
+        self, text: str, *, depth: int = 1, time: int = 0, event_id: str | None = None
+    ) -> EventID:
         """By bob."""
         auth_events = (self.levels, self.bob)
         return self.add(
-            "m.room.topic", "", BOB, {"topic": text}, *auth_events, depth=depth, time=time, event_id=event_id
+            "m.room.topic",
+            "",
+            BOB,
+            {"topic": text},
+            *auth_events,
+            depth=depth,
+            time=time,
+            event_id=event_id,
         )
 
     def state(self, *event_ids: EventID, without: Collection[EventID] = ()) -> State:
@@ -297,9 +362,13 @@ def test_entry_that_one_state_lacks_is_a_conflict_from_version_2_on(version: Roo
 
 def test_version_1_ends_a_sequence_at_the_first_refusal() -> None:
     scene = Scene(V1)
-    first = scene.add(*POWER_LEVELS, ALICE, {"users": {ALICE: 100}}, scene.alice, scene.levels, depth=5)
+    first = scene.add(
+        *POWER_LEVELS, ALICE, {"users": {ALICE: 100}}, scene.alice, scene.levels, depth=5
+    )
     by_bob = scene.add(*POWER_LEVELS, BOB, {"users": {BOB: 100}}, scene.bob, scene.levels, depth=6)
-    last = scene.add(*POWER_LEVELS, ALICE, {"users": {ALICE: 100}}, scene.alice, scene.levels, depth=7)
+    last = scene.add(
+        *POWER_LEVELS, ALICE, {"users": {ALICE: 100}}, scene.alice, scene.levels, depth=7
+    )
     states = [scene.state(levels) for levels in (last, by_bob, first)]
     assert scene.resolve(*states)[POWER_LEVELS] == first
     assert scene.resolve(states[0], states[2])[POWER_LEVELS] == last
@@ -308,15 +377,26 @@ def test_version_1_ends_a_sequence_at_the_first_refusal() -> None:
 def test_version_1_takes_the_oldest_power_levels_unchecked() -> None:
     scene = Scene(V1)
     by_a_stranger = scene.add(*POWER_LEVELS, DAVE, {"users": {DAVE: 100}}, scene.levels, depth=0)
-    by_alice = scene.add(*POWER_LEVELS, ALICE, {"users": {ALICE: 100}}, scene.alice, scene.levels, depth=1)
-    assert scene.resolve(scene.state(by_a_stranger), scene.state(by_alice))[POWER_LEVELS] == by_a_stranger
+    by_alice = scene.add(
+        *POWER_LEVELS, ALICE, {"users": {ALICE: 100}}, scene.alice, scene.levels, depth=1
+    )
+    assert (
+        scene.resolve(scene.state(by_a_stranger), scene.state(by_alice))[POWER_LEVELS]
+        == by_a_stranger
+    )
 
 
 def test_version_1_judges_each_member_by_the_state_before_all_of_them() -> None:
     scene = Scene(V1)
-    bob_leaves = scene.add("m.room.member", BOB, BOB, {"membership": "leave"}, scene.bob, scene.levels, depth=2)
-    dave_joins = scene.add("m.room.member", DAVE, DAVE, {"membership": "join"}, scene.levels, scene.rules, depth=2)
-    bob_bans = scene.add("m.room.member", DAVE, BOB, {"membership": "ban"}, scene.bob, scene.levels, depth=3)
+    bob_leaves = scene.add(
+        "m.room.member", BOB, BOB, {"membership": "leave"}, scene.bob, scene.levels, depth=2
+    )
+    dave_joins = scene.add(
+        "m.room.member", DAVE, DAVE, {"membership": "join"}, scene.levels, scene.rules, depth=2
+    )
+    bob_bans = scene.add(
+        "m.room.member", DAVE, BOB, {"membership": "ban"}, scene.bob, scene.levels, depth=3
+    )
     result = scene.resolve(scene.state(dave_joins), scene.state(bob_leaves, bob_bans))
     # Bob's own membership is in conflict, so nobody is bob while memberships are settled.
     assert result == scene.state(bob_leaves, dave_joins)
@@ -339,7 +419,10 @@ def test_version_1_prefers_the_deepest_topic_that_is_allowed() -> None:
 
 def test_version_1_leaves_a_key_unset_where_no_candidate_is_allowed() -> None:
     scene = Scene(V1)
-    mine, yours = (scene.add("m.room.topic", "", DAVE, {"topic": text}, scene.levels) for text in ("mine", "yours"))
+    mine, yours = (
+        scene.add("m.room.topic", "", DAVE, {"topic": text}, scene.levels)
+        for text in ("mine", "yours")
+    )
     assert scene.resolve(scene.state(mine), scene.state(yours)) == scene.state()
 
 
@@ -364,7 +447,9 @@ def test_cycle_of_auth_events_ends_and_authorises_nothing(version: RoomVersion) 
     scene = Scene(version)
     one, two = EventID("$one:b.test"), EventID("$two:b.test")
     scene.add(*POWER_LEVELS, BOB, {"users": {BOB: 100}}, scene.bob, two, event_id=one, depth=2)
-    scene.add(*POWER_LEVELS, BOB, {"users": {BOB: 100, DAVE: 100}}, scene.bob, one, event_id=two, depth=3)
+    scene.add(
+        *POWER_LEVELS, BOB, {"users": {BOB: 100, DAVE: 100}}, scene.bob, one, event_id=two, depth=3
+    )
     above = scene.add(*POWER_LEVELS, BOB, {"users": {BOB: 100}}, scene.bob, one, depth=4)
     topic = scene.add("m.room.topic", "", BOB, {"topic": "round"}, scene.bob, two, depth=5)
     states = [scene.state(one), scene.state(two), scene.state(above), scene.state(topic)]
@@ -398,7 +483,9 @@ def test_what_was_not_loaded_is_named() -> None:
     undisputed = dict.fromkeys(needs.state_keys)
 
     def attempt(undisputed: Mapping[StateKey, EventID | None], graph: AuthGraph) -> None:
-        resolve_conflicts(V11, conflicts, undisputed, scene.room.events, create=scene.create, graph=graph)
+        resolve_conflicts(
+            V11, conflicts, undisputed, scene.room.events, create=scene.create, graph=graph
+        )
 
     attempt(undisputed, AuthGraph())
     with pytest.raises(MissingLineage, match=re.escape(topic)):
@@ -420,6 +507,10 @@ def test_power_levels_are_asked_for_even_where_no_disputed_event_needs_them() ->
         {**dict.fromkeys(needs.state_keys), POWER_LEVELS: scene.levels},
         scene.room.events,
         create=scene.create,
-        graph=AuthGraph(power_lineage=compute_power_lineage([scene.create.event_id, scene.levels], scene.room.events)),
+        graph=AuthGraph(
+            power_lineage=compute_power_lineage(
+                [scene.create.event_id, scene.levels], scene.room.events
+            )
+        ),
     )
     assert changes == {scene.create.key: scene.create.event_id}

@@ -1,4 +1,5 @@
-"""Stripped state: what those outside a room are told of it, and what is believed of what others tell."""
+"""Stripped state: what those outside a room are told of it, and what is believed of what others
+tell."""
 
 from typing import Any
 
@@ -108,7 +109,9 @@ def test_claims_are_pruned_for_clients() -> None:
         {**good, "state_key": 1},
         {**good, "type": 1},
     ]
-    assert parse_stripped_state([*bad, good, {**newer, "unsigned": {"x": 1}, "event_id": "$x"}]) == [newer]
+    assert parse_stripped_state(
+        [*bad, good, {**newer, "unsigned": {"x": 1}, "event_id": "$x"}]
+    ) == [newer]
     refused: list[object] = [None, {}, [good] * (MAX_STRIPPED_EVENTS + 1)]
     for entries in refused:
         with pytest.raises(InvalidParam):
@@ -119,6 +122,9 @@ def test_claims_are_pruned_for_clients() -> None:
 @given(json_values)
 def test_no_claim_breaks_it(entries: Any) -> None:
     try:
-        assert all(set(entry) == {"type", "state_key", "sender", "content"} for entry in parse_stripped_state(entries))
+        assert all(
+            set(entry) == {"type", "state_key", "sender", "content"}
+            for entry in parse_stripped_state(entries)
+        )
     except InvalidParam:
         assert not isinstance(entries, list)

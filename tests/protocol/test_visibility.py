@@ -1,4 +1,5 @@
-"""History visibility: the table of the spec, the events that are judged before and after, and servers."""
+"""History visibility: the table of the spec, the events that are judged before and after, and
+servers."""
 
 import pytest
 
@@ -33,11 +34,22 @@ INVITED, JOINED = HistoryVisibility.INVITED, HistoryVisibility.JOINED
         (JOINED, None, True, False),
     ],
 )
-def test_table(visibility: HistoryVisibility, membership: str | None, joined_later: bool, visible: bool) -> None:
+def test_table(
+    visibility: HistoryVisibility, membership: str | None, joined_later: bool, visible: bool
+) -> None:
     event = public_room("11").message(ALICE)
-    assert is_visible(event, BOB, visibility=visibility, membership=membership, joined_later=joined_later) is visible
+    assert (
+        is_visible(
+            event, BOB, visibility=visibility, membership=membership, joined_later=joined_later
+        )
+        is visible
+    )
     to_server = is_visible_to_server(
-        event, "alpha.example", visibility=visibility, memberships={membership, "leave"}, joined_later=joined_later
+        event,
+        "alpha.example",
+        visibility=visibility,
+        memberships={membership, "leave"},
+        joined_later=joined_later,
     )
     assert to_server is visible
 
@@ -56,8 +68,12 @@ def test_own_membership_is_seen_before_or_after() -> None:
     assert is_visible(joined, BOB, visibility=JOINED, membership=None, joined_later=False)
     assert is_visible(kicked, BOB, visibility=JOINED, membership="join", joined_later=False)
     assert not is_visible(joined, ALICE, visibility=JOINED, membership=None, joined_later=False)
-    assert is_visible_to_server(joined, "alpha.example", visibility=JOINED, memberships=(), joined_later=False)
-    assert not is_visible_to_server(joined, "gamma.example", visibility=JOINED, memberships=(), joined_later=False)
+    assert is_visible_to_server(
+        joined, "alpha.example", visibility=JOINED, memberships=(), joined_later=False
+    )
+    assert not is_visible_to_server(
+        joined, "gamma.example", visibility=JOINED, memberships=(), joined_later=False
+    )
 
 
 def test_membership_told_to_readers_is_the_one_after_the_event() -> None:
@@ -70,6 +86,8 @@ def test_membership_told_to_readers_is_the_one_after_the_event() -> None:
 
 @pytest.mark.parametrize("value", [None, "unheard of", 5, []])
 def test_what_is_not_understood_is_shared(value: object) -> None:
-    event = public_room("11").send(ALICE, "m.room.history_visibility", {"history_visibility": value}, "")
+    event = public_room("11").send(
+        ALICE, "m.room.history_visibility", {"history_visibility": value}, ""
+    )
     assert read_visibility(event) is SHARED
     assert read_visibility(None) is SHARED

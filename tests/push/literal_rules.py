@@ -1,5 +1,6 @@
-"""Push rules as the text of the specification says them, word by word and as slowly as it likes: what the compiled ones are
-compared with. It takes rules in the form that clients see, and events as JSON objects.
+"""Push rules as the text of the specification says them, word by word and as slowly as it likes:
+what the compiled ones are compared with. It takes rules in the form that clients see, and events as
+JSON objects.
 
 spec: client-server-api#push-rules, client-server-api#conditions-1, appendices#glob-style-matching
 """
@@ -26,12 +27,18 @@ class Surroundings:
     notification_levels: Mapping[str, int]
 
 
-def evaluate(ruleset: Mapping[str, Sequence[Json]], event: Json, around: Surroundings) -> Sequence[Any]:
+def evaluate(
+    ruleset: Mapping[str, Sequence[Json]], event: Json, around: Surroundings
+) -> Sequence[Any]:
     """The actions of the first rule that matches; of none, none."""
     for kind in KINDS:
         for rule in ruleset.get(kind, ()):
             if rule["enabled"] and rule_matches(kind, rule, event, around):
-                return [action for action in rule["actions"] if action not in ("dont_notify", "coalesce")]
+                return [
+                    action
+                    for action in rule["actions"]
+                    if action not in ("dont_notify", "coalesce")
+                ]
     return []
 
 
@@ -43,7 +50,9 @@ def rule_matches(kind: str, rule: Json, event: Json, around: Surroundings) -> bo
         return bool(event["room_id"] == rule["rule_id"])
     if kind == "sender":
         return bool(event["sender"] == rule["rule_id"])
-    return all(condition_holds(condition, event, around) for condition in rule.get("conditions", ()))
+    return all(
+        condition_holds(condition, event, around) for condition in rule.get("conditions", ())
+    )
 
 
 def condition_holds(condition: Json, event: Json, around: Surroundings) -> bool:
@@ -60,7 +69,9 @@ def condition_holds(condition: Json, event: Json, around: Surroundings) -> bool:
         if not isinstance(condition.get("key"), str) or "value" not in condition:
             return False
         found = property_at(event, condition["key"])
-        return is_simple(found) and is_simple(condition["value"]) and same(found, condition["value"])
+        return (
+            is_simple(found) and is_simple(condition["value"]) and same(found, condition["value"])
+        )
     if kind == "event_property_contains":
         if not isinstance(condition.get("key"), str) or "value" not in condition:
             return False
@@ -78,7 +89,9 @@ def condition_holds(condition: Json, event: Json, around: Surroundings) -> bool:
             if at_bounds(body, start, start + len(name))
         )
     if kind == "room_member_count":
-        return isinstance(condition.get("is"), str) and counted(condition["is"], around.member_count)
+        return isinstance(condition.get("is"), str) and counted(
+            condition["is"], around.member_count
+        )
     if kind == "sender_notification_permission":
         if not isinstance(condition.get("key"), str):
             return False
@@ -160,4 +173,6 @@ def matches_words(pattern: str, text: str) -> bool:
 
 
 def at_bounds(text: str, start: int, end: int) -> bool:
-    return (start == 0 or text[start - 1] not in WORD) and (end == len(text) or text[end] not in WORD)
+    return (start == 0 or text[start - 1] not in WORD) and (
+        end == len(text) or text[end] not in WORD
+    )

@@ -7,11 +7,11 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
-from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.account_data.invite_permissions import InvitePermissions
+from homeserver.services.push.unread_counts import RoomUnread, Unread, UnreadCounts
 from homeserver.services.pushers.badges import Badges
-from homeserver.services.unread import RoomUnread, Unread, UnreadCounts
-from storage.memberships import MembershipRow
+from storage.rooms.memberships import MembershipRow
 
 ALICE = UserID("@alice:example.org")
 
@@ -34,7 +34,9 @@ class Counting:
     async def get_counts(
         self, _user_id: UserID, rooms: Collection[MembershipRow], _ignored: Set[str]
     ) -> Mapping[int, RoomUnread]:
-        counts = {row.room_nid: RoomUnread(Unread(self.unread[row.room_nid], 0), {}) for row in rooms}
+        counts = {
+            row.room_nid: RoomUnread(Unread(self.unread[row.room_nid], 0), {}) for row in rooms
+        }
         gate: Deferred[None] = Deferred()
         self.asked.append(gate)
         await gate
@@ -85,7 +87,9 @@ def test_what_happens_while_it_is_counted_is_counted_after_that() -> None:
     assert (first, second) == ([3], [4])
 
 
-def test_what_is_taken_back_from_a_room_while_it_is_counted_first_is_in_no_number_after_that() -> None:
+def test_what_is_taken_back_from_a_room_while_it_is_counted_first_is_in_no_number_after_that() -> (
+    None
+):
     counting = Counting({1: 1})
     badges = badges_of(counting)
     first = ask(badges)

@@ -1,4 +1,5 @@
-"""What happens while a crowd is told in pieces, or as a server ends: nobody goes without what concerns them, nobody is told of it twice."""
+"""What happens while a crowd is told in pieces, or as a server ends: nobody goes without what
+concerns them, nobody is told of it twice."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -7,12 +8,12 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.room_events import StoredEvent
+from federation.rooms.events import StoredEvent
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
-from storage.database import Database, DatabaseUnavailable
-from storage.pushers import PusherStore, Standing
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.engine.transaction import WriteTransaction
+from storage.push.pushers import PusherStore, Standing
 from tests.helpers.crowds import CROWD, crowd, tell_in_pieces
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle, start
@@ -27,7 +28,9 @@ def gateway() -> Gateway:
 
 
 @pytest.fixture
-def server(tmp_path: Path, sqlite_database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> TestServer:
+def server(
+    tmp_path: Path, sqlite_database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> TestServer:
     tell_in_pieces(monkeypatch)
     return start(tmp_path, sqlite_database, gateway)
 
@@ -45,7 +48,9 @@ def two_rooms(server: TestServer) -> tuple[User, User, RoomID, RoomID]:
 
 def told(gateway: Gateway, event_id: str) -> list[str]:
     """To whom an event was pushed."""
-    return sorted(each.pushkey for each in gateway.taken if each.notification.get("event_id") == event_id)
+    return sorted(
+        each.pushkey for each in gateway.taken if each.notification.get("event_id") == event_id
+    )
 
 
 def keys() -> list[str]:
@@ -140,7 +145,9 @@ def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_fo
     assert told(gateway, said[0]) == sorted(["carol", *keys()])
 
 
-def test_pushes_go_though_something_more_is_always_to_be_read(server: TestServer, gateway: Gateway) -> None:
+def test_pushes_go_though_something_more_is_always_to_be_read(
+    server: TestServer, gateway: Gateway
+) -> None:
     bob, room_id = crowd(server)
     said = list[str]()
     pushed = list[int]()
@@ -184,7 +191,8 @@ def test_nobody_is_told_twice_where_the_database_goes_away_while_a_crowd_is_told
 
 
 def take_over(server: TestServer) -> None:
-    """Another node takes the lease, as if this one were gone, and pushes all that there is up to now."""
+    """Another node takes the lease, as if this one were gone, and pushes all that there is up to
+    now."""
     upto = server.app.database.streams.current()
 
     def write(txn: WriteTransaction) -> None:

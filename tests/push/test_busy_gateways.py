@@ -12,7 +12,9 @@ from tests.push.test_troubled_gateways import gateway, pass_time, server, two
 __all__ = ["gateway", "server"]
 
 
-@pytest.mark.parametrize(("wait", "seconds"), [("120", 120), ("9000", 3600), ("soon", 5), ("-1", 5), ("9" * 50, 5)])
+@pytest.mark.parametrize(
+    ("wait", "seconds"), [("120", 120), ("9000", 3600), ("soon", 5), ("-1", 5), ("9" * 50, 5)]
+)
 def test_a_gateway_that_wants_to_be_left_alone_is(
     server: TestServer, gateway: Gateway, wait: str, seconds: int
 ) -> None:

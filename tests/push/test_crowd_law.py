@@ -1,7 +1,9 @@
-"""The law of pushing to a crowd, which is told in pieces: whatever people do meanwhile, also as the server ends or loses its lease, and in
-whatever order the database answers, or is away, what stays unread is pushed to everybody, in order, with the number that holds.
+"""The law of pushing to a crowd, which is told in pieces: whatever people do meanwhile, also as the
+server ends or loses its lease, and in whatever order the database answers, or is away, what stays
+unread is pushed to everybody, in order, with the number that holds.
 
-Every other time nothing ends and no lease is lost: then nobody is told twice. `MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
+Every other time nothing ends and no lease is lost: then nobody is told twice.
+`MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
 """
 
 import os
@@ -14,14 +16,14 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from homeserver.services.push import own_rules as own_rules_module
+from homeserver.services.push import user_rules as own_rules_module
 from homeserver.services.push.decisions import PushDecisions
-from homeserver.services.pushers import lines as lines_module
-from homeserver.services.pushers import reading as reading_module
+from homeserver.services.pushers import queues as lines_module
+from homeserver.services.pushers import stream_reader as reading_module
 from homeserver.services.pushers.badges import Badges
-from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig
-from storage.push_stream import PushStream
-from storage.transaction import WriteTransaction
+from storage.engine.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig
+from storage.engine.transaction import WriteTransaction
+from storage.push.push_stream import PushStream
 from tests.conftest import run_coroutine
 from tests.helpers.federated import create_room
 from tests.helpers.gateway import Gateway, pusher, set_pusher, settle, start
@@ -56,7 +58,11 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fails_next = False
-        for owner, name in ((PushDecisions, "get_actions"), (PushStream, "get_stretch"), (Badges, "get")):
+        for owner, name in (
+            (PushDecisions, "get_actions"),
+            (PushStream, "get_stretch"),
+            (Badges, "get"),
+        ):
             self._patch(monkeypatch, owner, name)
 
     def _patch(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
@@ -75,7 +81,12 @@ class Town:
     """Bob, who talks in two rooms, to people who have pushers."""
 
     def __init__(
-        self, folder: Path, turns: Turns, config: SQLiteConfig | PostgresConfig, chance: Random, disk: Disk
+        self,
+        folder: Path,
+        turns: Turns,
+        config: SQLiteConfig | PostgresConfig,
+        chance: Random,
+        disk: Disk,
     ) -> None:
         self.folder, self.turns, self.chance, self.disk = folder, turns, chance, disk
         self.database = turns.open(config)
@@ -83,7 +94,9 @@ class Town:
         self.server = start(folder, self.database, self.gateway)
         self.bob = self.server.register("bob")
         self.rooms = [create_room(self.bob) for _ in range(2)]
-        self.people = [Person(self.server.register(f"user{number}"), number) for number in range(PEOPLE)]
+        self.people = [
+            Person(self.server.register(f"user{number}"), number) for number in range(PEOPLE)
+        ]
         for person in self.people:
             for room_id in self.rooms:
                 assert person.user.post(f"{V3}/join/{room_id}").status == 200
@@ -114,7 +127,9 @@ class Town:
         match deed:
             case "say":
                 path = f"{V3}/rooms/{room_id}/send/m.room.message/own{next(self.names)}"
-                self.said.append((room_id, self.bob.start("PUT", path, {"msgtype": "m.text", "body": "x"})))
+                self.said.append(
+                    (room_id, self.bob.start("PUT", path, {"msgtype": "m.text", "body": "x"}))
+                )
             case "redact" if acknowledged:
                 event_id = self.chance.choice(acknowledged)
                 path = f"{V3}/rooms/{room_id}/redact/{event_id}/own{next(self.names)}"
@@ -132,25 +147,41 @@ class Town:
             case "replace" if person.busy is None:
                 person.key, person.pushed_from = f"key{person.number}.{next(self.names)}", None
                 body = pusher(person.key)
-                self.begin(person, person.user.start("POST", f"{V3}/pushers/set", body), lambda: self.count_on(person))
+                self.begin(
+                    person,
+                    person.user.start("POST", f"{V3}/pushers/set", body),
+                    lambda: self.count_on(person),
+                )
             case "off" if person.busy is None:
                 person.pushed_from = None
                 body = pusher(person.key, **{"org.matrix.msc3881.enabled": False})
-                self.begin(person, person.user.start("POST", f"{V3}/pushers/set", body), lambda: self.on(person))
+                self.begin(
+                    person,
+                    person.user.start("POST", f"{V3}/pushers/set", body),
+                    lambda: self.on(person),
+                )
 
     def begin(self, person: Person, work: Pending, then: Callable[[], None] = lambda: None) -> None:
         person.busy, person.then = work, then
 
     def on(self, person: Person) -> None:
         body = pusher(person.key, **{"org.matrix.msc3881.enabled": True})
-        self.begin(person, person.user.start("POST", f"{V3}/pushers/set", body), lambda: self.count_on(person))
+        self.begin(
+            person,
+            person.user.start("POST", f"{V3}/pushers/set", body),
+            lambda: self.count_on(person),
+        )
 
     def count_on(self, person: Person) -> None:
         """What is said from here on must be pushed there."""
         person.pushed_from = len(self.said)
 
     def acknowledged(self, room_id: str) -> list[str]:
-        return [each.answer.json["event_id"] for where, each in self.said if where == room_id and each.done]
+        return [
+            each.answer.json["event_id"]
+            for where, each in self.said
+            if where == room_id and each.done
+        ]
 
     def see(self) -> None:
         for person in self.people:
@@ -175,11 +206,15 @@ class Town:
         self.wait_for(lambda: all(each.done for _, each in self.said))
         self.wait_for(lambda: all(each.done for each in self.redacting.values()))
         while any(person.busy is not None for person in self.people):
-            self.wait_for(lambda: all(person.busy is None or person.busy.done for person in self.people))
+            self.wait_for(
+                lambda: all(person.busy is None or person.busy.done for person in self.people)
+            )
             self.see()
         self.builds += 1
         now = self.server.clock.seconds() + 1
-        self.server = TestServer(self.folder, self.database, seed=self.builds, now=now, web=self.gateway)
+        self.server = TestServer(
+            self.folder, self.database, seed=self.builds, now=now, web=self.gateway
+        )
         self.server.app.pushers.start()
         self.bob = self.again(self.bob)
         for person in self.people:
@@ -210,23 +245,33 @@ class Town:
     def check(self) -> None:
         events = [each.answer.json["event_id"] for _, each in self.said]
         rows = self.server.run(
-            self.database.read("test", lambda txn: txn.query("SELECT event_id FROM events ORDER BY position", ()))
+            self.database.read(
+                "test", lambda txn: txn.query("SELECT event_id FROM events ORDER BY position", ())
+            )
         )
         order = {event_id: at for at, (event_id,) in enumerate(rows)}
         for person in self.people:
             taken = [each for each in self.gateway.taken if each.pushkey == person.key]
-            pushed = [each.notification["event_id"] for each in taken if "event_id" in each.notification]
+            pushed = [
+                each.notification["event_id"] for each in taken if "event_id" in each.notification
+            ]
             first = list(dict.fromkeys(pushed))
             if self.deeds is CALM:
                 assert first == pushed, "nothing is pushed twice"
             else:  # of a receipt the next server may see only that there is a newer one, which it comes to later
                 first = [event_id for event_id in first if event_id not in person.read]
-            assert [order[event_id] for event_id in first] == sorted(order[event_id] for event_id in first)
+            assert [order[event_id] for event_id in first] == sorted(
+                order[event_id] for event_id in first
+            )
             assert person.pushed_from is not None
-            missing = set(events[person.pushed_from :]) - set(pushed) - person.read - set(self.redacting)
+            missing = (
+                set(events[person.pushed_from :]) - set(pushed) - person.read - set(self.redacting)
+            )
             assert not missing, (person.key, missing)
             rooms = sync(person.user)["rooms"]["join"]
-            unread = sum(1 for room in rooms.values() if room["unread_notifications"]["notification_count"])
+            unread = sum(
+                1 for room in rooms.values() if room["unread_notifications"]["notification_count"]
+            )
             if taken:
                 assert taken[-1].notification["counts"].get("unread", 0) == unread, person.key
 

@@ -1,5 +1,5 @@
-"""Rooms with many who have pushers, or rules of their own: they are looked at in pieces, and whoever else waits for the server has their
-turn between."""
+"""Rooms with many who have pushers, or rules of their own: they are looked at in pieces, and
+whoever else waits for the server has their turn between."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import RoomID
-from homeserver.services.push import outcomes as outcomes_module
-from homeserver.services.push import own_rules as own_rules_module
+from homeserver.services.push import event_push_actions as outcomes_module
 from homeserver.services.push import room_rules as room_rules_module
+from homeserver.services.push import user_rules as own_rules_module
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.conditions import NOBODY
-from homeserver.services.push.occasion import Occasion
-from homeserver.services.push.own_rules import UserRules
+from homeserver.services.push.event_properties import Occasion
 from homeserver.services.push.room_rules import RoomRules, RuleClass
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
-from storage.database import Database
-from storage.pushers import PusherRow
+from homeserver.services.push.user_rules import UserRules
+from storage.engine.database import Database
+from storage.push.pushers import PusherRow
 from tests.helpers.crowds import AT_ONCE, CROWD, crowd, tell_in_pieces
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, settle, start
@@ -34,7 +34,9 @@ def gateway() -> Gateway:
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> TestServer:
+def server(
+    tmp_path: Path, database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> TestServer:
     tell_in_pieces(monkeypatch)
     return start(tmp_path, database, gateway)
 
@@ -109,7 +111,9 @@ def test_rules_of_a_crowd_are_compiled_and_asked_in_pieces(
         classified.append(own)
         return classify(rules, own, room_id)
 
-    def note_asked(rules: RuleSet, occasion: Occasion, user_id: str = NOBODY, name: str | None = None) -> Actions:
+    def note_asked(
+        rules: RuleSet, occasion: Occasion, user_id: str = NOBODY, name: str | None = None
+    ) -> Actions:
         asked.add(rules)
         return find(rules, occasion, user_id, name)
 
@@ -118,14 +122,23 @@ def test_rules_of_a_crowd_are_compiled_and_asked_in_pieces(
     monkeypatch.setattr(RoomRules, "classify", note_classified)
     server = TestServer(tmp_path, database, seed=2, now=before.clock.seconds())
     compiled.clear()
-    writer = User(server, {"user_id": people[0].user_id, "access_token": people[0].token, "device_id": "A"})
+    writer = User(
+        server, {"user_id": people[0].user_id, "access_token": people[0].token, "device_id": "A"}
+    )
     content = {"msgtype": "m.text", "body": f"word{CROWD - 1}"}
     sent = writer.start("PUT", f"{V3}/rooms/{room_id}/send/m.room.message/1", content)
-    done_by_turns = [len(compiled), *by_turn(server, lambda: len(compiled) + len(classified) + len(asked))]
+    done_by_turns = [
+        len(compiled),
+        *by_turn(server, lambda: len(compiled) + len(classified) + len(asked)),
+    ]
     assert sent.done
     assert sent.answer.status == 200
-    assert (len(compiled), len(classified), len(asked)) == (CROWD, CROWD, CROWD + 1), "and the default rules"
+    assert (len(compiled), len(classified), len(asked)) == (CROWD, CROWD, CROWD + 1), (
+        "and the default rules"
+    )
     assert max(done_by_turns) <= 2 * AT_ONCE
-    reader = User(server, {"user_id": people[-1].user_id, "access_token": people[-1].token, "device_id": "B"})
+    reader = User(
+        server, {"user_id": people[-1].user_id, "access_token": people[-1].token, "device_id": "B"}
+    )
     counts = sync(reader)["rooms"]["join"][room_id]["unread_notifications"]
     assert counts == {"notification_count": 1, "highlight_count": 0}

@@ -1,4 +1,5 @@
-"""The default rules against the text of the specification, one by one. spec: client-server-api#predefined-rules"""
+"""The default rules against the text of the specification, one by one. spec:
+client-server-api#predefined-rules"""
 
 import json
 from pathlib import Path
@@ -12,9 +13,9 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import V11
 from federation.protocol.signing import SigningKey
-from homeserver.services.push.occasion import Occasion
+from homeserver.services.push.event_properties import Occasion
+from homeserver.services.push.push_rules import ruleset
 from homeserver.services.push.rule_sets import RuleCompiler
-from homeserver.services.push_rules import ruleset
 from tests.push.literal_rules import Surroundings, evaluate
 
 SPEC = json.loads(Path(__file__).with_name("spec_v1.19_default_rules.json").read_text())
@@ -82,7 +83,15 @@ TABLE = [
     (".m.rule.call", 2, "m.call.invite", {}, None, ALICE, RING),
     # what is silent
     (".m.rule.suppress_notices", 2, MSG, {**TEXT, "msgtype": "m.notice"}, None, ALICE, SILENT),
-    (".m.rule.suppress_notices", 2, MSG, {**TEXT, **FOR_BOB, "msgtype": "m.notice"}, None, ALICE, SILENT),
+    (
+        ".m.rule.suppress_notices",
+        2,
+        MSG,
+        {**TEXT, **FOR_BOB, "msgtype": "m.notice"},
+        None,
+        ALICE,
+        SILENT,
+    ),
     (".m.rule.reaction", 3, "m.reaction", {}, None, ALICE, SILENT),
     (".m.rule.room.server_acl", 3, "m.room.server_acl", {}, "", MODERATOR, SILENT),
     (".m.rule.suppress_edits", 2, MSG, {**TEXT, **EDIT}, None, ALICE, SILENT),
@@ -94,7 +103,15 @@ TABLE = [
     (".m.rule.is_user_mention", 3, ENC, FOR_BOB, None, ALICE, CALLED),
     (".m.rule.is_user_mention", 3, "m.reaction", FOR_BOB, None, ALICE, CALLED),
     (".m.rule.is_user_mention", 3, MSG, {**TEXT, **FOR_BOB, **EDIT}, None, ALICE, CALLED),
-    (".m.rule.message", 3, MSG, {**TEXT, "m.mentions": {"user_ids": [ALICE, "@bob"]}}, None, ALICE, PUSH),
+    (
+        ".m.rule.message",
+        3,
+        MSG,
+        {**TEXT, "m.mentions": {"user_ids": [ALICE, "@bob"]}},
+        None,
+        ALICE,
+        PUSH,
+    ),
     (".m.rule.message", 3, MSG, {**TEXT, "m.mentions": {"user_ids": BOB}}, None, ALICE, PUSH),
     (".m.rule.is_room_mention", 3, MSG, {**TEXT, **FOR_ALL}, None, MODERATOR, ROOM_CALLED),
     (".m.rule.is_room_mention", 2, ENC, FOR_ALL, None, MODERATOR, ROOM_CALLED),
@@ -104,7 +121,15 @@ TABLE = [
     (".m.rule.invite_for_me", 3, MEMBER, {"membership": "invite"}, BOB, ALICE, LOUD),
     (".m.rule.member_event", 3, MEMBER, {"membership": "invite"}, "@carol:a.test", ALICE, SILENT),
     (".m.rule.member_event", 3, MEMBER, {"membership": "leave"}, BOB, ALICE, SILENT),
-    (".m.rule.member_event", 2, MEMBER, {"membership": "join"}, "@carol:a.test", UserID("@carol:a.test"), SILENT),
+    (
+        ".m.rule.member_event",
+        2,
+        MEMBER,
+        {"membership": "join"},
+        "@carol:a.test",
+        UserID("@carol:a.test"),
+        SILENT,
+    ),
     (".m.rule.tombstone", 3, "m.room.tombstone", {"body": "moved"}, "", ALICE, ROOM_CALLED),
     ("no rule", 3, "m.room.tombstone", {"body": "moved"}, None, ALICE, SILENT),
     ("no rule", 3, "m.room.tombstone", {"body": "moved"}, "x", ALICE, SILENT),
@@ -117,7 +142,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "members", "type", "content", "state_key", "sender", "actions"), TABLE)
+@pytest.mark.parametrize(
+    ("rule", "members", "type", "content", "state_key", "sender", "actions"), TABLE
+)
 def test_what_the_default_rules_do(
     rule: str,
     members: int,
@@ -136,7 +163,9 @@ def test_what_the_default_rules_do(
     assert list(found.raw) == actions
     assert found.notify == ("notify" in actions)
     assert found.highlight == ({"set_tweak": "highlight"} in actions)
-    assert rule == next((each.rule_id for each in rules.rules if each.matches(occasion, BOB, None)), "no rule")
+    assert rule == next(
+        (each.rule_id for each in rules.rules if each.matches(occasion, BOB, None)), "no rule"
+    )
     around = Surroundings(BOB, None, members, 50 if sender == MODERATOR else 0, {})
     shown = {"room_id": ROOM, **happened.pdu}
     assert evaluate(ruleset(BOB, None), shown, around) == actions, "the literal rules say the same"
@@ -156,7 +185,9 @@ def test_switched_on_every_encrypted_event_wakes() -> None:
 @pytest.mark.parametrize(("own", "wakes"), [("override", False), ("room", True)])
 def test_but_not_where_the_room_is_muted(own: str, wakes: bool) -> None:
     """MSC4028: where only mentions are wanted, the client has to look for them itself."""
-    conditions = [{"kind": "event_match", "key": "room_id", "pattern": ROOM}] if own == "override" else None
+    conditions = (
+        [{"kind": "event_match", "key": "room_id", "pattern": ROOM}] if own == "override" else None
+    )
     kept = {
         "own": {own: [{"rule_id": ROOM, "actions": [], "conditions": conditions}]},
         "changed": {".org.matrix.msc4028.encrypted_event": {"enabled": True}},

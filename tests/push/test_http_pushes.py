@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.pushers.notification import MAX_CONTENT_BYTES
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.federated import create_room, say, set_state
 from tests.helpers.gateway import URL, Gateway, set_pusher, settle
 from tests.helpers.server import TestServer, User
@@ -33,7 +33,8 @@ def started(server: TestServer) -> TestServer:
 
 
 def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
-    """Alice, who has a pusher, and Bob, in a room of his; and Carol, so that it is no talk of two."""
+    """Alice, who has a pusher, and Bob, in a room of his; and Carol, so that it is no talk of
+    two."""
     alice, bob, carol = server.register("alice"), server.register("bob"), server.register("carol")
     room_id = create_room(bob, **options)
     for user in (alice, carol):
@@ -43,14 +44,20 @@ def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
     return alice, bob, room_id
 
 
-def read(user: User, room_id: str, event_id: str, kind: str = "m.read", thread: str | None = None) -> None:
+def read(
+    user: User, room_id: str, event_id: str, kind: str = "m.read", thread: str | None = None
+) -> None:
     body = {} if thread is None else {"thread_id": thread}
     assert user.post(f"{V3}/rooms/{room_id}/receipt/{kind}/{event_id}", body).status == 200
 
 
-def test_a_message_is_pushed_with_all_that_belongs_to_it(server: TestServer, gateway: Gateway) -> None:
+def test_a_message_is_pushed_with_all_that_belongs_to_it(
+    server: TestServer, gateway: Gateway
+) -> None:
     _, bob, room_id = two(server, name="Tea", room_alias_name="tea")
-    assert bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bob B."}).status == 200
+    assert (
+        bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bob B."}).status == 200
+    )
     settle(server)
     event_id = say(bob, room_id, "hello")
     settle(server)
@@ -105,10 +112,16 @@ def test_nobody_is_told_of_their_own_messages_nor_of_rooms_that_they_are_not_in(
 
 
 @pytest.mark.parametrize("is_named", [False, True])
-def test_the_format_event_id_only_tells_no_content(server: TestServer, gateway: Gateway, *, is_named: bool) -> None:
+def test_the_format_event_id_only_tells_no_content(
+    server: TestServer, gateway: Gateway, *, is_named: bool
+) -> None:
     """spec: push-gateway-api#homeserver-behaviour"""
     alice, bob, room_id = two(server)
-    data = {"url": URL, "format": "event_id_only", "default_payload": {"aps": {"mutable-content": 1}}}
+    data = {
+        "url": URL,
+        "format": "event_id_only",
+        "default_payload": {"aps": {"mutable-content": 1}},
+    }
     set_pusher(alice, data=data)
     mentions = {"m.mentions": {"user_ids": [alice.user_id]}} if is_named else {}
     content = {"msgtype": "m.text", "body": "secret", **mentions}
@@ -122,7 +135,10 @@ def test_the_format_event_id_only_tells_no_content(server: TestServer, gateway: 
         "prio": "high" if is_named else "low",
         "counts": {"unread": 1},
     }
-    assert device["data"] == {"format": "event_id_only", "default_payload": {"aps": {"mutable-content": 1}}}
+    assert device["data"] == {
+        "format": "event_id_only",
+        "default_payload": {"aps": {"mutable-content": 1}},
+    }
     assert device.keys() == {"app_id", "pushkey", "pushkey_ts", "data"}, "no tweaks"
 
 
@@ -136,9 +152,16 @@ def test_who_is_called_by_name_is_told_loudly(server: TestServer, gateway: Gatew
     assert push.notification["devices"][0]["tweaks"] == {"highlight": True, "sound": "default"}
 
 
-def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(server: TestServer, gateway: Gateway) -> None:
+def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(
+    server: TestServer, gateway: Gateway
+) -> None:
     _, bob, room_id = two(server)
-    content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s", "sender_key": "k"}
+    content = {
+        "algorithm": "m.megolm.v1.aes-sha2",
+        "ciphertext": "AwgA",
+        "session_id": "s",
+        "sender_key": "k",
+    }
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
     settle(server)
     [push] = gateway.taken
@@ -147,7 +170,9 @@ def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(server: T
     assert "content" not in push.notification
 
 
-def test_content_that_no_vendor_would_carry_stays_here(server: TestServer, gateway: Gateway) -> None:
+def test_content_that_no_vendor_would_carry_stays_here(
+    server: TestServer, gateway: Gateway
+) -> None:
     _, bob, room_id = two(server)
     event_id = say(bob, room_id, "x" * MAX_CONTENT_BYTES)
     settle(server)
@@ -156,7 +181,9 @@ def test_content_that_no_vendor_would_carry_stays_here(server: TestServer, gatew
     assert "content" not in push.notification
 
 
-def test_content_stays_here_where_the_operator_wants_it(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+def test_content_stays_here_where_the_operator_wants_it(
+    tmp_path: Path, database: Database, gateway: Gateway
+) -> None:
     server = started(TestServer(tmp_path, database, "push: {include_content: false}", web=gateway))
     _, bob, room_id = two(server)
     say(bob, room_id, "secret")
@@ -171,7 +198,10 @@ def test_an_invite_is_pushed_to_the_invited(server: TestServer, gateway: Gateway
     assert bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id}).status == 200
     settle(server)
     [push] = gateway.taken
-    assert (push.notification["type"], push.notification["user_is_target"]) == ("m.room.member", True)
+    assert (push.notification["type"], push.notification["user_is_target"]) == (
+        "m.room.member",
+        True,
+    )
     assert push.notification["content"]["membership"] == "invite"
     assert push.notification["counts"] == {"unread": 1}
 
@@ -187,7 +217,9 @@ def test_the_badge_counts_rooms(gateway: Gateway, server: TestServer) -> None:
 
 
 def test_the_badge_counts_messages(tmp_path: Path, database: Database, gateway: Gateway) -> None:
-    server = started(TestServer(tmp_path, database, "push: {group_unread_count_by_room: false}", web=gateway))
+    server = started(
+        TestServer(tmp_path, database, "push: {group_unread_count_by_room: false}", web=gateway)
+    )
     _, bob, room_id = two(server)
     for _ in range(3):
         say(bob, room_id, "x")
@@ -212,7 +244,9 @@ def test_who_reads_elsewhere_sees_the_badge_go(server: TestServer, gateway: Gate
     assert gateway.badges == [0], "a badge that stays is told once"
 
 
-def test_a_client_that_counts_itself_is_told_no_numbers(server: TestServer, gateway: Gateway) -> None:
+def test_a_client_that_counts_itself_is_told_no_numbers(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice, **{"org.matrix.msc4076.disable_badge_count": True})
     event_id = say(bob, room_id, "x")
@@ -238,7 +272,9 @@ def test_what_is_read_meanwhile_is_not_pushed(server: TestServer, gateway: Gatew
     assert gateway.events == [second]
 
 
-def test_reading_a_thread_leaves_the_others_to_be_pushed(server: TestServer, gateway: Gateway) -> None:
+def test_reading_a_thread_leaves_the_others_to_be_pushed(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob, room_id = two(server)
     root = say(bob, room_id, "root")
     settle(server)
@@ -307,7 +343,9 @@ def test_pushes_wait_by_chance_where_the_operator_wants_it(
     assert len(gateway.taken) == 1
 
 
-def test_nothing_is_pushed_where_pushing_is_off(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+def test_nothing_is_pushed_where_pushing_is_off(
+    tmp_path: Path, database: Database, gateway: Gateway
+) -> None:
     server = started(TestServer(tmp_path, database, "push: {enabled: false}", web=gateway))
     _, bob, room_id = two(server)
     say(bob, room_id, "x")
@@ -345,7 +383,9 @@ def test_who_is_locked_is_told_nothing(server: TestServer, gateway: Gateway) -> 
     assert gateway.events == [event_id]
 
 
-def test_an_account_past_its_day_is_told_nothing(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+def test_an_account_past_its_day_is_told_nothing(
+    tmp_path: Path, database: Database, gateway: Gateway
+) -> None:
     day = 24 * 3600
     validity = "account_validity: {enabled: true, period: 100d}\n"
     server = started(TestServer(tmp_path, database, validity, web=gateway))
@@ -354,7 +394,9 @@ def test_an_account_past_its_day_is_told_nothing(tmp_path: Path, database: Datab
 
     def set_end(user: User, days: int) -> None:
         end = int((server.clock.seconds() + days * day) * 1000)
-        server.run(renewals.do_set_end(user.user_id, end, letter=False, by=UserID("@root:example.org")))
+        server.run(
+            renewals.do_set_end(user.user_id, end, letter=False, by=UserID("@root:example.org"))
+        )
 
     set_end(alice, 10)
     set_end(bob, 1000)
@@ -386,7 +428,9 @@ def test_who_answers_has_read(server: TestServer, gateway: Gateway) -> None:
     assert gateway.events == [later]
 
 
-def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(server: TestServer, gateway: Gateway) -> None:
+def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob, room_id = two(server)
     carol_room = create_room(bob)
     alice.post(f"{V3}/join/{carol_room}")
@@ -405,7 +449,9 @@ def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(server: TestSe
     assert len(gateway.events) == 2
 
 
-@pytest.mark.parametrize("how", ["m.ignored_user_list", "org.matrix.msc4155.invite_permission_config"])
+@pytest.mark.parametrize(
+    "how", ["m.ignored_user_list", "org.matrix.msc4155.invite_permission_config"]
+)
 def test_an_invite_of_somebody_who_is_ignored_is_not_pushed_and_in_no_number(
     how: str, server: TestServer, gateway: Gateway
 ) -> None:

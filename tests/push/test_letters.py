@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from federation.protocol.ids import RoomID, UserID
-from homeserver.services.mail.relay import CannotDeliver
-from storage.database import Database, SQLiteConfig
+from homeserver.services.email.smtp import CannotDeliver
+from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.federated import create_room, say
@@ -121,7 +121,9 @@ def test_a_name_is_a_name_and_no_header(server: TestServer, name: str, whose: st
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob, name=name if whose == "room" else "Tea")
     if whose == "person":
-        assert bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": name}).status == 200
+        assert (
+            bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": name}).status == 200
+        )
     say(bob, room_id, "hello")
     pass_time(server, 11 * MINUTE)
     [(_, letter)] = server.relay.letters
@@ -145,11 +147,15 @@ def test_a_name_is_a_name_and_no_header(server: TestServer, name: str, whose: st
 
 
 def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database: Database) -> None:
-    server = start(tmp_path, sqlite_database, MAIL + "account_validity: {enabled: true, period: 100d}\n")
+    server = start(
+        tmp_path, sqlite_database, MAIL + "account_validity: {enabled: true, period: 100d}\n"
+    )
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     renewals, now = server.app.accounts.renewals, int(server.clock.seconds() * 1000)
-    server.run(renewals.do_set_end(alice.user_id, now, letter=False, by=UserID("@root:example.org")))
+    server.run(
+        renewals.do_set_end(alice.user_id, now, letter=False, by=UserID("@root:example.org"))
+    )
     say(bob, room_id, "waits already")
     settle(server)
     assert server.run(renewals.do_note_over(10)) == 1
@@ -157,7 +163,9 @@ def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database:
     say(bob, room_id, "hello")
     pass_time(server, 30 * MINUTE)
     assert server.relay.letters == []
-    server.run(renewals.do_set_end(alice.user_id, None, letter=False, by=UserID("@root:example.org")))
+    server.run(
+        renewals.do_set_end(alice.user_id, None, letter=False, by=UserID("@root:example.org"))
+    )
     settle(server)
     say(bob, room_id, "hello again")
     pass_time(server, 2 * HOUR)
@@ -253,7 +261,12 @@ def test_an_invite_is_told(server: TestServer) -> None:
 def test_of_an_encrypted_message_only_that_there_is_one(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
-    content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s", "body": "clear"}
+    content = {
+        "algorithm": "m.megolm.v1.aes-sha2",
+        "ciphertext": "AwgA",
+        "session_id": "s",
+        "body": "clear",
+    }
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
     pass_time(server, 11 * MINUTE)
     [(_, letter)] = server.relay.letters
@@ -262,7 +275,9 @@ def test_of_an_encrypted_message_only_that_there_is_one(server: TestServer) -> N
     assert not {"AwgA", "clear"} & set(re.findall(r"\w+", plain + html))
 
 
-def test_no_content_where_the_operator_wants_none(tmp_path: Path, sqlite_database: Database) -> None:
+def test_no_content_where_the_operator_wants_none(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = start(tmp_path, sqlite_database, MAIL + "push: {include_content: false}\n")
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "secret")
@@ -271,8 +286,12 @@ def test_no_content_where_the_operator_wants_none(tmp_path: Path, sqlite_databas
     assert "secret" not in "".join(texts(letter))
 
 
-def test_links_lead_to_the_client_of_the_configuration(tmp_path: Path, sqlite_database: Database) -> None:
-    config = MAIL.replace("enable_notifs: true", "enable_notifs: true, client_base_url: 'https://chat.example.org/'")
+def test_links_lead_to_the_client_of_the_configuration(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    config = MAIL.replace(
+        "enable_notifs: true", "enable_notifs: true, client_base_url: 'https://chat.example.org/'"
+    )
     server = start(tmp_path, sqlite_database, config)
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
@@ -343,7 +362,9 @@ def test_the_link_ends_the_letters(server: TestServer) -> None:
     assert len(server.relay.letters) == 1
 
 
-@pytest.mark.parametrize("change", [("signature=", "signature=A"), ("pusher=1", "pusher=2"), ("pusher=1&", "")])
+@pytest.mark.parametrize(
+    "change", [("signature=", "signature=A"), ("pusher=1", "pusher=2"), ("pusher=1&", "")]
+)
 def test_nobody_ends_the_letters_of_another(server: TestServer, change: tuple[str, str]) -> None:
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "x")
@@ -377,8 +398,14 @@ def test_they_end_with_the_address_and_not_with_the_session(server: TestServer) 
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_new_account_with_an_address_gets_letters(tmp_path: Path, sqlite_database: Database, wanted: bool) -> None:
-    config = MAIL if wanted else MAIL.replace("enable_notifs: true", "enable_notifs: true, notif_for_new_users: false")
+def test_a_new_account_with_an_address_gets_letters(
+    tmp_path: Path, sqlite_database: Database, wanted: bool
+) -> None:
+    config = (
+        MAIL
+        if wanted
+        else MAIL.replace("enable_notifs: true", "enable_notifs: true, notif_for_new_users: false")
+    )
     server = start(tmp_path, sqlite_database, config)
     sid = request_token(server, "register").json["sid"]
     _, letter = server.relay.letters[-1]
@@ -387,7 +414,9 @@ def test_a_new_account_with_an_address_gets_letters(tmp_path: Path, sqlite_datab
     assert press(server, link).status == 200
     auth = by_email({"sid": sid, "client_secret": SECRET})
     body = {"username": "alice", "password": "wonderland", "auth": auth}
-    answer = server.client.request("POST", f"{V3}/register", json=body, headers={"Accept-Language": "ru, en;q=0.5"})
+    answer = server.client.request(
+        "POST", f"{V3}/register", json=body, headers={"Accept-Language": "ru, en;q=0.5"}
+    )
     alice = User(server, answer.json)
     pushers = alice.get(f"{V3}/pushers").json["pushers"]
     assert [each["pushkey"] for each in pushers] == (["alice@example.com"] if wanted else [])
@@ -414,11 +443,18 @@ def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Dat
 
 
 @pytest.mark.parametrize("how", ["redacted", "purged", "too old"])
-def test_a_letter_that_waits_does_not_tell_what_is_gone_meanwhile(tmp_path: Path, database: Database, how: str) -> None:
+def test_a_letter_that_waits_does_not_tell_what_is_gone_meanwhile(
+    tmp_path: Path, database: Database, how: str
+) -> None:
     server = start(tmp_path, database, MAIL + "retention: {enabled: true}\n")
     alice, bob = reader(server), server.register("bob")
     room_id, other = room_of(alice, bob, name="Tea"), room_of(alice, bob, name="Cake")
-    assert bob.put(f"{V3}/rooms/{room_id}/state/m.room.retention/", {"max_lifetime": 20 * MINUTE * 1000}).status == 200
+    assert (
+        bob.put(
+            f"{V3}/rooms/{room_id}/state/m.room.retention/", {"max_lifetime": 20 * MINUTE * 1000}
+        ).status
+        == 200
+    )
     server.relay.failure = CannotDeliver("no connection", for_good=False)
     gone = say(bob, room_id, "zanjabil")
     say(bob, room_id, "the newest, which a purge spares")
@@ -431,7 +467,11 @@ def test_a_letter_that_waits_does_not_tell_what_is_gone_meanwhile(tmp_path: Path
     elif how == "purged":
         (stored,) = server.run(server.app.rooms.events.get_anywhere([gone])).values()
         until = stored.event.origin_server_ts + 1
-        assert server.run(server.app.retention.purges.do_begin(room_id, None, until, with_own=True, by=bob.user_id))
+        assert server.run(
+            server.app.retention.purges.do_begin(
+                room_id, None, until, with_own=True, by=bob.user_id
+            )
+        )
         assert server.run(server.app.retention.purges.do_step(10)) == 2
     if how != "too old":  # gone from the database in the same write
         assert not server.run(database.read("read", lambda txn: bool(txn.query(waiting))))
@@ -471,7 +511,9 @@ def test_a_message_to_somebody_who_is_not_written_to_for_now_costs_no_query_for_
     run_coroutine(database.close(), None)
 
 
-def test_the_queries_for_a_letter_do_not_grow_with_what_it_looks_at(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_the_queries_for_a_letter_do_not_grow_with_what_it_looks_at(
+    tmp_path: Path, sqlite: SQLiteConfig
+) -> None:
     counter = QueryCounter()
     database = open_inline(sqlite, counter)
     server = start(tmp_path, database)

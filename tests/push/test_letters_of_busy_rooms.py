@@ -1,12 +1,13 @@
-"""Letters tell of what matters to their reader, however much else is said, and in however many rooms."""
+"""Letters tell of what matters to their reader, however much else is said, and in however many
+rooms."""
 
 from pathlib import Path
 
 import pytest
 
-from homeserver.services.mail.relay import CannotDeliver
-from homeserver.services.pushers.missed import MOST_ROOMS
-from storage.database import Database
+from homeserver.services.email.smtp import CannotDeliver
+from homeserver.services.pushers.missed_messages import MOST_ROOMS
+from storage.engine.database import Database
 from tests.helpers.federated import say
 from tests.helpers.gateway import settle
 from tests.helpers.server import TestServer, User
@@ -23,7 +24,11 @@ def test_a_mention_is_told_however_much_is_said_after_it(server: TestServer) -> 
     room_id = room_of(alice, bob, name="Busy")
     assert alice.put(f"{V3}/pushrules/global/room/{room_id}", {"actions": []}).status == 200
     settle(server)
-    mention = {"msgtype": "m.text", "body": "URGENT alice", "m.mentions": {"user_ids": [alice.user_id]}}
+    mention = {
+        "msgtype": "m.text",
+        "body": "URGENT alice",
+        "m.mentions": {"user_ids": [alice.user_id]},
+    }
     assert bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/urgent", mention).status == 200
     settle(server)
     for number in range(45):
@@ -40,7 +45,9 @@ def test_a_message_is_told_whatever_people_do_to_it(server: TestServer) -> None:
     room_id = room_of(alice, bob, name="Busy")
     event_id = say(bob, room_id, "URGENT")
     for number in range(45):
-        reaction = {"m.relates_to": {"rel_type": "m.annotation", "event_id": event_id, "key": f"k{number}"}}
+        reaction = {
+            "m.relates_to": {"rel_type": "m.annotation", "event_id": event_id, "key": f"k{number}"}
+        }
         assert bob.put(f"{V3}/rooms/{room_id}/send/m.reaction/r{number}", reaction).status == 200
     settle(server)
     pass_time(server, 11 * MINUTE)
@@ -72,7 +79,8 @@ def test_a_letter_says_that_there_are_more_rooms_than_it_tells_of(server: TestSe
 
 
 def test_what_only_wakes_clients_is_in_no_letter(server: TestServer) -> None:
-    """MSC4028: who has it that every encrypted event wakes their clients gets no letters about those."""
+    """MSC4028: who has it that every encrypted event wakes their clients gets no letters about
+    those."""
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     rule = f"{V3}/pushrules/global/override/.org.matrix.msc4028.encrypted_event/enabled"
@@ -116,7 +124,9 @@ def test_a_message_is_told_as_its_sender_has_corrected_it(server: TestServer) ->
         assert "zanjabil" not in text
 
 
-def test_a_message_of_a_thread_is_told_as_corrected_though_all_else_was_read(server: TestServer) -> None:
+def test_a_message_of_a_thread_is_told_as_corrected_though_all_else_was_read(
+    server: TestServer,
+) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     thread = {"rel_type": "m.thread", "event_id": say(bob, room_id, "root")}
@@ -141,7 +151,9 @@ def test_an_edit_that_calls_its_reader_is_told_until_it_was_read(server: TestSer
     server.relay.failure = CannotDeliver("no connection", for_good=False)
     calling = edit(bob, room_id, first, "alice", **{"m.mentions": {"user_ids": [alice.user_id]}})
     pass_time(server, 12 * MINUTE)
-    [pusher] = server.run(server.app.accounts.pusher_store.get_pushers([alice.user_id]))[alice.user_id]
+    [pusher] = server.run(server.app.accounts.pusher_store.get_pushers([alice.user_id]))[
+        alice.user_id
+    ]
     assert pusher.error == "no connection", "a letter waits"
     assert alice.post(f"{receipt}/{calling}", {}).status == 200
     server.relay.failure = None

@@ -1,11 +1,12 @@
-"""Letters as mail servers see them: bytes, which not everybody reads as generously as Python's library."""
+"""Letters as mail servers see them: bytes, which not everybody reads as generously as Python's
+library."""
 
 import re
 from email import message_from_bytes
 from email.policy import default
 
-from homeserver.services.languages import Languages
-from homeserver.services.mail.letters import Digest, DigestMessage, DigestRoom, Letters
+from homeserver.services.email.emails import Digest, DigestMessage, DigestRoom, Letters
+from homeserver.services.pages.languages import Languages
 
 NAME = "Совещание руководителей отделов министерства по вопросам бюджета будущего года"
 LINK = (

@@ -1,5 +1,5 @@
-"""The number on an app's icon, whatever makes it another: what the last push says is how much is not read, and nobody has to wait for a
-message to see it."""
+"""The number on an app's icon, whatever makes it another: what the last push says is how much is
+not read, and nobody has to wait for a message to see it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
-from homeserver.services.ignored_users import IGNORED_USERS
-from homeserver.services.invite_permissions import CONFIG
-from storage.database import Database, DatabaseUnavailable
-from storage.push_stream import HIDING
+from homeserver.services.account_data.ignored_users import IGNORED_USERS
+from homeserver.services.account_data.invite_permissions import CONFIG
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.push.push_stream import HIDING
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
@@ -129,7 +129,9 @@ def test_what_waits_is_not_pushed_to_who_is_not_there_any_more_or_does_not_want_
     assert gateway.events == []
 
 
-def test_what_waited_while_they_left_and_came_back_is_not_pushed(server: TestServer, gateway: Gateway) -> None:
+def test_what_waited_while_they_left_and_came_back_is_not_pushed(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
     gateway.failure = 503
@@ -159,7 +161,9 @@ def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
     assert gateway.badges == [0]
     set_pusher(alice)
     pass_time(server)
-    assert gateway.badges == [0], "an app that sets it anew each time it starts is not told the same again"
+    assert gateway.badges == [0], (
+        "an app that sets it anew each time it starts is not told the same again"
+    )
 
 
 def test_a_pusher_that_is_switched_on_as_the_database_goes_away_is_told_the_number(
@@ -261,7 +265,9 @@ def test_a_number_that_could_not_be_told_is_told_after_a_restart(
     gateway.failure = None
     assert gateway.badges == []
     if how == "stop":
-        later = start(tmp_path, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31)
+        later = start(
+            tmp_path, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31
+        )
     else:
         later = crash(server, tmp_path, gateway)
     pass_time(later, 60)
@@ -284,14 +290,19 @@ def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     assert failing == {"key"}
 
 
-def test_a_new_name_is_no_new_number(gateway: Gateway, tmp_path: Path, sqlite_template: Path) -> None:
+def test_a_new_name_is_no_new_number(
+    gateway: Gateway, tmp_path: Path, sqlite_template: Path
+) -> None:
     counter = QueryCounter()
     server = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), counter), gateway)
     alice, bob = two(server)
     for _ in range(3):
         say(bob, shared(alice, bob), "hello")
     pass_time(server)
-    assert alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}).status == 200
+    assert (
+        alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}).status
+        == 200
+    )
     counter.clear()
     pass_time(server)
     assert counter.reads["get_push_counts"] == 0

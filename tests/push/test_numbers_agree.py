@@ -1,5 +1,5 @@
-"""How much is unread, told in four ways, after whatever people do: both syncs, anew and step by step, the list of notifications, and the
-number on an app's icon agree."""
+"""How much is unread, told in four ways, after whatever people do: both syncs, anew and step by
+step, the list of notifications, and the number on an app's icon agree."""
 
 import random
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, sync
@@ -18,23 +18,51 @@ V3 = "/_matrix/client/v3"
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 LISTS: Final = {"all": {"ranges": [[0, 20]], "timeline_limit": 1, "required_state": []}}
 DEEDS: Final = (
-    *("say", "say", "mention", "encrypt", "m.thread", "m.thread", "m.replace", "m.reference", "redact"),
-    *("m.read", "m.read", "m.read.private", "invite", "join", "join", "leave", "forget", "kick", "ban", "unban"),
+    *(
+        "say",
+        "say",
+        "mention",
+        "encrypt",
+        "m.thread",
+        "m.thread",
+        "m.replace",
+        "m.reference",
+        "redact",
+    ),
+    *(
+        "m.read",
+        "m.read",
+        "m.read.private",
+        "invite",
+        "join",
+        "join",
+        "leave",
+        "forget",
+        "kick",
+        "ban",
+        "unban",
+    ),
     *("knock", "ignore", "mute", "unmute", "rename", "check", "check"),
 )
 Numbers = tuple[int, int]
 
 
 class Town:
-    """Alice, who has a pusher, with Bob and Carol in four rooms, to two of which only an invite leads."""
+    """Alice, who has a pusher, with Bob and Carol in four rooms, to two of which only an invite
+    leads."""
 
     def __init__(self, server: TestServer, gateway: Gateway, seed: int) -> None:
         self.server, self.gateway = server, gateway
         self.chance = random.Random(seed)
         self.txn = count(1)
-        self.alice, self.bob, self.carol = (server.register(name) for name in ("alice", "bob", "carol"))
+        self.alice, self.bob, self.carol = (
+            server.register(name) for name in ("alice", "bob", "carol")
+        )
         presets = ("public_chat", "public_chat", "private_chat", "private_chat")
-        self.rooms = [str(self.bob.post(f"{V3}/createRoom", {"preset": each}).json["room_id"]) for each in presets]
+        self.rooms = [
+            str(self.bob.post(f"{V3}/createRoom", {"preset": each}).json["room_id"])
+            for each in presets
+        ]
         for room_id in self.rooms[:2]:
             for user in (self.alice, self.carol):
                 assert user.post(f"{V3}/join/{room_id}").status == 200
@@ -65,7 +93,9 @@ class Town:
             case "redact" if about:
                 who.put(f"{path}/redact/{about}/{next(self.txn)}", {})
             case "m.read" | "m.read.private" if about:
-                thread: Json = self.chance.choice(({}, {"thread_id": "main"}, {"thread_id": self.pick(room_id)}))
+                thread: Json = self.chance.choice(
+                    ({}, {"thread_id": "main"}, {"thread_id": self.pick(room_id)})
+                )
                 self.alice.post(f"{path}/receipt/{deed}/{about}", thread)
             case "invite" | "kick" | "ban" | "unban":
                 self.bob.post(f"{path}/{deed}", {"user_id": self.alice.user_id})
@@ -79,13 +109,17 @@ class Town:
                 self.alice.put(f"{own}/m.ignored_user_list", {"ignored_users": ignored})
             case "mute":
                 self.alice.put(
-                    f"{V3}/pushrules/global/room/{room_id}", {"actions": self.chance.choice(([], ["notify"]))}
+                    f"{V3}/pushrules/global/room/{room_id}",
+                    {"actions": self.chance.choice(([], ["notify"]))},
                 )
             case "unmute":
                 self.alice.delete(f"{V3}/pushrules/global/room/{room_id}")
             case "rename":
                 name = {"displayname": str(next(self.txn))}
-                assert self.alice.put(f"{V3}/profile/{self.alice.user_id}/displayname", name).status == 200
+                assert (
+                    self.alice.put(f"{V3}/profile/{self.alice.user_id}/displayname", name).status
+                    == 200
+                )
             case "check":
                 self.check()
         settle(self.server)
@@ -118,10 +152,14 @@ class Town:
             assert self.gateway.taken[-1].notification["counts"].get("unread", 0) == total
         listed = self.alice.get(f"{V3}/notifications?limit=100").json["notifications"]
         assert {each["room_id"] for each in listed} <= set(unread) | invites
-        assert invites <= {each["room_id"] for each in listed if each["event"]["type"] == "m.room.member"}
+        assert invites <= {
+            each["room_id"] for each in listed if each["event"]["type"] == "m.room.member"
+        }
         for room_id, (notifications, _) in unread.items():
             # who writes has read, and yet has sent no receipt
-            assert notifications <= sum(each["room_id"] == room_id and not each["read"] for each in listed)
+            assert notifications <= sum(
+                each["room_id"] == room_id and not each["read"] for each in listed
+            )
 
     def slide(self) -> None:
         answer = self.alice.post(SLIDING + self.pos, {"conn_id": "it", "lists": LISTS})
@@ -143,9 +181,13 @@ def _numbers(rooms: Json) -> Iterator[tuple[str, Numbers]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_all_that_tells_of_unread_messages_agrees(tmp_path: Path, database: Database, seed: int) -> None:
+def test_all_that_tells_of_unread_messages_agrees(
+    tmp_path: Path, database: Database, seed: int
+) -> None:
     gateway = Gateway()
-    server = TestServer(tmp_path, database, "push: {group_unread_count_by_room: false}", web=gateway)
+    server = TestServer(
+        tmp_path, database, "push: {group_unread_count_by_room: false}", web=gateway
+    )
     server.app.pushers.start()
     settle(server)
     town = Town(server, gateway, seed)

@@ -1,4 +1,5 @@
-"""Numbers on apps' icons that wait, or are under way, as something goes wrong: none is lost, and what was told is not told again."""
+"""Numbers on apps' icons that wait, or are under way, as something goes wrong: none is lost, and
+what was told is not told again."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,16 +7,16 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
 from federation.protocol.ids import UserID
-from homeserver.services.ignored_users import IGNORED_USERS
+from homeserver.services.account_data.ignored_users import IGNORED_USERS
 from homeserver.services.pushers import deliveries as deliveries_module
-from homeserver.services.pushers import reading as reading_module
+from homeserver.services.pushers import stream_reader as reading_module
 from homeserver.services.pushers.deliveries import MOST_WAITING
-from homeserver.services.pushers.roster import Roster
-from storage.database import Database, DatabaseUnavailable
-from storage.push_stream import PushStream, Stretch
-from storage.pushers import PusherRow
+from homeserver.services.pushers.pusher_users import Roster
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.push.push_stream import PushStream, Stretch
+from storage.push.pushers import PusherRow
 from tests.helpers.federated import say
 from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
 from tests.helpers.server import TestServer
@@ -83,9 +84,14 @@ def test_what_was_told_is_not_told_again_where_only_a_number_waits(
 
 @pytest.mark.parametrize("stretches", [0, 1])
 def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_again(
-    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretches: int
+    server: TestServer,
+    gateway: Gateway,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stretches: int,
 ) -> None:
-    """The stream is long, and the server is killed once more before it is read up to where others were told."""
+    """The stream is long, and the server is killed once more before it is read up to where others
+    were told."""
     alice, bob = two(server)
     room_id = shared(alice, bob)
     gateway.failure = 503
@@ -97,7 +103,9 @@ def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_ag
 
     async def take_long(stream: PushStream, after: int, upto: int, limit: int) -> Stretch:
         asked.append(after)
-        return await (get(stream, after, upto, limit) if len(asked) <= stretches else Deferred[Stretch]())
+        return await (
+            get(stream, after, upto, limit) if len(asked) <= stretches else Deferred[Stretch]()
+        )
 
     with monkeypatch.context() as patched:
         patched.setattr(PushStream, "get_stretch", take_long)
@@ -149,14 +157,17 @@ def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(
     later = crash(server, tmp_path, gateway)
     pass_time(later)
     assert set(gateway.events) >= set(told)
-    assert len(gateway.events) - len(set(gateway.events)) <= 1, "but what was told while the last number is under way"
+    assert len(gateway.events) - len(set(gateway.events)) <= 1, (
+        "but what was told while the last number is under way"
+    )
 
 
 @pytest.mark.parametrize("later", [False, True])
 def test_a_number_that_is_counted_as_its_turn_comes_is_told(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
-    """It is counted to see whether it waits for the gateway, which is back just then; `later`: it becomes another meanwhile."""
+    """It is counted to see whether it waits for the gateway, which is back just then; `later`: it
+    becomes another meanwhile."""
     alice, bob = two(server)
     room_id, other = shared(alice, bob), shared(bob, alice)
     event_id = say(bob, room_id, "hello")
@@ -191,7 +202,9 @@ def test_a_number_that_is_counted_as_its_turn_comes_is_told(
     assert noted == [None]
     gateway.failure = None
     pass_time(server, 60)
-    told = [push.notification["counts"]["unread"] for push in gateway.taken if push.pushkey == "key"]
+    told = [
+        push.notification["counts"]["unread"] for push in gateway.taken if push.pushkey == "key"
+    ]
     assert told == [1, 0]
 
 
@@ -224,7 +237,10 @@ def test_a_pusher_that_is_set_anew_while_a_number_is_under_way_has_one_push_at_a
     gateway.held = held = list[Deferred[None]]()
     read(alice, room_id, event_id)
     pass_time(server, 3)
-    assert set_pusher(alice, data={"url": "https://other.example.com/_matrix/push/v1/notify"}).status == 200
+    assert (
+        set_pusher(alice, data={"url": "https://other.example.com/_matrix/push/v1/notify"}).status
+        == 200
+    )
     say(bob, room_id, "hello")
     pass_time(server, 3)
     assert len(held) == 1
@@ -260,7 +276,9 @@ def test_who_missed_more_than_is_kept_for_them_is_told_the_newest_and_the_whole_
     alice, bob = two(server)
     rooms = [shared(alice, bob) for _ in range(4)]
     gateway.failure = failure
-    events = [say(bob, room_id, str(number)) for room_id in rooms for number in range(MOST_WAITING // 2)]
+    events = [
+        say(bob, room_id, str(number)) for room_id in rooms for number in range(MOST_WAITING // 2)
+    ]
     pass_time(server, 60)
     gateway.failure = None
     pass_time(server, 3600)
@@ -272,7 +290,11 @@ def test_who_missed_more_than_is_kept_for_them_is_told_the_newest_and_the_whole_
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_who_missed_all_of_a_day_is_told_the_number(
-    server: TestServer, gateway: Gateway, tmp_path: Path, failure: OutboundError | int, is_restarted: bool
+    server: TestServer,
+    gateway: Gateway,
+    tmp_path: Path,
+    failure: OutboundError | int,
+    is_restarted: bool,
 ) -> None:
     """What is older is pushed no more."""
     alice, bob = two(server)

@@ -6,7 +6,7 @@ import pytest
 from twisted.logger import capturedLogs
 
 from federation.protocol.ids import RoomID
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.server import TestServer, User
@@ -40,7 +40,11 @@ def administrator(server: TestServer) -> User:
 
 
 def metrics(server: TestServer) -> list[str]:
-    return [line for line in server.get("/metrics").body.decode().splitlines() if not line.startswith("#")]
+    return [
+        line
+        for line in server.get("/metrics").body.decode().splitlines()
+        if not line.startswith("#")
+    ]
 
 
 def two(server: TestServer) -> tuple[User, User, RoomID]:
@@ -50,7 +54,9 @@ def two(server: TestServer) -> tuple[User, User, RoomID]:
     return alice, bob, room_id
 
 
-def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(server: TestServer, gateway: Gateway) -> None:
+def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice)
     set_pusher(alice, "second", data={"url": OTHER_URL})
@@ -60,7 +66,9 @@ def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(server: TestServer,
     settle(server)
     told = metrics(server)
     assert 'mahalla_pushes_total{gateway="https://push.example.com",outcome="sent"} 1.0' in told
-    assert 'mahalla_pushes_total{gateway="other",outcome="failed"} 1.0' in told, "a name counts once it took a push"
+    assert 'mahalla_pushes_total{gateway="other",outcome="failed"} 1.0' in told, (
+        "a name counts once it took a push"
+    )
     assert "mahalla_push_waiting 1.0" in told
     assert "mahalla_push_pushers_failing 1.0" in told
     assert "mahalla_push_gateways_failing 1.0" in told
@@ -69,7 +77,9 @@ def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(server: TestServer,
     server.clock.advance(60)
     settle(server)
     told = metrics(server)
-    assert 'mahalla_pushes_total{gateway="https://other.example.com:8443",outcome="sent"} 1.0' in told
+    assert (
+        'mahalla_pushes_total{gateway="https://other.example.com:8443",outcome="sent"} 1.0' in told
+    )
     assert "mahalla_push_waiting 0.0" in told
     assert "mahalla_push_gateways_failing 0.0" in told
 
@@ -110,7 +120,9 @@ def test_the_names_of_gateways_in_metrics_are_bounded(server: TestServer, gatewa
     assert 'mahalla_pushes_total{gateway="other",outcome="sent"} 10.0' in told
 
 
-def test_metrics_count_pushers_and_messages_to_devices(server: TestServer, gateway: Gateway) -> None:
+def test_metrics_count_pushers_and_messages_to_devices(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice)
     gateway.failure = 500
@@ -125,10 +137,14 @@ def test_metrics_count_pushers_and_messages_to_devices(server: TestServer, gatew
     assert 'mahalla_pushers{kind="http",state="failing"} 1.0' in told
     assert 'mahalla_pushers{kind="email",state="well"} 0.0' in told
     assert 'mahalla_to_device_waiting{where="local"} 1.0' in told
-    assert 'mahalla_to_device_waiting{where="remote"} 1.0' in told, "an EDU for a server that does not answer"
+    assert 'mahalla_to_device_waiting{where="remote"} 1.0' in told, (
+        "an EDU for a server that does not answer"
+    )
 
 
-def test_when_a_push_got_there_last_stays_while_none_does(server: TestServer, gateway: Gateway) -> None:
+def test_when_a_push_got_there_last_stays_while_none_does(
+    server: TestServer, gateway: Gateway
+) -> None:
     root = administrator(server)
     alice, bob, room_id = two(server)
     set_pusher(alice)

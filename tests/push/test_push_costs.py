@@ -1,11 +1,12 @@
-"""What pushing costs: nothing where nobody has a pusher, no write for a push, and so many queries whatever the number."""
+"""What pushing costs: nothing where nobody has a pusher, no write for a push, and so many queries
+whatever the number."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.gateway import Gateway, set_pusher, settle
@@ -57,7 +58,9 @@ def test_who_has_no_pusher_costs_nothing(counting: Counting) -> None:
     assert counting.cost(people[0], room) == before
 
 
-def test_a_push_writes_nothing_and_its_queries_do_not_grow_with_the_members(counting: Counting) -> None:
+def test_a_push_writes_nothing_and_its_queries_do_not_grow_with_the_members(
+    counting: Counting,
+) -> None:
     people, room = counting.crowd(12)
     none = counting.cost(people[0], room)
     for number, user in enumerate(people[1:]):
@@ -66,7 +69,11 @@ def test_a_push_writes_nothing_and_its_queries_do_not_grow_with_the_members(coun
     counting.gateway.taken.clear()
     all_of_them = counting.cost(people[0], room)
     assert len(counting.gateway.taken) == 3 * 11
-    further = {name: number - none.get(name, 0) for name, number in all_of_them.items() if number > none.get(name, 0)}
+    further = {
+        name: number - none.get(name, 0)
+        for name, number in all_of_them.items()
+        if number > none.get(name, 0)
+    }
     assert sum(further.values()) <= 5, further
     assert not [name for name in further if name.startswith(("set_", "add_", "remove_"))]
 
@@ -76,9 +83,16 @@ def test_who_has_muted_the_room_costs_nothing(counting: Counting) -> None:
     before = counting.cost(people[0], room)
     for number, user in enumerate(people[1:]):
         set_pusher(user, f"key{number}")
-        assert user.put(f"/_matrix/client/v3/pushrules/global/room/{room}", {"actions": []}).status == 200
+        assert (
+            user.put(f"/_matrix/client/v3/pushrules/global/room/{room}", {"actions": []}).status
+            == 200
+        )
     settle(counting.server)
     after = counting.cost(people[0], room)
     assert counting.gateway.taken == []
-    further = {name: number - before.get(name, 0) for name, number in after.items() if number > before.get(name, 0)}
+    further = {
+        name: number - before.get(name, 0)
+        for name, number in after.items()
+        if number > before.get(name, 0)
+    }
     assert further == {}

@@ -1,4 +1,5 @@
-"""The law of pushing: whatever fails meanwhile, what stays unread is pushed, in order, and what was read before is not."""
+"""The law of pushing: whatever fails meanwhile, what stays unread is pushed, in order, and what was
+read before is not."""
 
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
 from federation.protocol.ids import EventID
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
@@ -18,7 +19,9 @@ V3 = "/_matrix/client/v3"
 actions = st.lists(
     st.tuples(
         st.sampled_from(
-            ["say"] * 4 + ["hold", "one"] * 2 + ["read", "answer", "down", "refuse", "up", "free", "crash", "wait"]
+            ["say"] * 4
+            + ["hold", "one"] * 2
+            + ["read", "answer", "down", "refuse", "up", "free", "crash", "wait"]
         ),
         st.integers(0, 5),
     ),
@@ -33,7 +36,8 @@ BEHIND = [
 
 
 class Town:
-    """Alice, who has a pusher, and Bob, in two rooms; a gateway that comes and goes; a server that crashes."""
+    """Alice, who has a pusher, and Bob, in two rooms; a gateway that comes and goes; a server that
+    crashes."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         self.folder = folder
@@ -55,7 +59,9 @@ class Town:
         """What was read while no gateway had taken it, and no push was under way."""
 
     def build(self, now: float) -> TestServer:
-        server = TestServer(self.folder, self.database, seed=self.crashes + 1, now=now, web=self.gateway)
+        server = TestServer(
+            self.folder, self.database, seed=self.crashes + 1, now=now, web=self.gateway
+        )
         server.app.pushers.start()
         settle(server)
         return server
@@ -126,8 +132,12 @@ class Town:
         self.wait(7200)
         pushed = [EventID(event_id) for event_id in dict.fromkeys(self.gateway.events)]
         order = {event_id: at for at, (_, event_id) in enumerate(self.said)}
-        assert [order[event_id] for event_id in pushed] == sorted(order[event_id] for event_id in pushed)
-        unread = {event_id for room in range(2) for event_id in self.of_room(room)[self.read[room] :]}
+        assert [order[event_id] for event_id in pushed] == sorted(
+            order[event_id] for event_id in pushed
+        )
+        unread = {
+            event_id for room in range(2) for event_id in self.of_room(room)[self.read[room] :]
+        }
         assert unread <= set(pushed)
         assert not self.read_unpushed & set(pushed)
         if not self.crashes:

@@ -1,12 +1,13 @@
-"""Whoever reads a room at one device is not buzzed at another: the push waits a moment for the receipt, and nothing else waits for it."""
+"""Whoever reads a room at one device is not buzzed at another: the push waits a moment for the
+receipt, and nothing else waits for it."""
 
 from pathlib import Path
 
 import pytest
 
-from federation.outbound.errors import OutboundError
-from homeserver.services.pushers.readers import LATELY_SECONDS, WAIT_SECONDS
-from storage.database import Database
+from federation.http_client.errors import OutboundError
+from homeserver.services.pushers.active_readers import LATELY_SECONDS, WAIT_SECONDS
+from storage.engine.database import Database
 from tests.helpers.databases import silence
 from tests.helpers.gateway import Gateway, set_pusher, settle, start
 from tests.helpers.http import Pending
@@ -23,7 +24,9 @@ class Story:
     def __init__(self, folder: Path, database: Database, gateway: Gateway) -> None:
         self.folder, self.database, self.gateway = folder, database, gateway
         self.server = start(folder, database, gateway)
-        self.phone, self.bob, carol = (self.server.register(name) for name in ("alice", "bob", "carol"))
+        self.phone, self.bob, carol = (
+            self.server.register(name) for name in ("alice", "bob", "carol")
+        )
         self.room = rooms.create(self.bob, self.phone, carol)
         self.desk = log_in(self.server, self.phone)
         assert set_pusher(self.phone).status == 200
@@ -39,7 +42,13 @@ class Story:
     def in_thread(self, root: str, text: str) -> str:
         return self.say(text, more={"m.relates_to": {"rel_type": "m.thread", "event_id": root}})
 
-    def read(self, event_id: str, thread: str | None = None, kind: str = "m.read", user: User | None = None) -> None:
+    def read(
+        self,
+        event_id: str,
+        thread: str | None = None,
+        kind: str = "m.read",
+        user: User | None = None,
+    ) -> None:
         body = {} if thread is None else {"thread_id": thread}
         path = f"{V3}/rooms/{self.room}/receipt/{kind}/{event_id}"
         assert (user or self.desk).post(path, body).status == 200
@@ -65,7 +74,9 @@ class Story:
         silence(self.database.streams)
         now = self.server.clock.seconds() + 1
         self.server = start(self.folder, self.database, self.gateway, seed=2, now=now + 31)
-        self.phone, self.bob, self.desk = (again(self.server, user) for user in (self.phone, self.bob, self.desk))
+        self.phone, self.bob, self.desk = (
+            again(self.server, user) for user in (self.phone, self.bob, self.desk)
+        )
 
 
 def log_in(server: TestServer, user: User) -> User:
@@ -75,7 +86,9 @@ def log_in(server: TestServer, user: User) -> User:
 
 
 def again(server: TestServer, user: User) -> User:
-    return User(server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id})
+    return User(
+        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+    )
 
 
 @pytest.fixture
@@ -90,7 +103,9 @@ def story(tmp_path: Path, database: Database, gateway: Gateway) -> Story:
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
 @pytest.mark.parametrize("thread", [None, "main"])
-def test_who_reads_at_the_desk_is_not_buzzed(story: Story, gateway: Gateway, kind: str, thread: str | None) -> None:
+def test_who_reads_at_the_desk_is_not_buzzed(
+    story: Story, gateway: Gateway, kind: str, thread: str | None
+) -> None:
     story.read(story.last, thread, kind)
     story.pass_time(5)
     gateway.asked.clear()
@@ -116,7 +131,9 @@ def test_who_writes_there_reads(story: Story, gateway: Gateway) -> None:
     assert event_id not in gateway.events
 
 
-def test_what_is_not_read_in_time_is_pushed_and_what_follows_goes_at_once(story: Story, gateway: Gateway) -> None:
+def test_what_is_not_read_in_time_is_pushed_and_what_follows_goes_at_once(
+    story: Story, gateway: Gateway
+) -> None:
     story.read(story.last)
     story.sit_down()
     first = story.say("1")
@@ -216,7 +233,13 @@ def test_what_is_elsewhere_does_not_wait_for_it(story: Story, gateway: Gateway) 
 
 
 @pytest.mark.parametrize(
-    "type", ["m.call.invite", "m.rtc.notification", "org.matrix.msc4075.rtc.notification", "org.example.bell"]
+    "type",
+    [
+        "m.call.invite",
+        "m.rtc.notification",
+        "org.matrix.msc4075.rtc.notification",
+        "org.example.bell",
+    ],
 )
 def test_what_rings_does_not_wait(story: Story, gateway: Gateway, type: str) -> None:
     sound = "ring" if type == "org.example.bell" else "default"
@@ -226,7 +249,9 @@ def test_what_rings_does_not_wait(story: Story, gateway: Gateway, type: str) -> 
     story.read(story.last)
     story.sit_down()
     held = story.say("x")
-    ring = rooms.send(story.bob, story.room, type, {"call_id": "1", "version": "1", "lifetime": 60_000})
+    ring = rooms.send(
+        story.bob, story.room, type, {"call_id": "1", "version": "1", "lifetime": 60_000}
+    )
     settle(story.server)
     assert gateway.events == [ring]
     story.pass_time(WAIT_SECONDS)
@@ -265,7 +290,9 @@ def test_who_reads_the_whole_room_reads_its_threads(story: Story, gateway: Gatew
     assert gateway.events == []
 
 
-def test_a_change_of_the_number_goes_though_a_message_was_held(story: Story, gateway: Gateway) -> None:
+def test_a_change_of_the_number_goes_though_a_message_was_held(
+    story: Story, gateway: Gateway
+) -> None:
     """Read elsewhere, while a message waits: the number is told once it is settled."""
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     elsewhere = story.say("y", other)
@@ -299,7 +326,9 @@ def test_a_pusher_that_goes_meanwhile_is_told_nothing(story: Story, gateway: Gat
     assert gateway.events == []
 
 
-def test_a_kill_in_between_loses_nothing_though_a_later_push_was_taken(story: Story, gateway: Gateway) -> None:
+def test_a_kill_in_between_loses_nothing_though_a_later_push_was_taken(
+    story: Story, gateway: Gateway
+) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.pass_time(10)
     story.read(story.last)
@@ -333,7 +362,9 @@ def test_a_stop_in_between_loses_nothing(story: Story, gateway: Gateway) -> None
     assert gateway.events == [held]
 
 
-def test_a_gateway_that_fails_is_tried_in_the_order_of_the_stream(story: Story, gateway: Gateway) -> None:
+def test_a_gateway_that_fails_is_tried_in_the_order_of_the_stream(
+    story: Story, gateway: Gateway
+) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.read(story.last)
     story.sit_down()

@@ -1,7 +1,8 @@
-"""Real pushes, from the server as an operator runs it, through a gateway that others wrote: ntfy, from Debian.
+"""Real pushes, from the server as an operator runs it, through a gateway that others wrote: ntfy,
+from Debian.
 
-A device that ntfy serves has an address there as its pushkey; what comes for it can be fetched at that address. And nothing comes where
-that server does not go.
+A device that ntfy serves has an address there as its pushkey; what comes for it can be fetched at
+that address. And nothing comes where that server does not go.
 """
 
 import json
@@ -19,7 +20,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.ports import free_port
@@ -42,7 +43,16 @@ class Ntfy:
         settings.write_text('visitor-request-limit-exempt-hosts: "127.0.0.1"\n', encoding="utf-8")
         self._log = (folder / "ntfy.log").open("wb")
         self._process = subprocess.Popen(
-            [command, "serve", "--config", settings, "--listen-http", f"127.0.0.1:{port}", "--base-url", self.url],
+            [
+                command,
+                "serve",
+                "--config",
+                settings,
+                "--listen-http",
+                f"127.0.0.1:{port}",
+                "--base-url",
+                self.url,
+            ],
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
@@ -113,10 +123,14 @@ def set_pusher(server: RunningServer, token: str, pushkey: str, url: str, **data
     assert answer.status == 200, answer.body
 
 
-def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(ntfy: Ntfy, files: ServerFiles) -> None:
+def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(
+    ntfy: Ntfy, files: ServerFiles
+) -> None:
     server = files.start()
     alice, bob = server.register("alice"), server.register("bob")
-    answer = server.request("POST", f"{V3}/createRoom", {"preset": "public_chat", "name": "Choyxona"}, token=bob)
+    answer = server.request(
+        "POST", f"{V3}/createRoom", {"preset": "public_chat", "name": "Choyxona"}, token=bob
+    )
     room_id = answer.json["room_id"]
     assert server.request("POST", f"{V3}/join/{room_id}", {}, token=alice).status == 200
     set_pusher(server, alice, ntfy.pushkey("Full"), ntfy.url)
@@ -130,7 +144,11 @@ def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(ntfy: 
 
     first = say("salom")
     [full] = until(lambda: ntfy.pushes("Full"))
-    assert (full["event_id"], full["room_name"], full["sender_display_name"]) == (first, "Choyxona", "bob")
+    assert (full["event_id"], full["room_name"], full["sender_display_name"]) == (
+        first,
+        "Choyxona",
+        "bob",
+    )
     assert full["content"]["body"] == "salom"
     assert full["counts"] == {"unread": 1}
     [ids] = until(lambda: ntfy.pushes("Ids"))
@@ -147,7 +165,9 @@ def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(ntfy: 
     server = files.start()
     second = say("yana")
     until(lambda: second in [each.get("event_id") for each in ntfy.pushes("Full")])
-    receipt = server.request("POST", f"{V3}/rooms/{room_id}/receipt/m.read/{second}", {}, token=alice)
+    receipt = server.request(
+        "POST", f"{V3}/rooms/{room_id}/receipt/m.read/{second}", {}, token=alice
+    )
     assert receipt.status == 200
     badge = until(lambda: [each for each in ntfy.pushes("Full") if "event_id" not in each])
     assert badge[-1]["counts"] == {"unread": 0}
@@ -180,7 +200,9 @@ def errors_of_pushers(config: SQLiteConfig) -> dict[str, str | None]:
     database, found = open_inline(config), dict[str, str | None]()
 
     async def read() -> None:
-        found.update(await database.read("test", lambda txn: txn.query("SELECT pushkey, error FROM pushers")))
+        found.update(
+            await database.read("test", lambda txn: txn.query("SELECT pushkey, error FROM pushers"))
+        )
 
     run_coroutine(read(), None)
     run_coroutine(database.close(), None)
@@ -190,7 +212,8 @@ def errors_of_pushers(config: SQLiteConfig) -> dict[str, str | None]:
 def test_who_listens_at_an_address_that_this_server_does_not_contact_is_told_nothing(
     tmp_path: Path, files: ServerFiles
 ) -> None:
-    """People name the address of their gateway: it must not lead into the network of the operator."""
+    """People name the address of their gateway: it must not lead into the network of the
+    operator."""
     with listening("127.0.0.1") as (allowed, taken), listening("127.0.0.2") as (inside, reached):
         server = files.start()
         alice, bob = server.register("alice"), server.register("bob")

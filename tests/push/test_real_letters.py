@@ -1,4 +1,5 @@
-"""A letter about what somebody missed, from the server as an operator runs it to a mail server; and its link."""
+"""A letter about what somebody missed, from the server as an operator runs it to a mail server; and
+its link."""
 
 import re
 import time
@@ -13,7 +14,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from aiosmtpd.smtp import Envelope
 
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.helpers.mail_servers import mail_server
 from tests.helpers.running import OPEN, RunningServer, ServerFiles
 
@@ -52,9 +53,16 @@ def mailbox() -> Mailbox:
 @pytest.fixture
 def server(tmp_path: Path, mailbox: Mailbox) -> Iterator[RunningServer]:
     with mail_server(mailbox) as port:
-        email = {"smtp_host": "127.0.0.1", "smtp_port": port, "enable_notifs": True, "notif_delay_before_mail": "0s"}
+        email = {
+            "smtp_host": "127.0.0.1",
+            "smtp_port": port,
+            "enable_notifs": True,
+            "notif_delay_before_mail": "0s",
+        }
         further = {**OPEN, "public_baseurl": BASE, "email": email}
-        files = ServerFiles(tmp_path / "server", SQLiteConfig(str(tmp_path / "homeserver.db")), further)
+        files = ServerFiles(
+            tmp_path / "server", SQLiteConfig(str(tmp_path / "homeserver.db")), further
+        )
         try:
             yield files.start()
         finally:
@@ -69,7 +77,9 @@ def text_of(letter: EmailMessage) -> str:
 
 def post_form(server: RunningServer, path: str, fields: dict[str, str]) -> tuple[int, str]:
     connection = server.connect()
-    connection.request("POST", path, urlencode(fields), {"Content-Type": "application/x-www-form-urlencoded"})
+    connection.request(
+        "POST", path, urlencode(fields), {"Content-Type": "application/x-www-form-urlencoded"}
+    )
     answer = connection.getresponse()
     body = answer.read().decode()
     connection.close()
@@ -82,15 +92,25 @@ def test_a_letter_arrives_and_its_link_ends_them(server: RunningServer, mailbox:
     [link] = re.findall(rf"{BASE}(/\S+)", text_of(mailbox.wait(0)))
     fields = {name: values[0] for name, values in parse_qs(urlsplit(link).query).items()}
     assert post_form(server, urlsplit(link).path, fields)[0] == 200
-    auth = {"type": "m.login.email.identity", "threepid_creds": {"sid": sid, "client_secret": "secret"}}
+    auth = {
+        "type": "m.login.email.identity",
+        "threepid_creds": {"sid": sid, "client_secret": "secret"},
+    }
     registration = {"username": "alice", "password": "wonderland", "auth": auth}
     alice = server.request("POST", f"{V3}/register", registration).json["access_token"]
     bob = server.register("bob")
-    answer = server.request("POST", f"{V3}/createRoom", {"preset": "public_chat", "name": "Чойхона"}, token=bob)
+    answer = server.request(
+        "POST", f"{V3}/createRoom", {"preset": "public_chat", "name": "Чойхона"}, token=bob
+    )
     room_id = answer.json["room_id"]
     assert server.request("POST", f"{V3}/join/{room_id}", {}, token=alice).status == 200
     message = {"msgtype": "m.text", "body": "Ассалому алайкум, ўртоқ!"}
-    assert server.request("PUT", f"{V3}/rooms/{room_id}/send/m.room.message/1", message, token=bob).status == 200
+    assert (
+        server.request(
+            "PUT", f"{V3}/rooms/{room_id}/send/m.room.message/1", message, token=bob
+        ).status
+        == 200
+    )
 
     letter = mailbox.wait(1)
     assert letter["To"] == "alice@example.com"
@@ -99,7 +119,9 @@ def test_a_letter_arrives_and_its_link_ends_them(server: RunningServer, mailbox:
     assert letter["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     one_click = str(letter["List-Unsubscribe"]).strip("<>")
     assert one_click.startswith(f"{BASE}/_mahalla/unsubscribe?")
-    status, page = post_form(server, one_click.removeprefix(BASE), {"List-Unsubscribe": "One-Click"})
+    status, page = post_form(
+        server, one_click.removeprefix(BASE), {"List-Unsubscribe": "One-Click"}
+    )
     assert status == 200
     assert "You get no more such letters" in page
     assert server.request("GET", f"{V3}/pushers", token=alice).json == {"pushers": []}

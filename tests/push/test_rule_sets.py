@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver.services.push.actions import Actions
-from homeserver.services.push.occasion import Occasion
+from homeserver.services.push.event_properties import Occasion
+from homeserver.services.push.push_rules import ruleset
 from homeserver.services.push.rule_changes import MOST_WIDE
 from homeserver.services.push.rule_sets import Attention, RuleCompiler, RuleSet
-from homeserver.services.push_rules import ruleset
 from tests.push.literal_rules import Surroundings, evaluate
 
 BOB = "@bob:a.test"
@@ -22,9 +22,16 @@ ROOMS = ("!one:a.test", "!two:a.test")
 texts = st.text(st.sampled_from("ab_ .-B0\n"), max_size=8)
 globs = st.text(st.sampled_from("ab*?_ B."), max_size=5)
 simple = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 2), st.just(2**53), texts, st.sampled_from([BOB, "m.notice"])
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2),
+    st.just(2**53),
+    texts,
+    st.sampled_from([BOB, "m.notice"]),
 )
-values = st.one_of(simple, st.lists(simple, max_size=3), st.dictionaries(st.sampled_from(["a", "b.c"]), simple))
+values = st.one_of(
+    simple, st.lists(simple, max_size=3), st.dictionaries(st.sampled_from(["a", "b.c"]), simple)
+)
 keys = st.sampled_from(
     [
         "content.body",
@@ -53,7 +60,9 @@ conditions = st.one_of(
         }
     ),
     st.fixed_dictionaries({"kind": st.just("event_property_is"), "key": keys, "value": values}),
-    st.fixed_dictionaries({"kind": st.just("event_property_contains"), "key": keys, "value": simple}),
+    st.fixed_dictionaries(
+        {"kind": st.just("event_property_contains"), "key": keys, "value": simple}
+    ),
     st.fixed_dictionaries(
         {
             "kind": st.just("room_member_count"),
@@ -66,7 +75,9 @@ conditions = st.one_of(
             ),
         }
     ),
-    st.fixed_dictionaries({"kind": st.just("sender_notification_permission"), "key": st.sampled_from(["room", "x"])}),
+    st.fixed_dictionaries(
+        {"kind": st.just("sender_notification_permission"), "key": st.sampled_from(["room", "x"])}
+    ),
     st.sampled_from(
         [
             {"kind": "contains_display_name"},
@@ -92,8 +103,12 @@ actions = st.lists(
 )
 
 
-def own_rules(ids: st.SearchStrategy[str], **more: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    rule = st.fixed_dictionaries({"rule_id": ids, "actions": actions, "enabled": st.booleans(), **more})
+def own_rules(
+    ids: st.SearchStrategy[str], **more: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Any]:
+    rule = st.fixed_dictionaries(
+        {"rule_id": ids, "actions": actions, "enabled": st.booleans(), **more}
+    )
     return st.lists(rule, max_size=3, unique_by=lambda each: each["rule_id"])
 
 
@@ -127,15 +142,28 @@ contents = st.fixed_dictionaries(
         "b.c": simple,
         "b\\c": simple,
         "m.mentions": st.fixed_dictionaries(
-            {}, optional={"user_ids": st.one_of(st.lists(st.sampled_from([BOB, "@x:y", "", 1])), texts), "room": simple}
+            {},
+            optional={
+                "user_ids": st.one_of(st.lists(st.sampled_from([BOB, "@x:y", "", 1])), texts),
+                "room": simple,
+            },
         ),
-        "m.relates_to": st.fixed_dictionaries({}, optional={"rel_type": st.sampled_from(["m.replace", "m.thread"])}),
+        "m.relates_to": st.fixed_dictionaries(
+            {}, optional={"rel_type": st.sampled_from(["m.replace", "m.thread"])}
+        ),
     },
 )
 events = st.fixed_dictionaries(
     {
         "type": st.sampled_from(
-            ["m.room.message", "m.room.encrypted", "m.room.member", "m.reaction", "m.room.tombstone", "m.call.invite"]
+            [
+                "m.room.message",
+                "m.room.encrypted",
+                "m.room.member",
+                "m.reaction",
+                "m.room.tombstone",
+                "m.call.invite",
+            ]
         ),
         "sender": st.sampled_from(["@alice:a.test", "@carol:b.test"]),
         "room_id": st.sampled_from(ROOMS),
@@ -149,7 +177,9 @@ surroundings = st.builds(
     display_name=st.one_of(st.none(), texts),
     member_count=st.integers(1, 4),
     sender_level=st.sampled_from([0, 50, 100]),
-    notification_levels=st.dictionaries(st.sampled_from(["room", "x"]), st.sampled_from([0, 50, 75])),
+    notification_levels=st.dictionaries(
+        st.sampled_from(["room", "x"]), st.sampled_from([0, 50, 75])
+    ),
 )
 
 
@@ -164,7 +194,9 @@ def occasion_of(event: Any, around: Surroundings) -> Occasion:
 
 
 @given(kept_rules, events, surroundings)
-def test_the_compiled_rules_do_what_the_literal_ones_do(kept: Any, event: Any, around: Surroundings) -> None:
+def test_the_compiled_rules_do_what_the_literal_ones_do(
+    kept: Any, event: Any, around: Surroundings
+) -> None:
     stored = msgspec.json.encode(kept)
     expected = evaluate(ruleset(BOB, stored), event, around)
     compiler = RuleCompiler()
@@ -178,12 +210,18 @@ def test_the_compiled_rules_do_what_the_literal_ones_do(kept: Any, event: Any, a
 
 
 @given(kept_rules, events, surroundings)
-def test_whom_an_event_does_not_name_is_anybody(kept: Any, event: Any, around: Surroundings) -> None:
+def test_whom_an_event_does_not_name_is_anybody(
+    kept: Any, event: Any, around: Surroundings
+) -> None:
     """A set is asked once for all users of it, but for those whom the event names."""
     mentions = event["content"].get("m.mentions", {})
     listed = mentions.get("user_ids", ())
     rules = RuleCompiler().compile(msgspec.json.encode(kept))
-    if (isinstance(listed, list) and BOB in listed) or event.get("state_key") == BOB or rules.asks_for_names:
+    if (
+        (isinstance(listed, list) and BOB in listed)
+        or event.get("state_key") == BOB
+        or rules.asks_for_names
+    ):
         return
     occasion = occasion_of(event, around)
     assert rules.find(occasion) is rules.find(occasion, BOB, around.display_name)
@@ -203,7 +241,11 @@ def test_equal_rules_are_one_object() -> None:
     compiler = RuleCompiler()
     assert compiler.compile(None) is compiler.default
     muted = [
-        {"rule_id": room, "actions": [], "conditions": [{"kind": "event_match", "key": "room_id", "pattern": room}]}
+        {
+            "rule_id": room,
+            "actions": [],
+            "conditions": [{"kind": "event_match", "key": "room_id", "pattern": room}],
+        }
         for room in ROOMS
     ]
     one = compiler.compile(json.dumps({"own": {"override": muted[:1]}}).encode())
@@ -215,8 +257,14 @@ def test_equal_rules_are_one_object() -> None:
 
 NOTHING_FITS = [
     pytest.param({"pattern": "?" * 1023 + "x"}, {"body": "." * 60_000}, id="one of any letters"),
-    pytest.param({"pattern": "." * 999 + "x"}, {"body": "." * 60_000 + "." * 999}, id="nearly everywhere"),
-    pytest.param({"key": "content.topic", "pattern": "*" + "?" * 1000 + "x*"}, {"topic": "." * 60_000}, id="amid"),
+    pytest.param(
+        {"pattern": "." * 999 + "x"}, {"body": "." * 60_000 + "." * 999}, id="nearly everywhere"
+    ),
+    pytest.param(
+        {"key": "content.topic", "pattern": "*" + "?" * 1000 + "x*"},
+        {"topic": "." * 60_000},
+        id="amid",
+    ),
     pytest.param({"kind": "contains_display_name"}, {"body": "_" + "." * 60_000}, id="a long name"),
     pytest.param(
         {"kind": "event_property_contains", "key": "content.list", "value": "x"},
@@ -224,7 +272,9 @@ NOTHING_FITS = [
         id="a long list",
     ),
     pytest.param(
-        {"kind": "event_property_contains", "key": "content.list", "value": 1}, {"list": [True] * 12_000}, id="alike"
+        {"kind": "event_property_contains", "key": "content.list", "value": 1},
+        {"list": [True] * 12_000},
+        id="alike",
     ),
 ]
 """What a condition asks, and an event that comes near it as often as can be."""
@@ -232,9 +282,13 @@ NOTHING_FITS = [
 
 @pytest.mark.parametrize(("condition", "content"), NOTHING_FITS)
 def test_no_rules_hold_everybody_up(condition: dict[str, str], content: Any) -> None:
-    """Who writes a message, and all others, wait until the rules of whoever is told of it have looked at it."""
+    """Who writes a message, and all others, wait until the rules of whoever is told of it have
+    looked at it."""
     asked = {"kind": "event_match", "key": "content.body", **condition}
-    own = [{"rule_id": str(number), "actions": [], "conditions": [asked]} for number in range(MOST_WIDE)]
+    own = [
+        {"rule_id": str(number), "actions": [], "conditions": [asked]}
+        for number in range(MOST_WIDE)
+    ]
     rules = RuleCompiler().compile(json.dumps({"own": {"override": own}}).encode())
     occasion = occasion_of(message(content), Surroundings(BOB, None, 3, 0, {}))
     began = time.process_time()
@@ -245,7 +299,8 @@ def test_no_rules_hold_everybody_up(condition: dict[str, str], content: Any) -> 
 def test_who_names_thousands_holds_nobody_up() -> None:
     people = [f"@person{number}:a.test" for number in range(3000)]
     occasion = occasion_of(
-        message({"body": "all", "m.mentions": {"user_ids": people}}), Surroundings(BOB, None, 9000, 0, {})
+        message({"body": "all", "m.mentions": {"user_ids": people}}),
+        Surroundings(BOB, None, 9000, 0, {}),
     )
     rules = RuleCompiler().default
     began = time.process_time()
@@ -260,7 +315,8 @@ def test_all_keywords_of_people_are_looked_for_in_long_texts() -> None:
     rules = RuleCompiler().compile(json.dumps({"own": {"content": own}}).encode())
     near = " ".join(f"{word}s" for word in words[:15])
     occasion = occasion_of(
-        message({"body": f"{near} {'tea and cake ' * 4500} keyword499"}), Surroundings(BOB, None, 3, 0, {})
+        message({"body": f"{near} {'tea and cake ' * 4500} keyword499"}),
+        Surroundings(BOB, None, 3, 0, {}),
     )
     assert list(rules.find(occasion, BOB).raw) == ["notify", "keyword499"]
 
@@ -281,9 +337,18 @@ def test_what_ordinary_messages_of_rooms_are_is_what_the_rules_say_of_one(kept: 
     rules = compiler.compile(json.dumps(kept).encode())
 
     def says(room: str, type: str, content: Any) -> Actions:
-        event = {"type": type, "content": content, "room_id": room, "sender": "@somebody:elsewhere.invalid"}
+        event = {
+            "type": type,
+            "content": content,
+            "room_id": room,
+            "sender": "@somebody:elsewhere.invalid",
+        }
         occasion = Occasion(
-            event, room_id=room, sender=str(event["sender"]), member_count=100, may_notify=lambda _group: True
+            event,
+            room_id=room,
+            sender=str(event["sender"]),
+            member_count=100,
+            may_notify=lambda _group: True,
         )
         return rules.find(occasion)
 
@@ -299,15 +364,23 @@ def test_what_ordinary_messages_of_rooms_are_is_what_the_rules_say_of_one(kept: 
 def test_what_ordinary_messages_of_a_room_are_to_a_user() -> None:
     compiler = RuleCompiler()
     here = ROOMS[0]
-    muted = {"rule_id": here, "actions": [], "conditions": [{"kind": "event_match", "key": "room_id", "pattern": here}]}
+    muted = {
+        "rule_id": here,
+        "actions": [],
+        "conditions": [{"kind": "event_match", "key": "room_id", "pattern": here}],
+    }
     rules = {
         "muted": {"own": {"override": [muted]}},
         "mentions only": {"own": {"room": [{"rule_id": here, "actions": []}]}},
         "all off": {"changed": {".m.rule.master": {"enabled": True}}},
-        "keyword": {"own": {"content": [{"rule_id": "tea", "actions": ["notify"], "pattern": "tea"}]}},
+        "keyword": {
+            "own": {"content": [{"rule_id": "tea", "actions": ["notify"], "pattern": "tea"}]}
+        },
     }
     compiled = {name: compiler.compile(json.dumps(kept).encode()) for name, kept in rules.items()}
-    found = {name: tuple(attention_in(each, room) for room in ROOMS) for name, each in compiled.items()}
+    found = {
+        name: tuple(attention_in(each, room) for room in ROOMS) for name, each in compiled.items()
+    }
     assert found == {
         "muted": (Attention.NOTHING, Attention.ALL),
         "mentions only": (Attention.CALLS, Attention.ALL),

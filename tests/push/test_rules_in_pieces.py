@@ -1,8 +1,9 @@
-"""Push rules that are read, classified and asked in pieces, while people change them, come and go, and the database answers in any order:
-each message is to everybody what their rules said of it.
+"""Push rules that are read, classified and asked in pieces, while people change them, come and go,
+and the database answers in any order: each message is to everybody what their rules said of it.
 
-A change that is under way together with a message holds for it or does not; one that was acknowledged before holds. Few rules and rooms
-are kept in memory, so that they are read anew all the time. `MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
+A change that is under way together with a message holds for it or does not; one that was
+acknowledged before holds. Few rules and rooms are kept in memory, so that they are read anew all
+the time. `MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
 """
 
 import os
@@ -17,12 +18,12 @@ from twisted.internet.defer import ensureDeferred
 
 from federation.protocol.events import Event
 from federation.rooms.build import Circumstances, Classification
-from homeserver.assembly import push_rules as assembly_module
-from homeserver.services.push import outcomes as outcomes_module
-from homeserver.services.push import own_rules as own_rules_module
+from homeserver.services.push import event_push_actions as outcomes_module
 from homeserver.services.push import room_rules as room_rules_module
-from storage.database import PostgresConfig, SQLiteConfig
-from storage.push_outcomes import HIGHLIGHTED, NOTIFIES
+from homeserver.services.push import user_rules as own_rules_module
+from homeserver.wiring import push_rules as assembly_module
+from storage.engine.database import PostgresConfig, SQLiteConfig
+from storage.push.event_push_actions import HIGHLIGHTED, NOTIFIES
 from tests.conftest import run_coroutine
 from tests.helpers.federated import create_room, say
 from tests.helpers.http import Pending
@@ -78,7 +79,8 @@ class Message:
 
 @dataclass
 class Judgement:
-    """A message that is judged once more, at the same time as others: what comes of it is kept nowhere."""
+    """A message that is judged once more, at the same time as others: what comes of it is kept
+    nowhere."""
 
     words: set[int]
     found: list[Classification]
@@ -111,7 +113,10 @@ class Town:
         self.judging: list[Judgement] = []
         self.names = count()
         self.room_nid = server.run(server.app.rooms.engine.get_snapshot(self.room_id)).room.room_nid
-        self.old = [self.say_at_once(words) for words in ({0, 2, 4}, {1, 3, 5}, set(range(PEOPLE)), set[int]())]
+        self.old = [
+            self.say_at_once(words)
+            for words in ({0, 2, 4}, {1, 3, 5}, set(range(PEOPLE)), set[int]())
+        ]
         for person in self.people:
             person.notified = Bounds(len(self.old), len(self.old))
 
@@ -142,12 +147,22 @@ class Town:
         if self.chance.random() < 0.5:
             person.wanted, path = Rules(not now.has_word, now.is_muted), f"{rules}/content/own"
             is_set = person.wanted.has_word
-            body = {"pattern": f"word{person.number}", "actions": ["notify", {"set_tweak": "highlight"}]}
+            body = {
+                "pattern": f"word{person.number}",
+                "actions": ["notify", {"set_tweak": "highlight"}],
+            }
         else:
-            person.wanted, path = Rules(now.has_word, not now.is_muted), f"{rules}/room/{self.room_id}"
+            person.wanted, path = (
+                Rules(now.has_word, not now.is_muted),
+                f"{rules}/room/{self.room_id}",
+            )
             is_set, body = person.wanted.is_muted, {"actions": []}
-        person.changing = person.user.start("PUT", path, body) if is_set else person.user.start("DELETE", path)
-        for possible in [each.possible for each in self.sending] + [each.possible for each in self.judging]:
+        person.changing = (
+            person.user.start("PUT", path, body) if is_set else person.user.start("DELETE", path)
+        )
+        for possible in [each.possible for each in self.sending] + [
+            each.possible for each in self.judging
+        ]:
             possible[person.number].add(person.wanted)
 
     def say(self) -> None:
@@ -203,7 +218,10 @@ class Town:
         for person in self.people:
             room = sync(person.user)["rooms"]["join"][self.room_id]
             counts = room["unread_notifications"]
-            for name, bounds in (("notification_count", person.notified), ("highlight_count", person.called)):
+            for name, bounds in (
+                ("notification_count", person.notified),
+                ("highlight_count", person.called),
+            ):
                 assert bounds.least <= counts[name] <= bounds.most, (person, counts)
 
 

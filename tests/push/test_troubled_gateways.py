@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from federation.outbound.errors import OutboundError, TooLong
+from federation.http_client.errors import OutboundError, TooLong
 from federation.protocol.ids import RoomID
 from homeserver.services.pushers import deliveries as deliveries_module
 from homeserver.services.pushers.deliveries import MOST_WAITING
-from homeserver.services.pushers.details import Told
+from homeserver.services.pushers.display_names import Told
 from homeserver.services.pushers.notification import Names
-from storage.database import Database, DatabaseUnavailable
+from storage.engine.database import Database, DatabaseUnavailable
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
@@ -43,7 +43,9 @@ def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
 
 def again(server: TestServer, user: User) -> User:
     """The same person in a session with another server."""
-    return User(server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id})
+    return User(
+        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+    )
 
 
 def pass_time(server: TestServer, seconds: float, step: float = 10) -> None:
@@ -101,7 +103,9 @@ def test_a_gateway_that_refuses_everything_is_asked_ever_less(
     gateway.failure = status
     sent = [say(bob, room_id, str(number)) for number in range(20)]
     settle(server)
-    assert [each.notification["event_id"] for each in gateway.asked] == [sent[0]] * 2 + [sent[1]] * 2
+    assert [each.notification["event_id"] for each in gateway.asked] == [sent[0]] * 2 + [
+        sent[1]
+    ] * 2
     pass_time(server, 6, step=1)
     assert len(gateway.asked) == 6
     pass_time(server, 10, step=1)
@@ -128,11 +132,15 @@ def test_what_concerns_the_pusher_or_the_gateway_gives_up_nothing(
 
 
 @pytest.mark.parametrize("moves", [True, False])
-def test_a_gateway_rejects_only_what_goes_to_it(server: TestServer, gateway: Gateway, moves: bool) -> None:
+def test_a_gateway_rejects_only_what_goes_to_it(
+    server: TestServer, gateway: Gateway, moves: bool
+) -> None:
     """An app that moves to another one keeps its pusher, whatever the old one says of it then."""
     alice, bob, room_id = two(server)
     gateway.held = []
-    gateway.answer = lambda each: b'{"rejected":[]}' if each.url == OTHER_URL else b'{"rejected":["key"]}'
+    gateway.answer = lambda each: (
+        b'{"rejected":[]}' if each.url == OTHER_URL else b'{"rejected":["key"]}'
+    )
     event_id = say(bob, room_id, "1")
     settle(server)
     if moves:
@@ -141,11 +149,15 @@ def test_a_gateway_rejects_only_what_goes_to_it(server: TestServer, gateway: Gat
     gateway.release()
     settle(server)
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == moves
-    told = [(each.url, each.notification["event_id"]) for each in gateway.taken if each.url == OTHER_URL]
+    told = [
+        (each.url, each.notification["event_id"]) for each in gateway.taken if each.url == OTHER_URL
+    ]
     assert told == [(OTHER_URL, event_id)] * moves
 
 
-def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(server: TestServer, gateway: Gateway) -> None:
+def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 502
     say(bob, room_id, "old")
@@ -171,7 +183,9 @@ def test_what_is_older_than_a_day_is_not_pushed_after_a_restart_either(
     assert gateway.events == [new]
 
 
-def test_what_was_given_up_is_not_read_again_after_a_restart(server: TestServer, gateway: Gateway) -> None:
+def test_what_was_given_up_is_not_read_again_after_a_restart(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 502
     say(bob, room_id, "old")
@@ -240,7 +254,8 @@ def test_a_success_that_cannot_be_read_is_one_and_rejects_nobody(
 
 
 @pytest.mark.parametrize(
-    "failure", [TooLong("its answer is too long", 200), OutboundError("the connection broke", status=200)]
+    "failure",
+    [TooLong("its answer is too long", 200), OutboundError("the connection broke", status=200)],
 )
 def test_a_success_that_cannot_be_read_whole_is_one(
     server: TestServer, gateway: Gateway, failure: OutboundError
@@ -273,9 +288,13 @@ def test_a_push_that_was_refused_at_length_is_tried_again(
     assert gateway.events == [event_id]
 
 
-def test_an_address_that_is_not_contacted_is_not_tried_again(server: TestServer, gateway: Gateway) -> None:
+def test_an_address_that_is_not_contacted_is_not_tried_again(
+    server: TestServer, gateway: Gateway
+) -> None:
     _, bob, room_id = two(server)
-    gateway.failure = OutboundError("its address is one that this server does not contact", retryable=False)
+    gateway.failure = OutboundError(
+        "its address is one that this server does not contact", retryable=False
+    )
     say(bob, room_id, "x")
     pass_time(server, 7200, 60)
     assert len(gateway.asked) == 1
@@ -296,7 +315,9 @@ def test_one_gateway_that_is_away_holds_up_no_other_and_is_tried_with_one_push(
     gateway.failing_hosts = {"other.example.com"}
     say(bob, room_id, "x")
     settle(server)
-    assert {push.pushkey for push in gateway.taken} == {f"key{number}" for number in range(0, 12, 2)}
+    assert {push.pushkey for push in gateway.taken} == {
+        f"key{number}" for number in range(0, 12, 2)
+    }
     server.clock.advance(6)
     settle(server)
     at_first = [push.url for push in gateway.asked].count(OTHER_URL)
@@ -323,7 +344,9 @@ def test_no_more_than_so_many_are_asked_at_once(server: TestServer, gateway: Gat
     assert len(gateway.taken) == 20
 
 
-def test_of_one_pusher_one_push_is_under_way_at_a_time_in_order(server: TestServer, gateway: Gateway) -> None:
+def test_of_one_pusher_one_push_is_under_way_at_a_time_in_order(
+    server: TestServer, gateway: Gateway
+) -> None:
     _, bob, room_id = two(server)
     gateway.held = []
     events = [say(bob, room_id, str(number)) for number in range(4)]
@@ -406,7 +429,9 @@ def test_what_waits_ends_with_the_pusher(server: TestServer, gateway: Gateway) -
     assert set(server.app.pushers.deliveries.get_figures().values()) == {0}
 
 
-def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(server: TestServer, gateway: Gateway) -> None:
+def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(
+    server: TestServer, gateway: Gateway
+) -> None:
     alice, bob, room_id = two(server)
     gateway.failing_hosts = {"push.example.com"}
     event_id = say(bob, room_id, "x")

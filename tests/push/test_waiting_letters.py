@@ -1,4 +1,5 @@
-"""Letters that wait, as the mail server or the database is away: what becomes of them when that is over."""
+"""Letters that wait, as the mail server or the database is away: what becomes of them when that is
+over."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,18 +7,28 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import RoomID, UserID
-from homeserver.services.mail.relay import CannotDeliver
-from homeserver.services.pushers.missed import Missed, MissedEvents
-from storage.after_restore import settle_restored
-from storage.database import Database, DatabaseUnavailable
-from storage.outgoing_mail import OutgoingMailRow
-from storage.pushers import PusherStore
+from homeserver.services.email.smtp import CannotDeliver
+from homeserver.services.pushers.missed_messages import Missed, MissedEvents
+from storage.email.outbox import OutgoingMailRow
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.maintenance.after_restore import settle_restored
+from storage.push.pushers import PusherStore
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import say
 from tests.helpers.gateway import Gateway, settle
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import add
-from tests.push.test_letters import HOUR, MINUTE, email_pusher, link_in, pass_time, reader, room_of, start, texts
+from tests.push.test_letters import (
+    HOUR,
+    MINUTE,
+    email_pusher,
+    link_in,
+    pass_time,
+    reader,
+    room_of,
+    start,
+    texts,
+)
 
 V3 = "/_matrix/client/v3"
 AWAY = CannotDeliver("no connection", for_good=False)
@@ -32,7 +43,9 @@ def read(user: User, room_id: str, event_id: str) -> None:
     assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
 
 
-def test_a_pusher_by_email_is_no_app_that_shows_a_number(tmp_path: Path, database: Database) -> None:
+def test_a_pusher_by_email_is_no_app_that_shows_a_number(
+    tmp_path: Path, database: Database
+) -> None:
     gateway = Gateway()
     server = start(tmp_path, database, web=gateway)
     alice, bob = reader(server), server.register("bob")
@@ -45,7 +58,10 @@ def test_a_pusher_by_email_is_no_app_that_shows_a_number(tmp_path: Path, databas
 
 
 def switch_off(alice: User, _bob: User, _room_id: RoomID) -> None:
-    assert email_pusher(alice, "alice@example.com", **{"org.matrix.msc3881.enabled": False}).status == 200
+    assert (
+        email_pusher(alice, "alice@example.com", **{"org.matrix.msc3881.enabled": False}).status
+        == 200
+    )
 
 
 def remove(alice: User, _bob: User, _room_id: RoomID) -> None:
@@ -205,8 +221,8 @@ def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
 def test_a_link_of_before_a_restore_ends_no_letters_of_after_it(
     tmp_path: Path, sqlite_template: Path, settles: bool
 ) -> None:
-    """The backup knows nothing of Alice's pusher; whoever sets one after the restore is somebody else. Without the command they would be
-    taken for her."""
+    """The backup knows nothing of Alice's pusher; whoever sets one after the restore is somebody
+    else. Without the command they would be taken for her."""
     folder = tmp_path / "of a backup"
     folder.mkdir()
     now = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path)))

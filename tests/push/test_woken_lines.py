@@ -1,14 +1,17 @@
-"""Lines of pushers to which something was added begin to send in pieces, and one that breaks keeps none of the others waiting."""
+"""Lines of pushers to which something was added begin to send in pieces, and one that breaks keeps
+none of the others waiting."""
 
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from homeserver.services.pushers.lines import WOKEN_AT_ONCE, Line, TouchedLines
-from storage.pushers import PusherRow
+from homeserver.services.pushers.queues import WOKEN_AT_ONCE, Line, TouchedLines
+from storage.push.pushers import PusherRow
 
 
 def line(nid: int) -> Line:
-    row = PusherRow(nid, "@a:b", "app", f"{nid}", "http", "", "", None, "en", b"{}", "", None, True, False, 0, 0)
+    row = PusherRow(
+        nid, "@a:b", "app", f"{nid}", "http", "", "", None, "en", b"{}", "", None, True, False, 0, 0
+    )
     return Line(row, "https://push.example.com/")
 
 

@@ -1,4 +1,5 @@
-"""Receipts and account data that are kept in memory are those that are stored, whatever happens and whenever they are read."""
+"""Receipts and account data that are kept in memory are those that are stored, whatever happens and
+whenever they are read."""
 
 from collections.abc import Collection, Iterable, Mapping
 from random import Random
@@ -7,15 +8,16 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from homeserver.services import kept_account_data, kept_receipts
-from homeserver.services.kept_account_data import KeptAccountData
-from homeserver.services.kept_receipts import KeptReceipts
-from storage.account_data import AccountDataStore
-from storage.database import Database
-from storage.receipts import UNTHREADED, NewReceipt, ReceiptRow, ReceiptStore
-from storage.streams import Change, Streams, Topic
-from storage.to_device import DevicesGone
-from storage.transaction import WriteTransaction
+from homeserver.services.account_data import room_account_data_cache
+from homeserver.services.account_data.room_account_data_cache import KeptAccountData
+from homeserver.services.rooms import receipt_cache
+from homeserver.services.rooms.receipt_cache import KeptReceipts
+from storage.account_data.account_data import AccountDataStore
+from storage.encryption.to_device import DevicesGone
+from storage.engine.database import Database
+from storage.engine.streams import Change, Streams, Topic
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.receipts import UNTHREADED, NewReceipt, ReceiptRow, ReceiptStore
 
 ALICE = "@alice:a.test"
 
@@ -26,12 +28,16 @@ class SlowReceipts(ReceiptStore):
     def __init__(self) -> None:
         self.asked: list[Deferred[list[ReceiptRow]]] = []
 
-    async def get_receipts_of_rooms(self, room_nids: Collection[int], limit: int) -> dict[int, list[ReceiptRow]]:
+    async def get_receipts_of_rooms(
+        self, room_nids: Collection[int], limit: int
+    ) -> dict[int, list[ReceiptRow]]:
         deferred: Deferred[list[ReceiptRow]] = Deferred()
         self.asked.append(deferred)
         return dict.fromkeys(room_nids, await deferred)
 
-    async def get_receipts(self, ranges: Mapping[int, tuple[int, int]]) -> Mapping[int, list[ReceiptRow]]:
+    async def get_receipts(
+        self, ranges: Mapping[int, tuple[int, int]]
+    ) -> Mapping[int, list[ReceiptRow]]:
         deferred: Deferred[list[ReceiptRow]] = Deferred()
         self.asked.append(deferred)
         return dict.fromkeys(ranges, await deferred)
@@ -45,16 +51,21 @@ def a_receipt(position: int, user_id: str = ALICE) -> ReceiptRow:
 async def test_receipts_are_those_that_are_stored(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(kept_receipts, "FEW", 12)
+    monkeypatch.setattr(receipt_cache, "FEW", 12)
     chance, store = Random(seed), ReceiptStore(database)
     kept = KeptReceipts(store, database.streams, capacity=chance.choice([20, 1000]))
     position = 0
     for number in range(150):
-        room_nid, user_id = chance.randrange(1, 6), f"@{chance.randrange(1 + 4 * (seed % 2), 9)}:a.test"
+        room_nid, user_id = (
+            chance.randrange(1, 6),
+            f"@{chance.randrange(1 + 4 * (seed % 2), 9)}:a.test",
+        )
         what = chance.randrange(6)
         if what < 3:
             thread_id = chance.choice([UNTHREADED, UNTHREADED, "main", "$root"])
-            new = NewReceipt(room_nid, f"!{room_nid}", user_id, "m.read", thread_id, f"${number}", number, number)
+            new = NewReceipt(
+                room_nid, f"!{room_nid}", user_id, "m.read", thread_id, f"${number}", number, number
+            )
             await store.set_receipts([new])
         elif what == 3 and chance.random() < 0.1:
             position = database.streams.current() + 1
@@ -62,7 +73,10 @@ async def test_receipts_are_those_that_are_stored(
         elif what == 4:
             head = database.streams.current()
             ranges = {
-                nid: (chance.choice([0, 0, max(0, head - 9)]), chance.choice([head, max(0, head - 4)]))
+                nid: (
+                    chance.choice([0, 0, max(0, head - 9)]),
+                    chance.choice([head, max(0, head - 4)]),
+                )
                 for nid in chance.sample(range(1, 6), 3)
             }
             assert dict(await kept.get_receipts(ranges)) == dict(await store.get_receipts(ranges))
@@ -71,7 +85,9 @@ async def test_receipts_are_those_that_are_stored(
             stored = await store.get_receipts_of_rooms(several, 100)
             for nid, found in (await kept.of_rooms(several)).items():
                 rows = stored.pop(nid)
-                assert (None if found is None else list(found)) == (rows if len(rows) <= 12 else None)
+                assert (None if found is None else list(found)) == (
+                    rows if len(rows) <= 12 else None
+                )
             assert not stored
         assert len(kept) <= 1000
 
@@ -89,7 +105,9 @@ def test_a_receipt_that_comes_while_others_are_read_is_not_lost() -> None:
     assert [each.called for each in reading] == [True, True]
     again = Deferred.fromCoroutine(kept.of_rooms([1]))
     store.asked[2].callback([a_receipt(11)])
-    streams.publish([Change(12, Topic.RECEIPT, "!r:a.test", "@bob:a.test", a_receipt(12, "@bob:a.test"))], 12)
+    streams.publish(
+        [Change(12, Topic.RECEIPT, "!r:a.test", "@bob:a.test", a_receipt(12, "@bob:a.test"))], 12
+    )
     found: list[dict[int, Collection[ReceiptRow] | None]] = []
     Deferred.fromCoroutine(kept.of_rooms([1])).addCallback(found.append)
     assert again.called
@@ -97,7 +115,9 @@ def test_a_receipt_that_comes_while_others_are_read_is_not_lost() -> None:
     assert len(store.asked) == 3
 
 
-async def test_receipts_that_come_to_rooms_that_are_kept_are_bounded_too(sqlite_database: Database) -> None:
+async def test_receipts_that_come_to_rooms_that_are_kept_are_bounded_too(
+    sqlite_database: Database,
+) -> None:
     store = ReceiptStore(sqlite_database)
     kept = KeptReceipts(store, sqlite_database.streams, capacity=100)
     for room_nid in range(1, 50):
@@ -105,24 +125,33 @@ async def test_receipts_that_come_to_rooms_that_are_kept_are_bounded_too(sqlite_
     for room_nid in range(1, 50):
         people = [f"@{number}:a.test" for number in range(30)]
         await store.set_receipts(
-            [NewReceipt(room_nid, f"!{room_nid}", each, "m.read", UNTHREADED, "$e", 1, 1) for each in people]
+            [
+                NewReceipt(room_nid, f"!{room_nid}", each, "m.read", UNTHREADED, "$e", 1, 1)
+                for each in people
+            ]
         )
         assert len(kept) <= 100
-    assert list((await kept.of_rooms([1]))[1] or ()) == (await store.get_receipts_of_rooms([1], 100))[1]
+    assert (
+        list((await kept.of_rooms([1]))[1] or ())
+        == (await store.get_receipts_of_rooms([1], 100))[1]
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_account_data_are_those_that_are_stored(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(kept_account_data, "MOST_CHANGED", 4)
+    monkeypatch.setattr(room_account_data_cache, "MOST_CHANGED", 4)
     chance, store, streams = Random(seed), AccountDataStore(database), database.streams
     kept = KeptAccountData(store, streams, capacity=chance.choice([40_000, 1_000_000]))
     users, rooms = [ALICE, "@bob:a.test"], [f"!{number}:a.test" for number in range(7)]
 
     async def write(user_id: str, room_id: str | None, content: bytes, *, gone: bool) -> None:
         type_ = f"org.example.{chance.randrange(3)}"
-        await database.write("write", lambda txn: store.set_entry(txn, user_id, room_id, type_, content, deleted=gone))
+        await database.write(
+            "write",
+            lambda txn: store.set_entry(txn, user_id, room_id, type_, content, deleted=gone),
+        )
 
     for number in range(200):
         user_id, what = chance.choice(users), chance.randrange(9)
@@ -134,17 +163,30 @@ async def test_account_data_are_those_that_are_stored(
         elif what == 5 and chance.random() < 0.3:
             has_devices = chance.random() < 0.5
 
-            def erase(txn: WriteTransaction, user_id: str = user_id, has_devices: bool = has_devices) -> None:
+            def erase(
+                txn: WriteTransaction, user_id: str = user_id, has_devices: bool = has_devices
+            ) -> None:
                 store.remove_account_data(txn, user_id)
                 if has_devices:
-                    txn.announce(Change(txn.next_position(), Topic.DEVICES_GONE, None, user_id, DevicesGone(("D",))))
+                    txn.announce(
+                        Change(
+                            txn.next_position(),
+                            Topic.DEVICES_GONE,
+                            None,
+                            user_id,
+                            DevicesGone(("D",)),
+                        )
+                    )
 
             await database.write("erase", erase)
         elif what == 6:
             assert await kept.of_user(user_id) == await store.get_account_data(user_id)
         else:
             some = chance.sample(rooms, chance.choice([1, 1, 3]))
-            found = {room_id: dict(data) for room_id, data in (await kept.of_rooms(user_id, some)).items()}
+            found = {
+                room_id: dict(data)
+                for room_id, data in (await kept.of_rooms(user_id, some)).items()
+            }
             assert found == await store.get_rooms_account_data(user_id, some)
         assert kept.weight <= 1_000_000
     for user_id in users:
@@ -152,7 +194,9 @@ async def test_account_data_are_those_that_are_stored(
     assert (kept.weight > 0) == (len(kept) > 0)
 
 
-async def test_account_data_that_come_to_who_is_kept_are_bounded_too(sqlite_database: Database) -> None:
+async def test_account_data_that_come_to_who_is_kept_are_bounded_too(
+    sqlite_database: Database,
+) -> None:
     """Entries may be large, and are set after all of them were read."""
     store, capacity = AccountDataStore(sqlite_database), 1_000_000
     kept = KeptAccountData(store, sqlite_database.streams, capacity=capacity)
@@ -162,9 +206,16 @@ async def test_account_data_that_come_to_who_is_kept_are_bounded_too(sqlite_data
     assert len(kept) == len(users)
     for number in range(6):
         for user_id in users:
-            room_id, content = f"!{number}:a.test", b'"%b"' % (b"x" * (30_000 if user_id == users[0] else 9_000))
+            room_id, content = (
+                f"!{number}:a.test",
+                b'"%b"' % (b"x" * (30_000 if user_id == users[0] else 9_000)),
+            )
 
-            def write(txn: WriteTransaction, at: tuple[str, str] = (user_id, room_id), data: bytes = content) -> None:
+            def write(
+                txn: WriteTransaction,
+                at: tuple[str, str] = (user_id, room_id),
+                data: bytes = content,
+            ) -> None:
                 store.set_entry(txn, *at, "org.example", data)
 
             await sqlite_database.write("write", write)
@@ -193,7 +244,7 @@ async def test_rooms_that_are_to_be_read_anew_weigh_too_and_once(sqlite_database
     await kept.of_user(ALICE)
     whole = kept.weight
     await write()
-    assert kept.weight >= 20 * kept_account_data.ENTRY
+    assert kept.weight >= 20 * room_account_data_cache.ENTRY
     slow: list[Deferred[None]] = []
     read = store.get_rooms_account_data
 

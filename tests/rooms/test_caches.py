@@ -1,4 +1,5 @@
-"""Caches that the stream keeps up: what comes while something is being read, and what other nodes write."""
+"""Caches that the stream keeps up: what comes while something is being read, and what other nodes
+write."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -11,29 +12,29 @@ from twisted.internet.task import Clock
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.erased_senders import ErasedSenders
+from federation.rooms.history.past_memberships import PastMemberships
 from federation.rooms.memberships import Memberships
-from federation.rooms.past_memberships import PastMemberships
-from federation.rooms.servers import RoomServers
+from federation.rooms.room_servers import RoomServers
 from federation.rooms.timelines import TAIL_LENGTH, Timelines
-from homeserver.services.push.own_rules import OwnRules
 from homeserver.services.push.rule_sets import RuleCompiler
-from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.push.unread_counts import Unread, UnreadCounts
+from homeserver.services.push.user_rules import OwnRules
 from homeserver.services.sliding_sync.labels import RoomTraits
-from homeserver.services.unread import Unread, UnreadCounts
-from storage.database import Database
-from storage.erasures import ErasureStore, add_erasure
-from storage.events import EventFlag, EventRow
-from storage.memberships import MembershipRow, MembershipStore, put_memberships
-from storage.partial_rooms import PartialRoom, begin_partial
-from storage.push_attention import PushAttentionStore
-from storage.push_outcomes import PushOutcomeStore, ThreadCount
-from storage.receipts import ReceiptRow, ReceiptStore
-from storage.room_servers import RoomServer, RoomServerStore, count_servers
-from storage.room_summaries import RoomSummaryStore, set_summary_fields
-from storage.rooms import add_room
-from storage.streams import Change, Streams, Topic
-from storage.timelines import Arrival, TimelineStore
-from storage.transaction import WriteTransaction
+from homeserver.services.streams.recent_changes import RecentChanges
+from storage.accounts.erasures import ErasureStore, add_erasure
+from storage.engine.database import Database
+from storage.engine.streams import Change, Streams, Topic
+from storage.engine.transaction import WriteTransaction
+from storage.events.events import EventFlag, EventRow
+from storage.events.timelines import Arrival, TimelineStore
+from storage.push.event_push_actions import PushOutcomeStore, ThreadCount
+from storage.push.push_rule_history import PushAttentionStore
+from storage.rooms.memberships import MembershipRow, MembershipStore, put_memberships
+from storage.rooms.partial_rooms import PartialRoom, begin_partial
+from storage.rooms.receipts import ReceiptRow, ReceiptStore
+from storage.rooms.room_servers import RoomServer, RoomServerStore, count_servers
+from storage.rooms.rooms import add_room
+from storage.rooms.summaries import RoomSummaryStore, set_summary_fields
 from tests.helpers.rooms import RoomParts
 
 T = TypeVar("T")
@@ -79,7 +80,9 @@ class SlowCounts(PushOutcomeStore):
     def __init__(self) -> None:
         self.asked: list[Deferred[dict[int, list[ThreadCount]]]] = []
 
-    async def get_counts(self, user_id: str, rooms: object, ignored: object) -> dict[int, list[ThreadCount]]:
+    async def get_counts(
+        self, user_id: str, rooms: object, ignored: object
+    ) -> dict[int, list[ThreadCount]]:
         deferred: Deferred[dict[int, list[ThreadCount]]] = Deferred()
         self.asked.append(deferred)
         return await deferred
@@ -91,7 +94,9 @@ class NoReceipts(ReceiptStore):
     def __init__(self) -> None:
         pass
 
-    async def get_receipts_of_user(self, user_id: str, room_nids: object) -> dict[int, list[ReceiptRow]]:
+    async def get_receipts_of_user(
+        self, user_id: str, room_nids: object
+    ) -> dict[int, list[ReceiptRow]]:
         return {}
 
 
@@ -109,7 +114,21 @@ def membership(position: int, value: str = "join") -> MembershipRow:
 def event(position: int) -> Change:
     flags = int(EventFlag.TIMELINE)
     row = EventRow(
-        position, f"${position}", 1, position, 1, "a.b", None, ALICE, 0, flags, None, None, None, b"{}", None
+        position,
+        f"${position}",
+        1,
+        position,
+        1,
+        "a.b",
+        None,
+        ALICE,
+        0,
+        flags,
+        None,
+        None,
+        None,
+        b"{}",
+        None,
     )
     return Change(position, Topic.EVENT, "!r:a.test", ALICE, row)
 
@@ -233,7 +252,8 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
 def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
     sqlite_database: Database, *, is_elsewhere: bool
 ) -> None:
-    """Messages that a part of it let pass are taken back, without a word of each; it may be another node that found out."""
+    """Messages that a part of it let pass are taken back, without a word of each; it may be another
+    node that found out."""
     streams, store = Streams(10), SlowCounts()
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
@@ -259,7 +279,10 @@ async def test_what_rooms_are_is_read_anew_where_one_has_all_of_its_state(
     traits = RoomTraits(RoomSummaryStore(database), streams, capacity=10)
     assert (await traits.of_rooms([room.room_nid]))[room.room_nid].name is None
     await database.write(
-        "t", set_summary_fields, room.room_nid, {"name": "Yozgi", "encryption": "m.megolm.v1.aes-sha2"}
+        "t",
+        set_summary_fields,
+        room.room_nid,
+        {"name": "Yozgi", "encryption": "m.megolm.v1.aes-sha2"},
     )
     whole = [Change(11, Topic.COMPLETENESS, detail=PartialRoom(room.room_nid, 1, 5, "b.test", 11))]
     tell(streams, whole, 11, is_elsewhere=is_elsewhere)
@@ -297,9 +320,13 @@ class CountedServers(RoomServerStore):
 
 
 @pytest.mark.parametrize("how", ["heard", "elsewhere", "partly"])
-async def test_a_server_that_is_alone_asks_for_no_room_until_another_comes(database: Database, how: str) -> None:
+async def test_a_server_that_is_alone_asks_for_no_room_until_another_comes(
+    database: Database, how: str
+) -> None:
     streams, store = Streams(10), CountedServers(database)
-    servers = RoomServers(store, Memberships(MembershipStore(database), streams, capacity=10), streams, capacity=10)
+    servers = RoomServers(
+        store, Memberships(MembershipStore(database), streams, capacity=10), streams, capacity=10
+    )
     for room_nid in (1, 2, 3):
         assert await servers.in_room(room_nid) == {}
     assert await servers.of_user(ALICE) == set()

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 from typing import cast
 
 from federation.protocol.ids import EventID
-from federation.rooms.room_events import NO_TRANSACTION, StoredEvent
-from homeserver.services.childless import ChildlessEvents
-from storage.streams import Change, Streams, Topic
+from federation.rooms.events import NO_TRANSACTION, StoredEvent
+from homeserver.services.rooms.no_relations_cache import ChildlessEvents
+from storage.engine.streams import Change, Streams, Topic
 
 ONE, OTHER = EventID("$one"), EventID("$other")
 
@@ -47,7 +47,10 @@ def test_it_does_not_grow_beyond_its_capacity() -> None:
 
 def stored(event_id: str, position: int, sent: tuple[str, str] | None) -> StoredEvent:
     """An event, as far as it matters here."""
-    return cast(StoredEvent, SimpleNamespace(event=SimpleNamespace(event_id=event_id), position=position, sent=sent))
+    return cast(
+        StoredEvent,
+        SimpleNamespace(event=SimpleNamespace(event_id=event_id), position=position, sent=sent),
+    )
 
 
 def test_what_a_client_sent_since_the_start_has_only_children_that_were_heard_of() -> None:
@@ -56,7 +59,12 @@ def test_what_a_client_sent_since_the_start_has_only_children_that_were_heard_of
     new = [stored(ONE, 5, sent), stored(OTHER, 6, sent)]
     assert all(map(childless.is_new, new))
     # from before the start; from another server; of which that is not known
-    assert not any(map(childless.is_new, [stored(ONE, 4, sent), stored(ONE, 5, NO_TRANSACTION), stored(ONE, 5, None)]))
+    assert not any(
+        map(
+            childless.is_new,
+            [stored(ONE, 4, sent), stored(ONE, 5, NO_TRANSACTION), stored(ONE, 5, None)],
+        )
+    )
     streams.publish([Change(7, Topic.RELATED, detail=ONE)], 7)
     assert list(map(childless.is_new, new)) == [False, True]
     streams.advance_to(9)  # another node wrote

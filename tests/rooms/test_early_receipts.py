@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from federation.protocol.events import Event
-from storage import early_receipts
-from storage.database import Database
-from storage.early_receipts import EarlyReceipt, EarlyReceiptStore
-from storage.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore
+from storage.engine.database import Database
+from storage.rooms import early_receipts
+from storage.rooms.early_receipts import EarlyReceipt, EarlyReceiptStore
+from storage.rooms.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.peers import Peer, servers, shared_room
@@ -31,14 +31,18 @@ class Receipts:
         self.early, self.store = EarlyReceiptStore(pair[1].database), ReceiptStore(pair[1].database)
         self.room_nid = room_nid
 
-    async def keep(self, event: Event | str, thread_id: str = UNTHREADED, user: str | None = None) -> bool:
+    async def keep(
+        self, event: Event | str, thread_id: str = UNTHREADED, user: str | None = None
+    ) -> bool:
         event_id = event if isinstance(event, str) else event.event_id
         told = EarlyReceipt(self.room_nid, user or self.reader, thread_id, event_id, 7)
         return not await self.early.keep(self.server, [told])
 
     async def read(self) -> dict[str, tuple[str, int | None]]:
         rows = await self.store.get_receipts_of_user(self.reader, [self.room_nid])
-        return {row.thread_id: (row.event_id, row.event_position) for row in rows.get(self.room_nid, [])}
+        return {
+            row.thread_id: (row.event_id, row.event_position) for row in rows.get(self.room_nid, [])
+        }
 
 
 async def met(pair: list[Peer]) -> tuple[Any, Receipts, Peer]:
@@ -100,7 +104,9 @@ async def test_a_later_place_wins_also_when_it_was_not_yet_known(pair: list[Peer
     await b.take(room_id, old)
     stored = await b.find(room_id, old)
     assert stored is not None
-    at_old = NewReceipt(receipts.room_nid, room_id, a.user, "m.read", UNTHREADED, old.event_id, stored.position, 0)
+    at_old = NewReceipt(
+        receipts.room_nid, room_id, a.user, "m.read", UNTHREADED, old.event_id, stored.position, 0
+    )
     await receipts.store.set_receipts([at_old])
     assert (await receipts.read())[UNTHREADED][0] == old.event_id
     await b.take(room_id, new)
@@ -117,4 +123,6 @@ async def test_so_many_wait(pair: list[Peer], monkeypatch: pytest.MonkeyPatch) -
     for event, thread_id in zip(events, (MAIN_THREAD, UNTHREADED, "$x"), strict=True):
         await receipts.keep(event, thread_id)
     await b.take(room_id, *events)
-    assert set(await receipts.read()) == {UNTHREADED}  # the first was one too many, the last is in no thread
+    assert set(await receipts.read()) == {
+        UNTHREADED
+    }  # the first was one too many, the last is in no thread

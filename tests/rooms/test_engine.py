@@ -18,15 +18,15 @@ from federation.protocol.events import StateKey, parse_event
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
-from federation.rooms.room_events import StoredEvent
+from federation.rooms.events import StoredEvent
 from federation.rooms.timelines import Timelines
-from storage.database import Database, SQLiteConfig
-from storage.events import EventStore
-from storage.room_summaries import RoomSummaryStore
-from storage.rooms import move_head
-from storage.sent_transactions import AlreadySent, SentTransaction
-from storage.streams import Change, Streams, Topic
-from storage.timelines import TimelineStore
+from storage.engine.database import Database, SQLiteConfig
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.events import EventStore
+from storage.events.timelines import TimelineStore
+from storage.rooms.rooms import move_head
+from storage.rooms.sent_transactions import AlreadySent, SentTransaction
+from storage.rooms.summaries import RoomSummaryStore
 from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 VERSIONS = list(ROOM_VERSIONS.values())
@@ -51,7 +51,9 @@ async def test_people_meet_and_talk(sqlite_database: Database, version: RoomVers
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.identifier)
-async def test_events_are_whole_signed_pdus(sqlite_database: Database, version: RoomVersion) -> None:
+async def test_events_are_whole_signed_pdus(
+    sqlite_database: Database, version: RoomVersion
+) -> None:
     parts = RoomParts(sqlite_database)
     room_id = await parts.create(version=version)
     sent = await parts.send(room_id, ALICE, "salom")
@@ -63,7 +65,8 @@ async def test_events_are_whole_signed_pdus(sqlite_database: Database, version: 
     assert again["signatures"] == sent.event.pdu["signatures"]
     state = await (await parts.engine.get_snapshot(room_id)).state.load_all()
     expected = {
-        state[key].event.event_id for key in (StateKey("m.room.member", ALICE), StateKey("m.room.power_levels", ""))
+        state[key].event.event_id
+        for key in (StateKey("m.room.member", ALICE), StateKey("m.room.power_levels", ""))
     }
     if not version.room_id_is_create_hash:
         expected.add(state[StateKey("m.room.create", "")].event.event_id)
@@ -118,7 +121,11 @@ async def test_two_nodes_build_upon_each_other(parts: RoomParts) -> None:
     head = await parts.rooms.get_head((await parts.engine.get_snapshot(room_id)).room.room_nid)
     assert len(head.extremities) == 1
     assert head.joined_count == 2
-    assert await parts.bodies(room_id) == ["from the first node", "from the second", "and the first again"]
+    assert await parts.bodies(room_id) == [
+        "from the first node",
+        "from the second",
+        "and the first again",
+    ]
 
 
 async def test_two_rooms_made_in_the_same_millisecond(sqlite_database: Database) -> None:
@@ -196,7 +203,9 @@ async def send_together(
     def hear(_changes: Sequence[Change]) -> None:
         unsubscribe()
         for index, drafts in enumerate(requests):
-            Deferred.fromCoroutine(parts.engine.send(room_id, drafts)).addBoth(partial(results.__setitem__, index))
+            Deferred.fromCoroutine(parts.engine.send(room_id, drafts)).addBoth(
+                partial(results.__setitem__, index)
+            )
 
     unsubscribe = parts.database.streams.subscribe(hear)
     await parts.send(room_id, ALICE, "while this is written, others come")
@@ -236,14 +245,18 @@ async def test_a_request_that_breaks_something_harms_no_other(parts: RoomParts) 
 async def test_same_state_as_an_event_of_the_same_chain(parts: RoomParts) -> None:
     room_id = await parts.create()
     await parts.engine.send(room_id, [name("old")])
-    first, again = await send_together(parts, room_id, [[name("new")], [name("new", unless_same=True)]])
+    first, again = await send_together(
+        parts, room_id, [[name("new")], [name("new", unless_same=True)]]
+    )
     assert isinstance(first, list)
     assert isinstance(again, list)
     assert again[0].event.event_id == first[0].event.event_id
 
 
 @pytest.mark.parametrize("redacted_first", [True, False])
-async def test_the_redaction_of_what_is_replaced_at_the_same_time(parts: RoomParts, redacted_first: bool) -> None:
+async def test_the_redaction_of_what_is_replaced_at_the_same_time(
+    parts: RoomParts, redacted_first: bool
+) -> None:
     room_id = await parts.create()
     (old,) = await parts.engine.send(room_id, [name("old")])
     target = old.event.event_id
@@ -260,28 +273,39 @@ async def test_a_redacted_membership_loses_its_name_everywhere(parts: RoomParts)
     (joined,) = await parts.engine.send(
         room_id, [Draft("m.room.member", BOB, {"membership": "join", "displayname": "Secret"}, BOB)]
     )
-    assert [row.display_name for row in (await parts.memberships.of_user(BOB)).values()] == ["Secret"]
+    assert [row.display_name for row in (await parts.memberships.of_user(BOB)).values()] == [
+        "Secret"
+    ]
     await parts.redact(room_id, ALICE, joined.event.event_id)
     assert [row.display_name for row in (await parts.memberships.of_user(BOB)).values()] == [None]
 
 
 async def test_many_repeated_requests_at_once(parts: RoomParts) -> None:
     room_id = await parts.create()
-    names = [SentTransaction(ALICE, "DEVICE", f"send/{room_id}/m.room.message", str(number)) for number in range(30)]
+    names = [
+        SentTransaction(ALICE, "DEVICE", f"send/{room_id}/m.room.message", str(number))
+        for number in range(30)
+    ]
     drafts = [Draft("m.room.message", ALICE, {"body": sent.txn_id}, sent=sent) for sent in names]
     for draft in drafts:
         await parts.engine.send(room_id, [draft])
     *repeated, new = await send_together(
-        parts, room_id, [*([draft] for draft in drafts), [Draft("m.room.message", ALICE, {"body": "new"})]]
+        parts,
+        room_id,
+        [*([draft] for draft in drafts), [Draft("m.room.message", ALICE, {"body": "new"})]],
     )
     assert all(isinstance(result, Failure) and result.check(AlreadySent) for result in repeated)
     assert isinstance(new, list)
 
 
-async def test_a_repeated_request_is_answered_though_it_would_be_refused_now(parts: RoomParts) -> None:
+async def test_a_repeated_request_is_answered_though_it_would_be_refused_now(
+    parts: RoomParts,
+) -> None:
     room_id = await parts.create()
     await parts.member(room_id, BOB, "join")
-    draft = Draft("m.room.message", BOB, {"body": "salom"}, sent=SentTransaction(BOB, "DEVICE", "send", "1"))
+    draft = Draft(
+        "m.room.message", BOB, {"body": "salom"}, sent=SentTransaction(BOB, "DEVICE", "send", "1")
+    )
     (sent,) = await parts.engine.send(room_id, [draft])
     await parts.member(room_id, ALICE, "ban", BOB)
     with pytest.raises(AlreadySent) as repeated:
@@ -299,7 +323,10 @@ async def test_ends_that_an_event_cannot_name_wait_for_the_next(parts: RoomParts
     one = await parts.send(room_id, ALICE, "one")
     assert len(one.event.prev_events) == 20
     extremities = (await parts.engine.get_snapshot(room_id)).head.extremities
-    assert [event_id for _, event_id in extremities] == [*(event_id for _, event_id in ends[20:]), one.event.event_id]
+    assert [event_id for _, event_id in extremities] == [
+        *(event_id for _, event_id in ends[20:]),
+        one.event.event_id,
+    ]
     two = await parts.send(room_id, ALICE, "two")
     assert set(two.event.prev_events) == {event_id for _, event_id in extremities}
     assert len((await parts.engine.get_snapshot(room_id)).head.extremities) == 1
@@ -315,7 +342,9 @@ async def test_a_view_does_not_grow_with_what_is_asked_of_it(parts: RoomParts) -
     assert len(state._entries) < 3000
 
 
-async def test_an_arrival_that_is_read_before_it_is_told_of_comes_once(sqlite_database: Database) -> None:
+async def test_an_arrival_that_is_read_before_it_is_told_of_comes_once(
+    sqlite_database: Database,
+) -> None:
     parts = RoomParts(sqlite_database)
     room_id = await parts.create()
     sent = await parts.send(room_id, ALICE, "once")
@@ -324,12 +353,16 @@ async def test_an_arrival_that_is_read_before_it_is_told_of_comes_once(sqlite_da
     timelines = Timelines(TimelineStore(sqlite_database), streams, capacity=10)
     await timelines.get_latest({sent.room_nid: (0, 2**53)}, 10)
     row = (await EventStore(sqlite_database).get_events([sent.nid]))[sent.nid]
-    streams.publish([Change(sent.position or 0, Topic.EVENT, room_id, ALICE, row)], sent.position or 0)
+    streams.publish(
+        [Change(sent.position or 0, Topic.EVENT, room_id, ALICE, row)], sent.position or 0
+    )
     stretch = (await timelines.get_latest({sent.room_nid: (0, 2**53)}, 10))[sent.room_nid]
     assert [arrival.event_nid for arrival in stretch.arrivals].count(sent.nid) == 1
 
 
-async def test_what_is_redacted_is_not_left_in_the_file(sqlite: SQLiteConfig, sqlite_database: Database) -> None:
+async def test_what_is_redacted_is_not_left_in_the_file(
+    sqlite: SQLiteConfig, sqlite_database: Database
+) -> None:
     parts = RoomParts(sqlite_database)
     room_id = await parts.create()
     secret = await parts.send(room_id, ALICE, "the treasure is under the mulberry tree")

@@ -2,7 +2,7 @@
 
 from twisted.internet.task import Clock
 
-from homeserver.services.ephemeral import AHEAD, EphemeralCounter
+from homeserver.services.streams.ephemeral_counter import AHEAD, EphemeralCounter
 
 
 def test_where_a_client_moves_one_node_the_others_follow() -> None:

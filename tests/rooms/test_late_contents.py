@@ -9,11 +9,11 @@ from msgspec.structs import replace
 from federation.protocol.events import StateKey
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from storage.database import Database
-from storage.events import EventStore
-from storage.memberships import MembershipStore
-from storage.restored_contents import KEPT_MS
-from storage.room_summaries import RoomSummaryStore
+from storage.engine.database import Database
+from storage.events.events import EventStore
+from storage.persist.content_restore import KEPT_MS
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.summaries import RoomSummaryStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.peers import Peer, copy, servers, shared_room
@@ -33,7 +33,10 @@ async def test_a_message_has_its_content_when_the_true_copy_comes(both: list[Pee
     b, a = both
     room_id, joined = await shared_room(both)
     said = await b.fork(room_id, joined, "m.room.message", {"body": "said"})
-    assert await a.verdict(room_id, copy(V11, said.pdu, content={"body": "never said"})) is Verdict.REDACT
+    assert (
+        await a.verdict(room_id, copy(V11, said.pdu, content={"body": "never said"}))
+        is Verdict.REDACT
+    )
     before = a.database.streams.current()
     stored = await a.find(room_id, said)
     assert stored is not None
@@ -43,10 +46,16 @@ async def test_a_message_has_its_content_when_the_true_copy_comes(both: list[Pee
         assert outcome.was_known
     after = await a.find(room_id, said)
     assert after is not None
-    assert (after.event.content, after.nid, after.state_root) == ({"body": "said"}, stored.nid, stored.state_root)
+    assert (after.event.content, after.nid, after.state_root) == (
+        {"body": "said"},
+        stored.nid,
+        stored.state_root,
+    )
     lost = await EventStore(a.database).get_lost_since(0, before)
     assert lost.redacted == [said.event_id], "other nodes are to read it anew, once"
-    assert (await EventStore(a.database).get_lost_since(0, a.database.streams.current())).redacted == []
+    assert (
+        await EventStore(a.database).get_lost_since(0, a.database.streams.current())
+    ).redacted == []
 
 
 async def test_current_state_means_what_it_says(both: list[Peer]) -> None:
@@ -56,7 +65,10 @@ async def test_current_state_means_what_it_says(both: list[Peer]) -> None:
     assert await b.verdict(room_id, name) is Verdict.ACCEPT
     me = {"membership": "join", "displayname": "B"}
     member = await b.fork(room_id, name, "m.room.member", me, b.user)
-    for event, content in ((name, {"name": "a lie"}), (member, {"membership": "join", "displayname": "a lie"})):
+    for event, content in (
+        (name, {"name": "a lie"}),
+        (member, {"membership": "join", "displayname": "a lie"}),
+    ):
         assert await a.verdict(room_id, copy(V11, event.pdu, content=content)) is Verdict.REDACT
     snapshot = await a.engine.get_snapshot(room_id)
     room_nid, joined_count = snapshot.room.room_nid, snapshot.head.joined_count
@@ -71,8 +83,13 @@ async def test_current_state_means_what_it_says(both: list[Peer]) -> None:
     again = (await MembershipStore(a.database).get_memberships(room_nid, [b.user]))[b.user]
     assert again == replace(rows[b.user], display_name="B")
     moved = await a.engine.get_snapshot(room_id)
-    assert moved.head.version == snapshot.head.version + 2, "nobody goes on with the state as it was read"
-    assert (moved.head.state_root, moved.head.joined_count) == (snapshot.head.state_root, joined_count)
+    assert moved.head.version == snapshot.head.version + 2, (
+        "nobody goes on with the state as it was read"
+    )
+    assert (moved.head.state_root, moved.head.joined_count) == (
+        snapshot.head.state_root,
+        joined_count,
+    )
     stored = await moved.state.get(StateKey("m.room.name", ""))
     assert stored is not None
     assert stored.event.content == {"name": "tea"}
@@ -83,7 +100,10 @@ async def test_what_was_read_anew_everywhere_is_noted_no_longer(both: list[Peer]
     room_id, joined = await shared_room(both)
     for body in ("one", "two"):
         event = await b.fork(room_id, joined, "m.room.message", {"body": body})
-        assert await a.verdict(room_id, copy(V11, event.pdu, content={"body": "never said"})) is Verdict.REDACT
+        assert (
+            await a.verdict(room_id, copy(V11, event.pdu, content={"body": "never said"}))
+            is Verdict.REDACT
+        )
         a.now[0] += KEPT_MS + 1000
         await a.receiver.receive(room_id, [event.pdu])
 

@@ -4,10 +4,10 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.retention import RetentionRules
-from federation.rooms.lifetimes import Lifetimes
-from storage.database import Database
-from storage.room_lifetimes import RoomLifetime, RoomLifetimeStore, UnreadRoom
-from storage.streams import Change, Streams, Topic
+from federation.rooms.history.retention import Lifetimes
+from storage.engine.database import Database
+from storage.engine.streams import Change, Streams, Topic
+from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore, UnreadRoom
 from tests.helpers.rooms import RoomParts
 from tests.rooms.test_caches import done
 
@@ -35,7 +35,8 @@ def parts(sqlite_database: Database) -> RoomParts:
 
 
 def make(parts: RoomParts) -> tuple[Streams, SlowLifetimes, Lifetimes]:
-    """The server has heard of what was set up to 10: in room 1 messages are kept for 5 milliseconds."""
+    """The server has heard of what was set up to 10: in room 1 messages are kept for 5
+    milliseconds."""
     streams, store = Streams(10), SlowLifetimes()
     lifetimes = Lifetimes(store, parts.trees, parts.events, streams, RetentionRules(), lambda: 1000)
     loaded = Deferred.fromCoroutine(lifetimes.get([1]))
@@ -52,7 +53,9 @@ def test_an_older_read_takes_nothing_back_from_a_newer_one(parts: RoomParts) -> 
     newer.callback(([RoomLifetime(1, None, 12)], 12))
     older.callback(([RoomLifetime(1, 7, 11), RoomLifetime(2, 7, 11)], 11))
     assert done(Deferred.fromCoroutine(lifetimes.get([2]))) == {2: 7}
-    assert done(Deferred.fromCoroutine(lifetimes.oldest_shown(1))) < 0, "the room says nothing any more"
+    assert done(Deferred.fromCoroutine(lifetimes.oldest_shown(1))) < 0, (
+        "the room says nothing any more"
+    )
     streams.advance_to(13)
     store.asked[-1].callback(([RoomLifetime(1, 9, 13)], 13))
     assert done(Deferred.fromCoroutine(lifetimes.oldest_shown(1))) == 991

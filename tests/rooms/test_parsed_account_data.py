@@ -1,9 +1,9 @@
 """What the server reads of people's account data is kept parsed, within bounds."""
 
 from federation.protocol.ids import UserID
-from homeserver.services.parsed_account_data import BYTES_OF_A_USER, ParsedAccountData
-from storage.account_data import AccountDataStore
-from storage.database import Database
+from homeserver.services.account_data.parsed_account_data import BYTES_OF_A_USER, ParsedAccountData
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.database import Database
 
 ALICE, BOB, CAROL = (UserID(f"@{name}:example.org") for name in ("alice", "bob", "carol"))
 
@@ -36,9 +36,13 @@ async def test_of_users_who_keep_much_fewer_are_remembered(sqlite_database: Data
     assert await read(BOB, CAROL, ALICE, BOB, CAROL, ALICE) == [BOB, ALICE]
 
 
-async def test_what_was_read_with_the_rest_is_kept_unless_it_has_changed_meanwhile(sqlite_database: Database) -> None:
+async def test_what_was_read_with_the_rest_is_kept_unless_it_has_changed_meanwhile(
+    sqlite_database: Database,
+) -> None:
     store = AccountDataStore(sqlite_database)
-    data = ParsedAccountData(store, sqlite_database.streams, ["x"], lambda contents, _: contents.get("x"), capacity=3)
+    data = ParsedAccountData(
+        store, sqlite_database.streams, ["x"], lambda contents, _: contents.get("x"), capacity=3
+    )
     await sqlite_database.write("t", store.set_entry, ALICE, None, "x", b"{}")
     heard = data.heard
     read = (await store.get_account_data(ALICE)).everywhere

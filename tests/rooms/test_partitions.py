@@ -1,4 +1,5 @@
-"""Three servers whose events cross in any order, with partitions: healed, they have the same room."""
+"""Three servers whose events cross in any order, with partitions: healed, they have the same
+room."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,8 @@ from federation.protocol.state_resolution import (
     resolve,
 )
 from federation.rooms.check import Verdict
-from federation.rooms.snapshots import CREATE
-from storage.memberships import MembershipStore
+from federation.rooms.snapshot import CREATE
+from storage.rooms.memberships import MembershipStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.machines import run_machine
@@ -105,7 +106,9 @@ class Partitions(RuleBasedStateMachine):
         await self._check(peer)
         return event
 
-    def _describe(self, action: tuple[Any, ...], users: list[UserID]) -> tuple[str, Mapping[str, Any], str | None]:
+    def _describe(
+        self, action: tuple[Any, ...], users: list[UserID]
+    ) -> tuple[str, Mapping[str, Any], str | None]:
         match action:
             case ("topic", topic):
                 return "m.room.topic", {"topic": topic}, ""
@@ -155,7 +158,8 @@ class Partitions(RuleBasedStateMachine):
         return verdicts
 
     async def _check(self, peer: Peer) -> None:
-        """The current state is what the specification's resolution of whole states gives, and the tables say the same."""
+        """The current state is what the specification's resolution of whole states gives, and the
+        tables say the same."""
         snapshot = await peer.engine.get_snapshot(self.room_id)
         nids = [nid for nid, _ in snapshot.head.extremities]
         tips = (await peer.events.get_events(nids)).values()
@@ -180,11 +184,17 @@ class Partitions(RuleBasedStateMachine):
         state = await peer.state(self.room_id)
         assert state == resolve(self.version, sets, events, create=create, graph=graph)
         members = MembershipStore(peer.database)
-        rows = await members.get_memberships(snapshot.room.room_nid, [other.user for other in self.peers])
+        rows = await members.get_memberships(
+            snapshot.room.room_nid, [other.user for other in self.peers]
+        )
         loaded = await peer.engine.view(snapshot.room.room_nid, snapshot.head.state_root).load_all()
         for user_id, row in rows.items():
             stored = loaded.get(StateKey("m.room.member", user_id))
-            expected = ("leave", row.event_nid) if stored is None else (stored.event.membership, stored.nid)
+            expected = (
+                ("leave", row.event_nid)
+                if stored is None
+                else (stored.event.membership, stored.nid)
+            )
             assert (row.membership, row.event_nid) == expected
         joined = sum(1 for row in rows.values() if row.membership == "join")
         assert snapshot.head.joined_count == joined

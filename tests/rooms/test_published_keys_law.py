@@ -1,6 +1,7 @@
-"""Whatever is read, written, told and learnt of other nodes in between: an answer has of each user's keys, and of what its reader has
-signed, all that was acknowledged before it was asked for, at whichever node. A law against a model, in which a read sees the database
-at two moments and comes back at a third, and a commit is told of some time later."""
+"""Whatever is read, written, told and learnt of other nodes in between: an answer has of each
+user's keys, and of what its reader has signed, all that was acknowledged before it was asked for,
+at whichever node. A law against a model, in which a read sees the database at two moments and comes
+back at a third, and a commit is told of some time later."""
 
 import os
 from collections import deque
@@ -14,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from federation.published_keys import KeysOfPeople, ShownKeys
-from storage.cross_signing import KeySignature
-from storage.device_keys import DeviceKeysRow
-from storage.published_keys import PublishedKeys, PublishedKeyStore
-from storage.streams import Change, Streams, Topic
+from federation.devices.published_keys import KeysOfPeople, ShownKeys
+from storage.encryption.cross_signing import KeySignature
+from storage.encryption.device_keys import DeviceKeysRow
+from storage.encryption.published_keys import PublishedKeys, PublishedKeyStore
+from storage.engine.streams import Change, Streams, Topic
 
 USERS: Final = ("@a:here", "@b:here")
 
@@ -39,13 +40,18 @@ class Tables:
 
     def signatures(self, signer: str | None) -> dict[str, list[KeySignature]]:
         made = {} if signer is None else self.signed[signer]
-        return {target: [KeySignature(target, "", signer or "", "", str(number))] for target, number in made.items()}
+        return {
+            target: [KeySignature(target, "", signer or "", "", str(number))]
+            for target, number in made.items()
+        }
 
 
 class Store:
     """Reads it, each time at moments that somebody else decides."""
 
-    def __init__(self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool) -> None:
+    def __init__(
+        self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool
+    ) -> None:
         self.is_alone = is_alone
         self._tables = tables
         self._waiting = waiting
@@ -57,9 +63,13 @@ class Store:
 
     async def get_published(self, ours: Collection[str], _others: Collection[str]) -> PublishedKeys:
         await self._moment()
-        positions = {user: self._tables.positions[user] for user in ours if user in self._tables.positions}
+        positions = {
+            user: self._tables.positions[user] for user in ours if user in self._tables.positions
+        }
         await self._moment()
-        devices = {user: [DeviceKeysRow(user, "D", b"%d" % self._tables.keys[user], None)] for user in ours}
+        devices = {
+            user: [DeviceKeysRow(user, "D", b"%d" % self._tables.keys[user], None)] for user in ours
+        }
         await self._moment()
         return PublishedKeys(devices, positions=positions)
 
@@ -67,7 +77,9 @@ class Store:
         self, ours: Collection[str], signer: str | None
     ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
         await self._moment()
-        positions = {user: self._tables.positions[user] for user in ours if user in self._tables.positions}
+        positions = {
+            user: self._tables.positions[user] for user in ours if user in self._tables.positions
+        }
         await self._moment()
         signatures = self._tables.signatures(signer)
         await self._moment()
@@ -89,7 +101,9 @@ class Store:
 class Node:
     """A process, with what it has committed or looked for and not been told of yet."""
 
-    def __init__(self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool) -> None:
+    def __init__(
+        self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool
+    ) -> None:
         self.streams = Streams()
         self.tables = tables
         self.untold: deque[tuple[int, list[Change], int, Callable[[], None]]] = deque()
@@ -108,7 +122,14 @@ class Node:
             number = tables.signed[user][target] = tables.signed[user].get(target, 0) + 1
             told, name = tables.told_signed[user], target
         change = Change(tables.head, topic, user_id=user)
-        self.untold.append((before, [change], tables.head, lambda: told.update({name: max(number, told.get(name, 0))})))
+        self.untold.append(
+            (
+                before,
+                [change],
+                tables.head,
+                lambda: told.update({name: max(number, told.get(name, 0))}),
+            )
+        )
 
     def look(self) -> None:
         """Begin a write that writes nothing."""
@@ -122,7 +143,8 @@ class Node:
             acknowledge()
 
     async def ask(self, reader: str) -> tuple[dict[str, int], dict[str, int]]:
-        """Everybody's keys, as `EveryonesKeys` asks for them, and what the reader sees to have signed of them."""
+        """Everybody's keys, as `EveryonesKeys` asks for them, and what the reader sees to have
+        signed of them."""
         shown: dict[str, ShownKeys] = {}
         for user in USERS if await self.keys.is_current(USERS) else ():
             shown |= await self.keys.get_shown([user], reader)
@@ -130,7 +152,9 @@ class Node:
         published = await self.keys.get_published(rest, (), reader) if rest else PublishedKeys()
         devices = {user: int(bytes(keys.devices)) for user, keys in shown.items()}
         devices |= {user: int(published.devices[user][0].keys) for user in rest}
-        signed = {user: int(made[0].signature) for user, made in published.signatures.items() if made}
+        signed = {
+            user: int(made[0].signature) for user, made in published.signatures.items() if made
+        }
         return devices, signed
 
 
@@ -141,7 +165,9 @@ def _show(user_id: str, published: PublishedKeys) -> ShownKeys:
 @pytest.mark.parametrize("number", [1, 2], ids=["one node", "two nodes"])
 @settings(max_examples=int(os.environ.get("MAHALLA_KEYS_RUNS", "800")), deadline=None)
 @given(seed=st.integers(0, 2**64))
-def test_an_answer_has_what_was_acknowledged_before_it_was_asked_for(number: int, seed: int) -> None:
+def test_an_answer_has_what_was_acknowledged_before_it_was_asked_for(
+    number: int, seed: int
+) -> None:
     chance = Random(seed)
     tables = Tables()
     waiting: list[Callable[[], None]] = []

@@ -10,14 +10,14 @@ from federation.protocol.errors import NotFound, TooLarge
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.rooms import branches
 from federation.rooms.check import Verdict
-from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.events import EventFlag
-from storage.memberships import MembershipStore
-from storage.room_summaries import RoomSummaryStore
-from storage.room_writer import Appended, RoomWriter
-from storage.timelines import TimelineStore
+from federation.rooms.receive import extremity_limit
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
+from storage.events.events import EventFlag
+from storage.events.timelines import TimelineStore
+from storage.persist.room_writer import Appended, RoomWriter
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.summaries import RoomSummaryStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.peers import Peer, copy, join, servers, shared_room
@@ -65,7 +65,9 @@ async def test_a_room_is_adopted_and_talked_in(pair: list[Peer], version: RoomVe
 
 
 @EachVersion
-async def test_forks_meet_in_the_same_state_in_whatever_order(pair: list[Peer], version: RoomVersion) -> None:
+async def test_forks_meet_in_the_same_state_in_whatever_order(
+    pair: list[Peer], version: RoomVersion
+) -> None:
     a, b = pair
     room_id, _last = await shared_room(pair, version)
     levels = {"users": {b.user: 100} if version.creators_privileged else {a.user: 100, b.user: 100}}
@@ -74,7 +76,11 @@ async def test_forks_meet_in_the_same_state_in_whatever_order(pair: list[Peer], 
     ours = [
         (await a.send(room_id, a.user, {"topic": "from a"}, "m.room.topic", "")).event,
         (await a.send(room_id, a.user, {"name": "from a"}, "m.room.name", "")).event,
-        (await a.send(room_id, a.user, {**levels, "events_default": 1}, "m.room.power_levels", "")).event,
+        (
+            await a.send(
+                room_id, a.user, {**levels, "events_default": 1}, "m.room.power_levels", ""
+            )
+        ).event,
     ]
     theirs = [
         (await b.send(room_id, b.user, {"topic": "from b"}, "m.room.topic", "")).event,
@@ -84,7 +90,11 @@ async def test_forks_meet_in_the_same_state_in_whatever_order(pair: list[Peer], 
     for event in ours:
         await b.take(room_id, event)
     assert await a.state(room_id) == await b.state(room_id)
-    assert await a.extremities(room_id) == await b.extremities(room_id) == {ours[-1].event_id, theirs[-1].event_id}
+    assert (
+        await a.extremities(room_id)
+        == await b.extremities(room_id)
+        == {ours[-1].event_id, theirs[-1].event_id}
+    )
     merge = await a.send(room_id, a.user, "together")
     assert set(merge.event.prev_events) == {ours[-1].event_id, theirs[-1].event_id}
     assert await b.verdict(room_id, merge.event) is Verdict.ACCEPT
@@ -110,7 +120,9 @@ async def test_who_was_banned_meanwhile_is_not_heard(both: list[Peer]) -> None:
     a, b = both[1], both[0]
     room_id, joined = await shared_room([a, b])
     late = await b.fork(room_id, joined, "m.room.message", {"body": "late"})
-    naming = await b.fork(room_id, joined, "m.room.member", {"membership": "join", "displayname": "X"}, b.user)
+    naming = await b.fork(
+        room_id, joined, "m.room.member", {"membership": "join", "displayname": "X"}, b.user
+    )
     await a.member(room_id, a.user, "ban", b.user)
     before = await a.state(room_id)
     shown = await a.shown(room_id)
@@ -134,7 +146,9 @@ async def test_what_was_soft_failed_may_be_built_upon(pair: list[Peer]) -> None:
     opened = (await a.send(room_id, a.user, levels, "m.room.power_levels", "")).event
     await b.take(room_id, opened)
     topic = (await b.send(room_id, b.user, {"topic": "b's"}, "m.room.topic", "")).event
-    closed = (await a.send(room_id, a.user, {"users": {a.user: 100}}, "m.room.power_levels", "")).event
+    closed = (
+        await a.send(room_id, a.user, {"users": {a.user: 100}}, "m.room.power_levels", "")
+    ).event
     assert await a.verdict(room_id, topic) is Verdict.SOFT_FAIL
     assert await b.verdict(room_id, closed) is Verdict.ACCEPT
     merge = (await b.send(room_id, b.user, "both")).event
@@ -159,12 +173,17 @@ async def test_a_rejected_event_changes_nothing(both: list[Peer]) -> None:
     assert await a.shown(room_id) == shown
     assert await a.extremities(room_id) == {joined.event_id}
     # whoever follows it is heard, in the state before it
-    state = {key: found.event for key, found in (await (await a.engine.get_snapshot(room_id)).state.load_all()).items()}
+    state = {
+        key: found.event
+        for key, found in (await (await a.engine.get_snapshot(room_id)).state.load_all()).items()
+    }
     after = await b.build(V11, room_id, [bad], state, b.user, "m.room.message", {"body": "on"})
     assert await a.verdict(room_id, after) is Verdict.ACCEPT
     assert await a.extremities(room_id) == {after.event_id}
     assert await a.state(room_id) == before
-    citing = await b.build(V11, room_id, [after], state, b.user, "m.room.message", {"body": "x"}, auth=[bad])
+    citing = await b.build(
+        V11, room_id, [after], state, b.user, "m.room.message", {"body": "x"}, auth=[bad]
+    )
     assert await a.verdict(room_id, citing) is Verdict.REJECT
 
 
@@ -189,11 +208,18 @@ async def test_what_is_not_of_the_room_is_dropped(pair: list[Peer], version: Roo
     foreign = await b.fork(elsewhere, last, "m.room.message", {"body": "there"})
     stranger = await b.fork(room_id, joined, "m.room.message", {"body": "not mine"}, sender=a.user)
     mixed = await b.fork(room_id, joined, "m.room.message", {"body": "mixed"})
-    mixed = await b.build(version, room_id, [last], {}, b.user, "m.room.message", {"body": "mixed"}, auth=[])
+    mixed = await b.build(
+        version, room_id, [last], {}, b.user, "m.room.message", {"body": "mixed"}, auth=[]
+    )
     for event in (unsigned, foreign, stranger, mixed):
         assert await a.verdict(room_id, event) is Verdict.DROP
         assert await a.find(room_id, event) is None
-    for pdu in ({}, {"type": 1}, {**said.pdu, "depth": "deep"}, {**said.pdu, "prev_events": [[]] * 50}):
+    for pdu in (
+        {},
+        {"type": 1},
+        {**said.pdu, "depth": "deep"},
+        {**said.pdu, "prev_events": [[]] * 50},
+    ):
         (outcome,) = await a.receiver.receive(room_id, [pdu])
         assert outcome.verdict is Verdict.DROP
         assert outcome.error is not None
@@ -224,7 +250,9 @@ async def test_a_giant_depth_does_not_lift_the_room(pair: list[Peer]) -> None:
 async def test_a_second_create_event_is_refused(pair: list[Peer]) -> None:
     a, b = pair
     room_id, _ = await shared_room(pair)
-    create = await a.build(V11, room_id, [], {}, a.user, "m.room.create", {"room_version": "11"}, "")
+    create = await a.build(
+        V11, room_id, [], {}, a.user, "m.room.create", {"room_version": "11"}, ""
+    )
     assert await b.verdict(room_id, create) is Verdict.REJECT
     assert len(await b.extremities(room_id)) == 1
 
@@ -307,7 +335,9 @@ async def test_the_past_is_no_news(both: list[Peer]) -> None:
     old = [(await a.send(room_id, a.user, f"old {number}")).event for number in range(3)]
     joined = await join(a, b, V11, room_id)
     room_nid = (await b.engine.get_snapshot(room_id)).room.room_nid
-    assert await TimelineStore(b.database).get_backward_extremities(room_nid) == {old[-1].event_id: old[-1].depth}
+    assert await TimelineStore(b.database).get_backward_extremities(room_nid) == {
+        old[-1].event_id: old[-1].depth
+    }
     first = await a.find(room_id, old[0])
     assert first is not None
     state = await a.engine.view(first.room_nid, first.state_root).load_all()
@@ -359,9 +389,16 @@ async def test_an_adoption_goes_on_after_a_restart(both: list[Peer]) -> None:
         await a.send(room_id, a.user, {"v": number}, "x.state", str(number))
     snapshot = await a.engine.get_snapshot(room_id)
     state = [event.event for event in (await snapshot.state.load_all()).values()]
-    tips = [event.event for event in (await a.events.get_events(nid for nid, _ in snapshot.head.extremities)).values()]
+    tips = [
+        event.event
+        for event in (
+            await a.events.get_events(nid for nid, _ in snapshot.head.extremities)
+        ).values()
+    ]
     keyed = {event.key: event for event in state}
-    joining = await b.build(V11, room_id, tips, keyed, b.user, "m.room.member", {"membership": "join"}, b.user)
+    joining = await b.build(
+        V11, room_id, tips, keyed, b.user, "m.room.member", {"membership": "join"}, b.user
+    )
     chain = await a.auth_chain(joining)
     pdus = [event.pdu for event in state]
     with pytest.raises(OSError, match="lights"):
@@ -385,10 +422,16 @@ async def test_a_join_that_the_state_does_not_allow_is_refused(pair: list[Peer])
     from_outside = b.user
     snapshot = await a.engine.get_snapshot(room_id)
     state = {key: event.event for key, event in (await snapshot.state.load_all()).items()}
-    event = await b.build(V11, room_id, [], state, from_outside, "m.room.member", {"membership": "join"}, from_outside)
+    event = await b.build(
+        V11, room_id, [], state, from_outside, "m.room.member", {"membership": "join"}, from_outside
+    )
     with pytest.raises(Exception, match="join rule"):
         await b.adoptions.adopt(
-            V11, room_id, [other.pdu for other in state.values()], await a.auth_chain(event), event.pdu
+            V11,
+            room_id,
+            [other.pdu for other in state.values()],
+            await a.auth_chain(event),
+            event.pdu,
         )
 
 
@@ -408,21 +451,32 @@ async def test_what_an_ordinary_event_costs(
         message = await a.send(room_id, a.user, "counted")
         counter.clear()
         assert await b.verdict(room_id, message.event) is Verdict.ACCEPT
-        assert counter.queries == {"get_event_nids": 1, "get_waiting": 2, "place_event": WRITES_OF_A_MESSAGE}
+        assert counter.queries == {
+            "get_event_nids": 1,
+            "get_waiting": 2,
+            "place_event": WRITES_OF_A_MESSAGE,
+        }
     await database.close()
 
 
-async def test_many_extremities_are_merged_and_none_is_lost(pair: list[Peer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branches, "MOST_OF_SERVER", 100)  # else it would take three servers
+async def test_many_extremities_are_merged_and_none_is_lost(
+    pair: list[Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extremity_limit, "MOST_OF_SERVER", 100)  # else it would take three servers
     a, b = pair
     room_id, joined = await shared_room(pair)
-    tips = [await b.fork(room_id, joined, "m.room.message", {"body": str(number)}) for number in range(25)]
+    tips = [
+        await b.fork(room_id, joined, "m.room.message", {"body": str(number)})
+        for number in range(25)
+    ]
     await a.take(room_id, *tips)
     assert len(await a.extremities(room_id)) == 25
     first = (await a.send(room_id, a.user, "first")).event
     second = (await a.send(room_id, a.user, "second")).event
     assert len(first.prev_events) == 20
-    assert {*first.prev_events, *second.prev_events} == {tip.event_id for tip in tips} | {first.event_id}
+    assert {*first.prev_events, *second.prev_events} == {tip.event_id for tip in tips} | {
+        first.event_id
+    }
     assert await a.extremities(room_id) == {second.event_id}
 
 

@@ -1,4 +1,5 @@
-"""Redactions that other servers send: which take the content of an event away, and which nobody is shown."""
+"""Redactions that other servers send: which take the content of an event away, and which nobody is
+shown."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +8,14 @@ import pytest
 
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
 from federation.rooms.check import Verdict
-from storage.database import Database
+from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.peers import Peer, servers, shared_room
 
-EachVersion = pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=lambda version: version.identifier)
+EachVersion = pytest.mark.parametrize(
+    "version", ROOM_VERSIONS.values(), ids=lambda version: version.identifier
+)
 
 
 @pytest.fixture
@@ -23,7 +26,9 @@ def pair(sqlite_database: Database, sqlite_template: Path, tmp_path: Path) -> It
 
 
 @EachVersion
-async def test_redactions_find_their_targets_before_and_after(pair: list[Peer], version: RoomVersion) -> None:
+async def test_redactions_find_their_targets_before_and_after(
+    pair: list[Peer], version: RoomVersion
+) -> None:
     a, b = pair
     room_id, joined = await shared_room(pair, version)
     secret = await b.fork(room_id, joined, "m.room.message", {"body": "secret"})
@@ -55,11 +60,15 @@ async def test_what_came_redacted_keeps_its_thread(pair: list[Peer]) -> None:
 
 
 @EachVersion
-async def test_a_redaction_of_what_is_not_ones_own_is_not_shown(pair: list[Peer], version: RoomVersion) -> None:
+async def test_a_redaction_of_what_is_not_ones_own_is_not_shown(
+    pair: list[Peer], version: RoomVersion
+) -> None:
     a, b = pair
     room_id, joined = await shared_room(pair, version)
     message = await a.send(room_id, a.user, {"body": "stays"})
-    redaction = await b.fork(room_id, joined, "m.room.redaction", {}, redacts=message.event.event_id)
+    redaction = await b.fork(
+        room_id, joined, "m.room.redaction", {}, redacts=message.event.event_id
+    )
     if version.redaction_event_authorised:
         assert await a.verdict(room_id, redaction) is Verdict.REJECT
     else:

@@ -1,14 +1,23 @@
-"""Children of events as they are stored: on both databases, of our own events and of those of others."""
+"""Children of events as they are stored: on both databases, of our own events and of those of
+others."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from federation.rooms.room_events import StoredEvent
-from storage.database import Database, SQLiteConfig
-from storage.relations import REFERENCE, REPLACE, THREAD, Children, Parent, RelationStore, Wanted
-from storage.timelines import START, Direction, Place
+from federation.rooms.events import StoredEvent
+from storage.engine.database import Database, SQLiteConfig
+from storage.events.relations import (
+    REFERENCE,
+    REPLACE,
+    THREAD,
+    Children,
+    Parent,
+    RelationStore,
+    Wanted,
+)
+from storage.events.timelines import START, Direction, Place
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.peers import join, servers
@@ -19,14 +28,19 @@ END = Place(2**53, 2**53)
 
 def child(rel_type: str, parent: StoredEvent, **content: object) -> dict[str, object]:
     """The content of a message that relates to another."""
-    return {"body": "child", "m.relates_to": {"rel_type": rel_type, "event_id": parent.event.event_id}, **content}
+    return {
+        "body": "child",
+        "m.relates_to": {"rel_type": rel_type, "event_id": parent.event.event_id},
+        **content,
+    }
 
 
 async def children_of(
     store: RelationStore, events: Sequence[StoredEvent], reader: str, ignored: Sequence[str]
 ) -> Mapping[int, Sequence[Children]]:
     parents = [
-        Parent(each.nid, each.event.event_id, each.room_nid, each.event.type, each.event.sender) for each in events
+        Parent(each.nid, each.event.event_id, each.room_nid, each.event.type, each.event.sender)
+        for each in events
     ]
     types = await store.find_parents([each.event_id for each in parents])
     rel_types = {rel_type for each in types.values() for rel_type in each}
@@ -39,8 +53,14 @@ async def test_children_threads_and_annotations(database: Database) -> None:
     store = RelationStore(database)
     room_id = await parts.create()
     await parts.member(room_id, BOB, "join")
-    parent, other = await parts.send(room_id, ALICE, "parent"), await parts.send(room_id, ALICE, "other")
-    edits = [await parts.send(room_id, ALICE, child(REPLACE, parent, **{"m.new_content": {}})) for _ in range(2)]
+    parent, other = (
+        await parts.send(room_id, ALICE, "parent"),
+        await parts.send(room_id, ALICE, "other"),
+    )
+    edits = [
+        await parts.send(room_id, ALICE, child(REPLACE, parent, **{"m.new_content": {}}))
+        for _ in range(2)
+    ]
     await parts.send(room_id, BOB, child(REPLACE, parent, **{"m.new_content": {}}))
     replies = [await parts.send(room_id, sender, child(THREAD, parent)) for sender in (ALICE, BOB)]
     later = await parts.send(room_id, BOB, child(THREAD, other))
@@ -59,21 +79,30 @@ async def test_children_threads_and_annotations(database: Database) -> None:
     without_bob = await children_of(store, [parent, other, *replies], ALICE, [BOB])
     assert set(without_bob) == {parent.nid}
 
-    async def page(wanted: Wanted, direction: Direction, start: Place, end: Place | None = None) -> list[int]:
+    async def page(
+        wanted: Wanted, direction: Direction, start: Place, end: Place | None = None
+    ) -> list[int]:
         event_id = parent.event.event_id
         rows = await store.get_page(parent.room_nid, event_id, wanted, start, end, direction, 10)
         return [nid for _, nid in rows]
 
     assert await page(Wanted(THREAD), Direction.FORWARDS, START) == [reply.nid for reply in replies]
-    assert await page(Wanted(THREAD, "m.room.message"), Direction.BACKWARDS, END) == [replies[1].nid, replies[0].nid]
+    assert await page(Wanted(THREAD, "m.room.message"), Direction.BACKWARDS, END) == [
+        replies[1].nid,
+        replies[0].nid,
+    ]
     assert await page(Wanted(THREAD, "m.sticker"), Direction.BACKWARDS, END) == []
     first = Place(replies[0].depth, replies[0].nid)
     assert await page(Wanted(THREAD), Direction.BACKWARDS, END, first) == [replies[1].nid]
     assert await page(Wanted(THREAD), Direction.FORWARDS, START, first) == [replies[0].nid]
     assert (await page(Wanted(levels=3), Direction.BACKWARDS, END))[0] == reference.nid
 
-    async def threads(start: Place = END, ignored: list[str] | None = None, participated: bool = False) -> list[int]:
-        rows = await store.get_threads(parent.room_nid, start, 10, BOB, ignored or [], participated=participated)
+    async def threads(
+        start: Place = END, ignored: list[str] | None = None, participated: bool = False
+    ) -> list[int]:
+        rows = await store.get_threads(
+            parent.room_nid, start, 10, BOB, ignored or [], participated=participated
+        )
         return [root for _, root in rows]
 
     assert await threads() == [other.nid, parent.nid]
@@ -84,9 +113,13 @@ async def test_children_threads_and_annotations(database: Database) -> None:
     second = Place(replies[1].depth, replies[1].nid)
     for end, there, with_bob in ((first, [parent.nid], []), (second, [parent.nid], [parent.nid])):
         for participated, expected in ((False, there), (True, with_bob)):
-            rows = await store.get_threads(parent.room_nid, END, 10, BOB, [], participated=participated, end=end)
+            rows = await store.get_threads(
+                parent.room_nid, END, 10, BOB, [], participated=participated, end=end
+            )
             assert rows == [(end, nid) for nid in expected]
-        rows = await store.get_threads(parent.room_nid, END, 10, BOB, [BOB], participated=False, end=end)
+        rows = await store.get_threads(
+            parent.room_nid, END, 10, BOB, [BOB], participated=False, end=end
+        )
         assert rows == [(first, parent.nid)]
 
     await parts.redact(room_id, BOB, later.event.event_id)
@@ -138,7 +171,9 @@ async def test_a_relation_costs_one_statement_and_one_more_in_a_thread(
     assert await cost(child(THREAD, parent)) == plain + 2
 
 
-async def test_children_from_other_servers_count(database: Database, sqlite_template: Path, tmp_path: Path) -> None:
+async def test_children_from_other_servers_count(
+    database: Database, sqlite_template: Path, tmp_path: Path
+) -> None:
     other = open_inline(copy_sqlite(sqlite_template, tmp_path))
     theirs, ours = servers([other, database])
     room_id = await theirs.create(theirs.user)
@@ -150,7 +185,9 @@ async def test_children_from_other_servers_count(database: Database, sqlite_temp
     known = (await ours.events.get_anywhere([parent.event.event_id]))[parent.event.event_id]
     stored = (await ours.events.get_anywhere([reply.event.event_id]))[reply.event.event_id]
     store = RelationStore(database)
-    assert (await children_of(store, [known], ours.user, []))[known.nid] == [Children(THREAD, [stored.nid], 1, False)]
+    assert (await children_of(store, [known], ours.user, []))[known.nid] == [
+        Children(THREAD, [stored.nid], 1, False)
+    ]
     redaction = await theirs.redact(room_id, theirs.user, reply.event.event_id)
     await ours.take(room_id, redaction.event)
     assert await children_of(store, [known], ours.user, []) == {}

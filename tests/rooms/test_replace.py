@@ -10,10 +10,10 @@ from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
 from federation.rooms.drafts import Draft
 from federation.rooms.replace import Replacements
-from federation.rooms.snapshots import RoomSnapshot
-from storage.database import Database
-from storage.rooms import RoomRow, RoomStore
-from storage.transaction import WriteTransaction
+from federation.rooms.snapshot import RoomSnapshot
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.rooms import RoomRow, RoomStore
 from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 TOMBSTONE = StateKey("m.room.tombstone", "")
@@ -61,7 +61,9 @@ async def test_what_is_not_allowed_of_the_endings_is_left_out(database: Database
             {"body": "gone", "replacement_room": new.room_id},
             {"name": "Old"},
         ]
-        assert (await (await reader.engine.get_snapshot(new.room_id)).create_event()).sender == ALICE
+        assert (
+            await (await reader.engine.get_snapshot(new.room_id)).create_event()
+        ).sender == ALICE
     assert (await parts.send(old_id, ALICE, "still here")).in_timeline
     assert (await parts.send(new.room_id, ALICE, "and here")).in_timeline
 

@@ -1,12 +1,13 @@
-"""The state that goes with a room is what the request matches, however it is asked for and wherever it is read from."""
+"""The state that goes with a room is what the request matches, however it is asked for and wherever
+it is read from."""
 
 from random import Random
 
 from federation.protocol.events import StateKey
 from homeserver.services.sliding_sync.request import ANY, MEMBER, Clause, Pattern, RequiredState
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME, AskedState, RequiredStates
-from storage.database import Database, WriteTransaction
-from storage.state_tree import StateTreeStore
+from storage.engine.database import Database, WriteTransaction
+from storage.state.state_tree import StateTreeStore
 
 ROOMS = 3
 TYPES = ["m.room.name", "m.room.avatar", MEMBER, "org.example.thing"]
@@ -22,7 +23,10 @@ def patterns(chance: Random, most: int) -> frozenset[Pattern]:
 
 async def test_what_is_told_is_what_matches(database: Database) -> None:
     chance = Random(1)
-    whole = {StateKey(type, key): number for number, (type, key) in enumerate(((t, k) for t in TYPES for k in KEYS), 1)}
+    whole = {
+        StateKey(type, key): number
+        for number, (type, key) in enumerate(((t, k) for t in TYPES for k in KEYS), 1)
+    }
     states: list[dict[tuple[str, str], int]] = [
         {key: nid for key, nid in whole.items() if chance.random() < 0.6} for _ in range(ROOMS)
     ]
@@ -41,7 +45,9 @@ async def test_what_is_told_is_what_matches(database: Database) -> None:
         )
         wanted = RequiredState(clauses, lazy_members=True)
         members = chance.sample(KEYS, chance.randrange(3))
-        asked = [AskedState(room_nid, root, wanted, members) for room_nid, root in enumerate(roots, 1)]
+        asked = [
+            AskedState(room_nid, root, wanted, members) for room_nid, root in enumerate(roots, 1)
+        ]
         questions += reader.question(wanted) is not None
         for reading in (reader, RequiredStates(StateTreeStore(database))):
             for state, found in zip(states, await reading.get_wholes(asked), strict=True):

@@ -9,12 +9,12 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import effect_of_absence
-from federation.rooms.previews import Previews
-from federation.rooms.spaces import Spaces
-from storage.database import Database
-from storage.memberships import MembershipStore
-from storage.room_summaries import RoomSummaryStore
-from storage.spaces import SpaceStore
+from federation.rooms.serving.spaces import Spaces
+from federation.rooms.serving.summaries import Previews
+from storage.engine.database import Database
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.spaces import SpaceStore
+from storage.rooms.summaries import RoomSummaryStore
 from tests.helpers.rooms import ALICE, RoomParts, write_nothing_else
 
 OTHER = ServerName("b.test")
@@ -29,7 +29,11 @@ def spaces_of(parts: RoomParts) -> Spaces:
 
 
 async def create(
-    parts: RoomParts, join_rules: dict[str, Any] | str, *, is_space: bool = False, federates: bool = True
+    parts: RoomParts,
+    join_rules: dict[str, Any] | str,
+    *,
+    is_space: bool = False,
+    federates: bool = True,
 ) -> RoomID:
     content: dict[str, Any] = {"room_version": "12"}
     if is_space:
@@ -55,7 +59,12 @@ async def test_children_are_kept_in_their_order(database: Database) -> None:
     parts = RoomParts(database)
     store, space = SpaceStore(database), await create(parts, "public", is_space=True)
     room = (await parts.engine.get_snapshot(space)).room
-    contents: dict[str, dict[str, Any]] = {"c": {}, "b": {"order": "b"}, "a": {"order": " "}, "d": {"suggested": True}}
+    contents: dict[str, dict[str, Any]] = {
+        "c": {},
+        "b": {"order": "b"},
+        "a": {"order": " "},
+        "d": {"suggested": True},
+    }
     for child, content in contents.items():
         await link(parts, space, f"!{child}:a.test", **content)
     other = await create(parts, "public", is_space=True)
@@ -91,7 +100,9 @@ async def test_another_server_is_told_of_what_it_could_see(database: Database) -
     await parts.member(invited, ALICE, "invite", CAROL)
 
     async def told(**options: bool) -> tuple[list[str], list[str]]:
-        answer = await spaces.answer_server(OTHER, space, suggested_only=options.get("suggested_only", False))
+        answer = await spaces.answer_server(
+            OTHER, space, suggested_only=options.get("suggested_only", False)
+        )
         assert answer["room"]["room_id"] == space
         assert len(answer["room"]["children_state"]) == (1 if options else len(rooms))
         return [child["room_id"] for child in answer["children"]], answer["inaccessible_children"]
@@ -103,19 +114,30 @@ async def test_another_server_is_told_of_what_it_could_see(database: Database) -
     answer = await spaces.answer_server(OTHER, space, suggested_only=False)
     told_street = answer["children"][-1]
     assert [event["state_key"] for event in told_street["children_state"]] == [public]
-    assert set(told_street["children_state"][0]) == {"type", "state_key", "sender", "content", "origin_server_ts"}
+    assert set(told_street["children_state"][0]) == {
+        "type",
+        "state_key",
+        "sender",
+        "content",
+        "origin_server_ts",
+    }
 
 
 async def test_another_server_is_told_nothing_of_what_it_could_not_see(database: Database) -> None:
     parts = RoomParts(database)
     spaces = spaces_of(parts)
-    secret, left = await create(parts, "invite", is_space=True), await create(parts, "public", is_space=True)
+    secret, left = (
+        await create(parts, "invite", is_space=True),
+        await create(parts, "public", is_space=True),
+    )
     await parts.member(left, ALICE, "leave")
     for room_id in (secret, left, RoomID("!none:a.test")):
         with pytest.raises(NotFound):
             await spaces.answer_server(OTHER, room_id, suggested_only=False)
     await parts.member(secret, ALICE, "invite", CAROL)
-    assert (await spaces.answer_server(OTHER, secret, suggested_only=False))["room"]["room_id"] == secret
+    assert (await spaces.answer_server(OTHER, secret, suggested_only=False))["room"][
+        "room_id"
+    ] == secret
     with pytest.raises(NotFound):
         await spaces.answer_server(ServerName("xb.test"), secret, suggested_only=False)
 

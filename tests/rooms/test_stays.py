@@ -1,8 +1,8 @@
 """When former members left."""
 
 from federation.protocol.ids import RoomID
-from storage.database import Database
-from storage.room_effects import NewMembership, StateEffect, apply_effects
+from storage.engine.database import Database
+from storage.persist.state_effects import NewMembership, StateEffect, apply_effects
 from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 

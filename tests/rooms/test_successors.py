@@ -1,4 +1,5 @@
-"""What a room that replaces another begins with: power levels of old versions, aliases of several servers."""
+"""What a room that replaces another begins with: power levels of old versions, aliases of several
+servers."""
 
 from typing import Any
 
@@ -6,7 +7,7 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import ROOM_VERSIONS
-from homeserver.services.successors import power_levels, quiet_levels, split_aliases
+from homeserver.services.rooms.upgrade_events import power_levels, quiet_levels, split_aliases
 from tests.helpers.room_factory import ALICE, BOB, CHARLIE, Room
 
 LEVELS: dict[str, Any] = {
@@ -55,5 +56,8 @@ def test_aliases_of_other_servers_stay() -> None:
         {"alias": "#a:here.test", "alt_aliases": ["#c:here.test"]},
         {"alt_aliases": ["#b:there.test"]},
     )
-    assert split_aliases({"alias": "#b:there.test", "alt_aliases": None}, moved) == ({}, {"alias": "#b:there.test"})
+    assert split_aliases({"alias": "#b:there.test", "alt_aliases": None}, moved) == (
+        {},
+        {"alias": "#b:there.test"},
+    )
     assert split_aliases({"alias": 5}, moved) == ({}, {})

@@ -1,4 +1,5 @@
-"""What another server sends much of is read, sorted and looked at in pieces, between which others are served."""
+"""What another server sends much of is read, sorted and looked at in pieces, between which others
+are served."""
 
 import json
 import random
@@ -11,6 +12,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.peers.requests import Requests
 from federation.protocol.errors import MatrixError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event
@@ -18,13 +20,17 @@ from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.remote.events import MAX_STATE_EVENTS, RemoteEvents
-from federation.requests import Requests
-from federation.rooms.batch import Outcome, parse_events, sort_by_reference, sort_many_by_reference
 from federation.rooms.check import Candidate, Verdict
-from federation.rooms.outliers import Outliers
-from federation.rooms.state_imports import StateImports
-from storage.events import EventStore
-from storage.rooms import RoomRow
+from federation.rooms.receive.batch import (
+    Outcome,
+    parse_events,
+    sort_by_reference,
+    sort_many_by_reference,
+)
+from federation.rooms.receive.outliers import Outliers
+from federation.rooms.receive.state_imports import StateImports
+from storage.events.events import EventStore
+from storage.rooms.rooms import RoomRow
 
 VERSION, ROOM = ROOM_VERSIONS["11"], RoomID("!r:a.example")
 KEY = SigningKey("1", b"1" * 32)
@@ -87,7 +93,10 @@ def test_a_long_auth_chain_is_sorted_in_pieces() -> None:
     names = [EventID(f"${number:043}") for number in range(5000)]
     events = {
         name: cast(
-            Event, SimpleNamespace(event_id=name, type="x", prev_events=names[max(0, at - 5) : at], auth_events=[])
+            Event,
+            SimpleNamespace(
+                event_id=name, type="x", prev_events=names[max(0, at - 5) : at], auth_events=[]
+            ),
         )
         for at, name in enumerate(names)
     }
@@ -103,23 +112,40 @@ def test_a_long_auth_chain_is_sorted_in_pieces() -> None:
 
 
 def test_one_event_that_all_others_follow_is_sorted_in_pieces_too() -> None:
-    """Whoever makes up a state makes up what its events cite: what followed such a one was looked at in one go, half a second."""
+    """Whoever makes up a state makes up what its events cite: what followed such a one was looked
+    at in one go, half a second."""
     names = [EventID(f"${number:043}") for number in range(5000)]
     events = {
-        name: cast(Event, SimpleNamespace(event_id=name, type="x", prev_events=names[:1] if at else [], auth_events=[]))
+        name: cast(
+            Event,
+            SimpleNamespace(
+                event_id=name, type="x", prev_events=names[:1] if at else [], auth_events=[]
+            ),
+        )
         for at, name in enumerate(names)
     }
     clock = Turns()
     ordered, circular = finish(clock, sort_many_by_reference(events, clock))
     assert [event.event_id for event in ordered] == names
     assert circular == []
-    assert clock.taken >= 13, "to see who follows whom, to let the followers go on, to put them down"
+    assert clock.taken >= 13, (
+        "to see who follows whom, to let the followers go on, to put them down"
+    )
 
 
 def test_what_is_on_a_cycle_or_upon_one_has_no_place() -> None:
-    cited = {"$a": ["$b"], "$b": ["$a"], "$c": ["$b", "$d"], "$d": [], "$e": ["$d", "$elsewhere"], "$f": ["$f"]}
+    cited = {
+        "$a": ["$b"],
+        "$b": ["$a"],
+        "$c": ["$b", "$d"],
+        "$d": [],
+        "$e": ["$d", "$elsewhere"],
+        "$f": ["$f"],
+    }
     made = {
-        EventID(name): SimpleNamespace(event_id=name, type="m.room.create" if name == "$e" else "x", prev_events=names)
+        EventID(name): SimpleNamespace(
+            event_id=name, type="m.room.create" if name == "$e" else "x", prev_events=names
+        )
         for name, names in cited.items()
     }
     for event in made.values():
@@ -169,7 +195,9 @@ def test_what_claims_any_depth_is_no_event_and_no_error(depth: object, is_read: 
     imports = StateImports(cast(Outliers, kept), cast(EventStore, None), clock)
     one = pdu(1, {"body": "x"})
     bad: Any = {**one, "depth": depth}
-    told = [bad, one] if is_read else [msgspec.Raw(json.dumps(each).encode()) for each in (bad, one)]
+    told = (
+        [bad, one] if is_read else [msgspec.Raw(json.dumps(each).encode()) for each in (bad, one)]
+    )
     outcomes = finish(clock, imports.keep(RoomRow(1, ROOM, "11", 0), told))
     assert [outcome.event_id for outcome in outcomes] == [None, "$1"]
 
@@ -184,7 +212,10 @@ def test_a_long_list_of_ids_is_looked_at_in_pieces() -> None:
     clock = Turns()
     remote = RemoteEvents(cast(Requests, Answers()), clock)
     told = finish(
-        clock, remote.get_state_ids(ServerName("a.example"), ROOM, EventID("$x"), seconds=10, max_bytes=1 << 30)
+        clock,
+        remote.get_state_ids(
+            ServerName("a.example"), ROOM, EventID("$x"), seconds=10, max_bytes=1 << 30
+        ),
     )
     assert told.state == ids[1:]
     assert told.auth_chain == ids[:10]

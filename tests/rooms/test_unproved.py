@@ -1,4 +1,5 @@
-"""What of a state could not be checked for want of keys is put in once they can be had; on both databases."""
+"""What of a state could not be checked for want of keys is put in once they can be had; on both
+databases."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,10 @@ from federation.protocol.events import StateKey, encode_pdu
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from storage.database import Database
-from storage.memberships import MembershipStore
-from storage.partial_rooms import PartialRoomStore
-from storage.unproved_state import LeftOut, PartOf, UnprovedStore
+from storage.engine.database import Database
+from storage.partial_state.unverified_events import LeftOut, PartOf, UnprovedStore
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.partial_rooms import PartialRoomStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.peers import Peer, servers, shared_room
@@ -30,7 +31,8 @@ def residents(sqlite_template: Path, tmp_path: Path) -> Iterator[list[Peer]]:
 
 
 async def enter(residents: list[Peer], database: Database, room_id: RoomID) -> Peer:
-    """A third server comes into the room through the first, and does not know the keys of the second."""
+    """A third server comes into the room through the first, and does not know the keys of the
+    second."""
     resident, away = residents[0], residents[1].server
     name = ServerName("newcomer.example")
     keys = {server: known for server, known in resident.keys.items() if server != away}
@@ -39,12 +41,19 @@ async def enter(residents: list[Peer], database: Database, room_id: RoomID) -> P
     snapshot = await resident.engine.get_snapshot(room_id)
     state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
     tips = [
-        stored.event for stored in (await resident.events.get_events(n for n, _ in snapshot.head.extremities)).values()
+        stored.event
+        for stored in (
+            await resident.events.get_events(n for n, _ in snapshot.head.extremities)
+        ).values()
     ]
     user = newcomer.user
-    join = await newcomer.build(V11, room_id, tips, state, user, "m.room.member", {"membership": "join"}, user)
+    join = await newcomer.build(
+        V11, room_id, tips, state, user, "m.room.member", {"membership": "join"}, user
+    )
     chain = await resident.auth_chain(join)
-    await newcomer.adoptions.adopt(V11, room_id, [event.pdu for event in state.values()], chain, join.pdu)
+    await newcomer.adoptions.adopt(
+        V11, room_id, [event.pdu for event in state.values()], chain, join.pdu
+    )
     for each in residents:
         assert await each.verdict(room_id, join) is Verdict.ACCEPT
     newcomer.unproved.start()
@@ -105,7 +114,9 @@ async def test_what_cites_it_brings_it_along(residents: list[Peer], database: Da
     assert (await newcomer.state(room_id))[StateKey("m.room.member", b.user)] == joined.event_id
 
 
-async def test_what_has_been_filled_since_is_left(residents: list[Peer], database: Database) -> None:
+async def test_what_has_been_filled_since_is_left(
+    residents: list[Peer], database: Database
+) -> None:
     a, b = residents
     room_id, joined = await shared_room(residents)
     newcomer = await enter(residents, database, room_id)
@@ -130,7 +141,9 @@ async def test_what_some_server_tells_of_some_state_has_to_stand_up_to_the_prese
     mallory = UserID(f"@mallory:{b.server}")
     snapshot = await b.engine.get_snapshot(room_id)
     state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
-    once = await b.build(V11, room_id, [], state, mallory, "m.room.member", {"membership": "join"}, mallory)
+    once = await b.build(
+        V11, room_id, [], state, mallory, "m.room.member", {"membership": "join"}, mallory
+    )
     newcomer = await enter(residents, database, room_id)
     rules = await a.send(room_id, a.user, {"join_rule": "invite"}, "m.room.join_rules", "")
     assert await newcomer.verdict(room_id, rules.event) is Verdict.ACCEPT
@@ -144,11 +157,15 @@ async def test_what_some_server_tells_of_some_state_has_to_stand_up_to_the_prese
     assert StateKey("m.room.member", mallory) not in await newcomer.state(room_id)
 
 
-async def test_what_is_no_valid_event_is_forgotten(residents: list[Peer], database: Database) -> None:
+async def test_what_is_no_valid_event_is_forgotten(
+    residents: list[Peer], database: Database
+) -> None:
     room_id, joined = await shared_room(residents)
     newcomer = await enter(residents, database, room_id)
     nid = (await newcomer.engine.get_snapshot(room_id)).room.room_nid
-    await newcomer.unproved.note(nid, [LeftOut("$nothing", 1, b'{"type":"m.room.topic"}', PartOf.SOME_STATE)])
+    await newcomer.unproved.note(
+        nid, [LeftOut("$nothing", 1, b'{"type":"m.room.topic"}', PartOf.SOME_STATE)]
+    )
     store = UnprovedStore(database)
     assert len(await store.get_of_room(nid)) == 2
 

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeserver.services.search.terms import SCALE, find_marked, format_words, matches, parse_terms, rank
-from homeserver.services.search.words import MAX_KEY, MAX_WORDS, Folding
+from homeserver.services.text.terms import (
+    SCALE,
+    find_marked,
+    format_words,
+    matches,
+    parse_terms,
+    rank,
+)
+from homeserver.services.text.words import MAX_KEY, MAX_WORDS, Folding
 
 DEFAULT = Folding(("uz", "kaa", "ru", "en"))
 PLAIN = Folding(("en",))
@@ -120,7 +127,9 @@ def test_latin_text_costs_one_line() -> None:
     assert len(DEFAULT.lines("ёлка ўсди")) == 3
 
 
-@pytest.mark.parametrize("nothing", ["", " ", "!?…", "'", '"', "— – -", "👍🏽", "\u0301", "\u200b", "_", "\ud800"])
+@pytest.mark.parametrize(
+    "nothing", ["", " ", "!?…", "'", '"', "— – -", "👍🏽", "\u0301", "\u200b", "_", "\ud800"]
+)
 def test_nothing_to_be_found_by(nothing: str) -> None:
     assert DEFAULT.lines(nothing) == []
     assert parse_terms(DEFAULT, nothing) == []
@@ -146,13 +155,19 @@ def test_better_matches_rank_higher() -> None:
 
 def test_marked_words_are_those_of_the_text() -> None:
     terms = parse_terms(DEFAULT, 'kitob "oʻzbek tili"')
-    assert find_marked(DEFAULT, terms, "Китоблар: «Ўзбек» тили, daftar") == {"китоблар", "ўзбек", "тили"}
+    assert find_marked(DEFAULT, terms, "Китоблар: «Ўзбек» тили, daftar") == {
+        "китоблар",
+        "ўзбек",
+        "тили",
+    }
     assert find_marked(DEFAULT, parse_terms(DEFAULT, "東京"), "私は東京都") == {"東京"}
     assert find_marked(DEFAULT, parse_terms(DEFAULT, "都"), "東京都") == {"都"}
 
 
 anything = st.text(max_size=80)
-words = st.lists(st.text("abdeiknoʻ'ўқёецşñ東京カ가ไ1", min_size=1, max_size=6), min_size=1, max_size=6).map(" ".join)
+words = st.lists(
+    st.text("abdeiknoʻ'ўқёецşñ東京カ가ไ1", min_size=1, max_size=6), min_size=1, max_size=6
+).map(" ".join)
 
 
 @given(text=anything | words)
@@ -169,7 +184,12 @@ def test_keys_are_clean(text: str) -> None:
 def test_a_text_is_found_by_itself(text: str) -> None:
     """Word by word and as a whole, whatever the case and the form of its characters."""
     found = format_words(DEFAULT.lines(text))
-    for query in (text, text.replace('"', " "), unicodedata.normalize("NFD", text), f'"{text.replace(chr(34), " ")}"'):
+    for query in (
+        text,
+        text.replace('"', " "),
+        unicodedata.normalize("NFD", text),
+        f'"{text.replace(chr(34), " ")}"',
+    ):
         assert matches(parse_terms(DEFAULT, query), found)
 
 

@@ -33,13 +33,18 @@ def _statuses(user: User, *addresses: str) -> list[int]:
     return [user.get(f"{DOWNLOAD}/{address}").status for address in addresses]
 
 
-def test_a_copy_of_another_servers_file_can_be_deleted(people: tuple[User, User, User], tmp_path: Path) -> None:
+def test_a_copy_of_another_servers_file_can_be_deleted(
+    people: tuple[User, User, User], tmp_path: Path
+) -> None:
     alice, bob, root = people
     theirs = upload(alice, b"tea")
     assert _statuses(bob, theirs) == [200]
     before = len(kept(tmp_path))
     assert bob.delete(f"{ADMIN}/media/{theirs}").errcode == "M_FORBIDDEN"
-    assert root.delete(f"{ADMIN}/media/{theirs}").json == {"deleted_media": [_id(theirs)], "total": 1}
+    assert root.delete(f"{ADMIN}/media/{theirs}").json == {
+        "deleted_media": [_id(theirs)],
+        "total": 1,
+    }
     assert len(kept(tmp_path)) == before - 1
     assert root.delete(f"{ADMIN}/media/{theirs}").status == 404
     assert _statuses(bob, theirs) == [200]  # it is fetched anew
@@ -48,7 +53,12 @@ def test_a_copy_of_another_servers_file_can_be_deleted(people: tuple[User, User,
 def test_what_is_held_back_is_gone_for_all(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
     image = picture(80, 60)
-    own, same, theirs, other = upload(bob, image), upload(root, image), upload(alice, image), upload(bob, b"other")
+    own, same, theirs, other = (
+        upload(bob, image),
+        upload(root, image),
+        upload(alice, image),
+        upload(bob, b"other"),
+    )
     assert _statuses(bob, own, same, theirs, other) == [200] * 4
     assert root.post(f"{ADMIN}/media/quarantine/{theirs}").json == {}
     for user in (bob, root):
@@ -74,7 +84,9 @@ def test_what_is_held_back_is_gone_for_all(people: tuple[User, User, User]) -> N
     assert len(root.get(after).json["changes"]) == 4
 
 
-def test_what_was_held_back_and_deleted_is_held_back_when_it_comes_again(people: tuple[User, User, User]) -> None:
+def test_what_was_held_back_and_deleted_is_held_back_when_it_comes_again(
+    people: tuple[User, User, User],
+) -> None:
     alice, bob, root = people
     own, theirs = upload(bob, b"own"), upload(alice, b"theirs")
     room = create(bob)
@@ -95,7 +107,11 @@ def test_what_was_held_back_and_deleted_is_held_back_when_it_comes_again(people:
 
 def test_a_file_is_held_back_before_there_is_a_copy(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
-    first, second, freed = upload(alice, b"first"), upload(alice, b"second"), upload(alice, b"freed")
+    first, second, freed = (
+        upload(alice, b"first"),
+        upload(alice, b"second"),
+        upload(alice, b"freed"),
+    )
     room = create(bob)
     say(bob, room, f"mxc://{second}")
     while bob.server.run(bob.server.app.media.upkeep.references.do_follow(1000)):
@@ -147,7 +163,10 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
     bob.get(f"{DOWNLOAD}/{theirs}")
     while bob.server.run(bob.server.app.media.upkeep.references.do_follow(1000)):
         pass
-    assert root.get(f"{ADMIN}/room/{room}/media").json == {"local": [f"mxc://{own}"], "remote": [f"mxc://{theirs}"]}
+    assert root.get(f"{ADMIN}/room/{room}/media").json == {
+        "local": [f"mxc://{own}"],
+        "remote": [f"mxc://{theirs}"],
+    }
     usage = root.get(f"{OURS}/usage").json
     assert usage == {
         "local": {"media_count": 2, "media_length": 7},
@@ -175,13 +194,22 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
 
 def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
-    addresses = {name: upload(bob, name.encode()) for name in ("own", "avatar", "face", "shared", "safe", "theirs")}
+    addresses = {
+        name: upload(bob, name.encode())
+        for name in ("own", "avatar", "face", "shared", "safe", "theirs")
+    }
     addresses["theirs"] = upload(alice, b"theirs")
     room, other = create(bob), create(bob)
     for name in ("own", "face", "shared", "safe", "theirs"):
         say(bob, room, f"mxc://{addresses[name]}")
-    bob.put(f"/_matrix/client/v3/rooms/{room}/state/m.room.avatar", {"url": f"mxc://{addresses['avatar']}"})
-    bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url", {"avatar_url": f"mxc://{addresses['face']}"})
+    bob.put(
+        f"/_matrix/client/v3/rooms/{room}/state/m.room.avatar",
+        {"url": f"mxc://{addresses['avatar']}"},
+    )
+    bob.put(
+        f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url",
+        {"avatar_url": f"mxc://{addresses['face']}"},
+    )
     say(bob, other, f"mxc://{addresses['shared']}")
     root.post(f"{ADMIN}/media/protect/{_id(addresses['safe'])}")
     bob.get(f"{DOWNLOAD}/{addresses['theirs']}")
@@ -190,7 +218,9 @@ def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User]) -> Non
     path = f"/_mahalla/admin/v1/rooms/{room}/media"
     assert bob.delete(path).errcode == "M_FORBIDDEN"
     answer = root.delete(path).json
-    assert set(answer.pop("deleted")) == {f"mxc://{addresses[name]}" for name in ("own", "avatar", "safe", "theirs")}
+    assert set(answer.pop("deleted")) == {
+        f"mxc://{addresses[name]}" for name in ("own", "avatar", "safe", "theirs")
+    }
     assert answer == {"total": 4, "shown_elsewhere": 2}
     assert (
         _statuses(bob, *(addresses[name] for name in ("own", "avatar", "safe", "face", "shared")))
@@ -201,9 +231,14 @@ def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User]) -> Non
     assert root.delete("/_mahalla/admin/v1/rooms/!none:north.example/media").json["total"] == 0
 
 
-def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User], tmp_path: Path) -> None:
+def test_uploads_of_a_user_are_listed_and_deleted(
+    people: tuple[User, User, User], tmp_path: Path
+) -> None:
     _, bob, root = people
-    files = [upload(bob, b"x" * size, query=f"?filename={name}") for size, name in ((3, "c"), (1, "a"), (2, "b"))]
+    files = [
+        upload(bob, b"x" * size, query=f"?filename={name}")
+        for size, name in ((3, "c"), (1, "a"), (2, "b"))
+    ]
     path = f"{ADMIN}/users/{bob.user_id}/media"
     page = root.get(f"{path}?order_by=media_length&limit=2").json
     assert [each["upload_name"] for each in page["media"]] == ["a", "b"]
@@ -217,16 +252,24 @@ def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User
 
     found = root.get(f"{ADMIN}/statistics/users/media?search_term=BOB").json
     assert found == {
-        "users": [{"user_id": bob.user_id, "displayname": "bob", "media_count": 3, "media_length": 6}],
+        "users": [
+            {"user_id": bob.user_id, "displayname": "bob", "media_count": 3, "media_length": 6}
+        ],
         "total": 1,
     }
     assert root.get(f"{ADMIN}/statistics/users/media?search_term=").errcode == "M_INVALID_PARAM"
-    assert root.get(f"{ADMIN}/statistics/users/media?from_ts=5&until_ts=5").errcode == "M_INVALID_PARAM"
+    assert (
+        root.get(f"{ADMIN}/statistics/users/media?from_ts=5&until_ts=5").errcode
+        == "M_INVALID_PARAM"
+    )
 
     first = root.delete(f"{path}?order_by=media_length&limit=1").json
     assert first == {"deleted_media": [_id(files[1])], "total": 1}
     root.post(f"{ADMIN}/media/quarantine/{files[0]}")
-    assert root.delete(f"{ADMIN}/media/{files[0]}").json == {"deleted_media": [_id(files[0])], "total": 1}
+    assert root.delete(f"{ADMIN}/media/{files[0]}").json == {
+        "deleted_media": [_id(files[0])],
+        "total": 1,
+    }
     assert root.delete(f"{ADMIN}/media/{files[0]}").status == 404
     assert root.delete(f"{ADMIN}/media/{NORTH}/abc").status == 404
     assert _statuses(bob, *files) == [404, 404, 200]
@@ -239,7 +282,9 @@ def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User
     assert [each["media_id"] for each in rest["deleted"]] == [_id(files[1])]
 
 
-def test_files_are_listed_by_their_day_and_size(people: tuple[User, User, User], network: Network) -> None:
+def test_files_are_listed_by_their_day_and_size(
+    people: tuple[User, User, User], network: Network
+) -> None:
     alice, bob, root = people
     began = int(network.clock.seconds() * 1000)
     early = upload(bob, b"early")
@@ -297,20 +342,33 @@ def test_old_files_are_deleted(people: tuple[User, User, User], network: Network
     for path in (f"{ADMIN}/media/delete", f"{ADMIN}/purge_media_cache"):
         assert root.post(path).errcode == "M_MISSING_PARAM"
         assert root.post(f"{path}?before_ts=1700000000").errcode == "M_INVALID_PARAM"
-    assert root.post(f"{ADMIN}/media/delete?before_ts={before}&size_gt=50").json["deleted_media"] == [_id(large)]
+    assert root.post(f"{ADMIN}/media/delete?before_ts={before}&size_gt=50").json[
+        "deleted_media"
+    ] == [_id(large)]
     assert root.post(f"{ADMIN}/media/{NORTH}/delete?before_ts={before}").status == 400
     path = f"{ADMIN}/media/{SOUTH}/delete?before_ts={before}&keep_profiles=false"
     assert set(root.post(path).json["deleted_media"]) == {_id(small), _id(face)}
     assert root.post(f"{ADMIN}/purge_media_cache?before_ts={before}").json == {"deleted": 1}
-    assert _statuses(bob, small, large, face, late, copy) == [404, 404, 404, 200, 200]  # it was fetched again
+    assert _statuses(bob, small, large, face, late, copy) == [
+        404,
+        404,
+        404,
+        200,
+        200,
+    ]  # it was fetched again
     assert root.get(f"{ADMIN}/media/{held}").status == 200
 
 
 @pytest.fixture
 def chosen(people: tuple[User, User, User], network: Network) -> dict[str, str]:
-    """Files of all kinds, by name, and `room`, `began`. Those named `old…` came a day before the others."""
+    """Files of all kinds, by name, and `room`, `began`. Those named `old…` came a day before the
+    others."""
     alice, bob, root = people
-    files = {"old": upload(bob, b"old"), "old_long": upload(bob, b"old" * 100), "old_root": upload(root, b"root")}
+    files = {
+        "old": upload(bob, b"old"),
+        "old_long": upload(bob, b"old" * 100),
+        "old_root": upload(root, b"root"),
+    }
     theirs = {"old_theirs": upload(alice, b"theirs")}
     bob.get(f"{DOWNLOAD}/{theirs['old_theirs']}")
     began = int(network.clock.seconds() * 1000) + 1
@@ -336,23 +394,35 @@ CHOICES: dict[str, tuple[dict[str, object], set[str]]] = {
     "by room alone": ({"room_id": "room", "only_in_room": True}, {"old", "new"}),
     "by day": ({"until_ts": "began"}, {"old", "old_long", "old_root"}),
     "by day and size": ({"until_ts": "began", "size_gt": 4}, {"old_long"}),
-    "by user, day and size": ({"user_id": f"@bob:{SOUTH}", "until_ts": "began", "size_gt": 3}, {"old_long"}),
+    "by user, day and size": (
+        {"user_id": f"@bob:{SOUTH}", "until_ts": "began", "size_gt": 3},
+        {"old_long"},
+    ),
     "by room and day": ({"room_id": "room", "from_ts": "began"}, {"new", "shared"}),
     "by user and room": ({"room_id": "room", "user_id": f"@root:{SOUTH}"}, set()),
     "copies by room": ({"of": "remote", "room_id": "room"}, {"theirs"}),
     "copies by day": ({"of": "remote", "until_ts": "began"}, {"old_theirs"}),
-    "copies by server and size": ({"of": "remote", "server_name": NORTH, "size_gt": 10}, {"theirs"}),
+    "copies by server and size": (
+        {"of": "remote", "server_name": NORTH, "size_gt": 10},
+        {"theirs"},
+    ),
     "copies of another server": ({"of": "remote", "server_name": "east.example"}, set()),
 }
 
 
 def _choice(name: str, files: dict[str, str]) -> dict[str, object]:
-    choice = {key: files["room"] if value == "room" else value for key, value in CHOICES[name][0].items()}
-    return {key: int(files["began"]) if value == "began" else value for key, value in choice.items()}
+    choice = {
+        key: files["room"] if value == "room" else value for key, value in CHOICES[name][0].items()
+    }
+    return {
+        key: int(files["began"]) if value == "began" else value for key, value in choice.items()
+    }
 
 
 def _query(choice: dict[str, object]) -> str:
-    return urlencode({key: str(value).lower() if value is True else value for key, value in choice.items()})
+    return urlencode(
+        {key: str(value).lower() if value is True else value for key, value in choice.items()}
+    )
 
 
 def _addresses(files: dict[str, str], *names: str) -> set[str]:
@@ -371,20 +441,28 @@ def test_what_a_choice_lists_can_be_held_back_given_free_and_deleted(
 
     def held() -> set[str]:
         found = [root.get(f"{ADMIN}/media/{chosen[each]}") for each in every]
-        return {each for each, info in zip(every, found, strict=True) if info.json["media_info"]["quarantined_by"]}
+        return {
+            each
+            for each, info in zip(every, found, strict=True)
+            if info.json["media_info"]["quarantined_by"]
+        }
 
     answer = root.post(f"{OURS}/quarantine", choice).json
     assert (set(answer["media"]), answer["total"]) == (_addresses(chosen, *wanted), len(wanted))
     assert held() == wanted | {"held"}
     assert root.post(f"{OURS}/quarantine", choice).json == {"media": [], "total": 0}
-    assert root.post(f"{OURS}/delete", choice).json == {"media": [], "total": 0}, "what is held back stays"
+    assert root.post(f"{OURS}/delete", choice).json == {"media": [], "total": 0}, (
+        "what is held back stays"
+    )
     answer = root.post(f"{OURS}/unquarantine", choice).json
     assert (set(answer["media"]), answer["total"]) == (_addresses(chosen, *wanted), len(wanted))
     assert held() == {"held"}
 
     answer = root.post(f"{OURS}/delete", choice).json
     assert (set(answer["media"]), answer["total"]) == (_addresses(chosen, *wanted), len(wanted))
-    assert {each for each in every if root.get(f"{ADMIN}/media/{chosen[each]}").status == 404} == wanted
+    assert {
+        each for each in every if root.get(f"{ADMIN}/media/{chosen[each]}").status == 404
+    } == wanted
 
 
 def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
@@ -392,19 +470,25 @@ def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
 ) -> None:
     _, bob, root = people
     mine = {"user_id": bob.user_id}
-    assert set(root.post(f"{OURS}/delete", {**mine, "quarantined": True}).json["media"]) == _addresses(chosen, "held")
+    assert set(
+        root.post(f"{OURS}/delete", {**mine, "quarantined": True}).json["media"]
+    ) == _addresses(chosen, "held")
     kept = {"old", "old_long", "new", "shared"}
-    assert set(root.post(f"{OURS}/protect", {"room_id": chosen["room"]}).json["media"]) == _addresses(
-        chosen, "old", "new", "shared"
+    assert set(
+        root.post(f"{OURS}/protect", {"room_id": chosen["room"]}).json["media"]
+    ) == _addresses(chosen, "old", "new", "shared")
+    assert set(root.post(f"{OURS}/quarantine", mine).json["media"]) == _addresses(
+        chosen, "old_long"
     )
-    assert set(root.post(f"{OURS}/quarantine", mine).json["media"]) == _addresses(chosen, "old_long")
     assert root.post(f"{OURS}/unquarantine", mine).json["total"] == 1
     assert set(root.post(f"{OURS}/delete", mine).json["media"]) == _addresses(chosen, "old_long")
     unprotected = root.post(f"{OURS}/unprotect", {**mine, "until_ts": int(chosen["began"])}).json
     assert set(unprotected["media"]) == _addresses(chosen, "old")
     left = root.post(f"{OURS}/delete", {**mine, "protected": True}).json
     assert set(left["media"]) == _addresses(chosen, "safe", "new", "shared")
-    assert {each for each in kept if root.get(f"{ADMIN}/media/{chosen[each]}").status == 200} == {"old"}
+    assert {each for each in kept if root.get(f"{ADMIN}/media/{chosen[each]}").status == 200} == {
+        "old"
+    }
 
 
 def test_many_files_are_acted_on_a_page_at_a_time(people: tuple[User, User, User]) -> None:
@@ -441,7 +525,10 @@ def test_a_choice_that_is_no_choice_is_refused(people: tuple[User, User, User]) 
             {"from_ts": -1},
             {"from_ts": 0, "until_ts": 2**53 - 1, "size_gt": 0},
         ):
-            assert root.post(f"{OURS}/{act}", everything).errcode == "M_MISSING_PARAM", (act, everything)
+            assert root.post(f"{OURS}/{act}", everything).errcode == "M_MISSING_PARAM", (
+                act,
+                everything,
+            )
         assert bob.post(f"{OURS}/{act}", {"size_gt": 0}).errcode == "M_FORBIDDEN", act
         for wrong in (
             {"size_gte": 5},  # a name that is not known
@@ -458,6 +545,9 @@ def test_a_choice_that_is_no_choice_is_refused(people: tuple[User, User, User]) 
             {"size_gt": 5, "only_in_room": True},
         ):
             answer = root.post(f"{OURS}/{act}", wrong)
-            assert (answer.status, answer.errcode in ("M_INVALID_PARAM", "M_BAD_JSON")) == (400, True), wrong
+            assert (answer.status, answer.errcode in ("M_INVALID_PARAM", "M_BAD_JSON")) == (
+                400,
+                True,
+            ), wrong
     assert root.post(f"{OURS}/protect", {"of": "remote", "size_gt": 5}).errcode == "M_INVALID_PARAM"
     assert len(root.get(OURS).json["media"]) == 1

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, set_state, shared, texts
 from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.talk import ok
@@ -41,7 +41,9 @@ async def test_an_access_list_cannot_be_emptied_by_others(network: Network) -> N
     room = await shared(network)
     east = Side(network.add(EAST))
     acl = {"allow": ["*"], "deny": ["evil.example"]}
-    pdu = await room.north.pdu(room.room_id, set_state(room.alice, room.room_id, "m.room.server_acl", acl))
+    pdu = await room.north.pdu(
+        room.room_id, set_state(room.alice, room.room_id, "m.room.server_acl", acl)
+    )
     await east.push(SOUTH, [{**pdu, "content": {"allow": ["evil.example"]}}])
     later = await room.north.pdu(room.room_id, say(room.alice, room.room_id, "hello"))
     answer = await room.north.push(SOUTH, [pdu, later])
@@ -65,10 +67,14 @@ async def test_of_many_altered_copies_in_a_gap_none_counts(network: Network) -> 
     def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
         if destination != EAST or "get_missing_events" not in request.uri:
             return None
-        return WireAnswer(200, {}, msgspec.json.encode({"events": [{**pdu, "content": LIE} for pdu in said]}))
+        return WireAnswer(
+            200, {}, msgspec.json.encode({"events": [{**pdu, "content": LIE} for pdu in said]})
+        )
 
     network.liars.append(lie)
-    last = await east.build_next(room.room_id, carol.user_id, "m.room.message", {"body": "and then"})
+    last = await east.build_next(
+        room.room_id, carol.user_id, "m.room.message", {"body": "and then"}
+    )
     assert await east.push(NORTH, [last.pdu]) == {"pdus": {last.event_id: {}}}
     network.settle()
 
@@ -98,7 +104,10 @@ async def test_who_says_when_to_come_again_is_asked_then(network: Network) -> No
         return WireAnswer(429, {"retry-after": "300"}, b"{}") if is_asked else None
 
     network.liars.append(be_busy)
-    pdus = [await room.north.pdu(room.room_id, say(room.alice, room.room_id, word)) for word in ("one", "two", "three")]
+    pdus = [
+        await room.north.pdu(room.room_id, say(room.alice, room.room_id, word))
+        for word in ("one", "two", "three")
+    ]
     for pdu in pdus[:2]:
         await east.push(SOUTH, [{**pdu, "content": LIE}])
         network.clock.advance(120)
@@ -141,7 +150,9 @@ async def test_an_answer_that_is_another_event_is_not_taken(network: Network) ->
     one = await room.by_bob("one")
     draft = {key: value for key, value in one.pdu.items() if key not in ("hashes", "signatures")}
     other = {**draft, "depth": one.depth + 1, "content": {"msgtype": "m.text", "body": "another"}}
-    twin = hash_and_sign_event(one.version, other, room.south.name, room.south.federation.identity.key)
+    twin = hash_and_sign_event(
+        one.version, other, room.south.name, room.south.federation.identity.key
+    )
     (outcome,) = await room.south.federation.receiver.receive(room.room_id, [twin])
     assert outcome.verdict is Verdict.ACCEPT
     answer = await east.push(NORTH, [{**one.pdu, "content": LIE}])
@@ -149,10 +160,14 @@ async def test_an_answer_that_is_another_event_is_not_taken(network: Network) ->
     assert len(questions(network, SOUTH)) == 1
 
 
-async def arrives_altered(network: Network, side: Side, event: Event, content: dict[str, Any]) -> None:
+async def arrives_altered(
+    network: Network, side: Side, event: Event, content: dict[str, Any]
+) -> None:
     """An altered copy is all that can be had of an event: it is kept without content."""
     network.cut(NORTH, SOUTH)
-    (outcome,) = await side.federation.receiver.receive(event.room_id, [{**event.pdu, "content": content}])
+    (outcome,) = await side.federation.receiver.receive(
+        event.room_id, [{**event.pdu, "content": content}]
+    )
     assert outcome.verdict is Verdict.REDACT
     network.mend(NORTH, SOUTH)
 
@@ -166,15 +181,21 @@ async def test_the_content_comes_back_with_the_true_copy(network: Network) -> No
     await arrives_altered(network, room.north, event, LIE)
     assert texts(room.alice, room.room_id) == ["", "root"]
 
-    assert await room.south.push(NORTH, [{**event.pdu, "content": LIE}, event.pdu]) == {"pdus": {event.event_id: {}}}
+    assert await room.south.push(NORTH, [{**event.pdu, "content": LIE}, event.pdu]) == {
+        "pdus": {event.event_id: {}}
+    }
     assert texts(room.alice, room.room_id) == ["", "root"], "the first of two copies counts"
     assert await room.south.push(NORTH, [event.pdu]) == {"pdus": {event.event_id: {}}}
     assert texts(room.alice, room.room_id) == ["the truth", "root"]
     path = f"/_matrix/client/v3/rooms/{room.room_id}"
     assert ok(room.alice.get(f"{path}/event/{event.event_id}"))["content"] == content
-    thread = ok(room.alice.get(f"/_matrix/client/v1/rooms/{room.room_id}/relations/{root}"))["chunk"]
+    thread = ok(room.alice.get(f"/_matrix/client/v1/rooms/{room.room_id}/relations/{root}"))[
+        "chunk"
+    ]
     assert [each["event_id"] for each in thread] == [event.event_id]
-    assert await room.south.push(NORTH, [{**event.pdu, "content": LIE}]) == {"pdus": {event.event_id: {}}}
+    assert await room.south.push(NORTH, [{**event.pdu, "content": LIE}]) == {
+        "pdus": {event.event_id: {}}
+    }
     assert texts(room.alice, room.room_id) == ["the truth", "root"]
 
 
@@ -197,13 +218,17 @@ async def test_state_has_its_effects_again(network: Network, way: str) -> None:
         ("m.room.member", room.bob.user_id, me),
         ("m.room.server_acl", "", acl),
     ):
-        event = await room.south.build_next(room.room_id, room.bob.user_id, type, content, state_key)
+        event = await room.south.build_next(
+            room.room_id, room.bob.user_id, type, content, state_key
+        )
         (outcome,) = await room.south.federation.receiver.receive(room.room_id, [event.pdu])
         assert outcome.verdict is Verdict.ACCEPT
         altered = {"membership": "join"} if type == "m.room.member" else {}
         await arrives_altered(network, room.north, event, {**altered, "x": "y"})
         if type == "m.room.server_acl":
-            assert not await room.north.rooms.access.is_allowed(await room.north.room(room.room_id), room.south.name)
+            assert not await room.north.rooms.access.is_allowed(
+                await room.north.room(room.room_id), room.south.name
+            )
         if way == "state":
             await room.north.federation.receiver.receive_outliers(room.room_id, [event.pdu])
         else:
@@ -213,7 +238,10 @@ async def test_state_has_its_effects_again(network: Network, way: str) -> None:
     assert not await access.is_allowed(snapshot, ServerName("evil.example"))
     path = f"/_matrix/client/v3/rooms/{room.room_id}"
     assert ok(room.alice.get(f"{path}/state/m.room.name"))["name"] == "tea"
-    assert ok(room.alice.get(f"{path}/joined_members"))["joined"][room.bob.user_id]["display_name"] == "Bob"
+    assert (
+        ok(room.alice.get(f"{path}/joined_members"))["joined"][room.bob.user_id]["display_name"]
+        == "Bob"
+    )
     listed = ok(room.alice.get("/_matrix/client/v3/publicRooms"))["chunk"]
     assert [(each["name"], each["num_joined_members"]) for each in listed] == [("tea", 2)]
 
@@ -221,14 +249,18 @@ async def test_state_has_its_effects_again(network: Network, way: str) -> None:
 async def test_an_outlier_has_its_content_when_it_finds_its_place(network: Network) -> None:
     room = await shared(network)
     event = await room.by_bob("the truth")
-    (outcome,) = await room.north.federation.receiver.receive_outliers(room.room_id, [{**event.pdu, "content": LIE}])
+    (outcome,) = await room.north.federation.receiver.receive_outliers(
+        room.room_id, [{**event.pdu, "content": LIE}]
+    )
     assert outcome.verdict is Verdict.REDACT
     await room.south.push(NORTH, [event.pdu])
     assert texts(room.alice, room.room_id) == ["the truth"]
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-async def test_what_waits_gives_way_to_no_event_of_others_that_has_its_name(network: Network, version: str) -> None:
+async def test_what_waits_gives_way_to_no_event_of_others_that_has_its_name(
+    network: Network, version: str
+) -> None:
     """In old rooms events have the names that their senders give them."""
     room = await shared(network, version)
     east = Side(network.add(EAST))

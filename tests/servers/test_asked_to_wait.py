@@ -1,4 +1,5 @@
-"""A server that asks to be left alone for a while (429) is sent nothing meanwhile, and is taken for one that is there.
+"""A server that asks to be left alone for a while (429) is sent nothing meanwhile, and is taken for
+one that is there.
 
 spec: client-server-api#rate-limiting
 """
@@ -9,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
 from federation.sender import deliveries
-from federation.wire import WireAnswer, WireRequest
-from homeserver.services.destinations import DEAD_DAYS
+from homeserver.services.federation.destinations import DEAD_DAYS
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, texts
 from tests.helpers.keys import claim, query
 from tests.helpers.network import Fate, Network
@@ -27,7 +28,9 @@ from tests.servers.test_sending import DESTINATIONS, make_admin
 class Busy:
     """The south, where it has too much to do with transactions."""
 
-    def __init__(self, network: Network, headers: Mapping[str, str], body: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: Network, headers: Mapping[str, str], body: Mapping[str, Any]
+    ) -> None:
         self.is_busy = True
         self.tries: list[float] = []
         """After how many seconds each transaction came."""
@@ -67,7 +70,10 @@ class Busy:
         ({}, {"retry_after_ms": True}, [0, 5, 20, 65, 200]),
         ({"retry-after": "soon"}, {"retry_after_ms": [60_000]}, [0, 5, 20, 65, 200]),
         (
-            {"retry-after": "Mon, 01 Jan 2001 00:01:00 GMT", "date": "Mon, 01 Jan 2001 00:00:00 GMT"},
+            {
+                "retry-after": "Mon, 01 Jan 2001 00:01:00 GMT",
+                "date": "Mon, 01 Jan 2001 00:00:00 GMT",
+            },
             {"retry_after_ms": 1000},
             [0, 60, 120, 180, 315],
         ),
@@ -120,13 +126,16 @@ async def test_what_it_says_itself_makes_it_be_tried_no_sooner(network: Network)
 
 
 async def test_it_may_be_asked_for_keys_meanwhile(network: Network) -> None:
-    """However long it is that it takes no transactions: whose keys cannot be had cannot read what is sent."""
+    """However long it is that it takes no transactions: whose keys cannot be had cannot read what
+    is sent."""
     room = await sending(network)
     busy = Busy(network, {"retry-after": "600"}, {})
     say(room.alice, room.room_id, "salom")
     busy.pass_time(40)
     assert query(room.alice, room.bob)["failures"] == {}
-    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id}
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id
+    }
     assert claim(room.alice, room.bob)
     assert busy.tries == [0]
 
@@ -164,7 +173,8 @@ async def test_nor_is_it_away_when_it_does_not_answer_the_next_time(network: Net
 
 
 async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Network) -> None:
-    """It was away for nearly as long as messages are kept for a server that cannot be reached, and has much to do now."""
+    """It was away for nearly as long as messages are kept for a server that cannot be reached, and
+    has much to do now."""
     room = await sending(network)
     _, since = bodies(room.bob)
     destinations = room.north.server.app.federation_out.destinations
@@ -207,7 +217,9 @@ async def test_what_it_asked_holds_after_a_restart(network: Network) -> None:
     assert "salom" in texts(room.bob, room.room_id)
 
 
-async def test_what_was_taken_though_the_answer_got_lost_is_not_taken_twice(network: Network) -> None:
+async def test_what_was_taken_though_the_answer_got_lost_is_not_taken_twice(
+    network: Network,
+) -> None:
     """Then it asks us to wait, and gets in parts what it has."""
     room = await sending(network)
     _, since = bodies(room.bob)
@@ -217,7 +229,9 @@ async def test_what_was_taken_though_the_answer_got_lost_is_not_taken_twice(netw
         say(room.alice, room.room_id, f"w{number}")
     network.settle()
     network.mend(NORTH, SOUTH)
-    network.weather = lambda letter: Fate.ANSWER_IS_LOST if SEND in letter.request.uri else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.ANSWER_IS_LOST if SEND in letter.request.uri else Fate.ARRIVES
+    )
     network.clock.advance(5)
     network.settle()
     busy = Busy(network, {"retry-after": "60"}, {})
@@ -231,7 +245,8 @@ async def test_what_was_taken_though_the_answer_got_lost_is_not_taken_twice(netw
 
 
 async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network: Network) -> None:
-    """As one whose disk is full: what it took before does not show that it is what is left at which it breaks down."""
+    """As one whose disk is full: what it took before does not show that it is what is left at which
+    it breaks down."""
     room = await sending(network)
     _, since = bodies(room.bob)
     network.cut(NORTH, SOUTH)
@@ -282,7 +297,11 @@ async def test_of_many_that_go_on_to_ask_so_what_is_in_parts_is_not_all_kept(
     network.cut(NORTH, SOUTH)
     network.cut(NORTH, EAST)
     for number in range(4):
-        send(room.alice, number, {user.user_id: {user.device_id: {"n": number}} for user in people.values()})
+        send(
+            room.alice,
+            number,
+            {user.user_id: {user.device_id: {"n": number}} for user in people.values()},
+        )
     network.settle()
     network.mend(NORTH, SOUTH)
     network.mend(NORTH, EAST)
@@ -313,7 +332,11 @@ async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
 
     def look() -> tuple[dict[str, Any], int, int]:
         figures = room.north.server.app.federation_out.deliveries.get_figures()
-        return root.get(f"{DESTINATIONS}/{SOUTH}").json, figures["failing"], figures["asked_to_wait"]
+        return (
+            root.get(f"{DESTINATIONS}/{SOUTH}").json,
+            figures["failing"],
+            figures["asked_to_wait"],
+        )
 
     say(room.alice, room.room_id, "salom")
     network.settle()
@@ -337,7 +360,11 @@ async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
     busy.pass_time(60)
     standing, failing, waiting = look()
     assert (failing, waiting) == (0, 0)
-    assert (standing["failure_ts"], standing["asked_until_ts"], standing["retry_interval"]) == (None, None, 0)
+    assert (standing["failure_ts"], standing["asked_until_ts"], standing["retry_interval"]) == (
+        None,
+        None,
+        0,
+    )
 
 
 async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
@@ -354,7 +381,8 @@ async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
 
 
 async def test_two_of_us_come_to_terms(network: Network) -> None:
-    """What is beyond the bound of the other server waits as long as that says, and comes in order with what was said in rooms."""
+    """What is beyond the bound of the other server waits as long as that says, and comes in order
+    with what was said in rooms."""
     room = await sending(network)
     room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
     second = another_device(room.alice)
@@ -374,7 +402,9 @@ async def test_two_of_us_come_to_terms(network: Network) -> None:
 
 
 def _busy(headers: Mapping[str, str], body: Mapping[str, Any]) -> WireAnswer:
-    return WireAnswer(429, dict(headers), msgspec.json.encode({"errcode": "M_LIMIT_EXCEEDED", **body}))
+    return WireAnswer(
+        429, dict(headers), msgspec.json.encode({"errcode": "M_LIMIT_EXCEEDED", **body})
+    )
 
 
 def sent(network: Network) -> list[str]:

@@ -1,13 +1,25 @@
-"""Reading back leads to the beginning of a room, over what this server has never seen, as long as anybody can be asked."""
+"""Reading back leads to the beginning of a room, over what this server has never seen, as long as
+anybody can be asked."""
 
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import EventID, RoomID
-from federation.rooms.backfill import LONGEST_WAIT, REST
-from federation.wire import WireAnswer, WireRequest
-from storage.timelines import TimelineStore
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, say, set_state, shared, texts
+from federation.rooms.history.backfill import LONGEST_WAIT, REST
+from storage.events.timelines import TimelineStore
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Side,
+    adopt,
+    create_room,
+    say,
+    set_state,
+    shared,
+    texts,
+)
 from tests.helpers.network import Network
 
 
@@ -17,7 +29,11 @@ def requests_to(network: Network, server: str, word: str) -> int:
 
 async def open_ends(side: Side, room_id: RoomID) -> set[str]:
     snapshot = await side.room(room_id)
-    return set(await TimelineStore(side.server.app.database).get_backward_extremities(snapshot.room.room_nid))
+    return set(
+        await TimelineStore(side.server.app.database).get_backward_extremities(
+            snapshot.room.room_nid
+        )
+    )
 
 
 @pytest.mark.parametrize("version", ["1", "6", "10", "11", "12"])
@@ -118,7 +134,11 @@ async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network)
     said = [say(room.alice, room.room_id, f"{number}") for number in range(20)]
     network.mend(NORTH, SOUTH)
     network.liars.append(
-        lambda to, request: WireAnswer(200, {}, b'{"events": []}') if to == NORTH and "missing" in request.uri else None
+        lambda to, request: (
+            WireAnswer(200, {}, b'{"events": []}')
+            if to == NORTH and "missing" in request.uri
+            else None
+        )
     )
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
     assert (await room.south.find(room.room_id, said[0])) is None
@@ -129,7 +149,11 @@ async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network)
 async def test_what_the_history_visibility_hides_is_not_given(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
-    hidden = {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": "joined"}}
+    hidden = {
+        "type": "m.room.history_visibility",
+        "state_key": "",
+        "content": {"history_visibility": "joined"},
+    }
     room_id = create_room(alice, initial_state=[hidden])
     secret = say(alice, room_id, "not for you")
     await adopt(north, south, bob.user_id, room_id)
@@ -150,7 +174,11 @@ async def test_a_made_up_past_is_not_believed(network: Network) -> None:
     body = {"origin": NORTH, "origin_server_ts": 1, "pdus": [forged.pdu, pdu, 7, {}]}
 
     def lie(to: str, request: WireRequest) -> WireAnswer | None:
-        return WireAnswer(200, {}, msgspec.json.encode(body)) if to == NORTH and "backfill" in request.uri else None
+        return (
+            WireAnswer(200, {}, msgspec.json.encode(body))
+            if to == NORTH and "backfill" in request.uri
+            else None
+        )
 
     network.liars.append(lie)
 

@@ -1,11 +1,12 @@
-"""How much another server may leave here for devices: what is beyond that it keeps, and sends again later."""
+"""How much another server may leave here for devices: what is beyond that it keeps, and sends again
+later."""
 
 import pytest
 from twisted.logger import capturedLogs
 
+from federation.peers.requests import RefusedByRemote, asked_wait_ms
 from federation.protocol.ids import ServerName
-from federation.requests import RefusedByRemote, asked_wait_ms
-from homeserver.services import to_device
+from homeserver.services.encryption import to_device
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt
 from tests.helpers.network import Network
 from tests.servers.test_devices_between import another_device, bodies, send, sending
@@ -15,7 +16,8 @@ LARGE = "x" * 8000
 
 
 async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> None:
-    """It counts for each device that gets it: a message to all devices of somebody is kept for each."""
+    """It counts for each device that gets it: a message to all devices of somebody is kept for
+    each."""
     room = await sending(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -28,7 +30,12 @@ async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> 
         network.settle()
     found, since = bodies(room.alice, since)
     assert found == [0, 1], "each takes twice its size, and one that begins is taken whole"
-    edu = {"sender": carol.user_id, "type": "m.x", "message_id": "1", "messages": {room.alice.user_id: {"*": {"n": 9}}}}
+    edu = {
+        "sender": carol.user_id,
+        "type": "m.x",
+        "message_id": "1",
+        "messages": {room.alice.user_id: {"*": {"n": 9}}},
+    }
     await east.push(NORTH, [], [{"edu_type": "m.direct_to_device", "content": edu}])
     found, since = bodies(room.alice, since)
     assert found == [9], "others do not notice"
@@ -46,9 +53,17 @@ async def test_a_transaction_that_is_refused_so_is_taken_in_whole_later(network:
     edus = []
     for number in range(5):
         messages = {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}}
-        content = {"sender": room.bob.user_id, "type": "m.x", "message_id": str(number), "messages": messages}
+        content = {
+            "sender": room.bob.user_id,
+            "type": "m.x",
+            "message_id": str(number),
+            "messages": messages,
+        }
         edus.append({"edu_type": "m.direct_to_device", "content": content})
-    path, body = "/_matrix/federation/v1/send/large", {"origin": SOUTH, "origin_server_ts": 1, "pdus": [], "edus": edus}
+    path, body = (
+        "/_matrix/federation/v1/send/large",
+        {"origin": SOUTH, "origin_server_ts": 1, "pdus": [], "edus": edus},
+    )
     requests = room.south.server.app.federation.requests
     with pytest.raises(RefusedByRemote) as refused:
         await requests.put(ServerName(NORTH), path, body)
@@ -67,9 +82,15 @@ async def test_who_sends_too_much_holds_up_nobody_else_of_their_server(network: 
     _, since = bodies(room.alice)
     with capturedLogs() as logged:
         for number in range(8):
-            send(room.bob, number, {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}})
+            send(
+                room.bob,
+                number,
+                {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}},
+            )
             network.settle()
-    assert [event["sender"] for event in logged if event["log_level"].name == "warn"] == [room.bob.user_id]
+    assert [event["sender"] for event in logged if event["log_level"].name == "warn"] == [
+        room.bob.user_id
+    ]
     send(dora, 1, {room.alice.user_id: {room.alice.device_id: {"n": 9}}})
     network.settle()
     found, since = bodies(room.alice, since)
@@ -90,7 +111,12 @@ async def test_copies_of_one_message_are_bounded_as_those_of_our_users(
     for number, to in enumerate(["*", room.alice.device_id], 1):
         content = {"n": number, "padding": LARGE}
         messages = {room.alice.user_id: {to: content}}
-        edu = {"sender": room.bob.user_id, "type": "m.x", "message_id": str(number), "messages": messages}
+        edu = {
+            "sender": room.bob.user_id,
+            "type": "m.x",
+            "message_id": str(number),
+            "messages": messages,
+        }
         await room.south.push(NORTH, [], [{"edu_type": "m.direct_to_device", "content": edu}])
     assert bodies(room.alice, since)[0] == [2]
     assert [bodies(other)[0] for other in others] == [[], []]

@@ -1,5 +1,6 @@
-"""One-time keys of another server's users while that server does not answer: it may just be starting again, and whoever gets no key now
-cannot be read by the device. So it is asked again as long as the client waits; one that has been away for longer is not."""
+"""One-time keys of another server's users while that server does not answer: it may just be
+starting again, and whoever gets no key now cannot be read by the device. So it is asked again as
+long as the client waits; one that has been away for longer is not."""
 
 from federation.protocol.ids import ServerName
 from federation.sender.destination import LONGEST_SILENCE_MS
@@ -15,7 +16,9 @@ ALGORITHM = "signed_curve25519"
 def begin_claim(room: Shared) -> Pending:
     """Alice wants a key of Bob's, and waits ten seconds for it."""
     return room.alice.start(
-        "POST", f"{V3}/keys/claim", {"one_time_keys": {room.bob.user_id: {room.bob.device_id: ALGORITHM}}}
+        "POST",
+        f"{V3}/keys/claim",
+        {"one_time_keys": {room.bob.user_id: {room.bob.device_id: ALGORITHM}}},
     )
 
 
@@ -85,7 +88,9 @@ async def test_nor_for_people_whom_nobody_here_meets(network: Network) -> None:
     """Else whoever names many servers would have each asked again and again."""
     room = await sending(network)
     network.cut(NORTH, SOUTH)
-    wanted = {f"@nobody:{server}": {"X": ALGORITHM} for server in (SOUTH, ServerName("nowhere.example"))}
+    wanted = {
+        f"@nobody:{server}": {"X": ALGORITHM} for server in (SOUTH, ServerName("nowhere.example"))
+    }
     answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": wanted})
     assert answer.json["failures"].keys() == {SOUTH, "nowhere.example"}
     assert asked(network, SOUTH, "/user/keys/claim") == 1

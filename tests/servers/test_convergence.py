@@ -1,12 +1,13 @@
-"""Three whole servers, and a network that cuts, delays, loses, repeats and reorders: once all is healed, they have the same
-room.
+"""Three whole servers, and a network that cuts, delays, loses, repeats and reorders: once all is
+healed, they have the same room.
 
-In the end everybody comes back into the room, as far as its rules let them, and reads it to its beginning: then all three
-servers have the same state and the same events. Those who could not come back, since nobody was left who may let them in, are
-compared as far as they take each other to be in the room.
+In the end everybody comes back into the room, as far as its rules let them, and reads it to its
+beginning: then all three servers have the same state and the same events. Those who could not come
+back, since nobody was left who may let them in, are compared as far as they take each other to be
+in the room.
 
-Some runs are part of the suite, others each time; `MAHALLA_CONVERGENCE_RUNS=1000 pytest tests/servers/test_convergence.py` makes as
-many. `--hypothesis-seed=N` makes the same ones again.
+Some runs are part of the suite, others each time; `MAHALLA_CONVERGENCE_RUNS=1000 pytest
+tests/servers/test_convergence.py` makes as many. `--hypothesis-seed=N` makes the same ones again.
 """
 
 import os
@@ -23,8 +24,8 @@ from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
-from storage.database import Database
-from storage.timelines import Direction, Place, TimelineStore
+from storage.engine.database import Database
+from storage.events.timelines import Direction, Place, TimelineStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, texts
@@ -62,12 +63,14 @@ class Towns(RuleBasedStateMachine):
         self.network = Network(self.path, open_another)
         self.sides = [Side(self.network.add(name)) for name in NAMES]
         self.users: list[User] = [
-            side.server.register(name) for side, name in zip(self.sides, ("alice", "bob", "carol"), strict=True)
+            side.server.register(name)
+            for side, name in zip(self.sides, ("alice", "bob", "carol"), strict=True)
         ]
         self.network.start_sending()
         self.room_id = RoomID("!none")
         self.there: dict[EventID, set[int]] = {}
-        """The servers that have been in the room, by their own view, ever since an event was first seen on any."""
+        """The servers that have been in the room, by their own view, ever since an event was first
+        seen on any."""
         self.holding = False
         self.number = 0
 
@@ -88,7 +91,12 @@ class Towns(RuleBasedStateMachine):
     @rule(who=WHO)
     def say(self, who: int) -> None:
         self.number += 1
-        self.act(who, "PUT", f"send/m.room.message/{self.number}", {"msgtype": "m.text", "body": f"{self.number}"})
+        self.act(
+            who,
+            "PUT",
+            f"send/m.room.message/{self.number}",
+            {"msgtype": "m.text", "body": f"{self.number}"},
+        )
 
     @rule(who=WHO, topic=st.sampled_from("xyz"))
     def set_topic(self, who: int, topic: str) -> None:
@@ -99,7 +107,12 @@ class Towns(RuleBasedStateMachine):
         users = {user.user_id: level for user, level in zip(self.users, levels, strict=True)}
         if self.version == "12":
             del users[self.users[0].user_id]
-        self.act(who, "PUT", "state/m.room.power_levels/", {"users": users, "users_default": 0, "state_default": 50})
+        self.act(
+            who,
+            "PUT",
+            "state/m.room.power_levels/",
+            {"users": users, "users_default": 0, "state_default": 50},
+        )
 
     @rule(who=WHO, join_rule=st.sampled_from(["public", "invite"]))
     def set_join_rule(self, who: int, join_rule: str) -> None:
@@ -246,12 +259,15 @@ class Towns(RuleBasedStateMachine):
     async def _compare(self) -> None:
         """Servers that take each other to be in the room have the same room.
 
-        A ban, or a join that the resolution of a fork took back, may be known to one side only: then that one no longer
-        tells the other anything.
+        A ban, or a join that the resolution of a fork took back, may be known to one side only:
+        then that one no longer tells the other anything.
         """
         present = [at for at in range(3) if await self._is_in_room(at)]
         states = {at: await self.sides[at].state(self.room_id) for at in present}
-        members = {at: {other for other in range(3) if await self._is_joined(states[at], other)} for at in present}
+        members = {
+            at: {other for other in range(3) if await self._is_joined(states[at], other)}
+            for at in present
+        }
         if len(present) == 3 and all(len(there) == 3 for there in members.values()):
             event("all came back")
             assert states[0] == states[1] == states[2]
@@ -272,16 +288,21 @@ class Towns(RuleBasedStateMachine):
                 while await side.server.app.incoming.audit.do_step(100):
                     pass
                 await side.server.app.incoming.audit.do_step(10_000)
-        differences = [formatEvent(entry) for entry in logged if "the state of" in str(entry.get("log_format"))]
+        differences = [
+            formatEvent(entry) for entry in logged if "the state of" in str(entry.get("log_format"))
+        ]
         assert not differences, differences[0]
 
     async def _compare_all_events(self) -> None:
-        """Everybody has what anybody has been shown; and shows it, unless somebody took it to come from outside.
+        """Everybody has what anybody has been shown; and shows it, unless somebody took it to come
+        from outside.
 
-        Missing may be what meets three conditions. Nobody goes on from it: whoever has it has left the room since, and has come back
-        by others, who do not have it. (So a message into a room that the others, not heard any more, had left by then; or what
-        others soft-failed.) The server was out of the room at that time, or has been since: else it would have been sent to it,
-        and taken. And nothing that the server has follows it: so reading back to the beginning does not come by it.
+        Missing may be what meets three conditions. Nobody goes on from it: whoever has it has left
+        the room since, and has come back by others, who do not have it. (So a message into a room
+        that the others, not heard any more, had left by then; or what others soft-failed.) The
+        server was out of the room at that time, or has been since: else it would have been sent to
+        it, and taken. And nothing that the server has follows it: so reading back to the beginning
+        does not come by it.
         """
         shown = [set(await self._timeline(side)) for side in self.sides]
         followed = [await self._followed(side, set.union(*shown)) for side in self.sides]
@@ -290,7 +311,12 @@ class Towns(RuleBasedStateMachine):
             stored = [await side.find(self.room_id, event_id) for side in self.sides]
             for at, (name, each) in enumerate(zip(NAMES, stored, strict=True)):
                 was_out = at not in self.there[event_id]
-                if each is None and was_out and event_id not in history and event_id not in followed[at]:
+                if (
+                    each is None
+                    and was_out
+                    and event_id not in history
+                    and event_id not in followed[at]
+                ):
                     event("one misses what nobody goes on from")
                     continue
                 assert each is not None, (name, event_id)
@@ -300,19 +326,28 @@ class Towns(RuleBasedStateMachine):
                 assert all(event_id in there for there in shown)
 
     async def _history(self) -> set[EventID]:
-        """What any server goes on from: the forward extremities of all, and what these follow, as far as anybody has it."""
+        """What any server goes on from: the forward extremities of all, and what these follow, as
+        far as anybody has it."""
         history: set[EventID] = set()
-        waiting = [EventID(name) for side in self.sides for name in await side.extremities(self.room_id)]
+        waiting = [
+            EventID(name) for side in self.sides for name in await side.extremities(self.room_id)
+        ]
         while waiting:
             event_id = waiting.pop()
             if event_id not in history:
                 history.add(event_id)
                 found = [await side.find(self.room_id, event_id) for side in self.sides]
-                waiting += [name for stored in found if stored is not None for name in stored.event.prev_events]
+                waiting += [
+                    name
+                    for stored in found
+                    if stored is not None
+                    for name in stored.event.prev_events
+                ]
         return history
 
     async def _followed(self, side: Side, shown: Collection[EventID]) -> set[EventID]:
-        """What is followed by events that have their place on a server; `shown`: all that anybody was shown."""
+        """What is followed by events that have their place on a server; `shown`: all that anybody
+        was shown."""
         found = [await side.find(self.room_id, event_id) for event_id in shown]
         placed = [stored for stored in found if stored is not None and not stored.is_outlier]
         return {name for stored in placed for name in stored.event.prev_events}

@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 
 from federation.remote.transactions import Transactions
-from federation.rooms.unheard import Unheard
+from federation.rooms.unacknowledged_leaves import Unheard
 from tests.servers.test_convergence import Towns
 
 
-def lose_what_the_south_says_last(monkeypatch: pytest.MonkeyPatch, *, was_away_before: bool) -> tuple[Towns, list[str]]:
-    """Whoever says it leaves, and comes back by others, who never had it; the towns, and what was lost."""
-    monkeypatch.setattr("tests.servers.test_convergence.event", lambda _: None)  # of a run by Hypothesis
+def lose_what_the_south_says_last(
+    monkeypatch: pytest.MonkeyPatch, *, was_away_before: bool
+) -> tuple[Towns, list[str]]:
+    """Whoever says it leaves, and comes back by others, who never had it; the towns, and what was
+    lost."""
+    monkeypatch.setattr(
+        "tests.servers.test_convergence.event", lambda _: None
+    )  # of a run by Hypothesis
     towns = Towns()
     towns.begin("11")
     if was_away_before:
@@ -34,7 +39,9 @@ def lose_what_the_south_says_last(monkeypatch: pytest.MonkeyPatch, *, was_away_b
 
 
 @pytest.mark.parametrize("was_away_before", [False, True])
-def test_a_message_that_is_lost_is_noticed(was_away_before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_is_lost_is_noticed(
+    was_away_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where nobody goes on from it."""
 
     async def find_nothing(*_: Any) -> dict[Any, Any]:
@@ -42,11 +49,15 @@ def test_a_message_that_is_lost_is_noticed(was_away_before: bool, monkeypatch: p
 
     monkeypatch.setattr(Unheard, "find_replaced", find_nothing)
     towns, lost = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)
-    with pytest.raises(AssertionError, match="|".join(re.escape(f"'{event_id}'") for event_id in lost)):
+    with pytest.raises(
+        AssertionError, match="|".join(re.escape(f"'{event_id}'") for event_id in lost)
+    ):
         towns.teardown()
 
 
 @pytest.mark.parametrize("was_away_before", [False, True])
-def test_who_comes_back_goes_on_from_what_they_said(was_away_before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_comes_back_goes_on_from_what_they_said(
+    was_away_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     towns, _ = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)
     towns.teardown()

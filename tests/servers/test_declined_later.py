@@ -1,4 +1,5 @@
-"""Who has left a room with all of this server, was invited to it anew and declined: what they may see of it is what they saw."""
+"""Who has left a room with all of this server, was invited to it anew and declined: what they may
+see of it is what they saw."""
 
 from urllib.parse import quote
 
@@ -12,14 +13,20 @@ WITH_LEFT = quote('{"room":{"include_leave":true}}')
 
 
 @pytest.mark.parametrize("way", ["v3", "sliding"])
-async def test_an_invite_that_was_declined_after_all_of_us_had_left(network: Network, way: str) -> None:
+async def test_an_invite_that_was_declined_after_all_of_us_had_left(
+    network: Network, way: str
+) -> None:
     room = await shared(network, "12")
     network.start_sending()
     carol = room.south.server.register("carol")
     join(carol, room.room_id)
     network.settle()
     since = ok(room.bob.get(f"{V3}/sync"))["next_batch"]
-    ok(room.bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", sliding(room.room_id)))
+    ok(
+        room.bob.post(
+            "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", sliding(room.room_id)
+        )
+    )
     for user in (carol, room.bob):
         leave(user, room.room_id)
     network.settle()
@@ -60,9 +67,14 @@ async def test_who_is_invited_to_a_room_that_all_of_us_had_left_reads_what_they_
         leave(room.bob, room.room_id)
         network.settle()
     page = ok(room.bob.get(room_path(room.room_id, "messages", dir="b")))["chunk"]
-    assert [event["content"].get("body") or event["content"]["membership"] for event in page[:2]] == ["leave", "salom"]
+    assert [
+        event["content"].get("body") or event["content"]["membership"] for event in page[:2]
+    ] == ["leave", "salom"]
 
 
 def sliding(room_id: str) -> dict[str, object]:
     wanted = {"required_state": [["*", "*"]], "timeline_limit": 5}
-    return {"lists": {"all": {"ranges": [[0, 20]], **wanted}}, "room_subscriptions": {room_id: wanted}}
+    return {
+        "lists": {"all": {"ranges": [[0, 20]], **wanted}},
+        "room_subscriptions": {room_id: wanted},
+    }

@@ -1,15 +1,20 @@
-"""Who declines an invite has left at once; the servers that know of the invite hear of it, though they are down when it is declined, or
-ours dies before it has told them."""
+"""Who declines an invite has left at once; the servers that know of the invite hear of it, though
+they are down when it is declined, or ours dies before it has told them."""
 
 from urllib.parse import quote
 
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
-from storage.database import Database
-from storage.untold_leaves import MOST_FOR_A_SERVER, UntoldLeave, UntoldLeaveStore, set_untold_leaves
+from storage.engine.database import Database
+from storage.federation.pending_leaves import (
+    MOST_FOR_A_SERVER,
+    UntoldLeave,
+    UntoldLeaveStore,
+    set_untold_leaves,
+)
 from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
@@ -62,8 +67,12 @@ class Busy:
         network.liars.append(self._refuse)
 
     def _refuse(self, to: ServerName, request: WireRequest) -> WireAnswer | None:
-        is_concerned = self.rooms is None or any(quote(room_id, safe="") in request.uri for room_id in self.rooms)
-        return self._answer if to == NORTH and "/make_leave/" in request.uri and is_concerned else None
+        is_concerned = self.rooms is None or any(
+            quote(room_id, safe="") in request.uri for room_id in self.rooms
+        )
+        return (
+            self._answer if to == NORTH and "/make_leave/" in request.uri and is_concerned else None
+        )
 
 
 def declined_unheard(network: Network, alice: User, bob: User) -> str:
@@ -82,7 +91,10 @@ def test_a_server_that_was_down_hears_of_it(network: Network) -> None:
     network.mend(NORTH, SOUTH)
     assert standing(alice, room_id, bob) == "invite"
     wait(network, bob.server, 2)
-    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "leave", "reason": "no tea"}
+    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {
+        "membership": "leave",
+        "reason": "no tea",
+    }
     told = len(asked(network))
     wait(network, bob.server, 12)
     assert len(asked(network)) == told, "once is enough"
@@ -108,7 +120,12 @@ def test_one_that_says_when_to_come_again_is_told_then(network: Network) -> None
     again = network.rebuild(SOUTH)
     wait(network, again, 0.8)
     assert len(asked(network)) == 2
-    leave(User(again, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}), rooms[1])
+    leave(
+        User(
+            again, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
+        ),
+        rooms[1],
+    )
     wait(network, again, 0.2)
     assert [standing(alice, room_id, bob) for room_id in rooms] == ["leave", "leave"]
 
@@ -126,7 +143,8 @@ def test_and_not_asked_before_whatever_else_is_declined(network: Network) -> Non
 
 
 def test_one_that_says_so_of_one_room_only_hears_of_the_others(network: Network) -> None:
-    """What it does not want to hear now is not in the way of what comes after it, however long it asks us to wait."""
+    """What it does not want to hear now is not in the way of what comes after it, however long it
+    asks us to wait."""
     alice, bob, rooms = invited_twice(network)
     busy = Busy(network, 3600)
     for room_id in rooms:
@@ -193,7 +211,9 @@ def test_who_thinks_better_of_it_does_not_leave_later(network: Network, then: st
     assert standing(alice, room_id, bob) == ("join" if then == "joined" else "invite")
 
 
-def test_what_was_declined_does_not_come_back_with_a_colleague_who_accepts(network: Network) -> None:
+def test_what_was_declined_does_not_come_back_with_a_colleague_who_accepts(
+    network: Network,
+) -> None:
     """The other server was down, and the invite still stands in the room when ours enters it."""
     alice, bob = pair(network)
     network.start_sending()
@@ -203,11 +223,16 @@ def test_what_was_declined_does_not_come_back_with_a_colleague_who_accepts(netwo
     invite(alice, room_id, carol)
     join(carol, room_id)
     wait(network, bob.server, 0.1)
-    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "leave", "reason": "no tea"}
+    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {
+        "membership": "leave",
+        "reason": "no tea",
+    }
     assert room_id not in ok(bob.get(f"{V3}/sync")).get("rooms", {}).get("invite", {})
 
 
-def test_an_invite_that_came_since_is_not_declined_when_a_colleague_enters(network: Network) -> None:
+def test_an_invite_that_came_since_is_not_declined_when_a_colleague_enters(
+    network: Network,
+) -> None:
     alice, bob = pair(network)
     network.start_sending()
     carol = bob.server.register("carol")
@@ -269,7 +294,13 @@ async def test_what_waits_for_a_server_is_bounded(database: Database) -> None:
     store = UntoldLeaveStore(database)
     for room_nid in range(MOST_FOR_A_SERVER + 10):
         await database.write(
-            "add", set_untold_leaves, room_nid, "@a:b", f"$e{room_nid}", {"full.example": "$i", "b": "$i"}, 1
+            "add",
+            set_untold_leaves,
+            room_nid,
+            "@a:b",
+            f"$e{room_nid}",
+            {"full.example": "$i", "b": "$i"},
+            1,
         )
     taken: list[UntoldLeave] = []
     while (leave := await store.take_due("full.example", 1, lambda _: 1000)) is not None:
@@ -299,7 +330,9 @@ async def test_what_waits_for_a_server_waits_together(database: Database) -> Non
     assert await store.get_due_servers(10_000, 10) == []
 
 
-def test_a_knock_that_was_taken_back_does_not_stand_when_a_colleague_enters(network: Network) -> None:
+def test_a_knock_that_was_taken_back_does_not_stand_when_a_colleague_enters(
+    network: Network,
+) -> None:
     alice, bob = pair(network)
     network.start_sending()
     carol = bob.server.register("carol")

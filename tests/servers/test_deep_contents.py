@@ -1,6 +1,8 @@
-"""What a user nests ever deeper, and numbers without end, reach no other server, which would refuse all that stands beside them.
+"""What a user nests ever deeper, and numbers without end, reach no other server, which would refuse
+all that stands beside them.
 
-A transaction is read as a whole: who could put into it what its reader refuses would end all talk between two servers.
+A transaction is read as a whole: who could put into it what its reader refuses would end all talk
+between two servers.
 """
 
 from typing import Any
@@ -8,11 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.device_keys import MAX_KEY_DEPTH
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import SOUTH, set_state, shared
-from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
+from tests.helpers.keys import (
+    V3,
+    claim,
+    cross_signing_key,
+    identity_keys,
+    one_time_keys,
+    query,
+    sync,
+    upload,
+)
 from tests.helpers.network import Network
 from tests.helpers.server import User
 
@@ -26,7 +37,11 @@ def nested(levels: int) -> dict[str, Any]:
 
 def send(user: User, number: int, recipient: User, content: bytes) -> int:
     """`number`: one for each message to that recipient."""
-    messages = b'{"messages":{"%b":{"%b":%b}}}' % (recipient.user_id.encode(), recipient.device_id.encode(), content)
+    messages = b'{"messages":{"%b":{"%b":%b}}}' % (
+        recipient.user_id.encode(),
+        recipient.device_id.encode(),
+        content,
+    )
     path = f"{V3}/sendToDevice/org.example.number/{recipient.device_id}{number}"
     return user.server.client.request("PUT", path, token=user.token, body=messages).status
 
@@ -36,7 +51,10 @@ def deep(levels: int) -> bytes:
 
 
 def numbers(user: User, since: str) -> list[int | None]:
-    return [event["content"].get("n") for event in sync(user, since).get("to_device", {}).get("events", [])]
+    return [
+        event["content"].get("n")
+        for event in sync(user, since).get("to_device", {}).get("events", [])
+    ]
 
 
 async def test_messages_that_other_servers_could_not_read_are_refused(network: Network) -> None:
@@ -51,7 +69,9 @@ async def test_messages_that_other_servers_could_not_read_are_refused(network: N
         assert {send(room.alice, levels, recipient, deep(levels)) for levels in too_deep} == {400}
         in_a_list = b'{"a":' + b"[" * MAX_SENT_DEPTH + b"]" * MAX_SENT_DEPTH + b"}"
         assert send(room.alice, 1001, recipient, in_a_list) == 400
-        for number, digits in enumerate((310, 4000), 1010):  # to who reads numbers as doubles it is none
+        for number, digits in enumerate(
+            (310, 4000), 1010
+        ):  # to who reads numbers as doubles it is none
             assert send(room.alice, number, recipient, b'{"a":[{"b":%b}]}' % (b"9" * digits)) == 400
         assert send(room.alice, 1002, recipient, b'{"n":2}') == 200
         network.settle()
@@ -59,16 +79,23 @@ async def test_messages_that_other_servers_could_not_read_are_refused(network: N
 
 
 @pytest.mark.parametrize("levels", [880, 900, 920, 940, 1000, 10_000])
-async def test_what_other_servers_nest_too_deeply_takes_nothing_along(network: Network, levels: int) -> None:
+async def test_what_other_servers_nest_too_deeply_takes_nothing_along(
+    network: Network, levels: int
+) -> None:
     """Where our stack ends is no limit of theirs, and they would send it for ever."""
     room = await shared(network)
     since = sync(room.bob)["next_batch"]
 
     def edu(content: bytes, message_id: str) -> msgspec.Raw:
-        messages = b'{"%b":{"%b":%b}}' % (room.bob.user_id.encode(), room.bob.device_id.encode(), content)
+        messages = b'{"%b":{"%b":%b}}' % (
+            room.bob.user_id.encode(),
+            room.bob.device_id.encode(),
+            content,
+        )
         return msgspec.Raw(
             b'{"content":{"message_id":"%b","messages":%b,"sender":"%b","type":"org.example.number"},'
-            b'"edu_type":"m.direct_to_device"}' % (message_id.encode(), messages, room.alice.user_id.encode())
+            b'"edu_type":"m.direct_to_device"}'
+            % (message_id.encode(), messages, room.alice.user_id.encode())
         )
 
     edus = [edu(b'{"n":1}', "m1"), edu(deep(levels), "m2"), edu(b'{"n":3}', "m3")]
@@ -76,11 +103,15 @@ async def test_what_other_servers_nest_too_deeply_takes_nothing_along(network: N
     assert numbers(room.bob, since) == [1, 3]
 
 
-async def test_messages_from_other_servers_that_no_client_could_read_are_left_out(network: Network) -> None:
+async def test_messages_from_other_servers_that_no_client_could_read_are_left_out(
+    network: Network,
+) -> None:
     room = await shared(network)
     since = sync(room.bob)["next_batch"]
     other = {"n": 1}
-    for number, content in enumerate((nested(MAX_SENT_DEPTH + 1), {"a": 10**400}, nested(MAX_SENT_DEPTH), other)):
+    for number, content in enumerate(
+        (nested(MAX_SENT_DEPTH + 1), {"a": 10**400}, nested(MAX_SENT_DEPTH), other)
+    ):
         message = {
             "sender": room.alice.user_id,
             "type": "org.example.number",
@@ -92,7 +123,9 @@ async def test_messages_from_other_servers_that_no_client_could_read_are_left_ou
 
 
 @pytest.mark.parametrize("levels", [MAX_KEY_DEPTH, 950, 10_000])
-async def test_a_key_that_nests_too_deeply_takes_no_others_along(network: Network, levels: int) -> None:
+async def test_a_key_that_nests_too_deeply_takes_no_others_along(
+    network: Network, levels: int
+) -> None:
     """Another server may let its users publish such."""
     room = await shared(network)
     network.start_sending()
@@ -111,7 +144,9 @@ async def test_a_key_that_nests_too_deeply_takes_no_others_along(network: Networ
     network.forge(SOUTH, deepen)
     found = query(room.alice, dave, room.bob)
     assert found["failures"] == {}
-    assert {user_id for user_id, devices in found["device_keys"].items() if devices} == {room.bob.user_id}
+    assert {user_id for user_id, devices in found["device_keys"].items() if devices} == {
+        room.bob.user_id
+    }
     wish = {user.user_id: {user.device_id: "signed_curve25519"} for user in (dave, room.bob)}
     answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json
     assert answer["failures"] == {}
@@ -142,12 +177,21 @@ async def test_keys_that_other_servers_could_not_read_are_refused(network: Netwo
         answer = room.alice.post(f"{V3}/{path}", body)
         assert (answer.status, answer.errcode) == (400, "M_BAD_JSON"), path
 
-    upload(room.alice, device_keys=identity | most, one_time_keys={"signed_curve25519:b": {"key": "b", **most}})
-    assert room.alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master | most}).status == 200
+    upload(
+        room.alice,
+        device_keys=identity | most,
+        one_time_keys={"signed_curve25519:b": {"key": "b", **most}},
+    )
+    assert (
+        room.alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master | most}).status
+        == 200
+    )
     network.settle()
     assert room.alice.user_id in sync(room.bob, since)["device_lists"]["changed"]
     found = query(room.bob, room.alice)
     assert found["failures"] == {}
-    assert found["device_keys"][room.alice.user_id][room.alice.device_id]["keys"] == identity["keys"]
+    assert (
+        found["device_keys"][room.alice.user_id][room.alice.device_id]["keys"] == identity["keys"]
+    )
     assert found["master_keys"][room.alice.user_id]["keys"] == master["keys"]
     assert claim(room.bob, room.alice) == {"signed_curve25519:b": {"key": "b", **most}}

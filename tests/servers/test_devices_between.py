@@ -1,15 +1,25 @@
-"""Encryption between servers: keys are found and claimed once, lists of devices stay true, messages to devices come once."""
+"""Encryption between servers: keys are found and claimed once, lists of devices stay true, messages
+to devices come once."""
 
 import json
 from typing import Any
 
 import pytest
 
+from federation.peers.requests import RefusedByRemote, asked_wait_ms
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import RoomID, ServerName, UserID
-from federation.requests import RefusedByRemote, asked_wait_ms
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, set_state, shared
-from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
+from tests.helpers.keys import (
+    V3,
+    claim,
+    cross_signing_key,
+    identity_keys,
+    one_time_keys,
+    query,
+    sync,
+    upload,
+)
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 
@@ -23,7 +33,11 @@ async def sending(network: Network) -> Shared:
     network.start_sending()
     set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
     for user, seed in ((room.alice, 1), (room.bob, 2)):
-        upload(user, device_keys=identity_keys(user, seed)[1], one_time_keys=one_time_keys(user.device_id + "1"))
+        upload(
+            user,
+            device_keys=identity_keys(user, seed)[1],
+            one_time_keys=one_time_keys(user.device_id + "1"),
+        )
     network.settle()
     return room
 
@@ -48,7 +62,9 @@ def asked(network: Network, server: str, word: str) -> int:
 def bodies(user: User, since: str | None = None) -> tuple[list[Any], str]:
     """The messages that came to a device, and the next token."""
     answer = sync(user, since)
-    return [event["content"]["n"] for event in answer.get("to_device", {}).get("events", [])], answer["next_batch"]
+    return [
+        event["content"]["n"] for event in answer.get("to_device", {}).get("events", [])
+    ], answer["next_batch"]
 
 
 def send(user: User, number: int, messages: dict[str, Any]) -> None:
@@ -88,7 +104,9 @@ async def test_a_new_device_is_told_and_known_without_another_question(network: 
 
     assert second.post(f"{V3}/logout").status == 200
     network.settle()
-    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id}
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id
+    }
     assert asked(network, SOUTH, "/user/devices/") == 1
 
 
@@ -125,7 +143,9 @@ async def test_a_gap_makes_the_list_be_fetched_again(network: Network) -> None:
     network.settle()
 
     assert asked(network, SOUTH, "/user/devices/") == 2
-    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id}
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id
+    }
 
 
 async def test_a_server_cannot_change_anothers_devices(network: Network) -> None:
@@ -133,7 +153,12 @@ async def test_a_server_cannot_change_anothers_devices(network: Network) -> None
     east = Side(network.add(EAST))
     await adopt(room.north, east, east.server.register("carol").user_id, room.room_id)
     before = query(room.alice, room.bob)["device_keys"]
-    content = {"user_id": room.bob.user_id, "device_id": room.bob.device_id, "stream_id": 1 << 40, "deleted": True}
+    content = {
+        "user_id": room.bob.user_id,
+        "device_id": room.bob.device_id,
+        "stream_id": 1 << 40,
+        "deleted": True,
+    }
 
     await east.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
     network.settle()
@@ -147,7 +172,8 @@ async def test_cross_signing_keys_are_told(network: Network) -> None:
     master, master_key = cross_signing_key(room.bob, "master", 9)
     _, self_signing = cross_signing_key(room.bob, "self_signing", 10, master)
     answer = room.bob.post(
-        f"{V3}/keys/device_signing/upload", {"master_key": master_key, "self_signing_key": self_signing}
+        f"{V3}/keys/device_signing/upload",
+        {"master_key": master_key, "self_signing_key": self_signing},
     )
     assert answer.status == 200, answer.body
     network.settle()
@@ -166,7 +192,10 @@ async def test_keys_of_cross_signing_that_are_said_again_are_no_news(network: Ne
         "edu_type": "m.signing_key_update",
         "content": {"user_id": room.bob.user_id, "master_key": master_key},
     }
-    other = {**edu, "content": {**edu["content"], "master_key": cross_signing_key(room.bob, "master", 10)[1]}}
+    other = {
+        **edu,
+        "content": {**edu["content"], "master_key": cross_signing_key(room.bob, "master", 10)[1]},
+    }
     since = sync(room.alice)["next_batch"]
     told: list[bool] = []
     for said in (edu, edu, other, edu, "ask", edu, edu):
@@ -220,11 +249,19 @@ async def test_a_key_is_never_given_to_two(network: Network) -> None:
     assert sync(room.bob)["device_unused_fallback_key_types"] == []
 
 
-async def test_a_server_that_claims_too_many_keys_waits_and_the_others_do_not(network: Network) -> None:
-    room = await shared(network, config={NORTH: "rc_federation: {claimed_keys: {per_second: 1, burst_count: 4}}\n"})
+async def test_a_server_that_claims_too_many_keys_waits_and_the_others_do_not(
+    network: Network,
+) -> None:
+    room = await shared(
+        network, config={NORTH: "rc_federation: {claimed_keys: {per_second: 1, burst_count: 4}}\n"}
+    )
     upload(room.alice, one_time_keys=one_time_keys(*[f"k{number}" for number in range(9)]))
     east = network.add(EAST)
-    wish = {"one_time_keys": {room.alice.user_id: {room.alice.device_id: "signed_curve25519", "X": "other"}}}
+    wish = {
+        "one_time_keys": {
+            room.alice.user_id: {room.alice.device_id: "signed_curve25519", "X": "other"}
+        }
+    }
 
     async def ask(server: TestServer) -> int:
         """How many keys it is given. Raises RefusedByRemote."""
@@ -250,7 +287,14 @@ async def test_messages_to_devices_come_in_order_and_once(network: Network) -> N
     _, since_second = bodies(second)
     for number in range(5):
         send(
-            room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}, second.device_id: {"n": number}}}
+            room.alice,
+            number,
+            {
+                room.bob.user_id: {
+                    room.bob.device_id: {"n": number},
+                    second.device_id: {"n": number},
+                }
+            },
         )
         network.settle()
     network.cut(NORTH, SOUTH)
@@ -284,7 +328,10 @@ async def test_a_repeated_message_is_taken_once(network: Network) -> None:
         "messages": {room.bob.user_id: {room.bob.device_id: {"n": 1}}},
     }
     edu = {"edu_type": "m.direct_to_device", "content": content}
-    forged = {"edu_type": "m.direct_to_device", "content": {**content, "sender": room.bob.user_id, "message_id": "m2"}}
+    forged = {
+        "edu_type": "m.direct_to_device",
+        "content": {**content, "sender": room.bob.user_id, "message_id": "m2"},
+    }
     for _ in range(2):
         await room.north.push(SOUTH, [], [edu, forged])
 
@@ -309,7 +356,11 @@ async def test_a_message_that_nests_too_deep_is_passed_over_and_no_other(network
     edus = [
         {
             "edu_type": "m.direct_to_device",
-            "content": {**content, "message_id": str(number), "messages": {room.bob.user_id: {"*": {"n": n}}}},
+            "content": {
+                **content,
+                "message_id": str(number),
+                "messages": {room.bob.user_id: {"*": {"n": n}}},
+            },
         }
         for number, n in enumerate([1, deeper, 2])
     ]
@@ -319,7 +370,8 @@ async def test_a_message_that_nests_too_deep_is_passed_over_and_no_other(network
 
 
 async def test_what_is_for_no_device_leaves_no_note(network: Network) -> None:
-    """Else a server could fill our disk with messages to nobody. One that gets its device meanwhile is taken."""
+    """Else a server could fill our disk with messages to nobody. One that gets its device meanwhile
+    is taken."""
     room = await sending(network)
     later = room.bob.device_id + "LATER"
     recipients: list[dict[str, Any]] = [
@@ -400,7 +452,9 @@ async def test_whoever_enters_a_room_knows_the_devices_as_they_are_now(network: 
     assert asked(network, SOUTH, "/user/devices/") == 2
 
 
-async def test_whoever_comes_back_to_a_room_knows_the_devices_as_they_are_now(network: Network) -> None:
+async def test_whoever_comes_back_to_a_room_knows_the_devices_as_they_are_now(
+    network: Network,
+) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
@@ -444,7 +498,10 @@ async def test_others_are_not_told_of_names_and_private_keys(network: Network) -
     room.bob.put(f"{V3}/devices/{room.bob.device_id}", {"display_name": "Bob's secret phone"})
     master, master_key = cross_signing_key(room.bob, "master", 9)
     _, user_signing = cross_signing_key(room.bob, "user_signing", 11, master)
-    room.bob.post(f"{V3}/keys/device_signing/upload", {"master_key": master_key, "user_signing_key": user_signing})
+    room.bob.post(
+        f"{V3}/keys/device_signing/upload",
+        {"master_key": master_key, "user_signing_key": user_signing},
+    )
     network.settle()
 
     known = query(room.alice, room.bob)

@@ -1,4 +1,5 @@
-"""A server with which our user comes to share a room hears of the latest change of their devices: what it has may be of long ago."""
+"""A server with which our user comes to share a room hears of the latest change of their devices:
+what it has may be of long ago."""
 
 import msgspec
 import pytest
@@ -19,14 +20,20 @@ def told(network: Network) -> list[tuple[str, str]]:
     def look(letter: Letter) -> Fate:
         if "/v1/send/" in letter.request.uri and letter.request.body:
             edus = msgspec.json.decode(letter.request.body).get("edus", [])
-            found.extend((letter.destination, edu["content"]["device_id"]) for edu in edus if edu["edu_type"] == UPDATE)
+            found.extend(
+                (letter.destination, edu["content"]["device_id"])
+                for edu in edus
+                if edu["edu_type"] == UPDATE
+            )
         return Fate.ARRIVES
 
     network.weather = look
     return found
 
 
-async def test_who_comes_back_tells_what_changed_meanwhile(network: Network, told: list[tuple[str, str]]) -> None:
+async def test_who_comes_back_tells_what_changed_meanwhile(
+    network: Network, told: list[tuple[str, str]]
+) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
@@ -57,7 +64,12 @@ async def test_the_latest_change_alone_is_told_and_only_where_nothing_was_shared
     assert room.bob.post(f"{V3}/join/{theirs}?via={EAST}", {}).status == 200
     network.settle()
     assert told == [(EAST, last.device_id)]
-    assert room.bob.put(f"{V3}/profile/{room.bob.user_id}/displayname", {"displayname": "Bobby"}).status == 200
+    assert (
+        room.bob.put(
+            f"{V3}/profile/{room.bob.user_id}/displayname", {"displayname": "Bobby"}
+        ).status
+        == 200
+    )
     network.clock.advance(5)
     network.settle()
     assert len(told) == 1, "another name is no join"
@@ -95,10 +107,14 @@ async def test_a_server_that_is_behind_costs_no_row_for_each_who_comes(
     south = room.south.server.app.database
     told.clear()
     network.cut(NORTH, SOUTH)
-    room.bob.put(f"{V3}/rooms/{room.room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "1"})
+    room.bob.put(
+        f"{V3}/rooms/{room.room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "1"}
+    )
     network.settle()
     for user in people:
         assert user.post(f"{V3}/join/{room.room_id}", {}).status == 200
     network.settle()
-    count = await south.read("test", lambda txn: txn.query_one("SELECT count(*) FROM destination_users"))
+    count = await south.read(
+        "test", lambda txn: txn.query_one("SELECT count(*) FROM destination_users")
+    )
     assert count == (0,)

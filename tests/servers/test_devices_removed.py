@@ -1,4 +1,5 @@
-"""Devices that their owner removes: what is repeated, or names one that is not there, is told to nobody."""
+"""Devices that their owner removes: what is repeated, or names one that is not there, is told to
+nobody."""
 
 import msgspec
 
@@ -25,8 +26,14 @@ async def test_that_a_device_goes_is_told_once(network: Network) -> None:
     told: list[tuple[str, bool]] = []
 
     def look(letter: Letter) -> Fate:
-        if letter.destination == NORTH and "/v1/send/" in letter.request.uri and letter.request.body:
-            contents = [edu["content"] for edu in msgspec.json.decode(letter.request.body).get("edus", [])]
+        if (
+            letter.destination == NORTH
+            and "/v1/send/" in letter.request.uri
+            and letter.request.body
+        ):
+            contents = [
+                edu["content"] for edu in msgspec.json.decode(letter.request.body).get("edus", [])
+            ]
             told.extend((each["device_id"], each["deleted"]) for each in contents)
         return Fate.ARRIVES
 
@@ -41,4 +48,6 @@ async def test_that_a_device_goes_is_told_once(network: Network) -> None:
     network.settle()
     assert len(told) == 1, "its answer may have been lost"
     assert sync(room.bob, answer["next_batch"])["device_lists"]["changed"] == []
-    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id}
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id
+    }

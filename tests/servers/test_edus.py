@@ -1,14 +1,15 @@
-"""What servers tell beside events reaches whoever takes in its type, and nobody whom the room's ACL keeps it from."""
+"""What servers tell beside events reaches whoever takes in its type, and nobody whom the room's ACL
+keeps it from."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 
-from federation.edus import EduReceivers
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
-from storage.database import DatabaseUnavailable
+from federation.receiver.edus import EduReceivers
+from storage.engine.database import DatabaseUnavailable
 from tests.helpers.federated import adopt, create_room, set_state, shared
 from tests.helpers.network import Network
 
@@ -45,7 +46,9 @@ async def test_a_handler_that_fails_harms_no_other(network: Network, fault: Exce
     edus.register("org.example.failing", failing.receive)
     edus.register("org.example.working", working.receive)
 
-    await edus.receive(NORTH, each(edu("org.example.failing"), edu("org.example.working", number=1)))
+    await edus.receive(
+        NORTH, each(edu("org.example.failing"), edu("org.example.working", number=1))
+    )
 
     assert len(failing.contents) == 1
     assert working.contents == [{"number": 1}]
@@ -64,8 +67,18 @@ async def test_malformed_and_unknown_ones_are_passed_over(network: Network) -> N
     taken = Taken()
     edus.register("org.example.known", taken.receive)
 
-    malformed: list[object] = [None, 1, "x", [], {}, {"edu_type": 1, "content": {}}, {"edu_type": "org.example.known"}]
-    await edus.receive(NORTH, each(*malformed, edu("org.example.other"), edu("org.example.known", number=1)))
+    malformed: list[object] = [
+        None,
+        1,
+        "x",
+        [],
+        {},
+        {"edu_type": 1, "content": {}},
+        {"edu_type": "org.example.known"},
+    ]
+    await edus.receive(
+        NORTH, each(*malformed, edu("org.example.other"), edu("org.example.known", number=1))
+    )
 
     assert taken.contents == [{"number": 1}]
 

@@ -1,5 +1,5 @@
-"""Encryption that was turned on while a server could not see it: the event is known by the state alone, and from then on people's
-devices are told of as in any encrypted room."""
+"""Encryption that was turned on while a server could not see it: the event is known by the state
+alone, and from then on people's devices are told of as in any encrypted room."""
 
 from typing import Any
 
@@ -20,7 +20,8 @@ def changed(user: User, since: str) -> tuple[set[str], str]:
 
 
 async def hear_the_last(network: Network, room: Shared) -> None:
-    """After a cut: of what was done at the other server meanwhile nothing but a last message comes, with the state there."""
+    """After a cut: of what was done at the other server meanwhile nothing but a last message comes,
+    with the state there."""
     say(room.alice, room.room_id, "unheard")
     last = say(room.alice, room.room_id, "the last")
     network.mend(NORTH, SOUTH)
@@ -50,7 +51,10 @@ async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
 
 
 async def test_while_nobody_of_the_server_was_in_the_room(network: Network) -> None:
-    alice, bob = network.add("north.example").register("alice"), network.add("south.example").register("bob")
+    alice, bob = (
+        network.add("north.example").register("alice"),
+        network.add("south.example").register("bob"),
+    )
     network.start_sending()
     room_id = create(alice, preset="public_chat")
     join_from(network, bob, room_id)

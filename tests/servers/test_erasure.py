@@ -1,4 +1,5 @@
-"""What an erased user sent, and other servers: whole for those that were there, without content for those that come later.
+"""What an erased user sent, and other servers: whole for those that were there, without content for
+those that come later.
 
 spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)
 """
@@ -7,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from federation.peers.requests import path_of
 from federation.protocol.ids import RoomID, ServerName
-from federation.requests import path_of
 from tests.helpers.federated import EAST, NORTH, Side, adopt, say, set_state, shared, texts
 from tests.helpers.network import Network
 
@@ -17,7 +18,9 @@ API = "/_matrix/federation/v1/"
 
 async def ask(side: Side, template: str, *values: str, **query: Any) -> list[Any]:
     pairs = [(name, str(value)) for name, value in query.items()]
-    answer = await side.federation.requests.get(ServerName(NORTH), path_of(API + template, *values), pairs)
+    answer = await side.federation.requests.get(
+        ServerName(NORTH), path_of(API + template, *values), pairs
+    )
     return list(answer["pdus"])
 
 

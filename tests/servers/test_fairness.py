@@ -1,14 +1,15 @@
-"""Turns of other servers: so many at once, a pause for who asks too often, a refusal for who has too many waiting."""
+"""Turns of other servers: so many at once, a pause for who asks too often, a refusal for who has
+too many waiting."""
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from federation.fairness import MAX_REMEMBERED, PeerLimits, Turns
+from federation.peers.peer_queue import MAX_REMEMBERED, PeerLimits, Turns
+from federation.peers.slots import Slots
 from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
-from federation.slots import Slots
 from tests.helpers.http import client_for
 
 
@@ -72,7 +73,11 @@ async def test_one_server_holds_a_part_of_the_slots_and_the_others_have_turns() 
     assert souths[2].called
     for server in (NORTH, SOUTH):
         slots.release(server)
-    assert [Deferred.fromCoroutine(slots.acquire(NORTH)).called for _ in range(3)] == [True, True, False]
+    assert [Deferred.fromCoroutine(slots.acquire(NORTH)).called for _ in range(3)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_servers_do_not_wait_for_one_another() -> None:
@@ -94,7 +99,9 @@ async def test_who_has_too_many_waiting_is_refused() -> None:
 
 def test_who_asks_too_often_waits_before_each_further_request() -> None:
     clock = Clock()
-    turns = Turns(clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=9))
+    turns = Turns(
+        clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=9)
+    )
     asked = [enter(turns) for _ in range(5)]
     assert [each.called for each in asked] == [True, True, True, False, False]
     clock.advance(0.5)
@@ -105,7 +112,9 @@ def test_who_asks_too_often_waits_before_each_further_request() -> None:
 
 def test_who_goes_away_leaves_its_place_to_the_next() -> None:
     clock = Clock()
-    turns = Turns(clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=1))
+    turns = Turns(
+        clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=1)
+    )
     enter(turns)
     gone, stays, delayed = enter(turns), enter(turns), enter(turns)
     for each in (gone, delayed):
@@ -141,7 +150,9 @@ class _NorthAsks:
     def check_head(self, authorization: list[str], uri: str) -> None:
         assert not authorization
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes, address: str = "") -> Peer:
+    async def get_peer(
+        self, authorization: list[str], method: str, uri: str, body: bytes, address: str = ""
+    ) -> Peer:
         return Peer(NORTH)
 
 
@@ -158,7 +169,11 @@ def test_a_server_that_presses_is_answered_429_and_no_request_is_lost() -> None:
     clock = Clock()
     limits = PeerLimits(window=1.0, asks_in_window=100, delay=0.5, most_waiting=2, at_once=1)
     client = client_for(
-        [get_wait], {Waiting: waiting}, signatures=_NorthAsks(), turns=Turns(clock, limits), clock=clock
+        [get_wait],
+        {Waiting: waiting},
+        signatures=_NorthAsks(),
+        turns=Turns(clock, limits),
+        clock=clock,
     )
     asked = [client.start("GET", "/wait") for _ in range(4)]
     assert (asked[3].answer.status, asked[3].answer.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")

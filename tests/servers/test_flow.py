@@ -8,8 +8,20 @@ import pytest
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, UserID
 from federation.protocol.signing import SigningKey, encode_base64
-from storage import early_receipts
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
+from storage.rooms import early_receipts
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Shared,
+    Side,
+    adopt,
+    create_room,
+    say,
+    set_state,
+    shared,
+    texts,
+)
 from tests.helpers.network import Network
 from tests.helpers.server import User
 
@@ -32,9 +44,9 @@ def heal(network: Network) -> None:
 async def same_everywhere(room: Shared, *sides: Side) -> bool:
     """Whether all sides show the same messages and the same state."""
     states = [await side.state(room.room_id) for side in (room.north, room.south, *sides)]
-    return all(state == states[0] for state in states) and sorted(texts(room.alice, room.room_id)) == sorted(
-        texts(room.bob, room.room_id)
-    )
+    return all(state == states[0] for state in states) and sorted(
+        texts(room.alice, room.room_id)
+    ) == sorted(texts(room.bob, room.room_id))
 
 
 def transactions(network: Network, to: str) -> int:
@@ -42,7 +54,9 @@ def transactions(network: Network, to: str) -> int:
 
 
 def receipts_of(user: User, room_id: str) -> dict[str, Any]:
-    answer = user.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["ephemeral"]["events"]
+    answer = user.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["ephemeral"][
+        "events"
+    ]
     found: dict[str, Any] = {}
     for event in answer:
         found.setdefault(event["type"], {}).update(event["content"])
@@ -57,7 +71,11 @@ async def test_messages_flow_both_ways(network: Network) -> None:
     say(room.bob, room.room_id, "from the south")
     network.settle()
 
-    assert texts(room.bob, room.room_id) == texts(room.alice, room.room_id) == ["from the south", "from the north"]
+    assert (
+        texts(room.bob, room.room_id)
+        == texts(room.alice, room.room_id)
+        == ["from the south", "from the north"]
+    )
 
 
 async def test_a_third_server_hears_too(network: Network) -> None:
@@ -141,7 +159,9 @@ async def test_a_server_that_is_heard_from_is_told_at_once(network: Network) -> 
 
 async def test_who_is_kicked_learns_of_it(network: Network) -> None:
     room = await sending(network)
-    answer = room.alice.post(f"/_matrix/client/v3/rooms/{room.room_id}/kick", {"user_id": room.bob.user_id})
+    answer = room.alice.post(
+        f"/_matrix/client/v3/rooms/{room.room_id}/kick", {"user_id": room.bob.user_id}
+    )
     assert answer.status == 200, answer.body
     network.settle()
 
@@ -179,8 +199,11 @@ async def test_public_receipts_are_told_and_private_ones_are_not(network: Networ
 
 
 @pytest.mark.parametrize("hours", [0.1, 3])
-async def test_receipts_from_before_and_within_an_outage_are_told_after_it(network: Network, hours: float) -> None:
-    """Whether the transaction in which they were is tried until the end, or was given up meanwhile."""
+async def test_receipts_from_before_and_within_an_outage_are_told_after_it(
+    network: Network, hours: float
+) -> None:
+    """Whether the transaction in which they were is tried until the end, or was given up
+    meanwhile."""
     room = await sending(network)
     first, second, third = (say(room.bob, room.room_id, text) for text in ("one", "two", "three"))
     network.settle()
@@ -210,7 +233,10 @@ async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Net
     network.settle()
     stranger = "@stranger:south.example"
     edus = [
-        {"edu_type": "m.typing", "content": {"room_id": room.room_id, "user_id": user_id, "typing": True}}
+        {
+            "edu_type": "m.typing",
+            "content": {"room_id": room.room_id, "user_id": user_id, "typing": True},
+        }
         for user_id in (room.alice.user_id, stranger)
     ]
     receipt = {"event_ids": [event_id], "data": {"ts": 1}}
@@ -228,7 +254,8 @@ async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Net
 
 
 async def told(room: Shared, event_id: str, **thread: str) -> Any:
-    """What is shown in the north of receipts, once the south has told that Bob has read something."""
+    """What is shown in the north of receipts, once the south has told that Bob has read
+    something."""
     receipt = {"event_ids": [event_id], "data": {"ts": 7, **thread}}
     content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
     await room.south.push(NORTH, [], [{"edu_type": "m.receipt", "content": content}])
@@ -243,14 +270,18 @@ async def test_receipts_of_threads_that_others_invent(network: Network) -> None:
     async def tell(event_id: str, **thread: str) -> set[str]:
         return set(await told(room, event_id, **thread))
 
-    assert await tell(first, thread_id="$invented") == set()  # the event is here, and is in no thread
+    assert (
+        await tell(first, thread_id="$invented") == set()
+    )  # the event is here, and is in no thread
     assert await tell("$to_come", thread_id="$root") == set()
     assert await tell(first, thread_id="main") == {first}
     assert await tell(second) == {first, second}
     assert await tell("$unknown") == {first, second}
 
 
-async def test_receipts_that_come_before_their_events(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_receipts_that_come_before_their_events(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room = await sending(network)
     bob = UserID(room.bob.user_id)
     known, known_later = (say(room.alice, room.room_id, text) for text in ("known", "known later"))
@@ -265,13 +296,19 @@ async def test_receipts_that_come_before_their_events(network: Network, monkeypa
 
     late = await message("late")
     assert set(await told(room, late.event_id)) == set()
-    assert set(await told(room, known)) == {known}  # its place is known, and that of the other is not yet
+    assert set(await told(room, known)) == {
+        known
+    }  # its place is known, and that of the other is not yet
     assert set(await told(room, known_later)) == {known_later}
     assert await bring(late) == {late.event_id: {"m.read": {bob: {"ts": 7}}}}
     assert set(await told(room, known_later)) == {late.event_id}
 
     root = {"rel_type": "m.thread", "event_id": known}
-    reply, other_reply, later = await message("1", **{"m.relates_to": root}), await message("2"), await message("3")
+    reply, other_reply, later = (
+        await message("1", **{"m.relates_to": root}),
+        await message("2"),
+        await message("3"),
+    )
     await told(room, reply.event_id, thread_id=known)
     await told(room, other_reply.event_id, thread_id="$another")
     assert (await bring(reply))[reply.event_id] == {"m.read": {bob: {"ts": 7, "thread_id": known}}}
@@ -287,7 +324,8 @@ async def test_presence_is_told(network: Network) -> None:
     on = "presence: {enabled: true}\n"
     room = await sending(network, config={NORTH: on, SOUTH: on})
     room.alice.put(
-        f"/_matrix/client/v3/presence/{room.alice.user_id}/status", {"presence": "unavailable", "status_msg": "tea"}
+        f"/_matrix/client/v3/presence/{room.alice.user_id}/status",
+        {"presence": "unavailable", "status_msg": "tea"},
     )
     network.settle()
 
@@ -299,31 +337,45 @@ async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -
     """Also not when it arrives after the join, from whoever still sends it."""
     north = Side(network.add(NORTH))
     south, east = Side(network.add(SOUTH)), Side(network.add(EAST))
-    alice, bob, carol = north.server.register("alice"), south.server.register("bob"), east.server.register("carol")
+    alice, bob, carol = (
+        north.server.register("alice"),
+        south.server.register("bob"),
+        east.server.register("carol"),
+    )
     network.start_sending()
     room_id = create_room(alice)
     say(alice, room_id, "long ago")
     for user in (bob, carol):
         assert user.post(f"/_matrix/client/v3/join/{room_id}?via={NORTH}").status == 200
     network.settle()
-    shown = carol.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["timeline"]["events"]
+    shown = carol.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["timeline"][
+        "events"
+    ]
     assert [event["sender"] for event in shown] == [carol.user_id]
-    assert not [uri for origin, _, _, uri in network.log if origin == EAST and "get_missing_events" in uri]
+    assert not [
+        uri for origin, _, _, uri in network.log if origin == EAST and "get_missing_events" in uri
+    ]
 
     join = (await north.state(room_id))[StateKey("m.room.member", bob.user_id)]
-    fork = await south.build_next(room_id, bob.user_id, "m.room.message", {"body": "beside the join"}, prev=[join])
+    fork = await south.build_next(
+        room_id, bob.user_id, "m.room.message", {"body": "beside the join"}, prev=[join]
+    )
     await south.federation.receiver.receive(room_id, [fork.pdu])
     await north.push(EAST, [await north.pdu(room_id, join)])
     await south.push(EAST, [fork.pdu])
     network.clock.advance(60)
     network.settle()
 
-    shown = carol.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["timeline"]["events"]
+    shown = carol.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["timeline"][
+        "events"
+    ]
     assert [event["content"].get("body") for event in shown] == [None, "beside the join"]
     assert texts(carol, room_id) == ["beside the join", "long ago"]
 
 
-async def test_a_server_that_signs_with_a_new_key_is_heard_and_its_past_believed(network: Network) -> None:
+async def test_a_server_that_signs_with_a_new_key_is_heard_and_its_past_believed(
+    network: Network,
+) -> None:
     room = await shared(network)
     network.start_sending()
     say(room.alice, room.room_id, "by the old key")
@@ -333,10 +385,17 @@ async def test_a_server_that_signs_with_a_new_key_is_heard_and_its_past_believed
     said = f'{{key: "{encode_base64(old.public_key)}", expired_ts: {now_ms}}}'
     network.clock.advance(60)
     north = network.rebuild(
-        NORTH, f'old_signing_keys: {{"{old.key_id}": {said}}}\n', key=SigningKey("b_test", b"another key".ljust(32))
+        NORTH,
+        f'old_signing_keys: {{"{old.key_id}": {said}}}\n',
+        key=SigningKey("b_test", b"another key".ljust(32)),
     )
     alice = User(
-        north, {"user_id": room.alice.user_id, "access_token": room.alice.token, "device_id": room.alice.device_id}
+        north,
+        {
+            "user_id": room.alice.user_id,
+            "access_token": room.alice.token,
+            "device_id": room.alice.device_id,
+        },
     )
     say(alice, room.room_id, "by the new key")
     network.settle()

@@ -12,14 +12,19 @@ CONFIGURATION = "media_deletion: {grace_period: 1h}\nforgotten_room_retention_pe
 
 
 @pytest.mark.parametrize("others_stay", [True, False])
-async def test_files_of_forgotten_rooms_stay_for_those_who_are_still_there(network: Network, others_stay: bool) -> None:
+async def test_files_of_forgotten_rooms_stay_for_those_who_are_still_there(
+    network: Network, others_stay: bool
+) -> None:
     """Their messages show them; who forgets a room has not taken back what they said in it."""
     room = await shared(network, "12", {NORTH: CONFIGURATION})
     network.start_sending()
     north, file = room.north.server, upload(room.alice, b"a letter")
     ok(
         put_event(
-            room.alice, room.room_id, "m.room.message", {"msgtype": "m.file", "body": "f", "url": f"mxc://{file}"}
+            room.alice,
+            room.room_id,
+            "m.room.message",
+            {"msgtype": "m.file", "body": "f", "url": f"mxc://{file}"},
         )
     )
     network.settle()

@@ -1,7 +1,9 @@
-"""Servers that answer and send nonsense which looks almost right: nobody meets an internal error, and none is logged.
+"""Servers that answer and send nonsense which looks almost right: nobody meets an internal error,
+and none is logged.
 
-What an honest server answers or sends is taken, and something in it, anywhere, is replaced by something else, or left out.
-`MAHALLA_FUZZ_RUNS=2000 pytest tests/servers/test_fuzzed_answers.py` makes as many tries.
+What an honest server answers or sends is taken, and something in it, anywhere, is replaced by
+something else, or left out. `MAHALLA_FUZZ_RUNS=2000 pytest tests/servers/test_fuzzed_answers.py`
+makes as many tries.
 """
 
 import copy
@@ -20,11 +22,11 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
+from federation.peers.requests import RefusedByRemote
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import RoomID
-from federation.requests import RefusedByRemote
-from federation.wire import WireAnswer, WireRequest
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import NORTH, SOUTH, Shared, say, set_state, shared
 from tests.helpers.keys import identity_keys, one_time_keys, upload
@@ -148,8 +150,15 @@ def use_everything(room: Shared, other_room: str, event_id: str) -> None:
 async def prepared(network: Network, version: str) -> tuple[Shared, str, str]:
     room = await shared(network, version)
     room.north.server.register("carol")
-    upload(room.alice, device_keys=identity_keys(room.alice)[1], one_time_keys=one_time_keys("AAAAAQ"))
-    wish = {"preset": "public_chat", "room_version": version, "room_alias_name": "tea", "visibility": "public"}
+    upload(
+        room.alice, device_keys=identity_keys(room.alice)[1], one_time_keys=one_time_keys("AAAAAQ")
+    )
+    wish = {
+        "preset": "public_chat",
+        "room_version": version,
+        "room_alias_name": "tea",
+        "visibility": "public",
+    }
     other: str = room.alice.post(f"{V3}/createRoom", wish).json["room_id"]
     set_state(room.alice, RoomID(other), "m.space.child", {"via": [NORTH]}, room.room_id)
     first = say(room.alice, room.room_id, "first")
@@ -174,7 +183,9 @@ async def test_answers(sqlite_template: Path, seed: int, version: str) -> None:
             if "/key/" in request.uri or answer.status != 200 or random.random() < 0.3:
                 return answer
             try:
-                return WireAnswer(200, answer.headers, json.dumps(spoil(random, json.loads(answer.body))).encode())
+                return WireAnswer(
+                    200, answer.headers, json.dumps(spoil(random, json.loads(answer.body))).encode()
+                )
             except RecursionError as error:
                 raise RemoteError(NORTH, "it is gone", retryable=True) from error
 
@@ -199,16 +210,27 @@ async def test_transactions(sqlite_template: Path, seed: int, version: str) -> N
         room, _, first = await prepared(network, version)
         bob, alice = room.bob, room.alice
         edus: list[Any] = [
-            {"edu_type": "m.typing", "content": {"room_id": room.room_id, "user_id": bob.user_id, "typing": True}},
+            {
+                "edu_type": "m.typing",
+                "content": {"room_id": room.room_id, "user_id": bob.user_id, "typing": True},
+            },
             {
                 "edu_type": "m.receipt",
                 "content": {
                     room.room_id: {
-                        "m.read": {bob.user_id: {"event_ids": [first], "data": {"ts": 1, "thread_id": "main"}}}
+                        "m.read": {
+                            bob.user_id: {
+                                "event_ids": [first],
+                                "data": {"ts": 1, "thread_id": "main"},
+                            }
+                        }
                     }
                 },
             },
-            {"edu_type": "m.presence", "content": {"push": [{"user_id": bob.user_id, "presence": "online"}]}},
+            {
+                "edu_type": "m.presence",
+                "content": {"push": [{"user_id": bob.user_id, "presence": "online"}]},
+            },
             {
                 "edu_type": "m.direct_to_device",
                 "content": {
@@ -228,18 +250,30 @@ async def test_transactions(sqlite_template: Path, seed: int, version: str) -> N
                     "keys": identity_keys(bob)[1],
                 },
             },
-            {"edu_type": "m.signing_key_update", "content": {"user_id": bob.user_id, "master_key": {}}},
+            {
+                "edu_type": "m.signing_key_update",
+                "content": {"user_id": bob.user_id, "master_key": {}},
+            },
         ]
         network.cut(NORTH, SOUTH)
-        pdus = [await room.south.pdu(room.room_id, say(bob, room.room_id, f"{number}")) for number in range(3)]
+        pdus = [
+            await room.south.pdu(room.room_id, say(bob, room.room_id, f"{number}"))
+            for number in range(3)
+        ]
         network.mend(NORTH, SOUTH)
         before = await room.north.state(room.room_id)
         with nothing_logged():
             for _ in range(6):
                 body = spoil(random, {"pdus": pdus, "edus": edus})
-                if isinstance(body, dict) and isinstance(body.get("pdus"), list) and isinstance(body.get("edus"), list):
+                if (
+                    isinstance(body, dict)
+                    and isinstance(body.get("pdus"), list)
+                    and isinstance(body.get("edus"), list)
+                ):
                     status = 200
-                    sending = Deferred.fromCoroutine(room.south.push(NORTH, body["pdus"], body["edus"]))
+                    sending = Deferred.fromCoroutine(
+                        room.south.push(NORTH, body["pdus"], body["edus"])
+                    )
                     network.settle()  # others have their turns while a long one is read
                     try:
                         await sending
@@ -254,4 +288,6 @@ async def test_transactions(sqlite_template: Path, seed: int, version: str) -> N
         assert alice.get(f"{V3}/sync").status == 200
         await room.south.push(NORTH, pdus)
         for pdu in pdus:
-            assert pdu["content"]["body"] in str(alice.get(f"{V3}/rooms/{room.room_id}/messages?dir=b").body)
+            assert pdu["content"]["body"] in str(
+                alice.get(f"{V3}/rooms/{room.room_id}/messages?dir=b").body
+            )

@@ -1,5 +1,5 @@
-"""Two servers were cut off from each other, and what the other one's people said meanwhile comes late, at an earlier place: who is told of
-the last of it alone finds all the rest behind it."""
+"""Two servers were cut off from each other, and what the other one's people said meanwhile comes
+late, at an earlier place: who is told of the last of it alone finds all the rest behind it."""
 
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,8 @@ LAST = quote('{"room":{"timeline":{"limit":2}}}')
 
 
 def late(network: Network) -> tuple[User, str, str, list[str], list[str]]:
-    """Alice, the room, what she had been told of before the two were cut off, what she has said since, and what came then."""
+    """Alice, the room, what she had been told of before the two were cut off, what she has said
+    since, and what came then."""
     alice, dave = network.add(NORTH).register("alice"), network.add(SOUTH).register("dave")
     network.start_sending()
     room_id = create(alice, preset="public_chat")

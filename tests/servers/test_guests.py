@@ -1,4 +1,5 @@
-"""Guests, whom each server holds to what rooms say of guests. spec: client-server-api#guest-access"""
+"""Guests, whom each server holds to what rooms say of guests. spec:
+client-server-api#guest-access"""
 
 from collections.abc import Collection, Sequence
 from typing import cast
@@ -9,8 +10,8 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.ids import RoomID
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
-from homeserver.services.guest_access import GuestAccess
-from storage.memberships import MembershipStore
+from homeserver.services.rooms.guest_access import GuestAccess
+from storage.rooms.memberships import MembershipStore
 from tests.helpers.handshakes import NORTH, SOUTH, join_via, members
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -43,7 +44,9 @@ def test_guests_go_when_somebody_elsewhere_says_that_there_shall_be_none(network
 class Rooms:
     """Where guests are who may not be there, and who of them cannot leave."""
 
-    def __init__(self, clock: Clock, guests: Sequence[str], stuck: Collection[str], seconds: float = 0) -> None:
+    def __init__(
+        self, clock: Clock, guests: Sequence[str], stuck: Collection[str], seconds: float = 0
+    ) -> None:
         self._clock = clock
         self._guests = list(guests)
         self._stuck = stuck

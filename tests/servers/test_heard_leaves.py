@@ -1,4 +1,5 @@
-"""Who comes in again where all has been heard: what stood in the room when we left is over, and brings nothing back."""
+"""Who comes in again where all has been heard: what stood in the room when we left is over, and
+brings nothing back."""
 
 import pytest
 
@@ -25,7 +26,11 @@ async def test_what_the_room_has_moved_past_stays_past(network: Network, version
     users = {wanda.user_id: 50} if version == "12" else {wanda.user_id: 50, alice.user_id: 100}
     powers = {"users": users}
     room_id = create(
-        alice, preset="public_chat", topic="tea", power_level_content_override=powers, room_version=version
+        alice,
+        preset="public_chat",
+        topic="tea",
+        power_level_content_override=powers,
+        room_version=version,
     )
     ok(join_via(bob, room_id, NORTH))
     ok(join_via(wanda, room_id, NORTH))
@@ -60,7 +65,8 @@ async def test_what_the_room_has_moved_past_stays_past(network: Network, version
 
 
 async def test_what_others_have_not_heard_comes_back_with_who_said_it(network: Network) -> None:
-    """It was not ours to tell: whoever comes in has the state of those by whom they come in, and shares what they come to hear."""
+    """It was not ours to tell: whoever comes in has the state of those by whom they come in, and
+    shares what they come to hear."""
     network.start_sending()
     north, west, south = network.add(NORTH), network.add(WEST), network.add(SOUTH)
     alice, wanda = north.register("alice"), west.register("wanda")
@@ -85,7 +91,10 @@ async def test_what_others_have_not_heard_comes_back_with_who_said_it(network: N
 
     said = say(carol, room_id, "salom")
     network.settle()
-    assert [get_state(user, room_id, "m.room.topic")["topic"] for user in (alice, carol)] == ["tea", "tea"]
+    assert [get_state(user, room_id, "m.room.topic")["topic"] for user in (alice, carol)] == [
+        "tea",
+        "tea",
+    ]
     assert len((await Side(south).pdu(RoomID(room_id), EventID(said)))["prev_events"]) == 1
     network.mend(WEST, NORTH)
     network.mend(WEST, SOUTH)

@@ -1,5 +1,5 @@
-"""What a server missed and could not fetch leaves a hole in what it knows of a room: who is told of what came after it is told that
-something lies before, and finds it by reading back."""
+"""What a server missed and could not fetch leaves a hole in what it knows of a room: who is told of
+what came after it is told that something lies before, and finds it by reading back."""
 
 from typing import Any
 from urllib.parse import quote
@@ -26,9 +26,12 @@ def follow(user: User, since: str | None = None) -> Any:
 
 
 def there_again(network: Network) -> tuple[User, User, str, str, list[str], SlidingClient]:
-    """Two people, a room, the second's token and client from before he left; what was said while no one of his server was in it; and
-    he has come again."""
-    alice, bob = network.add("north.example").register("alice"), network.add("south.example").register("bob")
+    """Two people, a room, the second's token and client from before he left; what was said while no
+    one of his server was in it; and he has come again."""
+    alice, bob = (
+        network.add("north.example").register("alice"),
+        network.add("south.example").register("bob"),
+    )
     network.start_sending()
     room_id = create(alice, preset="public_chat")
     join_from(network, bob, room_id)
@@ -82,7 +85,8 @@ def test_and_so_by_sliding_sync(network: Network, is_new: bool) -> None:
 
 
 async def bridged(network: Network) -> tuple[Shared, str, SlidingClient, list[str]]:
-    """A room of which the south missed messages that nobody would give it as it asked: it goes on from the state after them."""
+    """A room of which the south missed messages that nobody would give it as it asked: it goes on
+    from the state after them."""
     room = await shared(network)
     since = str(follow(room.bob)["next_batch"])
     client = SlidingClient(room.bob, lists={"all": a_list([0, 9], limit=20)})
@@ -118,11 +122,14 @@ async def test_such_a_gap_by_sliding_sync(network: Network, is_new: bool) -> Non
 
 
 async def test_what_others_said_before_they_saw_the_join_follows_upon_it(network: Network) -> None:
-    """It lacks what the join lacks, and nothing is missing between the two. In a room that was entered with a part of its state."""
+    """It lacks what the join lacks, and nothing is missing between the two. In a room that was
+    entered with a part of its state."""
     alice, bob, room_id = await large_room(network)
     north = Side(alice.server)
     meanwhile = [
-        await north.build_next(RoomID(room_id), UserID(alice.user_id), "m.room.message", {"body": body})
+        await north.build_next(
+            RoomID(room_id), UserID(alice.user_id), "m.room.message", {"body": body}
+        )
         for body in ("before I saw you", "nor then")
     ]
     ok(join_via(bob, room_id, NORTH))
@@ -131,7 +138,9 @@ async def test_what_others_said_before_they_saw_the_join_follows_upon_it(network
         await north.push(SOUTH, [event.pdu])
         answer = lazily(bob, since)
         timeline = answer["rooms"]["join"][room_id]["timeline"]
-        assert timeline["limited"] == (since == ""), "what was before the join is missing, and nothing else"
+        assert timeline["limited"] == (since == ""), (
+            "what was before the join is missing, and nothing else"
+        )
         ids = [each["event_id"] for each in timeline["events"]]
         assert ids[-1:] == [event.event_id]
         assert len(ids) == (2 if since == "" else 1), "the join is told with what comes first"
@@ -139,7 +148,8 @@ async def test_what_others_said_before_they_saw_the_join_follows_upon_it(network
 
 
 async def test_a_hole_before_what_nobody_is_shown(network: Network) -> None:
-    """Carol has been banned meanwhile, and nobody here sees what she said: what follows upon that is what comes after the hole."""
+    """Carol has been banned meanwhile, and nobody here sees what she said: what follows upon that
+    is what comes after the hole."""
     levels = {"users": {f"@alice:{NORTH}": 100, f"@bob:{SOUTH}": 100}}
     room = await shared(network, power_level_content_override=levels)
     carol = room.alice.server.register("carol")
@@ -147,7 +157,10 @@ async def test_a_hole_before_what_nobody_is_shown(network: Network) -> None:
     await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
     ok(room.bob.post(room_path(room.room_id, "ban"), {"user_id": carol.user_id}))
     since = follow(room.bob)["next_batch"]
-    said = [said_by(user, room.room_id, text) for text, user in (("a", room.alice), ("b", carol), ("c", room.alice))]
+    said = [
+        said_by(user, room.room_id, text)
+        for text, user in (("a", room.alice), ("b", carol), ("c", room.alice))
+    ]
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
     for event_id in said[1:]:
         await room.north.push(SOUTH, [await room.pdu(event_id)])

@@ -1,7 +1,8 @@
-"""A server that is in a room and lies: nothing is taken that should not be, and the honest ones do not notice.
+"""A server that is in a room and lies: nothing is taken that should not be, and the honest ones do
+not notice.
 
-What it may say of rooms when somebody joins is in test_hostile_rooms.py, keys are in test_keyring.py, slow answers in
-tests/outbound, pressure in test_fairness.py.
+What it may say of rooms when somebody joins is in test_hostile_rooms.py, keys are in
+test_keyring.py, slow answers in tests/outbound, pressure in test_fairness.py.
 """
 
 import tracemalloc
@@ -12,21 +13,33 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from federation.peers.requests import RefusedByRemote
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName, UserID
-from federation.receiver import MAX_EDUS
+from federation.receiver.transactions import MAX_EDUS
 from federation.remote.events import MAX_STATE_BYTES
 from federation.remote.keys import RemoteKeys
-from federation.requests import RefusedByRemote
-from federation.rooms import inbox
-from federation.rooms.branches import MOST_OF_SERVER
-from federation.rooms.missing import MAX_ROUNDS, MAX_SECONDS
-from federation.wire import WireAnswer, WireRequest
-from homeserver.services.presence.remote_people import MAX_REMOTE
+from federation.rooms.receive import inbox
+from federation.rooms.receive.extremity_limit import MOST_OF_SERVER
+from federation.rooms.receive.missing_events import MAX_ROUNDS, MAX_SECONDS
+from homeserver.services.presence.remote_users import MAX_REMOTE
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Shared,
+    Side,
+    adopt,
+    create_room,
+    say,
+    set_state,
+    shared,
+    texts,
+)
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.recording_wire import SEND
@@ -42,7 +55,9 @@ async def event(
 ) -> Event:
     """An event by Bob that the south signs."""
     sender = more.pop("sender", room.bob.user_id)
-    return await room.south.build_next(room.room_id, UserID(sender), type, content, state_key, **more)
+    return await room.south.build_next(
+        room.room_id, UserID(sender), type, content, state_key, **more
+    )
 
 
 async def forged_sender(room: Shared) -> Mapping[str, Any]:
@@ -52,7 +67,13 @@ async def forged_sender(room: Shared) -> Mapping[str, Any]:
 async def borrowed_signature(room: Shared) -> Mapping[str, Any]:
     pdu = (await event(room, "m.room.message", {"body": "lie"}, sender=room.alice.user_id)).pdu
     honest = await room.north.pdu(room.room_id, (await room.north.last(room.room_id))[0].event_id)
-    return {**pdu, "signatures": {**pdu["signatures"], NORTH: honest["signatures"].get(NORTH, {"ed25519:a": "A" * 86})}}
+    return {
+        **pdu,
+        "signatures": {
+            **pdu["signatures"],
+            NORTH: honest["signatures"].get(NORTH, {"ed25519:a": "A" * 86}),
+        },
+    }
 
 
 async def own_power(room: Shared) -> Mapping[str, Any]:
@@ -61,11 +82,15 @@ async def own_power(room: Shared) -> Mapping[str, Any]:
 
 
 async def old_power(room: Shared) -> Mapping[str, Any]:
-    """Bob was powerful once, and says what he would have been allowed to say then, next to what took that from him."""
+    """Bob was powerful once, and says what he would have been allowed to say then, next to what
+    took that from him."""
     before = await room.north.last(room.room_id)
     levels = room.alice.get(f"{V3}/rooms/{room.room_id}/state/m.room.power_levels/").json
     set_state(
-        room.alice, room.room_id, "m.room.power_levels", {**levels, "users": {**levels["users"], room.bob.user_id: 50}}
+        room.alice,
+        room.room_id,
+        "m.room.power_levels",
+        {**levels, "users": {**levels["users"], room.bob.user_id: 50}},
     )
     powerful = await room.south.room(room.room_id)
     state = {key: stored.event for key, stored in (await powerful.state.load_all()).items()}
@@ -109,7 +134,10 @@ async def auth_of_another_room(room: Shared) -> Mapping[str, Any]:
 
 async def auth_twice(room: Shared) -> Mapping[str, Any]:
     state = await room.south.state(room.room_id)
-    names = [state[StateKey("m.room.create", "")], state[StateKey("m.room.member", room.bob.user_id)]]
+    names = [
+        state[StateKey("m.room.create", "")],
+        state[StateKey("m.room.member", room.bob.user_id)],
+    ]
     return (await event(room, "m.room.topic", {"topic": "lie"}, "", auth=[*names, *names])).pdu
 
 
@@ -122,9 +150,15 @@ def signed_with(**fields: Any) -> Lie:
 
     async def lie(room: Shared) -> Mapping[str, Any]:
         honest = await event(room, "m.room.message", {"body": "lie"})
-        pdu = {name: value for name, value in honest.pdu.items() if name not in ("hashes", "signatures")} | fields
+        pdu = {
+            name: value
+            for name, value in honest.pdu.items()
+            if name not in ("hashes", "signatures")
+        } | fields
         try:
-            return hash_and_sign_event(honest.version, pdu, ServerName(SOUTH), room.south.federation.identity.key)
+            return hash_and_sign_event(
+                honest.version, pdu, ServerName(SOUTH), room.south.federation.identity.key
+            )
         except Exception:  # what cannot even be signed is sent as it is
             return {**honest.pdu, **fields}
 
@@ -173,7 +207,10 @@ async def test_nothing_is_taken_that_should_not_be(network: Network, lie: Lie) -
     say(room.alice, room.room_id, "hello")
     network.settle()
     pdu = await lie(room)
-    before, levels = await room.north.state(room.room_id), room.alice.get(f"{V3}/rooms/{room.room_id}/state").body
+    before, levels = (
+        await room.north.state(room.room_id),
+        room.alice.get(f"{V3}/rooms/{room.room_id}/state").body,
+    )
 
     try:
         answer = await room.south.push(NORTH, [pdu])
@@ -209,7 +246,10 @@ async def test_a_deeply_nested_body_is_refused(network: Network, depth: int) -> 
 
 async def test_a_body_that_is_too_long_is_refused_before_it_is_read(network: Network) -> None:
     room = await shared(network)
-    edu = {"edu_type": "m.receipt", "content": {room.room_id: {"m.read": {}}, "x": "x" * 60_000_000}}
+    edu = {
+        "edu_type": "m.receipt",
+        "content": {room.room_id: {"m.read": {}}, "x": "x" * 60_000_000},
+    }
 
     with pytest.raises(RefusedByRemote) as refused:
         await room.south.push(NORTH, [], [edu])
@@ -219,13 +259,16 @@ async def test_a_body_that_is_too_long_is_refused_before_it_is_read(network: Net
 
 async def test_long_lists_in_one_edu_cost_little(tmp_path: Path, sqlite_template: Path) -> None:
     counter = QueryCounter()
-    network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    network = Network(
+        tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter)
+    )
     room = await shared(network, config={NORTH: "presence: {enabled: true}\n"})
     said = say(room.alice, room.room_id, "hello")
     users = [f"@u{number}:{SOUTH}" for number in range(60_000)]
     receipts = {user: {"event_ids": [said], "data": {"ts": 1}} for user in users}
     rooms = {
-        f"!r{number}:{NORTH}": {"m.read": {users[0]: {"event_ids": [said], "data": {}}}} for number in range(30_000)
+        f"!r{number}:{NORTH}": {"m.read": {users[0]: {"event_ids": [said], "data": {}}}}
+        for number in range(30_000)
     }
     people = [{"user_id": user, "presence": "online"} for user in users]
     edus = [
@@ -233,7 +276,10 @@ async def test_long_lists_in_one_edu_cost_little(tmp_path: Path, sqlite_template
         {"edu_type": "m.receipt", "content": rooms},
         {"edu_type": "m.presence", "content": {"push": people}},
         *(
-            {"edu_type": "m.typing", "content": {"room_id": name, "user_id": users[0], "typing": True}}
+            {
+                "edu_type": "m.typing",
+                "content": {"room_id": name, "user_id": users[0], "typing": True},
+            }
             for name in rooms
         ),
     ][:MAX_EDUS]
@@ -251,7 +297,9 @@ async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network:
     room = await shared(network)
     event = b'{"a":[' + b"{}," * 50_000 + b"{}]}"
     body = b'{"events":[' + b",".join([event] * 10) + b"]}"
-    network.liars.append(lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None)
+    network.liars.append(
+        lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None
+    )
     remote = room.north.federation.remote_events
     tracemalloc.start()
 
@@ -266,26 +314,38 @@ async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network:
     assert most < 5 * len(body)
 
 
-@pytest.mark.parametrize("body", [b'{"errcode":"M_X","retry_after_ms":1e999}', b'{"n":' + b"9" * 5000 + b"}", b"[NaN]"])
+@pytest.mark.parametrize(
+    "body", [b'{"errcode":"M_X","retry_after_ms":1e999}', b'{"n":' + b"9" * 5000 + b"}", b"[NaN]"]
+)
 async def test_an_error_that_cannot_be_read_is_of_its_status(network: Network, body: bytes) -> None:
     room = await shared(network)
     network.liars.append(
-        lambda _, request: WireAnswer(429, {"retry-after": "60"}, body) if SEND in request.uri else None
+        lambda _, request: (
+            WireAnswer(429, {"retry-after": "60"}, body) if SEND in request.uri else None
+        )
     )
     with pytest.raises(RefusedByRemote) as refused:
         await room.south.push(NORTH, [])
-    assert (refused.value.status, refused.value.errcode, refused.value.told_wait_ms) == (429, "M_UNKNOWN", 60_000)
+    assert (refused.value.status, refused.value.errcode, refused.value.told_wait_ms) == (
+        429,
+        "M_UNKNOWN",
+        60_000,
+    )
 
 
 async def test_long_errors_are_not_read(network: Network) -> None:
     room = await shared(network)
     body = b'{"errcode":"M_FORBIDDEN","a":[' + b"{}," * 500_000 + b"{}]}"
-    network.liars.append(lambda _, request: WireAnswer(403, {}, body) if "/state/" in request.uri else None)
+    network.liars.append(
+        lambda _, request: WireAnswer(403, {}, body) if "/state/" in request.uri else None
+    )
     remote, event_id = room.north.federation.remote_events, EventID("$x")
     tracemalloc.start()
 
     with pytest.raises(RefusedByRemote) as refused:
-        await remote.get_state(room.south.name, room.room_id, event_id, seconds=10, max_bytes=MAX_STATE_BYTES)
+        await remote.get_state(
+            room.south.name, room.room_id, event_id, seconds=10, max_bytes=MAX_STATE_BYTES
+        )
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -297,7 +357,9 @@ async def test_answers_of_more_values_than_anybody_has_are_refused(network: Netw
     room = await shared(network)
     device = b'{"user_id":"@bob:south.example","stream_id":1,"devices":[%b]}'
     body = device % (b"{}," * 1_000_000 + b"{}")
-    network.liars.append(lambda _, request: WireAnswer(200, {}, body) if "/user/devices/" in request.uri else None)
+    network.liars.append(
+        lambda _, request: WireAnswer(200, {}, body) if "/user/devices/" in request.uri else None
+    )
     keys = RemoteKeys(room.north.federation.requests)
 
     with pytest.raises(RemoteError, match="more values"):
@@ -306,14 +368,21 @@ async def test_answers_of_more_values_than_anybody_has_are_refused(network: Netw
     assert (await keys.get_list(room.bob.user_id, 10)).stream_id == 1
 
 
-async def test_invented_people_do_not_take_the_room_of_those_who_are_there(network: Network) -> None:
+async def test_invented_people_do_not_take_the_room_of_those_who_are_there(
+    network: Network,
+) -> None:
     room = await shared(network, config={NORTH: "presence: {enabled: true}\n"})
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await room.north.push(SOUTH, [(await adopt(room.north, east, carol.user_id, room.room_id)).pdu])
 
     def there(user: User, status: str) -> dict[str, Any]:
-        person = {"user_id": user.user_id, "presence": "online", "status_msg": status, "last_active_ago": 10**30}
+        person = {
+            "user_id": user.user_id,
+            "presence": "online",
+            "status_msg": status,
+            "last_active_ago": 10**30,
+        }
         return {"edu_type": "m.presence", "content": {"push": [person]}}
 
     await east.push(NORTH, [], [there(carol, "here")])
@@ -323,7 +392,9 @@ async def test_invented_people_do_not_take_the_room_of_those_who_are_there(netwo
         for start in range(0, len(names), 1000)
     ]
 
-    await room.south.push(NORTH, [], [{"edu_type": "m.presence", "content": content} for content in crowd])
+    await room.south.push(
+        NORTH, [], [{"edu_type": "m.presence", "content": content} for content in crowd]
+    )
     await room.south.push(NORTH, [], [there(room.bob, "too")])
 
     for user, status in ((carol, "here"), (room.bob, "too")):
@@ -346,32 +417,47 @@ async def test_edus_about_others_are_passed_over(network: Network) -> None:
         "message_id": "1",
         "messages": {alice.user_id: {"*": {}}},
     }
-    device = {"user_id": alice.user_id, "device_id": alice.device_id, "stream_id": 99, "keys": identity_keys(bob, 9)[1]}
+    device = {
+        "user_id": alice.user_id,
+        "device_id": alice.device_id,
+        "stream_id": 99,
+        "keys": identity_keys(bob, 9)[1],
+    }
     receipt = {room.room_id: {"m.read": {alice.user_id: {"event_ids": [said], "data": {"ts": 1}}}}}
     edus = [
         ("m.typing", {"room_id": room.room_id, "user_id": alice.user_id, "typing": True}),
         ("m.receipt", receipt),
-        ("m.presence", {"push": [{"user_id": alice.user_id, "presence": "unavailable", "status_msg": "lie"}]}),
+        (
+            "m.presence",
+            {"push": [{"user_id": alice.user_id, "presence": "unavailable", "status_msg": "lie"}]},
+        ),
         ("m.direct_to_device", message),
         ("m.device_list_update", device),
-        ("m.signing_key_update", {"user_id": alice.user_id, "master_key": {"user_id": alice.user_id}}),
+        (
+            "m.signing_key_update",
+            {"user_id": alice.user_id, "master_key": {"user_id": alice.user_id}},
+        ),
     ]
 
-    await room.south.push(NORTH, [], [{"edu_type": type, "content": content} for type, content in edus])
+    await room.south.push(
+        NORTH, [], [{"edu_type": type, "content": content} for type, content in edus]
+    )
     network.settle()
 
     news = sync(alice, since)
     assert not news["to_device"]["events"]
     assert alice.user_id not in str(news.get("device_lists", {}))
     assert not any(
-        alice.user_id in str(entry.get("ephemeral", {})) for entry in news.get("rooms", {}).get("join", {}).values()
+        alice.user_id in str(entry.get("ephemeral", {}))
+        for entry in news.get("rooms", {}).get("join", {}).values()
     )
     assert "lie" not in str(news)
     assert query(alice, alice)["device_keys"] == keys
 
 
 async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(network: Network) -> None:
-    """The south refers to what it never gives, and says nothing when it is asked; the east talks on in the same room."""
+    """The south refers to what it never gives, and says nothing when it is asked; the east talks on
+    in the same room."""
     room = await shared(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -397,7 +483,9 @@ async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(networ
     network.settle()
 
     asked = [
-        uri for origin, to, _, uri in network.log[before:] if (origin, to) == (NORTH, SOUTH) and "/send/" not in uri
+        uri
+        for origin, to, _, uri in network.log[before:]
+        if (origin, to) == (NORTH, SOUTH) and "/send/" not in uri
     ]
     assert len(asked) <= 4 * MAX_ROUNDS
     assert "lie" not in texts(room.alice, room.room_id)
@@ -416,10 +504,14 @@ async def test_a_server_that_never_answers_holds_up_no_gaps_of_others(
     for room_id in others:
         await adopt(room.north, room.south, UserID(room.bob.user_id), room_id)
     await adopt(room.north, east, UserID(carol.user_id), others[2])
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    )
     for number, room_id in enumerate([room.room_id, *others[:2]]):
         sender, unknown = UserID(room.bob.user_id), [EventID("$" + f"{number:043d}")]
-        lie = await room.south.build_next(room_id, sender, "m.room.message", {"body": "lie"}, prev=unknown)
+        lie = await room.south.build_next(
+            room_id, sender, "m.room.message", {"body": "lie"}, prev=unknown
+        )
         await room.south.push(NORTH, [lie.pdu])
     say(carol, others[2], "missed")
     last = say(carol, others[2], "honest")
@@ -431,7 +523,8 @@ async def test_a_server_that_never_answers_holds_up_no_gaps_of_others(
 
 
 async def test_a_history_with_very_many_ends_does_not_come_about(network: Network) -> None:
-    """Each end makes every further event dearer. What is too much waits, and has its place when some have met."""
+    """Each end makes every further event dearer. What is too much waits, and has its place when
+    some have met."""
     room = await shared(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -439,7 +532,10 @@ async def test_a_history_with_very_many_ends_does_not_come_about(network: Networ
     await room.north.push(SOUTH, [join.pdu])
     prev = await room.north.last(room.room_id)
     names = [{"membership": "join", "displayname": f"{number}"} for number in range(40)]
-    forks = [await event(room, "m.room.member", content, room.bob.user_id, prev=prev) for content in names]
+    forks = [
+        await event(room, "m.room.member", content, room.bob.user_id, prev=prev)
+        for content in names
+    ]
 
     await room.south.push(NORTH, [each.pdu for each in forks])
 
@@ -464,7 +560,9 @@ async def test_an_answer_of_another_kind_is_none(network: Network) -> None:
     said = say(room.bob, room.room_id, "after it")
     network.mend(NORTH, SOUTH)
     page = WireAnswer(200, {"content-type": "text/html"}, b"<html>It works!</html>")
-    network.liars.append(lambda to, request: page if to == SOUTH and "/send/" not in request.uri else None)
+    network.liars.append(
+        lambda to, request: page if to == SOUTH and "/send/" not in request.uri else None
+    )
 
     await room.south.push(NORTH, [await room.south.pdu(room.room_id, said)])
     network.liars.clear()

@@ -7,11 +7,11 @@ from urllib.parse import quote
 
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
@@ -44,7 +44,11 @@ def in_event(**fields: Any) -> Change:
 
 def in_state(change: Callable[[list[dict[str, Any]]], list[Any]]) -> Change:
     """Changes the events of state and auth chain alike."""
-    return lambda answer: {**answer, "state": change(answer["state"]), "auth_chain": change(answer["auth_chain"])}
+    return lambda answer: {
+        **answer,
+        "state": change(answer["state"]),
+        "auth_chain": change(answer["auth_chain"]),
+    }
 
 
 def without(type: str) -> Change:
@@ -99,19 +103,23 @@ def test_templates_for_something_else_are_not_signed(network: Network, change: C
 
 
 async def test_nobody_here_vouches_without_being_asked(network: Network) -> None:
-    """Bob may let people in. A server says that he vouches for Carol, whom he may not vouch for: her join would have his
-    server's signature."""
+    """Bob may let people in. A server says that he vouches for Carol, whom he may not vouch for:
+    her join would have his server's signature."""
     alice, bob, lobby = pair(network)
     carol = bob.server.register("carol")
     rule = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": lobby}]}
     state = [{"type": "m.room.join_rules", "state_key": "", "content": rule}]
-    room_id = create(alice, room_version="11", initial_state=state, power_level_content_override={"invite": 0})
+    room_id = create(
+        alice, room_version="11", initial_state=state, power_level_content_override={"invite": 0}
+    )
     invite(alice, room_id, bob)
     ok(bob.post(f"{V3}/join/{room_id}"))
     content = {"membership": "join", "join_authorised_via_users_server": bob.user_id}
     north, carol_id = Side(alice.server), UserID(carol.user_id)
     made = await north.build_next(RoomID(room_id), carol_id, "m.room.member", content, carol_id)
-    event = {name: value for name, value in made.pdu.items() if name not in ("hashes", "signatures")}
+    event = {
+        name: value for name, value in made.pdu.items() if name not in ("hashes", "signatures")
+    }
     lie = WireAnswer(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
     network.liars.append(lambda _, request: lie if "/make_join/" in request.uri else None)
 
@@ -125,7 +133,9 @@ async def test_nobody_here_vouches_without_being_asked(network: Network) -> None
 
 def test_a_room_of_a_version_that_is_not_known(network: Network) -> None:
     _, bob, room_id = pair(network)
-    network.forge(NORTH, forging("/make_join/", lambda answer: {**answer, "room_version": "org.example.99"}))
+    network.forge(
+        NORTH, forging("/make_join/", lambda answer: {**answer, "room_version": "org.example.99"})
+    )
 
     assert refused(answer := join_via(bob, room_id, NORTH)) == (400, "M_UNSUPPORTED_ROOM_VERSION")
     assert "org.example.99" in answer.json["error"]
@@ -139,7 +149,11 @@ def test_states_that_cannot_be_are_not_believed(network: Network, change: Change
     assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
 
     assert not is_known(bob, room_id)
-    if change is not STATES["no lists"] and change is not STATES["a list"] and change is not STATES["no events"]:
+    if (
+        change is not STATES["no lists"]
+        and change is not STATES["a list"]
+        and change is not STATES["no events"]
+    ):
         # the other server believes that Bob is in the room: he has left again
         assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "leave"
     network.forge(NORTH, lambda _, answer: answer)
@@ -168,7 +182,14 @@ async def test_an_invite_by_who_is_not_in_the_room_does_not_say_its_version(
     room_id = create(alice, preset="public_chat", room_version="11")
     west, version = Side(mallory.server), ROOM_VERSIONS["6"]
     event = await west.build(
-        version, RoomID(room_id), [], {}, mallory.user_id, "m.room.member", {"membership": "invite"}, bob.user_id
+        version,
+        RoomID(room_id),
+        [],
+        {},
+        mallory.user_id,
+        "m.room.member",
+        {"membership": "invite"},
+        bob.user_id,
     )
     path = f"/_matrix/federation/v2/invite/{quote(room_id)}/{quote(event.event_id)}"
     body = {"event": event.pdu, "room_version": "6", "invite_room_state": []}
@@ -208,10 +229,16 @@ def test_events_of_another_room_are_left_out(network: Network, version: str) -> 
 @pytest.mark.parametrize("version", ["6", "11", "12"])
 @pytest.mark.parametrize(
     "fields",
-    [{"prev_events": ["$" + "a" * 43]}, {"sender": f"@mallory:{WEST}"}, {"content": {"room_version": "1"}}],
+    [
+        {"prev_events": ["$" + "a" * 43]},
+        {"sender": f"@mallory:{WEST}"},
+        {"content": {"room_version": "1"}},
+    ],
     ids=["with a past", "of another", "of another version"],
 )
-def test_a_create_event_that_cannot_be(network: Network, version: str, fields: dict[str, Any]) -> None:
+def test_a_create_event_that_cannot_be(
+    network: Network, version: str, fields: dict[str, Any]
+) -> None:
     """The server made it and signed it well; it is none all the same."""
     north = network.add(NORTH)
     alice, bob = north.register("alice"), network.add(SOUTH).register("bob")
@@ -219,8 +246,12 @@ def test_a_create_event_that_cannot_be(network: Network, version: str, fields: d
     identity = north.app.federation.identity
 
     def remake(event: dict[str, Any]) -> dict[str, Any]:
-        bare = {name: value for name, value in event.items() if name not in ("hashes", "signatures")}
-        return hash_and_sign_event(ROOM_VERSIONS[version], {**bare, **fields}, identity.server_name, identity.key)
+        bare = {
+            name: value for name, value in event.items() if name not in ("hashes", "signatures")
+        }
+        return hash_and_sign_event(
+            ROOM_VERSIONS[version], {**bare, **fields}, identity.server_name, identity.key
+        )
 
     def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [remake(event) if event["type"] == "m.room.create" else event for event in events]
@@ -238,14 +269,21 @@ def test_the_join_of_somebody_else_in_the_answer_does_not_count(network: Network
 
     ok(join_via(bob, room_id, NORTH))
 
-    assert members(bob, room_id) == members(alice, room_id) == {alice.user_id: "join", bob.user_id: "join"}
+    assert (
+        members(bob, room_id)
+        == members(alice, room_id)
+        == {alice.user_id: "join", bob.user_id: "join"}
+    )
 
 
 def test_a_name_that_nobody_signed_is_not_shown(network: Network) -> None:
     _, bob, room_id = pair(network)
 
     def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**each, "content": {"name": "poison"}} if each["type"] == "m.room.name" else each for each in events]
+        return [
+            {**each, "content": {"name": "poison"}} if each["type"] == "m.room.name" else each
+            for each in events
+        ]
 
     network.forge(NORTH, forging("/send_join/", in_state(lie)))
 
@@ -257,7 +295,10 @@ def test_a_name_that_nobody_signed_is_not_shown(network: Network) -> None:
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[" * 5000, b'"text"', b"null", b'{"a": NaN}'])
 def test_answers_that_are_none(network: Network, body: bytes) -> None:
     _, bob, room_id = pair(network)
-    network.forge(NORTH, lambda request, answer: WireAnswer(200, {}, body) if "_join/" in request.uri else answer)
+    network.forge(
+        NORTH,
+        lambda request, answer: WireAnswer(200, {}, body) if "_join/" in request.uri else answer,
+    )
 
     assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
 
@@ -296,7 +337,9 @@ def test_an_invite_without_the_other_signature_is_none(network: Network) -> None
     bad = {NORTH: {}, SOUTH: {"ed25519:a_test": "A" * 86}}
     network.forge(SOUTH, forging("/invite/", in_event(signatures=bad)))
 
-    assert refused(alice.post(f"/_matrix/client/v3/rooms/{room_id}/invite", {"user_id": bob.user_id})) == (
+    assert refused(
+        alice.post(f"/_matrix/client/v3/rooms/{room_id}/invite", {"user_id": bob.user_id})
+    ) == (
         502,
         "M_UNKNOWN",
     )
@@ -305,7 +348,9 @@ def test_an_invite_without_the_other_signature_is_none(network: Network) -> None
 
 def test_what_else_is_changed_of_an_invite_does_not_count(network: Network) -> None:
     alice, bob, room_id = pair(network)
-    network.forge(SOUTH, forging("/invite/", in_event(content={"membership": "ban"}, state_key=alice.user_id)))
+    network.forge(
+        SOUTH, forging("/invite/", in_event(content={"membership": "ban"}, state_key=alice.user_id))
+    )
 
     invite(alice, room_id, bob)
 

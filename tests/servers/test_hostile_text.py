@@ -1,5 +1,5 @@
-"""Text that no honest server sends: PostgreSQL keeps no NUL. Whatever has one in it is refused, or passed over, and is never a
-fault of ours."""
+"""Text that no honest server sends: PostgreSQL keeps no NUL. Whatever has one in it is refused, or
+passed over, and is never a fault of ours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +9,9 @@ from urllib.parse import quote
 import pytest
 from twisted.logger import capturedLogs
 
+from federation.peers.requests import RefusedByRemote
 from federation.protocol.ids import ServerName, UserID
-from federation.requests import RefusedByRemote
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import NORTH, SOUTH, Shared, shared
 from tests.helpers.network import Network
@@ -58,15 +58,34 @@ def posts(room: Shared) -> dict[str, tuple[str, str, Mapping[str, Any]]]:
     missing = f"{V1}/get_missing_events/{quote(room.room_id)}"
     signed = {"mxid": alice, "token": nul, "signatures": {}}
     invite = {"mxid": alice, "room_id": room.room_id, "sender": alice, "signed": signed}
-    exchanged = {"state_key": room.bob.user_id, "content": {"third_party_invite": {"signed": signed}}}
+    exchanged = {
+        "state_key": room.bob.user_id,
+        "content": {"third_party_invite": {"signed": signed}},
+    }
     return {
-        "missing": ("POST", missing, {"earliest_events": ["$" + nul], "latest_events": ["$" + nul, nul]}),
+        "missing": (
+            "POST",
+            missing,
+            {"earliest_events": ["$" + nul], "latest_events": ["$" + nul, nul]},
+        ),
         "query": ("POST", f"{V1}/user/keys/query", {"device_keys": {user: [nul], alice: [nul]}}),
-        "claim": ("POST", f"{V1}/user/keys/claim", {"one_time_keys": {user: {nul: nul}, alice: {nul: "x", "A": nul}}}),
-        "directory": ("POST", f"{V1}/publicRooms", {"filter": {"generic_search_term": nul, "room_types": [nul]}}),
+        "claim": (
+            "POST",
+            f"{V1}/user/keys/claim",
+            {"one_time_keys": {user: {nul: nul}, alice: {nul: "x", "A": nul}}},
+        ),
+        "directory": (
+            "POST",
+            f"{V1}/publicRooms",
+            {"filter": {"generic_search_term": nul, "room_types": [nul]}},
+        ),
         "bound": ("PUT", f"{V1}/3pid/onbind", {"mxid": alice, "invites": [invite]}),
         "exchange": ("PUT", f"{V1}/exchange_third_party_invite/{quote(room.room_id)}", exchanged),
-        "keys": ("POST", "/_matrix/key/v2/query", {"server_keys": {nul: {nul: {}}, SOUTH: {nul: {}}}}),
+        "keys": (
+            "POST",
+            "/_matrix/key/v2/query",
+            {"server_keys": {nul: {nul: {}}, SOUTH: {nul: {}}}},
+        ),
     }
 
 
@@ -106,10 +125,16 @@ async def test_neither_is_what_comes_in_transactions(half_postgres: Network) -> 
         ),
         (
             "m.direct_to_device",
-            {**to_device, "messages": {f"@{nul}:{NORTH}": {"*": {}}, room.alice.user_id: {nul: {}}}},
+            {
+                **to_device,
+                "messages": {f"@{nul}:{NORTH}": {"*": {}}, room.alice.user_id: {nul: {}}},
+            },
         ),
         ("m.device_list_update", device),
-        ("m.presence", {"push": [{"user_id": f"@{nul}:{SOUTH}", "presence": "online", "status_msg": nul}]}),
+        (
+            "m.presence",
+            {"push": [{"user_id": f"@{nul}:{SOUTH}", "presence": "online", "status_msg": nul}]},
+        ),
     ]
     names = {"displayname": nul, "membership": "join", "avatar_url": nul, "reason": nul}
     pdus = [
@@ -133,7 +158,9 @@ async def test_neither_is_what_comes_in_transactions(half_postgres: Network) -> 
         pdus.append(event.pdu)
 
     with capturedLogs() as logged:
-        answer = await room.south.push(NORTH, pdus, [{"edu_type": type, "content": content} for type, content in edus])
+        answer = await room.south.push(
+            NORTH, pdus, [{"edu_type": type, "content": content} for type, content in edus]
+        )
         assert room.alice.get("/_matrix/client/v3/sync").status == 200
 
     assert answer["pdus"][honest.event_id] == {}

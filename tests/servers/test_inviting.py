@@ -4,11 +4,19 @@ from typing import Any
 
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
 from federation.remote.membership import INVITE_SECONDS
-from federation.rooms.invitations import LOOK_EVERY, PATIENCE
-from federation.wire import WireAnswer, WireRequest
-from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, knock_via, members, rooms_in_sync
+from federation.rooms.joins.invites import LOOK_EVERY, PATIENCE
+from tests.helpers.handshakes import (
+    NORTH,
+    SOUTH,
+    is_known,
+    join_via,
+    knock_via,
+    members,
+    rooms_in_sync,
+)
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
 from tests.helpers.talk import (
@@ -51,7 +59,10 @@ def test_an_invite_is_shown_and_accepted(network: Network, version: str) -> None
     assert state["m.room.name", ""]["content"] == {"name": "tea"}
     assert state["m.room.member", alice.user_id]["content"]["displayname"] == "Alice"
     assert state["m.room.member", bob.user_id]["sender"] == alice.user_id
-    assert state["m.room.member", bob.user_id]["content"] == {"membership": "invite", "reason": "come"}
+    assert state["m.room.member", bob.user_id]["content"] == {
+        "membership": "invite",
+        "reason": "come",
+    }
     assert all(set(event) == {"type", "state_key", "sender", "content"} for event in shown)
     assert members(alice, room_id)[bob.user_id] == "invite"
     join(bob, room_id)
@@ -86,7 +97,11 @@ def test_an_invite_is_in_the_first_answer_of_before_sync(network: Network) -> No
 
     assert (room["room_id"], room["membership"]) == (room_id, "invite")
     event = room["invite"]
-    assert (event["type"], event["sender"], event["state_key"]) == ("m.room.member", alice.user_id, bob.user_id)
+    assert (event["type"], event["sender"], event["state_key"]) == (
+        "m.room.member",
+        alice.user_id,
+        bob.user_id,
+    )
     assert event["content"]["membership"] == "invite"
 
 
@@ -124,7 +139,10 @@ def test_an_invite_is_declined(network: Network, version: str) -> None:
 
     ok(membership(bob, room_id, "leave", reason="no tea"))
 
-    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "leave", "reason": "no tea"}
+    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {
+        "membership": "leave",
+        "reason": "no tea",
+    }
     news = ok(bob.get(f"{V3}/sync?since={since}"))["rooms"]
     assert "invite" not in news
     (event,) = news["leave"][room_id]["timeline"]["events"]
@@ -188,10 +206,14 @@ def test_the_room_is_made_though_the_invited_cannot_be_reached(network: Network)
     assert refused(membership(alice, room_id, "invite", bob)) == (502, "M_UNKNOWN")
 
 
-def test_a_silent_server_keeps_who_invites_waiting_no_longer_than_people_wait(network: Network) -> None:
+def test_a_silent_server_keeps_who_invites_waiting_no_longer_than_people_wait(
+    network: Network,
+) -> None:
     alice, bob = pair(network)
     room_id = create(alice)
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    )
 
     inviting = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
     network.clock.advance(INVITE_SECONDS - 1)
@@ -199,16 +221,22 @@ def test_a_silent_server_keeps_who_invites_waiting_no_longer_than_people_wait(ne
     network.clock.advance(1)
 
     assert refused(inviting.answer) == (502, "M_UNKNOWN")
-    assert inviting.answer.json["error"].startswith(f"{bob.user_id} was not invited, since {SOUTH} did not answer")
+    assert inviting.answer.json["error"].startswith(
+        f"{bob.user_id} was not invited, since {SOUTH} did not answer"
+    )
 
 
-def test_a_server_that_could_not_be_reached_a_moment_ago_is_not_waited_for(network: Network) -> None:
+def test_a_server_that_could_not_be_reached_a_moment_ago_is_not_waited_for(
+    network: Network,
+) -> None:
     alice, bob = pair(network)
     network.start_sending()
     shared, other = create(alice), create(alice)
     ok(membership(alice, shared, "invite", bob))
     join(bob, shared)
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    )
     say(alice, shared, "is anybody there?")
     for _ in range(7):
         network.clock.advance(10)
@@ -228,7 +256,8 @@ def test_a_server_that_could_not_be_reached_a_moment_ago_is_not_waited_for(netwo
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_a_proxy_that_has_lost_its_server_is_not_the_server(network: Network, status: int) -> None:
-    """What it answers to an invite is no word of the server: nothing is waited for, and nothing tried, on account of it."""
+    """What it answers to an invite is no word of the server: nothing is waited for, and nothing
+    tried, on account of it."""
     alice, bob = pair(network)
     network.start_sending()
     shared, other = create(alice), create(alice)
@@ -244,7 +273,10 @@ def test_a_proxy_that_has_lost_its_server_is_not_the_server(network: Network, st
 
     network.liars.append(answer)
     say(alice, shared, "is anybody there?")
-    while network.servers[NORTH].app.federation_out.sender.is_failing(ServerName(SOUTH)) or len(asked) < 5:
+    while (
+        network.servers[NORTH].app.federation_out.sender.is_failing(ServerName(SOUTH))
+        or len(asked) < 5
+    ):
         network.clock.advance(10)
     asked.clear()
     assert refused(membership(alice, other, "invite", bob)) == (502, "M_UNKNOWN")
@@ -283,7 +315,9 @@ def test_who_is_of_a_server_that_there_cannot_be_is_not_invited(network: Network
     assert network.log == []
 
 
-def test_nobody_from_elsewhere_is_invited_into_a_room_that_does_not_federate(network: Network) -> None:
+def test_nobody_from_elsewhere_is_invited_into_a_room_that_does_not_federate(
+    network: Network,
+) -> None:
     alice, bob = pair(network)
     closed = {"creation_content": {"m.federate": False}}
     room_id = create(alice, **closed)
@@ -291,7 +325,9 @@ def test_nobody_from_elsewhere_is_invited_into_a_room_that_does_not_federate(net
 
     for answer in (
         membership(alice, room_id, "invite", bob),
-        alice.put(room_path(room_id, "state", "m.room.member", bob.user_id), {"membership": "invite"}),
+        alice.put(
+            room_path(room_id, "state", "m.room.member", bob.user_id), {"membership": "invite"}
+        ),
         alice.post(f"{V3}/createRoom", {"invite": [bob.user_id], **closed}),
     ):
         assert refused(answer) == (403, "M_FORBIDDEN")
@@ -333,7 +369,10 @@ def test_who_blocks_invites_is_not_invited(network: Network) -> None:
 
     assert refused(membership(alice, room_id, "invite", bob)) == (403, "M_INVITE_BLOCKED")
     assert refused(membership(alice, room_id, "invite", carol)) == (403, "M_INVITE_BLOCKED")
-    assert refused(alice.post(f"{V3}/createRoom", {"invite": [carol.user_id]})) == (403, "M_INVITE_BLOCKED")
+    assert refused(alice.post(f"{V3}/createRoom", {"invite": [carol.user_id]})) == (
+        403,
+        "M_INVITE_BLOCKED",
+    )
     assert members(alice, room_id) == {alice.user_id: "join"}
 
 
@@ -387,8 +426,11 @@ def knockable(user: User, version: str) -> str:
     return create(user, room_version=version, initial_state=[rule], name="tea")
 
 
-def test_who_is_put_out_and_invited_again_hears_of_it_whatever_comes_first(network: Network) -> None:
-    """The kick is still on its way when the invite is asked; after it nobody of the server is in the room."""
+def test_who_is_put_out_and_invited_again_hears_of_it_whatever_comes_first(
+    network: Network,
+) -> None:
+    """The kick is still on its way when the invite is asked; after it nobody of the server is in
+    the room."""
     network.start_sending()
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
@@ -411,7 +453,9 @@ def test_an_invite_whose_grounds_never_come_is_answered(network: Network) -> Non
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     network.settle()
-    network.weather = lambda letter: Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
+    )
     ok(membership(alice, room_id, "kick", bob))
     asked = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
     network.settle()
@@ -434,7 +478,9 @@ def test_a_knock_is_heard_and_answered(network: Network, version: str) -> None:
     assert content == {"membership": "knock", "reason": "please", "displayname": "bob"}
     shown = rooms_in_sync(bob, "knock")[room_id]["knock_state"]["events"]
     assert {"name": "tea"} in [event["content"] for event in shown]
-    assert [event["state_key"] for event in shown if event["type"] == "m.room.member"] == [bob.user_id]
+    assert [event["state_key"] for event in shown if event["type"] == "m.room.member"] == [
+        bob.user_id
+    ]
     invite(alice, room_id, bob)
     assert room_id in rooms_in_sync(bob, "invite")
     join(bob, room_id)

@@ -1,4 +1,5 @@
-"""What it costs to let somebody into a large room, to enter one, and to hear of what is said there."""
+"""What it costs to let somebody into a large room, to enter one, and to hear of what is said
+there."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
@@ -39,7 +40,9 @@ class Costs:
         room_id = create(self.alice, preset="public_chat", name="tea")
         joins = [Draft("m.room.member", user, {"membership": "join"}, user) for user in users]
         for start in range(0, len(users), 50):
-            await self.alice.server.app.rooms.engine.send(RoomID(room_id), joins[start : start + 50])
+            await self.alice.server.app.rooms.engine.send(
+                RoomID(room_id), joins[start : start + 50]
+            )
         self.north.clear()
         self.south.clear()
         return room_id
@@ -57,7 +60,9 @@ def people(count: int) -> list[UserID]:
 async def test_a_large_room_costs_no_query_for_each_of_its_members(
     tmp_path: Path, sqlite_template: Path, in_part: bool
 ) -> None:
-    costs = Costs(tmp_path, sqlite_template, f"federation: {{partial_state_joins: {str(in_part).lower()}}}\n")
+    costs = Costs(
+        tmp_path, sqlite_template, f"federation: {{partial_state_joins: {str(in_part).lower()}}}\n"
+    )
     north, south, network = costs.north, costs.south, costs.network
     users = people(MEMBERS)
     room_id = await costs.make_room(users)
@@ -85,7 +90,9 @@ async def test_nor_does_a_room_that_is_told_whole(tmp_path: Path, sqlite_templat
     network.start_completing()
     network.settle()
 
-    asked = [uri.split("/")[4] for _, to, _, uri in network.log if to == NORTH and "federation" in uri]
+    asked = [
+        uri.split("/")[4] for _, to, _, uri in network.log if to == NORTH and "federation" in uri
+    ]
     assert asked == ["make_join", "send_join"]
     assert costs.north.queries.total() < 2 * FEW, costs.north.queries
     assert costs.south.queries.total() < 2 * FEW, costs.south.queries

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from federation.wire import WireAnswer
+from federation.peers.wire import WireAnswer
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.network import Letter, Network
 from tests.helpers.server import User
@@ -40,7 +40,11 @@ def test_by_id(network: Network, version: str) -> None:
 
     assert ok(join_via(bob, room_id, NORTH)) == {"room_id": room_id}
 
-    assert members(bob, room_id) == members(alice, room_id) == {alice.user_id: "join", bob.user_id: "join"}
+    assert (
+        members(bob, room_id)
+        == members(alice, room_id)
+        == {alice.user_id: "join", bob.user_id: "join"}
+    )
     assert ok(bob.get(room_path(room_id, "state", "m.room.name"))) == {"name": "tea"}
     assert room_id in ok(bob.get(f"{V3}/sync"))["rooms"]["join"]
     say(bob, room_id, "va alaykum")
@@ -145,7 +149,9 @@ def test_a_third_server_joins_through_the_second(network: Network) -> None:
 
     ok(join_via(carol, room_id, SOUTH))
 
-    assert members(carol, room_id) == dict.fromkeys([alice.user_id, bob.user_id, carol.user_id], "join")
+    assert members(carol, room_id) == dict.fromkeys(
+        [alice.user_id, bob.user_id, carol.user_id], "join"
+    )
 
 
 def test_the_banned_are_refused(network: Network) -> None:
@@ -159,7 +165,11 @@ def test_the_banned_are_refused(network: Network) -> None:
 def test_a_server_that_the_room_denies_is_refused(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
-    ok(alice.put(room_path(room_id, "state", "m.room.server_acl"), {"allow": ["*"], "deny": [SOUTH]}))
+    ok(
+        alice.put(
+            room_path(room_id, "state", "m.room.server_acl"), {"allow": ["*"], "deny": [SOUTH]}
+        )
+    )
 
     assert refused(join_via(bob, room_id, NORTH)) == (403, "M_FORBIDDEN")
 
@@ -180,7 +190,9 @@ def test_a_server_that_the_policy_excludes_is_not_asked(network: Network) -> Non
     assert not network.log
 
 
-def restricted_room(network: Network, version: str, join_rule: str = "restricted") -> tuple[User, User, str, str]:
+def restricted_room(
+    network: Network, version: str, join_rule: str = "restricted"
+) -> tuple[User, User, str, str]:
     """Alice and Bob, a room that both are in, and one that is open to its members."""
     alice, bob = pair(network)
     lobby = create(alice, preset="public_chat", room_version=version)
@@ -190,7 +202,8 @@ def restricted_room(network: Network, version: str, join_rule: str = "restricted
 
 
 @pytest.mark.parametrize(
-    ("version", "rule"), [("8", "restricted"), ("10", "knock_restricted"), ("11", "restricted"), ("12", "restricted")]
+    ("version", "rule"),
+    [("8", "restricted"), ("10", "knock_restricted"), ("11", "restricted"), ("12", "restricted")],
 )
 def test_restricted(network: Network, version: str, rule: str) -> None:
     alice, bob, lobby, room_id = restricted_room(network, version, rule)
@@ -272,7 +285,9 @@ def test_joins_elsewhere_have_a_limit_of_their_own(network: Network) -> None:
 
 
 def test_where_too_many_come_at_once_people_are_told_when_to_come_again(network: Network) -> None:
-    alice = network.add(NORTH, "rc_joins_per_room: {per_second: 0.1, burst_count: 1}\n").register("alice")
+    alice = network.add(NORTH, "rc_joins_per_room: {per_second: 0.1, burst_count: 1}\n").register(
+        "alice"
+    )
     bob, carol = network.add(SOUTH).register("bob"), network.add(WEST).register("carol")
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
@@ -349,11 +364,17 @@ def test_keys_of_many_servers_are_asked_for_at_once(network: Network) -> None:
     # whose signature cannot be checked, after a while either, is not believed to be in the room
     network.start_completing()
     network.clock.pump([5.0] * 7)
-    assert set(members(bob, room_id)) == {alice.user_id, bob.user_id, *(other.user_id for other in others[1:])}
+    assert set(members(bob, room_id)) == {
+        alice.user_id,
+        bob.user_id,
+        *(other.user_id for other in others[1:]),
+    }
 
 
 @pytest.mark.parametrize("version", ["1", "11"])
-def test_by_a_server_that_knows_the_oldest_form_of_the_handshake_alone(network: Network, version: str) -> None:
+def test_by_a_server_that_knows_the_oldest_form_of_the_handshake_alone(
+    network: Network, version: str
+) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat", name="tea", room_version=version)
     unknown = WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"?"}')

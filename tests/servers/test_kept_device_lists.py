@@ -1,19 +1,20 @@
-"""What is kept of other servers' users' devices stays true, or is known to be stale: through kills, other nodes, restored servers."""
+"""What is kept of other servers' users' devices stays true, or is known to be stale: through kills,
+other nodes, restored servers."""
 
 from typing import Any
 
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer
 from federation.protocol.ids import ServerName, UserID
 from federation.remote.keys import MAX_LIST_BYTES, RemoteKeys
 from federation.rooms.memberships import Memberships
-from federation.wire import WireAnswer
-from homeserver.services.remote_devices import RESYNC_PAUSE, RemoteDevices
-from storage.memberships import MembershipStore
-from storage.remote_devices import RemoteDeviceStore, TrackedList
-from storage.streams import Streams
-from storage.transaction import Transaction
+from homeserver.services.encryption.remote_devices import RESYNC_PAUSE, RemoteDevices
+from storage.encryption.remote_devices import RemoteDeviceStore, TrackedList
+from storage.engine.streams import Streams
+from storage.engine.transaction import Transaction
+from storage.rooms.memberships import MembershipStore
 from tests.helpers.federated import NORTH, SOUTH, Shared, create_room, set_state
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
 from tests.helpers.network import Network
@@ -38,11 +39,15 @@ def another_node(network: Network, name: str) -> RemoteDevices:
     memberships = Memberships(rows, Streams(), capacity=100)
     remote = RemoteKeys(app.federation.requests)
     store, sender = RemoteDeviceStore(app.database), app.federation_out.sender
-    return RemoteDevices(network.clock, store, remote, memberships, rows, sender, app.federation.identity.is_local)
+    return RemoteDevices(
+        network.clock, store, remote, memberships, rows, sender, app.federation.identity.is_local
+    )
 
 
 async def tracked(server: TestServer, user: User) -> TrackedList | None:
-    return (await RemoteDeviceStore(server.app.database).get_lists([user.user_id])).get(user.user_id)
+    return (await RemoteDeviceStore(server.app.database).get_lists([user.user_id])).get(
+        user.user_id
+    )
 
 
 def leave(network: Network, user: User, room_id: str) -> None:
@@ -100,7 +105,10 @@ async def test_who_enters_two_rooms_at_once_is_stale(network: Network) -> None:
     rooms = [create_room(room.alice) for _ in range(2)]
     for room_id in rooms:
         set_state(room.alice, room_id, "m.room.encryption", ENCRYPTED)
-        assert room.alice.post(f"{V3}/rooms/{room_id}/invite", {"user_id": room.bob.user_id}).status == 200
+        assert (
+            room.alice.post(f"{V3}/rooms/{room_id}/invite", {"user_id": room.bob.user_id}).status
+            == 200
+        )
     network.settle()
     leave(network, room.bob, room.room_id)
     second = add_device(network, room.bob)
@@ -124,8 +132,14 @@ async def test_who_was_forgotten_and_is_met_again_between_two_answers_is_told(
     assert await tracked(room.north.server, room.bob) is None
     add_device(network, room.bob)
     # not every server tells of its users' devices when they come
-    network.liars.append(lambda _, request: WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None)
-    join = mover.start("POST", f"{V3}/join/{room.room_id}?via={NORTH if who == 'bob' else SOUTH}", {})
+    network.liars.append(
+        lambda _, request: (
+            WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
+        )
+    )
+    join = mover.start(
+        "POST", f"{V3}/join/{room.room_id}?via={NORTH if who == 'bob' else SOUTH}", {}
+    )
     network.settle()
     assert join.answer.status == 200
     if restart:
@@ -145,17 +159,30 @@ async def test_nobody_has_so_many_keys_that_all_others_get_none(network: Network
     large = [{**identity_keys(ghost)[1], "padding": "x" * 60_000} for ghost in ghosts]
     if how == "asked":
         devices = [{"device_id": each["device_id"], "keys": each} for each in (keys, *large)]
-        answer = msgspec.json.encode({"user_id": room.bob.user_id, "stream_id": 7, "devices": devices})
-        network.liars.append(lambda _, request: WireAnswer(200, {}, answer) if LIST in request.uri else None)
+        answer = msgspec.json.encode(
+            {"user_id": room.bob.user_id, "stream_id": 7, "devices": devices}
+        )
+        network.liars.append(
+            lambda _, request: WireAnswer(200, {}, answer) if LIST in request.uri else None
+        )
     assert known_devices(room.alice, room.bob) >= {room.bob.device_id}
     if how == "told":
         number = await number_of(room)
         for at, (ghost, its_keys) in enumerate(zip(ghosts, large, strict=True), number + 1):
-            content = {"user_id": ghost.user_id, "device_id": ghost.device_id, "stream_id": at, "prev_id": [at - 1]}
+            content = {
+                "user_id": ghost.user_id,
+                "device_id": ghost.device_id,
+                "stream_id": at,
+                "prev_id": [at - 1],
+            }
             content["keys"] = its_keys
-            await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
+            await room.south.push(
+                NORTH, [], [{"edu_type": "m.device_list_update", "content": content}]
+            )
         assert await number_of(room) == number + len(ghosts)
-    answered = room.alice.post(f"{V3}/keys/query", {"device_keys": {room.bob.user_id: [], room.alice.user_id: []}})
+    answered = room.alice.post(
+        f"{V3}/keys/query", {"device_keys": {room.bob.user_id: [], room.alice.user_id: []}}
+    )
     assert len(answered.body) < MAX_LIST_BYTES + 10_000
     assert room.bob.device_id in answered.json["device_keys"][room.bob.user_id]
     assert room.alice.device_id in answered.json["device_keys"][room.alice.user_id]
@@ -165,7 +192,12 @@ async def test_another_name_is_no_coming(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     since, before = sync(room.alice)["next_batch"], asked(network, SOUTH, LIST)
-    assert room.bob.put(f"{V3}/profile/{room.bob.user_id}/displayname", {"displayname": "Bobby"}).status == 200
+    assert (
+        room.bob.put(
+            f"{V3}/profile/{room.bob.user_id}/displayname", {"displayname": "Bobby"}
+        ).status
+        == 200
+    )
     network.clock.advance(5)
     network.settle()
     assert sync(room.alice, since)["device_lists"]["changed"] == []
@@ -183,17 +215,25 @@ async def test_who_is_met_in_a_further_room_is_not_asked_for_again(network: Netw
     assert asked(network, SOUTH, LIST) == 1
 
 
-async def test_a_change_that_another_node_takes_in_makes_the_list_on_its_way_stale(network: Network) -> None:
+async def test_a_change_that_another_node_takes_in_makes_the_list_on_its_way_stale(
+    network: Network,
+) -> None:
     room = await sending(network)
     south = room.south.server.app.federation_out.own_devices
     other = another_node(network, NORTH)
-    network.liars.append(lambda _, request: WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None)
+    network.liars.append(
+        lambda _, request: (
+            WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
+        )
+    )
     network.hold()
     pending = room.alice.start("POST", f"{V3}/keys/query", {"device_keys": {room.bob.user_id: []}})
     answer = msgspec.json.encode(await south.get_list(UserID(room.bob.user_id)))
     second = another_device(room.bob)
     upload(second, device_keys=identity_keys(second, 3)[1])
-    for edu in await south.get_updates(room.bob.user_id, msgspec.json.decode(answer)["stream_id"] + 1):
+    for edu in await south.get_updates(
+        room.bob.user_id, msgspec.json.decode(answer)["stream_id"] + 1
+    ):
         await other.receive_update(ServerName(SOUTH), msgspec.json.decode(edu)["content"])
     is_late = [True]
 
@@ -220,7 +260,12 @@ async def test_a_node_that_has_not_heard_of_a_join_forgets_no_list(network: Netw
     since, number = sync(room.alice)["next_batch"], await number_of(room)
     second = Ghost(room.bob, "SECOND")
     keys = identity_keys(second, 3)[1]
-    change = {"user_id": room.bob.user_id, "device_id": "SECOND", "stream_id": number + 1, "prev_id": [number]}
+    change = {
+        "user_id": room.bob.user_id,
+        "device_id": "SECOND",
+        "stream_id": number + 1,
+        "prev_id": [number],
+    }
     await other.receive_update(ServerName(SOUTH), {**change, "keys": keys})
     assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, "SECOND"}
@@ -249,7 +294,9 @@ async def test_what_is_told_again_is_no_reason_to_ask(network: Network) -> None:
     assert sync(room.alice, since)["device_lists"]["changed"] == []
 
 
-async def test_however_often_old_changes_are_told_a_list_is_fetched_once_a_minute(network: Network) -> None:
+async def test_however_often_old_changes_are_told_a_list_is_fetched_once_a_minute(
+    network: Network,
+) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     number = await number_of(room)
@@ -281,7 +328,9 @@ async def test_whoever_is_met_later_can_be_verified(network: Network) -> None:
     signed = {dan.user_id: {theirs.public: signing.sign(their_key, room.alice)}}
 
     def sign() -> dict[str, Any]:
-        failures: dict[str, Any] = room.alice.post(f"{V3}/keys/signatures/upload", signed).json["failures"]
+        failures: dict[str, Any] = room.alice.post(f"{V3}/keys/signatures/upload", signed).json[
+            "failures"
+        ]
         return failures
 
     assert sign()[dan.user_id][theirs.public]["errcode"] == "M_NOT_FOUND"
@@ -289,18 +338,28 @@ async def test_whoever_is_met_later_can_be_verified(network: Network) -> None:
     network.settle()
     query(room.alice, dan)
     assert sign() == {}
-    assert signing.key_id in query(room.alice, dan)["master_keys"][dan.user_id]["signatures"][room.alice.user_id]
+    assert (
+        signing.key_id
+        in query(room.alice, dan)["master_keys"][dan.user_id]["signatures"][room.alice.user_id]
+    )
 
 
 async def test_nothing_is_kept_of_whom_one_meets_no_more(network: Network) -> None:
     room = await sending(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)
-    assert room.bob.post(f"{V3}/keys/device_signing/upload", {"master_key": master_key}).status == 200
+    assert (
+        room.bob.post(f"{V3}/keys/device_signing/upload", {"master_key": master_key}).status == 200
+    )
     network.settle()
     query(room.alice, room.bob)
     north = room.north.server.app
     (sweep,) = (job for job in north.federation_out.jobs() if job.name == "sweep_device_lists")
-    tables = ("remote_device_lists", "remote_devices", "device_list_positions", "cross_signing_keys")
+    tables = (
+        "remote_device_lists",
+        "remote_devices",
+        "device_list_positions",
+        "cross_signing_keys",
+    )
 
     async def kept(user: User) -> set[str]:
         def read(txn: Transaction) -> set[str]:

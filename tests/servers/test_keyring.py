@@ -1,4 +1,5 @@
-"""Other servers' keys: when they are asked for, from whom, what is believed, and how little a liar can make us do."""
+"""Other servers' keys: when they are asked for, from whom, what is believed, and how little a liar
+can make us do."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +8,19 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.identity import ServerIdentity
-from federation.keyring import AT_DOOR, LONGEST_PAUSE_MS, MOST_AT_DOOR, REST_MS, Keyring, Notary
-from federation.policy import Policy, make_rules
+from federation.peers.identity import ServerIdentity
+from federation.peers.keyring import (
+    AT_DOOR,
+    LONGEST_PAUSE_MS,
+    MOST_AT_DOOR,
+    REST_MS,
+    Keyring,
+    Notary,
+)
+from federation.peers.policy import Policy, make_rules
+from federation.peers.requests import Requests
+from federation.peers.server_keys import RemoteServerKeys
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import LimitExceeded, RemoteError
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, parse_event
@@ -17,15 +28,14 @@ from federation.protocol.ids import KeyID, RoomID, ServerName, UserID
 from federation.protocol.key_documents import LONGEST_VALID_MS, VerifyKey
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
-from federation.remote.server_keys import RemoteServerKeys
-from federation.requests import Requests
-from federation.wire import WireAnswer, WireRequest
-from storage.database import Database
-from storage.server_keys import MOST_KEYS, ServerKeyStore
+from storage.engine.database import Database
+from storage.federation.server_keys import MOST_KEYS, ServerKeyStore
 
 DAY = 24 * 3600 * 1000
 START = 1_700_000_000_000
-HERE, NORTH, SOUTH, NOTARY = map(ServerName, ("here.example", "north.example", "south.example", "notary.example"))
+HERE, NORTH, SOUTH, NOTARY = map(
+    ServerName, ("here.example", "north.example", "south.example", "notary.example")
+)
 
 
 def key(name: str) -> SigningKey:
@@ -47,7 +57,8 @@ def document(
         "server_name": server,
         "verify_keys": {each.key_id: {"key": encode_base64(each.public_key)} for each in keys},
         "old_verify_keys": {
-            each.key_id: {"key": encode_base64(each.public_key), "expired_ts": at} for each, at in (old or {}).items()
+            each.key_id: {"key": encode_base64(each.public_key), "expired_ts": at}
+            for each, at in (old or {}).items()
         },
         "valid_until_ts": until,
     }
@@ -85,9 +96,16 @@ class World:
         return sum(destination == server for destination, _ in self.log)
 
 
-def make(world: World, database: Database, *notaries: Notary, allowed: list[str] | None = None) -> Keyring:
+def make(
+    world: World, database: Database, *notaries: Notary, allowed: list[str] | None = None
+) -> Keyring:
     identity = ServerIdentity(HERE, key("here"))
-    requests = Requests(world, identity, Policy(HERE, make_rules(allowed), lambda: world.now / 1000), lambda: world.now)
+    requests = Requests(
+        world,
+        identity,
+        Policy(HERE, make_rules(allowed), lambda: world.now / 1000),
+        lambda: world.now,
+    )
     old = {B.key_id: VerifyKey(B.public_key, START - DAY)}
     return Keyring(
         RemoteServerKeys(requests),
@@ -99,7 +117,9 @@ def make(world: World, database: Database, *notaries: Notary, allowed: list[str]
     )
 
 
-def event(signer: SigningKey, *, at: int = START, version: str = "11", server: ServerName = NORTH) -> Event:
+def event(
+    signer: SigningKey, *, at: int = START, version: str = "11", server: ServerName = NORTH
+) -> Event:
     made = build_event(
         ROOM_VERSIONS[version],
         server,
@@ -125,7 +145,9 @@ async def test_keys_are_fetched_once_and_are_there_after_a_restart(database: Dat
     keyring = make(world, database)
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
     assert await keyring.get_keys(NORTH, [B.key_id], world.now) == {B.key_id: B.public_key}
-    assert await make(world, database).get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
+    assert await make(world, database).get_keys(NORTH, [A.key_id], world.now) == {
+        A.key_id: A.public_key
+    }
     assert world.log == [(NORTH, "/_matrix/key/v2/server")]
 
 
@@ -134,7 +156,9 @@ async def test_many_who_wait_cause_one_question(sqlite_database: Database) -> No
     world.says[NORTH] = document(NORTH, A)
     world.held = []
     keyring = make(world, sqlite_database)
-    waiting = [Deferred.fromCoroutine(keyring.get_keys(NORTH, [A.key_id], START)) for _ in range(50)]
+    waiting = [
+        Deferred.fromCoroutine(keyring.get_keys(NORTH, [A.key_id], START)) for _ in range(50)
+    ]
     waiting[7].addErrback(lambda _: None)
     waiting[7].cancel()
     assert len(world.held) == 1
@@ -143,7 +167,9 @@ async def test_many_who_wait_cause_one_question(sqlite_database: Database) -> No
     assert [await each for each in waiting] == [{A.key_id: A.public_key}] * 49
 
 
-async def test_keys_are_renewed_in_their_second_half_while_nobody_waits(sqlite_database: Database) -> None:
+async def test_keys_are_renewed_in_their_second_half_while_nobody_waits(
+    sqlite_database: Database,
+) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A)
     keyring = make(world, sqlite_database)
@@ -162,7 +188,9 @@ async def test_keys_are_renewed_in_their_second_half_while_nobody_waits(sqlite_d
     assert len(world.log) == 2
 
 
-async def test_a_key_that_has_run_out_is_not_used_until_it_is_renewed(sqlite_database: Database) -> None:
+async def test_a_key_that_has_run_out_is_not_used_until_it_is_renewed(
+    sqlite_database: Database,
+) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A)
     keyring = make(world, sqlite_database)
@@ -175,7 +203,9 @@ async def test_a_key_that_has_run_out_is_not_used_until_it_is_renewed(sqlite_dat
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
-async def test_a_server_that_does_not_answer_is_asked_ever_more_rarely(sqlite_database: Database) -> None:
+async def test_a_server_that_does_not_answer_is_asked_ever_more_rarely(
+    sqlite_database: Database,
+) -> None:
     world = World()
     keyring = make(world, sqlite_database)
     for _ in range(3600):
@@ -195,25 +225,36 @@ async def test_made_up_key_ids_cause_few_questions(sqlite_database: Database) ->
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
-async def test_who_signs_each_request_with_another_key_makes_us_ask_and_keep_little(sqlite_database: Database) -> None:
+async def test_who_signs_each_request_with_another_key_makes_us_ask_and_keep_little(
+    sqlite_database: Database,
+) -> None:
     world = World()
     keyring = make(world, sqlite_database)
     proved = 0
     for number in range(600):
         asked = key(f"k{number}")
-        others = {f"ed25519:v{number}_{each}": {"key": encode_base64(asked.public_key)} for each in range(99)}
+        others = {
+            f"ed25519:v{number}_{each}": {"key": encode_base64(asked.public_key)}
+            for each in range(99)
+        }
         said = document(NORTH, asked, until=world.now + DAY)
         said["verify_keys"] |= others
-        said["old_verify_keys"] = {f"{each}_old": entry | {"expired_ts": world.now} for each, entry in others.items()}
+        said["old_verify_keys"] = {
+            f"{each}_old": entry | {"expired_ts": world.now} for each, entry in others.items()
+        }
         world.says[NORTH] = sign_json({**said, "signatures": {}}, NORTH, asked)
         proved += bool(await keyring.get_keys_of_caller(NORTH, [asked.key_id], world.now, "a"))
         world.now += 100
     assert 1 <= proved <= len(world.log) <= 60_000 // REST_MS
-    assert (await keyring.get_keys(NORTH, [asked.key_id], world.now)) == {asked.key_id: asked.public_key}
+    assert (await keyring.get_keys(NORTH, [asked.key_id], world.now)) == {
+        asked.key_id: asked.public_key
+    }
     assert len((await ServerKeyStore(sqlite_database).get_keys([NORTH]))[NORTH].keys) == MOST_KEYS
 
 
-async def test_what_is_valid_for_a_moment_is_not_asked_for_with_each_request(sqlite_database: Database) -> None:
+async def test_what_is_valid_for_a_moment_is_not_asked_for_with_each_request(
+    sqlite_database: Database,
+) -> None:
     world = World()
     keyring = make(world, sqlite_database)
     for _ in range(600):
@@ -223,8 +264,11 @@ async def test_what_is_valid_for_a_moment_is_not_asked_for_with_each_request(sql
     assert len(world.log) <= 60_000 // REST_MS
 
 
-async def test_invented_servers_at_the_door_keep_nobody_else_waiting(sqlite_database: Database) -> None:
-    """Anybody may name servers in requests, as many as they like, and let each of them take its time."""
+async def test_invented_servers_at_the_door_keep_nobody_else_waiting(
+    sqlite_database: Database,
+) -> None:
+    """Anybody may name servers in requests, as many as they like, and let each of them take its
+    time."""
     world = World()
     world.says = {NORTH: document(NORTH, A), SOUTH: document(SOUTH, B, until=START + 1)}
     keyring = make(world, sqlite_database)
@@ -234,7 +278,9 @@ async def test_invented_servers_at_the_door_keep_nobody_else_waiting(sqlite_data
     world.held = []
     crowd = [
         Deferred.fromCoroutine(
-            keyring.get_keys_of_caller(ServerName(f"x{number}.example"), [A.key_id], world.now, f"a{number}")
+            keyring.get_keys_of_caller(
+                ServerName(f"x{number}.example"), [A.key_id], world.now, f"a{number}"
+            )
         )
         for number in range(MOST_AT_DOOR)
     ]
@@ -269,7 +315,11 @@ async def test_who_names_many_servers_keeps_no_others_from_making_themselves_kno
     world.held = []
     refused: list[object] = []
     for number in range(200):
-        name, address = (f"x{number}.example", "a") if is_one_address else (f"x{number}.evil.example", f"a{number}")
+        name, address = (
+            (f"x{number}.example", "a")
+            if is_one_address
+            else (f"x{number}.evil.example", f"a{number}")
+        )
         asking = keyring.get_keys_of_caller(ServerName(name), [A.key_id], START, address)
         Deferred.fromCoroutine(asking).addErrback(refused.append)
     assert len(refused) == 200 - MOST_AT_DOOR // 2
@@ -319,7 +369,9 @@ async def test_a_far_future_is_not_believed(sqlite_database: Database) -> None:
         [],
     ],
 )
-async def test_what_a_server_has_not_signed_itself_is_not_believed(sqlite_database: Database, said: Any) -> None:
+async def test_what_a_server_has_not_signed_itself_is_not_believed(
+    sqlite_database: Database, said: Any
+) -> None:
     world = World()
     world.says[NORTH] = said
     assert await make(world, sqlite_database).get_keys(NORTH, [A.key_id], 0) == {}
@@ -328,10 +380,21 @@ async def test_what_a_server_has_not_signed_itself_is_not_believed(sqlite_databa
 async def test_malformed_keys_beside_good_ones_are_passed_over(sqlite_database: Database) -> None:
     world = World()
     said = document(NORTH, A)
-    said["verify_keys"] |= {"ed25519:short": {"key": "AAAA"}, "rsa:x": {"key": "AAAA"}, "": None, "x y": {"key": 5}}
-    said["old_verify_keys"] = {"ed25519:c": {"key": "AAAA", "expired_ts": "x"}, "ed25519:d": [], "ed25519:e": {}}
+    said["verify_keys"] |= {
+        "ed25519:short": {"key": "AAAA"},
+        "rsa:x": {"key": "AAAA"},
+        "": None,
+        "x y": {"key": 5},
+    }
+    said["old_verify_keys"] = {
+        "ed25519:c": {"key": "AAAA", "expired_ts": "x"},
+        "ed25519:d": [],
+        "ed25519:e": {},
+    }
     world.says[NORTH] = sign_json({**said, "signatures": {}}, NORTH, A)
-    assert await make(world, sqlite_database).get_keys(NORTH, [A.key_id], 0) == {A.key_id: A.public_key}
+    assert await make(world, sqlite_database).get_keys(NORTH, [A.key_id], 0) == {
+        A.key_id: A.public_key
+    }
 
 
 async def test_who_may_not_be_talked_to_is_not_asked(sqlite_database: Database) -> None:
@@ -349,7 +412,9 @@ async def test_our_own_keys_are_known_old_ones_too(sqlite_database: Database) ->
         own.key_id: own.public_key,
         B.key_id: B.public_key,
     }
-    assert await keyring.get_keys(HERE, [own.key_id, B.key_id], START) == {own.key_id: own.public_key}
+    assert await keyring.get_keys(HERE, [own.key_id, B.key_id], START) == {
+        own.key_id: own.public_key
+    }
     assert world.log == []
 
 
@@ -375,14 +440,18 @@ async def test_rooms_of_old_versions_ask_for_no_validity(sqlite_database: Databa
     assert await keyring.get_signers(event(A, at=START + 90 * DAY, version="5")) == []
 
 
-async def test_an_event_by_another_key_of_the_same_name_is_not_signed(sqlite_database: Database) -> None:
+async def test_an_event_by_another_key_of_the_same_name_is_not_signed(
+    sqlite_database: Database,
+) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A)
     keyring = make(world, sqlite_database)
     assert await keyring.get_signers(event(SigningKey("a", bytes(32)))) == []
 
 
-async def test_many_events_are_prepared_with_one_question_a_server(sqlite_database: Database) -> None:
+async def test_many_events_are_prepared_with_one_question_a_server(
+    sqlite_database: Database,
+) -> None:
     world = World()
     servers = [ServerName(f"s{number}.example") for number in range(40)]
     for server in servers:
@@ -396,7 +465,9 @@ async def test_many_events_are_prepared_with_one_question_a_server(sqlite_databa
     assert len(world.log) == 40
 
 
-async def test_a_key_that_its_server_forgot_stays_good_for_its_time(sqlite_database: Database) -> None:
+async def test_a_key_that_its_server_forgot_stays_good_for_its_time(
+    sqlite_database: Database,
+) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A)
     keyring = make(world, sqlite_database)
@@ -408,7 +479,9 @@ async def test_a_key_that_its_server_forgot_stays_good_for_its_time(sqlite_datab
     assert await keyring.get_signers(event(A, at=world.now)) == []
 
 
-async def test_a_key_that_is_called_back_is_not_used_though_it_was_good_for_longer(sqlite_database: Database) -> None:
+async def test_a_key_that_is_called_back_is_not_used_though_it_was_good_for_longer(
+    sqlite_database: Database,
+) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A, until=START + 6 * DAY)
     keyring = make(world, sqlite_database)
@@ -468,7 +541,9 @@ async def test_for_many_servers_notaries_are_asked_first(sqlite_database: Databa
         5,
     ],
 )
-async def test_what_a_notary_has_not_signed_or_makes_up_is_not_believed(sqlite_database: Database, answer: Any) -> None:
+async def test_what_a_notary_has_not_signed_or_makes_up_is_not_believed(
+    sqlite_database: Database, answer: Any
+) -> None:
     world = World()
     world.notary_says = [answer]
     assert await make(world, sqlite_database, PINNED).get_keys(NORTH, [A.key_id], START) == {}
@@ -489,7 +564,9 @@ async def test_a_notary_that_need_not_sign(sqlite_database: Database) -> None:
     assert await keyring.get_keys(NORTH, [A.key_id], START) == {A.key_id: A.public_key}
 
 
-async def test_a_notary_cannot_bring_back_a_key_that_was_called_back(sqlite_database: Database) -> None:
+async def test_a_notary_cannot_bring_back_a_key_that_was_called_back(
+    sqlite_database: Database,
+) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, B, until=START + DAY, old={A: START - 5 * DAY})
     keyring = make(world, sqlite_database, PINNED)

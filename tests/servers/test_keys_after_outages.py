@@ -1,9 +1,10 @@
-"""Keys of another server's users while that server cannot be reached, and just after: what is kept of them is answered, and a server that
-is back is asked, though it has nothing to say itself and what waits for it is tried again much later."""
+"""Keys of another server's users while that server cannot be reached, and just after: what is kept
+of them is answered, and a server that is back is asked, though it has nothing to say itself and
+what waits for it is tried again much later."""
 
 import pytest
 
-from federation.wire import WireAnswer
+from federation.peers.wire import WireAnswer
 from tests.helpers.federated import NORTH, SOUTH, Shared, say
 from tests.helpers.keys import claim, identity_keys, query, upload
 from tests.helpers.network import Fate, Network
@@ -51,7 +52,10 @@ async def test_who_writes_when_it_is_back_finds_keys(network: Network, how: str)
     room = await outage(network, how)
     assert asked(network, SOUTH, "/user/devices/") == 0
     found = query(room.alice, room.bob)
-    assert (found["failures"], found["device_keys"][room.bob.user_id].keys()) == ({}, {room.bob.device_id})
+    assert (found["failures"], found["device_keys"][room.bob.user_id].keys()) == (
+        {},
+        {room.bob.device_id},
+    )
 
 
 @pytest.mark.parametrize("how", ["cut", "proxy"])
@@ -70,7 +74,9 @@ async def test_what_is_kept_is_answered_meanwhile(network: Network) -> None:
     assert query(room.alice, room.bob) == known
 
     database = room.north.server.app.database
-    await database.write("test", lambda txn: txn.execute("UPDATE remote_device_lists SET is_stale = 1"))
+    await database.write(
+        "test", lambda txn: txn.execute("UPDATE remote_device_lists SET is_stale = 1")
+    )
     stale = query(room.alice, room.bob)
     assert stale["failures"].keys() == {SOUTH}
     assert stale["device_keys"] == known["device_keys"]
@@ -79,10 +85,15 @@ async def test_what_is_kept_is_answered_meanwhile(network: Network) -> None:
     upload(second, device_keys=identity_keys(second, 3)[1])
     come_back(network)
     pass_time(network, 5)
-    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id, second.device_id}
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id,
+        second.device_id,
+    }
 
 
-async def test_a_server_that_fails_at_once_is_tried_no_more_than_each_five_seconds(network: Network) -> None:
+async def test_a_server_that_fails_at_once_is_tried_no_more_than_each_five_seconds(
+    network: Network,
+) -> None:
     room = await sending(network)
     go_away(network, "cut")
     say(room.alice, room.room_id, "is anybody there?")
@@ -97,10 +108,14 @@ async def test_a_server_that_fails_at_once_is_tried_no_more_than_each_five_secon
 async def test_one_that_was_waited_for_in_vain_is_left_alone_for_longer(network: Network) -> None:
     """Whoever asks would wait as long."""
     room = await sending(network)
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    )
     say(room.alice, room.room_id, "is anybody there?")
     network.settle()
-    pass_time(network, 60 + 5 + 60)  # two tries, of a minute each; the next one is in fifteen seconds
+    pass_time(
+        network, 60 + 5 + 60
+    )  # two tries, of a minute each; the next one is in fifteen seconds
     before = asked(network, SOUTH, "/user/devices/")
     for _ in range(14):
         assert query(room.alice, room.bob)["failures"].keys() == {SOUTH}

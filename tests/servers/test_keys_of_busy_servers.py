@@ -1,14 +1,17 @@
-"""Keys of servers that have no time to tell them (429): they are asked when they say, and notaries meanwhile.
+"""Keys of servers that have no time to tell them (429): they are asked when they say, and notaries
+meanwhile.
 
 spec: client-server-api#rate-limiting
 """
 
-from federation.keyring import Notary
-from storage.database import Database
+from federation.peers.keyring import Notary
+from storage.engine.database import Database
 from tests.servers.test_keyring import NORTH, NOTARY, A, N, World, by_notary, document, make
 
 
-async def test_a_server_that_says_when_to_come_again_is_not_asked_before(sqlite_database: Database) -> None:
+async def test_a_server_that_says_when_to_come_again_is_not_asked_before(
+    sqlite_database: Database,
+) -> None:
     """After an hour at the latest."""
     world = World()
     keyring = make(world, sqlite_database)
@@ -26,7 +29,9 @@ async def test_a_server_that_says_when_to_come_again_is_not_asked_before(sqlite_
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
-async def test_a_notary_helps_while_the_server_wants_to_be_left_alone(sqlite_database: Database) -> None:
+async def test_a_notary_helps_while_the_server_wants_to_be_left_alone(
+    sqlite_database: Database,
+) -> None:
     """And is left alone itself, where it says so."""
     world = World()
     keyring = make(world, sqlite_database, Notary(NOTARY, {N.key_id: N.public_key}))

@@ -1,4 +1,5 @@
-"""Keys of very many users of another server: asked for in requests of a size that it takes, as long as there is time.
+"""Keys of very many users of another server: asked for in requests of a size that it takes, as long
+as there is time.
 
 spec: server-server-api#post_matrixfederationv1userkeysclaim
 """
@@ -7,8 +8,8 @@ import json
 
 import pytest
 
-from homeserver.services import everyones_keys
-from homeserver.services.everyones_keys import ASKED_AT_ONCE
+from homeserver.services.encryption import key_queries
+from homeserver.services.encryption.key_queries import ASKED_AT_ONCE
 from tests.helpers.federated import EAST, SOUTH, shared
 from tests.helpers.keys import V3, identity_keys, one_time_keys, upload
 from tests.helpers.network import Network
@@ -50,7 +51,9 @@ async def test_a_question_for_many_is_several_requests(network: Network) -> None
 async def test_who_answers_too_slowly_is_asked_no_further(network: Network) -> None:
     room = await shared(network)
     network.hold()
-    pending = room.alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": wish(room.bob), "timeout": 5000})
+    pending = room.alice.start(
+        "POST", f"{V3}/keys/claim", {"one_time_keys": wish(room.bob), "timeout": 5000}
+    )
     network.settle()
     asked = [letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]
     assert len(asked) == 1
@@ -58,14 +61,16 @@ async def test_who_answers_too_slowly_is_asked_no_further(network: Network) -> N
     network.clock.advance(5.1)
     network.settle()
     assert pending.answer.json["failures"].keys() == {SOUTH}
-    assert len([letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]) == 1
+    assert (
+        len([letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]) == 1
+    )
 
 
 async def test_whose_users_have_too_many_keys_is_named_and_the_others_are_answered(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(everyones_keys, "LARGEST_OF_SERVER", 1000)
-    monkeypatch.setattr(everyones_keys, "LARGEST_OF_USER", 500)
+    monkeypatch.setattr(key_queries, "LARGEST_OF_SERVER", 1000)
+    monkeypatch.setattr(key_queries, "LARGEST_OF_USER", 500)
     room = await shared(network)
     carol = network.add(EAST).register("carol")
     for user, padding in ((room.alice, 9000), (room.bob, 2000), (carol, 10)):

@@ -1,13 +1,14 @@
-"""Servers with which who asks shares no room: their names are easily made up, and each costs a try."""
+"""Servers with which who asks shares no room: their names are easily made up, and each costs a
+try."""
 
 from typing import Any
 
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer
 from federation.remote.keys import CLAIM_BYTES, LIST_BYTES, QUERY_BYTES
-from federation.wire import WireAnswer
-from homeserver.services import everyones_keys
+from homeserver.services.encryption import key_queries
 from tests.helpers.federated import EAST, NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, one_time_keys, upload
@@ -19,15 +20,23 @@ MADE_UP = [f"victim.example:{port}" for port in range(1, 8)]
 
 
 def ask(user: User, what: str, others: list[User], servers: list[str]) -> Pending:
-    """A question, or a claim, for keys of these users, and of others of servers that are not there."""
+    """A question, or a claim, for keys of these users, and of others of servers that are not
+    there."""
     made_up = [f"@somebody:{server}" for server in servers]
     if what == "query":
         body: dict[str, Any] = {
-            "device_keys": {user_id: [] for user_id in [*made_up, *(each.user_id for each in others)]}
+            "device_keys": {
+                user_id: [] for user_id in [*made_up, *(each.user_id for each in others)]
+            }
         }
     else:
         wished = {each.user_id: {each.device_id: "signed_curve25519"} for each in others}
-        body = {"one_time_keys": {**{user_id: {"D": "signed_curve25519"} for user_id in made_up}, **wished}}
+        body = {
+            "one_time_keys": {
+                **{user_id: {"D": "signed_curve25519"} for user_id in made_up},
+                **wished,
+            }
+        }
     return user.start("POST", f"{V3}/keys/{what}", body)
 
 
@@ -45,8 +54,10 @@ def tries(network: Network, servers: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("what", ["query", "claim"])
-async def test_few_of_them_are_asked_at_once(network: Network, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    monkeypatch.setattr(everyones_keys, "MOST_STRANGERS", 3)
+async def test_few_of_them_are_asked_at_once(
+    network: Network, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(key_queries, "MOST_STRANGERS", 3)
     room = await sending(network)
     told = answer(network, ask(room.alice, what, [room.bob], MADE_UP))
     assert set(tries(network, MADE_UP)) == set(MADE_UP[:3])
@@ -71,13 +82,21 @@ async def test_how_long_an_answer_may_be_depends_on_what_was_asked(
             "devices": [{"device_id": other.device_id, "keys": identity_keys(other, 5)[1]}],
         },
         "query": {"device_keys": keys},
-        "claim": {"one_time_keys": {other.user_id: {other.device_id: {"signed_curve25519:A": {"key": "A"}}}}},
+        "claim": {
+            "one_time_keys": {
+                other.user_id: {other.device_id: {"signed_curve25519:A": {"key": "A"}}}
+            }
+        },
     }
     most = {"list": LIST_BYTES, "query": QUERY_BYTES, "claim": CLAIM_BYTES}[what] + 100_000
-    body = msgspec.json.encode({**answers[what], "padding": "x" * (most if is_too_long else most // 2)})
+    body = msgspec.json.encode(
+        {**answers[what], "padding": "x" * (most if is_too_long else most // 2)}
+    )
     words = ("/user/devices/", "/user/keys/")
     network.liars.append(
-        lambda _, request: WireAnswer(200, {}, body) if any(word in request.uri for word in words) else None
+        lambda _, request: (
+            WireAnswer(200, {}, body) if any(word in request.uri for word in words) else None
+        )
     )
     told = answer(network, ask(room.alice, "claim" if what == "claim" else "query", [other], []))
     assert bool(told["failures"]) == is_too_long
@@ -89,7 +108,9 @@ async def test_how_long_an_answer_may_be_depends_on_what_was_asked(
 async def test_so_many_in_time(network: Network, what: str) -> None:
     room = await sending(network)
     carol = network.add(EAST).register("carol")
-    upload(carol, device_keys=identity_keys(carol, 5)[1], one_time_keys=one_time_keys("A", "B", "C"))
+    upload(
+        carol, device_keys=identity_keys(carol, 5)[1], one_time_keys=one_time_keys("A", "B", "C")
+    )
     room.north.server = room.alice.server = network.rebuild(
         NORTH, "rc_key_strangers: {per_second: 0.1, burst_count: 2}\n"
     )

@@ -1,4 +1,5 @@
-"""Whoever is invited to an encrypted room gets the keys of what is said there before they come, from however many servers they are.
+"""Whoever is invited to an encrypted room gets the keys of what is said there before they come,
+from however many servers they are.
 
 spec: client-server-api#end-to-end-encryption
 """
@@ -6,7 +7,7 @@ spec: client-server-api#end-to-end-encryption
 import pytest
 
 from federation.protocol.ids import RoomID
-from homeserver.services import everyones_keys, to_device
+from homeserver.services.encryption import key_queries, to_device
 from tests.helpers.federated import NORTH, say, set_state
 from tests.helpers.keys import V3, identity_keys, one_time_keys, query, upload
 from tests.helpers.network import Network
@@ -24,7 +25,7 @@ rc_to_device_strangers: {{per_second: 0.001, burst_count: {MOST}}}
 @pytest.fixture(autouse=True)
 def few_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were fewer than a hundred servers in the world."""
-    for service in (everyones_keys, to_device):
+    for service in (key_queries, to_device):
         monkeypatch.setattr(service, "MOST_STRANGERS", MOST)
 
 
@@ -33,7 +34,9 @@ def people(network: Network, count: int) -> list[User]:
     found = []
     for number in range(count):
         user = network.add(f"s{number}.example").register(f"user{number}")
-        upload(user, device_keys=identity_keys(user, number + 1)[1], one_time_keys=one_time_keys("A"))
+        upload(
+            user, device_keys=identity_keys(user, number + 1)[1], one_time_keys=one_time_keys("A")
+        )
         found.append(user)
     return found
 
@@ -43,7 +46,11 @@ def claim_all(alice: User, others: list[User]) -> set[str]:
     wanted = {user.user_id: {user.device_id: "signed_curve25519"} for user in others}
     answer = alice.post(f"{V3}/keys/claim", {"one_time_keys": wanted})
     assert answer.status == 200, answer.body
-    return {user_id for user_id, devices in answer.json["one_time_keys"].items() if all(devices.values())}
+    return {
+        user_id
+        for user_id, devices in answer.json["one_time_keys"].items()
+        if all(devices.values())
+    }
 
 
 async def test_who_makes_a_room_for_many_servers_is_read_by_all(network: Network) -> None:
@@ -102,7 +109,10 @@ async def test_invites_by_others_do_not_count(network: Network) -> None:
     assert {event["state_key"] for event in members} == {user.user_id for user in others}
     assert len(query(room.alice, *others)["failures"]) == MOST
     messages = {user.user_id: {user.device_id: {"n": 1}} for user in others}
-    assert room.alice.put(f"{V3}/sendToDevice/m.room.encrypted/1", {"messages": messages}).status == 400
+    assert (
+        room.alice.put(f"{V3}/sendToDevice/m.room.encrypted/1", {"messages": messages}).status
+        == 400
+    )
 
 
 async def test_made_up_servers_beside_the_invited_are_few(network: Network) -> None:

@@ -1,8 +1,9 @@
 """What clients know of devices is true in the end, whatever happened between two servers.
 
-People of two servers enter and leave encrypted rooms of both, get devices and lose them; lists are asked for and forgotten, requests are
-lost or come twice, servers cannot reach each other and are built anew. When all is well again, each client that heeded
-`device_lists` knows exactly the devices of those with whom its user shares a room.
+People of two servers enter and leave encrypted rooms of both, get devices and lose them; lists are
+asked for and forgotten, requests are lost or come twice, servers cannot reach each other and are
+built anew. When all is well again, each client that heeded `device_lists` knows exactly the devices
+of those with whom its user shares a room.
 """
 
 from pathlib import Path
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import domain_of
-from homeserver.jobs import Job
-from storage.database import Database
+from homeserver.cluster.jobs import Job
+from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import NORTH, NUMBERS, SOUTH, create_room, say, set_state
@@ -62,7 +63,9 @@ class World:
         for owner, room in zip(self.owners, self.rooms, strict=True):
             set_state(owner, room, "m.room.encryption", ENCRYPTED)
         self.uploads = 0
-        self.clients = [Client(self._publish(network.servers[server].register(name))) for name, server in PEOPLE]
+        self.clients = [
+            Client(self._publish(network.servers[server].register(name))) for name, server in PEOPLE
+        ]
         self.joined: set[tuple[int, int]] = set()
         self.is_stormy, self._random = storm is not None, Random(storm)
         network.weather = self._fate
@@ -70,7 +73,9 @@ class World:
 
     def do(self, step: Step) -> None:
         name, who, where = step
-        self.network.clock.advance(1)  # of two changes of one thing that cross on their way the later one holds
+        self.network.clock.advance(
+            1
+        )  # of two changes of one thing that cross on their way the later one holds
         getattr(self, f"_do_{name}")(who, where)
 
     def check(self) -> None:
@@ -94,8 +99,12 @@ class World:
                 for person, other in enumerate(self.clients)
                 if person != who and any((person, where) in self.joined for where in rooms)
             }
-            assert {user: each for user, each in client.known.items() if user in shared} == shared, client.user.user_id
-            assert not client.known.keys() & self._people() - shared.keys() - {client.user.user_id}, client.user.user_id
+            assert {
+                user: each for user, each in client.known.items() if user in shared
+            } == shared, client.user.user_id
+            assert not client.known.keys() & self._people() - shared.keys() - {
+                client.user.user_id
+            }, client.user.user_id
 
     def _people(self) -> set[str]:
         return {client.user.user_id for client in self.clients}
@@ -123,17 +132,29 @@ class World:
 
     def _run(self, name: str) -> None:
         for server in SERVERS:
-            (job,) = (each for each in self.network.servers[server].app.federation_out.jobs() if each.name == name)
+            (job,) = (
+                each
+                for each in self.network.servers[server].app.federation_out.jobs()
+                if each.name == name
+            )
             Deferred.fromCoroutine(_step(job))
             self.network.clock.advance(35)
 
     def _do_join(self, who: int, where: int) -> None:
-        if self._ask(self.clients[who].user, f"join/{self.rooms[where]}?via={SERVERS[where]}", {}).status == 200:
+        if (
+            self._ask(
+                self.clients[who].user, f"join/{self.rooms[where]}?via={SERVERS[where]}", {}
+            ).status
+            == 200
+        ):
             self.joined.add((who, where))
 
     def _do_leave(self, who: int, where: int) -> None:
         if (who, where) in self.joined:
-            assert self._ask(self.clients[who].user, f"rooms/{self.rooms[where]}/leave", {}).status == 200
+            assert (
+                self._ask(self.clients[who].user, f"rooms/{self.rooms[where]}/leave", {}).status
+                == 200
+            )
             self.joined.discard((who, where))
 
     def _do_device(self, who: int, _where: int) -> None:
@@ -151,7 +172,8 @@ class World:
             self.network.settle()
 
     def _do_look(self, who: int, _where: int) -> None:
-        """Sync, and ask for the keys of those who changed; again later, where their server does not answer."""
+        """Sync, and ask for the keys of those who changed; again later, where their server does not
+        answer."""
         client = self.clients[who]
         answer = sync(client.user, client.since)
         client.since = answer["next_batch"]
@@ -161,8 +183,12 @@ class World:
         client.outdated.update(answer["device_lists"]["changed"])
         if client.outdated:
             found = self._query(client.user, client.outdated)
-            answered = {user for user in client.outdated if domain_of(user) not in found["failures"]}
-            client.known.update((user, set(found["device_keys"].get(user, ()))) for user in answered)
+            answered = {
+                user for user in client.outdated if domain_of(user) not in found["failures"]
+            }
+            client.known.update(
+                (user, set(found["device_keys"].get(user, ()))) for user in answered
+            )
             client.outdated -= answered
 
     def _do_stranger(self, _who: int, where: int) -> None:
@@ -200,7 +226,11 @@ async def _step(job: Job) -> None:
 NAMES = ["join"] * 6 + ["leave", "look"] * 4 + ["device"] * 3
 RARE = ["logout", "stranger", "forget", "fetch", "cut", "mend", "wait", "rebuild"]
 steps = st.lists(
-    st.tuples(st.sampled_from(NAMES + RARE), st.integers(0, len(PEOPLE) - 1), st.integers(0, len(SERVERS) - 1)),
+    st.tuples(
+        st.sampled_from(NAMES + RARE),
+        st.integers(0, len(PEOPLE) - 1),
+        st.integers(0, len(SERVERS) - 1),
+    ),
     min_size=5,
     max_size=30,
 )
@@ -226,7 +256,10 @@ steps = st.lists(
     None,
 )  # she was away from the room, and her client from its server
 def test_clients_know_the_devices_of_those_with_whom_they_share_a_room(
-    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, happens: list[Step], storm: int | None
+    tmp_path_factory: pytest.TempPathFactory,
+    sqlite_template: Path,
+    happens: list[Step],
+    storm: int | None,
 ) -> None:
     NUMBERS.start_anew()
     folder, databases = tmp_path_factory.mktemp("world"), list[Database]()

@@ -1,4 +1,5 @@
-"""Long answers are taken apart in pieces, into the events that are in them, and whatever else they hold costs little."""
+"""Long answers are taken apart in pieces, into the events that are in them, and whatever else they
+hold costs little."""
 
 from typing import Any
 
@@ -8,8 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from federation.remote import long_lists
-from federation.remote.long_lists import FURTHER, MAX_EVENT, MAX_REST, PIECE, Lists, split_lists
+from federation.peers import event_lists
+from federation.peers.event_lists import FURTHER, MAX_EVENT, MAX_REST, PIECE, Lists, split_lists
 
 FIELDS = ("pdus", "auth_chain")
 
@@ -34,7 +35,10 @@ def split(body: bytes, most: int = 1000) -> tuple[dict[str, list[Any]] | Excepti
         found = succeeded(task)
     except ValueError as error:
         return error, clock.taken
-    return {field: [msgspec.json.decode(each) for each in events] for field, events in found.found.items()}, clock.taken
+    return {
+        field: [msgspec.json.decode(each) for each in events]
+        for field, events in found.found.items()
+    }, clock.taken
 
 
 def succeeded(task: Deferred[Lists]) -> Lists:
@@ -118,7 +122,7 @@ def test_others_have_their_turn_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
     event = b'{"body":"' + b"x" * 60_000 + b'"},'
 
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] >= len(event) * 200 // PIECE - 1
-    monkeypatch.setattr(long_lists, "PIECE", 1 << 30)
+    monkeypatch.setattr(event_lists, "PIECE", 1 << 30)
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] == 0
 
 
@@ -134,5 +138,7 @@ def test_what_is_beside_the_lists_is_given_too_and_is_bounded() -> None:
         "auth_chain": [],
         "d": {"e": []},
     }
-    assert isinstance(split(b'{"pdus":[{}],"a":' + b'"x", "a":' * (MAX_REST // 9) + b"1}")[0], ValueError)
+    assert isinstance(
+        split(b'{"pdus":[{}],"a":' + b'"x", "a":' * (MAX_REST // 9) + b"1}")[0], ValueError
+    )
     assert isinstance(split(b'{"pdus":[{}]' + b" " * MAX_REST + b"}")[0], ValueError)

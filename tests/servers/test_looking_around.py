@@ -67,7 +67,11 @@ def test_the_summary_of_a_room_elsewhere(network: Network) -> None:
     assert refused(bob.get(f"{V1}/room_summary/{quote(garden)}?via={WEST}")) == (404, "M_NOT_FOUND")
     for wanted in (f"{quote(garden)}?via={NORTH}", quote(f"#garden:{NORTH}")):
         summary = ok(bob.get(f"{V1}/room_summary/{wanted}"))
-        assert (summary["name"], summary["membership"], summary["num_joined_members"]) == ("Garden", "leave", 1)
+        assert (summary["name"], summary["membership"], summary["num_joined_members"]) == (
+            "Garden",
+            "leave",
+            1,
+        )
     hidden = bob.get(f"{V1}/room_summary/{quote(cellar)}?via={NORTH}")
     assert refused(hidden) == (404, "M_NOT_FOUND")
 
@@ -98,7 +102,9 @@ def test_an_event_by_its_time_before_one_s_own(network: Network) -> None:
     def at(minutes: float, direction: str) -> str:
         path = f"{V1}/rooms/{quote(room_id)}/timestamp_to_event?ts={start + int(minutes * 60_000)}&dir={direction}"
         event_id = ok(bob.get(path))["event_id"]
-        return str(ok(bob.get(f"{V3}/rooms/{quote(room_id)}/event/{quote(event_id)}"))["content"]["body"])
+        return str(
+            ok(bob.get(f"{V3}/rooms/{quote(room_id)}/event/{quote(event_id)}"))["content"]["body"]
+        )
 
     assert at(1.5, "f") == "1"
     assert at(2.5, "b") == "1"

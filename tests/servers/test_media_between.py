@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import ServerName
-from homeserver.services.media.transfer_lanes import QUICK_OF_ONE
+from homeserver.services.media.download_slots import QUICK_OF_ONE
 from tests.helpers.files_between import (
     DAY,
     DOWNLOAD,
@@ -41,12 +41,21 @@ def test_a_file_comes_as_it_was(network: Network, tmp_path: Path) -> None:
 
     own = alice.get(f"{DOWNLOAD}/{address}")
     assert (answer.status, answer.body) == (200, data)
-    for header in ("content-type", "content-disposition", "content-security-policy", "cache-control", "etag"):
+    for header in (
+        "content-type",
+        "content-disposition",
+        "content-security-policy",
+        "cache-control",
+        "etag",
+    ):
         assert answer.headers[header] == own.headers[header]
     assert answer.headers["content-disposition"].startswith("attachment; ")
     assert len(kept(tmp_path)) == 1
 
-    assert bob.get(f"{DOWNLOAD}/{address}/other.txt").headers["content-disposition"] == "attachment; filename=other.txt"
+    assert (
+        bob.get(f"{DOWNLOAD}/{address}/other.txt").headers["content-disposition"]
+        == "attachment; filename=other.txt"
+    )
     assert len(asked(network)) == 1
     assert asked(network)[0].startswith(f"{SIGNED}download/{address.partition('/')[2]}?timeout_ms=")
 
@@ -95,7 +104,9 @@ def test_a_server_is_asked_for_few_files_at_once(network: Network) -> None:
     waiting = [bob.start("GET", f"{DOWNLOAD}/{address}") for address in addresses]
     assert len(asked(network)) == QUICK_OF_ONE
     network.deliver()
-    assert [each.answer.body for each in waiting] == [f"{number}".encode() for number in range(QUICK_OF_ONE + 3)]
+    assert [each.answer.body for each in waiting] == [
+        f"{number}".encode() for number in range(QUICK_OF_ONE + 3)
+    ]
 
 
 def test_a_file_that_is_still_being_uploaded_is_waited_for(network: Network) -> None:
@@ -109,7 +120,12 @@ def test_a_file_that_is_still_being_uploaded_is_waited_for(network: Network) -> 
     waiting = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=10000")
     headers = {"Content-Type": "text/plain"}
     path = f"/_matrix/media/v3/upload/{address}"
-    assert alice.server.client.request("PUT", path, token=alice.token, body=b"late", headers=headers).status == 200
+    assert (
+        alice.server.client.request(
+            "PUT", path, token=alice.token, body=b"late", headers=headers
+        ).status
+        == 200
+    )
     assert (waiting.answer.status, waiting.answer.body) == (200, b"late")
 
 
@@ -248,7 +264,9 @@ def ask_signed(network: Network, path: str) -> Answer:
 
     requests = network.servers[SOUTH].app.federation.requests
     network.servers[SOUTH].run(
-        requests.download(ServerName(NORTH), path, (), take, seconds=30, max_bytes=1 << 20, signed=True)
+        requests.download(
+            ServerName(NORTH), path, (), take, seconds=30, max_bytes=1 << 20, signed=True
+        )
     )
     return Answer(200, taken[0], taken[1])
 
@@ -281,7 +299,9 @@ def test_only_servers_get_ours_that_way(network: Network) -> None:
     alice.get(f"{DOWNLOAD}/{address}")
     media_id = address.partition("/")[2]
     assert refused(alice.server.get(f"{SIGNED}download/{media_id}"))[0] == HTTPStatus.UNAUTHORIZED
-    with pytest.raises(IndexError):  # refused, so there is no answer: it is a file of the south, not of the north
+    with pytest.raises(
+        IndexError
+    ):  # refused, so there is no answer: it is a file of the south, not of the north
         ask_signed(network, f"{SIGNED}download/{media_id}")
 
 
@@ -294,7 +314,11 @@ RETENTION = "media_retention: {remote_media_lifetime: 30d}\n"
 def test_copies_that_nobody_reads_are_taken_away(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network, south=RETENTION)
     south = bob.server
-    shared, unread, read = upload(alice, b"shared"), upload(alice, picture(80, 60)), upload(alice, b"read")
+    shared, unread, read = (
+        upload(alice, b"shared"),
+        upload(alice, picture(80, 60)),
+        upload(alice, b"read"),
+    )
     own = upload(bob, b"shared")
     for address in (shared, unread, read):
         assert bob.get(f"{DOWNLOAD}/{address}").status == 200
@@ -330,7 +354,9 @@ def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path:
     with (tmp_path / "other").open("w+b") as other:
         stored = bob.server.run(media.files.add(other))
     removed: list[int] = []
-    Deferred.fromCoroutine(media.upkeep.removal.do_remove_unread_copies(50)).addCallback(removed.append)
+    Deferred.fromCoroutine(media.upkeep.removal.do_remove_unread_copies(50)).addCallback(
+        removed.append
+    )
     network.clock.advance(1)
     assert removed == []
     bob.server.run(media.files.settle(stored))

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.outbound.request import TakeBody
+from federation.http_client.request import TakeBody
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.files_between import (
     DOWNLOAD,
     METADATA,
@@ -39,7 +39,9 @@ from tests.helpers.talk import refused
         (404, b"<html>nginx</html>"),
     ],
 )
-def test_a_server_from_before_is_asked_as_before(network: Network, status: int, body: bytes) -> None:
+def test_a_server_from_before_is_asked_as_before(
+    network: Network, status: int, body: bytes
+) -> None:
     alice, bob = pair(network, north=OPEN)
     address = upload(alice, b"hello", "text/html", "?filename=a.html")
     lie(network, lambda uri: WireAnswer(status, {}, body) if uri.startswith(SIGNED) else None)
@@ -59,7 +61,10 @@ class Elsewhere:
 
     async def follow(self, url: str, take: TakeBody, _seconds: float, max_bytes: int) -> int:
         self.asked.append(url)
-        give = take(self._status, {"content-type": "text/csv", "content-disposition": "inline; filename=a.png"})
+        give = take(
+            self._status,
+            {"content-type": "text/csv", "content-disposition": "inline; filename=a.png"},
+        )
         if give is not None:
             give(self._body[:3])
             give(self._body[3:])
@@ -69,9 +74,14 @@ class Elsewhere:
 def test_a_file_may_be_elsewhere(network: Network) -> None:
     elsewhere = Elsewhere()
     bob = network.add(SOUTH, follow=elsewhere.follow).register("bob")
-    for number, part in enumerate((b"Location: https://cdn/x\r\n\r\n", b"Location: https://cdn/x\r\n\r\n\r\n")):
+    for number, part in enumerate(
+        (b"Location: https://cdn/x\r\n\r\n", b"Location: https://cdn/x\r\n\r\n\r\n")
+    ):
         network.liars.clear()
-        lie(network, lambda _, part=part: multipart(METADATA, part.removesuffix(b"\r\n"), end=b"\r\n--x--"))  # type: ignore[misc]
+        lie(
+            network,
+            lambda _, part=part: multipart(METADATA, part.removesuffix(b"\r\n"), end=b"\r\n--x--"),
+        )  # type: ignore[misc]
         answer = bob.get(f"{DOWNLOAD}/{NORTH}/abc{number}")
         assert (answer.status, answer.body) == (200, b"far away")
         assert answer.headers["content-type"] == "text/csv; charset=utf-8"
@@ -92,7 +102,9 @@ BAD_ANSWERS: dict[str, Callable[[], WireAnswer]] = {
     "no type": lambda: WireAnswer(200, {}, multipart(METADATA, PLAIN).body),
     "no boundary": lambda: multipart(METADATA, PLAIN, type="multipart/mixed"),
     "another boundary": lambda: multipart(METADATA, PLAIN, type="multipart/mixed; boundary=y"),
-    "a boundary that is too long": lambda: multipart(METADATA, PLAIN, type=f"multipart/mixed; boundary={'y' * 100}"),
+    "a boundary that is too long": lambda: multipart(
+        METADATA, PLAIN, type=f"multipart/mixed; boundary={'y' * 100}"
+    ),
     "another kind": lambda: multipart(METADATA, PLAIN, type="multipart/form-data; boundary=x"),
     "one part": lambda: multipart(METADATA),
     "no part": multipart,
@@ -103,12 +115,18 @@ BAD_ANSWERS: dict[str, Callable[[], WireAnswer]] = {
     "headers without end": lambda: multipart(METADATA, b"A: b\r\n" * 20_000),
     "no headers at all": lambda: multipart(METADATA, b"\0" * 40_000),
     "a header that is none": lambda: multipart(METADATA, b"Content-Type text/plain\r\n\r\nhello"),
-    "a line break within a header": lambda: multipart(METADATA, b"Content-Type: a/b\nX: y\r\n\r\nhello"),
+    "a line break within a header": lambda: multipart(
+        METADATA, b"Content-Type: a/b\nX: y\r\n\r\nhello"
+    ),
     "metadata without end": lambda: multipart(METADATA + b" " * 100_000, PLAIN),
     "a preamble without end": lambda: WireAnswer(
-        200, {"content-type": "multipart/mixed; boundary=x"}, b"a" * 100_000 + multipart(METADATA, PLAIN).body
+        200,
+        {"content-type": "multipart/mixed; boundary=x"},
+        b"a" * 100_000 + multipart(METADATA, PLAIN).body,
     ),
-    "a file, and another place": lambda: multipart(METADATA, b"Location: https://cdn/x\r\n\r\nhello"),
+    "a file, and another place": lambda: multipart(
+        METADATA, b"Location: https://cdn/x\r\n\r\nhello"
+    ),
     "too little JSON": lambda: WireAnswer(500, {}, b"{"),
     "a redirect": lambda: WireAnswer(307, {"location": "https://cdn/x"}, b""),
 }
@@ -127,10 +145,14 @@ def test_what_is_no_proper_answer_is_not_kept(network: Network, tmp_path: Path, 
 @pytest.mark.parametrize("kind", ["signed", "old", "elsewhere"])
 def test_what_is_too_long_is_not_kept(network: Network, tmp_path: Path, kind: str) -> None:
     long = b"x" * 10_001
-    bob = network.add(SOUTH, "max_upload_size: 10000\n", follow=Elsewhere(long).follow).register("bob")
+    bob = network.add(SOUTH, "max_upload_size: 10000\n", follow=Elsewhere(long).follow).register(
+        "bob"
+    )
     answers = {
         "signed": lambda _: multipart(METADATA, b"\r\n" + long),
-        "old": lambda uri: WireAnswer(404, {}, b"") if uri.startswith(SIGNED) else WireAnswer(200, {}, long),
+        "old": lambda uri: (
+            WireAnswer(404, {}, b"") if uri.startswith(SIGNED) else WireAnswer(200, {}, long)
+        ),
         "elsewhere": lambda _: multipart(METADATA, b"Location: https://cdn/x\r\n\r\n"),
     }
     lie(network, answers[kind])
@@ -140,12 +162,18 @@ def test_what_is_too_long_is_not_kept(network: Network, tmp_path: Path, kind: st
 
 def test_what_others_say_of_their_files_is_not_believed(network: Network) -> None:
     _, bob = pair(network)
-    type, disposition = "text/html\x01", "attachment; filename*=utf-8''..%2F%0d%0aSet-Cookie%3Aa%202"
+    type, disposition = (
+        "text/html\x01",
+        "attachment; filename*=utf-8''..%2F%0d%0aSet-Cookie%3Aa%202",
+    )
     part = f"Content-Type: {type}\r\nContent-Disposition: {disposition}\r\n\r\n<script>".encode()
     lie(network, lambda _: multipart(METADATA, part))
     answer = bob.get(f"{DOWNLOAD}/{NORTH}/abc")
     assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.headers["content-disposition"] == "attachment; filename*=utf-8''..%2FSet-Cookie%3Aa%202"
+    assert (
+        answer.headers["content-disposition"]
+        == "attachment; filename*=utf-8''..%2FSet-Cookie%3Aa%202"
+    )
     assert "set-cookie" not in answer.headers
 
 

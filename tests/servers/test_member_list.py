@@ -8,21 +8,25 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, capturedLogs
 
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
+from federation.peers.signed_list import ListTrust, read_signed_list
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import KeyID, RoomID, ServerName
 from federation.protocol.member_list import BadMemberList, Right, parse_member_list, right_of
 from federation.protocol.signing import encode_base64
-from federation.signed_list import ListTrust, read_signed_list
-from homeserver.assembly.federation_edge import edge_jobs
+from homeserver.cluster.jobs import Job
 from homeserver.config.load import ConfigError
-from homeserver.jobs import Job
+from homeserver.wiring.federation_peers import edge_jobs
 from tests.helpers.federated import say, texts
 from tests.helpers.member_lists import DAY, ListAuthority, ListKey, a_list, sign_with_certificate
 from tests.helpers.network import Network
 from tests.helpers.server import START, TestServer, User
 
-NORTH, SOUTH, EAST = ServerName("north.example"), ServerName("south.example"), ServerName("east.example")
+NORTH, SOUTH, EAST = (
+    ServerName("north.example"),
+    ServerName("south.example"),
+    ServerName("east.example"),
+)
 KEY = ListKey()
 HOUR = 3600
 PINNED = ListTrust((KEY.public,))
@@ -33,7 +37,11 @@ PINNED = ListTrust((KEY.public,))
 
 def test_a_list_says_whom_it_lets_do_what() -> None:
     keys = {"ed25519:a": encode_base64(bytes(range(32)))}
-    payload = a_list(NORTH, {"server": "South.example", "verify_keys": keys, "deny": ["media", "writing"]}, serial=7)
+    payload = a_list(
+        NORTH,
+        {"server": "South.example", "verify_keys": keys, "deny": ["media", "writing"]},
+        serial=7,
+    )
     members = read_signed_list(KEY.sign(payload), PINNED, START)
     assert (members.name, members.serial) == ("test", 7)
     assert members.members["south.example"].keys == {KeyID("ed25519:a"): bytes(range(32))}
@@ -73,7 +81,17 @@ def test_a_list_that_cannot_be_read_whole_is_none(payload: bytes) -> None:
         KEY.sign(a_list(NORTH, issued=START + DAY, expires=START + 2 * DAY)),
         b"eyJhbGciOiJub25lIn0." + KEY.sign(a_list(NORTH)).split(b".")[1] + b".",
     ],
-    ids=["empty", "two parts", "nonsense", "too long", "other key", "forged", "expired", "future", "no algorithm"],
+    ids=[
+        "empty",
+        "two parts",
+        "nonsense",
+        "too long",
+        "other key",
+        "forged",
+        "expired",
+        "future",
+        "no algorithm",
+    ],
 )
 def test_a_list_that_nobody_trusted_has_signed_is_none(document: bytes) -> None:
     with pytest.raises(BadMemberList):
@@ -90,9 +108,13 @@ def test_a_certificate_must_lead_to_the_authority_be_for_the_signer_and_valid_no
     with pytest.raises(BadMemberList, match="certificate"):
         read_signed_list(good, trust, START + 20 * DAY)
     with pytest.raises(BadMemberList, match="is not for"):
-        read_signed_list(sign_with_certificate(a_list(NORTH), *_chain(authority, "evil.example")), trust, START)
+        read_signed_list(
+            sign_with_certificate(a_list(NORTH), *_chain(authority, "evil.example")), trust, START
+        )
     with pytest.raises(BadMemberList, match="authority"):
-        read_signed_list(sign_with_certificate(a_list(NORTH), *_chain(other, "list.example")), trust, START)
+        read_signed_list(
+            sign_with_certificate(a_list(NORTH), *_chain(other, "list.example")), trust, START
+        )
     stolen, _ = other.issue("list.example")
     with pytest.raises(BadMemberList, match="signature"):
         read_signed_list(sign_with_certificate(a_list(NORTH), stolen, [certificate]), trust, START)
@@ -152,7 +174,9 @@ def start_list(server: TestServer) -> None:
 
 def refresh(server: TestServer) -> bool:
     found: list[bool] = []
-    Deferred.fromCoroutine(server.app.federation.edge.member_lists.refresh()).addCallback(found.append)
+    Deferred.fromCoroutine(server.app.federation.edge.member_lists.refresh()).addCallback(
+        found.append
+    )
     return found[0]
 
 
@@ -201,7 +225,11 @@ def reaches(user: User, other: User) -> bool:
 
 
 def test_members_are_reached_and_others_are_not(closed: Closed) -> None:
-    alice, bob, carol = closed.north.register("alice"), closed.south.register("bob"), closed.east.register("carol")
+    alice, bob, carol = (
+        closed.north.register("alice"),
+        closed.south.register("bob"),
+        closed.east.register("carol"),
+    )
     assert not reaches(alice, bob)  # no list yet
     closed.say(SOUTH)
 
@@ -212,7 +240,9 @@ def test_members_are_reached_and_others_are_not(closed: Closed) -> None:
     assert not reaches(carol, alice)
 
 
-def test_who_leaves_the_list_is_out_at_once_and_an_older_list_brings_nobody_back(closed: Closed) -> None:
+def test_who_leaves_the_list_is_out_at_once_and_an_older_list_brings_nobody_back(
+    closed: Closed,
+) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
     closed.say(SOUTH, serial=5)
     old = closed.address.document
@@ -224,7 +254,9 @@ def test_who_leaves_the_list_is_out_at_once_and_an_older_list_brings_nobody_back
     assert not reaches(alice, bob)
 
 
-def test_what_is_wrong_or_cannot_be_had_leaves_the_last_good_list_until_it_expires(closed: Closed) -> None:
+def test_what_is_wrong_or_cannot_be_had_leaves_the_last_good_list_until_it_expires(
+    closed: Closed,
+) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
     closed.say(SOUTH)
     for document in (None, b"nonsense", ListKey(9).sign(a_list(EAST, serial=9))):
@@ -244,7 +276,9 @@ def test_the_last_good_list_outlives_a_restart(closed: Closed, network: Network)
     assert reaches(again.register("alice"), closed.south.register("bob"))
 
 
-def test_an_expired_list_is_not_followed_by_an_older_one_after_a_restart(closed: Closed, network: Network) -> None:
+def test_an_expired_list_is_not_followed_by_an_older_one_after_a_restart(
+    closed: Closed, network: Network
+) -> None:
     closed.say(SOUTH, serial=5)
     closed.north.clock.advance(DAY)
     closed.address.document = KEY.sign(a_list(SOUTH, serial=4, expires=START + 10 * DAY))
@@ -256,7 +290,9 @@ def test_an_expired_list_is_not_followed_by_an_older_one_after_a_restart(closed:
 def test_a_list_in_a_file(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "members.jws"
     path.write_bytes(KEY.sign(a_list(SOUTH)) + b"\n")
-    north = network.add(NORTH, f"federation_member_list: {{path: '{path}', verify_keys: ['{KEY.text}']}}\n")
+    north = network.add(
+        NORTH, f"federation_member_list: {{path: '{path}', verify_keys: ['{KEY.text}']}}\n"
+    )
     start_list(north)
     assert reaches(north.register("alice"), network.add(SOUTH).register("bob"))
 
@@ -279,9 +315,13 @@ def test_pinned_keys_are_the_only_ones(closed: Closed, network: Network) -> None
     closed.say({"server": SOUTH, "verify_keys": keys})
     asked = len(network.log)
     assert reaches(bob, alice)
-    assert not any(uri.startswith("/_matrix/key/") and to == SOUTH for _, to, _, uri in network.log[asked:])
+    assert not any(
+        uri.startswith("/_matrix/key/") and to == SOUTH for _, to, _, uri in network.log[asked:]
+    )
 
-    closed.say({"server": SOUTH, "verify_keys": {"ed25519:other": encode_base64(bytes(32))}}, serial=2)
+    closed.say(
+        {"server": SOUTH, "verify_keys": {"ed25519:other": encode_base64(bytes(32))}}, serial=2
+    )
     amy = closed.north.register("amy")  # of whom south has heard nothing yet
     assert bob.get(f"/_matrix/client/v3/profile/{amy.user_id}").status != 200
 
@@ -307,19 +347,30 @@ def test_invites(closed: Closed) -> None:
     invited = alice.post(f"/_matrix/client/v3/rooms/{ours}/invite", {"user_id": bob.user_id})
     assert invited.status == 403
     assert "invites" in invited.json["error"]
-    assert bob.post(f"/_matrix/client/v3/rooms/{theirs}/invite", {"user_id": alice.user_id}).status == 403
+    assert (
+        bob.post(f"/_matrix/client/v3/rooms/{theirs}/invite", {"user_id": alice.user_id}).status
+        == 403
+    )
     # but the door of a public room is open
     assert bob.post(f"/_matrix/client/v3/join/{ours}?via={NORTH}", {}).status == 200
 
 
-def test_who_may_not_write_comes_and_goes_and_is_not_heard(closed: Closed, network: Network) -> None:
+def test_who_may_not_write_comes_and_goes_and_is_not_heard(
+    closed: Closed, network: Network
+) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
     closed.say({"server": SOUTH, "deny": ["writing"]})
     network.start_sending()
     room_id = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
     assert bob.post(f"/_matrix/client/v3/join/{room_id}?via={NORTH}", {}).status == 200
-    bob.put(f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "from south"})
-    alice.put(f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "from north"})
+    bob.put(
+        f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/1",
+        {"msgtype": "m.text", "body": "from south"},
+    )
+    alice.put(
+        f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/1",
+        {"msgtype": "m.text", "body": "from north"},
+    )
     network.settle()
 
     def bodies(user: User) -> list[str]:
@@ -328,12 +379,17 @@ def test_who_may_not_write_comes_and_goes_and_is_not_heard(closed: Closed, netwo
 
     assert bodies(alice) == ["from north"]
     assert set(bodies(bob)) == {"from north", "from south"}
-    assert bob.user_id in alice.get(f"/_matrix/client/v3/rooms/{room_id}/joined_members").json["joined"]
+    assert (
+        bob.user_id
+        in alice.get(f"/_matrix/client/v3/rooms/{room_id}/joined_members").json["joined"]
+    )
 
 
 def test_a_simulation_refuses_nothing(network: Network) -> None:
     address = Address()
-    north = network.add(NORTH, config(further="federation_policy_simulation: true\n"), fetch=address.fetch)
+    north = network.add(
+        NORTH, config(further="federation_policy_simulation: true\n"), fetch=address.fetch
+    )
     address.document = KEY.sign(a_list({"server": SOUTH, "deny": ["profiles"]}))
     start_list(north)
     alice, bob = north.register("alice"), network.add(SOUTH).register("bob")
@@ -354,7 +410,9 @@ def test_administrators_see_the_policy_in_force(closed: Closed) -> None:
 
     said = alice.get(f"{path}?server={SOUTH}").json
     assert said["member_list"]["serial"] == 3
-    assert said["member_list"]["members"] == [{"server": SOUTH, "verify_keys": [], "deny": ["media"]}]
+    assert said["member_list"]["members"] == [
+        {"server": SOUTH, "verify_keys": [], "deny": ["media"]}
+    ]
     assert said["server"]["allowed"]
     assert said["server"]["rights"] == {
         "invites": True,
@@ -404,7 +462,9 @@ def test_a_list_that_a_reload_has_brought_is_kept_fresh(network: Network) -> Non
     assert reaches(alice, bob)
 
 
-def test_the_log_warns_of_the_end_of_a_list_once_before_and_once_when_it_has_come(closed: Closed) -> None:
+def test_the_log_warns_of_the_end_of_a_list_once_before_and_once_when_it_has_come(
+    closed: Closed,
+) -> None:
     closed.say(SOUTH, expires=START + 3 * HOUR)
     with capturedLogs() as lines:
         minutes(closed.north, 119)
@@ -415,11 +475,15 @@ def test_the_log_warns_of_the_end_of_a_list_once_before_and_once_when_it_has_com
     assert ends(lines) == ["expires soon", "has expired: no other server is talked with"]
 
 
-def test_what_is_said_while_the_list_has_expired_arrives_with_the_next_one(closed: Closed, network: Network) -> None:
+def test_what_is_said_while_the_list_has_expired_arrives_with_the_next_one(
+    closed: Closed, network: Network
+) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
     closed.say(SOUTH)
     network.start_sending()
-    room_id = RoomID(alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+    room_id = RoomID(
+        alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
+    )
     assert bob.post(f"/_matrix/client/v3/join/{room_id}?via={NORTH}", {}).status == 200
     network.settle()
     closed.north.clock.advance(DAY)
@@ -452,7 +516,10 @@ def test_administrators_see_a_list_that_has_expired(closed: Closed) -> None:
         ("{url: 'https://a.example'}", "needs `verify_keys` or `authorities`"),
         ("{verify_keys: ['Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw']}", "needs `url` or `path`"),
         ("{url: 'https://a.example', verify_keys: ['x']}", "is no key"),
-        ("{url: 'https://a.example', authorities: ['none.pem'], signer: a}", "no certificates that can be read"),
+        (
+            "{url: 'https://a.example', authorities: ['none.pem'], signer: a}",
+            "no certificates that can be read",
+        ),
         ("{url: 'https://a.example', authorities: ['none.pem']}", "needs `signer`"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Events that refer to what a server missed: the gap is filled, within bounds, or waits; nothing acknowledged is lost."""
+"""Events that refer to what a server missed: the gap is filled, within bounds, or waits; nothing
+acknowledged is lost."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,16 +9,27 @@ import pytest
 from prometheus_client import CollectorRegistry
 from twisted.logger import capturedLogs
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
-from federation.receiver import Transactions
-from federation.rooms.inbox import FIRST_REST, LOOK_EVERY, MAX_AGE_MS, Inbox
-from federation.rooms.missing import MAX_ROUNDS
-from federation.wire import WireAnswer, WireRequest
+from federation.receiver.transactions import Transactions
+from federation.rooms.receive.inbox import FIRST_REST, LOOK_EVERY, MAX_AGE_MS, Inbox
+from federation.rooms.receive.missing_events import MAX_ROUNDS
 from homeserver.observe.federation import FederationMetrics
-from storage.engine import DatabaseUnavailable
-from storage.inbox import InboxStore, Places
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
+from storage.engine.interface import DatabaseUnavailable
+from storage.federation.inbox import InboxStore, Places
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Shared,
+    Side,
+    adopt,
+    say,
+    set_state,
+    shared,
+    texts,
+)
 from tests.helpers.network import Network
 
 
@@ -89,7 +101,8 @@ async def test_both_sides_of_a_partition_meet(network: Network) -> None:
 
 
 def lie(network: Network, server: str, word: str, answer: Callable[[Any], Any]) -> list[Any]:
-    """Let a server answer requests with that word in their path so; what is returned is a list of what was asked."""
+    """Let a server answer requests with that word in their path so; what is returned is a list of
+    what was asked."""
     asked: list[Any] = []
 
     def answer_for(destination: ServerName, request: WireRequest) -> WireAnswer | None:
@@ -103,12 +116,17 @@ def lie(network: Network, server: str, word: str, answer: Callable[[Any], Any]) 
 
 
 async def made_up(room: Shared, count: int) -> list[Event]:
-    """Messages of Bob's that each follow the one before, and the first of them what nobody has; the south takes none in."""
+    """Messages of Bob's that each follow the one before, and the first of them what nobody has; the
+    south takes none in."""
     events: list[Event] = []
     first: list[Event | EventID] = [EventID("$" + "x" * 43)]
     for _ in range(count):
         event = await room.south.build_next(
-            room.room_id, room.bob.user_id, "m.room.message", {"body": "lie"}, prev=events[-1:] or first
+            room.room_id,
+            room.bob.user_id,
+            "m.room.message",
+            {"body": "lie"},
+            prev=events[-1:] or first,
         )
         events.append(event)
     return events
@@ -140,7 +158,9 @@ async def test_what_was_not_asked_for_is_passed_over(network: Network) -> None:
     network.cut(NORTH, SOUTH)
     first, second = say(room.bob, room.room_id, "first"), say(room.bob, room.room_id, "second")
     network.mend(NORTH, SOUTH)
-    beside = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "beside"})
+    beside = await room.south.build_next(
+        room.room_id, room.bob.user_id, "m.room.message", {"body": "beside"}
+    )
     pdus = [await room.south.pdu(room.room_id, first), beside.pdu, {"garbage": 1}, 7, None]
     lie(network, SOUTH, "get_missing_events", lambda _: {"events": pdus})
 
@@ -150,7 +170,9 @@ async def test_what_was_not_asked_for_is_passed_over(network: Network) -> None:
     assert await room.north.find(room.room_id, beside.event_id) is None
 
 
-@pytest.mark.parametrize("answer", [{}, {"events": 7}, {"events": []}, [], {"events": [{}] * 10_000}])
+@pytest.mark.parametrize(
+    "answer", [{}, {"events": 7}, {"events": []}, [], {"events": [{}] * 10_000}]
+)
 async def test_a_useless_answer_leads_to_the_state_instead(network: Network, answer: Any) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")
@@ -260,9 +282,11 @@ async def test_while_the_database_is_away_what_waits_is_left_for_later(
     with capturedLogs() as logged, monkeypatch.context() as away:
         away.setattr(InboxStore, asked, be_away)
         again.server.app.incoming.inbox.start()
-    assert [entry.get("error") and str(entry["error"]) for entry in logged if "inbox" in entry["log_namespace"]] == [
-        "it restarts"
-    ]
+    assert [
+        entry.get("error") and str(entry["error"])
+        for entry in logged
+        if "inbox" in entry["log_namespace"]
+    ] == ["it restarts"]
     assert not [entry for entry in logged if "log_failure" in entry]
     assert await waiting(again) == 1
     network.clock.advance(LOOK_EVERY)
@@ -280,7 +304,9 @@ async def test_another_server_in_the_room_helps_out(network: Network) -> None:
     pdus = [await room.pdu(name) for name in said]
     await room.north.push(EAST, pdus)
     network.liars.append(
-        lambda to, request: WireAnswer(500, {}, b"") if to == NORTH and "missing" in request.uri else None
+        lambda to, request: (
+            WireAnswer(500, {}, b"") if to == NORTH and "missing" in request.uri else None
+        )
     )
 
     await room.north.push(SOUTH, pdus[-1:])
@@ -294,12 +320,17 @@ async def test_who_says_when_to_come_again_is_not_asked_before(network: Network)
     room = await shared(network)
     said = await missed(room, "one", "two", "three", "four")
     before = requests_to(network, NORTH, "")
-    network.liars.append(lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None)
+    network.liars.append(
+        lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
+    )
     for name in (said[1], said[3]):
         await room.north.push(SOUTH, [await room.pdu(name)])
         for _ in range(10):
             network.clock.advance(14)
-    assert room.bob.get(f"/_matrix/client/v3/rooms/{room.room_id}/messages?dir=b&limit=100").status == 200
+    assert (
+        room.bob.get(f"/_matrix/client/v3/rooms/{room.room_id}/messages?dir=b&limit=100").status
+        == 200
+    )
     assert requests_to(network, NORTH, "") - before == 1
     network.liars.clear()
     for _ in range(50):
@@ -317,7 +348,9 @@ async def test_while_one_wants_to_be_left_alone_another_is_asked(network: Networ
     said = await missed(room, "one", "two", "three", "four")
     pdus = [await room.pdu(name) for name in said]
     await room.north.push(EAST, pdus)
-    network.liars.append(lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None)
+    network.liars.append(
+        lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
+    )
 
     for pdu in (pdus[1], pdus[3]):
         await room.north.push(SOUTH, [pdu])
@@ -344,7 +377,15 @@ async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Net
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
     store = InboxStore(app.database, Places(all=3))
     insiders = app.incoming.insiders
-    inbox = Inbox(store, app.rooms.store, app.rooms.engine, app.incoming.missing, insiders, network.clock, metrics)
+    inbox = Inbox(
+        store,
+        app.rooms.store,
+        app.rooms.engine,
+        app.incoming.missing,
+        insiders,
+        network.clock,
+        metrics,
+    )
     parts = app.federation
     transactions = Transactions(
         app.rooms.engine,
@@ -360,7 +401,9 @@ async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Net
     )
 
     async def push(*events: Event) -> dict[str, dict[str, str]]:
-        body = await transactions.receive(ServerName(SOUTH), events[0].event_id, [event.pdu for event in events], [])
+        body = await transactions.receive(
+            ServerName(SOUTH), events[0].event_id, [event.pdu for event in events], []
+        )
         results: dict[str, dict[str, str]] = msgspec.json.decode(body)["pdus"]
         return results
 
@@ -393,15 +436,22 @@ async def test_missing_auth_events_are_fetched(network: Network) -> None:
 
 
 async def test_a_state_that_somebody_makes_up_takes_nothing_from_ours(network: Network) -> None:
-    """Whoever names what nobody has may tell of any state before it; ours has a say all the same."""
+    """Whoever names what nobody has may tell of any state before it; ours has a say all the
+    same."""
     room = await shared(network)
     network.clock.advance(1)  # of two rules of the same moment the ids would decide
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})
     before = await room.north.state(room.room_id)
     gap: list[Event | EventID] = [*await room.north.last(room.room_id), EventID("$" + "x" * 43)]
-    event = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "x"}, prev=gap)
+    event = await room.south.build_next(
+        room.room_id, room.bob.user_id, "m.room.message", {"body": "x"}, prev=gap
+    )
     lie(network, SOUTH, "get_missing_events", lambda _: {"events": []})
-    old = [name for key, name in (await room.south.state(room.room_id)).items() if key.type != "m.room.topic"]
+    old = [
+        name
+        for key, name in (await room.south.state(room.room_id)).items()
+        if key.type != "m.room.topic"
+    ]
     lie(network, SOUTH, "state_ids", lambda _: {"pdu_ids": old, "auth_chain_ids": []})
 
     await room.south.push(NORTH, [event.pdu])

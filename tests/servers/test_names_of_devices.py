@@ -1,11 +1,12 @@
-"""What other servers' users call their devices is shown to clients, wherever their server says it."""
+"""What other servers' users call their devices is shown to clients, wherever their server says
+it."""
 
 from typing import Any
 
 import msgspec
 import pytest
 
-from federation.wire import WireAnswer
+from federation.peers.wire import WireAnswer
 from tests.helpers.federated import NORTH, SOUTH
 from tests.helpers.keys import identity_keys, query, sync
 from tests.helpers.network import Network
@@ -40,13 +41,22 @@ async def test_the_name_that_a_server_tells_is_shown(
     keys = {**identity_keys(room.bob, 2)[1], **inside}
     if how == "asked":
         device = {"device_id": room.bob.device_id, "keys": keys, **beside}
-        answer = msgspec.json.encode({"user_id": room.bob.user_id, "stream_id": 7, "devices": [device]})
+        answer = msgspec.json.encode(
+            {"user_id": room.bob.user_id, "stream_id": 7, "devices": [device]}
+        )
         network.liars.append(
-            lambda _, request: WireAnswer(200, {}, answer) if "/user/devices/" in request.uri else None
+            lambda _, request: (
+                WireAnswer(200, {}, answer) if "/user/devices/" in request.uri else None
+            )
         )
     else:
         assert shown_name(room.alice, room.bob) is None, "and the list is kept from now on"
-        content = {"user_id": room.bob.user_id, "device_id": room.bob.device_id, "stream_id": 1 << 40, "keys": keys}
+        content = {
+            "user_id": room.bob.user_id,
+            "device_id": room.bob.device_id,
+            "stream_id": 1 << 40,
+            "keys": keys,
+        }
         list_ = await room.south.server.app.federation_out.own_devices.get_list(room.bob.user_id)
         content |= {"prev_id": [list_["stream_id"]], **beside}
         await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])

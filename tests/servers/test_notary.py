@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.notary import ANSWER_BYTES, FETCHES_A_QUESTION, FETCHES_AT_ONCE
+from federation.peers.notary import ANSWER_BYTES, FETCHES_A_QUESTION, FETCHES_AT_ONCE
+from federation.peers.server_keys import DOCUMENT_BYTES
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey, encode_base64, is_signed_by, sign_json
-from federation.remote.server_keys import DOCUMENT_BYTES
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.network import Network
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
@@ -19,7 +19,9 @@ DAY = 24 * 3600
 
 def documents(network: Network, server: str = SOUTH, criteria: Any = None) -> list[dict[str, Any]]:
     """What the north tells of a server's keys."""
-    answer = network.servers[NORTH].post(QUERY, {"server_keys": {server: {} if criteria is None else criteria}})
+    answer = network.servers[NORTH].post(
+        QUERY, {"server_keys": {server: {} if criteria is None else criteria}}
+    )
     assert answer.status == 200, answer.body
     told: list[dict[str, Any]] = answer.json["server_keys"]
     return told
@@ -127,7 +129,8 @@ def test_what_the_server_runs(pair: Network) -> None:
 
 
 def test_an_answer_of_long_documents_ends_somewhere(pair: Network) -> None:
-    """Servers make documents as long as they may, so that somebody who asks for all of them gets very much."""
+    """Servers make documents as long as they may, so that somebody who asks for all of them gets
+    very much."""
     names = [f"{SOUTH}:{number}" for number in range(1, 41)]
     key = SigningKey("long", b"k" * 32)
 

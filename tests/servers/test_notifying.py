@@ -57,7 +57,9 @@ def listed(user: User, query: str = "") -> list[Json]:
     return found
 
 
-async def test_invites_into_rooms_of_other_servers_are_listed_among_the_notifications(network: Network) -> None:
+async def test_invites_into_rooms_of_other_servers_are_listed_among_the_notifications(
+    network: Network,
+) -> None:
     room = await shared(network)
     network.start_sending()
     alice, bob = room.alice, room.bob
@@ -74,7 +76,10 @@ async def test_invites_into_rooms_of_other_servers_are_listed_among_the_notifica
         assert [each["room_id"] for each in listed(bob, f"limit={limit}")] == expected
     invited = listed(bob)[1]
     assert invited["room_id"] == expected[1]
-    assert (invited["event"]["type"], invited["event"]["state_key"]) == ("m.room.member", bob.user_id)
+    assert (invited["event"]["type"], invited["event"]["state_key"]) == (
+        "m.room.member",
+        bob.user_id,
+    )
     assert invited["event"]["content"]["membership"] == "invite"
     assert invited["ts"] == invited["event"]["origin_server_ts"]
     assert invited["actions"] == ["notify", {"set_tweak": "sound", "value": "default"}]
@@ -88,7 +93,10 @@ async def test_invites_into_rooms_of_other_servers_are_listed_among_the_notifica
     assert [each["room_id"] for each in listed(bob)] == expected, "which are not open are not in it"
     loud = {"actions": ["notify", {"set_tweak": "highlight"}]}
     ok(bob.put(f"{V3}/pushrules/global/override/.m.rule.invite_for_me/actions", loud))
-    assert [each["room_id"] for each in listed(bob, "only=highlight&limit=1")] == [expected[3], expected[5]]
+    assert [each["room_id"] for each in listed(bob, "only=highlight&limit=1")] == [
+        expected[3],
+        expected[5],
+    ]
     ok(bob.put(f"{V3}/pushrules/global/override/.m.rule.invite_for_me/actions", {"actions": []}))
     assert [each["room_id"] for each in listed(bob)] == [room.room_id] * 4
     ok(bob.put(f"{V3}/pushrules/global/override/.m.rule.invite_for_me/actions", loud))
@@ -114,7 +122,10 @@ async def test_an_invite_stays_listed_when_a_colleague_accepts_another(network: 
     write(alice, room.room_id, "salom")
     network.settle()
     for limit in (1, 2, 100):
-        assert [each["room_id"] for each in listed(bob, f"limit={limit}")] == [room.room_id, room_id]
+        assert [each["room_id"] for each in listed(bob, f"limit={limit}")] == [
+            room.room_id,
+            room_id,
+        ]
     (after,) = (each for each in listed(bob) if each["room_id"] == room_id)
     assert after["event"]["event_id"] == before[0]["event"]["event_id"]
     assert after["actions"] == before[0]["actions"]
@@ -124,9 +135,13 @@ async def test_an_invite_stays_listed_when_a_colleague_accepts_another(network: 
     assert [each["room_id"] for each in listed(bob)] == [room.room_id]
 
 
-async def test_many_invites_cost_no_more_queries_than_few(tmp_path: Path, sqlite_template: Path) -> None:
+async def test_many_invites_cost_no_more_queries_than_few(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
     counter = QueryCounter()
-    network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    network = Network(
+        tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter)
+    )
     room = await shared(network)
     network.start_sending()
     counted: list[int] = []
@@ -137,7 +152,9 @@ async def test_many_invites_cost_no_more_queries_than_few(tmp_path: Path, sqlite
         network.clock.advance(3600)
         room.bob.server = network.rebuild(SOUTH)
         counter.clear()
-        assert len(ok(room.bob.get(f"{V3}/notifications"))["notifications"]) == number + 2 * len(counted)
+        assert len(ok(room.bob.get(f"{V3}/notifications"))["notifications"]) == number + 2 * len(
+            counted
+        )
         counted.append(sum(counter.queries.values()))
     assert counted[0] == counted[1]
     for side in (room.north, room.south):

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireAnswer, WireRequest
 from tests.helpers.federated import NORTH, SOUTH, set_state, shared
 from tests.helpers.keys import V3, identity_keys, one_time_keys, query, upload
 from tests.helpers.network import Network
@@ -22,7 +22,9 @@ async def test_a_room_with_an_odd_member_can_be_encrypted(network: Network, odd:
     alice, bob = room.alice, room.bob
     for user, seed in ((alice, 1), (bob, 2)):
         upload(user, device_keys=identity_keys(user, seed)[1], one_time_keys=one_time_keys("k"))
-    invite = await room.south.build_next(room.room_id, bob.user_id, "m.room.member", {"membership": "invite"}, odd)
+    invite = await room.south.build_next(
+        room.room_id, bob.user_id, "m.room.member", {"membership": "invite"}, odd
+    )
     await room.south.push(NORTH, [invite.pdu])
     network.settle()
     chunk = alice.get(f"{V3}/rooms/{room.room_id}/members").json["chunk"]
@@ -33,7 +35,10 @@ async def test_a_room_with_an_odd_member_can_be_encrypted(network: Network, odd:
     assert found.status == 200, found.body
     assert found.json["device_keys"].keys() == {alice.user_id, bob.user_id}
     assert found.json["failures"] == {}
-    wish = {member: {(bob if member == bob.user_id else alice).device_id: "signed_curve25519"} for member in members}
+    wish = {
+        member: {(bob if member == bob.user_id else alice).device_id: "signed_curve25519"}
+        for member in members
+    }
     claimed = alice.post(f"{V3}/keys/claim", {"one_time_keys": wish})
     assert claimed.status == 200, claimed.body
     assert claimed.json["one_time_keys"].keys() == {alice.user_id, bob.user_id}
@@ -55,13 +60,19 @@ async def test_historical_ids_can_be_banned_and_asked_for(network: Network) -> N
     room = await shared(network)
     for user_id in HISTORICAL:
         set_state(room.alice, room.room_id, "m.room.member", {"membership": "ban"}, quote(user_id))
-    answer = room.alice.post(f"{V3}/keys/query", {"device_keys": {user_id: [] for user_id in HISTORICAL}})
+    answer = room.alice.post(
+        f"{V3}/keys/query", {"device_keys": {user_id: [] for user_id in HISTORICAL}}
+    )
     assert answer.status == 200
-    assert answer.json["failures"].keys() == {"other.example"}, "who knows whether there is such a server"
+    assert answer.json["failures"].keys() == {"other.example"}, (
+        "who knows whether there is such a server"
+    )
     assert query(room.alice, room.bob)["failures"] == {}
 
 
-async def test_a_user_whom_their_server_does_not_have_is_no_failure_and_not_asked_for_again(network: Network) -> None:
+async def test_a_user_whom_their_server_does_not_have_is_no_failure_and_not_asked_for_again(
+    network: Network,
+) -> None:
     room = await shared(network)
     network.start_sending()
     carol = room.south.server.register("carol")
@@ -87,4 +98,6 @@ async def test_a_user_whom_their_server_does_not_have_is_no_failure_and_not_aske
     network.forge(SOUTH, lambda _, answer: answer)
     upload(carol, device_keys=identity_keys(carol, 3)[1])
     network.settle()
-    assert query(room.alice, carol)["device_keys"][carol.user_id].keys() == {carol.device_id}, "there after all"
+    assert query(room.alice, carol)["device_keys"][carol.user_id].keys() == {carol.device_id}, (
+        "there after all"
+    )

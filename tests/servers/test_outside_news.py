@@ -1,4 +1,5 @@
-"""An invite that is taken back, and a knock that is refused, go from the list of who is not in the room."""
+"""An invite that is taken back, and a knock that is refused, go from the list of who is not in the
+room."""
 
 from typing import Any
 
@@ -42,10 +43,19 @@ async def test_who_does_not_know_the_invite_cannot_take_it_back(network: Network
     path = f"/_matrix/client/v3/rooms/{room_id}"
     assert alice.post(f"{path}/invite", {"user_id": bob.user_id}).status == 200
     guess = await north.build_next(
-        room_id, alice.user_id, "m.room.member", {"membership": "leave"}, bob.user_id, auth=[EventID("$guess")]
+        room_id,
+        alice.user_id,
+        "m.room.member",
+        {"membership": "leave"},
+        bob.user_id,
+        auth=[EventID("$guess")],
     )
     unsigned = {
-        **(await north.build_next(room_id, alice.user_id, "m.room.member", {"membership": "leave"}, bob.user_id)).pdu,
+        **(
+            await north.build_next(
+                room_id, alice.user_id, "m.room.member", {"membership": "leave"}, bob.user_id
+            )
+        ).pdu,
         "signatures": {},
     }
 
@@ -63,7 +73,10 @@ async def test_a_knock_is_refused(network: Network) -> None:
     assert bob.post(f"/_matrix/client/v3/knock/{room_id}?via={NORTH}").status == 200
     assert knocked(bob) == [room_id]
 
-    assert alice.post(f"/_matrix/client/v3/rooms/{room_id}/kick", {"user_id": bob.user_id}).status == 200
+    assert (
+        alice.post(f"/_matrix/client/v3/rooms/{room_id}/kick", {"user_id": bob.user_id}).status
+        == 200
+    )
     refused = (await north.last(room_id))[0]
     assert await north.push(SOUTH, [refused.pdu]) == {"pdus": {refused.event_id: {}}}
 

@@ -1,18 +1,30 @@
-"""Servers that know no more of a room than its id, and others that give no answer: what is fetched on behalf of whom, and when."""
+"""Servers that know no more of a room than its id, and others that give no answer: what is fetched
+on behalf of whom, and when."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import AnswerTooLong
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
 from federation.remote.events import SHORT_LIST_BYTES, SHORT_STATE_BYTES, STATES_AT_ONCE
-from federation.rooms.inbox import ROOMS_AT_ONCE
-from federation.wire import WireAnswer, WireRequest
-from storage.inbox import InboxStore, Places
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, shared, texts
+from federation.rooms.receive.inbox import ROOMS_AT_ONCE
+from storage.federation.inbox import InboxStore, Places
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Shared,
+    Side,
+    adopt,
+    create_room,
+    say,
+    shared,
+    texts,
+)
 from tests.helpers.network import Fate, Letter, Network
 
 
@@ -46,12 +58,16 @@ async def lie_of(side: Side, north: Side, room_id: RoomID, number: int, user_id:
     content = {"body": "lie"}
     prev = [EventID("$" + f"{side.name}{number}".replace(".", "_").rjust(43, "0"))]
     sender = UserID(user_id or f"@x:{side.name}")
-    return await side.build(snapshot.version, room_id, prev, state, sender, "m.room.message", content)
+    return await side.build(
+        snapshot.version, room_id, prev, state, sender, "m.room.message", content
+    )
 
 
 async def seconds_until_shown(room: Shared, text: str, most: float = 4 * 3600) -> float:
     start = room.network.clock.seconds()
-    while text not in texts(room.alice, room.room_id) and room.network.clock.seconds() - start < most:
+    while (
+        text not in texts(room.alice, room.room_id) and room.network.clock.seconds() - start < most
+    ):
         room.network.clock.advance(5)
         room.network.settle()
     return room.network.clock.seconds() - start
@@ -60,7 +76,9 @@ async def seconds_until_shown(room: Shared, text: str, most: float = 4 * 3600) -
 async def bring_with_a_gap(room: Shared, text: str) -> None:
     say(room.bob, room.room_id, "missed")
     last = say(room.bob, room.room_id, text)
-    assert await room.south.push(NORTH, [await room.south.pdu(room.room_id, last)]) == {"pdus": {last: {}}}
+    assert await room.south.push(NORTH, [await room.south.pdu(room.room_id, last)]) == {
+        "pdus": {last: {}}
+    }
     room.network.settle()
 
 
@@ -79,7 +97,11 @@ async def test_nothing_is_fetched_for_outsiders(network: Network) -> None:
     assert answer["pdus"][own.event_id] == {}, "it waits: its sender's join may be on its way"
     assert "error" in answer["pdus"][of_another.event_id]
     assert "error" in answer["pdus"][invite.event_id]
-    fetched = [(to, uri) for origin, to, _, uri in network.log[before:] if origin == NORTH and "federation/v1" in uri]
+    fetched = [
+        (to, uri)
+        for origin, to, _, uri in network.log[before:]
+        if origin == NORTH and "federation/v1" in uri
+    ]
     assert fetched == []
 
 
@@ -88,11 +110,21 @@ async def forged_invite(hostile: Side, room: Shared) -> Event:
     snapshot = await room.north.room(room.room_id)
     state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
     signed = {"mxid": f"@x:{hostile.name}", "token": "t", "signatures": {}}
-    content = {"membership": "invite", "third_party_invite": {"display_name": "x", "signed": signed}}
+    content = {
+        "membership": "invite",
+        "third_party_invite": {"display_name": "x", "signed": signed},
+    }
     prev = [EventID("$" + "y" * 43)]
     key = f"@x:{hostile.name}"
     return await hostile.build(
-        snapshot.version, room.room_id, prev, state, room.alice.user_id, "m.room.member", content, key
+        snapshot.version,
+        room.room_id,
+        prev,
+        state,
+        room.alice.user_id,
+        "m.room.member",
+        content,
+        key,
     )
 
 
@@ -109,7 +141,11 @@ async def test_what_a_newcomer_says_before_their_join_comes_is_not_lost(network:
     assert await east.push(NORTH, [await east.pdu(room.room_id, said)]) == {"pdus": {said: {}}}
     network.clock.advance(3)
     assert texts(room.alice, room.room_id) == []
-    assert [to for origin, to, _, uri in network.log[before:] if origin == NORTH and "federation/v1" in uri] == []
+    assert [
+        to
+        for origin, to, _, uri in network.log[before:]
+        if origin == NORTH and "federation/v1" in uri
+    ] == []
     await room.south.push(NORTH, [join.pdu])
     network.clock.advance(3)
 
@@ -121,7 +157,9 @@ async def test_what_outsiders_make_up_keeps_nobody_in_the_room_waiting(network: 
     room = await shared(network)
     for hostile in outsiders(network, 6):
         for number in range(5):
-            await hostile.push(NORTH, [(await lie_of(hostile, room.north, room.room_id, number)).pdu])
+            await hostile.push(
+                NORTH, [(await lie_of(hostile, room.north, room.room_id, number)).pdu]
+            )
     network.settle()
 
     await bring_with_a_gap(room, "honest")
@@ -149,7 +187,9 @@ async def test_what_others_in_the_room_make_up_keeps_who_was_there_before_waitin
     assert await seconds_until_shown(room, "honest") <= 60
 
 
-async def test_what_outsiders_make_up_in_many_rooms_keeps_no_other_waiting(network: Network) -> None:
+async def test_what_outsiders_make_up_in_many_rooms_keeps_no_other_waiting(
+    network: Network,
+) -> None:
     room = await shared(network)
     others = [create_room(room.alice) for _ in range(20)]
     hostile = outsiders(network, 4)
@@ -173,14 +213,18 @@ async def test_one_that_does_not_answer_leaves_time_for_the_next(network: Networ
     missed = say(room.bob, room.room_id, "missed")
     last = say(room.bob, room.room_id, "last")
     network.mend(SOUTH, NORTH)
-    await room.south.push(EAST, [await room.south.pdu(room.room_id, name) for name in (missed, last)])
+    await room.south.push(
+        EAST, [await room.south.pdu(room.room_id, name) for name in (missed, last)]
+    )
     be_silent(network, [SOUTH])
 
     await room.south.push(NORTH, [await room.south.pdu(room.room_id, last)])
     network.settle()
 
     assert await seconds_until_shown(room, "last") <= 20
-    asked = [to for origin, to, _, uri in network.log if origin == NORTH and "get_missing_events" in uri]
+    asked = [
+        to for origin, to, _, uri in network.log if origin == NORTH and "get_missing_events" in uri
+    ]
     assert asked == [SOUTH, EAST], "and all within one try"
 
 
@@ -189,7 +233,10 @@ async def test_little_is_kept_for_outsiders(network: Network) -> None:
     (hostile,) = outsiders(network, 1)
     kept = 0
     for page in range(2):
-        events = [await lie_of(hostile, room.north, room.room_id, 50 * page + number) for number in range(50)]
+        events = [
+            await lie_of(hostile, room.north, room.room_id, 50 * page + number)
+            for number in range(50)
+        ]
         answer = await hostile.push(NORTH, [event.pdu for event in events])
         kept += sum(result == {} for result in answer["pdus"].values())
 
@@ -208,7 +255,9 @@ def without_the_gap(network: Network, name: str) -> None:
     network.liars.append(lie)
 
 
-async def insiders(network: Network, room: Shared, names: Sequence[str]) -> list[tuple[Side, RoomID]]:
+async def insiders(
+    network: Network, room: Shared, names: Sequence[str]
+) -> list[tuple[Side, RoomID]]:
     """Servers that are each in a room of Alice's."""
     found = []
     for name in names:
@@ -234,7 +283,9 @@ async def test_those_who_tell_no_state_keep_nobody_waiting_who_tells_it(network:
 
 async def test_servers_of_one_domain_have_the_turns_of_one(network: Network) -> None:
     room = await shared(network)
-    hostile = await insiders(network, room, [f"h{number}.evil.example" for number in range(ROOMS_AT_ONCE)])
+    hostile = await insiders(
+        network, room, [f"h{number}.evil.example" for number in range(ROOMS_AT_ONCE)]
+    )
     be_silent(network, [side.name for side, _ in hostile])
     for number, (side, room_id) in enumerate(hostile):
         await side.push(NORTH, [(await lie_of(side, room.north, room_id, number)).pdu])
@@ -245,13 +296,17 @@ async def test_servers_of_one_domain_have_the_turns_of_one(network: Network) -> 
     assert await seconds_until_shown(room, "honest") <= 5
 
 
-async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_three(network: Network) -> None:
+async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_three(
+    network: Network,
+) -> None:
     """And long lists of ids two."""
     room = await shared(network)
     hostile = await insiders(network, room, [f"h.evil{number}.example" for number in range(4)])
     open_: Counter[str] = Counter()
     names = {side.name for side, _ in hostile}
-    ids = msgspec.json.encode({"pdu_ids": ["$" + str(at).zfill(43) for at in range(1000)], "auth_chain_ids": []})
+    ids = msgspec.json.encode(
+        {"pdu_ids": ["$" + str(at).zfill(43) for at in range(1000)], "auth_chain_ids": []}
+    )
     answers = {"get_missing_events": b'{"events":[]}'}
     longer_than = {"state": SHORT_STATE_BYTES, "state_ids": SHORT_LIST_BYTES}
 
@@ -287,7 +342,9 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
         longer_than["state"] = longer
         open_.clear()
         for number, (side, room_id) in enumerate(hostile):
-            await side.push(NORTH, [(await lie_of(side, room.north, room_id, 10 * number_of_try + number)).pdu])
+            await side.push(
+                NORTH, [(await lie_of(side, room.north, room_id, 10 * number_of_try + number)).pdu]
+            )
         network.settle()
         assert open_ == most
         network.clock.pump([10.0] * 40)
@@ -299,13 +356,20 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
     assert await seconds_until_shown(room, "honest") <= 5
 
 
-async def test_a_large_room_is_entered_while_the_state_of_another_is_being_told(network: Network) -> None:
+async def test_a_large_room_is_entered_while_the_state_of_another_is_being_told(
+    network: Network,
+) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
-    others = [create_room(side.server.register("host"), preset="public_chat") for side in (room.south, east)]
+    others = [
+        create_room(side.server.register("host"), preset="public_chat")
+        for side in (room.south, east)
+    ]
     (_, middling), _ = STATES_AT_ONCE
     network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH and letter.request.max_bytes == middling else Fate.ARRIVES
+        Fate.IS_NOT_ANSWERED
+        if letter.destination == SOUTH and letter.request.max_bytes == middling
+        else Fate.ARRIVES
     )
     padding = [{"x": "x" * 500_000}] * (SHORT_STATE_BYTES // 500_000 + 1)
 
@@ -313,7 +377,9 @@ async def test_a_large_room_is_entered_while_the_state_of_another_is_being_told(
         if "/v2/send_join/" not in request.uri:
             return answer
         told = msgspec.json.decode(answer.body)
-        return WireAnswer(200, {}, msgspec.json.encode({**told, "auth_chain": [*told["auth_chain"], *padding]}))
+        return WireAnswer(
+            200, {}, msgspec.json.encode({**told, "auth_chain": [*told["auth_chain"], *padding]})
+        )
 
     network.forge(SOUTH, pad)
     network.forge(EAST, pad)

@@ -1,5 +1,6 @@
-"""As `test_convergence.py`, in a room with people of so many servers that it is entered in part, again and again: wherever the rest of
-the state comes, and whatever happens meanwhile, all servers have the same room in the end.
+"""As `test_convergence.py`, in a room with people of so many servers that it is entered in part,
+again and again: wherever the rest of the state comes, and whatever happens meanwhile, all servers
+have the same room in the end.
 
 `MAHALLA_CONVERGENCE_RUNS=1000` makes as many runs.
 """
@@ -15,8 +16,8 @@ from twisted.internet.defer import Deferred
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
-from federation.rooms.join_answers import FEW_SERVERS
-from storage.inbox import InboxStore
+from federation.rooms.joins.send_join_response import FEW_SERVERS
+from storage.federation.inbox import InboxStore
 from tests.conftest import run_coroutine
 from tests.helpers.federated import NORTH, create_room
 from tests.helpers.machines import ANEW_EACH_TIME, run_machine
@@ -37,7 +38,10 @@ class LargeTowns(Towns):
         people = [UserID(f"@extra{number}:{NORTH}") for number in range(EXTRAS)]
         joins = [Draft("m.room.member", user, {"membership": "join"}, user) for user in people]
         elsewhere = [UserID(f"@eve:server{number}.example") for number in range(FEW_SERVERS)]
-        bans = [Draft("m.room.member", self.users[0].user_id, {"membership": "ban"}, user) for user in elsewhere]
+        bans = [
+            Draft("m.room.member", self.users[0].user_id, {"membership": "ban"}, user)
+            for user in elsewhere
+        ]
         run_coroutine(self._send([*joins, *bans]), None)
         for user in self.users[1:]:
             answer = user.post(f"/_matrix/client/v3/join/{self.room_id}?via={NORTH}")
@@ -61,7 +65,9 @@ class LargeTowns(Towns):
         if what != "say":
             draft = Draft("m.room.member", user, {"membership": what}, user)
         self.network.clock.advance(0.001)
-        Deferred.fromCoroutine(self._send([draft])).addErrback(lambda failure: failure.trap(MatrixError))
+        Deferred.fromCoroutine(self._send([draft])).addErrback(
+            lambda failure: failure.trap(MatrixError)
+        )
         self.settle()
 
     @rule(at=st.integers(1, 2))
@@ -76,26 +82,35 @@ class LargeTowns(Towns):
         super()._heal()
 
     async def _compare(self) -> None:
-        """Who lacks a part of the room in the end was put out and cannot hear of it: nobody tells what lies before. A server that
-        has all of the room does not take it to be in it, its people are answered all the same, and what puts them out has come to
-        none of them.
+        """Who lacks a part of the room in the end was put out and cannot hear of it: nobody tells
+        what lies before. A server that has all of the room does not take it to be in it, its people
+        are answered all the same, and what puts them out has come to none of them.
         """
         await super()._compare()
         heads = [(await side.room(self.room_id)).head for side in self.sides]
-        whole = [at for at, head in enumerate(heads) if head.partial_join is None and await self._is_in_room(at)]
+        whole = [
+            at
+            for at, head in enumerate(heads)
+            if head.partial_join is None and await self._is_in_room(at)
+        ]
         for at, head in enumerate(heads):
             if head.partial_join is None or not await self._is_in_room(at):
                 continue
             event("a server stays in part")
             for other in whole:
-                assert not await self._is_joined(await self.sides[other].state(self.room_id), at), NAMES[at]
+                assert not await self._is_joined(await self.sides[other].state(self.room_id), at), (
+                    NAMES[at]
+                )
             app = self.sides[at].server.app
             room_nid = (await self.sides[at].room(self.room_id)).room.room_nid
             assert await app.rooms.partial.find(room_nid) is None, NAMES[at]
             waiting = [
-                msgspec.json.decode(row.pdu) for row in await InboxStore(app.database).get_of_room(room_nid, 1000)
+                msgspec.json.decode(row.pdu)
+                for row in await InboxStore(app.database).get_of_room(room_nid, 1000)
             ]
-            assert not [pdu for pdu in waiting if pdu.get("state_key") == self.users[at].user_id], NAMES[at]
+            assert not [pdu for pdu in waiting if pdu.get("state_key") == self.users[at].user_id], (
+                NAMES[at]
+            )
 
 
 def test_large_towns() -> None:

@@ -12,16 +12,30 @@ from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
-from tests.helpers.large_rooms import MEMBERS, complete, enter_after_a_ban, large_room, lazily, member, take
+from tests.helpers.large_rooms import (
+    MEMBERS,
+    complete,
+    enter_after_a_ban,
+    large_room,
+    lazily,
+    member,
+    take,
+)
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, ok, say
 
-ENCRYPTED = {"initial_state": [{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]}
+ENCRYPTED = {
+    "initial_state": [
+        {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    ]
+}
 
 
 @pytest.mark.parametrize("looks_between", [True, False])
-async def test_the_devices_of_all_are_told_of_when_they_are_known(network: Network, looks_between: bool) -> None:
+async def test_the_devices_of_all_are_told_of_when_they_are_known(
+    network: Network, looks_between: bool
+) -> None:
     alice, bob, room_id = await large_room(network, **ENCRYPTED)
     ok(join_via(bob, room_id, NORTH))
     since = lazily(bob)["next_batch"]
@@ -57,11 +71,14 @@ async def test_who_leaves_meanwhile_or_later_is_told_to_have_left(network: Netwo
 
 
 async def mistaken(network: Network) -> tuple[User, User, str, str]:
-    """Bob is told of Wanda's devices, who had been banned, which the part of the state does not say; so she was let in. Bob, Wanda, the
-    room, and up to where Bob has been told."""
+    """Bob is told of Wanda's devices, who had been banned, which the part of the state does not
+    say; so she was let in. Bob, Wanda, the room, and up to where Bob has been told."""
     powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
     alice, bob, room_id = await large_room(
-        network, room_version="11", power_level_content_override={"users": powers, "events": {}}, **ENCRYPTED
+        network,
+        room_version="11",
+        power_level_content_override={"users": powers, "events": {}},
+        **ENCRYPTED,
     )
     wanda = network.add(WEST).register("wanda")
     enter_after_a_ban(network, alice, bob, room_id, wanda)
@@ -80,7 +97,9 @@ async def mistaken(network: Network) -> tuple[User, User, str, str]:
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-async def test_who_was_taken_for_a_member_by_a_part_is_told_to_have_left(network: Network, restarts: bool) -> None:
+async def test_who_was_taken_for_a_member_by_a_part_is_told_to_have_left(
+    network: Network, restarts: bool
+) -> None:
     bob, wanda, _, since = await mistaken(network)
     complete(network)
     if restarts:
@@ -156,7 +175,9 @@ def publish(user: User, key: str) -> None:
 
 def ed25519_of(asking: User, asked: User) -> str:
     """The key of the newest device, as another server's user is told."""
-    devices = ok(asking.post(f"{V3}/keys/query", {"device_keys": {asked.user_id: []}}))["device_keys"]
+    devices = ok(asking.post(f"{V3}/keys/query", {"device_keys": {asked.user_id: []}}))[
+        "device_keys"
+    ]
     return str(max(devices.get(asked.user_id, {"": 0}), key=ORDER.index))
 
 

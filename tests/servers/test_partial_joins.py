@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import pytest
 
+from federation.peers.requests import RefusedByRemote
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import RoomID, ServerName
-from federation.requests import RefusedByRemote
 from federation.rooms.drafts import Draft
 from federation.rooms.partial_rooms import LONGEST_WAIT
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import (
     LAZY,
@@ -35,7 +35,9 @@ from tests.helpers.talk import V3, create, get_state, leave, membership, ok, ref
 
 
 @pytest.mark.parametrize("version", ["6", "10", "11", "12"])
-async def test_reading_and_writing_at_once_and_all_of_it_later(network: Network, version: str) -> None:
+async def test_reading_and_writing_at_once_and_all_of_it_later(
+    network: Network, version: str
+) -> None:
     alice, bob, room_id = await large_room(network, room_version=version, name="tea")
 
     ok(join_via(bob, room_id, NORTH))
@@ -49,10 +51,15 @@ async def test_reading_and_writing_at_once_and_all_of_it_later(network: Network,
     room = lazily(bob)["rooms"]["join"][room_id]
     texts = [event["content"].get("body") for event in room["timeline"]["events"]]
     assert texts[-2:] == ["salom", "va alaykum"]
-    told = {event["state_key"] for event in room["state"]["events"] if event["type"] == "m.room.member"}
+    told = {
+        event["state_key"] for event in room["state"]["events"] if event["type"] == "m.room.member"
+    }
     assert member(7) in told
     assert len(told) < MEMBERS
-    assert [event["content"]["body"] for event in messages(alice, room_id)] == ["va alaykum", "salom"]
+    assert [event["content"]["body"] for event in messages(alice, room_id)] == [
+        "va alaykum",
+        "salom",
+    ]
 
     network.start_completing()
     network.settle()
@@ -62,7 +69,9 @@ async def test_reading_and_writing_at_once_and_all_of_it_later(network: Network,
     await same_state(alice, bob, room_id)
 
 
-async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(network: Network) -> None:
+async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(
+    network: Network,
+) -> None:
     _alice, bob, room_id = await large_room(network)
     before = ok(bob.get(f"{V3}/sync"))["next_batch"]
     ok(join_via(bob, room_id, NORTH))
@@ -75,7 +84,10 @@ async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(n
 
     room = ok(bob.get(f"{V3}/sync?since={held_back['next_batch']}"))["rooms"]["join"][room_id]
     events = [*room["state"]["events"], *room["timeline"]["events"]]
-    assert len({event["state_key"] for event in events if event["type"] == "m.room.member"}) == MEMBERS + 2
+    assert (
+        len({event["state_key"] for event in events if event["type"] == "m.room.member"})
+        == MEMBERS + 2
+    )
     assert room["summary"]["m.joined_member_count"] == MEMBERS + 2
     assert "salom" in [event["content"].get("body") for event in room["timeline"]["events"]]
 
@@ -132,7 +144,9 @@ Asked = Callable[[User, str], str]
         lambda room_id: room_path(room_id, "state", "m.room.member", member(33)),
     ],
 )
-async def test_what_needs_the_members_waits_for_them(network: Network, path: Callable[[str], str]) -> None:
+async def test_what_needs_the_members_waits_for_them(
+    network: Network, path: Callable[[str], str]
+) -> None:
     _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     waiting = bob.start("GET", path(room_id))
@@ -156,7 +170,9 @@ async def test_nobody_waits_for_ever(network: Network) -> None:
 
 
 async def test_memberships_of_others_are_changed_when_they_are_known(network: Network) -> None:
-    alice, bob, room_id = await large_room(network, room_version="11", power_level_content_override={"users": POWERS})
+    alice, bob, room_id = await large_room(
+        network, room_version="11", power_level_content_override={"users": POWERS}
+    )
     carol = network.servers[SOUTH].register("carol")
     ok(join_via(bob, room_id, NORTH))
     kick = bob.start("POST", room_path(room_id, "kick"), {"user_id": member(33)})
@@ -173,7 +189,9 @@ async def test_memberships_of_others_are_changed_when_they_are_known(network: Ne
     assert get_state(alice, room_id, "m.room.member", member(34))["membership"] == "ban"
 
 
-async def test_the_next_one_here_joins_at_once_by_the_word_of_another_server(network: Network) -> None:
+async def test_the_next_one_here_joins_at_once_by_the_word_of_another_server(
+    network: Network,
+) -> None:
     alice, bob, room_id = await large_room(network)
     carol = network.servers[SOUTH].register("carol")
     ok(join_via(bob, room_id, NORTH))
@@ -185,11 +203,16 @@ async def test_the_next_one_here_joins_at_once_by_the_word_of_another_server(net
     say(carol, room_id, "va alaykum")
     complete(network)
     assert members(alice, room_id)[carol.user_id] == "join"
-    assert {event["content"]["body"] for event in messages(alice, room_id)} == {"salom", "va alaykum"}
+    assert {event["content"]["body"] for event in messages(alice, room_id)} == {
+        "salom",
+        "va alaykum",
+    }
     await same_state(alice, bob, room_id)
 
 
-async def test_the_next_one_here_joins_though_nothing_is_known_of_what_is_there(network: Network) -> None:
+async def test_the_next_one_here_joins_though_nothing_is_known_of_what_is_there(
+    network: Network,
+) -> None:
     alice, bob, room_id = await large_room(network)
     carol = network.servers[SOUTH].register("carol")
     ok(join_via(bob, room_id, NORTH))
@@ -246,7 +269,9 @@ async def test_others_are_not_told_what_is_not_known(network: Network) -> None:
 
     assert refused(join_via(carol, room_id, SOUTH)) == (404, "M_NOT_FOUND")
     for path in ("state", "state_ids"):
-        answer = await ask(alice.server, SOUTH, f"/_matrix/federation/v1/{path}/{quote(room_id)}", event_id)
+        answer = await ask(
+            alice.server, SOUTH, f"/_matrix/federation/v1/{path}/{quote(room_id)}", event_id
+        )
         assert answer == (404, "M_NOT_FOUND")
     complete(network)
     ok(join_via(carol, room_id, SOUTH))
@@ -303,7 +328,9 @@ async def test_it_is_tried_again_and_with_others_when_the_server_is_gone(network
     await same_state(wanda, bob, room_id)
 
 
-async def test_one_that_says_when_to_come_again_is_asked_for_the_rest_then(network: Network) -> None:
+async def test_one_that_says_when_to_come_again_is_asked_for_the_rest_then(
+    network: Network,
+) -> None:
     """And nobody gives up waiting for it meanwhile."""
     _, bob, room_id = await large_room(network)
     asked: list[float] = []
@@ -329,7 +356,8 @@ async def test_one_that_says_when_to_come_again_is_asked_for_the_rest_then(netwo
 
 
 async def joined_while_cut(network: Network, count: int) -> tuple[User, User, User, str]:
-    """Wanda comes into a room while the way to another server in it is cut, whose keys hers has never seen."""
+    """Wanda comes into a room while the way to another server in it is cut, whose keys hers has
+    never seen."""
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     wanda = network.add(WEST).register("wanda")
     network.start_sending()
@@ -352,7 +380,9 @@ def seen_by(user: User, room_id: str) -> set[str]:
 
 
 @pytest.mark.parametrize("count", [2, MEMBERS])
-async def test_who_could_not_be_proved_is_put_in_when_their_server_is_back(network: Network, count: int) -> None:
+async def test_who_could_not_be_proved_is_put_in_when_their_server_is_back(
+    network: Network, count: int
+) -> None:
     alice, bob, wanda, room_id = await joined_while_cut(network, count)
     before = ok(wanda.get("/_matrix/client/v3/sync"))
     network.clock.pump([60.0] * 10)
@@ -363,18 +393,25 @@ async def test_who_could_not_be_proved_is_put_in_when_their_server_is_back(netwo
     network.settle()
 
     await same_state(alice, wanda, room_id)
-    news = ok(wanda.get(f"/_matrix/client/v3/sync?since={before['next_batch']}"))["rooms"]["join"][room_id]
+    news = ok(wanda.get(f"/_matrix/client/v3/sync?since={before['next_batch']}"))["rooms"]["join"][
+        room_id
+    ]
     assert bob.user_id in {event.get("state_key") for event in news["state"]["events"]}
     say(wanda, room_id, "salom")
     network.settle()
     say(bob, room_id, "va alaykum")
     network.clock.pump([60.0] * 10)  # the pause after tries in vain is over, whoever made them
     for user in (alice, bob, wanda):
-        assert {event["content"]["body"] for event in messages(user, room_id)} == {"salom", "va alaykum"}
+        assert {event["content"]["body"] for event in messages(user, room_id)} == {
+            "salom",
+            "va alaykum",
+        }
 
 
 @pytest.mark.parametrize("count", [2, MEMBERS])
-async def test_who_could_not_be_proved_is_put_in_by_what_they_say(network: Network, count: int) -> None:
+async def test_who_could_not_be_proved_is_put_in_by_what_they_say(
+    network: Network, count: int
+) -> None:
     alice, bob, wanda, room_id = await joined_while_cut(network, count)
     wanda.server.app.federation.unproved.stop()
     say(bob, room_id, "is anybody there?")  # upon a past that wanda's server has as well
@@ -386,7 +423,11 @@ async def test_who_could_not_be_proved_is_put_in_by_what_they_say(network: Netwo
     say(bob, room_id, "good")
     network.clock.pump([60.0] * 10)
 
-    assert {event["content"]["body"] for event in messages(wanda, room_id)} == {"is anybody there?", "yes", "good"}
+    assert {event["content"]["body"] for event in messages(wanda, room_id)} == {
+        "is anybody there?",
+        "yes",
+        "good",
+    }
     await same_state(alice, wanda, room_id)
 
 
@@ -419,8 +460,12 @@ async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -
 
 
 @pytest.mark.parametrize("is_abandoned", [False, True])
-async def test_who_left_a_room_of_nobody_known_is_let_in_again_by_others(network: Network, is_abandoned: bool) -> None:
-    alice, bob, room_id = await large_room(network, name="tea")  # whoever has a name tells no members
+async def test_who_left_a_room_of_nobody_known_is_let_in_again_by_others(
+    network: Network, is_abandoned: bool
+) -> None:
+    alice, bob, room_id = await large_room(
+        network, name="tea"
+    )  # whoever has a name tells no members
     ok(join_via(bob, room_id, NORTH))
     leave(bob, room_id)
     network.settle()
@@ -453,7 +498,9 @@ async def test_those_who_left_while_we_were_away_are_gone(network: Network) -> N
     network.settle()
     leave(bob, room_id)
     network.settle()
-    drafts = [Draft("m.room.member", member(n), {"membership": "leave"}, member(n)) for n in range(10)]
+    drafts = [
+        Draft("m.room.member", member(n), {"membership": "leave"}, member(n)) for n in range(10)
+    ]
     await alice.server.app.rooms.engine.send(RoomID(room_id), drafts)
 
     ok(join_via(bob, room_id, NORTH))

@@ -6,11 +6,11 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.policy import make_rules
+from federation.peers.policy import make_rules
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import Verdict
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
 from tests.helpers.finding import found, index
 from tests.helpers.gateway import set_pusher
@@ -33,10 +33,13 @@ from tests.helpers.talk import V3, get_state, membership, ok, room_path, say
 
 
 async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Event, list[Any]]:
-    """What a server says whose user was banned, which it does not know: upon the last event; and what that cites."""
+    """What a server says whose user was banned, which it does not know: upon the last event; and
+    what that cites."""
     west = Side(banned.server)
     content = {"body": text, "msgtype": "m.text"}
-    event = await west.build_next(RoomID(room_id), banned.user_id, "m.room.message", content, prev=[last])
+    event = await west.build_next(
+        RoomID(room_id), banned.user_id, "m.room.message", content, prev=[last]
+    )
     cited = await west.rooms.events.get_anywhere(event.auth_events)
     return event, [stored.event.pdu for stored in cited.values()]
 
@@ -71,12 +74,17 @@ async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
     assert stored is not None
     assert stored.rejected
     assert get_state(bob, room_id, "m.room.member", wanda.user_id)["membership"] == "ban"
-    assert lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] == MEMBERS + 2
+    assert (
+        lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"]
+        == MEMBERS + 2
+    )
     assert await south.extremities(RoomID(room_id)) == {reply}
     await same_state(alice, bob, room_id)
 
 
-async def test_what_the_part_let_pass_while_the_rest_was_fetched_is_taken_back(network: Network) -> None:
+async def test_what_the_part_let_pass_while_the_rest_was_fetched_is_taken_back(
+    network: Network,
+) -> None:
     alice, bob, room_id = await large_room(
         network,
         name="tea",
@@ -92,11 +100,18 @@ async def test_what_the_part_let_pass_while_the_rest_was_fetched_is_taken_back(n
     bob.server.app.incoming.completions.start()
     network.settle()
     last = (await south.last(RoomID(room_id)))[0]
-    changes = [("m.room.name", {"name": "poison"}, ""), ("m.room.member", {"membership": "leave"}, bob.user_id)]
+    changes = [
+        ("m.room.name", {"name": "poison"}, ""),
+        ("m.room.member", {"membership": "leave"}, bob.user_id),
+    ]
     for type, content, key in changes:
-        event = await west.build_next(RoomID(room_id), wanda.user_id, type, content, key, prev=[last])
+        event = await west.build_next(
+            RoomID(room_id), wanda.user_id, type, content, key, prev=[last]
+        )
         cited = await west.rooms.events.get_anywhere(event.auth_events)
-        await south.federation.receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
+        await south.federation.receiver.receive_outliers(
+            RoomID(room_id), [each.event.pdu for each in cited.values()]
+        )
         (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
         assert outcome.verdict is Verdict.ACCEPT
         last = event
@@ -121,10 +136,16 @@ async def test_what_the_policy_refused_is_not_let_in_afterwards(network: Network
     south, west = Side(bob.server), Side(wanda.server)
     content = {"body": "buy now", "msgtype": "m.text"}
     event = await west.build_next(
-        RoomID(room_id), wanda.user_id, "m.room.message", content, prev=await south.last(RoomID(room_id))
+        RoomID(room_id),
+        wanda.user_id,
+        "m.room.message",
+        content,
+        prev=await south.last(RoomID(room_id)),
     )
     cited = await west.rooms.events.get_anywhere(event.auth_events)
-    await south.federation.receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
+    await south.federation.receiver.receive_outliers(
+        RoomID(room_id), [each.event.pdu for each in cited.values()]
+    )
     bob.server.app.federation.policy.change(make_rules(None, [WEST]))
     (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
     assert outcome.verdict is Verdict.SOFT_FAIL
@@ -139,7 +160,9 @@ async def test_what_the_policy_refused_is_not_let_in_afterwards(network: Network
     assert not stored.in_timeline
 
 
-async def test_another_server_than_that_which_let_us_in_is_believed_about_the_members_alone(network: Network) -> None:
+async def test_another_server_than_that_which_let_us_in_is_believed_about_the_members_alone(
+    network: Network,
+) -> None:
     alice, bob, room_id = await large_room(network, name="tea")
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
@@ -148,7 +171,11 @@ async def test_another_server_than_that_which_let_us_in_is_believed_about_the_me
     ok(join_via(bob, room_id, NORTH))
     network.settle()
     state = await Side(alice.server).state(RoomID(room_id))
-    hidden = {event_id for key, event_id in state.items() if key.type in ("m.room.name", "m.room.power_levels")}
+    hidden = {
+        event_id
+        for key, event_id in state.items()
+        if key.type in ("m.room.name", "m.room.power_levels")
+    }
 
     def hide(request: WireRequest, answer: WireAnswer) -> WireAnswer:
         if "/state_ids/" not in request.uri:
@@ -169,9 +196,12 @@ async def test_another_server_than_that_which_let_us_in_is_believed_about_the_me
 
 
 async def test_what_one_server_leaves_out_of_the_members_another_tells(network: Network) -> None:
-    """Who let us in is gone. One of the others hides that somebody was banned, and who else is there."""
+    """Who let us in is gone. One of the others hides that somebody was banned, and who else is
+    there."""
     alice, bob, room_id = await large_room(network, name="tea")
-    wanda, erin, dora = (network.add(name).register("someone") for name in (WEST, "east.example", "deep.example"))
+    wanda, erin, dora = (
+        network.add(name).register("someone") for name in (WEST, "east.example", "deep.example")
+    )
     for user in (wanda, erin, dora):
         ok(join_via(user, room_id, NORTH))
     complete(network)
@@ -201,7 +231,9 @@ async def test_what_one_server_leaves_out_of_the_members_another_tells(network: 
     await same_state(alice, bob, room_id)
 
 
-async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(network: Network) -> None:
+async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(
+    network: Network,
+) -> None:
     """Somebody had been banned, and had come back; the part has the ban only."""
     alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
@@ -221,7 +253,9 @@ async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(netw
         if "/send_join/" not in request.uri:
             return answer
         said = json.loads(answer.body)
-        said["state"] = [event for event in said["state"] if event.get("state_key") != wanda.user_id] + [ban]
+        said["state"] = [
+            event for event in said["state"] if event.get("state_key") != wanda.user_id
+        ] + [ban]
         said["auth_chain"] += cited
         return WireAnswer(200, answer.headers, json.dumps(said).encode())
 
@@ -234,7 +268,9 @@ async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(netw
     oops = say(wanda, room_id, "oops")
     ok(wanda.put(room_path(room_id, "redact", oops, "x"), {}))
     network.settle()
-    second = await Side(wanda.server).build_next(RoomID(room_id), wanda.user_id, "m.room.redaction", {"redacts": salom})
+    second = await Side(wanda.server).build_next(
+        RoomID(room_id), wanda.user_id, "m.room.redaction", {"redacts": salom}
+    )
     await Side(wanda.server).push(SOUTH, [second.pdu])
     network.clock.pump([60.0] * 3)
     network.settle()
@@ -285,8 +321,11 @@ async def test_what_is_taken_back_is_in_no_number_of_an_app(network: Network) ->
     await pushers.stop()
 
 
-async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(network: Network) -> None:
-    """What they say meanwhile is refused by the part, and shown as news, with a notification, once all of the state is known."""
+async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(
+    network: Network,
+) -> None:
+    """What they say meanwhile is refused by the part, and shown as news, with a notification, once
+    all of the state is known."""
     alice, bob, _, room_id, said = await refused_in_part(network)
     since = lazily(bob)["next_batch"]
     assert messages(bob, room_id) == []
@@ -305,9 +344,15 @@ async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(netw
     await same_state(alice, bob, room_id)
 
 
-async def test_what_was_said_before_somebody_came_is_not_shown_to_them_as_news(network: Network) -> None:
+async def test_what_was_said_before_somebody_came_is_not_shown_to_them_as_news(
+    network: Network,
+) -> None:
     """The room shows people only what was said while they were there."""
-    hidden = {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": "joined"}}
+    hidden = {
+        "type": "m.room.history_visibility",
+        "state_key": "",
+        "content": {"history_visibility": "joined"},
+    }
     _, bob, _, room_id, said = await refused_in_part(network, initial_state=[hidden])
     carol = bob.server.register("carol")
     ok(join_via(carol, room_id, NORTH))
@@ -318,13 +363,21 @@ async def test_what_was_said_before_somebody_came_is_not_shown_to_them_as_news(n
 
     assert is_whole(bob, room_id)
     news = lazily(carol, since)["rooms"]["join"][room_id]
-    assert said.event_id not in [event["event_id"] for event in news.get("timeline", {}).get("events", [])]
+    assert said.event_id not in [
+        event["event_id"] for event in news.get("timeline", {}).get("events", [])
+    ]
     assert said.event_id not in [event["event_id"] for event in messages(carol, room_id)]
-    assert lazily(carol)["rooms"]["join"][room_id]["unread_notifications"]["notification_count"] == 0
-    assert [event["event_id"] for event in messages(bob, room_id)] == [said.event_id], "Bob was there"
+    assert (
+        lazily(carol)["rooms"]["join"][room_id]["unread_notifications"]["notification_count"] == 0
+    )
+    assert [event["event_id"] for event in messages(bob, room_id)] == [said.event_id], (
+        "Bob was there"
+    )
 
 
-async def test_what_is_taken_back_before_anybody_has_seen_it_notifies_nobody(network: Network) -> None:
+async def test_what_is_taken_back_before_anybody_has_seen_it_notifies_nobody(
+    network: Network,
+) -> None:
     """A message and its redaction, both refused by the part, come to be shown together."""
     _, bob, erin, room_id, said = await refused_in_part(network)
     east = Side(erin.server)
@@ -342,7 +395,9 @@ async def test_what_is_taken_back_before_anybody_has_seen_it_notifies_nobody(net
     assert counts == {"notification_count": 0, "highlight_count": 0}
 
 
-async def test_who_came_after_a_message_is_not_notified_of_it_though_they_may_see_it(network: Network) -> None:
+async def test_who_came_after_a_message_is_not_notified_of_it_though_they_may_see_it(
+    network: Network,
+) -> None:
     _, bob, _, room_id, said = await refused_in_part(network)
     carol = bob.server.register("carol")
     ok(join_via(carol, room_id, NORTH))
@@ -359,11 +414,18 @@ async def test_who_came_after_a_message_is_not_notified_of_it_though_they_may_se
 
 
 @pytest.mark.parametrize("by_powers", [False, True])
-async def test_what_is_heard_after_all_is_found_by_its_words_and_sticks(network: Network, by_powers: bool) -> None:
+async def test_what_is_heard_after_all_is_found_by_its_words_and_sticks(
+    network: Network, by_powers: bool
+) -> None:
     _, bob, erin, room_id, said = await refused_in_part(network, by_powers=by_powers)
     east = Side(erin.server)
     stuck = await east.build_next(
-        RoomID(room_id), erin.user_id, "m.room.message", {"body": "a call"}, prev=[said], sticky_ms=600_000
+        RoomID(room_id),
+        erin.user_id,
+        "m.room.message",
+        {"body": "a call"},
+        prev=[said],
+        sticky_ms=600_000,
     )
     assert await take(bob, room_id, east, stuck) is Verdict.SOFT_FAIL
     await index(bob.server)

@@ -1,4 +1,5 @@
-"""Rooms that are made with people of other servers in them: servers may be slow, and this one may end before all are invited."""
+"""Rooms that are made with people of other servers in them: servers may be slow, and this one may
+end before all are invited."""
 
 from typing import Any
 
@@ -6,13 +7,13 @@ import pytest
 from twisted.logger import capturedLogs
 
 from federation.protocol.ids import EventID, RoomID, UserID
-from federation.rooms import planned_invites
-from federation.rooms.invitations import Invitations
-from federation.rooms.planned_invites import LEASE_MS
-from storage.account_validity import AccountValidityStore
-from storage.accounts import AccountStore
-from storage.planned_invites import PlannedInviteStore
-from storage.transaction import WriteTransaction
+from federation.rooms.joins import planned_invites
+from federation.rooms.joins.invites import Invitations
+from federation.rooms.joins.planned_invites import LEASE_MS
+from storage.accounts.accounts import AccountStore
+from storage.accounts.validity import AccountValidityStore
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.planned_invites import PlannedInviteStore
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, knock_via, members, rooms_in_sync
 from tests.helpers.http import Pending
 from tests.helpers.network import Fate, Network
@@ -20,7 +21,12 @@ from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, join, leave, membership, ok
 
 VALIDITY = "account_validity: {enabled: true, period: 1w}\n"
-BOB, CAROL, DORA, EMIL = f"@bob:{SOUTH}", f"@carol:{WEST}", "@dora:gone.example", "@emil:gone.example"
+BOB, CAROL, DORA, EMIL = (
+    f"@bob:{SOUTH}",
+    f"@carol:{WEST}",
+    "@dora:gone.example",
+    "@emil:gone.example",
+)
 
 
 def people(network: Network, config: str = "") -> tuple[User, User, User]:
@@ -35,11 +41,15 @@ def resume(alice: User) -> int:
     return alice.server.run(planned.do_resume(50))
 
 
-def make_slowly(network: Network, config: str = "", **further: Any) -> tuple[User, User, User, Pending]:
-    """Somebody makes a room and invites others into it, two of whom are of a server that never answers; who comes after them is
-    invited forty seconds later."""
+def make_slowly(
+    network: Network, config: str = "", **further: Any
+) -> tuple[User, User, User, Pending]:
+    """Somebody makes a room and invites others into it, two of whom are of a server that never
+    answers; who comes after them is invited forty seconds later."""
     alice, bob, carol = people(network, config)
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == "gone.example" else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.destination == "gone.example" else Fate.ARRIVES
+    )
     body = {"invite": [BOB, DORA, EMIL, CAROL], **further}
     return alice, bob, carol, alice.start("POST", f"{V3}/createRoom", body)
 
@@ -47,7 +57,9 @@ def make_slowly(network: Network, config: str = "", **further: Any) -> tuple[Use
 def test_servers_that_do_not_answer_keep_nobody_waiting_for_a_new_room(network: Network) -> None:
     alice, bob, carol = people(network)
     silent = [f"@dora:gone{number}.example" for number in range(3)]
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    )
     invited = [bob.user_id, *silent, carol.user_id]
 
     making = alice.start("POST", f"{V3}/createRoom", {"invite": invited, "is_direct": True})
@@ -57,7 +69,10 @@ def test_servers_that_do_not_answer_keep_nobody_waiting_for_a_new_room(network: 
     assert members(alice, room_id) == {alice.user_id: "join", bob.user_id: "invite"}
     for _ in range(5):
         network.clock.advance(60)
-    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {"membership": "invite", "is_direct": True}
+    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {
+        "membership": "invite",
+        "is_direct": True,
+    }
     assert room_id in rooms_in_sync(carol, "invite")
 
 
@@ -84,7 +99,10 @@ def test_a_restart_ends_no_invite_to_a_new_room(
     for _ in range(3):
         network.clock.advance(60)
 
-    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {"membership": "invite", "is_direct": True}
+    assert get_state(alice, room_id, "m.room.member", carol.user_id) == {
+        "membership": "invite",
+        "is_direct": True,
+    }
     assert room_id in rooms_in_sync(carol, "invite")
     assert members(alice, room_id)[bob.user_id] == "leave"
     network.clock.advance(LEASE_MS / 1000)
@@ -112,7 +130,9 @@ async def nothing(*_: object) -> None:
     """What a server does that was killed."""
 
 
-def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(planned_invites, "MOST_LEFT", 1)
     alice, bob, carol, _ = make_slowly(network)
     (room_id,) = rooms_in_sync(bob, "invite")
@@ -125,7 +145,8 @@ def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(network: Network, m
 
 
 def test_a_server_that_stops_begins_to_invite_nobody(network: Network) -> None:
-    """A request that is under way while the server stops makes its room; the invites are sent after the next start."""
+    """A request that is under way while the server stops makes its room; the invites are sent after
+    the next start."""
     alice, bob, _ = people(network)
     alice.server.app.rooms.elsewhere.planned_invites.stop()
 
@@ -136,7 +157,9 @@ def test_a_server_that_stops_begins_to_invite_nobody(network: Network) -> None:
     assert room_id in rooms_in_sync(bob, "invite")
 
 
-def test_an_invite_that_fails_stands_in_no_others_way(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invite_that_fails_stands_in_no_others_way(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alice, bob, carol = people(network)
     do_invite = Invitations.do_invite
 
@@ -150,7 +173,9 @@ def test_an_invite_that_fails_stands_in_no_others_way(network: Network, monkeypa
     monkeypatch.setattr(Invitations, "do_invite", fail)
     with capturedLogs() as logs:
         room_id = create(alice, invite=[bob.user_id, carol.user_id])
-    assert [str(log["log_failure"].value) for log in logs if "log_failure" in log] == ["nobody has thought of that"]
+    assert [str(log["log_failure"].value) for log in logs if "log_failure" in log] == [
+        "nobody has thought of that"
+    ]
     assert room_id in rooms_in_sync(carol, "invite")
     network.clock.advance(LEASE_MS / 1000)
     assert resume(alice) == 0
@@ -167,7 +192,9 @@ def test_who_knocks_before_their_planned_invite_is_sent_is_invited(network: Netw
 
 
 @pytest.mark.parametrize("gone", ["inviter", "invited"])
-def test_what_was_planned_is_not_done_where_it_may_not_be_any_more(network: Network, gone: str) -> None:
+def test_what_was_planned_is_not_done_where_it_may_not_be_any_more(
+    network: Network, gone: str
+) -> None:
     alice, bob, carol, _ = make_slowly(network)
     network.start_sending()
     (room_id,) = rooms_in_sync(bob, "invite")
@@ -184,9 +211,13 @@ def test_what_was_planned_is_not_done_where_it_may_not_be_any_more(network: Netw
     assert resume(alice) == 0
 
 
-@pytest.mark.parametrize("standing", ["locked", "suspended", "shadow_banned", "deactivated", "awaiting", "expired"])
+@pytest.mark.parametrize(
+    "standing", ["locked", "suspended", "shadow_banned", "deactivated", "awaiting", "expired"]
+)
 @pytest.mark.parametrize("end", [True, False])
-def test_who_may_do_nothing_any_more_invites_nobody(network: Network, standing: str, end: bool) -> None:
+def test_who_may_do_nothing_any_more_invites_nobody(
+    network: Network, standing: str, end: bool
+) -> None:
     """`end`: it is so after a restart, and not only while the others are invited."""
     alice, _, carol, making = make_slowly(network, VALIDITY)
     network.clock.advance(21)

@@ -1,33 +1,54 @@
-"""With whom the server talks: lists of names and patterns, a simulation, federation switched off, rules that change."""
+"""With whom the server talks: lists of names and patterns, a simulation, federation switched off,
+rules that change."""
 
 import pytest
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
-from federation.policy import BadPattern, Policy, ServerPatterns, make_rules
+from federation.peers.policy import BadPattern, Policy, ServerPatterns, make_rules
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
-from homeserver.assembly.federation_edge import rules_of
 from homeserver.config.load import ConfigError
+from homeserver.wiring.federation_peers import rules_of
 from tests.helpers.network import Network
 
-HERE, NORTH, SOUTH = ServerName("here.example"), ServerName("north.example"), ServerName("south.example")
+HERE, NORTH, SOUTH = (
+    ServerName("here.example"),
+    ServerName("north.example"),
+    ServerName("south.example"),
+)
 
 
-def allows(name: str, allowed: list[str] | None, denied: tuple[str, ...] = (), *, enabled: bool = True) -> bool:
-    return Policy(HERE, make_rules(allowed, denied, enabled=enabled), lambda: 0.0).allows(ServerName(name))
+def allows(
+    name: str, allowed: list[str] | None, denied: tuple[str, ...] = (), *, enabled: bool = True
+) -> bool:
+    return Policy(HERE, make_rules(allowed, denied, enabled=enabled), lambda: 0.0).allows(
+        ServerName(name)
+    )
 
 
 @pytest.mark.parametrize(
     ("patterns", "names", "others"),
     [
-        (["a.example"], ["a.example", "A.Example"], ["b.a.example", "a.example:80", "xa.example", "a-example"]),
+        (
+            ["a.example"],
+            ["a.example", "A.Example"],
+            ["b.a.example", "a.example:80", "xa.example", "a-example"],
+        ),
         (["a.example:80"], ["a.example:80"], ["a.example"]),
-        (["*.a.example"], ["b.a.example", "c.b.A.example"], ["a.example", "b.a.example.evil", "b.a-example"]),
+        (
+            ["*.a.example"],
+            ["b.a.example", "c.b.A.example"],
+            ["a.example", "b.a.example.evil", "b.a-example"],
+        ),
         (["s?.example"], ["s1.example"], ["s.example", "s12.example"]),
         (["*"], ["a.example", "1.2.3.4:80", "[::1]"], []),
-        (["/s[0-9]+[.]example/"], ["s1.example", "S12.EXAMPLE"], ["s.example", "xs1.example", "s1.examples"]),
+        (
+            ["/s[0-9]+[.]example/"],
+            ["s1.example", "S12.EXAMPLE"],
+            ["s.example", "xs1.example", "s1.examples"],
+        ),
         (["/a|b/", "c"], ["a", "b", "c"], ["ab", "bc"]),
         (["[::1]:80"], ["[::1]:80"], ["[::1]"]),
         ([], [], ["a.example", ""]),
@@ -107,7 +128,11 @@ async def test_federation_switched_off(network: Network) -> None:
     south = network.add(SOUTH)
     with pytest.raises(Forbidden):
         await off.app.federation.requests.get(SOUTH, "/_matrix/federation/v1/version")
-    for path in ("/_matrix/federation/v1/version", "/_matrix/key/v2/server", f"/_matrix/key/v2/query/{SOUTH}"):
+    for path in (
+        "/_matrix/federation/v1/version",
+        "/_matrix/key/v2/server",
+        f"/_matrix/key/v2/query/{SOUTH}",
+    ):
         assert off.get(path).json["errcode"] == "M_UNRECOGNIZED"
         assert south.get(path).status == 200
     assert off.get("/_matrix/client/versions").status == 200

@@ -1,4 +1,5 @@
-"""Where the policy server of one room is away, what is done for somebody in all of their rooms is done in the others, and there later."""
+"""Where the policy server of one room is away, what is done for somebody in all of their rooms is
+done in the others, and there later."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -51,7 +52,9 @@ async def test_who_closes_their_account(network: Network) -> None:
 
     ok(room.alice.post(f"{V3}/account/deactivate", {"auth": proof}))
 
-    assert {member(user, room_id, room.alice)["membership"] for user, room_id in others} == {"leave"}
+    assert {member(user, room_id, room.alice)["membership"] for user, room_id in others} == {
+        "leave"
+    }
     whole = network.servers[NORTH].app.rooms
     rows = network.servers[NORTH].run(whole.memberships.of_user(room.alice.user_id)).values()
     assert sorted(row.membership for row in rows) == ["join", "leave", "leave", "leave"]
@@ -73,7 +76,9 @@ async def test_who_takes_another_name(network: Network) -> None:
     ok(room.alice.put(f"{V3}/profile/{room.alice.user_id}/displayname", {"displayname": "Alicia"}))
 
     let_pass(network, 2)
-    assert {member(user, room_id, room.alice)["displayname"] for user, room_id in others} == {"Alicia"}
+    assert {member(user, room_id, room.alice)["displayname"] for user, room_id in others} == {
+        "Alicia"
+    }
     assert member(room.alice, room.room_id, room.alice)["displayname"] == "alice"
     judge.is_away = False
     let_pass(network, 3)
@@ -93,4 +98,6 @@ async def test_guests_that_are_no_longer_wanted(network: Network) -> None:
 
     set_state(room.alice, room.room_id, "m.room.guest_access", {"guest_access": "forbidden"})
 
-    assert get_state(room.alice, room.room_id, "m.room.guest_access") == {"guest_access": "forbidden"}
+    assert get_state(room.alice, room.room_id, "m.room.guest_access") == {
+        "guest_access": "forbidden"
+    }

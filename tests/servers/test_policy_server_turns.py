@@ -1,4 +1,5 @@
-"""Whoever waits for a policy server holds up nobody else: it is asked before events get their turn in the room."""
+"""Whoever waits for a policy server holds up nobody else: it is asked before events get their turn
+in the room."""
 
 import msgspec
 import pytest
@@ -8,14 +9,26 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, say, set_state, shared, texts
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Side,
+    create_room,
+    say,
+    set_state,
+    shared,
+    texts,
+)
 from tests.helpers.handshakes import join_via
 from tests.helpers.network import Fate, Network
 from tests.helpers.policy_server import SIGN, Judge, message_path, named
 from tests.helpers.talk import ok, room_path
 
 
-async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(network: Network) -> None:
+async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(
+    network: Network,
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -23,7 +36,9 @@ async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(n
     signed = await room.by_bob("signed")
     unsigned = say(room.bob, room.room_id, "unsigned")
     network.mend(NORTH, SOUTH)
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.request.uri == SIGN else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.request.uri == SIGN else Fate.ARRIVES
+    )
 
     pdu = await room.south.pdu(room.room_id, unsigned)
     late = Deferred.fromCoroutine(room.south.push(NORTH, [pdu]))
@@ -36,7 +51,9 @@ async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(n
     assert texts(room.alice, room.room_id) == ["signed"]
 
 
-async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_for_all(network: Network) -> None:
+async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_for_all(
+    network: Network,
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -44,8 +61,12 @@ async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_
     network.forge(SOUTH, judge.answer_late)
     network.hold()
     body = {"msgtype": "m.text", "body": "by alice"}
-    first, second, third = (room.alice.start("PUT", message_path(room.room_id, txn), body) for txn in "abc")
-    received = Deferred.fromCoroutine(room.north.federation.receiver.receive(room.room_id, [judge.vouch(other.pdu)]))
+    first, second, third = (
+        room.alice.start("PUT", message_path(room.room_id, txn), body) for txn in "abc"
+    )
+    received = Deferred.fromCoroutine(
+        room.north.federation.receiver.receive(room.room_id, [judge.vouch(other.pdu)])
+    )
     fourth = room.alice.start("PUT", message_path(room.room_id, "d"), body)
 
     answered = []
@@ -62,7 +83,9 @@ async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_
     assert len(texts(room.alice, room.room_id)) == 5
 
 
-async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_their_turn_too(network: Network) -> None:
+async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_their_turn_too(
+    network: Network,
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -90,7 +113,9 @@ async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_thei
 
 
 @pytest.mark.parametrize("what", ["knock", "leave"])
-async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too(network: Network, what: str) -> None:
+async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too(
+    network: Network, what: str
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     carol = network.add(EAST).register("carol")
@@ -103,23 +128,33 @@ async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too
     asked = len(judge.asked)
     network.clock.advance(1)  # and which of the memberships
     network.hold()
-    path = f"/_matrix/client/v3/knock/{room.room_id}?via={NORTH}" if what == "knock" else room_path(room.room_id, what)
+    path = (
+        f"/_matrix/client/v3/knock/{room.room_id}?via={NORTH}"
+        if what == "knock"
+        else room_path(room.room_id, what)
+    )
     pending = carol.start("POST", path, {})
     while not [letter for letter in network.held() if letter.request.uri == SIGN]:
         network.deliver(most=1)
 
     signed = await room.by_bob("signed")
-    (outcome,) = await room.north.federation.receiver.receive(room.room_id, [judge.vouch(signed.pdu)])
+    (outcome,) = await room.north.federation.receiver.receive(
+        room.room_id, [judge.vouch(signed.pdu)]
+    )
     assert outcome.verdict is Verdict.ACCEPT, "its turn is not held up"
 
     network.deliver()
     assert pending.answer.status == 200
     assert len(judge.asked) == asked + 1
     state = await room.north.state(room.room_id)
-    assert (await room.pdu(state[StateKey("m.room.member", carol.user_id)]))["content"]["membership"] == what
+    assert (await room.pdu(state[StateKey("m.room.member", carol.user_id)]))["content"][
+        "membership"
+    ] == what
 
 
-async def test_an_event_that_was_here_without_its_place_is_asked_about_before_its_turn(network: Network) -> None:
+async def test_an_event_that_was_here_without_its_place_is_asked_about_before_its_turn(
+    network: Network,
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -157,7 +192,14 @@ async def test_what_the_room_does_not_let_others_do_is_not_asked_about(network: 
     pdus = [
         (
             await east.build(
-                ROOM_VERSIONS["11"], room.room_id, prev, known, carol, "m.room.member", {"membership": what}, carol
+                ROOM_VERSIONS["11"],
+                room.room_id,
+                prev,
+                known,
+                carol,
+                "m.room.member",
+                {"membership": what},
+                carol,
             )
         ).pdu
         for what in ("join", "knock", "leave")

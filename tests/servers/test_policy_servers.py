@@ -1,4 +1,5 @@
-"""Rooms with a policy server: what it does not sign is not sent, and not shown where others send it."""
+"""Rooms with a policy server: what it does not sign is not sent, and not shown where others send
+it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +10,19 @@ import pytest
 from federation.protocol.ids import RoomID, UserID
 from federation.protocol.policy_server import KEY_ID
 from federation.protocol.signing import SigningKey
-from storage.inbox import Places
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, say, set_state, shared, texts
+from storage.federation.inbox import Places
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Side,
+    adopt,
+    create_room,
+    say,
+    set_state,
+    shared,
+    texts,
+)
 from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import is_whole, large_room
 from tests.helpers.network import Network
@@ -36,7 +48,10 @@ async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_n
     assert KEY_ID in (await room.pdu(said))["signatures"][SOUTH]
 
     answer = room.alice.put(message_path(room.room_id), SPAM)
-    assert (answer.status, answer.json) == (403, {"errcode": "ORG.EXAMPLE_SPAM", "error": "No spam, please"})
+    assert (answer.status, answer.json) == (
+        403,
+        {"errcode": "ORG.EXAMPLE_SPAM", "error": "No spam, please"},
+    )
     assert texts(room.alice, room.room_id)[0] == "salom"
     say(room.alice, room.room_id, "va alaykum")
 
@@ -45,7 +60,9 @@ async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_n
 
 
 @pytest.mark.parametrize("keys", [{"public_key": KEYS["ed25519"]}, {"public_keys": KEYS}])
-async def test_a_room_of_before_names_it_by_another_event(network: Network, keys: Mapping[str, Any]) -> None:
+async def test_a_room_of_before_names_it_by_another_event(
+    network: Network, keys: Mapping[str, Any]
+) -> None:
     """Proposal: MSC4284"""
     room = await shared(network)
     judge = Judge("11")
@@ -97,7 +114,9 @@ async def test_an_event_of_others_without_its_signature_is_not_shown(network: Ne
         ({"via": 5}, False),
     ],
 )
-async def test_which_rooms_have_one(network: Network, content: dict[str, Any], counts: bool) -> None:
+async def test_which_rooms_have_one(
+    network: Network, content: dict[str, Any], counts: bool
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     network.liars.append(judge.answer)
@@ -141,7 +160,8 @@ async def test_a_room_may_be_rid_of_one_that_is_away(network: Network) -> None:
 
 
 async def read_back(network: Network, judge: Judge) -> tuple[User, RoomID]:
-    """Somebody of a third server comes into a room whose past has what nobody signed, and that has a policy server now."""
+    """Somebody of a third server comes into a room whose past has what nobody signed, and that has
+    a policy server now."""
     room = await shared(network)
     for text in ("spam", "salom"):
         say(room.alice, room.room_id, text)
@@ -189,7 +209,9 @@ async def test_news_wait_for_one_that_is_asked_too_much(network: Network) -> Non
 
     network.liars.append(judge.answer)
     judge.left, judge.wait_ms = 3, 7_000
-    answer = await room.south.push(NORTH, [await room.south.pdu(room.room_id, event_id) for event_id in said])
+    answer = await room.south.push(
+        NORTH, [await room.south.pdu(room.room_id, event_id) for event_id in said]
+    )
 
     assert answer == {"pdus": {event_id: {} for event_id in said}}
     assert texts(room.alice, room.room_id) == ["2", "1", "0"]
@@ -214,7 +236,9 @@ async def test_one_that_never_has_time_leaves_other_rooms_their_places(network: 
     set_state(room.alice, room.room_id, "m.room.policy", named())
     network.cut(NORTH, SOUTH)
     places = Places()
-    said = [say(room.bob, room.room_id, f"{number}") for number in range(places.unjudged_of_room + 50)]
+    said = [
+        say(room.bob, room.room_id, f"{number}") for number in range(places.unjudged_of_room + 50)
+    ]
     another = set_state(room.bob, room.room_id, "m.room.policy", named(via=EAST))
     before, after = say(room.bob, other, "before"), say(room.bob, other, "after")
     network.mend(NORTH, SOUTH)
@@ -223,18 +247,28 @@ async def test_one_that_never_has_time_leaves_other_rooms_their_places(network: 
 
     answers: dict[str, Any] = {}
     for start in range(0, len(said), 50):
-        pdus = [await room.south.pdu(room.room_id, event_id) for event_id in said[start : start + 50]]
+        pdus = [
+            await room.south.pdu(room.room_id, event_id) for event_id in said[start : start + 50]
+        ]
         answers |= (await room.south.push(NORTH, pdus))["pdus"]
-    assert [event_id for event_id in said if "error" in answers[event_id]] == said[places.unjudged_of_room :]
+    assert [event_id for event_id in said if "error" in answers[event_id]] == said[
+        places.unjudged_of_room :
+    ]
     naming = await room.south.pdu(room.room_id, another)
-    assert await room.south.push(NORTH, [naming]) == {"pdus": {another: {}}}, "it may be what ends the waiting"
-    assert await room.south.push(NORTH, [await room.south.pdu(other, after)]) == {"pdus": {after: {}}}
+    assert await room.south.push(NORTH, [naming]) == {"pdus": {another: {}}}, (
+        "it may be what ends the waiting"
+    )
+    assert await room.south.push(NORTH, [await room.south.pdu(other, after)]) == {
+        "pdus": {after: {}}
+    }
     assert texts(room.alice, other)[:2] == ["after", "before"]
     assert before
 
     judge.left = None
     network.clock.advance(3_600)
-    await room.south.push(NORTH, [await room.south.pdu(room.room_id, say(room.bob, room.room_id, "last"))])
+    await room.south.push(
+        NORTH, [await room.south.pdu(room.room_id, say(room.bob, room.room_id, "last"))]
+    )
     for _ in range(5):
         network.clock.advance(3_600)
     assert texts(room.alice, room.room_id)[: len(said) + 1] == [
@@ -259,7 +293,9 @@ async def test_a_join_that_it_could_not_be_asked_about_does_not_count(network: N
     assert join_via(eve, room.room_id).status == 200
 
 
-async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(network: Network) -> None:
+async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(
+    network: Network,
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -304,7 +340,10 @@ async def test_a_past_that_it_looks_at_bit_by_bit_is_complete_in_the_end(network
         if texts(carol, room_id):
             break
         restarted = Side(network.rebuild(EAST))
-        carol = User(restarted.server, {"user_id": carol.user_id, "access_token": carol.token, "device_id": "-"})
+        carol = User(
+            restarted.server,
+            {"user_id": carol.user_id, "access_token": carol.token, "device_id": "-"},
+        )
 
     assert texts(carol, room_id) == ["salom"]
     said = [msgspec.json.encode(pdu, order="sorted") for pdu in judge.asked]
@@ -312,7 +351,8 @@ async def test_a_past_that_it_looks_at_bit_by_bit_is_complete_in_the_end(network
 
 
 async def judged_in_part(network: Network, *said: str) -> tuple[User, RoomID, Judge]:
-    """Somebody who has come into a room in part, of which a third server is the policy server since these things were said."""
+    """Somebody who has come into a room in part, of which a third server is the policy server since
+    these things were said."""
     alice, bob, room_id = await large_room(network, room_version="11")
     ok(join_via(network.add(EAST).register("carol"), room_id, NORTH))
     for text in said:
@@ -325,7 +365,9 @@ async def judged_in_part(network: Network, *said: str) -> tuple[User, RoomID, Ju
     return bob, RoomID(room_id), judge
 
 
-async def test_what_it_refused_of_the_past_stays_refused_when_the_rest_of_the_state_has_come(network: Network) -> None:
+async def test_what_it_refused_of_the_past_stays_refused_when_the_rest_of_the_state_has_come(
+    network: Network,
+) -> None:
     bob, room_id, judge = await judged_in_part(network, "spam", "salom")
     assert texts(bob, room_id) == ["salom"]
     asked = len(judge.asked)
@@ -347,7 +389,9 @@ async def test_a_past_that_it_looks_at_while_the_rest_of_the_state_comes(network
     reading = bob.start("GET", room_path(room_id, "messages", dir="b", limit=50))
     network.start_completing()
     while not is_whole(bob, room_id):
-        network.deliver(lambda letters: [letter.request.uri == SIGN for letter in letters].index(False), 1)
+        network.deliver(
+            lambda letters: [letter.request.uri == SIGN for letter in letters].index(False), 1
+        )
         network.settle()
     assert not reading.done
     network.deliver()

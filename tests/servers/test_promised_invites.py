@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
-from homeserver.services.invite_policy import CLAIMS_AT_ONCE
+from homeserver.services.rooms.invite_policy import CLAIMS_AT_ONCE
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, members, rooms_in_sync
 from tests.helpers.http import Pending
 from tests.helpers.network import Network
@@ -14,14 +14,23 @@ from tests.helpers.talk import create, join, membership, ok, set_state
 
 PATH = "/_matrix/federation/v1/3pid/onbind"
 KEY = SigningKey("0", b"k" * 32)
-PROMISE = {"display_name": "b...@...", "public_key": encode_base64(KEY.public_key), "key_validity_url": "https://id"}
+PROMISE = {
+    "display_name": "b...@...",
+    "public_key": encode_base64(KEY.public_key),
+    "key_validity_url": "https://id",
+}
 
 
-def told(room_id: str, sender: User, target: User, *, key: SigningKey = KEY, token: str = "t") -> dict[str, Any]:
+def told(
+    room_id: str, sender: User, target: User, *, key: SigningKey = KEY, token: str = "t"
+) -> dict[str, Any]:
     """What the identity server says."""
     signed = sign_json({"mxid": target.user_id, "token": token}, "id.example", key)
     about = {"medium": "email", "address": "b@example.org", "mxid": target.user_id}
-    return {**about, "invites": [{**about, "room_id": room_id, "sender": sender.user_id, "signed": signed}]}
+    return {
+        **about,
+        "invites": [{**about, "room_id": room_id, "sender": sender.user_id, "signed": signed}],
+    }
 
 
 @pytest.fixture(params=["the same server", "another server"])
@@ -45,8 +54,12 @@ def test_who_has_the_address_is_invited(people: tuple[User, User], network: Netw
     join(bob, room_id)
 
 
-@pytest.mark.parametrize("lie", ["another key", "another token", "for somebody else", "no such room"])
-def test_a_proof_that_is_none_invites_nobody(people: tuple[User, User], network: Network, lie: str) -> None:
+@pytest.mark.parametrize(
+    "lie", ["another key", "another token", "for somebody else", "no such room"]
+)
+def test_a_proof_that_is_none_invites_nobody(
+    people: tuple[User, User], network: Network, lie: str
+) -> None:
     alice, bob = people
     room_id = create(alice)
     set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
@@ -66,7 +79,9 @@ def test_a_proof_that_is_none_invites_nobody(people: tuple[User, User], network:
 
 
 @pytest.mark.parametrize("sender", [NORTH, SOUTH])
-def test_whoever_lies_about_promises_keeps_nobody_from_being_invited(network: Network, sender: str) -> None:
+def test_whoever_lies_about_promises_keeps_nobody_from_being_invited(
+    network: Network, sender: str
+) -> None:
     limit = "rc_invites: {per_room: *unlimited, per_issuer: *unlimited, per_user: {per_second: 0.1, burst_count: 2}}\n"
     bob = network.add(NORTH, limit).register("bob")
     alice = (network.servers[NORTH] if sender == NORTH else network.add(SOUTH)).register("alice")
@@ -104,12 +119,17 @@ def test_who_tells_lies_is_heard_no_more_for_a_while(network: Network) -> None:
     assert members(alice, room_id)[bob.user_id] == "invite"
 
 
-@pytest.mark.parametrize(("limits", "most"), [("{per_second: 0.1, burst_count: 3}", 3), ("*unlimited", CLAIMS_AT_ONCE)])
+@pytest.mark.parametrize(
+    ("limits", "most"), [("{per_second: 0.1, burst_count: 3}", 3), ("*unlimited", CLAIMS_AT_ONCE)]
+)
 def test_of_what_is_said_from_one_address_little_is_under_way_at_a_time(
     network: Network, limits: str, most: int
 ) -> None:
     """Each has another server asked, which may be slow to answer."""
-    north, south = network.add(NORTH, f"rc_invites: {{false_promises: {limits}}}\n"), network.add(SOUTH)
+    north, south = (
+        network.add(NORTH, f"rc_invites: {{false_promises: {limits}}}\n"),
+        network.add(SOUTH),
+    )
     bob, eve = north.register("bob"), south.register("eve")
 
     def start(number: int, ip: str) -> Pending:
@@ -138,7 +158,9 @@ def test_of_one_body_so_many_lies_are_looked_at_as_count(network: Network) -> No
     assert sum("exchange" in uri for _, _, _, uri in network.log[asked:]) == 3
 
 
-def test_of_somebody_elsewhere_nothing_is_heard(people: tuple[User, User], network: Network) -> None:
+def test_of_somebody_elsewhere_nothing_is_heard(
+    people: tuple[User, User], network: Network
+) -> None:
     alice, bob = people
     said = {**told("!a:b", alice, bob), "mxid": "@bob:elsewhere.example"}
     assert network.servers[NORTH].put(PATH, said).json["errcode"] == "M_NOT_FOUND"

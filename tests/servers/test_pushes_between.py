@@ -1,4 +1,5 @@
-"""What other servers' users do is pushed as what our own do; an invite too, into a room that this server is not in."""
+"""What other servers' users do is pushed as what our own do; an invite too, into a room that this
+server is not in."""
 
 from tests.helpers.gateway import Gateway, set_pusher
 from tests.helpers.network import Network
@@ -31,7 +32,11 @@ def test_an_invite_and_messages_from_elsewhere_are_pushed(network: Network) -> N
     join(bob, room_id)
     network.settle()
     gateway.taken.clear()
-    sent = ok(alice.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "hello"}))
+    sent = ok(
+        alice.put(
+            f"{V3}/rooms/{room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "hello"}
+        )
+    )
     network.settle()
     [push] = gateway.taken
     assert push.notification["event_id"] == sent["event_id"]

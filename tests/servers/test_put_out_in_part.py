@@ -1,14 +1,24 @@
-"""A server that is put out of a room while it lacks a part of its state: nobody tells it the rest, nor perhaps why.
+"""A server that is put out of a room while it lacks a part of its state: nobody tells it the rest,
+nor perhaps why.
 
 spec: server-server-api#server-access-control-lists-acls; MSC3902
 """
 
 import pytest
 
-from federation.rooms.completion import REST_IN_VAIN
-from federation.rooms.state_tellers import LONGEST_MS
+from federation.rooms.partial_state.completion import REST_IN_VAIN
+from federation.rooms.partial_state.state_sources import LONGEST_MS
 from tests.helpers.handshakes import NORTH, SOUTH, join_via, members
-from tests.helpers.large_rooms import MEMBERS, complete, is_whole, large_room, lazily, member, same_state, speak
+from tests.helpers.large_rooms import (
+    MEMBERS,
+    complete,
+    is_whole,
+    large_room,
+    lazily,
+    member,
+    same_state,
+    speak,
+)
 from tests.helpers.network import Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, get_state, membership, ok, refused, room_path, say, set_state
@@ -26,7 +36,8 @@ def pass_time(network: Network, seconds: float) -> None:
 
 
 async def denied(network: Network) -> tuple[User, User, str]:
-    """Bob has come into a room in part, and its ACL denies his server before it has been told the rest."""
+    """Bob has come into a room in part, and its ACL denies his server before it has been told the
+    rest."""
     alice, bob, room_id = await large_room(network, **NO_NAME)
     ok(join_via(bob, room_id, NORTH))
     network.settle()
@@ -59,7 +70,9 @@ async def test_who_loads_members_eagerly_is_told_of_the_room_all_the_same(networ
     pass_time(network, A_WHILE)
 
     room = ok(bob.get(f"{V3}/sync?since={before['next_batch']}"))["rooms"]["join"][room_id]
-    assert bob.user_id in {event.get("state_key") for event in [*room["state"]["events"], *room["timeline"]["events"]]}
+    assert bob.user_id in {
+        event.get("state_key") for event in [*room["state"]["events"], *room["timeline"]["events"]]
+    }
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -80,7 +93,10 @@ async def test_who_is_let_in_again_is_told_the_rest(network: Network, restarts: 
 
     assert is_whole(bob, room_id)
     assert len(members(bob, room_id)) == MEMBERS + 2
-    assert lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] == MEMBERS + 2
+    assert (
+        lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"]
+        == MEMBERS + 2
+    )
     await speak(alice.server, room_id, 7, "welcome back")
     say(bob, room_id, "rahmat")
     network.settle()
@@ -105,7 +121,9 @@ async def test_who_is_banned_unheard_is_answered_with_what_is_known(network: Net
 
 
 @pytest.mark.parametrize("action", ["kick", "ban"])
-async def test_who_hears_of_it_is_out_though_nothing_tells_what_was_before(network: Network, action: str) -> None:
+async def test_who_hears_of_it_is_out_though_nothing_tells_what_was_before(
+    network: Network, action: str
+) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     network.settle()

@@ -6,12 +6,12 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.policy import make_rules
+from federation.peers.policy import make_rules
+from federation.peers.requests import MOST_OPENINGS, RefusedByRemote
+from federation.peers.wire import WireAnswer
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import ServerName
-from federation.requests import MOST_OPENINGS, RefusedByRemote
-from federation.wire import WireAnswer
-from homeserver.services import remote_directory
+from homeserver.services.directory import remote_directory
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -42,7 +42,9 @@ def test_a_profile(network: Network) -> None:
     assert refused(bob.get(f"{V3}/profile/@nobody:{NORTH}")) == (404, "M_NOT_FOUND")
 
 
-def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_left_out(network: Network) -> None:
+def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_left_out(
+    network: Network,
+) -> None:
     alice, bob = pair(network)
     path = f"{V3}/profile/{alice.user_id}/org.example.deep"
     deep = json.loads("[" * MAX_SENT_DEPTH + "]" * MAX_SENT_DEPTH)
@@ -57,7 +59,11 @@ def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_left_
     assert ok(bob.get(path)) == json.loads(left)
 
     # nor is it looked for in more than a quarter of a second
-    many = b'{"org.example.deep":%b%b,"a":[%b[]]}' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH, b"[]," * MOST_OPENINGS)
+    many = b'{"org.example.deep":%b%b,"a":[%b[]]}' % (
+        b"[" * MAX_DEPTH,
+        b"]" * MAX_DEPTH,
+        b"[]," * MOST_OPENINGS,
+    )
     network.forge(NORTH, lambda _request, _answer: WireAnswer(200, {}, many))
     network.clock.advance(31)
     assert refused(bob.get(path))[0] == 502
@@ -83,7 +89,9 @@ async def test_profiles_may_be_kept_from_other_servers(network: Network) -> None
     assert refused(bob.get(f"{V3}/profile/{alice.user_id}"))[0] in (403, 404)
     path = f"/_matrix/federation/v1/query/profile?user_id={quote(alice.user_id)}"
     path = "/_matrix/federation/v1/query/profile"
-    asking = network.servers[SOUTH].app.federation.requests.get(ServerName(NORTH), path, [("user_id", alice.user_id)])
+    asking = network.servers[SOUTH].app.federation.requests.get(
+        ServerName(NORTH), path, [("user_id", alice.user_id)]
+    )
     with pytest.raises(RefusedByRemote, match="403 M_FORBIDDEN"):
         await asking
 
@@ -101,13 +109,27 @@ def test_answers_are_remembered_briefly(network: Network) -> None:
     assert ok(bob.get(path)) == {"displayname": "Alicia"}
 
 
-def test_of_long_answers_fewer_are_remembered(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_long_answers_fewer_are_remembered(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote_directory, "BYTES_REMEMBERED", 5000)
     alice, bob = pair(network)
-    ok(alice.put(f"{V3}/profile/{alice.user_id}/org.example.long", {"org.example.long": "x" * 3000}))
+    ok(
+        alice.put(
+            f"{V3}/profile/{alice.user_id}/org.example.long", {"org.example.long": "x" * 3000}
+        )
+    )
     whole, name = f"{V3}/profile/{alice.user_id}", f"{V3}/profile/{alice.user_id}/displayname"
     field = f"{V3}/profile/{alice.user_id}/org.example.long"
-    for path, count in ((whole, 1), (name, 2), (whole, 2), (field, 3), (name, 3), (whole, 4), (field, 5)):
+    for path, count in (
+        (whole, 1),
+        (name, 2),
+        (whole, 2),
+        (field, 3),
+        (name, 3),
+        (whole, 4),
+        (field, 5),
+    ):
         ok(bob.get(path))
         assert asked(network, "query/profile") == count, path
 
@@ -150,7 +172,10 @@ def test_an_alias_and_the_servers_of_its_room(network: Network) -> None:
 
     assert ok(carol.get(path)) == {"room_id": room_id, "servers": [NORTH, SOUTH]}
     assert ok(alice.get(path)) == {"room_id": room_id, "servers": [NORTH, SOUTH]}
-    assert refused(carol.get(f"{V3}/directory/room/{quote(f'#none:{NORTH}')}")) == (404, "M_NOT_FOUND")
+    assert refused(carol.get(f"{V3}/directory/room/{quote(f'#none:{NORTH}')}")) == (
+        404,
+        "M_NOT_FOUND",
+    )
     assert refused(join_via(carol, f"#none:{NORTH}")) == (404, "M_NOT_FOUND")
 
 
@@ -159,14 +184,18 @@ def test_who_joins_by_an_alias_that_has_just_moved_enters_the_new_room(network: 
     old = create(alice, preset="public_chat", room_alias_name="tea")
     path = f"{V3}/directory/room/{quote(f'#tea:{NORTH}')}"
     assert ok(bob.get(path))["room_id"] == old
-    new = ok(alice.post(f"{V3}/rooms/{quote(old)}/upgrade", {"new_version": "11"}))["replacement_room"]
+    new = ok(alice.post(f"{V3}/rooms/{quote(old)}/upgrade", {"new_version": "11"}))[
+        "replacement_room"
+    ]
     assert ok(bob.get(path))["room_id"] == old, "who only looks is told what was remembered"
 
     assert ok(join_via(bob, f"#tea:{NORTH}")) == {"room_id": new}
     assert ok(bob.get(path))["room_id"] == new
 
 
-def test_an_alias_of_another_server_may_be_one_of_those_that_a_room_publishes(network: Network) -> None:
+def test_an_alias_of_another_server_may_be_one_of_those_that_a_room_publishes(
+    network: Network,
+) -> None:
     """spec: client-server-api#mroomcanonical_alias"""
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")

@@ -1,4 +1,5 @@
-"""What other servers answer is read a little at a time: others have their turns meanwhile, and memory holds the bytes and little more."""
+"""What other servers answer is read a little at a time: others have their turns meanwhile, and
+memory holds the bytes and little more."""
 
 from collections.abc import Sequence
 
@@ -6,10 +7,10 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.remote.long_lists import READ_AT_ONCE
-from federation.rooms.batch import Outcome
+from federation.peers.event_lists import READ_AT_ONCE
+from federation.peers.wire import WireAnswer
 from federation.rooms.check import Candidate, Verdict
-from federation.wire import WireAnswer
+from federation.rooms.receive.batch import Outcome
 from tests.helpers.federated import shared
 from tests.helpers.network import Network
 
@@ -27,8 +28,13 @@ async def test_of_a_state_little_is_read_at_once(
 
     federation = room.north.federation
     monkeypatch.setattr(federation.imports._outliers, "add", add)
-    pdus = [msgspec.Raw(msgspec.json.encode({"a": "x" * length, "depth": number})) for number in range(count)]
-    keeping = Deferred.fromCoroutine(federation.imports.keep((await room.north.room(room.room_id)).room, pdus))
+    pdus = [
+        msgspec.Raw(msgspec.json.encode({"a": "x" * length, "depth": number}))
+        for number in range(count)
+    ]
+    keeping = Deferred.fromCoroutine(
+        federation.imports.keep((await room.north.room(room.room_id)).room, pdus)
+    )
     network.settle()
     outcomes = await keeping
 
@@ -40,7 +46,9 @@ async def test_of_a_state_little_is_read_at_once(
 async def test_others_have_turns_while_a_page_is_read(network: Network) -> None:
     room = await shared(network)
     body = msgspec.json.encode({"events": [{"a": ["x"] * 10_000}] * 100})
-    network.liars.append(lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None)
+    network.liars.append(
+        lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None
+    )
     remote = room.north.federation.remote_events
     turns: list[int] = []
 

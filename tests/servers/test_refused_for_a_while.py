@@ -1,13 +1,14 @@
-"""What is said while the policy refuses a server reaches it once the policy lets it, and costs little until then."""
+"""What is said while the policy refuses a server reaches it once the policy lets it, and costs
+little until then."""
 
 import pytest
 
-from federation.policy import PolicyRules, make_rules
+from federation.peers.policy import PolicyRules, make_rules
 from federation.protocol.ids import ServerName
-from federation.sender.greetings import AT_ONCE, MAX_NAMES, PAUSE
-from storage.destinations import DestinationStore
-from storage.outgoing_to_device import OutgoingToDeviceStore
-from storage.room_servers import count_servers
+from federation.sender.policy_unblocked import AT_ONCE, MAX_NAMES, PAUSE
+from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
+from storage.federation.destinations import DestinationStore
+from storage.rooms.room_servers import count_servers
 from tests.helpers.federated import NORTH, SOUTH, Shared, say, shared, texts
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.network import Network
@@ -42,7 +43,9 @@ def again(network: Network, user: User, config: str = "") -> User:
     """North after a restart, for one of its users."""
     server = network.rebuild(NORTH, config)
     network.settle()
-    return User(server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id})
+    return User(
+        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+    )
 
 
 def send(user: User, to: User, number: int) -> None:
@@ -67,7 +70,9 @@ async def missed_rooms(server: TestServer) -> int:
 
 
 @pytest.mark.parametrize("refusal", [BLOCKED, OFF, LISTED], ids=["blocked", "off", "no list"])
-async def test_the_last_word_of_a_quiet_room_arrives(network: Network, refusal: PolicyRules) -> None:
+async def test_the_last_word_of_a_quiet_room_arrives(
+    network: Network, refusal: PolicyRules
+) -> None:
     room = await sending(network)
     change(network, refusal)
     say(room.alice, room.room_id, "while refused")
@@ -109,7 +114,9 @@ async def test_a_refused_server_costs_a_row_a_room_and_no_requests(network: Netw
     ],
     ids=["blocked", "others allowed", "off", "no list"],
 )
-async def test_administrators_see_why_a_server_waits(network: Network, refusal: PolicyRules, text: str) -> None:
+async def test_administrators_see_why_a_server_waits(
+    network: Network, refusal: PolicyRules, text: str
+) -> None:
     room = await sending(network)
     path = f"/_synapse/admin/v1/federation/destinations/{SOUTH}"
     admin = make_admin(network.servers[NORTH])
@@ -125,7 +132,9 @@ async def test_administrators_see_why_a_server_waits(network: Network, refusal: 
 
 
 @pytest.mark.parametrize("refusal", [OFF, LISTED], ids=["off", "no list"])
-async def test_messages_to_devices_wait_where_the_refusal_may_pass(network: Network, refusal: PolicyRules) -> None:
+async def test_messages_to_devices_wait_where_the_refusal_may_pass(
+    network: Network, refusal: PolicyRules
+) -> None:
     room = await sending(network)
     change(network, refusal)
     send(room.alice, room.bob, 1)
@@ -144,7 +153,9 @@ async def test_nothing_waits_for_the_devices_of_who_is_shut_out(network: Network
 
 
 @pytest.mark.parametrize("refusal", [BLOCKED, LISTED], ids=["blocked", "no list"])
-async def test_a_device_that_was_made_meanwhile_becomes_known(network: Network, refusal: PolicyRules) -> None:
+async def test_a_device_that_was_made_meanwhile_becomes_known(
+    network: Network, refusal: PolicyRules
+) -> None:
     room = await sending(network)
     query(room.bob, room.alice)
     change(network, refusal)
@@ -224,7 +235,9 @@ def name_oneself(network: Network, name: str) -> None:
     assert answer.errcode == "M_FORBIDDEN"
 
 
-async def test_names_that_somebody_made_up_push_out_nobody_and_are_never_written_to(network: Network) -> None:
+async def test_names_that_somebody_made_up_push_out_nobody_and_are_never_written_to(
+    network: Network,
+) -> None:
     room = await sending(network)
     change(network, BLOCKED_ALL)
     say(room.bob, room.room_id, "from the south")

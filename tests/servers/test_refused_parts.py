@@ -1,4 +1,5 @@
-"""What a server refuses in a transaction stops nothing else, and a server that refuses everything empties no queue."""
+"""What a server refuses in a transaction stops nothing else, and a server that refuses everything
+empties no queue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +8,9 @@ import msgspec
 import pytest
 from twisted.logger import capturedLogs, formatEvent
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import NORTH, SOUTH, Shared, say, texts
 from tests.helpers.keys import V3, sync
 from tests.helpers.network import Network
@@ -24,7 +25,9 @@ Refuses = Callable[[bytes], bool]
 class Reader:
     """What the south, or a proxy before it, refuses."""
 
-    def __init__(self, network: Network, refuses: Refuses = lambda _: False, status: int = 400) -> None:
+    def __init__(
+        self, network: Network, refuses: Refuses = lambda _: False, status: int = 400
+    ) -> None:
         self.refuses = refuses
         self.status = status
         self.seen: list[bytes] = []
@@ -34,7 +37,11 @@ class Reader:
         if destination != SOUTH or not request.uri.startswith(SEND):
             return None
         self.seen.append(request.body)
-        return WireAnswer(self.status, {}, b'{"errcode":"M_BAD_JSON"}') if self.refuses(request.body) else None
+        return (
+            WireAnswer(self.status, {}, b'{"errcode":"M_BAD_JSON"}')
+            if self.refuses(request.body)
+            else None
+        )
 
 
 def holds(*bad: int) -> Refuses:
@@ -52,7 +59,8 @@ def size(body: bytes) -> int:
 
 
 async def much(network: Network, messages: int = 30, words: int = 20) -> tuple[Shared, str]:
-    """Alice has sent messages to Bob's device, and words to their room, which wait; and Bob's token from before."""
+    """Alice has sent messages to Bob's device, and words to their room, which wait; and Bob's token
+    from before."""
     room = await sending(network)
     since = sync(room.bob)["next_batch"]
     network.cut(NORTH, SOUTH)
@@ -71,7 +79,10 @@ def pass_time(network: Network, seconds: int, step: int = 30) -> None:
 
 
 def numbers(room: Shared, since: str) -> list[int]:
-    return [event["content"]["n"] for event in sync(room.bob, since).get("to_device", {}).get("events", [])]
+    return [
+        event["content"]["n"]
+        for event in sync(room.bob, since).get("to_device", {}).get("events", [])
+    ]
 
 
 def words(room: Shared) -> list[str]:
@@ -153,7 +164,9 @@ async def test_other_refusals_say_nothing_of_what_is_refused(network: Network, s
 
 @pytest.mark.parametrize("status", [400, 413])
 @pytest.mark.parametrize("hours", [1, 24])
-async def test_a_proxy_that_refuses_everything_empties_no_queue(network: Network, status: int, hours: int) -> None:
+async def test_a_proxy_that_refuses_everything_empties_no_queue(
+    network: Network, status: int, hours: int
+) -> None:
     room, since = await much(network)
     reader = Reader(network, lambda _: True, status)
     pass_time(network, hours * HOUR)
@@ -178,7 +191,9 @@ async def test_what_is_too_long_for_a_proxy_arrives_in_parts(network: Network) -
 async def test_a_message_that_is_too_long_for_a_proxy_stops_nothing_else(network: Network) -> None:
     room, since = await much(network, words=0)
     reader = Reader(network, lambda body: len(body) > 20_000, 413)
-    messages = {"messages": {room.bob.user_id: {room.bob.device_id: {"n": 30, "long": "a" * 20_000}}}}
+    messages = {
+        "messages": {room.bob.user_id: {room.bob.device_id: {"n": 30, "long": "a" * 20_000}}}
+    }
     assert room.alice.put(f"{V3}/sendToDevice/org.example.number/30", messages).status == 200
     send(room.alice, room.bob, 31)
     network.clock.advance(5)
@@ -246,7 +261,9 @@ async def test_trouble_amid_the_search_loses_nothing(
     assert figures(network)["given_up"] == 1
 
 
-async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(network: Network) -> None:
+async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(
+    network: Network,
+) -> None:
     room, since = await much(network)
     reader = Reader(network, lambda body: not is_empty(body))
     network.clock.advance(5)
@@ -305,7 +322,8 @@ async def test_pauses_grow_where_each_thing_is_said_by_itself(network: Network) 
 
 
 async def test_what_a_server_breaks_down_at_stops_nothing_else_for_ever(network: Network) -> None:
-    """It answers 500, as it may for many reasons: so it has time to mend, and what it may get later is not thrown away."""
+    """It answers 500, as it may for many reasons: so it has time to mend, and what it may get later
+    is not thrown away."""
     room, since = await much(network)
     reader = Reader(network, lambda body: holds(13)(body) or b'"w7"' in body, 500)
     pass_time(network, 600)
@@ -322,9 +340,16 @@ async def test_what_a_server_breaks_down_at_stops_nothing_else_for_ever(network:
 async def test_a_server_that_can_write_nothing_loses_nothing(network: Network) -> None:
     """It takes what it need not keep, and empty transactions, for a day."""
     room, since = await much(network)
-    reader = Reader(network, lambda body: b"m.direct_to_device" in body or b'"pdus":[]' not in body, 500)
+    reader = Reader(
+        network, lambda body: b"m.direct_to_device" in body or b'"pdus":[]' not in body, 500
+    )
     for _ in range(48):
-        ok(room.alice.put(room_path(room.room_id, "typing", room.alice.user_id), {"typing": True, "timeout": 60_000}))
+        ok(
+            room.alice.put(
+                room_path(room.room_id, "typing", room.alice.user_id),
+                {"typing": True, "timeout": 60_000},
+            )
+        )
         pass_time(network, 1800)
     assert figures(network)["given_up"] == 0
     assert len(reader.seen) <= 24 * 75, "twice as many as there are things, and seldom so many"
@@ -333,7 +358,9 @@ async def test_a_server_that_can_write_nothing_loses_nothing(network: Network) -
     assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
 
 
-async def test_what_a_server_breaks_down_at_alone_waits_for_something_else_to_arrive(network: Network) -> None:
+async def test_what_a_server_breaks_down_at_alone_waits_for_something_else_to_arrive(
+    network: Network,
+) -> None:
     room, since = await much(network, messages=0, words=0)
     Reader(network, holds(1), 500)
     send(room.alice, room.bob, 1)
@@ -349,7 +376,8 @@ async def test_what_a_server_breaks_down_at_alone_waits_for_something_else_to_ar
 async def test_many_in_a_row_at_which_a_server_breaks_down_stop_nothing_else_for_ever(
     network: Network, bad: range
 ) -> None:
-    """Such as all of one room that it cannot write to any more, from the oldest thing on that it lacks."""
+    """Such as all of one room that it cannot write to any more, from the oldest thing on that it
+    lacks."""
     room, since = await much(network, messages=50)
     reader = Reader(network, holds(*bad), 500)
     pass_time(network, 6 * HOUR)
@@ -359,7 +387,9 @@ async def test_many_in_a_row_at_which_a_server_breaks_down_stop_nothing_else_for
     assert len(reader.seen) <= 100
 
 
-async def test_a_server_that_can_write_no_events_gets_all_messages_to_devices(network: Network) -> None:
+async def test_a_server_that_can_write_no_events_gets_all_messages_to_devices(
+    network: Network,
+) -> None:
     """However many there are; and the events when it can."""
     room, since = await much(network, messages=90)
     reader = Reader(network, lambda body: b'"pdus":[]' not in body, 500)
@@ -368,7 +398,9 @@ async def test_a_server_that_can_write_no_events_gets_all_messages_to_devices(ne
     assert figures(network)["given_up"] == 0
     seen = len(reader.seen)
     pass_time(network, 4 * HOUR)
-    assert not any(b"m.direct_to_device" in body for body in reader.seen[seen:]), "they are not sent again"
+    assert not any(b"m.direct_to_device" in body for body in reader.seen[seen:]), (
+        "they are not sent again"
+    )
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR)
     assert words(room) == said(20)

@@ -1,13 +1,14 @@
-"""A room that everybody here had forgotten, and somebody comes into again: what was said is had from other servers."""
+"""A room that everybody here had forgotten, and somebody comes into again: what was said is had
+from other servers."""
 
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers import talk
 from tests.helpers.federated import NORTH, SOUTH, Shared, Side, say, shared, texts
 from tests.helpers.network import Network
@@ -87,8 +88,12 @@ async def test_what_was_redacted_stays_without_content(network: Network) -> None
     assert reasons == dict(zip(south, ["first", "second", "third"], strict=False))
 
 
-@pytest.mark.parametrize("refusal", [WireAnswer(200, {}, b'{"pdus":[]}'), WireAnswer(404, {}, b"{}")])
-async def test_what_nobody_has_keeps_nobody_from_what_was_forgotten(network: Network, refusal: WireAnswer) -> None:
+@pytest.mark.parametrize(
+    "refusal", [WireAnswer(200, {}, b'{"pdus":[]}'), WireAnswer(404, {}, b"{}")]
+)
+async def test_what_nobody_has_keeps_nobody_from_what_was_forgotten(
+    network: Network, refusal: WireAnswer
+) -> None:
     room = await shared(network, "11", {NORTH: FORGETS})
     network.start_sending()
     say(room.bob, room.room_id, "before")
@@ -101,7 +106,9 @@ async def test_what_nobody_has_keeps_nobody_from_what_was_forgotten(network: Net
             return WireAnswer(200, {}, b'{"pdus":{}}')
         if destination == SOUTH and "get_missing_events" in request.uri:
             return WireAnswer(200, {}, b'{"events":[]}')
-        return refusal if "/backfill/" in request.uri and quote(lost.event_id) in request.uri else None
+        return (
+            refusal if "/backfill/" in request.uri and quote(lost.event_id) in request.uri else None
+        )
 
     network.liars.append(lie)
     await room.south.federation.receiver.receive(room.room_id, [lost.pdu])
@@ -120,12 +127,16 @@ async def rewrite(side: Side, room_id: RoomID, event_id: EventID, **changed: Any
     """What a server has of an event is something else from now on."""
     pdu = {**await side.pdu(room_id, event_id), **changed}
     sql = "UPDATE events SET pdu = ? WHERE event_id = ?"
-    await side.server.app.database.write("lie", lambda txn: txn.execute(sql, (encode_canonical(pdu), event_id)))
+    await side.server.app.database.write(
+        "lie", lambda txn: txn.execute(sql, (encode_canonical(pdu), event_id))
+    )
     side.rooms.events.forget([event_id])
 
 
 @pytest.mark.parametrize("lie", [{}, {"msgtype": "m.text", "body": "lie"}])
-async def test_nobody_is_believed_who_gives_something_else(network: Network, lie: dict[str, Any]) -> None:
+async def test_nobody_is_believed_who_gives_something_else(
+    network: Network, lie: dict[str, Any]
+) -> None:
     """And what nobody has any more keeps nobody from what lies behind it."""
     room = await shared(network, "11", {NORTH: FORGETS})
     network.start_sending()

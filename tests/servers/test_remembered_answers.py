@@ -1,9 +1,10 @@
-"""Answers to transactions are remembered for each server, within a bound that no crowd of servers can break."""
+"""Answers to transactions are remembered for each server, within a bound that no crowd of servers
+can break."""
 
 import tracemalloc
 
 from federation.protocol.ids import ServerName
-from federation.remembered_answers import MOST_OF_ONE, RememberedAnswers
+from federation.receiver.response_cache import MOST_OF_ONE, RememberedAnswers
 from tests.helpers.federated import NORTH, SOUTH, say, shared, texts
 from tests.helpers.network import Network
 
@@ -13,7 +14,9 @@ NORTHERN, SOUTHERN = ServerName("north.example"), ServerName("south.example")
 async def test_only_the_latest_answers_of_a_server_are_remembered(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
-    first, second = [await room.pdu(say(room.alice, room.room_id, text)) for text in ("first", "second")]
+    first, second = [
+        await room.pdu(say(room.alice, room.room_id, text)) for text in ("first", "second")
+    ]
     network.mend(NORTH, SOUTH)
     for txn_id in ("one", "two", "three"):
         await room.north.push(SOUTH, [first], txn_id=txn_id)

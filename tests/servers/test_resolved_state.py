@@ -1,4 +1,5 @@
-"""What synchronising tells when the resolution of a fork decides otherwise than the events that arrive."""
+"""What synchronising tells when the resolution of a fork decides otherwise than the events that
+arrive."""
 
 import pytest
 
@@ -14,19 +15,26 @@ TOPIC = ("m.room.topic", "")
 
 
 class Town:
-    """Alice, Bob and Carol in the north and Dave in the south, who all but Carol share a public room."""
+    """Alice, Bob and Carol in the north and Dave in the south, who all but Carol share a public
+    room."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
         north, south = network.add(NORTH), network.add(SOUTH)
-        self.alice, self.bob, self.carol = (north.register(name) for name in ("alice", "bob", "carol"))
+        self.alice, self.bob, self.carol = (
+            north.register(name) for name in ("alice", "bob", "carol")
+        )
         self.dave = south.register("dave")
         network.start_sending()
-        self.room_id = create_room(self.alice, power_level_content_override={"users_default": 50, "invite": 0})
+        self.room_id = create_room(
+            self.alice, power_level_content_override={"users_default": 50, "invite": 0}
+        )
         for user in (self.bob, self.dave):
             answer = user.post(f"/_matrix/client/v3/join/{self.room_id}?via={NORTH}")
             assert answer.status == 200, answer.body
-        levels = self.alice.get(f"/_matrix/client/v3/rooms/{self.room_id}/state/m.room.power_levels").json
+        levels = self.alice.get(
+            f"/_matrix/client/v3/rooms/{self.room_id}/state/m.room.power_levels"
+        ).json
         people = {self.alice.user_id: 100, self.dave.user_id: 100}
         set_state(self.alice, self.room_id, "m.room.power_levels", {**levels, "users": people})
         set_state(self.alice, self.room_id, "m.room.topic", {"topic": "old"})
@@ -95,7 +103,8 @@ def test_a_change_that_is_taken_back_without_an_event(town: Town) -> None:
 
 
 def test_a_change_that_is_taken_back_by_what_a_filter_hides(town: Town) -> None:
-    """As above, for who wants no memberships in the timeline: so nothing in it says that there was a resolution."""
+    """As above, for who wants no memberships in the timeline: so nothing in it says that there was
+    a resolution."""
     since = sync(town.alice)["next_batch"]
     town.part()
     town.act(town.dave, "ban", town.bob)
@@ -104,7 +113,9 @@ def test_a_change_that_is_taken_back_by_what_a_filter_hides(town: Town) -> None:
     town.meet()
     answer = sync(town.alice, since, {"room": {"timeline": {"not_types": ["m.room.member"]}}})
     room = answer["rooms"]["join"][town.room_id]
-    assert ("m.room.topic", "") not in keys([event for event in room["timeline"]["events"] if "state_key" in event])
+    assert ("m.room.topic", "") not in keys(
+        [event for event in room["timeline"]["events"] if "state_key" in event]
+    )
     assert room["timeline"]["limited"] is True
     assert keys(room["state"]["events"]) == {("m.room.member", town.bob.user_id)}
 
@@ -141,13 +152,20 @@ def test_a_joining_that_is_taken_back_is_not_the_last_word(town: Town, is_new: b
     town.act(town.bob, "join")
     town.meet()
     room = sync(town.bob, since, {"room": {"include_leave": True}})["rooms"]["leave"][town.room_id]
-    changes = room["state"]["events"] + [event for event in room["timeline"]["events"] if "state_key" in event]
-    own = [event["content"]["membership"] for event in changes if event.get("state_key") == town.bob.user_id]
+    changes = room["state"]["events"] + [
+        event for event in room["timeline"]["events"] if "state_key" in event
+    ]
+    own = [
+        event["content"]["membership"]
+        for event in changes
+        if event.get("state_key") == town.bob.user_id
+    ]
     assert own[-1] == "leave"
 
 
 def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
-    """Who makes the state from the timeline gets a timeline that begins after it; all others see it there."""
+    """Who makes the state from the timeline gets a timeline that begins after it; all others see it
+    there."""
     since = sync(town.alice)["next_batch"]
     town.part()
     late = set_state(town.dave, town.room_id, "m.room.topic", {"topic": "south"})
@@ -173,13 +191,17 @@ def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
 
 
 def test_a_membership_that_is_taken_back_without_an_event(town: Town) -> None:
-    """Carol came while the room was open, and elsewhere it had been closed before: then she never was in it."""
+    """Carol came while the room was open, and elsewhere it had been closed before: then she never
+    was in it."""
     since = sync(town.alice)["next_batch"]
     town.part()
     set_state(town.dave, town.room_id, "m.room.join_rules", {"join_rule": "invite"})
     town.pass_time()
     town.act(town.carol, "join")
-    carols = [SlidingFollower(town.carol), SlidingFollower(town.carol, stable=True, conn_id="other")]
+    carols = [
+        SlidingFollower(town.carol),
+        SlidingFollower(town.carol, stable=True, conn_id="other"),
+    ]
     alices = SlidingFollower(town.alice, stable=True)
     for follower in (*carols, alices):
         follower.catch_up()
@@ -219,14 +241,19 @@ def everything_read(user: User, room_id: RoomID, event_id: str) -> dict[str, lis
             for part in ("chunk", "state", "events_before", "event", "events_after"):
                 found = answer.json.get(part, [])
                 parts += found if isinstance(found, list) else [found]
-        told[name] = sorted(event["event_id"] for event in parts if event.get("state_key") != user.user_id)
+        told[name] = sorted(
+            event["event_id"] for event in parts if event.get("state_key") != user.user_id
+        )
     return told
 
 
 @pytest.mark.parametrize("later", ["", "ban"])
 @pytest.mark.parametrize("how", ["closed", "kicked"])
-def test_who_was_taken_out_without_an_event_reads_what_they_saw(town: Town, how: str, later: str) -> None:
-    """As who left then: whatever the resolution put in the place of their joining, and whatever becomes of that later."""
+def test_who_was_taken_out_without_an_event_reads_what_they_saw(
+    town: Town, how: str, later: str
+) -> None:
+    """As who left then: whatever the resolution put in the place of their joining, and whatever
+    becomes of that later."""
     town.act(town.alice, "invite", town.carol)
     town.pass_time()
     town.part()
@@ -241,7 +268,9 @@ def test_who_was_taken_out_without_an_event_reads_what_they_saw(town: Town, how:
         said = say(town.carol, town.room_id, f"by carol {number}")
     before = everything_read(town.carol, town.room_id, said)
     town.meet()
-    assert town.alice.get(f"/_matrix/client/v3/rooms/{town.room_id}/joined_members").json["joined"].keys() == {
+    assert town.alice.get(f"/_matrix/client/v3/rooms/{town.room_id}/joined_members").json[
+        "joined"
+    ].keys() == {
         town.alice.user_id,
         town.bob.user_id,
         town.dave.user_id,
@@ -256,11 +285,15 @@ def test_who_was_taken_out_without_an_event_reads_what_they_saw(town: Town, how:
         assert set(before[name]) <= set(after[name]), name
     told = town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/state").json
     assert topic_of(told) == "old"
-    assert town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/state/m.room.topic").json == {"topic": "old"}
-    assert "not for carol" not in str([town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/messages?dir=b").json])
-    assert sync(town.carol, None, {"room": {"include_leave": True}})["rooms"]["leave"][town.room_id]["timeline"][
-        "events"
-    ]
+    assert town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/state/m.room.topic").json == {
+        "topic": "old"
+    }
+    assert "not for carol" not in str(
+        [town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/messages?dir=b").json]
+    )
+    assert sync(town.carol, None, {"room": {"include_leave": True}})["rooms"]["leave"][
+        town.room_id
+    ]["timeline"]["events"]
 
 
 def test_lists_filter_by_a_name_that_was_taken_back_without_an_event(town: Town) -> None:
@@ -312,6 +345,9 @@ def test_around_an_event_everybody_is_known_who_speaks(town: Town) -> None:
     town.meet()
     path = f"/_matrix/client/v3/rooms/{town.room_id}/context/{hers}"
     answer = town.alice.get(f"{path}?limit=20&filter=%7B%22lazy_load_members%22%3Atrue%7D").json
-    speak = {event["sender"] for event in (*answer["events_before"], answer["event"], *answer["events_after"])}
+    speak = {
+        event["sender"]
+        for event in (*answer["events_before"], answer["event"], *answer["events_after"])
+    }
     assert {town.carol.user_id, town.dave.user_id} <= speak
     assert {event["state_key"] for event in answer["state"]} == speak

@@ -1,4 +1,5 @@
-"""A server whose database was restored from a backup: what it sends arrives, and what is sent to it; nobody encrypts for what is gone."""
+"""A server whose database was restored from a backup: what it sends arrives, and what is sent to
+it; nobody encrypts for what is gone."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.after_restore import settle_restored
-from storage.database import Database
-from storage.sqlite import SQLiteEngine
+from storage.engine.database import Database
+from storage.engine.sqlite import SQLiteEngine
+from storage.maintenance.after_restore import settle_restored
 from tests.helpers.databases import open_inline, sqlite_config
 from tests.helpers.federated import NORTH, Shared
 from tests.helpers.keys import claim, identity_keys, one_time_keys, query, sync, upload
@@ -72,7 +73,8 @@ async def restored(network: Network, room: Shared, backup: Backup, *, settles: b
 async def test_what_is_sent_after_a_restore_is_not_taken_for_what_was_sent_before(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
-    """Transactions are known by their ids: one that was used again would be answered, and nothing of it taken in."""
+    """Transactions are known by their ids: one that was used again would be answered, and nothing
+    of it taken in."""
     room = await sending(network)
     _, since = bodies(room.bob)
     network.clock.advance(60)  # that all has been told is noted
@@ -100,7 +102,9 @@ async def test_nobody_gets_a_key_that_was_given_out_before(
     await restored(network, room, backups[0])
     assert claim(room.bob, room.alice) == fallback
     answer = sync(room.alice)
-    assert answer["device_one_time_keys_count"] == {"signed_curve25519": 1}, "some clients take zero for unchanged"
+    assert answer["device_one_time_keys_count"] == {"signed_curve25519": 1}, (
+        "some clients take zero for unchanged"
+    )
     assert answer["device_unused_fallback_key_types"] == []
     upload(room.alice, one_time_keys=one_time_keys("F", "G"))
     after = [claim(room.bob, room.alice) for _ in range(3)]
@@ -122,7 +126,10 @@ async def test_what_was_told_of_devices_before_the_restore_is_asked_for_again(
         upload(device, device_keys=identity_keys(device, seed)[1])
     network.settle()
     tokens = [sync(user)["next_batch"] for user in (room.alice, room.bob)]
-    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id, theirs.device_id}
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id,
+        theirs.device_id,
+    }
     assert query(room.bob, room.alice)["device_keys"][room.alice.user_id].keys() == {
         room.alice.device_id,
         ours.device_id,
@@ -130,9 +137,14 @@ async def test_what_was_told_of_devices_before_the_restore_is_asked_for_again(
     await restored(network, room, backups[0])
     told = sync(room.alice, tokens[0])
     assert told["device_lists"]["changed"] == sorted([room.alice.user_id, room.bob.user_id])
-    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id, theirs.device_id}
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id,
+        theirs.device_id,
+    }
     assert sync(room.bob, tokens[1])["device_lists"]["changed"] == [room.alice.user_id]
-    assert query(room.bob, room.alice)["device_keys"][room.alice.user_id].keys() == {room.alice.device_id}
+    assert query(room.bob, room.alice)["device_keys"][room.alice.user_id].keys() == {
+        room.alice.device_id
+    }
 
 
 async def test_a_client_of_before_the_restore_misses_nothing_after_it(
@@ -153,13 +165,22 @@ async def test_a_client_of_before_the_restore_misses_nothing_after_it(
 async def test_a_backup_of_room_keys_goes_on_under_its_number(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
-    """Clients keep the number with the key to it: under another one they would read nothing of it, and some would put nothing in."""
+    """Clients keep the number with the key to it: under another one they would read nothing of it,
+    and some would put nothing in."""
     alice = (await sending(network)).alice
-    definition = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "abc"}}
+    definition = {
+        "algorithm": "m.megolm_backup.v1.curve25519-aes-sha2",
+        "auth_data": {"public_key": "abc"},
+    }
     version = alice.post(f"{ROOM_KEYS}/version", definition).json["version"]
 
     def put(session: str) -> dict[str, Any]:
-        key = {"first_message_index": 0, "forwarded_count": 0, "is_verified": False, "session_data": {"of": session}}
+        key = {
+            "first_message_index": 0,
+            "forwarded_count": 0,
+            "is_verified": False,
+            "session_data": {"of": session},
+        }
         answer = alice.put(f"{ROOM_KEYS}/keys/!room:north.test/{session}?version={version}", key)
         assert answer.status == 200, answer.body
         return key
@@ -168,7 +189,12 @@ async def test_a_backup_of_room_keys_goes_on_under_its_number(
     backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
     put("lost")
     alice.server = backups[0].restore()
-    assert alice.get(f"{ROOM_KEYS}/version").json == {**definition, "version": version, "etag": "1", "count": 1}
+    assert alice.get(f"{ROOM_KEYS}/version").json == {
+        **definition,
+        "version": version,
+        "etag": "1",
+        "count": 1,
+    }
     later = put("later")
     found = alice.get(f"{ROOM_KEYS}/keys/!room:north.test?version={version}").json
     assert found == {"sessions": {"kept": kept, "later": later}}
@@ -177,7 +203,8 @@ async def test_a_backup_of_room_keys_goes_on_under_its_number(
 async def test_a_connection_of_sliding_sync_begins_anew(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
-    """The number of its state may be another's by now; messages to devices have a token of their own, which is good."""
+    """The number of its state may be another's by now; messages to devices have a token of their
+    own, which is good."""
     room = await sending(network)
     backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
     extensions: dict[str, Any] = {"to_device": {"enabled": True}, "e2ee": {"enabled": True}}

@@ -1,16 +1,28 @@
-"""Servers that keep messages for a while only, among others that keep them for ever. proposal: MSC1763"""
+"""Servers that keep messages for a while only, among others that keep them for ever. proposal:
+MSC1763"""
 
 from typing import Any
 
 import pytest
 
+from federation.peers.requests import path_of
 from federation.protocol.ids import EventID, ServerName
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.requests import path_of
-from storage.events import EventFlag
+from storage.events.events import EventFlag
 from tests.helpers import talk
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Shared,
+    Side,
+    adopt,
+    say,
+    set_state,
+    shared,
+    texts,
+)
 from tests.helpers.network import Network
 from tests.helpers.talk import get_state, ok
 
@@ -21,11 +33,20 @@ RULES = "retention: {enabled: true}\n"
 
 async def ask(side: Side, to: str, template: str, *values: str, **query: str) -> list[Any]:
     pairs = list(query.items())
-    return list((await side.federation.requests.get(ServerName(to), path_of(API + template, *values), pairs))["pdus"])
+    return list(
+        (
+            await side.federation.requests.get(
+                ServerName(to), path_of(API + template, *values), pairs
+            )
+        )["pdus"]
+    )
 
 
-async def keeping(network: Network, version: str = "11", rules: str = RULES) -> tuple[Shared, list[EventID]]:
-    """A room that wants its messages to be kept for a day, and three that are older, and a redaction. The north has the rules."""
+async def keeping(
+    network: Network, version: str = "11", rules: str = RULES
+) -> tuple[Shared, list[EventID]]:
+    """A room that wants its messages to be kept for a day, and three that are older, and a
+    redaction. The north has the rules."""
     room = await shared(network, version, {NORTH: rules})
     set_state(room.alice, room.room_id, "m.room.retention", {"max_lifetime": DAY * 1000})
     said = [say(room.alice, room.room_id, f"secret {number}") for number in range(3)]
@@ -40,13 +61,19 @@ async def purge(side: Side) -> int:
 
 
 @pytest.mark.parametrize("version", ["1", "6", "10", "12"])
-async def test_other_servers_are_given_what_is_left_and_take_it(network: Network, version: str) -> None:
+async def test_other_servers_are_given_what_is_left_and_take_it(
+    network: Network, version: str
+) -> None:
     room, said = await keeping(network, version)
     for is_purged in (False, True):
         if is_purged:
             assert await purge(room.north) == 4
         (pdu,) = await ask(room.south, NORTH, "event/{}", said[1])
-        assert (pdu["content"], pdu["type"], set(pdu["signatures"])) == ({}, "m.room.message", {NORTH})
+        assert (pdu["content"], pdu["type"], set(pdu["signatures"])) == (
+            {},
+            "m.room.message",
+            {NORTH},
+        )
         pdus = await ask(room.south, NORTH, "backfill/{}", room.room_id, v=said[3], limit="4")
         assert [(pdu["type"], "secret" in repr(pdu)) for pdu in pdus] == [
             ("m.room.redaction", False),
@@ -81,13 +108,19 @@ async def test_what_is_gone_is_not_brought_back(network: Network, version: str) 
 async def test_the_room_goes_on_upon_what_was_purged(network: Network, version: str) -> None:
     room, _ = await keeping(network, version)
     assert await purge(room.north) == 4
-    answer = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "still here"})
+    answer = await room.south.build_next(
+        room.room_id, room.bob.user_id, "m.room.message", {"body": "still here"}
+    )
     await room.south.push(NORTH, [answer.pdu])
     assert texts(room.alice, room.room_id) == ["still here"]
     said = say(room.alice, room.room_id, "and I")
     await room.north.push(SOUTH, [answer.pdu, await room.pdu(said)])
     assert {"and I", "still here"} <= set(texts(room.bob, room.room_id))
-    assert await room.north.extremities(room.room_id) == await room.south.extremities(room.room_id) == {said}
+    assert (
+        await room.north.extremities(room.room_id)
+        == await room.south.extremities(room.room_id)
+        == {said}
+    )
     assert await room.north.state(room.room_id) == await room.south.state(room.room_id)
 
 
@@ -101,7 +134,9 @@ async def test_what_is_fetched_from_the_past_and_too_old_is_not_shown(network: N
         assert texts(carol, room.room_id) == ["new"]
         assert await purge(east) == purged
     for event_id in said:
-        assert await east.pdu(room.room_id, event_id) == redact(ROOM_VERSIONS["11"], await room.pdu(event_id))
+        assert await east.pdu(room.room_id, event_id) == redact(
+            ROOM_VERSIONS["11"], await room.pdu(event_id)
+        )
 
 
 async def test_what_comes_late_is_no_news(network: Network) -> None:
@@ -109,7 +144,11 @@ async def test_what_comes_late_is_no_news(network: Network) -> None:
     since = room.alice.get("/_matrix/client/v3/sync").json["next_batch"]
     old = int((network.clock.seconds() - DAY - 60) * 1000)
     late = await room.south.build_next(
-        room.room_id, room.bob.user_id, "m.room.message", {"body": "secret alice", "msgtype": "m.text"}, ts=old
+        room.room_id,
+        room.bob.user_id,
+        "m.room.message",
+        {"body": "secret alice", "msgtype": "m.text"},
+        ts=old,
     )
     await room.south.push(NORTH, [late.pdu])
     assert await room.north.find(room.room_id, late.event_id) is not None
@@ -120,7 +159,8 @@ async def test_what_comes_late_is_no_news(network: Network) -> None:
 
 
 async def test_what_a_moderator_elsewhere_redacted_stays_explained(network: Network) -> None:
-    """An administrator purges what others have said: the message stays, and so does why it has no content."""
+    """An administrator purges what others have said: the message stays, and so does why it has no
+    content."""
     room = await shared(network, "11", {NORTH: RULES})
     network.start_sending()
     north = room.north.server
@@ -145,7 +185,9 @@ async def test_what_a_moderator_elsewhere_redacted_stays_explained(network: Netw
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-async def test_what_claims_to_be_from_the_future_grows_old_too(network: Network, is_cached: bool) -> None:
+async def test_what_claims_to_be_from_the_future_grows_old_too(
+    network: Network, is_cached: bool
+) -> None:
     room, _ = await keeping(network)
     assert await purge(room.north) == 4
     future = int((network.clock.seconds() + DAY / 2) * 1000)

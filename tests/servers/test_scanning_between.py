@@ -36,7 +36,9 @@ def test_nor_what_is_not_scanned_yet(network: Network) -> None:
     assert (answer.status, answer.errcode) == (502, "M_UNKNOWN")
 
 
-def test_copies_are_scanned_here(network: Network, scanners: RunningScanners, tmp_path: Path) -> None:
+def test_copies_are_scanned_here(
+    network: Network, scanners: RunningScanners, tmp_path: Path
+) -> None:
     alice, bob = pair(network, south=clamd(scanners))
     root = administrator(bob.server)
     harmful, clean = upload(alice, EICAR), upload(alice, TEA)
@@ -49,12 +51,16 @@ def test_copies_are_scanned_here(network: Network, scanners: RunningScanners, tm
     info = root.get(f"/_synapse/admin/v1/media/{harmful}").json["media_info"]
     assert (info["quarantined_by"], info["scan"]["found"]) == ("scanner", EICAR_FOUND)
     (found,) = root.get("/_mahalla/admin/v1/media/harmful").json["harmful"]
-    assert found["files"] == [{"media_origin": "north.example", "media_id": harmful.partition("/")[2], "user_id": None}]
+    assert found["files"] == [
+        {"media_origin": "north.example", "media_id": harmful.partition("/")[2], "user_id": None}
+    ]
     # the same bytes from somebody here
     assert send(bob, EICAR).status == 403
 
 
-def test_copies_that_are_too_large_to_be_scanned_are_not_fetched(network: Network, scanners: RunningScanners) -> None:
+def test_copies_that_are_too_large_to_be_scanned_are_not_fetched(
+    network: Network, scanners: RunningScanners
+) -> None:
     alice, bob = pair(network, south=clamd(scanners, ", max_size: 1000"))
     address = upload(alice, bytes(1001))
     assert bob.get(f"{DOWNLOAD}/{address}").errcode == "M_TOO_LARGE"
@@ -73,7 +79,10 @@ def test_a_file_of_another_server_is_held_until_it_is_scanned(network: Network) 
     address = upload(alice, picture(300, 200), "image/png")
     first = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=5000")
     assert Held.seen == [picture(300, 200)]
-    paths = (f"{DOWNLOAD}/{address}?timeout_ms=40000", f"{THUMBNAIL}/{address}?width=32&height=32&timeout_ms=40000")
+    paths = (
+        f"{DOWNLOAD}/{address}?timeout_ms=40000",
+        f"{THUMBNAIL}/{address}?width=32&height=32&timeout_ms=40000",
+    )
     others = [user.start("GET", path) for user in (bob, carol) for path in paths]
     network.clock.advance(5)
     assert (first.answer.status, first.answer.errcode) == (504, "M_NOT_YET_UPLOADED")
@@ -122,4 +131,12 @@ def test_files_of_one_server_do_not_keep_those_of_others_waiting(network: Networ
     while Held.waiting:
         Held.waiting.pop(0).callback(None)
     assert {each.answer.status for each in (*asking, uploading)} == {200}
-    assert Held.seen == [b"north 0", b"west", b"north 1", b"own", b"north 2", b"north 3", b"north 4"]
+    assert Held.seen == [
+        b"north 0",
+        b"west",
+        b"north 1",
+        b"own",
+        b"north 2",
+        b"north 3",
+        b"north 4",
+    ]

@@ -1,14 +1,15 @@
-"""What goes out to other servers: in order, once, after outages and restarts too, and at no cost for rooms of our own."""
+"""What goes out to other servers: in order, once, after outages and restarts too, and at no cost
+for rooms of our own."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from federation.policy import make_rules
+from federation.peers.policy import make_rules
 from federation.protocol.ids import ServerName
 from federation.sender.sender import AT_ONCE
-from storage.database import Database, PostgresConfig
+from storage.engine.database import Database, PostgresConfig
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer, User
@@ -21,7 +22,9 @@ BOB = f"@bob:{PEER}"
 class Home:
     """A server with a recording wire, and alice with a room."""
 
-    def __init__(self, folder: Path, open_database: Callable[[], Database], config: str = "") -> None:
+    def __init__(
+        self, folder: Path, open_database: Callable[[], Database], config: str = ""
+    ) -> None:
         self._config = config
         self.wire = RecordingWire()
         self._open_database = open_database
@@ -29,13 +32,19 @@ class Home:
         self._seed = 0
         self.server = self._build()
         self.alice = self.server.register("alice")
-        self.room_id = str(self.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+        self.room_id = str(
+            self.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json[
+                "room_id"
+            ]
+        )
 
     def _build(self) -> TestServer:
         self._seed += 1
         folder = self._folder / f"run{self._seed}"
         folder.mkdir()
-        server = TestServer(folder, self._open_database(), self._config, seed=self._seed, wire=self.wire)
+        server = TestServer(
+            folder, self._open_database(), self._config, seed=self._seed, wire=self.wire
+        )
         server.app.federation_out.sender.start()
         settle(server)
         return server
@@ -47,7 +56,8 @@ class Home:
         self.server = self._build()
         self.server.clock.advance(later - self.server.clock.seconds())
         self.alice = User(
-            self.server, {"user_id": self.alice.user_id, "access_token": self.alice.token, "device_id": "X"}
+            self.server,
+            {"user_id": self.alice.user_id, "access_token": self.alice.token, "device_id": "X"},
         )
 
     def another_node(self) -> TestServer:
@@ -139,9 +149,9 @@ async def test_who_is_banned_hears_of_it(home: Home) -> None:
     home.settle()
 
     ((_, body),) = home.wire.transactions(PEER)
-    assert [(pdu["type"], pdu["state_key"], pdu["content"]["membership"]) for pdu in body["pdus"]] == [
-        ("m.room.member", BOB, "ban")
-    ]
+    assert [
+        (pdu["type"], pdu["state_key"], pdu["content"]["membership"]) for pdu in body["pdus"]
+    ] == [("m.room.member", BOB, "ban")]
 
 
 async def test_a_failed_transaction_is_repeated_as_it_was(home: Home) -> None:
@@ -213,7 +223,9 @@ async def test_a_server_that_speaks_to_us_is_tried_at_once(home: Home) -> None:
 
 
 @pytest.mark.parametrize("heard_after", [0, 0.3, 5])
-async def test_who_speaks_once_and_then_no_more_is_tried_soon(home: Home, heard_after: float) -> None:
+async def test_who_speaks_once_and_then_no_more_is_tried_soon(
+    home: Home, heard_after: float
+) -> None:
     await pretend_member(home.server, home.room_id, BOB)
     home.wire.down.add(PEER)
     home.say("one")
@@ -237,7 +249,9 @@ async def test_who_speaks_once_and_then_no_more_is_tried_soon(home: Home, heard_
 
 
 async def test_an_outage_ends_in_few_transactions(home: Home) -> None:
-    quiet = str(home.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+    quiet = str(
+        home.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
+    )
     for room_id in (home.room_id, quiet):
         await pretend_member(home.server, room_id, BOB)
     home.wire.down.add(PEER)
@@ -336,12 +350,19 @@ async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
         "rooms_missed": 1,
     }
     assert admin.get(f"{DESTINATIONS}/{PEER}").json == trouble
-    assert admin.get(f"{DESTINATIONS}?destination=peer").json == {"destinations": [trouble], "total": 1}
+    assert admin.get(f"{DESTINATIONS}?destination=peer").json == {
+        "destinations": [trouble],
+        "total": 1,
+    }
     page = admin.get(f"{DESTINATIONS}?order_by=failure_ts&dir=b&limit=1").json
     assert page == {"destinations": [trouble], "total": 2, "next_token": "1"}
     rooms = admin.get(f"{DESTINATIONS}/{PEER}/rooms").json
     (row,) = rooms["rooms"]
-    assert (row["room_id"], row["is_behind"], row["stream_ordering"] > told) == (home.room_id, True, True)
+    assert (row["room_id"], row["is_behind"], row["stream_ordering"] > told) == (
+        home.room_id,
+        True,
+        True,
+    )
 
     home.wire.down.clear()
     home.server.clock.advance(5)
@@ -423,7 +444,9 @@ async def test_who_speaks_to_a_node_that_does_not_send_is_tried_by_that_which_do
     assert home.wire.texts(PEER) == ["one"]
 
 
-async def test_who_is_put_out_during_an_outage_hears_of_that_and_of_nothing_after(home: Home) -> None:
+async def test_who_is_put_out_during_an_outage_hears_of_that_and_of_nothing_after(
+    home: Home,
+) -> None:
     await pretend_member(home.server, home.room_id, BOB)
     home.wire.down.add(PEER)
     home.say("before")
@@ -442,18 +465,28 @@ async def test_who_is_put_out_during_an_outage_hears_of_that_and_of_nothing_afte
     home.settle()
 
     pdus = [pdu for _, body in home.wire.transactions(PEER) for pdu in body["pdus"]]
-    assert [pdu["content"].get("body", pdu["content"].get("membership")) for pdu in pdus] == ["before", "ban"]
+    assert [pdu["content"].get("body", pdu["content"].get("membership")) for pdu in pdus] == [
+        "before",
+        "ban",
+    ]
 
 
-async def test_the_policy_says_whom_nothing_is_sent_to(tmp_path: Path, sqlite_database: Database) -> None:
+async def test_the_policy_says_whom_nothing_is_sent_to(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     wire = RecordingWire()
-    server = TestServer(tmp_path, sqlite_database, f"federation_domain_whitelist: [{OTHER}]\n", wire=wire)
+    server = TestServer(
+        tmp_path, sqlite_database, f"federation_domain_whitelist: [{OTHER}]\n", wire=wire
+    )
     server.app.federation_out.sender.start()
     alice = server.register("alice")
     room_id = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
     await pretend_member(server, room_id, BOB)
     await pretend_member(server, room_id, f"@dan:{OTHER}")
-    alice.put(f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "hi"})
+    alice.put(
+        f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/1",
+        {"msgtype": "m.text", "body": "hi"},
+    )
     settle(server)
 
     assert wire.texts(OTHER) == ["hi"]

@@ -1,7 +1,9 @@
-"""Whatever a server answers to transactions, and however often this one is started again: messages to devices arrive once and in order,
-nothing is given up, and an id never stands for another content.
+"""Whatever a server answers to transactions, and however often this one is started again: messages
+to devices arrive once and in order, nothing is given up, and an id never stands for another
+content.
 
-`MAHALLA_SENDING_RUNS=1000` makes a thousand such histories. spec: server-server-api#put_matrixfederationv1sendtxnid
+`MAHALLA_SENDING_RUNS=1000` makes a thousand such histories. spec:
+server-server-api#put_matrixfederationv1sendtxnid
 """
 
 import os
@@ -10,8 +12,8 @@ from random import Random
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import SOUTH, say
 from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.recording_wire import SEND
@@ -20,7 +22,16 @@ from tests.servers.test_refused_for_a_while import again
 from tests.servers.test_refused_parts import figures
 
 RUNS = int(os.environ.get("MAHALLA_SENDING_RUNS", "10"))
-MOODS = ("well", "busy", "busy, it knows not how long", "has little room", "no room for keys", "broken", "gone", "lost")
+MOODS = (
+    "well",
+    "busy",
+    "busy, it knows not how long",
+    "has little room",
+    "no room for keys",
+    "broken",
+    "gone",
+    "lost",
+)
 
 
 class South:
@@ -39,7 +50,10 @@ class South:
     def change(self) -> None:
         """Its mood, how long it asks to be left alone, and for how many things it has room."""
         self._mood = self._chance.choice(MOODS)
-        self._seconds, self._room = self._chance.choice([1, 30, 700, 4000]), self._chance.choice([1, 2, 5])
+        self._seconds, self._room = (
+            self._chance.choice([1, 30, 700, 4000]),
+            self._chance.choice([1, 2, 5]),
+        )
 
     def _answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
         if destination != SOUTH or not request.uri.startswith(SEND):
@@ -59,7 +73,9 @@ class South:
         return None if status == 200 else WireAnswer(status, {}, b"{}")
 
     def _fate(self, letter: Letter) -> Fate:
-        is_lost = self._mood == "lost" and letter.destination == SOUTH and SEND in letter.request.uri
+        is_lost = (
+            self._mood == "lost" and letter.destination == SOUTH and SEND in letter.request.uri
+        )
         return Fate.ANSWER_IS_LOST if is_lost else Fate.ARRIVES
 
 

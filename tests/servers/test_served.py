@@ -1,15 +1,27 @@
-"""What other servers may read of a room: all that concerns them, while they are in it, and nothing that was refused."""
+"""What other servers may read of a room: all that concerns them, while they are in it, and nothing
+that was refused."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from federation.peers.requests import RefusedByRemote, path_of
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.requests import RefusedByRemote, path_of
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Shared,
+    Side,
+    adopt,
+    create_room,
+    say,
+    set_state,
+    shared,
+)
 from tests.helpers.network import Network
 
 API = "/_matrix/federation/v1/"
@@ -17,9 +29,13 @@ API = "/_matrix/federation/v1/"
 
 async def ask(side: Side, to: str, template: str, *values: str, **query: Any) -> Any:
     pairs = [
-        (name, str(each)) for name, value in query.items() for each in (value if isinstance(value, list) else [value])
+        (name, str(each))
+        for name, value in query.items()
+        for each in (value if isinstance(value, list) else [value])
     ]
-    return await side.federation.requests.get(ServerName(to), path_of(API + template, *values), pairs)
+    return await side.federation.requests.get(
+        ServerName(to), path_of(API + template, *values), pairs
+    )
 
 
 async def missing(side: Side, to: str, room_id: str, **body: Any) -> Any:
@@ -27,7 +43,9 @@ async def missing(side: Side, to: str, room_id: str, **body: Any) -> Any:
     return (await side.federation.requests.post(ServerName(to), path, body))["events"]
 
 
-async def refusal(side: Side, to: str, template: str, *values: str, **query: Any) -> tuple[int, str]:
+async def refusal(
+    side: Side, to: str, template: str, *values: str, **query: Any
+) -> tuple[int, str]:
     with pytest.raises(RefusedByRemote) as refused:
         await ask(side, to, template, *values, **query)
     return refused.value.status, refused.value.errcode
@@ -48,7 +66,9 @@ async def test_an_event_and_the_state_before_it(network: Network, version: str) 
     assert set(ids["pdu_ids"]) == set(before.values())
     ids = await ask(room.south, NORTH, "state_ids/{}", room.room_id, event_id=newer)
     assert set(ids["pdu_ids"]) == {*before.values(), topic}
-    auth = {name for event_id in ids["pdu_ids"] for name in (await _event(room, event_id)).auth_events}
+    auth = {
+        name for event_id in ids["pdu_ids"] for name in (await _event(room, event_id)).auth_events
+    }
     assert auth <= set(ids["auth_chain_ids"])
 
     state = await ask(room.south, NORTH, "state/{}", room.room_id, event_id=newer)
@@ -80,14 +100,19 @@ async def test_what_precedes_events(network: Network) -> None:
     answer = await ask(room.south, NORTH, "backfill/{}", room.room_id, v=[said[5]], limit=4)
     assert [pdu["content"]["body"] for pdu in answer["pdus"]] == ["5", "4", "3", "2"]
 
-    whole = await ask(room.south, NORTH, "backfill/{}", room.room_id, v=[said[5], said[5]], limit=10**6)
+    whole = await ask(
+        room.south, NORTH, "backfill/{}", room.room_id, v=[said[5], said[5]], limit=10**6
+    )
     assert whole["pdus"][-1]["type"] == "m.room.create"
 
     assert await refusal(room.south, NORTH, "backfill/{}", room.room_id, v=said * 11, limit=1) == (
         400,
         "M_INVALID_PARAM",
     )
-    assert await refusal(room.south, NORTH, "backfill/{}", room.room_id, v=said, limit="x") == (400, "M_INVALID_PARAM")
+    assert await refusal(room.south, NORTH, "backfill/{}", room.room_id, v=said, limit="x") == (
+        400,
+        "M_INVALID_PARAM",
+    )
     unknown = await ask(room.south, NORTH, "backfill/{}", room.room_id, v=["$unknown"], limit=10)
     assert unknown["pdus"] == []
 
@@ -97,17 +122,33 @@ async def test_what_lies_between_events(network: Network) -> None:
     said = [say(room.alice, room.room_id, f"{number}") for number in range(10)]
 
     between = await missing(
-        room.south, NORTH, room.room_id, earliest_events=[said[2]], latest_events=[said[6]], limit=10
+        room.south,
+        NORTH,
+        room.room_id,
+        earliest_events=[said[2]],
+        latest_events=[said[6]],
+        limit=10,
     )
     assert [pdu["content"]["body"] for pdu in between] == ["3", "4", "5"]
-    few = await missing(room.south, NORTH, room.room_id, earliest_events=[], latest_events=[said[6]], limit=2)
+    few = await missing(
+        room.south, NORTH, room.room_id, earliest_events=[], latest_events=[said[6]], limit=2
+    )
     assert [pdu["content"]["body"] for pdu in few] == ["4", "5"]
     depth = (await room.pdu(said[4]))["depth"]
     deep = await missing(
-        room.south, NORTH, room.room_id, earliest_events=[], latest_events=[said[6]], limit=99, min_depth=depth
+        room.south,
+        NORTH,
+        room.room_id,
+        earliest_events=[],
+        latest_events=[said[6]],
+        limit=99,
+        min_depth=depth,
     )
     assert [pdu["content"]["body"] for pdu in deep] == ["4", "5"]
-    assert await missing(room.south, NORTH, room.room_id, earliest_events=said, latest_events=["$x"]) == []
+    assert (
+        await missing(room.south, NORTH, room.room_id, earliest_events=said, latest_events=["$x"])
+        == []
+    )
 
 
 async def test_the_event_next_to_a_time(network: Network) -> None:
@@ -118,9 +159,13 @@ async def test_the_event_next_to_a_time(network: Network) -> None:
     second = say(room.alice, room.room_id, "second")
     now = int(network.clock.seconds() * 1000)
 
-    answer = await ask(room.south, NORTH, "timestamp_to_event/{}", room.room_id, ts=now - 50_000, dir="b")
+    answer = await ask(
+        room.south, NORTH, "timestamp_to_event/{}", room.room_id, ts=now - 50_000, dir="b"
+    )
     assert answer == {"event_id": first, "origin_server_ts": now - 100_000}
-    answer = await ask(room.south, NORTH, "timestamp_to_event/{}", room.room_id, ts=now - 50_000, dir="f")
+    answer = await ask(
+        room.south, NORTH, "timestamp_to_event/{}", room.room_id, ts=now - 50_000, dir="f"
+    )
     assert answer == {"event_id": second, "origin_server_ts": now}
     for query in ({"ts": now + 1, "dir": "f"}, {"ts": 0, "dir": "b"}):
         status = await refusal(room.south, NORTH, "timestamp_to_event/{}", room.room_id, **query)
@@ -137,11 +182,15 @@ ALL = [
 ]
 
 
-async def everything(side: Side, to: str, room_id: RoomID, event_id: EventID) -> list[tuple[int, str]]:
+async def everything(
+    side: Side, to: str, room_id: RoomID, event_id: EventID
+) -> list[tuple[int, str]]:
     """What each endpoint answers when it refuses."""
     refusals = []
     for template, query in ALL:
-        path = API + template.replace("{room}", path_of("{}", room_id)).replace("{event}", path_of("{}", event_id))
+        path = API + template.replace("{room}", path_of("{}", room_id)).replace(
+            "{event}", path_of("{}", event_id)
+        )
         pairs = [(name, value.replace("{event}", event_id)) for name, value in query.items()]
         try:
             await side.federation.requests.get(ServerName(to), path, pairs)
@@ -181,7 +230,9 @@ async def test_who_left_is_told_no_more(network: Network) -> None:
 async def test_who_is_denied_by_the_acl_is_told_nothing(network: Network) -> None:
     room = await shared(network)
     said = say(room.alice, room.room_id, "hello")
-    set_state(room.alice, room.room_id, "m.room.server_acl", {"allow": ["*"], "deny": [SOUTH.upper()]})
+    set_state(
+        room.alice, room.room_id, "m.room.server_acl", {"allow": ["*"], "deny": [SOUTH.upper()]}
+    )
 
     assert await everything(room.south, NORTH, room.room_id, said) == [(403, "M_FORBIDDEN")] * 7
 
@@ -200,21 +251,37 @@ async def test_an_unsigned_request_is_refused(network: Network) -> None:
 
     assert room.north.server.get(API + f"event/{said}").status == 401
     with pytest.raises(RemoteError):
-        await room.south.federation.requests.get(ServerName(NORTH), API + f"event/{said}", signed=False)
+        await room.south.federation.requests.get(
+            ServerName(NORTH), API + f"event/{said}", signed=False
+        )
 
 
 async def test_what_was_rejected_is_not_given(network: Network) -> None:
     room = await shared(network)
     bad = await room.south.build_next(
-        room.room_id, room.bob.user_id, "m.room.power_levels", {"users": {room.bob.user_id: 100}}, ""
+        room.room_id,
+        room.bob.user_id,
+        "m.room.power_levels",
+        {"users": {room.bob.user_id: 100}},
+        "",
     )
-    after = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "x"}, prev=[bad])
+    after = await room.south.build_next(
+        room.room_id, room.bob.user_id, "m.room.message", {"body": "x"}, prev=[bad]
+    )
     await room.south.push(NORTH, [bad.pdu, after.pdu])
 
     assert await refusal(room.south, NORTH, "event/{}", bad.event_id) == (404, "M_NOT_FOUND")
-    assert await refusal(room.south, NORTH, "state/{}", room.room_id, event_id=bad.event_id) == (404, "M_NOT_FOUND")
+    assert await refusal(room.south, NORTH, "state/{}", room.room_id, event_id=bad.event_id) == (
+        404,
+        "M_NOT_FOUND",
+    )
     walked = await missing(
-        room.south, NORTH, room.room_id, earliest_events=[], latest_events=[after.event_id], limit=99
+        room.south,
+        NORTH,
+        room.room_id,
+        earliest_events=[],
+        latest_events=[after.event_id],
+        limit=99,
     )
     assert bad.pdu not in walked
     assert walked[0]["type"] == "m.room.create"
@@ -225,7 +292,9 @@ async def test_what_was_rejected_is_not_given(network: Network) -> None:
 async def test_what_was_soft_failed_is_given_to_who_asks_for_it(network: Network) -> None:
     room = await shared(network)
     old = await room.north.last(room.room_id)
-    late = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "late"}, prev=old)
+    late = await room.south.build_next(
+        room.room_id, room.bob.user_id, "m.room.message", {"body": "late"}, prev=old
+    )
     path = f"/_matrix/client/v3/rooms/{room.room_id}/ban"
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -247,10 +316,16 @@ async def test_what_was_soft_failed_is_given_to_who_asks_for_it(network: Network
     ("visibility", "is_seen"),
     [("world_readable", True), ("shared", True), ("invited", False), ("joined", False)],
 )
-async def test_the_history_visibility_holds_for_servers(network: Network, visibility: str, is_seen: bool) -> None:
+async def test_the_history_visibility_holds_for_servers(
+    network: Network, visibility: str, is_seen: bool
+) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
-    setting = {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": visibility}}
+    setting = {
+        "type": "m.room.history_visibility",
+        "state_key": "",
+        "content": {"history_visibility": visibility},
+    }
     room_id = create_room(alice, initial_state=[setting])
     early = say(alice, room_id, "early")
     await adopt(north, south, bob.user_id, room_id)
@@ -266,9 +341,13 @@ async def test_the_history_visibility_holds_for_servers(network: Network, visibi
     assert alone["hashes"] == (await north.pdu(room_id, early))["hashes"]
 
 
-async def test_the_number_of_queries_does_not_grow_with_the_page(tmp_path: Path, sqlite_template: Path) -> None:
+async def test_the_number_of_queries_does_not_grow_with_the_page(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
     counter = QueryCounter()
-    room = await shared(Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter)))
+    room = await shared(
+        Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    )
     said = [say(room.alice, room.room_id, f"{number}") for number in range(90)]
     counted: list[int] = []
     for number in (5, 80):

@@ -6,17 +6,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from federation.peers.requests import RefusedByRemote, path_of
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
-from federation.requests import RefusedByRemote, path_of
-from federation.rooms import spliced
-from federation.rooms.join_answers import FEW_MEMBERS, FEW_SERVERS
-from federation.rooms.templates import fill_template
-from storage import told_states
-from storage.events import EventStore
+from federation.rooms.joins.send_join_response import FEW_MEMBERS, FEW_SERVERS
+from federation.rooms.membership_templates import fill_template
+from federation.rooms.serving import spliced
+from storage.events.events import EventStore
+from storage.rooms import served_states
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
@@ -29,15 +29,23 @@ V11 = ROOM_VERSIONS["11"]
 def world(network: Network, **wish: Any) -> tuple[User, TestServer, str]:
     """Alice, a server that asks, and her room."""
     alice, south = network.add(NORTH).register("alice"), network.add(SOUTH)
-    return alice, south, create(alice, **{"preset": "public_chat", "room_version": "11", "name": "tea", **wish})
+    return (
+        alice,
+        south,
+        create(alice, **{"preset": "public_chat", "room_version": "11", "name": "tea", **wish}),
+    )
 
 
 def get(server: TestServer, path: str, *values: str, **query: str) -> Any:
     return server.app.federation.requests.get(TO, path_of(path, *values), list(query.items()))
 
 
-def put(server: TestServer, path: str, *values: str, body: Mapping[str, Any], query: str = "") -> Any:
-    return server.app.federation.requests.put(TO, path_of(path, *values), body, [("omit_members", query)] * bool(query))
+def put(
+    server: TestServer, path: str, *values: str, body: Mapping[str, Any], query: str = ""
+) -> Any:
+    return server.app.federation.requests.put(
+        TO, path_of(path, *values), body, [("omit_members", query)] * bool(query)
+    )
 
 
 async def refusal(answer: Any) -> tuple[int, str]:
@@ -46,25 +54,39 @@ async def refusal(answer: Any) -> tuple[int, str]:
     return caught.value.status, caught.value.errcode
 
 
-async def make(server: TestServer, room_id: str, user: str, action: str = "join", version: str = "11") -> Event:
+async def make(
+    server: TestServer, room_id: str, user: str, action: str = "join", version: str = "11"
+) -> Event:
     """A signed event from a template."""
-    template = await get(server, f"/_matrix/federation/v1/make_{action}/{{}}/{{}}", room_id, user, ver=version)
+    template = await get(
+        server, f"/_matrix/federation/v1/make_{action}/{{}}/{{}}", room_id, user, ver=version
+    )
     assert template["room_version"] == version
     identity = server.app.federation.identity
     content = template["event"]["content"]
     return fill_template(
-        ROOM_VERSIONS[version], template["event"], identity, RoomID(room_id), UserID(user), content, 1_700_000_000_000
+        ROOM_VERSIONS[version],
+        template["event"],
+        identity,
+        RoomID(room_id),
+        UserID(user),
+        content,
+        1_700_000_000_000,
     )
 
 
 def changed(server: TestServer, event: Event, **fields: Any) -> Event:
     """The event with other fields, signed again."""
     identity = server.app.federation.identity
-    pdu = hash_and_sign_event(event.version, {**event.pdu, **fields}, identity.server_name, identity.key)
+    pdu = hash_and_sign_event(
+        event.version, {**event.pdu, **fields}, identity.server_name, identity.key
+    )
     return parse_event(event.version, pdu)
 
 
-async def send(server: TestServer, event: Event, what: str = "v2/send_join", query: str = "") -> Any:
+async def send(
+    server: TestServer, event: Event, what: str = "v2/send_join", query: str = ""
+) -> Any:
     path = f"/_matrix/federation/{what}/{{}}/{{}}"
     return await put(server, path, event.room_id, event.event_id, body=event.pdu, query=query)
 
@@ -73,20 +95,32 @@ async def test_a_template_is_for_ones_own_users_in_known_versions(network: Netwo
     _, south, room_id = world(network)
     path = "/_matrix/federation/v1/make_join/{}/{}"
 
-    assert await refusal(get(south, path, room_id, f"@eve:{WEST}", ver="11")) == (403, "M_FORBIDDEN")
-    assert await refusal(get(south, path, "!none:" + NORTH, f"@bob:{SOUTH}", ver="11")) == (404, "M_NOT_FOUND")
+    assert await refusal(get(south, path, room_id, f"@eve:{WEST}", ver="11")) == (
+        403,
+        "M_FORBIDDEN",
+    )
+    assert await refusal(get(south, path, "!none:" + NORTH, f"@bob:{SOUTH}", ver="11")) == (
+        404,
+        "M_NOT_FOUND",
+    )
     with pytest.raises(RefusedByRemote) as caught:
         await get(south, path, room_id, f"@bob:{SOUTH}", ver="10")
     assert (caught.value.status, caught.value.errcode) == (400, "M_INCOMPATIBLE_ROOM_VERSION")
     assert caught.value.body["room_version"] == "11"
-    assert await refusal(get(south, path, room_id, f"@bob:{SOUTH}")) == (400, "M_INCOMPATIBLE_ROOM_VERSION")
+    assert await refusal(get(south, path, room_id, f"@bob:{SOUTH}")) == (
+        400,
+        "M_INCOMPATIBLE_ROOM_VERSION",
+    )
 
 
 async def test_a_template_of_what_is_not_allowed_is_refused(network: Network) -> None:
     _, south, room_id = world(network)
     for action in ("leave", "knock"):
         path = f"/_matrix/federation/v1/make_{action}/{{}}/{{}}"
-        assert await refusal(get(south, path, room_id, f"@bob:{SOUTH}", ver="11")) == (403, "M_FORBIDDEN")
+        assert await refusal(get(south, path, room_id, f"@bob:{SOUTH}", ver="11")) == (
+            403,
+            "M_FORBIDDEN",
+        )
 
 
 async def test_the_state_that_a_join_is_answered_with(network: Network) -> None:
@@ -145,10 +179,14 @@ async def test_a_few_members_are_told_all_the_same(network: Network) -> None:
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
 
     assert answer["members_omitted"] is False
-    assert [pdu["state_key"] for pdu in answer["state"] if pdu["type"] == "m.room.member"] == [alice.user_id]
+    assert [pdu["state_key"] for pdu in answer["state"] if pdu["type"] == "m.room.member"] == [
+        alice.user_id
+    ]
 
 
-async def test_but_not_where_they_are_of_many_servers_whose_keys_would_have_to_be_fetched(network: Network) -> None:
+async def test_but_not_where_they_are_of_many_servers_whose_keys_would_have_to_be_fetched(
+    network: Network,
+) -> None:
     alice, south, room_id = world(network)
     for number in range(FEW_SERVERS):
         ok(alice.post(room_path(room_id, "ban"), {"user_id": f"@eve:server{number}.example"}))
@@ -174,7 +212,7 @@ async def test_long_events_come_in_pieces_though_they_are_few(
     alice, south, room_id = world(network)
     for number in range(10):
         set_state(alice, room_id, "org.example.note", {"text": "x" * 3_000}, f"{number}")
-    monkeypatch.setattr(told_states, "WITH_BYTES", 10_000)
+    monkeypatch.setattr(served_states, "WITH_BYTES", 10_000)
     monkeypatch.setattr(spliced, "BYTES_AT_ONCE", 10_000)
     read_at_once: list[int] = []
     get_pdus = EventStore.get_pdus
@@ -200,7 +238,10 @@ async def test_old_endpoints_answer_in_pairs(network: Network) -> None:
     status, answer = await send(south, await make(south, room_id, bob, version="1"), "v1/send_join")
     assert status == 200
     assert len(answer["state"]) > 4
-    assert await send(south, await make(south, room_id, bob, "leave", "1"), "v1/send_leave") == [200, {}]
+    assert await send(south, await make(south, room_id, bob, "leave", "1"), "v1/send_leave") == [
+        200,
+        {},
+    ]
     assert get_state(alice, room_id, "m.room.member", bob)["membership"] == "leave"
 
 
@@ -231,9 +272,18 @@ async def test_a_join_has_to_be_signed_and_whole(network: Network) -> None:
     forged = {**join.pdu, "signatures": {SOUTH: {"ed25519:a_test": "A" * 86}}}
     altered = {**join.pdu, "content": {"membership": "join", "displayname": "Eve"}}
 
-    assert await refusal(put(south, path, room_id, join.event_id, body=forged)) == (400, "M_INVALID_PARAM")
-    assert await refusal(put(south, path, room_id, join.event_id, body=altered)) == (400, "M_INVALID_PARAM")
-    assert await refusal(put(south, path, room_id, "$" + "a" * 43, body=join.pdu)) == (400, "M_INVALID_PARAM")
+    assert await refusal(put(south, path, room_id, join.event_id, body=forged)) == (
+        400,
+        "M_INVALID_PARAM",
+    )
+    assert await refusal(put(south, path, room_id, join.event_id, body=altered)) == (
+        400,
+        "M_INVALID_PARAM",
+    )
+    assert await refusal(put(south, path, room_id, "$" + "a" * 43, body=join.pdu)) == (
+        400,
+        "M_INVALID_PARAM",
+    )
     assert await refusal(put(south, path, room_id, join.event_id, body={})) == (400, "M_BAD_JSON")
     assert members(alice, room_id) == {alice.user_id: "join"}
 
@@ -284,16 +334,25 @@ def invitation(server: TestServer, room_id: str, version: str, target: str, **fi
         **fields,
     }
     room_version = ROOM_VERSIONS[version]
-    return parse_event(room_version, hash_and_sign_event(room_version, pdu, identity.server_name, identity.key))
+    return parse_event(
+        room_version, hash_and_sign_event(room_version, pdu, identity.server_name, identity.key)
+    )
 
 
-async def send_invite(server: TestServer, event: Event, version: str = "11", state: Any = ()) -> Any:
+async def send_invite(
+    server: TestServer, event: Event, version: str = "11", state: Any = ()
+) -> Any:
     body = {"event": event.pdu, "room_version": version, "invite_room_state": list(state)}
     path = "/_matrix/federation/v2/invite/{}/{}"
     return await put(server, path, event.room_id, event.event_id, body=body)
 
 
-NAME = {"type": "m.room.name", "state_key": "", "sender": f"@bob:{SOUTH}", "content": {"name": "tea"}}
+NAME = {
+    "type": "m.room.name",
+    "state_key": "",
+    "sender": f"@bob:{SOUTH}",
+    "content": {"name": "tea"},
+}
 
 
 async def test_an_invite_is_signed(network: Network) -> None:
@@ -311,7 +370,12 @@ async def test_an_invite_is_signed(network: Network) -> None:
 async def test_an_invite_into_a_room_that_is_closed_to_us_is_refused(network: Network) -> None:
     alice, south, _ = world(network)
     event = invitation(south, f"!r:{SOUTH}", "11", alice.user_id)
-    create = {"type": "m.room.create", "state_key": "", "sender": f"@bob:{SOUTH}", "content": {"m.federate": False}}
+    create = {
+        "type": "m.room.create",
+        "state_key": "",
+        "sender": f"@bob:{SOUTH}",
+        "content": {"m.federate": False},
+    }
 
     assert await refusal(send_invite(south, event, state=[create])) == (403, "M_FORBIDDEN")
     assert not is_known(alice, f"!r:{SOUTH}")
@@ -323,7 +387,9 @@ async def test_an_old_invite(network: Network) -> None:
     event = invitation(south, f"!r:{SOUTH}", "1", alice.user_id, event_id=event_id)
     body = {**event.pdu, "unsigned": {"invite_room_state": [NAME]}}
 
-    status, answer = await put(south, "/_matrix/federation/v1/invite/{}/{}", event.room_id, event_id, body=body)
+    status, answer = await put(
+        south, "/_matrix/federation/v1/invite/{}/{}", event.room_id, event_id, body=body
+    )
 
     assert status == 200
     assert set(answer["event"]["signatures"]) == {NORTH, SOUTH}
@@ -371,7 +437,10 @@ async def test_too_much_told_of_a_room_is_refused(network: Network) -> None:
     event = invitation(south, f"!r:{SOUTH}", "11", alice.user_id)
 
     assert await refusal(send_invite(south, event, state=[NAME] * 101)) == (400, "M_INVALID_PARAM")
-    many = [{**NAME, "type": f"org.example.{number}", "content": {"x": "y" * 15_000}} for number in range(99)]
+    many = [
+        {**NAME, "type": f"org.example.{number}", "content": {"x": "y" * 15_000}}
+        for number in range(99)
+    ]
     await send_invite(south, event, state=[NAME, *many])
     shown = rooms_in_sync(alice, "invite")[f"!r:{SOUTH}"]["invite_state"]["events"]
     assert NAME in shown
@@ -410,8 +479,13 @@ async def test_an_address_turns_out_to_be_a_user_of_another_server(network: Netw
         "key_validity_url": "https://id",
     }
     set_state(alice, room_id, "m.room.third_party_invite", promise, "t")
-    signed = sign_json({"mxid": bob.user_id, "token": "t", "sender": alice.user_id}, "id.example", key)
-    content = {"membership": "invite", "third_party_invite": {"display_name": "whoever", "signed": signed}}
+    signed = sign_json(
+        {"mxid": bob.user_id, "token": "t", "sender": alice.user_id}, "id.example", key
+    )
+    content = {
+        "membership": "invite",
+        "third_party_invite": {"display_name": "whoever", "signed": signed},
+    }
     body = {
         "type": "m.room.member",
         "room_id": room_id,
@@ -423,12 +497,28 @@ async def test_an_address_turns_out_to_be_a_user_of_another_server(network: Netw
 
     other = {**body, "state_key": f"@eve:{WEST}"}
     assert await refusal(put(south, path, room_id, body=other)) == (403, "M_FORBIDDEN")
-    unknown = {**body, "content": {"membership": "invite", "third_party_invite": {"signed": {**signed, "token": "u"}}}}
+    unknown = {
+        **body,
+        "content": {
+            "membership": "invite",
+            "third_party_invite": {"signed": {**signed, "token": "u"}},
+        },
+    }
     assert await refusal(put(south, path, room_id, body=unknown)) == (403, "M_FORBIDDEN")
     assert await refusal(put(south, path, room_id, body={})) == (400, "M_INVALID_PARAM")
-    for wrong in ({"type": "m.room.name"}, {"room_id": "!other:x"}, {"content": {**content, "membership": "join"}}):
-        assert await refusal(put(south, path, room_id, body={**body, **wrong})) == (400, "M_INVALID_PARAM")
-    assert await refusal(put(south, path, room_id, body={**body, "sender": f"@eve:{NORTH}"})) == (403, "M_FORBIDDEN")
+    for wrong in (
+        {"type": "m.room.name"},
+        {"room_id": "!other:x"},
+        {"content": {**content, "membership": "join"}},
+    ):
+        assert await refusal(put(south, path, room_id, body={**body, **wrong})) == (
+            400,
+            "M_INVALID_PARAM",
+        )
+    assert await refusal(put(south, path, room_id, body={**body, "sender": f"@eve:{NORTH}"})) == (
+        403,
+        "M_FORBIDDEN",
+    )
     assert bob.user_id not in members(alice, room_id)
 
     assert await put(south, path, room_id, body=body) == {}

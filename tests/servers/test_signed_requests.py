@@ -3,13 +3,13 @@
 import msgspec
 import pytest
 
-from federation import signed_requests
+from federation.peers import signed_requests
+from federation.peers.signed_requests import MOST_VALUES, SHORT_BODY
 from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.errors import BadJson, Forbidden, NotJson, RemoteError, Unauthorized
 from federation.protocol.ids import ServerName
 from federation.protocol.request_signing import make_authorization
 from federation.protocol.signing import SigningKey
-from federation.signed_requests import MOST_VALUES, SHORT_BODY
 from tests.helpers.network import Network
 
 NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
@@ -19,7 +19,9 @@ URI = "/_matrix/federation/v1/query/profile?user_id=%40a%3Asouth.example"
 def signed(network: Network, uri: str = URI, destination: ServerName = SOUTH) -> str:
     """A signature of the north's."""
     key = network.servers[NORTH].app.federation.identity.key
-    return make_authorization(key, method="GET", uri=uri, origin=NORTH, destination=destination, content=None)
+    return make_authorization(
+        key, method="GET", uri=uri, origin=NORTH, destination=destination, content=None
+    )
 
 
 async def test_the_peer_is_known_by_the_key_that_it_publishes(network: Network) -> None:
@@ -65,7 +67,9 @@ async def test_a_server_that_is_not_there_is_a_remote_error(network: Network) ->
 SEND = "/_matrix/federation/v1/send/1"
 
 
-def signed_body(network: Network, signed_as: bytes, key: SigningKey | None = None, origin: ServerName = NORTH) -> str:
+def signed_body(
+    network: Network, signed_as: bytes, key: SigningKey | None = None, origin: ServerName = NORTH
+) -> str:
     """A signature over a PUT with these bytes as its body."""
     return make_authorization(
         key or network.servers[NORTH].app.federation.identity.key,
@@ -117,13 +121,27 @@ async def test_a_body_that_is_no_json_is_refused(network: Network, body: bytes) 
         await checker.get_peer([signed_body(network, body)], "PUT", SEND, body)
 
 
-async def test_several_signatures_must_all_be_right_as_far_as_they_can_be_checked(network: Network) -> None:
+async def test_several_signatures_must_all_be_right_as_far_as_they_can_be_checked(
+    network: Network,
+) -> None:
     network.add(NORTH)
     checker = network.add(SOUTH).app.federation.signed_requests
-    good, unknown = signed_body(network, b"{}"), signed_body(network, b"{}", SigningKey("unknown", bytes(32)))
+    good, unknown = (
+        signed_body(network, b"{}"),
+        signed_body(network, b"{}", SigningKey("unknown", bytes(32))),
+    )
     wrong = signed_body(network, b'{"other":1}')
-    assert (await checker.get_peer(["Bearer x", unknown, good], "PUT", SEND, b"{}")).server_name == NORTH
-    for headers in ([good, wrong], [unknown], ["Bearer x"], [], [good] * 6, [good, "X-Matrix origin=x"]):
+    assert (
+        await checker.get_peer(["Bearer x", unknown, good], "PUT", SEND, b"{}")
+    ).server_name == NORTH
+    for headers in (
+        [good, wrong],
+        [unknown],
+        ["Bearer x"],
+        [],
+        [good] * 6,
+        [good, "X-Matrix origin=x"],
+    ):
         with pytest.raises(Unauthorized):
             await checker.get_peer(headers, "PUT", SEND, b"{}")
 
@@ -140,14 +158,18 @@ async def test_the_case_of_a_name_makes_another_server(network: Network) -> None
     network.add(NORTH)
     checker = network.add(SOUTH).app.federation.signed_requests
     with pytest.raises(Unauthorized):
-        await checker.get_peer([signed_body(network, b"{}", origin=ServerName("North.example"))], "PUT", SEND, b"{}")
+        await checker.get_peer(
+            [signed_body(network, b"{}", origin=ServerName("North.example"))], "PUT", SEND, b"{}"
+        )
 
 
 async def test_who_is_not_allowed_is_refused_before_anybody_is_asked(network: Network) -> None:
     network.add(NORTH)
     south = network.add(SOUTH, "federation_domain_whitelist: [east.example]\n")
     with pytest.raises(Forbidden):
-        await south.app.federation.signed_requests.get_peer([signed_body(network, b"{}")], "PUT", SEND, b"{}")
+        await south.app.federation.signed_requests.get_peer(
+            [signed_body(network, b"{}")], "PUT", SEND, b"{}"
+        )
     assert network.log == []
 
 

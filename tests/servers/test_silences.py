@@ -1,11 +1,11 @@
-"""A server that takes what it is asked and says nothing: who asks it next does not wait for that in vain again, until it says a word or a
-minute is over."""
+"""A server that takes what it is asked and says nothing: who asks it next does not wait for that in
+vain again, until it says a word or a minute is over."""
 
 from twisted.internet.task import Clock
 
+from federation.peers.unresponsive_servers import MOST, PATIENCE, REMEMBERED, Silences
 from federation.protocol.ids import ServerName
 from federation.remote.membership import INVITE_SECONDS
-from federation.silences import MOST, PATIENCE, REMEMBERED, Silences
 from tests.helpers.federated import NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, upload
@@ -19,21 +19,28 @@ PATHS = {"invite": "/v2/invite/", "query": "/user/keys/query", "claim": "/user/k
 
 
 def pair(network: Network) -> tuple[User, User, str]:
-    """Somebody on each of two servers, of which neither tells the other what happens, and a room of the first."""
+    """Somebody on each of two servers, of which neither tells the other what happens, and a room of
+    the first."""
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     return alice, bob, create(alice, preset="public_chat")
 
 
 def fall_silent(network: Network) -> None:
-    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.weather = lambda letter: (
+        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    )
 
 
 def begin_query(alice: User, bob: User, timeout: int = 10_000) -> Pending:
-    return alice.start("POST", f"{V3}/keys/query", {"device_keys": {bob.user_id: []}, "timeout": timeout})
+    return alice.start(
+        "POST", f"{V3}/keys/query", {"device_keys": {bob.user_id: []}, "timeout": timeout}
+    )
 
 
 def begin_claim(alice: User, bob: User) -> Pending:
-    return alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": {bob.user_id: {"X": ALGORITHM}}})
+    return alice.start(
+        "POST", f"{V3}/keys/claim", {"one_time_keys": {bob.user_id: {"X": ALGORITHM}}}
+    )
 
 
 def begin_invite(alice: User, bob: User, room_id: str) -> Pending:
@@ -61,7 +68,9 @@ async def test_who_invites_next_does_not_wait_again(network: Network) -> None:
     assert refused(again.answer) == (502, "M_UNKNOWN")
     assert "could not be reached a moment ago" in again.answer.json["error"]
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
-    assert begin_claim(alice, bob).answer.json["failures"].keys() == {SOUTH}, "it is silent for longer than one starts"
+    assert begin_claim(alice, bob).answer.json["failures"].keys() == {SOUTH}, (
+        "it is silent for longer than one starts"
+    )
     assert [asked(network, SOUTH, path) for path in PATHS.values()] == [1, 0, 0]
 
 
@@ -75,7 +84,9 @@ async def test_who_asks_for_keys_next_does_not_wait_again(network: Network) -> N
     assert [asked(network, SOUTH, path) for path in PATHS.values()] == [0, 1, 0]
 
 
-async def test_it_is_asked_for_one_time_keys_as_long_as_it_may_be_starting(network: Network) -> None:
+async def test_it_is_asked_for_one_time_keys_as_long_as_it_may_be_starting(
+    network: Network,
+) -> None:
     alice, bob, _ = pair(network)
     fall_silent(network)
     for _ in range(2):
@@ -185,4 +196,9 @@ def test_a_silence_lasts_from_the_first_question_on_and_is_of_the_latest_servers
     assert silences.length(servers[0]) == 30 + PATIENCE
     for server in servers[2:]:
         silences.note(server, 0)
-    assert [silences.length(server) > 0 for server in (*servers[:3], servers[-1])] == [True, False, True, True]
+    assert [silences.length(server) > 0 for server in (*servers[:3], servers[-1])] == [
+        True,
+        False,
+        True,
+        True,
+    ]

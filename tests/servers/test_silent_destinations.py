@@ -1,4 +1,5 @@
-"""Servers that take transactions and do not answer: the others wait for none of them, and one that is back is told soon."""
+"""Servers that take transactions and do not answer: the others wait for none of them, and one that
+is back is told soon."""
 
 from pathlib import Path
 
@@ -6,10 +7,10 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.sender.lanes import HELD_SECONDS, MANY_UNDER_WAY
-from federation.wire import WireAnswer, WireRequest
+from federation.sender.send_slots import HELD_SECONDS, MANY_UNDER_WAY
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer, User
@@ -19,7 +20,8 @@ SILENT = [ServerName(f"s{number}.silent.example") for number in range(300)]
 
 
 class SilentWire(RecordingWire):
-    """Some servers keep the connection open and say nothing, until the time of the request is over."""
+    """Some servers keep the connection open and say nothing, until the time of the request is
+    over."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +54,11 @@ class Home:
         self.alice = self.server.register("alice")
 
     async def room_with(self, servers: list[ServerName]) -> tuple[User, str]:
-        room_id = str(self.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+        room_id = str(
+            self.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json[
+                "room_id"
+            ]
+        )
         for server in servers:
             await pretend_member(self.server, room_id, f"@x:{server}")
         self.pass_time(0)
@@ -90,7 +96,9 @@ async def test_servers_that_do_not_answer_keep_no_others_waiting(home: Home) -> 
     home.say(silent, "to_nobody")
     home.pass_time(0)
     home.say(honest, "first")
-    assert home.seconds_until_told("first") <= 5, "their first tries take a second each of 64 places"
+    assert home.seconds_until_told("first") <= 5, (
+        "their first tries take a second each of 64 places"
+    )
     assert home.wire.most_open <= 64 * 60 / 5
 
     for number in range(10):

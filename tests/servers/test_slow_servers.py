@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
-from homeserver.services.media.transfer_lanes import (
+from homeserver.services.media.download_slots import (
     LOOK_SECONDS,
     QUICK_AT_ONCE,
     QUICK_BYTES,
@@ -19,7 +19,7 @@ from homeserver.services.media.transfer_lanes import (
     SLOW_OF_ONE,
     WAITING_FOR_ONE,
 )
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.files_between import DOWNLOAD, METADATA, SIGNED
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
@@ -30,7 +30,8 @@ MANY = 10
 
 
 class SlowServers:
-    """The wire to servers of which those named `slow` send as much of their files as a test says, and the others at once."""
+    """The wire to servers of which those named `slow` send as much of their files as a test says,
+    and the others at once."""
 
     def __init__(self) -> None:
         self.begins = True
@@ -73,7 +74,9 @@ def wire() -> SlowServers:
 
 @pytest.fixture
 def bob(tmp_path: Path, sqlite_database: Database, wire: SlowServers) -> User:
-    return TestServer(tmp_path, sqlite_database, "max_upload_size: 500M\n", wire=wire).register("bob")
+    return TestServer(tmp_path, sqlite_database, "max_upload_size: 500M\n", wire=wire).register(
+        "bob"
+    )
 
 
 def ask(user: User, server: str, media_id: str, timeout_ms: int = 20_000) -> Pending:
@@ -81,7 +84,9 @@ def ask(user: User, server: str, media_id: str, timeout_ms: int = 20_000) -> Pen
 
 
 @pytest.mark.parametrize("begins", [True, False])
-def test_a_handful_of_slow_servers_takes_no_room_from_the_rest(bob: User, wire: SlowServers, begins: bool) -> None:
+def test_a_handful_of_slow_servers_takes_no_room_from_the_rest(
+    bob: User, wire: SlowServers, begins: bool
+) -> None:
     wire.begins = begins
     others = [bob.server.register(f"user{number}") for number in range(MANY)]
     for server, user in enumerate(others):
@@ -101,9 +106,14 @@ def test_a_handful_of_slow_servers_takes_no_room_from_the_rest(bob: User, wire: 
     assert max(of_each) == SLOW_OF_ONE
 
 
-def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(bob: User, wire: SlowServers) -> None:
+def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(
+    bob: User, wire: SlowServers
+) -> None:
     mallory = bob.server.register("mallory")
-    asked = [ask(mallory, f"slow{number}.example", "f") for number in range(QUICK_FOR_ONE + WAITING_FOR_ONE + 1)]
+    asked = [
+        ask(mallory, f"slow{number}.example", "f")
+        for number in range(QUICK_FOR_ONE + WAITING_FOR_ONE + 1)
+    ]
     assert len(wire.under_way()) == QUICK_FOR_ONE
     assert [each.answer.errcode for each in asked if each.done] == ["M_LIMIT_EXCEEDED"]
     assert ask(bob, "good.example", "a").answer.body == b"good"
@@ -113,7 +123,8 @@ def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(bob: User, wire:
 
 
 def test_a_slow_server_is_given_the_time_that_its_files_need(bob: User, wire: SlowServers) -> None:
-    """Ten photographs over a narrow line: all come, a few at a time, and none is given up for another."""
+    """Ten photographs over a narrow line: all come, a few at a time, and none is given up for
+    another."""
     asked = [ask(bob, "slow.example", f"f{number}", 60_000) for number in range(MANY)]
     began = bob.server.clock.seconds()
     received = dict.fromkeys(range(MANY), 0)
@@ -157,7 +168,9 @@ def fill_the_slow_places(bob: User, wire: SlowServers) -> list[Pending]:
     return asked[0]
 
 
-def test_what_is_slow_beyond_the_places_for_it_stays_while_nobody_waits(bob: User, wire: SlowServers) -> None:
+def test_what_is_slow_beyond_the_places_for_it_stays_while_nobody_waits(
+    bob: User, wire: SlowServers
+) -> None:
     fill_the_slow_places(bob, wire)
     for number in range(QUICK_FOR_ONE):
         ask(bob, f"slow{number}.more.example", "f", 60_000)
@@ -173,7 +186,9 @@ def test_what_is_slow_beyond_the_places_for_it_stays_while_nobody_waits(bob: Use
 
 
 @pytest.mark.parametrize("begins", [True, False])
-def test_what_is_given_up_for_others_may_be_asked_for_again(bob: User, wire: SlowServers, begins: bool) -> None:
+def test_what_is_given_up_for_others_may_be_asked_for_again(
+    bob: User, wire: SlowServers, begins: bool
+) -> None:
     wire.begins = begins
     asked = fill_the_slow_places(bob, wire)
     for number in range(QUICK_FOR_ONE):

@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -30,7 +30,9 @@ def space_of(user: User, *children: str, **wish: Any) -> str:
     """A public space with these children, which are on the other servers or this one."""
     space = create(user, **{"preset": "public_chat", "creation_content": SPACE, **wish})
     for number, child in enumerate(children):
-        set_state(user, space, "m.space.child", {"via": [NORTH, SOUTH], "order": str(number)}, child)
+        set_state(
+            user, space, "m.space.child", {"via": [NORTH, SOUTH], "order": str(number)}, child
+        )
     return space
 
 
@@ -39,7 +41,10 @@ def asked(network: Network) -> int:
 
 
 def test_a_tree_goes_on_with_the_other_server(network: Network, alice: User, bob: User) -> None:
-    leaf, secret = create(alice, preset="public_chat", name="Leaf"), create(alice, preset="private_chat")
+    leaf, secret = (
+        create(alice, preset="public_chat", name="Leaf"),
+        create(alice, preset="private_chat"),
+    )
     far = space_of(alice, leaf, secret, name="Far")
     near = create(bob, preset="public_chat")
     root = space_of(bob, far, near)
@@ -50,7 +55,9 @@ def test_a_tree_goes_on_with_the_other_server(network: Network, alice: User, bob
     assert [room.get("name") for room in rooms] == [None, "Far", "Leaf", None]
     assert [link["state_key"] for link in rooms[1]["children_state"]] == [leaf, secret]
     assert rooms[2]["children_state"] == []
-    assert asked(network) == 1  # what it told of the children is believed, and what it hid is not asked for again
+    assert (
+        asked(network) == 1
+    )  # what it told of the children is believed, and what it hid is not asked for again
     assert rooms_below(bob, root) == [root, far, leaf, near]
     assert asked(network) == 1
     assert rooms_below(alice, far) == [far, leaf, secret]
@@ -64,7 +71,9 @@ def test_who_is_in_a_room_there_is_told_more(network: Network, alice: User, bob:
     allow = [{"type": "m.room_membership", "room_id": club}]
     inner = create(
         alice,
-        initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}],
+        initial_state=[
+            {"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}
+        ],
     )
     far = space_of(alice, secret, inner)
     root = space_of(bob, far)
@@ -77,7 +86,9 @@ def test_who_is_in_a_room_there_is_told_more(network: Network, alice: User, bob:
     assert rooms_below(bob, root) == [root, far, secret, inner]
 
 
-def test_a_server_that_does_not_answer_hides_its_rooms(network: Network, alice: User, bob: User) -> None:
+def test_a_server_that_does_not_answer_hides_its_rooms(
+    network: Network, alice: User, bob: User
+) -> None:
     far, near = space_of(alice), create(bob, preset="public_chat")
     root = space_of(bob, far, near)
     network.cut(NORTH, SOUTH)
@@ -91,7 +102,12 @@ def test_a_server_that_does_not_answer_hides_its_rooms(network: Network, alice: 
 def test_a_server_that_lies_is_not_believed(network: Network, alice: User, bob: User) -> None:
     far = space_of(alice)
     root = space_of(bob, far)
-    answers = [b"[]", b'{"room": {}}', b'{"room": {"room_id": "!other:north.example"}}', b"nonsense"]
+    answers = [
+        b"[]",
+        b'{"room": {}}',
+        b'{"room": {"room_id": "!other:north.example"}}',
+        b"nonsense",
+    ]
 
     def lie(_: ServerName, request: WireRequest) -> WireAnswer | None:
         return WireAnswer(200, {}, answers[-1]) if "/hierarchy/" in request.uri else None
@@ -125,7 +141,9 @@ def test_the_summary_of_a_room_elsewhere(alice: User, bob: User) -> None:
     assert refused(bob.get(summary_path("!none:nowhere.example"))) == (404, "M_NOT_FOUND")
 
 
-def test_an_upgrade_is_followed_from_elsewhere_with_one_s_settings(network: Network, alice: User, bob: User) -> None:
+def test_an_upgrade_is_followed_from_elsewhere_with_one_s_settings(
+    network: Network, alice: User, bob: User
+) -> None:
     network.start_sending()
     old = create(alice, preset="public_chat", room_version="11")
     ok(join_via(bob, old, NORTH))
@@ -137,7 +155,9 @@ def test_an_upgrade_is_followed_from_elsewhere_with_one_s_settings(network: Netw
     new = str(ok(alice.post(room_path(old, "upgrade"), {"new_version": "12"}))["replacement_room"])
     network.settle()
     assert get_state(bob, old, "m.room.tombstone")["replacement_room"] == new
-    assert {to for _, to, _, _ in network.log} == {SOUTH}  # who is banned from the beginning is not told of the room
+    assert {to for _, to, _, _ in network.log} == {
+        SOUTH
+    }  # who is banned from the beginning is not told of the room
 
     ok(join_via(bob, new, NORTH))
 

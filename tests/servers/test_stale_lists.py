@@ -1,11 +1,12 @@
-"""Lists of devices that are stale are fetched again, and a server that does not answer holds up nobody but its own users.
+"""Lists of devices that are stale are fetched again, and a server that does not answer holds up
+nobody but its own users.
 
 spec: server-server-api#device-management
 """
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
-from federation.wire import WireAnswer, WireRequest
-from storage.remote_devices import RemoteDeviceStore
+from storage.encryption.remote_devices import RemoteDeviceStore
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared
 from tests.helpers.keys import V3, identity_keys, query, upload
 from tests.helpers.network import Network
@@ -13,7 +14,8 @@ from tests.helpers.server import User
 
 
 async def with_stale_lists(network: Network) -> tuple[Shared, User, User]:
-    """North keeps lists of Bob and Dave of the south and of Carol of the east, and all are stale."""
+    """North keeps lists of Bob and Dave of the south and of Carol of the east, and all are
+    stale."""
     room = await shared(network)
     east = Side(network.add(EAST))
     carol, dave = east.server.register("carol"), room.south.server.register("dave")
@@ -35,14 +37,18 @@ async def with_stale_lists(network: Network) -> tuple[Shared, User, User]:
 
 def asked(network: Network) -> list[str]:
     """Of which servers lists are being asked for."""
-    return sorted(letter.destination for letter in network.held() if "/user/devices/" in letter.request.uri)
+    return sorted(
+        letter.destination for letter in network.held() if "/user/devices/" in letter.request.uri
+    )
 
 
 async def stale(room: Shared) -> list[str]:
     return list(await RemoteDeviceStore(room.north.server.app.database).get_stale("", 10))
 
 
-async def test_servers_are_asked_at_the_same_time_each_for_one_user_after_another(network: Network) -> None:
+async def test_servers_are_asked_at_the_same_time_each_for_one_user_after_another(
+    network: Network,
+) -> None:
     room, _, _ = await with_stale_lists(network)
     devices = room.north.server.app.federation_out.remote_devices
     network.hold()
@@ -60,7 +66,9 @@ async def test_a_server_that_does_not_answer_holds_up_its_own_users_alone(networ
     devices = room.north.server.app.federation_out.remote_devices
     network.hold()
     await devices.do_resync(10)
-    network.deliver(lambda letters: [str(letter.destination) for letter in letters].index(EAST), most=1)
+    network.deliver(
+        lambda letters: [str(letter.destination) for letter in letters].index(EAST), most=1
+    )
     network.settle()
     assert await stale(room) == [room.bob.user_id, dave.user_id]
     network.clock.advance(31)

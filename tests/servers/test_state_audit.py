@@ -10,8 +10,8 @@ from twisted.logger import capturedLogs, formatEvent
 from federation.rooms.resolve import StateResolver
 from federation.rooms.state_audit import StateAudit
 from homeserver.observe.federation import AuditMetrics
-from storage.state_audit import StateAuditStore
-from storage.transaction import WriteTransaction
+from storage.engine.transaction import WriteTransaction
+from storage.maintenance.state_audit import StateAuditStore
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import NORTH, SOUTH, Shared, create_room, say, set_state, shared
 from tests.helpers.network import Network
@@ -26,13 +26,19 @@ def told() -> Iterator[list[str]]:
     found: list[str] = []
     with capturedLogs() as logged:
         yield found
-    found += [formatEvent(entry) for entry in logged if "is not what its past gives" in str(entry.get("log_format"))]
+    found += [
+        formatEvent(entry)
+        for entry in logged
+        if "is not what its past gives" in str(entry.get("log_format"))
+    ]
 
 
 def audit_of(server: TestServer, registry: CollectorRegistry) -> StateAudit:
     """An audit of a server whose metrics the test can read."""
     app = server.app
-    resolver = StateResolver(app.database, app.rooms.trees, app.rooms.chains, app.rooms.events, capacity=0)
+    resolver = StateResolver(
+        app.database, app.rooms.trees, app.rooms.chains, app.rooms.events, capacity=0
+    )
     return StateAudit(
         StateAuditStore(app.database),
         app.rooms.store,
@@ -86,7 +92,9 @@ async def test_a_current_state_that_is_another_is_told(network: Network) -> None
     set_state(room.alice, room.room_id, "m.room.topic", {"topic": "after"})
 
     def reset(txn: WriteTransaction) -> None:
-        txn.execute("UPDATE rooms SET state_root = ? WHERE room_nid = ?", (old, stored.room.room_nid))
+        txn.execute(
+            "UPDATE rooms SET state_root = ? WHERE room_nid = ?", (old, stored.room.room_nid)
+        )
 
     await room.north.server.app.database.write("reset", reset)
     again, registry = network.rebuild(NORTH), CollectorRegistry()
@@ -120,9 +128,13 @@ async def test_a_stored_state_of_the_past_that_is_another_is_told(network: Netwo
     assert f"after {said} is not what its past gives" in differences[0]
 
 
-async def test_an_event_is_looked_at_once_and_rooms_of_our_own_never(tmp_path: Path, sqlite_template: Path) -> None:
+async def test_an_event_is_looked_at_once_and_rooms_of_our_own_never(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
     counter = QueryCounter()
-    network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    network = Network(
+        tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter)
+    )
     room = await forked(network)
     audit = room.north.server.app.incoming.audit
     await whole_round(audit)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from federation.protocol.ids import EventID
 from federation.rooms.sticky_checks import WhoWaits
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.federated import NORTH, Shared, create_room, say, shared
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
@@ -63,7 +63,9 @@ async def test_a_server_that_comes_in_is_told(tmp_path: Path, sqlite_database: D
     assert keys(wire) == ["laptop", "phone"]
 
 
-async def test_an_outage_with_much_talk_loses_none(tmp_path: Path, sqlite_database: Database) -> None:
+async def test_an_outage_with_much_talk_loses_none(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     wire = RecordingWire()
     server = TestServer(tmp_path, sqlite_database, wire=wire)
     server.app.federation_out.sender.start()
@@ -91,7 +93,12 @@ async def soft_fail(room: Shared) -> EventID:
     """A sticky event of Bob's that the north soft-fails, since Alice removes him meanwhile."""
     before = await room.south.last(room.room_id)
     made = await room.south.build_next(
-        room.room_id, room.bob.user_id, "org.example.member", {"key": "late"}, prev=before, sticky_ms=600_000
+        room.room_id,
+        room.bob.user_id,
+        "org.example.member",
+        {"key": "late"},
+        prev=before,
+        sticky_ms=600_000,
     )
     path = f"/_matrix/client/v3/rooms/{room.room_id}"
     ok(room.alice.post(f"{path}/kick", {"user_id": room.bob.user_id}))
@@ -108,7 +115,9 @@ async def test_what_was_soft_failed_is_told_when_its_sender_is_back(network: Net
     event_id = await soft_fail(room)
     since = ok(room.alice.get("/_matrix/client/v3/sync"))["next_batch"]
     await adopt_again(room)
-    news = ok(room.alice.get(f"/_matrix/client/v3/sync?since={since}"))["rooms"]["join"][room.room_id]
+    news = ok(room.alice.get(f"/_matrix/client/v3/sync?since={since}"))["rooms"]["join"][
+        room.room_id
+    ]
     assert [event["event_id"] for event in news["msc4354_sticky"]["events"]] == [event_id]
     assert event_id not in {event["event_id"] for event in news["timeline"]["events"]}
     assert sticky_in(room.alice, room.room_id) == [event_id]
@@ -130,7 +139,14 @@ async def adopt_again(room: Shared) -> None:
     state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
     prev, user_id = await room.north.last(room.room_id), room.bob.user_id
     join = await room.south.build(
-        snapshot.version, room.room_id, prev, state, user_id, "m.room.member", {"membership": "join"}, user_id
+        snapshot.version,
+        room.room_id,
+        prev,
+        state,
+        user_id,
+        "m.room.member",
+        {"membership": "join"},
+        user_id,
     )
     await room.south.push(NORTH, [join.pdu])
 

@@ -4,10 +4,10 @@ spec: client-server-api#send-to-device-messaging
 """
 
 from federation.protocol.ids import ServerName
-from homeserver.services.destinations import DEAD_DAYS, STRANGERS_DAYS
-from homeserver.services.to_device import MOST_MESSAGES, MOST_STRANGERS
-from storage.destinations import DestinationStore
-from storage.outgoing_to_device import OutgoingToDeviceStore
+from homeserver.services.encryption.to_device import MOST_MESSAGES, MOST_STRANGERS
+from homeserver.services.federation.destinations import DEAD_DAYS, STRANGERS_DAYS
+from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
+from storage.federation.destinations import DestinationStore
 from tests.helpers.federated import NORTH, SOUTH, Shared, shared
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3
@@ -47,7 +47,9 @@ async def live(room: Shared, days: int) -> None:
             continue
 
 
-async def test_a_request_goes_to_a_bounded_number_of_unknown_servers_and_devices(network: Network) -> None:
+async def test_a_request_goes_to_a_bounded_number_of_unknown_servers_and_devices(
+    network: Network,
+) -> None:
     room = await shared(network, config=_FREE)
     refused = send(room.alice, 1, made_up(0, MOST_STRANGERS + 1))
     assert (refused.status, refused.json["errcode"]) == (400, "M_INVALID_PARAM")
@@ -61,7 +63,9 @@ async def test_a_request_goes_to_a_bounded_number_of_unknown_servers_and_devices
 
 
 async def test_a_user_writes_to_so_many_unknown_servers_in_time(network: Network) -> None:
-    room = await shared(network, config={NORTH: "rc_to_device_strangers: {per_second: 0.1, burst_count: 10}\n"})
+    room = await shared(
+        network, config={NORTH: "rc_to_device_strangers: {per_second: 0.1, burst_count: 10}\n"}
+    )
     assert send(room.alice, 1, made_up(0, 10)).status == 200
     refused = send(room.alice, 2, made_up(10, 1))
     assert (refused.status, refused.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")
@@ -87,7 +91,9 @@ async def test_names_of_devices_do_not_make_an_edu_too_long_for_a_server(network
     assert len(await store.get_messages(SOUTH, 100)) == 5
 
 
-async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(network: Network) -> None:
+async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(
+    network: Network,
+) -> None:
     room = await shared(network, config=_FREE)
     network.start_sending()
     network.settle()

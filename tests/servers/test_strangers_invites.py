@@ -6,13 +6,13 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
+from federation.peers.requests import RefusedByRemote
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.requests import RefusedByRemote
-from federation.wire import WireAnswer, WireRequest
-from storage.outside_memberships import MOST_WAITING
+from storage.rooms.out_of_room_memberships import MOST_WAITING
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -23,7 +23,12 @@ VERSIONS = ("1", "10")
 
 def inviters(user: User, room_id: str) -> list[str]:
     """By whom the user is invited, as sync says."""
-    room = ok(user.get(f"{V3}/sync")).get("rooms", {}).get("invite", {}).get(room_id, {"invite_state": {"events": []}})
+    room = (
+        ok(user.get(f"{V3}/sync"))
+        .get("rooms", {})
+        .get("invite", {})
+        .get(room_id, {"invite_state": {"events": []}})
+    )
     return [
         event["sender"]
         for event in room["invite_state"]["events"]
@@ -31,7 +36,14 @@ def inviters(user: User, room_id: str) -> list[str]:
     ]
 
 
-def made_up(side: Side, version: str, room_id: RoomID, target: str, what: str, cited: list[str] | None = None) -> Event:
+def made_up(
+    side: Side,
+    version: str,
+    room_id: RoomID,
+    target: str,
+    what: str,
+    cited: list[str] | None = None,
+) -> Event:
     """A membership that a stranger makes without knowing the room."""
     known = ROOM_VERSIONS[version]
     names = {"event_id": f"$stranger-{what}:{side.name}"} if version == "1" else {}
@@ -44,10 +56,14 @@ def made_up(side: Side, version: str, room_id: RoomID, target: str, what: str, c
         "depth": 1,
         "origin_server_ts": 1,
         "prev_events": [],
-        "auth_events": [[each, {}] for each in cited or []] if version == "1" else list(cited or []),
+        "auth_events": [[each, {}] for each in cited or []]
+        if version == "1"
+        else list(cited or []),
         **names,
     }
-    return parse_event(known, hash_and_sign_event(known, pdu, side.name, side.federation.identity.key))
+    return parse_event(
+        known, hash_and_sign_event(known, pdu, side.name, side.federation.identity.key)
+    )
 
 
 async def send_invite(side: Side, event: Event) -> None:
@@ -57,7 +73,9 @@ async def send_invite(side: Side, event: Event) -> None:
     api, body = "v2", {"room_version": version, "event": event.pdu, "invite_room_state": []}
     if version == "1":
         api, body = "v1", dict(event.pdu)
-    await side.federation.requests.put(ServerName(NORTH), f"/_matrix/federation/{api}/invite/{place}", body)
+    await side.federation.requests.put(
+        ServerName(NORTH), f"/_matrix/federation/{api}/invite/{place}", body
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -81,7 +99,8 @@ async def test_a_stranger_cannot_put_an_invite_over_another(network: Network, ve
 
 
 async def test_a_strangers_version_is_its_own(network: Network) -> None:
-    """Another user's invite of another version does not change how the first can be taken back, nor is an honest one refused."""
+    """Another user's invite of another version does not change how the first can be taken back, nor
+    is an honest one refused."""
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     dora, erin = north.server.register("dora"), north.server.register("erin")
@@ -108,16 +127,22 @@ async def test_who_invited_may_invite_again(network: Network) -> None:
     ok(membership(bob, room_id, "kick", alice))  # which the north does not hear of
     ok(membership(bob, room_id, "invite", alice, reason="come again"))
     state = ok(alice.get(f"{V3}/sync"))["rooms"]["invite"][room_id]["invite_state"]["events"]
-    assert [event["content"].get("reason") for event in state if event.get("state_key") == alice.user_id] == [
-        "come again"
-    ]
+    assert [
+        event["content"].get("reason") for event in state if event.get("state_key") == alice.user_id
+    ] == ["come again"]
 
 
 async def test_others_in_the_room_may_invite_anew(network: Network) -> None:
     """Their invite rests upon the first one, whose id strangers do not know."""
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
-    alice, bob, carol = north.server.register("alice"), south.server.register("bob"), east.server.register("carol")
-    room_id = create_room(bob, "10", preset="public_chat", power_level_content_override={"invite": 0})
+    alice, bob, carol = (
+        north.server.register("alice"),
+        south.server.register("bob"),
+        east.server.register("carol"),
+    )
+    room_id = create_room(
+        bob, "10", preset="public_chat", power_level_content_override={"invite": 0}
+    )
     ok(carol.post(f"{V3}/join/{room_id}?via={SOUTH}", {}))
     invite(bob, room_id, alice)
     (first,) = await south.last(room_id)
@@ -133,7 +158,9 @@ async def test_a_stranger_answers_a_knock_in_vain(network: Network) -> None:
     room_id = create_room(bob, "10", preset="private_chat", initial_state=[rule])
     ok(alice.post(f"{V3}/knock/{room_id}?via={SOUTH}", {}))
     await send_invite(east, made_up(east, "1", room_id, alice.user_id, "invite"))
-    assert inviters(alice, room_id) == [f"@stranger:{EAST}"], "servers need not refer to the knock that they answer"
+    assert inviters(alice, room_id) == [f"@stranger:{EAST}"], (
+        "servers need not refer to the knock that they answer"
+    )
     invite(bob, room_id, alice)
     assert inviters(alice, room_id) == [bob.user_id]
 
@@ -165,9 +192,15 @@ async def test_whichever_invite_is_accepted_all_are_asked(network: Network, vers
     ok(alice.post(f"{V3}/rooms/{room_id}/join", {}))
 
 
-async def test_an_invite_that_waits_is_taken_back_or_declined_with_the_first(network: Network) -> None:
+async def test_an_invite_that_waits_is_taken_back_or_declined_with_the_first(
+    network: Network,
+) -> None:
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
-    alice, dora, bob = north.server.register("alice"), north.server.register("dora"), south.server.register("bob")
+    alice, dora, bob = (
+        north.server.register("alice"),
+        north.server.register("dora"),
+        south.server.register("bob"),
+    )
     room_id = create_room(bob, "10", preset="private_chat")
     for target in (alice, dora):
         fake = made_up(
@@ -196,12 +229,17 @@ async def test_a_declined_invite_is_declined_for_all_who_invited(network: Networ
     await send_invite(east, fake)
     invite(bob, room_id, alice)
     draft = {key: value for key, value in fake.pdu.items() if key not in ("hashes", "signatures")}
-    template = {"room_version": "10", "event": {**draft, "sender": alice.user_id, "content": {"membership": "leave"}}}
+    template = {
+        "room_version": "10",
+        "event": {**draft, "sender": alice.user_id, "content": {"membership": "leave"}},
+    }
 
     def agree(destination: ServerName, request: WireRequest) -> WireAnswer | None:
         """It is no more in the room than the user is."""
         if destination == EAST and "_leave/" in request.uri:
-            return WireAnswer(200, {}, msgspec.json.encode(template if "/make_" in request.uri else {}))
+            return WireAnswer(
+                200, {}, msgspec.json.encode(template if "/make_" in request.uri else {})
+            )
         return None
 
     network.liars.append(agree)
@@ -225,13 +263,17 @@ async def test_who_thinks_better_of_it_is_not_declined_late(network: Network, th
     draft = {key: value for key, value in fake.pdu.items() if key not in ("hashes", "signatures")}
     left = {**draft, "sender": alice.user_id, "content": {"membership": "leave"}}
     template = msgspec.json.encode({"room_version": "10", "event": left})
-    network.forge(EAST, lambda request, _: WireAnswer(200, {}, template if "/make_" in request.uri else b"{}"))
+    network.forge(
+        EAST, lambda request, _: WireAnswer(200, {}, template if "/make_" in request.uri else b"{}")
+    )
 
     def do(user: User, action: str, **body: str) -> None:
         """While the east does not answer."""
         done = user.start("POST", f"{V3}/rooms/{room_id}/{action}", body)
         while not done.done:
-            network.deliver(lambda held: [letter.destination == EAST for letter in held].index(False), most=1)
+            network.deliver(
+                lambda held: [letter.destination == EAST for letter in held].index(False), most=1
+            )
         assert done.answer.status == 200
 
     network.hold()
@@ -253,4 +295,6 @@ async def test_few_invites_wait(network: Network) -> None:
         for _ in range(2):  # of one server, one
             await send_invite(side, made_up(side, "10", room_id, alice.user_id, "invite"))
     with pytest.raises(RefusedByRemote, match="other invites"):
-        await send_invite(strangers[-1], made_up(strangers[-1], "10", room_id, alice.user_id, "invite"))
+        await send_invite(
+            strangers[-1], made_up(strangers[-1], "10", room_id, alice.user_id, "invite")
+        )

@@ -1,6 +1,7 @@
-"""Whoever follows a server by /sync, in whatever way, and whoever follows it by sliding sync, knows in the end what a new client
-is told: state(t0) + changes = state(t1), also while the rooms' histories are forked, and over restarts. And who has left a room
-holds no state event that came later, but of their own membership.
+"""Whoever follows a server by /sync, in whatever way, and whoever follows it by sliding sync, knows
+in the end what a new client is told: state(t0) + changes = state(t1), also while the rooms'
+histories are forked, and over restarts. And who has left a room holds no state event that came
+later, but of their own membership.
 
 People of two servers do things at random in some rooms. Some runs are part of the suite;
 `MAHALLA_SYNC_RUNS=1000 pytest tests/servers/test_sync_agreement.py` makes as many.
@@ -18,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from homeserver.services.sliding_sync import portions, room_entry
 from homeserver.services.sliding_sync.kept import KeptOfConnections
-from storage.database import Database
+from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.departures import Departures
@@ -67,7 +68,10 @@ class Towns(RuleBasedStateMachine):
         self.network = Network(self.path, open_another)
         north, south = self.network.add(NORTH), self.network.add(SOUTH)
         self.departures = Departures(north.app.database)
-        self.people = [*(north.register(name) for name in ("alice", "bob", "carol")), south.register("dave")]
+        self.people = [
+            *(north.register(name) for name in ("alice", "bob", "carol")),
+            south.register("dave"),
+        ]
         self.network.start_sending()
         self.rooms: list[str] = []
         self.sent: dict[str, list[str]] = {}
@@ -91,7 +95,9 @@ class Towns(RuleBasedStateMachine):
 
     @initialize(short=st.booleans(), forgetful=st.booleans())
     def begin(self, short: bool, forgetful: bool) -> None:
-        if forgetful:  # what sliding sync keeps in memory of connections is gone whenever it is looked for
+        if (
+            forgetful
+        ):  # what sliding sync keeps in memory of connections is gone whenever it is looked for
             self.patch.setattr(KeptOfConnections, "get", lambda _self, _key: None)
         if short:  # answers of sliding sync end early, and go on in the next ones
             self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
@@ -108,7 +114,12 @@ class Towns(RuleBasedStateMachine):
     @rule(who=WHO, preset=st.sampled_from(["public_chat", "private_chat"]))
     def create(self, who: int, preset: str) -> None:
         if len(self.rooms) < MOST_ROOMS:
-            levels = {"users_default": 50, "state_default": 50, "invite": 0, "events": {"m.room.power_levels": 50}}
+            levels = {
+                "users_default": 50,
+                "state_default": 50,
+                "invite": 0,
+                "events": {"m.room.power_levels": 50},
+            }
             answer = self.people[who].post(
                 f"{V3}/createRoom", {"preset": preset, "power_level_content_override": levels}
             )
@@ -121,18 +132,28 @@ class Towns(RuleBasedStateMachine):
         for _ in range(1 + more % 8):
             self.send(who, where, {"msgtype": "m.text", "body": "hello"})
 
-    @rule(who=WHO, where=ROOM, value=NUMBER, kind=st.sampled_from(["m.thread", "m.replace", "m.annotation", "call"]))
+    @rule(
+        who=WHO,
+        where=ROOM,
+        value=NUMBER,
+        kind=st.sampled_from(["m.thread", "m.replace", "m.annotation", "call"]),
+    )
     def relate(self, who: int, where: int, value: int, kind: str) -> None:
         target = self.any_event(where, value)
         content: dict[str, Any] = {"msgtype": "m.text", "body": "aside"}
         if kind == "call":
-            content["m.mentions"] = {"room": value % 2 == 0, "user_ids": [self.people[value % 3].user_id]}
+            content["m.mentions"] = {
+                "room": value % 2 == 0,
+                "user_ids": [self.people[value % 3].user_id],
+            }
         else:
             content["m.relates_to"] = {"rel_type": kind, "event_id": target}
         if kind == "m.replace":
             content["m.new_content"] = {"msgtype": "m.text", "body": "better"}
         if kind == "m.annotation":
-            content = {"m.relates_to": {"rel_type": kind, "event_id": target, "key": f"{self.count}"}}
+            content = {
+                "m.relates_to": {"rel_type": kind, "event_id": target, "key": f"{self.count}"}
+            }
         self.send(who, where, content, "m.reaction" if kind == "m.annotation" else "m.room.message")
 
     @rule(who=WHO, where=ROOM)
@@ -145,14 +166,21 @@ class Towns(RuleBasedStateMachine):
     def leave(self, who: int, where: int) -> None:
         self.act(who, where, "POST", "leave", {})
 
-    @rule(who=WHO, where=ROOM, whom=WHO, what=st.sampled_from(["invite", "invite", "kick", "ban", "unban"]))
+    @rule(
+        who=WHO,
+        where=ROOM,
+        whom=WHO,
+        what=st.sampled_from(["invite", "invite", "kick", "ban", "unban"]),
+    )
     def change_membership(self, who: int, where: int, whom: int, what: str) -> None:
         self.act(who, where, "POST", what, {"user_id": self.people[whom].user_id})
 
     @rule(who=LOCAL, where=ROOM)
     def knock(self, who: int, where: int) -> None:
         if where < len(self.rooms):
-            self.note("knock", self.people[who].start("POST", f"{V3}/knock/{self.rooms[where]}", {}))
+            self.note(
+                "knock", self.people[who].start("POST", f"{V3}/knock/{self.rooms[where]}", {})
+            )
 
     @rule(
         where=ROOM,
@@ -162,7 +190,8 @@ class Towns(RuleBasedStateMachine):
         value=NUMBER,
     )
     def put_out(self, where: int, whom: int, out: str, then: str, value: int) -> None:
-        """Somebody goes, others change the room's state, and something becomes of the membership that is not one any more."""
+        """Somebody goes, others change the room's state, and something becomes of the membership
+        that is not one any more."""
         other = (whom + 1) % 3
         if out == "leave":
             self.leave(whom, where)
@@ -195,7 +224,8 @@ class Towns(RuleBasedStateMachine):
         where=ROOM,
         value=NUMBER,
         type=st.sampled_from(
-            ["org.example.thing"] * 3 + ["m.room.name", "m.room.topic", "m.room.join_rules", "m.room.avatar"]
+            ["org.example.thing"] * 3
+            + ["m.room.name", "m.room.topic", "m.room.join_rules", "m.room.avatar"]
         ),
     )
     def set_state(self, who: int, where: int, value: int, type: str) -> None:
@@ -212,11 +242,17 @@ class Towns(RuleBasedStateMachine):
     @rule(who=WHO, where=ROOM, levels=st.tuples(*[st.sampled_from([0, 50, 100])] * 3))
     def set_levels(self, who: int, where: int, levels: tuple[int, int, int]) -> None:
         if where < len(self.rooms):
-            answer = self.people[who].get(f"{V3}/rooms/{self.rooms[where]}/state/m.room.power_levels")
+            answer = self.people[who].get(
+                f"{V3}/rooms/{self.rooms[where]}/state/m.room.power_levels"
+            )
             if answer.status == 200:
                 others = [user for at, user in enumerate(self.people) if at != where % 2]
-                users = answer.json["users"] | {u.user_id: level for u, level in zip(others, levels, strict=True)}
-                self.act(who, where, "PUT", "state/m.room.power_levels/", {**answer.json, "users": users})
+                users = answer.json["users"] | {
+                    u.user_id: level for u, level in zip(others, levels, strict=True)
+                }
+                self.act(
+                    who, where, "PUT", "state/m.room.power_levels/", {**answer.json, "users": users}
+                )
 
     @rule(who=WHO, where=ROOM, value=NUMBER)
     def set_profile(self, who: int, where: int, value: int) -> None:
@@ -224,17 +260,30 @@ class Towns(RuleBasedStateMachine):
         content = {"membership": "join", "displayname": f"{value}"}
         self.act(who, where, "PUT", f"state/m.room.member/{user.user_id}", content)
 
-    @rule(who=WHO, where=ROOM, value=st.sampled_from(["joined", "shared", "invited", "world_readable"]))
+    @rule(
+        who=WHO,
+        where=ROOM,
+        value=st.sampled_from(["joined", "shared", "invited", "world_readable"]),
+    )
     def set_visibility(self, who: int, where: int, value: str) -> None:
-        self.act(who, where, "PUT", "state/m.room.history_visibility/", {"history_visibility": value})
+        self.act(
+            who, where, "PUT", "state/m.room.history_visibility/", {"history_visibility": value}
+        )
 
     @rule(who=WHO, where=ROOM, value=NUMBER)
     def redact(self, who: int, where: int, value: int) -> None:
         self.act(who, where, "PUT", f"redact/{self.any_event(where, value)}/{self.count}", {})
 
-    @rule(who=WHO, where=ROOM, value=NUMBER, kind=st.sampled_from(["m.read", "m.read", "m.read.private"]))
+    @rule(
+        who=WHO,
+        where=ROOM,
+        value=NUMBER,
+        kind=st.sampled_from(["m.read", "m.read", "m.read.private"]),
+    )
     def read(self, who: int, where: int, value: int, kind: str) -> None:
-        body = ({}, {}, {"thread_id": "main"}, {"thread_id": self.any_event(where, value + 1)})[value % 4]
+        body = ({}, {}, {"thread_id": "main"}, {"thread_id": self.any_event(where, value + 1)})[
+            value % 4
+        ]
         self.act(who, where, "POST", f"receipt/{kind}/{self.any_event(where, value)}", body)
 
     @rule(who=WHO, where=ROOM, typing=st.booleans())
@@ -278,14 +327,18 @@ class Towns(RuleBasedStateMachine):
         order=st.integers(0, 2**16),
         value=NUMBER,
     )
-    def fork(self, where: int, who: int, ours: str, theirs: str, meanwhile: int, order: int, value: int) -> None:
+    def fork(
+        self, where: int, who: int, ours: str, theirs: str, meanwhile: int, order: int, value: int
+    ) -> None:
         """Both sides change the same while they do not hear of each other."""
         self.network.hold()
         for side, what in ((3, theirs), (who, ours), (0, "thing")):
             if what == "level":
                 self.set_levels(side, where, ((0, 50, 100)[value % 3], 100, 50))
             elif what in ("thing", "name"):
-                self.set_state(side, where, 2 * side, "m.room.name" if what == "name" else "org.example.thing")
+                self.set_state(
+                    side, where, 2 * side, "m.room.name" if what == "name" else "org.example.thing"
+                )
             elif what == "say":
                 self.say(side, where, 0)
             elif what == "leave":
@@ -313,7 +366,9 @@ class Towns(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.network.clock.advance(1)  # as it takes: of a room, the moment of its making is a part of the name
+        self.network.clock.advance(
+            1
+        )  # as it takes: of a room, the moment of its making is a part of the name
         server = self.network.rebuild(NORTH)
         for user in self.people[:3]:
             user.server = server
@@ -339,14 +394,21 @@ class Towns(RuleBasedStateMachine):
     def send(self, who: int, where: int, content: Any, type: str = "m.room.message") -> None:
         self.count += 1
         pending = self.act(who, where, "PUT", f"send/{type}/{self.count}", content)
-        if pending is not None and pending.done and pending.answer.status == 200 and type == "m.room.message":
+        if (
+            pending is not None
+            and pending.done
+            and pending.answer.status == 200
+            and type == "m.room.message"
+        ):
             self.sent.setdefault(self.rooms[where], []).append(pending.answer.json["event_id"])
 
     def any_event(self, where: int, value: int) -> str:
         sent = self.sent.get(self.rooms[where], []) if where < len(self.rooms) else []
         return sent[-1 - value % min(len(sent), 4)] if sent else "$unknown"
 
-    def act(self, who: int, where: int, method: str, path: str, body: Any, query: str = "") -> Pending | None:
+    def act(
+        self, who: int, where: int, method: str, path: str, body: Any, query: str = ""
+    ) -> Pending | None:
         if where >= len(self.rooms):
             return None
         self.count += 1
@@ -362,7 +424,10 @@ class Towns(RuleBasedStateMachine):
 
     def is_done(self, what: str, pending: Pending) -> bool:
         if pending.done:
-            assert pending.answer.status in (200, 400, 403, 404, 502, 504), (what, pending.answer.body)
+            assert pending.answer.status in (200, 400, 403, 404, 502, 504), (
+                what,
+                pending.answer.body,
+            )
         return pending.done
 
     def settle(self) -> None:
@@ -393,7 +458,9 @@ class Towns(RuleBasedStateMachine):
             for client in self.clients:
                 client.catch_up()
         for client in self.clients:
-            self.departures.check(client.user.user_id, [(id, room.state) for id, room in client.rooms.items()])
+            self.departures.check(
+                client.user.user_id, [(id, room.state) for id, room in client.rooms.items()]
+            )
         for client in self.v3:
             client.check()
         for sliding in self.sliding:

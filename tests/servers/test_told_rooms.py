@@ -1,6 +1,8 @@
-"""What servers tell of a room with an invite, or when somebody knocks: in new rooms it has to be signed.
+"""What servers tell of a room with an invite, or when somebody knocks: in new rooms it has to be
+signed.
 
-spec: server-server-api#put_matrixfederationv2inviteroomideventid, server-server-api#put_matrixfederationv1send_knockroomideventid
+spec: server-server-api#put_matrixfederationv2inviteroomideventid,
+server-server-api#put_matrixfederationv1send_knockroomideventid
 """
 
 from collections.abc import Mapping
@@ -9,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
-from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
 from tests.helpers.handshakes import knock_via, rooms_in_sync
 from tests.helpers.network import Network
@@ -33,11 +35,24 @@ def altered(state: list[dict[str, Any]], way: str) -> list[dict[str, Any]]:
     if way == "another content":
         return [*others, {**name, "content": {"name": "a lie"}}]
     if way == "no keys":
-        unsigned = {key: value for key, value in name.items() if key not in ("hashes", "signatures")}
+        unsigned = {
+            key: value for key, value in name.items() if key not in ("hashes", "signatures")
+        }
         draft = {**unsigned, "sender": f"@x:{EAST}", "content": {"name": "a lie"}}
-        return [*others, hash_and_sign_event(V12, draft, ServerName(EAST), SigningKey("0", b"x" * 32))]
+        return [
+            *others,
+            hash_and_sign_event(V12, draft, ServerName(EAST), SigningKey("0", b"x" * 32)),
+        ]
     assert way == "malformed"
-    return [*others, {"type": "m.room.name", "content": {"name": "a lie"}, "state_key": "", "sender": f"@x:{EAST}"}]
+    return [
+        *others,
+        {
+            "type": "m.room.name",
+            "content": {"name": "a lie"},
+            "state_key": "",
+            "sender": f"@x:{EAST}",
+        },
+    ]
 
 
 def name_told(user: User, section: str, room_id: str) -> object:
@@ -48,7 +63,8 @@ def name_told(user: User, section: str, room_id: str) -> object:
 
 
 @pytest.mark.parametrize(
-    ("way", "shown"), [("unsigned", None), ("malformed", None), ("another content", [{}]), ("no keys", [])]
+    ("way", "shown"),
+    [("unsigned", None), ("malformed", None), ("another content", [{}]), ("no keys", [])],
 )
 async def test_what_is_told_with_an_invite(network: Network, way: str, shown: object) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
@@ -73,9 +89,12 @@ async def test_what_is_told_with_an_invite(network: Network, way: str, shown: ob
 
 
 @pytest.mark.parametrize(
-    ("way", "shown"), [("unsigned", []), ("malformed", []), ("another content", [{}]), ("no keys", [])]
+    ("way", "shown"),
+    [("unsigned", []), ("malformed", []), ("another content", [{}]), ("no keys", [])],
 )
-async def test_what_is_told_of_a_room_at_which_somebody_knocks(network: Network, way: str, shown: object) -> None:
+async def test_what_is_told_of_a_room_at_which_somebody_knocks(
+    network: Network, way: str, shown: object
+) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "12", preset="private_chat", name="tea", initial_state=[KNOCK])
@@ -84,7 +103,9 @@ async def test_what_is_told_of_a_room_at_which_somebody_knocks(network: Network,
         if "/send_knock/" not in request.uri:
             return answer
         told: Mapping[str, Any] = msgspec.json.decode(answer.body)
-        body = msgspec.json.encode({"knock_room_state": altered(list(told["knock_room_state"]), way)})
+        body = msgspec.json.encode(
+            {"knock_room_state": altered(list(told["knock_room_state"]), way)}
+        )
         return WireAnswer(answer.status, answer.headers, body)
 
     network.forge(SOUTH, lie)
@@ -102,7 +123,11 @@ async def test_an_old_server_is_asked_in_the_old_way_where_that_says_enough(
 
     def old(destination: ServerName, request: WireRequest) -> WireAnswer | None:
         if destination == NORTH and "/v2/invite/" in request.uri:
-            return WireAnswer(404, {"content-type": "application/json"}, b'{"errcode":"M_NOT_FOUND","error":"What?"}')
+            return WireAnswer(
+                404,
+                {"content-type": "application/json"},
+                b'{"errcode":"M_NOT_FOUND","error":"What?"}',
+            )
         return None
 
     network.liars.append(old)

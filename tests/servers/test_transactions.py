@@ -1,4 +1,5 @@
-"""What other servers send: taken in once, in whatever order and however often it comes; nothing that is acknowledged is lost."""
+"""What other servers send: taken in once, in whatever order and however often it comes; nothing
+that is acknowledged is lost."""
 
 import tracemalloc
 from collections.abc import Mapping
@@ -10,17 +11,28 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation import receiver
+from federation.peers import event_lists
+from federation.peers.event_lists import READ_AT_ONCE, read_event, read_piece
+from federation.peers.requests import RefusedByRemote
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import RoomVersion
-from federation.receiver import FEW_VALUES, MAX_WAITING
-from federation.remote import long_lists
-from federation.remote.long_lists import READ_AT_ONCE, read_event, read_piece
-from federation.requests import RefusedByRemote
+from federation.receiver import transactions
+from federation.receiver.transactions import FEW_VALUES, MAX_WAITING
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, say, set_state, shared, texts
+from tests.helpers.federated import (
+    EAST,
+    NORTH,
+    SOUTH,
+    Side,
+    adopt,
+    create_room,
+    say,
+    set_state,
+    shared,
+    texts,
+)
 from tests.helpers.network import Network
 
 
@@ -58,7 +70,9 @@ async def test_a_repeated_transaction_changes_nothing(network: Network) -> None:
 async def test_another_transaction_under_the_same_id_is_not_looked_at(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
-    first, second = [await room.pdu(say(room.alice, room.room_id, text)) for text in ("first", "second")]
+    first, second = [
+        await room.pdu(say(room.alice, room.room_id, text)) for text in ("first", "second")
+    ]
     network.mend(NORTH, SOUTH)
     answer = await room.north.push(SOUTH, [first], txn_id="one")
 
@@ -81,8 +95,12 @@ async def test_the_same_transaction_id_of_two_servers_is_two_transactions(networ
     for one, other in ((NORTH, SOUTH), (NORTH, EAST), (SOUTH, EAST)):
         network.mend(one, other)
 
-    assert await room.north.push(SOUTH, [await room.pdu(ours)], txn_id="one") == {"pdus": {ours: {}}}
-    assert await east.push(SOUTH, [await east.pdu(room.room_id, hers)], txn_id="one") == {"pdus": {hers: {}}}
+    assert await room.north.push(SOUTH, [await room.pdu(ours)], txn_id="one") == {
+        "pdus": {ours: {}}
+    }
+    assert await east.push(SOUTH, [await east.pdu(room.room_id, hers)], txn_id="one") == {
+        "pdus": {hers: {}}
+    }
     assert set(texts(room.bob, room.room_id)) >= {"ours", "hers"}
 
 
@@ -114,7 +132,9 @@ async def test_a_body_that_is_no_transaction_is_an_error(network: Network, body:
     room = await shared(network)
 
     with pytest.raises(RefusedByRemote) as refused:
-        await room.north.federation.requests.put(ServerName(SOUTH), "/_matrix/federation/v1/send/x", body)
+        await room.north.federation.requests.put(
+            ServerName(SOUTH), "/_matrix/federation/v1/send/x", body
+        )
     assert refused.value.status == 400
 
 
@@ -123,7 +143,11 @@ async def test_one_bad_event_harms_no_other(network: Network) -> None:
     network.cut(NORTH, SOUTH)
     said = say(room.alice, room.room_id, "hello")
     good = await room.pdu(said)
-    forged = (await room.north.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "forged"})).pdu
+    forged = (
+        await room.north.build_next(
+            room.room_id, room.bob.user_id, "m.room.message", {"body": "forged"}
+        )
+    ).pdu
     network.mend(NORTH, SOUTH)
     nested: Any = []
     for _ in range(500):
@@ -157,7 +181,9 @@ async def test_content_that_was_changed_on_the_way_is_taken_away(network: Networ
     pdu = await room.pdu(said)
     network.mend(NORTH, SOUTH)
 
-    assert await room.north.push(SOUTH, [{**pdu, "content": {"body": "changed"}}]) == {"pdus": {said: {}}}
+    assert await room.north.push(SOUTH, [{**pdu, "content": {"body": "changed"}}]) == {
+        "pdus": {said: {}}
+    }
 
     stored = await room.south.find(room.room_id, said)
     assert stored is not None
@@ -181,7 +207,9 @@ async def test_an_event_without_its_senders_signature_is_refused(network: Networ
 async def test_what_may_not_be_is_rejected_and_shown_to_nobody(network: Network) -> None:
     room = await shared(network)
     levels = {"users": {room.bob.user_id: 100}}
-    bad = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.power_levels", levels, "")
+    bad = await room.south.build_next(
+        room.room_id, room.bob.user_id, "m.room.power_levels", levels, ""
+    )
 
     answer = await room.south.push(NORTH, [bad.pdu])
 
@@ -267,7 +295,9 @@ async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network)
     answer = await transactions.receive(ServerName(SOUTH), "fast", [theirs], [])
 
     assert msgspec.json.decode(answer) == {"pdus": {said: {}}}
-    assert texts(room.alice, room.room_id)[:2] == ["in time", "at once"] or texts(room.alice, room.room_id)[:2] == [
+    assert texts(room.alice, room.room_id)[:2] == ["in time", "at once"] or texts(
+        room.alice, room.room_id
+    )[:2] == [
         "at once",
         "in time",
     ]
@@ -304,7 +334,9 @@ async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Netwo
     version = (await room.north.room(room.room_id)).version
     last = await room.north.last(room.room_id)
     eve = UserID(f"@eve:{EAST}")
-    event = await east.build(version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"})
+    event = await east.build(
+        version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"}
+    )
     network.hold()
     transactions = room.north.server.app.incoming.transactions
     sent = [
@@ -314,7 +346,9 @@ async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Netwo
 
     with pytest.raises(LimitExceeded):
         await transactions.receive(ServerName(EAST), "one more", [], [])
-    assert msgspec.json.decode(await transactions.receive(ServerName(SOUTH), "another's", [], [])) == {"pdus": {}}
+    assert msgspec.json.decode(
+        await transactions.receive(ServerName(SOUTH), "another's", [], [])
+    ) == {"pdus": {}}
     network.deliver()
     assert all(each.called for each in sent)
     await transactions.receive(ServerName(EAST), "one more", [], [])
@@ -327,14 +361,23 @@ async def test_what_waits_is_not_read_yet(network: Network) -> None:
     version = (await room.north.room(room.room_id)).version
     last = await room.north.last(room.room_id)
     eve = UserID(f"@eve:{EAST}")
-    event = await east.build(version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"})
+    event = await east.build(
+        version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"}
+    )
     network.hold()
     transactions = room.north.server.app.incoming.transactions
     first = Deferred.fromCoroutine(transactions.receive(ServerName(EAST), "first", [event.pdu], []))
-    dense = b'{"edus":[{"content":{"a":[' + b"{}," * 500_000 + b'{}]}}],"pdus":[{"a":[' + b"{}," * 500_000 + b"{}]}]}"
+    dense = (
+        b'{"edus":[{"content":{"a":['
+        + b"{}," * 500_000
+        + b'{}]}}],"pdus":[{"a":['
+        + b"{}," * 500_000
+        + b"{}]}]}"
+    )
     tracemalloc.start()
     waiting = [
-        Deferred.fromCoroutine(transactions.receive_body(ServerName(EAST), f"{number}", dense)) for number in range(3)
+        Deferred.fromCoroutine(transactions.receive_body(ServerName(EAST), f"{number}", dense))
+        for number in range(3)
     ]
     for _ in range(10):
         network.clock.advance(0)
@@ -348,7 +391,9 @@ async def test_what_waits_is_not_read_yet(network: Network) -> None:
     assert all(each.called for each in (first, *waiting))
 
 
-async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(network: Network) -> None:
+async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
+    network: Network,
+) -> None:
     room = await shared(network)
     taken: list[int] = []
 
@@ -375,7 +420,11 @@ async def test_a_name_may_be_written_in_any_way_and_nothing_is_acknowledged_that
     pdu = await room.pdu(say(room.alice, room.room_id, "hello"))
     network.mend(NORTH, SOUTH)
     further = msgspec.json.encode([0] * (values + 1))
-    body = b'{"further":%b,"\\u0070dus":[%b],"pd\\u0075s":[%b]}' % (further, b"", msgspec.json.encode(pdu))
+    body = b'{"further":%b,"\\u0070dus":[%b],"pd\\u0075s":[%b]}' % (
+        further,
+        b"",
+        msgspec.json.encode(pdu),
+    )
 
     sent = Deferred.fromCoroutine(
         room.north.federation.requests.put(
@@ -418,34 +467,44 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
         work.append(len(msgspec.json.encode(pdu)))
         return parse_event(version, pdu)
 
-    monkeypatch.setattr(long_lists, "_pause", pause)
-    monkeypatch.setattr(receiver, "read_event", read)
-    monkeypatch.setattr(receiver, "read_piece", read_any)
-    monkeypatch.setattr(receiver, "parse_event", parse)
+    monkeypatch.setattr(event_lists, "_pause", pause)
+    monkeypatch.setattr(transactions, "read_event", read)
+    monkeypatch.setattr(transactions, "read_piece", read_any)
+    monkeypatch.setattr(transactions, "parse_event", parse)
     dense: list[Any] = [{}] * 20_000
     pdus = [{"room_id": room_ids[number % rooms], "content": {"a": dense}} for number in range(40)]
-    body = msgspec.json.encode({"pdus": pdus, "edus": [{"edu_type": "x", "content": {"a": dense}}] * 40})
+    body = msgspec.json.encode(
+        {"pdus": pdus, "edus": [{"edu_type": "x", "content": {"a": dense}}] * 40}
+    )
     transactions = room.south.server.app.incoming.transactions
 
-    assert await transactions.receive_body(ServerName(NORTH), "x", body) == msgspec.Raw(b'{"pdus":{}}')
+    assert await transactions.receive_body(ServerName(NORTH), "x", body) == msgspec.Raw(
+        b'{"pdus":{}}'
+    )
 
     assert len([size for size in work if size]) == 120
-    turns = [sum(turn) for is_pause, turn in groupby(work, key=lambda size: not size) if not is_pause]
+    turns = [
+        sum(turn) for is_pause, turn in groupby(work, key=lambda size: not size) if not is_pause
+    ]
     assert max(turns) < 2 * READ_AT_ONCE
 
 
-async def test_an_event_of_more_values_than_any_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_lists, "read_piece", None)
+async def test_an_event_of_more_values_than_any_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_lists, "read_piece", None)
     assert read_event(msgspec.Raw(msgspec.json.encode({"a": [0] * 70_000}))) == {}
 
 
-async def test_an_ordinary_transaction_is_not_taken_apart(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_ordinary_transaction_is_not_taken_apart(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That would take ten times as long."""
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     pdus = [await room.pdu(say(room.alice, room.room_id, "one, two, " * 1000)) for _ in range(30)]
     network.mend(NORTH, SOUTH)
-    monkeypatch.setattr(receiver, "split_lists", None)
+    monkeypatch.setattr(transactions, "split_lists", None)
 
     sent = Deferred.fromCoroutine(room.north.push(SOUTH, pdus))
     network.settle()
@@ -456,7 +515,9 @@ async def test_an_ordinary_transaction_is_not_taken_apart(network: Network, monk
 
 async def test_an_ordinary_event_costs_one_write(tmp_path: Path, sqlite_template: Path) -> None:
     counter = QueryCounter()
-    network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    network = Network(
+        tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter)
+    )
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     pdus = [await room.pdu(say(room.alice, room.room_id, f"{number}")) for number in range(3)]

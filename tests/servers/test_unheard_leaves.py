@@ -1,4 +1,5 @@
-"""Who left a room stays out of it, though a colleague comes in by a server that has not heard of it yet."""
+"""Who left a room stays out of it, though a colleague comes in by a server that has not heard of it
+yet."""
 
 import pytest
 
@@ -6,7 +7,15 @@ from federation.protocol.ids import EventID, RoomID
 from federation.protocol.state_resolution import Conflicts
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
-from tests.helpers.large_rooms import MEMBERS, complete, fill, is_whole, large_room, lazily, same_state
+from tests.helpers.large_rooms import (
+    MEMBERS,
+    complete,
+    fill,
+    is_whole,
+    large_room,
+    lazily,
+    same_state,
+)
 from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, say, set_state
@@ -65,7 +74,9 @@ async def test_what_else_was_done_last_counts_too(network: Network) -> None:
     south = network.add(SOUTH)
     bob, carol = south.register("bob"), south.register("carol")
     room_id = create(
-        alice, preset="public_chat", power_level_content_override={"events_default": 0, "state_default": 0}
+        alice,
+        preset="public_chat",
+        power_level_content_override={"events_default": 0, "state_default": 0},
     )
     ok(join_via(bob, room_id, NORTH))
     set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
@@ -113,11 +124,16 @@ def test_who_left_comes_back(network: Network) -> None:
 
     assert room_id in rooms_in_sync(bob, "join")
     let_arrive(network)
-    assert members(alice, room_id) == members(bob, room_id) == {alice.user_id: "join", bob.user_id: "join"}
+    assert (
+        members(alice, room_id)
+        == members(bob, room_id)
+        == {alice.user_id: "join", bob.user_id: "join"}
+    )
 
 
 def test_who_left_does_not_come_back_uninvited(network: Network) -> None:
-    """The leave ends the right to be there, though the server that is asked believes that it is still held."""
+    """The leave ends the right to be there, though the server that is asked believes that it is
+    still held."""
     network.start_sending()
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     room_id = create(alice, preset="private_chat", invite=[bob.user_id])
@@ -220,7 +236,9 @@ async def test_who_left_does_not_come_back_in_part(network: Network) -> None:
     await same_state(alice, bob, room_id)
 
 
-async def test_of_many_who_came_since_each_is_looked_at_once(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_many_who_came_since_each_is_looked_at_once(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The state in which we left, and that which is told, differ in all of them."""
     gathered: list[int] = []
 

@@ -1,4 +1,5 @@
-"""Whom our users have verified stays verified, whatever another server says for a while about its users' keys.
+"""Whom our users have verified stays verified, whatever another server says for a while about its
+users' keys.
 
 spec: client-server-api#cross-signing, server-server-api#get_matrixfederationv1userdevicesuserid
 """
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from federation.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireAnswer, WireRequest
 from tests.helpers.federated import NORTH, SOUTH, Shared, shared
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, query, upload
 from tests.helpers.network import Network
@@ -20,19 +21,27 @@ def set_up(user: User, seed: int) -> tuple[PersonalKey, dict[str, Any]]:
     master, content = cross_signing_key(user, "master", seed)
     _, self_signing = cross_signing_key(user, "self_signing", seed + 1, master)
     user_signing, content_of_it = cross_signing_key(user, "user_signing", seed + 2, master)
-    keys = {"master_key": content, "self_signing_key": self_signing, "user_signing_key": content_of_it}
+    keys = {
+        "master_key": content,
+        "self_signing_key": self_signing,
+        "user_signing_key": content_of_it,
+    }
     assert user.post(f"{V3}/keys/device_signing/upload", keys).status == 200
     return user_signing, content
 
 
 def verify(user: User, by: PersonalKey, other: User, master: dict[str, Any]) -> None:
     (public,) = master["keys"].values()
-    answer = user.post(f"{V3}/keys/signatures/upload", {other.user_id: {public: by.sign(master, user)}})
+    answer = user.post(
+        f"{V3}/keys/signatures/upload", {other.user_id: {public: by.sign(master, user)}}
+    )
     assert answer.json == {"failures": {}}
 
 
 def has_verified(user: User, other: User) -> bool:
-    return user.user_id in query(user, other).get("master_keys", {}).get(other.user_id, {}).get("signatures", {})
+    return user.user_id in query(user, other).get("master_keys", {}).get(other.user_id, {}).get(
+        "signatures", {}
+    )
 
 
 async def verified(network: Network) -> Shared:
@@ -64,7 +73,9 @@ async def missed(room: Shared, stream_id: int) -> None:
 
 
 @pytest.mark.parametrize("other_key", [False, True], ids=["omitted", "replaced"])
-async def test_a_key_that_is_away_for_a_while_is_verified_when_it_is_back(network: Network, other_key: bool) -> None:
+async def test_a_key_that_is_away_for_a_while_is_verified_when_it_is_back(
+    network: Network, other_key: bool
+) -> None:
     room = await verified(network)
 
     def forge(request: WireRequest, answer: WireAnswer) -> WireAnswer:
@@ -105,7 +116,11 @@ def test_signatures_by_a_key_that_is_replaced_go_with_it(server: TestServer) -> 
     for seed in (2, 5):
         self_signing, signing_content = cross_signing_key(alice, "self_signing", seed, master)
         user_signing, user_content = cross_signing_key(alice, "user_signing", seed + 1, master)
-        body = {"master_key": content, "self_signing_key": signing_content, "user_signing_key": user_content}
+        body = {
+            "master_key": content,
+            "self_signing_key": signing_content,
+            "user_signing_key": user_content,
+        }
         first = alice.post(f"{V3}/keys/device_signing/upload", body)
         if first.status == 401:
             auth = {
@@ -125,10 +140,16 @@ def test_signatures_by_a_key_that_is_replaced_go_with_it(server: TestServer) -> 
             assert has_verified(alice, bob)
             since = alice.get(f"{V3}/sync").json["next_batch"]
             old = self_signing.key_id
-    asked = alice.start("POST", f"{V3}/keys/query", {"device_keys": {alice.user_id: [], bob.user_id: []}})
+    asked = alice.start(
+        "POST", f"{V3}/keys/query", {"device_keys": {alice.user_id: [], bob.user_id: []}}
+    )
     server.clock.advance(0)  # others have a turn between who is in memory and who is not
     found = asked.answer.json
-    assert old not in found["device_keys"][alice.user_id][alice.device_id]["signatures"][alice.user_id]
+    assert (
+        old not in found["device_keys"][alice.user_id][alice.device_id]["signatures"][alice.user_id]
+    )
     assert not has_verified(alice, bob)
-    changes = alice.get(f"{V3}/keys/changes?from={since}&to={alice.get(f'{V3}/sync').json['next_batch']}").json
+    changes = alice.get(
+        f"{V3}/keys/changes?from={since}&to={alice.get(f'{V3}/sync').json['next_batch']}"
+    ).json
     assert changes["changed"] == sorted([alice.user_id, bob.user_id])

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import claim_log, one_time_keys, postgres, writer
-from storage.database import PostgresConfig, SQLiteConfig, make_engine
-from storage.engine import Engine
+from storage.encryption import claim_log, one_time_keys
+from storage.engine import postgres, writer
+from storage.engine.database import PostgresConfig, SQLiteConfig, make_engine
+from storage.engine.interface import Engine
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 
@@ -46,8 +47,9 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a block that has to be read, the next two keys or three are known; who has written twice believes to be alone; claims are
-    gathered after three, and settled where they are of more than two blocks."""
+    """Of a block that has to be read, the next two keys or three are known; who has written twice
+    believes to be alone; claims are gathered after three, and settled where they are of more than
+    two blocks."""
     monkeypatch.setattr(one_time_keys, "READ_AHEAD", 40)
     monkeypatch.setattr(one_time_keys, "MOST_READ_AHEAD", 100)
     monkeypatch.setattr(writer, "LONG_ENOUGH", 2)

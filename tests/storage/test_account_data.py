@@ -2,10 +2,10 @@
 
 import pytest
 
-from storage import account_data
-from storage.account_data import AccountDataStore, AccountDataSums
-from storage.database import Database, PostgresConfig, SQLiteConfig
-from storage.streams import Change, Topic
+from storage.account_data import account_data
+from storage.account_data.account_data import AccountDataStore, AccountDataSums
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
+from storage.engine.streams import Change, Topic
 from tests.helpers.databases import QueryCounter, open_inline
 
 ALICE = "@alice:example.org"
@@ -27,15 +27,22 @@ async def test_incremental_readers_see_each_change_once(database: Database) -> N
     ]
 
     both = await store.get_account_data_since(ALICE, start, second)
-    assert (both.everywhere, both.rooms) == ({"m.direct": b'{"a":1}'}, {ROOM: {"m.tag": b'{"tags":{}}'}})
+    assert (both.everywhere, both.rooms) == (
+        {"m.direct": b'{"a":1}'},
+        {ROOM: {"m.tag": b'{"tags":{}}'}},
+    )
     later = await store.get_account_data_since(ALICE, first, second)
     assert (later.everywhere, later.rooms) == ({}, {ROOM: {"m.tag": b'{"tags":{}}'}})
-    assert (await store.get_account_data_since(ALICE, second, database.streams.current())).rooms == {}
+    assert (
+        await store.get_account_data_since(ALICE, second, database.streams.current())
+    ).rooms == {}
 
     # Changed again: told with the later position, and not with the earlier one as well.
     third = await database.write("t", store.set_entry, ALICE, None, "m.direct", b'{"a":2}')
     assert (await store.get_account_data_since(ALICE, start, second)).everywhere == {}
-    assert (await store.get_account_data_since(ALICE, second, third)).everywhere == {"m.direct": b'{"a":2}'}
+    assert (await store.get_account_data_since(ALICE, second, third)).everywhere == {
+        "m.direct": b'{"a":2}'
+    }
 
 
 async def test_a_deleted_entry_is_told_incrementally_and_absent_else(database: Database) -> None:
@@ -44,7 +51,9 @@ async def test_a_deleted_entry_is_told_incrementally_and_absent_else(database: D
     assert await database.write("t", store.remove_entry, ALICE, ROOM, "y") is None
     removed = await database.write("t", store.remove_entry, ALICE, ROOM, "x")
     assert removed is not None
-    assert (await store.get_account_data_since(ALICE, position, removed)).rooms == {ROOM: {"x": b"{}"}}
+    assert (await store.get_account_data_since(ALICE, position, removed)).rooms == {
+        ROOM: {"x": b"{}"}
+    }
     assert (await store.get_account_data(ALICE)).rooms == {}
     assert await store.get_entry(ALICE, ROOM, "x") is None
 
@@ -57,7 +66,9 @@ async def test_reading_costs_one_query(database_config: SQLiteConfig | PostgresC
         await database.write("t", store.set_entry, ALICE, f"!r{number}:example.org", "m.tag", b"{}")
     counter.clear()
     assert len((await store.get_account_data(ALICE)).rooms) == 30
-    assert len((await store.get_account_data_since(ALICE, 0, database.streams.current())).rooms) == 30
+    assert (
+        len((await store.get_account_data_since(ALICE, 0, database.streams.current())).rooms) == 30
+    )
     assert counter.queries.total() == 2
     await database.close()
 
@@ -82,20 +93,26 @@ async def test_what_a_user_keeps_is_summed_up(database: Database) -> None:
     await database.write("t", store.set_entry, ALICE, ROOM, "x", b'{"a":123}')
     await database.write("t", store.remove_entry, ALICE, None, "x")
     assert await sums() == (1, 9)
-    assert await database.read("t", store.find_growth, ALICE, None, "x", b"{}") == AccountDataSums(2, 11)
+    assert await database.read("t", store.find_growth, ALICE, None, "x", b"{}") == AccountDataSums(
+        2, 11
+    )
     await database.write("t", store.set_entry, ALICE, None, "x", b'{"a":1}')
     assert await database.read("t", store.get_sums, ALICE) == AccountDataSums(2, 16)
     await database.write("t", store.remove_account_data, ALICE)
     assert (await sums(), await sums("@bob:example.org")) == ((0, 0), (1, 2))
 
 
-async def test_what_was_deleted_stays_for_a_while(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_deleted_stays_for_a_while(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(account_data, "MOST_DELETED", 2)
     store = AccountDataStore(database)
     start = database.streams.current()
 
     async def told() -> dict[str, bytes]:
-        return (await store.get_account_data_since(ALICE, start, database.streams.current())).everywhere
+        return (
+            await store.get_account_data_since(ALICE, start, database.streams.current())
+        ).everywhere
 
     for type_ in "abcd":
         await database.write("t", store.set_entry, ALICE, None, type_, b'{"a":1}')

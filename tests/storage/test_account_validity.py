@@ -1,11 +1,13 @@
 """Until when accounts are good, and who is still to be written to."""
 
-from storage.account_validity import NO_ADDRESS, WRITTEN, AccountValidityStore, EndingRow
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database
-from storage.threepids import ThreepidRow, ThreepidStore
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.accounts.validity import NO_ADDRESS, WRITTEN, AccountValidityStore, EndingRow
+from storage.engine.database import Database
+from storage.threepids.threepids import ThreepidRow, ThreepidStore
 
-ALICE, BOB, GUEST, GONE, BRIDGED = (f"@{name}:example.org" for name in ("alice", "bob", "1", "gone", "irc_bob"))
+ALICE, BOB, GUEST, GONE, BRIDGED = (
+    f"@{name}:example.org" for name in ("alice", "bob", "1", "gone", "irc_bob")
+)
 
 
 async def filled(database: Database) -> AccountValidityStore:
@@ -28,7 +30,9 @@ async def test_people_alone_are_given_ends(database: Database) -> None:
     before = database.streams.current()
     await database.write("t", store.set_end, ALICE, 100)
     assert await database.read("t", store.get_endless, 10) == [(BOB, 2)]
-    assert await AccountStore(database).get_changed_accounts(before, database.streams.current()) == {ALICE}
+    assert await AccountStore(database).get_changed_accounts(
+        before, database.streams.current()
+    ) == {ALICE}
     assert (await AccountStore(database).get_accounts([ALICE]))[ALICE].expires_ts == 100
 
 
@@ -40,7 +44,9 @@ async def test_who_is_past_their_day_is_noted_once(database: Database) -> None:
     assert await database.write("t", store.note_over, 100, 1) == 1
     before = database.streams.current()
     assert await database.write("t", store.note_over, 100, 10) == 1
-    assert await AccountStore(database).get_changed_accounts(before, database.streams.current()) == {ALICE}
+    assert await AccountStore(database).get_changed_accounts(
+        before, database.streams.current()
+    ) == {ALICE}
     assert await database.write("t", store.note_over, 100, 10) == 0
     await database.write("t", store.set_end, ALICE, 100)  # a new end is noted anew
     assert await database.write("t", store.note_over, 100, 10) == 1
@@ -73,7 +79,9 @@ async def test_an_address_that_comes_later_gets_its_letter(database: Database) -
     assert await store.get_unwritten(100, 10) == [EndingRow(ALICE, 100)]
     await database.write("t", store.set_letter, EndingRow(ALICE, 100), WRITTEN)
     assert await database.write("t", threepids.add_threepid, address)
-    assert await database.write("t", threepids.add_threepid, ThreepidRow("email", "a@example.org", ALICE, 1, 1))
+    assert await database.write(
+        "t", threepids.add_threepid, ThreepidRow("email", "a@example.org", ALICE, 1, 1)
+    )
     assert await store.get_unwritten(100, 10) == []
 
 

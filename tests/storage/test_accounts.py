@@ -2,8 +2,8 @@
 
 from msgspec.structs import replace
 
-from storage.accounts import AccountRow, AccountStore, Standing, select_standing
-from storage.database import Database
+from storage.accounts.accounts import AccountRow, AccountStore, Standing, select_standing
+from storage.engine.database import Database
 
 ALICE = AccountRow("@alice:example.org", "hash", 1)
 
@@ -12,7 +12,9 @@ async def test_a_user_id_is_given_once(database: Database) -> None:
     store = AccountStore(database)
     assert await database.write("t", store.add_account, ALICE)
     assert not await database.write("t", store.add_account, replace(ALICE, password_hash="other"))
-    assert await store.get_accounts(["@alice:example.org", "@bob:example.org"]) == {ALICE.user_id: ALICE}
+    assert await store.get_accounts(["@alice:example.org", "@bob:example.org"]) == {
+        ALICE.user_id: ALICE
+    }
 
 
 async def test_a_hash_is_replaced_only_while_it_stands(database: Database) -> None:
@@ -23,15 +25,21 @@ async def test_a_hash_is_replaced_only_while_it_stands(database: Database) -> No
     assert (await store.get_accounts([ALICE.user_id]))[ALICE.user_id].password_hash == "new"
 
 
-async def test_a_new_password_begins_an_era_and_a_new_hash_of_the_same_does_not(database: Database) -> None:
+async def test_a_new_password_begins_an_era_and_a_new_hash_of_the_same_does_not(
+    database: Database,
+) -> None:
     store = AccountStore(database)
     await database.write("t", store.add_account, ALICE)
     await database.write("t", store.set_password_hash, ALICE.user_id, "anew", "hash")
-    assert await database.read("t", select_standing, ALICE.user_id) == Standing(0, locked=False, deactivated=False)
+    assert await database.read("t", select_standing, ALICE.user_id) == Standing(
+        0, locked=False, deactivated=False
+    )
     await database.write("t", store.set_password_hash, ALICE.user_id, "other")
     await database.write("t", store.begin_era, ALICE.user_id)
     await database.write("t", lambda txn: store.set_flags(txn, ALICE.user_id, locked=True))
-    assert await database.read("t", select_standing, ALICE.user_id) == Standing(2, locked=True, deactivated=False)
+    assert await database.read("t", select_standing, ALICE.user_id) == Standing(
+        2, locked=True, deactivated=False
+    )
     assert (await store.get_accounts([ALICE.user_id]))[ALICE.user_id].era == 2
     await database.write("t", lambda txn: store.set_deactivated(txn, ALICE.user_id, 1, erase=False))
     standing = await database.read("t", select_standing, ALICE.user_id)
@@ -50,4 +58,7 @@ async def test_flags_are_set_one_by_one_and_move_the_position(database: Database
     row = (await store.get_accounts([ALICE.user_id]))[ALICE.user_id]
     assert row == replace(ALICE, locked=True, is_admin=True)
     assert await store.get_changed_accounts(since, database.streams.current()) == {ALICE.user_id}
-    assert await store.get_changed_accounts(database.streams.current(), database.streams.current() + 9) == set()
+    assert (
+        await store.get_changed_accounts(database.streams.current(), database.streams.current() + 9)
+        == set()
+    )

@@ -1,4 +1,5 @@
-"""What a restored database forgets and asks for again; that others notice it is for `tests/servers/test_restored_backup.py`."""
+"""What a restored database forgets and asks for again; that others notice it is for
+`tests/servers/test_restored_backup.py`."""
 
 import shutil
 import sqlite3
@@ -7,15 +8,21 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from storage.after_restore import LEAP, NUMBERS, settle_restored
-from storage.claim_log import LOGGED, MOST_CLAIMS
-from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
-from storage.device_keys import DeviceKeyStore, KeyCounts, NewKeys
-from storage.device_list_log import DeviceListLog
-from storage.devices import DeviceRow, DeviceStore
-from storage.filters import FilterStore
-from storage.key_backups import KeyBackupStore
-from storage.remote_devices import RemoteDeviceStore
+from storage.devices.device_list_log import DeviceListLog
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.claim_log import LOGGED, MOST_CLAIMS
+from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, NewKeys
+from storage.encryption.key_backups import KeyBackupStore
+from storage.encryption.remote_devices import RemoteDeviceStore
+from storage.engine.database import (
+    Database,
+    PostgresConfig,
+    SQLiteConfig,
+    WriteTransaction,
+    make_engine,
+)
+from storage.filters.filters import FilterStore
+from storage.maintenance.after_restore import LEAP, NUMBERS, settle_restored
 from tests.storage.test_copy import write_config
 
 ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.example"
@@ -23,14 +30,20 @@ CURVE = "signed_curve25519"
 
 
 async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -> None:
-    devices, keys, remote = DeviceStore(database), DeviceKeyStore(database), RemoteDeviceStore(database)
+    devices, keys, remote = (
+        DeviceStore(database),
+        DeviceKeyStore(database),
+        RemoteDeviceStore(database),
+    )
 
     def fill(txn: WriteTransaction) -> None:
         for user_id, device_id in ((ALICE, "PHONE"), (ALICE, "LAPTOP"), (BOB, "PHONE")):
             devices.add_device(txn, DeviceRow(user_id, device_id, None, 1))
         for device_id in ("PHONE", "LAPTOP"):
             one_time = {(CURVE, f"{device_id}{n}"): b"{}" for n in range(250)}
-            keys.put_keys(txn, ALICE, device_id, NewKeys(b'{"keys":{}}', one_time, {(CURVE, "F"): b'"f"'}), 0)
+            keys.put_keys(
+                txn, ALICE, device_id, NewKeys(b'{"keys":{}}', one_time, {(CURVE, "F"): b'"f"'}), 0
+            )
 
     await database.write("test", fill)
     wish = (ALICE, "PHONE", CURVE)
@@ -40,7 +53,9 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
     head = await database.get_head()
     settled = await database.write("test", settle_restored)
     assert (settled.devices, settled.lists, settled.users) == (2, 1, 2)
-    assert await database.read("test", lambda txn: txn.query(LOGGED)) == [], "claims say nothing of what is gone"
+    assert await database.read("test", lambda txn: txn.query(LOGGED)) == [], (
+        "claims say nothing of what is gone"
+    )
     changed = await database.get_head()
     assert changed > head + LEAP
     # another store: nothing is left in memory
@@ -119,7 +134,9 @@ async def test_a_new_database_needs_nothing(database: Database) -> None:
     assert (settled.devices, settled.lists, settled.users) == (0, 0, 0)
 
 
-def test_the_command_wants_all_processes_stopped(postgresql: PostgresConfig, tmp_path: Path) -> None:
+def test_the_command_wants_all_processes_stopped(
+    postgresql: PostgresConfig, tmp_path: Path
+) -> None:
     config = write_config(tmp_path, "homeserver.yaml", postgresql)
     node = make_engine(postgresql).connect_node()
     assert node is not None
@@ -136,7 +153,8 @@ def test_the_command_wants_all_processes_stopped(postgresql: PostgresConfig, tmp
 def test_the_command_refuses_a_backup_that_lay_beside_the_log_of_another_file(
     sqlite: SQLiteConfig, tmp_path: Path
 ) -> None:
-    """A power failure leaves it: its pages are taken for newer ones of the file that is put there."""
+    """A power failure leaves it: its pages are taken for newer ones of the file that is put
+    there."""
     path, backup = Path(sqlite.path), tmp_path / "backup.db"
     log, index = (path.with_name(f"{path.name}-{end}") for end in ("wal", "shm"))
     config = write_config(tmp_path, "homeserver.yaml", sqlite)
@@ -149,7 +167,9 @@ def test_the_command_refuses_a_backup_that_lay_beside_the_log_of_another_file(
         for where in ("that went to the file", "that is in the log alone"):
             server.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             server.execute("BEGIN")
-            server.executemany("INSERT INTO said (text) VALUES (?)", ((f"{n} {where}" * 20,) for n in range(1000)))
+            server.executemany(
+                "INSERT INTO said (text) VALUES (?)", ((f"{n} {where}" * 20,) for n in range(1000))
+            )
             server.execute("COMMIT")
         left = log.read_bytes()
     index.unlink(missing_ok=True)

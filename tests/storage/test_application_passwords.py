@@ -1,14 +1,18 @@
 """Passwords for programs, and the sessions that they let in."""
 
-from storage.application_passwords import ApplicationPasswordRow, ApplicationPasswordStore
-from storage.database import Database
-from storage.devices import DeviceRow, DeviceSighting, DeviceStore
+from storage.devices.devices import DeviceRow, DeviceSighting, DeviceStore
+from storage.engine.database import Database
+from storage.login.application_passwords import ApplicationPasswordRow, ApplicationPasswordStore
 
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
 
-def row(password_id: str, name: str, user_id: str = ALICE, expires_ts: int | None = None) -> ApplicationPasswordRow:
-    return ApplicationPasswordRow(password_id, user_id, name, f"hash of {password_id}", 1, expires_ts)
+def row(
+    password_id: str, name: str, user_id: str = ALICE, expires_ts: int | None = None
+) -> ApplicationPasswordRow:
+    return ApplicationPasswordRow(
+        password_id, user_id, name, f"hash of {password_id}", 1, expires_ts
+    )
 
 
 async def test_names_are_of_one_user(database: Database) -> None:

@@ -1,4 +1,5 @@
-"""The index of auth chains gives what walking event by event gives, on any graph and in whatever portions it was made."""
+"""The index of auth chains gives what walking event by event gives, on any graph and in whatever
+portions it was made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.auth_chains import AuthChainStore, AuthChainTooLong, AuthNode, UnknownAuthEvent
-from storage.database import Database, Transaction
+from storage.engine.database import Database, Transaction
+from storage.events.auth_chains import AuthChainStore, AuthChainTooLong, AuthNode, UnknownAuthEvent
 
 FIRST_NIDS = count(1, 1000)
 """Each example has event_nids of its own, so that all can use one database."""
@@ -25,7 +26,9 @@ class Graph:
 
 MOST_EVENTS = 24
 COUNTS = st.integers(1, MOST_EVENTS)
-EARLIER = [st.lists(st.integers(0, nid - 1), max_size=4, unique=True) for nid in range(1, MOST_EVENTS)]
+EARLIER = [
+    st.lists(st.integers(0, nid - 1), max_size=4, unique=True) for nid in range(1, MOST_EVENTS)
+]
 PLACES = [st.sampled_from(range(count)) for count in range(1, 6)]
 PORTIONS = st.lists(st.integers(1, 10), max_size=6)
 
@@ -68,7 +71,9 @@ async def add(database: Database, store: AuthChainStore, graph: Graph, first: in
         nodes = nodes[size:]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(graphs(), st.lists(EVENTS, min_size=2, max_size=3), EVENTS)
 async def test_the_index_answers_as_the_walk_does(
     database: Database, graph: Graph, sets: list[set[int]], common: set[int]
@@ -99,7 +104,9 @@ async def test_the_index_answers_as_the_walk_does(
     agreed = there(set.intersection(*states))
     disputed = [there(state) - agreed for state in states]
     likely = sorted(agreed)[:1]
-    lazily = await database.read("lazily", store.get_difference_of_disputed_in, disputed, likely, agreed.intersection)
+    lazily = await database.read(
+        "lazily", store.get_difference_of_disputed_in, disputed, likely, agreed.intersection
+    )
     assert lazily == there(difference)
 
     below = walk(nodes, a)
@@ -109,7 +116,8 @@ async def test_the_index_answers_as_the_walk_does(
 
 
 def room_of(members: int) -> list[AuthNode]:
-    """Create (1), its creator's membership (2), power levels (3), join rules (4), then members who cite all these."""
+    """Create (1), its creator's membership (2), power levels (3), join rules (4), then members who
+    cite all these."""
     start = [AuthNode(1, []), AuthNode(2, [1]), AuthNode(3, [1, 2]), AuthNode(4, [1, 2, 3])]
     return start + [AuthNode(nid, [1, 3, 4]) for nid in range(5, 5 + members)]
 
@@ -124,7 +132,8 @@ async def test_a_member_costs_a_place_and_a_link(database: Database) -> None:
         links = txn.query("SELECT COUNT(*) FROM auth_chain_links WHERE chain > 4")
         return (*places[0], links[0][0])
 
-    # the second membership of a user joins the chain of the first, and all its citations follow from that
+    # the second membership of a user joins the chain of the first, and all its citations follow
+    # from that
     assert await database.read("count", count_rows) == (55, 54, 50)
 
 
@@ -132,7 +141,11 @@ async def test_a_large_room_in_agreement_costs_little(database: Database) -> Non
     store = AuthChainStore(database)
     nodes = room_of(3000)
     # two power levels that disagree, one of which has a successor
-    nodes += [AuthNode(5001, [1, 2, 3], 3), AuthNode(5002, [1, 2, 3], 3), AuthNode(5003, [1, 2, 5002], 5002)]
+    nodes += [
+        AuthNode(5001, [1, 2, 3], 3),
+        AuthNode(5002, [1, 2, 3], 3),
+        AuthNode(5003, [1, 2, 5002], 5002),
+    ]
     await database.write("add", store.add, nodes)
     agreed = {nid for nid in range(1, 3005) if nid != 3}
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from storage.database import DatabaseUnavailable, WriteTransaction
-from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
-from storage.writer import LONG_ENOUGH
+from storage.engine.database import DatabaseUnavailable, WriteTransaction
+from storage.engine.writer import LONG_ENOUGH
+from storage.rooms.sent_transactions import AlreadySent, SentTransaction, add_transaction
 from tests.storage.test_steady_writer import INSERT, nodes, put_later, settle, write
 from tests.storage.test_trusting_writer import INSERT_ONE
 from tests.storage.test_writer import Stepped, put, stepped
@@ -19,7 +19,8 @@ __all__ = ["nodes", "stepped"]
 def test_a_write_that_fails_at_its_end_or_before_its_begin_is_the_one_that_is_undone(
     stepped: Stepped, breaks: str
 ) -> None:
-    """What it had asked before was answered; and of a message that makes no sense the server does nothing at all."""
+    """What it had asked before was answered; and of a message that makes no sense the server does
+    nothing at all."""
     settle(stepped)
     write(stepped, "there", put("there"))
 
@@ -41,7 +42,9 @@ def test_a_write_that_fails_at_its_end_or_before_its_begin_is_the_one_that_is_un
 
 
 @pytest.mark.parametrize("company", [False, True], ids=["alone", "among others"])
-def test_who_fails_after_what_was_taken_for_granted_fails_for_what_is_so(stepped: Stepped, *, company: bool) -> None:
+def test_who_fails_after_what_was_taken_for_granted_fails_for_what_is_so(
+    stepped: Stepped, *, company: bool
+) -> None:
     """A request that would be refused today is answered as before where it is a repeated one."""
     settle(stepped, LONG_ENOUGH + 1)
     write(stepped, "there", put_later("there"))
@@ -76,16 +79,27 @@ def test_who_fails_once_it_is_known_that_all_is_so_is_not_run_again(stepped: Ste
     assert (stepped.results["one"], len(tries), stepped.names()) == (ValueError, 1, ["before"])
 
 
-def test_a_request_is_not_answered_for_what_another_of_a_lost_batch_had_done(nodes: tuple[Stepped, Stepped]) -> None:
+def test_a_request_is_not_answered_for_what_another_of_a_lost_batch_had_done(
+    nodes: tuple[Stepped, Stepped],
+) -> None:
     """The second found it done by the first, which nobody knows to be there."""
     node, _ = nodes
     settle(node)
     request = SentTransaction("@a:b", "A", "PUT /send", "1")
-    note: Callable[[WriteTransaction], Any] = lambda txn: add_transaction(txn, request, None, b"{}", 0)  # noqa: E731
+    note: Callable[[WriteTransaction], Any] = lambda txn: add_transaction(
+        txn, request, None, b"{}", 0
+    )  # noqa: E731
     node.queue("first", note)
     node.queue("again", note)
-    node.queue("lose", lambda txn: txn.execute_later("SELECT pg_terminate_backend(pg_backend_pid())"))
+    node.queue(
+        "lose", lambda txn: txn.execute_later("SELECT pg_terminate_backend(pg_backend_pid())")
+    )
     node.step()
-    assert node.results["first"] is node.results["again"] is node.results["lose"] is DatabaseUnavailable
+    assert (
+        node.results["first"]
+        is node.results["again"]
+        is node.results["lose"]
+        is DatabaseUnavailable
+    )
     assert write(node, "later", note) is None, "it was not done"
     assert write(node, "later again", note) is AlreadySent

@@ -1,5 +1,5 @@
-"""The log of claims of one-time keys, and what is known of the keys that come next, by themselves; and what an upgrade and a copy of the
-database make of them."""
+"""The log of claims of one-time keys, and what is known of the keys that come next, by themselves;
+and what an upgrade and a copy of the database make of them."""
 
 import json
 import struct
@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import claim_log, one_time_keys
-from storage.claim_log import LOGGED
-from storage.copy import copy_database
-from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
-from storage.device_keys import NewKeys
-from storage.engine import Connection
-from storage.keys_ahead import BYTES_BESIDE, MOST_WITHOUT, KeyRun, KeysAhead
+from storage.encryption import claim_log, one_time_keys
+from storage.encryption.claim_log import LOGGED
+from storage.encryption.device_keys import NewKeys
+from storage.encryption.keys_ahead import BYTES_BESIDE, MOST_WITHOUT, KeyRun, KeysAhead
+from storage.engine.database import PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
+from storage.engine.interface import Connection
+from storage.maintenance.copy import copy_database
 from tests.helpers.databases import PostgresTemplates, database_before
 from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, content, wishes_for
 
@@ -44,10 +44,16 @@ def test_what_is_read_of_some_blocks_is_what_all_of_the_log_says_of_them(
         (position, position * 10, b"".join([struct.pack(">qH", *mark) for mark in marks.items()]))
         for position, marks in enumerate(claims)
     ]
-    latest = {block: (taken, position * 10) for position, marks in enumerate(claims) for block, taken in marks.items()}
+    latest = {
+        block: (taken, position * 10)
+        for position, marks in enumerate(claims)
+        for block, taken in marks.items()
+    }
     random.shuffle(rows)
     assert claim_log.read_marks(rows) == latest
-    assert claim_log.find_marks(rows, wanted) == {block: latest[block] for block in wanted & latest.keys()}
+    assert claim_log.find_marks(rows, wanted) == {
+        block: latest[block] for block in wanted & latest.keys()
+    }
 
 
 def make_transaction() -> WriteTransaction:
@@ -56,7 +62,10 @@ def make_transaction() -> WriteTransaction:
 
 
 def test_what_is_known_is_bounded_and_of_whom_nothing_came_for_longest_goes_first() -> None:
-    ahead, txn = KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10 + sum(map(getsizeof, ("a", "", ""))))), make_transaction()
+    ahead, txn = (
+        KeysAhead(most_bytes=3 * (BYTES_BESIDE + 10 + sum(map(getsizeof, ("a", "", ""))))),
+        make_transaction(),
+    )
     run = KeyRun(1, 0, 2, 5, b"12345" * 2)
 
     def known() -> str:
@@ -97,7 +106,9 @@ def test_what_is_known_is_bounded_however_long_the_names_are(more: str) -> None:
 
 
 @pytest.mark.parametrize("more", ["", "x" * 600, "x" * 100_000])
-def test_of_whom_it_is_known_that_none_is_left_is_bounded_however_many_names_are_made_up(more: str) -> None:
+def test_of_whom_it_is_known_that_none_is_left_is_bounded_however_many_names_are_made_up(
+    more: str,
+) -> None:
     ahead, txn = KeysAhead(), make_transaction()
     txn.stretch = 1
     tracemalloc.start()
@@ -119,7 +130,9 @@ def count_logged(node: Node) -> int:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def not_yet(request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates) -> Iterator[Config]:
+def not_yet(
+    request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
+) -> Iterator[Config]:
     """A database without any table."""
     if request.param == "sqlite":
         yield SQLiteConfig(str(tmp_path / "homeserver.db"))
@@ -139,7 +152,15 @@ def test_what_lay_in_the_log_before_claims_were_gathered_holds(
             writer.execute(
                 "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
                 " VALUES (?, ?, ?, ?, 5, ?, ?, ?)",
-                (ALICE, device_id, ALGORITHM, block_nid, len(slots[0]), json.dumps(names), b"".join(slots)),
+                (
+                    ALICE,
+                    device_id,
+                    ALGORITHM,
+                    block_nid,
+                    len(slots[0]),
+                    json.dumps(names),
+                    b"".join(slots),
+                ),
             )
             writer.execute("INSERT INTO one_time_key_marks VALUES (?, 7, ?)", (block_nid, settled))
         for position, marks in [(8, {1: 2, 2: 1}), (9, {1: 3})]:
@@ -150,7 +171,9 @@ def test_what_lay_in_the_log_before_claims_were_gathered_holds(
     node = Node(not_yet, monkeypatch)
     assert count_logged(node) == 2
     assert [node.count(device_id) for device_id in "ABC"] == [2, 4, 3]
-    (given,) = node.run(node.store.do_claim([(ALICE, device_id, ALGORITHM) for device_id in "ABC"], 1000))
+    (given,) = node.run(
+        node.store.do_claim([(ALICE, device_id, ALGORITHM) for device_id in "ABC"], 1000)
+    )
     assert [key and key.partition(b":")[0] for key in given] == [b'"A3"', b'"B1"', b'"C2"']
     assert [node.count(device_id) for device_id in "ABC"] == [1, 3, 2]
     node.close()
@@ -159,7 +182,11 @@ def test_what_lay_in_the_log_before_claims_were_gathered_holds(
 @pytest.mark.usefixtures("short_runs")
 @pytest.mark.parametrize("to_postgres", [True, False])
 def test_a_log_that_is_copied_to_the_other_database_holds_there(
-    sqlite: SQLiteConfig, postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch, *, to_postgres: bool
+    sqlite: SQLiteConfig,
+    postgresql: PostgresConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    to_postgres: bool,
 ) -> None:
     source, target = (sqlite, postgresql) if to_postgres else (postgresql, sqlite)
     node = Node(source, monkeypatch)
@@ -193,8 +220,12 @@ def test_claims_of_many_devices_are_gathered_however_few_a_process_has_seen_of_t
         for device_id in devices:
             node.upload(device_id, ["a"])
         assert node.claim(*devices) == ["a", "a"]
-        (rows,) = node.run(node.database.read("read", lambda txn: txn.query("SELECT marks FROM key_claims")))
-        assert sum(len(marks) for (marks,) in rows) <= (claim_log.MOST_MARKS + len(devices) - 1) * 10, "bytes"
+        (rows,) = node.run(
+            node.database.read("read", lambda txn: txn.query("SELECT marks FROM key_claims"))
+        )
+        assert (
+            sum(len(marks) for (marks,) in rows) <= (claim_log.MOST_MARKS + len(devices) - 1) * 10
+        ), "bytes"
         if restarts:
             node = node.restarted()
     node.close()
@@ -205,7 +236,8 @@ def test_claims_of_many_devices_are_gathered_however_few_a_process_has_seen_of_t
 def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploaded(
     database_config: Config, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Of a device that adds a key whenever one was given out a claim has to read what comes next."""
+    """Of a device that adds a key whenever one was given out a claim has to read what comes
+    next."""
     monkeypatch.setattr(claim_log, "MOST_CLAIMS", 100)
     monkeypatch.setattr(claim_log, "MOST_MARKS", 1000)
     node, other = Node(database_config, monkeypatch), Node(database_config, monkeypatch)
@@ -294,7 +326,9 @@ def test_of_whom_keys_were_taken_that_had_been_read_the_rest_is_read(
 
 
 @pytest.mark.usefixtures("short_runs")
-@pytest.mark.parametrize("how", ["still known", "read by the claim", "read by the upload", "settled"])
+@pytest.mark.parametrize(
+    "how", ["still known", "read by the claim", "read by the upload", "settled"]
+)
 def test_how_long_a_key_is_remembered_begins_with_its_claim_wherever_that_is_written(
     database_config: Config, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -317,7 +351,9 @@ def test_how_long_a_key_is_remembered_begins_with_its_claim_wherever_that_is_wri
         assert node.claim("Z") == [None], "it has to know what is in the log, or to settle it"
     assert count_logged(node) == (0 if how == "settled" else 3)
     for _ in range(2):
-        assert node.run(node.database.write("upload", put)) == [1], "all but one were given out no longer ago"
+        assert node.run(node.database.write("upload", put)) == [1], (
+            "all but one were given out no longer ago"
+        )
     node.close()
     other.close()
 

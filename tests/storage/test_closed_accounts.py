@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from storage.engine import Engine
+from storage.engine.interface import Engine
 from tests.helpers.databases import database_before
 
 
@@ -14,14 +14,20 @@ def test_keys_and_signatures(engine: Engine, tmp_path: Path) -> None:
                 "INSERT INTO accounts (user_id, created_ts, position, deactivated_ts) VALUES (?, 1, 1, ?)",
                 (user, closed_ts),
             )
-            writer.execute("INSERT INTO cross_signing_keys VALUES (?, 'master', ?, ?)", (user, user, b"{}"))
+            writer.execute(
+                "INSERT INTO cross_signing_keys VALUES (?, 'master', ?, ?)", (user, user, b"{}")
+            )
             for target in (user, other):
-                writer.execute("INSERT INTO key_signatures VALUES (?, 'K', ?, 'ed25519:K', '')", (target, user))
+                writer.execute(
+                    "INSERT INTO key_signatures VALUES (?, 'K', ?, 'ed25519:K', '')", (target, user)
+                )
             writer.execute("INSERT INTO user_signature_positions VALUES (?, ?, 1)", (user, other))
     reader = engine.connect_reader()
     try:
         for table in ("key_signatures", "user_signature_positions"):
-            assert reader.query(f"SELECT DISTINCT signer_user_id FROM {table}", ()) == [(is_open,)], table
+            assert reader.query(f"SELECT DISTINCT signer_user_id FROM {table}", ()) == [
+                (is_open,)
+            ], table
         assert reader.query("SELECT user_id FROM cross_signing_keys", ()) == [(is_open,)]
         signed = reader.query("SELECT target_user_id FROM key_signatures ORDER BY 1", ())
         assert signed == [(closed,), (is_open,)], "what others have signed is theirs"

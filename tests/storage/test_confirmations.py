@@ -1,9 +1,9 @@
 """When somebody last confirmed who they are."""
 
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database
-from storage.devices import DeviceRow, DeviceStore
-from storage.uia import ConfirmationStore
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.engine.database import Database
+from storage.login.uia import ConfirmationStore
 
 ALICE = "@alice:example.org"
 

@@ -8,9 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 from homeserver.__main__ import main
-from storage.copy import CannotCopy, Step, copy_database
-from storage.copy_progress import ProgressLines
-from storage.database import Database, PostgresConfig, SQLiteConfig, Transaction, WriteTransaction, make_engine
+from storage.engine.database import (
+    Database,
+    PostgresConfig,
+    SQLiteConfig,
+    Transaction,
+    WriteTransaction,
+    make_engine,
+)
+from storage.maintenance.copy import CannotCopy, Step, copy_database
+from storage.maintenance.copy_progress import ProgressLines
 from tests.conftest import run_coroutine
 from tests.helpers.databases import PostgresTemplates, open_inline
 from tests.helpers.finding import found, index
@@ -34,7 +41,9 @@ def new_postgresql(postgres_templates: PostgresTemplates) -> Iterator[PostgresCo
     postgres_templates.drop(config)
 
 
-def copy(source: Config, target: Config, tell: Callable[[Step], None] = lambda _: None) -> dict[str, int]:
+def copy(
+    source: Config, target: Config, tell: Callable[[Step], None] = lambda _: None
+) -> dict[str, int]:
     return dict(copy_database(make_engine(source), make_engine(target), tell).tables)
 
 
@@ -45,12 +54,16 @@ def close(database: Database) -> None:
 def talk(server: TestServer) -> tuple[User, User, str, str]:
     """Two people, a room, what they said; the last message."""
     alice, bob = server.register("alice"), server.register("bob")
-    room = alice.post("/_matrix/client/v3/createRoom", {"name": "Tea", "invite": [bob.user_id]}).json["room_id"]
+    room = alice.post(
+        "/_matrix/client/v3/createRoom", {"name": "Tea", "invite": [bob.user_id]}
+    ).json["room_id"]
     assert bob.post(f"/_matrix/client/v3/join/{room}").status == 200
     sent = ""
     for number in range(3):
         content = {"msgtype": "m.text", "body": f"№ {number}\t\\ \n \N{TEACUP WITHOUT HANDLE}"}
-        answer = alice.put(f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t{number}", content)
+        answer = alice.put(
+            f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t{number}", content
+        )
         sent = answer.json["event_id"]
     assert bob.post(f"/_matrix/client/v3/rooms/{room}/receipt/m.read/{sent}").status == 200
     tag = f"/_matrix/client/v3/user/{bob.user_id}/rooms/{room}/tags/u.work"
@@ -66,7 +79,9 @@ def what_is_seen(user: User, room: str) -> dict[str, Any]:
     return joined
 
 
-def test_the_server_runs_on_the_copy(source_and_target: tuple[Config, Config], tmp_path: Path) -> None:
+def test_the_server_runs_on_the_copy(
+    source_and_target: tuple[Config, Config], tmp_path: Path
+) -> None:
     source, target = source_and_target
     database = open_inline(source)
     server = TestServer(tmp_path, database)
@@ -83,19 +98,34 @@ def test_the_server_runs_on_the_copy(source_and_target: tuple[Config, Config], t
     moved = open_inline(target)
     server = TestServer(tmp_path, moved, seed=2)
     alice, bob = (
-        User(server, {"user_id": u.user_id, "access_token": u.token, "device_id": u.device_id}) for u in (alice, bob)
+        User(server, {"user_id": u.user_id, "access_token": u.token, "device_id": u.device_id})
+        for u in (alice, bob)
     )
     assert [what_is_seen(user, room) for user in (alice, bob)] == before
     assert found(bob, "№ 2") == [last]
     again = alice.put(
-        f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t2", {"msgtype": "m.text", "body": "sent again"}
+        f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t2",
+        {"msgtype": "m.text", "body": "sent again"},
     )
-    assert again.json == {"event_id": last}, "a retried request finds the event that it made before the copy"
-    new = alice.put(f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t3", {"msgtype": "m.text", "body": "moved"})
+    assert again.json == {"event_id": last}, (
+        "a retried request finds the event that it made before the copy"
+    )
+    new = alice.put(
+        f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t3",
+        {"msgtype": "m.text", "body": "moved"},
+    )
     assert new.status == 200, new.body
-    later = bob.get(f"/_matrix/client/v3/sync?since={since}").json["rooms"]["join"][room]["timeline"]["events"]
-    assert [event["content"]["body"] for event in later] == ["moved"], "a sync token holds across the copy"
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "bob"}, "password": "wonderland"}
+    later = bob.get(f"/_matrix/client/v3/sync?since={since}").json["rooms"]["join"][room][
+        "timeline"
+    ]["events"]
+    assert [event["content"]["body"] for event in later] == ["moved"], (
+        "a sync token holds across the copy"
+    )
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "bob"},
+        "password": "wonderland",
+    }
     assert server.post("/_matrix/client/v3/login", body).status == 200
     close(moved)
 
@@ -106,11 +136,17 @@ async def fill(database: Database, tables: dict[str, list[tuple[str, str]]]) -> 
     def add(txn: WriteTransaction) -> None:
         for table, columns in tables.items():
             values = [
-                7 if kind in ("BIGINT", "INTEGER") else b"\0\xff\\" if kind in ("BLOB", "BYTEA") else "a\0\\N\t\n\r\\"
+                7
+                if kind in ("BIGINT", "INTEGER")
+                else b"\0\xff\\"
+                if kind in ("BLOB", "BYTEA")
+                else "a\0\\N\t\n\r\\"
                 for _, kind in columns
             ]
             names = ", ".join(name for name, _ in columns)
-            txn.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})", values)
+            txn.execute(
+                f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})", values
+            )
 
     await database.write("fill", add)
 
@@ -131,7 +167,9 @@ async def columns_of(database: Database) -> dict[str, list[tuple[str, str]]]:
     return tables
 
 
-async def everything(database: Database, tables: dict[str, list[tuple[str, str]]]) -> dict[str, list[Any]]:
+async def everything(
+    database: Database, tables: dict[str, list[tuple[str, str]]]
+) -> dict[str, list[Any]]:
     def read(txn: Transaction) -> dict[str, list[Any]]:
         return {
             table: txn.query(f"SELECT {', '.join(name for name, _ in columns)} FROM {table}")
@@ -155,7 +193,10 @@ async def test_every_table_of_the_schema_is_copied(
     after = await everything(copied, tables)
     await copied.close()
     as_postgres_has_it = {
-        table: [tuple(v.replace("\0", "\U0010ffff") if isinstance(v, str) else v for v in row) for row in rows]
+        table: [
+            tuple(v.replace("\0", "\U0010ffff") if isinstance(v, str) else v for v in row)
+            for row in rows
+        ]
         for table, rows in before.items()
     }
     assert after == as_postgres_has_it
@@ -180,7 +221,9 @@ async def write_only(database: Database, add: Callable[[WriteTransaction], None]
     await database.write("fill", add)
 
 
-def test_many_rows_go_in_batches_and_progress_is_told(sqlite: SQLiteConfig, new_postgresql: PostgresConfig) -> None:
+def test_many_rows_go_in_batches_and_progress_is_told(
+    sqlite: SQLiteConfig, new_postgresql: PostgresConfig
+) -> None:
     database = open_inline(sqlite)
     count_accounts(database, 1234)
     close(database)
@@ -201,7 +244,9 @@ def test_many_rows_go_in_batches_and_progress_is_told(sqlite: SQLiteConfig, new_
     assert lines[-1].endswith("about 0 s left\n")
 
 
-def test_an_interrupted_copy_leaves_nothing_and_can_be_begun_again(source_and_target: tuple[Config, Config]) -> None:
+def test_an_interrupted_copy_leaves_nothing_and_can_be_begun_again(
+    source_and_target: tuple[Config, Config],
+) -> None:
     source, target = source_and_target
     database = open_inline(source)
     count_accounts(database, 1234)
@@ -225,7 +270,9 @@ def test_a_target_with_something_in_it_is_refused(source_and_target: tuple[Confi
         copy(source, target)
 
 
-def test_a_source_that_somebody_has_open_is_refused(source_and_target: tuple[Config, Config]) -> None:
+def test_a_source_that_somebody_has_open_is_refused(
+    source_and_target: tuple[Config, Config],
+) -> None:
     source, target = source_and_target
     database = open_inline(source)
     run_coroutine(look(database), None)
@@ -239,7 +286,9 @@ async def look(database: Database) -> None:
     await database.read("look", lambda txn: txn.query("SELECT 1 FROM accounts"))
 
 
-def test_a_target_that_somebody_has_open_is_refused(sqlite: SQLiteConfig, postgresql: PostgresConfig) -> None:
+def test_a_target_that_somebody_has_open_is_refused(
+    sqlite: SQLiteConfig, postgresql: PostgresConfig
+) -> None:
     database = open_inline(postgresql)
     run_coroutine(look(database), None)
     with pytest.raises(CannotCopy, match="stop the server first"):
@@ -251,7 +300,9 @@ def forget_version(txn: WriteTransaction) -> None:
     txn.execute("DELETE FROM schema_version")
 
 
-def test_a_source_of_another_version_is_refused(sqlite: SQLiteConfig, postgresql: PostgresConfig) -> None:
+def test_a_source_of_another_version_is_refused(
+    sqlite: SQLiteConfig, postgresql: PostgresConfig
+) -> None:
     database = open_inline(sqlite)
     run_coroutine(write_only(database, forget_version), None)
     close(database)
@@ -282,7 +333,10 @@ def test_the_command(sqlite: SQLiteConfig, postgresql: PostgresConfig, tmp_path:
     database = open_inline(sqlite)
     count_accounts(database, 2)
     close(database)
-    old, new = write_config(tmp_path, "old.yaml", sqlite), write_config(tmp_path, "new.yaml", postgresql)
+    old, new = (
+        write_config(tmp_path, "old.yaml", sqlite),
+        write_config(tmp_path, "new.yaml", postgresql),
+    )
     other = write_config(tmp_path, "other.yaml", postgresql, "example.com")
 
     def run(target: Path) -> Any:

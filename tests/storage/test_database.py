@@ -3,8 +3,15 @@
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, Transaction, WriteTransaction
-from storage.streams import Change, Topic
+from storage.engine.database import (
+    Database,
+    DatabaseUnavailable,
+    PostgresConfig,
+    SQLiteConfig,
+    Transaction,
+    WriteTransaction,
+)
+from storage.engine.streams import Change, Topic
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
 
@@ -44,7 +51,9 @@ async def test_a_write_that_raises_leaves_nothing_and_announces_nothing(database
     assert [change.user_id for change in heard] == ["b"]
 
 
-async def test_a_read_sees_one_moment(database: Database, database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_a_read_sees_one_moment(
+    database: Database, database_config: SQLiteConfig | PostgresConfig
+) -> None:
     other = open_inline(database_config)
 
     def look_twice(txn: Transaction) -> tuple[list[str], list[str]]:
@@ -57,7 +66,9 @@ async def test_a_read_sees_one_moment(database: Database, database_config: SQLit
     await other.close()
 
 
-async def test_a_caller_that_gives_up_takes_nothing_with_it(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_a_caller_that_gives_up_takes_nothing_with_it(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     writer = SteppedExecutor()
     database = open_inline(database_config, writer=writer)
     gave_up = Deferred.fromCoroutine(database.write("put", put, "a", "1"))
@@ -71,7 +82,9 @@ async def test_a_caller_that_gives_up_takes_nothing_with_it(database_config: SQL
     await database.close()
 
 
-async def test_what_a_request_costs_can_be_counted(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_what_a_request_costs_can_be_counted(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     counter = QueryCounter()
     database = open_inline(database_config, counter)
     await database.write("put", put, "a", "1")

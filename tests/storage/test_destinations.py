@@ -4,25 +4,29 @@ from collections.abc import Sequence
 
 import pytest
 
-from storage.cross_signing import CrossSigningKey, CrossSigningStore
-from storage.database import Database
-from storage.destination_lists import DestinationListStore, DestinationRoom, DestinationSummary
-from storage.destinations import LEASE, Backlog, DestinationRow, DestinationStore, Word
-from storage.device_keys import DeviceKeysRow, DeviceKeyStore
-from storage.device_list_log import MOST_KEPT, DeviceListLog
-from storage.devices import DeviceRow, DeviceStore
-from storage.forgotten_destinations import Ages, ForgottenDestinationStore
-from storage.leases import LeaseStore
-from storage.outgoing_to_device import LOOK_EVERY, OutgoingToDeviceStore
-from storage.partial_rooms import begin_partial
-from storage.published_keys import PublishedKeyStore
-from storage.receipts import NewReceipt, ReceiptStore
-from storage.remote_devices import DeviceChange, RemoteDeviceStore
-from storage.room_effects import NewMembership, StateEffect, apply_effects
-from storage.room_servers import RoomServer, RoomServerStore, count_servers
-from storage.rooms import note_room
-from storage.streams import Change, Topic
-from storage.transaction import WriteTransaction
+from storage.cluster.leases import LeaseStore
+from storage.devices.device_list_log import MOST_KEPT, DeviceListLog
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.cross_signing import CrossSigningKey, CrossSigningStore
+from storage.encryption.device_keys import DeviceKeysRow, DeviceKeyStore
+from storage.encryption.outgoing_to_device import LOOK_EVERY, OutgoingToDeviceStore
+from storage.encryption.published_keys import PublishedKeyStore
+from storage.encryption.remote_devices import DeviceChange, RemoteDeviceStore
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import WriteTransaction
+from storage.federation.destination_lists import (
+    DestinationListStore,
+    DestinationRoom,
+    DestinationSummary,
+)
+from storage.federation.destinations import LEASE, Backlog, DestinationRow, DestinationStore, Word
+from storage.federation.forgotten_destinations import Ages, ForgottenDestinationStore
+from storage.persist.state_effects import NewMembership, StateEffect, apply_effects
+from storage.rooms.partial_rooms import begin_partial
+from storage.rooms.receipts import NewReceipt, ReceiptStore
+from storage.rooms.room_servers import RoomServer, RoomServerStore, count_servers
+from storage.rooms.rooms import note_room
 from tests.helpers.plans import note_plans
 
 PEER, OTHER = "peer.example", "other.example"
@@ -31,7 +35,9 @@ ALICE, BOB = "@alice:example.org", "@bob:peer.example"
 ROOM_NID = 7
 
 
-def changed(device_id: str, stream_id: int, prev_ids: Sequence[int] | None, keys: bytes = b"{}") -> DeviceChange:
+def changed(
+    device_id: str, stream_id: int, prev_ids: Sequence[int] | None, keys: bytes = b"{}"
+) -> DeviceChange:
     """What is told of a device of Bob's."""
     device = DeviceKeysRow(BOB, device_id, keys, None)
     return DeviceChange(BOB, device_id, stream_id, prev_ids, device, is_clear=True)
@@ -58,11 +64,17 @@ async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database)
 
 
 async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> None:
-    store, lists, waiting = DestinationStore(database), DestinationListStore(database), OutgoingToDeviceStore(database)
+    store, lists, waiting = (
+        DestinationStore(database),
+        DestinationListStore(database),
+        OutgoingToDeviceStore(database),
+    )
     room = (await database.write("test", note_room, "!room:example.org", "11", 1)).room_nid
     away, third = "away.example", "third.example"
     await database.write("test", count_servers, room, {PEER: 1, OTHER: 1}, {PEER: 10, OTHER: 20})
-    await store.add_failure(DestinationRow(away, 10, 20, 5000, "down"), Backlog({room: 100, 99: 100}, {ALICE: 150}))
+    await store.add_failure(
+        DestinationRow(away, 10, 20, 5000, "down"), Backlog({room: 100, 99: 100}, {ALICE: 150})
+    )
     await store.add_failure(DestinationRow(PEER, 15, 25, 6000, "slow"), Backlog())
     await database.write("test", store.set_reached, PEER, 30)
     await database.write("test", waiting.add_messages, {third: b"x"})
@@ -70,7 +82,9 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     await lease.take("me", 0, 1, by_force=True)
     await lease.renew("me", 1, 300)
 
-    first = DestinationSummary(away, 10, 20, 5000, "down", rooms_missed=2, device_lists_missed=1, told_upto=99)
+    first = DestinationSummary(
+        away, 10, 20, 5000, "down", rooms_missed=2, device_lists_missed=1, told_upto=99
+    )
     every = [
         first,
         DestinationSummary(OTHER, told_upto=300),
@@ -88,8 +102,14 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     for summary in every[1:]:
         assert await lists.get_one(summary.server) == summary
     assert await lists.get_one("nobody.example") is None
-    assert await lists.get_rooms(away, False, 0, 10) == ([DestinationRoom("!room:example.org", 100, True)], 1)
-    assert await lists.get_rooms(OTHER, False, 0, 10) == ([DestinationRoom("!room:example.org", 20, False)], 1)
+    assert await lists.get_rooms(away, False, 0, 10) == (
+        [DestinationRoom("!room:example.org", 100, True)],
+        1,
+    )
+    assert await lists.get_rooms(OTHER, False, 0, 10) == (
+        [DestinationRoom("!room:example.org", 20, False)],
+        1,
+    )
 
 
 async def test_servers_of_a_room_that_is_here_in_part_are_listed_too(database: Database) -> None:
@@ -102,10 +122,15 @@ async def test_servers_of_a_room_that_is_here_in_part_are_listed_too(database: D
         2,
     )
     assert await lists.get_one(OTHER) == DestinationSummary(OTHER)
-    assert await lists.get_rooms(OTHER, False, 0, 10) == ([DestinationRoom("!room:example.org", 30, False)], 1)
+    assert await lists.get_rooms(OTHER, False, 0, 10) == (
+        [DestinationRoom("!room:example.org", 30, False)],
+        1,
+    )
 
 
-async def test_who_has_been_heard_of_is_told_once_if_it_could_not_be_reached(database: Database) -> None:
+async def test_who_has_been_heard_of_is_told_once_if_it_could_not_be_reached(
+    database: Database,
+) -> None:
     store = DestinationStore(database)
     await store.add_failure(DestinationRow(PEER, 10, 20, 5000, "down"), Backlog())
     await store.note_heard([PEER, OTHER])
@@ -137,7 +162,9 @@ async def test_servers_are_in_a_room_as_long_as_somebody_is(database: Database) 
     store = RoomServerStore(database)
 
     async def count(changes: dict[str, int], position: int) -> None:
-        await database.write("test", count_servers, ROOM_NID, changes, dict.fromkeys(changes, position))
+        await database.write(
+            "test", count_servers, ROOM_NID, changes, dict.fromkeys(changes, position)
+        )
 
     await count({PEER: 2, OTHER: 1}, 10)
     await count({PEER: -1, OTHER: -1}, 20)
@@ -163,7 +190,9 @@ async def test_messages_wait_for_their_server_in_order(database: Database) -> No
     assert await store.get_messages(PEER, 10) == [third]
 
 
-async def test_of_a_server_that_never_comes_the_newest_messages_are_kept(database: Database) -> None:
+async def test_of_a_server_that_never_comes_the_newest_messages_are_kept(
+    database: Database,
+) -> None:
     store = OutgoingToDeviceStore(database, most_waiting=10)
     for number in range(600):
         await database.write("test", store.add_messages, {PEER: b"%d" % number})
@@ -173,7 +202,9 @@ async def test_of_a_server_that_never_comes_the_newest_messages_are_kept(databas
     assert waiting[-1].content == b"599"
 
 
-async def test_what_waits_too_long_is_removed_and_who_shares_nothing_forgotten(database: Database) -> None:
+async def test_what_waits_too_long_is_removed_and_who_shares_nothing_forgotten(
+    database: Database,
+) -> None:
     store, waiting, forgotten = (
         DestinationStore(database),
         OutgoingToDeviceStore(database),
@@ -223,7 +254,9 @@ async def test_of_one_server_a_bounded_number_of_messages_is_noted(database: Dat
     await database.write("test", note)
     rows = await database.read(
         "test",
-        lambda txn: txn.query("SELECT origin, count(*), max(received_ts) FROM received_to_device GROUP BY origin"),
+        lambda txn: txn.query(
+            "SELECT origin, count(*), max(received_ts) FROM received_to_device GROUP BY origin"
+        ),
     )
     counts = {origin: (count, latest) for origin, count, latest in rows}
     assert counts["quiet.example"] == (1, 0)
@@ -240,7 +273,9 @@ async def test_changes_of_devices_name_the_one_before(database: Database) -> Non
         devices.add_device(txn, DeviceRow(ALICE, "B", None, 1))
         keys.set_device_keys(txn, ALICE, "A", b"{}")
         keys.set_device_keys(txn, ALICE, "B", b"{}")
-        CrossSigningStore(database).set_keys(txn, {}, [CrossSigningKey(ALICE, "master", "K", b"{}")])
+        CrossSigningStore(database).set_keys(
+            txn, {}, [CrossSigningKey(ALICE, "master", "K", b"{}")]
+        )
         devices.set_display_name(txn, ALICE, "A", "Phone")
         devices.remove_devices(txn, ALICE, ["A", "B"])
 
@@ -249,9 +284,14 @@ async def test_changes_of_devices_name_the_one_before(database: Database) -> Non
     changes = await log.get_changes(ALICE, 0)
     assert [change.device_id for change in changes] == ["A", "B", None, "A", "B"]
     of_devices = [change for change in changes if change.device_id is not None]
-    assert [change.prev_id for change in of_devices] == [0, *(change.stream_id for change in of_devices[:-1])]
+    assert [change.prev_id for change in of_devices] == [
+        0,
+        *(change.stream_id for change in of_devices[:-1]),
+    ]
     assert await log.get_stream_id(ALICE) == of_devices[-1].stream_id
-    assert await log.get_changed_users(before, database.streams.current()) == {ALICE: changes[0].stream_id}
+    assert await log.get_changed_users(before, database.streams.current()) == {
+        ALICE: changes[0].stream_id
+    }
 
 
 async def test_the_latest_changes_are_kept(database: Database) -> None:
@@ -276,7 +316,9 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
 
     assert not await store.take_change(changed("B2", 6, [5]), 10, LIST_BYTES)
     assert not await store.take_change(DeviceChange(BOB, "B1", 7, [6], None, True), 10, LIST_BYTES)
-    assert [row.device_id for row in (await published.get_published([], [BOB])).devices[BOB]] == ["B2"]
+    assert [row.device_id for row in (await published.get_published([], [BOB])).devices[BOB]] == [
+        "B2"
+    ]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 7
     assert await store.take_change(changed("B3", 9, [8]), 10, LIST_BYTES)
     assert await store.get_stale("", 10) == [BOB]
@@ -329,11 +371,15 @@ async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
             before = txn.queries
             steps = ("leave", "join") if leaving else ("join",)
             members = [
-                NewMembership(each, step, each, each == ALICE, None, None) for step in steps for each in user_ids
+                NewMembership(each, step, each, each == ALICE, None, None)
+                for step in steps
+                for each in user_ids
             ]
             first = txn.allocate("event", len(members))
             position = txn.next_position(len(members))
-            effects = [(first + n, position + n, StateEffect(member)) for n, member in enumerate(members)]
+            effects = [
+                (first + n, position + n, StateEffect(member)) for n, member in enumerate(members)
+            ]
             apply_effects(txn, room_nid, effects)
             return txn.queries - before
 
@@ -380,16 +426,24 @@ async def test_a_list_of_devices_does_not_grow_for_ever(database: Database) -> N
     await store.set_list(BOB, 5, [], [], 0)
 
     for number in range(5):
-        assert not await store.take_change(changed(f"B{number}", 6 + number, [5 + number]), 3, LIST_BYTES)
+        assert not await store.take_change(
+            changed(f"B{number}", 6 + number, [5 + number]), 3, LIST_BYTES
+        )
     assert not await store.take_change(changed("B1", 20, [10], b'{"n":1}'), 3, LIST_BYTES)
 
     rows = (await published.get_published([], [BOB])).devices[BOB]
-    assert [(row.device_id, row.keys) for row in rows] == [("B0", b"{}"), ("B1", b'{"n":1}'), ("B2", b"{}")]
+    assert [(row.device_id, row.keys) for row in rows] == [
+        ("B0", b"{}"),
+        ("B1", b'{"n":1}'),
+        ("B2", b"{}"),
+    ]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 20
 
     assert not await store.take_change(changed("B1", 21, [20], b'{"n":1000}'), 3, 10)
     rows = (await published.get_published([], [BOB])).devices[BOB]
-    assert [row.device_id for row in rows] == ["B0", "B2"], "what does not fit is not what it was before"
+    assert [row.device_id for row in rows] == ["B0", "B2"], (
+        "what does not fit is not what it was before"
+    )
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
@@ -398,8 +452,12 @@ async def test_public_receipts_are_found_by_position(database: Database, kind: s
     new = NewReceipt(ROOM_NID, "!r", ALICE, kind, "", "$e", 5, 1000)
     await ReceiptStore(database).set_receipts([new, new])
 
-    found = await DestinationStore(database).get_receipts_to_send(before, database.streams.current(), 10)
-    assert [(receipt.user_id, receipt.event_id) for receipt in found] == ([(ALICE, "$e")] if kind == "m.read" else [])
+    found = await DestinationStore(database).get_receipts_to_send(
+        before, database.streams.current(), 10
+    )
+    assert [(receipt.user_id, receipt.event_id) for receipt in found] == (
+        [(ALICE, "$e")] if kind == "m.read" else []
+    )
 
 
 async def test_who_moved_is_found_without_a_look_at_all_events(
@@ -413,7 +471,9 @@ async def test_who_moved_is_found_without_a_look_at_all_events(
 async def test_who_has_left_a_room_lately_is_found_without_all_who_ever_did(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    departed = [(ROOM_NID, f"@{number}:{PEER}", "leave", number, "", number, 0) for number in range(1000)]
+    departed = [
+        (ROOM_NID, f"@{number}:{PEER}", "leave", number, "", number, 0) for number in range(1000)
+    ]
     others = [(number, BOB, "join", number, "", number, 0) for number in range(1000, 9000)]
 
     def write(txn: WriteTransaction) -> None:

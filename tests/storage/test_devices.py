@@ -2,10 +2,10 @@
 
 import pytest
 
-from storage.database import Database
-from storage.devices import HOUR_MS, DeviceRow, DeviceSighting, DeviceStore
-from storage.streams import Change, Topic
-from storage.transaction import WriteTransaction
+from storage.devices.devices import HOUR_MS, DeviceRow, DeviceSighting, DeviceStore
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import WriteTransaction
 from tests.helpers.plans import note_plans
 
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
@@ -40,10 +40,15 @@ async def test_sightings_change_nothing_else(database: Database) -> None:
     await database.write("t", store.add_device, DeviceRow(ALICE, "A", "Phone", 1))
     before = database.streams.current()
     await store.set_sightings(
-        [DeviceSighting(ALICE, "A", 5, "::1", "agent"), DeviceSighting(BOB, "gone", 5, "::1", "agent")]
+        [
+            DeviceSighting(ALICE, "A", 5, "::1", "agent"),
+            DeviceSighting(BOB, "gone", 5, "::1", "agent"),
+        ]
     )
     assert database.streams.current() == before
-    assert (await store.get_devices([ALICE, BOB])) == {ALICE: [DeviceRow(ALICE, "A", "Phone", 1, 5, "::1", "agent")]}
+    assert (await store.get_devices([ALICE, BOB])) == {
+        ALICE: [DeviceRow(ALICE, "A", "Phone", 1, 5, "::1", "agent")]
+    }
 
 
 async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Database) -> None:
@@ -51,7 +56,10 @@ async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Da
     for name in ("A", "B", "C"):
         await database.write("t", store.add_device, DeviceRow(ALICE, name, "Phone", 1))
     await store.set_sightings(
-        [DeviceSighting(ALICE, "A", 5, "::1", "agent"), DeviceSighting(ALICE, "B", 7, "::2", "other agent")]
+        [
+            DeviceSighting(ALICE, "A", 5, "::1", "agent"),
+            DeviceSighting(ALICE, "B", 7, "::2", "other agent"),
+        ]
     )
     assert await store.forget_addresses(5, 10) == 0
     assert await store.forget_addresses(6, 10) == 1
@@ -62,26 +70,38 @@ async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Da
         DeviceRow(ALICE, "C", "Phone", 1),
     ]
     await store.set_sightings(
-        [DeviceSighting(ALICE, "A", 5, "::4", "agent"), DeviceSighting(ALICE, "A", 6, "::3", "agent")]
+        [
+            DeviceSighting(ALICE, "A", 5, "::4", "agent"),
+            DeviceSighting(ALICE, "A", 6, "::3", "agent"),
+        ]
     )
     assert await store.forget_addresses(8, 1) == 1
     assert await store.forget_addresses(8, 1) == 1
     assert await store.forget_addresses(8, 1) == 0
 
 
-async def test_addresses_are_forgotten_to_the_millisecond_and_the_oldest_first(database: Database) -> None:
+async def test_addresses_are_forgotten_to_the_millisecond_and_the_oldest_first(
+    database: Database,
+) -> None:
     store = DeviceStore(database)
     times = [HOUR_MS - 1, HOUR_MS, HOUR_MS + 1, 3 * HOUR_MS]
     for name, ts in zip("ABCD", times, strict=True):
         device = (
-            DeviceRow(ALICE, name, "Phone", 1, ts, "::1", "agent") if name == "B" else DeviceRow(ALICE, name, None, 1)
+            DeviceRow(ALICE, name, "Phone", 1, ts, "::1", "agent")
+            if name == "B"
+            else DeviceRow(ALICE, name, None, 1)
         )
         await database.write("t", store.add_device, device)
-    sightings = [DeviceSighting(ALICE, name, ts, "::1", "agent") for name, ts in zip("ABCD", times, strict=True)]
+    sightings = [
+        DeviceSighting(ALICE, name, ts, "::1", "agent")
+        for name, ts in zip("ABCD", times, strict=True)
+    ]
     await store.set_sightings([sightings[3], sightings[2], sightings[0]])
 
     async def left() -> str:
-        return "".join(row.device_id for row in (await store.get_devices([ALICE]))[ALICE] if row.last_seen_ip)
+        return "".join(
+            row.device_id for row in (await store.get_devices([ALICE]))[ALICE] if row.last_seen_ip
+        )
 
     assert await store.forget_addresses(HOUR_MS - 1, 10) == 0
     assert await store.forget_addresses(HOUR_MS + 1, 1) == 1

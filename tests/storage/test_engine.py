@@ -6,11 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.database import Database, SQLValue, Transaction, WriteTransaction
-from storage.engine import LARGEST_CHUNK
+from storage.engine.database import Database, SQLValue, Transaction, WriteTransaction
+from storage.engine.interface import LARGEST_CHUNK
 
 
-async def make_table(database: Database, columns: str = "id BIGINT NOT NULL PRIMARY KEY, text TEXT, raw BYTES") -> None:
+async def make_table(
+    database: Database, columns: str = "id BIGINT NOT NULL PRIMARY KEY, text TEXT, raw BYTES"
+) -> None:
     """A table `things`, with what the engine calls bytes."""
 
     def make(txn: WriteTransaction) -> None:
@@ -31,10 +33,14 @@ def everything(txn: Transaction) -> list[tuple[Any, ...]]:
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     rows=st.dictionaries(
-        st.integers(-(2**63), 2**63 - 1), st.tuples(st.none() | texts, st.none() | st.binary(max_size=300)), max_size=6
+        st.integers(-(2**63), 2**63 - 1),
+        st.tuples(st.none() | texts, st.none() | st.binary(max_size=300)),
+        max_size=6,
     )
 )
 async def test_values_come_back_as_they_were(
@@ -47,15 +53,21 @@ async def test_values_come_back_as_they_were(
     for row in expected:
 
         def find(txn: Transaction, row: tuple[SQLValue, ...] = row) -> list[tuple[Any, ...]]:
-            return txn.query("SELECT raw FROM things WHERE id = ? AND (text = ? OR text IS NULL)", row[:2])
+            return txn.query(
+                "SELECT raw FROM things WHERE id = ? AND (text = ? OR text IS NULL)", row[:2]
+            )
 
         assert await database.read_quickly("find", find) == [(row[2],)]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     rows=st.dictionaries(
-        st.integers(-(2**63), 2**63 - 1), st.tuples(st.none() | texts, st.none() | st.binary(max_size=300)), max_size=9
+        st.integers(-(2**63), 2**63 - 1),
+        st.tuples(st.none() | texts, st.none() | st.binary(max_size=300)),
+        max_size=9,
     )
 )
 async def test_rows_put_in_together_come_back_as_they_were(
@@ -72,7 +84,9 @@ async def test_rows_put_in_together_come_back_as_they_were(
 
 
 @pytest.mark.parametrize("number", [2, 20])
-async def test_a_row_that_is_there_already_undoes_all_of_its_write(database: Database, number: int) -> None:
+async def test_a_row_that_is_there_already_undoes_all_of_its_write(
+    database: Database, number: int
+) -> None:
     await make_table(database)
     await database.write("add", add, [(0, "first", None)])
 
@@ -96,13 +110,18 @@ async def test_a_statement_with_a_table_of_rows(database: Database, number: int)
         return sorted(set(txn.query_with("wanted", ("nid", "said"), rows, sql)))
 
     assert await database.read("find", find) == [(nid,) for nid in range(0, number, 2)]
-    assert await database.read("none", lambda txn: txn.query_with("wanted", ("nid",), [], "SELECT 1")) == []
+    assert (
+        await database.read("none", lambda txn: txn.query_with("wanted", ("nid",), [], "SELECT 1"))
+        == []
+    )
 
 
 async def test_truth_is_a_number(database: Database) -> None:
     await make_table(database, "id INTEGER NOT NULL, text TEXT, raw INTEGER")
     await database.write("add", add, [(True, "a", False)])
-    await database.write("add", lambda txn: txn.execute("INSERT INTO things (id, raw) VALUES (?, ?)", (2, True)))
+    await database.write(
+        "add", lambda txn: txn.execute("INSERT INTO things (id, raw) VALUES (?, ?)", (2, True))
+    )
     assert await database.read("everything", everything) == [(1, "a", 0), (2, None, 1)]
 
 
@@ -135,14 +154,20 @@ async def test_a_percent_sign_is_a_percent_sign(database: Database) -> None:
     assert await database.read("find", find) == ([(1,)], [(1,)], [(2,)])
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, LARGEST_CHUNK, LARGEST_CHUNK + 1, 3 * LARGEST_CHUNK])
+@pytest.mark.parametrize(
+    "count", [0, 1, 2, 3, 5, LARGEST_CHUNK, LARGEST_CHUNK + 1, 3 * LARGEST_CHUNK]
+)
 async def test_many_keys_are_looked_up_in_chunks(database: Database, count: int) -> None:
     await make_table(database)
-    await database.write("add", add, [(number, str(number), bytes([number % 256])) for number in range(count + 3)])
+    await database.write(
+        "add", add, [(number, str(number), bytes([number % 256])) for number in range(count + 3)]
+    )
 
     def find(txn: Transaction) -> tuple[list[Any], int]:
         keys = [*range(count), *range(count)]
-        rows = txn.query_in("SELECT id FROM things WHERE id > ? AND id IN {keys} AND id < ?", keys, (-1,), (10**6,))
+        rows = txn.query_in(
+            "SELECT id FROM things WHERE id > ? AND id IN {keys} AND id < ?", keys, (-1,), (10**6,)
+        )
         return sorted(number for (number,) in rows), txn.queries
 
     found, queries = await database.read("find", find)
@@ -157,7 +182,9 @@ async def test_keys_may_be_text_or_bytes(database: Database) -> None:
     def find(txn: Transaction) -> tuple[Any, ...]:
         return (
             txn.query_in("SELECT id FROM things WHERE text IN {keys}", {"y", "z", "%s"}),
-            txn.query_in("SELECT id FROM things WHERE raw IN {keys} ORDER BY id", [b"\x00\xff", b"", b"?"]),
+            txn.query_in(
+                "SELECT id FROM things WHERE raw IN {keys} ORDER BY id", [b"\x00\xff", b"", b"?"]
+            ),
         )
 
     assert await database.read("find", find) == ([(2,)], [(1,), (2,)])
@@ -171,12 +198,19 @@ async def test_rows_written_at_once_keep_their_order_when_they_meet(database: Da
             "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text",
             [(1, "first"), (2, "other"), (1, "last")],
         )
-        txn.execute_many("INSERT INTO things (id, text) VALUES (?, 'kept') ON CONFLICT DO NOTHING", [(2,), (3,), (3,)])
+        txn.execute_many(
+            "INSERT INTO things (id, text) VALUES (?, 'kept') ON CONFLICT DO NOTHING",
+            [(2,), (3,), (3,)],
+        )
         txn.execute_many("UPDATE things SET raw = ? WHERE id = ?", [(b"1", 1), (b"2", 2)])
         txn.execute_many("DELETE FROM things WHERE id = ?", [])
 
     await database.write("upsert", upsert)
-    assert await database.read("everything", everything) == [(1, "last", b"1"), (2, "other", b"2"), (3, "kept", None)]
+    assert await database.read("everything", everything) == [
+        (1, "last", b"1"),
+        (2, "other", b"2"),
+        (3, "kept", None),
+    ]
 
 
 async def test_execute_counts_and_returning_returns(database: Database) -> None:
@@ -222,20 +256,33 @@ async def test_one_statement_finds_the_rows_of_each_row_of_arguments(database: D
     people = ["a%", "b?", "c"]
     rows: list[tuple[SQLValue, ...]] = [(at, people[at % 3], bytes([at % 256])) for at in range(30)]
     await database.write("add", add, rows)
-    asked = [(text, after, limit) for text in (*people, "nobody") for after in (-1, 10) for limit in (2, 100)]
+    asked = [
+        (text, after, limit)
+        for text in (*people, "nobody")
+        for after in (-1, 10)
+        for limit in (2, 100)
+    ]
 
     def find(txn: Transaction) -> list[list[tuple[Any, ...]]]:
         assert txn.query_each("SELECT id FROM things WHERE id = ?", []) == []
-        return txn.query_each("SELECT id, raw FROM things WHERE text = ? AND id > ? ORDER BY id DESC LIMIT ?", asked)
+        return txn.query_each(
+            "SELECT id, raw FROM things WHERE text = ? AND id > ? ORDER BY id DESC LIMIT ?", asked
+        )
 
     expected = [
-        [(id, raw) for id, name, raw in reversed(rows) if name == text and isinstance(id, int) and id > after][:limit]
+        [
+            (id, raw)
+            for id, name, raw in reversed(rows)
+            if name == text and isinstance(id, int) and id > after
+        ][:limit]
         for text, after, limit in asked
     ]
     assert await database.read("find", find) == expected
 
 
-async def test_what_is_found_for_each_row_of_arguments_is_changed_with_the_question(database: Database) -> None:
+async def test_what_is_found_for_each_row_of_arguments_is_changed_with_the_question(
+    database: Database,
+) -> None:
     await make_table(database)
     await database.write("add", add, [(at, f"p{at % 4}", b"%d" % at) for at in range(12)])
     least = "SELECT id AS found_key, raw FROM things WHERE text = ? ORDER BY id LIMIT 1"
@@ -247,13 +294,19 @@ async def test_what_is_found_for_each_row_of_arguments_is_changed_with_the_quest
         assert txn.queries == before + bool(people)
         return found
 
-    assert await database.write("take", take, "p3", "nobody", "p1") == [[(3, b"3")], [], [(1, b"1")]]
+    assert await database.write("take", take, "p3", "nobody", "p1") == [
+        [(3, b"3")],
+        [],
+        [(1, b"1")],
+    ]
     assert await database.write("take", take, "p1") == [[(1, b"taken")]], (
         "it sees what was before, and the change of the last one"
     )
     assert await database.write("take", take, "nobody") == [[]]
     assert await database.write("take", take) == []
-    changed = await database.read("changed", lambda txn: txn.query("SELECT id FROM things WHERE raw = ?", (b"taken",)))
+    changed = await database.read(
+        "changed", lambda txn: txn.query("SELECT id FROM things WHERE raw = ?", (b"taken",))
+    )
     assert sorted(changed) == [(1,), (3,)]
 
 
@@ -272,7 +325,9 @@ async def test_what_is_changed_with_a_question_is_undone_with_its_write(database
 
     with pytest.raises(ValueError, match="no"):
         await database.write("take", take)
-    assert await database.read("read", lambda txn: txn.query("SELECT raw FROM things")) == [(b"as it was",)]
+    assert await database.read("read", lambda txn: txn.query("SELECT raw FROM things")) == [
+        (b"as it was",)
+    ]
 
 
 async def test_many_rows_of_arguments_are_asked_in_bounded_chunks(database: Database) -> None:
@@ -281,6 +336,8 @@ async def test_many_rows_of_arguments_are_asked_in_bounded_chunks(database: Data
     await database.write("add", add, [(at, "x", b"") for at in range(count)])
 
     def find(txn: Transaction) -> list[list[tuple[Any, ...]]]:
-        return txn.query_each("SELECT id FROM things WHERE id = ? AND text = ?", [(at, "x") for at in range(count)])
+        return txn.query_each(
+            "SELECT id FROM things WHERE id = ? AND text = ?", [(at, "x") for at in range(count)]
+        )
 
     assert await database.read("find", find) == [[(at,)] for at in range(count)]

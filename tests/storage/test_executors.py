@@ -12,7 +12,7 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import Clock
 
-from storage.executors import ThreadExecutor, _Worker
+from storage.engine.executors import ThreadExecutor, _Worker
 
 
 class Turns(Clock):
@@ -29,7 +29,8 @@ class Turns(Clock):
         self.readers.remove(reader)
 
     def turn(self, patience: float = 60) -> bool:
-        """Wait until something can be read, and let it be read; False if there is nothing for so long."""
+        """Wait until something can be read, and let it be read; False if there is nothing for so
+        long."""
         ready, _, _ = select(self.readers, [], [], patience)
         for reader in ready:
             reader.doRead()
@@ -96,7 +97,9 @@ def test_the_thread_that_worked_last_works_next() -> None:
     assert len(set(workers)) == 1
 
 
-def test_what_comes_while_the_reactor_is_busy_is_delivered_together_and_what_comes_then_later() -> None:
+def test_what_comes_while_the_reactor_is_busy_is_delivered_together_and_what_comes_then_later() -> (
+    None
+):
     executor, turns = open_executor(1)
     delivered: list[str] = []
     done = threading.Semaphore(0)
@@ -129,7 +132,8 @@ def test_what_comes_while_the_reactor_is_busy_is_delivered_together_and_what_com
 
 
 def test_nothing_is_rung_once_the_bell_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reactor may take what the last thread has to say while another's ringing is answered: its number may be a file's then."""
+    """The reactor may take what the last thread has to say while another's ringing is answered: its
+    number may be a file's then."""
     turns = Turns()
     executor = ThreadExecutor(cast(ReactorBase, turns), "rung", 1)
     failed: list[object] = []
@@ -195,7 +199,8 @@ def test_a_thread_that_ends_after_nobody_waits_takes_its_bell_with_it() -> None:
 
 
 def test_a_bell_that_has_not_rung_keeps_nobody() -> None:
-    """As when a connection that is closed in a turn of the reactor had its number, and something to read."""
+    """As when a connection that is closed in a turn of the reactor had its number, and something to
+    read."""
     executor, turns = open_executor(1)
     (bell,) = turns.readers
     bell.doRead()

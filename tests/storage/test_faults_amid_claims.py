@@ -1,5 +1,5 @@
-"""What is remembered of one-time keys beside the database, when writes are undone and run again: no key is given out twice, and while
-nothing is unknown each in its turn."""
+"""What is remembered of one-time keys beside the database, when writes are undone and run again: no
+key is given out twice, and while nothing is unknown each in its turn."""
 
 from collections import deque
 from collections.abc import Callable
@@ -8,28 +8,45 @@ from typing import Any, Final
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.database import WriteTransaction
-from storage.device_keys import DeviceKeyStore, NewKeys
-from storage.devices import DeviceRow, DeviceStore
-from storage.postgres import STEADY
-from storage.writer import LONG_ENOUGH
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.device_keys import DeviceKeyStore, NewKeys
+from storage.engine.database import WriteTransaction
+from storage.engine.postgres import STEADY
+from storage.engine.writer import LONG_ENOUGH
 from tests.storage.test_faults_amid_writes import FAULTS, PASSING, Faults, faulty
 from tests.storage.test_writer import Stepped
 
 __all__ = ["faulty"]
 
 ALICE: Final = "@alice:example.org"
-KINDS: Final = ["claims", "claims", "claims", "uploads", "claims, raises", "uploads, raises", "breaks", "is there"]
+KINDS: Final = [
+    "claims",
+    "claims",
+    "claims",
+    "uploads",
+    "claims, raises",
+    "uploads, raises",
+    "breaks",
+    "is there",
+]
 INSERT: Final = "INSERT INTO jobs (name, progress) VALUES ('there', '')"
 
 
-def make_write(kind: str, store: DeviceKeyStore, device_id: str, ids: list[str]) -> Callable[[WriteTransaction], Any]:
+def make_write(
+    kind: str, store: DeviceKeyStore, device_id: str, ids: list[str]
+) -> Callable[[WriteTransaction], Any]:
     def fn(txn: WriteTransaction) -> bytes | None:
         key: bytes | None = None
         if kind.startswith("claims"):
             (key,) = store.claim_keys(txn, [(ALICE, device_id, "curve")], 0)
         elif kind.startswith("uploads"):
-            store.put_keys(txn, ALICE, device_id, NewKeys(None, {("curve", each): b"{}" for each in ids}, {}), 0)
+            store.put_keys(
+                txn,
+                ALICE,
+                device_id,
+                NewKeys(None, {("curve", each): b"{}" for each in ids}, {}),
+                0,
+            )
         elif kind == "breaks":
             txn.query("SELECT 1")
             txn.execute_later(INSERT)
@@ -42,7 +59,9 @@ def make_write(kind: str, store: DeviceKeyStore, device_id: str, ids: list[str])
     return fn
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     batches=st.lists(
         st.tuples(
@@ -76,7 +95,10 @@ def test_no_key_is_given_out_twice(
     for at, (kinds, plan, steady) in enumerate(batches):
         for _ in range(STEADY + LONG_ENOUGH if steady else 0):
             run("settles", lambda txn: txn.next_position())
-        writes = [(f"{number}", kind, [f"{at}.{number}.{each}" for each in "ab"]) for number, kind in enumerate(kinds)]
+        writes = [
+            (f"{number}", kind, [f"{at}.{number}.{each}" for each in "ab"])
+            for number, kind in enumerate(kinds)
+        ]
         stepped.results.clear()
         for name, kind, ids in writes:
             stepped.queue(name, make_write(kind, store, device_id, ids))
@@ -84,7 +106,9 @@ def test_no_key_is_given_out_twice(
             faults.begin(plan)
         stepped.step()
         if faults is not None:
-            is_sure = is_sure and {fault for at, fault in plan.items() if at <= faults.sent} <= PASSING
+            is_sure = (
+                is_sure and {fault for at, fault in plan.items() if at <= faults.sent} <= PASSING
+            )
             faults.begin({})
         for name, kind, ids in writes:
             result = stepped.results[name]

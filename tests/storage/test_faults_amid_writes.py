@@ -1,5 +1,6 @@
-"""Whatever goes wrong at whatever statement of a batch: what is acknowledged is there, once; what is refused is not, and is refused for
-what it did itself; nobody is answered for what another write of the batch had done and that was undone."""
+"""Whatever goes wrong at whatever statement of a batch: what is acknowledged is there, once; what
+is refused is not, and is refused for what it did itself; nobody is answered for what another write
+of the batch had done and that was undone."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from psycopg2.errors import RaiseException
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, cursor
 
-from storage.database import (
+from storage.engine.database import (
     DatabaseUnavailable,
     PostgresConfig,
     SQLiteConfig,
@@ -22,20 +23,28 @@ from storage.database import (
     WriteTransaction,
     make_engine,
 )
-from storage.engine import Connection
-from storage.postgres import AT_ONCE, STEADY, PostgresEngine
-from storage.streams import Change, Topic
-from storage.transaction import POSITION
-from storage.writer import LONG_ENOUGH
+from storage.engine.interface import Connection
+from storage.engine.postgres import AT_ONCE, STEADY, PostgresEngine
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import POSITION
+from storage.engine.writer import LONG_ENOUGH
 from tests.conftest import run_coroutine
 from tests.storage.test_writer import Stepped
 
 INSERT: Final = "INSERT INTO jobs (name, progress) VALUES (?, '0')"
 INSERT_ONE: Final = f"{INSERT} ON CONFLICT DO NOTHING"
 MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = 'head' AND progress = ?"
-COUNT: Final = "UPDATE jobs SET progress = CAST(CAST(progress AS INTEGER) + 1 AS TEXT) WHERE name = 'count'"
+COUNT: Final = (
+    "UPDATE jobs SET progress = CAST(CAST(progress AS INTEGER) + 1 AS TEXT) WHERE name = 'count'"
+)
 
-CODES: Final = {"conflict": "40001", "refused": "P0001", "full": "53100", "cancelled": "57014", "locked": "55P03"}
+CODES: Final = {
+    "conflict": "40001",
+    "refused": "P0001",
+    "full": "53100",
+    "cancelled": "57014",
+    "locked": "55P03",
+}
 FAULTS: Final = [*CODES, "lost before", "lost after", "others"]
 PASSING: Final = {"conflict", "others"}
 """What nobody hears of who writes."""
@@ -84,10 +93,18 @@ class Faults:
         self.sent += 1
         fault = self.plan.get(self.sent)
         if fault in CODES and not message.startswith(b"ROLLBACK"):
-            begin, with_it, rest = message.partition(b"BEGIN; ")  # who refuses it is to leave it as a transaction
-            failing = b"DO $$ BEGIN RAISE EXCEPTION 'fault' USING ERRCODE = '%b'; END $$; " % CODES[fault].encode()
+            begin, with_it, rest = message.partition(
+                b"BEGIN; "
+            )  # who refuses it is to leave it as a transaction
+            failing = (
+                b"DO $$ BEGIN RAISE EXCEPTION 'fault' USING ERRCODE = '%b'; END $$; "
+                % CODES[fault].encode()
+            )
             message = failing + message if not with_it or begin else with_it + failing + rest
-        elif fault == "others" and through.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+        elif (
+            fault == "others"
+            and through.connection.info.transaction_status == TRANSACTION_STATUS_IDLE
+        ):
             counters = self.other.begin_write()
             self.other.commit({POSITION: counters.get(POSITION, 0) + 1})
         elif fault == "lost before":
@@ -106,7 +123,8 @@ class Faults:
 def faulty(
     database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Stepped, Faults | None]]:
-    """A database, and what goes wrong with its writes; None: it has no messages that could be lost."""
+    """A database, and what goes wrong with its writes; None: it has no messages that could be
+    lost."""
     faults: Faults | None = None
     if isinstance(database_config, PostgresConfig):
         faults = told = Faults(make_engine(database_config).connect_writer())
@@ -118,7 +136,11 @@ def faulty(
                 told.send(self, message, super().execute)
 
             def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-                told.send(self, sql, lambda message: super(FaultyCursor, self).copy_expert(message, file, size))
+                told.send(
+                    self,
+                    sql,
+                    lambda message: super(FaultyCursor, self).copy_expert(message, file, size),
+                )
 
         connect = PostgresEngine.open
 
@@ -137,7 +159,9 @@ def faulty(
         faults.other.close()
 
 
-def make_write(kind: str, name: str, memory: set[str], version: str) -> Callable[[WriteTransaction], str]:
+def make_write(
+    kind: str, name: str, memory: set[str], version: str
+) -> Callable[[WriteTransaction], str]:
     """A write of that kind: what it keeps has its name. `version`: where the head was read."""
 
     def fn(txn: WriteTransaction) -> str:
@@ -230,7 +254,9 @@ def select_all(txn: Transaction) -> dict[str, str]:
     return dict(txn.query("SELECT name, progress FROM jobs"))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     batches=st.lists(
         st.tuples(
@@ -278,21 +304,33 @@ def test_what_is_acknowledged_is_there_and_all_else_is_not(
             faults.begin(plan)
         stepped.step()
         is_unknown = faults is not None and faults.is_unknown
-        happened = {fault for at, fault in plan.items() if at <= faults.sent} if faults is not None else set()
+        happened = (
+            {fault for at, fault in plan.items() if at <= faults.sent}
+            if faults is not None
+            else set()
+        )
         if faults is not None:
             faults.begin({})
         after = find_all()
-        outcomes = [None if stepped.results[name] == name else stepped.results[name] for name in names]
+        outcomes = [
+            None if stepped.results[name] == name else stepped.results[name] for name in names
+        ]
         expected = expect(kinds, errors, swallows=faults is None)
         if "same" in before:
-            expected = [Repeated if kind == "same" else each for kind, each in zip(kinds, expected, strict=True)]
+            expected = [
+                Repeated if kind == "same" else each
+                for kind, each in zip(kinds, expected, strict=True)
+            ]
         for name, kind, outcome, wanted in zip(names, kinds, outcomes, expected, strict=True):
             if outcome is None:
                 assert name in after, "what is acknowledged is there"
                 done.add(name)
             else:
                 is_there = name in after
-                assert not is_there or (outcome is DatabaseUnavailable and is_unknown), (name, outcome)
+                assert not is_there or (outcome is DatabaseUnavailable and is_unknown), (
+                    name,
+                    outcome,
+                )
             if outcome is Repeated:
                 assert ("same" if kind == "same" else "there") in after, "what it repeats is there"
             if outcome is Moved:
@@ -300,14 +338,26 @@ def test_what_is_acknowledged_is_there_and_all_else_is_not(
             if happened <= PASSING:
                 assert outcome is wanted or _is_a(outcome, wanted), (name, outcome, wanted)
             elif outcome is not None:
-                assert outcome in (DatabaseUnavailable, RaiseException) or _is_a(outcome, wanted) or kind in TRUSTING
+                assert (
+                    outcome in (DatabaseUnavailable, RaiseException)
+                    or _is_a(outcome, wanted)
+                    or kind in TRUSTING
+                )
         for what, kind in (("head", "moves"), ("count", "counts")):
-            written = [name for name, each in zip(names, kinds, strict=True) if each == kind and name in after]
+            written = [
+                name
+                for name, each in zip(names, kinds, strict=True)
+                if each == kind and name in after
+            ]
             assert int(after[what]) - int(before[what]) == len(written), "each once"
         run("next", lambda txn: txn.next_position())
         assert stepped.results["next"] == stepped.database.streams.current()
-    assert [change.user_id for change in heard if change.user_id in done] == [change.user_id for change in heard]
-    assert sorted(done) == sorted([str(change.user_id) for change in heard]), "of each that was done all hear once"
+    assert [change.user_id for change in heard if change.user_id in done] == [
+        change.user_id for change in heard
+    ]
+    assert sorted(done) == sorted([str(change.user_id) for change in heard]), (
+        "of each that was done all hear once"
+    )
     positions = [change.position for change in heard]
     assert positions == sorted(set(positions))
     assert memory <= find_all().keys()

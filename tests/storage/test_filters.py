@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from storage import filters
-from storage.database import Database
-from storage.filters import FilterStore
+from storage.engine.database import Database
+from storage.filters import filters
+from storage.filters.filters import FilterStore
 
 ALICE = "@alice:example.org"
 
@@ -14,14 +14,22 @@ ALICE = "@alice:example.org"
 async def test_the_same_filter_has_the_same_number_however_large_it_is(database: Database) -> None:
     store, random = FilterStore(database), Random(1)
     large = [f'{{"x":"{random.randbytes(20_000).hex()}"}}' for _ in range(2)]
-    numbers = [await store.add_filter(ALICE, definition, 1) for definition in ("{}", *large, *large)]
+    numbers = [
+        await store.add_filter(ALICE, definition, 1) for definition in ("{}", *large, *large)
+    ]
     assert numbers == [0, 1, 2, 1, 2]
-    assert [await store.get_filter_id(ALICE, definition) for definition in (*large, "other")] == [(1, 1), (2, 1), None]
+    assert [await store.get_filter_id(ALICE, definition) for definition in (*large, "other")] == [
+        (1, 1),
+        (2, 1),
+        None,
+    ]
     assert await store.get_filter(ALICE, 2) == (large[1], 0)
     assert await store.add_filter("@bob:example.org", large[1], 1) == 0
 
 
-async def test_those_go_that_were_not_used_for_longest(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_those_go_that_were_not_used_for_longest(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(filters, "MOST_FILTERS", 3)
     monkeypatch.setattr(filters, "LARGEST_FILTERS", 100)
     store = FilterStore(database)
@@ -41,7 +49,9 @@ async def test_those_go_that_were_not_used_for_longest(database: Database, monke
     assert await store.add_filter("@bob:example.org", "c", 9) == 0
 
 
-async def test_what_was_never_used_goes_before_what_was(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_never_used_goes_before_what_was(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(filters, "MOST_FILTERS", 6)
     monkeypatch.setattr(filters, "MOST_FRESH", 2)
     store = FilterStore(database)
@@ -56,7 +66,14 @@ async def test_what_was_never_used_goes_before_what_was(database: Database, monk
         await store.note_used(ALICE, number, 100 + number)
     assert await store.add_filter(ALICE, "30", 200) == 30
     assert await store.add_filter(ALICE, "31", 200) == 31
-    assert await kept(store) == [26, 27, 28, 29, 30, 31]  # of two that are new neither drives the other out
+    assert await kept(store) == [
+        26,
+        27,
+        28,
+        29,
+        30,
+        31,
+    ]  # of two that are new neither drives the other out
     assert await store.add_filter(ALICE, "32", 200) == 32
     assert await kept(store) == [26, 27, 28, 29, 31, 32]
 

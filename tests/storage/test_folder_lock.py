@@ -6,7 +6,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from storage.folder_lock import PATIENCE, PAUSE_SECONDS, FolderLock
+from storage.media.folder_lock import PATIENCE, PAUSE_SECONDS, FolderLock
 
 
 def begin(taken: list[int | None], lock: FolderLock) -> None:

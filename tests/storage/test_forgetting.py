@@ -2,9 +2,9 @@
 
 import pytest
 
-from storage.database import Database
-from storage.memberships import MembershipStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.memberships import MembershipStore
 from tests.helpers.plans import note_plans
 
 
@@ -15,7 +15,10 @@ async def add(database: Database, *rows: tuple[int, str, str, int, int]) -> None
         txn.execute_many(
             "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local, forgotten)"
             " VALUES (?, ?, ?, ?, '@s:example.org', ?, ?, 0)",
-            [(room, user, kind, position, position, is_local) for room, user, kind, position, is_local in rows],
+            [
+                (room, user, kind, position, position, is_local)
+                for room, user, kind, position, is_local in rows
+            ],
         )
 
     await database.write("add", write)
@@ -23,10 +26,15 @@ async def add(database: Database, *rows: tuple[int, str, str, int, int]) -> None
 
 async def forgotten(database: Database) -> set[tuple[int, str]]:
     sql = "SELECT room_nid, user_id FROM memberships WHERE forgotten = 1"
-    return {(room, user) for room, user in await database.read("forgotten", lambda txn: txn.query(sql, ()))}
+    return {
+        (room, user)
+        for room, user in await database.read("forgotten", lambda txn: txn.query(sql, ()))
+    }
 
 
-async def test_what_was_left_is_forgotten_in_steps_and_no_more_than_that(database: Database) -> None:
+async def test_what_was_left_is_forgotten_in_steps_and_no_more_than_that(
+    database: Database,
+) -> None:
     store = MembershipStore(database)
     await add(
         database,
@@ -41,14 +49,23 @@ async def test_what_was_left_is_forgotten_in_steps_and_no_more_than_that(databas
     assert await forgotten(database) == {(1, "@a:example.org"), (2, "@a:example.org")}
     assert await store.forget_left(2) == 1
     assert await store.forget_left(2) == 0
-    assert await forgotten(database) == {(1, "@a:example.org"), (2, "@a:example.org"), (4, "@a:example.org")}
+    assert await forgotten(database) == {
+        (1, "@a:example.org"),
+        (2, "@a:example.org"),
+        (4, "@a:example.org"),
+    }
     await add(database, (5, "@b:example.org", "leave", 9, 1))
     assert await store.forget_left(2) == 1
     assert (5, "@b:example.org") in await forgotten(database)
 
 
-async def test_what_is_done_is_not_looked_at_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [(room, f"@u{room}:example.org", "leave" if room % 9 else "join", room, 1) for room in range(1, 3000)]
+async def test_what_is_done_is_not_looked_at_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        (room, f"@u{room}:example.org", "leave" if room % 9 else "join", room, 1)
+        for room in range(1, 3000)
+    ]
     await add(database, *rows)
     store = MembershipStore(database)
     while await store.forget_left(5000):
@@ -57,4 +74,6 @@ async def test_what_is_done_is_not_looked_at_again(database: Database, monkeypat
     plans = note_plans(database, monkeypatch)
     assert await store.forget_left(5000) == 0
     assert any("memberships_departed" in plan for plan in plans)
-    assert not any("SCAN memberships" in plan or "Seq Scan on memberships" in plan for plan in plans)
+    assert not any(
+        "SCAN memberships" in plan or "Seq Scan on memberships" in plan for plan in plans
+    )

@@ -12,11 +12,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from storage.database import Database
-from storage.object_calls import LEAST_BYTES, Call, ObjectCalls
-from storage.object_store import ObjectStore, ObjectStoreFailed
-from storage.s3 import JOINED_PER_SECOND, PART_BYTES
-from storage.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS
+from storage.engine.database import Database
+from storage.media.object_calls import LEAST_BYTES, Call, ObjectCalls
+from storage.media.object_store import ObjectStore, ObjectStoreFailed
+from storage.media.s3 import JOINED_PER_SECOND, PART_BYTES
+from storage.media.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS
 from tests.helpers.content_nodes import Cut, Node, Threads, hanging_node
 from tests.helpers.later import LaterExecutor
 from tests.helpers.object_store import Bucket, hanging_object_store, slowly_joining_object_store
@@ -24,7 +24,9 @@ from tests.helpers.object_store import Bucket, hanging_object_store, slowly_join
 TEA = b"green tea"
 
 
-async def test_who_waits_for_a_store_that_hangs_is_told(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_who_waits_for_a_store_that_hangs_is_told(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     """Others go on meanwhile, and nothing is left of what was given up, whatever comes of it."""
     node, store, threads = hanging_node(database, tmp_path, bucket)
     store.is_hanging = True
@@ -53,7 +55,11 @@ async def test_what_comes_of_a_call_that_was_given_up_is_put_away(
     digest = await node.upload(TEA)
     node.lose_folder()
     late = bucket.open()
-    node = Node(sqlite_database, tmp_path, cast(ObjectStore, WakingLate(late, lambda: node.clock.advance(21))))
+    node = Node(
+        sqlite_database,
+        tmp_path,
+        cast(ObjectStore, WakingLate(late, lambda: node.clock.advance(21))),
+    )
     with pytest.raises(ObjectStoreFailed, match="silent"):
         await node.read(digest)
     assert node.kept() == node.incoming() == []
@@ -130,7 +136,9 @@ def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path:
     (tmp_path / "file").write_bytes(bytes(PART_BYTES + 1))
     call = Call(Clock())
     with slowly_joining_object_store(seconds=3.6) as (endpoint_url, asked):
-        store = bucket.open(endpoint_url=endpoint_url, patience=6.0)  # three seconds for any other answer
+        store = bucket.open(
+            endpoint_url=endpoint_url, patience=6.0
+        )  # three seconds for any other answer
         store.put("a", tmp_path / "file", call)
     assert asked == ["begin", "part", "part", "join"]
     assert call.silent_until == 7.0 + 1 / JOINED_PER_SECOND
@@ -174,7 +182,9 @@ async def test_short_calls_do_not_wait_for_long_ones() -> None:
     clock.advance(15)
     later.jobs.pop(0)()  # a; c has its turn
     assert len(later.jobs) == 2
-    clock.advance(24)  # b and c were not taken by a thread, nor d and e begun, and nothing has moved for long enough
+    clock.advance(
+        24
+    )  # b and c were not taken by a thread, nor d and e begun, and nothing has moved for long enough
     assert [each.called for each in long] == [True] + [False] * 4
     clock.advance(20)
     assert all(each.called for each in long)
@@ -188,7 +198,9 @@ async def test_short_calls_do_not_wait_for_long_ones() -> None:
     assert await again == "done"
 
 
-async def test_a_file_is_removed_though_the_store_hangs(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_a_file_is_removed_though_the_store_hangs(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     """Whoever removes it does not wait, others are removed wholly, and the object goes later."""
     node, store, threads = hanging_node(database, tmp_path, bucket)
     digests = {name: await node.upload(name.encode(), name) for name in ("hung", "a", "b")}

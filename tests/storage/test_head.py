@@ -1,5 +1,5 @@
-"""The head of the sequence, asked on the reactor's thread: what is answered is no older than the question, and a line that is lost, silent
-or cannot be had is nobody's error."""
+"""The head of the sequence, asked on the reactor's thread: what is answered is no older than the
+question, and a line that is lost, silent or cannot be had is nobody's error."""
 
 from collections.abc import Iterator
 from errno import EMFILE
@@ -12,9 +12,15 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, make_engine, open_database
-from storage.engine import HeadLineLost
-from storage.head import PATIENCE, PAUSE, Head
+from storage.engine.database import (
+    Database,
+    DatabaseUnavailable,
+    PostgresConfig,
+    make_engine,
+    open_database,
+)
+from storage.engine.head import PATIENCE, PAUSE, Head
+from storage.engine.interface import HeadLineLost
 from tests.conftest import REACTOR_SECONDS, run_coroutine
 from tests.helpers.databases import open_inline
 from tests.storage.test_executors import Turns
@@ -65,7 +71,11 @@ class Asked:
         self.reads = 0
         self.observed: list[tuple[str, int]] = []
         self.head = Head(
-            cast(ReactorBase, self.turns), self._connect, self._read, cast(Any, self), clock=self.turns.seconds
+            cast(ReactorBase, self.turns),
+            self._connect,
+            self._read,
+            cast(Any, self),
+            clock=self.turns.seconds,
         )
 
     @property
@@ -152,7 +162,9 @@ def test_what_the_server_says_unasked_answers_nobody(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("noticed", ["by who asks", "by who waits", "by the reactor"])
-def test_who_waits_for_a_line_that_is_lost_is_answered_otherwise(asked: Asked, noticed: str) -> None:
+def test_who_waits_for_a_line_that_is_lost_is_answered_otherwise(
+    asked: Asked, noticed: str
+) -> None:
     waiting = [] if noticed == "by who asks" else [asked.get(), asked.get()]
     line = asked.line
     line.is_lost = True
@@ -260,7 +272,8 @@ def test_who_gives_up_waiting_keeps_nobody_from_an_answer(asked: Asked) -> None:
     assert heard == [6]
 
 
-# ------------------------------------------------------------------------------------------------ on PostgreSQL
+# ------------------------------------------------------------------------------------------------
+# on PostgreSQL
 
 
 @pytest.fixture
@@ -283,7 +296,9 @@ async def write(database: Database) -> int:
 
 
 @pytest.mark.reactor
-async def test_what_another_node_has_written_is_in_the_answer(here: Database, postgresql: PostgresConfig) -> None:
+async def test_what_another_node_has_written_is_in_the_answer(
+    here: Database, postgresql: PostgresConfig
+) -> None:
     assert await here.get_head() == 0
     await have_line(here)
     there = open_inline(postgresql)
@@ -331,7 +346,9 @@ async def test_a_session_that_the_server_ends_is_nobodys_error(
     if when == "idle":
         await deferLater(cast(Any, installed_reactor), 0.05)
         assert cast(Any, here)._head._line is None
-    assert await gatherResults([*asked, Deferred.fromCoroutine(here.get_head())]) == [written] * (1 + len(asked))
+    assert await gatherResults([*asked, Deferred.fromCoroutine(here.get_head())]) == [written] * (
+        1 + len(asked)
+    )
     await have_line(here)
     assert await here.get_head() == written
     other.close()
@@ -345,7 +362,7 @@ async def test_where_no_descriptor_is_left_there_is_no_line(
     def refuse(_descriptor: int) -> int:
         raise OSError(EMFILE, "Too many open files")
 
-    monkeypatch.setattr("storage.head_line.os.dup", refuse)
+    monkeypatch.setattr("storage.engine.head_line.os.dup", refuse)
     with pytest.raises(DatabaseUnavailable):
         await cast(Any, here)._connect_head()
     other = make_engine(postgresql).connect_writer()

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from storage.database import Database
-from storage.inbox import InboxFull, InboxStore, NewInboxRow, Places
+from storage.engine.database import Database
+from storage.federation.inbox import InboxFull, InboxStore, NewInboxRow, Places
 
 PEER, OTHER = "peer.example", "other.example"
 JUDGE, SLOW = "judge.example", "slow.example"
@@ -29,16 +29,24 @@ async def test_what_was_tried_least_comes_first(database: Database) -> None:
     await store.note_attempt([first.inbox_nid])
     assert [row.event_id for row in await store.get_of_room(ROOM, 2)] == ["$b", "$c"]
     await store.remove([second.inbox_nid, third.inbox_nid])
-    assert [(row.event_id, row.attempts) for row in await store.get_of_room(ROOM, 10)] == [("$a", 1)]
+    assert [(row.event_id, row.attempts) for row in await store.get_of_room(ROOM, 10)] == [
+        ("$a", 1)
+    ]
     assert await store.get_rooms() == [ROOM, SECOND]
     assert await store.count() == 2
 
 
-async def test_each_server_has_places_and_fewer_of_them_for_what_is_not_judged(database: Database) -> None:
+async def test_each_server_has_places_and_fewer_of_them_for_what_is_not_judged(
+    database: Database,
+) -> None:
     store = InboxStore(database, Places(all=8, unjudged=5, unjudged_by_one=3, unjudged_of_room=2))
 
     async def is_full(
-        room_nid: int, *names: str, judge: str | None = None, origin: str = PEER, is_naming: bool = False
+        room_nid: int,
+        *names: str,
+        judge: str | None = None,
+        origin: str = PEER,
+        is_naming: bool = False,
     ) -> bool:
         new = [NewInboxRow(name, b"{}", is_naming) for name in names]
         try:
@@ -66,7 +74,9 @@ async def test_each_server_has_places_and_fewer_of_them_for_what_is_not_judged(d
     assert not await is_full(ROOM, "$c")
 
 
-async def test_servers_share_all_the_places_and_those_outside_a_small_part(database: Database) -> None:
+async def test_servers_share_all_the_places_and_those_outside_a_small_part(
+    database: Database,
+) -> None:
     store = InboxStore(
         database,
         Places(
@@ -92,7 +102,9 @@ async def test_servers_share_all_the_places_and_those_outside_a_small_part(datab
     assert await is_full("$o1", "$o2", "$o3", origin="a.outside", is_outside=True)
     assert await is_full("$o1", origin="a.outside", is_outside=True, size=26)
     assert not await is_full("$o1", "$o2", origin="a.outside", is_outside=True)
-    assert await is_full("$o3", "$o4", origin="b.outside", is_outside=True), "together they have three"
+    assert await is_full("$o3", "$o4", origin="b.outside", is_outside=True), (
+        "together they have three"
+    )
     assert not await is_full("$o3", origin="b.outside", is_outside=True)
 
     assert await is_full("$big", origin=OTHER, size=61)
@@ -108,7 +120,9 @@ async def test_servers_share_all_the_places_and_those_outside_a_small_part(datab
     assert names == [("$a", False), ("$e", False), ("$o1", True), ("$o3", True)]
 
 
-async def test_what_comes_from_within_takes_the_place_of_the_same_from_outside(database: Database) -> None:
+async def test_what_comes_from_within_takes_the_place_of_the_same_from_outside(
+    database: Database,
+) -> None:
     store = InboxStore(database)
     await store.add(ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, judge=None, is_outside=True)
     await store.add(ROOM, PEER, [NewInboxRow("$a", b"true")], 10, judge=None)
@@ -118,30 +132,43 @@ async def test_what_comes_from_within_takes_the_place_of_the_same_from_outside(d
 
 
 async def test_servers_of_one_domain_share_places(database: Database) -> None:
-    store = InboxStore(database, Places(of_domain=3, outside_of_domain=2, together=8, of_domain_when_scarce=1))
+    store = InboxStore(
+        database, Places(of_domain=3, outside_of_domain=2, together=8, of_domain_when_scarce=1)
+    )
 
     async def is_full(origin: str, name: str, is_outside: bool = False) -> bool:
         domain = ".".join(origin.split(".")[-2:])
         try:
-            await store.add(ROOM, origin, rows(name), 10, judge=None, is_outside=is_outside, domain=domain)
+            await store.add(
+                ROOM, origin, rows(name), 10, judge=None, is_outside=is_outside, domain=domain
+            )
         except InboxFull:
             return True
         return False
 
     for outside, most in ((True, 2), (False, 3)):
-        found = [await is_full(f"h{at}.evil.example", f"${outside}{at}", outside) for at in range(most + 1)]
+        found = [
+            await is_full(f"h{at}.evil.example", f"${outside}{at}", outside)
+            for at in range(most + 1)
+        ]
         assert found == [False] * most + [True]
     assert not await is_full(OTHER, "$other")
     assert not await is_full("a.third.example", "$third"), "the first beyond half of all"
     assert await is_full("b.third.example", "$fourth")
 
 
-async def test_what_the_senders_own_server_brings_takes_the_place_of_others_copies(database: Database) -> None:
+async def test_what_the_senders_own_server_brings_takes_the_place_of_others_copies(
+    database: Database,
+) -> None:
     store = InboxStore(database)
-    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"{}"), NewInboxRow("$b", b"{}")], 10, judge=None)
+    await store.add(
+        ROOM, OTHER, [NewInboxRow("$a", b"{}"), NewInboxRow("$b", b"{}")], 10, judge=None
+    )
     await store.add(ROOM, PEER, [NewInboxRow("$a", b'{"true":1}', is_own=True)], 20, judge=None)
     await store.add(ROOM, OTHER, [NewInboxRow("$a", b"{}")], 30, judge=None)
-    await store.add(ROOM, PEER, [NewInboxRow("$b", b'{"true":1}', is_own=True)], 40, judge=None, is_outside=True)
+    await store.add(
+        ROOM, PEER, [NewInboxRow("$b", b'{"true":1}', is_own=True)], 40, judge=None, is_outside=True
+    )
 
     found = {row.event_id: (row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)}
     assert found == {"$a": (PEER, b'{"true":1}'), "$b": (OTHER, b"{}")}

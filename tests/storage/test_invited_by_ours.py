@@ -2,9 +2,9 @@
 
 import pytest
 
-from storage.database import Database
-from storage.memberships import MembershipStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.memberships import MembershipStore
 from tests.helpers.plans import note_plans
 
 ALICE, DORA, EVE = "@alice:here.example", "@dora:here.example", "@eve:elsewhere.example"
@@ -36,8 +36,11 @@ async def test_who_is_invited_by_ours(database: Database) -> None:
     assert await MembershipStore(database).get_invited_by_ours(ALICE, GUESTS) == {*GUESTS[:2]}
 
 
-async def test_it_is_found_by_whom_it_is_about(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In whatever many rooms the user is: each of them is not looked into for each of the others."""
+async def test_it_is_found_by_whom_it_is_about(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever many rooms the user is: each of them is not looked into for each of the
+    others."""
     plans = note_plans(sqlite_database, monkeypatch)
     assert await MembershipStore(sqlite_database).get_invited_by_ours(ALICE, GUESTS) == set()
     assert plans

@@ -2,8 +2,7 @@
 
 import pytest
 
-from storage.database import Database, PostgresConfig, SQLiteConfig, Transaction
-from storage.key_backups import (
+from storage.encryption.key_backups import (
     PUT_AT_ONCE,
     REMOVED_AT_ONCE,
     BackedUpKey,
@@ -11,13 +10,16 @@ from storage.key_backups import (
     KeyBackupStore,
     NoSuchBackup,
 )
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig, Transaction
 from tests.helpers.databases import QueryCounter, open_inline
 
 USER = "@alice:example.org"
 
 
 def keys(number: int) -> list[BackedUpKey]:
-    return [BackedUpKey(f"!{at % 7}:example.org", f"s{at}", 0, 0, False, b"{}") for at in range(number)]
+    return [
+        BackedUpKey(f"!{at % 7}:example.org", f"s{at}", 0, 0, False, b"{}") for at in range(number)
+    ]
 
 
 async def left(database: Database) -> int:
@@ -29,7 +31,9 @@ async def left(database: Database) -> int:
 
 
 @pytest.mark.parametrize("number", [3, REMOVED_AT_ONCE, 2 * REMOVED_AT_ONCE + 250])
-async def test_a_deleted_backup_is_gone_at_once_and_its_keys_in_steps(database: Database, number: int) -> None:
+async def test_a_deleted_backup_is_gone_at_once_and_its_keys_in_steps(
+    database: Database, number: int
+) -> None:
     store = KeyBackupStore(database)
     first = await store.add_backup(USER, "a", b"{}")
     await store.put_keys(USER, first, keys(number))
@@ -49,14 +53,19 @@ async def test_a_deleted_backup_is_gone_at_once_and_its_keys_in_steps(database: 
     assert await store.get_backup(USER, None) == kept
 
 
-async def test_of_very_many_keys_each_write_is_short(database_config: SQLiteConfig | PostgresConfig) -> None:
-    """Those of many rooms, and of one: a person with two hundred thousand must not hold up everybody."""
+async def test_of_very_many_keys_each_write_is_short(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
+    """Those of many rooms, and of one: a person with two hundred thousand must not hold up
+    everybody."""
     counter = QueryCounter()
     database = open_inline(database_config, counter)
     store = KeyBackupStore(database)
     version = await store.add_backup(USER, "a", b"{}")
     number = 3 * PUT_AT_ONCE + 1
-    of_many_rooms = [BackedUpKey(f"!{at}:example.org", "s", 0, 0, False, b"{}") for at in range(number)]
+    of_many_rooms = [
+        BackedUpKey(f"!{at}:example.org", "s", 0, 0, False, b"{}") for at in range(number)
+    ]
     of_one = [BackedUpKey("!one:example.org", f"s{at}", 0, 0, False, b"{}") for at in range(number)]
     counter.clear()
     for given in (of_many_rooms, of_one):
@@ -84,14 +93,18 @@ async def test_a_backup_has_an_end(database: Database) -> None:
         await store.put_keys(USER, version, keys(4))
     assert await left(database) == 3
     better = [BackedUpKey("!0:example.org", "s0", 0, 0, True, b"{}")]
-    assert (await store.put_keys(USER, version, better)).key_count == 3, "a key that is there may be replaced"
+    assert (await store.put_keys(USER, version, better)).key_count == 3, (
+        "a key that is there may be replaced"
+    )
 
 
 async def test_an_account_that_ends_has_no_backup_any_more(database: Database) -> None:
     store = KeyBackupStore(database)
     for _ in range(2):
         await store.put_keys(USER, await store.add_backup(USER, "a", b"{}"), keys(3))
-    other = await store.put_keys("@bob:example.org", await store.add_backup("@bob:example.org", "a", b"{}"), keys(2))
+    other = await store.put_keys(
+        "@bob:example.org", await store.add_backup("@bob:example.org", "a", b"{}"), keys(2)
+    )
     await database.write("remove", store.remove_user, USER)
     assert await store.get_backup(USER, None) is None
     while await store.sweep(100):
@@ -99,7 +112,9 @@ async def test_an_account_that_ends_has_no_backup_any_more(database: Database) -
     assert await left(database) == other.key_count == 2
 
 
-async def test_a_backup_that_is_deleted_while_it_is_read_does_not_pass_for_whole(database: Database) -> None:
+async def test_a_backup_that_is_deleted_while_it_is_read_does_not_pass_for_whole(
+    database: Database,
+) -> None:
     store = KeyBackupStore(database)
     version = await store.add_backup(USER, "a", b"{}")
     await store.put_keys(USER, version, keys(5))

@@ -1,4 +1,5 @@
-"""What has to hold when many ask at once: each one-time key goes to one of them, and backups count what they keep."""
+"""What has to hold when many ask at once: each one-time key goes to one of them, and backups count
+what they keep."""
 
 from collections.abc import Coroutine
 from typing import Any
@@ -6,11 +7,11 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
-from storage.database import Database
-from storage.device_keys import DeviceKeyStore, NewKeys
-from storage.devices import DeviceRow, DeviceStore
-from storage.key_backups import BackedUpKey, BackupRow, KeyBackupStore
-from storage.transaction import WriteTransaction
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.device_keys import DeviceKeyStore, NewKeys
+from storage.encryption.key_backups import BackedUpKey, BackupRow, KeyBackupStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
 
 ALICE, DEVICE, ALGORITHM = "@alice:example.org", "PHONE", "signed_curve25519"
 KEYS, CLAIMERS = 40, 50
@@ -26,13 +27,19 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
     keys = DeviceKeyStore(threaded_database)
 
     def add(txn: WriteTransaction, first: int, number: int) -> None:
-        new = {(ALGORITHM, f"k{index}"): b'{"key":"%d"}' % index for index in range(first, first + number)}
+        new = {
+            (ALGORITHM, f"k{index}"): b'{"key":"%d"}' % index
+            for index in range(first, first + number)
+        }
         keys.put_keys(txn, ALICE, DEVICE, NewKeys(None, new, {}), 0)
 
     device = DeviceRow(ALICE, DEVICE, None, 0)
     await threaded_database.write("add_device", DeviceStore(threaded_database).add_device, device)
     await threaded_database.write(
-        "add", lambda txn: keys.put_keys(txn, ALICE, DEVICE, NewKeys(None, {}, {(ALGORITHM, "f"): b"{}"}), 0)
+        "add",
+        lambda txn: keys.put_keys(
+            txn, ALICE, DEVICE, NewKeys(None, {}, {(ALGORITHM, "f"): b"{}"}), 0
+        ),
     )
     await threaded_database.write("add", add, 0, KEYS // 2)
     wish = (ALICE, DEVICE, ALGORITHM)
@@ -53,14 +60,21 @@ async def test_uploads_at_once_into_a_backup(threaded_database: Database) -> Non
 
     def session(upload: int) -> list[BackedUpKey]:
         own = BackedUpKey("!r:example.org", f"own{upload}", 0, 0, False, b"{}")
-        return [own, BackedUpKey("!r:example.org", "shared", UPLOADS - upload, 0, False, b"%d" % upload)]
+        return [
+            own,
+            BackedUpKey("!r:example.org", "shared", UPLOADS - upload, 0, False, b"%d" % upload),
+        ]
 
     answers: list[BackupRow] = await at_once(
         [backups.put_keys(ALICE, version, session(upload)) for upload in range(UPLOADS)]
     )
     etags = [answer.etag for answer in answers]
-    assert len(set(etags)) == UPLOADS, "each upload changed something, so each has an etag of its own"
-    kept = {key.session_id: key for key in await backups.get_keys(ALICE, version, None, ("", ""), 100)}
+    assert len(set(etags)) == UPLOADS, (
+        "each upload changed something, so each has an etag of its own"
+    )
+    kept = {
+        key.session_id: key for key in await backups.get_keys(ALICE, version, None, ("", ""), 100)
+    }
     assert len(kept) == UPLOADS + 1
     assert kept["shared"].first_message_index == 1, "the best of them"
     backup = await backups.get_backup(ALICE, None)

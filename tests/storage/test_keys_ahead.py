@@ -1,5 +1,5 @@
-"""One-time keys of which a process knows what comes next: each is given out once, in order, whatever other processes do meanwhile, and
-whatever fails."""
+"""One-time keys of which a process knows what comes next: each is given out once, in order,
+whatever other processes do meanwhile, and whatever fails."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,11 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import claim_log, writer
-from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction
-from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore
-from storage.engine import OthersWrote
-from storage.keys_ahead import BYTES_BESIDE, MOST_BYTES
+from storage.encryption import claim_log
+from storage.encryption.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore
+from storage.encryption.keys_ahead import BYTES_BESIDE, MOST_BYTES
+from storage.engine import writer
+from storage.engine.database import (
+    DatabaseUnavailable,
+    PostgresConfig,
+    SQLiteConfig,
+    WriteTransaction,
+)
+from storage.engine.interface import OthersWrote
 from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, names_of, wishes_for
 
 OTHER = "other"
@@ -22,7 +28,9 @@ OWNERS = (("A", ALGORITHM), ("B", ALGORITHM), ("B", OTHER))
 
 
 @pytest.fixture
-def nodes(database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
+def nodes(
+    database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[Node]]:
     pair = [Node(database_config, monkeypatch), Node(database_config, monkeypatch)]
     yield pair
     for node in pair:
@@ -34,10 +42,20 @@ some_owners = st.lists(owners, unique=True, min_size=1)
 failures = st.sampled_from([ZeroDivisionError(), OthersWrote(), DatabaseUnavailable("gone")])
 steps = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["upload", "upload one by one"]), st.integers(0, 1), owners, st.integers(1, 9)),
-        st.tuples(st.sampled_from(["fail", "begin anew"]), st.integers(0, 1), owners, st.integers(1, 3)),
         st.tuples(
-            st.sampled_from(["remove", "write", "restart", "another store"]), st.integers(0, 1), owners, st.just(4)
+            st.sampled_from(["upload", "upload one by one"]),
+            st.integers(0, 1),
+            owners,
+            st.integers(1, 9),
+        ),
+        st.tuples(
+            st.sampled_from(["fail", "begin anew"]), st.integers(0, 1), owners, st.integers(1, 3)
+        ),
+        st.tuples(
+            st.sampled_from(["remove", "write", "restart", "another store"]),
+            st.integers(0, 1),
+            owners,
+            st.just(4),
         ),
         st.tuples(
             st.sampled_from(["claim", "alone", "lose", "fail claims", "together"]),
@@ -45,14 +63,21 @@ steps = st.lists(
             some_owners,
             st.integers(1, 12),
         ),
-        st.tuples(st.just("break"), st.integers(0, 1), st.tuples(some_owners, owners, failures), st.integers(1, 20)),
+        st.tuples(
+            st.just("break"),
+            st.integers(0, 1),
+            st.tuples(some_owners, owners, failures),
+            st.integers(1, 20),
+        ),
     ),
     max_size=40,
 )
 
 
 @pytest.mark.usefixtures("short_runs")
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps, st.sampled_from([0, BYTES_BESIDE + 300, 2 * BYTES_BESIDE + 600, MOST_BYTES]))
 def test_keys_are_given_out_in_order_and_once_at_whichever_node(
     nodes: list[Node], steps: list[tuple[str, int, Any, int]], most_bytes: int
@@ -160,7 +185,9 @@ def test_what_is_not_settled_is_bounded_over_restarts(
         assert [node.claim(f"D{number}") for _ in range(2)] == [["a"], ["b"]]
         (rows,) = node.run(node.database.read("read", lambda txn: txn.query(claim_log.LOGGED)))
         found.append(len(claim_log.read_marks(rows)))
-        (rows,) = node.run(node.database.read("read", lambda txn: txn.query("SELECT claim_nid FROM key_claims")))
+        (rows,) = node.run(
+            node.database.read("read", lambda txn: txn.query("SELECT claim_nid FROM key_claims"))
+        )
         assert len(rows) <= 3, "they go when they are gathered"
         node.close()
     assert max(found) == 3, "blocks: more are settled"
@@ -200,7 +227,9 @@ def test_what_a_failed_write_had_settled_is_not_taken_for_settled(nodes: list[No
     node, other = nodes
     other.upload("A", [f"k{number}" for number in range(5)])
     node.write(3)
-    assert [node.claim("A") for _ in range(3)] == [["k0"], ["k1"], ["k2"]], "the latter two are in the log"
+    assert [node.claim("A") for _ in range(3)] == [["k0"], ["k1"], ["k2"]], (
+        "the latter two are in the log"
+    )
     node.fail_to_claim(wishes_for("A"))  # it has to read what comes next, and settles before
     assert node.claim("A") == ["k3"]
     assert node.count("A") == 1
@@ -225,7 +254,9 @@ def test_a_batch_that_is_run_again_does_not_believe_that_none_is_left(nodes: lis
     assert list(map(names_of, node.run(*claims, be_refused()))) == [["a"], [None], []]
 
 
-def test_claims_of_very_many_keys_are_settled_too(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_of_very_many_keys_are_settled_too(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More marks than one statement moves."""
     monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
     node, other = nodes
@@ -243,7 +274,8 @@ def test_claims_of_very_many_keys_are_settled_too(nodes: list[Node], monkeypatch
 def test_what_was_settled_is_not_looked_through_again(
     postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as somebody reads an old state, as a backup does, PostgreSQL keeps the rows that have gone since."""
+    """As long as somebody reads an old state, as a backup does, PostgreSQL keeps the rows that have
+    gone since."""
     node = Node(postgresql, monkeypatch)
     node.write(3)
     node.upload("A", [f"k{number}" for number in range(41)])

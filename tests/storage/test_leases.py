@@ -1,7 +1,7 @@
 """Who does what one node does at a time, on both databases."""
 
-from storage.database import Database
-from storage.leases import LeaseStore
+from storage.cluster.leases import LeaseStore
+from storage.engine.database import Database
 
 
 async def test_the_lease_has_one_holder(database: Database) -> None:

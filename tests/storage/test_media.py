@@ -5,13 +5,13 @@ from typing import cast
 
 from msgspec.structs import replace
 
-from storage.database import Database
-from storage.engine import Row
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_addresses import MediaAddress
-from storage.media_quarantine import QuarantineStore
-from storage.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.transaction import Transaction
+from storage.engine.database import Database
+from storage.engine.interface import Row
+from storage.engine.transaction import Transaction
+from storage.media.content_uris import MediaAddress
+from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.quarantine import QuarantineStore
+from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
 
 NOW = 1_700_000_000_000
 CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
@@ -34,19 +34,35 @@ async def test_a_reservation_is_filled_once(database: Database) -> None:
     store = MediaStore(database)
     await _add(database, store, RESERVED)
     other = replace(CONTENT, hash=b"\x02" * 32)
-    assert await database.write("fill", store.set_content, "later", CONTENT, NOW + 5, authenticated=False)
-    assert not await database.write("fill", store.set_content, "later", other, NOW + 6, authenticated=True)
-    assert not await database.write("fill", store.set_content, "unknown", other, NOW + 6, authenticated=True)
+    assert await database.write(
+        "fill", store.set_content, "later", CONTENT, NOW + 5, authenticated=False
+    )
+    assert not await database.write(
+        "fill", store.set_content, "later", other, NOW + 6, authenticated=True
+    )
+    assert not await database.write(
+        "fill", store.set_content, "unknown", other, NOW + 6, authenticated=True
+    )
     row = (await store.get_media(["later"]))["later"]
     assert row == replace(
-        RESERVED, content=CONTENT, created_ts=NOW + 5, expires_ts=None, last_access_ts=NOW + 5, authenticated=False
+        RESERVED,
+        content=CONTENT,
+        created_ts=NOW + 5,
+        expires_ts=None,
+        last_access_ts=NOW + 5,
+        authenticated=False,
     )
 
 
 async def test_reservations_count_until_they_end_or_are_filled(database: Database) -> None:
     store = MediaStore(database)
     await _add(
-        database, store, ROW, RESERVED, replace(RESERVED, media_id="b"), replace(RESERVED, media_id="c", user_id="@b:x")
+        database,
+        store,
+        ROW,
+        RESERVED,
+        replace(RESERVED, media_id="b"),
+        replace(RESERVED, media_id="c", user_id="@b:x"),
     )
 
     async def count(now_ms: int) -> int:
@@ -60,7 +76,9 @@ async def test_reservations_count_until_they_end_or_are_filled(database: Databas
 async def test_ended_reservations_are_removed_some_at_a_time(database: Database) -> None:
     store = MediaStore(database)
     rows = [replace(RESERVED, media_id=f"r{number}") for number in range(3)]
-    await _add(database, store, ROW, *rows, replace(RESERVED, media_id="fresh", expires_ts=NOW + 9000))
+    await _add(
+        database, store, ROW, *rows, replace(RESERVED, media_id="fresh", expires_ts=NOW + 9000)
+    )
     assert await store.remove_expired(NOW + 999, 2) == 0
     assert [await store.remove_expired(NOW + 1000, 2) for _ in range(3)] == [2, 1, 0]
     assert set(await store.get_media(["abc", "fresh", "r0", "r1", "r2"])) == {"abc", "fresh"}
@@ -79,12 +97,17 @@ async def test_what_is_protected_is_not_quarantined(database: Database) -> None:
     copy = RemoteMediaRow("north.example", "copy", CONTENT, NOW, NOW, True)
     await database.write("add", copies.add_copy, copy)
     assert (
-        await quarantine.set_held([MediaAddress("example.org", each) for each in ("safe", "unknown")], "@root:x") == 0
+        await quarantine.set_held(
+            [MediaAddress("example.org", each) for each in ("safe", "unknown")], "@root:x"
+        )
+        == 0
     )
     assert await quarantine.set_held([MediaAddress("example.org", "abc")], "@root:x") == 2
     rows = await store.get_media(["abc", "safe"])
     assert [rows[each].quarantined_by for each in ("abc", "safe")] == ["@root:x", None]
-    assert await copies.get_copy("north.example", "copy") == replace(copy, quarantined=True, quarantined_by="@root:x")
+    assert await copies.get_copy("north.example", "copy") == replace(
+        copy, quarantined=True, quarantined_by="@root:x"
+    )
     await _add(database, store, replace(ROW, media_id="later"))
     await database.write("hold", quarantine.hold_known, CONTENT.hash)
     assert (await store.get_media(["later"]))["later"].quarantined_by == "system"
@@ -125,7 +148,9 @@ async def test_they_are_summed_up_out_of_an_index_alone(sqlite_database: Databas
     plans: list[str] = []
 
     def look(txn: Transaction) -> None:
-        MediaStore(sqlite_database).sum_sizes(cast(Transaction, Explained(txn)), "@alice:example.org", [NOW, 0])
+        MediaStore(sqlite_database).sum_sizes(
+            cast(Transaction, Explained(txn)), "@alice:example.org", [NOW, 0]
+        )
 
     await sqlite_database.read("look", look)
     assert plans == ["SEARCH media USING COVERING INDEX media_by_user (user_id=? AND created_ts>?)"]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from storage.database import Database
-from storage.executors import InlineExecutor
-from storage.job_notes import put_note, select_note
-from storage.media_contents import LocalContents
-from storage.media_files import MediaFiles
-from storage.transaction import WriteTransaction
+from storage.cluster.job_progress import put_note, select_note
+from storage.engine.database import Database
+from storage.engine.executors import InlineExecutor
+from storage.engine.transaction import WriteTransaction
+from storage.media.contents import LocalContents
+from storage.media.files import MediaFiles
 
 
 class Refused(Exception):

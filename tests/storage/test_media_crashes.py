@@ -1,4 +1,5 @@
-"""A server that is killed while files come and go: after the next start no row is without its file, and no file without a row."""
+"""A server that is killed while files come and go: after the next start no row is without its file,
+and no file without a row."""
 
 import sqlite3
 from collections.abc import Set
@@ -8,8 +9,8 @@ from random import Random
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from storage.executors import InlineExecutor
-from storage.media_files import MediaFiles
+from storage.engine.executors import InlineExecutor
+from storage.media.files import MediaFiles
 from tests.helpers.programs import piped_program
 
 KILLS = 3
@@ -22,7 +23,10 @@ def _hashes(folder: Path) -> set[str]:
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     path, folder = tmp_path / "database", tmp_path / "media"
     for seed in range(KILLS):
-        with piped_program("tests.helpers.media_process", str(path), str(folder), str(seed)) as (_, output):
+        with piped_program("tests.helpers.media_process", str(path), str(folder), str(seed)) as (
+            _,
+            output,
+        ):
             for _ in range(Random(seed).randrange(10, 60)):
                 assert output.readline() == "deleted\n"
     with sqlite3.connect(path) as database:

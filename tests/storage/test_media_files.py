@@ -13,8 +13,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from storage.executors import InlineExecutor
-from storage.media_files import BEGINNING_BYTES, MediaFiles
+from storage.engine.executors import InlineExecutor
+from storage.media.files import BEGINNING_BYTES, MediaFiles
 
 DATA = bytes(range(256)) * 3000
 HASH = hashlib.sha256(DATA).digest()
@@ -138,7 +138,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from storage import media_files
-from storage.executors import InlineExecutor
+from storage.engine.executors import InlineExecutor
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -157,7 +157,9 @@ die()
 def _kill_at(moment: str, folder: Path, program: str) -> int:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", program, str(folder / "media"), moment]
-    return subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(root)}).returncode
+    return subprocess.run(
+        command, check=False, env={**os.environ, "PYTHONPATH": str(root)}
+    ).returncode
 
 
 @pytest.mark.parametrize("moment", ["write", "rename", "link", "commit"])
@@ -174,7 +176,11 @@ async def test_thumbnails_are_kept_up_to_a_number(files: MediaFiles) -> None:
     for name in ("a", "b", "c"):
         await files.set_thumbnail(HASH, name, name.encode(), 2)
     kept = [await files.get_thumbnail(HASH, name) for name in ("a", "b", "c")]
-    assert [each and (each.beginning, each.file) for each in kept] == [(b"a", None), (b"b", None), None]
+    assert [each and (each.beginning, each.file) for each in kept] == [
+        (b"a", None),
+        (b"b", None),
+        None,
+    ]
 
 
 async def test_of_a_large_thumbnail_only_the_beginning_is_in_memory(files: MediaFiles) -> None:
@@ -184,7 +190,10 @@ async def test_of_a_large_thumbnail_only_the_beginning_is_in_memory(files: Media
     assert kept is not None
     assert kept.beginning == data[:-4]
     assert kept.file is not None
-    assert (kept.file.size, await kept.file.read(BEGINNING_BYTES - 1, 10)) == (len(data), b"\xffmore")
+    assert (kept.file.size, await kept.file.read(BEGINNING_BYTES - 1, 10)) == (
+        len(data),
+        b"\xffmore",
+    )
     kept.file.close()
 
 
@@ -194,7 +203,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from storage import media_files
-from storage.executors import InlineExecutor
+from storage.engine.executors import InlineExecutor
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -219,9 +228,12 @@ Deferred.fromCoroutine(files.remove_unused({stored[0].hash}, forget))
 
 
 @pytest.mark.parametrize(
-    ("moment", "is_row_left"), [("rows", True), ("rows", False), ("content", False), ("entries", False)]
+    ("moment", "is_row_left"),
+    [("rows", True), ("rows", False), ("content", False), ("entries", False)],
 )
-async def test_a_killed_removal_leaves_rows_and_files_together(tmp_path: Path, moment: str, is_row_left: bool) -> None:
+async def test_a_killed_removal_leaves_rows_and_files_together(
+    tmp_path: Path, moment: str, is_row_left: bool
+) -> None:
     assert _kill_at(moment, tmp_path, REMOVING) == -signal.SIGKILL
     files = _open(tmp_path)
     assert await files.sweep(_all_used if is_row_left else _none_used) == 1
@@ -237,5 +249,7 @@ async def test_only_what_nobody_has_is_removed(files: MediaFiles, tmp_path: Path
     async def forget() -> Set[bytes]:
         return {stored[1].hash}
 
-    assert await files.remove_unused({each.hash for each in stored} | {b"x" * 32}, forget) == {stored[1].hash}
+    assert await files.remove_unused({each.hash for each in stored} | {b"x" * 32}, forget) == {
+        stored[1].hash
+    }
     assert _all_files(tmp_path) == [PLACE, PLACE.replace("content", "thumbnails") + "/a"]

@@ -1,19 +1,27 @@
-"""References to files and their removal, on both databases: the SQL of it. What it means is tested in `tests/http`."""
+"""References to files and their removal, on both databases: the SQL of it. What it means is tested
+in `tests/http`."""
 
 import pytest
 
-from storage.accounts import AccountStore
-from storage.database import Database
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_addresses import MOST, MediaAddress, find_addresses
-from storage.media_follower import catch_up, put_settings
-from storage.media_lists import ORDERS, MediaListStore, Order, Wished
-from storage.media_references import Setting, do_rechecks, note_redaction, put_setting, remove_settings, select_batch
-from storage.media_removal import MediaRemovalStore, Reason
-from storage.purging import BEFORE_ALL, PurgingStore
-from storage.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.room_effects import NewMembership, StateEffect, apply_effects
-from storage.transaction import Transaction, WriteTransaction
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.media.content_uris import MOST, MediaAddress, find_addresses
+from storage.media.lists import ORDERS, MediaListStore, Order, Wished
+from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.reference_follower import catch_up, put_settings
+from storage.media.references import (
+    Setting,
+    do_rechecks,
+    note_redaction,
+    put_setting,
+    remove_settings,
+    select_batch,
+)
+from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.media.removal import MediaRemovalStore, Reason
+from storage.persist.state_effects import NewMembership, StateEffect, apply_effects
+from storage.retention.purging import BEFORE_ALL, PurgingStore
 
 OWN, ALICE, NOW = "example.org", "@alice:example.org", 1_700_000_000_000
 
@@ -32,7 +40,9 @@ def test_addresses_are_found_wherever_they_stand(text: bytes, found: set[tuple[s
 
 
 def test_no_text_has_too_many() -> None:
-    assert len(find_addresses(b"".join(b"mxc://a/%d " % number for number in range(2 * MOST)))) == MOST
+    assert (
+        len(find_addresses(b"".join(b"mxc://a/%d " % number for number in range(2 * MOST)))) == MOST
+    )
 
 
 def _add_event(
@@ -56,7 +66,8 @@ def _redact(txn: WriteTransaction, nid: int) -> None:
 
 
 def _begin(txn: WriteTransaction) -> None:
-    """A room with Alice in it, a file of hers, and a copy of another server's, with the same bytes."""
+    """A room with Alice in it, a file of hers, and a copy of another server's, with the same
+    bytes."""
     txn.execute(
         "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
         " VALUES (1, '!r', '11', 1, '[]', 1, 1)"
@@ -70,7 +81,9 @@ def _begin(txn: WriteTransaction) -> None:
 
 async def _files(database: Database) -> None:
     content = Content(b"\x01" * 32, 7, "image/png", None)
-    await database.write("add", MediaStore(database).add_media, MediaRow("own", ALICE, content, NOW, None, NOW, True))
+    await database.write(
+        "add", MediaStore(database).add_media, MediaRow("own", ALICE, content, NOW, None, NOW, True)
+    )
     copy = RemoteMediaRow("north.example", "copy", content, NOW, NOW, True)
     await database.write("add", RemoteMediaStore(database).add_copy, copy)
 
@@ -101,7 +114,12 @@ async def test_a_file_goes_with_its_last_reference(database: Database) -> None:
     assert removed.addresses == [MediaAddress(OWN, "own")]
     assert removed.unused == set()  # the copy has the same bytes
     removed = await database.write(
-        "remove", removal.remove, [MediaAddress("north.example", "copy")], Reason.ADMINISTRATOR, NOW + 2, by=ALICE
+        "remove",
+        removal.remove,
+        [MediaAddress("north.example", "copy")],
+        Reason.ADMINISTRATOR,
+        NOW + 2,
+        by=ALICE,
     )
     assert removed.unused == {b"\x01" * 32}
     noted = await removal.get_deletions(None, 10)
@@ -113,7 +131,9 @@ async def test_a_file_goes_with_its_last_reference(database: Database) -> None:
     assert await removal.remove_deletions(NOW + 2, 10) == 1
 
 
-async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_members(database: Database) -> None:
+async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_members(
+    database: Database,
+) -> None:
     """Also one that is so again, since the state of the room was found to be another."""
     await database.write("begin", _begin)
     await _files(database)
@@ -128,7 +148,9 @@ async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_member
     async def become(nid: int, picture: str | None, *, is_new: bool = True) -> set[str]:
         """Which files are due then."""
         if is_new:
-            await database.write("send", _add_event, nid, ALICE, picture or "", "m.room.member", ALICE)
+            await database.write(
+                "send", _add_event, nid, ALICE, picture or "", "m.room.member", ALICE
+            )
         await database.write("change", change, nid, picture)
         assert await database.write("look", catch_up, 10)
         await database.write("recheck", do_rechecks, OWN, 10, NOW, 10)
@@ -145,13 +167,17 @@ async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_member
 async def test_nothing_is_removed_while_events_were_not_looked_at(database: Database) -> None:
     await database.write("begin", _begin)
     await _files(database)
-    await database.write("set", put_setting, ALICE, Setting.PROFILE, "avatar_url", b"mxc://example.org/own")
+    await database.write(
+        "set", put_setting, ALICE, Setting.PROFILE, "avatar_url", b"mxc://example.org/own"
+    )
     await database.write("unset", remove_settings, ALICE, Setting.PROFILE)
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
     removal = MediaRemovalStore(database, OWN)
     due = await removal.get_unreferenced(NOW, 10)
     assert [each.address.media_id for each in due] == ["own"]
-    assert not (await database.write("remove", removal.remove_unreferenced, due, NOW, NOW)).addresses
+    assert not (
+        await database.write("remove", removal.remove_unreferenced, due, NOW, NOW)
+    ).addresses
     while await database.write("settings", put_settings, 10):
         pass
     assert (await database.write("remove", removal.remove_unreferenced, due, NOW, NOW)).addresses
@@ -171,14 +197,18 @@ async def test_of_files_that_are_not_here_nothing_stays(database: Database) -> N
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
     removal = MediaRemovalStore(database, OWN)
     assert [await removal.forget_unkept(NOW, 10) for _ in range(2)] == [2, 0]
-    assert await database.read("count", lambda txn: txn.query("SELECT origin FROM known_media")) == []
+    assert (
+        await database.read("count", lambda txn: txn.query("SELECT origin FROM known_media")) == []
+    )
 
 
 def _count(txn: Transaction, table: str) -> int:
     return int(txn.query(f"SELECT COUNT(*) FROM {table}")[0][0])
 
 
-async def test_one_write_looks_at_as_many_addresses_as_one_event_may_have(database: Database) -> None:
+async def test_one_write_looks_at_as_many_addresses_as_one_event_may_have(
+    database: Database,
+) -> None:
     """Else somebody who sends a hundred of such events holds up everybody's writes."""
     await database.write("begin", _begin)
     while await database.write("settings", put_settings, 1):
@@ -234,12 +264,17 @@ async def test_edits_of_a_redacted_message_are_looked_at_in_their_turn(database:
 async def test_uploads_are_listed_in_any_order(database: Database) -> None:
     store = MediaStore(database)
     for number in range(3):
-        content = Content(bytes([number]) * 32, number, f"a/{number}", None if number == 1 else f"{number}")
+        content = Content(
+            bytes([number]) * 32, number, f"a/{number}", None if number == 1 else f"{number}"
+        )
         row = MediaRow(f"m{number}", ALICE, content, NOW + number, None, NOW + number, True)
         await database.write("add", store.add_media, row)
     lists = MediaListStore(database, OWN)
     for order in ORDERS:
-        pages = [await lists.get_uploads(ALICE, Order(order, descending=False), start, 2) for start in (0, 2)]
+        pages = [
+            await lists.get_uploads(ALICE, Order(order, descending=False), start, 2)
+            for start in (0, 2)
+        ]
         ids = [row.media_id for page in pages for row in page.rows]
         assert set(ids) == {"m0", "m1", "m2"}
         assert (pages[0].count, pages[0].size) == (3, 3)
@@ -249,19 +284,33 @@ async def test_uploads_are_listed_in_any_order(database: Database) -> None:
 
 
 async def test_files_are_found_by_time_and_size(database: Database) -> None:
-    store, copies, lists = MediaStore(database), RemoteMediaStore(database), MediaListStore(database, OWN)
+    store, copies, lists = (
+        MediaStore(database),
+        RemoteMediaStore(database),
+        MediaListStore(database, OWN),
+    )
     for number in range(4):
         content = Content(bytes([number]) * 32, number, "a/b", None)
-        row = MediaRow(f"m{number}", ALICE, content, NOW + number, None, NOW, True, quarantined=number == 2)
+        row = MediaRow(
+            f"m{number}", ALICE, content, NOW + number, None, NOW, True, quarantined=number == 2
+        )
         await database.write("add", store.add_media, row)
-        copy = RemoteMediaRow(f"{number % 2}.example", f"c{number}", content, NOW + number, NOW, True)
+        copy = RemoteMediaRow(
+            f"{number % 2}.example", f"c{number}", content, NOW + number, NOW, True
+        )
         await database.write("add", copies.add_copy, copy)
-    await database.write("add", store.add_media, MediaRow("reserved", ALICE, None, NOW, NOW + 9, NOW, True))
-    await database.write("add", store.add_media, MediaRow("preview", "", content, NOW, None, NOW, True))
+    await database.write(
+        "add", store.add_media, MediaRow("reserved", ALICE, None, NOW, NOW + 9, NOW, True)
+    )
+    await database.write(
+        "add", store.add_media, MediaRow("preview", "", content, NOW, None, NOW, True)
+    )
     nothing = MediaAddress("", "")
 
     async def uploads(wished: Wished, after: str = "", limit: int = 9) -> list[str]:
-        return [row.media_id for row in await lists.find_uploads(wished, MediaAddress("", after), limit)]
+        return [
+            row.media_id for row in await lists.find_uploads(wished, MediaAddress("", after), limit)
+        ]
 
     every = Wished()
     assert await uploads(every) == ["m0", "m1", "m2", "m3"]

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from storage.database import Database
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_addresses import MediaAddress
-from storage.media_quarantine import SCANNER, QuarantineStore
-from storage.media_removal import MediaRemovalStore, Reason
-from storage.media_rescans import LONGEST_MS, FileKind, MediaRescanStore
-from storage.media_scans import MOST_INSIDE, MediaScanStore, ScannedFile, ScanRow, ScanState, Wanted
-from storage.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.media.content_uris import MediaAddress
+from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.quarantine import SCANNER, QuarantineStore
+from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.media.removal import MediaRemovalStore, Reason
+from storage.media.rescans import LONGEST_MS, FileKind, MediaRescanStore
+from storage.media.scans import MOST_INSIDE, MediaScanStore, ScannedFile, ScanRow, ScanState, Wanted
 
 OWN = "example.org"
 NOW = 1_700_000_000_000
@@ -30,7 +30,9 @@ def _content(number: int, size: int = 5) -> Content:
     return Content(_hash(number), size, "text/plain", None)
 
 
-def _verdict(number: int, state: ScanState, digest: bytes | None = None, by: str | None = None) -> ScanRow:
+def _verdict(
+    number: int, state: ScanState, digest: bytes | None = None, by: str | None = None
+) -> ScanRow:
     found = "clamd: Virus" if state is ScanState.HARMFUL else None
     return ScanRow(digest or _hash(number), _hash(number), state, "v1", NOW, found, by)
 
@@ -46,17 +48,27 @@ class Files:
         self.copies = RemoteMediaStore(database)
 
     async def add(
-        self, media_id: str, number: int, user: str = ALICE, created_ts: int = NOW, *, until_ms: int = 0
+        self,
+        media_id: str,
+        number: int,
+        user: str = ALICE,
+        created_ts: int = NOW,
+        *,
+        until_ms: int = 0,
     ) -> ScanState:
         """A file comes."""
 
         def write(txn: WriteTransaction) -> ScanState:
-            self.media.add_media(txn, MediaRow(media_id, user, _content(number), created_ts, None, NOW, True))
+            self.media.add_media(
+                txn, MediaRow(media_id, user, _content(number), created_ts, None, NOW, True)
+            )
             return self.scans.note(txn, _hash(number), until_ms)
 
         return await self.database.write("add", write)
 
-    async def add_unscanned(self, media_id: str, content: Content, user: str = ALICE, created_ts: int = NOW) -> None:
+    async def add_unscanned(
+        self, media_id: str, content: Content, user: str = ALICE, created_ts: int = NOW
+    ) -> None:
         """A file from before files were scanned."""
         row = MediaRow(media_id, user, content, created_ts, None, NOW, True)
         await self.database.write("add", self.media.add_media, row)
@@ -90,7 +102,9 @@ def files(database: Database) -> Files:
 async def test_a_file_that_comes_is_wanted_until_something_is_said(files: Files) -> None:
     assert await files.add("a", 1) is ScanState.UNKNOWN
     assert await files.add("b", 1) is ScanState.UNKNOWN
-    assert await files.scans.get_scan(_hash(1)) == ScanRow(_hash(1), _hash(1), ScanState.UNKNOWN, "", 0)
+    assert await files.scans.get_scan(_hash(1)) == ScanRow(
+        _hash(1), _hash(1), ScanState.UNKNOWN, "", 0
+    )
     assert await files.scans.count_wanted() == {Wanted.FIRST: 1, Wanted.AGAIN: 0}
     assert await files.take() == [1]
     assert await files.take(NOW + 999) == []  # somebody is at it
@@ -99,7 +113,9 @@ async def test_a_file_that_comes_is_wanted_until_something_is_said(files: Files)
     assert await files.take(NOW + 9999) == []
     assert await files.add("c", 1) is ScanState.CLEAN
     assert await files.held_by("a", "b", "c") == [None] * 3
-    assert await files.scans.get_scans([_hash(1), _hash(2)]) == {_hash(1): _verdict(1, ScanState.CLEAN)}
+    assert await files.scans.get_scans([_hash(1), _hash(2)]) == {
+        _hash(1): _verdict(1, ScanState.CLEAN)
+    }
 
 
 async def test_who_takes_a_file_in_scans_it_first(files: Files) -> None:
@@ -165,9 +181,9 @@ async def test_what_is_inside_of_an_encrypted_file(files: Files) -> None:
     assert await files.held_by("a") == [SCANNER]
     assert await files.add("b", 1) is ScanState.HARMFUL
     await files.quarantine.set_free(MediaAddress(OWN, "a"))
-    assert {(await files.scans.get_scans([each]))[each].state for each in (inside, other, _hash(1))} == {
-        ScanState.FREED
-    }
+    assert {
+        (await files.scans.get_scans([each]))[each].state for each in (inside, other, _hash(1))
+    } == {ScanState.FREED}
 
 
 async def test_nothing_is_kept_of_what_no_file_has(files: Files) -> None:
@@ -354,7 +370,13 @@ async def test_marking_looks_at_so_many_also_where_they_are_of_another_kind(file
 
 async def test_a_change_of_version_is_noted_until_a_rescan_begins(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
-    assert [await store.note_version(each) for each in ("1", "1", "2", "2", "1")] == [False, False, True, True, True]
+    assert [await store.note_version(each) for each in ("1", "1", "2", "2", "1")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
     assert await store.start("signatures", NOW, 0) is not None
     assert [await store.note_version(each) for each in ("1", "3")] == [False, True]
 

@@ -1,4 +1,5 @@
-"""From an empty database to the newest schema, a step at a time; what must not happen on the way."""
+"""From an empty database to the newest schema, a step at a time; what must not happen on the
+way."""
 
 import re
 import sqlite3
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 from twisted.logger import capturedLogs, formatEvent
 
-from storage.database import PostgresConfig, SQLiteConfig, make_engine
-from storage.engine import Connection, DatabaseUnavailable, Engine, UnsuitableDatabase
-from storage.migrate import MigrationFailed, SchemaTooNew, find_migrations, migrate
+from storage.engine.database import PostgresConfig, SQLiteConfig, make_engine
+from storage.engine.interface import Connection, DatabaseUnavailable, Engine, UnsuitableDatabase
+from storage.engine.migrate import MigrationFailed, SchemaTooNew, find_migrations, migrate
 from tests.helpers.databases import PostgresTemplates, database_before
 
 Values = dict[str, str | int | bytes | None]
@@ -22,14 +23,18 @@ COUNTERS = "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT 
 
 @pytest.fixture
 def schema(tmp_path: Path) -> Path:
-    """A folder of schema files with two steps, the second of which differs between the databases."""
+    """A folder of schema files with two steps, the second of which differs between the
+    databases."""
     folder = tmp_path / "schema"
     folder.mkdir()
     (folder / "0001_initial.sql").write_text(
-        COUNTERS + "CREATE TABLE things (raw BYTES); -- BYTES; 100%\nINSERT INTO things VALUES ('a;b');"
+        COUNTERS
+        + "CREATE TABLE things (raw BYTES); -- BYTES; 100%\nINSERT INTO things VALUES ('a;b');"
     )
     for name in ("sqlite", "postgres"):
-        (folder / f"0002_more.{name}.sql").write_text(f"INSERT INTO counters VALUES ('{name}', 7);\n")
+        (folder / f"0002_more.{name}.sql").write_text(
+            f"INSERT INTO counters VALUES ('{name}', 7);\n"
+        )
     return folder
 
 
@@ -45,22 +50,33 @@ def test_the_steps_are_run_once_and_in_order(engine: Engine, schema: Path) -> No
     for _ in range(2):
         assert migrate(engine, schema) == 0
     assert ask(engine, "SELECT name, value FROM counters") == [(engine.name, 7)]
-    assert ask(engine, "SELECT version, name FROM schema_version ORDER BY version") == [(1, "initial"), (2, "more")]
+    assert ask(engine, "SELECT version, name FROM schema_version ORDER BY version") == [
+        (1, "initial"),
+        (2, "more"),
+    ]
 
 
-def test_a_new_database_is_told_in_a_line_and_an_old_one_step_by_step(empty_sqlite: SQLiteConfig, schema: Path) -> None:
+def test_a_new_database_is_told_in_a_line_and_an_old_one_step_by_step(
+    empty_sqlite: SQLiteConfig, schema: Path
+) -> None:
     engine = make_engine(empty_sqlite)
     with capturedLogs() as told:
         migrate(engine, schema)
-    assert [formatEvent(event) for event in told] == ["The database is new, and has schema version 2."]
+    assert [formatEvent(event) for event in told] == [
+        "The database is new, and has schema version 2."
+    ]
     (schema / "0003_third.sql").write_text("CREATE TABLE third (id BIGINT);")
     with capturedLogs() as told:
         migrate(engine, schema)
-    assert [formatEvent(event) for event in told][1:] == ["The database now has schema version 3 (third)."]
+    assert [formatEvent(event) for event in told][1:] == [
+        "The database now has schema version 3 (third)."
+    ]
 
 
 def test_a_step_that_fails_leaves_nothing_of_itself(engine: Engine, schema: Path) -> None:
-    (schema / "0003_broken.sql").write_text("CREATE TABLE half (id BIGINT);\nINSERT INTO nowhere VALUES (1);")
+    (schema / "0003_broken.sql").write_text(
+        "CREATE TABLE half (id BIGINT);\nINSERT INTO nowhere VALUES (1);"
+    )
     with pytest.raises(MigrationFailed, match="0003_broken"):
         migrate(engine, schema)
     assert ask(engine, "SELECT MAX(version) FROM schema_version") == [(2,)]
@@ -114,14 +130,18 @@ def test_a_file_with_data_is_copied_first(empty_sqlite: SQLiteConfig, schema: Pa
     before.close()
 
 
-def test_a_database_of_an_unsuitable_kind_is_refused(postgres_templates: PostgresTemplates, schema: Path) -> None:
+def test_a_database_of_an_unsuitable_kind_is_refused(
+    postgres_templates: PostgresTemplates, schema: Path
+) -> None:
     config = postgres_templates.create(empty=True, encoding="SQL_ASCII")
     with pytest.raises(UnsuitableDatabase, match=r"has encoding SQL_ASCII.*CREATE DATABASE"):
         migrate(make_engine(config), schema)
     postgres_templates.drop(config)
 
 
-def test_old_messages_from_the_future_are_as_old_as_the_upgrade(engine: Engine, tmp_path: Path) -> None:
+def test_old_messages_from_the_future_are_as_old_as_the_upgrade(
+    engine: Engine, tmp_path: Path
+) -> None:
     event = (
         "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, state_key, sender, pdu)"
         " VALUES (?, 1, 1, ?, 16, ?, '', ?, '', ?)"
@@ -131,14 +151,19 @@ def test_old_messages_from_the_future_are_as_old_as_the_upgrade(engine: Engine, 
     with database_before(engine, tmp_path, 74) as writer:
         for nid, (ts, state_key) in enumerate([(5, None), (future, None), (future, "")], 1):
             writer.execute(event, (nid, ts, f"${nid}", state_key, b"{}"))
-    (first,), (second,), (state,) = ask(engine, "SELECT origin_server_ts FROM events ORDER BY event_nid")
+    (first,), (second,), (state,) = ask(
+        engine, "SELECT origin_server_ts FROM events ORDER BY event_nid"
+    )
     assert (first, state) == (5, future)
     assert isinstance(second, int)
     assert before <= second <= time.time() * 1000
 
 
-def put_memberships(writer: Connection, stories: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
-    """Events by which each user had one membership after the other; their numbers, whose positions are greater by 100."""
+def put_memberships(
+    writer: Connection, stories: Mapping[str, Sequence[str]]
+) -> dict[str, list[int]]:
+    """Events by which each user had one membership after the other; their numbers, whose positions
+    are greater by 100."""
     nids: dict[str, list[int]] = {}
     for user, story in stories.items():
         of_user = nids.setdefault(user, [])
@@ -171,8 +196,12 @@ def test_where_stays_ended_is_found_in_the_events(engine: Engine, tmp_path: Path
         nids = put_memberships(writer, stories)
         for user, story in stories.items():
             latest = nids[user][-1]
-            writer.execute(row, (user, "leave" if user == "reset" else story[-1], latest, 100 + latest))
-    found = {user: ended for user, ended in ask(engine, "SELECT user_id, left_position FROM memberships")}
+            writer.execute(
+                row, (user, "leave" if user == "reset" else story[-1], latest, 100 + latest)
+            )
+    found = {
+        user: ended for user, ended in ask(engine, "SELECT user_id, left_position FROM memberships")
+    }
     assert found == {
         "in": None,
         "left": 100 + nids["left"][1],
@@ -201,10 +230,14 @@ def test_where_stays_began_is_found_however_far_back(engine: Engine, tmp_path: P
         for user, story in stories.items():
             latest = nids[user][-1]
             ended = 100 + latest if user == "left" else None
-            writer.execute(row, (user, story[-1], latest, 100 + latest, int(user != "elsewhere"), ended))
+            writer.execute(
+                row, (user, story[-1], latest, 100 + latest, int(user != "elsewhere"), ended)
+            )
     found = {
         user: (began, ended)
-        for user, began, ended in ask(engine, "SELECT user_id, joined_position, left_position FROM memberships")
+        for user, began, ended in ask(
+            engine, "SELECT user_id, joined_position, left_position FROM memberships"
+        )
     }
     assert found == {
         "stays": (100 + nids["stays"][1], None),
@@ -234,7 +267,9 @@ def test_who_said_something_in_which_thread_is_found(engine: Engine, tmp_path: P
     with database_before(engine, tmp_path, 114) as writer:
         for target, kind, depth, nid, room, sender in children:
             writer.execute(row, (target, kind, depth, nid, f"${nid}", room, sender, nid))
-    found = ask(engine, "SELECT target, room_nid, sender, count, depth, event_nid FROM thread_senders")
+    found = ask(
+        engine, "SELECT target, room_nid, sender, count, depth, event_nid FROM thread_senders"
+    )
     assert len(found) == 4
     assert set(found) == {
         ("$a", 1, "@u:t", 2, 5, 1),
@@ -248,16 +283,27 @@ def test_what_was_not_done_of_redactions_is_due(engine: Engine, tmp_path: Path) 
     with database_before(engine, tmp_path, 117) as writer:
         for finished in (0, 1):
             writer.execute(
-                "INSERT INTO related_redactions VALUES (?, '@', '*', 1, NULL, ?)", (f"${finished}", finished)
+                "INSERT INTO related_redactions VALUES (?, '@', '*', 1, NULL, ?)",
+                (f"${finished}", finished),
             )
-    assert set(ask(engine, "SELECT target, due_ts FROM related_redactions")) == {("$0", 0), ("$1", None)}
+    assert set(ask(engine, "SELECT target, due_ts FROM related_redactions")) == {
+        ("$0", 0),
+        ("$1", None),
+    }
 
 
-def test_devices_of_before_are_found_by_the_hour_in_which_they_were_seen(engine: Engine, tmp_path: Path) -> None:
+def test_devices_of_before_are_found_by_the_hour_in_which_they_were_seen(
+    engine: Engine, tmp_path: Path
+) -> None:
     hour = 3_600_000
     with database_before(engine, tmp_path, 118) as writer:
         for number, (ts, ip, agent) in enumerate(
-            [(5 * hour, "::1", None), (6 * hour - 1, None, "agent"), (5 * hour, None, None), (None, None, None)]
+            [
+                (5 * hour, "::1", None),
+                (6 * hour - 1, None, "agent"),
+                (5 * hour, None, None),
+                (None, None, None),
+            ]
         ):
             writer.execute(
                 "INSERT INTO devices (user_id, device_id, created_ts, made_ts, device_nid, last_seen_ts, last_seen_ip,"
@@ -290,12 +336,18 @@ def test_odd_contents_survive_the_steps(engine: Engine, tmp_path: Path) -> None:
 
         def add(table: str, **values: str | int | bytes | None) -> None:
             names, places = ", ".join(values), ", ".join("?" * len(values))
-            writer.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", tuple(values.values()))
+            writer.execute(
+                f"INSERT INTO {table} ({names}) VALUES ({places})", tuple(values.values())
+            )
 
         for number, (user, member) in enumerate(odd):
             first = 10 * number + 1
             for nid, membership in enumerate((b"join", b"leave", b"ban"), first):
-                pdu = b'{"content":{%s,"membership":"%s"},"unsigned":{%s}}' % (member, membership, member)
+                pdu = b'{"content":{%s,"membership":"%s"},"unsigned":{%s}}' % (
+                    member,
+                    membership,
+                    member,
+                )
                 event: Values = {
                     "event_id": f"${nid}",
                     "type": "m.room.member",
@@ -321,7 +373,13 @@ def test_odd_contents_survive_the_steps(engine: Engine, tmp_path: Path) -> None:
                 "sender": user,
                 "pdu": b'{"content":{%s}}' % member,
             }
-            place: Values = {"room_nid": 1, "position": first + 3, "depth": 1, "origin_server_ts": 1, "flags": 16}
+            place: Values = {
+                "room_nid": 1,
+                "position": first + 3,
+                "depth": 1,
+                "origin_server_ts": 1,
+                "flags": 16,
+            }
             add("events", event_nid=first + 3, thread_root="$root\u0000", **place, **message)
             relation: Values = {
                 "target": "$root\u0000",
@@ -330,7 +388,12 @@ def test_odd_contents_survive_the_steps(engine: Engine, tmp_path: Path) -> None:
                 "room_nid": 1,
                 "depth": 1,
             }
-            kind: Values = {"type": "m.room.message", "sender": user, "origin_server_ts": 1, "is_whole": 1}
+            kind: Values = {
+                "type": "m.room.message",
+                "sender": user,
+                "origin_server_ts": 1,
+                "is_whole": 1,
+            }
             add("relations", event_nid=first + 3, **relation, **kind)
             latest: Values = {
                 "membership": "ban",
@@ -342,12 +405,25 @@ def test_odd_contents_survive_the_steps(engine: Engine, tmp_path: Path) -> None:
             add("memberships", room_nid=1, user_id=user, **latest)
             content = b"{%s}" % member
             add("accounts", user_id=user, created_ts=1, erased=1, position=1)
-            add("account_data", user_id=user, room_id="\u0000", type="\u0000", content=content, position=1)
+            add(
+                "account_data",
+                user_id=user,
+                room_id="\u0000",
+                type="\u0000",
+                content=content,
+                position=1,
+            )
             add("devices", user_id=user, device_id="\u0000", created_ts=1)
             add("to_device_messages", user_id=user, device_id="\u0000", position=1, content=content)
             add("to_device_floors", user_id=user, device_id="\u0000", position=1)
             add("filters", user_id=user, filter_id=1, definition=content.decode(), digest=b"")
-            add("oauth_clients", client_id=user, metadata=content.decode(), created_ts=1, last_used_ts=1)
+            add(
+                "oauth_clients",
+                client_id=user,
+                metadata=content.decode(),
+                created_ts=1,
+                last_used_ts=1,
+            )
             receipt: Values = {
                 "receipt_type": "m.read",
                 "thread_id": "\u0000",
@@ -388,7 +464,12 @@ def test_sqlite_in_memory_is_refused() -> None:
 def test_a_database_that_is_not_there_is_named(tmp_path: Path) -> None:
     for config, name in (
         (SQLiteConfig(str(tmp_path / "nowhere" / "homeserver.db")), "nowhere/homeserver.db"),
-        (PostgresConfig({"host": str(tmp_path), "dbname": "town", "user": "me", "password": "secret"}), "dbname=town"),
+        (
+            PostgresConfig(
+                {"host": str(tmp_path), "dbname": "town", "user": "me", "password": "secret"}
+            ),
+            "dbname=town",
+        ),
     ):
         with pytest.raises(DatabaseUnavailable, match=name) as raised:
             migrate(make_engine(config))
@@ -404,9 +485,14 @@ def test_words_that_the_databases_say_differently_are_replaced(tmp_path: Path) -
     (tmp_path / "0001_a.sql").write_text(
         "CREATE TABLE a (n ROW_NUMBER, b BYTES) CLUSTERED; CREATE TABLE r (n BIGINT) ROOMY;"
     )
-    sqlite, postgres = (find_migrations(engine, "X", tmp_path)[0].sql for engine in ("sqlite", "postgres"))
+    sqlite, postgres = (
+        find_migrations(engine, "X", tmp_path)[0].sql for engine in ("sqlite", "postgres")
+    )
     assert sqlite == "CREATE TABLE a (n INTEGER, b X) WITHOUT ROWID; CREATE TABLE r (n BIGINT);"
-    assert postgres == "CREATE TABLE a (n BIGINT, b X); CREATE TABLE r (n BIGINT) WITH (fillfactor = 70);"
+    assert (
+        postgres
+        == "CREATE TABLE a (n BIGINT, b X); CREATE TABLE r (n BIGINT) WITH (fillfactor = 70);"
+    )
 
 
 def find_both(folder: Path) -> list[object]:
@@ -415,7 +501,13 @@ def find_both(folder: Path) -> list[object]:
 
 @pytest.mark.parametrize(
     "names",
-    [["0002_a.sql"], ["0001_a.sql", "0003_c.sql"], ["0001_a.sql", "0001_b.sql"], ["1_a.sql"], ["0001_a.sqlite.sql"]],
+    [
+        ["0002_a.sql"],
+        ["0001_a.sql", "0003_c.sql"],
+        ["0001_a.sql", "0001_b.sql"],
+        ["1_a.sql"],
+        ["0001_a.sqlite.sql"],
+    ],
 )
 def test_files_that_are_numbered_wrongly_are_refused(tmp_path: Path, names: list[str]) -> None:
     for name in names:
@@ -431,7 +523,9 @@ def test_both_databases_get_the_same_tables_and_indices(
     for config in (empty_sqlite, empty_postgres):
         engine = make_engine(config)
         migrate(engine)
-        dumps.append(dump_sqlite(engine) if isinstance(config, SQLiteConfig) else dump_postgres(engine))
+        dumps.append(
+            dump_sqlite(engine) if isinstance(config, SQLiteConfig) else dump_postgres(engine)
+        )
     assert len(dumps[0]) > 50
     assert dumps[0] == dumps[1]
 
@@ -441,13 +535,17 @@ TYPES = {"BYTEA": "BLOB", "DOUBLE PRECISION": "REAL"}
 
 def dump_sqlite(engine: Engine) -> set[tuple[object, ...]]:
     found: set[tuple[object, ...]] = set()
-    for (table,) in ask(engine, "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"):
+    for (table,) in ask(
+        engine, "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    ):
         if str(table).startswith("searchable_text"):
             continue  # the index of texts, to which each database has its own way
         for _, name, kind, not_null, _, _ in ask(engine, f"PRAGMA table_info({table})"):
             found.add((table, name, kind, bool(not_null)))
         indices = ask(engine, f"PRAGMA index_list({table})")
-        for name in () if any(origin == "pk" for *_, origin, _ in indices) else primary_key(engine, table):
+        for name in (
+            () if any(origin == "pk" for *_, origin, _ in indices) else primary_key(engine, table)
+        ):
             # the key of the rows themselves, which needs no index
             found.remove((table, name, "INTEGER", True))
             found |= {(table, name, "BIGINT", True), (table, "index", (name,), True, False)}
@@ -463,12 +561,12 @@ def primary_key(engine: Engine, table: object) -> list[object]:
 
 def dump_postgres(engine: Engine) -> set[tuple[object, ...]]:
     found: set[tuple[object, ...]] = set()
-    columns = "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns"
+    columns = (
+        "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns"
+    )
     for table, name, kind, nullable in ask(engine, f"{columns} WHERE table_schema = 'public'"):
         found.add((table, name, TYPES.get(str(kind).upper(), str(kind).upper()), nullable == "NO"))
-    indices = (
-        "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public' AND indexname <> 'searchable_text'"
-    )
+    indices = "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public' AND indexname <> 'searchable_text'"
     for table, definition in ask(engine, indices):
         match = re.search(r"\(([^)]*)\)(.*)", str(definition))
         assert match is not None

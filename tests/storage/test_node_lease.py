@@ -2,16 +2,19 @@
 
 import pytest
 
-from storage.database import Database
-from storage.leases import LeaseStore
-from storage.node_lease import NodeLease
+from storage.cluster.leases import LeaseStore
+from storage.cluster.node_lease import NodeLease
+from storage.engine.database import Database
 
 
 @pytest.mark.parametrize("holder", ["1234", "a@0", "a@", "a@b", "a@-1"])
 async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
     postgres_database: Database, holder: str
 ) -> None:
-    assert await LeaseStore(postgres_database, "push").take(holder, 1000, 31_000, by_force=False) is not None
+    assert (
+        await LeaseStore(postgres_database, "push").take(holder, 1000, 31_000, by_force=False)
+        is not None
+    )
     lease = NodeLease(postgres_database, "push", "b", lambda: 7)
     for now in (2000, 12_000, 22_000):
         assert await lease.take(now, now + 30_000) is None
@@ -19,7 +22,10 @@ async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
 
 
 async def test_a_holder_whose_number_nobody_has_is_gone(postgres_database: Database) -> None:
-    assert await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, by_force=False) is not None
+    assert (
+        await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, by_force=False)
+        is not None
+    )
     assert await NodeLease(postgres_database, "push", "b", lambda: 7).take(2000, 32_000) is not None
     assert await LeaseStore(postgres_database, "push").get_holder() == "b@7"
 

@@ -1,4 +1,5 @@
-"""One-time keys in blocks: given out in order, each once, whatever is uploaded again, and from whatever version they come."""
+"""One-time keys in blocks: given out in order, each once, whatever is uploaded again, and from
+whatever version they come."""
 
 from collections.abc import Iterator
 from hashlib import sha256
@@ -7,14 +8,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from storage import one_time_keys
-from storage.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
-from storage.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
-from storage.devices import DeviceRow, DeviceStore
-from storage.engine import Engine
-from storage.migrate import migrate
-from storage.one_time_keys import BYTES_A_BLOCK, DIGEST_BYTES, KEYS_A_BLOCK, KeyExists
-from storage.streams import Topic
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption import one_time_keys
+from storage.encryption.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
+from storage.encryption.one_time_keys import BYTES_A_BLOCK, DIGEST_BYTES, KEYS_A_BLOCK, KeyExists
+from storage.engine.database import (
+    Database,
+    PostgresConfig,
+    SQLiteConfig,
+    WriteTransaction,
+    make_engine,
+)
+from storage.engine.interface import Engine
+from storage.engine.migrate import migrate
+from storage.engine.streams import Topic
 from tests.helpers.databases import PostgresTemplates, older_database, open_inline
 from tests.helpers.key_nodes import ALGORITHM, ALICE, content, parse_named
 
@@ -35,13 +42,17 @@ class Device:
         self._device_id = device_id
         self.now = 1000
 
-    async def upload(self, keys: dict[str, bytes], algorithm: str = ALGORITHM, *, remembered_from: int = 0) -> int:
+    async def upload(
+        self, keys: dict[str, bytes], algorithm: str = ALGORITHM, *, remembered_from: int = 0
+    ) -> int:
         """How many it has then."""
 
         def put(txn: WriteTransaction) -> KeyCounts:
             named = {(algorithm, key_id): key for key_id, key in keys.items()}
             self._devices.add_device(txn, DeviceRow(ALICE, self._device_id, None, 0))
-            return self._store.put_keys(txn, ALICE, self._device_id, NewKeys(None, named, {}), remembered_from)
+            return self._store.put_keys(
+                txn, ALICE, self._device_id, NewKeys(None, named, {}), remembered_from
+            )
 
         counts = await self._database.write("upload", put)
         assert counts == (await self._store.get_counts(ALICE, self._device_id))[0]
@@ -81,7 +92,9 @@ async def test_keys_are_given_out_in_the_order_in_which_they_came(device: Device
     assert await device.claim("other") is None
 
 
-async def test_keys_of_all_lengths_and_with_odd_names_come_back_as_they_were(device: Device) -> None:
+async def test_keys_of_all_lengths_and_with_odd_names_come_back_as_they_were(
+    device: Device,
+) -> None:
     odd = {
         'q"uo:te\\': b'"a text"',
         "qish": content("o\u2018zbek \U0001f600"),
@@ -104,7 +117,9 @@ async def test_an_upload_that_is_repeated_brings_nothing_back(device: Device) ->
     assert await device.upload(keys("a", "c", "e")) == 0
 
 
-async def test_what_was_given_out_is_forgotten_after_a_time(device: Device, database: Database) -> None:
+async def test_what_was_given_out_is_forgotten_after_a_time(
+    device: Device, database: Database
+) -> None:
     await device.upload(keys("a", "b"))
     device.now = 2000
     assert await device.claim_all() == ["a", "b"]
@@ -184,17 +199,23 @@ async def test_a_device_that_goes_leaves_nothing(device: Device, database: Datab
     await device.upload(keys("a"))
     await device.claim_all()
     await device.upload(keys("b"))
-    await database.write("remove", lambda txn: DeviceKeyStore(database).remove_devices(txn, ALICE, [DEVICE]))
+    await database.write(
+        "remove", lambda txn: DeviceKeyStore(database).remove_devices(txn, ALICE, [DEVICE])
+    )
     assert await count_stored(database) == (0, 0)
     assert await device.upload(keys("a")) == 1, "a new device of its id may have what it likes"
 
 
-async def test_two_keys_of_one_name_are_refused_until_the_first_was_given_out(device: Device) -> None:
+async def test_two_keys_of_one_name_are_refused_until_the_first_was_given_out(
+    device: Device,
+) -> None:
     await device.upload(keys("a", "b"))
     with pytest.raises(KeyExists, match=f"{ALGORITHM}:b"):
         await device.upload({"c": content("c"), "b": content("another")})
     assert await device.claim_all() == ["a", "b"], "nothing of the upload was taken"
-    assert await device.upload({"b": content("another")}) == 1, "a client that began anew counts from the start"
+    assert await device.upload({"b": content("another")}) == 1, (
+        "a client that began anew counts from the start"
+    )
     assert await device.claim() == ("b", content("another"))
     assert await device.upload({**keys("b"), "b2": content("b2")}) == 1
     assert await device.claim_all() == ["b2"]
@@ -218,7 +239,9 @@ async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Datab
     def put(txn: WriteTransaction) -> None:
         for name in devices:
             DeviceStore(database).add_device(txn, DeviceRow(ALICE, name, None, 0))
-            store.put_keys(txn, ALICE, name, NewKeys(None, {(ALGORITHM, name): content(name)}, {}), 0)
+            store.put_keys(
+                txn, ALICE, name, NewKeys(None, {(ALGORITHM, name): content(name)}, {}), 0
+            )
 
     await database.write("put", put)
     commits: list[int] = []
@@ -251,13 +274,21 @@ def put_rows(engine: Engine) -> None:
         connection.execute(
             "INSERT INTO claimed_one_time_keys (user_id, device_id, algorithm, key_id, digest, claimed_ts)"
             " VALUES (?, ?, ?, 'used', ?, ?)",
-            (ALICE, DEVICE, ALGORITHM, sha256(content(f"used{number}")).digest()[:DIGEST_BYTES], 1000 + number),
+            (
+                ALICE,
+                DEVICE,
+                ALGORITHM,
+                sha256(content(f"used{number}")).digest()[:DIGEST_BYTES],
+                1000 + number,
+            ),
         )
     connection.commit({"one_time_key": 7})
     connection.close()
 
 
-async def test_keys_of_an_older_database_are_given_out_and_remembered(older: SQLiteConfig | PostgresConfig) -> None:
+async def test_keys_of_an_older_database_are_given_out_and_remembered(
+    older: SQLiteConfig | PostgresConfig,
+) -> None:
     engine = make_engine(older)
     put_rows(engine)
     migrate(engine)
@@ -270,9 +301,15 @@ async def test_keys_of_an_older_database_are_given_out_and_remembered(older: SQL
     assert [await device.claim() for _ in range(3)] == list(kept.items())
     assert await device.claim_all() == ["d"]
     assert await device.upload({"used": content("used0"), **kept}) == 0
-    assert await device.upload({"used": content("another"), "e": content("e")}, remembered_from=1001) == 2
+    assert (
+        await device.upload({"used": content("another"), "e": content("e")}, remembered_from=1001)
+        == 2
+    )
     assert await device.claim_all() == ["used", "e"]
-    assert await device.upload({"used": content("used0"), "f": content("f")}, remembered_from=1001) == 2, "forgotten"
+    assert (
+        await device.upload({"used": content("used0"), "f": content("f")}, remembered_from=1001)
+        == 2
+    ), "forgotten"
     await database.close()
 
 
@@ -291,12 +328,25 @@ async def test_blocks_of_an_older_database_are_given_out_from_where_they_were(
     engine = make_engine(with_blocks)
     connection = engine.connect_writer()
     connection.begin_write()
-    for block_nid, names, taken, claimed_ts in ((1, "ab", 2, 1000), (2, "cdef", 2, 2000), (3, "gh", 0, 0)):
+    for block_nid, names, taken, claimed_ts in (
+        (1, "ab", 2, 1000),
+        (2, "cdef", 2, 2000),
+        (3, "gh", 0, 0),
+    ):
         connection.execute(
             "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, taken, used_up, claimed_ts,"
             " width, names, keys) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(ALICE, DEVICE, ALGORITHM, block_nid, len(names), taken, int(taken == len(names)), claimed_ts),
+                *(
+                    ALICE,
+                    DEVICE,
+                    ALGORITHM,
+                    block_nid,
+                    len(names),
+                    taken,
+                    int(taken == len(names)),
+                    claimed_ts,
+                ),
                 len(b'"a":' + content("a")),
                 msgspec.json.encode(list(names)).decode(),
                 b"".join([b'"%b":%b' % (name.encode(), content(name)) for name in names]),
@@ -308,8 +358,12 @@ async def test_blocks_of_an_older_database_are_given_out_from_where_they_were(
     database = open_inline(with_blocks)
     device = Device(database)
     assert await device.claim() == ("e", content("e"))
-    assert await device.upload(keys("a", "d", "f", "i")) == 4, "those that were given out do not come back"
-    assert await device.upload(keys("a", "j"), remembered_from=1001) == 5, "it is remembered from when it was given out"
+    assert await device.upload(keys("a", "d", "f", "i")) == 4, (
+        "those that were given out do not come back"
+    )
+    assert await device.upload(keys("a", "j"), remembered_from=1001) == 5, (
+        "it is remembered from when it was given out"
+    )
     assert await device.upload(keys("a"), remembered_from=1001) == 6, "it was forgotten"
     assert await device.claim_all() == ["f", "g", "h", "i", "j", "a"]
     await database.close()

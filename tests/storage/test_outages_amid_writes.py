@@ -1,5 +1,5 @@
-"""What befalls one write, or the connection, of those that share a transaction: the others are done where that can be, once; who cannot be
-helped is told soon; the writer goes on."""
+"""What befalls one write, or the connection, of those that share a transaction: the others are done
+where that can be, once; who cannot be helped is told soon; the writer goes on."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +11,16 @@ import pytest
 from psycopg2.errors import LockNotAvailable
 from psycopg2.extensions import cursor
 
-from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
-from storage.engine import Connection
-from storage.postgres import STEADY, PostgresEngine
-from storage.writer import LONG_ENOUGH
+from storage.engine.database import (
+    DatabaseUnavailable,
+    PostgresConfig,
+    SQLiteConfig,
+    WriteTransaction,
+    make_engine,
+)
+from storage.engine.interface import Connection
+from storage.engine.postgres import STEADY, PostgresEngine
+from storage.engine.writer import LONG_ENOUGH
 from tests.conftest import run_coroutine
 from tests.storage.test_faults_amid_writes import Odd
 from tests.storage.test_steady_writer import INSERT, put_later, settle, write
@@ -87,7 +93,9 @@ def node(
         return opened
 
     monkeypatch.setattr(PostgresEngine, "open", open_counting)
-    stepped = Stepped(PostgresConfig(postgresql.connect, statement_timeout=0.5, write_lock_timeout=0.3))
+    stepped = Stepped(
+        PostgresConfig(postgresql.connect, statement_timeout=0.5, write_lock_timeout=0.3)
+    )
     cast(Any, stepped.database)._writer._pause = lambda _seconds: None
     settle(stepped, STEADY + LONG_ENOUGH if request.param else 1)
     for kind, make in WRITES.items():
@@ -98,7 +106,9 @@ def node(
     run_coroutine(stepped.database.close(), None)
 
 
-def queue(node: Stepped, order: tuple[str, ...], culprit: Callable[[WriteTransaction], Any]) -> list[str]:
+def queue(
+    node: Stepped, order: tuple[str, ...], culprit: Callable[[WriteTransaction], Any]
+) -> list[str]:
     """Queue them as one batch; the names of all but the culprit."""
     names = []
     for number, kind in enumerate(order):
@@ -110,8 +120,12 @@ def queue(node: Stepped, order: tuple[str, ...], culprit: Callable[[WriteTransac
     return names
 
 
-@pytest.mark.parametrize("order", [("asks", "asks", "later"), ("later", "asks", "asks"), ("surely",), ("later",)])
-def test_a_lock_that_does_not_come_is_waited_for_once(node: Stepped, other: Connection, order: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "order", [("asks", "asks", "later"), ("later", "asks", "asks"), ("surely",), ("later",)]
+)
+def test_a_lock_that_does_not_come_is_waited_for_once(
+    node: Stepped, other: Connection, order: tuple[str, ...]
+) -> None:
     """By all who wait by then: another process writes for too long."""
     other.begin_write()
     names = queue(node, order, lambda _: None)
@@ -128,7 +142,8 @@ def test_a_lock_that_does_not_come_is_waited_for_once(node: Stepped, other: Conn
 def test_a_statement_that_is_refused_or_given_up_fails_only_whose_it_is(
     node: Stepped, other: Connection, why: str, *, asks: bool
 ) -> None:
-    """Also where it went with the begin, with what others had left to be sent, or with the commit."""
+    """Also where it went with the begin, with what others had left to be sent, or with the
+    commit."""
     other.execute_script("BEGIN; LOCK TABLE devices")
 
     def culprit(txn: WriteTransaction) -> None:
@@ -140,7 +155,9 @@ def test_a_statement_that_is_refused_or_given_up_fails_only_whose_it_is(
         head = node.database.streams.current()
         names = queue(node, order, culprit)
         node.step()
-        assert [node.results.pop(name) for name in names] == [*range(head + 1, head + 1 + len(names))]
+        assert [node.results.pop(name) for name in names] == [
+            *range(head + 1, head + 1 + len(names))
+        ]
         assert issubclass(node.results.pop("culprit"), error)  # type: ignore[arg-type]
         assert node.names() == sorted(names)
         write(node, f"clear {number}", lambda txn: txn.execute("DELETE FROM jobs"))
@@ -151,7 +168,8 @@ def test_a_statement_that_is_refused_or_given_up_fails_only_whose_it_is(
 def test_who_is_alone_fails_for_what_it_asked_and_waits_for_it_once(
     node: Stepped, other: Connection, why: str, how: str
 ) -> None:
-    """That something was taken for granted before may be why a statement makes no sense, but why none is answered it is not."""
+    """That something was taken for granted before may be why a statement makes no sense, but why
+    none is answered it is not."""
     other.execute_script("BEGIN; LOCK TABLE devices")
     tries: list[int] = []
 
@@ -162,13 +180,17 @@ def test_who_is_alone_fails_for_what_it_asked_and_waits_for_it_once(
         return is_sure
 
     outcome = write(node, "alone", fn)
-    assert issubclass(outcome, node.database.engine.errors if why == "nonsense" else DatabaseUnavailable)  # type: ignore[arg-type]
+    assert issubclass(
+        outcome, node.database.engine.errors if why == "nonsense" else DatabaseUnavailable
+    )  # type: ignore[arg-type]
     assert len(tries) == 1 + (why == "nonsense" and tries[0])
     assert isinstance(write(node, "next", put("next")), int)
     assert node.names() == ["next"]
 
 
-def ends_once(other: Connection, session: int, raises: type[BaseException] | None) -> Callable[[WriteTransaction], str]:
+def ends_once(
+    other: Connection, session: int, raises: type[BaseException] | None
+) -> Callable[[WriteTransaction], str]:
     """A write during which the session ends; if it raises, having noticed."""
     tries: list[int] = []
 
@@ -192,7 +214,9 @@ def test_what_was_lost_before_its_commit_was_sent_is_run_again(
     node: Stepped, other: Connection, order: tuple[str, ...], raises: type[BaseException] | None
 ) -> None:
     """All of it is undone, also where the one that noticed makes of it what it will."""
-    session = cast(list[tuple[int]], write(node, "session", lambda txn: txn.query("SELECT pg_backend_pid()")))
+    session = cast(
+        list[tuple[int]], write(node, "session", lambda txn: txn.query("SELECT pg_backend_pid()"))
+    )
     head = node.database.streams.current()
     names = queue(node, order, ends_once(other, session[0][0], raises))
     node.step()
@@ -207,7 +231,11 @@ def test_the_writer_goes_on_whatever_a_write_raises_when_its_transaction_is_gone
 ) -> None:
     settle(stepped)
     engine = stepped.database.engine
-    gone = "SELECT pg_terminate_backend(pg_backend_pid(), 5000)" if engine.name == "postgres" else "ROLLBACK"
+    gone = (
+        "SELECT pg_terminate_backend(pg_backend_pid(), 5000)"
+        if engine.name == "postgres"
+        else "ROLLBACK"
+    )
 
     def fn(txn: WriteTransaction) -> None:
         with suppress(engine.errors):

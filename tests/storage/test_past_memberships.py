@@ -1,12 +1,13 @@
-"""What the current state says of who is in a room no more, told once more as a room is entered again."""
+"""What the current state says of who is in a room no more, told once more as a room is entered
+again."""
 
 from itertools import count
 
 import pytest
 
-from storage.database import Database
-from storage.memberships import MembershipRow, MembershipStore
-from storage.room_effects import NewMembership, StateEffect, apply_effects
+from storage.engine.database import Database
+from storage.persist.state_effects import NewMembership, StateEffect, apply_effects
+from storage.rooms.memberships import MembershipRow, MembershipStore
 from tests.helpers.plans import note_plans
 
 ALICE, ROOM = "@alice:example.org", 1
@@ -17,7 +18,8 @@ async def test_where_a_stay_began_stays_with_the_membership(database: Database) 
     nids = count(1)
 
     async def become(*memberships: str, is_local: bool = True) -> tuple[int | None, int | None]:
-        """One write; where the present stay began, and where the last one ended. Positions are ten times the numbers."""
+        """One write; where the present stay began, and where the last one ended. Positions are ten
+        times the numbers."""
         effects = []
         for membership in memberships:
             nid = next(nids)
@@ -63,7 +65,9 @@ async def test_what_is_told_again_changes_nothing(database: Database, membership
 
 
 @pytest.mark.parametrize("membership", ["invite", "knock", "join"])
-async def test_who_came_back_meanwhile_has_not_forgotten_the_room(database: Database, membership: str) -> None:
+async def test_who_came_back_meanwhile_has_not_forgotten_the_room(
+    database: Database, membership: str
+) -> None:
     store = MembershipStore(database)
     for nid, each in enumerate(("join", "leave", membership), 1):
         effect = StateEffect(NewMembership(ALICE, each, ALICE, True, None, None))

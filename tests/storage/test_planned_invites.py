@@ -1,8 +1,8 @@
 """Invites that are still to be sent: in their order, each by one doer, until they are done."""
 
-from storage.database import Database
-from storage.planned_invites import PlannedInvite, PlannedInviteStore, add_planned_invites
-from storage.transaction import Transaction
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction
+from storage.rooms.planned_invites import PlannedInvite, PlannedInviteStore, add_planned_invites
 
 
 def invite(user_id: str) -> PlannedInvite:
@@ -10,7 +10,9 @@ def invite(user_id: str) -> PlannedInvite:
 
 
 async def plan(database: Database, room_nid: int, users: list[str], held_until: int) -> None:
-    await database.write("plan", add_planned_invites, room_nid, [invite(user) for user in users], held_until)
+    await database.write(
+        "plan", add_planned_invites, room_nid, [invite(user) for user in users], held_until
+    )
 
 
 async def test_one_after_the_other(database: Database) -> None:
@@ -57,7 +59,10 @@ async def test_what_is_given_back_is_anybodys(database: Database) -> None:
 
 async def test_to_go_on_touches_none_of_those_that_wait(database: Database) -> None:
     def select(txn: Transaction) -> list[tuple[object, ...]]:
-        return [tuple(row) for row in txn.query("SELECT user_id, due_ts FROM planned_invites ORDER BY turn")]
+        return [
+            tuple(row)
+            for row in txn.query("SELECT user_id, due_ts FROM planned_invites ORDER BY turn")
+        ]
 
     store = PlannedInviteStore(database)
     await plan(database, 1, ["@a:there", "@b:there", "@c:there", "@d:there"], 100)

@@ -1,9 +1,9 @@
 """Who has agreed to what."""
 
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database
-from storage.policy_consents import ConsentRow, PolicyConsentStore
-from storage.transaction import WriteTransaction
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.accounts.policy_consents import ConsentRow, PolicyConsentStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
 
 
 async def test_consents(database: Database) -> None:
@@ -29,8 +29,13 @@ async def test_consents(database: Database) -> None:
         ConsentRow("terms", "1", 10),
         ConsentRow("terms", "2", 30),
     ]
-    assert await store.get_users("terms", "1", agreed=True, after="", limit=10) == [("@a:x", 10), ("@b:x", 40)]
-    assert await store.get_users("terms", "1", agreed=True, after="@a:x", limit=10) == [("@b:x", 40)]
+    assert await store.get_users("terms", "1", agreed=True, after="", limit=10) == [
+        ("@a:x", 10),
+        ("@b:x", 40),
+    ]
+    assert await store.get_users("terms", "1", agreed=True, after="@a:x", limit=10) == [
+        ("@b:x", 40)
+    ]
     assert await store.get_users("terms", "2", agreed=False, after="", limit=1) == [("@b:x", None)]
     assert await store.count_users({"terms": "1", "privacy": "3"}) == {"terms": 2, "privacy": 0}
 
@@ -39,7 +44,9 @@ async def test_accounts_that_wait(database: Database) -> None:
     accounts = AccountStore(database)
 
     def write(txn: WriteTransaction) -> list[bool]:
-        accounts.add_account(txn, AccountRow("@a:x", None, 1, awaiting_ts=5, awaiting_languages="uz"))
+        accounts.add_account(
+            txn, AccountRow("@a:x", None, 1, awaiting_ts=5, awaiting_languages="uz")
+        )
         accounts.add_account(txn, AccountRow("@b:x", None, 1, awaiting_ts=4))
         accounts.add_account(txn, AccountRow("@c:x", None, 1))
         accounts.add_account(txn, AccountRow("@z:x", None, 1, awaiting_ts=9, deactivated_ts=2))

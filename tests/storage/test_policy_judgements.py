@@ -1,7 +1,7 @@
 """What policy servers have said, as it is kept."""
 
-from storage.database import Database
-from storage.policy_judgements import MAX_AGE_MS, PolicyJudgementStore
+from storage.engine.database import Database
+from storage.federation.policy_server_verdicts import MAX_AGE_MS, PolicyJudgementStore
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 
@@ -23,7 +23,11 @@ async def test_it_has_an_end(database: Database) -> None:
     for number in range(5):
         await store.add_judgements(1, KEY, {f"${number}": True}, 1000 + number)
     await store.add_judgements(2, KEY, {"$elsewhere": True}, 1005)
-    assert set(await store.get_judgements(1, KEY, [f"${number}" for number in range(5)])) == {"$2", "$3", "$4"}
+    assert set(await store.get_judgements(1, KEY, [f"${number}" for number in range(5)])) == {
+        "$2",
+        "$3",
+        "$4",
+    }
 
     await store.add_judgements(3, KEY, {"$later": True}, 1005 + MAX_AGE_MS)
 

@@ -6,9 +6,16 @@ from typing import Any, cast
 import psycopg2
 import pytest
 
-from storage.database import Database, PostgresConfig, SQLValue, Transaction, WriteTransaction, make_engine
-from storage.engine import FOR_ITS_ARGUMENTS, Connection
-from storage.prepared import Argument, Prepared
+from storage.engine.database import (
+    Database,
+    PostgresConfig,
+    SQLValue,
+    Transaction,
+    WriteTransaction,
+    make_engine,
+)
+from storage.engine.interface import FOR_ITS_ARGUMENTS, Connection
+from storage.engine.prepared import Argument, Prepared
 from tests.storage.test_engine import make_table
 
 PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE ?"
@@ -35,8 +42,28 @@ def test_a_statement_is_prepared_when_it_comes() -> None:
 
 def test_arguments_of_other_types_are_another_statement() -> None:
     prepared = Prepared()
-    shapes: list[list[Argument]] = [[1], ["x"], [None], [b"x"], [1.5], [[1, 2]], [["x"]], [[b"x"]], [[]]]
-    types = ["bigint", "text", "unknown", "bytea", "double precision", "bigint[]", "text[]", "bytea[]", "text[]"]
+    shapes: list[list[Argument]] = [
+        [1],
+        ["x"],
+        [None],
+        [b"x"],
+        [1.5],
+        [[1, 2]],
+        [["x"]],
+        [[b"x"]],
+        [[]],
+    ]
+    types = [
+        "bigint",
+        "text",
+        "unknown",
+        "bytea",
+        "double precision",
+        "bigint[]",
+        "text[]",
+        "bytea[]",
+        "text[]",
+    ]
     for args, expected in zip(shapes, types, strict=True):
         before, _ = run(prepared, "DELETE FROM t WHERE a = ?", args)
         if args == [[]]:  # as a list of text, which is prepared already
@@ -54,7 +81,9 @@ def test_what_was_not_used_for_longest_is_given_up() -> None:
     before, _ = prepared.find("SELECT 4", [])
     assert before == "PREPARE s4 AS SELECT 4; DEALLOCATE s2"
     before, _ = run(prepared, "SELECT 4", [])
-    assert before == "PREPARE s5 AS SELECT 4; DEALLOCATE s2", "where the first of these failed, nothing was given up"
+    assert before == "PREPARE s5 AS SELECT 4; DEALLOCATE s2", (
+        "where the first of these failed, nothing was given up"
+    )
     assert run(prepared, "SELECT 3", []) == ("", "EXECUTE s3")
     assert run(prepared, "SELECT 2", [])[0] == "PREPARE s6 AS SELECT 2; DEALLOCATE s1"
 
@@ -87,7 +116,11 @@ def test_text_and_numbers_of_a_kind_of_their_own() -> None:
 
 async def test_the_same_comes_back_each_time(database: Database) -> None:
     await make_table(database)
-    rows: list[tuple[SQLValue, ...]] = [(1, "a%s", b"\0\xff"), (2, None, None), (-(2**63), "'\\", b"")]
+    rows: list[tuple[SQLValue, ...]] = [
+        (1, "a%s", b"\0\xff"),
+        (2, None, None),
+        (-(2**63), "'\\", b""),
+    ]
 
     def add_one_by_one(txn: WriteTransaction) -> int:
         sql = "INSERT INTO things (id, text, raw) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text"
@@ -96,12 +129,18 @@ async def test_the_same_comes_back_each_time(database: Database) -> None:
     def look(txn: Transaction) -> list[Any]:
         return [
             txn.query(
-                "SELECT id, text, raw FROM things WHERE text = ? OR text LIKE '''%' ORDER BY text DESC", (rows[0][1],)
+                "SELECT id, text, raw FROM things WHERE text = ? OR text LIKE '''%' ORDER BY text DESC",
+                (rows[0][1],),
             ),
             txn.query_in("SELECT id FROM things WHERE id IN {keys} ORDER BY id", [1, 2, 3]),
             txn.query_in("SELECT id FROM things WHERE raw IN {keys} ORDER BY id", [b"", b"x"]),
-            txn.query_each("SELECT raw FROM things WHERE id = ? AND text = ?", [(1, "a%s"), (2, "a"), (1, "a%s")]),
-            txn.query_one("SELECT coalesce(?, text), id + ? FROM things WHERE id > ?", (None, 5, 1)),
+            txn.query_each(
+                "SELECT raw FROM things WHERE id = ? AND text = ?",
+                [(1, "a%s"), (2, "a"), (1, "a%s")],
+            ),
+            txn.query_one(
+                "SELECT coalesce(?, text), id + ? FROM things WHERE id > ?", (None, 5, 1)
+            ),
             txn.query("SELECT id FROM things WHERE raw = ? AND id < ?", (b"\0\xff", True)),
         ]
 
@@ -124,7 +163,9 @@ async def test_the_same_comes_back_each_time(database: Database) -> None:
 async def test_rows_that_are_updated_one_by_one(database: Database) -> None:
     await make_table(database)
     sql = "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text"
-    rows: list[tuple[SQLValue, ...]] = [(at % 700, f"{at}" if at % 3 else None) for at in range(1500)]
+    rows: list[tuple[SQLValue, ...]] = [
+        (at % 700, f"{at}" if at % 3 else None) for at in range(1500)
+    ]
     await database.write("many", lambda txn: txn.execute_many(sql, rows))
     last = {row[0]: row[1] for row in rows}
     found = await database.read("all", lambda txn: txn.query("SELECT id, text FROM things"))
@@ -141,7 +182,9 @@ async def test_a_plan_is_kept_though_its_transaction_is_undone(postgres_database
     for _ in range(3):
         with pytest.raises(psycopg2.errors.UniqueViolation):
             await postgres_database.write("fail", fail)
-    await postgres_database.write("add", lambda txn: txn.execute("INSERT INTO things (id) VALUES (?)", (9,)))
+    await postgres_database.write(
+        "add", lambda txn: txn.execute("INSERT INTO things (id) VALUES (?)", (9,))
+    )
     find = "SELECT id FROM things WHERE id = ?"
 
     def look(txn: Transaction) -> int:
@@ -162,14 +205,23 @@ async def test_what_was_prepared_may_be_discarded(postgres_database: Database) -
         connection.execute("DISCARD ALL", ())
 
     for number in (1, 2):
-        assert await postgres_database.write("add", lambda txn, number=number: txn.execute(add, (number,))) == 1  # type: ignore[misc]
-        assert await postgres_database.read_once("find", lambda txn: txn.query(find, (1,))) == [(1,)]
+        assert (
+            await postgres_database.write(
+                "add", lambda txn, number=number: txn.execute(add, (number,))
+            )
+            == 1
+        )  # type: ignore[misc]
+        assert await postgres_database.read_once("find", lambda txn: txn.query(find, (1,))) == [
+            (1,)
+        ]
         discard(cast(Connection, postgres_database._writer._connection))
         for reader in postgres_database._idle:
             discard(reader)
 
 
-async def test_a_table_that_changes_under_a_statement_costs_a_new_connection(postgresql: PostgresConfig) -> None:
+async def test_a_table_that_changes_under_a_statement_costs_a_new_connection(
+    postgresql: PostgresConfig,
+) -> None:
     engine = make_engine(postgresql)
     connection = engine.connect_writer()
     connection.execute("CREATE TABLE things (id BIGINT, other BIGINT)", ())
@@ -185,7 +237,23 @@ async def test_a_table_that_changes_under_a_statement_costs_a_new_connection(pos
     connection.close()
 
 
-ODD = ["", "a", 'b"c', "d\\e", '\\"', "it's", "{x,y}", "NULL", "null", " ü\n", "%s", "?", "$1", '","', "'); --"]
+ODD = [
+    "",
+    "a",
+    'b"c',
+    "d\\e",
+    '\\"',
+    "it's",
+    "{x,y}",
+    "NULL",
+    "null",
+    " ü\n",
+    "%s",
+    "?",
+    "$1",
+    '","',
+    "'); --",
+]
 
 
 async def test_lists_come_whole_whatever_is_in_them(postgres_database: Database) -> None:
@@ -199,20 +267,28 @@ async def test_lists_come_whole_whatever_is_in_them(postgres_database: Database)
         found = await postgres_database.read(
             "read",
             lambda txn: txn.query_in(
-                "SELECT a FROM unnest(?::text[]) AS g (a) WHERE a IN {keys}", ODD, ['{"it\'s","d\\\\e"}']
+                "SELECT a FROM unnest(?::text[]) AS g (a) WHERE a IN {keys}",
+                ODD,
+                ['{"it\'s","d\\\\e"}'],
             ),
         )
         assert found == [("it's",), ("d\\e",)]
-        each = await postgres_database.read("read", lambda txn: txn.query_each("SELECT ?::text, ?::bigint", rows))
+        each = await postgres_database.read(
+            "read", lambda txn: txn.query_each("SELECT ?::text, ?::bigint", rows)
+        )
         assert each == [[row] for row in rows]
 
 
 @pytest.mark.parametrize("manner", ["", FOR_ITS_ARGUMENTS])
-async def test_numbers_are_what_they_are_behind_a_change_that_waits(database: Database, manner: str) -> None:
+async def test_numbers_are_what_they_are_behind_a_change_that_waits(
+    database: Database, manner: str
+) -> None:
     """A minus before one that has its own begins no comment."""
 
     def ask(txn: WriteTransaction) -> object:
         txn.execute_later("UPDATE jobs SET progress = ? WHERE name = ?", ("here", "nobody"))
-        return txn.query_one(f"{manner}SELECT 5-?, CAST(? AS BIGINT), ? IS NULL", (-1, -(2**63), 2**63 - 1))
+        return txn.query_one(
+            f"{manner}SELECT 5-?, CAST(? AS BIGINT), ? IS NULL", (-1, -(2**63), 2**63 - 1)
+        )
 
     assert await database.write("ask", ask) == (6, -(2**63), False)

@@ -1,8 +1,8 @@
 """What changed in profiles, removed fields too."""
 
-from storage.database import Database
-from storage.profiles import REMOVALS_KEPT, ProfileStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.profiles.profiles import REMOVALS_KEPT, ProfileStore
 
 ALICE = "@alice:example.org"
 
@@ -46,7 +46,9 @@ async def test_what_is_not_shown_is_seen_by_its_owner(database: Database) -> Non
     await database.write("t", store.set_unshown, ALICE, "m.tz", None)
     await database.write("t", store.set_unshown, ALICE, "org.example", b"1")
     assert await store.get_as_owner(ALICE) == {"displayname": b'"more"', "org.example": b"1"}
-    assert await store.get_profiles([ALICE]) == {ALICE: {"displayname": b'"Alice"', "m.tz": b'"UTC"'}}
+    assert await store.get_profiles([ALICE]) == {
+        ALICE: {"displayname": b'"Alice"', "m.tz": b'"UTC"'}
+    }
     assert database.streams.current() == before
     await database.write("t", store.remove_unshown, ALICE)
     assert await store.get_as_owner(ALICE) == {"displayname": b'"Alice"', "m.tz": b'"UTC"'}

@@ -5,18 +5,24 @@ from typing import cast
 
 import pytest
 
-from storage.database import Database, Transaction, WriteTransaction
-from storage.engine import Row
-from storage.events import EventFlag, EventStore
-from storage.history_purges import Extent, HistoryPurge, HistoryPurgeStore, PurgeUnderWay, move_purge
-from storage.media_references import do_rechecks
-from storage.purging import BEFORE_ALL, Cause, Message, PurgedMessages, PurgingStore
-from storage.push_outcomes import add_outcomes
-from storage.relations import Relation, RelationRow, add_relations
-from storage.room_lifetimes import RoomLifetime, RoomLifetimeStore, set_lifetime
-from storage.sqlite import SQLiteEngine
-from storage.streams import Change, Topic
-from storage.timelines import START, Direction, Place, TimelineStore
+from storage.engine.database import Database, Transaction, WriteTransaction
+from storage.engine.interface import Row
+from storage.engine.sqlite import SQLiteEngine
+from storage.engine.streams import Change, Topic
+from storage.events.events import EventFlag, EventStore
+from storage.events.relations import Relation, RelationRow, add_relations
+from storage.events.timelines import START, Direction, Place, TimelineStore
+from storage.media.references import do_rechecks
+from storage.push.event_push_actions import add_outcomes
+from storage.retention.history_purges import (
+    Extent,
+    HistoryPurge,
+    HistoryPurgeStore,
+    PurgeUnderWay,
+    move_purge,
+)
+from storage.retention.purging import BEFORE_ALL, Cause, Message, PurgedMessages, PurgingStore
+from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore, set_lifetime
 
 OWN, ALICE, BOB = "example.org", "@alice:example.org", "@bob:example.org"
 DAY = 86_400_000
@@ -24,7 +30,9 @@ NOW = 1000 * DAY
 SHOWN = EventFlag.TIMELINE
 
 
-def add_event(txn: WriteTransaction, nid: int, *, room: int = 1, state: str | None = None, flags: int = SHOWN) -> None:
+def add_event(
+    txn: WriteTransaction, nid: int, *, room: int = 1, state: str | None = None, flags: int = SHOWN
+) -> None:
     """An event with its number as its depth, position and time."""
     txn.execute(
         "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, flags, event_id, type, state_key, sender,"
@@ -63,7 +71,12 @@ def fill(txn: WriteTransaction) -> None:
     add_room(txn)
     add_room(txn, 2)
     for nid in range(1, 11):
-        add_event(txn, nid, state=None if nid % 2 else f"s{nid}", flags=SHOWN | (0 if nid % 2 == 0 else 8 | 64))
+        add_event(
+            txn,
+            nid,
+            state=None if nid % 2 else f"s{nid}",
+            flags=SHOWN | (0 if nid % 2 == 0 else 8 | 64),
+        )
     add_event(txn, 11, room=2)
     add_outcomes(txn, [(user_id, 1, nid, nid, 3) for user_id in (ALICE, BOB) for nid in (1, 3, 5)])
     child = RelationRow(Relation("m.thread", "$1"), 3, "$3", 1, 3, "m.room.message", ALICE, 3)
@@ -101,7 +114,9 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
 
     events = await EventStore(database).get_events(range(1, 12))
     assert {nid for nid, row in events.items() if row.pdu == b'{"content":{}}'} == {1, 3}
-    assert [(events[nid].flags, events[nid].redacted_by, events[nid].thread_root) for nid in (1, 3)] == [
+    assert [
+        (events[nid].flags, events[nid].redacted_by, events[nid].thread_root) for nid in (1, 3)
+    ] == [
         (SHOWN | EventFlag.PURGED, 1, "$1"),
         (SHOWN | EventFlag.PURGED, 3, "$1"),
     ]
@@ -123,22 +138,41 @@ async def test_in_which_thread_it_stood_stays_known(database: Database) -> None:
         txn.execute("UPDATE events SET thread_root = NULL")
         txn.execute("UPDATE events SET thread_root = '$noted' WHERE event_nid = 6")
         txn.execute("INSERT INTO redactions (redacts, event_nid) VALUES ('$3', 5)")
-        # 2 in the thread, 3 an edit of it, 4 a reaction to that, 5 redacts 3; 8 relates to what is of another room
-        said = [("m.thread", "$1", 2), ("m.replace", "$2", 3), ("m.annotation", "$3", 4), ("m.replace", "$7", 8)]
+        # 2 in the thread, 3 an edit of it, 4 a reaction to that, 5 redacts 3; 8 relates to what is
+        # of another room
+        said = [
+            ("m.thread", "$1", 2),
+            ("m.replace", "$2", 3),
+            ("m.annotation", "$3", 4),
+            ("m.replace", "$7", 8),
+        ]
         said += [("m.thread", "$1", 7)]
         add_relations(
             txn,
             [
-                RelationRow(Relation(rel_type, target), nid, f"${nid}", 2 if nid == 7 else 1, nid, "a", ALICE, nid)
+                RelationRow(
+                    Relation(rel_type, target),
+                    nid,
+                    f"${nid}",
+                    2 if nid == 7 else 1,
+                    nid,
+                    "a",
+                    ALICE,
+                    nid,
+                )
                 for rel_type, target, nid in said
             ],
         )
 
     await database.write("fill", fill_thread)
     for nids in ((1, 2, 3), (4, 5, 6, 8)):
-        await database.write("purge", PurgingStore(database).purge, 1, pruned(*nids), Cause.PURGE, NOW)
+        await database.write(
+            "purge", PurgingStore(database).purge, 1, pruned(*nids), Cause.PURGE, NOW
+        )
     events = await EventStore(database).get_events(range(1, 9))
-    assert {nid: row.thread_root for nid, row in events.items() if row.flags & EventFlag.PURGED} == {
+    assert {
+        nid: row.thread_root for nid, row in events.items() if row.flags & EventFlag.PURGED
+    } == {
         1: None,
         2: "$1",
         3: "$1",
@@ -158,8 +192,16 @@ async def test_pages_and_times_go_on_without_what_was_purged(database: Database)
     assert page == [(Place(nid, nid), nid) for nid in left]
     back = await timelines.get_page(1, Place(7, 7), None, Direction.BACKWARDS, 3)
     assert [nid for _, nid in back] == [6, 4, 3]
-    assert await timelines.get_by_time(1, 5, Direction.FORWARDS, None, 3) == [(6, 6), (8, 8), (9, 9)]
-    assert await timelines.get_by_time(1, 8, Direction.BACKWARDS, (8, 8), 3) == [(6, 6), (4, 4), (3, 3)]
+    assert await timelines.get_by_time(1, 5, Direction.FORWARDS, None, 3) == [
+        (6, 6),
+        (8, 8),
+        (9, 9),
+    ]
+    assert await timelines.get_by_time(1, 8, Direction.BACKWARDS, (8, 8), 3) == [
+        (6, 6),
+        (4, 4),
+        (3, 3),
+    ]
 
 
 async def test_files_lose_their_references_and_the_record_says_why(database: Database) -> None:
@@ -176,7 +218,10 @@ async def test_files_lose_their_references_and_the_record_says_why(database: Dat
     await database.write("recheck", do_rechecks, OWN, 11, NOW, 100)
     known = "SELECT media_id, cause FROM known_media WHERE unreferenced_ts IS NOT NULL ORDER BY media_id"
     assert await database.read("read", rows_of, known) == [("x1", "retention"), ("x3", "purge")]
-    days = [(each.day, each.room_id, each.cause, each.messages) for each in await store.get_days(None, 10)]
+    days = [
+        (each.day, each.room_id, each.cause, each.messages)
+        for each in await store.get_days(None, 10)
+    ]
     assert days == [(1000, "!1:example.org", "retention", 1), (1000, "!1:example.org", "purge", 1)]
     (first,) = await store.get_days(None, 1)
     (second,) = await store.get_days((first.day, first.room_nid, first.cause), 1)
@@ -209,7 +254,9 @@ async def test_what_rooms_say_is_heard_in_order(database: Database) -> None:
 
 
 def _purge(purge_id: str, room_nid: int) -> HistoryPurge:
-    return HistoryPurge(purge_id, room_nid, Cause.PURGE.value, 9, 8, True, 7, BEFORE_ALL, 0, ALICE, NOW, 11)
+    return HistoryPurge(
+        purge_id, room_nid, Cause.PURGE.value, 9, 8, True, 7, BEFORE_ALL, 0, ALICE, NOW, 11
+    )
 
 
 async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
@@ -235,7 +282,9 @@ async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
     assert await store.get("first") is None
 
 
-async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(database: Database) -> None:
+async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(
+    database: Database,
+) -> None:
     store, types = HistoryPurgeStore(database), ["m.room.message"]
     await database.write("fill", fill)
     assert await store.get_extent(1, types) == Extent(11, 9)
@@ -271,7 +320,9 @@ async def test_what_belongs_to_the_message_that_stays(database: Database) -> Non
         add_relations(
             txn,
             [
-                RelationRow(Relation(rel_type, target), nid, f"${nid}", 1, nid, "m.room.message", ALICE, nid)
+                RelationRow(
+                    Relation(rel_type, target), nid, f"${nid}", 1, nid, "m.room.message", ALICE, nid
+                )
                 for rel_type, target, nid in said
             ],
         )
@@ -291,10 +342,15 @@ async def test_what_redactions_took_the_content_of(database: Database) -> None:
         # 7 redacted 3, and 9 came too late to; 5 redacted a name; 11 is of another room
         redactions = [("$3", 7), ("$3", 9), ("$2", 5), ("$11", 1)]
         txn.execute_many("INSERT INTO redactions (redacts, event_nid) VALUES (?, ?)", redactions)
-        txn.execute_many("UPDATE events SET redacted_by = ? WHERE event_nid = ?", [(7, 3), (5, 2), (1, 11)])
+        txn.execute_many(
+            "UPDATE events SET redacted_by = ? WHERE event_nid = ?", [(7, 3), (5, 2), (1, 11)]
+        )
 
     await database.write("fill", fill_redactions)
-    assert await store.get_redacted(1, range(1, 10)) == {7: Message(3, "$3", 3, 3, ALICE, b""), 5: None}
+    assert await store.get_redacted(1, range(1, 10)) == {
+        7: Message(3, "$3", 3, 3, ALICE, b""),
+        5: None,
+    }
     assert await store.get_redacted(1, [9]) == {}
     await database.write("purge", PurgingStore(database).purge, 1, pruned(3), Cause.PURGE, NOW)
     assert await store.get_redacted(1, range(1, 10)) == {5: None}
@@ -316,7 +372,12 @@ async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
     assert await store.begin_forgotten(NOW, NOW, "purge")
     active = await store.get_active()
     assert active is not None
-    assert (active.room_nid, active.cause, active.with_own, active.upto_nid) == (1, "forgotten", True, 11)
+    assert (active.room_nid, active.cause, active.with_own, active.upto_nid) == (
+        1,
+        "forgotten",
+        True,
+        11,
+    )
     assert not await store.begin_forgotten(NOW, NOW, "again")
 
 
@@ -349,7 +410,9 @@ async def test_what_nobody_was_shown_is_purged_too(database: Database, flags: in
     assert (row.pdu, row.flags) == (b'{"content":{}}', flags | EventFlag.PURGED)
 
 
-async def test_what_is_purged_is_found_by_its_number_however_large_the_room(database: Database) -> None:
+async def test_what_is_purged_is_found_by_its_number_however_large_the_room(
+    database: Database,
+) -> None:
     plans: list[str] = []
 
     class Explained:
@@ -367,7 +430,10 @@ async def test_what_is_purged_is_found_by_its_number_however_large_the_room(data
         if database.engine.name != "sqlite":  # as with a large table
             txn.execute("SET LOCAL enable_seqscan = off")
         explained = cast(WriteTransaction, Explained(txn))
-        assert PurgingStore(database).purge(explained, 1, pruned(*range(100)), Cause.RETENTION, NOW) == 0
+        assert (
+            PurgingStore(database).purge(explained, 1, pruned(*range(100)), Cause.RETENTION, NOW)
+            == 0
+        )
 
     await database.write("look", look)
     plan = "\n".join(plans)

@@ -1,17 +1,24 @@
-"""Counts and lists of what events are to users, on both databases, against the same done by hand."""
+"""Counts and lists of what events are to users, on both databases, against the same done by
+hand."""
 
 from dataclasses import dataclass
 from random import Random
 
 import pytest
 
-from storage import push_outcomes
-from storage.account_data import AccountDataStore
-from storage.database import Database
-from storage.events import EventFlag
-from storage.push_attention import KEPT_ENDED, AttentionHistory, PushAttentionStore
-from storage.push_outcomes import MAIN, PushOutcomeStore, ReadUpTo, add_outcomes, flags_outcome
-from storage.transaction import WriteTransaction
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.events.events import EventFlag
+from storage.push import event_push_actions
+from storage.push.event_push_actions import (
+    MAIN,
+    PushOutcomeStore,
+    ReadUpTo,
+    add_outcomes,
+    flags_outcome,
+)
+from storage.push.push_rule_history import KEPT_ENDED, AttentionHistory, PushAttentionStore
 
 ALICE, BOB, CAROL = "@alice:a.test", "@bob:a.test", "@carol:a.test"
 NEWS = EventFlag.NOTIFIES
@@ -34,11 +41,17 @@ def some_events(random: Random, number: int) -> list[Stored]:
     events = []
     for position in range(1, number + 1):
         outcome = random.choice([None, None, None, 0, 1, 3])
-        flags = random.choice([0, NEWS, NEWS, CALL]) | (0 if outcome is None else EventFlag.OUTCOMES)
+        flags = random.choice([0, NEWS, NEWS, CALL]) | (
+            0 if outcome is None else EventFlag.OUTCOMES
+        )
         thread = random.choice([None, None, "$one", "$two"])
         sender = random.choice([ALICE, BOB, BOB, CAROL])
         own = None if sender == ALICE else outcome
-        events.append(Stored(random.choice([1, 2]), position, sender, flags, thread, random.random() < 0.1, own))
+        events.append(
+            Stored(
+                random.choice([1, 2]), position, sender, flags, thread, random.random() < 0.1, own
+            )
+        )
     return events
 
 
@@ -81,23 +94,33 @@ async def test_counts_and_lists_are_those_done_by_hand(database: Database) -> No
         attention = AttentionHistory(
             {
                 room: tuple(
-                    (at, random.choice([0, 1, 2])) for at in sorted(random.sample(range(1, 120), random.randint(0, 2)))
+                    (at, random.choice([0, 1, 2]))
+                    for at in sorted(random.sample(range(1, 120), random.randint(0, 2)))
                 )
                 for room in ("!1", "!2", "")
             }
         )
-        attention = AttentionHistory({room: changes for room, changes in attention.changes.items() if changes})
+        attention = AttentionHistory(
+            {room: changes for room, changes in attention.changes.items() if changes}
+        )
         ignored = random.choice([[], [CAROL]])
         marks = {
             nid: ReadUpTo(
                 random.randint(0, 100),
-                {thread: random.randint(0, 120) for thread in random.sample([MAIN, "$one", "$two", "$x"], 2)},
+                {
+                    thread: random.randint(0, 120)
+                    for thread in random.sample([MAIN, "$one", "$two", "$x"], 2)
+                },
                 random.choice([0, random.randint(0, 110)]),
             )
             for nid in (1, 2)
         }
-        spans = {nid: attention.spans(f"!{nid}", mark.everything, 110) for nid, mark in marks.items()}
-        counts = await store.get_counts(ALICE, {nid: (marks[nid], spans[nid]) for nid in marks}, ignored)
+        spans = {
+            nid: attention.spans(f"!{nid}", mark.everything, 110) for nid, mark in marks.items()
+        }
+        counts = await store.get_counts(
+            ALICE, {nid: (marks[nid], spans[nid]) for nid in marks}, ignored
+        )
         for nid, mark in marks.items():
             mine: dict[str, int] = {}
             for each in events:
@@ -112,17 +135,23 @@ async def test_counts_and_lists_are_those_done_by_hand(database: Database) -> No
             for each in events:
                 thread = each.thread or MAIN
                 further = 0 if thread == MAIN else mark.all_threads
-                read = max(mark.everything, further, mark.threads.get(thread, 0), mine.get(thread, 0))
+                read = max(
+                    mark.everything, further, mark.threads.get(thread, 0), mine.get(thread, 0)
+                )
                 counted = each.room_nid == nid and read < each.position <= 110 and not each.redacted
                 outcome = outcome_of(each, attention)
                 if counted and each.sender not in {ALICE, *ignored} and outcome:
                     before = expected.get(thread, (0, 0))
                     expected[thread] = (before[0] + 1, before[1] + (outcome == 3))
-            assert {each.thread: (each.notifications, each.highlights) for each in counts[nid]} == expected
+            assert {
+                each.thread: (each.notifications, each.highlights) for each in counts[nid]
+            } == expected
 
         for only in (False, True):
             limit = random.choice([3, 200])
-            listed = await store.get_notified(ALICE, list(spans.items()), ignored, highlights_only=only, limit=limit)
+            listed = await store.get_notified(
+                ALICE, list(spans.items()), ignored, highlights_only=only, limit=limit
+            )
             expected_list = [
                 each.position
                 for each in reversed(events)
@@ -135,7 +164,10 @@ async def test_counts_and_lists_are_those_done_by_hand(database: Database) -> No
 
 
 async def test_any_number_of_threads_can_be_read_further_than_the_room(database: Database) -> None:
-    events = [Stored(1, position, BOB, NEWS, f"${position % 3000}", False, None) for position in range(1, 6001)]
+    events = [
+        Stored(1, position, BOB, NEWS, f"${position % 3000}", False, None)
+        for position in range(1, 6001)
+    ]
     await database.write("t", write_events, events)
     read = ReadUpTo(0, {f"${number}": 3000 for number in range(2999)})
     spans = AttentionHistory().spans("!1", 0, 6000)
@@ -143,14 +175,20 @@ async def test_any_number_of_threads_can_be_read_further_than_the_room(database:
     assert sum(each.notifications for each in counts[1]) == 2999 + 2
 
 
-async def test_the_oldest_of_too_many_threads_are_read(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_oldest_of_too_many_threads_are_read(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of those that are read further than the room; the main timeline is not among them."""
-    monkeypatch.setattr(push_outcomes, "_MOST_THREADS", 3)
-    events = [Stored(1, position, BOB, NEWS, f"${position}", False, None) for position in range(2, 9)]
+    monkeypatch.setattr(event_push_actions, "_MOST_THREADS", 3)
+    events = [
+        Stored(1, position, BOB, NEWS, f"${position}", False, None) for position in range(2, 9)
+    ]
     events += [Stored(1, position, BOB, NEWS, None, False, None) for position in (1, 9)]
     await database.write("t", write_events, events)
     read = ReadUpTo(0, {MAIN: 1, **{f"${number}": number for number in (2, 3, 4, 6, 7)}})
-    counts = await PushOutcomeStore(database).get_counts(ALICE, {1: (read, AttentionHistory().spans("!1", 0, 9))}, [])
+    counts = await PushOutcomeStore(database).get_counts(
+        ALICE, {1: (read, AttentionHistory().spans("!1", 0, 9))}, []
+    )
     assert {each.thread: each.notifications for each in counts[1]} == {"$5": 1, "$8": 1, MAIN: 1}
 
 
@@ -158,7 +196,9 @@ async def test_attention_is_what_held_at_a_position(database: Database) -> None:
     store = PushAttentionStore(database)
 
     async def hold(position: int, **wanted: int) -> AttentionHistory:
-        named = {"" if room == "elsewhere" else room: attention for room, attention in wanted.items()}
+        named = {
+            "" if room == "elsewhere" else room: attention for room, attention in wanted.items()
+        }
         await database.write("t", store.set_attention, ALICE, position, named)
         return (await store.get_rules([ALICE])).get(ALICE, (None, AttentionHistory()))[1]
 
@@ -182,12 +222,16 @@ async def test_attention_is_what_held_at_a_position(database: Database) -> None:
 async def test_rules_come_with_what_they_made_of_messages(database: Database) -> None:
     store, account_data = PushAttentionStore(database), AccountDataStore(database)
     for user_id, type_ in ((ALICE, "m.push_rules"), (ALICE, "m.direct"), (BOB, "m.push_rules")):
-        await database.write("t", account_data.set_entry, user_id, None, type_, b'{"of":"%b"}' % user_id.encode())
+        await database.write(
+            "t", account_data.set_entry, user_id, None, type_, b'{"of":"%b"}' % user_id.encode()
+        )
     await database.write("t", account_data.set_entry, ALICE, "!r:a.test", "m.push_rules", b"{}")
     for user_id in (ALICE, CAROL):
         await database.write("t", store.set_attention, user_id, 10, {"!muted": 2})
     rules = await store.get_rules([ALICE, BOB, CAROL, "@nobody:a.test"])
-    assert {user_id: (content, history.now("!muted")) for user_id, (content, history) in rules.items()} == {
+    assert {
+        user_id: (content, history.now("!muted")) for user_id, (content, history) in rules.items()
+    } == {
         ALICE: (b'{"of":"%b"}' % ALICE.encode(), 2),
         BOB: (b'{"of":"%b"}' % BOB.encode(), 0),
         CAROL: (None, 2),
@@ -195,14 +239,18 @@ async def test_rules_come_with_what_they_made_of_messages(database: Database) ->
     assert await store.get_rules([BOB]) == {BOB: rules[BOB]}
 
 
-async def test_rooms_that_were_muted_once_and_are_no_longer_are_forgotten_in_time(database: Database) -> None:
+async def test_rooms_that_were_muted_once_and_are_no_longer_are_forgotten_in_time(
+    database: Database,
+) -> None:
     store = PushAttentionStore(database)
     position, number = 0, KEPT_ENDED + 50
     for start in range(0, number, 50):
         rooms = {f"!{room}:a.test": 2 for room in range(start, start + 50)}
         for wanted in (rooms, {}):
             position += 1
-            await database.write("t", store.set_attention, ALICE, position, {**wanted, "!kept:a.test": 2})
+            await database.write(
+                "t", store.set_attention, ALICE, position, {**wanted, "!kept:a.test": 2}
+            )
     await database.write("t", store.set_attention, ALICE, position + 1, {"!kept:a.test": 2})
     _, history = (await store.get_rules([ALICE]))[ALICE]
     assert len(history.changes) == KEPT_ENDED + 1

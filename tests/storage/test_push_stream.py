@@ -1,9 +1,10 @@
-"""The stream in stretches, for who pushes: each is bounded in all that it may hold, and together they leave out nothing."""
+"""The stream in stretches, for who pushes: each is bounded in all that it may hold, and together
+they leave out nothing."""
 
-from storage.account_data import AccountDataStore
-from storage.database import Database
-from storage.push_stream import HIDING, PushStream, Stretch
-from storage.transaction import WriteTransaction
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.push.push_stream import HIDING, PushStream, Stretch
 
 LIMIT = 3
 MANY = 10
@@ -48,4 +49,6 @@ async def test_rooms_that_lost_messages_are_told_a_few_at_a_time(database: Datab
     await database.write("put", write)
     found = await stretches(database)
     assert max(len(each.taken_from) for each in found) <= 2 * LIMIT
-    assert sorted(room_nid for each in found for room_nid in each.taken_from) == list(range(1, 2 * MANY + 1))
+    assert sorted(room_nid for each in found for room_nid in each.taken_from) == list(
+        range(1, 2 * MANY + 1)
+    )

@@ -2,9 +2,9 @@
 
 import pytest
 
-from storage.database import Database
-from storage.pushers import PusherStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.push.pushers import PusherStore
 from tests.helpers.plans import note_plans
 
 
@@ -30,5 +30,7 @@ async def test_who_is_due_is_found_without_a_look_at_all_accounts(
     await database.write("put", write)
     plans = note_plans(database, monkeypatch)
     found = await PusherStore(database).get_due(5, 100)
-    assert [pusher.user_id for pusher in found] == [name for number, name in enumerate(names[:5]) if number != 3]
+    assert [pusher.user_id for pusher in found] == [
+        name for number, name in enumerate(names[:5]) if number != 3
+    ]
     assert not [plan for plan in plans if "Seq Scan on accounts" in plan or "SCAN a" in plan], plans

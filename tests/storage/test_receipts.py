@@ -4,10 +4,10 @@ from random import Random
 
 import pytest
 
-from storage import receipts
-from storage.database import Database
-from storage.receipts import UNTHREADED, NewReceipt, ReceiptStore, threads_read_upto
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.rooms import receipts
+from storage.rooms.receipts import UNTHREADED, NewReceipt, ReceiptStore, threads_read_upto
 
 ALICE, ROOM = "@alice:example.org", "!room:example.org"
 
@@ -18,10 +18,20 @@ async def test_what_is_known_is_not_replaced_by_what_is_not(database: Database) 
     async def read(event_id: str, position: int | None) -> bool:
         """Whether it is told to anybody."""
         before = database.streams.current()
-        await store.set_receipts([NewReceipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, position, 0)])
+        await store.set_receipts(
+            [NewReceipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, position, 0)]
+        )
         return bool((await store.get_receipts({1: (before, database.streams.current())}))[1])
 
-    told = [("$past", None), ("$of_the_past", None), ("$5", 5), ("$unknown", None), ("$4", 4), ("$5", 5), ("$6", 6)]
+    told = [
+        ("$past", None),
+        ("$of_the_past", None),
+        ("$5", 5),
+        ("$unknown", None),
+        ("$4", 4),
+        ("$5", 5),
+        ("$6", 6),
+    ]
     assert [await read(*each) for each in told] == [True, True, True, False, False, False, True]
     (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
     assert (row.event_id, row.event_position) == ("$6", 6)
@@ -34,34 +44,54 @@ async def test_in_the_past_they_move_forwards_too(database: Database) -> None:
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu)"
             " VALUES (?, ?, ?, ?, 'm', '', 0, 16, ?)",
-            [(1, "$5", 1, 5, b""), (2, "$3", 1, 3, b""), (3, "$5b", 1, 5, b""), (4, "$elsewhere", 2, 9, b"")],
+            [
+                (1, "$5", 1, 5, b""),
+                (2, "$3", 1, 3, b""),
+                (3, "$5b", 1, 5, b""),
+                (4, "$elsewhere", 2, 9, b""),
+            ],
         )
 
     await database.write("write", write)
 
     async def read(event_id: str, ts: int) -> str:
         """Where the receipt stands then."""
-        await store.set_receipts([NewReceipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, None, ts)])
+        await store.set_receipts(
+            [NewReceipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, None, ts)]
+        )
         (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
         return row.event_id
 
-    assert [await read(*each) for each in (("$3", 9), ("$5", 8), ("$3", 10), ("$5b", 1), ("$5", 20))] == [
-        *("$3", "$5", "$5", "$5b", "$5b")
-    ]
+    assert [
+        await read(*each) for each in (("$3", 9), ("$5", 8), ("$3", 10), ("$5b", 1), ("$5", 20))
+    ] == [*("$3", "$5", "$5", "$5b", "$5b")]
     # what nobody can compare: as they were read, in whatever order they come
-    assert [await read(*each) for each in (("$unknown", 0), ("$unknown", 2), ("$elsewhere", 1), ("$elsewhere", 3))] == [
-        *("$5b", "$unknown", "$unknown", "$elsewhere")
-    ]
+    assert [
+        await read(*each)
+        for each in (("$unknown", 0), ("$unknown", 2), ("$elsewhere", 1), ("$elsewhere", 3))
+    ] == [*("$5b", "$unknown", "$unknown", "$elsewhere")]
 
 
-async def test_receipts_of_threads_have_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_receipts_of_threads_have_an_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(receipts, "MOST_THREADS", 3)
     store = ReceiptStore(database)
 
     async def read(thread_id: str, position: int | None, user_id: str = ALICE) -> None:
-        await store.set_receipts([NewReceipt(1, ROOM, user_id, "m.read", thread_id, "$of" + thread_id, position, 0)])
+        await store.set_receipts(
+            [NewReceipt(1, ROOM, user_id, "m.read", thread_id, "$of" + thread_id, position, 0)]
+        )
 
-    for thread_id, position in (("$a", 7), ("$b", None), (UNTHREADED, 1), ("$c", 5), ("main", 2), ("$d", 6), ("$e", 3)):
+    for thread_id, position in (
+        ("$a", 7),
+        ("$b", None),
+        (UNTHREADED, 1),
+        ("$c", 5),
+        ("main", 2),
+        ("$d", 6),
+        ("$e", 3),
+    ):
         await read(thread_id, position)
     await read("$a", 1, "@bob:example.org")
     rows = (await store.get_receipts_of_user(ALICE, [1]))[1]
@@ -95,7 +125,9 @@ async def test_what_was_read_of_threads_stays_read_when_their_receipts_go(
 
 
 @pytest.mark.parametrize("rooms", [[1], [1, 2, 3]])
-async def test_what_changed_and_what_is_ones_own_is_one_question(database: Database, rooms: list[int]) -> None:
+async def test_what_changed_and_what_is_ones_own_is_one_question(
+    database: Database, rooms: list[int]
+) -> None:
     store = ReceiptStore(database)
     for number, (room, user_id) in enumerate(
         [(1, ALICE), (1, "@bob:example.org"), (2, ALICE), (2, "@carol:example.org")]
@@ -108,5 +140,8 @@ async def test_what_changed_and_what_is_ones_own_is_one_question(database: Datab
     assert changed == await store.get_receipts(ranges)
     assert own == await store.get_receipts_of_user(ALICE, rooms[:2])
     everything = {1: (0, head)}
-    assert await store.get_receipts_and_own(everything, ALICE, []) == (await store.get_receipts(everything), {})
+    assert await store.get_receipts_and_own(everything, ALICE, []) == (
+        await store.get_receipts(everything),
+        {},
+    )
     assert len((await store.get_receipts(everything))[1]) == 2

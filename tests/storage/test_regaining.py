@@ -2,14 +2,26 @@
 
 from collections.abc import Sequence
 
-from storage.database import Database, WriteTransaction
-from storage.events import EventFlag, EventStore
-from storage.media_references import do_rechecks
-from storage.purging import Cause, PurgedMessages, PurgingStore
-from storage.regaining import Regained, RegainingStore, give_up_messages, restore_messages
-from storage.relations import Relation
-from storage.streams import Change, Topic
-from storage.timelines import GAPS_SQL, START, Direction, Gaps, TimelineStore, move_backward_extremities
+from storage.engine.database import Database, WriteTransaction
+from storage.engine.streams import Change, Topic
+from storage.events.events import EventFlag, EventStore
+from storage.events.relations import Relation
+from storage.events.timelines import (
+    GAPS_SQL,
+    START,
+    Direction,
+    Gaps,
+    TimelineStore,
+    move_backward_extremities,
+)
+from storage.media.references import do_rechecks
+from storage.retention.history_refetch import (
+    Regained,
+    RegainingStore,
+    give_up_messages,
+    restore_messages,
+)
+from storage.retention.purging import Cause, PurgedMessages, PurgingStore
 from tests.storage.test_purging import ALICE, NOW, OWN, SHOWN, fill, pruned, rows_of
 
 GONE = SHOWN | EventFlag.PURGED
@@ -48,14 +60,21 @@ async def test_content_comes_back_with_what_is_made_of_it(database: Database) ->
 
     related = Relation("m.thread", "$1")
     assert await restore(database, Regained(3, WHOLE, None, related)) == 1
-    assert await states(database, 1, 3) == [(GONE | EventFlag.FORGOTTEN, 1, False), (SHOWN, None, True)]
-    assert await database.read("read", rows_of, "SELECT event_nid, target FROM relations") == [(3, "$1")]
+    assert await states(database, 1, 3) == [
+        (GONE | EventFlag.FORGOTTEN, 1, False),
+        (SHOWN, None, True),
+    ]
+    assert await database.read("read", rows_of, "SELECT event_nid, target FROM relations") == [
+        (3, "$1")
+    ]
     assert await database.read("read", rows_of, "SELECT event_nid FROM placed_events") == [(3,)]
     assert await database.read("read", rows_of, unreferenced) == [(None,)]
     page = await TimelineStore(database).get_page(1, START, None, Direction.FORWARDS, 5)
     assert [nid for _, nid in page] == [2, 3, 4, 6, 7]
     assert [change.detail for change in heard] == ["$1", PurgedMessages(1, [3])]
-    assert (await EventStore(database).get_lost_since(0, before)).changed_rooms == {1}, "other nodes hear of it"
+    assert (await EventStore(database).get_lost_since(0, before)).changed_rooms == {1}, (
+        "other nodes hear of it"
+    )
     assert await restore(database, Regained(3, WHOLE, None, related)) == 0, "it is there"
 
 
@@ -64,7 +83,10 @@ async def test_only_what_was_forgotten_comes_back(database: Database) -> None:
     await forget(database, 1, cause=Cause.RETENTION)
     await forget(database, 3, cause=Cause.PURGE)
     await forget(database, 1, 3, 5)
-    assert await restore(database, *(Regained(nid, WHOLE, None, None) for nid in (1, 2, 3, 7, 11, 99))) == 0
+    assert (
+        await restore(database, *(Regained(nid, WHOLE, None, None) for nid in (1, 2, 3, 7, 11, 99)))
+        == 0
+    )
     assert await states(database, 1, 3) == [(GONE, 1, False), (GONE, 3, False)]
     assert await restore(database, Regained(5, WHOLE, None, None)) == 1
 
@@ -80,14 +102,20 @@ async def test_what_is_redacted_stays_without_content(database: Database) -> Non
     await forget(database, 1, 3, 5)
     # before the purge; after it; and 7 has come while it was asked whether 5 is redacted
     known = frozenset({9})
-    given = (Regained(1, None, None, None), Regained(3, None, 9, None, known), Regained(5, WHOLE, None, None))
+    given = (
+        Regained(1, None, None, None),
+        Regained(3, None, 9, None, known),
+        Regained(5, WHOLE, None, None),
+    )
     assert await restore(database, *given) == 2
     assert await states(database, 1, 3, 5) == [
         (SHOWN, 9, False),
         (SHOWN, 9, False),
         (GONE | EventFlag.FORGOTTEN, 5, False),
     ]
-    assert await restore(database, Regained(5, WHOLE, None, None, frozenset({7}))) == 1, "that one had no effect"
+    assert await restore(database, Regained(5, WHOLE, None, None, frozenset({7}))) == 1, (
+        "that one had no effect"
+    )
 
 
 async def test_what_may_be_had_from_others(database: Database) -> None:
@@ -97,7 +125,9 @@ async def test_what_may_be_had_from_others(database: Database) -> None:
     await forget(database, 7, cause=Cause.PURGE)
     assert await timelines.get_gaps(1, 0, 100) == Gaps([], "$5")
     assert await timelines.get_gaps(1, 0, 4) == Gaps([], "$3")
-    assert await timelines.get_gaps(1, 6, 100) == await timelines.get_gaps(2, 0, 100) == Gaps([], None)
+    assert (
+        await timelines.get_gaps(1, 6, 100) == await timelines.get_gaps(2, 0, 100) == Gaps([], None)
+    )
     for depth, name in ((3, "$far"), (5, "$near")):
         await database.write("end", move_backward_extremities, 1, [], [name], depth)
     assert await timelines.get_gaps(1, 0, 100) == Gaps(["$near", "$far"], "$5")
@@ -110,10 +140,16 @@ async def test_what_may_be_had_from_others(database: Database) -> None:
     assert await restore(database, Regained(3, WHOLE, None, None)) == 0
     await database.write("give up", give_up_messages, [2, 5, 7])
     assert (await timelines.get_gaps(1, 0, 100)).forgotten is None
-    assert await states(database, 2, 5, 7) == [(SHOWN, None, True), (GONE, 5, False), (GONE, 7, False)]
+    assert await states(database, 2, 5, 7) == [
+        (SHOWN, None, True),
+        (GONE, 5, False),
+        (GONE, 7, False),
+    ]
 
 
-async def test_rooms_that_were_never_forgotten_cost_a_look_into_an_empty_index(database: Database) -> None:
+async def test_rooms_that_were_never_forgotten_cost_a_look_into_an_empty_index(
+    database: Database,
+) -> None:
     await database.write("fill", fill)
 
     def explain(txn: WriteTransaction) -> str:

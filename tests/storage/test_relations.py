@@ -1,10 +1,11 @@
-"""Pages of an event's children: what they are, and that they cost no more in a room with many other threads."""
+"""Pages of an event's children: what they are, and that they cost no more in a room with many other
+threads."""
 
 import pytest
 
-from storage.database import Database
-from storage.relations import Relation, RelationRow, RelationStore, Wanted, add_relations
-from storage.timelines import START, Direction, Place
+from storage.engine.database import Database
+from storage.events.relations import Relation, RelationRow, RelationStore, Wanted, add_relations
+from storage.events.timelines import START, Direction, Place
 from tests.helpers.plans import note_plans
 
 END = Place(2**53, 2**53)
@@ -18,7 +19,9 @@ WANTED = [
 
 
 def child(nid: int, target: str, rel_type: str, type_: str = "m.room.message") -> RelationRow:
-    return RelationRow(Relation(rel_type, target), nid, f"${nid}", 1, nid, type_, "@a:example.org", nid)
+    return RelationRow(
+        Relation(rel_type, target), nid, f"${nid}", 1, nid, type_, "@a:example.org", nid
+    )
 
 
 @pytest.mark.parametrize("wanted", WANTED, ids=str)
@@ -30,7 +33,9 @@ async def test_children_are_found_by_their_parent(
     await database.write("add", add_relations, rows)
     await database.write("analyze", lambda txn: txn.execute("ANALYZE relations"))
     plans = note_plans(database, monkeypatch)
-    page = await RelationStore(database).get_page(1, "$0", wanted, END, None, Direction.BACKWARDS, 3)
+    page = await RelationStore(database).get_page(
+        1, "$0", wanted, END, None, Direction.BACKWARDS, 3
+    )
     assert page == [(Place(nid, nid), nid) for nid in (2000, 1950, 1900)]
     assert await RelationStore(database).find_levels(1, "$0", wanted, 2000) == wanted.levels
     assert plans
@@ -49,8 +54,12 @@ async def test_pages_forwards_and_backwards(database: Database) -> None:
     await database.write("add", add_relations, rows)
     store = RelationStore(database)
 
-    async def page(wanted: Wanted, start: Place, end: Place | None, direction: Direction, limit: int = 9) -> list[int]:
-        return [nid for _, nid in await store.get_page(1, "$0", wanted, start, end, direction, limit)]
+    async def page(
+        wanted: Wanted, start: Place, end: Place | None, direction: Direction, limit: int = 9
+    ) -> list[int]:
+        return [
+            nid for _, nid in await store.get_page(1, "$0", wanted, start, end, direction, limit)
+        ]
 
     assert await page(EVERYTHING, START, None, Direction.FORWARDS) == [1, 2, 6]
     assert await page(EVERYTHING, END, None, Direction.BACKWARDS, 2) == [6, 2]
@@ -62,7 +71,10 @@ async def test_pages_forwards_and_backwards(database: Database) -> None:
     assert await page(Wanted(levels=2), START, None, Direction.FORWARDS) == [1, 2, 3, 6]
     assert await page(Wanted(levels=3), START, None, Direction.FORWARDS) == [1, 2, 3, 4, 6]
     assert await page(Wanted("m.thread", levels=3), END, None, Direction.BACKWARDS) == [6, 1]
-    assert [nid for _, nid in await store.get_page(2, "$0", EVERYTHING, START, None, Direction.FORWARDS, 9)] == []
+    assert [
+        nid
+        for _, nid in await store.get_page(2, "$0", EVERYTHING, START, None, Direction.FORWARDS, 9)
+    ] == []
 
 
 async def test_how_far_children_of_children_are_not_too_many(database: Database) -> None:

@@ -2,13 +2,13 @@
 
 from msgspec.structs import replace
 
-from storage.database import Database
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_addresses import MediaAddress
-from storage.media_quarantine import QuarantineStore
-from storage.media_removal import MediaRemovalStore, Reason
-from storage.media_usage import Amount, MediaUsageStore
-from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.engine.database import Database
+from storage.media.content_uris import MediaAddress
+from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.quarantine import QuarantineStore
+from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.media.removal import MediaRemovalStore, Reason
+from storage.media.usage import Amount, MediaUsageStore
 
 NOW = 1_700_000_000_000
 CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
@@ -18,16 +18,24 @@ ROW = RemoteMediaRow("north.example", "abc", CONTENT, NOW, NOW, True)
 async def test_a_copy_comes_back_and_stays_as_it_is(database: Database) -> None:
     store = RemoteMediaStore(database)
     assert await database.write("add", store.add_copy, ROW)
-    assert not await database.write("add", store.add_copy, replace(ROW, content=Content(b"\x02" * 32, 1, "a/b", None)))
+    assert not await database.write(
+        "add", store.add_copy, replace(ROW, content=Content(b"\x02" * 32, 1, "a/b", None))
+    )
     assert await store.get_copy("north.example", "abc") == ROW
     assert await store.get_copy("south.example", "abc") is None
-    assert await MediaStore(database).get_used_hashes([CONTENT.hash, b"\x02" * 32]) == {CONTENT.hash}
+    assert await MediaStore(database).get_used_hashes([CONTENT.hash, b"\x02" * 32]) == {
+        CONTENT.hash
+    }
 
 
 async def test_of_which_servers_there_are_the_most_copies(database: Database) -> None:
     store, usage = RemoteMediaStore(database), MediaUsageStore(database, "example.org")
     assert (await usage.get_of_server(10, 10)).servers == []
-    for origin, media_id, size in (("north.example", "a", 3), ("north.example", "b", 4), ("east.example", "a", 8)):
+    for origin, media_id, size in (
+        ("north.example", "a", 3),
+        ("north.example", "b", 4),
+        ("east.example", "a", 8),
+    ):
         row = replace(ROW, origin=origin, media_id=media_id, content=replace(CONTENT, size=size))
         await database.write("add", store.add_copy, row)
     found = (await usage.get_of_server(10, 10)).servers
@@ -38,10 +46,18 @@ async def test_of_which_servers_there_are_the_most_copies(database: Database) ->
 
 async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> None:
     store = RemoteMediaStore(database)
-    rows = [replace(ROW, media_id=name, content=replace(CONTENT, hash=name.encode() * 32)) for name in "abcd"]
+    rows = [
+        replace(ROW, media_id=name, content=replace(CONTENT, hash=name.encode() * 32))
+        for name in "abcd"
+    ]
     for row in rows:
         await database.write("add", store.add_copy, row)
-    assert await QuarantineStore(database, "example.org").set_held([MediaAddress("north.example", "d")], "@root:x") == 1
+    assert (
+        await QuarantineStore(database, "example.org").set_held(
+            [MediaAddress("north.example", "d")], "@root:x"
+        )
+        == 1
+    )
     own = MediaRow("own", "@alice:example.org", rows[1].content, NOW, None, NOW, True)
     await database.write("add", MediaStore(database).add_media, own)
     removal = MediaRemovalStore(database, "example.org")
@@ -49,7 +65,9 @@ async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> Non
     assert {each.address.media_id for each in found} == {"a", "b", "c"}
     await store.set_accessed("north.example", "c", NOW + 5)
     files = [each.address for each in found]
-    removed = await database.write("forget", removal.remove, files, Reason.UNREAD, NOW + 9, unread_since=NOW + 1)
+    removed = await database.write(
+        "forget", removal.remove, files, Reason.UNREAD, NOW + 9, unread_since=NOW + 1
+    )
     assert removed.unused == {b"a" * 32}
     noted = await removal.get_deletions(None, 10)
     assert [(each.origin, each.media_id, each.reason, each.deleted_ts) for each in noted] == [
@@ -65,20 +83,39 @@ async def test_what_is_old_is_found_though_it_is_read(database: Database) -> Non
     for number, name in enumerate("abcd"):
         row = replace(ROW, media_id=name, created_ts=NOW + number, last_access_ts=NOW + 10 - number)
         await database.write("add", store.add_copy, row)
-        mine = MediaRow(name, "" if name == "b" else "@alice:example.org", CONTENT, NOW + number, None, NOW + 9, True)
+        mine = MediaRow(
+            name,
+            "" if name == "b" else "@alice:example.org",
+            CONTENT,
+            NOW + number,
+            None,
+            NOW + 9,
+            True,
+        )
         await database.write("add", media.add_media, mine)
     held = [MediaAddress("north.example", "a"), MediaAddress("example.org", "a")]
     quarantine = QuarantineStore(database, "example.org")
     removal = MediaRemovalStore(database, "example.org")
     for own in (False, True):
-        assert [each.address.media_id for each in await removal.get_old(NOW + 1, 10, own=own)] == ["a"]
+        assert [each.address.media_id for each in await removal.get_old(NOW + 1, 10, own=own)] == [
+            "a"
+        ]
     # a picture of a preview goes with the preview
-    assert [each.address.media_id for each in await removal.get_old(NOW + 3, 10, own=False)] == ["a", "b", "c"]
-    assert [each.address.media_id for each in await removal.get_old(NOW + 3, 10, own=True)] == ["a", "c"]
+    assert [each.address.media_id for each in await removal.get_old(NOW + 3, 10, own=False)] == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert [each.address.media_id for each in await removal.get_old(NOW + 3, 10, own=True)] == [
+        "a",
+        "c",
+    ]
     assert [each.address.media_id for each in await removal.get_old(NOW + 3, 1, own=False)] == ["a"]
     assert await quarantine.set_held(held, "@root:x") > 0
     assert [each.address.media_id for each in await removal.get_old(NOW + 9, 10, own=False)] == []
-    assert await removal.get_old(NOW + 9, 10, own=True) == [], "what is held back has the same content"
+    assert await removal.get_old(NOW + 9, 10, own=True) == [], (
+        "what is held back has the same content"
+    )
 
 
 async def test_a_copy_that_is_held_back_before_it_comes(database: Database) -> None:

@@ -8,12 +8,12 @@ from prometheus_client import CollectorRegistry
 from homeserver.observe.metrics import SearchMetrics
 from homeserver.services.search import indexing
 from homeserver.services.search.indexing import Indexing
-from homeserver.services.search.terms import format_words
-from homeserver.services.search.words import Folding
-from storage.database import Database, Transaction, WriteTransaction
-from storage.job_notes import put_note, select_note
-from storage.search import SearchStore, TextQuery, TextRow
-from storage.text_index import MOST_ROOM_KEYS, Term
+from homeserver.services.text.terms import format_words
+from homeserver.services.text.words import Folding
+from storage.cluster.job_progress import put_note, select_note
+from storage.engine.database import Database, Transaction, WriteTransaction
+from storage.engine.text_index import MOST_ROOM_KEYS, Term
+from storage.search.search import SearchStore, TextQuery, TextRow
 from tests.helpers.rooms import ALICE, RoomParts
 
 ME = "@me:a.test"
@@ -28,7 +28,9 @@ def sequence(*keys: str) -> Term:
     return Term((keys,))
 
 
-def text(nid: int, words: str, room: int = 1, *, kind: int = 0, sender: str = "@a:a.test", said: int = 0) -> TextRow:
+def text(
+    nid: int, words: str, room: int = 1, *, kind: int = 0, sender: str = "@a:a.test", said: int = 0
+) -> TextRow:
     return TextRow(nid, said or nid, room, nid, nid, kind, sender, f" {words} ")
 
 
@@ -40,7 +42,9 @@ class Shelf:
         self.store = SearchStore(database)
 
     async def put(self, *rows: TextRow, instead_of: tuple[int, ...] = ()) -> None:
-        await self.database.write("put", self.store.put_texts, {*instead_of, *(row.event_nid for row in rows)}, rows)
+        await self.database.write(
+            "put", self.store.put_texts, {*instead_of, *(row.event_nid for row in rows)}, rows
+        )
 
     async def find(self, *terms: Term, limit: int = 100, **more: object) -> list[int]:
         """The numbers of what is found."""
@@ -55,7 +59,9 @@ def shelf(database: Database) -> Shelf:
 
 
 async def test_terms(shelf: Shelf) -> None:
-    await shelf.put(text(1, "yangi kitob"), text(2, "eski kitoblar"), text(3, "daftar"), text(4, "kitob yangi"))
+    await shelf.put(
+        text(1, "yangi kitob"), text(2, "eski kitoblar"), text(3, "daftar"), text(4, "kitob yangi")
+    )
     assert await shelf.find(term("kitob")) == [4, 1]
     assert await shelf.find(term("kitob", prefix=True)) == [4, 2, 1]
     assert await shelf.find(term("kitob"), term("yangi")) == [4, 1]
@@ -67,7 +73,9 @@ async def test_terms(shelf: Shelf) -> None:
 
 
 async def test_keys_are_taken_as_they_are(shelf: Shelf) -> None:
-    await shelf.put(text(1, "東京 京都 都"), text(2, "हिन्दी"), text(3, "and or not near"), text(4, "ß"))
+    await shelf.put(
+        text(1, "東京 京都 都"), text(2, "हिन्दी"), text(3, "and or not near"), text(4, "ß")
+    )
     assert await shelf.find(term("東", prefix=True)) == [1]
     assert await shelf.find(sequence("東京", "京都")) == [1]
     assert await shelf.find(term("हिन्दी")) == [2]
@@ -140,7 +148,9 @@ async def test_rooms_of_the_user_that_are_not_encrypted(shelf: Shelf) -> None:
                 " VALUES (?, ?, ?, 1, '@a:a.test', 1, 1, ?)",
                 (room, ME, membership, forgotten),
             )
-        txn.execute("INSERT INTO room_summaries (room_nid, encryption) VALUES (5, 'm.megolm.v1.aes-sha2')")
+        txn.execute(
+            "INSERT INTO room_summaries (room_nid, encryption) VALUES (5, 'm.megolm.v1.aes-sha2')"
+        )
 
     await shelf.database.write("prepare", prepare)
     await shelf.put(*(text(room, "kitob", room) for room in range(1, 8)))
@@ -149,7 +159,8 @@ async def test_rooms_of_the_user_that_are_not_encrypted(shelf: Shelf) -> None:
 
 
 async def test_the_longest_texts_fit_in(database: Database) -> None:
-    """The worst that the folding makes of a message: three spellings, in characters of four bytes."""
+    """The worst that the folding makes of a message: three spellings, in characters of four
+    bytes."""
     shelf = Shelf(database)
     folding = Folding(("uz", "kaa", "ru"))
     for nid, said in enumerate(("ёў𐐨𐐩𐐪𐐫" + " ", "ё" + "𐐨" * 63 + " ", "ﷺё ", "𠀀𠀁ё"), 1):
@@ -158,7 +169,9 @@ async def test_the_longest_texts_fit_in(database: Database) -> None:
     assert await shelf.find(term("gap")) == [9]
 
 
-async def test_how_far_the_index_is_can_be_seen(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_how_far_the_index_is_can_be_seen(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(indexing, "AT_ONCE", 2)
     home = RoomParts(database)
     room_id = await home.create()
@@ -166,7 +179,12 @@ async def test_how_far_the_index_is_can_be_seen(database: Database, monkeypatch:
         await home.send(room_id, ALICE, "gap")
     registry = CollectorRegistry()
     steps = Indexing(
-        database, SearchStore(database), Folding(("uz",)), SearchMetrics(registry), home.tick, enabled=True
+        database,
+        SearchStore(database),
+        Folding(("uz",)),
+        SearchMetrics(registry),
+        home.tick,
+        enabled=True,
     )
     assert await steps.do_step(5) == 5
     assert registry.get_sample_value("mahalla_search_events_behind") == 5
@@ -197,8 +215,12 @@ terms = st.builds(
 )
 
 
-@given(written=st.lists(texts, min_size=1, max_size=8), asked=st.lists(terms, min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    written=st.lists(texts, min_size=1, max_size=8), asked=st.lists(terms, min_size=1, max_size=3)
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 async def test_the_index_finds_what_a_look_at_all_texts_finds(
     database: Database, written: list[str], asked: list[Term]
 ) -> None:
@@ -208,7 +230,11 @@ async def test_the_index_finds_what_a_look_at_all_texts_finds(
 
     def has(words: str, wanted: Term) -> bool:
         end = "" if wanted.is_prefix else " "
-        return any(f" {' '.join(sequence)}{end}" in f" {words} " for sequence in wanted.alternatives)
+        return any(
+            f" {' '.join(sequence)}{end}" in f" {words} " for sequence in wanted.alternatives
+        )
 
-    expected = [nid for nid, words in enumerate(written, 1) if all(has(words, wanted) for wanted in asked)]
+    expected = [
+        nid for nid, words in enumerate(written, 1) if all(has(words, wanted) for wanted in asked)
+    ]
     assert await shelf.find(*asked) == expected[::-1]

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from storage import sent_transactions
-from storage.database import Database
-from storage.sent_transactions import SentTransaction, SentTransactionStore, add_transaction
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.rooms import sent_transactions
+from storage.rooms.sent_transactions import SentTransaction, SentTransactionStore, add_transaction
 
 NOTES = 40
 
@@ -50,7 +50,9 @@ async def test_old_notes_go_step_by_step_and_again_when_others_are_old(
     assert await store.remove_before(NOTES, 15) == 0
 
 
-async def test_a_note_that_was_made_anew_meanwhile_stays(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_note_that_was_made_anew_meanwhile_stays(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another node has removed the old one, and the client sent the request again."""
     store = SentTransactionStore(database)
     remove = sent_transactions._remove

@@ -1,8 +1,14 @@
 """Keys of other servers: kept for good, read for many servers at once."""
 
-from storage.database import Database
-from storage.server_keys import MOST_KEYS, ServerKeyStore, StoredDocument, StoredKey, StoredServer
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.federation.server_keys import (
+    MOST_KEYS,
+    ServerKeyStore,
+    StoredDocument,
+    StoredKey,
+    StoredServer,
+)
 
 
 async def test_keys_that_a_server_no_longer_speaks_of_stay(database: Database) -> None:
@@ -15,7 +21,9 @@ async def test_keys_that_a_server_no_longer_speaks_of_stay(database: Database) -
         "a.example": StoredServer({"ed25519:o": old, "ed25519:n": new}, 900, 2),
         "b.example": StoredServer({"ed25519:o": old}, 0, 0),
     }
-    assert await store.get_documents(["a.example", "b.example"]) == {"a.example": StoredDocument(b'{"a":1}', 900, 2)}
+    assert await store.get_documents(["a.example", "b.example"]) == {
+        "a.example": StoredDocument(b'{"a":1}', 900, 2)
+    }
 
 
 async def test_a_key_that_is_said_anew_takes_the_place_of_the_old_one(database: Database) -> None:
@@ -23,10 +31,14 @@ async def test_a_key_that_is_said_anew_takes_the_place_of_the_old_one(database: 
     for until in (900, 100):
         said = StoredDocument(b"{}", until, until)
         await store.set_keys("a.example", {"ed25519:o": StoredKey(b"o" * 32, until)}, said)
-    assert (await store.get_keys(["a.example"]))["a.example"].keys == {"ed25519:o": StoredKey(b"o" * 32, 100)}
+    assert (await store.get_keys(["a.example"]))["a.example"].keys == {
+        "ed25519:o": StoredKey(b"o" * 32, 100)
+    }
 
 
-async def test_of_ever_new_keys_a_bounded_number_stays_and_always_what_is_said_now(database: Database) -> None:
+async def test_of_ever_new_keys_a_bounded_number_stays_and_always_what_is_said_now(
+    database: Database,
+) -> None:
     store = ServerKeyStore(database)
     said = StoredDocument(b"{}", 100, 1)
     for number in range(5):

@@ -1,13 +1,14 @@
-"""Few clients whose writes come to share batches, since one waits a moment for who was answered a moment ago."""
+"""Few clients whose writes come to share batches, since one waits a moment for who was answered a
+moment ago."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage import writer
-from storage.database import PostgresConfig, SQLiteConfig, WriteTransaction
-from storage.writer import FEW
+from storage.engine import writer
+from storage.engine.database import PostgresConfig, SQLiteConfig, WriteTransaction
+from storage.engine.writer import FEW
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
@@ -37,7 +38,8 @@ class Turns:
         self.are_patient.append(patient)
 
     def write(self, meanwhile: int = 0, again: int = 0) -> None:
-        """During which so many others write; and so many times again, each as soon as the one before is answered."""
+        """During which so many others write; and so many times again, each as soon as the one
+        before is answered."""
 
         def fn(txn: WriteTransaction) -> None:
             txn.next_position()
@@ -57,7 +59,8 @@ class Turns:
 
 
 def wait_in_vain(turns: Turns, writes: int) -> list[int]:
-    """After which of so many writes, while each of which another one came, somebody else was waited for; nobody comes."""
+    """After which of so many writes, while each of which another one came, somebody else was waited
+    for; nobody comes."""
     waits: list[int] = []
     for number in range(writes):
         turns.write(meanwhile=1)
@@ -103,7 +106,11 @@ def test_nobody_waits_any_longer_once_as_many_are_there_as_were(turns: Turns) ->
     turns.end_lull()
     for _ in range(3):
         turns.write()
-    assert (turns.observer.batches, turns.are_patient, turns.hastened) == ([1, 4], [False, True, True], 1)
+    assert (turns.observer.batches, turns.are_patient, turns.hastened) == (
+        [1, 4],
+        [False, True, True],
+        1,
+    )
     turns.write()
     assert turns.hastened == 2, "all four are"
     turns.end_lull()

@@ -1,4 +1,5 @@
-"""Contents in an object store and in a folder: with a store that others wrote, and one that fails when it is told to."""
+"""Contents in an object store and in a folder: with a store that others wrote, and one that fails
+when it is told to."""
 
 import hashlib
 import os
@@ -10,12 +11,12 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
-from storage.database import Database
-from storage.media_levelling import FOLDERS, Trimming
-from storage.media_objects import MediaObjectStore
-from storage.object_store import ObjectStore, ObjectStoreFailed, Progress
-from storage.s3 import PART_BYTES
-from storage.shared_contents import WHOLE_BYTES, WRITING_SECONDS
+from storage.engine.database import Database
+from storage.media.levelling import FOLDERS, Trimming
+from storage.media.object_store import ObjectStore, ObjectStoreFailed, Progress
+from storage.media.objects import MediaObjectStore
+from storage.media.s3 import PART_BYTES
+from storage.media.shared_contents import WHOLE_BYTES, WRITING_SECONDS
 from tests.helpers.content_nodes import Cut, Node
 from tests.helpers.later import LaterExecutor
 from tests.helpers.object_store import Bucket
@@ -31,7 +32,8 @@ async def test_what_one_node_takes_in_another_gives_out_and_removes(
     south = Node(database, tmp_path / "south", bucket.open())
     digest, long = await north.upload(TEA), await north.upload(LONG, "long")
     assert sorted(name.split("-")[0] for name in bucket.names()) == sorted(
-        f"mahalla/content/{each.hex()[:2]}/{each.hex()[2:4]}/{each.hex()}" for each in (digest, long)
+        f"mahalla/content/{each.hex()[:2]}/{each.hex()[2:4]}/{each.hex()}"
+        for each in (digest, long)
     )
     assert await south.read(digest) == TEA
     assert len(south.kept()) == 1
@@ -50,7 +52,9 @@ async def test_what_one_node_takes_in_another_gives_out_and_removes(
     assert north.incoming() == south.incoming() == []
 
 
-async def test_equal_contents_are_written_once(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_equal_contents_are_written_once(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     node = Node(database, tmp_path, bucket.open())
     digest = await node.upload(TEA, "a")
     await node.upload(TEA, "b")
@@ -78,14 +82,20 @@ async def test_objects_are_encrypted_by_the_store(
     node.lose_folder()
     assert await node.read(digest) == TEA
     (name,) = bucket.names()
-    further = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32} if "customer_key" in encryption else {}
+    further = (
+        {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}
+        if "customer_key" in encryption
+        else {}
+    )
     head = bucket.client.head_object(Bucket=bucket.name, Key=name, **further)
     assert head["StorageClass"] == "STANDARD_IA"
     assert head.get("ServerSideEncryption", "") == ("" if further else encryption["encryption"])
     assert head.get("SSEKMSKeyId", "").endswith(encryption.get("kms_key_id", ""))
 
 
-async def test_clients_may_be_sent_to_the_store(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_clients_may_be_sent_to_the_store(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     digest = await Node(sqlite_database, tmp_path, bucket.open()).upload(TEA)
     node = Node(sqlite_database, tmp_path, bucket.open(), give_addresses=True)
     address = await node.contents.get_address(digest, "text/plain", "attachment; filename=tea.txt")
@@ -94,7 +104,12 @@ async def test_clients_may_be_sent_to_the_store(sqlite_database: Database, bucke
         assert answer.read() == TEA
         assert answer.headers["Content-Disposition"] == "attachment; filename=tea.txt"
     assert await node.contents.get_address(b"x" * 32, "text/plain", "") is None
-    assert await Node(sqlite_database, tmp_path, bucket.open()).contents.get_address(digest, "text/plain", "") is None
+    assert (
+        await Node(sqlite_database, tmp_path, bucket.open()).contents.get_address(
+            digest, "text/plain", ""
+        )
+        is None
+    )
 
 
 async def test_the_main_store_must_have_it_before_it_is_acknowledged(
@@ -113,7 +128,9 @@ async def test_the_main_store_must_have_it_before_it_is_acknowledged(
     assert await node.contents.do_take_away(10) == 0
 
 
-async def test_a_second_copy_comes_later(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_a_second_copy_comes_later(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     store = Cut(bucket.open())
     node = Node(database, tmp_path, store, "second_copy")
     store.is_cut = True
@@ -161,7 +178,9 @@ async def test_what_came_lately_gets_its_second_copy_first(
     assert not [event for event in told if event["log_level"].name == "error"]
 
 
-async def test_all_move_to_the_store_and_back(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_all_move_to_the_store_and_back(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     before = Node(database, tmp_path, bucket.open(), "retired")
     digests = [await before.upload(b"%d" % number, str(number)) for number in range(7)]
     assert bucket.names() == []
@@ -179,7 +198,15 @@ async def test_all_move_to_the_store_and_back(database: Database, bucket: Bucket
     assert await after.levelling.do_level(4) == 2
     assert bucket.names() == []
     assert (await MediaObjectStore(database).count())[1].contents == 0
-    assert [await after.read(each) for each in digests] == [b"0", b"1", b"2", None, b"4", b"5", b"6"]
+    assert [await after.read(each) for each in digests] == [
+        b"0",
+        b"1",
+        b"2",
+        None,
+        b"4",
+        b"5",
+        b"6",
+    ]
 
 
 async def test_one_file_that_cannot_be_moved_does_not_keep_the_others(
@@ -207,12 +234,16 @@ async def test_one_file_that_cannot_be_moved_does_not_keep_the_others(
         with pytest.raises(ObjectStoreFailed):
             await node.levelling.do_level(10)
     assert await node.levelling.do_level(10) == 2
-    assert set(await MediaObjectStore(sqlite_database).get_objects(digests)) == set(digests) - {digests[1]}
+    assert set(await MediaObjectStore(sqlite_database).get_objects(digests)) == set(digests) - {
+        digests[1]
+    }
     with pytest.raises(ObjectStoreFailed):
         await node.levelling.do_level(10)  # the next walk
 
 
-async def test_how_far_it_is_is_told_once_in_a_while(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_how_far_it_is_is_told_once_in_a_while(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     before = Node(sqlite_database, tmp_path, bucket.open(), "retired")
     for number in range(5):
         await before.upload(b"%d" % number, str(number))
@@ -246,10 +277,14 @@ async def test_the_folder_is_trimmed_to_what_was_read_last(
     for _ in range(2):
         assert await trimming.do_trim(FOLDERS + 1) == FOLDERS
     assert {path.name for path in node.kept()} == {digests[0].hex(), digests[5].hex()}
-    assert [await node.read(each) for each in digests] == [bytes([number]) * 1000 for number in range(6)]
+    assert [await node.read(each) for each in digests] == [
+        bytes([number]) * 1000 for number in range(6)
+    ]
 
 
-async def test_a_spoilt_object_is_given_to_nobody(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_a_spoilt_object_is_given_to_nobody(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     node = Node(sqlite_database, tmp_path, bucket.open())
     digest = await node.upload(TEA)
     node.lose_folder()
@@ -262,7 +297,8 @@ async def test_a_spoilt_object_is_given_to_nobody(sqlite_database: Database, buc
 async def test_an_object_that_goes_away_meanwhile_is_written_anew(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """Somebody uploads what somebody else has, who removes it before the row of the first is written."""
+    """Somebody uploads what somebody else has, who removes it before the row of the first is
+    written."""
     north, south = (Node(database, tmp_path / name, bucket.open()) for name in ("north", "south"))
     digest = await north.upload(TEA, "a")
     place = south.files.place
@@ -280,9 +316,13 @@ async def test_an_object_that_goes_away_meanwhile_is_written_anew(
     assert await south.read(digest) == TEA
 
 
-async def test_who_writes_for_long_is_believed_to_live(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_who_writes_for_long_is_believed_to_live(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     later = LaterExecutor()
-    node = Node(database, tmp_path / "a", bucket.open(), executor=later, patience=20 * WRITING_SECONDS)
+    node = Node(
+        database, tmp_path / "a", bucket.open(), executor=later, patience=20 * WRITING_SECONDS
+    )
     other = Node(database, tmp_path / "b", bucket.open())
     upload = Deferred.fromCoroutine(node.upload(TEA))
     for _ in range(20):
@@ -309,7 +349,9 @@ async def test_what_was_never_finished_is_taken_away_with_its_parts(
     assert bucket.unfinished() == bucket.names() == []
 
 
-async def test_a_long_file_goes_in_parts(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_a_long_file_goes_in_parts(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
     node = Node(sqlite_database, tmp_path, bucket.open())
     data = os.urandom(PART_BYTES + 5)
     digest = await node.upload(data)

@@ -1,9 +1,14 @@
 """The states of sliding connections."""
 
-from storage.database import Database
-from storage.room_recency import RoomRecencyStore
-from storage.sliding_connections import MOST_OF_A_CONNECTION, MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.recency import RoomRecencyStore
+from storage.sync.sliding_connections import (
+    MOST_OF_A_CONNECTION,
+    MOST_OF_A_DEVICE,
+    ConnectionKey,
+    SlidingConnectionStore,
+)
 
 KEY = ConnectionKey("@alice:example.org", "D", "rooms")
 
@@ -22,7 +27,9 @@ async def test_the_states_before_the_one_that_the_client_has_go(database: Databa
     assert await store.get_state(ConnectionKey(KEY.user_id, "other", KEY.conn_id), third) is None
     fresh = await store.add_state(KEY, None, b"4", 4000)
     assert fresh > third
-    assert await store.get_state(KEY, third) is not None  # the client may not have begun anew after all
+    assert (
+        await store.get_state(KEY, third) is not None
+    )  # the client may not have begun anew after all
     await store.add_state(KEY, fresh, b"5", 5000)
     assert await store.get_state(KEY, third) is None
 
@@ -32,7 +39,10 @@ async def test_a_late_answer_takes_nothing_from_who_has_gone_on(database: Databa
     first = await store.add_state(KEY, None, b"1", 1000)
     second = await store.add_state(KEY, first, b"2", 2000)
     third = await store.add_state(KEY, second, b"3", 3000)
-    late = [await store.add_state(KEY, first, b"late", 4000), await store.add_state(KEY, None, b"late", 4000)]
+    late = [
+        await store.add_state(KEY, first, b"late", 4000),
+        await store.add_state(KEY, None, b"late", 4000),
+    ]
     assert await store.get_state(KEY, second) is not None
     assert await store.get_state(KEY, third) is not None
     await store.add_state(KEY, late[1], b"4", 5000)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from storage.sole_server import DatabaseInUse, SoleServer
-from storage.sqlite import SQLiteConfig
+from storage.engine.sole_server import DatabaseInUse, SoleServer
+from storage.engine.sqlite import SQLiteConfig
 from tests.helpers.programs import ROOT
 
 CLAIM = """
 import sys
-from storage.sole_server import DatabaseInUse, SoleServer
-from storage.sqlite import SQLiteConfig
+from storage.engine.sole_server import DatabaseInUse, SoleServer
+from storage.engine.sqlite import SQLiteConfig
 try:
     SoleServer.claim(SQLiteConfig(sys.argv[1]))
 except DatabaseInUse as error:
@@ -37,7 +37,9 @@ def test_a_second_server_is_told_so_and_begins_when_the_first_has_ended(tmp_path
     assert claim_elsewhere(tmp_path / "other.db") == "claimed\n"
     first.give_up()
     assert claim_elsewhere(path) == "claimed\n"
-    SoleServer.claim(SQLiteConfig(str(path))).give_up()  # a process that ended without a word keeps nobody out
+    SoleServer.claim(
+        SQLiteConfig(str(path))
+    ).give_up()  # a process that ended without a word keeps nobody out
 
 
 def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:
@@ -52,8 +54,11 @@ def test_without_a_folder_there_is_no_lock(tmp_path: Path) -> None:
     assert not issubclass(DatabaseInUse, OSError)
 
 
-def test_the_lock_that_root_makes_is_the_server_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator runs `after-restore` as root, and the server as another user begins after that."""
+def test_the_lock_that_root_makes_is_the_server_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator runs `after-restore` as root, and the server as another user begins after
+    that."""
     path = tmp_path / "homeserver.db"
     path.touch()
     given: list[tuple[int, int]] = []

@@ -1,11 +1,12 @@
-"""The counters of an SQLite database, which a connection remembers as long as it alone writes: no number may be given out twice."""
+"""The counters of an SQLite database, which a connection remembers as long as it alone writes: no
+number may be given out twice."""
 
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from storage.sqlite import SQLiteConfig, SQLiteConnection, SQLiteEngine
+from storage.engine.sqlite import SQLiteConfig, SQLiteConnection, SQLiteEngine
 
 
 @pytest.fixture
@@ -21,7 +22,9 @@ def connect(engine: SQLiteEngine) -> SQLiteConnection:
 
 def test_what_another_connection_counts_is_seen(engine: SQLiteEngine) -> None:
     one = connect(engine)
-    one.execute_script("CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL)")
+    one.execute_script(
+        "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL)"
+    )
     other = connect(engine)
     expected: dict[str, int] = {}
     for number, connection in enumerate((one, one, other, one, other, other, one)):

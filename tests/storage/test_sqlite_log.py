@@ -1,18 +1,21 @@
-"""The log of an SQLite database has its length before the first write, and what is behind its last page is nobody's."""
+"""The log of an SQLite database has its length before the first write, and what is behind its last
+page is nobody's."""
 
 import resource
 import shutil
 import sqlite3
 from pathlib import Path
 
-from storage.sqlite import LOG_BYTES, SQLiteConfig, SQLiteConnection, SQLiteEngine
+from storage.engine.sqlite import LOG_BYTES, SQLiteConfig, SQLiteConnection, SQLiteEngine
 
 
 def make_database(path: Path) -> Path:
     """With what a writer needs; the path of the log."""
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL)")
+        connection.execute(
+            "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL)"
+        )
         connection.execute("CREATE TABLE kept (number INTEGER PRIMARY KEY, filling BLOB)")
     connection.close()
     return path.with_name(f"{path.name}-wal")
@@ -34,7 +37,9 @@ def numbers(path: Path) -> list[int]:
     connection = sqlite3.connect(path)
     try:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return [number for (number,) in connection.execute("SELECT number FROM kept ORDER BY number")]
+        return [
+            number for (number,) in connection.execute("SELECT number FROM kept ORDER BY number")
+        ]
     finally:
         connection.close()
 
@@ -63,7 +68,10 @@ def test_nothing_that_another_connection_wrote_is_overwritten(tmp_path: Path) ->
         other.execute("INSERT INTO kept VALUES (?, randomblob(5000))", (number,))
     connection = connect(path)
     write(connection, 20)
-    assert other.execute("SELECT count(*), sum(length(filling)) FROM kept").fetchone() == (21, 100_010)
+    assert other.execute("SELECT count(*), sum(length(filling)) FROM kept").fetchone() == (
+        21,
+        100_010,
+    )
     connection.close()
     other.close()
     assert numbers(path) == list(range(21))
@@ -102,7 +110,9 @@ def test_where_there_is_no_room_it_stays_as_it_was(tmp_path: Path) -> None:
     log = make_database(path)
     connection = connect(path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # what is written beyond fails, as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1 << 20, before[1])
+    )  # what is written beyond fails, as on a full disk
     try:
         write(connection, 0)
     finally:

@@ -1,4 +1,5 @@
-"""Collection of state nodes takes what nobody needs and nothing else, whatever happens while it goes on."""
+"""Collection of state nodes takes what nobody needs and nothing else, whatever happens while it
+goes on."""
 
 from itertools import count
 
@@ -6,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.database import Database, Transaction, WriteTransaction
-from storage.radix_tree import get_child_ids
-from storage.state_garbage import StateCollector
-from storage.state_keys import StateKey
-from storage.state_tree import StateTreeStore
+from storage.engine.database import Database, Transaction, WriteTransaction
+from storage.maintenance.state_garbage_collection import StateCollector
+from storage.state.keys import StateKey
+from storage.state.radix_tree import get_child_ids
+from storage.state.state_tree import StateTreeStore
 
 ROOMS = count(1)
 EVENTS = count(1)
@@ -26,9 +27,12 @@ START = {key(number): 1 for number in range(150)}
 
 
 class RoomModel:
-    """A room with events that have states, and what these states should be. Events are written as little as may be."""
+    """A room with events that have states, and what these states should be. Events are written as
+    little as may be."""
 
-    def __init__(self, database: Database, states: StateTreeStore, collector: StateCollector) -> None:
+    def __init__(
+        self, database: Database, states: StateTreeStore, collector: StateCollector
+    ) -> None:
         self.database = database
         self.states = states
         self.collector = collector
@@ -52,7 +56,9 @@ class RoomModel:
         nids = [0, *self.events]
         root, state = self.head if (nid := nids[base % len(nids)]) == 0 else self.events[nid]
         event_nid = next(EVENTS)
-        root = await self.database.write("add", self._add_event, event_nid, root, changes, depth, moves_head)
+        root = await self.database.write(
+            "add", self._add_event, event_nid, root, changes, depth, moves_head
+        )
         self.events[event_nid] = (root, state | changes)
         if moves_head:
             self.head = self.events[event_nid]
@@ -121,7 +127,9 @@ class RoomModel:
 
     async def check_nothing_else_is_kept(self) -> None:
         def read(txn: Transaction) -> dict[bytes, bytes]:
-            rows = txn.query("SELECT node, content FROM state_nodes WHERE room_nid = ?", (self.room_nid,))
+            rows = txn.query(
+                "SELECT node, content FROM state_nodes WHERE room_nid = ?", (self.room_nid,)
+            )
             return {bytes(node): bytes(content) for node, content in rows}
 
         nodes = await self.database.read("nodes", read)
@@ -136,7 +144,9 @@ class RoomModel:
 
 
 # Few keys and few values, so that what was collected is often made again
-CHANGES = st.dictionaries(st.sampled_from([key(0), key(70), key(140)]), st.integers(1, 3), max_size=2)
+CHANGES = st.dictionaries(
+    st.sampled_from([key(0), key(70), key(140)]), st.integers(1, 3), max_size=2
+)
 WHICH = st.integers(0, 9)
 ACTIONS = st.one_of(
     st.tuples(st.just("add"), WHICH, CHANGES, st.integers(1, 5), st.booleans()),
@@ -147,7 +157,9 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(ACTIONS, max_size=25), st.integers(1, 3))
 async def test_a_collection_amid_writes_keeps_what_is_needed_and_no_more(
     database: Database, actions: list[tuple[object, ...]], nodes: int

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.database import PostgresConfig, WriteTransaction
-from storage.state_keys import StateKey, StateKeys
+from storage.engine.database import PostgresConfig, WriteTransaction
+from storage.state.keys import StateKey, StateKeys
 from tests.conftest import run_coroutine
 from tests.storage.test_steady_writer import settle, write
 from tests.storage.test_writer import Stepped
@@ -27,14 +27,19 @@ NUMBERED: Final = [("t", name) for name in "abcdef"]
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     batches=st.lists(
         st.tuples(
             st.sampled_from([0, 1]),
             st.lists(
-                st.tuples(st.lists(st.lists(st.sampled_from(NUMBERED), max_size=3), max_size=3), st.booleans()),
+                st.tuples(
+                    st.lists(st.lists(st.sampled_from(NUMBERED), max_size=3), max_size=3),
+                    st.booleans(),
+                ),
                 min_size=1,
                 max_size=3,
             ),
@@ -44,7 +49,9 @@ NUMBERED: Final = [("t", name) for name in "abcdef"]
     forgetful=st.booleans(),
 )
 def test_two_nodes_give_each_pair_one_number(
-    nodes: tuple[Stepped, Stepped], batches: list[tuple[int, list[tuple[list[list[StateKey]], bool]]]], forgetful: bool
+    nodes: tuple[Stepped, Stepped],
+    batches: list[tuple[int, list[tuple[list[list[StateKey]], bool]]]],
+    forgetful: bool,
 ) -> None:
     """Whoever writes in between, and whichever of the writes of a batch fail."""
     write(nodes[0], "clear", lambda txn: txn.execute("DELETE FROM state_keys"))
@@ -53,7 +60,9 @@ def test_two_nodes_give_each_pair_one_number(
         settle(node)
     given: dict[StateKey, int] = {}
 
-    def number(keys: StateKeys, parts: list[list[StateKey]], fails: bool) -> Callable[[WriteTransaction], Any]:
+    def number(
+        keys: StateKeys, parts: list[list[StateKey]], fails: bool
+    ) -> Callable[[WriteTransaction], Any]:
         def fn(txn: WriteTransaction) -> dict[StateKey, int]:
             found: dict[StateKey, int] = {}
             for pairs in parts:
@@ -78,6 +87,8 @@ def test_two_nodes_give_each_pair_one_number(
                 assert {**given, **result} == {**result, **given}, "a number is for good"
                 given.update(result)
     assert sorted(given.values()) == list(range(len(given)))
-    rows = write(nodes[0], "rows", lambda txn: txn.query("SELECT type, state_key, key_nid FROM state_keys"))
+    rows = write(
+        nodes[0], "rows", lambda txn: txn.query("SELECT type, state_key, key_nid FROM state_keys")
+    )
     assert isinstance(rows, list)
     assert {(kind, key): nid for kind, key, nid in rows} == given

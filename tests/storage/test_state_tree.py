@@ -1,4 +1,5 @@
-"""States of rooms: what was set is found, sharing and differing, caches, and failures that must not leave wrong numbers."""
+"""States of rooms: what was set is found, sharing and differing, caches, and failures that must not
+leave wrong numbers."""
 
 from collections.abc import Mapping
 
@@ -6,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import state_tree
-from storage.database import Database, Transaction, WriteTransaction
-from storage.radix_tree import RadixTree
-from storage.state_keys import StateKey
-from storage.state_tree import StateTreeStore
+from storage.engine.database import Database, Transaction, WriteTransaction
+from storage.state import state_tree
+from storage.state.keys import StateKey
+from storage.state.radix_tree import RadixTree
+from storage.state.state_tree import StateTreeStore
 
 ROOM = 7
 CREATE: StateKey = ("m.room.create", "")
@@ -35,7 +36,9 @@ class Nodes(dict[bytes, bytes]):
         self.loads += 1
         return {node: self[node] for node in ids}  # type: ignore[attr-defined]
 
-    def apply(self, root: bytes | None, changes: Mapping[int, int], tree: RadixTree = SMALL_TREE) -> bytes | None:
+    def apply(
+        self, root: bytes | None, changes: Mapping[int, int], tree: RadixTree = SMALL_TREE
+    ) -> bytes | None:
         root, new = tree.apply(self.load, root, changes)
         self.update(new)
         return root
@@ -63,7 +66,9 @@ def test_equal_subtrees_in_two_places_change_apart() -> None:
 
 
 @given(MAPS, MAPS, MAPS)
-def test_a_difference_is_that_of_the_maps(common: dict[int, int], a: dict[int, int], b: dict[int, int]) -> None:
+def test_a_difference_is_that_of_the_maps(
+    common: dict[int, int], a: dict[int, int], b: dict[int, int]
+) -> None:
     nodes = Nodes()
     base = nodes.apply(None, common)
     left, right = nodes.apply(base, a), nodes.apply(base, b)
@@ -104,7 +109,10 @@ def test_what_cannot_be_stored_is_refused(changes: dict[int, int]) -> None:
 
 
 def apply_all(
-    txn: WriteTransaction, states: StateTreeStore, root: bytes | None, *steps: Mapping[StateKey, int]
+    txn: WriteTransaction,
+    states: StateTreeStore,
+    root: bytes | None,
+    *steps: Mapping[StateKey, int],
 ) -> list[bytes | None]:
     roots = []
     for step in steps:
@@ -113,11 +121,16 @@ def apply_all(
     return roots
 
 
-async def test_what_is_read_at_once_has_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a type there may be as many keys as people put there: the reactor thread does not wait for all of them."""
+async def test_what_is_read_at_once_has_an_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a type there may be as many keys as people put there: the reactor thread does not wait for
+    all of them."""
     states = StateTreeStore(database)
     everyone = {member(number): 100 + number for number in range(300)}
-    (root,) = await database.write("apply", apply_all, states, None, {CREATE: 1, POWER: 2} | everyone)
+    (root,) = await database.write(
+        "apply", apply_all, states, None, {CREATE: 1, POWER: 2} | everyone
+    )
     assert await states.get_all(ROOM, root) == {CREATE: 1, POWER: 2} | everyone
     assert states.get_cached(ROOM, root, [CREATE], ["m.room.member"]) == {CREATE: 1} | everyone
     monkeypatch.setattr(state_tree, "_INLINE_KEYS", 299)
@@ -168,7 +181,12 @@ async def test_reading_costs_a_query_a_level_and_then_none(database: Database) -
     writer = StateTreeStore(database)
     everyone = {member(number): 100 + number for number in range(2000)}
     roots = await database.write(
-        "apply", apply_all, writer, None, everyone, *({member(number): 9000 + number} for number in range(40))
+        "apply",
+        apply_all,
+        writer,
+        None,
+        everyone,
+        *({member(number): 9000 + number} for number in range(40)),
     )
     reader = StateTreeStore(database)
 
@@ -202,7 +220,9 @@ async def test_a_state_is_read_without_its_members(database: Database, members: 
 
 async def test_a_write_asks_once_what_is_numbered(database: Database) -> None:
     store = StateTreeStore(database)
-    await database.write("begin", lambda txn: store.apply(txn, ROOM, None, {CREATE: 1, member(0): 2}))
+    await database.write(
+        "begin", lambda txn: store.apply(txn, ROOM, None, {CREATE: 1, member(0): 2})
+    )
 
     def write(txn: WriteTransaction) -> tuple[bytes | None, list[int]]:
         root, queries = store.apply(txn, ROOM, None, {CREATE: 1}), list[int]()
@@ -214,7 +234,9 @@ async def test_a_write_asks_once_what_is_numbered(database: Database) -> None:
         return root, queries
 
     root, queries = await database.write("write", write)
-    assert queries == [1, 3, 2, 2, 2], "nodes; with a new pair its row; with the first of these a question"
+    assert queries == [1, 3, 2, 2, 2], (
+        "nodes; with a new pair its row; with the first of these a question"
+    )
     everything = {CREATE: 1} | {member(number): 10 + number for number in range(5)}
     assert await store.get_all(ROOM, root) == everything
     assert await StateTreeStore(database).get_all(ROOM, root) == everything
@@ -261,15 +283,30 @@ async def test_small_caches_forget_and_read_again(database: Database) -> None:
     states = StateTreeStore(database, cache_bytes=2000, cache_keys=50)
     everyone = {member(number): 100 + number for number in range(300)}
     roots = await database.write(
-        "apply", apply_all, states, None, everyone, *({member(number): 900 + number} for number in range(20))
+        "apply",
+        apply_all,
+        states,
+        None,
+        everyone,
+        *({member(number): 900 + number} for number in range(20)),
     )
     for number, root in enumerate(roots):
-        assert await states.get_all(ROOM, root) == everyone | {member(i): 900 + i for i in range(number)}
+        assert await states.get_all(ROOM, root) == everyone | {
+            member(i): 900 + i for i in range(number)
+        }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.dictionaries(st.integers(0, 150), st.integers(1, 9), max_size=6), min_size=1, max_size=5))
-async def test_any_steps_give_the_state_that_was_set(database: Database, steps: list[dict[int, int]]) -> None:
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.dictionaries(st.integers(0, 150), st.integers(1, 9), max_size=6), min_size=1, max_size=5
+    )
+)
+async def test_any_steps_give_the_state_that_was_set(
+    database: Database, steps: list[dict[int, int]]
+) -> None:
     changes = [{member(number): value for number, value in step.items()} for step in steps]
     states = StateTreeStore(database)
     roots = await database.write("apply", apply_all, states, None, *changes)
@@ -279,4 +316,7 @@ async def test_any_steps_give_the_state_that_was_set(database: Database, steps: 
         for reader in (states, StateTreeStore(database)):
             assert await reader.get_all(ROOM, root) == model
             assert await reader.get_by_type(ROOM, root, ["m.room.member"]) == model
-            assert await reader.get_entries(ROOM, root, [member(number) for number in range(151)]) == model
+            assert (
+                await reader.get_entries(ROOM, root, [member(number) for number in range(151)])
+                == model
+            )

@@ -1,4 +1,5 @@
-"""What a writer on PostgreSQL takes for granted, that nobody else has written since it did, and what becomes of it where somebody has."""
+"""What a writer on PostgreSQL takes for granted, that nobody else has written since it did, and
+what becomes of it where somebody has."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -9,12 +10,18 @@ from hypothesis import strategies as st
 from psycopg2 import DatabaseError
 from psycopg2.extensions import cursor
 
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, WriteTransaction, make_engine
-from storage.device_keys import DeviceKeyStore, NewKeys
-from storage.devices import DeviceRow, DeviceStore
-from storage.engine import OthersWrote
-from storage.postgres import STEADY, PostgresConnection, PostgresEngine
-from storage.streams import Change, Topic
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.device_keys import DeviceKeyStore, NewKeys
+from storage.engine.database import (
+    Database,
+    DatabaseUnavailable,
+    PostgresConfig,
+    WriteTransaction,
+    make_engine,
+)
+from storage.engine.interface import OthersWrote
+from storage.engine.postgres import STEADY, PostgresConnection, PostgresEngine
+from storage.engine.streams import Change, Topic
 from tests.conftest import run_coroutine
 from tests.storage.test_writer import Stepped, put, stepped
 
@@ -44,7 +51,9 @@ class CountingCursor(cursor):
 
 
 @pytest.fixture
-def nodes(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stepped, Stepped]]:
+def nodes(
+    postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Stepped, Stepped]]:
     """Two processes on one database; of the first what it sends is counted."""
     connect = PostgresEngine.open
 
@@ -113,7 +122,9 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
         write(node, f"job{number}", put_later(f"job{number}"))
     assert CountingCursor.messages == 1
     assert b"COMMIT" not in CountingCursor.last
-    assert CountingCursor.last.count(b"EXECUTE") == 2, "the lock with the position, on which alone it rests; the row"
+    assert CountingCursor.last.count(b"EXECUTE") == 2, (
+        "the lock with the position, on which alone it rests; the row"
+    )
     for number in range(4):
         CountingCursor.messages = 0
         write(node, f"move{number}", move(f"job{number}", "here", "there"))
@@ -122,10 +133,16 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
         CountingCursor.messages = 0
         write(node, f"numbered{number}", number_and_put(f"numbered{number}"))
     assert CountingCursor.messages == 1
-    assert CountingCursor.last.count(b"EXECUTE") == 2, "the lock with the position and the other counter; the row"
+    assert CountingCursor.last.count(b"EXECUTE") == 2, (
+        "the lock with the position and the other counter; the row"
+    )
     for number in range(2):
         CountingCursor.messages = 0
-        write(node, f"both{number}", lambda txn, n=number: (txn.allocate("device"), number_and_put(f"both{n}")(txn)))  # type: ignore[misc]
+        write(
+            node,
+            f"both{number}",
+            lambda txn, n=number: (txn.allocate("device"), number_and_put(f"both{n}")(txn)),
+        )  # type: ignore[misc]
     assert CountingCursor.messages == 1
     assert CountingCursor.last.count(b"EXECUTE") == 5, (
         "the lock; the check of all counters, and the new position; the row; two other counters"
@@ -134,7 +151,9 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
         CountingCursor.messages = 0
         rows = [(f"many{number}.{each}", "here") for each in range(count)]
         write(node, f"many{number}", lambda txn, rows=rows: txn.execute_many(INSERT, rows))  # type: ignore[misc]
-        assert CountingCursor.messages == 1 + (number == 0), "nor are many rows, once the statement is prepared"
+        assert CountingCursor.messages == 1 + (number == 0), (
+            "nor are many rows, once the statement is prepared"
+        )
     for number in range(2):
         CountingCursor.messages = 0
         write(node, f"another{number}", put(f"another{number}"))
@@ -159,12 +178,16 @@ def test_a_claim_of_keys_is_one_message_and_one_row(nodes: tuple[Stepped, Steppe
         CountingCursor.messages = 0
         claimed = write(node, f"claim{number}", lambda txn: store.claim_keys(txn, wishes, 0))
         assert claimed == [b'"%b%d":{}' % (name.encode(), number) for _, name, _ in wishes]
-        if number > 1:  # the first finds the log empty, and with the second its statement is prepared
+        if (
+            number > 1
+        ):  # the first finds the log empty, and with the second its statement is prepared
             assert CountingCursor.messages == 1
             assert CountingCursor.last.count(b"EXECUTE") == 2, "the lock with the position; the row"
 
 
-def test_who_writes_in_turn_with_another_takes_nothing_for_granted(nodes: tuple[Stepped, Stepped]) -> None:
+def test_who_writes_in_turn_with_another_takes_nothing_for_granted(
+    nodes: tuple[Stepped, Stepped],
+) -> None:
     here, there = nodes
     for number in range(2 * STEADY):
         for node in nodes:
@@ -176,11 +199,17 @@ def test_who_writes_in_turn_with_another_takes_nothing_for_granted(nodes: tuple[
 
             write(node, f"{number}", fn)
             assert len(tries) == 1
-    assert (here.results["0"], there.results["0"], there.results[f"{2 * STEADY - 1}"]) == (1, 2, 4 * STEADY)
+    assert (here.results["0"], there.results["0"], there.results[f"{2 * STEADY - 1}"]) == (
+        1,
+        2,
+        4 * STEADY,
+    )
 
 
 @pytest.mark.parametrize("what", ["ask", "later", "last", "nothing"])
-def test_what_another_wrote_is_found_out_and_all_is_run_again(nodes: tuple[Stepped, Stepped], what: str) -> None:
+def test_what_another_wrote_is_found_out_and_all_is_run_again(
+    nodes: tuple[Stepped, Stepped], what: str
+) -> None:
     here, there = nodes
     settle(here)
     write(here, "job", put_later("job"))
@@ -227,7 +256,9 @@ def test_a_batch_of_many_is_run_again_too(nodes: tuple[Stepped, Stepped]) -> Non
     assert here.names() == ["a", "elsewhere", "later"]
 
 
-def test_other_counters_than_the_position_are_seen_to_have_moved(nodes: tuple[Stepped, Stepped]) -> None:
+def test_other_counters_than_the_position_are_seen_to_have_moved(
+    nodes: tuple[Stepped, Stepped],
+) -> None:
     here, there = nodes
     settle(here)
     assert write(here, "mine", lambda txn: txn.allocate("room")) == 1
@@ -235,7 +266,9 @@ def test_other_counters_than_the_position_are_seen_to_have_moved(nodes: tuple[St
     assert write(here, "mine again", lambda txn: txn.allocate("room")) == 7
 
 
-def test_a_write_that_fails_before_it_asks_anything_sends_nothing(nodes: tuple[Stepped, Stepped]) -> None:
+def test_a_write_that_fails_before_it_asks_anything_sends_nothing(
+    nodes: tuple[Stepped, Stepped],
+) -> None:
     node, _ = nodes
     settle(node)
     CountingCursor.messages = 0
@@ -248,7 +281,9 @@ def test_a_write_that_fails_before_it_asks_anything_sends_nothing(nodes: tuple[S
     assert write(node, "next", put("next")) == node.database.streams.current()
 
 
-def test_a_division_by_zero_of_ones_own_is_an_error_of_the_write(nodes: tuple[Stepped, Stepped]) -> None:
+def test_a_division_by_zero_of_ones_own_is_an_error_of_the_write(
+    nodes: tuple[Stepped, Stepped],
+) -> None:
     node, _ = nodes
     settle(node)
     error = make_error(node)
@@ -288,7 +323,11 @@ def test_a_lock_that_does_not_come_is_an_outage(postgresql: PostgresConfig) -> N
     settle(node)
     holder = make_engine(postgresql).connect_writer()
     holder.begin_write()
-    for name, fn in (("ask", put("ask")), ("later", put_later("later")), ("last", move("x", "", "y"))):
+    for name, fn in (
+        ("ask", put("ask")),
+        ("later", put_later("later")),
+        ("last", move("x", "", "y")),
+    ):
         assert write(node, name, fn) is DatabaseUnavailable
     node.queue("one", put("one"))
     node.queue("two", put("two"))
@@ -301,7 +340,9 @@ def test_a_lock_that_does_not_come_is_an_outage(postgresql: PostgresConfig) -> N
     run_coroutine(node.database.close(), None)
 
 
-def test_a_connection_that_is_lost_with_the_commit_is_not_tried_again(nodes: tuple[Stepped, Stepped]) -> None:
+def test_a_connection_that_is_lost_with_the_commit_is_not_tried_again(
+    nodes: tuple[Stepped, Stepped],
+) -> None:
     """Nobody knows whether it was committed."""
     node, _ = nodes
     settle(node)
@@ -324,7 +365,8 @@ def test_a_connection_that_is_lost_with_the_commit_is_not_tried_again(nodes: tup
 def test_a_write_after_the_server_was_away_is_done(
     nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig, what: str
 ) -> None:
-    """The server ended the session while nothing was asked of it, as when it is started anew: nothing can have been done."""
+    """The server ended the session while nothing was asked of it, as when it is started anew:
+    nothing can have been done."""
     node, _ = nodes
     settle(node)
     write(node, "job", put_later("job"))
@@ -341,8 +383,11 @@ def test_a_write_after_the_server_was_away_is_done(
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01", "0A000", "26000"])
-def test_a_change_that_may_succeed_is_tried_again(nodes: tuple[Stepped, Stepped], code: str) -> None:
-    """The server has said that it did nothing: another program changed a table under it, or was in the way."""
+def test_a_change_that_may_succeed_is_tried_again(
+    nodes: tuple[Stepped, Stepped], code: str
+) -> None:
+    """The server has said that it did nothing: another program changed a table under it, or was in
+    the way."""
     node, _ = nodes
     write(node, "job", put_later("job"))
     write(node, "sequence", lambda txn: txn.execute("CREATE SEQUENCE tries"))
@@ -398,7 +443,9 @@ def test_a_counter_of_nothing_is_seen_to_have_come(nodes: tuple[Stepped, Stepped
 
 
 @pytest.mark.parametrize("steady", [False, True])
-def test_a_change_of_which_nothing_is_asked_is_undone_with_what_it_breaks(stepped: Stepped, *, steady: bool) -> None:
+def test_a_change_of_which_nothing_is_asked_is_undone_with_what_it_breaks(
+    stepped: Stepped, *, steady: bool
+) -> None:
     """Alone or among others, on both databases."""
     if steady:
         settle(stepped)
@@ -430,9 +477,14 @@ def test_changes_tell_what_they_changed(stepped: Stepped) -> None:
     assert write(stepped, "each", fn) == [("a",)]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["ask", "later", "last", "fails", "counter"])), max_size=60)
+    st.lists(
+        st.tuples(st.integers(0, 1), st.sampled_from(["ask", "later", "last", "fails", "counter"])),
+        max_size=60,
+    )
 )
 def test_whoever_writes_in_whatever_order_each_position_is_taken_once(
     nodes: tuple[Stepped, Stepped], steps: list[tuple[int, str]]
@@ -463,15 +515,21 @@ def test_whoever_writes_in_whatever_order_each_position_is_taken_once(
         taken.append(position)
     assert taken == sorted(set(taken))
     assert rooms == sorted(set(rooms))
-    wanted = [f"n{number}" for number, (_, what) in enumerate(steps) if what not in ("fails", "counter")]
+    wanted = [
+        f"n{number}" for number, (_, what) in enumerate(steps) if what not in ("fails", "counter")
+    ]
     assert nodes[0].names() == sorted(wanted)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_bytes_arrive_as_they_are(database: Database, value: bytes) -> None:
     async def check() -> None:
-        same = await database.read("bytes", lambda txn: txn.query("SELECT ?, length(?)", (value, value)))
+        same = await database.read(
+            "bytes", lambda txn: txn.query("SELECT ?, length(?)", (value, value))
+        )
         assert same == [(value, len(value))]
 
     run_coroutine(check(), None)

@@ -2,9 +2,14 @@
 
 from msgspec.structs import replace
 
-from storage.database import Database
-from storage.sticky_events import StickyEventStore, StickyRow, add_sticky_events, remove_sticky_event
-from storage.streams import Change, Topic
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.rooms.sticky_events import (
+    StickyEventStore,
+    StickyRow,
+    add_sticky_events,
+    remove_sticky_event,
+)
 
 ROOM = "!room:example.org"
 BOB = "@bob:example.org"
@@ -15,12 +20,19 @@ async def test_what_waits_is_told_once_it_is_released(database: Database) -> Non
     heard: list[Change] = []
     database.streams.subscribe(heard.extend)
     told = StickyRow(1, 7, BOB, 10, 5000)
-    waiting = [StickyRow(2, 7, BOB, 11, 5000, waits=True), StickyRow(3, 7, BOB, 12, 900, waits=True)]
+    waiting = [
+        StickyRow(2, 7, BOB, 11, 5000, waits=True),
+        StickyRow(3, 7, BOB, 12, 900, waits=True),
+    ]
     await database.write("t", add_sticky_events, ROOM, [told, *waiting])
     assert await store.get_unexpired(1000) == [told]
     assert await store.get_unexpired(5000) == []
     assert await store.get_waiting(7, BOB, 1000) == waiting[:1]
-    assert await store.get_waiting(8, BOB, 1000) == await store.get_waiting(7, "@x:example.org", 1000) == []
+    assert (
+        await store.get_waiting(8, BOB, 1000)
+        == await store.get_waiting(7, "@x:example.org", 1000)
+        == []
+    )
     assert await store.get_who_waits(1000) == {(7, BOB)}
     assert await store.get_who_waits(5000) == set()
     for _ in range(2):

@@ -6,7 +6,7 @@ import pytest
 from twisted.logger import ILogObserver, globalLogPublisher
 from zope.interface import implementer
 
-from storage.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Streams, Topic
 
 
 @pytest.fixture
@@ -32,7 +32,9 @@ def changes(*positions: int) -> list[Change]:
 def test_subscribers_hear_of_a_commit_in_order_and_can_read_up_to_its_head() -> None:
     streams = Streams(4)
     heard: list[tuple[list[int], int]] = []
-    streams.subscribe(lambda told: heard.append(([change.position for change in told], streams.current())))
+    streams.subscribe(
+        lambda told: heard.append(([change.position for change in told], streams.current()))
+    )
     streams.publish(changes(7, 5, 6), 8)
     streams.publish([], 9)
     assert heard == [([5, 6, 7], 8)]
@@ -42,7 +44,9 @@ def test_subscribers_hear_of_a_commit_in_order_and_can_read_up_to_its_head() -> 
 def test_who_names_topics_hears_of_commits_with_one_of_them_and_then_of_all_in_these() -> None:
     streams = Streams()
     heard: list[list[Topic]] = []
-    streams.subscribe(lambda told: heard.append([change.topic for change in told]), Topic.DEVICE, Topic.SIGNATURE)
+    streams.subscribe(
+        lambda told: heard.append([change.topic for change in told]), Topic.DEVICE, Topic.SIGNATURE
+    )
     streams.publish([Change(1, Topic.RECEIPT), Change(2, Topic.TO_DEVICE)], 2)
     streams.publish([Change(3, Topic.DEVICE), Change(4, Topic.RECEIPT)], 4)
     streams.publish([Change(5, Topic.SIGNATURE)], 5)

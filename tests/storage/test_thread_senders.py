@@ -1,10 +1,12 @@
-"""How much was said in threads, and what last, is kept exactly; and to tell of a thread costs the same however long it is."""
+"""How much was said in threads, and what last, is kept exactly; and to tell of a thread costs the
+same however long it is."""
 
 from random import Random
 
-from storage.database import Database
-from storage.engine import Row
-from storage.relations import (
+from storage.engine.database import Database
+from storage.engine.interface import Row
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.events.relations import (
     THREAD,
     Children,
     Parent,
@@ -15,8 +17,7 @@ from storage.relations import (
     remove_relation,
     remove_relations,
 )
-from storage.timelines import Place
-from storage.transaction import Transaction, WriteTransaction
+from storage.events.timelines import Place
 
 SENDERS = ("@a:example.org", "@b:example.org")
 END = Place(2**53, 2**53)
@@ -33,16 +34,27 @@ _FOLLOWS = (
 )
 
 
-def reply(nid: int, target: str = "$0", depth: int | None = None, rel_type: str = THREAD) -> RelationRow:
+def reply(
+    nid: int, target: str = "$0", depth: int | None = None, rel_type: str = THREAD
+) -> RelationRow:
     sender = SENDERS[nid % len(SENDERS)]
     place = nid if depth is None else depth
     return RelationRow(
-        Relation(rel_type, target), nid, f"${nid}", 1 + nid % 3 // 2, place, "m.room.message", sender, nid
+        Relation(rel_type, target),
+        nid,
+        f"${nid}",
+        1 + nid % 3 // 2,
+        place,
+        "m.room.message",
+        sender,
+        nid,
     )
 
 
 async def kept(database: Database) -> list[Row]:
-    rows, follows = await database.read("compare", lambda txn: (txn.query(_KEPT), txn.query(_FOLLOWS)))
+    rows, follows = await database.read(
+        "compare", lambda txn: (txn.query(_KEPT), txn.query(_FOLLOWS))
+    )
     assert rows == follows
     return rows
 
@@ -52,7 +64,12 @@ async def test_children_that_come_twice_and_go(database: Database) -> None:
     await database.write("add", add_relations, [*later, later[0], reply(8, rel_type="m.reference")])
     await database.write("add", add_relations, [later[1], reply(9, "$1")])
     assert [row[3] for row in await kept(database)] == [3, 3, 1, 1, 1]
-    for nid in (0, 9, 9, 8):  # the latest of somebody, the only one, what has gone already, and no reply
+    for nid in (
+        0,
+        9,
+        9,
+        8,
+    ):  # the latest of somebody, the only one, what has gone already, and no reply
         await database.write("remove", remove_relation, nid)
         await kept(database)
     await database.write("remove", remove_relations, [1, 2, 3, 4])
@@ -74,7 +91,8 @@ async def test_whatever_comes_and_goes(database: Database) -> None:
 
 
 async def test_a_long_thread_costs_no_more(sqlite_database: Database) -> None:
-    """Steps of the database's own machine: they are as many for ten replies as for thousands, and so for the threads of a room."""
+    """Steps of the database's own machine: they are as many for ten replies as for thousands, and
+    so for the threads of a room."""
     database, steps = sqlite_database, [0]
     parents = [Parent(nid, f"$t{nid}", 1, "m.room.message", SENDERS[0]) for nid in (1, 2)]
 
@@ -118,9 +136,15 @@ async def test_a_long_thread_costs_no_more(sqlite_database: Database) -> None:
     async def cost(parent: Parent, replies: int, ignored: list[str]) -> int:
         steps[0] = 0
         assert await store.find_parents([parent.event_id]) == {parent.event_id: [THREAD]}
-        ((children,),) = (await store.get_children([parent], {THREAD}, SENDERS[0], ignored)).values()
+        ((children,),) = (
+            await store.get_children([parent], {THREAD}, SENDERS[0], ignored)
+        ).values()
         assert isinstance(children, Children)
-        assert (children.count, children.has_own, len(children.nids)) == (replies, SENDERS[0] not in ignored, 5)
+        assert (children.count, children.has_own, len(children.nids)) == (
+            replies,
+            SENDERS[0] not in ignored,
+            5,
+        )
         return steps[0]
 
     await cost(parents[0], 10, [])  # reads the schema

@@ -1,8 +1,8 @@
 """Subscriptions to threads by position, and which of two wishes counts."""
 
-from storage.database import Database
-from storage.streams import Change, Topic
-from storage.thread_subscriptions import ThreadSubscriptionRow, ThreadSubscriptionStore
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.rooms.thread_subscriptions import ThreadSubscriptionRow, ThreadSubscriptionStore
 
 ALICE = "@alice:example.org"
 ROOM = "!room:example.org"

@@ -1,16 +1,18 @@
-"""What was said in threads, in a stretch of the sequence: on both databases, against the same done by hand."""
+"""What was said in threads, in a stretch of the sequence: on both databases, against the same done
+by hand."""
 
 from collections.abc import Callable
 from random import Random
 
 import pytest
 
-from storage import thread_updates, transaction
-from storage.database import Database
-from storage.relations import REFERENCE, THREAD, Relation, RelationRow, add_relations
-from storage.thread_updates import ThreadUpdateRow, ThreadUpdateStore
-from storage.timelines import Place
-from storage.transaction import Transaction, WriteTransaction
+from storage.engine import transaction
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.events.relations import REFERENCE, THREAD, Relation, RelationRow, add_relations
+from storage.events.timelines import Place
+from storage.rooms import thread_updates
+from storage.rooms.thread_updates import ThreadUpdateRow, ThreadUpdateStore
 
 PEOPLE = ("@alice:a.test", "@bob:a.test")
 
@@ -30,13 +32,25 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
     for position in range(1, 301):
         room = random.randrange(1, 6)
         kind = random.choice([THREAD, THREAD, REFERENCE])
-        said.append((room, position, random.randrange(1, 50), random.choice(PEOPLE), f"${room}{position % 4}", kind))
+        said.append(
+            (
+                room,
+                position,
+                random.randrange(1, 50),
+                random.choice(PEOPLE),
+                f"${room}{position % 4}",
+                kind,
+            )
+        )
 
     def write(txn: WriteTransaction) -> None:
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags, pdu,"
             " thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, 16, ?, ?)",
-            [(at, f"${at}", room, at, depth, sender, b"{}", root) for room, at, depth, sender, root, _ in said],
+            [
+                (at, f"${at}", room, at, depth, sender, b"{}", root)
+                for room, at, depth, sender, root, _ in said
+            ],
         )
         add_relations(
             txn,
@@ -49,13 +63,21 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
     await database.write("write", write)
     store = ThreadUpdateStore(database)
 
-    def by_hand(rooms: set[int], after: int, upto: int, last: int, ignored: list[str]) -> list[Told]:
+    def by_hand(
+        rooms: set[int], after: int, upto: int, last: int, ignored: list[str]
+    ) -> list[Told]:
         found: dict[tuple[int, str], list[tuple[int, Place]]] = {}
         for room, at, depth, sender, root, kind in said:
             if room in rooms and after < at <= upto and sender not in ignored and kind == THREAD:
                 found.setdefault((room, root), []).append((at, Place(depth, at)))
         rows = [
-            (room, root, max(at for at, _ in events), max(place for _, place in events), len(events))
+            (
+                room,
+                root,
+                max(at for at, _ in events),
+                max(place for _, place in events),
+                len(events),
+            )
             for (room, root), events in found.items()
         ]
         return sorted((row for row in rows if row[2] <= last), key=lambda row: -row[2])
@@ -65,7 +87,10 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
         for _ in range(30):
             rooms = set(random.sample(range(1, 8), random.randrange(1, 6)))
             after, upto = sorted(random.sample(range(301), 2))
-            last, ignored = random.choice([upto, random.randrange(301)]), random.choice([[], [], [PEOPLE[0]]])
+            last, ignored = (
+                random.choice([upto, random.randrange(301)]),
+                random.choice([[], [], [PEOPLE[0]]]),
+            )
             rows = by_hand(rooms, after, upto, last, ignored)
             page = await store.get_updates(rooms, after, upto, last, 100, ignored)
             assert (list(map(told, page.rows)), page.reached) == (rows, None)
@@ -74,7 +99,9 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
             assert page.reached == (rows[3][2] if len(rows) > 3 else None)
             if chunk == 2:
                 continue
-            with monkeypatch.context() as small:  # pages of what was walked over, all of which tell each thread once
+            with (
+                monkeypatch.context() as small
+            ):  # pages of what was walked over, all of which tell each thread once
                 for name in ("MOST_WALKED", "FIRST_WALKED", "FEWEST_WALKED", "MOST_ROOMS"):
                     small.setattr(thread_updates, name, random.randrange(1, 9))
                 paged: list[Told] = []
@@ -88,8 +115,11 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
                 assert paged == rows
 
 
-async def test_a_page_costs_so_much_whatever_was_said(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one thread more was said than a page walks over: the pages get to the other one all the same."""
+async def test_a_page_costs_so_much_whatever_was_said(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one thread more was said than a page walks over: the pages get to the other one all the
+    same."""
     monkeypatch.setattr(thread_updates, "MOST_WALKED", 100)
     replies = 400
 
@@ -101,7 +131,10 @@ async def test_a_page_costs_so_much_whatever_was_said(database: Database, monkey
                 " thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, 16, ?, ?)",
                 (at, f"${at}", room, at, at, PEOPLE[0], b"{}", root),
             )
-            add_relations(txn, [RelationRow(Relation(THREAD, root), at, f"${at}", room, at, "m", PEOPLE[0], 0)])
+            add_relations(
+                txn,
+                [RelationRow(Relation(THREAD, root), at, f"${at}", room, at, "m", PEOPLE[0], 0)],
+            )
 
     await database.write("write", write)
     queries: list[int] = []
@@ -133,7 +166,9 @@ async def test_a_page_costs_so_much_whatever_was_said(database: Database, monkey
     assert max(queries) <= 6
 
 
-async def test_many_rooms_are_walked_from_the_latest_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_rooms_are_walked_from_the_latest_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A page is full though each room has more than is looked at for it."""
     monkeypatch.setattr(thread_updates, "MOST_WALKED", 400)
     monkeypatch.setattr(thread_updates, "MOST_ROOMS", 10)

@@ -12,7 +12,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults
 
-from storage.database import (
+from storage.engine.database import (
     Database,
     DatabaseUnavailable,
     PostgresConfig,
@@ -21,7 +21,7 @@ from storage.database import (
     WriteTransaction,
     open_database,
 )
-from storage.streams import Change, Topic
+from storage.engine.streams import Change, Topic
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.programs import piped_program
 
@@ -68,7 +68,9 @@ async def test_reads_and_writes_run_elsewhere_in_the_context_of_their_caller(
 
 
 @pytest.mark.reactor
-async def test_errors_come_back_from_threads(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_errors_come_back_from_threads(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     def fail(_: Transaction) -> None:
         raise LookupError("not there")
 
@@ -79,10 +81,14 @@ async def test_errors_come_back_from_threads(database_config: SQLiteConfig | Pos
 
 
 @pytest.mark.reactor
-async def test_concurrent_writes_share_commits(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_concurrent_writes_share_commits(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     observer = QueryCounter()
     async with opened(database_config, observer) as database:
-        writes = [Deferred.fromCoroutine(database.write("put", put, str(number))) for number in range(200)]
+        writes = [
+            Deferred.fromCoroutine(database.write("put", put, str(number))) for number in range(200)
+        ]
         assert sorted(await gatherResults(writes)) == list(range(1, 201))
         assert await database.read("positions", positions) == list(range(1, 201))
     assert sum(observer.batches) == 200
@@ -92,7 +98,9 @@ async def test_concurrent_writes_share_commits(database_config: SQLiteConfig | P
 @pytest.mark.reactor
 async def test_closing_finishes_what_waits(database_config: SQLiteConfig | PostgresConfig) -> None:
     database = open_database(database_config, reactor)
-    writes = [Deferred.fromCoroutine(database.write("put", put, str(number))) for number in range(100)]
+    writes = [
+        Deferred.fromCoroutine(database.write("put", put, str(number))) for number in range(100)
+    ]
     reads = [Deferred.fromCoroutine(database.read("positions", positions)) for _ in range(10)]
     await database.close()
     assert all(deferred.called for deferred in writes + reads)
@@ -105,15 +113,22 @@ async def test_closing_finishes_what_waits(database_config: SQLiteConfig | Postg
 
 
 @pytest.mark.reactor
-async def test_who_reads_at_a_position_has_seen_all_up_to_it(database_config: SQLiteConfig | PostgresConfig) -> None:
-    """Two nodes write, both read at what their streams call the present: there is never a hole below it."""
+async def test_who_reads_at_a_position_has_seen_all_up_to_it(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
+    """Two nodes write, both read at what their streams call the present: there is never a hole
+    below it."""
     async with opened(database_config) as one, opened(database_config) as other:
         seen: list[int] = []
         heard: dict[Database, set[int]] = {one: set(), other: set()}
 
         def listen(database: Database) -> None:
-            database.streams.subscribe(lambda told: heard[database].update(change.position for change in told))
-            database.streams.watch(lambda after, upto: heard[database].update(range(after + 1, upto + 1)))
+            database.streams.subscribe(
+                lambda told: heard[database].update(change.position for change in told)
+            )
+            database.streams.watch(
+                lambda after, upto: heard[database].update(range(after + 1, upto + 1))
+            )
 
         async def write(database: Database, caller: str) -> None:
             for number in range(30):
@@ -132,15 +147,23 @@ async def test_who_reads_at_a_position_has_seen_all_up_to_it(database_config: SQ
 
         for database in (one, other):
             listen(database)
-        work = [write(database, f"{n}{caller}") for n, database in enumerate((one, other)) for caller in range(5)]
-        await gatherResults([Deferred.fromCoroutine(each) for each in [*work, read(one), read(other)]])
+        work = [
+            write(database, f"{n}{caller}")
+            for n, database in enumerate((one, other))
+            for caller in range(5)
+        ]
+        await gatherResults(
+            [Deferred.fromCoroutine(each) for each in [*work, read(one), read(other)]]
+        )
         for database in (one, other):
             assert await database.catch_up() == 300
             assert heard[database] == set(range(1, 301))
 
 
 @pytest.mark.reactor
-async def test_a_server_that_ended_all_connections_is_found_again(postgresql: PostgresConfig) -> None:
+async def test_a_server_that_ended_all_connections_is_found_again(
+    postgresql: PostgresConfig,
+) -> None:
     async with opened(postgresql) as database:
         await database.write("put", put, "before")
         await database.read("positions", positions)
@@ -177,7 +200,9 @@ def write_and_kill(arguments: tuple[str, str], until: int) -> list[str]:
 
 
 @pytest.mark.reactor(120)
-async def test_what_was_acknowledged_survives_a_kill(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_what_was_acknowledged_survives_a_kill(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     arguments = (
         sqlite_arguments(database_config)
         if isinstance(database_config, SQLiteConfig)
@@ -188,7 +213,9 @@ async def test_what_was_acknowledged_survives_a_kill(database_config: SQLiteConf
         acknowledged += write_and_kill(arguments, until)
 
     def names(txn: Transaction) -> dict[str, int]:
-        return {name: int(position) for name, position in txn.query("SELECT name, progress FROM jobs")}
+        return {
+            name: int(position) for name, position in txn.query("SELECT name, progress FROM jobs")
+        }
 
     async with opened(database_config) as database:
         found = await database.read("names", names)

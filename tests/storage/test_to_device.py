@@ -6,11 +6,17 @@ from pathlib import Path
 import pytest
 from msgspec import json
 
-from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
-from storage.devices import DeviceRow, DeviceStore
-from storage.migrate import migrate
-from storage.to_device import LOGGED_MS, LOOK_EVERY, REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
-from storage.transaction import WriteTransaction
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.to_device import (
+    LOGGED_MS,
+    LOOK_EVERY,
+    REMOVED_AT_ONCE,
+    DeviceMessage,
+    ToDeviceStore,
+)
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
+from storage.engine.migrate import migrate
+from storage.engine.transaction import WriteTransaction
 from tests.helpers.databases import PostgresTemplates, older_database, open_inline
 
 AWAY, OTHER = ("@bob:example.org", "AWAY"), ("@bob:example.org", "OTHER")
@@ -41,7 +47,13 @@ async def put_devices(database: Database) -> None:
     await database.write("put_devices", put)
 
 
-def send(txn: WriteTransaction, store: ToDeviceStore, device: tuple[str, str], numbers: range, now: int = 0) -> None:
+def send(
+    txn: WriteTransaction,
+    store: ToDeviceStore,
+    device: tuple[str, str],
+    numbers: range,
+    now: int = 0,
+) -> None:
     recipient = store.get_devices(txn, [device[0]])[device[0]][device[1]]
     contents = [b"%d" % number for number in numbers]
     store.add_messages(txn, OPENING, [recipient] * len(contents), contents, now)
@@ -51,7 +63,9 @@ def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
     return [json.decode(message.content)["n"] for message in messages]
 
 
-async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(database: Database) -> None:
+async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(
+    database: Database,
+) -> None:
     store = ToDeviceStore(database, most_waiting=KEPT)
     await put_devices(database)
 
@@ -67,14 +81,20 @@ async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(databa
     assert len(await store.get_messages(*OTHER, 0, 10**9, 10**6)) == 1, "other devices have theirs"
 
 
-async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(database: Database) -> None:
+async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(
+    database: Database,
+) -> None:
     store = ToDeviceStore(database, most_logged=0)
     await put_devices(database)
     number = REMOVED_AT_ONCE + 200
 
     async def stored() -> int:
         return int(
-            (await database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")))[0][0]
+            (
+                await database.read(
+                    "count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages")
+                )
+            )[0][0]
         )
 
     async def waiting(device: tuple[str, str]) -> list[int]:
@@ -83,9 +103,13 @@ async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(databas
     for device in (AWAY, OTHER):
         await database.write("send", send, store, device, range(number))
     await database.write("remove", lambda txn: store.remove_devices(txn, AWAY[0], [AWAY[1]]))
-    await database.write("remove", lambda txn: DeviceStore(database).remove_devices(txn, AWAY[0], [AWAY[1]]))
+    await database.write(
+        "remove", lambda txn: DeviceStore(database).remove_devices(txn, AWAY[0], [AWAY[1]])
+    )
     await put_devices(database)
-    await store.remove_messages(*OTHER, (await store.get_messages(*OTHER, 0, 10**9, 650))[-1].position)
+    await store.remove_messages(
+        *OTHER, (await store.get_messages(*OTHER, 0, 10**9, 650))[-1].position
+    )
     await database.write("send", send, store, AWAY, range(5000, 5003))
     assert await stored() == 2 * number + 3, "nothing was removed yet"
     assert await waiting(AWAY) == [5000, 5001, 5002], "a device of the old name begins anew"
@@ -99,21 +123,27 @@ async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(databas
     assert await waiting(OTHER) == list(range(650, number))
 
 
-async def test_what_waits_outlives_the_numbering_of_devices(older: SQLiteConfig | PostgresConfig) -> None:
-    """What was kept by names is found by numbers, with its floor; what nobody waits for any more is gone."""
+async def test_what_waits_outlives_the_numbering_of_devices(
+    older: SQLiteConfig | PostgresConfig,
+) -> None:
+    """What was kept by names is found by numbers, with its floor; what nobody waits for any more is
+    gone."""
     connection = make_engine(older).connect_writer()
     connection.begin_write()
     for user_id, device_id in (AWAY, OTHER, (AWAY[0], "GONE")):
         if device_id != "GONE":
             connection.execute(
-                "INSERT INTO devices (user_id, device_id, created_ts) VALUES (?, ?, 0)", (user_id, device_id)
+                "INSERT INTO devices (user_id, device_id, created_ts) VALUES (?, ?, 0)",
+                (user_id, device_id),
             )
         for position in (1, 2, 3):
             connection.execute(
                 "INSERT INTO to_device_messages (user_id, device_id, position, content) VALUES (?, ?, ?, ?)",
                 (user_id, device_id, position * 10 + len(device_id), b"%d" % position),
             )
-    connection.execute("INSERT INTO to_device_floors (user_id, device_id, position) VALUES (?, ?, ?)", (*OTHER, 15))
+    connection.execute(
+        "INSERT INTO to_device_floors (user_id, device_id, position) VALUES (?, ?, ?)", (*OTHER, 15)
+    )
     connection.commit({"position": 100})
     connection.close()
     migrate(make_engine(older))
@@ -127,7 +157,9 @@ async def test_what_waits_outlives_the_numbering_of_devices(older: SQLiteConfig 
     assert await waiting(AWAY) == [b"1", b"2", b"3", b'{"n":4}']
     assert await waiting(OTHER) == [b"2", b"3"]
     await put_devices(database)
-    await database.write("add", lambda txn: DeviceStore(database).add_device(txn, DeviceRow(AWAY[0], "NEW", None, 0)))
+    await database.write(
+        "add", lambda txn: DeviceStore(database).add_device(txn, DeviceRow(AWAY[0], "NEW", None, 0))
+    )
     await database.write("send", send, store, (AWAY[0], "NEW"), range(1))
     assert await waiting((AWAY[0], "NEW")) == [b'{"n":0}']
     assert await store.count_messages() == 3 + 3 + 1 + 1

@@ -1,17 +1,20 @@
-"""A database with messages to devices in the log, copied to the other kind of database: nothing is lost, and all goes on."""
+"""A database with messages to devices in the log, copied to the other kind of database: nothing is
+lost, and all goes on."""
 
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.copy import copy_database
-from storage.database import PostgresConfig, SQLiteConfig, make_engine
-from storage.to_device import LOGGED_MS, ToDeviceStore
+from storage.encryption.to_device import LOGGED_MS, ToDeviceStore
+from storage.engine.database import PostgresConfig, SQLiteConfig, make_engine
+from storage.maintenance.copy import copy_database
 from tests.helpers.databases import open_inline
 from tests.storage.test_to_device_log import EVER, count_rows, numbers_of, put_device, run, send
 
 
 @pytest.mark.parametrize("is_back", [False, True])
-def test_a_copy_has_what_waits_in_the_log(sqlite: SQLiteConfig, postgresql: PostgresConfig, is_back: bool) -> None:
+def test_a_copy_has_what_waits_in_the_log(
+    sqlite: SQLiteConfig, postgresql: PostgresConfig, is_back: bool
+) -> None:
     configs: list[SQLiteConfig | PostgresConfig] = [sqlite, postgresql]
     if is_back:
         configs.reverse()
@@ -22,8 +25,14 @@ def test_a_copy_has_what_waits_in_the_log(sqlite: SQLiteConfig, postgresql: Post
     for first in range(0, 100, 20):
         send(database, store, user, ["D0", "D1"] * 10, range(first, first + 20))
     send(database, store, user, ["D0"], [100])
-    run(store.remove_messages(user, "D1", run(store.get_messages(user, "D1", 0, EVER, 30))[-1].position))
-    expected = {device: run(store.get_messages(user, device, 0, EVER, 1000)) for device in ("D0", "D1")}
+    run(
+        store.remove_messages(
+            user, "D1", run(store.get_messages(user, "D1", 0, EVER, 30))[-1].position
+        )
+    )
+    expected = {
+        device: run(store.get_messages(user, device, 0, EVER, 1000)) for device in ("D0", "D1")
+    }
     assert [len(messages) for messages in expected.values()] == [51, 20]
     Deferred.fromCoroutine(database.close())
     copy_database(make_engine(configs[0]), make_engine(configs[1]), lambda _: None)
@@ -34,7 +43,11 @@ def test_a_copy_has_what_waits_in_the_log(sqlite: SQLiteConfig, postgresql: Post
     send(database, store, user, ["D0", "D1"] * 10, range(200, 220))
     while run(store.sweep(50, LOGGED_MS)):
         pass
-    assert count_rows(database) == {"to_device_messages": 91, "to_device_log": 0, "to_device_floors": 0}
+    assert count_rows(database) == {
+        "to_device_messages": 91,
+        "to_device_log": 0,
+        "to_device_floors": 0,
+    }
     for device, at in (("D0", 0), ("D1", 1)):
         found = numbers_of(run(store.get_messages(user, device, 0, EVER, 1000)))
         assert found == [*numbers_of(expected[device]), *range(200 + at, 220, 2)]

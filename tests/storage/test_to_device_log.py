@@ -1,4 +1,5 @@
-"""Messages to devices that were sent many at once: in the log, out of it, and at every moment in between."""
+"""Messages to devices that were sent many at once: in the log, out of it, and at every moment in
+between."""
 
 import os
 import signal
@@ -17,11 +18,9 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
-from storage import to_device_log
-from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
-from storage.devices import DeviceRow, DeviceStore
-from storage.sqlite import SQLiteConnection, SQLiteEngine
-from storage.to_device import (
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption import to_device_log
+from storage.encryption.to_device import (
     FEWEST_LOGGED,
     LOGGED_MS,
     MOVED_AT_ONCE,
@@ -31,8 +30,10 @@ from storage.to_device import (
     ToDeviceStore,
     _sweep,
 )
-from storage.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
-from storage.transaction import Transaction, WriteTransaction
+from storage.encryption.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open_database
+from storage.engine.sqlite import SQLiteConnection, SQLiteEngine
+from storage.engine.transaction import Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
 from tests.helpers.programs import piped_program
 
@@ -60,12 +61,22 @@ def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
 
 def put_device(database: Database, user_id: str, device_id: str) -> None:
     run(
-        database.write("put", lambda txn: DeviceStore(database).add_device(txn, DeviceRow(user_id, device_id, None, 0)))
+        database.write(
+            "put",
+            lambda txn: DeviceStore(database).add_device(
+                txn, DeviceRow(user_id, device_id, None, 0)
+            ),
+        )
     )
 
 
 def send(
-    database: Database, store: ToDeviceStore, user_id: str, to: Sequence[str], numbers: Sequence[int], now: int = 0
+    database: Database,
+    store: ToDeviceStore,
+    user_id: str,
+    to: Sequence[str],
+    numbers: Sequence[int],
+    now: int = 0,
 ) -> list[int]:
     """Send each number to each of the devices, together; the positions."""
 
@@ -89,9 +100,15 @@ def count_rows(database: Database) -> dict[str, int]:
 
 
 STEPS = st.one_of(
-    st.tuples(st.just("many"), st.lists(st.sampled_from(range(3)), min_size=FEWEST_LOGGED, max_size=20)),
-    st.tuples(st.just("few"), st.lists(st.sampled_from(range(3)), min_size=1, max_size=FEWEST_LOGGED - 1)),
-    st.tuples(st.just("equal"), st.lists(st.sampled_from(range(3)), min_size=FEWEST_LOGGED, max_size=20)),
+    st.tuples(
+        st.just("many"), st.lists(st.sampled_from(range(3)), min_size=FEWEST_LOGGED, max_size=20)
+    ),
+    st.tuples(
+        st.just("few"), st.lists(st.sampled_from(range(3)), min_size=1, max_size=FEWEST_LOGGED - 1)
+    ),
+    st.tuples(
+        st.just("equal"), st.lists(st.sampled_from(range(3)), min_size=FEWEST_LOGGED, max_size=20)
+    ),
     st.tuples(st.just("read"), st.sampled_from(range(3)), st.integers(1, 12)),
     st.tuples(st.just("acknowledge"), st.sampled_from(range(3)), st.integers(1, 12), st.booleans()),
     st.tuples(st.just("again"), st.sampled_from(range(3))),
@@ -100,10 +117,15 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=st.lists(STEPS, max_size=25))
-def test_what_waits_is_what_was_sent_and_not_acknowledged(database: Database, steps: list[tuple[Any, ...]]) -> None:
-    """Beside a list for each device: whatever is sent, read, acknowledged and moved, by either of two nodes, which may begin anew."""
+def test_what_waits_is_what_was_sent_and_not_acknowledged(
+    database: Database, steps: list[tuple[Any, ...]]
+) -> None:
+    """Beside a list for each device: whatever is sent, read, acknowledged and moved, by either of
+    two nodes, which may begin anew."""
     user = f"@{uuid4().hex}:example.org"
     stores = [ToDeviceStore(database), ToDeviceStore(database)]
     waiting: dict[str, list[tuple[int, int]]] = {device: [] for device in DEVICES}
@@ -113,14 +135,18 @@ def test_what_waits_is_what_was_sent_and_not_acknowledged(database: Database, st
 
     def read(device: str, limit: int) -> list[DeviceMessage]:
         found = run(stores[here].get_messages(user, device, 0, EVER, limit))
-        assert [(m.position, n) for m, n in zip(found, numbers_of(found), strict=True)] == waiting[device][:limit]
+        assert [(m.position, n) for m, n in zip(found, numbers_of(found), strict=True)] == waiting[
+            device
+        ][:limit]
         return list(found)
 
     for kind, *args in steps:
         match kind:
             case "many" | "few" | "equal":
                 to = [DEVICES[at] for at in args[0]]
-                numbers = [number] * len(to) if kind == "equal" else list(range(number, number + len(to)))
+                numbers = (
+                    [number] * len(to) if kind == "equal" else list(range(number, number + len(to)))
+                )
                 number += len(to)
                 positions = send(database, stores[here], user, to, numbers, now)
                 for device, position, sent in zip(to, positions, numbers, strict=True):
@@ -128,22 +154,37 @@ def test_what_waits_is_what_was_sent_and_not_acknowledged(database: Database, st
             case "read":
                 found = read(DEVICES[args[0]], args[1])
                 if len(found) > 1:
-                    later = run(stores[here].get_messages(user, DEVICES[args[0]], found[0].position, EVER, 100))
-                    assert [m.position for m in later] == [position for position, _ in waiting[DEVICES[args[0]]][1:]]
+                    later = run(
+                        stores[here].get_messages(
+                            user, DEVICES[args[0]], found[0].position, EVER, 100
+                        )
+                    )
+                    assert [m.position for m in later] == [
+                        position for position, _ in waiting[DEVICES[args[0]]][1:]
+                    ]
                     upto = found[-1].position - 1
-                    assert run(stores[here].get_messages(user, DEVICES[args[0]], 0, upto, 100)) == found[:-1]
+                    assert (
+                        run(stores[here].get_messages(user, DEVICES[args[0]], 0, upto, 100))
+                        == found[:-1]
+                    )
             case "acknowledge":
                 device = DEVICES[args[0]]
                 found = read(device, args[1])
                 if found and args[2]:
                     run(stores[here].remove_messages(user, device, found[-1].position))
                 elif found:
-                    run(stores[here].remove_few_messages(user, device, found[0].position, found[-1].position))
+                    run(
+                        stores[here].remove_few_messages(
+                            user, device, found[0].position, found[-1].position
+                        )
+                    )
                 del waiting[device][: len(found)]
             case "again":
                 device = DEVICES[args[0]]
 
-                def remove(txn: WriteTransaction, device: str = device, store: ToDeviceStore = stores[here]) -> None:
+                def remove(
+                    txn: WriteTransaction, device: str = device, store: ToDeviceStore = stores[here]
+                ) -> None:
                     store.remove_devices(txn, user, [device])
                     DeviceStore(database).remove_devices(txn, user, [device])
 
@@ -165,7 +206,11 @@ def test_what_waits_is_what_was_sent_and_not_acknowledged(database: Database, st
     while run(stores[1].sweep(50, now + LOGGED_MS + 1)):
         for device in DEVICES:
             assert run(stores[0].get_messages(user, device, 0, EVER, 1)) == []
-    assert count_rows(database) == {"to_device_messages": 0, "to_device_log": 0, "to_device_floors": 0}
+    assert count_rows(database) == {
+        "to_device_messages": 0,
+        "to_device_log": 0,
+        "to_device_floors": 0,
+    }
 
 
 async def test_many_messages_are_few_rows_and_each_is_read_alone(database: Database) -> None:
@@ -183,9 +228,12 @@ async def test_many_messages_are_few_rows_and_each_is_read_alone(database: Datab
 
     await database.write("send", write)
     found = await store.get_messages(user, "D0", 0, EVER, 1000)
-    assert [message.content for message in found] == [OPENING + each + b"}" for each in contents + [equal] * 300]
+    assert [message.content for message in found] == [
+        OPENING + each + b"}" for each in contents + [equal] * 300
+    ]
     sizes = await database.read(
-        "sizes", lambda txn: txn.query("SELECT length(contents) FROM to_device_log ORDER BY first_position")
+        "sizes",
+        lambda txn: txn.query("SELECT length(contents) FROM to_device_log ORDER BY first_position"),
     )
     assert max(size for (size,) in sizes) == ROW_BYTES + 7, "the one that is longer by itself"
     assert [size for (size,) in sizes][-3:] == [len(equal)] * 3, f"{ROW_MESSAGES} in a row at most"
@@ -200,7 +248,11 @@ async def test_what_does_not_fit_into_the_log_is_kept_by_device(database: Databa
     assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(40))
     while await store.sweep(10, LOGGED_MS):
         pass
-    assert count_rows(database) == {"to_device_messages": 40, "to_device_log": 0, "to_device_floors": 0}
+    assert count_rows(database) == {
+        "to_device_messages": 40,
+        "to_device_log": 0,
+        "to_device_floors": 0,
+    }
     send(database, store, user, ["D0"] * 10, range(40, 50))
     assert count_rows(database)["to_device_log"] == 1, "there is room again"
     assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(50))
@@ -209,7 +261,8 @@ async def test_what_does_not_fit_into_the_log_is_kept_by_device(database: Databa
 async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another node moves it after a reader has looked at what is kept by device, and before it looks into the log."""
+    """Another node moves it after a reader has looked at what is kept by device, and before it
+    looks into the log."""
     user, store, other = "@bob:example.org", ToDeviceStore(database), ToDeviceStore(database)
     put_device(database, user, "D0")
     for first in range(0, 30, 10):
@@ -233,7 +286,9 @@ async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: 
     put_device(database, user, "D0")
     users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
 
-    def find(known: KnownDevices | None, user_ids: Sequence[str] = (user,)) -> Mapping[str, Recipients] | None:
+    def find(
+        known: KnownDevices | None, user_ids: Sequence[str] = (user,)
+    ) -> Mapping[str, Recipients] | None:
         return run(database.write("find", lambda txn: store.get_recipients(txn, user_ids, known)))
 
     known = KnownDevices(users, database.streams.current())
@@ -250,14 +305,20 @@ async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: 
 
 
 def test_who_saw_the_log_before_it_lost_rows_has_to_look_again() -> None:
-    """Threads come with what they saw in any order: none may miss what another has learned to be gone."""
+    """Threads come with what they saw in any order: none may miss what another has learned to be
+    gone."""
     index = LogIndex()
-    rows = [(first, (7).to_bytes(8, "little") + bytes(4) + (1).to_bytes(4, "little")) for first in (10, 20, 30)]
+    rows = [
+        (first, (7).to_bytes(8, "little") + bytes(4) + (1).to_bytes(4, "little"))
+        for first in (10, 20, 30)
+    ]
     assert index.extend(Seen(25, 10, rows[:2]))
     assert [place.row for place in index.find(7, 0, 25, 10)] == [10, 20]
     assert index.extend(Seen(40, 20, rows[2:])), "the first has left the log"
     assert [place.row for place in index.find(7, 0, 40, 10)] == [20, 30]
-    assert not index.extend(Seen(26, 10, [])), "where the first is not found any more, and was not elsewhere yet"
+    assert not index.extend(Seen(26, 10, [])), (
+        "where the first is not found any more, and was not elsewhere yet"
+    )
     assert index.has_lost(10)
     assert not index.has_lost(20)
     assert index.extend(Seen(35, 20, rows[2:])), "a row that is known comes once"
@@ -271,7 +332,8 @@ def test_who_saw_the_log_before_it_lost_rows_has_to_look_again() -> None:
 async def test_readers_on_two_nodes_miss_nothing_while_it_is_sent_and_moved(
     threaded_database: Database, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
-    """Threads see the log at many moments, and learn from each other; each answer has all up to where it ends, once."""
+    """Threads see the log at many moments, and learn from each other; each answer has all up to
+    where it ends, once."""
     second = open_database(database_config, cast(ReactorBase, installed_reactor))
     nodes = [(database, ToDeviceStore(database)) for database in (threaded_database, second)]
     user = "@bob:example.org"
@@ -362,19 +424,25 @@ def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
             were_apart += bool(rows["to_device_log"] and rows["to_device_messages"])
             for reader in (store, ToDeviceStore(database)):
                 for device in DEVICES:
-                    assert numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5))) == sent[device]
+                    assert (
+                        numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5)))
+                        == sent[device]
+                    )
     assert were_apart > KILLS // 4, "the job was ended while some had been moved"
     Deferred.fromCoroutine(database.close())
 
 
 async def test_a_step_moves_no_more_than_others_can_wait_for(database: Database) -> None:
-    """A content that went to very many devices is there once in the log, and once for each when it has been moved."""
+    """A content that went to very many devices is there once in the log, and once for each when it
+    has been moved."""
     user, store, number = "@bob:example.org", ToDeviceStore(database), 2000
     put_device(database, user, "D0")
 
     def write(txn: WriteTransaction) -> None:
         recipient = store.get_devices(txn, [user])[user]["D0"]
-        store.add_messages(txn, OPENING, [recipient] * number, [b'"%b"' % (b"x" * 30_000)] * number, 0)
+        store.add_messages(
+            txn, OPENING, [recipient] * number, [b'"%b"' % (b"x" * 30_000)] * number, 0
+        )
 
     await database.write("send", write)
     before = 0
@@ -382,11 +450,16 @@ async def test_a_step_moves_no_more_than_others_can_wait_for(database: Database)
         kept = count_rows(database)["to_device_messages"]
         assert kept * 30_000 <= before * 30_000 + MOVED_AT_ONCE
         before = kept
-    assert count_rows(database) == {"to_device_messages": number, "to_device_log": 0, "to_device_floors": 0}
+    assert count_rows(database) == {
+        "to_device_messages": number,
+        "to_device_log": 0,
+        "to_device_floors": 0,
+    }
 
 
 async def test_a_step_of_the_job_looks_at_few_of_very_many_floors(database: Database) -> None:
-    """Devices that keep up have floors as long as there is something in the log: they stay, and what is below others goes."""
+    """Devices that keep up have floors as long as there is something in the log: they stay, and
+    what is below others goes."""
     user, store = "@bob:example.org", ToDeviceStore(database)
     put_device(database, user, "D0")
     send(database, store, user, ["D0"] * 10, range(10))
@@ -419,8 +492,16 @@ async def test_a_step_of_the_job_looks_at_few_of_very_many_floors(database: Data
     while await store.sweep(2000, 0):
         sweeps += 1
     assert sweeps < 14
-    assert count_rows(database) == {"to_device_messages": 4, "to_device_log": 1, "to_device_floors": floors}
+    assert count_rows(database) == {
+        "to_device_messages": 4,
+        "to_device_log": 1,
+        "to_device_floors": floors,
+    }
     for _ in range(2):  # what was looked at before the log was empty goes the next time
         while await store.sweep(2000, LOGGED_MS):
             pass
-    assert count_rows(database) == {"to_device_messages": 14, "to_device_log": 0, "to_device_floors": 0}
+    assert count_rows(database) == {
+        "to_device_messages": 14,
+        "to_device_log": 0,
+        "to_device_floors": 0,
+    }

@@ -1,4 +1,5 @@
-"""Messages to devices, read by many threads while they are sent, acknowledged and moved: each reader sees a moment."""
+"""Messages to devices, read by many threads while they are sent, acknowledged and moved: each
+reader sees a moment."""
 
 import sys
 import threading
@@ -9,9 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
-from storage.to_device import LOGGED_MS, MOST_LOGGED, ToDeviceStore
-from storage.transaction import Transaction
+from storage.encryption.to_device import LOGGED_MS, MOST_LOGGED, ToDeviceStore
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
+from storage.engine.transaction import Transaction
 from tests.helpers.databases import open_inline
 from tests.storage.test_to_device_log import numbers_of, put_device, run, send
 
@@ -45,7 +46,12 @@ class Reader(threading.Thread):
     """Reads with connections of its own, and with the index of all."""
 
     def __init__(
-        self, config: SQLiteConfig | PostgresConfig, store: ToDeviceStore, user: str, law: Law, seed: int
+        self,
+        config: SQLiteConfig | PostgresConfig,
+        store: ToDeviceStore,
+        user: str,
+        law: Law,
+        seed: int,
     ) -> None:
         super().__init__(daemon=True)
         self.reads = 0
@@ -70,12 +76,22 @@ class Reader(threading.Thread):
         sent = list(law.sent[device])
         upto = sent[-1][0] if sent else 0
         limit = self._random.choice([1, 3, 100, 10**6])
-        found = self._store._select(Transaction(self._connection), self._user, device, 0, upto, limit)
+        found = self._store._select(
+            Transaction(self._connection), self._user, device, 0, upto, limit
+        )
         acknowledging = law.acknowledging[device]
-        got = [(message.position, number) for message, number in zip(found, numbers_of(found), strict=True)]
+        got = [
+            (message.position, number)
+            for message, number in zip(found, numbers_of(found), strict=True)
+        ]
         most = [each for each in sent if each[0] > acknowledged]
         least = [each for each in sent if each[0] > acknowledging]
-        assert got in [most[at : at + limit] for at in range(len(most) - len(least) + 1)], (device, got, most, least)
+        assert got in [most[at : at + limit] for at in range(len(most) - len(least) + 1)], (
+            device,
+            got,
+            most,
+            least,
+        )
 
 
 @pytest.mark.usefixtures("often")
@@ -88,7 +104,9 @@ def test_every_thread_sees_each_message_once_while_they_come_and_go(
     stores = [ToDeviceStore(database, most_logged=most_logged) for _ in range(2)]
     for device in DEVICES:
         put_device(database, user, device)
-    readers = [Reader(database_config, stores[number % 2], user, law, number) for number in range(READERS)]
+    readers = [
+        Reader(database_config, stores[number % 2], user, law, number) for number in range(READERS)
+    ]
     for reader in readers:
         reader.start()
     number, now, ends = 0, 0, time.monotonic() + SECONDS
@@ -99,7 +117,9 @@ def test_every_thread_sees_each_message_once_while_they_come_and_go(
                 to = [random.choice(DEVICES) for _ in range(random.choice([1, 3, 9, 30]))]
                 positions = send(database, store, user, to, range(number, number + len(to)), now)
                 new: dict[str, list[tuple[int, int]]] = {}
-                for device, position, each in zip(to, positions, range(number, number + len(to)), strict=True):
+                for device, position, each in zip(
+                    to, positions, range(number, number + len(to)), strict=True
+                ):
                     new.setdefault(device, []).append((position, each))
                 for device, each_new in new.items():
                     law.sent[device] += each_new

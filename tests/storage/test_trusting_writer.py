@@ -1,4 +1,5 @@
-"""What a writer on PostgreSQL sends together, and takes for granted while it is alone; and what becomes of it where it is not so."""
+"""What a writer on PostgreSQL sends together, and takes for granted while it is alone; and what
+becomes of it where it is not so."""
 
 from collections.abc import Callable
 from typing import Final
@@ -6,11 +7,20 @@ from typing import Final
 import pytest
 from msgspec.structs import replace
 
-from storage.database import WriteTransaction
-from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
-from storage.streams import Change, Topic
-from storage.writer import LONG_ENOUGH
-from tests.storage.test_steady_writer import INSERT, MOVE, CountingCursor, move, nodes, put_later, settle, write
+from storage.engine.database import WriteTransaction
+from storage.engine.streams import Change, Topic
+from storage.engine.writer import LONG_ENOUGH
+from storage.rooms.sent_transactions import AlreadySent, SentTransaction, add_transaction
+from tests.storage.test_steady_writer import (
+    INSERT,
+    MOVE,
+    CountingCursor,
+    move,
+    nodes,
+    put_later,
+    settle,
+    write,
+)
 from tests.storage.test_writer import Stepped, put, stepped
 
 __all__ = ["nodes", "stepped"]
@@ -28,7 +38,9 @@ def test_many_writes_that_ask_nothing_are_one_message(nodes: tuple[Stepped, Step
         node.queue(f"fails{number}", fail_later)
         head = node.database.streams.current()
         node.step()
-        assert [node.results[f"{number}.{each}"] for each in range(4)] == [*range(head + 1, head + 5)]
+        assert [node.results[f"{number}.{each}"] for each in range(4)] == [
+            *range(head + 1, head + 5)
+        ]
         assert node.results[f"fails{number}"] is ValueError
     assert CountingCursor.messages == 1
     assert CountingCursor.last.count(b"EXECUTE") == 5, "the lock with the position; the rows"
@@ -45,7 +57,9 @@ def fail_later(txn: WriteTransaction) -> None:
 
 @pytest.mark.parametrize("company", [False, True], ids=["alone", "among others"])
 @pytest.mark.parametrize("sql", [INSERT_ONE, MOVE], ids=["insert", "update"])
-def test_what_is_taken_for_granted_is_asked_where_it_is_not_so(stepped: Stepped, sql: str, *, company: bool) -> None:
+def test_what_is_taken_for_granted_is_asked_where_it_is_not_so(
+    stepped: Stepped, sql: str, *, company: bool
+) -> None:
     """On PostgreSQL as on SQLite, which always knows."""
     settle(stepped, LONG_ENOUGH + 1)
     write(stepped, "there", put_later("there"))
@@ -68,8 +82,14 @@ def test_what_is_taken_for_granted_is_asked_where_it_is_not_so(stepped: Stepped,
     trusts = stepped.database.engine.name == "postgres"
     hit, miss = ("new", "there") if sql == INSERT_ONE else ("there", "new")
     heard: list[str | None] = []
-    stepped.database.streams.subscribe(lambda told: heard.extend([change.user_id for change in told]))
-    for name, is_changed, runs in ((hit, True, 1), (miss, False, 2 if trusts else 1), (miss, False, 1)):
+    stepped.database.streams.subscribe(
+        lambda told: heard.extend([change.user_id for change in told])
+    )
+    for name, is_changed, runs in (
+        (hit, True, 1),
+        (miss, False, 2 if trusts else 1),
+        (miss, False, 1),
+    ):
         tries.clear()
         undone.clear()
         if company:
@@ -78,12 +98,16 @@ def test_what_is_taken_for_granted_is_asked_where_it_is_not_so(stepped: Stepped,
         stepped.queue("one", change(name))
         stepped.step()
         assert stepped.results["one"] is is_changed
-        assert (len(tries), len(undone)) == (runs, runs - 1), "what came lately is asked for at once"
+        assert (len(tries), len(undone)) == (runs, runs - 1), (
+            "what came lately is asked for at once"
+        )
     assert [user for user in heard if user in (hit, miss)] == [hit]
     assert stepped.names() == (["new", "there"] if sql == INSERT_ONE else ["there"])
 
 
-def test_a_request_that_was_repeated_is_found_to_be_by_whichever_process(nodes: tuple[Stepped, Stepped]) -> None:
+def test_a_request_that_was_repeated_is_found_to_be_by_whichever_process(
+    nodes: tuple[Stepped, Stepped],
+) -> None:
     """Each message of a client notes its request, and that costs no question."""
     here, there = nodes
     request = SentTransaction("@a:b", "A", "PUT /send", "1")
@@ -98,7 +122,9 @@ def test_a_request_that_was_repeated_is_found_to_be_by_whichever_process(nodes: 
 
     for number in range(3):
         CountingCursor.messages = 0
-        assert isinstance(write(here, f"first{number}", note(replace(request, txn_id=f"{number}"))), int)
+        assert isinstance(
+            write(here, f"first{number}", note(replace(request, txn_id=f"{number}"))), int
+        )
     assert CountingCursor.messages == 1
     settle(there)
     for node in (here, there, there):

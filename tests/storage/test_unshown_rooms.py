@@ -1,11 +1,11 @@
 """What shadow-banned accounts have made of rooms, which they alone see."""
 
-from storage.aliases import AliasRow, AliasStore
-from storage.database import Database
-from storage.room_summaries import RoomSummaryStore
-from storage.rooms import add_room, set_public
-from storage.transaction import WriteTransaction
-from storage.unshown_rooms import UnshownRoomStore
+from storage.directory.aliases import AliasRow, AliasStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.moderation.shadow_ban import UnshownRoomStore
+from storage.rooms.rooms import add_room, set_public
+from storage.rooms.summaries import RoomSummaryStore
 
 MALLORY, EVE = "@mallory:example.org", "@eve:example.org"
 
@@ -28,7 +28,12 @@ async def test_the_directory_is_somebodys_own(database: Database) -> None:
 
     async def listed(made_by: str | None, limit: int = 10) -> list[int]:
         rows = await summaries.get_public_rooms(
-            term=None, room_types=None, before=None, limit=limit, only_federating=False, made_by=made_by
+            term=None,
+            room_types=None,
+            before=None,
+            limit=limit,
+            only_federating=False,
+            made_by=made_by,
         )
         if limit == 10:
             assert await summaries.count_public_rooms(made_by) == len(rows)
@@ -41,7 +46,11 @@ async def test_the_directory_is_somebodys_own(database: Database) -> None:
     assert await listed(EVE) == await listed(None) == [first]
     await database.write("t", store.set_listing, MALLORY, third, False)
     assert await listed(MALLORY) == [second]
-    assert await store.get_listings(MALLORY, [first, second, third, 99]) == {first: False, second: True, third: False}
+    assert await store.get_listings(MALLORY, [first, second, third, 99]) == {
+        first: False,
+        second: True,
+        third: False,
+    }
     assert await store.get_listings(EVE, [first, second]) == {}
 
 
@@ -53,7 +62,10 @@ async def test_aliases_and_successors_are_somebodys_own(database: Database) -> N
         await database.write("t", store.set_alias, MALLORY, alias, second)
     await database.write("t", store.set_alias, MALLORY, "#c:example.org", None)
     names = ["#a:example.org", "#c:example.org", "#d:example.org"]
-    assert await store.get_aliases(MALLORY, names) == {"#a:example.org": second, "#c:example.org": None}
+    assert await store.get_aliases(MALLORY, names) == {
+        "#a:example.org": second,
+        "#c:example.org": None,
+    }
     assert await store.get_aliases(EVE, names) == {}
     assert await store.get_aliases_of_room(MALLORY, second) == ["#b:example.org", "#a:example.org"]
     assert await store.get_aliases_of_room(MALLORY, first) == []
@@ -61,7 +73,10 @@ async def test_aliases_and_successors_are_somebodys_own(database: Database) -> N
     assert await store.get_aliases_of_room(MALLORY, second) == ["#b:example.org"]
     await database.write("t", store.set_successor, MALLORY, first, 7)
     await database.write("t", store.set_successor, MALLORY, first, second)
-    assert (await store.get_successor(MALLORY, first), await store.get_successor(EVE, first)) == (second, None)
+    assert (await store.get_successor(MALLORY, first), await store.get_successor(EVE, first)) == (
+        second,
+        None,
+    )
     await database.write("t", store.remove_user, MALLORY)
     assert await store.get_successor(MALLORY, first) is None
     assert await store.get_aliases(MALLORY, names) == {}

@@ -1,11 +1,12 @@
-"""Links between people of providers and accounts, sign-ins that are under way, and devices that were signed in so."""
+"""Links between people of providers and accounts, sign-ins that are under way, and devices that
+were signed in so."""
 
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database
-from storage.external_ids import ExternalIdRow, ExternalIdStore
-from storage.transaction import WriteTransaction
-from storage.upstream_flows import UpstreamFlowRow, UpstreamFlowStore
-from storage.upstream_sessions import UpstreamSessionRow, UpstreamSessionStore
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
+from storage.upstream.login_flows import UpstreamFlowRow, UpstreamFlowStore
+from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
@@ -14,7 +15,9 @@ async def test_a_person_has_one_account_and_an_account_one_person(database: Data
     store = ExternalIdStore(database)
 
     async def add(provider: str, subject: str, user_id: str) -> bool:
-        return await database.write("add", store.add_link, ExternalIdRow(provider, subject, user_id, 5))
+        return await database.write(
+            "add", store.add_link, ExternalIdRow(provider, subject, user_id, 5)
+        )
 
     assert await add("ldap", "1", ALICE)
     assert await add("ldap", "1", ALICE)
@@ -24,7 +27,9 @@ async def test_a_person_has_one_account_and_an_account_one_person(database: Data
     assert await store.get_link("ldap", "1") == ExternalIdRow("ldap", "1", ALICE, 5)
     assert await store.get_link("ldap", "2") is None
     links = await store.get_links_of_users([ALICE, BOB])
-    assert {user_id: [link.provider for link in found] for user_id, found in links.items()} == {ALICE: ["cas", "ldap"]}
+    assert {user_id: [link.provider for link in found] for user_id, found in links.items()} == {
+        ALICE: ["cas", "ldap"]
+    }
 
 
 async def test_who_has_left(database: Database) -> None:
@@ -88,7 +93,9 @@ async def test_devices_of_a_sign_in(database: Database) -> None:
     assert await devices("1", None) == ["A", "B"]
     assert await devices(None, "s1") == ["A"]
     assert await devices("2", "s1") == []
-    await database.write("set", store.set_upstream_session, UpstreamSessionRow(ALICE, "A", "oidc-x", "1", "s2"))
+    await database.write(
+        "set", store.set_upstream_session, UpstreamSessionRow(ALICE, "A", "oidc-x", "1", "s2")
+    )
     assert (await devices(None, "s1"), await devices(None, "s2")) == ([], ["A"])
     await database.write("remove", store.remove_devices, ALICE, ["A", "B"])
     assert await devices("1", None) == []

@@ -1,14 +1,15 @@
-"""Devices and browsers that were signed in with sign-ins at a provider, found by how those are called."""
+"""Devices and browsers that were signed in with sign-ins at a provider, found by how those are
+called."""
 
 from collections.abc import Sequence
 from typing import cast
 
-from storage.accounts import AccountRow, AccountStore
-from storage.browser_sessions import BrowserSessionStore
-from storage.database import Database
-from storage.engine import Row, SQLValue
-from storage.transaction import Transaction
-from storage.upstream_sessions import UpstreamSessionRow, UpstreamSessionStore
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.engine.database import Database
+from storage.engine.interface import Row, SQLValue
+from storage.engine.transaction import Transaction
+from storage.login.browser_sessions import BrowserSessionStore
+from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
@@ -59,7 +60,11 @@ async def test_people_in_browsers_are_found_by_the_beginning(database: Database)
 
 async def test_browsers_of_a_session(database: Database) -> None:
     accounts, store = AccountStore(database), BrowserSessionStore(database)
-    origins = ['{"provider":"x","subject":"1","session":"s"}', '{"provider":"y","subject":"2","session":"s"}', None]
+    origins = [
+        '{"provider":"x","subject":"1","session":"s"}',
+        '{"provider":"y","subject":"2","session":"s"}',
+        None,
+    ]
     await database.write("t", accounts.add_account, AccountRow(ALICE, None, 1))
     for number, origin in enumerate([*origins, '{"provider":"x","subject":"1","session":"s2"}']):
         await database.write("t", store.add_browser_session, bytes([number]), ALICE, 1, 2, origin)

@@ -5,15 +5,22 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database, Transaction, WriteTransaction
-from storage.directory_changes import note_directory_changes
-from storage.memberships import MembershipRow, put_memberships
-from storage.profiles import ProfileStore
-from storage.user_directory import DirectoryQuery, DirectoryRow, RemoteName, UserDirectoryStore
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.directory.user_changes import note_directory_changes
+from storage.directory.user_directory import (
+    DirectoryQuery,
+    DirectoryRow,
+    RemoteName,
+    UserDirectoryStore,
+)
+from storage.engine.database import Database, Transaction, WriteTransaction
+from storage.profiles.profiles import ProfileStore
+from storage.rooms.memberships import MembershipRow, put_memberships
 
 ME, ALI, VALI, FAR = "@me:a.test", "@ali:a.test", "@vali:a.test", "@ali:far.test"
-QUERY = DirectoryQuery(ME, [("ali",)], None, locals_only=False, everyone_local=True, with_locked=False)
+QUERY = DirectoryQuery(
+    ME, [("ali",)], None, locals_only=False, everyone_local=True, with_locked=False
+)
 
 
 @pytest.fixture
@@ -30,7 +37,9 @@ async def join(database: Database, room: int, *users: str, rule: str = "invite")
     def write(txn: WriteTransaction) -> None:
         txn.execute("INSERT INTO room_summaries (room_nid, join_rule) VALUES (?, ?)", (room, rule))
         for user in users:
-            row = MembershipRow(room, user, "join", 1, user, room, user.endswith(":a.test"), "Ali", None, False)
+            row = MembershipRow(
+                room, user, "join", 1, user, room, user.endswith(":a.test"), "Ali", None, False
+            )
             put_memberships(txn, [row])
 
     await database.write("join", write)
@@ -50,7 +59,12 @@ async def ids(store: UserDirectoryStore, query: DirectoryQuery) -> list[tuple[st
 
 async def test_who_is_found(database: Database, store: UserDirectoryStore) -> None:
     await register(database, ME, ALI, VALI)
-    for user, keys in ((ME, ("ali",)), (ALI, ("ali", "aliyev")), (VALI, ("vali", "aliyev")), (FAR, ("alibek",))):
+    for user, keys in (
+        (ME, ("ali",)),
+        (ALI, ("ali", "aliyev")),
+        (VALI, ("vali", "aliyev")),
+        (FAR, ("alibek",)),
+    ):
         await put(database, store, user, *keys)
     everyone = [(ALI, False), (VALI, False)]
     assert await ids(store, QUERY) == everyone
@@ -61,13 +75,23 @@ async def test_who_is_found(database: Database, store: UserDirectoryStore) -> No
     assert await ids(store, replace(QUERY, everyone_local=False)) == [(ALI, False), (FAR, True)]
     assert await ids(store, replace(QUERY, locals_only=True)) == everyone
     assert await ids(store, replace(QUERY, words=[("aliyev",), ("vali",)])) == [(VALI, False)]
-    assert await ids(store, replace(QUERY, words=[("vali", "alib")])) == [(FAR, True), (VALI, False)]
-    assert await ids(store, replace(QUERY, words=[("x",)], id_beginning="@ali:")) == [(ALI, False), (FAR, True)]
+    assert await ids(store, replace(QUERY, words=[("vali", "alib")])) == [
+        (FAR, True),
+        (VALI, False),
+    ]
+    assert await ids(store, replace(QUERY, words=[("x",)], id_beginning="@ali:")) == [
+        (ALI, False),
+        (FAR, True),
+    ]
     assert await ids(store, replace(QUERY, words=[])) == []
-    await database.write("lock", lambda txn: AccountStore(database).set_flags(txn, ALI, locked=True))
+    await database.write(
+        "lock", lambda txn: AccountStore(database).set_flags(txn, ALI, locked=True)
+    )
     assert await ids(store, QUERY) == [(FAR, True), (VALI, False)]
     assert (ALI, False) in await ids(store, replace(QUERY, with_locked=True))
-    await database.write("end", lambda txn: AccountStore(database).set_deactivated(txn, VALI, 1, erase=False))
+    await database.write(
+        "end", lambda txn: AccountStore(database).set_deactivated(txn, VALI, 1, erase=False)
+    )
     assert await ids(store, QUERY) == [(FAR, True)]
 
 
@@ -79,7 +103,10 @@ async def test_notes_are_left_and_worked_off(database: Database, store: UserDire
     before = await notes()
     assert before.keys() == {ALI}
     await database.write(
-        "name", lambda txn: ProfileStore(database).set_field(txn, ALI, "displayname", b'"Ali"', propagate=False)
+        "name",
+        lambda txn: ProfileStore(database).set_field(
+            txn, ALI, "displayname", b'"Ali"', propagate=False
+        ),
     )
     assert (await notes())[ALI] > before[ALI]
     await database.write("put", store.put_users, before, [])
@@ -92,7 +119,9 @@ async def test_notes_are_left_and_worked_off(database: Database, store: UserDire
     assert await notes() == {VALI: 0, FAR: 8}
 
 
-async def test_what_rooms_show_of_remote_users(database: Database, store: UserDirectoryStore) -> None:
+async def test_what_rooms_show_of_remote_users(
+    database: Database, store: UserDirectoryStore
+) -> None:
     await join(database, 1, FAR, rule="public")
     await join(database, 2, FAR)
 

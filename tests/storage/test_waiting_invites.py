@@ -2,10 +2,15 @@
 
 import pytest
 
-from storage.database import Database
-from storage.memberships import MembershipStore
-from storage.outside_memberships import MOST_WAITING, OutsideMembershipStore, OutsideRow, Untouchable
-from storage.room_effects import NewMembership
+from storage.engine.database import Database
+from storage.persist.state_effects import NewMembership
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.out_of_room_memberships import (
+    MOST_WAITING,
+    OutsideMembershipStore,
+    OutsideRow,
+    Untouchable,
+)
 
 USER = "@alice:example.org"
 
@@ -14,11 +19,17 @@ async def test_the_first_is_shown_and_the_others_follow(database: Database) -> N
     store, memberships = OutsideMembershipStore(database), MembershipStore(database)
     room_nid = (await store.get_room("!r:a", "10", 1)).room_nid
 
-    async def put(server: str, membership: str = "invite", sender: str | None = None, *, may_end: bool = False) -> bool:
+    async def put(
+        server: str, membership: str = "invite", sender: str | None = None, *, may_end: bool = False
+    ) -> bool:
         sender = sender or f"@x:{server}"
         row = OutsideRow(room_nid, USER, f"${membership}:{server}", server, "10", b"{}", b"[]")
-        new = NewMembership(USER, membership, sender, is_local=True, display_name=server, avatar_url=None)
-        return await store.set_outside(row, new, lambda _kept, present: may_end or present.membership == "leave")
+        new = NewMembership(
+            USER, membership, sender, is_local=True, display_name=server, avatar_url=None
+        )
+        return await store.set_outside(
+            row, new, lambda _kept, present: may_end or present.membership == "leave"
+        )
 
     async def shown() -> tuple[str, str]:
         row = (await memberships.get_memberships(room_nid, [USER]))[USER]

@@ -1,4 +1,5 @@
-"""What another node commits while a writer on PostgreSQL waits for the lock, having taken for granted that nobody else writes."""
+"""What another node commits while a writer on PostgreSQL waits for the lock, having taken for
+granted that nobody else writes."""
 
 from collections.abc import Callable
 from threading import Thread
@@ -7,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from storage.database import PostgresConfig, WriteTransaction, make_engine
-from storage.engine import Connection
+from storage.engine.database import PostgresConfig, WriteTransaction, make_engine
+from storage.engine.interface import Connection
 from tests.conftest import run_coroutine
 from tests.storage.test_steady_writer import move, nodes, put_later, settle, write
 from tests.storage.test_writer import Stepped, put
@@ -35,7 +36,9 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
 ) -> None:
     """By whatever plan the server finds the counters."""
     here, _ = nodes
-    write(here, "plan", lambda txn: txn.query(f"SELECT set_config('enable_{unwanted}', 'off', false)"))
+    write(
+        here, "plan", lambda txn: txn.query(f"SELECT set_config('enable_{unwanted}', 'off', false)")
+    )
     settle(here)
     write(here, "mine", lambda txn: txn.allocate("room"))
     write(here, "job", put_later("job"))
@@ -67,7 +70,9 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_found_out(
     assert tries[-1] == ("rooms" in what) * (1 + (moved == "room"))
     assert here.results["new"] == head + 1 + (moved == "position")
     assert here.database.streams.current() == here.results["new"]
-    assert write(here, "mine again", lambda txn: txn.allocate("room")) == 2 + (moved == "room") + ("moving" in what)
+    assert write(here, "mine again", lambda txn: txn.allocate("room")) == 2 + (moved == "room") + (
+        "moving" in what
+    )
     assert write(here, "next", put("next")) == here.database.streams.current()
     watch.close()
     holder.close()
@@ -83,7 +88,9 @@ def wait_until_it_waits(watch: Connection, writer: Thread) -> None:
         assert writer.is_alive(), "it has to wait"
 
 
-def test_who_waits_for_one_that_goes_silent_amid_a_write_does_not_give_up_first(postgresql: PostgresConfig) -> None:
+def test_who_waits_for_one_that_goes_silent_amid_a_write_does_not_give_up_first(
+    postgresql: PostgresConfig,
+) -> None:
     """Also where that one did something when it was waited for already."""
     config = PostgresConfig(postgresql.connect, write_lock_timeout=3.0)
     engine, here = make_engine(config), Stepped(config)

@@ -1,4 +1,5 @@
-"""Group commit: batches, isolation of the writes in them, failure and recovery. On both databases."""
+"""Group commit: batches, isolation of the writes in them, failure and recovery. On both
+databases."""
 
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -10,10 +11,16 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig, Transaction, WriteTransaction
-from storage.postgres import STEADY
-from storage.streams import Change, Topic
-from storage.writer import LONG_ENOUGH
+from storage.engine.database import (
+    DatabaseUnavailable,
+    PostgresConfig,
+    SQLiteConfig,
+    Transaction,
+    WriteTransaction,
+)
+from storage.engine.postgres import STEADY
+from storage.engine.streams import Change, Topic
+from storage.engine.writer import LONG_ENOUGH
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
@@ -81,10 +88,13 @@ def twice(txn: WriteTransaction) -> None:
 
 
 def put_later(name: str) -> Callable[[WriteTransaction], None]:
-    """Nothing is asked of the database before the write has ended; a second one of the name breaks a rule then."""
+    """Nothing is asked of the database before the write has ended; a second one of the name breaks
+    a rule then."""
 
     def fn(txn: WriteTransaction) -> None:
-        txn.execute_later("INSERT INTO jobs (name, progress) VALUES (?, ?)", (name, "10 % of it; done"))
+        txn.execute_later(
+            "INSERT INTO jobs (name, progress) VALUES (?, ?)", (name, "10 % of it; done")
+        )
         for _ in range(2):
             txn.announce(Change(txn.next_position(), Topic.PROFILE, user_id=name))
 
@@ -133,11 +143,15 @@ def test_all_that_wait_share_one_commit(stepped: Stepped) -> None:
     assert stepped.names() == list("abcdefgh")
 
 
-def test_a_batch_begins_in_a_lull_with_all_that_came_together(database_config: SQLiteConfig | PostgresConfig) -> None:
+def test_a_batch_begins_in_a_lull_with_all_that_came_together(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     """And before all where the database is closed."""
     lulls: list[Callable[[], None]] = []
     observer = QueryCounter()
-    database = open_inline(database_config, observer, in_lull=lambda function, **_: lulls.append(function))
+    database = open_inline(
+        database_config, observer, in_lull=lambda function, **_: lulls.append(function)
+    )
     results: list[object] = []
     for name in "ab":
         Deferred.fromCoroutine(database.write(name, put(name))).addBoth(results.append)
@@ -174,9 +188,13 @@ OUTCOMES = [
 ]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=9), steady=st.booleans())
-def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str], *, steady: bool) -> None:
+def test_a_write_that_fails_harms_no_other(
+    stepped: Stepped, outcomes: list[str], *, steady: bool
+) -> None:
     for _ in range(LONG_ENOUGH + STEADY if steady else 0):
         stepped.queue("settles", lambda txn: txn.next_position())
         stepped.step()
@@ -217,7 +235,11 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
                 expected[name] = None
     stepped.step()
     end()
-    good = [f"{number}{outcome}" for number, outcome in enumerate(outcomes) if outcome.startswith("good")]
+    good = [
+        f"{number}{outcome}"
+        for number, outcome in enumerate(outcomes)
+        if outcome.startswith("good")
+    ]
     assert stepped.names() == [*good, "the first"]
     assert [change.user_id for change in heard] == [name for name in good for _ in range(2)]
     positions = [change.position for change in heard]
@@ -231,11 +253,16 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
             assert issubclass(stepped.results[f"{number}{outcome}"], refused)  # type: ignore[arg-type]
 
 
-def test_a_rule_that_is_broken_with_the_commit_is_an_error_of_the_write_alone(stepped: Stepped) -> None:
-    """Its statement travelled with the commit, which did not come to pass; the connection serves on."""
+def test_a_rule_that_is_broken_with_the_commit_is_an_error_of_the_write_alone(
+    stepped: Stepped,
+) -> None:
+    """Its statement travelled with the commit, which did not come to pass; the connection serves
+    on."""
     heard: list[Change] = []
     stepped.database.streams.subscribe(heard.extend)
-    session = "SELECT pg_backend_pid()" if stepped.database.engine.name == "postgres" else "SELECT 1"
+    session = (
+        "SELECT pg_backend_pid()" if stepped.database.engine.name == "postgres" else "SELECT 1"
+    )
     stepped.queue("first", put("first"))
     stepped.queue("session", lambda txn: txn.query(session))
     stepped.step()
@@ -261,7 +288,9 @@ def test_a_conflict_with_the_commit_costs_a_retry(postgresql: PostgresConfig) ->
         tries.append(1)
         position = put("conflict")(txn)
         if len(tries) == 1:
-            txn.execute_later("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
+            txn.execute_later(
+                "DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$"
+            )
         return position
 
     stepped.queue("conflict", conflict)
@@ -284,7 +313,9 @@ def test_an_outage_with_the_commit_is_no_error_of_the_write(postgresql: Postgres
     run_coroutine(stepped.database.close(), None)
 
 
-def test_a_connection_that_is_lost_with_the_commit_is_not_tried_again(postgresql: PostgresConfig) -> None:
+def test_a_connection_that_is_lost_with_the_commit_is_not_tried_again(
+    postgresql: PostgresConfig,
+) -> None:
     """Nobody knows whether it was committed."""
     stepped = Stepped(postgresql)
     tries: list[int] = []
@@ -317,7 +348,13 @@ def test_callers_hear_after_streams_and_callbacks(stepped: Stepped) -> None:
     for name in "ab":
         Deferred.fromCoroutine(call(name))
     stepped.step()
-    assert order == ["stream 2", "callback a sees ['a', 'b']", "callback b sees ['a', 'b']", "caller a", "caller b"]
+    assert order == [
+        "stream 2",
+        "callback a sees ['a', 'b']",
+        "callback b sees ['a', 'b']",
+        "caller a",
+        "caller b",
+    ]
 
 
 def test_a_write_from_a_callback_is_done_too(stepped: Stepped) -> None:
@@ -346,7 +383,9 @@ def test_counters_are_independent_and_go_on_after_a_restart(
     for _ in range(2):
         stepped = Stepped(database_config)
         taken.append(stepped.database.streams.current())
-        stepped.queue("a", lambda txn: (txn.allocate("room"), txn.next_position(3), txn.allocate("room", 2)))
+        stepped.queue(
+            "a", lambda txn: (txn.allocate("room"), txn.next_position(3), txn.allocate("room", 2))
+        )
         stepped.queue("b", lambda txn: (txn.allocate("room"), txn.next_position()))
         stepped.step()
         taken += [stepped.results["a"], stepped.results["b"]]
@@ -354,7 +393,9 @@ def test_counters_are_independent_and_go_on_after_a_restart(
     assert taken == [0, (1, 1, 2), (4, 4), 4, (5, 5, 6), (8, 8)]
 
 
-def test_a_swallowed_error_of_the_database_is_an_error_where_it_spoils_the_write(stepped: Stepped) -> None:
+def test_a_swallowed_error_of_the_database_is_an_error_where_it_spoils_the_write(
+    stepped: Stepped,
+) -> None:
     def swallow(txn: WriteTransaction) -> None:
         txn.execute("INSERT INTO jobs (name, progress) VALUES ('swallowed', '')")
         try:
@@ -393,7 +434,9 @@ def test_a_lost_connection_costs_a_retry(postgresql: PostgresConfig) -> None:
     run_coroutine(stepped.database.close(), None)
 
 
-def test_what_is_remembered_of_writes_is_forgotten_before_they_are_run_again(postgresql: PostgresConfig) -> None:
+def test_what_is_remembered_of_writes_is_forgotten_before_they_are_run_again(
+    postgresql: PostgresConfig,
+) -> None:
     stepped = Stepped(postgresql)
     seen: list[str] = []
 
@@ -415,7 +458,9 @@ def test_what_is_remembered_of_writes_is_forgotten_before_they_are_run_again(pos
 
 
 @pytest.mark.parametrize("among", [[], ["other"]])
-def test_what_is_remembered_of_a_write_that_fails_is_forgotten(stepped: Stepped, among: list[str]) -> None:
+def test_what_is_remembered_of_a_write_that_fails_is_forgotten(
+    stepped: Stepped, among: list[str]
+) -> None:
     seen: list[str] = []
 
     def remember(name: str) -> Callable[[WriteTransaction], None]:
@@ -432,7 +477,9 @@ def test_what_is_remembered_of_a_write_that_fails_is_forgotten(stepped: Stepped,
     assert seen == ["fails"]
 
 
-def test_a_connection_that_is_always_lost_is_an_error_and_then_all_is_well(postgresql: PostgresConfig) -> None:
+def test_a_connection_that_is_always_lost_is_an_error_and_then_all_is_well(
+    postgresql: PostgresConfig,
+) -> None:
     stepped = Stepped(postgresql)
     stepped.queue("first", put("first"))
     stepped.queue("lose", lambda txn: txn.query("SELECT pg_terminate_backend(pg_backend_pid())"))
@@ -452,7 +499,9 @@ def test_a_full_disk_is_an_error_and_afterwards_all_is_well(sqlite: SQLiteConfig
         (pages,) = txn.query("PRAGMA page_count")[0]
         txn.query(f"PRAGMA max_page_count = {pages + 5}")
         for number in range(100):
-            txn.execute("INSERT INTO jobs (name, progress) VALUES (?, ?)", (f"big{number}", "x" * 5000))
+            txn.execute(
+                "INSERT INTO jobs (name, progress) VALUES (?, ?)", (f"big{number}", "x" * 5000)
+            )
 
     stepped.queue("first", put("first"))
     stepped.queue("fill", fill)
@@ -466,7 +515,9 @@ def test_a_full_disk_is_an_error_and_afterwards_all_is_well(sqlite: SQLiteConfig
     run_coroutine(stepped.database.close(), None)
 
 
-def test_another_process_on_the_same_database_is_heard_of(database_config: SQLiteConfig | PostgresConfig) -> None:
+def test_another_process_on_the_same_database_is_heard_of(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     here, there = Stepped(database_config), Stepped(database_config)
     heard: list[object] = []
     here.database.streams.watch(lambda after, upto: heard.append((after, upto)))

@@ -7,8 +7,15 @@ from urllib.request import urlopen
 
 import pytest
 
-from storage.database import Database
-from tests.helpers.identity_providers import BASE, HAS_NPM, HAS_SAML, NO_NPM, OutsideServer, start_npm
+from storage.engine.database import Database
+from tests.helpers.identity_providers import (
+    BASE,
+    HAS_NPM,
+    HAS_SAML,
+    NO_NPM,
+    OutsideServer,
+    start_npm,
+)
 from tests.helpers.npm_sign_ins import CLIENT, LogoutListener
 from tests.helpers.ports import free_port
 from tests.helpers.server import TestServer
@@ -33,7 +40,9 @@ def listener() -> Iterator[LogoutListener]:
 
 
 @pytest.fixture(scope="module")
-def providers(tmp_path_factory: pytest.TempPathFactory, listener: LogoutListener) -> Iterator[OutsideServer]:
+def providers(
+    tmp_path_factory: pytest.TempPathFactory, listener: LogoutListener
+) -> Iterator[OutsideServer]:
     if not HAS_NPM:
         pytest.skip(NO_NPM)
     folder = tmp_path_factory.mktemp("providers")

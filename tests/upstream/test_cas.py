@@ -1,4 +1,5 @@
-"""Signing in with a CAS server that others wrote, django-cas-server; and what is believed of an answer."""
+"""Signing in with a CAS server that others wrote, django-cas-server; and what is believed of an
+answer."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from homeserver.services.upstream.cas import read_validation
 from homeserver.services.upstream.identity import Refused
-from storage.database import Database
+from storage.engine.database import Database
 from tests.helpers.identity_providers import BASE, HAS_CAS, NO_CAS, OutsideServer, start_cas
 from tests.helpers.ports import free_port
 from tests.helpers.server import TestServer
@@ -51,7 +52,9 @@ def test_people_sign_in(tmp_path: Path, sqlite_database: Database, cas: OutsideS
     assert "credentials" in traveller.words.lower()
     traveller.send(username="alice", password="wonderland")
     token = parse_qs(urlsplit(traveller.url).query)["loginToken"][0]
-    session = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).json
+    session = server.post(
+        "/_matrix/client/v3/login", {"type": "m.login.token", "token": token}
+    ).json
     assert session["user_id"] == "@alice:example.org"
     profile = server.get("/_matrix/client/v3/profile/@alice:example.org").json
     assert profile["displayname"] == "Alice <Liddell>"
@@ -59,7 +62,9 @@ def test_people_sign_in(tmp_path: Path, sqlite_database: Database, cas: OutsideS
     assert traveller.url.startswith("https://client.example/?loginToken=")
 
 
-def test_who_is_to_sign_in_again_is_asked_there(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+def test_who_is_to_sign_in_again_is_asked_there(
+    tmp_path: Path, sqlite_database: Database, cas: OutsideServer
+) -> None:
     server = serve(tmp_path, sqlite_database, cas)
     traveller = Traveller(server, BASE)
     traveller.go(START)
@@ -77,11 +82,15 @@ def test_who_is_to_sign_in_again_is_asked_there(tmp_path: Path, sqlite_database:
     service = parse_qs(urlsplit(leaving.home.location).query)["service"][0]
     assert service.startswith(flow)
     traveller.home.cookies |= leaving.home.cookies
-    traveller.go(f"{cas.url}/cas/login?{urlencode({'service': service})}")  # who leaves `renew` out is not believed
+    traveller.go(
+        f"{cas.url}/cas/login?{urlencode({'service': service})}"
+    )  # who leaves `renew` out is not believed
     assert "does not answer as it should" in traveller.words
 
 
-def test_a_ticket_is_good_once(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+def test_a_ticket_is_good_once(
+    tmp_path: Path, sqlite_database: Database, cas: OutsideServer
+) -> None:
     server = serve(tmp_path, sqlite_database, cas)
     traveller = Traveller(server, BASE)
     traveller.go(START)
@@ -101,7 +110,9 @@ def _words(traveller: Traveller, path: str) -> str:
     return traveller.home.words
 
 
-def test_who_lacks_an_attribute(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+def test_who_lacks_an_attribute(
+    tmp_path: Path, sqlite_database: Database, cas: OutsideServer
+) -> None:
     server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: pupils}")
     traveller = Traveller(server, BASE)
     traveller.go(START)
@@ -119,7 +130,10 @@ def test_both_forms_of_attributes() -> None:
         '<cas:attribute name="cn" value="Alice"/></cas:attributes>'
     )
     name, attributes = read_validation(SUCCESS.format(user=" alice ", rest=rest).encode())
-    assert (name, attributes) == ("alice", {"mail": ["a@example.com", "b@example.com"], "cn": ["Alice"]})
+    assert (name, attributes) == (
+        "alice",
+        {"mail": ["a@example.com", "b@example.com"], "cn": ["Alice"]},
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +146,8 @@ def test_both_forms_of_attributes() -> None:
         SUCCESS.format(user="", rest=""),
         SUCCESS.format(user="alice", rest="").replace("yale.edu", "evil.example"),
         SUCCESS.format(user="alice", rest="").replace("Success", "Failure"),
-        '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + SUCCESS.format(user="&e;", rest=""),
+        '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
+        + SUCCESS.format(user="&e;", rest=""),
         '<!DOCTYPE a [<!ENTITY e "alice">]>' + SUCCESS.format(user="&e;", rest=""),
         '<?xml version="1.0" encoding="x-unknown"?>' + SUCCESS.format(user="alice", rest=""),
     ],

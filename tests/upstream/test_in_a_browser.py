@@ -1,7 +1,9 @@
-"""A person in a real browser, Debian's Chromium, signs in with providers of another site, and confirms something.
+"""A person in a real browser, Debian's Chromium, signs in with providers of another site, and
+confirms something.
 
-The server is a process, at 127.0.0.1; the providers are at `localhost`, which browsers take for another site: so cookies,
-forms and policies are put to the test here. With the environment variable `MAHALLA_SCREENSHOTS`, a folder gets a picture of each page.
+The server is a process, at 127.0.0.1; the providers are at `localhost`, which browsers take for
+another site: so cookies, forms and policies are put to the test here. With the environment variable
+`MAHALLA_SCREENSHOTS`, a folder gets a picture of each page.
 """
 
 import json
@@ -17,7 +19,7 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from storage.database import SQLiteConfig
+from storage.engine.database import SQLiteConfig
 from tests.helpers.identity_providers import HAS_CAS, HAS_SAML, NO_CAS, NO_NPM, start_cas, start_npm
 from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer, ServerFiles
@@ -48,15 +50,22 @@ def served(tmp_path_factory: pytest.TempPathFactory, slapd: Slapd) -> Iterator[S
     base = f"http://127.0.0.1:{port}/"
     for name in ("providers", "cas", "server"):
         (folder / name).mkdir()
-    providers = start_npm(folder / "providers", other, "http://localhost:1/", base=base, host="localhost")
+    providers = start_npm(
+        folder / "providers", other, "http://localhost:1/", base=base, host="localhost"
+    )
     with urlopen(f"{providers.url}/saml/metadata", timeout=60) as answer:
         metadata = answer.read().replace(b"http://127.0.0.1:", b"http://localhost:")
     (folder / "server" / "idp.xml").write_bytes(metadata)
     cas = start_cas(folder / "cas", cas_port, base=base)
-    templates = {"localpart_template": "{{ user.preferred_username }}", "display_name_template": "{{ user.name }}"}
+    templates = {
+        "localpart_template": "{{ user.preferred_username }}",
+        "display_name_template": "{{ user.name }}",
+    }
     further: dict[str, object] = {
         "public_baseurl": base,
-        "listeners": [{"port": port, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]}],
+        "listeners": [
+            {"port": port, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]}
+        ],
         "ip_range_whitelist": ["127.0.0.1", "::1"],
         "oidc_providers": [
             {
@@ -125,13 +134,17 @@ class Person:
         folder = os.environ.get("MAHALLA_SCREENSHOTS")
         if folder:
             self._pictures += 1
-            shown.screenshot(path=f"{folder}/upstream-{self._locale}-{self._pictures:02}.png", full_page=True)
+            shown.screenshot(
+                path=f"{folder}/upstream-{self._locale}-{self._pictures:02}.png", full_page=True
+            )
 
     def redeem(self) -> dict[str, Any]:
         """The app, which the browser has reached, signs in."""
         self.page.wait_for_url(f"{self.served.app}?**")
         token = parse_qs(urlsplit(self.page.url).query)["loginToken"][0]
-        reply = self.served.server.request("POST", f"{V3}/login", {"type": "m.login.token", "token": token})
+        reply = self.served.server.request(
+            "POST", f"{V3}/login", {"type": "m.login.token", "token": token}
+        )
         assert reply.status == 200, reply.body
         session: dict[str, Any] = reply.json
         return session
@@ -225,7 +238,9 @@ def test_a_person_comes_by_cas_from_another_site(served: Served, chromium: Brows
     person.look("@alice:localhost")
 
 
-def test_a_person_has_the_password_of_a_directory(served: Served, chromium: Browser, slapd: Slapd) -> None:
+def test_a_person_has_the_password_of_a_directory(
+    served: Served, chromium: Browser, slapd: Slapd
+) -> None:
     slapd.add_person("dora", cn="Dora Maar", mail="dora@example.com")
     person = Person(chromium, served, "uz")
     person.page.goto(f"{person.base}{V3}/login/sso/redirect?redirectUrl={served.app}")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from homeserver.services.upstream.ldap import directory as asking
-from storage.database import Database
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
 from tests.helpers.browser import Browser
 from tests.helpers.certificates import Authority
 from tests.helpers.http import Answer
@@ -22,7 +22,11 @@ def server(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> TestServe
 
 
 def login(server: TestServer, name: str, password: str = "wonderland") -> Answer:
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": password}
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": name},
+        "password": password,
+    }
     return server.post("/_matrix/client/v3/login", body)
 
 
@@ -46,8 +50,14 @@ def test_people_sign_in_with_their_password_there(server: TestServer, slapd: Sla
     slapd.add_person("alice", cn="Alice Liddell", mail="Alice@Example.com")
     alice = signed_in(server, "alice")
     assert alice.user_id == "@alice:example.org"
-    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
-    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"] == "alice@example.com"
+    assert (
+        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
+        == "Alice Liddell"
+    )
+    assert (
+        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
+        == "alice@example.com"
+    )
     for name in ("Alice", "@alice:example.org", "alice"):
         assert signed_in(server, name).user_id == alice.user_id
     browser = Browser(server)
@@ -85,10 +95,14 @@ def test_what_is_wrong_is_wrong(server: TestServer, slapd: Slapd) -> None:
 def test_a_name_that_signs_need_escaping_in(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("o(brien)*")
     assert signed_in(server, "o(brien)*").user_id == "@o=28brien=29=2a:example.org"
-    assert signed_in(server, "@o=28brien=29=2a:example.org").user_id == "@o=28brien=29=2a:example.org"
+    assert (
+        signed_in(server, "@o=28brien=29=2a:example.org").user_id == "@o=28brien=29=2a:example.org"
+    )
 
 
-def test_an_account_belongs_to_the_entry_and_not_to_the_name(server: TestServer, slapd: Slapd) -> None:
+def test_an_account_belongs_to_the_entry_and_not_to_the_name(
+    server: TestServer, slapd: Slapd
+) -> None:
     slapd.add_person("carol", "first")
     carol = signed_in(server, "carol", "first")
     slapd.remove_person("carol")
@@ -105,12 +119,16 @@ def test_accounts_made_otherwise(tmp_path: Path, sqlite_database: Database, slap
     server.register("dora", "own")
     assert login(server, "dora", "directory").status == 403
     assert signed_in(server, "dora", "own").user_id == "@dora:example.org"
-    server = TestServer(tmp_path, sqlite_database, config_of(slapd, "  allow_existing_users: true"), 2)
+    server = TestServer(
+        tmp_path, sqlite_database, config_of(slapd, "  allow_existing_users: true"), 2
+    )
     assert signed_in(server, "dora", "directory").user_id == "@dora:example.org"
     assert signed_in(server, "dora", "own").user_id == "@dora:example.org"
 
 
-def test_own_passwords_may_not_count(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+def test_own_passwords_may_not_count(
+    tmp_path: Path, sqlite_database: Database, slapd: Slapd
+) -> None:
     further = (
         config_of(slapd, "  allow_existing_users: true")
         + "\npassword_config: {localdb_enabled: false, policy: {enabled: false}}"
@@ -130,7 +148,9 @@ def test_names_are_taken_over_at_each_sign_in(server: TestServer, slapd: Slapd) 
     assert server.get(f"/_matrix/client/v3/profile/{fay.user_id}").json["displayname"] == "Fay Wray"
     for address in ("fay@example.org", "wray@example.org"):
         slapd.set("fay", mail=address)
-        threepids = signed_in(server, "fay").get("/_matrix/client/v3/account/3pid").json["threepids"]
+        threepids = (
+            signed_in(server, "fay").get("/_matrix/client/v3/account/3pid").json["threepids"]
+        )
         assert [each["address"] for each in threepids] == [address]
 
 
@@ -159,7 +179,7 @@ def test_names_are_taken_over_when_they_change(
     assert {"set_said", "set_profile_field", "set_vouched_threepids"}.isdisjoint(written)
     # nor what people call themselves, while the directory says the same
     assert shown(uma) == ("G.", ["uma@example.org"])
-    monkeypatch.setattr("homeserver.services.upstream.ldap.leavers.MOST_CHANGED", 1)
+    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MOST_CHANGED", 1)
     for uid in ("uma", "una"):
         slapd.set(uid, cn=f"{uid} Blas", mail=f"blas.{uid}@example.org")
     server.clock.advance(20)
@@ -191,15 +211,23 @@ def test_only_what_changes_is_taken_over(server: TestServer, slapd: Slapd) -> No
         slapd.set(uid, mail=f"new.{uid}@example.org")
     look(server)
     assert shown(ugo) == ("Mine", ["new.ugo@example.org"])
-    assert shown(uri) == ("Mine", ["uri@example.org"])  # it is not known what the directory said before
+    assert shown(uri) == (
+        "Mine",
+        ["uri@example.org"],
+    )  # it is not known what the directory said before
     slapd.set("uri", cn="Uri Again")
     server.clock.advance(20)
     assert shown(uri) == ("Uri Again", ["uri@example.org"])
 
 
-def test_an_address_that_another_still_has(server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_another_still_has(
+    server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def addresses(user: User) -> list[str]:
-        return [each["address"] for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]]
+        return [
+            each["address"]
+            for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]
+        ]
 
     for uid, address in (("abe", "abe@example.org"), ("ada", "office@example.org")):
         slapd.add_person(uid, mail=address)
@@ -208,7 +236,7 @@ def test_an_address_that_another_still_has(server: TestServer, slapd: Slapd, mon
     slapd.set("abe", mail="office@example.org")
     server.clock.advance(20)
     assert addresses(abe) == ["abe@example.org"]  # Ada has the other
-    monkeypatch.setattr("homeserver.services.upstream.ldap.leavers.MOST_CHANGED", 1)
+    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MOST_CHANGED", 1)
     slapd.set("ada", mail="ada@example.org")
     server.clock.advance(20)  # he, who waits, holds nobody up
     assert addresses(ada) == ["ada@example.org"]
@@ -223,9 +251,12 @@ def test_people_swap_their_addresses(
     """Two of them, and three in a ring; also where a look takes over no more than one."""
 
     def addresses(user: User) -> list[str]:
-        return [each["address"] for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]]
+        return [
+            each["address"]
+            for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]
+        ]
 
-    monkeypatch.setattr("homeserver.services.upstream.ldap.leavers.MOST_CHANGED", at_once)
+    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MOST_CHANGED", at_once)
     names = [f"sw{letter}{at_once}" for letter in "abcde"]
     for uid in names:
         slapd.add_person(uid, mail=f"{uid}@example.org")
@@ -254,7 +285,9 @@ def test_something_is_confirmed_with_the_password_there(server: TestServer, slap
     assert gus.delete(path, {"auth": {**auth, "password": "wonderland"}}).status == 200
 
 
-def test_the_mode_bind_and_tls_from_the_start(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+def test_the_mode_bind_and_tls_from_the_start(
+    tmp_path: Path, sqlite_database: Database, slapd: Slapd
+) -> None:
     slapd.add_person("hal,9000")
     further = f"""
 ldap_providers:
@@ -266,7 +299,9 @@ ldap_providers:
     assert login(server, "hal", "wonderland").status == 403
 
 
-def test_a_certificate_that_does_not_fit(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+def test_a_certificate_that_does_not_fit(
+    tmp_path: Path, sqlite_database: Database, slapd: Slapd
+) -> None:
     slapd.add_person("ida")
     other = Authority(tmp_path, "other").path
     port = slapd.url.rpartition(":")[2]
@@ -305,7 +340,9 @@ def test_an_attempt_to_sign_in_makes_the_server_look(server: TestServer, slapd: 
     assert whoami(jack).status == 401
 
 
-def test_who_is_locked_out_comes_back(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+def test_who_is_locked_out_comes_back(
+    tmp_path: Path, sqlite_database: Database, slapd: Slapd
+) -> None:
     server = TestServer(tmp_path, sqlite_database, config_of(slapd, "  leavers: lock"))
     for uid in ("kate", "karl"):
         slapd.add_person(uid)

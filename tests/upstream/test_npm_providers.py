@@ -1,4 +1,5 @@
-"""Signing in with providers that others wrote: oidc-provider for OpenID Connect, samlp for SAML 2."""
+"""Signing in with providers that others wrote: oidc-provider for OpenID Connect, samlp for SAML
+2."""
 
 import base64
 import zlib
@@ -12,7 +13,14 @@ from tests.helpers.identity_providers import (
     BASE,
     OutsideServer,
 )
-from tests.helpers.npm_sign_ins import CLIENT, REDIRECT, LogoutListener, answer_of, needs_saml, redeem
+from tests.helpers.npm_sign_ins import (
+    CLIENT,
+    REDIRECT,
+    LogoutListener,
+    answer_of,
+    needs_saml,
+    redeem,
+)
 from tests.helpers.server import TestServer
 from tests.helpers.traveller import Traveller
 
@@ -36,8 +44,14 @@ def test_people_sign_in_with_openid_connect(
     sign_in_at_the_town_hall(traveller, "alice")
     alice = redeem(server, traveller)
     assert alice.user_id == "@alice:example.org"
-    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
-    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"] == "alice@example.com"
+    assert (
+        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
+        == "Alice Liddell"
+    )
+    assert (
+        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
+        == "alice@example.com"
+    )
     traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")  # signed in there: nobody is asked
     assert redeem(server, traveller).user_id == alice.user_id
     traveller.go(f"{providers.url}/oidc/session/end")
@@ -57,7 +71,9 @@ def test_who_does_not_want_to_comes_back(server: TestServer) -> None:
     traveller = Traveller(server, BASE)
     traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
     cancel = next(link for words, link in traveller.page.links.items() if "Cancel" in words)
-    traveller.go(f"{urlsplit(traveller.url).scheme}://{urlsplit(traveller.url).netloc}{urlsplit(cancel).path}")
+    traveller.go(
+        f"{urlsplit(traveller.url).scheme}://{urlsplit(traveller.url).netloc}{urlsplit(cancel).path}"
+    )
     assert "You did not sign in there" in traveller.words
 
 
@@ -76,8 +92,14 @@ def test_people_sign_in_with_saml(server: TestServer) -> None:
     traveller.go(BASE.rstrip("/") + traveller.home.location)
     alice = redeem(server, traveller)
     assert alice.user_id == "@alice:example.org"
-    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
-    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"] == "alice@example.com"
+    assert (
+        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
+        == "Alice Liddell"
+    )
+    assert (
+        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
+        == "alice@example.com"
+    )
 
 
 @needs_saml
@@ -104,7 +126,9 @@ def test_assertions_that_were_changed_or_taken(server: TestServer) -> None:
     fields = first.page.forms[0].fields
     second = answer_of(server)
     other = second.page.forms[0].fields
-    second.home.post(f"/{ACS}", {**fields, "RelayState": other["RelayState"]})  # the answer to another request
+    second.home.post(
+        f"/{ACS}", {**fields, "RelayState": other["RelayState"]}
+    )  # the answer to another request
     assert "does not answer as it should" in second.home.words
     third = answer_of(server)
     good = base64.b64decode(third.page.forms[0].fields["SAMLResponse"]).decode()
@@ -150,10 +174,14 @@ def test_who_is_to_sign_in_again_is_asked_there(server: TestServer) -> None:
 
 @needs_saml
 def test_an_old_sign_in_is_none_of_now(server: TestServer) -> None:
-    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true")
+    traveller = answer_of(
+        server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true"
+    )
     text = base64.b64decode(traveller.page.forms[0].fields["SAMLResponse"]).decode()
     assert "AuthnInstant=" in text
     server.clock.advance(300)  # so long ago it began, for the answer of another sign-in
-    later = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true")
+    later = answer_of(
+        server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true"
+    )
     later.send()
     assert "were not asked there" in later.words

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from federation.protocol.ids import UserID
-from storage.browser_sessions import BrowserSessionStore
-from storage.database import Database
-from storage.engine import DatabaseUnavailable
+from storage.engine.database import Database
+from storage.engine.interface import DatabaseUnavailable
+from storage.login.browser_sessions import BrowserSessionStore
 from tests.helpers.http import Answer
 from tests.helpers.identity_providers import (
     BASE,
@@ -40,14 +40,18 @@ def sign_in_at_the_school(server: TestServer) -> tuple[User, Traveller]:
     return redeem(server, traveller), traveller
 
 
-def logout_request(providers: OutsideServer, traveller: Traveller, path: str = "/saml/logout") -> str:
+def logout_request(
+    providers: OutsideServer, traveller: Traveller, path: str = "/saml/logout"
+) -> str:
     """With what the provider sends a browser here that signs out there."""
     traveller.go_no_further(f"{providers.url}{path}")
     return traveller.url
 
 
 @needs_saml
-def test_who_signs_out_there_is_signed_out_here(server: TestServer, providers: OutsideServer) -> None:
+def test_who_signs_out_there_is_signed_out_here(
+    server: TestServer, providers: OutsideServer
+) -> None:
     other, _ = sign_in_at_the_school(server)
     alice, traveller = sign_in_at_the_school(server)
     request = logout_request(providers, traveller)
@@ -60,13 +64,19 @@ def test_who_signs_out_there_is_signed_out_here(server: TestServer, providers: O
 
 
 @needs_saml
-def test_a_browser_that_came_from_there_is_signed_out(server: TestServer, providers: OutsideServer) -> None:
+def test_a_browser_that_came_from_there_is_signed_out(
+    server: TestServer, providers: OutsideServer
+) -> None:
     stays = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
     stays.send()
-    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    traveller = answer_of(
+        server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account"
+    )
     traveller.send()
     assert traveller.home.path == "/_mahalla/account"
-    elsewhere = Traveller(server, BASE)  # the provider asks in a frame, to which no cookie of ours comes
+    elsewhere = Traveller(
+        server, BASE
+    )  # the provider asks in a frame, to which no cookie of ours comes
     elsewhere.go(logout_request(providers, elsewhere))
     for each, path in ((traveller, "/_mahalla/sign_in"), (stays, "/_mahalla/account")):
         each.go(f"{BASE}_mahalla/account")
@@ -75,7 +85,9 @@ def test_a_browser_that_came_from_there_is_signed_out(server: TestServer, provid
 
 @needs_saml
 @pytest.mark.parametrize("way", ["everywhere", "there"])
-def test_an_answer_that_waits_ends_too(server: TestServer, providers: OutsideServer, way: str) -> None:
+def test_an_answer_that_waits_ends_too(
+    server: TestServer, providers: OutsideServer, way: str
+) -> None:
     sign_in_at_the_school(server)
     traveller = answer_of(server)
     fields = traveller.page.forms[0].fields
@@ -111,9 +123,14 @@ ENVELOPE = (
 )
 
 
-def envelope(server: TestServer, text: str, content_type: str = "text/xml; charset=utf-8") -> Answer:
+def envelope(
+    server: TestServer, text: str, content_type: str = "text/xml; charset=utf-8"
+) -> Answer:
     """What the provider sends from server to server; it comes with no browser of anybody."""
-    headers = {"Content-Type": content_type, "SOAPAction": "http://www.oasis-open.org/committees/security"}
+    headers = {
+        "Content-Type": content_type,
+        "SOAPAction": "http://www.oasis-open.org/committees/security",
+    }
     return server.client.request("POST", f"/{LOGOUT}", body=text.encode(), headers=headers)
 
 
@@ -140,7 +157,9 @@ def test_a_request_from_server_to_server(server: TestServer, providers: OutsideS
         "",
     ):
         refused = envelope(server, wrong)
-        assert (refused.status, refused.body, alice.get(WHOAMI).status) == (403, b"", 200), wrong[:300]
+        assert (refused.status, refused.body, alice.get(WHOAMI).status) == (403, b"", 200), wrong[
+            :300
+        ]
     answer = envelope(server, whole)
     assert (answer.status, answer.headers["content-type"]) == (200, "text/xml")
     (told,) = fromstring(answer.body).findall("{http://schemas.xmlsoap.org/soap/envelope/}Body/*")
@@ -182,8 +201,11 @@ def sign(folder: Path, query: str) -> str:
 
 
 @needs_saml
-def test_a_request_that_was_kept_back_is_too_old(server: TestServer, providers: OutsideServer) -> None:
-    """Whoever caught it on its way, so that it was never taken, ends nothing with it that began since."""
+def test_a_request_that_was_kept_back_is_too_old(
+    server: TestServer, providers: OutsideServer
+) -> None:
+    """Whoever caught it on its way, so that it was never taken, ends nothing with it that began
+    since."""
     alice, traveller = sign_in_at_the_school(server)
     sent = parse_qs(urlsplit(logout_request(providers, traveller)).query)
     text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
@@ -206,13 +228,19 @@ def test_a_request_that_was_kept_back_is_too_old(server: TestServer, providers: 
 
 
 @needs_saml
-def test_what_is_signed_is_the_query_as_it_was_sent(server: TestServer, providers: OutsideServer) -> None:
+def test_what_is_signed_is_the_query_as_it_was_sent(
+    server: TestServer, providers: OutsideServer
+) -> None:
     alice, traveller = sign_in_at_the_school(server)
     sent = logout_request(providers, traveller).partition("?")[2].partition("&Signature=")[0]
     query = re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), sent)  # as some encode
     assert "%2f" in query
     request = sign(providers.folder, query)
-    for wrong in (f"{request}&RelayState=x", request.replace("?", "?SAMLRequest=x&"), request.replace("%2f", "%2F")):
+    for wrong in (
+        f"{request}&RelayState=x",
+        request.replace("?", "?SAMLRequest=x&"),
+        request.replace("%2f", "%2F"),
+    ):
         traveller.home.open(wrong)
         assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200), wrong[:200]
     traveller.home.open(request)
@@ -265,11 +293,15 @@ def test_a_request_that_names_no_session_ends_what_waits(
         traveller.send()
     else:
         fields = traveller.page.forms[0].fields
-        held = server.client.request("POST", f"/{ACS}", body=urlencode(fields).encode()).headers["location"]
+        held = server.client.request("POST", f"/{ACS}", body=urlencode(fields).encode()).headers[
+            "location"
+        ]
     elsewhere = Traveller(server, BASE)
     sent = parse_qs(urlsplit(logout_request(providers, elsewhere)).query)
     text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
-    whole, found = re.subn(r"<([a-z0-9]*:?)SessionIndex>.*</\1SessionIndex>", "", text, flags=re.DOTALL)
+    whole, found = re.subn(
+        r"<([a-z0-9]*:?)SessionIndex>.*</\1SessionIndex>", "", text, flags=re.DOTALL
+    )
     assert found == 1
     packing = zlib.compressobj(9, wbits=-15)
     packed = packing.compress(whole.encode()) + packing.flush()
@@ -281,20 +313,34 @@ def test_a_request_that_names_no_session_ends_what_waits(
         assert (traveller.home.status, "location" in traveller.home.answer.headers) == (400, False)
     else:
         token = parse_qs(urlsplit(traveller.url).query)["loginToken"][0]
-        assert server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status == 403
+        assert (
+            server.post(
+                "/_matrix/client/v3/login", {"type": "m.login.token", "token": token}
+            ).status
+            == 403
+        )
 
 
 @needs_saml
-def test_who_signs_out_here_is_signed_out_there(server: TestServer, providers: OutsideServer) -> None:
-    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+def test_who_signs_out_here_is_signed_out_there(
+    server: TestServer, providers: OutsideServer
+) -> None:
+    traveller = answer_of(
+        server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account"
+    )
     traveller.send()
     form = next(form for form in traveller.page.forms if form.action == "/_mahalla/sign_out")
     traveller.go(f"{BASE}_mahalla/sign_out", form.fields)
     assert "You are signed out" in traveller.words
-    assert traveller.home.answer.headers["refresh"].startswith(f"0;url={providers.url}/saml/logout?SAMLRequest=")
+    assert traveller.home.answer.headers["refresh"].startswith(
+        f"0;url={providers.url}/saml/logout?SAMLRequest="
+    )
     traveller.go(traveller.page.links["Go on"])
     assert traveller.home.path.startswith("/_mahalla/sign_in?next=")
-    for path in ("https://evil.example/", "//evil.example"):  # what comes back leads to this server only
+    for path in (
+        "https://evil.example/",
+        "//evil.example",
+    ):  # what comes back leads to this server only
         traveller.home.open(f"/{LOGOUT}?{urlencode({'SAMLResponse': 'x', 'RelayState': path})}")
         assert traveller.home.path.startswith("/_mahalla/sign_in?next=%2F_mahalla%2Faccount")
 
@@ -310,8 +356,12 @@ def test_with_a_key_of_our_own_the_request_is_signed(
     config = f"public_baseurl: {BASE}\nsaml2_config: {{sp_config: {sp_config}}}\n"
     server = TestServer(tmp_path, sqlite_database, config, web=OutsideWeb(), now=time.time())
     assert b"SingleLogoutService" in server.get("/_synapse/client/saml2/metadata.xml").body
-    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    traveller = answer_of(
+        server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account"
+    )
     traveller.send()
     form = next(form for form in traveller.page.forms if form.action == "/_mahalla/sign_out")
     traveller.go(f"{BASE}_mahalla/sign_out", form.fields)
-    assert {"SAMLRequest", "SigAlg", "Signature"} <= parse_qs(urlsplit(traveller.page.links["Go on"]).query).keys()
+    assert {"SAMLRequest", "SigAlg", "Signature"} <= parse_qs(
+        urlsplit(traveller.page.links["Go on"]).query
+    ).keys()

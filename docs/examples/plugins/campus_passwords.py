@@ -1,7 +1,7 @@
 """A plug-in that knows passwords: people of a campus, in a file that another program writes.
 
-Each line of the file has, between colons: the number of the person, the name, the displayed name, the salt and the hash of
-the password (scrypt, both in hexadecimal digits).
+Each line of the file has, between colons: the number of the person, the name, the displayed name,
+the salt and the hash of the password (scrypt, both in hexadecimal digits).
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twisted.internet.threads import deferToThread
 
-from homeserver.hooks import Person, hookimpl
+from homeserver.services.plugins.hooks import Person, hookimpl
 
 
 class CampusPasswords:
@@ -29,5 +29,7 @@ class CampusPasswords:
                     hashlib.scrypt, password.encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1
                 )
                 if hmac.compare_digest(given.hex(), wanted):
-                    return Person(source="campus", subject=number, localpart=known, display_name=shown)
+                    return Person(
+                        source="campus", subject=number, localpart=known, display_name=shown
+                    )
         return None

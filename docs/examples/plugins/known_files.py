@@ -1,16 +1,17 @@
-"""Files that are on a list of SHA-256 sums, such as an incident team hands out, are given to nobody.
+"""Files that are on a list of SHA-256 sums, such as an incident team hands out, are given to
+nobody.
 
     config: {path: /etc/mahalla/known-files}
 
-Each line has a sum, in hexadecimal, and a name for what it is. The list is read again when it has changed, and files that are
-here already are looked at again then.
+Each line has a sum, in hexadecimal, and a name for what it is. The list is read again when it has
+changed, and files that are here already are looked at again then.
 """
 
 import hashlib
 from pathlib import Path
 from typing import Any
 
-from homeserver.hooks import FileToCheck, hookimpl
+from homeserver.services.plugins.hooks import FileToCheck, hookimpl
 
 
 class KnownFiles:
@@ -35,6 +36,9 @@ class KnownFiles:
     def _read(self) -> None:
         changed = self._path.stat().st_mtime_ns
         if changed != self._changed:
-            lines = (line.split(maxsplit=1) for line in self._path.read_text(encoding="utf-8").splitlines())
+            lines = (
+                line.split(maxsplit=1)
+                for line in self._path.read_text(encoding="utf-8").splitlines()
+            )
             self._names = {words[0].lower(): words[1] for words in lines if len(words) == 2}
             self._changed = changed

@@ -1,9 +1,10 @@
-"""A plug-in that refuses sign-ins: outside of office hours only from the institution's own network."""
+"""A plug-in that refuses sign-ins: outside of office hours only from the institution's own
+network."""
 
 import time
 from ipaddress import ip_address, ip_network
 
-from homeserver.hooks import hookimpl
+from homeserver.services.plugins.hooks import hookimpl
 
 
 class OfficeHours:
@@ -15,6 +16,8 @@ class OfficeHours:
 
     @hookimpl
     def check_sign_in(self, user_id: str, way: str, address: str) -> str | None:
-        if time.localtime().tm_hour in self._hours or (address and ip_address(address) in self._network):
+        if time.localtime().tm_hour in self._hours or (
+            address and ip_address(address) in self._network
+        ):
             return None
         return "Outside of office hours you can sign in from the office only"

@@ -1,10 +1,11 @@
-"""A plug-in that knows the riddles of an institution: a page of its own signs, with a key that both have, that somebody has
-solved one. A solution is `end.nonce.signature`: good until then (seconds since 1970), once."""
+"""A plug-in that knows the riddles of an institution: a page of its own signs, with a key that both
+have, that somebody has solved one. A solution is `end.nonce.signature`: good until then (seconds
+since 1970), once."""
 
 import hmac
 import time
 
-from homeserver.hooks import hookimpl
+from homeserver.services.plugins.hooks import hookimpl
 
 
 class OwnRiddles:
@@ -23,5 +24,7 @@ class OwnRiddles:
             return False
         if signed in self._used:
             return False
-        self._used = {each: until for each, until in self._used.items() if until > time.time()} | {signed: float(end)}
+        self._used = {each: until for each, until in self._used.items() if until > time.time()} | {
+            signed: float(end)
+        }
         return True

@@ -1,11 +1,11 @@
-"""A plug-in that sends text messages by the modem of the institution: it leaves them in the folder of SMS Server Tools, which
-sends what it finds there."""
+"""A plug-in that sends text messages by the modem of the institution: it leaves them in the folder
+of SMS Server Tools, which sends what it finds there."""
 
 import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from homeserver.hooks import hookimpl
+from homeserver.services.plugins.hooks import hookimpl
 
 
 class SpooledMessages:

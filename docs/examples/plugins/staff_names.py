@@ -1,9 +1,10 @@
-"""A plug-in that refuses accounts: names of the form `first.last` only, and none that sound like an office."""
+"""A plug-in that refuses accounts: names of the form `first.last` only, and none that sound like an
+office."""
 
 import re
 from collections.abc import Sequence
 
-from homeserver.hooks import hookimpl
+from homeserver.services.plugins.hooks import hookimpl
 
 
 class StaffNames:
@@ -15,7 +16,9 @@ class StaffNames:
         self._offices = {str(word) for word in offices}
 
     @hookimpl
-    def check_registration(self, username: str | None, emails: Sequence[str], address: str) -> str | None:
+    def check_registration(
+        self, username: str | None, emails: Sequence[str], address: str
+    ) -> str | None:
         if username is None or not re.fullmatch(r"[a-z]+\.[a-z]+", username):
             return "Your user name has to be first.last"
         if self._offices & set(username.split(".")):

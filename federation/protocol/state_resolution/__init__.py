@@ -1,19 +1,22 @@
-"""State resolution: which state a room has where its history forked and servers saw different things.
+"""State resolution: which state a room has where its history forked and servers saw different
+things.
 
-Every server works this out by itself and must come to the same answer, so the result depends on the values given and on
-nothing else: not on the order of states, keys or events.
+Every server works this out by itself and must come to the same answer, so the result depends on the
+values given and on nothing else: not on the order of states, keys or events.
 
-Ask, then decide. A caller who keeps states so that their difference is cheap to find works in four steps, each one batch
-of reads, and pays for the size of the dispute and not of the room:
+Ask, then decide. A caller who keeps states so that their difference is cheap to find works in four
+steps, each one batch of reads, and pays for the size of the dispute and not of the room:
 
 1. `find_conflicts` on the states, cut down to the keys in which they differ.
-2. From the index of auth chains: the auth difference of the *whole* states, the conflicted state subgraph of the
-   conflicted events, and the power lineage of all of these. Load the events. (Algorithm 1 needs only the conflicted.)
+2. From the index of auth chains: the auth difference of the *whole* states, the conflicted state
+   subgraph of the conflicted events, and the power lineage of all of these. Load the events.
+   (Algorithm 1 needs only the conflicted.)
 3. `compute_needs` says what else: keys of the undisputed state, and auth events.
-4. `resolve_conflicts` gives the entries by which the resolved state differs from the undisputed one.
+4. `resolve_conflicts` gives the entries by which the resolved state differs from the undisputed
+   one.
 
-`resolve` does it in one call for states that are in memory whole, and `auth_graph` has the plain walks that answer step
-2 there. What was needed and not given raises `MissingInput`, which names it.
+`resolve` does it in one call for states that are in memory whole, and `auth_graph` has the plain
+walks that answer step 2 there. What was needed and not given raises `MissingInput`, which names it.
 
 spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
 """
@@ -67,15 +70,18 @@ _EMPTY_STATE: Final[Mapping[StateKey, EventID]] = MappingProxyType({})
 
 
 class AuthGraph(msgspec.Struct, frozen=True):
-    """What the auth chains say about a conflict. Algorithm 1 does not ask: `AuthGraph()` will do there."""
+    """What the auth chains say about a conflict. Algorithm 1 does not ask: `AuthGraph()` will do
+    there."""
 
     auth_difference: Collection[EventID] = ()
     """As `compute_auth_difference` of the whole states."""
     conflicted_subgraph: Collection[EventID] = ()
-    """As `compute_conflicted_subgraph` of the conflicted events; in algorithm 2 as well (see `v2`)."""
+    """As `compute_conflicted_subgraph` of the conflicted events; in algorithm 2 as well (see
+    `v2`)."""
     power_lineage: Mapping[EventID, EventID | None] | None = None
-    """As `compute_power_lineage` of the events that are replayed and the undisputed power levels. None: it is read
-    from the events, which must then hold all auth events of every m.room.power_levels event in the auth chains."""
+    """As `compute_power_lineage` of the events that are replayed and the undisputed power levels.
+    None: it is read from the events, which must then hold all auth events of every
+    m.room.power_levels event in the auth chains."""
 
     def power_levels_of(self, event_id: EventID) -> EventID | None:
         """Ask `power_lineage`. Raises `MissingLineage`."""
@@ -95,7 +101,9 @@ class Needs(msgspec.Struct, frozen=True):
     """Events that stand in for entries that the state has not."""
 
 
-def events_in_dispute(version: RoomVersion, conflicts: Conflicts, graph: AuthGraph) -> frozenset[EventID]:
+def events_in_dispute(
+    version: RoomVersion, conflicts: Conflicts, graph: AuthGraph
+) -> frozenset[EventID]:
     """The events to load before `compute_needs` is asked."""
     if version.state_resolution is StateResolution.V1:
         return frozenset(conflicts.events)
@@ -108,10 +116,13 @@ def compute_needs(
 ) -> Needs:
     """What to look up and load besides `events_in_dispute`, which `events` must hold.
 
-    Raises `MissingEvent`. The create event is passed to the resolution by itself, but may be among what is named.
+    Raises `MissingEvent`. The create event is passed to the resolution by itself, but may be among
+    what is named.
     """
     with_auth_graph = version.state_resolution is not StateResolution.V1
-    disputed = _find_disputed(version, conflicts, graph).replayed if with_auth_graph else conflicts.events
+    disputed = (
+        _find_disputed(version, conflicts, graph).replayed if with_auth_graph else conflicts.events
+    )
     state_keys: set[StateKey] = set()
     # The mainline begins at the power levels, whether or not a disputed event asks for them.
     state_events: set[StateKey] = {POWER_LEVELS} if with_auth_graph else set()
@@ -125,7 +136,11 @@ def compute_needs(
         state_events |= auth_events_needed(version, event)
         if with_auth_graph:
             auth_events.update(event.auth_events)
-    return Needs(frozenset(state_keys | state_events), frozenset(state_events), frozenset(auth_events - events.keys()))
+    return Needs(
+        frozenset(state_keys | state_events),
+        frozenset(state_events),
+        frozenset(auth_events - events.keys()),
+    )
 
 
 def resolve_conflicts(
@@ -140,10 +155,11 @@ def resolve_conflicts(
 ) -> dict[StateKey, EventID]:
     """The entries that the resolved state has besides, or instead of, those that all states share.
 
-    A conflicted key that is not in the answer has no entry in the resolved state. `undisputed` has the keys that
-    `compute_needs` named, None where the shared state has no such entry; what `conflicts` calls unconflicted need not be
-    in it. `events` are those in dispute and those that `compute_needs` named; `rejected` those of them that were rejected
-    on receipt. Raises `MissingInput`.
+    A conflicted key that is not in the answer has no entry in the resolved state. `undisputed` has
+    the keys that `compute_needs` named, None where the shared state has no such entry; what
+    `conflicts` calls unconflicted need not be in it. `events` are those in dispute and those that
+    `compute_needs` named; `rejected` those of them that were rejected on receipt. Raises
+    `MissingInput`.
     """
 
     def look_up(key: StateKey) -> EventID | None:
@@ -168,14 +184,18 @@ def resolve(
     graph: AuthGraph,
     rejected: Collection[EventID] = (),
 ) -> dict[StateKey, EventID]:
-    """The resolution of states that are given whole. `events` as in `resolve_conflicts`. Raises `MissingInput`."""
+    """The resolution of states that are given whole. `events` as in `resolve_conflicts`. Raises
+    `MissingInput`."""
     conflicts = find_conflicts(version, state_sets)
-    settled = _settle(version, conflicts, conflicts.unconflicted.get, EventPool(events, create), graph, rejected)
+    settled = _settle(
+        version, conflicts, conflicts.unconflicted.get, EventPool(events, create), graph, rejected
+    )
     return {**settled, **conflicts.unconflicted}
 
 
 def _find_disputed(version: RoomVersion, conflicts: Conflicts, graph: AuthGraph) -> v2.Disputed:
-    """The full conflicted set, and what lies between. spec: rooms/v2#definitions, rooms/v12#definitions"""
+    """The full conflicted set, and what lies between. spec: rooms/v2#definitions,
+    rooms/v12#definitions"""
     replayed = frozenset(conflicts.events).union(graph.auth_difference)
     if version.state_resolution is StateResolution.V2_1:
         replayed = replayed.union(graph.conflicted_subgraph)
@@ -199,7 +219,9 @@ def _settle(
         _find_disputed(version, conflicts, graph),
         _EMPTY_STATE.get if version.state_resolution is StateResolution.V2_1 else undisputed,
         pool,
-        power_levels_of=pool.power_levels_of if graph.power_lineage is None else graph.power_levels_of,
+        power_levels_of=pool.power_levels_of
+        if graph.power_lineage is None
+        else graph.power_levels_of,
         rejected=rejected,
     )
     return {key: event_id for key, event_id in settled.items() if undisputed(key) is None}

@@ -1,8 +1,8 @@
 """Questions to the graph of auth events, answered by walking it.
 
-The walks visit the whole auth chain: right for tests and for rooms that are in memory. The room engine answers the
-same questions from its chain-cover index. Nothing here recurses, and a graph with a cycle (which the ids of room
-versions 1 and 2 cannot rule out) ends every walk all the same.
+The walks visit the whole auth chain: right for tests and for rooms that are in memory. The room
+engine answers the same questions from its chain-cover index. Nothing here recurses, and a graph
+with a cycle (which the ids of room versions 1 and 2 cannot rule out) ends every walk all the same.
 """
 
 from collections import Counter
@@ -21,8 +21,9 @@ def compute_auth_difference(
 ) -> set[EventID]:
     """The events that are in the auth chain of some, but not of every state.
 
-    Needs the whole states: an event in the auth chain of something that all agree on is in every chain, and so not in
-    the difference, however many of the conflicted events lack it. spec: rooms/v2#definitions (auth difference)
+    Needs the whole states: an event in the auth chain of something that all agree on is in every
+    chain, and so not in the difference, however many of the conflicted events lack it. spec:
+    rooms/v2#definitions (auth difference)
     """
     seen_by: Counter[EventID] = Counter()
     for state in state_sets:
@@ -30,8 +31,11 @@ def compute_auth_difference(
     return {event_id for event_id, count in seen_by.items() if count < len(state_sets)}
 
 
-def compute_conflicted_subgraph(conflicted: Iterable[EventID], auth_events_of: Neighbours) -> set[EventID]:
-    """The events on a path along auth events from one conflicted event to another, both ends included.
+def compute_conflicted_subgraph(
+    conflicted: Iterable[EventID], auth_events_of: Neighbours
+) -> set[EventID]:
+    """The events on a path along auth events from one conflicted event to another, both ends
+    included.
 
     spec: rooms/v12#definitions (conflicted state subgraph)
     """
@@ -45,12 +49,15 @@ def compute_conflicted_subgraph(conflicted: Iterable[EventID], auth_events_of: N
     return (below & above) | (ends & (below | above))
 
 
-def compute_power_lineage(start: Iterable[EventID], events: Mapping[EventID, Event]) -> dict[EventID, EventID | None]:
-    """For each event of `start`, and each event in the answer, the power levels among its auth events, or None.
+def compute_power_lineage(
+    start: Iterable[EventID], events: Mapping[EventID, Event]
+) -> dict[EventID, EventID | None]:
+    """For each event of `start`, and each event in the answer, the power levels among its auth
+    events, or None.
 
-    `events` must hold every m.room.power_levels event in the auth chain of `start`; an auth event that is not in it is
-    taken to be of another type. Where the auth chain is indexed by type, this needs one query and no walk.
-    spec: rooms/v2#definitions (mainline ordering)
+    `events` must hold every m.room.power_levels event in the auth chain of `start`; an auth event
+    that is not in it is taken to be of another type. Where the auth chain is indexed by type, this
+    needs one query and no walk. spec: rooms/v2#definitions (mainline ordering)
     """
     lineage: dict[EventID, EventID | None] = {}
     queue = list(start)

@@ -1,7 +1,7 @@
 """What several states of a room disagree about.
 
-Works on whole states and equally on states cut down to the keys that differ, so that a caller who can find the
-difference cheaply pays only for the difference.
+Works on whole states and equally on states cut down to the keys that differ, so that a caller who
+can find the difference cheaply pays only for the difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,8 @@ from federation.protocol.room_versions import RoomVersion, StateResolution
 
 
 class Conflicts(msgspec.Struct, frozen=True):
-    """The two halves of the states to resolve: what they agree on, and the candidates for each key they do not."""
+    """The two halves of the states to resolve: what they agree on, and the candidates for each key
+    they do not."""
 
     unconflicted: Mapping[StateKey, EventID]
     conflicted: Mapping[StateKey, frozenset[EventID]]
@@ -25,11 +26,14 @@ class Conflicts(msgspec.Struct, frozen=True):
         return {event_id for candidates in self.conflicted.values() for event_id in candidates}
 
 
-def find_conflicts(version: RoomVersion, state_sets: Sequence[Mapping[StateKey, EventID]]) -> Conflicts:
+def find_conflicts(
+    version: RoomVersion, state_sets: Sequence[Mapping[StateKey, EventID]]
+) -> Conflicts:
     """Divide the states into what they agree on and what they do not.
 
-    In algorithm 1 states conflict only over different events for a key; in 2 and 2.1 also where one has none.
-    spec: rooms/v1#state-resolution, rooms/v2#definitions (unconflicted state map and conflicted state set)
+    In algorithm 1 states conflict only over different events for a key; in 2 and 2.1 also where one
+    has none. spec: rooms/v1#state-resolution, rooms/v2#definitions (unconflicted state map and
+    conflicted state set)
     """
     candidates: dict[StateKey, set[EventID]] = {}
     holders: dict[StateKey, int] = {}

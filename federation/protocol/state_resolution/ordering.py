@@ -1,7 +1,8 @@
 """The two orders in which algorithms 2 and 2.1 replay events.
 
-Both come from the events alone, so that every server finds the same order whatever it was told first. Time is
-O(n log n) in the events to be ordered; nothing recurses, and cycles among auth events end.
+Both come from the events alone, so that every server finds the same order whatever it was told
+first. Time is O(n log n) in the events to be ordered; nothing recurses, and cycles among auth
+events end.
 
 spec: rooms/v2#definitions (reverse topological power ordering, mainline ordering)
 """
@@ -18,12 +19,16 @@ _OFF_MAINLINE: Final = math.inf
 
 
 def sort_by_power(
-    chosen: Collection[EventID], between: Collection[EventID], power_levels_of: PowerLevelsOf, pool: EventPool
+    chosen: Collection[EventID],
+    between: Collection[EventID],
+    power_levels_of: PowerLevelsOf,
+    pool: EventPool,
 ) -> list[EventID]:
     """The reverse topological power ordering of `chosen`: what authorises an event comes before it.
 
-    `between` are events that are not to be ordered but lie between some that are. Events whose auth chain returns to
-    itself have no place in any topological order and are left out: nothing can have authorised them.
+    `between` are events that are not to be ordered but lie between some that are. Events whose auth
+    chain returns to itself have no place in any topological order and are left out: nothing can
+    have authorised them.
     """
     nodes = {*chosen, *between}
     waits_for: dict[EventID, int] = {}
@@ -35,7 +40,8 @@ def sort_by_power(
             cited_by.setdefault(parent, []).append(event_id)
 
     def rank(event_id: EventID) -> tuple[int, int, EventID]:
-        """What decides where the graph leaves it open: the sender's level as the event's own auth events give it."""
+        """What decides where the graph leaves it open: the sender's level as the event's own auth
+        events give it."""
         event = pool[event_id]
         level = pool.levels(power_levels_of(event_id)).user_level(event.sender)
         return -level, event.origin_server_ts, event_id
@@ -45,7 +51,8 @@ def sort_by_power(
     free = [event_id for event_id, count in waits_for.items() if count == 0]
     while free or ready:
         if free:
-            # Events in between hold nothing up: they are passed through before the next one is chosen.
+            # Events in between hold nothing up: they are passed through before the next one is
+            # chosen.
             event_id = free.pop()
             if event_id in chosen:
                 heapq.heappush(ready, rank(event_id))
@@ -68,9 +75,13 @@ def _release(
 
 
 def sort_by_mainline(
-    remaining: Iterable[EventID], current_levels: EventID | None, power_levels_of: PowerLevelsOf, pool: EventPool
+    remaining: Iterable[EventID],
+    current_levels: EventID | None,
+    power_levels_of: PowerLevelsOf,
+    pool: EventPool,
 ) -> list[EventID]:
-    """The mainline ordering of `remaining`, based on the power levels `current_levels` (None: there are none)."""
+    """The mainline ordering of `remaining`, based on the power levels `current_levels` (None: there
+    are none)."""
     position: dict[EventID, float] = {}
     levels_id = current_levels
     while levels_id is not None and levels_id not in position:
@@ -78,7 +89,8 @@ def sort_by_mainline(
         levels_id = power_levels_of(levels_id)
 
     def find_position(event_id: EventID) -> float:
-        """The position of the nearest power levels on the mainline; what is learnt on the way is kept."""
+        """The position of the nearest power levels on the mainline; what is learnt on the way is
+        kept."""
         passed: list[EventID] = []
         levels_id = power_levels_of(event_id)
         while levels_id is not None and levels_id not in position:

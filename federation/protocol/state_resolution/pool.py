@@ -1,7 +1,8 @@
-"""What a resolution was given: events and undisputed state, and what it says when something was not given.
+"""What a resolution was given: events and undisputed state, and what it says when something was not
+given.
 
-Resolution never guesses: what it looks for and was not given stops it with the name of what is missing, since an
-answer that was worked out without it would be wrong on this server alone.
+Resolution never guesses: what it looks for and was not given stops it with the name of what is
+missing, since an answer that was worked out without it would be wrong on this server alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,8 @@ PowerLevelsOf = Callable[[EventID], EventID | None]
 
 
 class MissingInput(LookupError):
-    """The caller did not load something that the resolution needs. A fault of ours, never of whom we serve."""
+    """The caller did not load something that the resolution needs. A fault of ours, never of whom
+    we serve."""
 
 
 class MissingEvent(MissingInput):
@@ -35,7 +37,9 @@ class MissingStateKey(MissingInput):
     """`key` was needed and not among the keys of the undisputed state that were looked up."""
 
     def __init__(self, key: StateKey) -> None:
-        super().__init__(f"State resolution needs the undisputed {key.type} {key.state_key!r}, which was not looked up")
+        super().__init__(
+            f"State resolution needs the undisputed {key.type} {key.state_key!r}, which was not looked up"
+        )
         self.key = key
 
 
@@ -43,12 +47,15 @@ class MissingLineage(MissingInput):
     """`event_id` was needed and not among the events whose power lineage was given."""
 
     def __init__(self, event_id: EventID) -> None:
-        super().__init__(f"State resolution needs the power lineage of {event_id}, which was not given")
+        super().__init__(
+            f"State resolution needs the power lineage of {event_id}, which was not given"
+        )
         self.event_id = event_id
 
 
 class EventPool:
-    """The events at hand by id, the room's create event always among them, and what their contents mean."""
+    """The events at hand by id, the room's create event always among them, and what their contents
+    mean."""
 
     __slots__ = ("_events", "_levels", "create")
 
@@ -68,14 +75,20 @@ class EventPool:
 
     def power_levels_of(self, event_id: EventID) -> EventID | None:
         """The power levels among the auth events of an event. Raises `MissingEvent`."""
-        return next((auth_id for auth_id in self[event_id].auth_events if sets_power_levels(self[auth_id])), None)
+        return next(
+            (auth_id for auth_id in self[event_id].auth_events if sets_power_levels(self[auth_id])),
+            None,
+        )
 
     def levels(self, levels_id: EventID | None) -> PowerLevels:
-        """What an m.room.power_levels event grants (None: there is none), read once. Raises `MissingEvent`."""
+        """What an m.room.power_levels event grants (None: there is none), read once. Raises
+        `MissingEvent`."""
         levels = self._levels.get(levels_id)
         if levels is None:
             event = None if levels_id is None else self[levels_id]
-            levels = self._levels[levels_id] = PowerLevels.of(self.create.version, event, self.create)
+            levels = self._levels[levels_id] = PowerLevels.of(
+                self.create.version, event, self.create
+            )
         return levels
 
     def allows(self, event: Event, state: StateLookup, auth_events: Iterable[EventID] = ()) -> bool:

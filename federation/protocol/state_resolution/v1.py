@@ -1,11 +1,12 @@
 """State resolution of room version 1, kept for the rooms that still use it.
 
-Conflicts are resolved type by type, the types that authorise others first; depth and the hash of the event id decide,
-not the auth graph. It is known to reset state: later versions mend that.
+Conflicts are resolved type by type, the types that authorise others first; depth and the hash of
+the event id decide, not the auth graph. It is known to reset state: later versions mend that.
 
-Two readings of the text. It speaks of one list for each type: here the keys of a type are resolved apart from each
-other, each against the state before the pass, since the event of one member says nothing about that of another and the
-result must not depend on the order of keys. And where no candidate of another type passes, the key stays unset.
+Two readings of the text. It speaks of one list for each type: here the keys of a type are resolved
+apart from each other, each against the state before the pass, since the event of one member says
+nothing about that of another and the result must not depend on the order of keys. And where no
+candidate of another type passes, the key stays unset.
 
 spec: rooms/v1#state-resolution
 """
@@ -41,8 +42,11 @@ def resolve(
     return settled
 
 
-def _settle_in_sequence(candidates: Iterable[EventID], state: StateLookup, pool: EventPool) -> EventID:
-    """Oldest first, each candidate that is allowed after the one before it takes its place; a refusal ends it."""
+def _settle_in_sequence(
+    candidates: Iterable[EventID], state: StateLookup, pool: EventPool
+) -> EventID:
+    """Oldest first, each candidate that is allowed after the one before it takes its place; a
+    refusal ends it."""
     winner, *later = _oldest_first(candidates, pool)
 
     def state_with_winner(key: StateKey) -> EventID | None:
@@ -55,7 +59,9 @@ def _settle_in_sequence(candidates: Iterable[EventID], state: StateLookup, pool:
     return winner.event_id
 
 
-def _settle_by_latest(candidates: Iterable[EventID], state: StateLookup, pool: EventPool) -> EventID | None:
+def _settle_by_latest(
+    candidates: Iterable[EventID], state: StateLookup, pool: EventPool
+) -> EventID | None:
     """The latest candidate that the state allows."""
     latest_first = reversed(_oldest_first(candidates, pool))
     return next((event.event_id for event in latest_first if pool.allows(event, state)), None)
@@ -63,5 +69,7 @@ def _settle_by_latest(candidates: Iterable[EventID], state: StateLookup, pool: E
 
 def _oldest_first(candidates: Iterable[EventID], pool: EventPool) -> list[Event]:
     """By ascending depth, then descending SHA-1 of the event id."""
-    by_hash = sorted(candidates, key=lambda event_id: sha1(event_id.encode()).digest(), reverse=True)
+    by_hash = sorted(
+        candidates, key=lambda event_id: sha1(event_id.encode()).digest(), reverse=True
+    )
     return sorted((pool[event_id] for event_id in by_hash), key=lambda event: event.depth)

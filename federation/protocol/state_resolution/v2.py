@@ -1,8 +1,10 @@
-"""State resolution of room versions 2 to 11 (algorithm 2) and 12 (2.1): one algorithm with two differences.
+"""State resolution of room versions 2 to 11 (algorithm 2) and 12 (2.1): one algorithm with two
+differences.
 
-Algorithm 2.1 also replays the events between conflicted ones, and it begins from nothing instead of from what the
-states agree on. Algorithm 2 uses the events in between too, though only to follow auth chains through them: an auth
-chain may leave the full conflicted set and come back to it, and what is beyond still belongs to the chain.
+Algorithm 2.1 also replays the events between conflicted ones, and it begins from nothing instead of
+from what the states agree on. Algorithm 2 uses the events in between too, though only to follow
+auth chains through them: an auth chain may leave the full conflicted set and come back to it, and
+what is beyond still belongs to the chain.
 
 spec: rooms/v2#state-resolution, rooms/v12#state-resolution
 """
@@ -35,7 +37,8 @@ def resolve(
     power_levels_of: PowerLevelsOf,
     rejected: Collection[EventID],
 ) -> dict[StateKey, EventID]:
-    """The entries that the replay sets on top of the state `start` (steps 1 to 4). Raises `MissingInput`.
+    """The entries that the replay sets on top of the state `start` (steps 1 to 4). Raises
+    `MissingInput`.
 
     spec: rooms/v2#algorithm, rooms/v12#algorithm
     """
@@ -48,7 +51,8 @@ def resolve(
 
 
 def is_power_event(event: Event) -> bool:
-    """Whether the event may take from someone the ability to do something. spec: rooms/v2#definitions (power events)"""
+    """Whether the event may take from someone the ability to do something. spec:
+    rooms/v2#definitions (power events)"""
     if event.state_key is None:
         return False
     if event.type == "m.room.member":
@@ -57,12 +61,15 @@ def is_power_event(event: Event) -> bool:
 
 
 def _choose_power_events(disputed: Disputed, pool: EventPool) -> tuple[set[EventID], set[EventID]]:
-    """The power events with what authorises them (step 1), and the events between these that are not replayed."""
+    """The power events with what authorises them (step 1), and the events between these that are
+    not replayed."""
     queue = [event_id for event_id in disputed.replayed if is_power_event(pool[event_id])]
     visited = set(queue)
     while queue:
         for auth_id in pool[queue.pop()].auth_events:
-            if auth_id not in visited and (auth_id in disputed.replayed or auth_id in disputed.between):
+            if auth_id not in visited and (
+                auth_id in disputed.replayed or auth_id in disputed.between
+            ):
                 visited.add(auth_id)
                 queue.append(auth_id)
     return visited & disputed.replayed, visited & disputed.between

@@ -7,20 +7,20 @@ import msgspec
 from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
-from federation.identity import ServerIdentity
+from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import InvalidParam, MissingParam, NotFound
 from federation.protocol.ids import RoomID, ServerName, UserID
 from homeserver.services.media.removal import MediaRemoval
 from homeserver.services.media.repository import MEDIA_ID
-from storage.accounts import AccountStore
-from storage.media import MediaRow, MediaStore
-from storage.media_addresses import MediaAddress
-from storage.media_lists import MediaListStore, Order, Page, Wished
-from storage.media_quarantine import QuarantineChange, QuarantineStore
-from storage.media_removal import Deletion, Reason
-from storage.media_scans import MediaScanStore, ScanRow
-from storage.media_usage import MediaUsageStore, RoomUsage, ServerUsage, UserUsage
-from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.accounts.accounts import AccountStore
+from storage.media.content_uris import MediaAddress
+from storage.media.lists import MediaListStore, Order, Page, Wished
+from storage.media.media import MediaRow, MediaStore
+from storage.media.quarantine import QuarantineChange, QuarantineStore
+from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.media.removal import Deletion, Reason
+from storage.media.scans import MediaScanStore, ScanRow
+from storage.media.usage import MediaUsageStore, RoomUsage, ServerUsage, UserUsage
 
 EARLIEST_MS: Final = 30_000_000_000
 """A time before it (1970) is one in seconds by mistake."""
@@ -76,7 +76,9 @@ class MediaAdministration:
     async def get_file(self, server: ServerName, media_id: str) -> MediaRow | RemoteMediaRow:
         """What is known of a file. Raises NotFound."""
         if server == self._identity.server_name:
-            row: MediaRow | RemoteMediaRow | None = (await self._store.get_media([media_id])).get(media_id)
+            row: MediaRow | RemoteMediaRow | None = (await self._store.get_media([media_id])).get(
+                media_id
+            )
         else:
             row = await self._copies.get_copy(server, media_id)
         if row is None:
@@ -86,14 +88,17 @@ class MediaAdministration:
     async def find_files(
         self, wished: Wished, after: MediaAddress, limit: int, *, own: bool
     ) -> Sequence[MediaRow | RemoteMediaRow]:
-        """Files of this server's users, or copies of other servers' files, in the order of their addresses, after this one."""
+        """Files of this server's users, or copies of other servers' files, in the order of their
+        addresses, after this one."""
         if own:
             return await self._lists.find_uploads(wished, after, limit)
         return await self._lists.find_copies(wished, after, limit)
 
     async def get_scans(self, rows: Iterable[MediaRow | RemoteMediaRow]) -> Mapping[bytes, ScanRow]:
         """What scanners have said of files, by their hashes."""
-        return await self._scans.get_scans(row.content.hash for row in rows if row.content is not None)
+        return await self._scans.get_scans(
+            row.content.hash for row in rows if row.content is not None
+        )
 
     async def get_in_room(self, room_id: RoomID) -> tuple[Sequence[str], Sequence[str]]:
         """Addresses of the files that a room shows: this server's, and others'."""
@@ -109,7 +114,8 @@ class MediaAdministration:
         return await self._usage.get_of_users(from_ms, until_ms)
 
     async def get_usage_of_server(self, rooms: int, servers: int) -> ServerUsage:
-        """How much there is in all, in the rooms that have most, and of the other servers that have most."""
+        """How much there is in all, in the rooms that have most, and of the other servers that have
+        most."""
         return await self._usage.get_of_server(rooms, servers)
 
     async def get_usage_of_room(self, room_id: RoomID) -> RoomUsage:
@@ -126,7 +132,8 @@ class MediaAdministration:
     # Holding back.
 
     async def do_hold(self, server: ServerName, media_id: str, by: UserID) -> int:
-        """Hold a file back, and all with the same bytes; how many. One of another server may come later. Raises NotFound."""
+        """Hold a file back, and all with the same bytes; how many. One of another server may come
+        later. Raises NotFound."""
         if server == self._identity.server_name:
             if (await self.get_file(server, media_id)).content is None:
                 raise NotFound("This address is reserved, but there is no file yet")
@@ -150,12 +157,14 @@ class MediaAdministration:
         return count
 
     async def do_protect(self, media_id: str, *, protected: bool) -> None:
-        """A file of this server is not to be held back, nor to go by itself; or may be. Raises NotFound."""
+        """A file of this server is not to be held back, nor to go by itself; or may be. Raises
+        NotFound."""
         if not await self._quarantine.set_protected({media_id}, protected=protected):
             raise NotFound("There is no such file here")
 
     async def get_changes(self, after: int, limit: int) -> Sequence[QuarantineChange]:
-        """What was held back and given free after a number. Raises InvalidParam for a number that was not given out yet."""
+        """What was held back and given free after a number. Raises InvalidParam for a number that
+        was not given out yet."""
         changes, latest = await self._quarantine.get_changes(after, limit)
         if after > latest:
             raise InvalidParam("from is not a token that was given out")
@@ -164,8 +173,8 @@ class MediaAdministration:
     # Deleting.
 
     async def do_delete(self, server: ServerName, media_id: str, by: UserID) -> Sequence[str]:
-        """Delete a file of this server, or the copy of another server's file, held back or protected or not; its id. Raises
-        NotFound."""
+        """Delete a file of this server, or the copy of another server's file, held back or
+        protected or not; its id. Raises NotFound."""
         address = MediaAddress(server, media_id)
         deleted = await self._removal.do_delete([address], Reason.ADMINISTRATOR, by, held_too=True)
         if not deleted:
@@ -180,8 +189,8 @@ class MediaAdministration:
         return await self._do_delete([row.media_id for row in page.rows], by, held_too=True)
 
     async def do_delete_of_room(self, room_id: RoomID, by: UserID) -> tuple[Sequence[str], int]:
-        """Delete what a room shows, here and copies of other servers' files, held back or protected or not; the addresses, and how
-        many files stay since they are shown elsewhere too."""
+        """Delete what a room shows, here and copies of other servers' files, held back or protected
+        or not; the addresses, and how many files stay since they are shown elsewhere too."""
         shown = await self._lists.get_in_room(room_id)
         only_there = await self._lists.get_in_room(room_id, only_there=True)
         deleted = await self._removal.do_delete(only_there, Reason.ADMINISTRATOR, by, held_too=True)
@@ -190,7 +199,8 @@ class MediaAdministration:
     async def do_delete_old(
         self, before_ms: int, larger_than: int, by: UserID, *, keep_profiles: bool
     ) -> Sequence[str]:
-        """Delete files of this server that nobody has read since; the ids. What is held back or protected stays.
+        """Delete files of this server that nobody has read since; the ids. What is held back or
+        protected stays.
 
         `keep_profiles`: pictures of users, members and rooms stay too. Raises InvalidParam.
         """
@@ -198,56 +208,80 @@ class MediaAdministration:
         deleted: list[str] = []
         after = ""
         while True:
-            found = await self._lists.get_old_uploads(before_ms, larger_than, after, PART, keep_profiles=keep_profiles)
+            found = await self._lists.get_old_uploads(
+                before_ms, larger_than, after, PART, keep_profiles=keep_profiles
+            )
             if not found:
                 return deleted
             after = found[-1]
             deleted += await self._do_delete(found, by, held_too=False, unread_since=before_ms)
 
     async def do_purge_copies(self, before_ms: int, by: UserID) -> int:
-        """Delete copies of other servers' files that nobody has read since; how many. Raises InvalidParam."""
+        """Delete copies of other servers' files that nobody has read since; how many. Raises
+        InvalidParam."""
         _check_time(before_ms)
         count = 0
         after = MediaAddress("", "")
         while found := await self._lists.get_old_copies(before_ms, after, PART):
             after = found[-1]
-            count += len(await self._removal.do_delete(found, Reason.ADMINISTRATOR, by, unread_since=before_ms))
+            count += len(
+                await self._removal.do_delete(
+                    found, Reason.ADMINISTRATOR, by, unread_since=before_ms
+                )
+            )
         return count
 
-    # Many at once: a page of what is wished, after an address. All raise MissingParam where everything is wished.
+    # Many at once: a page of what is wished, after an address. All raise MissingParam where
+    # everything is wished.
 
     async def do_delete_chosen(
         self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool
     ) -> Acted:
-        """Delete them; what is held back or protected stays, unless just that is wished. Raises LimitExceeded."""
+        """Delete them; what is held back or protected stays, unless just that is wished. Raises
+        LimitExceeded."""
         held_too = bool(wished.held or wished.protected)
         wished = replace(wished, held=bool(wished.held), protected=bool(wished.protected))
         page, last = await self._choose(wished, after, limit, own)
         deleted = await self._removal.do_delete(page, Reason.ADMINISTRATOR, by, held_too=held_too)
         return Acted(_formatted(deleted), len(deleted), last)
 
-    async def do_hold_chosen(self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool) -> Acted:
-        """Hold those back that are not, and all that have the same bytes; protected ones are not held back."""
-        page, last = await self._choose(replace(wished, held=False, protected=False), after, limit, own)
+    async def do_hold_chosen(
+        self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool
+    ) -> Acted:
+        """Hold those back that are not, and all that have the same bytes; protected ones are not
+        held back."""
+        page, last = await self._choose(
+            replace(wished, held=False, protected=False), after, limit, own
+        )
         return Acted(_formatted(page), await self._quarantine.set_held(page, by), last)
 
-    async def do_free_chosen(self, wished: Wished, after: MediaAddress, limit: int, *, own: bool) -> Acted:
+    async def do_free_chosen(
+        self, wished: Wished, after: MediaAddress, limit: int, *, own: bool
+    ) -> Acted:
         """Give those free that are held back, and all that have the same bytes."""
         page, last = await self._choose(replace(wished, held=True), after, limit, own)
         return Acted(_formatted(page), await self._quarantine.set_all_free(page), last)
 
-    async def do_protect_chosen(self, wished: Wished, after: MediaAddress, limit: int, *, protected: bool) -> Acted:
+    async def do_protect_chosen(
+        self, wished: Wished, after: MediaAddress, limit: int, *, protected: bool
+    ) -> Acted:
         """Files of this server are not to be held back, nor to go by themselves; or may be."""
-        page, last = await self._choose(replace(wished, protected=not protected), after, limit, own=True)
+        page, last = await self._choose(
+            replace(wished, protected=not protected), after, limit, own=True
+        )
         ids = {address.media_id for address in page}
-        return Acted(_formatted(page), await self._quarantine.set_protected(ids, protected=protected), last)
+        return Acted(
+            _formatted(page), await self._quarantine.set_protected(ids, protected=protected), last
+        )
 
     async def _choose(
         self, wished: Wished, after: MediaAddress, limit: int, own: bool
     ) -> tuple[Sequence[MediaAddress], MediaAddress | None]:
         """Addresses, and the last where there may be more. Raises MissingParam."""
         self._check_narrowed(wished)
-        found = [self.address_of(row) for row in await self.find_files(wished, after, limit, own=own)]
+        found = [
+            self.address_of(row) for row in await self.find_files(wished, after, limit, own=own)
+        ]
         return found, found[-1] if len(found) == limit else None
 
     def _check_narrowed(self, wished: Wished) -> None:
@@ -255,7 +289,10 @@ class MediaAdministration:
         now = int(self._clock.seconds() * 1000)
         is_narrowed = (
             any(each is not None for each in (wished.user_id, wished.room_id, wished.origin))
-            or any(time is not None and FIRST_MS <= time <= now for time in (wished.from_ms, wished.until_ms))
+            or any(
+                time is not None and FIRST_MS <= time <= now
+                for time in (wished.from_ms, wished.until_ms)
+            )
             or (wished.larger_than is not None and wished.larger_than > 0)
         )
         if not is_narrowed:
@@ -274,7 +311,12 @@ class MediaAdministration:
             raise InvalidParam("Only files of this server can be deleted so")
 
     async def _do_delete(
-        self, media_ids: Sequence[str], by: UserID, *, held_too: bool, unread_since: int | None = None
+        self,
+        media_ids: Sequence[str],
+        by: UserID,
+        *,
+        held_too: bool,
+        unread_since: int | None = None,
     ) -> Sequence[str]:
         addresses = [MediaAddress(self._identity.server_name, media_id) for media_id in media_ids]
         deleted = await self._removal.do_delete(

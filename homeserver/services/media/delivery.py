@@ -1,4 +1,5 @@
-"""Answers with files and thumbnails: the content, what is said of it, and in which words browsers are told to beware."""
+"""Answers with files and thumbnails: the content, what is said of it, and in which words browsers
+are told to beware."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -8,19 +9,19 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import NotFound, Unrecognized
 from federation.protocol.ids import ServerName
-from homeserver.http.answers import File, Response
+from homeserver.api.storage_errors import telling_of_the_store
 from homeserver.http.rate_limits import address_key
+from homeserver.http.responses import File, Response
 from homeserver.services.media.headers import file_headers, parse_name
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository, OwnedContent
-from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.thumbnails import Method, Thumbnails
-from storage.media import Content
-from storage.media_contents import Contents
+from storage.media.contents import Contents
+from storage.media.media import Content
 
 MOMENT_SECONDS: Final = 0.05
-"""Who had to wait longer for a file, for its upload, its fetching, its scan or its thumbnail, gets it only if it may still be given
-out. For a shorter time one look is enough."""
+"""Who had to wait longer for a file, for its upload, its fetching, its scan or its thumbnail, gets
+it only if it may still be given out. For a shorter time one look is enough."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -62,7 +63,8 @@ class MediaDelivery:
         *,
         serves_everybody: bool,
     ) -> None:
-        """`serves_everybody`: whether files that are not for those with a token alone are given to others."""
+        """`serves_everybody`: whether files that are not for those with a token alone are given to
+        others."""
         self._server_name = server_name
         self._clock = clock
         self._repository = repository
@@ -71,13 +73,17 @@ class MediaDelivery:
         self._contents = contents
         self._serves_everybody = serves_everybody
 
-    async def download(self, server_name: ServerName, media_id: str, file_name: str, asked: Asked) -> Response:
+    async def download(
+        self, server_name: ServerName, media_id: str, file_name: str, asked: Asked
+    ) -> Response:
         """A file, under its own name or the one given. Raises what `get_content` does."""
         wanted = parse_name(file_name)
 
         async def answer(file: OwnedContent) -> Response:
             content = file.content
-            headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
+            headers = file_headers(
+                content.type, wanted or content.name, public=not asked.authenticated
+            )
             return await self._content(content, headers, asked)
 
         return await self._deliver(server_name, media_id, asked, answer)
@@ -92,7 +98,8 @@ class MediaDelivery:
         *,
         animated: bool,
     ) -> Response:
-        """A small picture of an image, at least of that width and height. Raises also what `Thumbnails.get` does."""
+        """A small picture of an image, at least of that width and height. Raises also what
+        `Thumbnails.get` does."""
 
         async def answer(file: OwnedContent) -> Response:
             return await self._thumbnail(file, size, method, asked, animated=animated)
@@ -101,7 +108,9 @@ class MediaDelivery:
 
     async def download_own(self, media_id: str, timeout_ms: int, server: ServerName) -> Response:
         """A file of this server's users, or where it is, for another server."""
-        return await self.download(self._server_name, media_id, "", _asked_by_server(timeout_ms, server))
+        return await self.download(
+            self._server_name, media_id, "", _asked_by_server(timeout_ms, server)
+        )
 
     async def thumbnail_own(
         self,
@@ -115,10 +124,15 @@ class MediaDelivery:
     ) -> Response:
         """A small picture of such a file."""
         asked = _asked_by_server(timeout_ms, server)
-        return await self.thumbnail(self._server_name, media_id, size, method, asked, animated=animated)
+        return await self.thumbnail(
+            self._server_name, media_id, size, method, asked, animated=animated
+        )
 
-    async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> OwnedContent:
-        """What a file is, and whose, once it may be given out. Raises what the two `get_content` do, and Unrecognized."""
+    async def get_content(
+        self, server_name: ServerName, media_id: str, asked: Asked
+    ) -> OwnedContent:
+        """What a file is, and whose, once it may be given out. Raises what the two `get_content`
+        do, and Unrecognized."""
         if not asked.authenticated and not self._serves_everybody:
             raise Unrecognized("This server gives out files by the authenticated endpoints alone")
         if server_name == self._server_name:
@@ -147,7 +161,8 @@ class MediaDelivery:
         asked: Asked,
         answer: Callable[[OwnedContent], Awaitable[Response]],
     ) -> Response:
-        """The answer with a file, unless the file is held back or goes while somebody waits for it."""
+        """The answer with a file, unless the file is held back or goes while somebody waits for
+        it."""
         began = self._clock.seconds()
         made = await answer(await self.get_content(server_name, media_id, asked))
         if self._clock.seconds() - began >= MOMENT_SECONDS:
@@ -161,26 +176,39 @@ class MediaDelivery:
 
     async def _check_visible(self, server_name: ServerName, media_id: str, asked: Asked) -> None:
         place = self._repository if server_name == self._server_name else self._copies
-        await place.check_visible(server_name, media_id, authenticated=asked.authenticated, held_too=asked.held_too)
+        await place.check_visible(
+            server_name, media_id, authenticated=asked.authenticated, held_too=asked.held_too
+        )
 
     async def _thumbnail(
-        self, file: OwnedContent, size: tuple[int, int], method: Method, asked: Asked, *, animated: bool
+        self,
+        file: OwnedContent,
+        size: tuple[int, int],
+        method: Method,
+        asked: Asked,
+        *,
+        animated: bool,
     ) -> Response:
         content = file.content
-        found = await self._thumbnails.get(content, *size, method, file.whose, asked.asker, animated=animated)
+        found = await self._thumbnails.get(
+            content, *size, method, file.whose, asked.asker, animated=animated
+        )
         name = f"thumbnail.{found.type.partition('/')[2]}"
         headers = file_headers(found.type, name, public=not asked.authenticated)
         if found.file is None:
             return await self._content(content, headers, asked)
         return Response(headers=headers, body=found.file)
 
-    async def _content(self, content: Content, headers: Mapping[str, str], asked: Asked) -> Response:
+    async def _content(
+        self, content: Content, headers: Mapping[str, str], asked: Asked
+    ) -> Response:
         """A content, or where it is."""
         redirected = await self._redirect(content, headers) if asked.allow_redirect else None
         return redirected or await self._file(content, headers)
 
     async def _redirect(self, content: Content, headers: Mapping[str, str]) -> Response | None:
-        """To where the file is, if it is anywhere else; never kept by a cache, since that is for minutes only."""
+        """To where the file is, if it is anywhere else; never kept by a cache, since that is for
+        minutes only."""
         with telling_of_the_store():
             address = await self._contents.get_address(
                 content.hash, headers["Content-Type"], headers["Content-Disposition"]

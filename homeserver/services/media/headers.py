@@ -1,4 +1,5 @@
-"""What is said of a file when it is sent: its type, its name, whether a browser may show it, what it may do there.
+"""What is said of a file when it is sent: its type, its name, whether a browser may show it, what
+it may do there.
 
 spec: client-server-api#serving-inline-content, client-server-api#content-repository
 """
@@ -63,7 +64,8 @@ _SAFETY: Final[Mapping[str, str]] = {
 
 
 def parse_type(claimed: str) -> str:
-    """The type that a client says its file has; `application/octet-stream` for none, and for what is no type."""
+    """The type that a client says its file has; `application/octet-stream` for none, and for what
+    is no type."""
     claimed = claimed.strip()
     if len(claimed) > MAX_TYPE_LENGTH or not _TYPE.fullmatch(claimed):
         return UNKNOWN_TYPE
@@ -78,7 +80,8 @@ def parse_name(name: str) -> str | None:
 
 
 def file_headers(type: str, name: str | None, *, public: bool) -> Mapping[str, str]:
-    """The headers of a file. `public`: whoever knows the address may have it, so a shared cache may keep it."""
+    """The headers of a file. `public`: whoever knows the address may have it, so a shared cache may
+    keep it."""
     essence = type.partition(";")[0].strip().lower()
     disposition = "inline" if essence in INLINE_TYPES else "attachment"
     if essence.startswith("text/") and "charset" not in type.lower():
@@ -86,7 +89,8 @@ def file_headers(type: str, name: str | None, *, public: bool) -> Mapping[str, s
     return {
         "Content-Type": type,
         "Content-Disposition": disposition if name is None else f"{disposition}; {_name(name)}",
-        # The bytes behind an address never change; that they may be taken away is why it is not for ever.
+        # The bytes behind an address never change; that they may be taken away is why it is not for
+        # ever.
         "Cache-Control": f"{'public' if public else 'private'}, max-age=86400, immutable",
         **_SAFETY,
     }
@@ -94,5 +98,9 @@ def file_headers(type: str, name: str | None, *, public: bool) -> Mapping[str, s
 
 def _name(name: str) -> str:
     if _PLAIN_NAME.fullmatch(name):
-        return f'filename="{name}"' if " " in name or "(" in name or ")" in name else f"filename={name}"
+        return (
+            f'filename="{name}"'
+            if " " in name or "(" in name or ")" in name
+            else f"filename={name}"
+        )
     return f"filename*=utf-8''{quote(name, safe='')}"

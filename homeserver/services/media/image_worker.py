@@ -1,8 +1,9 @@
-"""A process of its own that makes thumbnails, since what decodes hostile images may crash, hang or eat memory.
+"""A process of its own that makes thumbnails, since what decodes hostile images may crash, hang or
+eat memory.
 
-It is run as a script and imports nothing of the server. On standard input each line is a job, as JSON; on standard output
-each gets a line of JSON and so many bytes. It can write no file, and has so much memory and no more; who started it ends it
-when a job takes too long.
+It is run as a script and imports nothing of the server. On standard input each line is a job, as
+JSON; on standard output each gets a line of JSON and so many bytes. It can write no file, and has
+so much memory and no more; who started it ends it when a job takes too long.
 """
 
 import io
@@ -42,7 +43,8 @@ HEAD_BYTES: Final = 64
 PROGRAM_SECONDS: Final = 12
 """On the processor, for a program that is called."""
 LONGEST_PROGRAM_SECONDS: Final = 72
-"""By the clock, which says nothing of the file where the machine is busy. Less than a job has, so that no program outlives this process."""
+"""By the clock, which says nothing of the file where the machine is busy. Less than a job has, so
+that no program outlives this process."""
 FRAME_PIXELS: Final = 1280
 """How large what is taken out of a film or a document is at most, in its longer direction."""
 FRAMES_TO_CHOOSE: Final = 24
@@ -53,7 +55,8 @@ _ORIENTATION: Final = 0x0112
 
 
 def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
-    """What became of a job: `made` with the bytes, `original` (it is small enough as it is), `too large`, or `no program`."""
+    """What became of a job: `made` with the bytes, `original` (it is small enough as it is), `too
+    large`, or `no program`."""
     with open(job["path"], "rb") as file:
         head = file.read(HEAD_BYTES)
         if not is_film(head) and not is_document(head):
@@ -65,7 +68,9 @@ def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
     return make_of_image(io.BytesIO(run(program)), job, is_frame=True)
 
 
-def make_of_image(file: BinaryIO, job: dict[str, Any], *, is_frame: bool) -> tuple[dict[str, object], bytes]:
+def make_of_image(
+    file: BinaryIO, job: dict[str, Any], *, is_frame: bool
+) -> tuple[dict[str, object], bytes]:
     """The same of an image. `is_frame`: it is not the file itself, but was taken out of it."""
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > job["max_pixels"]:
@@ -95,7 +100,10 @@ def make_of_image(file: BinaryIO, job: dict[str, Any], *, is_frame: bool) -> tup
 
 def is_film(head: bytes) -> bool:
     """Whether a file that begins so is a film."""
-    return (head[4:8] == b"ftyp" and head[8:12] not in STILL_BRANDS) or head[:4] in (b"\x1aE\xdf\xa3", b"OggS")
+    return (head[4:8] == b"ftyp" and head[8:12] not in STILL_BRANDS) or head[:4] in (
+        b"\x1aE\xdf\xa3",
+        b"OggS",
+    )
 
 
 def is_document(head: bytes) -> bool:
@@ -104,10 +112,11 @@ def is_document(head: bytes) -> bool:
 
 
 def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
-    """What takes a picture out of a file that begins so: a frame of a film, the first page of a document.
+    """What takes a picture out of a file that begins so: a frame of a film, the first page of a
+    document.
 
-    ffmpeg reads files only, and films only: a playlist could lead it to other files. None where there is no such
-    program.
+    ffmpeg reads files only, and films only: a playlist could lead it to other files. None where
+    there is no such program.
     """
     path, pixels = job["path"], str(job["max_pixels"])
     if is_film(head) and (ffmpeg := shutil.which("ffmpeg")) is not None:
@@ -137,15 +146,37 @@ def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
             "-c:v",
             "png",
         ]
-        return [ffmpeg, "-nostdin", "-v", "quiet", *reading, "-i", f"file:{path}", *writing, "pipe:1"]
+        return [
+            ffmpeg,
+            "-nostdin",
+            "-v",
+            "quiet",
+            *reading,
+            "-i",
+            f"file:{path}",
+            *writing,
+            "pipe:1",
+        ]
     if is_document(head) and (pdftoppm := shutil.which("pdftoppm")) is not None:
-        return [pdftoppm, "-q", "-png", "-f", "1", "-l", "1", "-singlefile", "-scale-to", str(FRAME_PIXELS), path]
+        return [
+            pdftoppm,
+            "-q",
+            "-png",
+            "-f",
+            "1",
+            "-l",
+            "1",
+            "-singlefile",
+            "-scale-to",
+            str(FRAME_PIXELS),
+            path,
+        ]
     return None
 
 
 def run(program: list[str]) -> bytes:
-    """What a program writes. It has the limits of this process, and less time. Raises what subprocess.run does: TimeoutExpired where it has
-    not had its time on the processor.
+    """What a program writes. It has the limits of this process, and less time. Raises what
+    subprocess.run does: TimeoutExpired where it has not had its time on the processor.
     """
 
     def limit() -> None:
@@ -185,7 +216,11 @@ def plan(
 
 
 def still(
-    image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None, *, is_photo: bool
+    image: Image.Image,
+    covered: tuple[int, int],
+    box: tuple[int, int, int, int] | None,
+    *,
+    is_photo: bool,
 ) -> tuple[str, bytes]:
     """One picture: a JPEG where it was one or a PNG would be too large, a PNG otherwise.
 
@@ -215,7 +250,9 @@ def still(
     return "image/jpeg", target.getvalue()
 
 
-def moving(image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None) -> bytes:
+def moving(
+    image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None
+) -> bytes:
     """All frames, as WebP."""
     frames: list[Image.Image] = []
     durations: list[int] = []
@@ -224,7 +261,14 @@ def moving(image: Image.Image, covered: tuple[int, int], box: tuple[int, int, in
         frames.append(resized(frame.convert("RGBA"), covered, box))
     target = io.BytesIO()
     frames[0].save(
-        target, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=75, method=2
+        target,
+        "WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        quality=75,
+        method=2,
     )
     return target.getvalue()
 
@@ -241,7 +285,9 @@ def in_colour(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def resized(picture: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None) -> Image.Image:
+def resized(
+    picture: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None
+) -> Image.Image:
     """Brought to a size, and cut."""
     if picture.size != covered:
         picture = picture.resize(covered, Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -7,8 +7,12 @@ from typing import Final, Literal
 import msgspec
 
 from homeserver.services.media import image_worker
-from homeserver.services.worker_processes import WorkerDied, WorkerProcesses, processor_seconds
-from storage.executors import Executor
+from homeserver.services.subprocesses.worker_processes import (
+    WorkerDied,
+    WorkerProcesses,
+    processor_seconds,
+)
+from storage.engine.executors import Executor
 
 SECONDS_A_JOB: Final = 20.0
 """On the processor."""
@@ -28,7 +32,8 @@ class ImageJob(msgspec.Struct, frozen=True):
 
 
 Kind = Literal["made", "original", "too large", "no image", "no program", "unknown"]
-"""The last two say nothing of the file: the program for it is not installed or not wanted; the process has ended."""
+"""The last two say nothing of the file: the program for it is not installed or not wanted; the
+process has ended."""
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -51,7 +56,9 @@ class ImageResult(msgspec.Struct, frozen=True):
 class ImageWorkers:
     """The processes."""
 
-    def __init__(self, executor: Executor, spent: Callable[[int], float] = processor_seconds) -> None:
+    def __init__(
+        self, executor: Executor, spent: Callable[[int], float] = processor_seconds
+    ) -> None:
         """`spent`: what a process has taken on the processor."""
         self._processes = WorkerProcesses(
             executor,
@@ -62,7 +69,8 @@ class ImageWorkers:
         )
 
     async def run(self, job: ImageJob) -> ImageResult:
-        """Do a job. Of a file that ends its process, or takes too long, nothing is known. Raises `LimitExceeded`."""
+        """Do a job. Of a file that ends its process, or takes too long, nothing is known. Raises
+        `LimitExceeded`."""
         try:
             line, data = await self._processes.run(job)
         except WorkerDied:

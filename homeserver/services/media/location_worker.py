@@ -1,18 +1,21 @@
-"""A process of its own that finds where a photograph says at which place it was taken, since what strangers send may be made to
-crash or hang whoever reads it.
+"""A process of its own that finds where a photograph says at which place it was taken, since what
+strangers send may be made to crash or hang whoever reads it.
 
-It is run as a script and imports nothing of the server; the protocol is that of `homeserver.services.worker_processes`. It can
-write no file and start no process, and has so much memory and no more. A job names a file (`path`), or the bytes follow
-(`size`); the answer has `patches`: offsets and lengths of what is to be overwritten, and the bytes to put there follow.
+It is run as a script and imports nothing of the server; the protocol is that of
+`homeserver.services.subprocesses.worker_processes`. It can write no file and start no process, and
+has so much memory and no more. A job names a file (`path`), or the bytes follow (`size`); the
+answer has `patches`: offsets and lengths of what is to be overwritten, and the bytes to put there
+follow.
 
 Laws:
-- No byte moves: what says the place is overwritten by something of the same length. So the picture itself, the way that it is to be
-  turned, and offsets into the file (HEIC, AVIF, several pictures in a JPEG) stay as they are.
+- No byte moves: what says the place is overwritten by something of the same length. So the picture
+  itself, the way that it is to be turned, and offsets into the file (HEIC, AVIF, several pictures
+  in a JPEG) stay as they are.
 - A file is read in pieces; memory goes with the notes in it, not with the picture.
 - A note that may be about places but cannot be understood is overwritten as a whole.
 
-Looked at: Exif (CIPA DC-008), XMP (ISO 16684-1) and the notes of IPTC, in JPEG, PNG, WebP, and in HEIC and AVIF
-(ISO 23008-12). Notes that makers of cameras keep in forms of their own are left.
+Looked at: Exif (CIPA DC-008), XMP (ISO 16684-1) and the notes of IPTC, in JPEG, PNG, WebP, and in
+HEIC and AVIF (ISO 23008-12). Notes that makers of cameras keep in forms of their own are left.
 """
 
 import binascii
@@ -38,7 +41,21 @@ GPS_DIRECTORY: Final = 0x8825
 EXIF_DIRECTORY: Final = 0x8769
 XMP_TAG: Final = 0x02BC
 IPTC_TAG: Final = 0x83BB
-TYPE_SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+TYPE_SIZES: Final = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+}
 
 EXIF_HEAD: Final = b"Exif\0\0"
 XMP_HEAD: Final = b"http://ns.adobe.com/xap/1.0/\0"
@@ -46,21 +63,37 @@ LONG_XMP_HEAD: Final = b"http://ns.adobe.com/xmp/extension/\0"
 PHOTOSHOP_HEAD: Final = b"Photoshop 3.0\0"
 PNG_HEAD: Final = b"\x89PNG\r\n\x1a\n"
 RAW_PROFILES: Final = re.compile(rb"Raw profile type (?:exif|app1|xmp|iptc|8bim)", re.IGNORECASE)
-PHOTO_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
+PHOTO_BRANDS: Final = (
+    b"heic",
+    b"heix",
+    b"heim",
+    b"heis",
+    b"hevc",
+    b"hevx",
+    b"mif1",
+    b"msf1",
+    b"avif",
+    b"avis",
+)
 PLACES_IN_IPTC: Final = (26, 27, 90, 92, 95, 100, 101)
 
 _NAME: Final = (
     rb"(?:[A-Za-z_][\w.-]*:)?(?:gps[\w.-]*|city|state|country|countrycode|countryname|location|locationcreated|locationshown"
     rb"|sublocation|provincestate|lat|long|lon|alt|latitude|longitude|altitude|absolutealtitude|relativealtitude)"
 )
-_ATTRIBUTE: Final = re.compile(rb"(?<=\s)" + _NAME + rb"\s*=\s*(?:\"[^\"<]*\"|'[^'<]*')", re.IGNORECASE)
-_ELEMENT: Final = re.compile(rb"<(" + _NAME + rb")(?=[\s/>])(?:[^<>\"']|\"[^\"<]*\"|'[^'<]*')*+>", re.IGNORECASE)
+_ATTRIBUTE: Final = re.compile(
+    rb"(?<=\s)" + _NAME + rb"\s*=\s*(?:\"[^\"<]*\"|'[^'<]*')", re.IGNORECASE
+)
+_ELEMENT: Final = re.compile(
+    rb"<(" + _NAME + rb")(?=[\s/>])(?:[^<>\"']|\"[^\"<]*\"|'[^'<]*')*+>", re.IGNORECASE
+)
 
 Patch = tuple[int, bytes]
 """Where, and what to put there."""
 Order = Literal["little", "big"]
 Parts = dict[bytes, list[tuple[int, int, int]]]
-"""Of packets of XMP that needed several segments, by id: which place, where in the file, how long."""
+"""Of packets of XMP that needed several segments, by id: which place, where in the file, how
+long."""
 
 
 class Unreadable(Exception):
@@ -68,10 +101,14 @@ class Unreadable(Exception):
 
 
 class Bytes:
-    """A part of the file, or several that belong together, read as one; what is changed in it becomes patches of the file."""
+    """A part of the file, or several that belong together, read as one; what is changed in it
+    becomes patches of the file."""
 
-    def __init__(self, file: BinaryIO, extents: Sequence[tuple[int, int]], patches: list[Patch]) -> None:
-        """`extents`: offsets in the file, and lengths. Raises `Unreadable` where that is too much."""
+    def __init__(
+        self, file: BinaryIO, extents: Sequence[tuple[int, int]], patches: list[Patch]
+    ) -> None:
+        """`extents`: offsets in the file, and lengths. Raises `Unreadable` where that is too
+        much."""
         if sum(max(0, size) for _, size in extents) > MAX_NOTE_BYTES:
             raise Unreadable
         pieces = [(start, read_at(file, start, max(0, size))) for start, size in extents]
@@ -112,14 +149,16 @@ def find_patches(file: BinaryIO) -> list[Patch]:
     elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         look_at_webp(file, patches)
     elif head[4:8] == b"ftyp" and (
-        head[8:12] in PHOTO_BRANDS or any(head[at : at + 4] in PHOTO_BRANDS for at in (16, 20, 24, 28))
+        head[8:12] in PHOTO_BRANDS
+        or any(head[at : at + 4] in PHOTO_BRANDS for at in (16, 20, 24, 28))
     ):
         look_at_boxes(file, patches)
     return patches
 
 
 def look_at_jpeg(file: BinaryIO, patches: list[Patch]) -> None:
-    """All pictures in the file: further ones, such as depths, may follow the first and have notes of their own."""
+    """All pictures in the file: further ones, such as depths, may follow the first and have notes
+    of their own."""
     at: int | None = 0
     for _ in range(MAX_PICTURES):
         if at is None:
@@ -152,7 +191,9 @@ def look_at_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
     return at
 
 
-def look_at_segment(file: BinaryIO, marker: int, start: int, size: int, patches: list[Patch], long_xmp: Parts) -> None:
+def look_at_segment(
+    file: BinaryIO, marker: int, start: int, size: int, patches: list[Patch], long_xmp: Parts
+) -> None:
     """One segment."""
     head = read_at(file, start, min(size, 80))
     if marker == 0xED and head.startswith(PHOTOSHOP_HEAD):
@@ -183,7 +224,8 @@ def look_at_png(file: BinaryIO, patches: list[Patch]) -> None:
 
 
 def look_at_chunk(chunk: Bytes, kind: bytes) -> None:
-    """One chunk with notes: its type, then its content. What is compressed cannot be changed in its place, and goes as a whole."""
+    """One chunk with notes: its type, then its content. What is compressed cannot be changed in its
+    place, and goes as a whole."""
     if kind == b"eXIf":
         clean_exif(chunk, 10 if chunk.data.startswith(EXIF_HEAD, 4) else 4)
         return
@@ -217,8 +259,9 @@ def unpack(data: bytes) -> bytes | None:
 
 
 def has_places(text: bytes | None, *, is_hex: bool) -> bool:
-    """Whether there is something in notes to overwrite, or they cannot be understood. `is_hex`: they are written in such digits,
-    after three lines with a name and a length, as ImageMagick writes them."""
+    """Whether there is something in notes to overwrite, or they cannot be understood. `is_hex`:
+    they are written in such digits, after three lines with a name and a length, as ImageMagick
+    writes them."""
     if text is not None and is_hex:
         try:
             text = binascii.unhexlify(b"".join(text.split()[2:]))
@@ -279,9 +322,14 @@ def boxes(read: Callable[[int, int], bytes], at: int, end: int) -> Iterator[tupl
     raise Unreadable
 
 
-def look_at_items(file: BinaryIO, meta: bytes, meta_at: int, file_size: int, patches: list[Patch]) -> None:
+def look_at_items(
+    file: BinaryIO, meta: bytes, meta_at: int, file_size: int, patches: list[Patch]
+) -> None:
     """The items of one box `meta`, which begins there in the file."""
-    inner = {kind: (start, size) for kind, start, size in boxes(lambda at, count: meta[at : at + count], 4, len(meta))}
+    inner = {
+        kind: (start, size)
+        for kind, start, size in boxes(lambda at, count: meta[at : at + count], 4, len(meta))
+    }
     if b"iinf" not in inner or b"iloc" not in inner:
         return
     notes = note_items(meta, *inner[b"iinf"])
@@ -310,12 +358,16 @@ def note_items(meta: bytes, at: int, size: int) -> dict[int, bytes]:
         item = int.from_bytes(meta[start + 4 : start + 4 + wide])
         type_at = start + 4 + wide + 2
         type = meta[type_at : type_at + 4]
-        if type == b"Exif" or (type == b"mime" and b"rdf+xml" in meta[type_at : start + length].lower()):
+        if type == b"Exif" or (
+            type == b"mime" and b"rdf+xml" in meta[type_at : start + length].lower()
+        ):
             found[item] = type
     return found
 
 
-def item_places(meta: bytes, at: int, size: int) -> Iterator[tuple[int, bool, list[tuple[int, int]]]]:
+def item_places(
+    meta: bytes, at: int, size: int
+) -> Iterator[tuple[int, bool, list[tuple[int, int]]]]:
     """From a box `iloc`: each item, whether it is in the box `idat`, and its extents."""
     fields = io.BytesIO(meta[at : at + size])
 
@@ -345,7 +397,8 @@ def item_places(meta: bytes, at: int, size: int) -> Iterator[tuple[int, bool, li
 
 
 def clean_exif(note: Bytes, base: int) -> None:
-    """Exif: the directory of the place goes, with the entry that leads to it. `base`: where its offsets count from."""
+    """Exif: the directory of the place goes, with the entry that leads to it. `base`: where its
+    offsets count from."""
     try:
         order: Order = {b"II": "little", b"MM": "big"}[bytes(note.data[base : base + 2])]  # type: ignore[assignment]
         waiting = [number_at(note, base + 4, 4, order)]
@@ -384,7 +437,12 @@ def clean_directory(note: Bytes, base: int, offset: int, order: Order) -> list[i
         kept.append(bytes(note.data[place : place + 12]))
     if len(kept) < count:
         rest = bytes(note.data[end : end + 4])
-        note.put(at, b"".join([len(kept).to_bytes(2, order), *kept, rest]).ljust(end + len(rest) - at, b"\0"))
+        note.put(
+            at,
+            b"".join([len(kept).to_bytes(2, order), *kept, rest]).ljust(
+                end + len(rest) - at, b"\0"
+            ),
+        )
     return following
 
 
@@ -406,7 +464,9 @@ def entries_at(note: Bytes, at: int, order: Order) -> int:
 
 def value_of(note: Bytes, base: int, place: int, order: Order) -> tuple[int, int]:
     """Where the value of an entry is, and how long it is."""
-    size = TYPE_SIZES.get(number_at(note, place + 2, 2, order), 1) * number_at(note, place + 4, 4, order)
+    size = TYPE_SIZES.get(number_at(note, place + 2, 2, order), 1) * number_at(
+        note, place + 4, 4, order
+    )
     return (place + 8, size) if size <= 4 else (base + number_at(note, place + 8, 4, order), size)
 
 
@@ -456,7 +516,11 @@ def clean_iptc(note: Bytes, at: int, end: int) -> None:
     """Notes of IPTC: names of towns, provinces and countries become spaces."""
     end = min(end, len(note.data))
     while at + 5 <= end and note.data[at] == 0x1C:
-        record, kind, size = note.data[at + 1], note.data[at + 2], int.from_bytes(note.data[at + 3 : at + 5])
+        record, kind, size = (
+            note.data[at + 1],
+            note.data[at + 2],
+            int.from_bytes(note.data[at + 3 : at + 5]),
+        )
         at += 5
         if size & 0x8000:
             return
@@ -488,7 +552,10 @@ def main() -> None:
         try:
             with open(job["path"], "rb") if job["path"] else io.BytesIO(sent) as file:
                 patches = find_patches(file)
-            head: dict[str, Any] = {"understood": True, "patches": [(at, len(new)) for at, new in patches]}
+            head: dict[str, Any] = {
+                "understood": True,
+                "patches": [(at, len(new)) for at, new in patches],
+            }
         except Exception:  # a file that is broken on purpose may lead anywhere
             head, patches = {"understood": False, "patches": []}, []
         data = b"".join(new for _, new in patches)

@@ -1,4 +1,5 @@
-"""What somebody has uploaded, for themselves: to see it, and what scanners have said of it, and to take it back."""
+"""What somebody has uploaded, for themselves: to see it, and what scanners have said of it, and to
+take it back."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -6,11 +7,11 @@ from typing import Final
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.media.removal import MediaRemoval
-from storage.media import MediaStore
-from storage.media_addresses import MediaAddress
-from storage.media_lists import MediaListStore, Order, Page
-from storage.media_removal import Reason
-from storage.media_scans import MediaScanStore, ScanRow
+from storage.media.content_uris import MediaAddress
+from storage.media.lists import MediaListStore, Order, Page
+from storage.media.media import MediaStore
+from storage.media.removal import Reason
+from storage.media.scans import MediaScanStore, ScanRow
 
 MOST: Final = 1000
 """Files in one answer."""
@@ -35,14 +36,19 @@ class OwnUploads:
 
     async def get_page(self, user_id: UserID, start: int, limit: int) -> Page:
         """Some of them, newest first; how many there are, and how large together."""
-        return await self._lists.get_uploads(user_id, Order("created_ts", descending=True), start, limit)
+        return await self._lists.get_uploads(
+            user_id, Order("created_ts", descending=True), start, limit
+        )
 
     async def get_scans(self, page: Page) -> Mapping[bytes, ScanRow]:
         """What scanners have said of these files, by their hashes."""
-        return await self._scans.get_scans(row.content.hash for row in page.rows if row.content is not None)
+        return await self._scans.get_scans(
+            row.content.hash for row in page.rows if row.content is not None
+        )
 
     async def do_delete(self, user_id: UserID, media_id: str) -> str:
-        """Delete one; its id. Raises NotFound; Forbidden for what an administrator holds; LimitExceeded."""
+        """Delete one; its id. Raises NotFound; Forbidden for what an administrator holds;
+        LimitExceeded."""
         row = (await self._store.get_media([media_id])).get(media_id)
         if row is None or row.user_id != user_id or row.content is None:
             raise NotFound("You have uploaded no such file")

@@ -1,7 +1,7 @@
 """How much somebody may upload: in spans of time, in all, and of which type.
 
-It is looked at before a file is stored, since what is refused then costs nothing, and once more in the write that keeps it, since
-others of the same user may have come meanwhile.
+It is looked at before a file is stored, since what is refused then costs nothing, and once more in
+the write that keeps it, since others of the same user may have come meanwhile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ import msgspec
 
 from federation.protocol.errors import TooLarge, UserLimitExceeded
 from federation.protocol.ids import UserID
-from storage.database import Database
-from storage.media import MediaStore
-from storage.transaction import Transaction
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction
+from storage.media.media import MediaStore
 
 
 class Allowance(msgspec.Struct, frozen=True):
@@ -35,7 +35,8 @@ class Quotas:
         by_type: Mapping[str, int],
         info_uri: str,
     ) -> None:
-        """`total`: bytes that a user may have in all. `by_type`: the largest file by type, or by its first half (`video/*`).
+        """`total`: bytes that a user may have in all. `by_type`: the largest file by type, or by
+        its first half (`video/*`).
 
         `info_uri`: a page about these limits.
         """

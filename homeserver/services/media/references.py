@@ -1,8 +1,8 @@
 """Follows what refers to files: a job, in small steps, and what clients say of encrypted messages.
 
 Laws:
-- Nothing of this stands in the way of a send: events are looked at after they are stored. Messages without files cost no
-  write, encrypted ones not even a look.
+- Nothing of this stands in the way of a send: events are looked at after they are stored. Messages
+  without files cost no write, encrypted ones not even a look.
 - A file to which nobody ever was seen to refer stays: an encrypted message may have it.
 """
 
@@ -11,13 +11,19 @@ from typing import Final
 
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, UserID
-from storage.database import Database
-from storage.media import MediaStore
-from storage.media_addresses import MediaAddress, find_addresses
-from storage.media_follower import AT_ONCE, note_events, put_events, put_settings, select_progress
-from storage.media_references import add_attachments, do_rechecks, select_batch
-from storage.media_removal import MOST_BEHIND
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.media.content_uris import MediaAddress, find_addresses
+from storage.media.media import MediaStore
+from storage.media.reference_follower import (
+    AT_ONCE,
+    note_events,
+    put_events,
+    put_settings,
+    select_progress,
+)
+from storage.media.references import add_attachments, do_rechecks, select_batch
+from storage.media.removal import MOST_BEHIND
 
 FOLLOW_SECONDS: Final = 5.0
 LOOK_AGAIN_MS: Final = 60_000
@@ -31,7 +37,9 @@ MOST_ATTACHED: Final = 20
 class MediaReferences:
     """The job that follows, and what clients say of encrypted messages."""
 
-    def __init__(self, database: Database, media: MediaStore, server_name: str, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, database: Database, media: MediaStore, server_name: str, now_ms: Callable[[], int]
+    ) -> None:
         self._database = database
         self._media = media
         self._server_name = server_name
@@ -43,7 +51,8 @@ class MediaReferences:
         """Up to this event none that is not noted refers to a file."""
 
     async def do_follow(self, limit: int) -> int:
-        """Look at so many more events, or at what they have lost; how many it were. No query while nothing is written."""
+        """Look at so many more events, or at what they have lost; how many it were. No query while
+        nothing is written."""
         position, now = self._database.streams.current(), self._now_ms()
         if position == self._seen and now < self._looked_ms + LOOK_AGAIN_MS:
             return 0
@@ -75,7 +84,9 @@ class MediaReferences:
     def _recheck(self, txn: WriteTransaction, limit: int) -> int:
         return do_rechecks(txn, self._server_name, self._scanned, self._now_ms(), limit)
 
-    async def check_attachments(self, user_id: UserID, texts: Collection[str]) -> frozenset[MediaAddress]:
+    async def check_attachments(
+        self, user_id: UserID, texts: Collection[str]
+    ) -> frozenset[MediaAddress]:
         """The addresses of the files that a client attaches to an event. Raises InvalidParam.
 
         They have to be the user's own: who attaches a file may take it back with the event.
@@ -90,7 +101,9 @@ class MediaReferences:
             if [f"mxc://{each.origin}/{each.media_id}" for each in addresses] != [text]:
                 raise InvalidParam(f"attach_media must be an mxc:// address, not {text!r:.100}")
             found |= addresses
-        rows = await self._media.get_media(each.media_id for each in found if each.origin == self._server_name)
+        rows = await self._media.get_media(
+            each.media_id for each in found if each.origin == self._server_name
+        )
         if len({row.media_id for row in rows.values() if row.user_id == user_id}) < len(found):
             raise InvalidParam("attach_media must name files that you have uploaded")
         return frozenset(found)

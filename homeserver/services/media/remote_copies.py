@@ -1,4 +1,5 @@
-"""Files of other servers: a copy is fetched when somebody here asks for one first, and kept until nobody has read it for long.
+"""Files of other servers: a copy is fetched when somebody here asks for one first, and kept until
+nobody has read it for long.
 
 spec: client-server-api#content-repository, server-server-api#content-repository
 """
@@ -10,27 +11,32 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.policy import Policy
+from federation.peers.policy import Policy
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden, InvalidParam, MediaHarmful, NotFound
 from federation.protocol.ids import ServerName
 from federation.protocol.multipart import name_in
 from federation.remote.media import SIGNED_PATH, FileHeaders
+from homeserver.api.storage_errors import telling_of_the_store
 from homeserver.http.rate_limits import Rate, RateLimiter, address_key
-from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.freeze import Freeze
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
-from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID, OwnedContent
+from homeserver.services.media.remote_downloads import Fetching
+from homeserver.services.media.repository import (
+    ACCESS_GRAIN_MS,
+    LONGEST_WAIT_MS,
+    MEDIA_ID,
+    OwnedContent,
+)
 from homeserver.services.media.sniffing import settle_type
-from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.scanning.gate import ScanGate
-from storage.media import Content
-from storage.media_addresses import MediaAddress
-from storage.media_contents import Contents
-from storage.media_quarantine import SCANNER, QuarantineStore
-from storage.media_spool import Spool
-from storage.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.transaction import WriteTransaction
+from storage.engine.transaction import WriteTransaction
+from storage.media.content_uris import MediaAddress
+from storage.media.contents import Contents
+from storage.media.media import Content
+from storage.media.quarantine import SCANNER, QuarantineStore
+from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.media.spool import Spool
 
 
 class RemoteCopies:
@@ -53,7 +59,8 @@ class RemoteCopies:
         refused: Collection[str],
         freeze: Freeze,
     ) -> None:
-        """`rate`: in bytes, for each address that asks. `refused`: servers of which no files are given out.
+        """`rate`: in bytes, for each address that asks. `refused`: servers of which no files are
+        given out.
 
         `freeze`: which copies are not given to those who show no token.
         """
@@ -81,10 +88,11 @@ class RemoteCopies:
         user_id: str,
         held_too: bool = False,
     ) -> OwnedContent:
-        """What a file is, once there is a copy. Raises what `Fetching.fetch` and `ScanGate.check` do, and InvalidParam.
+        """What a file is, once there is a copy. Raises what `Fetching.fetch` and `ScanGate.check`
+        do, and InvalidParam.
 
-        `authenticated`: whether who asks has shown a token; `user_id`: whose it is, if anybody's. `allow_remote`: whether it may be
-        fetched. `held_too`: also one that is held back.
+        `authenticated`: whether who asks has shown a token; `user_id`: whose it is, if anybody's.
+        `allow_remote`: whether it may be fetched. `held_too`: also one that is held back.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
@@ -100,24 +108,38 @@ class RemoteCopies:
             if self._freeze.is_on and not authenticated:
                 raise NotFound("Files of other servers are only for those who show an access token")
             address = address_key(client_ip)
-            row = await self._fetch(server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address, user_id or address)
+            row = await self._fetch(
+                server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address, user_id or address
+            )
         row = self._check(row, authenticated=authenticated, held_too=held_too)
         if not held_too:
             await self._gate.check("remote", row.content, timeout_ms, server)
         self._note_access(row)
         return OwnedContent(row.content, server)
 
-    async def check_visible(self, server: ServerName, media_id: str, *, authenticated: bool, held_too: bool) -> None:
+    async def check_visible(
+        self, server: ServerName, media_id: str, *, authenticated: bool, held_too: bool
+    ) -> None:
         """Whether a copy may still be given out. Raises NotFound, MediaHarmful."""
-        self._check(await self._store.get_copy(server, media_id), authenticated=authenticated, held_too=held_too)
+        self._check(
+            await self._store.get_copy(server, media_id),
+            authenticated=authenticated,
+            held_too=held_too,
+        )
 
-    def _check(self, row: RemoteMediaRow | None, *, authenticated: bool, held_too: bool) -> RemoteMediaRow:
+    def _check(
+        self, row: RemoteMediaRow | None, *, authenticated: bool, held_too: bool
+    ) -> RemoteMediaRow:
         if row is None:
             raise NotFound("There is no such file")
-        if not authenticated and self._freeze.hides(is_noted=row.authenticated, created_ts=row.created_ts):
+        if not authenticated and self._freeze.hides(
+            is_noted=row.authenticated, created_ts=row.created_ts
+        ):
             raise NotFound("There is no such file for those who show no access token")
         if row.quarantined and not held_too:
-            raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
+            raise (
+                MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
+            )
         return row
 
     async def _fetch(
@@ -134,7 +156,9 @@ class RemoteCopies:
             self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)
         return row
 
-    async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: Spool) -> None:
+    async def _keep(
+        self, server: ServerName, media_id: str, headers: FileHeaders, body: Spool
+    ) -> None:
         type = settle_type(parse_type(headers.type), body)
 
         def write(txn: WriteTransaction, hash: bytes, size: int) -> None:
@@ -152,7 +176,9 @@ class RemoteCopies:
     def _note_access(self, row: RemoteMediaRow) -> None:
         now = self._now_ms()
         if now - row.last_access_ts >= ACCESS_GRAIN_MS:
-            Deferred.fromCoroutine(self._store.set_accessed(row.origin, row.media_id, now)).addErrback(
+            Deferred.fromCoroutine(
+                self._store.set_accessed(row.origin, row.media_id, now)
+            ).addErrback(
                 lambda failure: self.log.failure("cannot note that a file was read", failure)
             )
 

@@ -1,8 +1,11 @@
-"""Deletes files: those to which nobody refers any more, those that nobody reads, and those that somebody wants gone.
+"""Deletes files: those to which nobody refers any more, those that nobody reads, and those that
+somebody wants gone.
 
 Laws:
-- A reference that comes before the file goes keeps it: what is left to look at is looked at in the write that removes it.
-- Files that are held back (quarantined) or protected go only when an administrator deletes just these.
+- A reference that comes before the file goes keeps it: what is left to look at is looked at in the
+  write that removes it.
+- Files that are held back (quarantined) or protected go only when an administrator deletes just
+  these.
 - The bytes, and all that was made of them, go with the last file that has them.
 """
 
@@ -13,10 +16,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from federation.protocol.errors import LimitExceeded
-from storage.media_addresses import MediaAddress
-from storage.media_contents import Contents
-from storage.media_removal import NOTHING, Deletion, MediaRemovalStore, Reason, Removable, Removed
-from storage.transaction import WriteTransaction
+from storage.engine.transaction import WriteTransaction
+from storage.media.content_uris import MediaAddress
+from storage.media.contents import Contents
+from storage.media.removal import NOTHING, Deletion, MediaRemovalStore, Reason, Removable, Removed
 
 AT_ONCE: Final = 100
 """Files that are deleted while nobody can upload."""
@@ -43,8 +46,8 @@ class MediaRemoval:
         remote_age_ms: int | None,
         record_ms: int,
     ) -> None:
-        """`grace_ms`: how long nobody must have referred to a file; lifetimes: how long nobody must have read it; ages: how long
-        after it came it goes, whoever reads it.
+        """`grace_ms`: how long nobody must have referred to a file; lifetimes: how long nobody must
+        have read it; ages: how long after it came it goes, whoever reads it.
 
         `record_ms`: how long it is remembered what was deleted.
         """
@@ -75,19 +78,23 @@ class MediaRemoval:
         return await self._remove_all(find, remove, limit)
 
     async def do_remove_unread_own(self, limit: int) -> int:
-        """Delete at most so many files of this server's users that nobody has read for long; how many."""
+        """Delete at most so many files of this server's users that nobody has read for long; how
+        many."""
         return await self._remove_unread(self._local_lifetime_ms, limit, own=True)
 
     async def do_remove_unread_copies(self, limit: int) -> int:
-        """Delete at most so many copies of other servers' files that nobody has read for long; how many."""
+        """Delete at most so many copies of other servers' files that nobody has read for long; how
+        many."""
         return await self._remove_unread(self._remote_lifetime_ms, limit, own=False)
 
     async def do_remove_old_own(self, limit: int) -> int:
-        """Delete at most so many files of this server's users that were uploaded long ago; how many."""
+        """Delete at most so many files of this server's users that were uploaded long ago; how
+        many."""
         return await self._remove_old(self._local_age_ms, limit, own=True)
 
     async def do_remove_old_copies(self, limit: int) -> int:
-        """Delete at most so many copies of other servers' files that were fetched long ago; how many."""
+        """Delete at most so many copies of other servers' files that were fetched long ago; how
+        many."""
         return await self._remove_old(self._remote_age_ms, limit, own=False)
 
     async def do_forget_deletions(self, limit: int) -> int:
@@ -105,9 +112,11 @@ class MediaRemoval:
         held_too: bool = False,
         unread_since: int | None = None,
     ) -> Sequence[MediaAddress]:
-        """Delete these files; which of them were there and could go. Raises LimitExceeded where some are left.
+        """Delete these files; which of them were there and could go. Raises LimitExceeded where
+        some are left.
 
-        `held_too`: also those that are quarantined or protected. `unread_since`: only those that nobody has read since.
+        `held_too`: also those that are quarantined or protected. `unread_since`: only those that
+        nobody has read since.
         """
         wanted, deleted = list(addresses), list[MediaAddress]()
         for start in range(0, len(wanted), AT_ONCE):
@@ -116,12 +125,23 @@ class MediaRemoval:
         return deleted
 
     async def _delete(
-        self, found: Sequence[Removable], reason: Reason, by: str, held_too: bool, unread_since: int | None
+        self,
+        found: Sequence[Removable],
+        reason: Reason,
+        by: str,
+        held_too: bool,
+        unread_since: int | None,
     ) -> Sequence[MediaAddress]:
         def remove(txn: WriteTransaction, found: Sequence[Removable]) -> Removed:
             files = [each.address for each in found]
             return self._store.remove(
-                txn, files, reason, self._now_ms(), by=by, held_too=held_too, unread_since=unread_since
+                txn,
+                files,
+                reason,
+                self._now_ms(),
+                by=by,
+                held_too=held_too,
+                unread_since=unread_since,
             )
 
         for _ in range(TRIES):
@@ -129,7 +149,10 @@ class MediaRemoval:
             if removed is not None:
                 return removed.addresses
             await deferLater(self._clock, TRY_SECONDS, lambda: None)
-        raise LimitExceeded("Files come in all the time, so that none can be deleted; ask again", retry_after_ms=1000)
+        raise LimitExceeded(
+            "Files come in all the time, so that none can be deleted; ask again",
+            retry_after_ms=1000,
+        )
 
     async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
         """What was deleted, the latest first."""

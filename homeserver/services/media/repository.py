@@ -1,6 +1,7 @@
 """Files of this server's users: taken in, reserved for, given out.
 
-An upload is answered only when its bytes and its row are on disk. spec: client-server-api#content-repository
+An upload is answered only when its bytes and its row are on disk. spec:
+client-server-api#content-repository
 """
 
 import re
@@ -22,20 +23,20 @@ from federation.protocol.errors import (
     NotYetUploaded,
 )
 from federation.protocol.ids import ServerName, UserID
+from homeserver.api.storage_errors import telling_of_the_store
 from homeserver.services.media.freeze import Freeze
 from homeserver.services.media.headers import parse_name, parse_type
-from homeserver.services.media.photo_locations import PhotoLocations
+from homeserver.services.media.location_removal import PhotoLocations
 from homeserver.services.media.quotas import Quotas
 from homeserver.services.media.sniffing import settle_type
-from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.scanning.gate import ScanGate
-from homeserver.services.secret_text import SecretText
-from storage.database import Database
-from storage.media import Content, MediaRow, MediaStore
-from storage.media_contents import Contents
-from storage.media_quarantine import SCANNER, QuarantineStore
-from storage.media_rescans import FileKind
-from storage.transaction import WriteTransaction
+from homeserver.services.tokens.secret_tokens import SecretText
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.media.contents import Contents
+from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.quarantine import SCANNER, QuarantineStore
+from storage.media.rescans import FileKind
 
 ACCESS_GRAIN_MS: Final = 3600 * 1000
 """How exactly it is known when a file was read last: reading must not cost a write each time."""
@@ -86,8 +87,9 @@ class MediaRepository:
         reservation_ms: int,
         freeze: Freeze,
     ) -> None:
-        """`locations`: takes out of photographs where they were taken; None: nobody does. `on_kept` hears of files that have
-        come and are not harmful as far as is known. `freeze`: which are not given to those who show no token."""
+        """`locations`: takes out of photographs where they were taken; None: nobody does. `on_kept`
+        hears of files that have come and are not harmful as far as is known. `freeze`: which are
+        not given to those who show no token."""
         self.max_upload_size = max_upload_size
         self._server_name = server_name
         self._clock = clock
@@ -108,20 +110,24 @@ class MediaRepository:
     # Taking in.
 
     async def do_upload(self, user_id: UserID, upload: Upload) -> str:
-        """Keep a file; its `mxc://` address. Raises `InvalidParam`, what `Quotas.check_upload` does, and `MediaHarmful`."""
+        """Keep a file; its `mxc://` address. Raises `InvalidParam`, what `Quotas.check_upload`
+        does, and `MediaHarmful`."""
         name = parse_name(upload.name)
         media_id = self._texts.media_id()
 
         def write(txn: WriteTransaction, content: Content) -> None:
             now = self._now_ms()
-            self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._freeze.is_on))
+            self._store.add_media(
+                txn, MediaRow(media_id, user_id, content, now, None, now, self._freeze.is_on)
+            )
 
         content = await self._keep(user_id, upload, name, write)
         await self._finish(content, user_id)
         return self._address(media_id)
 
     async def do_create(self, user_id: UserID) -> tuple[str, int]:
-        """Reserve an address; it, and until when (milliseconds since 1970). Raises `LimitExceeded`."""
+        """Reserve an address; it, and until when (milliseconds since 1970). Raises
+        `LimitExceeded`."""
         media_id = self._texts.media_id()
         now = self._now_ms()
         expires = now + self._reservation_ms
@@ -132,14 +138,18 @@ class MediaRepository:
                     f"You have {self._max_pending} files that are not uploaded yet; upload them first",
                     retry_after_ms=60_000,
                 )
-            self._store.add_media(txn, MediaRow(media_id, user_id, None, now, expires, now, self._freeze.is_on))
+            self._store.add_media(
+                txn, MediaRow(media_id, user_id, None, now, expires, now, self._freeze.is_on)
+            )
 
         await self._database.write("create_media", write)
         return self._address(media_id), expires
 
-    async def do_fill(self, user_id: UserID, server_name: ServerName, media_id: str, upload: Upload) -> None:
-        """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`, and what
-        `do_upload` does."""
+    async def do_fill(
+        self, user_id: UserID, server_name: ServerName, media_id: str, upload: Upload
+    ) -> None:
+        """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`,
+        `CannotOverwriteMedia`, and what `do_upload` does."""
         name = parse_name(upload.name)
         row = await self._row(server_name, media_id)
         if row is None or _is_over(row, self._now_ms()):
@@ -151,7 +161,9 @@ class MediaRepository:
 
         def write(txn: WriteTransaction, content: Content) -> None:
             now, authenticated = self._now_ms(), self._freeze.is_on
-            if not self._store.set_content(txn, media_id, content, now, authenticated=authenticated):
+            if not self._store.set_content(
+                txn, media_id, content, now, authenticated=authenticated
+            ):
                 raise CannotOverwriteMedia
 
         kept = await self._keep(user_id, upload, name, write)
@@ -192,25 +204,37 @@ class MediaRepository:
     # Giving out.
 
     async def get_content(
-        self, server_name: ServerName, media_id: str, timeout_ms: int, *, authenticated: bool, held_too: bool = False
+        self,
+        server_name: ServerName,
+        media_id: str,
+        timeout_ms: int,
+        *,
+        authenticated: bool,
+        held_too: bool = False,
     ) -> OwnedContent:
-        """What a file is, waiting for its upload so long, and as long again for its scan. Raises `NotFound`,
-        `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check` does.
+        """What a file is, waiting for its upload so long, and as long again for its scan. Raises
+        `NotFound`, `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check` does.
 
         `authenticated`: whether who asks has shown a token. `held_too`: also one that is held back.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
-        row = await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
+        row = await self._visible_row(
+            server_name, media_id, authenticated=authenticated, held_too=held_too
+        )
         end = self._clock.seconds() + min(timeout_ms, LONGEST_WAIT_MS) / 1000
         while row.content is None and (left := end - self._clock.seconds()) > 0:
             await self._wait(media_id, min(left, LOOK_AGAIN_SECONDS))
-            row = await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
+            row = await self._visible_row(
+                server_name, media_id, authenticated=authenticated, held_too=held_too
+            )
         if row.content is None:
             raise NotYetUploaded
         if not held_too:
             kind: FileKind = "local" if row.user_id else "previews"
-            await self._gate.check(kind, row.content, timeout_ms, row.user_id, is_protected=row.protected)
+            await self._gate.check(
+                kind, row.content, timeout_ms, row.user_id, is_protected=row.protected
+            )
         self._note_access(row)
         return OwnedContent(row.content, row.user_id)
 
@@ -218,7 +242,9 @@ class MediaRepository:
         self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
     ) -> None:
         """Whether a file may still be given out. Raises `NotFound`, `MediaHarmful`."""
-        await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
+        await self._visible_row(
+            server_name, media_id, authenticated=authenticated, held_too=held_too
+        )
 
     async def _visible_row(
         self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
@@ -226,10 +252,14 @@ class MediaRepository:
         row = await self._row(server_name, media_id)
         if row is None or _is_over(row, self._now_ms()):
             raise NotFound("There is no such file")
-        if not authenticated and self._freeze.hides(is_noted=row.authenticated, created_ts=row.created_ts):
+        if not authenticated and self._freeze.hides(
+            is_noted=row.authenticated, created_ts=row.created_ts
+        ):
             raise NotFound("There is no such file for those who show no access token")
         if row.quarantined and not held_too:
-            raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
+            raise (
+                MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
+            )
         return row
 
     async def _row(self, server_name: ServerName, media_id: str) -> MediaRow | None:
@@ -240,7 +270,8 @@ class MediaRepository:
         return (await self._store.get_media([media_id])).get(media_id)
 
     async def _wait(self, media_id: str, seconds: float) -> None:
-        """Until the file is there, or the time is over. What came through another node is seen when it is looked for again."""
+        """Until the file is there, or the time is over. What came through another node is seen when
+        it is looked for again."""
         arrived: Deferred[None] = Deferred()
         waiters = self._waiting.setdefault(media_id, [])
         waiters.append(arrived)
@@ -263,7 +294,8 @@ class MediaRepository:
             )
 
     async def do_remove_expired(self, limit: int) -> int:
-        """Forget reservations that were not used in time, at most so many; how many there were. A job does it."""
+        """Forget reservations that were not used in time, at most so many; how many there were. A
+        job does it."""
         return await self._store.remove_expired(self._now_ms(), limit)
 
     def _address(self, media_id: str) -> str:

@@ -1,10 +1,11 @@
 """Thumbnails: made when somebody asks, and kept beside the content.
 
-They are made by turns among those whose files they are, since a picture may be made to take long, and among those who ask, since
-somebody may ask for much; those of whose pictures one took long lately share a part of the turns. Sizes are rounded up along a
-ladder, with one of a few proportions, or to one of those that the configuration names, so that the many sizes that screens ask for
-share a few files. A thumbnail is at least as large as what was asked for, and never larger than the original. What is kept is read as
-somebody takes it, so it needs no memory.
+They are made by turns among those whose files they are, since a picture may be made to take long,
+and among those who ask, since somebody may ask for much; those of whose pictures one took long
+lately share a part of the turns. Sizes are rounded up along a ladder, with one of a few
+proportions, or to one of those that the configuration names, so that the many sizes that screens
+ask for share a few files. A thumbnail is at least as large as what was asked for, and never larger
+than the original. What is kept is read as somebody takes it, so it needs no memory.
 
 spec: client-server-api#thumbnails
 """
@@ -20,22 +21,47 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from federation.protocol.errors import CannotThumbnail, InvalidParam, LimitExceeded, NotFound, TooLarge
-from homeserver.http.answers import File, MemorySource, Source
-from homeserver.services.fair_turns import FairTurns, Times
+from federation.protocol.errors import (
+    CannotThumbnail,
+    InvalidParam,
+    LimitExceeded,
+    NotFound,
+    TooLarge,
+)
+from homeserver.api.storage_errors import telling_of_the_store
+from homeserver.http.responses import File, MemorySource, Source
+from homeserver.services.federation.fair_turns import FairTurns, Times
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
-from homeserver.services.media.store_errors import telling_of_the_store
-from storage.media import Content
-from storage.media_contents import Contents
-from storage.media_files import KeptThumbnail
+from storage.media.contents import Contents
+from storage.media.files import KeptThumbnail
+from storage.media.media import Content
 
-LADDER: Final = (32, 48, 64, 96, 128, 192, 256, 320, 480, 640, 800, 1024, 1280, 1600, 2048, 3072, 4096)
+LADDER: Final = (
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    320,
+    480,
+    640,
+    800,
+    1024,
+    1280,
+    1600,
+    2048,
+    3072,
+    4096,
+)
 PROPORTIONS: Final = 16
 """The shorter side is so many sixteenths of the longer."""
 MOST_KEPT: Final = 40
 """Thumbnails of one content; further ones are made each time."""
 REMEMBERED_SECONDS: Final = 86_400
-"""So long it is remembered that a file is no image: another version of what reads it may find one."""
+"""So long it is remembered that a file is no image: another version of what reads it may find
+one."""
 
 SLOW_SECONDS: Final = 5.0
 """Whose picture takes longer is slow."""
@@ -56,7 +82,8 @@ class ThumbnailSize(NamedTuple):
 
 
 class Thumbnail(msgspec.Struct, frozen=True):
-    """A thumbnail; `file` is None where the content itself serves as one. Who has it closes the file's source."""
+    """A thumbnail; `file` is None where the content itself serves as one. Who has it closes the
+    file's source."""
 
     type: str
     file: File | None
@@ -101,8 +128,9 @@ class Thumbnails:
         sizes: Sequence[ThumbnailSize] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`at_once`: how many are made at the same time. `programs`: whether other programs may take pictures out of films and
-        documents; `sizes`: the only ones to make, if any are named. `now`: the time of the folder's disk."""
+        """`at_once`: how many are made at the same time. `programs`: whether other programs may
+        take pictures out of films and documents; `sizes`: the only ones to make, if any are named.
+        `now`: the time of the folder's disk."""
         self._now = now
         self._sizes = sizes
         self._contents = contents
@@ -114,18 +142,30 @@ class Thumbnails:
             max(1, at_once - 1),
             most_waiting=MOST_WAITING,
             most_waiting_of_one=MOST_WAITING_OF_ONE,
-            refusal=lambda: LimitExceeded("Too many thumbnails are being made at this moment", retry_after_ms=2000),
+            refusal=lambda: LimitExceeded(
+                "Too many thumbnails are being made at this moment", retry_after_ms=2000
+            ),
             times=Times(clock, SLOW_SECONDS),
         )
         self._being_made: dict[tuple[bytes, str], _Making] = {}
 
     async def get(
-        self, content: Content, width: int, height: int, method: Method, whose: str, asker: str, *, animated: bool
+        self,
+        content: Content,
+        width: int,
+        height: int,
+        method: Method,
+        whose: str,
+        asker: str,
+        *,
+        animated: bool,
     ) -> Thumbnail:
-        """A thumbnail; what is not kept is made, by turns among those whose files they are, and those who ask.
+        """A thumbnail; what is not kept is made, by turns among those whose files they are, and
+        those who ask.
 
-        `whose`: so one that takes long keeps none of others' files waiting. `asker`: so who asks for many keeps no others waiting.
-        Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`.
+        `whose`: so one that takes long keeps none of others' files waiting. `asker`: so who asks
+        for many keeps no others waiting. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`,
+        `LimitExceeded`, `NotFound`.
         """
         if width < 1 or height < 1:
             raise InvalidParam("width and height must be at least 1")
@@ -138,7 +178,9 @@ class Thumbnails:
         if kept is None:
 
             def job(path: Path) -> ImageJob:
-                return ImageJob(str(path), width, height, method, animated, self._max_pixels, self._programs)
+                return ImageJob(
+                    str(path), width, height, method, animated, self._max_pixels, self._programs
+                )
 
             result = await self._make(content, name, _Turn(whose, asker), job)
             if result.kind == "made":
@@ -149,7 +191,10 @@ class Thumbnails:
         if kept.result.kind not in ("made", "original"):
             raise CannotThumbnail
         etag = f"{content.hash.hex()}-{name}"
-        return Thumbnail(kept.result.type, File(kept.source, kept.size, etag) if kept.result.kind == "made" else None)
+        return Thumbnail(
+            kept.result.type,
+            File(kept.source, kept.size, etag) if kept.result.kind == "made" else None,
+        )
 
     async def _get_kept(self, content: Content, name: str) -> _Kept | None:
         with telling_of_the_store():
@@ -167,13 +212,18 @@ class Thumbnails:
                 if path is None:
                     raise NotFound("The content of this file is missing")
                 async with self._turns.turn(whose):
-                    result = await self._workers.run(ImageJob(str(path), 32, 32, "scale", False, self._max_pixels))
+                    result = await self._workers.run(
+                        ImageJob(str(path), 32, 32, "scale", False, self._max_pixels)
+                    )
         if result.kind not in ("made", "original"):
             raise CannotThumbnail
         return result.original_size
 
-    async def _make(self, content: Content, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]) -> ImageResult:
-        """Once, however many ask for it at the same time, when the first of them has a turn, and to the end, though they may go away."""
+    async def _make(
+        self, content: Content, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]
+    ) -> ImageResult:
+        """Once, however many ask for it at the same time, when the first of them has a turn, and to
+        the end, though they may go away."""
         making = self._being_made.setdefault((content.hash, name), _Making())
         waits_for_turn = not making.is_begun and turn.asker not in making.waiters
         mine: Deferred[ImageResult] = Deferred()
@@ -185,9 +235,15 @@ class Thumbnails:
         return await mine
 
     async def _make_in_turn(
-        self, making: "_Making", content: Content, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]
+        self,
+        making: "_Making",
+        content: Content,
+        name: str,
+        turn: "_Turn",
+        job: Callable[[Path], ImageJob],
     ) -> None:
-        """Make it and tell all who wait, unless somebody else had a turn first. Who is refused a turn is told alone."""
+        """Make it and tell all who wait, unless somebody else had a turn first. Who is refused a
+        turn is told alone."""
         is_mine = False
 
         def begin() -> bool:
@@ -227,7 +283,11 @@ class Thumbnails:
                     if not begin():
                         return None
                     result = await self._workers.run(job(path))
-        if result.kind in ("made", "original", "no image"):  # what else it is may be otherwise the next time
+        if result.kind in (
+            "made",
+            "original",
+            "no image",
+        ):  # what else it is may be otherwise the next time
             try:
                 await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
             except OSError as error:
@@ -249,8 +309,11 @@ class _Making:
         """By who asks. Until it is begun each of these waits for a turn of their own."""
 
 
-def choose(sizes: Sequence[ThumbnailSize], width: int, height: int, method: Method) -> ThumbnailSize:
-    """The smallest of these that is as large as what was asked for, or else the largest; of the same method where there are such."""
+def choose(
+    sizes: Sequence[ThumbnailSize], width: int, height: int, method: Method
+) -> ThumbnailSize:
+    """The smallest of these that is as large as what was asked for, or else the largest; of the
+    same method where there are such."""
     fitting = [size for size in sizes if size.method == method] or sizes
     large = [size for size in fitting if size.width >= width and size.height >= height]
     if large:
@@ -259,7 +322,8 @@ def choose(sizes: Sequence[ThumbnailSize], width: int, height: int, method: Meth
 
 
 def round_up(width: int, height: int) -> tuple[int, int]:
-    """The next size of the ladder with nearly the same proportions; the largest for what is larger still."""
+    """The next size of the ladder with nearly the same proportions; the largest for what is larger
+    still."""
     longest = max(width, height)
     step = next((step for step in LADDER if step >= longest), LADDER[-1])
     unit = step // PROPORTIONS
@@ -278,7 +342,9 @@ def _unpack(kept: KeptThumbnail) -> _Kept:
     kind, type, data = kept.beginning.split(b"\n", 2)
     if kept.file is not None and kind == b"made":
         start = len(kept.beginning) - len(data)
-        return _Kept(ImageResult("made", type.decode()), _After(kept.file, start), kept.file.size - start)
+        return _Kept(
+            ImageResult("made", type.decode()), _After(kept.file, start), kept.file.size - start
+        )
     source = MemorySource(data)
     match kind:
         case b"made":

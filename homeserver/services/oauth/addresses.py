@@ -1,6 +1,7 @@
 """Addresses of programs: which may be registered, and whether one that is asked for was.
 
-A redirect address is how a program shows that it is what it says, so it has to belong to the host of the program's own page.
+A redirect address is how a program shows that it is what it says, so it has to belong to the host
+of the program's own page.
 
 spec: client-server-api#redirect-uri-validation, RFC 8252 section 7
 """
@@ -9,22 +10,31 @@ import re
 from typing import Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from homeserver.services.foreign_links import read_link
+from homeserver.services.pages.external_links import read_link
 
 ApplicationType = Literal["web", "native"]
 
 LONGEST: Final = 2000
 _PRINTABLE: Final = re.compile(r"[\x21-\x5b\x5d\x5f\x61-\x7a\x7e]+")
-"""No spaces, no control characters, no backslash and others that an address never has as they are."""
-_HOST: Final = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+"""No spaces, no control characters, no backslash and others that an address never has as they
+are."""
+_HOST: Final = re.compile(
+    r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+)
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def host_of_page(uri: str) -> str | None:
-    """The host of a page that may stand for a program; None where it may not: it is not https, or not well-formed."""
+    """The host of a page that may stand for a program; None where it may not: it is not https, or
+    not well-formed."""
     split = _split(uri)
-    if split is None or split.scheme != "https" or not _is_plain_host(split) or split.username is not None:
+    if (
+        split is None
+        or split.scheme != "https"
+        or not _is_plain_host(split)
+        or split.username is not None
+    ):
         return None
     return split.hostname
 
@@ -45,19 +55,25 @@ def may_lead_to(uri: str, host: str, kind: ApplicationType) -> bool:
 
 
 def is_registered(uri: str, registered: tuple[str, ...]) -> bool:
-    """Whether a program may be answered at this address: one that it registered, character by character; on the loopback
-    interface any port will do."""
+    """Whether a program may be answered at this address: one that it registered, character by
+    character; on the loopback interface any port will do."""
     if uri in registered:
         return True
     split = _split(uri)
-    if split is None or split.scheme != "http" or split.hostname not in _LOOPBACK or split.port is None:
+    if (
+        split is None
+        or split.scheme != "http"
+        or split.hostname not in _LOOPBACK
+        or split.port is None
+    ):
         return False
     without_port = uri.replace(split.netloc, split.netloc.rpartition(":")[0], 1)
     return without_port in registered and _is_loopback(without_port)
 
 
 def origin_of(uri: str) -> str:
-    """As it stands in a `Content-Security-Policy`: a scheme with its host and port, or the scheme of an app's own."""
+    """As it stands in a `Content-Security-Policy`: a scheme with its host and port, or the scheme
+    of an app's own."""
     split = urlsplit(uri)
     return f"{split.scheme}://{split.netloc}" if split.netloc else f"{split.scheme}:"
 
@@ -72,7 +88,11 @@ def _split(uri: str) -> SplitResult | None:
 
 
 def _is_plain_host(split: SplitResult) -> bool:
-    return bool(split.hostname) and _HOST.fullmatch(split.hostname or "") is not None and "@" not in split.netloc
+    return (
+        bool(split.hostname)
+        and _HOST.fullmatch(split.hostname or "") is not None
+        and "@" not in split.netloc
+    )
 
 
 def _is_loopback(uri: str) -> bool:

@@ -1,11 +1,13 @@
 """Programs that sign people in: each registers itself, and is known by what it registered.
 
 Laws:
-- What is registered is bounded, and every address in it belongs to the host of the program's page; what people may follow
-  besides (logo, terms, privacy) is left out where it does not, a redirect address is refused.
+- What is registered is bounded, and every address in it belongs to the host of the program's page;
+  what people may follow besides (logo, terms, privacy) is left out where it does not, a redirect
+  address is refused.
 - The same metadata gives the same id: a program on a thousand telephones is one row.
-- A registration that nobody uses for long is forgotten, unless a session stands on it; one with which nobody was ever let in goes
-  sooner, and of these there are so many at most: anybody can register, and what they register is to cost nothing that lasts.
+- A registration that nobody uses for long is forgotten, unless a session stands on it; one with
+  which nobody was ever let in goes sooner, and of these there are so many at most: anybody can
+  register, and what they register is to cost nothing that lasts.
 
 spec: client-server-api#client-registration, RFC 7591
 """
@@ -19,12 +21,12 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.services.audit import NOBODY, Happened, note
+from homeserver.services.audit.audit import NOBODY, Happened, note
 from homeserver.services.oauth.addresses import ApplicationType, host_of_page, is_under, may_lead_to
 from homeserver.services.oauth.errors import InvalidClient, OAuthError
-from storage.database import Database
-from storage.oauth import OAuthClientRow, OAuthStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.oauth.oauth import OAuthClientRow, OAuthStore
 
 CODE_GRANT: Final = "authorization_code"
 REFRESH_GRANT: Final = "refresh_token"
@@ -77,7 +79,12 @@ class Clients:
     """Registers programs, and finds them."""
 
     def __init__(
-        self, clock: IReactorTime, database: Database, store: OAuthStore, *, most_never_used: int = MOST_NEVER_USED
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: OAuthStore,
+        *,
+        most_never_used: int = MOST_NEVER_USED,
     ) -> None:
         self._clock = clock
         self._database = database
@@ -100,7 +107,8 @@ class Clients:
         return msgspec.structs.replace(client, client_id=client_id)
 
     def note_allowed(self, txn: WriteTransaction, client: Client, ip: str) -> None:
-        """Somebody lets a program in, in the write that does it; `ip`: whence. The first time is recorded."""
+        """Somebody lets a program in, in the write that does it; `ip`: whence. The first time is
+        recorded."""
         if self._store.set_client_allowed(txn, client.client_id, self._now()):
             note(txn, NOBODY, Happened.CLIENT_REGISTERED, self._now(), ip=ip, detail=client.called)
 
@@ -129,7 +137,9 @@ class Clients:
 
         def write(txn: WriteTransaction) -> int:
             now = self._now()
-            return self._store.remove_unused_clients(txn, now - UNUSED_MS, now - NEVER_USED_MS, limit)
+            return self._store.remove_unused_clients(
+                txn, now - UNUSED_MS, now - NEVER_USED_MS, limit
+            )
 
         return await self._database.write("sweep_oauth_clients", write)
 
@@ -148,7 +158,9 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
         raise _wrong("application_type must be web or native")
     if metadata.get("token_endpoint_auth_method", "none") != "none":
         raise _wrong("token_endpoint_auth_method must be none: clients keep no secret")
-    grants = tuple(grant for grant in GRANTS if grant in _texts(metadata, "grant_types", [CODE_GRANT]))
+    grants = tuple(
+        grant for grant in GRANTS if grant in _texts(metadata, "grant_types", [CODE_GRANT])
+    )
     if CODE_GRANT not in grants and DEVICE_GRANT not in grants:
         raise _wrong("grant_types has nothing by which this server signs people in")
     redirects = tuple(dict.fromkeys(_texts(metadata, "redirect_uris", [])))
@@ -162,7 +174,10 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
         raise OAuthError("invalid_redirect_uri", f"There may be {MOST_REDIRECTS} redirect_uris")
     for redirect in redirects:
         if not may_lead_to(redirect, host, kind):
-            raise OAuthError("invalid_redirect_uri", f"{redirect[:200]} is not an address of a {kind} client of {host}")
+            raise OAuthError(
+                "invalid_redirect_uri",
+                f"{redirect[:200]} is not an address of a {kind} client of {host}",
+            )
     further = {key: _text(metadata, key) for key in ("logo_uri", "tos_uri", "policy_uri")}
     return Client(
         client_uri=client_uri,
@@ -177,8 +192,11 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
 
 
 def _name(text: str) -> str:
-    """What is shown of a name: no signs that nobody sees, or that turn the order of others round."""
-    visible = "".join(sign for sign in text if sign.isspace() or not unicodedata.category(sign).startswith("C"))
+    """What is shown of a name: no signs that nobody sees, or that turn the order of others
+    round."""
+    visible = "".join(
+        sign for sign in text if sign.isspace() or not unicodedata.category(sign).startswith("C")
+    )
     return " ".join(visible.split())[:LONGEST_NAME]
 
 
@@ -195,7 +213,9 @@ def _texts(metadata: Mapping[str, Any], key: str, default: Sequence[str]) -> Seq
     value = metadata.get(key)
     if value is None:
         return default
-    if not isinstance(value, list) or not all(isinstance(each, str) and "\0" not in each for each in value):
+    if not isinstance(value, list) or not all(
+        isinstance(each, str) and "\0" not in each for each in value
+    ):
         raise _wrong(f"{key} must be a list of strings")
     return value
 

@@ -1,4 +1,5 @@
-"""Letting in a program on a device without a browser: it shows a short code, which somebody types on another device.
+"""Letting in a program on a device without a browser: it shows a short code, which somebody types
+on another device.
 
 Laws:
 - The short code opens nothing by itself: who types it sees what asks, and has to allow it.
@@ -16,16 +17,16 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Limit
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import Counted, RateLimiter, address_key
-from homeserver.services.audit import Happened, note
-from homeserver.services.eras import Era, check_era
+from homeserver.services.audit.audit import Happened, note
+from homeserver.services.login.credential_epoch import Era, check_era
 from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError, UnauthorizedClient
 from homeserver.services.oauth.scopes import parse_scope
 from homeserver.services.oauth.tokens import Granted, OAuthTokens
-from homeserver.services.secret_text import SecretText, hash_token
-from storage.database import Database
-from storage.oauth_devices import DeviceGrantRow, DeviceGrantStore
-from storage.transaction import WriteTransaction
+from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.oauth.device_grants import DeviceGrantRow, DeviceGrantStore
 
 LIFETIME_MS: Final = 20 * 60 * 1000
 INTERVAL_MS: Final = 5000
@@ -86,8 +87,11 @@ class DeviceGrants:
                 return Asked(asked.device_code, f"{asked.user_code[:4]}-{asked.user_code[4:]}")
         raise RuntimeError("the random source gives the same text again and again")
 
-    async def find(self, user_code: str, user_id: UserID, address: str) -> tuple[DeviceGrantRow, Client] | None:
-        """What asks by a code that somebody has typed; None where nothing does. Raises `LimitExceeded`."""
+    async def find(
+        self, user_code: str, user_id: UserID, address: str
+    ) -> tuple[DeviceGrantRow, Client] | None:
+        """What asks by a code that somebody has typed; None where nothing does. Raises
+        `LimitExceeded`."""
         counted = [Counted(Limit.USER_CODE, key) for key in (user_id, address_key(address))]
         with self._limiter.attempting(counted) as attempt:
             row = await self._store.get_grant_of_user_code(_plain(user_code), self._now())
@@ -108,42 +112,68 @@ class DeviceGrants:
         *,
         allowed: bool,
     ) -> bool:
-        """Somebody who has seen what asks (of `find`) lets it in, or not; False where that is no longer open. `address`: of their
-        browser; `origin`: as `BrowserSession` has it. Raises as `check_era`."""
+        """Somebody who has seen what asks (of `find`) lets it in, or not; False where that is no
+        longer open. `address`: of their browser; `origin`: as `BrowserSession` has it. Raises as
+        `check_era`."""
 
         def write(txn: WriteTransaction) -> bool:
             check_era(txn, user_id, era)
-            decided = self._store.set_decided(txn, grant.user_code, user_id, self._now(), origin, allowed=allowed)
+            decided = self._store.set_decided(
+                txn, grant.user_code, user_id, self._now(), origin, allowed=allowed
+            )
             if decided:
                 if allowed:
                     self._clients.note_allowed(txn, client, address)
                 what = Happened.APP_ALLOWED if allowed else Happened.APP_DENIED
                 device_id = DeviceID(grant.device_id)
-                note(txn, user_id, what, self._now(), ip=address, device_id=device_id, detail=client.called)
+                note(
+                    txn,
+                    user_id,
+                    what,
+                    self._now(),
+                    ip=address,
+                    device_id=device_id,
+                    detail=client.called,
+                )
             return decided
 
         return await self._database.write("decide_device_grant", write)
 
     async def do_exchange(self, client_id: str, device_code: str, address: str) -> Granted:
-        """Tokens for who was let in; `address`: whence the device asks. Raises `OAuthError`: `authorization_pending` and
-        `slow_down` while nobody has decided, `access_denied`, `expired_token`, `invalid_grant`."""
+        """Tokens for who was let in; `address`: whence the device asks. Raises `OAuthError`:
+        `authorization_pending` and `slow_down` while nobody has decided, `access_denied`,
+        `expired_token`, `invalid_grant`."""
         client = await self._clients.get(client_id)
         if (
-            await self._database.read_quickly("get_device_grant", self._store.get_grant, hash_token(device_code))
+            await self._database.read_quickly(
+                "get_device_grant", self._store.get_grant, hash_token(device_code)
+            )
             is None
         ):
             raise _unknown()  # what is made up costs no write
         family = self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
-            "exchange_device_code", self._exchange, client, hash_token(device_code), family, texts, address
+            "exchange_device_code",
+            self._exchange,
+            client,
+            hash_token(device_code),
+            family,
+            texts,
+            address,
         )
         if isinstance(granted, OAuthError):
             raise granted
         return granted
 
     def _exchange(
-        self, txn: WriteTransaction, client: Client, code_hash: bytes, family: str, texts: tuple[str, str], address: str
+        self,
+        txn: WriteTransaction,
+        client: Client,
+        code_hash: bytes,
+        family: str,
+        texts: tuple[str, str],
+        address: str,
     ) -> Granted | OAuthError:
         row = self._store.get_grant(txn, code_hash)
         now = self._now()
@@ -154,14 +184,24 @@ class DeviceGrants:
         if row.allowed is None:
             if now < row.asked_ts + row.interval_ms - _TOO_EARLY_MS:
                 self._store.set_asked(txn, code_hash, now, row.interval_ms + INTERVAL_MS)
-                return OAuthError("slow_down", f"Ask every {(row.interval_ms + INTERVAL_MS) // 1000} seconds")
+                return OAuthError(
+                    "slow_down", f"Ask every {(row.interval_ms + INTERVAL_MS) // 1000} seconds"
+                )
             self._store.set_asked(txn, code_hash, now, row.interval_ms)
             return OAuthError("authorization_pending", "Nobody has allowed this yet")
         self._store.remove_grant(txn, code_hash)
         if not row.allowed or row.user_id is None:
             return OAuthError("access_denied", "The user did not allow this")
         return self._tokens.begin(
-            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address, row.origin
+            txn,
+            client,
+            UserID(row.user_id),
+            DeviceID(row.device_id),
+            row.scope,
+            family,
+            texts,
+            address,
+            row.origin,
         )
 
     async def do_sweep(self, limit: int) -> int:
@@ -178,7 +218,9 @@ class DeviceGrants:
 
 def _plain(user_code: str) -> str:
     """A code as it is kept, whatever people type between its letters."""
-    return "".join(letter for letter in user_code.upper()[:40] if letter.isascii() and letter.isalpha())
+    return "".join(
+        letter for letter in user_code.upper()[:40] if letter.isascii() and letter.isalpha()
+    )
 
 
 def _unknown() -> OAuthError:

@@ -32,7 +32,9 @@ class WrongRedirect(OAuthError):
     """A program asks to be answered at an address that it has not registered."""
 
     def __init__(self) -> None:
-        super().__init__("invalid_request", "redirect_uri is not one that this client has registered")
+        super().__init__(
+            "invalid_request", "redirect_uri is not one that this client has registered"
+        )
 
 
 class InvalidClient(OAuthError):
@@ -45,6 +47,9 @@ class InvalidClient(OAuthError):
 
 
 class InvalidService(InvalidClient):
-    """A service that does not show that it is one of those which the operator trusts. It is told how it could."""
+    """A service that does not show that it is one of those which the operator trusts. It is told
+    how it could."""
 
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Basic realm="introspection", charset="UTF-8"'}
+    headers: ClassVar[Mapping[str, str]] = {
+        "WWW-Authenticate": 'Basic realm="introspection", charset="UTF-8"'
+    }

@@ -33,13 +33,22 @@ OLDER_ACTIONS: Final = {
     "org.matrix.session_end": DEVICE_DELETE,
 }
 """What actions of the account page were called before the specification named them."""
-ACTIONS: Final = (PROFILE, DEVICES_LIST, DEVICE_VIEW, DEVICE_DELETE, DEACTIVATE, CROSS_SIGNING_RESET)
+ACTIONS: Final = (
+    PROFILE,
+    DEVICES_LIST,
+    DEVICE_VIEW,
+    DEVICE_DELETE,
+    DEACTIVATE,
+    CROSS_SIGNING_RESET,
+)
 
 
 class OAuthMetadata:
     """The document."""
 
-    def __init__(self, public_baseurl: str | None, *, enabled: bool, registration_open: bool) -> None:
+    def __init__(
+        self, public_baseurl: str | None, *, enabled: bool, registration_open: bool
+    ) -> None:
         """Without `public_baseurl` the server has no address to tell, and so no OAuth 2.0 API."""
         self.document: dict[str, object] | None = None
         """None where there is no such API."""
@@ -58,10 +67,16 @@ class OAuthMetadata:
             "registration_endpoint": base + REGISTER_PATH,
             "device_authorization_endpoint": base + DEVICE_PATH,
             "introspection_endpoint": base + INTROSPECT_PATH,
-            "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "introspection_endpoint_auth_methods_supported": [
+                "client_secret_basic",
+                "client_secret_post",
+            ],
             "token_endpoint_auth_methods_supported": ["none"],
             "revocation_endpoint_auth_methods_supported": ["none"],
-            "scopes_supported": ["urn:matrix:client:api:*", "urn:matrix:org.matrix.msc2967.client:api:*"],
+            "scopes_supported": [
+                "urn:matrix:client:api:*",
+                "urn:matrix:org.matrix.msc2967.client:api:*",
+            ],
             "response_types_supported": ["code"],
             "response_modes_supported": ["query", "fragment"],
             "grant_types_supported": [CODE_GRANT, REFRESH_GRANT, DEVICE_GRANT],

@@ -1,6 +1,7 @@
 """What a program may be let in for: the whole client-server API, as one device.
 
-The names from before the specification had its own are understood, and given back as they were asked for.
+The names from before the specification had its own are understood, and given back as they were
+asked for.
 
 spec: client-server-api#scope, RFC 6749 section 3.3
 """
@@ -30,9 +31,12 @@ class Scope(msgspec.Struct, frozen=True):
 
 
 def parse_scope(text: str) -> Scope:
-    """Raises `OAuthError` (`invalid_scope`). What this server does not know is left out of what it grants."""
+    """Raises `OAuthError` (`invalid_scope`). What this server does not know is left out of what it
+    grants."""
     if len(text) > LONGEST or not _SCOPE.fullmatch(text):
-        raise OAuthError("invalid_scope", "scope must be a list of scope tokens with a space between them")
+        raise OAuthError(
+            "invalid_scope", "scope must be a list of scope tokens with a space between them"
+        )
     granted, devices, whole = [], set(), False
     for token in dict.fromkeys(text.split(" ")):
         prefix = next((each for each in PREFIXES if token.startswith(each)), "")
@@ -47,7 +51,9 @@ def parse_scope(text: str) -> Scope:
     if not whole:
         raise OAuthError("invalid_scope", "The scope must have urn:matrix:client:api:*")
     if len(devices) != 1:
-        raise OAuthError("invalid_scope", "The scope must have exactly one urn:matrix:client:device:…")
+        raise OAuthError(
+            "invalid_scope", "The scope must have exactly one urn:matrix:client:device:…"
+        )
     try:
         device_id = parse_device_id(devices.pop())
     except MatrixError as error:

@@ -1,16 +1,19 @@
-"""Tokens of the OAuth 2.0 API: given for a code or a refresh token, ended, and told of to services that are trusted.
+"""Tokens of the OAuth 2.0 API: given for a code or a refresh token, ended, and told of to services
+that are trusted.
 
-The sessions are ordinary ones (`homeserver/services/sessions.py`). What is added here:
+The sessions are ordinary ones (`homeserver/services/login/sessions.py`). What is added here:
 
 Laws:
 - A token belongs to the program that it was given to.
-- A code that comes twice ends the session that it was good for: one of the two who show it has stolen it.
-- A refresh leaves the old pair usable until one of the new pair is used, since the answer may get lost. A refresh token that
-  comes after that ends its session, but within some seconds, when it may be another process of the app that is a moment late: that one is
-  refused, and the others go on. It begins as the others of its session do, so it is known without being kept.
+- A code that comes twice ends the session that it was good for: one of the two who show it has
+  stolen it.
+- A refresh leaves the old pair usable until one of the new pair is used, since the answer may get
+  lost. A refresh token that comes after that ends its session, but within some seconds, when it may
+  be another process of the app that is a moment late: that one is refused, and the others go on. It
+  begins as the others of its session do, so it is known without being kept.
 
-spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749 section 6, RFC 7009, RFC 7662,
-RFC 9700 section 4.14
+spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749 section 6,
+RFC 7009, RFC 7662, RFC 9700 section 4.14
 """
 
 import hmac
@@ -26,18 +29,23 @@ from federation.protocol.endpoint import Limit
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.account_validity import AccountValidity
-from homeserver.services.audit import Happened, note, note_refusal
+from homeserver.services.audit.audit import Happened, note, note_refusal
+from homeserver.services.login.account_validity import AccountValidity
+from homeserver.services.login.sessions import NewSession, Sessions, spent_key
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
-from homeserver.services.secret_text import SecretText, hash_token, is_damaged, oauth_family_of
-from homeserver.services.sessions import NewSession, Sessions, spent_key
-from homeserver.services.upstream.devices import UpstreamDevices
-from storage.accounts import AccountRow, AccountStore
-from storage.database import Database
-from storage.oauth import OAuthSessionRow, OAuthStore
-from storage.tokens import SAME_MOMENT_MS, AccessTokenRow, RefreshTokenRow, TokenStore
-from storage.transaction import Transaction, WriteTransaction
+from homeserver.services.oauth.upstream_devices import UpstreamDevices
+from homeserver.services.tokens.secret_tokens import (
+    SecretText,
+    hash_token,
+    is_damaged,
+    oauth_family_of,
+)
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.login.access_tokens import SAME_MOMENT_MS, AccessTokenRow, RefreshTokenRow, TokenStore
+from storage.oauth.oauth import OAuthSessionRow, OAuthStore
 
 _VAIN: Final = b""
 
@@ -102,7 +110,12 @@ class OAuthTokens:
     ) -> Granted:
         """Tokens for a code; `address`: whence it comes. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
-        if await self._database.read_quickly("get_oauth_code", self._store.get_code, hash_token(code)) is None:
+        if (
+            await self._database.read_quickly(
+                "get_oauth_code", self._store.get_code, hash_token(code)
+            )
+            is None
+        ):
             raise _invalid("The code is unknown; begin again")  # what is made up costs no write
         family = self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
@@ -151,15 +164,35 @@ class OAuthTokens:
             problem = "code_verifier does not fit the code_challenge"
         if problem is not None:
             self._store.set_code_used(txn, code_hash, _VAIN)
-            if row.expires_ts > self._now():  # whoever shows it knows it, and is not whom it was given to
+            if (
+                row.expires_ts > self._now()
+            ):  # whoever shows it knows it, and is not whom it was given to
                 device_id = DeviceID(row.device_id)
                 user_id = UserID(row.user_id)
-                note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id, detail=problem)
+                note(
+                    txn,
+                    user_id,
+                    Happened.TOKEN_REUSED,
+                    self._now(),
+                    ip=address,
+                    device_id=device_id,
+                    detail=problem,
+                )
             return _invalid(problem)
         granted = self.begin(
-            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address, row.origin
+            txn,
+            client,
+            UserID(row.user_id),
+            DeviceID(row.device_id),
+            row.scope,
+            family,
+            texts,
+            address,
+            row.origin,
         )
-        self._store.set_code_used(txn, code_hash, _VAIN if isinstance(granted, OAuthError) else hash_token(family))
+        self._store.set_code_used(
+            txn, code_hash, _VAIN if isinstance(granted, OAuthError) else hash_token(family)
+        )
         return granted
 
     def begin(
@@ -174,8 +207,9 @@ class OAuthTokens:
         address: str,
         origin: str | None,
     ) -> Granted | OAuthError:
-        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it; `address`: whence it is asked for;
-        `origin`: as `BrowserSession` has it, of who let the program in."""
+        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it;
+        `address`: whence it is asked for; `origin`: as `BrowserSession` has it, of who let the
+        program in."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
         why_not = "deactivated" if account is None else self._why_not(account)
         if why_not is not None:
@@ -200,7 +234,8 @@ class OAuthTokens:
         return Granted(session, scope)
 
     async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:
-        """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`, `LimitExceeded`."""
+        """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`,
+        `LimitExceeded`."""
         client = await self._clients.get(client_id)
         family = oauth_family_of(refresh_token)
         if REFRESH_GRANT not in client.grant_types:
@@ -208,7 +243,9 @@ class OAuthTokens:
         if family is None:
             raise _invalid("The refresh token is unknown")
         token_hash, family_hash = hash_token(refresh_token), hash_token(family)
-        owner = await self._database.read_quickly("get_oauth_session", self._find_owner, token_hash, family_hash)
+        owner = await self._database.read_quickly(
+            "get_oauth_session", self._find_owner, token_hash, family_hash
+        )
         if owner is None:
             raise _invalid("The refresh token is unknown")  # what is made up costs no write
         self._limiter.check(Limit.REFRESH_ACCOUNT, owner)
@@ -241,13 +278,15 @@ class OAuthTokens:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is None or row.client_id != client.client_id:
             return _invalid("The refresh token is unknown, or belongs to another client")
-        # a refusal would make the client forget the session, which is to live on when the lock is lifted, or the account
-        # renewed
+        # a refusal would make the client forget the session, which is to live on when the lock is
+        # lifted, or the account renewed
         session = self._sessions.renew(txn, token_hash, *texts, self._now(), while_locked=True)
         if session is None:
             now = self._now()
             is_put_by = self._tokens.get_refresh_token(txn, token_hash) is not None
-            if not is_put_by and not self._tokens.is_just_spent(txn, token_hash, now, SAME_MOMENT_MS):
+            if not is_put_by and not self._tokens.is_just_spent(
+                txn, token_hash, now, SAME_MOMENT_MS
+            ):
                 self._end_family(txn, family_hash, address)
             return _invalid("The refresh token has been used; sign in again")
         if session.refresh_token is None:
@@ -262,8 +301,9 @@ class OAuthTokens:
     # Ending.
 
     async def do_revoke(self, token: str, client_id: str, address: str) -> None:
-        """End the session of an access or a refresh token, whoever shows it, and whence; one that is unknown is no error. `client_id`: the
-        program that shows it, as it says; where that is not the session's, its owner is told that somebody has found the token."""
+        """End the session of an access or a refresh token, whoever shows it, and whence; one that
+        is unknown is no error. `client_id`: the program that shows it, as it says; where that is
+        not the session's, its owner is told that somebody has found the token."""
         if is_damaged(token):
             return
         token_hash = hash_token(token)
@@ -274,7 +314,9 @@ class OAuthTokens:
         access = self._tokens.get_access_token_in(txn, token_hash)
         return access or self._tokens.get_refresh_token(txn, token_hash)
 
-    def _revoke(self, txn: WriteTransaction, token_hash: bytes, client_id: str, address: str) -> None:
+    def _revoke(
+        self, txn: WriteTransaction, token_hash: bytes, client_id: str, address: str
+    ) -> None:
         found = self._find(txn, token_hash)
         if isinstance(found, AccessTokenRow) and found.device_id is None:
             self._tokens.remove_access_token(txn, found.token_nid)
@@ -283,18 +325,22 @@ class OAuthTokens:
             user_id, device_id = UserID(found.user_id), DeviceID(found.device_id)
             session = self._store.get_session(txn, user_id, device_id)
             if session is None or session.client_id != client_id:
-                note(txn, user_id, Happened.TOKEN_FOUND, self._now(), ip=address, device_id=device_id)
+                note(
+                    txn, user_id, Happened.TOKEN_FOUND, self._now(), ip=address, device_id=device_id
+                )
             self._sessions.remove_devices(txn, user_id, [device_id], address)
 
     # Telling.
 
     def check_trusted(self, name: str, secret: str, address: str) -> None:
-        """Raises `InvalidService` unless this is a service that may ask whose a token is; `LimitExceeded` where one guesses from this
-        address."""
+        """Raises `InvalidService` unless this is a service that may ask whose a token is;
+        `LimitExceeded` where one guesses from this address."""
         guesses = f"introspection {address_key(address)}"
         self._limiter.check_only(Limit.LOGIN_FAILED, guesses)
         known = self._trusted.get(name)
-        if known is None or not hmac.compare_digest(known.encode(), secret.encode("utf-8", "surrogatepass")):
+        if known is None or not hmac.compare_digest(
+            known.encode(), secret.encode("utf-8", "surrogatepass")
+        ):
             self._limiter.count(Limit.LOGIN_FAILED, guesses)
             raise InvalidService("Only services that the operator trusts may ask this")
 
@@ -302,7 +348,9 @@ class OAuthTokens:
         """Whose a token is, and what it is for. spec: RFC 7662 section 2.2"""
         found = None
         if not is_damaged(token):
-            found = await self._database.read_quickly("introspect_token", self._introspect, hash_token(token))
+            found = await self._database.read_quickly(
+                "introspect_token", self._introspect, hash_token(token)
+            )
         return found or {"active": False}
 
     def _introspect(self, txn: Transaction, token_hash: bytes) -> Mapping[str, object] | None:
@@ -311,14 +359,20 @@ class OAuthTokens:
         if found is None or (found.expires_ts is not None and found.expires_ts <= now):
             return None
         may_be_late = isinstance(found, RefreshTokenRow) or not found.first_used
-        if may_be_late and found.refresh_nid is not None and self._tokens.is_put_by(txn, found.refresh_nid, now):
+        if (
+            may_be_late
+            and found.refresh_nid is not None
+            and self._tokens.is_put_by(txn, found.refresh_nid, now)
+        ):
             return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
         if self._why_not(account) is not None:
             return None
         device_id = found.device_id or ""
         session = self._store.get_session(txn, found.user_id, device_id)
-        scope = "urn:matrix:client:api:*" + (f" urn:matrix:client:device:{device_id}" if device_id else "")
+        scope = "urn:matrix:client:api:*" + (
+            f" urn:matrix:client:device:{device_id}" if device_id else ""
+        )
         return {
             "active": True,
             "iss": self._issuer,
@@ -326,7 +380,8 @@ class OAuthTokens:
             "username": localpart_of(found.user_id),
             "scope": scope if session is None else session.scope,
             "device_id": device_id,
-            # spec: RFC 6749 section 7.1; with a refresh token nothing can be asked for, so it is of no such type
+            # spec: RFC 6749 section 7.1; with a refresh token nothing can be asked for, so it is of
+            # no such type
             **({"token_type": "Bearer"} if isinstance(found, AccessTokenRow) else {}),
             **({} if session is None else {"client_id": session.client_id}),
             **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),

@@ -1,12 +1,14 @@
 """Who is there: what this server's people do, and what other servers say of theirs.
 
 Laws:
-- It takes no position of the one sequence: what is told has one of the ephemeral counter (see `telling`).
-- A change costs what it concerns: who does nothing, and whom nothing is heard of, costs nothing but memory.
+- It takes no position of the one sequence: what is told has one of the ephemeral counter (see
+  `telling`).
+- A change costs what it concerns: who does nothing, and whom nothing is heard of, costs nothing but
+  memory.
 - How somebody is there when asked for by name is never late, whatever has been told.
 - The message of a status is written before it is acknowledged; the rest in batches (see `roster`).
-- Nodes tell one another how people are there with the devices of each, as that changes and every `AGAIN` seconds: what a node says
-  holds for `HOLDS`, and no longer where the node is gone.
+- Nodes tell one another how people are there with the devices of each, as that changes and every
+  `AGAIN` seconds: what a node says holds for `HOLDS`, and no longer where the node is gone.
 
 spec: client-server-api#presence
 """
@@ -22,9 +24,12 @@ from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, InvalidParam, LimitExceeded
 from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
+from homeserver.cluster.notify import NodeNotes
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.node_notes import NodeNotes
-from homeserver.services.presence.people import (
+from homeserver.services.presence.active_users import Roster, take_written
+from homeserver.services.presence.broadcast import Subscriber, Telling
+from homeserver.services.presence.remote_users import PresenceUpdate, RemotePeople
+from homeserver.services.presence.states import (
     LONGEST_STATUS,
     Device,
     Person,
@@ -33,10 +38,7 @@ from homeserver.services.presence.people import (
     Shown,
     State,
 )
-from homeserver.services.presence.remote_people import PresenceUpdate, RemotePeople
-from homeserver.services.presence.roster import Roster, take_written
-from homeserver.services.presence.telling import Subscriber, Telling
-from storage.transaction import WriteTransaction
+from storage.engine.transaction import WriteTransaction
 
 Mode = Literal[True, False, "untracked"]
 
@@ -47,7 +49,8 @@ AGAIN: Final = 20.0
 HOLDS: Final = 50.0
 """Seconds."""
 STATUS_BETWEEN_NODES: Final = 1000
-"""Characters of a status of another server's user that one node tells the others; our own users' are read."""
+"""Characters of a status of another server's user that one node tells the others; our own users'
+are read."""
 
 
 class PresenceNote(msgspec.Struct, frozen=True, array_like=True):
@@ -58,7 +61,8 @@ class PresenceNote(msgspec.Struct, frozen=True, array_like=True):
     last_active: float | None
     has_new_status: bool = False
     chosen_for: str | None = None
-    """A device, if this is what its user has just chosen for it, which may synchronise with other nodes too."""
+    """A device, if this is what its user has just chosen for it, which may synchronise with other
+    nodes too."""
 
 
 class RemoteNote(msgspec.Struct, frozen=True, array_like=True):
@@ -85,8 +89,8 @@ class Presence:
         mode: Mode,
         notes: NodeNotes | None,
     ) -> None:
-        """`mode`: False for no presence at all, "untracked" for that of other servers' users only. `notes`: how other nodes are told;
-        None where there are none."""
+        """`mode`: False for no presence at all, "untracked" for that of other servers' users only.
+        `notes`: how other nodes are told; None where there are none."""
         self._clock = clock
         self.roster = roster
         self._remote = remote
@@ -108,7 +112,8 @@ class Presence:
     # what our users do
 
     def arrive(self, caller: Requester, wanted: State | None) -> None:
-        """A device begins to synchronise, and says how its user is there (None: it does not say). `leave` follows."""
+        """A device begins to synchronise, and says how its user is there (None: it does not say).
+        `leave` follows."""
         if self._tracks:
             self._meet(caller, wanted, is_new_choice=False).syncing += 1
 
@@ -135,7 +140,9 @@ class Presence:
         if not person.shown.currently_active:
             self._look_at(person)
 
-    async def do_set(self, caller: Requester, user_id: UserID, state: State, status_msg: str | None) -> None:
+    async def do_set(
+        self, caller: Requester, user_id: UserID, state: State, status_msg: str | None
+    ) -> None:
         """Say how one is there. Raises Forbidden, InvalidParam."""
         if user_id != caller.user_id:
             raise Forbidden("You can only say of yourself how you are there")
@@ -163,7 +170,8 @@ class Presence:
     # reading
 
     async def get_status(self, caller: Requester, user_id: UserID) -> dict[str, object]:
-        """How somebody is there just now. Raises Forbidden for who shares no room with the caller."""
+        """How somebody is there just now. Raises Forbidden for who shares no room with the
+        caller."""
         if user_id != caller.user_id and not await self.shares_room(caller.user_id, user_id):
             raise Forbidden("You share no room with this user")
         if not self.is_on:
@@ -171,7 +179,11 @@ class Presence:
         person = self.roster.find(user_id)
         if person is None:
             person = Person(user_id)
-        if isinstance(person, Person) and not person.is_read and domain_of(user_id) == self._server_name:
+        if (
+            isinstance(person, Person)
+            and not person.is_read
+            and domain_of(user_id) == self._server_name
+        ):
             row = await self.roster.read_one(user_id)
             if row is not None and not person.is_read:
                 take_written(person, row)
@@ -179,17 +191,23 @@ class Presence:
 
     async def shares_room(self, user_id: UserID, other: UserID) -> bool:
         """Whether both are in some room."""
-        mine, theirs = await self._memberships.of_user(user_id), await self._memberships.of_user(other)
+        mine, theirs = (
+            await self._memberships.of_user(user_id),
+            await self._memberships.of_user(other),
+        )
         few, many = (mine, theirs) if len(mine) < len(theirs) else (theirs, mine)
         return any(
-            row.membership == "join" and nid in many and many[nid].membership == "join" for nid, row in few.items()
+            row.membership == "join" and nid in many and many[nid].membership == "join"
+            for nid, row in few.items()
         )
 
     def content_of(self, person: Person | RemotePerson, shown: Shown) -> dict[str, object]:
         """Content of an m.presence event, as of now."""
         content: dict[str, object] = {"presence": shown.state}
         if person.last_active is not None:
-            content["last_active_ago"] = max(0, round((self._clock.seconds() - person.last_active) * 1000))
+            content["last_active_ago"] = max(
+                0, round((self._clock.seconds() - person.last_active) * 1000)
+            )
         if shown.state == "online":
             content["currently_active"] = shown.currently_active
         if shown.status_msg is not None:
@@ -210,7 +228,9 @@ class Presence:
             self.telling.change(user_id)
         if self._notes is not None:
             for update in updates:
-                status = None if update.status_msg is None else update.status_msg[:STATUS_BETWEEN_NODES]
+                status = (
+                    None if update.status_msg is None else update.status_msg[:STATUS_BETWEEN_NODES]
+                )
                 note = RemoteNote(origin, msgspec.structs.replace(update, status_msg=status))
                 self._notes.put(REMOTE, update.user_id, note)
 
@@ -271,7 +291,9 @@ class Presence:
         state = person.here(self._clock.seconds(), self._times)
         if self._notes is not None and (again or state != person.noted):
             person.noted, person.noted_active = state, person.last_active
-            self._notes.put(KIND, person.user_id, PresenceNote(person.user_id, state, person.last_active))
+            self._notes.put(
+                KIND, person.user_id, PresenceNote(person.user_id, state, person.last_active)
+            )
 
     def _tell_nodes_again(self) -> None:
         for person in self.roster.people.values():
@@ -280,7 +302,11 @@ class Presence:
 
     def _tell_new_status(self, user_id: UserID) -> None:
         if self._notes is not None:
-            self._notes.put(KIND, (user_id, "status"), PresenceNote(user_id, "offline", None, has_new_status=True))
+            self._notes.put(
+                KIND,
+                (user_id, "status"),
+                PresenceNote(user_id, "offline", None, has_new_status=True),
+            )
 
     # within
 
@@ -295,7 +321,11 @@ class Presence:
             device = person.devices[key] = Device(wanted or "online", 0, self._clock.seconds())
             if device.wanted == "online" and person.shown.state == "offline":
                 person.last_active = device.left
-        elif wanted is None or wanted == device.wanted or not (is_new_choice or self._may_choose(caller)):
+        elif (
+            wanted is None
+            or wanted == device.wanted
+            or not (is_new_choice or self._may_choose(caller))
+        ):
             return device
         else:
             device.wanted = wanted
@@ -334,7 +364,9 @@ class Presence:
                 return
             person.check.cancel()
         person.check_at = moment
-        person.check = self._clock.callLater(max(0.0, moment - self._clock.seconds()), self._check, person)
+        person.check = self._clock.callLater(
+            max(0.0, moment - self._clock.seconds()), self._check, person
+        )
 
     def _check(self, person: Person) -> None:
         person.check = None

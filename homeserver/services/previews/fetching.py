@@ -1,8 +1,10 @@
 """Asking sites for what previews are made of.
 
 Laws:
-- Every address on the way is asked of the rules, and by the client of the policy for networks, once it is known where it leads.
-- A page is read to a length and no further, however long it is; a picture that is too long is none. All has its time.
+- Every address on the way is asked of the rules, and by the client of the policy for networks, once
+  it is known where it leads.
+- A page is read to a length and no further, however long it is; a picture that is too long is none.
+  All has its time.
 - No cookies, no referrer; the agent says what it is and whose.
 """
 
@@ -15,12 +17,12 @@ from urllib.parse import urljoin
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
-from federation.outbound.request import TakeBody, within
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from federation.http_client.request import TakeBody, within
 from federation.protocol.errors import InvalidParam, MatrixError
 from homeserver.services.previews.rules import PreviewRules, parse_url
-from storage.media_spool import Spool
+from storage.media.spool import Spool
 
 SECONDS: Final = 15.0
 MAX_REDIRECTS: Final = 5
@@ -34,7 +36,8 @@ _PAGES: Final = frozenset({"text/html", "application/xhtml+xml", "application/xm
 
 
 class PreviewWeb(Protocol):
-    """What asks sites: `federation.outbound.client.GuardedClient`, with the networks of previews."""
+    """What asks sites: `federation.http_client.client.GuardedClient`, with the networks of
+    previews."""
 
     async def request(
         self,
@@ -54,7 +57,8 @@ class PreviewWeb(Protocol):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What is at an address: a page (its beginning), a picture (in the spool), or something of this type."""
+    """What is at an address: a page (its beginning), a picture (in the spool), or something of this
+    type."""
 
     url: str
     type: str
@@ -75,7 +79,8 @@ class SiteReader:
         max_picture: int,
         seconds: float = SECONDS,
     ) -> None:
-        """`headers`: of each request. `max_picture`: bytes. `seconds`: for an answer, redirects included."""
+        """`headers`: of each request. `max_picture`: bytes. `seconds`: for an answer, redirects
+        included."""
         self._web = web
         self._clock = clock
         self._rules = rules
@@ -86,7 +91,9 @@ class SiteReader:
     async def read(self, url: str, spool: Spool) -> Found:
         """What is there; a picture goes to `spool`. Raises OutboundError."""
         taker = _Taker(spool, self._max_picture)
-        final = await self._ask(url, taker, "text/html,application/xhtml+xml,image/*;q=0.8,*/*;q=0.5")
+        final = await self._ask(
+            url, taker, "text/html,application/xhtml+xml,image/*;q=0.8,*/*;q=0.5"
+        )
         return Found(final, taker.type, taker.charset, taker.page, taker.is_picture)
 
     async def read_document(self, url: str) -> bytes:
@@ -111,7 +118,12 @@ class SiteReader:
                 raise OutboundError(error.text, retryable=False) from error
             try:
                 answer = await self._web.request(
-                    "GET", url, headers, seconds=self._seconds, max_bytes=MOST_BYTES, take=taker.take
+                    "GET",
+                    url,
+                    headers,
+                    seconds=self._seconds,
+                    max_bytes=MOST_BYTES,
+                    take=taker.take,
                 )
             except OutboundError:
                 if taker.has_enough:
@@ -125,7 +137,9 @@ class SiteReader:
             try:
                 url = urljoin(url, location)
             except ValueError as error:
-                raise OutboundError("it redirects to an address that is none", retryable=False) from error
+                raise OutboundError(
+                    "it redirects to an address that is none", retryable=False
+                ) from error
         raise OutboundError("it redirects too often", retryable=False)
 
 
@@ -150,14 +164,22 @@ class _Taker:
     @property
     def document(self) -> bytes | None:
         is_json = self.type == "application/json" or self.type.endswith("+json")
-        return None if self._received is None or not is_json or self.has_enough else bytes(self._received)
+        return (
+            None
+            if self._received is None or not is_json or self.has_enough
+            else bytes(self._received)
+        )
 
     def take(self, status: int, headers: Mapping[str, str]) -> Callable[[bytes], None] | None:
         if status != HTTPStatus.OK:
             return None
         self.type, self.charset = _type_of(headers.get("content-type", ""))
         self._received, self._size, self.is_picture = None, 0, False
-        if self._spool is not None and self.type.startswith("image/") and self.type != "image/svg+xml":
+        if (
+            self._spool is not None
+            and self.type.startswith("image/")
+            and self.type != "image/svg+xml"
+        ):
             length = headers.get("content-length", "")
             if length.isdecimal() and int(length[:20]) > self._max_picture:
                 raise OutboundError("the picture is too large", retryable=False)

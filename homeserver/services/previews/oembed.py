@@ -10,7 +10,11 @@ class OEmbedProviders:
     """The endpoints of the configuration."""
 
     def __init__(self, endpoints: Sequence[OEmbedEndpoint]) -> None:
-        self._endpoints = [(matcher(pattern), endpoint.url) for endpoint in endpoints for pattern in endpoint.patterns]
+        self._endpoints = [
+            (matcher(pattern), endpoint.url)
+            for endpoint in endpoints
+            for pattern in endpoint.patterns
+        ]
 
     def find(self, url: str) -> str | None:
         """Where the document of a page is, if one is named; the first."""

@@ -1,9 +1,11 @@
-"""A process of its own that reads pages for previews, since what parses hostile HTML may crash, hang or eat memory.
+"""A process of its own that reads pages for previews, since what parses hostile HTML may crash,
+hang or eat memory.
 
-It is run as a script and imports nothing of the server; the protocol is that of `homeserver.services.worker_processes`. It can
-write no file and start no process, and has so much memory and no more. A job says `kind` (`page` or `oembed`), `size`, `url` and `charset`
-(what the headers said), and the page or the document follows; the answer has `properties` (Open Graph), `image` and `oembed`,
-which are absolute addresses.
+It is run as a script and imports nothing of the server; the protocol is that of
+`homeserver.services.subprocesses.worker_processes`. It can write no file and start no process, and
+has so much memory and no more. A job says `kind` (`page` or `oembed`), `size`, `url` and `charset`
+(what the headers said), and the page or the document follows; the answer has `properties` (Open
+Graph), `image` and `oembed`, which are absolute addresses.
 """
 
 import codecs
@@ -54,8 +56,12 @@ _SILENT: Final = frozenset(
 )
 _META_BYTES: Final = 4096
 """A page says its charset within these."""
-_META_CHARSET: Final = re.compile(rb"<meta[^>]{1,300}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE)
-_XML_CHARSET: Final = re.compile(rb"^\s*<\?xml[^>]{1,200}?encoding\s*=\s*[\"']([a-zA-Z0-9_:.-]{1,40})[\"']")
+_META_CHARSET: Final = re.compile(
+    rb"<meta[^>]{1,300}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE
+)
+_XML_CHARSET: Final = re.compile(
+    rb"^\s*<\?xml[^>]{1,200}?encoding\s*=\s*[\"']([a-zA-Z0-9_:.-]{1,40})[\"']"
+)
 _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -69,11 +75,14 @@ _ALIASES: Final = {
     "us-ascii": "cp1252",
 }
 """What browsers take these for. spec: the Encoding standard"""
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL: Final = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def decode(page: bytes, claimed: str) -> str:
-    """The text of a page: by its byte order mark, by what the headers said, by what it says itself, as UTF-8, in this order."""
+    """The text of a page: by its byte order mark, by what the headers said, by what it says itself,
+    as UTF-8, in this order."""
     head = page[:_META_BYTES]
     for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
@@ -109,29 +118,45 @@ def _text_codec(name: str) -> str | None:
 def read_page(page: bytes, url: str, claimed: str) -> dict[str, Any]:
     """What a page says of itself."""
     text = decode(page, claimed).replace("\0", "")
-    parser = etree.HTMLParser(recover=True, no_network=True, remove_comments=True, remove_pis=True, encoding="utf-8")
+    parser = etree.HTMLParser(
+        recover=True, no_network=True, remove_comments=True, remove_pis=True, encoding="utf-8"
+    )
     root = etree.fromstring(text.encode("utf-8", "replace"), parser)
     if root is None:
         return {"properties": {}, "image": None, "oembed": None}
     metas = dict(_metas(root))
     properties = {
-        name: value for name, value in metas.items() if name.startswith("og:") and not name.startswith("og:image")
+        name: value
+        for name, value in metas.items()
+        if name.startswith("og:") and not name.startswith("og:image")
     }
     base = _base(root, url)
     _fall_back(properties, "og:title", metas, ("twitter:title", "dc.title"), lambda: _title(root))
-    _fall_back(properties, "og:description", metas, ("twitter:description", "description"), lambda: _text(root))
+    _fall_back(
+        properties,
+        "og:description",
+        metas,
+        ("twitter:description", "description"),
+        lambda: _text(root),
+    )
     properties = dict(list(properties.items())[:MAX_PROPERTIES])
     return {
         "properties": properties,
         "image": _absolute(base, _image(root, metas)),
-        "oembed": _absolute(base, _link(root, lambda link: link.get("type") == "application/json+oembed")),
+        "oembed": _absolute(
+            base, _link(root, lambda link: link.get("type") == "application/json+oembed")
+        ),
     }
 
 
 def read_oembed(document: bytes, url: str) -> dict[str, Any]:
     """What an oEmbed document says. https://oembed.com"""
     said = json.loads(document)
-    names = (("og:title", "title"), ("og:site_name", "provider_name"), ("og:description", "author_name"))
+    names = (
+        ("og:title", "title"),
+        ("og:site_name", "provider_name"),
+        ("og:description", "author_name"),
+    )
     texts = {name: clean(said[key]) for name, key in names if isinstance(said.get(key), str)}
     image = said.get("url" if said.get("type") == "photo" else "thumbnail_url")
     return {
@@ -144,7 +169,9 @@ def read_oembed(document: bytes, url: str) -> dict[str, Any]:
 def _metas(root: Any) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for meta in root.iter("meta"):
-        name = (meta.get("property") or meta.get("name") or meta.get("itemprop") or "").strip().lower()
+        name = (
+            (meta.get("property") or meta.get("name") or meta.get("itemprop") or "").strip().lower()
+        )
         value = clean(meta.get("content") or "")
         if name and value and len(name) <= MAX_NAME_CHARS and name not in seen and name.isascii():
             seen.add(name)
@@ -208,7 +235,14 @@ def _readable(body: Any) -> Iterator[str]:
 
 
 def _image(root: Any, metas: dict[str, str]) -> str | None:
-    for name in ("og:image:secure_url", "og:image", "og:image:url", "twitter:image", "twitter:image:src", "image"):
+    for name in (
+        "og:image:secure_url",
+        "og:image",
+        "og:image:url",
+        "twitter:image",
+        "twitter:image:src",
+        "image",
+    ):
         if name in metas:
             return metas[name]
     found = _link(root, lambda link: "image_src" in _rel(link))
@@ -217,9 +251,15 @@ def _image(root: Any, metas: dict[str, str]) -> str | None:
     for count, image in enumerate(root.iter("img")):
         if count > 100:
             break
-        if _pixels(image.get("width")) >= 64 and _pixels(image.get("height")) >= 64 and image.get("src"):
+        if (
+            _pixels(image.get("width")) >= 64
+            and _pixels(image.get("height")) >= 64
+            and image.get("src")
+        ):
             return str(image.get("src"))
-    return _link(root, lambda link: "apple-touch-icon" in _rel(link)) or _link(root, lambda link: "icon" in _rel(link))
+    return _link(root, lambda link: "apple-touch-icon" in _rel(link)) or _link(
+        root, lambda link: "icon" in _rel(link)
+    )
 
 
 def _pixels(value: str | None) -> int:

@@ -8,8 +8,8 @@ from typing import Final, Literal
 import msgspec
 from twisted.logger import Logger
 
-from homeserver.services.worker_processes import WorkerDied, WorkerProcesses
-from storage.executors import Executor
+from homeserver.services.subprocesses.worker_processes import WorkerDied, WorkerProcesses
+from storage.engine.executors import Executor
 
 SECONDS_A_PAGE: Final = 10.0
 
@@ -22,7 +22,8 @@ class _Job(msgspec.Struct, frozen=True):
 
 
 class PageSays(msgspec.Struct, frozen=True):
-    """What a page says of itself: properties of Open Graph, and the addresses of its picture and its oEmbed document."""
+    """What a page says of itself: properties of Open Graph, and the addresses of its picture and
+    its oEmbed document."""
 
     properties: Mapping[str, str] = {}
     image: str | None = None
@@ -37,10 +38,13 @@ class PageReader:
     log = Logger()
 
     def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
-        self._processes = WorkerProcesses(executor, Path(__file__).with_name("page_worker.py"), SECONDS_A_PAGE, clock)
+        self._processes = WorkerProcesses(
+            executor, Path(__file__).with_name("page_worker.py"), SECONDS_A_PAGE, clock
+        )
 
     async def read(self, page: bytes, url: str, charset: str) -> PageSays:
-        """Read a page; nothing of one that ends its process, or takes too long. Raises LimitExceeded."""
+        """Read a page; nothing of one that ends its process, or takes too long. Raises
+        LimitExceeded."""
         return await self._read(_Job("page", len(page), url, charset), page)
 
     async def read_oembed(self, document: bytes, url: str) -> PageSays:
@@ -51,11 +55,17 @@ class PageReader:
         try:
             line, _ = await self._processes.run(job, data)
         except WorkerDied:
-            self.log.info("a process that read a {kind} for a preview ended, or took too long", kind=job.kind)
+            self.log.info(
+                "a process that read a {kind} for a preview ended, or took too long", kind=job.kind
+            )
             return PageSays()
         says = msgspec.json.decode(line, type=PageSays)
         if says.problem:
-            self.log.info("a {kind} could not be read for a preview: {problem}", kind=job.kind, problem=says.problem)
+            self.log.info(
+                "a {kind} could not be read for a preview: {problem}",
+                kind=job.kind,
+                problem=says.problem,
+            )
         return says
 
     def close(self) -> None:

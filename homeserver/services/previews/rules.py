@@ -1,5 +1,6 @@
-"""Of which addresses previews are made. Asked of each address on the way, redirects included; of which networks, the outgoing
-client asks when it knows where a name leads (`federation.outbound.addresses`).
+"""Of which addresses previews are made. Asked of each address on the way, redirects included; of
+which networks, the outgoing client asks when it knows where a name leads
+(`federation.http_client.address_policy`).
 """
 
 import re
@@ -40,7 +41,8 @@ class PreviewRules:
 
 
 def parse_url(url: str) -> str:
-    """An address as it can be asked for: in ASCII, without fragment, and with a host that is spelt in one way. Raises InvalidParam."""
+    """An address as it can be asked for: in ASCII, without fragment, and with a host that is spelt
+    in one way. Raises InvalidParam."""
     if len(url) > MAX_URL_CHARS:
         raise InvalidParam(f"url may have {MAX_URL_CHARS} characters at most")
     try:
@@ -60,22 +62,29 @@ def parse_url(url: str) -> str:
     if port is not None and port != DEFAULT_PORTS[parts.scheme]:
         authority = f"{authority}:{port}"
     safe = "%/:;=@!$&'()*+,~?-._[]|"
-    return urlunsplit((parts.scheme, authority, quote(parts.path, safe) or "/", quote(parts.query, safe), ""))
+    return urlunsplit(
+        (parts.scheme, authority, quote(parts.path, safe) or "/", quote(parts.query, safe), "")
+    )
 
 
 def _compiled(pattern: Mapping[str, str]) -> Callable[[SplitResult], bool]:
-    wanted = {part: re.compile(text if text.startswith("^") else translate(text)) for part, text in pattern.items()}
+    wanted = {
+        part: re.compile(text if text.startswith("^") else translate(text))
+        for part, text in pattern.items()
+    }
 
     def fits(parts: SplitResult) -> bool:
         return all(
-            any(expression.match(value) for value in _spellings(parts, part)) for part, expression in wanted.items()
+            any(expression.match(value) for value in _spellings(parts, part))
+            for part, expression in wanted.items()
         )
 
     return fits
 
 
 def _spellings(parts: SplitResult, part: str) -> Sequence[str]:
-    """What a pattern may match of an address from `parse_url`: `netloc` also with the port that goes without saying."""
+    """What a pattern may match of an address from `parse_url`: `netloc` also with the port that
+    goes without saying."""
     value = getattr(parts, part)
     if value is None:
         return ()

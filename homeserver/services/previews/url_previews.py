@@ -1,8 +1,10 @@
-"""Previews of linked pages: made when somebody asks for one first, kept for a while, given to all who ask.
+"""Previews of linked pages: made when somebody asks for one first, kept for a while, given to all
+who ask.
 
-Where a provider of oEmbed documents is configured for a page, its document tells of it. Otherwise what a page says of itself by Open
-Graph comes first, then what its oEmbed document says, then its title and its first words. The picture becomes a file of this server,
-which is nobody's, and goes a while after its preview.
+Where a provider of oEmbed documents is configured for a page, its document tells of it. Otherwise
+what a page says of itself by Open Graph comes first, then what its oEmbed document says, then its
+title and its first words. The picture becomes a file of this server, which is nobody's, and goes a
+while after its preview.
 
 spec: client-server-api#get_matrixclientv1mediapreview_url
 """
@@ -16,7 +18,8 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.outbound.errors import OutboundError
+from federation.http_client.errors import OutboundError
+from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     Forbidden,
     LimitExceeded,
@@ -26,23 +29,22 @@ from federation.protocol.errors import (
     StoreUnavailable,
 )
 from federation.protocol.ids import UserID
-from federation.shared_work import SharedWork
-from homeserver.services.fair_turns import FairTurns
+from homeserver.api.storage_errors import telling_of_the_store
+from homeserver.services.federation.fair_turns import FairTurns
 from homeserver.services.media.headers import parse_type
-from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.thumbnails import Thumbnails
 from homeserver.services.previews.fetching import Found, SiteReader
 from homeserver.services.previews.oembed import OEmbedProviders
 from homeserver.services.previews.pages import PageReader, PageSays
 from homeserver.services.previews.rules import PreviewRules, parse_url
 from homeserver.services.scanning.gate import ScanGate
-from homeserver.services.secret_text import SecretText
-from storage.media import Content
-from storage.media_contents import Contents
-from storage.media_quarantine import QuarantineStore
-from storage.media_spool import Spool
-from storage.transaction import WriteTransaction
-from storage.url_previews import PreviewRow, URLPreviewStore
+from homeserver.services.tokens.secret_tokens import SecretText
+from storage.engine.transaction import WriteTransaction
+from storage.media.contents import Contents
+from storage.media.media import Content
+from storage.media.quarantine import QuarantineStore
+from storage.media.spool import Spool
+from storage.media.url_previews import PreviewRow, URLPreviewStore
 
 AT_ONCE: Final = 10
 MOST_OF_ONE: Final = 5
@@ -103,11 +105,14 @@ class URLPreviews:
             MOST_OF_ONE,
             most_waiting=MOST_WAITING,
             most_waiting_of_one=MOST_WAITING_OF_ONE,
-            refusal=lambda: LimitExceeded("Too many previews are being made at this moment", retry_after_ms=5000),
+            refusal=lambda: LimitExceeded(
+                "Too many previews are being made at this moment", retry_after_ms=5000
+            ),
         )
 
     async def get(self, url: str, user_id: UserID) -> msgspec.Raw:
-        """The preview of a page, in JSON; made by turns among users. Raises InvalidParam, Forbidden, OtherServerFailed, LimitExceeded."""
+        """The preview of a page, in JSON; made by turns among users. Raises InvalidParam,
+        Forbidden, OtherServerFailed, LimitExceeded."""
         if self._sites is None:
             raise Forbidden("This server makes no previews of links")
         url = parse_url(url)
@@ -139,7 +144,9 @@ class URLPreviews:
             said = await self._said_by_provider(url, sites)
             found = None if said is not None else await sites.read(url, spool)
             if found is not None and found.page is not None:
-                said = await self._with_oembed(await self._pages.read(found.page, found.url, found.charset), sites)
+                said = await self._with_oembed(
+                    await self._pages.read(found.page, found.url, found.charset), sites
+                )
             try:
                 if said is not None:
                     properties.update(said.properties)
@@ -148,7 +155,9 @@ class URLPreviews:
                 elif found is not None and found.is_picture:
                     picture = await self._keep_picture(url, user_id, spool, found.type)
             except (StoreFull, StoreUnavailable) as error:  # of which the log tells
-                self.log.info("a preview of {url} without its picture: {error}", url=url, error=error.text)
+                self.log.info(
+                    "a preview of {url} without its picture: {error}", url=url, error=error.text
+                )
                 good_ms = FAILED_MS
         finally:
             spool.close()
@@ -161,10 +170,13 @@ class URLPreviews:
             properties["og:image:width"], properties["og:image:height"] = size
             properties["matrix:image:size"] = content.size
         body = msgspec.json.encode(properties).decode()
-        return PreviewRow(url, body, None if picture is None else picture[0], self._now_ms() + good_ms)
+        return PreviewRow(
+            url, body, None if picture is None else picture[0], self._now_ms() + good_ms
+        )
 
     async def _said_by_provider(self, url: str, sites: SiteReader) -> PageSays | None:
-        """What the document says that a provider has of a page, if one is named for it and can be asked; otherwise the page is."""
+        """What the document says that a provider has of a page, if one is named for it and can be
+        asked; otherwise the page is."""
         address = self._providers.find(url)
         if address is None:
             return None
@@ -194,7 +206,11 @@ class URLPreviews:
         spool = self._contents.spool(SPOOL_BYTES)
         try:
             found = await sites.read(address, spool)
-            return await self._keep_picture(url, user_id, spool, found.type) if found.is_picture else None
+            return (
+                await self._keep_picture(url, user_id, spool, found.type)
+                if found.is_picture
+                else None
+            )
         except OutboundError as error:
             self.log.info("no picture for the preview of {url}: {error}", url=url, error=str(error))
             return None
@@ -204,9 +220,10 @@ class URLPreviews:
     async def _keep_picture(
         self, url: str, user_id: UserID, spool: Spool, type: str
     ) -> tuple[str, Content, tuple[int, int]] | None:
-        """Make a file of a picture; its id, what it is and its size in pixels. It is scanned and measured when it is the turn of who
-        asks: a page may have pictures that take long. None where it is no picture after all, or
-        none that the scanners let through in time, or held back. Raises StoreFull, StoreUnavailable."""
+        """Make a file of a picture; its id, what it is and its size in pixels. It is scanned and
+        measured when it is the turn of who asks: a page may have pictures that take long. None
+        where it is no picture after all, or none that the scanners let through in time, or held
+        back. Raises StoreFull, StoreUnavailable."""
         spool.seek(0)
         new_id = self._texts.media_id()
 
@@ -226,7 +243,9 @@ class URLPreviews:
         except _HeldBack:
             return None
         try:
-            await self._gate.check("previews", content, SCAN_MS, user_id)  # before anything decodes it
+            await self._gate.check(
+                "previews", content, SCAN_MS, user_id
+            )  # before anything decodes it
             size = await self._thumbnails.measure(content, user_id)
         except MatrixError:
             await self._remove([(media_id, content.hash)])
@@ -234,7 +253,8 @@ class URLPreviews:
         return media_id, content, size
 
     async def do_remove_old(self, limit: int) -> int:
-        """Forget previews that nobody has asked for, and pictures that no preview has, at most so many; a job does it."""
+        """Forget previews that nobody has asked for, and pictures that no preview has, at most so
+        many; a job does it."""
         before = self._now_ms() - PICTURE_MS
         removed = await self._store.remove_old(before, limit)
         pictures = await self._store.get_old_pictures(before, limit)
@@ -246,7 +266,10 @@ class URLPreviews:
         def forget(txn: WriteTransaction) -> Set[bytes]:
             return self._store.forget_pictures(txn, pictures)
 
-        return await self._contents.remove_unused({hash for _media_id, hash in pictures}, forget) is not None
+        return (
+            await self._contents.remove_unused({hash for _media_id, hash in pictures}, forget)
+            is not None
+        )
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)

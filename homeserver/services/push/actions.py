@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from homeserver.services.default_push_rules import DONT_EMAIL, Action
+from homeserver.services.push.default_rules import DONT_EMAIL, Action
 
 
 class Actions:

@@ -1,9 +1,11 @@
 """The conditions of push rules, each compiled to a function that is asked of an event and a user.
 
 Laws:
-- Total: whatever a user has stored as a condition, it compiles, to one that never matches where it is none that is known.
-- Bounded: there is an end to what the rules of one user take to look through one event (`Occasion.may_take`). Conditions that would
-  take more hold of nothing: those of people come nowhere near.
+- Total: whatever a user has stored as a condition, it compiles, to one that never matches where it
+  is none that is known.
+- Bounded: there is an end to what the rules of one user take to look through one event
+  (`Occasion.may_take`). Conditions that would take more hold of nothing: those of people come
+  nowhere near.
 
 spec: client-server-api#conditions-1
 """
@@ -13,8 +15,8 @@ from collections.abc import Callable
 from typing import Final
 
 from federation.protocol.globs import Glob
-from homeserver.services.default_push_rules import Condition, TheUser
-from homeserver.services.push.occasion import BODY, Occasion, Path, parse_path
+from homeserver.services.push.default_rules import Condition, TheUser
+from homeserver.services.push.event_properties import BODY, Occasion, Path, parse_path
 
 Holds = Callable[[Occasion, str, str | None], bool]
 """Whether a condition holds of an event for a user (id, and display name in the room)."""
@@ -32,7 +34,9 @@ NOBODY: Final = ""
 DISPLAY_NAME: Final = "contains_display_name"
 EVENT_MATCH: Final = "event_match"
 PROPERTY_IS: Final = "event_property_is"
-THREAD_SUBSCRIPTION: Final = frozenset({"thread_subscription", "io.element.msc4306.thread_subscription"})
+THREAD_SUBSCRIPTION: Final = frozenset(
+    {"thread_subscription", "io.element.msc4306.thread_subscription"}
+)
 """MSC4306"""
 
 
@@ -101,7 +105,11 @@ def _event_match(key: str, pattern: object) -> Holds:
 
 def _property_is(key: str, value: object) -> Holds:
     path = parse_path(key)
-    return (lambda occasion, _user, _name: _same(occasion.value(path), value)) if _is_plain(value) else _never
+    return (
+        (lambda occasion, _user, _name: _same(occasion.value(path), value))
+        if _is_plain(value)
+        else _never
+    )
 
 
 def _property_contains(key: str, value: object) -> Holds:
@@ -110,7 +118,11 @@ def _property_contains(key: str, value: object) -> Holds:
         return lambda occasion, user, _name: user != NOBODY and user in occasion.texts_in(path)
     if isinstance(value, str):
         return lambda occasion, _user, _name: value in occasion.texts_in(path)
-    return (lambda occasion, _user, _name: _contains(occasion, path, value)) if _is_plain(value) else _never
+    return (
+        (lambda occasion, _user, _name: _contains(occasion, path, value))
+        if _is_plain(value)
+        else _never
+    )
 
 
 def _contains(occasion: Occasion, path: Path, wanted: object) -> bool:
@@ -119,7 +131,9 @@ def _contains(occasion: Occasion, path: Path, wanted: object) -> bool:
         return False
     if wanted not in values:
         return False
-    return occasion.may_take(_STEPS_TO_COMPARE * len(values)) and any(_same(value, wanted) for value in values)
+    return occasion.may_take(_STEPS_TO_COMPARE * len(values)) and any(
+        _same(value, wanted) for value in values
+    )
 
 
 def _same(found: object, wanted: object) -> bool:
@@ -163,7 +177,9 @@ def _member_count(wanted: object) -> Holds:
 def _follows_thread(wanted: object) -> Holds:
     if not isinstance(wanted, bool):
         return _never
-    return lambda occasion, user, _name: occasion.thread_root is not None and (user in occasion.followers) is wanted
+    return lambda occasion, user, _name: (
+        occasion.thread_root is not None and (user in occasion.followers) is wanted
+    )
 
 
 def _permission(group: str) -> Holds:

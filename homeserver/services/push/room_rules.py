@@ -1,8 +1,10 @@
-"""Whose push rules say something else in a room than the default ones: the members of it by what their rules come to there.
+"""Whose push rules say something else in a room than the default ones: the members of it by what
+their rules come to there.
 
-Most people's rules come to the default ones in most rooms. Those whose do not are kept in memory by room, as classes of
-equal rules, so an event is judged once for each class and not for each member. Kept up by the stream: a change of rules or of
-membership is looked at when the room's next event comes. For the reactor thread.
+Most people's rules come to the default ones in most rooms. Those whose do not are kept in memory by
+room, as classes of equal rules, so an event is judged once for each class and not for each member.
+Kept up by the stream: a change of rules or of membership is looked at when the room's next event
+comes. For the reactor thread.
 """
 
 from collections import OrderedDict, deque
@@ -15,16 +17,18 @@ from twisted.internet.task import deferLater
 
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.memberships import Memberships
-from homeserver.services.push.own_rules import OwnRules, UserRules, concerns_rules
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
-from storage.memberships import MembershipRow
-from storage.push_attention import ALL, PushAttentionStore
-from storage.streams import Change, Streams, Topic
+from homeserver.services.push.user_rules import OwnRules, UserRules, concerns_rules
+from storage.engine.streams import Change, Streams, Topic
+from storage.push.push_rule_history import ALL, PushAttentionStore
+from storage.rooms.memberships import MembershipRow
 
 CLASSIFIED_AT_ONCE: Final = 500
-"""Members of a room that is read anew who are put into classes in one go: some hundredths of a millisecond for each."""
+"""Members of a room that is read anew who are put into classes in one go: some hundredths of a
+millisecond for each."""
 CHANGES_KEPT: Final = 5000
-"""How many changes of rules and memberships are remembered; a room that missed more is read anew."""
+"""How many changes of rules and memberships are remembered; a room that missed more is read
+anew."""
 
 
 class RuleClass(NamedTuple):
@@ -93,8 +97,8 @@ class RoomRules:
         streams.watch(self._heed_others)
 
     async def of_room(self, room_nid: int, room_id: RoomID) -> RoomClasses:
-        """The classes of now: no query for a room that is known and whose members and their rules have not changed, and one
-        read where another process has written.
+        """The classes of now: no query for a room that is known and whose members and their rules
+        have not changed, and one read where another process has written.
 
         What is returned is the cache's own: read it before waiting for anything else.
         """
@@ -109,7 +113,9 @@ class RoomRules:
                 users = await self._changed(room, room_nid)
                 if room.position < written:
                     users.update(await self._store.get_changed_members(room_nid, room.position))
-            rules = await self._rules.of_users(UserID(user) for user, is_joined in users.items() if is_joined)
+            rules = await self._rules.of_users(
+                UserID(user) for user, is_joined in users.items() if is_joined
+            )
             for at, user in enumerate(map(UserID, users), 1):
                 room.move(user, self.classify(rules[user], room_id) if user in rules else None)
                 if at % CLASSIFIED_AT_ONCE == 0 and room is not known:  # nobody else reads it yet
@@ -157,5 +163,6 @@ class RoomRules:
         self._happened.append(_Happened(self._last, user_id, room_nid))
 
     def _heed_others(self, _after: int, upto: int) -> None:
-        """Another node wrote: what of it concerns a room is asked when the room's next event comes."""
+        """Another node wrote: what of it concerns a room is asked when the room's next event
+        comes."""
         self._written_by_others = max(self._written_by_others, upto)

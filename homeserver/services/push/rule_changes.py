@@ -1,7 +1,8 @@
-"""Writes push rules, with what they make of the user's attention to ordinary messages, in one transaction.
+"""Writes push rules, with what they make of the user's attention to ordinary messages, in one
+transaction.
 
-Counts rest on that: what an event is to a user is decided by the rules that held when it came (docs/push.md). For the
-writer's thread.
+Counts rest on that: what an event is to a user is decided by the rules that held when it came
+(docs/push.md). For the writer's thread.
 """
 
 from collections import Counter
@@ -12,21 +13,24 @@ from typing import Final
 import msgspec
 
 from federation.protocol.errors import TooLarge
-from homeserver.services.push.kept_rules import PUSH_RULES, KeptRules, decode_kept
 from homeserver.services.push.rule_sets import RuleCompiler, room_of
-from storage.account_data import AccountDataStore
-from storage.push_attention import ELSEWHERE, PushAttentionStore
-from storage.transaction import WriteTransaction
+from homeserver.services.push.stored_rules import PUSH_RULES, KeptRules, decode_kept
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.transaction import WriteTransaction
+from storage.push.push_rule_history import ELSEWHERE, PushAttentionStore
 
 _LARGEST: Final = 1024 * 1024
 """In bytes, of all that one user keeps."""
 MOST_WIDE: Final = 500
-"""Own rules that are not about one room: all of them are asked about the messages of all rooms of the user."""
+"""Own rules that are not about one room: all of them are asked about the messages of all rooms of
+the user."""
 MOST_ABOUT_A_ROOM: Final = 20
 MOST_ROOMS: Final = 2000
-"""Rooms that somebody has rules about: each change looks at all of them, while all other writes wait."""
+"""Rooms that somebody has rules about: each change looks at all of them, while all other writes
+wait."""
 MOST_CONDITIONS_IN_ROOMS: Final = 100_000
-"""Such rooms times the conditions of rules that are not about one room: so much each change has to look at."""
+"""Such rooms times the conditions of rules that are not about one room: so much each change has to
+look at."""
 
 
 class RuleChanges:
@@ -38,11 +42,15 @@ class RuleChanges:
 
     @cached_property
     def _compiler(self) -> RuleCompiler:
-        """The writer's own; made when somebody changes rules first, which takes longer than most of the start's steps."""
+        """The writer's own; made when somebody changes rules first, which takes longer than most of
+        the start's steps."""
         return RuleCompiler()
 
-    def change(self, txn: WriteTransaction, user_id: str, change: Callable[[KeptRules], None]) -> None:
-        """Let `change` alter what is kept of a user's rules. Raises what it raises, and `TooLarge`."""
+    def change(
+        self, txn: WriteTransaction, user_id: str, change: Callable[[KeptRules], None]
+    ) -> None:
+        """Let `change` alter what is kept of a user's rules. Raises what it raises, and
+        `TooLarge`."""
         before = self._account_data.get_entry_in(txn, user_id, None, PUSH_RULES)
         kept = decode_kept(before)
         unchanged = msgspec.json.encode(kept)
@@ -67,8 +75,12 @@ def _check_numbers(kept: KeptRules, before: KeptRules) -> None:
     had, has = _count(before), _count(kept)
     if len(has) > max(MOST_ROOMS, len(had)):
         raise TooLarge("There are push rules of your own about too many rooms")
-    if len(has) * _wide_conditions(kept) > max(MOST_CONDITIONS_IN_ROOMS, len(had) * _wide_conditions(before)):
-        raise TooLarge("There are push rules of your own about too many rooms, for so many that are not about one room")
+    if len(has) * _wide_conditions(kept) > max(
+        MOST_CONDITIONS_IN_ROOMS, len(had) * _wide_conditions(before)
+    ):
+        raise TooLarge(
+            "There are push rules of your own about too many rooms, for so many that are not about one room"
+        )
     for room, number in has.items():
         if number > max(MOST_WIDE if room is None else MOST_ABOUT_A_ROOM, had[room]):
             about = "that are not about one room" if room is None else "about one room"
@@ -83,4 +95,6 @@ def _count(kept: KeptRules) -> Counter[str | None]:
 def _wide_conditions(kept: KeptRules) -> int:
     """How many conditions are asked about the messages of all rooms; a rule without any is one."""
     own = [(kind, rule) for kind, rules in kept.own.items() for rule in rules]
-    return sum(max(1, len(rule.conditions or ())) for kind, rule in own if room_of(kind, rule) is None)
+    return sum(
+        max(1, len(rule.conditions or ())) for kind, rule in own if room_of(kind, rule) is None
+    )

@@ -2,10 +2,12 @@
 
 Laws:
 - Pure but for its caches: rules in, actions out.
-- A rule that many users have is compiled once, and users with the same rules share one `RuleSet`: the default rules are one
-  object for everybody. So who evaluates an event for many users does it once for each different set.
-- What is asked of a set for nobody in particular (`NOBODY`) holds for all users whom the event does not name
-  (`named_users`) and who do not follow its thread, unless the set asks for display names (`asks_for_names`).
+- A rule that many users have is compiled once, and users with the same rules share one `RuleSet`:
+  the default rules are one object for everybody. So who evaluates an event for many users does it
+  once for each different set.
+- What is asked of a set for nobody in particular (`NOBODY`) holds for all users whom the event does
+  not name (`named_users`) and who do not follow its thread, unless the set asks for display names
+  (`asks_for_names`).
 
 spec: client-server-api#push-rules
 """
@@ -21,7 +23,6 @@ import msgspec
 
 from federation.protocol.events import Event
 from federation.protocol.ids import UserID, is_user_id
-from homeserver.services.default_push_rules import KINDS, Condition, PushRule, TheUser
 from homeserver.services.push.actions import NOTHING, Actions
 from homeserver.services.push.conditions import (
     DISPLAY_NAME,
@@ -35,8 +36,15 @@ from homeserver.services.push.conditions import (
     in_room,
     sent_by,
 )
-from homeserver.services.push.kept_rules import decode_kept
-from homeserver.services.push.occasion import MOST_STEPS, ROOM_ID, TYPE, Occasion, parse_path
+from homeserver.services.push.default_rules import KINDS, Condition, PushRule, TheUser
+from homeserver.services.push.event_properties import (
+    MOST_STEPS,
+    ROOM_ID,
+    TYPE,
+    Occasion,
+    parse_path,
+)
+from homeserver.services.push.stored_rules import decode_kept
 
 _MEMBER: Final = "m.room.member"
 _ORDINARY: Final = ("m.room.message", "m.room.encrypted")
@@ -45,7 +53,8 @@ _MANY: Final = 100
 
 
 class Attention(IntEnum):
-    """What an ordinary message of a room is to a user: where counting starts from, before what is special to an event."""
+    """What an ordinary message of a room is to a user: where counting starts from, before what is
+    special to an event."""
 
     ALL = 0
     """As the default rules have it: the flags of the event hold."""
@@ -83,7 +92,9 @@ class CompiledRule:
         kinds = [condition.get("kind") for condition in rule.conditions or ()]
         self.asks_for_names: Final = DISPLAY_NAME in kinds
         self.asks_for_room: Final = any(map(_looks_at_room, rule.conditions or ()))
-        self.asks_for_threads: Final = any(isinstance(kind, str) and kind in THREAD_SUBSCRIPTION for kind in kinds)
+        self.asks_for_threads: Final = any(
+            isinstance(kind, str) and kind in THREAD_SUBSCRIPTION for kind in kinds
+        )
 
     def matches(self, occasion: Occasion, user_id: str, display_name: str | None) -> bool:
         """Whether all its conditions hold."""
@@ -94,7 +105,8 @@ class CompiledRule:
 
 
 class RuleSet:
-    """All enabled rules of a user, the most important first; of a user in one room, where it was narrowed."""
+    """All enabled rules of a user, the most important first; of a user in one room, where it was
+    narrowed."""
 
     __slots__ = (
         "__weakref__",
@@ -114,11 +126,15 @@ class RuleSet:
         self._types: Final = frozenset(rule.type for rule in rules if rule.type is not None)
         self._of_any_type: Final = tuple(rule for rule in rules if rule.type is None)
         self._by_type: Final[dict[str | None, tuple[CompiledRule, ...]]] = {}
-        """Of types that were asked for: for all together it would be the product of rules and types."""
+        """Of types that were asked for: for all together it would be the product of rules and
+        types."""
         self._of_rooms: dict[str | None, list[tuple[int, CompiledRule]]] | None = None
 
-    def find(self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None) -> Actions:
-        """The actions of the most important rule that matches. That nobody is told of their own events is not looked at."""
+    def find(
+        self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None
+    ) -> Actions:
+        """The actions of the most important rule that matches. That nobody is told of their own
+        events is not looked at."""
         occasion.steps_left = MOST_STEPS
         for rule in self._may_match(occasion.text(TYPE)):
             if rule.matches(occasion, user_id, display_name):
@@ -131,11 +147,14 @@ class RuleSet:
             return self._of_any_type
         rules = self._by_type.get(type)
         if rules is None:
-            rules = self._by_type[type] = tuple(rule for rule in self.rules if rule.type in (None, type))
+            rules = self._by_type[type] = tuple(
+                rule for rule in self.rules if rule.type in (None, type)
+            )
         return rules
 
     def find_attentions(self) -> tuple[Attention, Mapping[str, Attention]]:
-        """What ordinary messages are to the user in rooms that no rule is about, and in each that some are (in lower case)."""
+        """What ordinary messages are to the user in rooms that no rule is about, and in each that
+        some are (in lower case)."""
         by_room = self._by_room()
         wide = by_room.get(None, ())
         ordinary = [_Probe(wide, type, {}) for type in _ORDINARY]
@@ -155,7 +174,8 @@ class RuleSet:
         return not self._by_room().keys() <= {None}
 
     def rules_in(self, room: str) -> Iterable[CompiledRule]:
-        """Those that are not about other rooms than this one (in lower case): what others are muted costs nothing here."""
+        """Those that are not about other rooms than this one (in lower case): what others are muted
+        costs nothing here."""
         by_room = self._by_room()
         return (rule for _, rule in merge(by_room.get(None, ()), by_room.get(room, ())))
 
@@ -173,8 +193,9 @@ _Placed = Sequence[tuple[int, CompiledRule]]
 
 
 class _Probe:
-    """A message of no particular content from somebody who may call the room. Rules that are about no room are asked about it once, however
-    many rooms it is asked for, but for those that look at the id of the room."""
+    """A message of no particular content from somebody who may call the room. Rules that are about
+    no room are asked about it once, however many rooms it is asked for, but for those that look at
+    the id of the room."""
 
     def __init__(self, wide: _Placed, type: str, content: Mapping[str, Any]) -> None:
         self._event = {"type": type, "content": content, "sender": _SOMEBODY}
@@ -184,11 +205,15 @@ class _Probe:
     def find(self, room_id: str, own: _Placed) -> Actions:
         """What it is to do in a room that these rules are about."""
         found = [
-            each for each in (self._first, self._find_first(room_id, merge(own, self._looking))) if each is not None
+            each
+            for each in (self._first, self._find_first(room_id, merge(own, self._looking)))
+            if each is not None
         ]
         return min(found)[1].actions if found else NOTHING
 
-    def _find_first(self, room_id: str, rules: Iterable[tuple[int, CompiledRule]]) -> tuple[int, CompiledRule] | None:
+    def _find_first(
+        self, room_id: str, rules: Iterable[tuple[int, CompiledRule]]
+    ) -> tuple[int, CompiledRule] | None:
         occasion = Occasion(
             {**self._event, "room_id": room_id},
             room_id=room_id,
@@ -212,12 +237,17 @@ class RuleCompiler:
         """The set of a user, of what is kept as their `m.push_rules`."""
         rules = decode_kept(kept)
         return self._intern(
-            self._compile_rule(kind, rule) for kind in KINDS for rule in rules.rules(TheUser.ID, kind) if rule.enabled
+            self._compile_rule(kind, rule)
+            for kind in KINDS
+            for rule in rules.rules(TheUser.ID, kind)
+            if rule.enabled
         )
 
     def narrow(self, rule_set: RuleSet, room_id: str) -> RuleSet:
         """The same for one room: without the rules that are about other rooms."""
-        return self._intern(rule_set.rules_in(room_id.lower())) if rule_set.names_rooms else rule_set
+        return (
+            self._intern(rule_set.rules_in(room_id.lower())) if rule_set.names_rooms else rule_set
+        )
 
     def _compile_rule(self, kind: str, rule: PushRule) -> CompiledRule:
         key = (kind, msgspec.json.encode(rule))
@@ -228,7 +258,9 @@ class RuleCompiler:
 
     def _intern(self, rules: Iterable[CompiledRule]) -> RuleSet:
         chosen = tuple(rules)
-        key = tuple(map(id, chosen))  # a set keeps its rules alive, so their ids are theirs as long as it is here
+        key = tuple(
+            map(id, chosen)
+        )  # a set keeps its rules alive, so their ids are theirs as long as it is here
         known = self._sets.get(key)
         if known is None:
             known = self._sets[key] = RuleSet(chosen)
@@ -236,7 +268,8 @@ class RuleCompiler:
 
 
 def named_users(event: Event) -> frozenset[UserID]:
-    """Whom an event names, so that the default rules may say something else to them than to the others."""
+    """Whom an event names, so that the default rules may say something else to them than to the
+    others."""
     named: set[str] = set()
     mentions = event.content.get("m.mentions")
     listed = mentions.get("user_ids") if isinstance(mentions, Mapping) else None
@@ -278,7 +311,11 @@ def _named_room(condition: Condition) -> str | None:
 
 def _named_type(condition: Condition) -> str | None:
     value = condition.get("value")
-    if condition.get("kind") == PROPERTY_IS and condition.get("key") == "type" and isinstance(value, str):
+    if (
+        condition.get("kind") == PROPERTY_IS
+        and condition.get("key") == "type"
+        and isinstance(value, str)
+    ):
         return value.lower()
     pattern = _named(condition, "type")
     return None if pattern is None else pattern.lower()

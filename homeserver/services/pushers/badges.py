@@ -1,8 +1,8 @@
 """The number on an app's icon: how much a user has not read, over all rooms.
 
-A user's rooms are counted once, and after that only those in which something has happened that concerns the user. Who
-reads the stream says which (`touch`, `forget`). Of a user one count is made at a time: who asks meanwhile, for another
-device, waits for it. For the reactor thread.
+A user's rooms are counted once, and after that only those in which something has happened that
+concerns the user. Who reads the stream says which (`touch`, `forget`). Of a user one count is made
+at a time: who asks meanwhile, for another device, waits for it. For the reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """
@@ -16,10 +16,10 @@ from twisted.internet.defer import DeferredLock
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
-from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.invite_permissions import InvitePermissions
-from homeserver.services.unread import UnreadCounts
-from storage.memberships import MembershipRow
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.account_data.invite_permissions import InvitePermissions
+from homeserver.services.push.unread_counts import UnreadCounts
+from storage.rooms.memberships import MembershipRow
 
 USERS_REMEMBERED: Final = 20_000
 APPS_REMEMBERED: Final = 100_000
@@ -86,10 +86,12 @@ class Badges:
             rooms.touched.add(room_nid)
 
     def touch_room(self, room_nid: int) -> Sequence[str]:
-        """It may have changed for anybody: something in the room was taken away. Whose number may be another, of those whose is
-        known."""
+        """It may have changed for anybody: something in the room was taken away. Whose number may
+        be another, of those whose is known."""
         users = [
-            user_id for user_id, rooms in self._users.items() if room_nid in rooms.unread or room_nid in rooms.counted
+            user_id
+            for user_id, rooms in self._users.items()
+            if room_nid in rooms.unread or room_nid in rooms.counted
         ]
         for user_id in users:
             self._users[user_id].touched.add(room_nid)
@@ -100,7 +102,8 @@ class Badges:
         self._users.pop(user_id, None)
 
     def doubt_all(self) -> None:
-        """It may have changed for anybody, everywhere: where each had something unread is known as it was."""
+        """It may have changed for anybody, everywhere: where each had something unread is known as
+        it was."""
         self._doubts += 1
 
     def forget_all(self) -> None:
@@ -136,12 +139,22 @@ class Badges:
         return len(shown) + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
 
     async def _count(
-        self, user_id: UserID, rooms: _Rooms, touched: set[int], memberships: Mapping[int, MembershipRow]
+        self,
+        user_id: UserID,
+        rooms: _Rooms,
+        touched: set[int],
+        memberships: Mapping[int, MembershipRow],
     ) -> None:
         if not touched:
             return
-        joined = [memberships[nid] for nid in touched if nid in memberships and memberships[nid].membership == "join"]
-        counts = await self._unread.get_counts(user_id, joined, await self._ignored.of_user(user_id))
+        joined = [
+            memberships[nid]
+            for nid in touched
+            if nid in memberships and memberships[nid].membership == "join"
+        ]
+        counts = await self._unread.get_counts(
+            user_id, joined, await self._ignored.of_user(user_id)
+        )
         for room_nid in touched:
             number = counts[room_nid].total.notifications if room_nid in counts else 0
             if number:

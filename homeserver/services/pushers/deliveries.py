@@ -1,14 +1,16 @@
 """What waits for each pusher, and its way to the gateway.
 
 Laws:
-- Of a pusher one push is under way at a time, in the order of the stream; what is held, as its user is reading there, keeps back nothing
-  that is not.
-- Nobody is told of what they have read meanwhile, of what was taken back, of rooms that they have left, of whom they ignore by then,
-  nor after a day.
-- A pusher whose push is not taken is tried again after a pause that grows to an hour; the pusher stays, unless its gateway says
-  that nobody wants it (`rejected`). A push that its gateway refuses for what is in it holds up no other; where it refuses several
-  on end, that is a failure like any other, but for those that were refused.
-- What waits behind a failure is noted with the pusher, as a position: it holds up nobody's lease, and a message writes no row.
+- Of a pusher one push is under way at a time, in the order of the stream; what is held, as its user
+  is reading there, keeps back nothing that is not.
+- Nobody is told of what they have read meanwhile, of what was taken back, of rooms that they have
+  left, of whom they ignore by then, nor after a day.
+- A pusher whose push is not taken is tried again after a pause that grows to an hour; the pusher
+  stays, unless its gateway says that nobody wants it (`rejected`). A push that its gateway refuses
+  for what is in it holds up no other; where it refuses several on end, that is a failure like any
+  other, but for those that were refused.
+- What waits behind a failure is noted with the pusher, as a position: it holds up nobody's lease,
+  and a message writes no row.
 
 spec: push-gateway-api#homeserver-behaviour
 """
@@ -21,19 +23,19 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
+from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
-from federation.rooms.room_events import RoomEvents
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
+from homeserver.services.pushers.active_readers import WAIT_SECONDS, Readers, rings
 from homeserver.services.pushers.badges import Badges, ShownNumbers
-from homeserver.services.pushers.details import NamesOfEvents, Told
+from homeserver.services.pushers.display_names import NamesOfEvents, Told
 from homeserver.services.pushers.gateways import Gateways, PushFailed
-from homeserver.services.pushers.lines import Line, Push, TouchedLines, url_of
 from homeserver.services.pushers.notification import encode_badge, encode_event
-from homeserver.services.pushers.readers import WAIT_SECONDS, Readers, rings
-from storage.database import DatabaseUnavailable
-from storage.pushers import PusherRow, PusherStore, Standing
-from storage.receipts import UNTHREADED
+from homeserver.services.pushers.queues import Line, Push, TouchedLines, url_of
+from storage.engine.database import DatabaseUnavailable
+from storage.push.pushers import PusherRow, PusherStore, Standing
+from storage.rooms.receipts import UNTHREADED
 
 MOST_WAITING: Final = 50
 """Events for one pusher; see `Line.give_up_one`."""
@@ -45,7 +47,8 @@ GROWTH: Final = 3
 BADGE_SECONDS: Final = 2.0
 """For so long a change of the badge waits for further ones: who reads sends several receipts."""
 MOST_COUNTED: Final = 500
-"""Numbers that are counted in one round to see whether they wait for a gateway that cannot be reached."""
+"""Numbers that are counted in one round to see whether they wait for a gateway that cannot be
+reached."""
 MAX_ERROR_CHARS: Final = 300
 
 
@@ -91,7 +94,8 @@ class Deliveries:
         with_content: bool,
         jitter_seconds: float,
     ) -> None:
-        """`with_content`: gateways are told what people write. `jitter_seconds`: a push waits up to so long, by chance."""
+        """`with_content`: gateways are told what people write. `jitter_seconds`: a push waits up to
+        so long, by chance."""
         self._clock = clock
         self._store = store
         self._events = events
@@ -110,12 +114,14 @@ class Deliveries:
         self._shown = ShownNumbers()
         self._standings: dict[int, Standing] = {}
         self._urgent: set[int] = set()
-        """Those of the standings that are not to wait: of pushers that have begun or ceased to fail."""
+        """Those of the standings that are not to wait: of pushers that have begun or ceased to
+        fail."""
         self._touched = TouchedLines(clock, self._wake)
         self._active = False
         self._floor = 0
         self.is_behind = False
-        """What pushers miss that failed is being read: until then none is well, else what is read later would be told to none."""
+        """What pushers miss that failed is being read: until then none is well, else what is read
+        later would be told to none."""
 
     def get_figures(self) -> Mapping[str, int]:
         """What waits, for metrics."""
@@ -127,16 +133,21 @@ class Deliveries:
             "gateways_failing": self._gateways.count_failing(),
         }
 
-    # ------------------------------------------------------------------------------------------- what is to be told
+    # -------------------------------------------------------------------------------------------
+    # what is to be told
 
     def start(self, failing: Iterable[PusherRow], floor: int) -> None:
-        """Push from now on; these pushers failed when last tried. What they miss is still to be read, up to `catch_up`. Up to `floor` all
-        others are told."""
+        """Push from now on; these pushers failed when last tried. What they miss is still to be
+        read, up to `catch_up`. Up to `floor` all others are told."""
         self._active = self.is_behind = True
         self._floor = floor
         for row in failing:
             line = self._find(row)
-            line.failing_since_ts, line.pause_ms, line.error = row.failing_since_ts, row.pause_ms, row.error
+            line.failing_since_ts, line.pause_ms, line.error = (
+                row.failing_since_ts,
+                row.pause_ms,
+                row.error,
+            )
             line.tried_ts, line.is_noted = row.tried_ts, True
             self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
 
@@ -162,7 +173,8 @@ class Deliveries:
         self._touched.clear()
 
     def add(self, row: PusherRow, told: Told, actions: Actions) -> None:
-        """Tell an event, once `wake_touched` is called: when it is known what has been read meanwhile."""
+        """Tell an event, once `wake_touched` is called: when it is known what has been read
+        meanwhile."""
         line = self._find(row)
         self._touched.add(line)
         if told.position <= line.last_position:
@@ -178,28 +190,38 @@ class Deliveries:
             line.give_up_one()
 
     def pass_over(self, row: PusherRow, position: int) -> None:
-        """What stands there was said before the pusher was set, perhaps while it was off: only the number that it shows may be another."""
+        """What stands there was said before the pusher was set, perhaps while it was off: only the
+        number that it shows may be another."""
         if self._shown.get(row.pusher_nid) is not None:
             self.set_badge_due(row, position)
 
     def set_badge_due(self, row: PusherRow, position: int | None) -> None:
-        """What the user has not read may have become another number, by what stands there in the stream."""
+        """What the user has not read may have become another number, by what stands there in the
+        stream."""
         if not row.no_counts:
             line = self._find(row)
             self._touched.add(line)
             line.set_badge_due(position)
 
-    def mark_read(self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool) -> None:
-        """The user has read a room up to a position: all of it, or one thread (None: the main timeline)."""
+    def mark_read(
+        self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool
+    ) -> None:
+        """The user has read a room up to a position: all of it, or one thread (None: the main
+        timeline)."""
         self._readers.note(user_id, room_nid, UNTHREADED if everything else thread, position)
         for line in self._by_user.get(user_id, {}).values():
             for push in (*line.waiting, *([line.under_way] if line.under_way is not None else [])):
                 told = push.told
-                if told.room_nid == room_nid and told.position <= position and (everything or told.thread == thread):
+                if (
+                    told.room_nid == room_nid
+                    and told.position <= position
+                    and (everything or told.thread == thread)
+                ):
                     push.is_read = True
 
     def change(self, user_id: str, rows: Sequence[PusherRow], *, set_now: bool) -> None:
-        """These are the user's pushers to apps now; `set_now`: what was never pushed to among them is new, and shows no number."""
+        """These are the user's pushers to apps now; `set_now`: what was never pushed to among them
+        is new, and shows no number."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
             was_set = set_now or each.position > self._floor
@@ -227,15 +249,18 @@ class Deliveries:
         """Let those lines send to which something was added."""
         self._touched.wake()
 
-    # --------------------------------------------------------------------------------------------------- the lease
+    # ---------------------------------------------------------------------------------------------------
+    # the lease
 
     def lowest(self) -> int | None:
-        """The first position of which something is not told, where the database does not know that."""
+        """The first position of which something is not told, where the database does not know
+        that."""
         firsts = (line.unfinished for line in self._lines.values() if not line.is_noted)
         return min((first for first in firsts if first is not None), default=None)
 
     async def note(self, *, all_standings: bool) -> None:
-        """Write down how pushers stand: those that have begun or ceased to fail, or all that pushed."""
+        """Write down how pushers stand: those that have begun or ceased to fail, or all that
+        pushed."""
         counted = 0
         for line in list(self._lines.values()):
             if line.is_noted or line.unfinished is None or not self._gateways.is_failing(line.url):
@@ -248,7 +273,11 @@ class Deliveries:
                 line.failing_since_ts = line.failing_since_ts or self._now_ms()
                 line.error = line.error or "its gateway cannot be reached"
                 self._set_standing(line)
-        noted = {nid: each for nid, each in self._standings.items() if all_standings or nid in self._urgent}
+        noted = {
+            nid: each
+            for nid, each in self._standings.items()
+            if all_standings or nid in self._urgent
+        }
         if not noted:
             return
         urgent, self._urgent = self._urgent, set()
@@ -265,7 +294,8 @@ class Deliveries:
             if noted_line is not None and noted_line.failing_since_ts is not None:
                 noted_line.is_noted = standing.failing_since_ts is not None
 
-    # ------------------------------------------------------------------------------------------------------ sending
+    # ------------------------------------------------------------------------------------------------------
+    # sending
 
     async def send(self, line: Line) -> None:
         """The line's turn at its gateway. Raises nothing."""
@@ -311,7 +341,11 @@ class Deliveries:
             return
         line.under_way = None
         if not accepted:
-            self.log.info("the gateway of the app {app} of {user} wants it no more", app=row.app_id, user=row.user_id)
+            self.log.info(
+                "the gateway of the app {app} of {user} wants it no more",
+                app=row.app_id,
+                user=row.user_id,
+            )
             self._drop(line)
             await self._store.remove_rejected(row.user_id, row.app_id, row.pushkey)
             return
@@ -343,7 +377,9 @@ class Deliveries:
         if push is not None:
             return push
         if had_any and line.failing_since_ts is not None:
-            self._set_standing(line)  # else a restart would read the stream from there again, for nothing
+            self._set_standing(
+                line
+            )  # else a restart would read the stream from there again, for nothing
         return None
 
     async def _body_of(self, row: PusherRow, push: Push) -> "_Body | None":
@@ -360,7 +396,9 @@ class Deliveries:
         unread = None if row.no_counts else await self._badges.get(user_id)
         tweaks: Mapping[str, Any] = push.actions.tweaks
         with_content = self._with_content and not push.is_short
-        encoded = encode_event(row, told.stored.event, names, tweaks, unread, with_content=with_content)
+        encoded = encode_event(
+            row, told.stored.event, names, tweaks, unread, with_content=with_content
+        )
         return _Body(encoded, unread)
 
     async def _badge_of(self, line: Line) -> "_Body | None":
@@ -373,7 +411,8 @@ class Deliveries:
         return _Body(encode_badge(row, unread), unread)
 
     async def _has_other_number(self, line: Line) -> bool:
-        """Whether a number that is due is another than the app was told. If not, it is due no longer."""
+        """Whether a number that is due is another than the app was told. If not, it is due no
+        longer."""
         due = line.badge
         if due is not None:
             shown = self._shown.get(line.row.pusher_nid)
@@ -391,7 +430,9 @@ class Deliveries:
         if line.first is not None:  # it is held, perhaps, and older
             position = min(position, line.first - 1)
         now = self._now_ms()
-        self._standings[line.row.pusher_nid] = Standing(position, line.failing_since_ts, now, 0, now, None)
+        self._standings[line.row.pusher_nid] = Standing(
+            position, line.failing_since_ts, now, 0, now, None
+        )
 
     def _fail(self, line: Line, push: Push | None, error: PushFailed) -> None:
         now = self._now_ms()
@@ -409,12 +450,15 @@ class Deliveries:
             return
         # what cannot be reached has a pause of its own
         if line.refusals > 1 or not (error.unreachable or is_over):
-            line.pause_ms = min(max(FIRST_PAUSE_MS, line.pause_ms * GROWTH, error.wait_ms), LONGEST_PAUSE_MS)
+            line.pause_ms = min(
+                max(FIRST_PAUSE_MS, line.pause_ms * GROWTH, error.wait_ms), LONGEST_PAUSE_MS
+            )
             self._pause(line, line.pause_ms)
         self._set_standing(line)
 
     def _told_upto(self, line: Line) -> int:
-        """Up to where it was told all that concerns it, if nothing waits. What is not noted yet counts, too."""
+        """Up to where it was told all that concerns it, if nothing waits. What is not noted yet
+        counts, too."""
         last = self._standings.get(line.row.pusher_nid)
         return max(line.row.position, line.last_position, 0 if last is None else last.position)
 
@@ -428,7 +472,8 @@ class Deliveries:
         )
         self._urgent.add(nid)
 
-    # -------------------------------------------------------------------------------------------------------- lines
+    # --------------------------------------------------------------------------------------------------------
+    # lines
 
     def _find(self, row: PusherRow) -> Line:
         line = self._lines.get(row.pusher_nid)

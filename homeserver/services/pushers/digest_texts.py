@@ -1,7 +1,7 @@
 """What a letter about what somebody missed says: names, texts and links, in the reader's language.
 
-Of a message that was edited it says what it is now. Of an encrypted message it says that there is one. Where the operator wants no content
-told, it says how many there are.
+Of a message that was edited it says what it is now. Of an encrypted message it says that there is
+one. Where the operator wants no content told, it says how many there are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,15 +10,15 @@ from typing import Final
 from urllib.parse import quote
 
 from federation.protocol.ids import UserID
-from federation.rooms.outside import is_outside
-from federation.rooms.room_events import StoredEvent
-from homeserver.services.languages import Language
-from homeserver.services.mail.letters import Digest, DigestMessage, DigestRoom
-from homeserver.services.pushers.missed import Missed, MissedRoom
+from federation.rooms.events import StoredEvent
+from federation.rooms.joins.out_of_room import is_outside
+from homeserver.services.email.emails import Digest, DigestMessage, DigestRoom
+from homeserver.services.pages.languages import Language
+from homeserver.services.pushers.missed_messages import Missed, MissedRoom
 from homeserver.services.pushers.notification import ENCRYPTED
-from homeserver.services.sync.invited import InvitedRooms
-from storage.memberships import MembershipRow, MembershipStore
-from storage.room_summaries import RoomSummaryStore, Roster
+from homeserver.services.rooms.invited_rooms import InvitedRooms
+from storage.rooms.memberships import MembershipRow, MembershipStore
+from storage.rooms.summaries import RoomSummaryStore, Roster
 
 HEROES: Final = 3
 LONGEST_BODY: Final = 500
@@ -50,10 +50,18 @@ class DigestTexts:
         self._with_content = with_content
 
     async def write(
-        self, user_id: UserID, missed: Missed, language: Language, app_name: str, unsubscribe_link: str, zone: tzinfo
+        self,
+        user_id: UserID,
+        missed: Missed,
+        language: Language,
+        app_name: str,
+        unsubscribe_link: str,
+        zone: tzinfo,
     ) -> Digest:
         """The letter. Two queries, and one a room for the names in it."""
-        inside = [room.membership.room_nid for room in missed.rooms if not is_outside(room.membership)]
+        inside = [
+            room.membership.room_nid for room in missed.rooms if not is_outside(room.membership)
+        ]
         rosters = await self._summaries.get_rosters(user_id, inside, HEROES)
         rooms = [
             await self._room(room, rosters.get(room.membership.room_nid), language.gettext, zone)
@@ -64,13 +72,19 @@ class DigestTexts:
             subject=f"[{app_name}] {_subject(rooms, _)}",
             greeting=_("You have not read this yet on %(server)s:") % {"server": self._server_name},
             rooms=rooms,
-            further=_("Further rooms: %(count)s") % {"count": missed.further_rooms} if missed.further_rooms else "",
-            remark=_("This letter came since your account has notifications by e-mail switched on."),
+            further=_("Further rooms: %(count)s") % {"count": missed.further_rooms}
+            if missed.further_rooms
+            else "",
+            remark=_(
+                "This letter came since your account has notifications by e-mail switched on."
+            ),
             unsubscribe_link=unsubscribe_link,
             unsubscribe_text=_("No more such letters"),
         )
 
-    async def _room(self, room: MissedRoom, roster: Roster | None, _: Callable[[str], str], zone: tzinfo) -> DigestRoom:
+    async def _room(
+        self, room: MissedRoom, roster: Roster | None, _: Callable[[str], str], zone: tzinfo
+    ) -> DigestRoom:
         row = room.membership
         names: Mapping[str, MembershipRow] = {}
         if not is_outside(row):
@@ -81,8 +95,12 @@ class DigestTexts:
             DigestMessage(
                 sender=_sender(event, names),
                 time=_time(event, zone),
-                text=self._text(event, room.edits.get(event.nid), _, is_invite=row.membership == "invite"),
-                link=self._link(room.room_id, None if row.membership == "invite" else event.event.event_id),
+                text=self._text(
+                    event, room.edits.get(event.nid), _, is_invite=row.membership == "invite"
+                ),
+                link=self._link(
+                    room.room_id, None if row.membership == "invite" else event.event.event_id
+                ),
             )
             for event in room.events
         ]
@@ -92,7 +110,9 @@ class DigestTexts:
             link=self._link(room.room_id, None),
             link_text=_("Open the room"),
             messages=messages,
-            further=_("Further messages: %(count)s") % {"count": room.further} if room.further else "",
+            further=_("Further messages: %(count)s") % {"count": room.further}
+            if room.further
+            else "",
         )
 
     async def _told_name(self, row: MembershipRow) -> str | None:
@@ -105,7 +125,14 @@ class DigestTexts:
                 return name[:LONGEST_NAME] if isinstance(name, str) and name else None
         return None
 
-    def _text(self, event: StoredEvent, edit: StoredEvent | None, _: Callable[[str], str], *, is_invite: bool) -> str:
+    def _text(
+        self,
+        event: StoredEvent,
+        edit: StoredEvent | None,
+        _: Callable[[str], str],
+        *,
+        is_invite: bool,
+    ) -> str:
         content, type = event.event.content, event.event.type
         new_content = None if edit is None else edit.event.content.get("m.new_content")
         if isinstance(new_content, Mapping):
@@ -117,15 +144,25 @@ class DigestTexts:
         if type in ("m.call.invite", "m.rtc.notification", "org.matrix.msc4075.rtc.notification"):
             return _("Call")
         body = content.get("body")
-        if type not in ("m.room.message", "m.sticker") or not self._with_content or not isinstance(body, str):
+        if (
+            type not in ("m.room.message", "m.sticker")
+            or not self._with_content
+            or not isinstance(body, str)
+        ):
             return _("New message")
         shown = body if len(body) <= LONGEST_BODY else body[:LONGEST_BODY] + " …"
         kind = _kind_of(content.get("msgtype"), _)
         return shown if kind is None else f"{kind}: {shown}"
 
     def _link(self, room_id: str, event_id: str | None) -> str:
-        path = quote(room_id, safe="!:") + ("" if event_id is None else "/" + quote(event_id, safe="$:"))
-        return f"{self._client_url}/#/{path}" if self._client_url == MATRIX_TO else f"{self._client_url}/#/room/{path}"
+        path = quote(room_id, safe="!:") + (
+            "" if event_id is None else "/" + quote(event_id, safe="$:")
+        )
+        return (
+            f"{self._client_url}/#/{path}"
+            if self._client_url == MATRIX_TO
+            else f"{self._client_url}/#/room/{path}"
+        )
 
 
 def _kind_of(msgtype: object, _: Callable[[str], str]) -> str | None:
@@ -153,12 +190,20 @@ def _subject(rooms: Sequence[DigestRoom], _: Callable[[str], str]) -> str:
         return _("New in %(place)s and elsewhere") % fields
     if first.is_invite:
         return (
-            _("%(person)s invites you to %(room)s") if first.name else _("%(person)s invites you to a room")
+            _("%(person)s invites you to %(room)s")
+            if first.name
+            else _("%(person)s invites you to a room")
         ) % fields
     people = {message.sender for message in first.messages}
     if len(people) == 1 and not first.further:
-        return (_("Message from %(person)s in %(room)s") if first.name else _("Message from %(person)s")) % fields
-    return _("New messages in %(room)s") % fields if first.name else _("Message from %(person)s") % fields
+        return (
+            _("Message from %(person)s in %(room)s") if first.name else _("Message from %(person)s")
+        ) % fields
+    return (
+        _("New messages in %(room)s") % fields
+        if first.name
+        else _("Message from %(person)s") % fields
+    )
 
 
 def _name_of(roster: Roster | None) -> str | None:

@@ -1,14 +1,15 @@
 """Letters about what people have missed: when they are written.
 
 Laws:
-- A letter is written when something has waited unread for `delay`; what is in it is found then, so that what was read
-  meanwhile is not.
-- About one room letters come ever more seldom, up to one a day, until its reader is seen in the room again, or nothing
-  has happened there for two days.
+- A letter is written when something has waited unread for `delay`; what is in it is found then, so
+  that what was read meanwhile is not.
+- About one room letters come ever more seldom, up to one a day, until its reader is seen in the
+  room again, or nothing has happened there for two days.
 - A letter, and that it was written, are one write: no restart loses one or sends one twice.
-- The sender is the server, by the name that its operator gave it: what an app calls itself is never the sender's name, and stands in the
-  subject only where the operator says none.
-- A letter that was not sent yet goes when something in it loses its content or is too old; the next one tells the rest.
+- The sender is the server, by the name that its operator gave it: what an app calls itself is never
+  the sender's name, and stands in the subject only where the operator says none.
+- A letter that was not sent yet goes when something in it loses its content or is too old; the next
+  one tells the rest.
 - An event writes at most one row, when it is the first one that waits.
 """
 
@@ -24,17 +25,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.protocol.ids import UserID
-from homeserver.config.mail import APP_NAME
-from homeserver.services.languages import Languages
-from homeserver.services.mail.outbox import Outbox
+from homeserver.config.email import APP_NAME
+from homeserver.services.email.outbox import Outbox
+from homeserver.services.pages.languages import Languages
 from homeserver.services.pushers.digest_texts import DigestTexts
-from homeserver.services.pushers.missed import Missed, MissedEvents
-from homeserver.services.pushers.unsubscribing import Unsubscribing
-from storage.database import Database, DatabaseUnavailable
-from storage.outgoing_mail import LetterOf
-from storage.profiles import ProfileStore
-from storage.pushers import EmailPause, PusherRow, PusherStore
-from storage.transaction import WriteTransaction
+from homeserver.services.pushers.missed_messages import Missed, MissedEvents
+from homeserver.services.pushers.unsubscribe import Unsubscribing
+from storage.email.outbox import LetterOf
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.engine.transaction import WriteTransaction
+from storage.profiles.profiles import ProfileStore
+from storage.push.pushers import EmailPause, PusherRow, PusherStore
 
 GROWTH: Final = 6
 LONGEST_PAUSE_MS: Final = 24 * 3600_000
@@ -72,7 +73,8 @@ class EmailDigests:
         app_name: str | None,
         delay_ms: int,
     ) -> None:
-        """`app_name`: what the operator calls the service; None: as the app does in which the letters were switched on."""
+        """`app_name`: what the operator calls the service; None: as the app does in which the
+        letters were switched on."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -89,7 +91,8 @@ class EmailDigests:
         """When pushers are looked at, as far as it is known here."""
         self._noted: dict[int, int] = {}
         self._held: dict[tuple[str, int], dict[int, int]] = {}
-        """By user and room until when no letter about the room goes out, by pusher; until the user is seen there."""
+        """By user and room until when no letter about the room goes out, by pusher; until the user
+        is seen there."""
         self._timer: IDelayedCall | None = None
         self._is_working = False
         self._active = False
@@ -103,7 +106,9 @@ class EmailDigests:
         earliest = now + self._delay_ms
         held = self._held.get((pusher.user_id, room_nid), {}).get(pusher.pusher_nid, 0)
         if known is not None and known <= held and held > earliest:
-            return  # the room waits for longer than the pusher does: so each message to who does not read costs nothing
+            # the room waits for longer than the pusher does: so each message to who does not read
+            # costs nothing
+            return
         pauses = await self._store.get_pauses(pusher.pusher_nid)
         due = await self._after_pause(UserID(pusher.user_id), room_nid, earliest, pauses)
         if due > earliest:
@@ -131,7 +136,8 @@ class EmailDigests:
             self._sleep_until(min(noted.values()))
 
     async def is_missed(self, pusher_nid: int, event_nids: Sequence[int]) -> bool:
-        """Whether a letter that tells these events may still go out: its pusher is on, and its user has missed all of them."""
+        """Whether a letter that tells these events may still go out: its pusher is on, and its user
+        has missed all of them."""
         row = await self._store.get_pusher(pusher_nid)
         if row is None:
             return False
@@ -188,7 +194,9 @@ class EmailDigests:
             if not rows:
                 break
         next_ts = await self._store.get_next_due()
-        self._sleep_until(next_ts if next_ts is not None else self._now_ms() + int(LONGEST_SLEEP * 1000))
+        self._sleep_until(
+            next_ts if next_ts is not None else self._now_ms() + int(LONGEST_SLEEP * 1000)
+        )
 
     async def _look_safely(self, row: PusherRow) -> None:
         """As `_look`; where that fails by a bug of ours, the next letter is tried in a day."""
@@ -197,10 +205,18 @@ class EmailDigests:
         except DatabaseUnavailable:
             raise
         except Exception:
-            self.log.failure("a letter about what {user} missed could not be written", user=row.user_id)
+            self.log.failure(
+                "a letter about what {user} missed could not be written", user=row.user_id
+            )
             later = self._now_ms() + LONGEST_PAUSE_MS
             await self._database.write(
-                "put_off_letter", self._store.set_looked, row.pusher_nid, row.position, later, None, 0
+                "put_off_letter",
+                self._store.set_looked,
+                row.pusher_nid,
+                row.position,
+                later,
+                None,
+                0,
             )
             self._due[row.pusher_nid] = later
 
@@ -210,7 +226,10 @@ class EmailDigests:
         self._due.pop(row.pusher_nid, None)  # what comes from here on is noted anew
         missed = await self._missed.get(user_id, row.position)
         pauses = await self._store.get_pauses(row.pusher_nid)
-        due = min([await self._due_of(user_id, missed, at, pauses) for at in range(len(missed.rooms))], default=None)
+        due = min(
+            [await self._due_of(user_id, missed, at, pauses) for at in range(len(missed.rooms))],
+            default=None,
+        )
         if due is None or due > now:
             position = row.position if due is not None else missed.upto
             await self._write(row, position, due, None, None)
@@ -218,18 +237,29 @@ class EmailDigests:
         language = self._languages.choose(row.lang)
         app_name = self._app_name or msgspec.json.decode(row.data, type=_Data).brand or APP_NAME
         link = self._unsubscribing.link(row.pusher_nid)
-        digest = await self._texts.write(user_id, missed, language, app_name, link, await self._zone_of(user_id))
-        message = self._outbox.letters.write_digest(language, digest, row.pushkey, self._clock.seconds())
+        digest = await self._texts.write(
+            user_id, missed, language, app_name, link, await self._zone_of(user_id)
+        )
+        message = self._outbox.letters.write_digest(
+            language, digest, row.pushkey, self._clock.seconds()
+        )
         letter: dict[int, EmailPause] = {}
         for room in missed.rooms:
             room_nid = room.membership.room_nid
             before = pauses.get(room_nid)
             first = max(self._delay_ms, SHORTEST_PAUSE_MS)
-            if before is None or await self._missed.was_in_room_since(user_id, room_nid, before.sent_ts):
+            if before is None or await self._missed.was_in_room_since(
+                user_id, room_nid, before.sent_ts
+            ):
                 letter[room_nid] = EmailPause(now, first)
             else:
                 letter[room_nid] = EmailPause(now, min(before.pause_ms * GROWTH, LONGEST_PAUSE_MS))
-        told = [event.nid for room in missed.rooms for event in (*room.events, *room.edits.values()) if event.nid > 0]
+        told = [
+            event.nid
+            for room in missed.rooms
+            for event in (*room.events, *room.edits.values())
+            if event.nid > 0
+        ]
         await self._write(row, missed.upto, None, letter, message, told)
 
     async def _write(
@@ -243,27 +273,40 @@ class EmailDigests:
     ) -> None:
         def write(txn: WriteTransaction) -> None:
             forgotten = self._now_ms() - FORGOTTEN_MS
-            if self._store.set_looked(txn, row.pusher_nid, position, due_ts, letter, forgotten) and message is not None:
-                self._outbox.add_written(txn, message, row.pushkey, LetterOf(row.pusher_nid, row.position, told))
+            if (
+                self._store.set_looked(txn, row.pusher_nid, position, due_ts, letter, forgotten)
+                and message is not None
+            ):
+                self._outbox.add_written(
+                    txn, message, row.pushkey, LetterOf(row.pusher_nid, row.position, told)
+                )
 
         await self._database.write("write_digest", write)
         noted = self._due.get(row.pusher_nid)
-        if noted is not None:  # something has come meanwhile, and what noted it may just have been overwritten
+        if (
+            noted is not None
+        ):  # something has come meanwhile, and what noted it may just have been overwritten
             self._noted[row.pusher_nid] = noted
             await self.flush()
         if due_ts is not None:
             self._due[row.pusher_nid] = due_ts if noted is None else min(due_ts, noted)
 
-    async def _due_of(self, user_id: UserID, missed: Missed, at: int, pauses: Mapping[int, EmailPause]) -> int:
-        """When the room may be told of: once its reader had time to read, and not too soon after the last letter."""
+    async def _due_of(
+        self, user_id: UserID, missed: Missed, at: int, pauses: Mapping[int, EmailPause]
+    ) -> int:
+        """When the room may be told of: once its reader had time to read, and not too soon after
+        the last letter."""
         room, now = missed.rooms[at], self._now_ms()
         sent = room.waits_since
         # a time that lies ahead was made up
         due = sent + self._delay_ms if sent <= now else now
         return await self._after_pause(user_id, room.membership.room_nid, due, pauses)
 
-    async def _after_pause(self, user_id: UserID, room_nid: int, due: int, pauses: Mapping[int, EmailPause]) -> int:
-        """Then, or later where a letter about the room went out lately and its reader was not seen there since."""
+    async def _after_pause(
+        self, user_id: UserID, room_nid: int, due: int, pauses: Mapping[int, EmailPause]
+    ) -> int:
+        """Then, or later where a letter about the room went out lately and its reader was not seen
+        there since."""
         pause = pauses.get(room_nid)
         if pause is None or pause.sent_ts + pause.pause_ms <= due:
             return due

@@ -1,14 +1,17 @@
 """Push gateways: asked with a time limit, and with a pause where they cannot be reached.
 
 Laws:
-- A gateway is not trusted: its address is asked of the address policy, redirects are not followed, its answer is bounded.
-- So many requests to one gateway at the same time, and so many in all: one that hangs holds up no other. Those that have not
-  answered quickly of late share fewer among them, so that however many hang (anybody may name some as theirs), those that
-  answer find a place.
-- A gateway that cannot be reached is tried with one request at a time, after a pause that grows; all that goes there
-  waits for that one. What a gateway answers concerns the one pusher it was asked for.
-- What was answered with success was taken, whatever else the answer says, and though the rest of it never comes: else a telephone would
-  ring for it again and again. Where it cannot be read it rejects nothing: that is said again with the next push.
+- A gateway is not trusted: its address is asked of the address policy, redirects are not followed,
+  its answer is bounded.
+- So many requests to one gateway at the same time, and so many in all: one that hangs holds up no
+  other. Those that have not answered quickly of late share fewer among them, so that however many
+  hang (anybody may name some as theirs), those that answer find a place.
+- A gateway that cannot be reached is tried with one request at a time, after a pause that grows;
+  all that goes there waits for that one. What a gateway answers concerns the one pusher it was
+  asked for.
+- What was answered with success was taken, whatever else the answer says, and though the rest of it
+  never comes: else a telephone would ring for it again and again. Where it cannot be read it
+  rejects nothing: that is said again with the next push.
 
 spec: push-gateway-api#homeserver-behaviour, push-gateway-api#post_matrixpushv1notify
 """
@@ -23,9 +26,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
-from federation.outbound.retry_after import read_retry_after
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from federation.http_client.retry_after import read_retry_after
 from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
 from homeserver.services.pushers.pushers import place_of
 
@@ -34,7 +37,8 @@ AT_ONCE: Final = 8
 AT_ONCE_IN_ALL: Final = 200
 """Requests to gateways that answer quickly."""
 AT_ONCE_TO_SLOW: Final = 50
-"""Requests to all others, when one more begins: those under way to gateways that have become slow are among them."""
+"""Requests to all others, when one more begins: those under way to gateways that have become slow
+are among them."""
 QUICK_SECONDS: Final = 2.0
 QUICK_REMEMBERED: Final = 1000
 """Gateways that answered quickly."""
@@ -49,7 +53,8 @@ UNREADABLE_REMEMBERED: Final = 1000
 REFUSALS: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 )
-"""What is answered to something in this one request. All else concerns whoever asks, or how the gateway fares."""
+"""What is answered to something in this one request. All else concerns whoever asks, or how the
+gateway fares."""
 _HEADERS: Final = (("Content-Type", "application/json"),)
 
 
@@ -81,8 +86,9 @@ class Job(Protocol):
 
 
 class PushFailed(Exception):
-    """A push was not taken. `for_good`: it never will be. `unreachable`: no answer came at all. `refused`: it never will be as it is,
-    which says nothing of others. `wait_ms`: for so long the gateway wants to be left alone; 0 where it says nothing."""
+    """A push was not taken. `for_good`: it never will be. `unreachable`: no answer came at all.
+    `refused`: it never will be as it is, which says nothing of others. `wait_ms`: for so long the
+    gateway wants to be left alone; 0 where it says nothing."""
 
     def __init__(
         self,
@@ -175,7 +181,8 @@ class Gateways:
             self._watch = None
 
     async def notify(self, url: str, pushkey: str, body: bytes) -> bool:
-        """Bring a notification; False where the gateway says that nobody wants it there. Raises `PushFailed`."""
+        """Bring a notification; False where the gateway says that nobody wants it there. Raises
+        `PushFailed`."""
         place = place_of(url)
         started = self._clock.seconds()
         gateway = self._gateways.get(place)
@@ -203,18 +210,29 @@ class Gateways:
         return not is_rejected
 
     async def _ask(self, url: str, body: bytes) -> _Answer | None:
-        """What is answered to a push that was taken; None where that cannot be read. Raises `PushFailed`."""
+        """What is answered to a push that was taken; None where that cannot be read. Raises
+        `PushFailed`."""
         try:
             answer = await self._web.request(
-                "POST", url, _HEADERS, body, seconds=SECONDS, max_bytes=MAX_ANSWER_BYTES, redirects=0
+                "POST",
+                url,
+                _HEADERS,
+                body,
+                seconds=SECONDS,
+                max_bytes=MAX_ANSWER_BYTES,
+                redirects=0,
             )
         except OutboundError as error:
             if error.status is None:
-                raise PushFailed(str(error), for_good=not error.retryable, unreachable=error.retryable) from error
+                raise PushFailed(
+                    str(error), for_good=not error.retryable, unreachable=error.retryable
+                ) from error
             if _is_success(error.status):
                 return None
             # so may be the page of whoever stands before a gateway that is away
-            raise PushFailed(f"it answered {error.status}", refused=error.status in REFUSALS) from error
+            raise PushFailed(
+                f"it answered {error.status}", refused=error.status in REFUSALS
+            ) from error
         if not _is_success(answer.status):
             raise PushFailed(
                 f"it answered {answer.status}",
@@ -230,7 +248,10 @@ class Gateways:
         now = self._clock.seconds()
         if now - self._unreadable.get(place, -UNREADABLE_SECONDS) < UNREADABLE_SECONDS:
             return
-        self.log.warn("the push gateway {place} takes pushes, and answers with what is no answer of one", place=place)
+        self.log.warn(
+            "the push gateway {place} takes pushes, and answers with what is no answer of one",
+            place=place,
+        )
         self._unreadable[place] = now
         self._unreadable.move_to_end(place)
         if len(self._unreadable) > UNREADABLE_REMEMBERED:
@@ -250,7 +271,8 @@ class Gateways:
                 gateway.timer.cancel()
 
     def _note_speed(self, gateway: Gateway, is_quick: bool) -> None:
-        """It answered, or failed to, within that time: what is under way there counts among those like it."""
+        """It answered, or failed to, within that time: what is under way there counts among those
+        like it."""
         if is_quick:
             self._quick[gateway.place] = None
             self._quick.move_to_end(gateway.place)
@@ -278,7 +300,9 @@ class Gateways:
         """Let those send whose turn it is."""
         if gateway.pumping or (gateway.timer is not None and gateway.timer.active()):
             return
-        gateway.pumping = True  # what is sent at once must not pump again: the loop sees that a place is free
+        gateway.pumping = (
+            True  # what is sent at once must not pump again: the loop sees that a place is free
+        )
         while gateway.waiting and gateway.busy < (1 if gateway.is_failing else AT_ONCE):
             if self._is_full(gateway.is_quick):
                 if not gateway.in_line:
@@ -295,7 +319,11 @@ class Gateways:
             if gateway.timer is not None and gateway.timer.active():
                 break
         gateway.pumping = False
-        rests = not gateway.waiting and not gateway.busy and (gateway.timer is None or not gateway.timer.active())
+        rests = (
+            not gateway.waiting
+            and not gateway.busy
+            and (gateway.timer is None or not gateway.timer.active())
+        )
         if rests and self._gateways.get(gateway.place) is gateway:
             del self._gateways[gateway.place]
 
@@ -310,7 +338,8 @@ class Gateways:
 
     def _pump_lines(self) -> None:
         for quick, line in self._lines.items():
-            # one that has become another kind meanwhile goes to the end of the other line, where that is full
+            # one that has become another kind meanwhile goes to the end of the other line, where
+            # that is full
             for _ in range(len(line)):
                 if self._is_full(quick):
                     break

@@ -1,9 +1,11 @@
 """What a push gateway is told: the bodies of requests, from plain values.
 
 Laws:
-- A pusher of the format `event_id_only` is told ids and numbers, and nothing that somebody wrote: neither are the tweaks, which say whether
-  it names the user, and are whatever the user's rules say. The device reads the event, and knows the rules itself.
-- The content of an encrypted event is told to nobody: a gateway can make nothing of it, and vendors carry but 4 KB.
+- A pusher of the format `event_id_only` is told ids and numbers, and nothing that somebody wrote:
+  neither are the tweaks, which say whether it names the user, and are whatever the user's rules
+  say. The device reads the event, and knows the rules itself.
+- The content of an encrypted event is told to nobody: a gateway can make nothing of it, and vendors
+  carry but 4 KB.
 
 spec: push-gateway-api#post_matrixpushv1notify
 """
@@ -15,13 +17,14 @@ import msgspec
 
 from federation.protocol.events import Event
 from homeserver.services.pushers.pushers import EVENT_ID_ONLY
-from storage.pushers import PusherRow
+from storage.push.pushers import PusherRow
 
 ENCRYPTED: Final = "m.room.encrypted"
 MAX_CONTENT_BYTES: Final = 16 * 1024
 """Of an event's content; what is larger is left out."""
 MAX_NAME_CHARS: Final = 256
-"""Of what a room and who writes are called; what is longer is cut. Gateways refuse a whole notification that is too much for them."""
+"""Of what a room and who writes are called; what is longer is cut. Gateways refuse a whole
+notification that is too much for them."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,7 +46,8 @@ def encode_event(
     *,
     with_content: bool,
 ) -> bytes:
-    """The request about an event. `unread`: the number for the badge; None where the client counts itself."""
+    """The request about an event. `unread`: the number for the badge; None where the client counts
+    itself."""
     data = _data(pusher)
     notification: dict[str, Any] = {
         "event_id": event.event_id,
@@ -59,24 +63,39 @@ def encode_event(
             "sender": event.sender,
             "user_is_target": event.type == "m.room.member" and event.state_key == pusher.user_id,
         }
-        further = {"sender_display_name": names.sender, "room_name": names.room, "room_alias": names.alias}
-        notification |= {name: value[:MAX_NAME_CHARS] for name, value in further.items() if value is not None}
-        if with_content and event.type != ENCRYPTED and len(_encode(event.content)) <= MAX_CONTENT_BYTES:
+        further = {
+            "sender_display_name": names.sender,
+            "room_name": names.room,
+            "room_alias": names.alias,
+        }
+        notification |= {
+            name: value[:MAX_NAME_CHARS] for name, value in further.items() if value is not None
+        }
+        if (
+            with_content
+            and event.type != ENCRYPTED
+            and len(_encode(event.content)) <= MAX_CONTENT_BYTES
+        ):
             notification["content"] = event.content
     return _encode({"notification": notification})
 
 
 def encode_badge(pusher: PusherRow, unread: int) -> bytes:
-    """The request that only sets the badge. A zero is said here: left out it would change nothing."""
+    """The request that only sets the badge. A zero is said here: left out it would change
+    nothing."""
     device = _device(pusher, _data(pusher), {})
-    return _encode({"notification": {"prio": "low", "counts": {"unread": unread}, "devices": [device]}})
+    return _encode(
+        {"notification": {"prio": "low", "counts": {"unread": unread}, "devices": [device]}}
+    )
 
 
 def _data(pusher: PusherRow) -> dict[str, Any]:
     return msgspec.json.decode(pusher.data, type=dict[str, Any])
 
 
-def _device(pusher: PusherRow, data: Mapping[str, Any], tweaks: Mapping[str, Any]) -> dict[str, Any]:
+def _device(
+    pusher: PusherRow, data: Mapping[str, Any], tweaks: Mapping[str, Any]
+) -> dict[str, Any]:
     device: dict[str, Any] = {
         "app_id": pusher.app_id,
         "pushkey": pusher.pushkey,

@@ -1,10 +1,12 @@
 """Pushers as their users set them.
 
 Laws:
-- A pusher over HTTP belongs to the device that set it, and ends with it; one by e-mail ends with the address.
+- A pusher over HTTP belongs to the device that set it, and ends with it; one by e-mail ends with
+  the address.
 - What is set is checked once, here: a gateway is only ever asked at an address that could be set.
 
-spec: client-server-api#post_matrixclientv3pushersset; MSC3881 (switching the pusher of another device), MSC4076
+spec: client-server-api#post_matrixclientv3pushersset; MSC3881 (switching the pusher of another
+device), MSC4076
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +19,11 @@ from msgspec.structs import replace
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MissingParam
 from federation.protocol.ids import UserID
-from homeserver.services.email_validation import parse_email_address
-from storage.database import Database
-from storage.pushers import GatewayRow, PusherRow, PusherStore
-from storage.threepids import ThreepidStore
-from storage.transaction import Transaction, WriteTransaction
+from homeserver.services.threepids.email_validation import parse_email_address
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.push.pushers import GatewayRow, PusherRow, PusherStore
+from storage.threepids.threepids import ThreepidStore
 
 HTTP: Final = "http"
 EMAIL: Final = "email"
@@ -69,7 +71,8 @@ class Pushers:
         by_email: bool,
         plain_http: bool,
     ) -> None:
-        """`by_email`: the server writes letters about what people missed. `plain_http`: gateways may be addressed so."""
+        """`by_email`: the server writes letters about what people missed. `plain_http`: gateways
+        may be addressed so."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -92,7 +95,8 @@ class Pushers:
     async def do_set(self, caller: Requester, wish: PusherWish) -> None:
         """Add a pusher, or change the one with that app id and pushkey.
 
-        Raises `InvalidParam`, `MissingParam`, and `Forbidden` for a session without a device and for too many pushers.
+        Raises `InvalidParam`, `MissingParam`, and `Forbidden` for a session without a device and
+        for too many pushers.
         """
         row = self._checked(caller, wish)
         await self._database.write("set_pusher", self._set, row, wish)
@@ -101,11 +105,15 @@ class Pushers:
         """Remove one; one that there is not is no error."""
         if app_id == EMAIL_APP:
             pushkey = pushkey.strip().lower()
-        await self._database.write("remove_pusher", self._store.remove_pusher, user_id, app_id, pushkey)
+        await self._database.write(
+            "remove_pusher", self._store.remove_pusher, user_id, app_id, pushkey
+        )
 
-    def note_address(self, txn: WriteTransaction, user_id: UserID, address: str, languages: str) -> None:
-        """In the write that makes an account: let it hear by e-mail of what it misses. `languages`: those of its owner,
-        as in `Accept-Language`."""
+    def note_address(
+        self, txn: WriteTransaction, user_id: UserID, address: str, languages: str
+    ) -> None:
+        """In the write that makes an account: let it hear by e-mail of what it misses. `languages`:
+        those of its owner, as in `Accept-Language`."""
         position = txn.next_position()
         data = b"{}"
         row = PusherRow(
@@ -140,9 +148,16 @@ class Pushers:
             raise MissingParam("Missing parameters: " + ", ".join(missing))
         assert wish.data is not None
         check_key(wish.app_id, wish.pushkey)
-        texts = (wish.app_display_name or "", wish.device_display_name or "", wish.lang or "", wish.profile_tag or "")
+        texts = (
+            wish.app_display_name or "",
+            wish.device_display_name or "",
+            wish.lang or "",
+            wish.profile_tag or "",
+        )
         if any(len(text) > _LONGEST_TEXT for text in texts):
-            raise InvalidParam(f"Names, lang and profile_tag have at most {_LONGEST_TEXT} characters")
+            raise InvalidParam(
+                f"Names, lang and profile_tag have at most {_LONGEST_TEXT} characters"
+            )
         data = msgspec.json.encode(wish.data)
         if len(data) > _LARGEST_DATA:
             raise InvalidParam(f"data has at most {_LARGEST_DATA} bytes")
@@ -180,12 +195,17 @@ class Pushers:
         if wish.app_id != EMAIL_APP:
             raise InvalidParam(f"The app_id of a pusher by e-mail is {EMAIL_APP}")
         brand = None if wish.data is None else wish.data.get("brand")
-        if brand is not None and (not isinstance(brand, str) or len(brand) > 100 or not brand.isprintable()):
+        if brand is not None and (
+            not isinstance(brand, str) or len(brand) > 100 or not brand.isprintable()
+        ):
             raise InvalidParam("data.brand is a name of at most 100 characters")
         return parse_email_address(wish.pushkey)
 
     def _set(self, txn: WriteTransaction, row: PusherRow, wish: PusherWish) -> None:
-        if row.kind == EMAIL and self._threepids.get_owner_in(txn, _EMAIL_MEDIUM, row.pushkey) != row.user_id:
+        if (
+            row.kind == EMAIL
+            and self._threepids.get_owner_in(txn, _EMAIL_MEDIUM, row.pushkey) != row.user_id
+        ):
             raise InvalidParam("This e-mail address is not one of your account; add it first")
         same = self._store.get_by_key(txn, row.app_id, row.pushkey)
         if not wish.append:
@@ -195,7 +215,9 @@ class Pushers:
         old = same.get(row.user_id)
         if old is None:
             self._check_number(txn, row.user_id)
-            self._store.set_pusher(txn, _begun(txn, replace(row, pusher_nid=txn.allocate("pusher"))))
+            self._store.set_pusher(
+                txn, _begun(txn, replace(row, pusher_nid=txn.allocate("pusher")))
+            )
             return
         if wish.enabled is not None and old.kind == row.kind:
             # a session that switches the pusher of another one does not make it its own
@@ -243,7 +265,8 @@ def check_key(app_id: str, pushkey: str) -> None:
 
 
 def check_http_data(data: Mapping[str, Any], *, plain_http: bool) -> None:
-    """Raises `InvalidParam` where no gateway could be asked with this, `MissingParam` where the address is missing."""
+    """Raises `InvalidParam` where no gateway could be asked with this, `MissingParam` where the
+    address is missing."""
     url = data.get("url")
     if url is None:
         raise MissingParam("data.url is the address of the push gateway")
@@ -252,7 +275,13 @@ def check_http_data(data: Mapping[str, Any], *, plain_http: bool) -> None:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
-    if not host or not url.isascii() or not url.isprintable() or " " in url or parts.username is not None:
+    if (
+        not host
+        or not url.isascii()
+        or not url.isprintable()
+        or " " in url
+        or parts.username is not None
+    ):
         raise InvalidParam("data.url must be the address of a push gateway")
     if parts.scheme not in (("https", "http") if plain_http else ("https",)):
         raise InvalidParam("data.url must begin with https://")

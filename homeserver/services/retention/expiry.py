@@ -1,6 +1,8 @@
-"""Deletes for good what is older than its room keeps it: a job for each of the intervals that the operator wants.
+"""Deletes for good what is older than its room keeps it: a job for each of the intervals that the
+operator wants.
 
-What is that old is shown to nobody any more already (`federation/rooms/lifetimes.py`), so nothing depends on when this comes by.
+What is that old is shown to nobody any more already (`federation/rooms/history/retention.py`), so
+nothing depends on when this comes by.
 
 proposal: MSC1763
 """
@@ -11,13 +13,13 @@ from typing import Final
 from twisted.logger import Logger
 
 from federation.protocol.retention import UNBOUNDED
-from federation.rooms.lifetimes import Lifetimes
-from federation.rooms.purging import Purging
+from federation.rooms.history.purging import Purging
+from federation.rooms.history.retention import Lifetimes
 from homeserver.observe.metrics import RetentionMetrics
-from homeserver.services.retention.believed_time import BelievedTime
-from storage.engine import DatabaseUnavailable
-from storage.purging import BEFORE_ALL, Cause, PurgingStore
-from storage.room_lifetimes import RoomLifetimeStore
+from homeserver.services.retention.trusted_clock import BelievedTime
+from storage.engine.interface import DatabaseUnavailable
+from storage.retention.purging import BEFORE_ALL, Cause, PurgingStore
+from storage.retention.room_retention import RoomLifetimeStore
 
 ROOMS_AT_ONCE: Final = 500
 """Rooms that are asked together whether anything in them is too old."""
@@ -54,7 +56,8 @@ class MessageExpiry:
         """Something, since it began with the first room."""
 
     async def do_step(self, limit: int) -> int:
-        """Purge up to so many messages; how many it were. After the last room it begins anew the next time.
+        """Purge up to so many messages; how many it were. After the last room it begins anew the
+        next time.
 
         None are purged while the clock is not believed.
         """
@@ -90,17 +93,22 @@ class MessageExpiry:
         except DatabaseUnavailable:
             raise
         except Exception:
-            self._log.failure("the old messages of the room with number {room} could not be purged", room=room_nid)
+            self._log.failure(
+                "the old messages of the room with number {room} could not be purged", room=room_nid
+            )
             self._metrics.failures.inc()
             return 0
 
     async def _purge(self, room_nid: int, before_ms: int, limit: int) -> int:
         done, after = 0, BEFORE_ALL
         while done < limit:
-            messages = await self._store.get_older(room_nid, before_ms, after, min(AT_ONCE, limit - done))
+            messages = await self._store.get_older(
+                room_nid, before_ms, after, min(AT_ONCE, limit - done)
+            )
             if not messages:
                 break
-            # what could not be read is passed over, and not counted: else the job would find work without end
+            # what could not be read is passed over, and not counted: else the job would find work
+            # without end
             done += await self._purging.purge(room_nid, messages, Cause.RETENTION)
             after = (messages[-1].origin_server_ts, messages[-1].event_nid)
         return done

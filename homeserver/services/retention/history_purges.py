@@ -1,10 +1,14 @@
-"""Purges the history of a room where an administrator asks for it, as a job that a restart goes on with.
+"""Purges the history of a room where an administrator asks for it, as a job that a restart goes on
+with.
 
 Laws:
-- State stays, and so does the newest message that people see, with its edits, reactions and votes, and the root of its thread.
-  Redactions of what stays do too: they say why it has no content. What goes is gone for everybody here; other servers keep theirs.
-- What comes after a purge has begun stays, whatever was asked for, and a room that somebody remembers again is left alone.
-- A room has one purge at a time; they are done one after the other. One that fails holds up no other.
+- State stays, and so does the newest message that people see, with its edits, reactions and votes,
+  and the root of its thread. Redactions of what stays do too: they say why it has no content. What
+  goes is gone for everybody here; other servers keep theirs.
+- What comes after a purge has begun stays, whatever was asked for, and a room that somebody
+  remembers again is left alone.
+- A room has one purge at a time; they are done one after the other. One that fails holds up no
+  other.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -12,25 +16,37 @@ from typing import Any, Final
 
 from twisted.logger import Logger
 
-from federation.identity import ServerIdentity
+from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, NotFound
 from federation.protocol.ids import EventID, RoomID, UserID
-from federation.rooms.purging import Purging
-from federation.rooms.room_events import RoomEvents
+from federation.rooms.events import RoomEvents
+from federation.rooms.history.purging import Purging
 from homeserver.observe.metrics import RetentionMetrics
-from homeserver.services.secret_text import SecretText
-from storage.engine import DatabaseUnavailable
-from storage.history_purges import HistoryPurge, HistoryPurgeStore, PurgeUnderWay, may_go_on, move_purge
-from storage.purging import BEFORE_ALL, DAY_MS, Cause, Message, PurgingStore
-from storage.regaining import RegainingStore
-from storage.rooms import RoomStore
-from storage.transaction import WriteTransaction
+from homeserver.services.tokens.secret_tokens import SecretText
+from storage.engine.interface import DatabaseUnavailable
+from storage.engine.transaction import WriteTransaction
+from storage.retention.history_purges import (
+    HistoryPurge,
+    HistoryPurgeStore,
+    PurgeUnderWay,
+    may_go_on,
+    move_purge,
+)
+from storage.retention.history_refetch import RegainingStore
+from storage.retention.purging import BEFORE_ALL, DAY_MS, Cause, Message, PurgingStore
+from storage.rooms.rooms import RoomStore
 
 AT_ONCE: Final = 100
 """Messages that are purged in one write."""
 GIVEN_UP_AT_ONCE: Final = 1000
 LATEST: Final = 2**62
-SAID: Final = ("m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start", "org.matrix.msc3381.poll.start")
+SAID: Final = (
+    "m.room.message",
+    "m.room.encrypted",
+    "m.sticker",
+    "m.poll.start",
+    "org.matrix.msc3381.poll.start",
+)
 """What is said in a room: of these types is the message that stays."""
 REMEMBERED_MS: Final = 365 * DAY_MS
 """For how long it is told how a purge ended."""
@@ -66,11 +82,19 @@ class HistoryPurges:
         self._metrics = metrics
 
     async def do_begin(
-        self, room_id: RoomID, event_id: EventID | None, before_ts: int | None, *, with_own: bool, by: UserID
+        self,
+        room_id: RoomID,
+        event_id: EventID | None,
+        before_ts: int | None,
+        *,
+        with_own: bool,
+        by: UserID,
     ) -> str:
-        """Begin to purge what stands above an event, or else what was sent before a time; the id of the purge.
+        """Begin to purge what stands above an event, or else what was sent before a time; the id of
+        the purge.
 
-        A time in the future is now. `with_own`: also what this server's users have said. Raises NotFound, MatrixError.
+        A time in the future is now. `with_own`: also what this server's users have said. Raises
+        NotFound, MatrixError.
         """
         now = self._now_ms()
         if before_ts is not None:
@@ -130,17 +154,25 @@ class HistoryPurges:
                 done += await self._go_on(purge, min(AT_ONCE, limit - done))
             except DatabaseUnavailable:
                 raise
-            except Exception:  # a bug of ours: it would be met again and again, and hold up all others
+            except (
+                Exception
+            ):  # a bug of ours: it would be met again and again, and hold up all others
                 self._log.failure("the purge {id} failed", id=purge.purge_id)
                 self._metrics.failures.inc()
-                await self._store.set_finished(purge.purge_id, self._now_ms(), "The server failed; its log says more")
+                await self._store.set_finished(
+                    purge.purge_id, self._now_ms(), "The server failed; its log says more"
+                )
         return done
 
     async def _go_on(self, purge: HistoryPurge, limit: int) -> int:
         if purge.after == BEFORE_ALL and purge.cause == Cause.PURGE.value:
             await self._give_up(purge)
         found = await self._messages.get_following(purge.room_nid, purge.after, limit)
-        within = [each for each in found if purge.before_ts is None or each.origin_server_ts < purge.before_ts]
+        within = [
+            each
+            for each in found
+            if purge.before_ts is None or each.origin_server_ts < purge.before_ts
+        ]
         if not within:
             await self._purging.end()
             await self._store.set_finished(purge.purge_id, self._now_ms(), None)
@@ -163,7 +195,9 @@ class HistoryPurges:
         """What was forgotten and might be had from others is not to come back."""
         before_ms = LATEST if purge.before_ts is None else purge.before_ts
         before_depth = LATEST if purge.before_depth is None else purge.before_depth
-        while await self._regaining.give_up(purge.room_nid, before_ms, before_depth, GIVEN_UP_AT_ONCE):
+        while await self._regaining.give_up(
+            purge.room_nid, before_ms, before_depth, GIVEN_UP_AT_ONCE
+        ):
             pass
 
     async def _choose(self, purge: HistoryPurge, within: Sequence[Message]) -> Sequence[Message]:
@@ -174,7 +208,10 @@ class HistoryPurges:
         redacted = await self._store.get_redacted(purge.room_nid, nids)
         kept: Set[int] = frozenset()
         if purge.kept_nid is not None:
-            asked = [*nids, *(target.event_nid for target in redacted.values() if target is not None)]
+            asked = [
+                *nids,
+                *(target.event_nid for target in redacted.values() if target is not None),
+            ]
             kept = await self._store.get_kept(purge.kept_nid, asked)
 
         def goes(message: Message) -> bool:
@@ -184,7 +221,11 @@ class HistoryPurges:
             if message.event_nid not in redacted:
                 return False
             target = redacted[message.event_nid]
-            is_late = target is not None and purge.before_ts is not None and target.origin_server_ts >= purge.before_ts
+            is_late = (
+                target is not None
+                and purge.before_ts is not None
+                and target.origin_server_ts >= purge.before_ts
+            )
             return target is None or is_late or not goes(target)
 
         return [each for each in within if goes(each) and not is_needed(each)]

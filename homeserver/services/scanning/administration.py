@@ -8,8 +8,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import InvalidParam
 from homeserver.services.scanning.rescans import Rescans
-from storage.media_rescans import Rescan
-from storage.media_scans import MediaScanStore, ScannedFile, ScanRow, ScanState
+from storage.media.rescans import Rescan
+from storage.media.scans import MediaScanStore, ScannedFile, ScanRow, ScanState
 
 _STATES: Final[Mapping[ScanState, str]] = {
     ScanState.UNKNOWN: "waiting",
@@ -29,7 +29,9 @@ class Finding(msgspec.Struct, frozen=True):
 class ScanAdministration:
     """Looks into scans. Without `rescans` nothing is scanned here."""
 
-    def __init__(self, clock: IReactorTime, own: str, store: MediaScanStore, rescans: Rescans | None) -> None:
+    def __init__(
+        self, clock: IReactorTime, own: str, store: MediaScanStore, rescans: Rescans | None
+    ) -> None:
         """`own`: this server's name."""
         self._clock = clock
         self._own = own
@@ -59,7 +61,8 @@ class ScanAdministration:
 def shown_scan(row: ScanRow | None) -> dict[str, Any] | None:
     """What was said of a file, as people see it; None where nothing has to do with scans.
 
-    `state`: `waiting`, `clean`, `harmful`, or `freed` (harmful, and an administrator has given it free).
+    `state`: `waiting`, `clean`, `harmful`, or `freed` (harmful, and an administrator has given it
+    free).
     """
     if row is None:
         return None

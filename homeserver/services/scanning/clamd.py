@@ -1,6 +1,8 @@
-"""ClamAV's daemon: each file goes to it as a stream (`INSTREAM`), so that it needs no right to read files.
+"""ClamAV's daemon: each file goes to it as a stream (`INSTREAM`), so that it needs no right to read
+files.
 
-The protocol is told in clamd(8): commands end with a zero byte, pieces of a file have their length before them.
+The protocol is told in clamd(8): commands end with a zero byte, pieces of a file have their length
+before them.
 """
 
 import struct
@@ -8,10 +10,10 @@ from contextlib import aclosing
 from functools import partial
 from typing import Final
 
-from homeserver.hooks import FileToCheck
+from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning.connection import CONNECT_SECONDS, Connection, Place
 from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
-from storage.executors import Executor, run_in
+from storage.engine.executors import Executor, run_in
 
 _END: Final = struct.pack(">I", 0)
 _TOO_LONG: Final = "size limit exceeded"
@@ -37,7 +39,9 @@ class Clamd:
         return answer
 
     async def scan(self, file: FileToCheck) -> Finding | None:
-        connection = await run_in(self._executor, lambda: self._begin(b"zINSTREAM\0", self._seconds))
+        connection = await run_in(
+            self._executor, lambda: self._begin(b"zINSTREAM\0", self._seconds)
+        )
         try:
             is_taken = True
             async with aclosing(file.pieces()) as pieces:
@@ -69,13 +73,17 @@ class Clamd:
             return None
         if said.endswith(" FOUND"):
             return Finding(self.name, said.removesuffix(" FOUND"))
-        if _TOO_LONG in said or (not said and not is_taken):  # over TCP its answer may be lost when it hangs up
+        if _TOO_LONG in said or (
+            not said and not is_taken
+        ):  # over TCP its answer may be lost when it hangs up
             raise CannotScan(
                 "clamd takes no file of this length: its StreamMaxLength is less than media_scanning.max_size"
             )
         if not said:
             raise ScannerAway(f"{self._place} hung up without an answer")
-        raise ScannerAway(f"clamd answers {said[:200]!r}")  # its own trouble, such as a full disk: not the file's fault
+        raise ScannerAway(
+            f"clamd answers {said[:200]!r}"
+        )  # its own trouble, such as a full disk: not the file's fault
 
 
 def _finish(connection: Connection) -> str:

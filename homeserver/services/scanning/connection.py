@@ -1,4 +1,5 @@
-"""A connection to a scanner, used in threads: bytes out, bytes in, within one limit of time for all of it."""
+"""A connection to a scanner, used in threads: bytes out, bytes in, within one limit of time for all
+of it."""
 
 import select
 import socket
@@ -13,10 +14,12 @@ from homeserver.services.scanning.scanner import CannotScan, ScannerAway
 
 READ_BYTES: Final = 1 << 16
 CONNECT_SECONDS: Final = 10.0
-"""For being reached at all, and for answering what it is: one that does not is away, and no file is to blame."""
+"""For being reached at all, and for answering what it is: one that does not is away, and no file is
+to blame."""
 LONGEST_LINE: Final = 1 << 16
 MOST_EARLY: Final = 8 << 20
-"""Bytes of an answer that are taken before all is sent: some begin to answer with what they have, and take no more until it is read."""
+"""Bytes of an answer that are taken before all is sent: some begin to answer with what they have,
+and take no more until it is read."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -31,9 +34,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Connection:
-    """An open one. All of it blocks, and raises ScannerAway, or CannotScan once the time is over."""
+    """An open one. All of it blocks, and raises ScannerAway, or CannotScan once the time is
+    over."""
 
-    def __init__(self, place: Place, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, place: Place, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Connect. `seconds`: for all that is done with it."""
         self._place = place
         self._clock = clock
@@ -46,7 +52,8 @@ class Connection:
         self._socket.setblocking(False)
 
     def send(self, *pieces: bytes) -> bool:
-        """Whether the other side still takes bytes: one that has made up its mind may hang up, and its answer is there."""
+        """Whether the other side still takes bytes: one that has made up its mind may hang up, and
+        its answer is there."""
         try:
             for piece in pieces:
                 rest = memoryview(piece)
@@ -65,7 +72,8 @@ class Connection:
         return True
 
     def read_until(self, end: bytes) -> bytes:
-        """What comes up to these bytes, without them; all of it where the other side ends before."""
+        """What comes up to these bytes, without them; all of it where the other side ends
+        before."""
         while (at := self._received.find(end)) < 0:
             if len(self._received) > LONGEST_LINE:
                 raise ScannerAway(f"{self._place} answers with too long a line")

@@ -1,7 +1,8 @@
-"""Encrypted files as clients describe them to the content scanner: in the open, or in a body that is encrypted for this server.
+"""Encrypted files as clients describe them to the content scanner: in the open, or in a body that
+is encrypted for this server.
 
-source: client-server-api#sending-encrypted-attachments; the encrypted body is made like the sessions of a key backup,
-client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2
+source: client-server-api#sending-encrypted-attachments; the encrypted body is made like the
+sessions of a key backup, client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2
 """
 
 import re
@@ -69,10 +70,13 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class EncryptedBodies:
-    """Reads such bodies, with a key that is made of the server's signing key: so every node has it, and it is there after a start."""
+    """Reads such bodies, with a key that is made of the server's signing key: so every node has it,
+    and it is there after a start."""
 
     def __init__(self, signing_key: SigningKey) -> None:
-        seed = HKDF(SHA256(), KEY_BYTES, None, b"mahalla content scanner 1").derive(signing_key.seed)
+        seed = HKDF(SHA256(), KEY_BYTES, None, b"mahalla content scanner 1").derive(
+            signing_key.seed
+        )
         secret = vodozemac.Curve25519SecretKey.from_bytes(seed)
         self._decryption = vodozemac.PkDecryption.from_key(secret)
         self.public_key = self._decryption.public_key.to_base64()
@@ -86,7 +90,8 @@ class EncryptedBodies:
         try:
             return _read(_decode(self._open(parsed.encrypted_body)))
         except Malformed as error:
-            # What is authenticated so badly must not tell an opened body from one that was not: else its padding is an oracle
+            # What is authenticated so badly must not tell an opened body from one that was not:
+            # else its padding is an oracle
             raise NotForThisKey from error
 
     def _open(self, body: _EncryptedBody) -> bytes:

@@ -1,17 +1,19 @@
-"""What the rest of the server asks scanning: whether a file may come in, and whether it may be given out."""
+"""What the rest of the server asks scanning: whether a file may come in, and whether it may be
+given out."""
 
 from typing import Protocol
 
-from storage.media import Content
-from storage.media_rescans import FileKind
-from storage.transaction import WriteTransaction
+from storage.engine.transaction import WriteTransaction
+from storage.media.media import Content
+from storage.media.rescans import FileKind
 
 
 class ScanGate(Protocol):
     """Says no to files."""
 
     def check_size(self, kind: FileKind, size: int) -> None:
-        """Before a file is kept. Raises TooLarge where it could not be scanned, and so not be given out."""
+        """Before a file is kept. Raises TooLarge where it could not be scanned, and so not be given
+        out."""
 
     def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         """A file has come: in the write that keeps it."""
@@ -23,11 +25,19 @@ class ScanGate(Protocol):
         """
 
     async def check(
-        self, kind: FileKind, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False
+        self,
+        kind: FileKind,
+        content: Content,
+        timeout_ms: int,
+        whose: str,
+        *,
+        is_protected: bool = False,
     ) -> None:
-        """Before a file is given out; waits so long for its scan. `is_protected`: an administrator vouches for it.
+        """Before a file is given out; waits so long for its scan. `is_protected`: an administrator
+        vouches for it.
 
-        Raises MediaHarmful, MediaTooLargeToScan, NotYetUploaded (it is being scanned still), ScannersUnavailable, NotFound.
+        Raises MediaHarmful, MediaTooLargeToScan, NotYetUploaded (it is being scanned still),
+        ScannersUnavailable, NotFound.
         """
 
 
@@ -44,6 +54,12 @@ class OpenGate:
         return None
 
     async def check(
-        self, kind: FileKind, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False
+        self,
+        kind: FileKind,
+        content: Content,
+        timeout_ms: int,
+        whose: str,
+        *,
+        is_protected: bool = False,
     ) -> None:
         return None

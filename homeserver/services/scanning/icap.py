@@ -1,7 +1,9 @@
-"""Scanners that speak ICAP, as those of many makers do: a file is shown as an answer of the web, or as a request to it.
+"""Scanners that speak ICAP, as those of many makers do: a file is shown as an answer of the web, or
+as a request to it.
 
-The server says what it thinks of it: 204, all is well; or 200, with what it would put in the place of the file. What it puts there
-is not read for its sense: a file that comes back as it was is clean, and any other is not.
+The server says what it thinks of it: 204, all is well; or 200, with what it would put in the place
+of the file. What it puts there is not read for its sense: a file that comes back as it was is
+clean, and any other is not.
 
 source: RFC 3507; the headers that name what was found are those of draft-stecher-icap-subid.
 """
@@ -13,10 +15,10 @@ from functools import partial
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from homeserver.hooks import FileToCheck
+from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning.connection import CONNECT_SECONDS, Connection, Place
 from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
-from storage.executors import Executor, run_in
+from storage.engine.executors import Executor, run_in
 
 DEFAULT_PORT: Final = 1344
 MOST_HEADERS: Final = 100
@@ -34,7 +36,8 @@ class ICAP:
     is_antivirus = False  # what it refuses may be for its policy
 
     def __init__(self, url: str, method: Method, executor: Executor, seconds: float) -> None:
-        """`url`: `icap://host:port/service`. `executor`: its threads wait. `seconds`: for one file."""
+        """`url`: `icap://host:port/service`. `executor`: its threads wait. `seconds`: for one
+        file."""
         self._url = url
         self._method: Method = method
         self._executor = executor
@@ -42,7 +45,8 @@ class ICAP:
         self._place = place_of(url)
 
     async def get_version(self) -> str:
-        """Its ISTag, which changes with what it knows. Raises ScannerAway also where it does not offer the method."""
+        """Its ISTag, which changes with what it knows. Raises ScannerAway also where it does not
+        offer the method."""
         return await run_in(self._executor, self._ask_options)
 
     async def scan(self, file: FileToCheck) -> Finding | None:
@@ -72,7 +76,9 @@ class ICAP:
         if status != 200:
             raise ScannerAway(f"{self._url} answers {status} to OPTIONS")
         if self._method not in headers.get("methods", self._method):
-            raise ScannerAway(f"{self._url} does not offer {self._method}, but {headers['methods'][:100]}")
+            raise ScannerAway(
+                f"{self._url} does not offer {self._method}, but {headers['methods'][:100]}"
+            )
         service = headers.get("service", "").strip()[:100]
         return f"{service} {headers.get('istag', '').strip()[:100]}".strip() or "unknown"
 
@@ -91,16 +97,25 @@ class ICAP:
 
     def _head(self, method: str, *lines: str) -> bytes:
         host = urlsplit(self._url).netloc
-        whole = (f"{method} {self._url} ICAP/1.0", f"Host: {host}", "User-Agent: Mahalla", "Connection: close", *lines)
+        whole = (
+            f"{method} {self._url} ICAP/1.0",
+            f"Host: {host}",
+            "User-Agent: Mahalla",
+            "Connection: close",
+            *lines,
+        )
         return ("\r\n".join(whole) + "\r\n\r\n").encode("ascii")
 
     def _finish(self, connection: Connection, digest: bytes) -> Finding | None:
-        """Say that this was all, and read what it says. `digest`: SHA-256 of what was sent; empty where that was not all."""
+        """Say that this was all, and read what it says. `digest`: SHA-256 of what was sent; empty
+        where that was not all."""
         connection.send(b"0\r\n\r\n")
         status, headers = self._read_head(connection)
         if status == 100:
             status, headers = self._read_head(connection)
-        found = next((headers[name] for name in FOUND_HEADERS if headers.get(name, "").strip()), None)
+        found = next(
+            (headers[name] for name in FOUND_HEADERS if headers.get(name, "").strip()), None
+        )
         if found is not None:
             return Finding(self.name, _threat_in(found))
         if status == 204:
@@ -113,8 +128,12 @@ class ICAP:
         raise ScannerAway(f"{self._url} answers {status}")
 
     def _returned(self, connection: Connection, headers: Headers) -> bytes | None:
-        """SHA-256 of the body that comes in the place of the file; None where it is another answer altogether."""
-        parts = [part.strip().partition("=")[0] for part in headers.get("encapsulated", "").lower().split(",")]
+        """SHA-256 of the body that comes in the place of the file; None where it is another answer
+        altogether."""
+        parts = [
+            part.strip().partition("=")[0]
+            for part in headers.get("encapsulated", "").lower().split(",")
+        ]
         if "req-body" in parts if self._method == "RESPMOD" else "res-hdr" in parts:
             return None
         for part in parts[:-1]:
@@ -146,7 +165,12 @@ class ICAP:
 def place_of(url: str) -> Place:
     """Host and port of an address. Raises ValueError for what is no address of ICAP."""
     parts = urlsplit(url)
-    if parts.scheme != "icap" or not parts.hostname or not url.isascii() or any(each.isspace() for each in url):
+    if (
+        parts.scheme != "icap"
+        or not parts.hostname
+        or not url.isascii()
+        or any(each.isspace() for each in url)
+    ):
         raise ValueError("must be icap://host:port/service")
     return Place(host=parts.hostname, port=parts.port or DEFAULT_PORT)
 

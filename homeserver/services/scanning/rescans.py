@@ -1,5 +1,5 @@
-"""Scanning again: when the scanners know something new, and when an administrator wishes it. How it is done and where it stands is
-kept by `storage.media_rescans`."""
+"""Scanning again: when the scanners know something new, and when an administrator wishes it. How it
+is done and where it stands is kept by `storage.media.rescans`."""
 
 from collections.abc import Callable
 from typing import Final
@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from federation.protocol.errors import InvalidParam
 from homeserver.services.scanning.scanner import CannotScan, ScannerAway
 from homeserver.services.scanning.scanners import Scanners
-from storage.media_rescans import MediaRescanStore, Rescan
+from storage.media.rescans import MediaRescanStore, Rescan
 
 FOLLOW_SECONDS: Final = 1.0
 """Between two looks at how far it is."""
@@ -21,8 +21,11 @@ class AlreadyUnderWay(InvalidParam):
     default_text = "Files are being scanned again already: wait until that has ended"
 
 
-async def follow_rescan(store: MediaRescanStore, clock: IReactorTime, tell: Callable[[str], object]) -> None:
-    """Tell a person how far the last rescan is, each time that it has gone on, until it has ended."""
+async def follow_rescan(
+    store: MediaRescanStore, clock: IReactorTime, tell: Callable[[str], object]
+) -> None:
+    """Tell a person how far the last rescan is, each time that it has gone on, until it has
+    ended."""
     told = ""
     while True:
         rescan, left = await store.get()
@@ -59,7 +62,8 @@ class Rescans:
         interval_ms: int,
         newer_than_ms: int | None,
     ) -> None:
-        """`interval_ms`: new signatures begin one so often at most, of files that have come since `newer_than_ms`."""
+        """`interval_ms`: new signatures begin one so often at most, of files that have come since
+        `newer_than_ms`."""
         self._clock = clock
         self._store = store
         self._scanners = scanners
@@ -99,7 +103,10 @@ class Rescans:
             return 0
         since = 0 if self._newer_than_ms is None else now - self._newer_than_ms
         if await self._store.start("signatures", now, since) is not None:
-            self.log.info("the scanners know something new ({version}): files are scanned again", version=version)
+            self.log.info(
+                "the scanners know something new ({version}): files are scanned again",
+                version=version,
+            )
         return 0
 
     def _now_ms(self) -> int:

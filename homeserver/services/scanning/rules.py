@@ -1,4 +1,5 @@
-"""Scanners that are no programs of others: types of files that are not wanted, told by how they begin, and plug-ins."""
+"""Scanners that are no programs of others: types of files that are not wanted, told by how they
+begin, and plug-ins."""
 
 from collections.abc import Iterable
 from contextlib import aclosing
@@ -8,7 +9,7 @@ import filetype
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from homeserver.hooks import FileToCheck, Plugins
+from homeserver.services.plugins.hooks import FileToCheck, Plugins
 from homeserver.services.scanning.scanner import Finding, ScannerAway
 
 HEAD_BYTES: Final = 8192

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from homeserver.hooks import FileToCheck
+from homeserver.services.plugins.hooks import FileToCheck
 
 
 class ScannerAway(Exception):

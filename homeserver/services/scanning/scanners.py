@@ -5,15 +5,16 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.hooks import FileToCheck
+from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning.scanner import CannotScan, Finding, Scanner, ScannerAway
 
 VERSION_SECONDS: Final = 30.0
-"""For so long it is believed that they know what they knew. A verdict may so be noted under an older version, never under a
-newer one."""
+"""For so long it is believed that they know what they knew. A verdict may so be noted under an
+older version, never under a newer one."""
 
 GUESSES: Final = ("Heuristics.", "PUA.")
-"""How clamd begins what it says of a file for its shape, such as that it is encrypted, and not for what is in it."""
+"""How clamd begins what it says of a file for its shape, such as that it is encrypted, and not for
+what is in it."""
 
 
 class Scanners:

@@ -1,17 +1,20 @@
 """Scans files, each content once, before anybody gets them.
 
-A file is scanned when it has come, and what could not be scanned then is scanned by a job. Who asks for a file meanwhile waits, and has it
-scanned first. What is harmful is held back like what an administrator holds back.
+A file is scanned when it has come, and what could not be scanned then is scanned by a job. Who asks
+for a file meanwhile waits, and has it scanned first. What is harmful is held back like what an
+administrator holds back.
 
 Laws:
 - No file is given out of which nothing is known, unless the configuration says so.
-- A file goes to the scanners piece by piece, as it is read from where it is kept; nothing of it is written anywhere.
-- So many files are scanned at the same time, each within its limit of time; nothing that is in a file makes others wait longer.
-  They have their turns by whose they are, and what is inside of encrypted files has turns of its own, by who asks: so nobody who sends
-  or asks for much keeps the files of others waiting. The job has half of the turns at most.
+- A file goes to the scanners piece by piece, as it is read from where it is kept; nothing of it is
+  written anywhere.
+- So many files are scanned at the same time, each within its limit of time; nothing that is in a
+  file makes others wait longer. They have their turns by whose they are, and what is inside of
+  encrypted files has turns of its own, by who asks: so nobody who sends or asks for much keeps the
+  files of others waiting. The job has half of the turns at most.
 - What cannot be scanned is tried after pauses that get longer, whoever asks for it meanwhile.
-- The server keeps neither keys of encrypted files, nor anything that tells what is in them: of these, whether something was found is noted
-  under a hash of content and key.
+- The server keeps neither keys of encrypted files, nor anything that tells what is in them: of
+  these, whether something was found is noted under a hash of content and key.
 """
 
 import hashlib
@@ -28,6 +31,7 @@ from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     MatrixError,
     MediaHarmful,
@@ -39,35 +43,38 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import UserID
 from federation.rooms.concurrent import map_at_once
-from federation.shared_work import SharedWork
-from homeserver.hooks import FileToCheck
+from homeserver.api.storage_errors import store_error
 from homeserver.observe.scanning import ScanMetrics
-from homeserver.services.audit import Happened, note
-from homeserver.services.fair_turns import FairTurns
-from homeserver.services.media.store_errors import store_error
+from homeserver.services.audit.audit import Happened, note
+from homeserver.services.federation.fair_turns import FairTurns
+from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
 from homeserver.services.scanning.scanners import Scanners
-from storage.database import Database
-from storage.media import Content
-from storage.media_contents import Contents, OpenedContent
-from storage.media_rescans import FileKind, MediaRescanStore
-from storage.media_scans import MediaScanStore, ScanRow, ScanState, Wanted
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.media.contents import Contents, OpenedContent
+from storage.media.media import Content
+from storage.media.rescans import FileKind, MediaRescanStore
+from storage.media.scans import MediaScanStore, ScanRow, ScanState, Wanted
 
 PIECE_BYTES: Final = 1 << 20
 LONGEST_WAIT_MS: Final = 60_000
 MOST_WAITING: Final = 1000
-"""Scans that wait for their turn in memory; what comes beyond them is left to the job, or has to be asked for again."""
+"""Scans that wait for their turn in memory; what comes beyond them is left to the job, or has to be
+asked for again."""
 MOST_WAITING_OF_ONE: Final = 50
 COUNT_SECONDS: Final = 30.0
 """Between two counts of what waits, which looks at all of it."""
 AWAY_SECONDS: Final = 5.0
-"""For so long nothing is shown to scanners of which one could not be asked; twice as long each time that it still cannot."""
+"""For so long nothing is shown to scanners of which one could not be asked; twice as long each time
+that it still cannot."""
 LONGEST_AWAY_SECONDS: Final = 60.0
 AWAY_RETRY_MS: Final = 60_000
-"""After so long a file is shown again over which a scanner failed, or that was given out since none could be asked."""
+"""After so long a file is shown again over which a scanner failed, or that was given out since none
+could be asked."""
 FILE_RETRY_MS: Final = 600_000
-"""After so long a file is shown again that could not be scanned, while others could; twice as long each time."""
+"""After so long a file is shown again that could not be scanned, while others could; twice as long
+each time."""
 LONGEST_FILE_RETRY_MS: Final = 24 * 3600 * 1000
 THE_JOB: Final = "job"
 """On whose behalf the job scans: no user, and no server."""
@@ -128,11 +135,13 @@ class Scanning:
         time_limit_ms: int,
         upload_wait_ms: int,
     ) -> None:
-        """`kinds`: which files, of at most `max_size` bytes; `passes_larger`: larger ones are given out unscanned.
+        """`kinds`: which files, of at most `max_size` bytes; `passes_larger`: larger ones are given
+        out unscanned.
 
-        `passes_unscanned`: files are given out while scanners cannot be asked. `inside_at_once`: how many encrypted files are
-        looked into at the same time, beside `at_once` others. `time_limit_ms`: for one file.
-        `upload_wait_ms`: how long somebody who uploads waits to hear what came of it.
+        `passes_unscanned`: files are given out while scanners cannot be asked. `inside_at_once`:
+        how many encrypted files are looked into at the same time, beside `at_once` others.
+        `time_limit_ms`: for one file. `upload_wait_ms`: how long somebody who uploads waits to hear
+        what came of it.
         """
         self._clock = clock
         self._database = database
@@ -154,7 +163,8 @@ class Scanning:
         self._count_at = 0.0
         self._away_until = 0.0
         self._away_seconds = 0.0
-        """How long the last pause was, for which scanners are left alone; 0 while they can be asked."""
+        """How long the last pause was, for which scanners are left alone; 0 while they can be
+        asked."""
         self._ended_over: set[bytes] = set()
         """Contents at which a scanner was when it ended."""
 
@@ -162,11 +172,15 @@ class Scanning:
 
     def check_size(self, kind: FileKind, size: int) -> None:
         if kind in self._kinds and size > self._max_size and not self._passes_larger:
-            raise TooLarge(f"Files are scanned here, and none of more than {self._max_size} bytes can be")
+            raise TooLarge(
+                f"Files are scanned here, and none of more than {self._max_size} bytes can be"
+            )
 
     def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         if kind in self._kinds and size <= self._max_size:
-            until_ms = self._away_until_ms() if self._is_away() else self._now_ms() + self._lease_ms()
+            until_ms = (
+                self._away_until_ms() if self._is_away() else self._now_ms() + self._lease_ms()
+            )
             self._store.note(txn, hash, until_ms)
 
     async def check_kept(self, kind: FileKind, content: Content, whose: str) -> None:
@@ -182,12 +196,20 @@ class Scanning:
             raise MediaHarmful(f"A scanner has found this file harmful{found}: it is held back")
 
     async def check(
-        self, kind: FileKind, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False
+        self,
+        kind: FileKind,
+        content: Content,
+        timeout_ms: int,
+        whose: str,
+        *,
+        is_protected: bool = False,
     ) -> None:
         if kind in self._kinds:
             await self.require(content, timeout_ms, whose, is_protected=is_protected)
 
-    async def require(self, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False) -> None:
+    async def require(
+        self, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False
+    ) -> None:
         """As `check`, of whatever kind it is."""
         if content.size > self._max_size:
             if self._passes_larger:
@@ -219,14 +241,16 @@ class Scanning:
         by: UserID | None,
         check_rate: Callable[[], None],
     ) -> str | None:
-        """What was found in a file once it is decrypted (AES-CTR); None: nothing. `asker`: who has the turn. `by`: who shows the
-        key, where it is known.
+        """What was found in a file once it is decrypted (AES-CTR); None: nothing. `asker`: who has
+        the turn. `by`: who shows the key, where it is known.
 
-        `check_rate` is called before there is work: each key makes new work, and whoever is let in can make up keys.
+        `check_rate` is called before there is work: each key makes new work, and whoever is let in
+        can make up keys.
 
-        A verdict is good for as long as the scanners know what they knew: a job cannot ask for the key. What a scanner
-        finds that is certain has the file held back for all, if somebody who is signed in has shown the key.
-        Raises what `check` does, but for MediaHarmful, and what `check_rate` does.
+        A verdict is good for as long as the scanners know what they knew: a job cannot ask for the
+        key. What a scanner finds that is certain has the file held back for all, if somebody who is
+        signed in has shown the key. Raises what `check` does, but for MediaHarmful, and what
+        `check_rate` does.
         """
         if content.size > self._max_size:
             if self._passes_larger:
@@ -242,9 +266,14 @@ class Scanning:
 
         row = await self._store.get_scan(digest)
         try:
-            if row is None or (row.state is ScanState.CLEAN and row.version != await self._version()):
+            if row is None or (
+                row.state is ScanState.CLEAN and row.version != await self._version()
+            ):
                 check_rate()
-                await self._wait(_Wish(digest, content.hash, self._inside_turns, asker, decrypted, by), timeout_ms)
+                await self._wait(
+                    _Wish(digest, content.hash, self._inside_turns, asker, decrypted, by),
+                    timeout_ms,
+                )
                 row = await self._store.get_scan(digest)
         except ScannersUnavailable:
             if self._passes_unscanned:
@@ -255,8 +284,8 @@ class Scanning:
     # What a job does.
 
     async def do_scan_wanted(self, limit: int) -> int:
-        """Scan files that nobody has scanned yet, or that are to be scanned again: at most so many, but as many as it may have
-        scanned at the same time; how many were taken."""
+        """Scan files that nobody has scanned yet, or that are to be scanned again: at most so many,
+        but as many as it may have scanned at the same time; how many were taken."""
         if self._is_away():
             return 0
         count = min(max(limit, self._job_at_once), 4 * self._job_at_once)
@@ -273,7 +302,8 @@ class Scanning:
         return limit if len(taken) == count else min(len(taken), limit - 1)
 
     async def do_forget_inside(self, limit: int) -> int:
-        """Forget old verdicts about what is inside of encrypted files, at most so many; how many. A job does it."""
+        """Forget old verdicts about what is inside of encrypted files, at most so many; how many. A
+        job does it."""
         return await self._store.forget_inside(self._now_ms() - INSIDE_MS, limit)
 
     async def _attempt(self, hash: bytes) -> bool:
@@ -300,7 +330,8 @@ class Scanning:
         return await self._wait(_Wish(hash, hash, self._turns, whose), timeout_ms)
 
     async def _want_later(self, hash: bytes) -> None:
-        """A file is given out of which nothing is known: the job scans it, also where it came before files were scanned."""
+        """A file is given out of which nothing is known: the job scans it, also where it came
+        before files were scanned."""
         if await self._store.get_scan(hash) is None:
             await self._store.put_off(hash, self._now_ms() + AWAY_RETRY_MS)
 
@@ -318,8 +349,8 @@ class Scanning:
             raise NotYetUploaded("This file is still being scanned: try again in a while") from None
 
     async def _scan(self, wish: _Wish) -> ScanState:
-        """Show a content to the scanners, and note what they say. Raises ScannersUnavailable, NotFound, NotYetUploaded,
-        StoreUnavailable."""
+        """Show a content to the scanners, and note what they say. Raises ScannersUnavailable,
+        NotFound, NotYetUploaded, StoreUnavailable."""
         if self._is_away():
             raise ScannersUnavailable
         async with wish.turns.turn(wish.whose):
@@ -343,7 +374,8 @@ class Scanning:
         except ScannerAway as error:
             raise await self._put_off(wish, error) from error
         except _FailedOverIt as error:
-            # For a reason of its own, such as a full disk, or for what is in this file, which shall not stop the scans of others
+            # For a reason of its own, such as a full disk, or for what is in this file, which shall
+            # not stop the scans of others
             if await self._scanners.can_be_asked():
                 raise await self._note_failure(wish, error, AWAY_RETRY_MS) from error
             raise await self._note_end(wish, error) from error
@@ -360,8 +392,12 @@ class Scanning:
     async def _ask(self, wish: _Wish) -> tuple[str, Finding | None]:
         opened = await self._contents.open(wish.hash)
         if opened is None:
-            self.log.error("the content {hash}, which was to be scanned, is missing", hash=wish.hash.hex())
-            await self._store.note_failure(wish.hash, self._now_ms(), FILE_RETRY_MS, LONGEST_FILE_RETRY_MS)
+            self.log.error(
+                "the content {hash}, which was to be scanned, is missing", hash=wish.hash.hex()
+            )
+            await self._store.note_failure(
+                wish.hash, self._now_ms(), FILE_RETRY_MS, LONGEST_FILE_RETRY_MS
+            )
             await self._store.forget_unused(wish.hash)
             raise NotFound("The content of this file is missing")
 
@@ -404,7 +440,8 @@ class Scanning:
             await self._store.put_off(wish.hash, self._away_until_ms())
 
     async def _note_end(self, wish: _Wish, error: Exception) -> MatrixError:
-        """A scanner was at it, and answers nothing any more: it is being restarted, or, if that was so before, this file ends it."""
+        """A scanner was at it, and answers nothing any more: it is being restarted, or, if that was
+        so before, this file ends it."""
         if wish.digest in self._ended_over:
             self._leave_alone(error)
             return await self._note_failure(wish, error, AWAY_RETRY_MS)
@@ -429,23 +466,35 @@ class Scanning:
         """They can be asked, and cannot scan this."""
         self._metrics.scans.labels("failed").inc()
         text = str(error) or "it takes too long"
-        self.log.error("the file {hash} cannot be scanned: {error}", hash=wish.hash.hex(), error=text)
+        self.log.error(
+            "the file {hash} cannot be scanned: {error}", hash=wish.hash.hex(), error=text
+        )
         if not wish.is_inside:
-            await self._store.note_failure(wish.hash, self._now_ms(), pause_ms, LONGEST_FILE_RETRY_MS)
+            await self._store.note_failure(
+                wish.hash, self._now_ms(), pause_ms, LONGEST_FILE_RETRY_MS
+            )
         return ScannersUnavailable()
 
     def _conclude(self, txn: WriteTransaction, verdict: ScanRow, found: Finding | None) -> None:
         """Note what they say, and what follows from it."""
         if found is not None and verdict.digest == verdict.hash:
             self._rescans.count_found(txn, verdict.hash)
-        certain = found is not None and verdict.by_user_id is not None and self._scanners.is_certain(found)
-        users = self._store.set_verdict(txn, verdict, hold=certain or verdict.digest == verdict.hash)
+        certain = (
+            found is not None
+            and verdict.by_user_id is not None
+            and self._scanners.is_certain(found)
+        )
+        users = self._store.set_verdict(
+            txn, verdict, hold=certain or verdict.digest == verdict.hash
+        )
         for user_id in users:
             note(txn, UserID(user_id), Happened.FILE_HARMFUL, verdict.scanned_ts)
         if found is not None:
             txn.after_commit(
                 lambda: self.log.warn(
-                    "a file is harmful: {found}; its SHA-256 is {hash}", found=verdict.found, hash=verdict.hash.hex()
+                    "a file is harmful: {found}; its SHA-256 is {hash}",
+                    found=verdict.found,
+                    hash=verdict.hash.hex(),
                 )
             )
 

@@ -1,10 +1,12 @@
-"""Makes what is said searchable: a job that follows the events by their numbers, in small batches, and sleeps while none come.
+"""Makes what is said searchable: a job that follows the events by their numbers, in small batches,
+and sleeps while none come.
 
 Laws:
 - Nothing of this stands in the way of a send: events are looked at after they are stored.
-- How far it is, and what it has indexed, is one write: a crash loses nothing and does nothing twice. On several nodes the one
-  that comes first has done the batch.
-- A database that was there before is indexed by the same steps, and so is everything when the languages change.
+- How far it is, and what it has indexed, is one write: a crash loses nothing and does nothing
+  twice. On several nodes the one that comes first has done the batch.
+- A database that was there before is indexed by the same steps, and so is everything when the
+  languages change.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +15,12 @@ from typing import Any, Final
 import msgspec
 
 from homeserver.observe.metrics import SearchMetrics
-from homeserver.services.search.terms import format_words
-from homeserver.services.search.words import Folding
-from storage.database import Database
-from storage.job_notes import put_note, select_note
-from storage.search import (
+from homeserver.services.text.terms import format_words
+from homeserver.services.text.words import Folding
+from storage.cluster.job_progress import put_note, select_note
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.search.search import (
     Batch,
     SearchStore,
     Text,
@@ -27,7 +30,6 @@ from storage.search import (
     select_latest_nid,
     select_texts,
 )
-from storage.transaction import Transaction, WriteTransaction
 
 NAME: Final = "index_messages"
 """Of the job, and of its note."""
@@ -37,9 +39,17 @@ LOOK_AGAIN_MS: Final = 60_000
 """After so long it looks although nothing was announced: what is fetched from the past is not."""
 
 BODY, ROOM_NAME, TOPIC = range(3)
-KINDS: Final[Mapping[str, int]] = {"m.room.message": BODY, "m.room.name": ROOM_NAME, "m.room.topic": TOPIC}
+KINDS: Final[Mapping[str, int]] = {
+    "m.room.message": BODY,
+    "m.room.name": ROOM_NAME,
+    "m.room.topic": TOPIC,
+}
 """The events that are searched. spec: client-server-api#room_events"""
-KEYS: Final[Mapping[str, int]] = {"content.body": BODY, "content.name": ROOM_NAME, "content.topic": TOPIC}
+KEYS: Final[Mapping[str, int]] = {
+    "content.body": BODY,
+    "content.name": ROOM_NAME,
+    "content.topic": TOPIC,
+}
 
 
 class _Progress(msgspec.Struct, frozen=True):
@@ -109,7 +119,11 @@ class Indexing:
         note = select_note(txn, NAME)
         after = _parse(note).upto if note is not None else 0
         batch = select_batch(txn, after, limit, KINDS)
-        rows = [row for text in select_texts(txn, batch.touched, KINDS) if (row := self._make_row(text)) is not None]
+        rows = [
+            row
+            for text in select_texts(txn, batch.touched, KINDS)
+            if (row := self._make_row(text)) is not None
+        ]
         return note, batch, rows, select_latest_nid(txn)
 
     def _make_row(self, text: Text) -> TextRow | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from federation.protocol.errors import InvalidParam
-from homeserver.services.event_filters import Count, RoomEventFilter
+from homeserver.services.filters.event_filters import Count, RoomEventFilter
 
 MAX_TERM: Final = 500
 """Characters of a search term."""
@@ -44,7 +44,10 @@ class RoomEventsCriteria(msgspec.Struct, frozen=True):
 
     search_term: str
     keys: (
-        Annotated[tuple[Literal["content.body", "content.name", "content.topic"], ...], msgspec.Meta(max_length=10)]
+        Annotated[
+            tuple[Literal["content.body", "content.name", "content.topic"], ...],
+            msgspec.Meta(max_length=10),
+        ]
         | None
     ) = None
     filter: RoomEventFilter = RoomEventFilter()
@@ -63,7 +66,8 @@ class Categories(msgspec.Struct, frozen=True):
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
     """Where a page of results ended.
 
-    Results are sorted within windows: the newest so many that the index finds, then the next older ones.
+    Results are sorted within windows: the newest so many that the index finds, then the next older
+    ones.
     """
 
     window: int

@@ -1,11 +1,11 @@
 """Search in what was said in rooms.
 
 Laws:
-- Nothing is told of what the reader may not see, not even that it is there: what the index finds is a suggestion, and
-  `RoomReading` decides for each event, as it does for every other reader. An edited message is found by its latest text, by
-  those who may see both.
-- The work of a request is bounded: one query of the index for so many hits, so many of them looked at. Where more are left,
-  the answer says how to go on.
+- Nothing is told of what the reader may not see, not even that it is there: what the index finds is
+  a suggestion, and `RoomReading` decides for each event, as it does for every other reader. An
+  edited message is found by its latest text, by those who may see both.
+- The work of a request is bounded: one query of the index for so many hits, so many of them looked
+  at. Where more are left, the answer says how to go on.
 
 spec: client-server-api#server-side-search
 """
@@ -22,15 +22,14 @@ from federation.protocol.errors import Forbidden, InvalidParam, MatrixError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.engine import RoomEngine
-from federation.rooms.lifetimes import Lifetimes
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.history.membership_periods import Departure, Stays
+from federation.rooms.history.retention import Lifetimes
 from federation.rooms.memberships import Memberships
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.stays import Departure, Stays
-from federation.rooms.visible import Seen
-from homeserver.services.event_filters import RoomEventFilter
-from homeserver.services.room_reading import Reader, RoomReading
+from federation.rooms.visibility import Seen
+from homeserver.services.filters.event_filters import RoomEventFilter
+from homeserver.services.rooms.reading import Reader, RoomReading
 from homeserver.services.search.indexing import KEYS
-from homeserver.services.search.presenting import Found, SearchAnswers
 from homeserver.services.search.request import (
     MAX_TERM,
     Categories,
@@ -40,13 +39,14 @@ from homeserver.services.search.request import (
     format_cursor,
     parse_cursor,
 )
-from homeserver.services.search.terms import make_ranker, parse_terms
-from homeserver.services.search.words import Folding
-from storage.memberships import MembershipRow
-from storage.rooms import RoomStore
-from storage.search import Hit, SearchStore, TextQuery
-from storage.text_index import MOST_ROOM_KEYS, Term
-from storage.timelines import Place
+from homeserver.services.search.results import Found, SearchAnswers
+from homeserver.services.text.terms import make_ranker, parse_terms
+from homeserver.services.text.words import Folding
+from storage.engine.text_index import MOST_ROOM_KEYS, Term
+from storage.events.timelines import Place
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.rooms import RoomStore
+from storage.search.search import Hit, SearchStore, TextQuery
 
 CREATE: Final = StateKey("m.room.create", "")
 WINDOW: Final = 2_000
@@ -117,7 +117,9 @@ class MessageSearch:
         self._enabled = enabled
         self._gate = DeferredSemaphore(AT_ONCE)
 
-    async def get_results(self, caller: Requester, categories: Categories, next_batch: str | None) -> dict[str, Any]:
+    async def get_results(
+        self, caller: Requester, categories: Categories, next_batch: str | None
+    ) -> dict[str, Any]:
         """A page of results. Raises InvalidParam; MatrixError where search is switched off."""
         if not self._enabled:
             raise MatrixError("Search is switched off on this server")
@@ -125,7 +127,11 @@ class MessageSearch:
         if criteria is None:
             return {"search_categories": {}}
         terms = self._parse(criteria.search_term)
-        cursor = parse_cursor(next_batch) if next_batch is not None else Cursor(await self._store.get_latest_nid())
+        cursor = (
+            parse_cursor(next_batch)
+            if next_batch is not None
+            else Cursor(await self._store.get_latest_nid())
+        )
         search = _Search(
             caller,
             criteria,
@@ -201,14 +207,18 @@ class MessageSearch:
     async def _number(self, room_ids: Iterable[str]) -> Sequence[int]:
         return [row.room_nid for row in (await self._rooms.get_rooms(room_ids)).values()]
 
-    async def _answer(self, search: _Search, hits: Sequence[Hit], cursor: Cursor, limit: int) -> dict[str, Any]:
+    async def _answer(
+        self, search: _Search, hits: Sequence[Hit], cursor: Cursor, limit: int
+    ) -> dict[str, Any]:
         rest = sorted(hits, key=_order, reverse=True)
         if cursor.event_nid:
             last = (cursor.rank, cursor.ts, cursor.event_nid)
             rest = [hit for hit in rest if _order(hit) < last]
         found: list[Found] = []
         looked_at = 0
-        grouped = bool(search.criteria.groupings.group_by)  # each group has to know whether there is more of it
+        grouped = bool(
+            search.criteria.groupings.group_by
+        )  # each group has to know whether there is more of it
         while (grouped or len(found) <= limit) and looked_at < min(len(rest), MAX_LOOKED_AT):
             chunk = rest[looked_at : looked_at + CHUNK]
             found += await self._look(search, chunk)
@@ -219,12 +229,15 @@ class MessageSearch:
             group.key: self._group(group.key, cursor, shown, found[limit:], unsure, next_batch)
             for group in search.criteria.groupings.group_by
         }
-        answer = await self._answers.make(search.caller, search.criteria, search.terms, shown, groups)
+        answer = await self._answers.make(
+            search.caller, search.criteria, search.terms, shown, groups
+        )
         oldest = await self._oldest_shown({hit.room_nid for hit in hits})
         sure = {
             hit.event_nid
             for hit in hits
-            if hit.ts >= oldest.get(hit.room_nid, 0) and _is_surely_seen(search.own.get(hit.room_nid), hit)
+            if hit.ts >= oldest.get(hit.room_nid, 0)
+            and _is_surely_seen(search.own.get(hit.room_nid), hit)
         }
         answer["count"] = len(sure | {each.hit.event_nid for each in found})
         if next_batch is not None:
@@ -232,7 +245,8 @@ class MessageSearch:
         return {"search_categories": {"room_events": answer}}
 
     async def _oldest_shown(self, room_nids: Iterable[int]) -> Mapping[int, int]:
-        """Of rooms that do not keep messages for ever, the time of the oldest that may still be shown."""
+        """Of rooms that do not keep messages for ever, the time of the oldest that may still be
+        shown."""
         if self._lifetimes is None:
             return {}
         return {nid: await self._lifetimes.oldest_shown(nid) for nid in room_nids}
@@ -272,11 +286,16 @@ class MessageSearch:
         following = {each.value_of(key) for each in more}
         answer: dict[str, Any] = {}
         for order, (value, members) in enumerate(groups.items(), 1):
-            answer[value] = {"results": [each.event.event.event_id for each in members], "order": order}
+            answer[value] = {
+                "results": [each.event.event.event_id for each in members],
+                "order": order,
+            }
             is_this = cursor.group == key and cursor.value == value
             if is_this and next_batch is not None:
                 answer[value]["next_batch"] = format_cursor(next_batch)
-            elif cursor.group is None and (value in following or unsure or (next_batch is not None and not more)):
+            elif cursor.group is None and (
+                value in following or unsure or (next_batch is not None and not more)
+            ):
                 within = Cursor(cursor.window, group=key, value=value)
                 answer[value]["next_batch"] = format_cursor(_after(members[-1].hit, within))
         return answer
@@ -284,7 +303,9 @@ class MessageSearch:
     async def _look(self, search: _Search, hits: Sequence[Hit]) -> list[Found]:
         """Those of the hits that the caller may see and wants, in the same order."""
         user_id = search.caller.user_id
-        events = await self._events.get_events({nid for hit in hits for nid in (hit.event_nid, hit.text_nid)})
+        events = await self._events.get_events(
+            {nid for hit in hits for nid in (hit.event_nid, hit.text_nid)}
+        )
         by_room: dict[int, list[Hit]] = {}
         for hit in hits:
             both = (events.get(hit.event_nid), events.get(hit.text_nid))
@@ -296,13 +317,19 @@ class MessageSearch:
             place = await self._find_place(search, user_id, room_nid)
             if place is None:
                 continue
-            nids = [hit.event_nid for hit in in_room if _is_before(events[hit.event_nid], place.departure)]
+            nids = [
+                hit.event_nid
+                for hit in in_room
+                if _is_before(events[hit.event_nid], place.departure)
+            ]
             for each in await self._reading.see(search.caller, place.reader, nids, search.wanted):
                 if not each.is_erased:  # that it was found would tell what it said
                     seen[each.event.nid] = (each, place.reader)
             edits = [hit.text_nid for hit in in_room if hit.text_nid != hit.event_nid]
             if edits:
-                shown = await self._reading.see(search.caller, place.reader, edits, RoomEventFilter())
+                shown = await self._reading.see(
+                    search.caller, place.reader, edits, RoomEventFilter()
+                )
                 said.update(each.event.nid for each in shown if not each.is_erased)
         return [
             Found(hit, *seen[hit.event_nid], events[hit.text_nid])
@@ -316,7 +343,9 @@ class MessageSearch:
             search.readers[room_nid] = await self._find_new_place(search, user_id, room_nid)
         return search.readers[room_nid]
 
-    async def _find_new_place(self, search: _Search, user_id: UserID, room_nid: int) -> _Place | None:
+    async def _find_new_place(
+        self, search: _Search, user_id: UserID, room_nid: int
+    ) -> _Place | None:
         own = search.own.get(room_nid)
         if own is None or own.forgotten:
             return None
@@ -333,8 +362,14 @@ class MessageSearch:
 
 
 def _is_surely_seen(own: MembershipRow | None, hit: Hit) -> bool:
-    """Whether the user has been in the room since before the event: they see it, whatever the room's settings."""
-    return own is not None and own.membership == "join" and hit.position is not None and hit.position > own.position
+    """Whether the user has been in the room since before the event: they see it, whatever the
+    room's settings."""
+    return (
+        own is not None
+        and own.membership == "join"
+        and hit.position is not None
+        and hit.position > own.position
+    )
 
 
 def _is_before(event: StoredEvent, departure: Departure | None) -> bool:

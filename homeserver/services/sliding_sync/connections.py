@@ -1,12 +1,13 @@
 """The memory of connections: what a client was sent, and how its `pos` is read.
 
-A `pos` is a sync token and the name of a state: `s<position>_<ephemeral>_<state>`. A state says of each room whether
-everything up to the position was sent (*live*), or only up to an earlier one (*previously*). As long as that does not
-change, answers have the same state with new positions, and nothing is written; nor is a state that has some rooms more, for
-these are in its name (`state_names.py`).
+A `pos` is a sync token and the name of a state: `s<position>_<ephemeral>_<state>`. A state says of
+each room whether everything up to the position was sent (*live*), or only up to an earlier one
+(*previously*). As long as that does not change, answers have the same state with new positions, and
+nothing is written; nor is a state that has some rooms more, for these are in its name
+(`state_names.py`).
 
-Members that were sent lazily are not part of it: they are remembered while the server runs (`lazy_members`), and sent again
-after a restart.
+Members that were sent lazily are not part of it: they are remembered while the server runs
+(`lazy_members`), and sent again after a restart.
 """
 
 from collections import OrderedDict
@@ -20,13 +21,23 @@ from msgspec.structs import replace
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
-from homeserver.services.sliding_sync.request import Clause, RequiredState, RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.request import (
+    Clause,
+    RequiredState,
+    RoomConfig,
+    SlidingRequest,
+)
 from homeserver.services.sliding_sync.state_names import added_in, added_to, name_of, stored_nid
-from homeserver.services.stream_tokens import SyncToken, split_pos
-from storage.rooms import RoomRow
-from storage.sliding_connections import MOST_OF_A_CONNECTION, MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
-from storage.streams import Change, Streams, Topic
-from storage.to_device import DevicesGone
+from homeserver.services.streams.sync_tokens import SyncToken, split_pos
+from storage.encryption.to_device import DevicesGone
+from storage.engine.streams import Change, Streams, Topic
+from storage.rooms.rooms import RoomRow
+from storage.sync.sliding_connections import (
+    MOST_OF_A_CONNECTION,
+    MOST_OF_A_DEVICE,
+    ConnectionKey,
+    SlidingConnectionStore,
+)
 
 ReadRooms = Callable[[Iterable[int]], Awaitable[Mapping[int, RoomRow]]]
 
@@ -46,7 +57,11 @@ _weight: Final = itemgetter(1)
 class UnknownPos(MatrixError):
     """The client has to begin anew."""
 
-    errcode, status, default_text = "M_UNKNOWN_POS", 400, "This position is unknown or has expired: begin anew"
+    errcode, status, default_text = (
+        "M_UNKNOWN_POS",
+        400,
+        "This position is unknown or has expired: begin anew",
+    )
 
 
 class SentRoom(msgspec.Struct, frozen=True, gc=False):
@@ -65,7 +80,9 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
         if config.timeline_limit > self.timeline_limit:
             return False
         # mostly it is the same object
-        return self.required_state is config.required_state or self.required_state.covers(config.required_state)
+        return self.required_state is config.required_state or self.required_state.covers(
+            config.required_state
+        )
 
 
 class ProfilesLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -81,7 +98,8 @@ class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     fields: frozenset[str]
     rooms: frozenset[int]
-    """Rooms whose people it was told of, or is with those who are left. Of who comes later it is told then."""
+    """Rooms whose people it was told of, or is with those who are left. Of who comes later it is
+    told then."""
     lazily: frozenset[int]
     """Those where it is told of people as their events need them."""
     left: tuple[ProfilesLeft, ...] = ()
@@ -89,7 +107,8 @@ class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class ConnectionState:
-    """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
+    """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of
+    it changes."""
 
     __slots__ = ("_settled", "_true_of", "account_data", "added", "profiles", "receipts", "rooms")
 
@@ -102,8 +121,8 @@ class ConnectionState:
     ) -> None:
         """`profiles`: None: it does not ask for them."""
         self.added: Sequence[tuple[int, bool]] | None = None
-        """The rooms (numbers, and whether they are direct chats) that this state has beside the one from which it came, if it is
-        that one `with_rooms`. None: it differs from it by more."""
+        """The rooms (numbers, and whether they are direct chats) that this state has beside the one
+        from which it came, if it is that one `with_rooms`. None: it differs from it by more."""
         self.rooms = rooms
         self.receipts = receipts
         self.account_data = account_data
@@ -112,7 +131,8 @@ class ConnectionState:
         self._true_of: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
     def settled(self, config: RoomConfig) -> frozenset[int]:
-        """The live rooms that were sent with all that this asks for: of them only news are to be told.
+        """The live rooms that were sent with all that this asks for: of them only news are to be
+        told.
 
         A client asks for the same again and again, so the answer to the latest question is kept.
         """
@@ -122,7 +142,10 @@ class ConnectionState:
             for nid, sent in self.rooms.items():
                 if sent.upto != LIVE:
                     continue
-                key = (sent.timeline_limit, id(sent.required_state))  # of many rooms the same was sent
+                key = (
+                    sent.timeline_limit,
+                    id(sent.required_state),
+                )  # of many rooms the same was sent
                 if key not in covered:
                     covered[key] = sent.covers(config)
                 if covered[key]:
@@ -133,7 +156,10 @@ class ConnectionState:
     def with_rooms(self, added: Iterable[tuple[int, bool]]) -> "ConnectionState":
         """The same with some rooms more, sent like the last room in this one."""
         last, like = next(reversed(self.rooms.items()))
-        rooms = {nid: SentRoom(LIVE, like.timeline_limit, like.required_state, is_direct) for nid, is_direct in added}
+        rooms = {
+            nid: SentRoom(LIVE, like.timeline_limit, like.required_state, is_direct)
+            for nid, is_direct in added
+        }
         live = dict.fromkeys(rooms, LIVE)
         return ConnectionState(
             {**self.rooms, **rooms},
@@ -146,7 +172,9 @@ class ConnectionState:
         """What is known of the former state, from which this one came by the rooms that changed."""
         if former._settled is not None:
             config, settled = former._settled
-            covered = {nid for nid, sent in changed.items() if sent.upto == LIVE and sent.covers(config)}
+            covered = {
+                nid for nid, sent in changed.items() if sent.upto == LIVE and sent.covers(config)
+            }
             self._settled = (config, settled - changed.keys() | covered)
 
     async def moved_to_or_from_direct(
@@ -154,12 +182,17 @@ class ConnectionState:
     ) -> Sequence[int]:
         """Those of the rooms of which it was told wrongly, by now, whether they are direct chats.
 
-        While neither these chats nor the rooms are others than at the last time, and all was told rightly, nothing is compared.
+        While neither these chats nor the rooms are others than at the last time, and all was told
+        rightly, nothing is compared.
         """
         if self._true_of[0] is direct and self._true_of[1] == room_nids:
             return ()
         rooms = await read_rooms(nid for nid in room_nids if nid in self.rooms)
-        moved = [nid for nid, room in rooms.items() if self.rooms[nid].is_direct != (room.room_id in direct)]
+        moved = [
+            nid
+            for nid, room in rooms.items()
+            if self.rooms[nid].is_direct != (room.room_id in direct)
+        ]
         if not moved:
             self._true_of = (direct, room_nids)
         return moved
@@ -207,8 +240,8 @@ class Connections:
         *,
         capacity: int,
     ) -> None:
-        """`catch_up` learns how far other nodes have written. `capacity`: about how many rooms of all connections are remembered in
-        memory, long names counted as rooms too."""
+        """`catch_up` learns how far other nodes have written. `capacity`: about how many rooms of
+        all connections are remembered in memory, long names counted as rooms too."""
         self._store = store
         self._memberships = memberships
         self._streams = streams
@@ -217,7 +250,8 @@ class Connections:
         self._capacity = capacity
         self._known: OrderedDict[ConnectionKey, _Remembered] = OrderedDict()
         self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
-        """By user and device: the `conn_id`s that are remembered, the one that was changed last at the end."""
+        """By user and device: the `conn_id`s that are remembered, the one that was changed last at
+        the end."""
         self._weight = 0
         streams.subscribe(self._hear, Topic.DEVICES_GONE)
 
@@ -235,7 +269,8 @@ class Connections:
             raise UnknownPos
         token, name = parts
         if token.position > self._streams.current() and token.position > await self._catch_up():
-            raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
+            # of a database that is no longer there, of which this one is an older copy
+            raise UnknownPos
         known = self._known.get(key)
         if known is None or name not in known.states:
             known = await self._read(key, name)
@@ -245,9 +280,12 @@ class Connections:
             await self._touch(key, known, now)
         return Connection(key, token, name, known.states[name][0])
 
-    async def keep(self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False) -> str:
-        """The `pos` of an answer after which the client has this, which came from what it had. Written before it is told, if it has
-        more that is new than a name has room for, or is to have a number of its own (`anew`)."""
+    async def keep(
+        self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False
+    ) -> str:
+        """The `pos` of an answer after which the client has this, which came from what it had.
+        Written before it is told, if it has more that is new than a name has room for, or is to
+        have a number of its own (`anew`)."""
         name = former.state_name
         if name is None:
             name = await self._store_state(former, state)
@@ -258,7 +296,13 @@ class Connections:
             else:
                 name = longer
                 if (known := self._known.get(former.key)) is not None:
-                    self._follow(former, name, state, self._weight_of(former) + len(state.added or ()), known.used_ts)
+                    self._follow(
+                        former,
+                        name,
+                        state,
+                        self._weight_of(former) + len(state.added or ()),
+                        known.used_ts,
+                    )
         return f"{token}_{name}"
 
     async def _store_state(self, former: Connection, state: ConnectionState) -> str:
@@ -269,9 +313,12 @@ class Connections:
         self._follow(former, name, state, _weigh(state, blob), now)
         return name
 
-    def _follow(self, former: Connection, name: str, state: ConnectionState, weight: int, used_ts: int) -> None:
-        """Remember a state that follows another. Those that came before that one go; not those that came since, for another request
-        may have been answered from the same state, or from a later one."""
+    def _follow(
+        self, former: Connection, name: str, state: ConnectionState, weight: int, used_ts: int
+    ) -> None:
+        """Remember a state that follows another. Those that came before that one go; not those that
+        came since, for another request may have been answered from the same state, or from a later
+        one."""
         known, before = self._known.get(former.key), former.state_name
         states = {} if known is None else dict(known.states)
         if before is not None:
@@ -286,7 +333,8 @@ class Connections:
         self._remember(former.key, _Remembered(used_ts, states))
 
     def _weight_of(self, former: Connection) -> int:
-        """How much the state that a request found weighs, with what is asked of its rooms: the states that follow have that too."""
+        """How much the state that a request found weighs, with what is asked of its rooms: the
+        states that follow have that too."""
         known = self._known.get(former.key)
         weighed = None if known is None else known.states.get(former.state_name or "")
         return _weigh(former.state, _encode(former.state)) if weighed is None else weighed[1]
@@ -301,7 +349,9 @@ class Connections:
             if not state.rooms:
                 raise UnknownPos
             rows = await self._memberships.of_user(UserID(key.user_id))
-            state = state.with_rooms(each for each in added if each[0] in rows and rows[each[0]].was_joined)
+            state = state.with_rooms(
+                each for each in added if each[0] in rows and rows[each[0]].was_joined
+            )
         states = {name: (state, weight + len(state.rooms))}
         former = self._known.get(key)
         if former is not None:  # another node gave this one, or it went before others
@@ -405,26 +455,39 @@ class StateChanges:
         return state
 
     def _adds_rooms(self) -> bool:
-        """Whether all that changes are rooms that the user is in, new ones, that were sent like the last one (`with_rooms`)."""
+        """Whether all that changes are rooms that the user is in, new ones, that were sent like the
+        last one (`with_rooms`)."""
         former = self._state.rooms
-        if self._outside or not self._rooms or not former or not former.keys().isdisjoint(self._rooms):
+        if (
+            self._outside
+            or not self._rooms
+            or not former
+            or not former.keys().isdisjoint(self._rooms)
+        ):
             return False
         last, like = next(reversed(former.items()))
         for sent in self._rooms.values():
-            if sent.timeline_limit != like.timeline_limit or sent.required_state != like.required_state:
+            if (
+                sent.timeline_limit != like.timeline_limit
+                or sent.required_state != like.required_state
+            ):
                 return False
         for known, changed in (
             (self._state.receipts, self._receipts),
             (self._state.account_data, self._account_data),
         ):
-            if any(changed.values()) or changed.keys() != (self._rooms.keys() if last in known else set()):
+            if any(changed.values()) or changed.keys() != (
+                self._rooms.keys() if last in known else set()
+            ):
                 return False
         return True
 
 
 def not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
     """Those of which not everything up to the `pos` was sent: mostly none."""
-    return [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
+    return (
+        [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
+    )
 
 
 class _Blob(msgspec.Struct, array_like=True):
@@ -454,7 +517,10 @@ def _encode(state: ConnectionState) -> bytes:
         for nid, sent in state.rooms.items()
     }
     required = [
-        ([(sorted(clause.include), sorted(clause.exclude)) for clause in each.clauses], each.lazy_members)
+        (
+            [(sorted(clause.include), sorted(clause.exclude)) for clause in each.clauses],
+            each.lazy_members,
+        )
         for each in indexes
     ]
     direct = [nid for nid, sent in state.rooms.items() if sent.is_direct]
@@ -470,16 +536,22 @@ def _decode(blob: bytes) -> ConnectionState:
     stored = _decoder.decode(blob)
     required = [
         RequiredState(
-            frozenset(Clause(frozenset(include), frozenset(exclude)) for include, exclude in clauses), lazy_members
+            frozenset(
+                Clause(frozenset(include), frozenset(exclude)) for include, exclude in clauses
+            ),
+            lazy_members,
         )
         for clauses, lazy_members in stored.required
     ]
     direct = frozenset(stored.direct)
     rooms = {
-        nid: SentRoom(upto, limit, required[index], nid in direct) for nid, (upto, limit, index) in stored.rooms.items()
+        nid: SentRoom(upto, limit, required[index], nid in direct)
+        for nid, (upto, limit, index) in stored.rooms.items()
     }
     told = None
     if stored.profile_fields is not None:
         rooms_told, lazily = frozenset(stored.profile_rooms), frozenset(stored.profiles_lazily)
-        told = ToldProfiles(frozenset(stored.profile_fields), rooms_told, lazily, stored.profiles_left)
+        told = ToldProfiles(
+            frozenset(stored.profile_fields), rooms_told, lazily, stored.profiles_left
+        )
     return ConnectionState(rooms, stored.receipts, stored.account_data, told)

@@ -1,19 +1,20 @@
-"""Rooms whose counts of unread messages may be others although no event says so: their user has read them on another device, or ignores
-somebody else than before, or messages were purged. What is known from memory to be as it was costs no query.
+"""Rooms whose counts of unread messages may be others although no event says so: their user has
+read them on another device, or ignores somebody else than before, or messages were purged. What is
+known from memory to be as it was costs no query.
 """
 
 from collections.abc import Mapping, Set
 from typing import Final
 
 from federation.protocol.ids import UserID
-from homeserver.services.ignored_users import IGNORED_USERS
-from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.account_data.ignored_users import IGNORED_USERS
+from homeserver.services.push.unread_counts import READ_TYPES, UnreadCounts
+from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.recounts import Recounts
-from homeserver.services.unread import READ_TYPES, UnreadCounts
-from storage.account_data import AccountData, AccountDataStore
-from storage.memberships import MembershipRow
-from storage.receipts import ReceiptStore
-from storage.streams import Topic
+from storage.account_data.account_data import AccountData, AccountDataStore
+from storage.engine.streams import Topic
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.receipts import ReceiptStore
 
 NONE: Final[frozenset[int]] = frozenset()
 
@@ -22,7 +23,11 @@ class CountNews:
     """Finds them. For the reactor thread."""
 
     def __init__(
-        self, recent: RecentChanges, unread: UnreadCounts, receipts: ReceiptStore, account_data: AccountDataStore
+        self,
+        recent: RecentChanges,
+        unread: UnreadCounts,
+        receipts: ReceiptStore,
+        account_data: AccountDataStore,
     ) -> None:
         self._recent = recent
         self._receipts = receipts
@@ -30,9 +35,15 @@ class CountNews:
         self._recounts = Recounts(recent, unread)
 
     async def find(
-        self, user_id: UserID, since: int, upto: int, sent: Set[int], rows: Mapping[int, MembershipRow]
+        self,
+        user_id: UserID,
+        since: int,
+        upto: int,
+        sent: Set[int],
+        rows: Mapping[int, MembershipRow],
     ) -> Set[int]:
-        """Those of the `sent` rooms, as far as the user is in them, whose counts may be others than at a position."""
+        """Those of the `sent` rooms, as far as the user is in them, whose counts may be others than
+        at a position."""
         if since >= upto or not sent:
             return NONE
         found = self._recent.read_since(user_id, since)
@@ -42,7 +53,11 @@ class CountNews:
         is_known = found is not None and IGNORED_USERS not in data.everywhere
         if is_known and not found and not self._recent.purged_since(since):
             return NONE
-        joined = {nid: row for nid in sent if (row := rows.get(nid)) is not None and row.membership == "join"}
+        joined = {
+            nid: row
+            for nid in sent
+            if (row := rows.get(nid)) is not None and row.membership == "join"
+        }
         if found is None:
             receipts = await self._receipts.get_receipts_of_user(user_id, joined)
             found = {

@@ -1,7 +1,8 @@
-"""Answers in which nothing was new: who asks the same again, before anything has happened to anybody, is told the same.
+"""Answers in which nothing was new: who asks the same again, before anything has happened to
+anybody, is told the same.
 
-An answer follows from what is asked, from what the client has, and from what has happened up to a token. As long as none of
-these is another, it need not be worked out again. For the reactor thread.
+An answer follows from what is asked, from what the client has, and from what has happened up to a
+token. As long as none of these is another, it need not be worked out again. For the reactor thread.
 """
 
 from collections.abc import Mapping
@@ -11,9 +12,14 @@ import msgspec
 
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.kept import KeptOfConnections, weigh
-from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
-from homeserver.services.stream_tokens import SyncToken
-from storage.streams import Streams
+from homeserver.services.sliding_sync.request import (
+    Extensions,
+    ListRequest,
+    RoomConfig,
+    SlidingRequest,
+)
+from homeserver.services.streams.sync_tokens import SyncToken
+from storage.engine.streams import Streams
 
 ENTRY: Final = 512
 """Bytes for an answer, beside what is in it and what was asked."""
@@ -34,7 +40,8 @@ class EmptyAnswers:
     """The latest one of each connection."""
 
     def __init__(self, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: about how many bytes are kept, with what was asked: clients make that large or small."""
+        """`capacity`: about how many bytes are kept, with what was asked: clients make that large
+        or small."""
         self._kept = KeptOfConnections[_Empty](streams, capacity=capacity)
 
     @property
@@ -42,23 +49,36 @@ class EmptyAnswers:
         """About how many bytes are kept."""
         return self._kept.weight
 
-    def find(self, request: SlidingRequest, connection: Connection, now: SyncToken) -> dict[str, Any] | None:
-        """The answer for a client that has heard of everything up to now, if it is known to be empty."""
+    def find(
+        self, request: SlidingRequest, connection: Connection, now: SyncToken
+    ) -> dict[str, Any] | None:
+        """The answer for a client that has heard of everything up to now, if it is known to be
+        empty."""
         kept = self._kept.get(connection.key)
         if kept is None:
             return None
         known, _ = kept
-        if known.token != now or connection.token != now or known.state_name != connection.state_name:
+        if (
+            known.token != now
+            or connection.token != now
+            or known.state_name != connection.state_name
+        ):
             return None
         return known.body if known.asked == _asked(request) else None
 
-    def keep(self, request: SlidingRequest, connection: Connection, now: SyncToken, body: dict[str, Any]) -> None:
+    def keep(
+        self, request: SlidingRequest, connection: Connection, now: SyncToken, body: dict[str, Any]
+    ) -> None:
         """This was an answer without news, after which the client has the same state."""
         if connection.token != now:
-            return  # what was asked from an earlier position may have been told a thing that is over now
+            # what was asked from an earlier position may have been told a thing that is over now
+            return
         asked, kept = _asked(request), self._kept.get(connection.key)
         if kept is not None and kept[0].asked == asked:
-            asked, weight = kept[0].asked, kept[1]  # as a rule: the answer is not much longer than what is asked
+            asked, weight = (
+                kept[0].asked,
+                kept[1],
+            )  # as a rule: the answer is not much longer than what is asked
         else:
             weight = ENTRY + weigh(asked, set()) + weigh(body, set())
         self._kept.put(connection.key, _Empty(now, connection.state_name, asked, body), weight)

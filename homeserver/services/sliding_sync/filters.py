@@ -1,8 +1,9 @@
 """Which of a user's rooms a list shows, by its filters.
 
-What a filter shows is kept in the order of lists with the user's rooms, and moves as they do: so a list with filters costs no
-more for somebody in thousands of rooms than one without. Only filters by spaces look at all rooms each time. Rooms that the
-user has left are to filters what they were then. For the reactor thread.
+What a filter shows is kept in the order of lists with the user's rooms, and moves as they do: so a
+list with filters costs no more for somebody in thousands of rooms than one without. Only filters by
+spaces look at all rooms each time. Rooms that the user has left are to filters what they were then.
+For the reactor thread.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,14 +15,28 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, is_room_id
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
-from federation.rooms.room_events import RoomEvents
-from homeserver.services.sliding_sync.labels import CREATE, ENCRYPTION, NAME, NO_TAGS, TRAITS, Labels, RoomTraits
-from homeserver.services.sliding_sync.order import OUTSIDE, FilteredRooms, NewestFirst, RoomOrder, RoomOrders
+from federation.rooms.events import RoomEvents
+from homeserver.services.rooms.invited_rooms import InvitedRooms
+from homeserver.services.sliding_sync.labels import (
+    CREATE,
+    ENCRYPTION,
+    NAME,
+    NO_TAGS,
+    TRAITS,
+    Labels,
+    RoomTraits,
+)
+from homeserver.services.sliding_sync.order import (
+    OUTSIDE,
+    FilteredRooms,
+    NewestFirst,
+    RoomOrder,
+    RoomOrders,
+)
 from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
-from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.sync import LEFT
-from storage.memberships import MembershipRow
-from storage.rooms import RoomRow, RoomStore
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.rooms import RoomRow, RoomStore
 
 SPACE_CHILD: Final = "m.space.child"
 
@@ -61,7 +76,8 @@ class RoomFilters:
         rows: Mapping[int, MembershipRow],
         labels: Labels,
     ) -> Collection[MembershipRow]:
-        """Those of the rooms that the filters let through, in order. `rows`: the user's rooms by number."""
+        """Those of the rooms that the filters let through, in order. `rows`: the user's rooms by
+        number."""
         if filters == NO_FILTERS:
             return candidates
         if filters.spaces is None and isinstance(candidates, NewestFirst):  # all rooms of the order
@@ -72,7 +88,9 @@ class RoomFilters:
             shown = [row for row in shown if row.room_nid in children]
         return shown
 
-    async def _kept(self, filters: ListFilters, order: RoomOrder, labels: Labels) -> dict[int, MembershipRow]:
+    async def _kept(
+        self, filters: ListFilters, order: RoomOrder, labels: Labels
+    ) -> dict[int, MembershipRow]:
         kept = order.filtered.get(filters)
         if kept is not None and kept.labels is labels:
             changed = self._traits.changed_since(kept.traits_mark, _types(filters))
@@ -82,7 +100,9 @@ class RoomFilters:
         mark = self._traits.mark()
         shown, is_sure = await self._match(filters, list(order.rooms.values()), labels)
         numbers = {row.room_nid for row in shown}
-        rooms = {nid: row for nid, row in order.rooms.items() if nid in numbers}  # which may have moved meanwhile
+        rooms = {
+            nid: row for nid, row in order.rooms.items() if nid in numbers
+        }  # which may have moved meanwhile
         if is_sure:
             self._orders.keep_filtered(order, filters, FilteredRooms(labels, mark, rooms))
         return rooms
@@ -101,7 +121,11 @@ class RoomFilters:
         if filters.by_state:
             traits = await self._find_traits(shown)
             is_sure = all(row.room_nid in traits or row.membership in OUTSIDE for row in shown)
-            shown = [row for row in shown if row.room_nid in traits and _has_traits(filters, traits[row.room_nid])]
+            shown = [
+                row
+                for row in shown
+                if row.room_nid in traits and _has_traits(filters, traits[row.room_nid])
+            ]
         return shown, is_sure
 
     async def _children(self, spaces: Iterable[str], rows: Mapping[int, MembershipRow]) -> set[int]:
@@ -112,7 +136,9 @@ class RoomFilters:
             if row is None or row.membership != "join":
                 continue
             snapshot = await self._engine.get_snapshot(RoomID(room_id))
-            events = await self._events.get_events((await snapshot.state.load_nids(SPACE_CHILD)).values())
+            events = await self._events.get_events(
+                (await snapshot.state.load_nids(SPACE_CHILD)).values()
+            )
             ids |= {
                 event.event.state_key
                 for event in events.values()
@@ -127,20 +153,27 @@ class RoomFilters:
         inside = [row.room_nid for row in rows if row.membership == "join"]
         summaries = await self._traits.of_rooms(inside)
         found = {
-            nid: _Traits(summaries[nid].encryption is not None, summaries[nid].room_type, summaries[nid].name)
+            nid: _Traits(
+                summaries[nid].encryption is not None, summaries[nid].room_type, summaries[nid].name
+            )
             for nid in inside
             if nid in summaries
         }
         for row in rows:
             if row.membership in OUTSIDE:
-                state = {event.key: event.content for event in await self._invited.get_stripped(row)}
+                state = {
+                    event.key: event.content for event in await self._invited.get_stripped(row)
+                }
                 if StateKey(CREATE, "") in state:
                     found[row.room_nid] = _read_traits(state)
-        found.update(await self._find_former_traits([row for row in rows if row.membership in LEFT]))
+        found.update(
+            await self._find_former_traits([row for row in rows if row.membership in LEFT])
+        )
         return found
 
     async def _find_former_traits(self, left: Sequence[MembershipRow]) -> dict[int, _Traits]:
-        """What rooms were when the user left them; nothing is said of those that they were never in."""
+        """What rooms were when the user left them; nothing is said of those that they were never
+        in."""
         ends = {row.room_nid: row.left_position for row in left}
         roots = await self._states.at({nid: end for nid, end in ends.items() if end is not None})
         found = {nid: _Traits(False, None, None) for nid in ends}

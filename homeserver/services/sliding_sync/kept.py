@@ -1,7 +1,8 @@
-"""What is kept in memory of the connections of clients: bounded for each device, and in bytes for all. Who was idle longest goes first,
-and with a device goes what is kept of it.
+"""What is kept in memory of the connections of clients: bounded for each device, and in bytes for
+all. Who was idle longest goes first, and with a device goes what is kept of it.
 
-Clients choose how many connections they name, and how long what they ask for is; so neither is a bound by itself.
+Clients choose how many connections they name, and how long what they ask for is; so neither is a
+bound by itself.
 """
 
 from collections import OrderedDict
@@ -10,15 +11,16 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
-from storage.streams import Change, Streams, Topic
-from storage.to_device import DevicesGone
+from storage.encryption.to_device import DevicesGone
+from storage.engine.streams import Change, Streams, Topic
+from storage.sync.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
 
 T = TypeVar("T")
 
 
 class KeptOfConnections(Generic[T]):
-    """One thing of each connection, of as many of a device as are stored. For the reactor thread."""
+    """One thing of each connection, of as many of a device as are stored. For the reactor
+    thread."""
 
     def __init__(self, streams: Streams, *, capacity: int) -> None:
         """`capacity`: about how many bytes are kept."""
@@ -69,7 +71,8 @@ class KeptOfConnections(Generic[T]):
 
 
 def weigh(value: object, seen: set[int]) -> int:
-    """About how many bytes a value takes, with all that it is made of; what stands in several places counts once."""
+    """About how many bytes a value takes, with all that it is made of; what stands in several
+    places counts once."""
     if isinstance(value, str):
         return 64 + len(value)
     if id(value) in seen:

@@ -1,4 +1,5 @@
-"""What lists filter by, from memory: direct chats and tags of users, and what rooms are. For the reactor thread."""
+"""What lists filter by, from memory: direct chats and tags of users, and what rooms are. For the
+reactor thread."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence, Set
@@ -7,10 +8,10 @@ from typing import Final
 import msgspec
 
 from federation.protocol.ids import UserID
-from storage.account_data import AccountDataStore
-from storage.events import EventFlag, EventNews, EventRow
-from storage.room_summaries import RoomSummaryStore, SummaryRow
-from storage.streams import Change, Streams, Topic
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.events import EventFlag, EventNews, EventRow
+from storage.rooms.summaries import RoomSummaryStore, SummaryRow
 
 DIRECT: Final = "m.direct"
 TAGS: Final = "m.tag"
@@ -112,7 +113,8 @@ class RoomTraits:
         return self._changes_before + len(self._changes)
 
     def changed_since(self, mark: int, types: Set[str]) -> Set[int] | None:
-        """The rooms in which such state was set since the mark was taken; None where that is not known."""
+        """The rooms in which such state was set since the mark was taken; None where that is not
+        known."""
         if mark < self._changes_before:
             return None
         news = self._changes[mark - self._changes_before :]

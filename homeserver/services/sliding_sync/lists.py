@@ -1,6 +1,7 @@
 """Which rooms an answer is about: the lists with their filters and windows, and the subscriptions.
 
-Everything comes from memory for a user who was seen before: no state is read of rooms outside the windows.
+Everything comes from memory for a user who was seen before: no state is read of rooms outside the
+windows.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
@@ -12,9 +13,9 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.protocol.ids import UserID
+from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
-from federation.rooms.room_events import RoomEvents
-from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.sliding_sync.connections import Connection, ConnectionState
 from homeserver.services.sliding_sync.filters import RoomFilters
 from homeserver.services.sliding_sync.labels import Labels, RoomLabels
@@ -27,8 +28,8 @@ from homeserver.services.sliding_sync.request import (
     SlidingRequest,
     merge_configs,
 )
-from storage.memberships import MembershipRow
-from storage.rooms import RoomStore
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.rooms import RoomStore
 
 _room_nid: Final = attrgetter("room_nid")
 _membership: Final = attrgetter("membership")
@@ -53,14 +54,20 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     """Position of the newest event by room, for the rooms in `configs`."""
     labels: Labels
     lasts: bool
-    """Whether all of these rooms are still shown after the client was told of them: some that the user is no longer in are shown once."""
+    """Whether all of these rooms are still shown after the client was told of them: some that the
+    user is no longer in are shown once."""
 
     def without(self, room_nids: Set[int]) -> "Selection":
         """The same, but these rooms are not in the windows, nor subscribed."""
         return replace(
             self,
-            windows={name: [nid for nid in window if nid not in room_nids] for name, window in self.windows.items()},
-            subscribed={room_id: nid for room_id, nid in self.subscribed.items() if nid not in room_nids},
+            windows={
+                name: [nid for nid in window if nid not in room_nids]
+                for name, window in self.windows.items()
+            },
+            subscribed={
+                room_id: nid for room_id, nid in self.subscribed.items() if nid not in room_nids
+            },
         )
 
     def to_look_at(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
@@ -80,16 +87,20 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
 
 def news_of(row: MembershipRow, latest: Mapping[int, int]) -> int:
     """The position of the latest thing that the user may hear of in a room."""
-    return max(latest.get(row.room_nid, 0), row.position) if row.membership == "join" else row.position
+    return (
+        max(latest.get(row.room_nid, 0), row.position) if row.membership == "join" else row.position
+    )
 
 
 def was_inside(row: MembershipRow) -> bool:
-    """Whether the user may know the room from inside: neither invited nor knocking, they are or were in it."""
+    """Whether the user may know the room from inside: neither invited nor knocking, they are or
+    were in it."""
     return row.membership not in OUTSIDE and row.was_joined
 
 
 def _stays(row: MembershipRow) -> bool:
-    """Whether the room is still shown after it was told: of an invite or a knock of theirs people are told once that it came to nothing."""
+    """Whether the room is still shown after it was told: of an invite or a knock of theirs people
+    are told once that it came to nothing."""
     return row.membership in OUTSIDE or row.was_joined
 
 
@@ -146,11 +157,25 @@ class RoomLists:
         memberships = map(_membership, map(rows.__getitem__, configs.by_room))
         joined = frozenset(compress(configs.by_room, map("join".__eq__, memberships)))
         latest = await self.latest(joined)
-        return Selection(counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels, lasts)
+        return Selection(
+            counts,
+            windows,
+            listed,
+            subscribed,
+            configs.by_room,
+            rows,
+            joined,
+            latest,
+            labels,
+            lasts,
+        )
 
-    async def front(self, user_id: UserID, wanted: ListRequest, labels: Labels) -> Iterable[int] | None:
-        """The numbers of the rooms in the window of a list that begins with the first room. For who was told all that the list shows,
-        since when nothing has happened but messages, nor to the user's labels; None where it takes more to know them.
+    async def front(
+        self, user_id: UserID, wanted: ListRequest, labels: Labels
+    ) -> Iterable[int] | None:
+        """The numbers of the rooms in the window of a list that begins with the first room. For who
+        was told all that the list shows, since when nothing has happened but messages, nor to the
+        user's labels; None where it takes more to know them.
         """
         order = await self._orders.of_user(user_id)
         rooms = order.rooms
@@ -159,7 +184,12 @@ class RoomLists:
             if kept is None or kept.labels is not labels:
                 return None
             rooms = kept.rooms
-        if order.unsure or wanted.ranges is None or len(wanted.ranges) != 1 or wanted.ranges[0][0] != 0:
+        if (
+            order.unsure
+            or wanted.ranges is None
+            or len(wanted.ranges) != 1
+            or wanted.ranges[0][0] != 0
+        ):
             return None
         return islice(reversed(rooms), wanted.ranges[0][1] + 1)
 
@@ -168,7 +198,8 @@ class RoomLists:
         return await self._recency.latest(room_nids)
 
     async def was_reset(self, row: MembershipRow) -> bool:
-        """Whether the user is no longer in the room although no event says so: the resolution of a fork took them out."""
+        """Whether the user is no longer in the room although no event says so: the resolution of a
+        fork took them out."""
         event = (await self._events.get_events([row.event_nid])).get(row.event_nid)
         return event is not None and event.event.membership != row.membership
 
@@ -180,8 +211,11 @@ class RoomLists:
         sent = connection.state.rooms.get(row.room_nid)
         return sent is not None and row.position > connection.since(sent.upto)
 
-    async def _candidates(self, order: RoomOrder, connection: Connection) -> tuple[Collection[MembershipRow], bool]:
-        """The rooms that a list may show, in order; and whether it may show them all once the client was told of them."""
+    async def _candidates(
+        self, order: RoomOrder, connection: Connection
+    ) -> tuple[Collection[MembershipRow], bool]:
+        """The rooms that a list may show, in order; and whether it may show them all once the
+        client was told of them."""
         sent_rooms = connection.state.rooms
         # the client has to learn that the user is no longer there
         news = [

@@ -1,9 +1,11 @@
-"""A room with which a client begins, as most who begin with it see it: all of what happened in it lately, plainly.
+"""A room with which a client begins, as most who begin with it see it: all of what happened in it
+lately, plainly.
 
 Laws:
-- It is what `rooms.py` gives for the same room in its general way, which does this for many rooms at once, whatever became of them.
-- All of it comes from memory, and nothing is awaited. Where the room is more to the reader than what they see plainly, or something of
-  it is not in memory, there is no answer here.
+- It is what `rooms.py` gives for the same room in its general way, which does this for many rooms
+  at once, whatever became of them.
+- All of it comes from memory, and nothing is awaited. Where the room is more to the reader than
+  what they see plainly, or something of it is not in memory, there is no answer here.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -14,16 +16,16 @@ from typing import Any, Final
 import msgspec
 
 from federation.protocol.events import StateKey
-from federation.rooms.room_events import StoredEvent
-from homeserver.services.client_events import NO_REASONS, present_state
-from homeserver.services.newest_pages import Page
+from federation.rooms.events import StoredEvent
+from homeserver.services.push.unread_counts import RoomUnread
+from homeserver.services.rooms.client_events import NO_REASONS, present_state
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.request import MEMBER, SlidingRequest
 from homeserver.services.sliding_sync.required_state import AskedState, StateOfRoom
 from homeserver.services.sliding_sync.room_entry import are_too_long, complete_entry, make_inside
 from homeserver.services.sliding_sync.room_work import RoomParts, RoomWork
 from homeserver.services.sync.lazy_members import Member
-from homeserver.services.unread import RoomUnread
+from homeserver.services.sync.timeline_pages import Page
 
 _pdu: Final = attrgetter("pdu")
 _redacted_by: Final = attrgetter("redacted_by")
@@ -53,7 +55,9 @@ class _ToldState(msgspec.Struct, frozen=True, gc=False):
         """With what another has beside it."""
         state = StateOfRoom({**self.state.entries, **other.state.entries}, self.state.named, True)
         required = [*self.required, *other.required]
-        return _ToldState(None, state, self.nids, self.events, self.by_nid, required, self.size + other.size)
+        return _ToldState(
+            None, state, self.nids, self.events, self.by_nid, required, self.size + other.size
+        )
 
 
 class NewRooms:
@@ -63,10 +67,16 @@ class NewRooms:
         self._parts = parts
 
     def tell(
-        self, request: SlidingRequest, connection: Connection, work: RoomWork, upto: int, newly_sent: set[Member]
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        work: RoomWork,
+        upto: int,
+        newly_sent: set[Member],
     ) -> dict[str, Any] | None:
-        """The entry of a room that is told as a whole, as it is at a position; None if it takes more to tell. Fills in what was found, and
-        adds to `newly_sent` whose memberships are told since its events need them."""
+        """The entry of a room that is told as a whole, as it is at a position; None if it takes
+        more to tell. Fills in what was found, and adds to `newly_sent` whose memberships are told
+        since its events need them."""
         parts, own, nid, user_id = self._parts, work.own, work.room.room_nid, request.caller.user_id
         if own.membership != "join" or work.sent is not None or work.left_before:
             return None
@@ -98,22 +108,35 @@ class NewRooms:
         work.state, work.summary, work.is_told = told.state, summary, True
         work.size = page.size + told.size
         newly_sent.update(zip(repeat(nid), needed))
-        entry = make_inside(work, presented, told.required, told.by_nid, request.stable, connection, upto)
+        entry = make_inside(
+            work, presented, told.required, told.by_nid, request.stable, connection, upto
+        )
         complete_entry(entry, work, bump, counts, request.stable)
         return entry
 
     def _find_state(self, page: Page, work: RoomWork, members: Set[str]) -> _ToldState | None:
-        """The required state with these memberships; None where it is not in memory, or more is told of it than the events."""
-        parts, root, own = self._parts, page.events[-1].current_root, StateKey(MEMBER, work.own.user_id)
+        """The required state with these memberships; None where it is not in memory, or more is
+        told of it than the events."""
+        parts, root, own = (
+            self._parts,
+            page.events[-1].current_root,
+            StateKey(MEMBER, work.own.user_id),
+        )
         wanted = work.config.required_state
         question = parts.states.question(wanted)
         if question is None:
             return None
         others = question.members - {own.state_key}
         if question.shared is None or others:
-            return self._make_state(parts.states.find_whole(AskedState(work.room.room_nid, root, wanted, members)))
+            return self._make_state(
+                parts.states.find_whole(AskedState(work.room.room_nid, root, wanted, members))
+            )
         told: _ToldState | None = page.beside
-        if told is None or told.shared != question.shared or not parts.events.holds(told.nids, told.events):
+        if (
+            told is None
+            or told.shared != question.shared
+            or not parts.events.holds(told.nids, told.events)
+        ):
             state = parts.states.find_whole(AskedState(work.room.room_nid, root, wanted, members))
             if state is not None and own.state_key not in members:
                 state.entries.pop(own, None)

@@ -1,8 +1,9 @@
-"""The rooms of users in the order of lists, from memory: kept up by what has changed since they were looked at last, so that
-a list costs no more for somebody in thousands of rooms.
+"""The rooms of users in the order of lists, from memory: kept up by what has changed since they
+were looked at last, so that a list costs no more for somebody in thousands of rooms.
 
-A dictionary keeps the order in which its keys were set. So it holds the rooms, the one with the oldest news first: whatever
-the stream tells of a room is the newest of all, and moves it to the end. For the reactor thread.
+A dictionary keeps the order in which its keys were set. So it holds the rooms, the one with the
+oldest news first: whatever the stream tells of a room is the newest of all, and moves it to the
+end. For the reactor thread.
 """
 
 from collections import OrderedDict
@@ -13,16 +14,17 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
-from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.request import ListFilters
-from storage.memberships import MembershipRow
-from storage.streams import Change, Streams, Topic
+from homeserver.services.streams.recent_changes import RecentChanges
+from storage.engine.streams import Change, Streams, Topic
+from storage.rooms.memberships import MembershipRow
 
 OUTSIDE: Final = frozenset({"invite", "knock"})
 FILTERS_KEPT: Final = 8
-"""So many filters of one user are kept: clients have a few lists, and ask for the same ones again and again."""
+"""So many filters of one user are kept: clients have a few lists, and ask for the same ones again
+and again."""
 
 
 class NewestFirst(Collection[MembershipRow]):
@@ -108,15 +110,20 @@ class RoomOrders:
         while True:
             heard, upto = self._changes_heard, self._streams.current()
             rows = (await self._memberships.of_user(user_id)).values()
-            latest = await self._recency.latest([row.room_nid for row in rows if row.membership == "join"])
+            latest = await self._recency.latest(
+                [row.room_nid for row in rows if row.membership == "join"]
+            )
             if heard == self._changes_heard:
                 break
         order = _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
         self._remember(user_id, order)
         return order
 
-    def keep_filtered(self, order: RoomOrder, filters: ListFilters, filtered: FilteredRooms) -> None:
-        """Keep what filters show of an order, while that is kept; the filters that were kept first go when they are many."""
+    def keep_filtered(
+        self, order: RoomOrder, filters: ListFilters, filtered: FilteredRooms
+    ) -> None:
+        """Keep what filters show of an order, while that is kept; the filters that were kept first
+        go when they are many."""
         is_known = self._known.get(order.user_id) is order
         former = _weigh(order)
         if len(order.filtered) >= FILTERS_KEPT and filters not in order.filtered:

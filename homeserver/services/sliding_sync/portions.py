@@ -1,8 +1,9 @@
-"""How much of an answer is made at once, and where it ends: the same for an answer made in the ordinary way (`sliding_sync.py`) and
-in the shorter one (`messages.py`).
+"""How much of an answer is made at once, and where it ends: the same for an answer made in the
+ordinary way (`sliding_sync.py`) and in the shorter one (`messages.py`).
 
-What events weigh is known once they are read; so rooms are made in portions that cannot become too large, those that the client has
-open first, then those with the newest events, and after a portion that filled the answer no other is begun.
+What events weigh is known once they are read; so rooms are made in portions that cannot become too
+large, those that the client has open first, then those with the newest events, and after a portion
+that filled the answer no other is begun.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,11 @@ async def make_entries(
     made: dict[str, dict[str, Any]] = {}
     told, size = 0, 0
     opened = request.subscriptions
-    works = sorted(works, key=lambda work: (work.room.room_id in opened, entries.find_latest(work)), reverse=True)
+    works = sorted(
+        works,
+        key=lambda work: (work.room.room_id in opened, entries.find_latest(work)),
+        reverse=True,
+    )
     for portion in _portions_of(works):
         made |= await entries.make(request, connection, portion, upto, sent_members, newly_sent)
         told += len(portion)

@@ -1,8 +1,9 @@
 """The profiles of people in the rooms that a client looks at, and what changes in them.
 
-Told are the profiles of this server's own users: of those of others it keeps none. A profile comes whole when its owner comes
-into view: with the room, the first time that it is given, or with what the client gets of the room later; where members come lazily,
-with the events or memberships that need them. Later changes are told of everyone with whom the user shares a room, in view or not.
+Told are the profiles of this server's own users: of those of others it keeps none. A profile comes
+whole when its owner comes into view: with the room, the first time that it is given, or with what
+the client gets of the room later; where members come lazily, with the events or memberships that
+need them. Later changes are told of everyone with whom the user shares a room, in view or not.
 
 Proposal: MSC4262.
 """
@@ -16,16 +17,22 @@ import msgspec
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
-from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sliding_sync.connections import Connection, ProfilesLeft, ToldProfiles, UnknownPos
+from homeserver.services.sliding_sync.connections import (
+    Connection,
+    ProfilesLeft,
+    ToldProfiles,
+    UnknownPos,
+)
 from homeserver.services.sliding_sync.room_work import RoomWork
-from storage.memberships import MembershipRow, MembershipStore
-from storage.profiles import ProfileStore
-from storage.streams import Topic
+from homeserver.services.streams.recent_changes import RecentChanges
+from storage.engine.streams import Topic
+from storage.profiles.profiles import ProfileStore
+from storage.rooms.memberships import MembershipRow, MembershipStore
 
 EVERY_FIELD: Final = frozenset({"*"})
 MOST_WHOLE: Final = 500
-"""How many profiles are in one answer of those who are only members of a room that came into view; the next ones go on."""
+"""How many profiles are in one answer of those who are only members of a room that came into view;
+the next ones go on."""
 MOST_PARTS: Final = 16
 MOST_CHANGES: Final = 5_000
 """So many fields of profiles may have changed since a client's last answer, whosoever they are."""
@@ -58,9 +65,9 @@ class ProfileNews:
         works: Sequence[RoomWork],
         upto: int,
     ) -> tuple[dict[str, Any], ToldProfiles]:
-        """By user: fields that are set, fields that are set no longer; None for who shares no room any more. And what the
-        client has then. `scope`: the rooms in view, `lazy` those of them whose members come lazily; `works` those of which the
-        answer tells something.
+        """By user: fields that are set, fields that are set no longer; None for who shares no room
+        any more. And what the client has then. `scope`: the rooms in view, `lazy` those of them
+        whose members come lazily; `works` those of which the answer tells something.
 
         Raises UnknownPos.
         """
@@ -73,7 +80,9 @@ class ProfileNews:
         seen = {work.room.room_nid: work for work in works if work.room.room_nid in scope}
         people, others, whole = await self._who_comes(former, scope, lazy, seen)
         left = former.left
-        told, left = await self._members(user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left)
+        told, left = await self._members(
+            user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left
+        )
         told |= people
         found = await self._profiles.get_profiles(sorted(told | others))
         for owner in await self._who_are_strangers(user_id, found.keys() - told):
@@ -88,12 +97,18 @@ class ProfileNews:
     async def _who_comes(
         self, former: ToldProfiles, scope: Set[int], lazy: Set[int], works: Mapping[int, RoomWork]
     ) -> tuple[set[str], set[str], set[int]]:
-        """Who comes into view with these rooms and is in one of them, who else does, and the rooms of which all members do.
+        """Who comes into view with these rooms and is in one of them, who else does, and the rooms
+        of which all members do.
 
-        They do not where members come lazily, unless events that need them came before their profiles were asked for.
+        They do not where members come lazily, unless events that need them came before their
+        profiles were asked for.
         """
         begun = {nid for nid, work in works.items() if work.initial}
-        whole = {*(scope - lazy - former.rooms), *(begun - lazy), *(lazy - former.rooms - former.lazily - begun)}
+        whole = {
+            *(scope - lazy - former.rooms),
+            *(begun - lazy),
+            *(lazy - former.rooms - former.lazily - begun),
+        }
         people: set[str] = set()
         others: set[str] = set()
         for nid, work in works.items():
@@ -110,12 +125,17 @@ class ProfileNews:
     async def _who_are_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
         """Those of the people who share no room with the user, mostly since they have left."""
         people = people - {user_id}
-        return people - (await self._membership_store.get_shared_rooms(user_id, people)).keys() if people else people
+        return (
+            people - (await self._membership_store.get_shared_rooms(user_id, people)).keys()
+            if people
+            else people
+        )
 
     async def _members(
         self, user_id: UserID, waiting: Sequence[ProfilesLeft]
     ) -> tuple[set[str], tuple[ProfilesLeft, ...]]:
-        """The next of this server's users who are in rooms of which all are to be told; those who are left then."""
+        """The next of this server's users who are in rooms of which all are to be told; those who
+        are left then."""
         told: set[str] = set()
         own = await self._memberships.of_user(user_id) if waiting else {}
         for number, part in enumerate(waiting):
@@ -124,15 +144,20 @@ class ProfileNews:
                 if room_nid in own and own[room_nid].membership == "join":
                     members |= await self._memberships.local_members(room_nid)
             room = MOST_WHOLE - len(told)
-            further = nsmallest(room + 1, (member for member in members - told if member > part.after))
+            further = nsmallest(
+                room + 1, (member for member in members - told if member > part.after)
+            )
             told.update(further[:room])
             if len(further) > room:
                 after = further[room - 1] if room else part.after
                 return told, _merged([ProfilesLeft(part.room_nids, after), *waiting[number + 1 :]])
         return told, ()
 
-    async def _changes(self, user_id: UserID, fields: Set[str], since: int, upto: int) -> dict[str, Any]:
-        """Raises UnknownPos for who was away for so long that to begin anew is less than all that changed."""
+    async def _changes(
+        self, user_id: UserID, fields: Set[str], since: int, upto: int
+    ) -> dict[str, Any]:
+        """Raises UnknownPos for who was away for so long that to begin anew is less than all that
+        changed."""
         changed: Mapping[str, Mapping[str, bytes | None]] = {}
         if self._recent.users_since(Topic.PROFILE, since) != set():
             found = await self._profiles.get_changes(since, upto, MOST_CHANGES)
@@ -149,8 +174,14 @@ class ProfileNews:
             if owner != user_id and owner not in shared:
                 continue
             entry: dict[str, Any] = {}
-            updated = _wanted(fields, {field: value for field, value in values.items() if value is not None})
-            removed = [field for field, value in values.items() if value is None and _is_wanted(fields, field)]
+            updated = _wanted(
+                fields, {field: value for field, value in values.items() if value is not None}
+            )
+            removed = [
+                field
+                for field, value in values.items()
+                if value is None and _is_wanted(fields, field)
+            ]
             if updated:
                 entry["updated"] = updated
             if removed:
@@ -160,25 +191,35 @@ class ProfileNews:
         return users
 
     async def _who_left(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
-        """Those of this server's users who left a room of the user's, or whom the user left behind there."""
+        """Those of this server's users who left a room of the user's, or whom the user left behind
+        there."""
         own = await self._memberships.of_user(user_id)
         recent = self._recent.memberships_since(since)
         if recent is None:  # who moved again after `upto` is among them by that move
             moves = await self._membership_store.get_moved_members(own, since)
         else:
             moves = [row for row in recent if row.position <= upto]
-        latest = {(row.room_nid, row.user_id): row for row in moves if row.room_nid in own and row.is_local}
+        latest = {
+            (row.room_nid, row.user_id): row
+            for row in moves
+            if row.room_nid in own and row.is_local
+        }
         rows = list(latest.values())
         stayed = [row for row in rows if own[row.room_nid].membership == "join"]
-        left = await self._states.joined_at(stayed, since) - await self._states.joined_at(stayed, upto)
+        left = await self._states.joined_at(stayed, since) - await self._states.joined_at(
+            stayed, upto
+        )
         gone = {member for _, member in left}
         elsewhere = [row for row in rows if own[row.room_nid].membership != "join"]
         if elsewhere:
             gone |= await self._whom_left_behind(user_id, elsewhere, since)
         return gone - {user_id}
 
-    async def _whom_left_behind(self, user_id: UserID, rows: Sequence[MembershipRow], since: int) -> set[str]:
-        """Who was in the rooms that the user has left since then; of who came after them the user hears nothing."""
+    async def _whom_left_behind(
+        self, user_id: UserID, rows: Sequence[MembershipRow], since: int
+    ) -> set[str]:
+        """Who was in the rooms that the user has left since then; of who came after them the user
+        hears nothing."""
         before = await self._states.joined_at(rows, since)
         behind: set[str] = set()
         for room_nid in {room_nid for room_nid, member in before if member == user_id}:
@@ -189,14 +230,17 @@ class ProfileNews:
 
 
 def _merged(left: Sequence[ProfilesLeft]) -> tuple[ProfilesLeft, ...]:
-    """The same people, those of many parts from their beginning: it is no harm to be told of somebody again."""
+    """The same people, those of many parts from their beginning: it is no harm to be told of
+    somebody again."""
     if len(left) <= MOST_PARTS:
         return tuple(left)
     return (ProfilesLeft(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),)
 
 
 def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:
-    return {field: msgspec.Raw(value) for field, value in profile.items() if _is_wanted(fields, field)}
+    return {
+        field: msgspec.Raw(value) for field, value in profile.items() if _is_wanted(fields, field)
+    }
 
 
 def _is_wanted(fields: Set[str], field: str) -> bool:

@@ -1,15 +1,17 @@
-"""When rooms last saw an event, from memory: what lists are sorted by, and what tells news without a query.
+"""When rooms last saw an event, from memory: what lists are sorted by, and what tells news without
+a query.
 
-Whatever the stream tells of a room is its newest; so a value is read once, if ever. For the reactor thread.
+Whatever the stream tells of a room is its newest; so a value is read once, if ever. For the reactor
+thread.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import filterfalse
 from typing import Final
 
-from storage.events import EventNews, EventRow
-from storage.room_recency import RoomRecencyStore
-from storage.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.events import EventNews, EventRow
+from storage.rooms.recency import RoomRecencyStore
 
 BUMPING: Final = frozenset(
     {
@@ -44,7 +46,8 @@ class RoomRecency:
 
     @property
     def known(self) -> Mapping[int, int]:
-        """What is known of the latest positions. The mapping is the cache's own: read, don't keep."""
+        """What is known of the latest positions. The mapping is the cache's own: read, don't
+        keep."""
         return self._latest
 
     @property
@@ -53,7 +56,8 @@ class RoomRecency:
         return self._bumps
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
-        """The position of the newest event, for these rooms at least. The mapping is the cache's own: read, don't keep."""
+        """The position of the newest event, for these rooms at least. The mapping is the cache's
+        own: read, don't keep."""
         while missing := list(filterfalse(self._latest.__contains__, room_nids)):
             if len(self._latest) > self._capacity:
                 self._latest, missing = {}, list(room_nids)
@@ -65,7 +69,8 @@ class RoomRecency:
         return self._latest
 
     async def bumps(self, room_nids: Collection[int]) -> Mapping[int, int]:
-        """The position of the newest event that moves a room up; 0 where none is near. As for `latest`."""
+        """The position of the newest event that moves a room up; 0 where none is near. As for
+        `latest`."""
         while missing := list(filterfalse(self._bumps.__contains__, room_nids)):
             if len(self._bumps) > self._capacity:
                 self._bumps, missing = {}, list(room_nids)

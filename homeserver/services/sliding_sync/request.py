@@ -26,17 +26,22 @@ class Clause(msgspec.Struct, frozen=True, gc=False):
 
     def matches(self, type: str, state_key: str) -> bool:
         """Whether this entry of the state is asked for."""
-        return _matches(self.include, type, state_key) and not _matches(self.exclude, type, state_key)
+        return _matches(self.include, type, state_key) and not _matches(
+            self.exclude, type, state_key
+        )
 
     @property
     def all_members(self) -> bool:
         """Whether every membership is asked for."""
         excluded = any(type in (MEMBER, ANY) for type, _ in self.exclude)
-        return not excluded and any(type in (MEMBER, ANY) and key == ANY for type, key in self.include)
+        return not excluded and any(
+            type in (MEMBER, ANY) and key == ANY for type, key in self.include
+        )
 
 
 class RequiredState(msgspec.Struct, frozen=True, gc=False):
-    """Which state of a room is wanted: what any clause matches, and the members that its timeline needs."""
+    """Which state of a room is wanted: what any clause matches, and the members that its timeline
+    needs."""
 
     clauses: frozenset[Clause] = frozenset()
     lazy_members: bool = False
@@ -47,7 +52,9 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
 
     def exact(self) -> set[Pattern]:
         """The entries that are asked for by name."""
-        return {pattern for clause in self.clauses for pattern in clause.include if ANY not in pattern}
+        return {
+            pattern for clause in self.clauses for pattern in clause.include if ANY not in pattern
+        }
 
     def whole_types(self) -> set[str] | None:
         """The types of which many entries may be wanted; None: any type may be."""
@@ -75,10 +82,13 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
 
 
 def merge_states(states: Iterable[RequiredState]) -> RequiredState:
-    """All that any of them asks for; members lazily if one says so and none asks for all of them."""
+    """All that any of them asks for; members lazily if one says so and none asks for all of
+    them."""
     wanted = list(states)
     clauses = frozenset(clause for state in wanted for clause in state.clauses)
-    lazy = any(state.lazy_members for state in wanted) and not any(clause.all_members for clause in clauses)
+    lazy = any(state.lazy_members for state in wanted) and not any(
+        clause.all_members for clause in clauses
+    )
     return RequiredState(clauses, lazy)
 
 
@@ -94,7 +104,8 @@ def merge_configs(configs: Sequence[RoomConfig]) -> RoomConfig:
     if len(configs) == 1:
         return configs[0]
     return RoomConfig(
-        max(config.timeline_limit for config in configs), merge_states(config.required_state for config in configs)
+        max(config.timeline_limit for config in configs),
+        merge_states(config.required_state for config in configs),
     )
 
 
@@ -115,7 +126,8 @@ class ListFilters(msgspec.Struct, frozen=True, gc=False):
     def by_state(self) -> bool:
         """Whether one has to know the state of rooms."""
         return any(
-            value is not None for value in (self.is_encrypted, self.room_types, self.not_room_types, self.name_like)
+            value is not None
+            for value in (self.is_encrypted, self.room_types, self.not_room_types, self.name_like)
         )
 
 
@@ -159,7 +171,8 @@ class ThreadsRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
     """As the client calls the extension."""
     with_roots: bool
-    """Whether it wants the roots of all threads in which something was said, whatever it is told of them anyway."""
+    """Whether it wants the roots of all threads in which something was said, whatever it is told of
+    them anyway."""
     limit: int
 
 

@@ -6,14 +6,14 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.rooms.room_events import StoredEvent
+from federation.rooms.events import StoredEvent
+from homeserver.services.push.unread_counts import RoomUnread
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME
 from homeserver.services.sliding_sync.room_work import RoomWork
-from homeserver.services.stream_tokens import SyncToken, format_gap, format_place
+from homeserver.services.streams.sync_tokens import SyncToken, format_gap, format_place
 from homeserver.services.sync.room_summary import Summary
-from homeserver.services.unread import RoomUnread
-from storage.timelines import Place
+from storage.events.timelines import Place
 
 LARGEST_TIMELINE: Final = 1024 * 1024
 """In bytes, of the events of one room; one event at least is told."""
@@ -32,7 +32,8 @@ def make_inside(
 ) -> dict[str, Any]:
     """The parts that come from the room itself; empty if there is nothing to tell.
 
-    `required`: the required state as it is told, as far as it is set. `events`: name and avatar of the room by number.
+    `required`: the required state as it is told, as far as it is set. `events`: name and avatar of
+    the room by number.
     """
     entry: dict[str, Any] = {}
     state = work.state
@@ -44,18 +45,27 @@ def make_inside(
             if work.since == position and not work.anew:
                 entry["num_live"] = len(work.shown)
             else:
-                entry["num_live"] = sum((each.event.position or 0) > position for each in work.shown)
+                entry["num_live"] = sum(
+                    (each.event.position or 0) > position for each in work.shown
+                )
         if work.shown:
             first = work.shown[0].event
-            # what the client asks for from here is what came before the first event, this one left out
-            entry["prev_batch"] = format_gap(first) if work.limited else format_place(Place(first.depth, first.nid - 1))
+            # what the client asks for from here is what came before the first event, this one left
+            # out
+            entry["prev_batch"] = (
+                format_gap(first)
+                if work.limited
+                else format_place(Place(first.depth, first.nid - 1))
+            )
         else:
             entry["prev_batch"] = str(SyncToken(upto, 0))
         if work.limited:
             entry["limited"] = True
         if work.expanded:
             entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
-    removed = [{"type": key.type, "state_key": key.state_key} for key in state.removed] if stable else ()
+    removed = (
+        [{"type": key.type, "state_key": key.state_key} for key in state.removed] if stable else ()
+    )
     if required or removed or work.initial:
         entry["required_state"] = [*required, *removed]
     for key, field_name, content_key in ((NAME, "name", "name"), (AVATAR, "avatar", "url")):
@@ -70,14 +80,19 @@ def make_inside(
     return entry
 
 
-def complete_entry(entry: dict[str, Any], work: RoomWork, bump: int, counts: RoomUnread | None, stable: bool) -> None:
-    """Add what every entry has. `bump`: the position of the newest event that moves the room up; 0: none does. `counts`: None where they
-    are not told."""
+def complete_entry(
+    entry: dict[str, Any], work: RoomWork, bump: int, counts: RoomUnread | None, stable: bool
+) -> None:
+    """Add what every entry has. `bump`: the position of the newest event that moves the room up; 0:
+    none does. `counts`: None where they are not told."""
     if work.summary is not None:
         _add_people(entry, work.summary)
     if counts is not None:
         total = counts.total
-        entry["notification_count"], entry["highlight_count"] = total.notifications, total.highlights
+        entry["notification_count"], entry["highlight_count"] = (
+            total.notifications,
+            total.highlights,
+        )
     if work.initial or is_bumped(work, bump):
         entry["bump_stamp"] = bump or work.own.position
     if work.initial:
@@ -99,7 +114,11 @@ def _add_people(entry: dict[str, Any], summary: Summary) -> None:
         return
     heroes = []
     for hero in summary.heroes:
-        shown = {"user_id": hero.user_id, "displayname": hero.display_name, "avatar_url": hero.avatar_url}
+        shown = {
+            "user_id": hero.user_id,
+            "displayname": hero.display_name,
+            "avatar_url": hero.avatar_url,
+        }
         heroes.append({key: value for key, value in shown.items() if value is not None})
     entry["heroes"] = heroes
 
@@ -114,7 +133,8 @@ def are_too_long(size: int) -> bool:
 
 
 def trim(work: RoomWork) -> None:
-    """Leave out the oldest events of what is too long; the client asks for them when it wants them."""
+    """Leave out the oldest events of what is too long; the client asks for them when it wants
+    them."""
     if not are_too_long(sum(map(len, map(_pdu, work.shown)))):
         return
     size = 0

@@ -1,27 +1,28 @@
-"""A room of an answer while the answer is made: what is asked of it, what the client has, and what was found; and what it is made of."""
+"""A room of an answer while the answer is made: what is asked of it, what the client has, and what
+was found; and what it is made of."""
 
 from collections.abc import Sequence, Set
 
 import msgspec
 
 from federation.rooms.current_states import CurrentStates
-from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
-from federation.rooms.visible import Seen, Visibility
-from homeserver.services.client_events import ClientEvents
-from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.newest_pages import NewestPages
+from federation.rooms.visibility import Seen, Visibility
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.push.unread_counts import UnreadCounts
+from homeserver.services.rooms.client_events import ClientEvents
+from homeserver.services.rooms.invited_rooms import InvitedRooms
 from homeserver.services.sliding_sync.connections import LIVE, SentRoom
 from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.request import MEMBER, RoomConfig
 from homeserver.services.sliding_sync.required_state import RequiredStates, StateOfRoom
-from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
-from homeserver.services.unread import UnreadCounts
-from storage.memberships import MembershipRow
-from storage.rooms import RoomRow
+from homeserver.services.sync.timeline_pages import NewestPages
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.rooms import RoomRow
 
 
 class RoomWork(msgspec.Struct, gc=False):
@@ -62,12 +63,14 @@ class RoomWork(msgspec.Struct, gc=False):
 
     @property
     def may_be_recounted(self) -> bool:
-        """Whether its counts may be others though the client is told of no event: it wants none, or they have changed without one."""
+        """Whether its counts may be others though the client is told of no event: it wants none, or
+        they have changed without one."""
         return self.is_recounted or (self.has_news and not self.config.timeline_limit)
 
     @property
     def lacks_members(self) -> bool:
-        """Whether the client has a timeline without the members that it needs, and now wants them."""
+        """Whether the client has a timeline without the members that it needs, and now wants
+        them."""
         return (
             not self.initial
             and self.own.membership == "join"
@@ -78,12 +81,20 @@ class RoomWork(msgspec.Struct, gc=False):
     @property
     def is_no_longer_direct(self) -> bool:
         """Whether the client takes it for a direct chat that it is not."""
-        return not self.initial and self.sent is not None and self.sent.is_direct and not self.is_direct
+        return (
+            not self.initial
+            and self.sent is not None
+            and self.sent.is_direct
+            and not self.is_direct
+        )
 
     @property
     def people(self) -> set[str]:
-        """Who comes into view with the entry: those whose memberships are told beside `people_shown`."""
-        return self.people_shown | {key.state_key for key in self.state.entries if key.type == MEMBER}
+        """Who comes into view with the entry: those whose memberships are told beside
+        `people_shown`."""
+        return self.people_shown | {
+            key.state_key for key in self.state.entries if key.type == MEMBER
+        }
 
     @property
     def people_shown(self) -> set[str]:

@@ -1,13 +1,14 @@
-"""Sliding sync: the rooms that a client looks at, and what is new in them; waiting for something to be new.
+"""Sliding sync: the rooms that a client looks at, and what is new in them; waiting for something to
+be new.
 
 Laws:
-- An answer covers a stretch of the one sequence, as one of /sync does. Every request is answered from what it says and what
-  the server remembers of its connection; nothing of it is kept but that.
-- An answer has an end, whatever a client asks for: rooms that no longer fit in are as those outside the windows, and the next
-  answer, which comes at once, goes on with them.
+- An answer covers a stretch of the one sequence, as one of /sync does. Every request is answered
+  from what it says and what the server remembers of its connection; nothing of it is kept but that.
+- An answer has an end, whatever a client asks for: rooms that no longer fit in are as those outside
+  the windows, and the next answer, which comes at once, goes on with them.
 - The state after an answer is written before the answer goes out, and only if it is another one.
-- The cost is that of what has changed in the windows, whatever the number of the user's rooms: which rooms have news is known
-  from memory, and only they are looked at.
+- The cost is that of what has changed in the windows, whatever the number of the user's rooms:
+  which rooms have news is known from memory, and only they are looked at.
 
 Proposal: MSC4186.
 """
@@ -22,16 +23,14 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
+from federation.rooms.history.past_memberships import PastMemberships
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
-from federation.rooms.past_memberships import PastMemberships
-from homeserver.notifier import Notifier
-from homeserver.services.beside_rooms import BesideRooms
-from homeserver.services.kept_account_data import KeptAccountData
-from homeserver.services.kept_receipts import KeptReceipts
-from homeserver.services.newest_pages import NewestPages
-from homeserver.services.plain_messages import PlainMessageReader
-from homeserver.services.recent_changes import RecentChanges
+from homeserver.cluster.notifier import Notifier
+from homeserver.services.account_data.room_account_data_cache import KeptAccountData
+from homeserver.services.ephemeral.typing import Typing
+from homeserver.services.rooms.receipt_cache import KeptReceipts
+from homeserver.services.rooms.room_data import BesideRooms
 from homeserver.services.sliding_sync.connections import (
     LIVE,
     Connection,
@@ -47,13 +46,15 @@ from homeserver.services.sliding_sync.portions import make_entries
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.room_work import RoomWork
 from homeserver.services.sliding_sync.rooms import RoomEntries
-from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.streams.recent_changes import RecentChanges
+from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
-from homeserver.services.typing import Typing
-from storage.memberships import MembershipRow
-from storage.partial_rooms import PartialRoom
-from storage.rooms import RoomStore
-from storage.streams import Streams
+from homeserver.services.sync.plain_messages import PlainMessageReader
+from homeserver.services.sync.timeline_pages import NewestPages
+from storage.engine.streams import Streams
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.partial_rooms import PartialRoom
+from storage.rooms.rooms import RoomStore
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
 
@@ -104,8 +105,9 @@ class SlidingSync:
         most_events: int,
         view_bytes: int,
     ) -> None:
-        """`catch_up` learns how far other nodes have written. `most_events` of a room are in one answer; negative: no bound.
-        `view_bytes`: about how much of what clients look at is remembered."""
+        """`catch_up` learns how far other nodes have written. `most_events` of a room are in one
+        answer; negative: no bound. `view_bytes`: about how much of what clients look at is
+        remembered."""
         self.most_events = most_events
         self._parts = parts
         self._streams = streams
@@ -126,7 +128,8 @@ class SlidingSync:
         )
 
     async def sync(self, request: SlidingRequest) -> dict[str, Any]:
-        """The answer: at once if anything is new or the connection is, else when something is, or after the timeout.
+        """The answer: at once if anything is new or the connection is, else when something is, or
+        after the timeout.
 
         Raises UnknownPos.
         """
@@ -137,20 +140,27 @@ class SlidingSync:
         request = await self._check_tokens(request)
         seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
         if connection.token is None or seconds <= 0:
-            return await self._finish(request, connection, await self._compute(request, connection, members))
+            return await self._finish(
+                request, connection, await self._compute(request, connection, members)
+            )
         deadline = self._clock.seconds() + seconds
         listener = self._notifier.listen(request.caller)
         try:
             while True:
                 answer = await self._compute(request, connection, members)
                 remaining = deadline - self._clock.seconds()
-                if answer.is_news or remaining <= 0 or not await listener.wait(self._clock, remaining):
+                if (
+                    answer.is_news
+                    or remaining <= 0
+                    or not await listener.wait(self._clock, remaining)
+                ):
                     return await self._finish(request, connection, answer)
         finally:
             listener.close()
 
     async def _check_tokens(self, request: SlidingRequest) -> SlidingRequest:
-        """The request; extensions' own tokens that are ahead of all there is, as those for all there is: see `pos`."""
+        """The request; extensions' own tokens that are ahead of all there is, as those for all
+        there is: see `pos`."""
         to_device, sticky = request.extensions.to_device, request.extensions.sticky
         highest = max(to_device.since if to_device else 0, sticky.since if sticky else 0)
         if highest <= self._streams.current():
@@ -160,9 +170,13 @@ class SlidingSync:
             to_device = replace(to_device, since=0)
         if sticky is not None and sticky.since > now:
             sticky = replace(sticky, since=0)
-        return replace(request, extensions=replace(request.extensions, to_device=to_device, sticky=sticky))
+        return replace(
+            request, extensions=replace(request.extensions, to_device=to_device, sticky=sticky)
+        )
 
-    async def _finish(self, request: SlidingRequest, connection: Connection, answer: Answer) -> dict[str, Any]:
+    async def _finish(
+        self, request: SlidingRequest, connection: Connection, answer: Answer
+    ) -> dict[str, Any]:
         connections, extensions = self._parts.connections, self._parts.extensions
         token = answer.token
         typed: tuple[int, ...] = ()
@@ -179,13 +193,20 @@ class SlidingSync:
             self._messages.keep(connection.key, answer.view, pos)
         return {"pos": pos, **answer.body}
 
-    async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> Answer:
+    async def _compute(
+        self, request: SlidingRequest, connection: Connection, members: set[Member]
+    ) -> Answer:
         """An answer for now."""
         parts = self._parts
         token = self._now(connection)
         upto = token.position
-        if not token.typed or not parts.typing.find_over(token.typed):  # else a client is told by the ordinary way
-            if token == connection.token and (empty := parts.empty.find(request, connection, token)) is not None:
+        if not token.typed or not parts.typing.find_over(
+            token.typed
+        ):  # else a client is told by the ordinary way
+            if (
+                token == connection.token
+                and (empty := parts.empty.find(request, connection, token)) is not None
+            ):
                 return Answer(empty, False, token, connection.state, set())
             messages = await self._messages.read(request, connection, token, members)
             if messages is not None:
@@ -194,18 +215,28 @@ class SlidingSync:
         recounted: Set[int] = frozenset()
         if connection.token is not None and not request.stable:
             recounted = await parts.counts.find(
-                request.caller.user_id, connection.position, upto, connection.state.rooms.keys(), selection.rows
+                request.caller.user_id,
+                connection.position,
+                upto,
+                connection.state.rooms.keys(),
+                selection.rows,
             )
         works = await self._find_works(request, connection, selection, recounted)
         newly_sent: set[Member] = set()
-        entries, told = await make_entries(parts.entries, request, connection, works, upto, members, newly_sent)
+        entries, told = await make_entries(
+            parts.entries, request, connection, works, upto, members, newly_sent
+        )
         told_nids = {work.room.room_nid for work in told}
         if len(told) < len(works):
             selection = selection.without({work.room.room_nid for work in works} - told_nids)
         changes = StateChanges(connection.state)
-        extensions = await parts.extensions.read(request, connection, selection, told, token, changes)
+        extensions = await parts.extensions.read(
+            request, connection, selection, told, token, changes
+        )
         for work in told:
-            changes.set_room(work.room.room_nid, work.result(), is_joined=work.own.membership == "join")
+            changes.set_room(
+                work.room.room_nid, work.result(), is_joined=work.own.membership == "join"
+            )
         await self._end_others(request, connection, selection, told_nids, recounted, changes)
         body: dict[str, Any] = {
             "lists": lists_json(selection),
@@ -226,7 +257,11 @@ class SlidingSync:
         return SyncToken(self._streams.current(), self._parts.typing.position, typed=typed)
 
     async def _find_works(
-        self, request: SlidingRequest, connection: Connection, selection: Selection, recounted: Set[int]
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        selection: Selection,
+        recounted: Set[int],
     ) -> list[RoomWork]:
         """The rooms of the windows and subscriptions in which there may be something to tell.
 
@@ -259,7 +294,10 @@ class SlidingSync:
             news = max(news_of(row, selection.latest), completed or 0) > since
             # a room that was out of view while its counts changed
             is_recounted = nid in recounted or (
-                sent is not None and sent.upto != LIVE and not request.stable and row.membership == "join"
+                sent is not None
+                and sent.upto != LIVE
+                and not request.stable
+                and row.membership == "join"
             )
             if is_recounted:
                 counted.add(nid)
@@ -273,9 +311,9 @@ class SlidingSync:
             initial = sent is None or (_completion(partial, row) or 0) > since
             if not initial and row.position > since:
                 if row.membership == "join":
-                    initial = not await parts.states.was_joined_at(row, since) or await parts.past.has_come_since(
+                    initial = not await parts.states.was_joined_at(
                         row, since
-                    )
+                    ) or await parts.past.has_come_since(row, since)
                 else:
                     initial = await parts.lists.was_reset(row)
             works.append(
@@ -304,14 +342,21 @@ class SlidingSync:
         recounted: Set[int],
         changes: StateChanges,
     ) -> None:
-        """Live rooms with news that this answer does not tell are live no longer, nor those with other counts."""
+        """Live rooms with news that this answer does not tell are live no longer, nor those with
+        other counts."""
         if connection.token is None:
             return
         rooms = connection.state.rooms
         recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
         candidates = rooms.keys() if recent is None else (recent.events | recounted) & rooms.keys()
-        live = [nid for nid in candidates if nid not in told and nid in selection.rows and rooms[nid].upto == LIVE]
-        latest = await self._parts.lists.latest([nid for nid in live if selection.rows[nid].membership == "join"])
+        live = [
+            nid
+            for nid in candidates
+            if nid not in told and nid in selection.rows and rooms[nid].upto == LIVE
+        ]
+        latest = await self._parts.lists.latest(
+            [nid for nid in live if selection.rows[nid].membership == "join"]
+        )
         for nid in live:
             if nid in recounted or news_of(selection.rows[nid], latest) > connection.position:
                 changes.end_room(nid, connection.position)
@@ -328,6 +373,7 @@ def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, l
 
 
 def _completion(partial: Mapping[int, PartialRoom], row: MembershipRow) -> int | None:
-    """The position from which on all of the room's state is here; None: it is not. Who is not in the room does not wait."""
+    """The position from which on all of the room's state is here; None: it is not. Who is not in
+    the room does not wait."""
     room = partial.get(row.room_nid)
     return 0 if room is None or row.membership != "join" else room.completed

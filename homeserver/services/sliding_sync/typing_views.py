@@ -1,12 +1,15 @@
-"""In which rooms a client of sliding sync was told who types, and up to when: a room may leave its windows and come back. Then the
-client is told anew who types there: it gave up what it knew, or should have. Proposal: MSC4508.
+"""In which rooms a client of sliding sync was told who types, and up to when: a room may leave its
+windows and come back. Then the client is told anew who types there: it gave up what it knew, or
+should have. Proposal: MSC4508.
 
-What a client was told goes by the `pos` of the answer, which may get lost: so no two answers with different views have the same one.
+What a client was told goes by the `pos` of the answer, which may get lost: so no two answers with
+different views have the same one.
 
-In memory alone: typing is over in seconds. Of a client of which it is not known, since the server was started anew or
-remembers others, everything that is known of who types is told: what it had before can only be put right by that. It does not
-end waiting by itself, or a client that is forgotten again and again would never wait. That nobody types any more where it was told so
-before a start is known from its `pos` (`SyncToken.typed`).
+In memory alone: typing is over in seconds. Of a client of which it is not known, since the server
+was started anew or remembers others, everything that is known of who types is told: what it had
+before can only be put right by that. It does not end waiting by itself, or a client that is
+forgotten again and again would never wait. That nobody types any more where it was told so before a
+start is known from its `pos` (`SyncToken.typed`).
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -16,18 +19,19 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.protocol.ids import UserID
+from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.sliding_sync.kept import KeptOfConnections
-from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.typing import Typing
-from storage.sliding_connections import ConnectionKey
-from storage.streams import Streams
+from homeserver.services.streams.sync_tokens import SyncToken
+from storage.engine.streams import Streams
+from storage.sync.sliding_connections import ConnectionKey
 
 MOST_ROOMS_LEFT: Final = 500
 """Rooms out of view that are remembered of a connection, the latest to leave."""
 ENTRY: Final = 512
 """Bytes for a connection, about."""
 MOST_ANSWERS: Final = 8
-"""As many as states of a connection are kept: mostly two, the `pos` with which the client came and that of the answer."""
+"""As many as states of a connection are kept: mostly two, the `pos` with which the client came and
+that of the answer."""
 ROOM: Final = 100
 """Bytes for a room of a view, about."""
 
@@ -76,11 +80,15 @@ class TypingViews:
         rooms: Set[int],
         begun: Set[int] = frozenset(),
     ) -> Typists:
-        """Who types in the rooms that are in view now, where a client that has come with this `pos` has to be told. `before`: what it
-        stands at. With the rooms in `begun` it begins anew."""
+        """Who types in the rooms that are in view now, where a client that has come with this `pos`
+        has to be told. `before`: what it stands at. With the rooms in `begun` it begins anew."""
         if before is None:
             found = self._typing.get_changed(rooms, None)
-            return Typists(found, bool(found), View(frozenset(rooms), {}, typed=self._typing.name_typed((), found)))
+            return Typists(
+                found,
+                bool(found),
+                View(frozenset(rooms), {}, typed=self._typing.name_typed((), found)),
+            )
         changed: Set[int] = frozenset()
         if not self._typing.is_quiet_since(before.ephemeral):
             changed = self._typing.changed_rooms(before.ephemeral) & rooms
@@ -90,7 +98,9 @@ class TypingViews:
         if view is None:
             is_news = bool(changed or told)
             told.update(self._typing.get_known(rooms))
-            view = View(frozenset(rooms), {}, is_whole=False, typed=self._typing.name_typed(typed, told))
+            view = View(
+                frozenset(rooms), {}, is_whole=False, typed=self._typing.name_typed(typed, told)
+            )
             return Typists(told, is_news, view)
         if changed:
             told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
@@ -99,10 +109,14 @@ class TypingViews:
         if rooms != view.rooms:
             for nid in rooms - view.rooms:
                 if nid not in view.left and not view.is_whole:
-                    told.update(self._typing.get_known([nid]))  # it may be one of those that are no longer remembered
+                    told.update(
+                        self._typing.get_known([nid])
+                    )  # it may be one of those that are no longer remembered
                     continue
                 told.update(self._typing.get_changed([nid], None))
-                if nid in view.left:  # that nobody types any more, to who has not given up what they knew
+                if (
+                    nid in view.left
+                ):  # that nobody types any more, to who has not given up what they knew
                     told.update(self._typing.get_changed([nid], view.left[nid]))
             view = View(frozenset(rooms), *_left(view, before, rooms), view.typed)
         names = self._typing.name_typed(typed, told) if typed or told else ()
@@ -116,21 +130,28 @@ class TypingViews:
         return None if kept is None or pos is None else kept[0].get(pos)
 
     def keep(self, key: ConnectionKey, before: str | None, pos: str, view: View) -> bool:
-        """A client that has come with the one `pos` is told this, with the answer that has the other one. False, and it is not kept, where
-        an answer with that `pos` told the client something else, of rooms where somebody types or did lately."""
+        """A client that has come with the one `pos` is told this, with the answer that has the
+        other one. False, and it is not kept, where an answer with that `pos` told the client
+        something else, of rooms where somebody types or did lately."""
         kept = self._views.get(key)
         told = None if kept is None else kept[0].get(pos)
         if told is not None and told is not view:
-            others = {nid for nid, _ in told.left.items() ^ view.left.items()} | (told.rooms ^ view.rooms)
+            others = {nid for nid, _ in told.left.items() ^ view.left.items()} | (
+                told.rooms ^ view.rooms
+            )
             if self._typing.get_known(others):
                 return False
         if kept is not None and before is not None and len(kept[0]) <= 2:
             answers = list(kept[0].items())
             if answers[0][1] is view and answers[-1][1] is view and answers[-1][0] == before:
-                self._views.replace(key, {before: view, pos: view})  # mostly: it is told what it was told before
+                self._views.replace(
+                    key, {before: view, pos: view}
+                )  # mostly: it is told what it was told before
                 return True
         known = {} if kept is None or before is None else dict(kept[0])
-        if before in known:  # the client has that for sure, and with it no longer what it had before
+        if (
+            before in known
+        ):  # the client has that for sure, and with it no longer what it had before
             for each in list(known):
                 if each == before:
                     break

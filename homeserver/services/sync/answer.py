@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
-from homeserver.services.event_filters import RoomEventFilter
-from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.filters.event_filters import RoomEventFilter
+from homeserver.services.push.unread_counts import COUNTED, RoomUnread, Unread
+from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNews, as_list
 from homeserver.services.sync.joined import RoomWork
 from homeserver.services.sync.request import SyncRequest
-from homeserver.services.unread import COUNTED, RoomUnread, Unread
 
 NO_SECTIONS: Final[Mapping[str, Any]] = {}
 
@@ -54,7 +54,9 @@ def has_news(work: RoomWork, ignored: Set[str]) -> bool:
         or work.account_data
         # the counts may have changed
         or work.is_recounted
-        or any(event.flags & COUNTED and event.event.sender not in ignored for event in work.arrived)
+        or any(
+            event.flags & COUNTED and event.event.sender not in ignored for event in work.arrived
+        )
     )
 
 
@@ -64,7 +66,8 @@ def joined_section(
     json: Mapping[str, dict[str, Any]],
     counts: Mapping[int, RoomUnread],
 ) -> dict[str, dict[str, Any]]:
-    """The rooms that the user is in, by id, with their counts. `json`: what there is of them beside."""
+    """The rooms that the user is in, by id, with their counts. `json`: what there is of them
+    beside."""
     section: dict[str, dict[str, Any]] = {}
     for work in works:
         room = json[work.room.room_id]

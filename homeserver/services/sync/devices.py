@@ -1,8 +1,10 @@
-"""What /sync tells a device for end-to-end encryption: messages to it, changes of device lists, what keys it has left.
+"""What /sync tells a device for end-to-end encryption: messages to it, changes of device lists,
+what keys it has left.
 
-A message to a device is removed when the device comes back with a token of after it: then it has it for sure. Where more
-wait than one answer takes, the answer ends (in all its parts) at the last one that it carries, and the next goes on there;
-after a first answer, the rest waits at later positions.
+A message to a device is removed when the device comes back with a token of after it: then it has it
+for sure. Where more wait than one answer takes, the answer ends (in all its parts) at the last one
+that it carries, and the next goes on there; after a first answer, the rest waits at later
+positions.
 
 spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
 """
@@ -17,14 +19,14 @@ import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.device_lists import DeviceLists
-from homeserver.services.key_counts import KeyCountsInMemory
-from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.encryption.device_lists import DeviceLists
+from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
+from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.recent_messages import Found, RecentMessages, read
 from homeserver.services.sync.request import Range, SyncRequest
-from storage.device_keys import KeyCounts
-from storage.streams import Topic
-from storage.to_device import REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
+from storage.encryption.device_keys import KeyCounts
+from storage.encryption.to_device import REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
+from storage.engine.streams import Topic
 
 NO_KEYS: Final = KeyCounts({}, ())
 NO_LISTS: Final[Mapping[str, list[str]]] = {"changed": [], "left": []}
@@ -81,7 +83,8 @@ class DeviceNewsReader:
         self._counts = counts
         self._lists = lists
         self._recent = recent
-        # up to where nothing is kept any more for a device, as far as this node knows; true for a later device of its id, too
+        # up to where nothing is kept any more for a device, as far as this node knows; true for a
+        # later device of its id, too
         self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
     async def find_messages(self, request: SyncRequest, span: Range) -> Waiting:
@@ -93,20 +96,24 @@ class DeviceNewsReader:
         key = (user_id, device_id)
         clean = self._clean.get(key)
         if clean is not None and not self._recent.concerns_user(user_id, Topic.TO_DEVICE, clean):
-            self._note_clean(key, span.upto)  # else the stretch to look at would grow with each answer
+            self._note_clean(
+                key, span.upto
+            )  # else the stretch to look at would grow with each answer
             return Waiting((), span.upto)
         fetched = None if request.since is None else request.since.to_device
         arrived = span.since if fetched is None else fetched
         limit = MESSAGES_AN_ANSWER
-        # who has no token may have begun a session on another node, which is not heard of yet: what was in memory for another
-        # session of the device is not for them
+        # who has no token may have begun a session on another node, which is not heard of yet: what
+        # was in memory for another session of the device is not for them
         known = None if clean is None or not span.since else self._messages.since(key, clean)
         if known is None:
             messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
             if messages and messages[0].position <= arrived:
                 # the device has these: it came back with a token of after them
                 await self._to_device.remove_messages(user_id, device_id, arrived)
-                messages = await self._to_device.get_messages(user_id, device_id, arrived, span.upto, limit)
+                messages = await self._to_device.get_messages(
+                    user_id, device_id, arrived, span.upto, limit
+                )
             self._note_clean(key, arrived)
         else:
             has = await self._remove(key, known, arrived)
@@ -118,10 +125,13 @@ class DeviceNewsReader:
             return Waiting(messages, span.upto)
         if request.since is not None and fetched is None:
             return Waiting(messages, messages[-1].position)
-        # a first answer tells of rooms as they are now, so it cannot end earlier; its token says which messages it has
+        # a first answer tells of rooms as they are now, so it cannot end earlier; its token says
+        # which messages it has
         return Waiting(messages, span.upto, messages[-1].position)
 
-    async def read(self, request: SyncRequest, span: Range, messages: Sequence[DeviceMessage]) -> DeviceNews:
+    async def read(
+        self, request: SyncRequest, span: Range, messages: Sequence[DeviceMessage]
+    ) -> DeviceNews:
         """Everything for the device in that range."""
         caller = request.caller
         if caller.device_id is None:
@@ -133,8 +143,8 @@ class DeviceNewsReader:
         return DeviceNews(messages, lists, counts)
 
     def nothing_waits(self, caller: Requester, span: Range) -> bool:
-        """Whether no message waits for the device at the end of the stretch, none having come in it; False too where that
-        is not known from memory."""
+        """Whether no message waits for the device at the end of the stretch, none having come in
+        it; False too where that is not known from memory."""
         if caller.device_id is None:
             return True
         key = (caller.user_id, caller.device_id)
@@ -148,11 +158,19 @@ class DeviceNewsReader:
 
     async def get_counts(self, caller: Requester) -> KeyCounts:
         """What keys the device has left."""
-        return NO_KEYS if caller.device_id is None else await self._counts.get(caller.user_id, caller.device_id)
+        return (
+            NO_KEYS
+            if caller.device_id is None
+            else await self._counts.get(caller.user_id, caller.device_id)
+        )
 
     def known_counts(self, caller: Requester) -> KeyCounts | None:
         """The same as far as it is in memory."""
-        return NO_KEYS if caller.device_id is None else self._counts.find(caller.user_id, caller.device_id)
+        return (
+            NO_KEYS
+            if caller.device_id is None
+            else self._counts.find(caller.user_id, caller.device_id)
+        )
 
     async def read_nothing_new(self, request: SyncRequest) -> DeviceNews:
         """For who has heard of everything: only what keys the device has left."""
@@ -171,7 +189,9 @@ class DeviceNewsReader:
             self._note_clean(key, position)
         return DeviceNews(counts=await self._counts.get(*key))
 
-    async def _remove(self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int) -> int:
+    async def _remove(
+        self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int
+    ) -> int:
         """The device has those of the messages up to that position; how many these are."""
         has = _count_upto(known, arrived)
         if has:

@@ -1,10 +1,11 @@
-"""The rooms that the user is in: timeline, state, summary, counts, receipts, typing, account data; and those that they left.
+"""The rooms that the user is in: timeline, state, summary, counts, receipts, typing, account data;
+and those that they left.
 
-All rooms of an answer are worked on together, so that the number of queries does not grow with theirs; what a room needs
-besides is in memory for a client that is up to date.
+All rooms of an answer are worked on together, so that the number of queries does not grow with
+theirs; what a room needs besides is in memory for a client that is up to date.
 
-Who has left a room is told of it as it was then. Of what came later, and may be why it is in an answer (a ban, a knock that
-was taken back), they are told their own membership and nothing else.
+Who has left a room is told of it as it was then. Of what came later, and may be why it is in an
+answer (a ban, a knock that was taken back), they are told their own membership and nothing else.
 
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
@@ -19,15 +20,21 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
-from federation.rooms.outside import is_outside
-from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.joins.out_of_room import is_outside
 from federation.rooms.timelines import Stretch, Timelines
-from federation.rooms.visible import Seen, Visibility
-from homeserver.services.aggregations import Aggregations
-from homeserver.services.client_events import NO_REASONS, ClientEvents, keep_fields, present_plainly
-from homeserver.services.event_filters import RoomEventFilter, limit_of
-from homeserver.services.ignored_users import without_ignored
-from homeserver.services.stream_tokens import SyncToken, format_before, format_gap
+from federation.rooms.visibility import Seen, Visibility
+from homeserver.services.account_data.ignored_users import without_ignored
+from homeserver.services.filters.event_filters import RoomEventFilter, limit_of
+from homeserver.services.push.unread_counts import has_hidden_redaction
+from homeserver.services.rooms.aggregations import Aggregations
+from homeserver.services.rooms.client_events import (
+    NO_REASONS,
+    ClientEvents,
+    keep_fields,
+    present_plainly,
+)
+from homeserver.services.streams.sync_tokens import SyncToken, format_before, format_gap
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.room_state import (
@@ -40,10 +47,9 @@ from homeserver.services.sync.room_state import (
     without_members,
 )
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
-from homeserver.services.unread import has_hidden_redaction
-from storage.events import EventFlag
-from storage.memberships import MembershipRow
-from storage.rooms import RoomRow
+from storage.events.events import EventFlag
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.rooms import RoomRow
 
 SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
 """State events after which the summary of a room may be another."""
@@ -58,7 +64,8 @@ _state: Final = attrgetter("state")
 EVENTS_AT_ONCE: Final = 1000
 """So many events of timelines are read before it is asked how large they are."""
 LARGEST_TIMELINES: Final = 16 << 20
-"""In bytes of events that were looked at: rooms beyond it have their newest event alone, and are `limited`."""
+"""In bytes of events that were looked at: rooms beyond it have their newest event alone, and are
+`limited`."""
 FETCHED_PER_SHOWN: Final = 5
 """How many events are looked at for one that is shown, where a filter leaves some out."""
 
@@ -99,7 +106,8 @@ class RoomWork(msgspec.Struct, gc=False):
 
     @property
     def stayed_until(self) -> int | None:
-        """Of a room that the user is not in: the position at which they left it; None if they were never in it."""
+        """Of a room that the user is not in: the position at which they left it; None if they were
+        never in it."""
         return self.own.left_position
 
 
@@ -120,7 +128,8 @@ class JoinedRooms:
         *,
         most_events: int,
     ) -> None:
-        """`most_events` of a room are in one answer, whatever a filter says; negative: no bound of the operator's."""
+        """`most_events` of a room are in one answer, whatever a filter says; negative: no bound of
+        the operator's."""
         self._events = events
         self._timelines = timelines
         self._current_states = current_states
@@ -133,15 +142,25 @@ class JoinedRooms:
         self._most_events = most_events
 
     def begin(self, request: SyncRequest) -> set[Member]:
-        """The members that a device that loads them lazily has for sure, now that it has come with this token."""
-        return self._lazy_members.sent((request.caller.user_id, request.caller.device_id), request.token)
+        """The members that a device that loads them lazily has for sure, now that it has come with
+        this token."""
+        return self._lazy_members.sent(
+            (request.caller.user_id, request.caller.device_id), request.token
+        )
 
     def end(self, request: SyncRequest, members: Iterable[Member], token: str) -> None:
         """These members go out to it with the answer that has this token."""
-        self._lazy_members.note((request.caller.user_id, request.caller.device_id), request.token, members, token)
+        self._lazy_members.note(
+            (request.caller.user_id, request.caller.device_id), request.token, members, token
+        )
 
     async def fill(
-        self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
+        self,
+        request: SyncRequest,
+        works: Sequence[RoomWork],
+        span: Range,
+        token: SyncToken,
+        ignored: Set[str],
     ) -> None:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
         await self._fill_timelines(request, works, span, ignored)
@@ -150,7 +169,9 @@ class JoinedRooms:
         newly_sent: set[Member] = set()
         if lazy:
             sent = self.begin(request)
-        kept = set[Member]() if lazy and request.filter.room.state.include_redundant_members else sent
+        kept = (
+            set[Member]() if lazy and request.filter.room.state.include_redundant_members else sent
+        )
         more_than_messages = [work for work in works if _has_more_than_messages(work, kept)]
         if more_than_messages:
             await self._fill_states(request, more_than_messages, span, sent, newly_sent)
@@ -179,9 +200,15 @@ class JoinedRooms:
             await self._cut_what_lost(works, ends)
         former = await self._current_states.at(
             {
-                work.room.room_nid: work.since if work.stayed_until is None else min(work.since, work.stayed_until)
+                work.room.room_nid: work.since
+                if work.stayed_until is None
+                else min(work.since, work.stayed_until)
                 for work in works
-                if (work.is_back and sent is not None if work.whole_state else work.limited or work.resolved)
+                if (
+                    work.is_back and sent is not None
+                    if work.whole_state
+                    else work.limited or work.resolved
+                )
             }
         )
         found: list[tuple[RoomWork, Entries]] = []
@@ -191,20 +218,30 @@ class JoinedRooms:
                 work.state = own_state_after(request, work)
                 continue
             nid = work.room.room_nid
-            entries = await self._find_state(request, work, former.get(nid), ends[nid], sent, newly_sent)
+            entries = await self._find_state(
+                request, work, former.get(nid), ends[nid], sent, newly_sent
+            )
             found.append((work, entries))
         wanted = request.filter.room.state
-        states = await self._states.load([(entries, work.room.room_id) for work, entries in found], wanted)
+        states = await self._states.load(
+            [(entries, work.room.room_id) for work, entries in found], wanted
+        )
         for (work, _), state in zip(found, states, strict=True):
             work.state = state
 
-    async def to_json(self, request: SyncRequest, works: Sequence[RoomWork]) -> dict[str, dict[str, Any]]:
+    async def to_json(
+        self, request: SyncRequest, works: Sequence[RoomWork]
+    ) -> dict[str, dict[str, Any]]:
         """The rooms in their JSON form, without counts."""
         all_shown = list(chain.from_iterable(map(_shown, works)))
         limited = {work.room.room_nid for work in works if work.limited}
         presented = await self._present(request, all_shown, limited)
         stated = list(chain.from_iterable(map(_state, works)))
-        reasons = await self._client_events.find_reasons(request.caller.user_id, stated) if stated else NO_REASONS
+        reasons = (
+            await self._client_events.find_reasons(request.caller.user_id, stated)
+            if stated
+            else NO_REASONS
+        )
         begin = 0
         rooms: dict[str, dict[str, Any]] = {}
         for work in works:
@@ -237,8 +274,11 @@ class JoinedRooms:
             rooms[work.room.room_id] = room
         return rooms
 
-    async def _present(self, request: SyncRequest, seen: Sequence[Seen], limited: Set[int]) -> list[Any]:
-        """Who gets all that happened hears of children as they come: only what is `limited` comes with them."""
+    async def _present(
+        self, request: SyncRequest, seen: Sequence[Seen], limited: Set[int]
+    ) -> list[Any]:
+        """Who gets all that happened hears of children as they come: only what is `limited` comes
+        with them."""
         caller = request.caller
         if request.filter.event_format == "federation":
             presented = [msgspec.Raw(each.event.pdu) for each in seen]
@@ -246,7 +286,11 @@ class JoinedRooms:
             presented = await self._client_events.present(
                 caller.user_id, caller.device_id, seen, with_room_id=False, bundled_in=limited
             )
-        return keep_fields(presented, request.filter.event_fields) if request.filter.event_fields else list(presented)
+        return (
+            keep_fields(presented, request.filter.event_fields)
+            if request.filter.event_fields
+            else list(presented)
+        )
 
     async def _fill_timelines(
         self, request: SyncRequest, works: Sequence[RoomWork], span: Range, ignored: Set[str]
@@ -254,7 +298,9 @@ class JoinedRooms:
         wanted = request.filter.room.timeline
         limit = self.limit_of(wanted)
         # at least one: the state goes as far as the newest event, shown or not
-        fetched = max(limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1)
+        fetched = max(
+            limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1
+        )
         stretches = await self._timelines.get_latest(
             {work.room.room_nid: (work.since, _end(work, span)) for work in works}, fetched
         )
@@ -276,13 +322,17 @@ class JoinedRooms:
         ignored: Set[str],
     ) -> None:
         """Read the events of these rooms, and find their timelines."""
-        events = await self._events.get_events(map(_event_nid, chain.from_iterable(map(_arrivals, stretches.values()))))
+        events = await self._events.get_events(
+            map(_event_nid, chain.from_iterable(map(_arrivals, stretches.values())))
+        )
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
             if work.own.membership != "join":
                 work.arrived = told_after_leaving(work.arrived, work.own, work.stayed_until)
-            work.resolved = not all(map(_leaves_state, work.arrived)) and any(map(_resolved, work.arrived))
+            work.resolved = not all(map(_leaves_state, work.arrived)) and any(
+                map(_resolved, work.arrived)
+            )
             await self._fill_timeline(request, work, stretch, wanted, limit, ignored)
 
     async def _fill_timeline(
@@ -324,19 +374,26 @@ class JoinedRooms:
         for work in works:
             work.summary = summaries.get(work.room.room_nid)
 
-    async def _cut_what_lost(self, works: Sequence[RoomWork], ends: Mapping[int, bytes | None]) -> None:
-        """Who makes the state from the timeline would take its last word for true: where a later change is not shown to them,
-        or the resolution of forks decided otherwise, the timeline begins after that, and the state before it is right again."""
+    async def _cut_what_lost(
+        self, works: Sequence[RoomWork], ends: Mapping[int, bytes | None]
+    ) -> None:
+        """Who makes the state from the timeline would take its last word for true: where a later
+        change is not shown to them, or the resolution of forks decided otherwise, the timeline
+        begins after that, and the state before it is right again."""
         for work in works:
             own = _own_since_leaving(work)
             if not (work.resolved or own or len(work.shown) < len(work.arrived)):
                 continue
             last = {
-                seen.event.event.key: at for at, seen in enumerate(work.shown) if seen.event.event.state_key is not None
+                seen.event.event.key: at
+                for at, seen in enumerate(work.shown)
+                if seen.event.event.state_key is not None
             }
             true: Mapping[StateKey, int | None]
             if work.resolved:
-                true = await self._states.get_some(StatePoint(work.room.room_nid, ends[work.room.room_nid], own), last)
+                true = await self._states.get_some(
+                    StatePoint(work.room.room_nid, ends[work.room.room_nid], own), last
+                )
             else:
                 true = changes_of(work.arrived) | own
             lost = [at for key, at in last.items() if true.get(key) != work.shown[at].event.nid]
@@ -344,8 +401,11 @@ class JoinedRooms:
                 work.shown = work.shown[max(lost) + 1 :]
                 work.limited = True
 
-    async def _find_ends(self, works: Sequence[RoomWork], span: Range) -> Mapping[int, bytes | None]:
-        """The current states at the ends of the stretches; of rooms that were left, as they were then."""
+    async def _find_ends(
+        self, works: Sequence[RoomWork], span: Range
+    ) -> Mapping[int, bytes | None]:
+        """The current states at the ends of the stretches; of rooms that were left, as they were
+        then."""
         ends = {work.room.room_nid: work.arrived[-1].current_root for work in works if work.arrived}
         others = {work.room.room_nid: _end(work, span) for work in works if not work.arrived}
         for work in works:
@@ -367,16 +427,23 @@ class JoinedRooms:
         changed: Entries = {}
         if work.whole_state:
             states = self._states
-            entries = await (states.get_all(point) if sent is None else states.get_without_members(point))
+            entries = await (
+                states.get_all(point) if sent is None else states.get_without_members(point)
+            )
             if former is not None:
                 changed = await self._states.get_changes(former, point)
         elif work.limited or work.resolved:
             entries = await self._states.get_changes(former, point)
         else:
-            # a filter may keep a change of state out of the timeline: that must not keep it from the client
-            entries = {key: nid for key, nid in changes_of(work.arrived).items() if key not in undone}
+            # a filter may keep a change of state out of the timeline: that must not keep it from
+            # the client
+            entries = {
+                key: nid for key, nid in changes_of(work.arrived).items() if key not in undone
+            }
         if sent is not None:
-            entries = await self._load_lazily(request, work, point, entries, changed, sent, newly_sent)
+            entries = await self._load_lazily(
+                request, work, point, entries, changed, sent, newly_sent
+            )
         return entries
 
     async def _load_lazily(
@@ -389,8 +456,9 @@ class JoinedRooms:
         sent: set[Member],
         newly_sent: set[Member],
     ) -> Entries:
-        """The entries with the memberships that the shown events need, and in a whole state without all others but those that have
-        `changed`: the device may have kept the room while its user left it and came back."""
+        """The entries with the memberships that the shown events need, and in a whole state without
+        all others but those that have `changed`: the device may have kept the room while its user
+        left it and came back."""
         needed = {str(each.event.event.sender) for each in work.shown}
         if work.summary is not None:
             needed |= {hero.user_id for hero in work.summary.heroes}
@@ -403,22 +471,29 @@ class JoinedRooms:
         missing = [
             StateKey(MEMBER, user_id)
             for user_id in needed
-            if StateKey(MEMBER, user_id) not in entries and (redundant or (room_nid, user_id) not in sent)
+            if StateKey(MEMBER, user_id) not in entries
+            and (redundant or (room_nid, user_id) not in sent)
         ]
         if missing:
             entries = entries | await self._states.get_some(point, missing)
             lacking = [key for key in missing if key not in entries]
             if lacking and work.in_part and work.arrived:
-                known = await self._states.get_some(StatePoint(room_nid, work.arrived[-1].state_root), lacking)
+                known = await self._states.get_some(
+                    StatePoint(room_nid, work.arrived[-1].state_root), lacking
+                )
                 entries = known | entries
         newly_sent.update((room_nid, key.state_key) for key in entries if key.type == MEMBER)
         if not request.state_after:  # else nobody takes state from timelines
             shown = [seen.event.event for seen in work.shown if seen.event.event.type == MEMBER]
-            newly_sent.update((room_nid, event.state_key) for event in shown if event.state_key is not None)
+            newly_sent.update(
+                (room_nid, event.state_key) for event in shown if event.state_key is not None
+            )
         return entries
 
 
-def portions_of(works: Sequence[RoomWork], stretches: Mapping[int, Stretch]) -> Iterator[Sequence[RoomWork]]:
+def portions_of(
+    works: Sequence[RoomWork], stretches: Mapping[int, Stretch]
+) -> Iterator[Sequence[RoomWork]]:
     """The rooms in portions of as many events as are read at once; one as a rule."""
     begin = events = 0
     for at, work in enumerate(works):
@@ -436,8 +511,9 @@ def _newest_of(stretch: Stretch) -> Stretch:
 
 
 def _has_more_than_messages(work: RoomWork, kept: Set[Member] | None) -> bool:
-    """Whether state or summary of the room may be others than the client has; `kept`: the members that it keeps, if it
-    loads them as it needs them. Mostly a room has messages alone, in a stretch without a gap."""
+    """Whether state or summary of the room may be others than the client has; `kept`: the members
+    that it keeps, if it loads them as it needs them. Mostly a room has messages alone, in a stretch
+    without a gap."""
     if work.whole_state or work.limited or not all(map(_leaves_state, work.arrived)):
         return True
     return kept is not None and any(
@@ -456,7 +532,8 @@ def _set_prev_batch(work: RoomWork, span: Range) -> None:
 def _own_since_leaving(work: RoomWork) -> dict[StateKey, int | None]:
     """The entry of the user's own membership, if it is another than that with which they left.
 
-    One that is kept outside of the room, such as an invite that was declined after this server had left, is no part of its state.
+    One that is kept outside of the room, such as an invite that was declined after this server had
+    left, is no part of its state.
     """
     if work.stayed_until is None or work.stayed_until == work.own.position or is_outside(work.own):
         return {}
@@ -464,30 +541,39 @@ def _own_since_leaving(work: RoomWork) -> dict[StateKey, int | None]:
 
 
 def own_state_after(request: SyncRequest, work: RoomWork) -> list[StoredEvent]:
-    """Who was never in a room is told of no state but their own membership: that where they do not take it from the timeline."""
+    """Who was never in a room is told of no state but their own membership: that where they do not
+    take it from the timeline."""
     wanted, key = request.filter.room.state, StateKey(MEMBER, work.own.user_id)
     if not request.state_after or not wanted.allows_room(work.room.room_id):
         return []
-    own = [each.event for each in work.shown if each.event.event.state_key is not None and each.event.event.key == key]
+    own = [
+        each.event
+        for each in work.shown
+        if each.event.event.state_key is not None and each.event.event.key == key
+    ]
     return [event for event in own[-1:] if wanted.allows_event(event.event)]
 
 
 def told_after_leaving(
     arrived: Iterable[StoredEvent], own: MembershipRow, stayed_until: int | None
 ) -> list[StoredEvent]:
-    """Of what has arrived the events that concern who is not in the room: those of their stay, and of their membership."""
+    """Of what has arrived the events that concern who is not in the room: those of their stay, and
+    of their membership."""
     key = StateKey(MEMBER, own.user_id)
     until = stayed_until or 0
     return [
         event
         for event in arrived
-        if (event.position or 0) <= until or (event.event.state_key is not None and event.event.key == key)
+        if (event.position or 0) <= until
+        or (event.event.state_key is not None and event.event.key == key)
     ]
 
 
-def after_holes(seen: Sequence[Seen], arrived: Sequence[StoredEvent]) -> tuple[Sequence[Seen], bool]:
-    """Of what a reader sees of these arrivals that after which nothing is missing, and whether something is before it: a timeline has
-    no holes, and what they lack is found by reading back."""
+def after_holes(
+    seen: Sequence[Seen], arrived: Sequence[StoredEvent]
+) -> tuple[Sequence[Seen], bool]:
+    """Of what a reader sees of these arrivals that after which nothing is missing, and whether
+    something is before it: a timeline has no holes, and what they lack is found by reading back."""
     if not any(map(_is_after_hole, map(_flags, arrived))):  # each event of each answer is asked
         return seen, False
     first = max(event.position or 0 for event in arrived if event.is_after_hole)
@@ -495,5 +581,6 @@ def after_holes(seen: Sequence[Seen], arrived: Sequence[StoredEvent]) -> tuple[S
 
 
 def _end(work: RoomWork, span: Range) -> int:
-    """Up to where the user is told of the room: who is not in it hears of nothing after the last change of that."""
+    """Up to where the user is told of the room: who is not in it hears of nothing after the last
+    change of that."""
     return span.upto if work.own.membership == "join" else min(span.upto, work.own.position)

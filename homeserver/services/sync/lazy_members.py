@@ -1,10 +1,13 @@
-"""Which membership events a device has been sent already, so that lazy loading need not repeat them.
+"""Which membership events a device has been sent already, so that lazy loading need not repeat
+them.
 
 Laws:
-- What an answer carried counts as sent only when the device comes back with that answer's token: an answer may get lost.
-- What is remembered is what the device has at one token, with what further answers to that token carry. A device that comes with any
-  other one is told anew: it went back, as an app does that is opened again before it had stored what it heard last, or other nodes
-  have answered it meanwhile, of which one may have left out that a member is another by now.
+- What an answer carried counts as sent only when the device comes back with that answer's token: an
+  answer may get lost.
+- What is remembered is what the device has at one token, with what further answers to that token
+  carry. A device that comes with any other one is told anew: it went back, as an app does that is
+  opened again before it had stored what it heard last, or other nodes have answered it meanwhile,
+  of which one may have left out that a member is another by now.
 
 spec: client-server-api#lazy-loading-room-members
 """
@@ -20,7 +23,8 @@ Member = tuple[int, str]
 MAX_MEMBERS = 5_000
 """Remembered for a device; past that it may be sent some again."""
 MOST_ANSWERS = 8
-"""To one token that are remembered, the latest ones: mostly one, more where a device asks again, or waits for long."""
+"""To one token that are remembered, the latest ones: mostly one, more where a device asks again, or
+waits for long."""
 
 
 class _Device(msgspec.Struct, gc=False):
@@ -48,8 +52,8 @@ class LazyMembers:
         return self._remembered
 
     def sent(self, key: Hashable, since: str | None) -> set[Member]:
-        """What the device has for sure, now that it has come with this token. Who sends less than that takes it out of the set.
-        `key`: of a user which device, or which connection of it."""
+        """What the device has for sure, now that it has come with this token. Who sends less than
+        that takes it out of the set. `key`: of a user which device, or which connection of it."""
         device = self._devices.get(key)
         if device is None or not since or (since != device.token and since not in device.answers):
             self._forget(key)

@@ -1,9 +1,10 @@
-"""The usual answer of /sync: to a client that has everything up to its token, since which people wrote messages and did nothing else, and
-of whose device maybe others knew something to tell it.
+"""The usual answer of /sync: to a client that has everything up to its token, since which people
+wrote messages and did nothing else, and of whose device maybe others knew something to tell it.
 
 Laws:
-- It is what `sync.py` gives for the same request by looking at everything that there may be news of. That nothing is new but
-  messages is learned by one look at what happened lately, whoever it concerns; then only the rooms with messages are read.
+- It is what `sync.py` gives for the same request by looking at everything that there may be news
+  of. That nothing is new but messages is learned by one look at what happened lately, whoever it
+  concerns; then only the rooms with messages are read.
 - Where anything else happened, or what happened is not known from memory, there is no such answer.
 """
 
@@ -13,21 +14,21 @@ from typing import Any, Final
 
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms, was_whole
-from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.plain_messages import PlainMessageReader
-from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.push.unread_counts import UnreadCounts
+from homeserver.services.streams.recent_changes import RecentChanges
+from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.answer import add_counts, frame, has_news, joined_section
 from homeserver.services.sync.devices import NO_LISTS, DeviceNews, DeviceNewsReader
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.lazy_members import Member
+from homeserver.services.sync.plain_messages import PlainMessageReader
 from homeserver.services.sync.request import Range, SyncRequest
-from homeserver.services.unread import UnreadCounts
-from storage.memberships import MembershipRow
-from storage.partial_rooms import PartialRoom
-from storage.rooms import RoomStore
-from storage.streams import Topic
-from storage.to_device import DeviceMessage
+from storage.encryption.to_device import DeviceMessage
+from storage.engine.streams import Topic
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.partial_rooms import PartialRoom
+from storage.rooms.rooms import RoomStore
 
 NO_EVENTS: Final[Mapping[str, list[Any]]] = {"events": []}
 
@@ -117,24 +118,36 @@ class MessagesAlone:
             rooms = self._tell_plainly(request, span, own, members)
             if rooms is None:
                 rooms = await self._read_rooms(request, span, now, own)
-        return frame(now, devices, sections={"join": rooms} if rooms else {}), bool(rooms or messages)
+        return frame(now, devices, sections={"join": rooms} if rooms else {}), bool(
+            rooms or messages
+        )
 
     def _tell_plainly(
-        self, request: SyncRequest, span: Range, own: Sequence[MembershipRow], members: Set[Member] | None
+        self,
+        request: SyncRequest,
+        span: Range,
+        own: Sequence[MembershipRow],
+        members: Set[Member] | None,
     ) -> dict[str, dict[str, Any]] | None:
-        """The rooms, if in all of them there is nothing but messages to tell; else None. `members`: those that the device has, if it
-        loads them lazily."""
+        """The rooms, if in all of them there is nothing but messages to tell; else None. `members`:
+        those that the device has, if it loads them lazily."""
         filter = request.filter
         if not filter.passes_all_messages or filter.room.state.include_redundant_members:
             return None
         limit = self._joined.limit_of(filter.room.timeline)
         told: dict[str, dict[str, Any]] = {}
         for row in own:
-            found = self._plain.find(request.caller, row, span.since, span.upto, limit=limit, members=members)
+            found = self._plain.find(
+                request.caller, row, span.since, span.upto, limit=limit, members=members
+            )
             if found is None or found.counts is None:
                 return None
             room = told[found.room_id] = {
-                "timeline": {"events": found.events, "limited": False, "prev_batch": found.prev_batch},
+                "timeline": {
+                    "events": found.events,
+                    "limited": False,
+                    "prev_batch": found.prev_batch,
+                },
                 request.state_section: NO_EVENTS,
                 "account_data": NO_EVENTS,
                 "ephemeral": NO_EVENTS,
@@ -161,10 +174,14 @@ class MessagesAlone:
 
 
 def _own_rows(
-    changed: Set[int], rows: Mapping[int, MembershipRow], partial: Mapping[int, PartialRoom], span: Range
+    changed: Set[int],
+    rows: Mapping[int, MembershipRow],
+    partial: Mapping[int, PartialRoom],
+    span: Range,
 ) -> list[MembershipRow] | None:
-    """The user's memberships of those of the changed rooms that they are in. None if a room is to be told of anew. `rows`: all that they
-    have; `partial`: the rooms that were entered with a part of their state."""
+    """The user's memberships of those of the changed rooms that they are in. None if a room is to
+    be told of anew. `rows`: all that they have; `partial`: the rooms that were entered with a part
+    of their state."""
     own: list[MembershipRow] = []
     for nid in changed:
         row = rows.get(nid)

@@ -1,4 +1,5 @@
-"""What /sync tells of who is there: of those with whom the user shares a room, as it changes, and as rooms come to be shared.
+"""What /sync tells of who is there: of those with whom the user shares a room, as it changes, and
+as rooms come to be shared.
 
 spec: client-server-api#presence
 """
@@ -11,12 +12,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
-from homeserver.notifier import Listener
-from homeserver.services.presence.people import Person, RemotePerson
+from homeserver.cluster.notifier import Listener
 from homeserver.services.presence.presence import Presence
-from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.presence.states import Person, RemotePerson
+from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.request import Range, SyncRequest
-from storage.memberships import MembershipRow
+from storage.rooms.memberships import MembershipRow
 
 FEW: Final = 50
 """Up to so many people are asked for their rooms; of more the rooms are asked for them."""
@@ -37,7 +38,8 @@ class PresenceReader:
         server_name: ServerName,
         tells_offline: bool,
     ) -> None:
-        """`tells_offline`: an initial answer tells of those too who are not there, which costs as much as there are."""
+        """`tells_offline`: an initial answer tells of those too who are not there, which costs as
+        much as there are."""
         self._presence = presence
         self._memberships = memberships
         self._recent = recent
@@ -54,13 +56,17 @@ class PresenceReader:
         """End that."""
         self._presence.telling.unwatch(listener)
 
-    async def read(self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]) -> list[msgspec.Raw]:
+    async def read(
+        self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]
+    ) -> list[msgspec.Raw]:
         """The m.presence events for an answer over that range."""
         if not self._is_wanted(request):
             return []
         user_id = request.caller.user_id
         first = request.since is None or request.full_state
-        changed = self._presence.roster.get_changed(None if request.since is None or first else request.since.ephemeral)
+        changed = self._presence.roster.get_changed(
+            None if request.since is None or first else request.since.ephemeral
+        )
         newcomers = [] if first else self._new_rooms(span, rows)
         if not changed and not newcomers and not (first and self._tells_offline):
             return []
@@ -71,7 +77,11 @@ class PresenceReader:
         people = [person for person in shared.values() if person.user_id not in ignored]
         if first and self._tells_offline:
             others = await self._all_local(joined)
-            people += [Person(UserID(other)) for other in others if other not in shared and other not in ignored]
+            people += [
+                Person(UserID(other))
+                for other in others
+                if other not in shared and other not in ignored
+            ]
         wanted = request.filter.presence
         if not wanted.is_open:
             people = [person for person in people if wanted.allows("m.presence", person.user_id)]
@@ -82,7 +92,8 @@ class PresenceReader:
         return self._presence.is_on and request.filter.presence.allows("m.presence", None)
 
     def _event(self, person: Person | RemotePerson, second: int) -> msgspec.Raw:
-        """The event about a person, encoded once for all who are told of them in the same second."""
+        """The event about a person, encoded once for all who are told of them in the same
+        second."""
         encoded = person.encoded
         if encoded is None or encoded[0] != second or encoded[1] is not person.shown:
             content = self._presence.content_of(person, person.shown)
@@ -91,16 +102,19 @@ class PresenceReader:
         return msgspec.Raw(encoded[2])
 
     def _new_rooms(self, span: Range, rows: Rows) -> list[MembershipRow]:
-        """Who has come into the user's rooms, the user into new ones among them, as far as that is remembered."""
+        """Who has come into the user's rooms, the user into new ones among them, as far as that is
+        remembered."""
         return [
             row
             for row in self._recent.memberships_since(span.since) or ()
-            if row.membership == "join" and row.room_nid in rows and rows[row.room_nid].membership == "join"
+            if row.membership == "join"
+            and row.room_nid in rows
+            and rows[row.room_nid].membership == "join"
         ]
 
     async def _met(self, user_id: UserID, row: MembershipRow) -> dict[str, Person | RemotePerson]:
-        """Whom the user meets by somebody's coming: everybody in the room by their own. Who is offline is told too: the
-        client may remember them otherwise."""
+        """Whom the user meets by somebody's coming: everybody in the room by their own. Who is
+        offline is told too: the client may remember them otherwise."""
         if row.user_id != user_id:
             other = UserID(row.user_id)
             return {other: self._presence.roster.find(other) or Person(other)}
@@ -110,7 +124,11 @@ class PresenceReader:
             if len(ids) > FEW
             else [self._presence.roster.find(UserID(id)) for id in ids]
         )
-        return {person.user_id: person for person in people if person is not None and person.user_id in ids}
+        return {
+            person.user_id: person
+            for person in people
+            if person is not None and person.user_id in ids
+        }
 
     async def _sharing(
         self, user_id: UserID, joined: set[int], people: Collection[Person | RemotePerson]

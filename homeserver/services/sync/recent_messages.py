@@ -1,12 +1,15 @@
-"""The latest messages to devices, in memory: a device that keeps up gets them without a question to the database.
+"""The latest messages to devices, in memory: a device that keeps up gets them without a question to
+the database.
 
 They are in the database all the same, until the device has them or is gone. For the reactor thread.
 
 Laws:
-- To keep what was sent costs little, and nothing for each device: for whom it is is found out when somebody reads, of several requests
-  together, as each touches what is known of all its users. Of what is for many each request is looked through by its readers; else a
-  reader looks at what is for their user. Events are made only of what an answer takes.
-- What a device has, or what was for a device that is gone, is below the device's floor, and never found again.
+- To keep what was sent costs little, and nothing for each device: for whom it is is found out when
+  somebody reads, of several requests together, as each touches what is known of all its users. Of
+  what is for many each request is looked through by its readers; else a reader looks at what is for
+  their user. Events are made only of what an answer takes.
+- What a device has, or what was for a device that is gone, is below the device's floor, and never
+  found again.
 """
 
 from bisect import bisect_right
@@ -15,8 +18,8 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Final
 
-from storage.streams import Change, Streams, Topic
-from storage.to_device import DeviceMessage, DevicesGone, NewMessages
+from storage.encryption.to_device import DeviceMessage, DevicesGone, NewMessages
+from storage.engine.streams import Change, Streams, Topic
 
 MOST_BYTES: Final = 16 << 20
 """Of contents; what many devices are sent alike at once counts once."""
@@ -32,7 +35,8 @@ DeviceKey = tuple[str, str]
 """User and device."""
 
 Found = tuple[int, str, NewMessages]
-"""The position of a message, the id of its device, and what was sent at once with it: `read` makes the event."""
+"""The position of a message, the id of its device, and what was sent at once with it: `read` makes
+the event."""
 
 _position: Final = itemgetter(0)
 _user_id: Final = itemgetter(0)
@@ -41,7 +45,9 @@ _user_id: Final = itemgetter(0)
 def read(found: Iterable[Found]) -> list[DeviceMessage]:
     """The messages there."""
     return [
-        DeviceMessage(position, b"%b%b}" % (news.opening, news.contents[position - news.first]))  # as `as_event` has it
+        DeviceMessage(
+            position, b"%b%b}" % (news.opening, news.contents[position - news.first])
+        )  # as `as_event` has it
         for position, _, news in found
     ]
 
@@ -71,7 +77,9 @@ class _Sent:
     def _index(self) -> dict[str, Sequence[int]]:
         """Which of them are for the devices of each user."""
         users = list(map(_user_id, self.news.recipients))
-        found: dict[str, Sequence[int]] = dict(zip(users, zip(range(len(users)), strict=True), strict=True))
+        found: dict[str, Sequence[int]] = dict(
+            zip(users, zip(range(len(users)), strict=True), strict=True)
+        )
         if len(found) < len(users):
             by_user: dict[str, list[int]] = {}
             for index, user_id in enumerate(users):
@@ -100,7 +108,8 @@ class RecentMessages:
         streams.watch(self._heed_others)
 
     def since(self, device: DeviceKey, position: int) -> Sequence[Found] | None:
-        """Where all messages to the device after the position are, in order; None if that reaches further back than is kept."""
+        """Where all messages to the device after the position are, in order; None if that reaches
+        further back than is kept."""
         if position < self._complete_from:
             return None
         if self._unsorted:
@@ -129,7 +138,9 @@ class RecentMessages:
         # never of after all there is, whatever token a client comes with
         self._floors[device] = max(min(upto, self._streams.current()), self._floors.get(device, 0))
         if len(self._floors) > MOST_FLOORS:
-            self._floors = {key: floor for key, floor in self._floors.items() if floor > self._complete_from}
+            self._floors = {
+                key: floor for key, floor in self._floors.items() if floor > self._complete_from
+            }
             if len(self._floors) > MOST_FLOORS // 2:
                 self._clear(self._streams.current())
 

@@ -5,13 +5,14 @@ from typing import Final
 import msgspec
 
 from federation.protocol.endpoint import Requester
-from homeserver.services.event_filters import Filter
-from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.filters.event_filters import Filter
+from homeserver.services.streams.sync_tokens import SyncToken
 
 STATE_BEFORE: Final = "state"
 STATE_AFTER: Final = "state_after"
 UNSTABLE_STATE_AFTER: Final = "org.matrix.msc4222.state_after"
-"""Where an answer has a room's state. Who asks by the unstable name looks for it under the unstable name."""
+"""Where an answer has a room's state. Who asks by the unstable name looks for it under the unstable
+name."""
 
 
 class SyncRequest(msgspec.Struct, frozen=True, gc=False):

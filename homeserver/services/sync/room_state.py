@@ -1,8 +1,10 @@
-"""The state that goes with a timeline: all of it, or what changed before it begins (or, if so asked, until it ends).
+"""The state that goes with a timeline: all of it, or what changed before it begins (or, if so
+asked, until it ends).
 
-The state that clients are told is the current one as it was at the end of the stretch: where the room's history is forked,
-resolution may have changed it without an event, or against one. The state before a timeline is that, but for the entries
-that the timeline sets, whose former events are stored with it.
+The state that clients are told is the current one as it was at the end of the stretch: where the
+room's history is forked, resolution may have changed it without an event, or against one. The state
+before a timeline is that, but for the entries that the timeline sets, whose former events are
+stored with it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -10,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 import msgspec
 
 from federation.protocol.events import StateKey
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from homeserver.services.event_filters import RoomEventFilter
-from storage.state_tree import StateTreeStore
+from federation.rooms.events import RoomEvents, StoredEvent
+from homeserver.services.filters.event_filters import RoomEventFilter
+from storage.state.state_tree import StateTreeStore
 
 MEMBER = "m.room.member"
 
@@ -26,7 +28,8 @@ class StatePoint(msgspec.Struct, frozen=True, gc=False):
     room_nid: int
     root: bytes | None
     otherwise: Mapping[StateKey, int | None] = msgspec.field(default_factory=dict)
-    """Entries that are others: as they were before a timeline, or a former member's own. None where there is none."""
+    """Entries that are others: as they were before a timeline, or a former member's own. None where
+    there is none."""
 
 
 class RoomStates:
@@ -38,7 +41,10 @@ class RoomStates:
 
     async def get_all(self, point: StatePoint) -> Entries:
         """The whole state."""
-        entries = {StateKey(*key): nid for key, nid in (await self._trees.get_all(point.room_nid, point.root)).items()}
+        entries = {
+            StateKey(*key): nid
+            for key, nid in (await self._trees.get_all(point.room_nid, point.root)).items()
+        }
         _put(entries, point.otherwise)
         return entries
 
@@ -64,16 +70,26 @@ class RoomStates:
         # what was there before, and is what the client has, is none
         _put(
             changes,
-            {key: nid if nid != diff.get(key, (None, None))[0] else None for key, nid in point.otherwise.items()},
+            {
+                key: nid if nid != diff.get(key, (None, None))[0] else None
+                for key, nid in point.otherwise.items()
+            },
         )
         return changes
 
-    async def load(self, states: Sequence[tuple[Entries, str]], wanted: RoomEventFilter) -> list[list[StoredEvent]]:
-        """The events of the entries of each (state, room id), as far as the filter lets them through: one read for all."""
+    async def load(
+        self, states: Sequence[tuple[Entries, str]], wanted: RoomEventFilter
+    ) -> list[list[StoredEvent]]:
+        """The events of the entries of each (state, room id), as far as the filter lets them
+        through: one read for all."""
         if not any(entries for entries, _ in states):
             return [[] for _ in states]
         numbers = [
-            [nid for key, nid in entries.items() if wanted.passes_all_events or wanted.allows(key.type, None)]
+            [
+                nid
+                for key, nid in entries.items()
+                if wanted.passes_all_events or wanted.allows(key.type, None)
+            ]
             if wanted.allows_room(room_id)
             else []
             for entries, room_id in states
@@ -81,7 +97,10 @@ class RoomStates:
         events = await self._events.get_events({nid for nids in numbers for nid in nids})
         if wanted.passes_all_events:
             return [[events[nid] for nid in nids] for nids in numbers]
-        return [[events[nid] for nid in nids if wanted.allows_event(events[nid].event)] for nids in numbers]
+        return [
+            [events[nid] for nid in nids if wanted.allows_event(events[nid].event)]
+            for nids in numbers
+        ]
 
 
 def without_members(entries: Entries, kept: Set[str]) -> Entries:

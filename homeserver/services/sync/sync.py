@@ -1,11 +1,15 @@
-"""/sync: everything that is new for a user since a token, or all of it; waiting for something to be new.
+"""/sync: everything that is new for a user since a token, or all of it; waiting for something to be
+new.
 
 Laws:
-- An answer covers a stretch of the one sequence, up to its head when work on it began: what comes later is in the next.
+- An answer covers a stretch of the one sequence, up to its head when work on it began: what comes
+  later is in the next.
 - Who wants to wait listens before looking.
-- A room of which only a part of the state is here is told to those who load members lazily. The others are told all of it when
-  all is here; then the first ones get its state again, since something of it may be otherwise.
-- The cost is that of what has changed. For a client that is up to date the rooms to look at are known from memory.
+- A room of which only a part of the state is here is told to those who load members lazily. The
+  others are told all of it when all is here; then the first ones get its state again, since
+  something of it may be otherwise.
+- The cost is that of what has changed. For a client that is up to date the rooms to look at are
+  known from memory.
 
 spec: client-server-api#syncing
 """
@@ -19,38 +23,38 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.current_states import CurrentStates
+from federation.rooms.history.past_memberships import PastMemberships
+from federation.rooms.joins.out_of_room import is_outside
 from federation.rooms.memberships import Memberships
-from federation.rooms.outside import is_outside
 from federation.rooms.partial_rooms import PartialRooms
-from federation.rooms.past_memberships import PastMemberships
-from federation.rooms.visible import Seen
-from homeserver.notifier import Notifier
-from homeserver.services.beside_rooms import BesideRooms
-from homeserver.services.client_events import present_stripped
-from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.invite_permissions import InvitePermissions
-from homeserver.services.plain_messages import PlainMessageReader
-from homeserver.services.push_rules import account_data_events
-from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.stream_tokens import SyncToken
+from federation.rooms.visibility import Seen
+from homeserver.cluster.notifier import Notifier
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.account_data.invite_permissions import InvitePermissions
+from homeserver.services.ephemeral.typing import Typing
+from homeserver.services.push.push_rules import account_data_events
+from homeserver.services.push.unread_counts import OwnReceipts, UnreadCounts
+from homeserver.services.rooms.client_events import present_stripped
+from homeserver.services.rooms.invited_rooms import InvitedRooms
+from homeserver.services.rooms.room_data import BesideRooms
+from homeserver.services.streams.recent_changes import RecentChanges
+from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.answer import frame, has_news, joined_section
 from homeserver.services.sync.devices import DeviceNewsReader
-from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork, own_state_after
 from homeserver.services.sync.messages import MessagesAlone, Usual
+from homeserver.services.sync.plain_messages import PlainMessageReader
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.recounts import Recounts
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sticky import StickyReader
-from homeserver.services.typing import Typing
-from homeserver.services.unread import OwnReceipts, UnreadCounts
-from storage.account_data import AccountData, AccountDataStore
-from storage.memberships import MembershipRow
-from storage.partial_rooms import PartialRoom
-from storage.receipts import ReceiptRow, ReceiptStore
-from storage.rooms import RoomRow, RoomStore
-from storage.streams import Streams, Topic
+from storage.account_data.account_data import AccountData, AccountDataStore
+from storage.engine.streams import Streams, Topic
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.partial_rooms import PartialRoom
+from storage.rooms.receipts import ReceiptRow, ReceiptStore
+from storage.rooms.rooms import RoomRow, RoomStore
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
 LEFT: Final = frozenset({"leave", "ban"})
@@ -94,7 +98,8 @@ class Sync:
         clock: IReactorTime,
         catch_up: Callable[[], Awaitable[int]],
     ) -> None:
-        """`catch_up` learns of what other nodes wrote, and gives the position up to which all can be read."""
+        """`catch_up` learns of what other nodes wrote, and gives the position up to which all can
+        be read."""
         self._parts = parts
         self._streams = streams
         self._notifier = notifier
@@ -114,7 +119,8 @@ class Sync:
         )
 
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
-        """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
+        """The answer: at once if anything is new (or all is wanted), else when something is, or
+        after the timeout."""
         usual = self._find_usual(request)
         if usual is not None and (usual[1] or timeout_ms <= 0):
             answer = usual[0]
@@ -124,14 +130,19 @@ class Sync:
                 self._parts.joined.begin(request)
             answer = await self._answer(request, timeout_ms)
         if request.loads_lazily:
-            self._parts.joined.end(request, (), answer["next_batch"])  # also where there was no room in it
+            self._parts.joined.end(
+                request, (), answer["next_batch"]
+            )  # also where there was no room in it
         return answer
 
     def _find_usual(self, request: SyncRequest) -> Usual | None:
-        """The answer of now, where there are messages at most, all of it is in memory, and the client was not told that somebody types."""
+        """The answer of now, where there are messages at most, all of it is in memory, and the
+        client was not told that somebody types."""
         if request.since is None or request.since.typed:
             return None
-        return self._messages.find(request, SyncToken(self._streams.current(), self._parts.typing.position))
+        return self._messages.find(
+            request, SyncToken(self._streams.current(), self._parts.typing.position)
+        )
 
     async def _answer(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         seconds = min(timeout_ms, MAX_TIMEOUT_MS) / 1000
@@ -152,13 +163,18 @@ class Sync:
             listener.close()
 
     async def _check_since(self, request: SyncRequest) -> SyncRequest:
-        """The request as it is answered; for a position that is not reached yet, as the one for all there is.
+        """The request as it is answered; for a position that is not reached yet, as the one for all
+        there is.
 
-        Another node may be ahead of us, which is looked after; else the database is an older one than the client knew.
+        Another node may be ahead of us, which is looked after; else the database is an older one
+        than the client knew.
         """
         if request.since is None:
             return request
-        if request.since.position > self._streams.current() and request.since.position > await self._catch_up():
+        if (
+            request.since.position > self._streams.current()
+            and request.since.position > await self._catch_up()
+        ):
             return replace(request, since=None, token="")
         self._parts.typing.meet(request.since.ephemeral)
         since = await self._parts.typing.only_own(request.caller.user_id, request.since)
@@ -209,12 +225,15 @@ class Sync:
         candidates = [
             row
             for row in candidates
-            if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not _is_forgotten(request, row)
+            if request.filter.room.allows_room(rooms[row.room_nid].room_id)
+            and not _is_forgotten(request, row)
         ]
         devices = await parts.devices.read(request, span, messages)
         sections: dict[str, Any] = {}
         if candidates:
-            token, sections = await self._rooms(request, span, token, candidates, rooms, data, ignored, recounted)
+            token, sections = await self._rooms(
+                request, span, token, candidates, rooms, data, ignored, recounted
+            )
         account_data = _account_data_events(request, data.everywhere)
         presence = await parts.presence.read(request, span, rows, ignored)
         answer = frame(token, devices, account_data, presence, sections)
@@ -223,7 +242,9 @@ class Sync:
     def _now(self, since: SyncToken | None) -> SyncToken:
         """The token of an answer by which nothing of who types changes."""
         return SyncToken(
-            self._streams.current(), self._parts.typing.position, typed=() if since is None else since.typed
+            self._streams.current(),
+            self._parts.typing.position,
+            typed=() if since is None else since.typed,
         )
 
     async def _read_account_data(self, request: SyncRequest, span: Range) -> AccountData:
@@ -252,7 +273,9 @@ class Sync:
         wanted = recounted | changed.events | changed.receipts
         wanted |= typing.changed_rooms(since.ephemeral) | typing.find_over(since.typed)
         if data.rooms:
-            wanted |= {room.room_nid for room in (await self._parts.rooms.get_rooms(data.rooms)).values()}
+            wanted |= {
+                room.room_nid for room in (await self._parts.rooms.get_rooms(data.rooms)).values()
+            }
         if len(wanted) < len(rows):
             return [rows[room_nid] for room_nid in wanted if room_nid in rows]
         return [row for row in rows.values() if row.room_nid in wanted]
@@ -282,16 +305,24 @@ class Sync:
                     whole = not await self._parts.states.was_joined_at(row, span.since)
                     is_back = not whole and await self._parts.past.has_come_since(row, span.since)
                 since = 0 if whole and not request.full_state else span.since
-                whole = whole or is_back  # a device that forgot the room meanwhile has nothing of it any more
+                whole = (
+                    whole or is_back
+                )  # a device that forgot the room meanwhile has nothing of it any more
                 part = partial.get(row.room_nid)
-                if part is not None and part.completed is not None and span.since < part.completed <= span.upto:
+                if (
+                    part is not None
+                    and part.completed is not None
+                    and span.since < part.completed <= span.upto
+                ):
                     whole = True
                     since = since if request.loads_lazily else 0
                 in_part = part is not None and part.completed is None
                 joined.append(RoomWork(rooms[row.room_nid], row, since, whole, in_part, is_back))
             elif row.membership in LEFT:
                 if moved and (request.since is not None or request.filter.room.include_leave):
-                    whole = request.since is None or not await self._parts.states.was_joined_at(row, span.since)
+                    whole = request.since is None or not await self._parts.states.was_joined_at(
+                        row, span.since
+                    )
                     left.append(RoomWork(rooms[row.room_nid], row, span.since, whole))
             elif moved and not await self._parts.permissions.hides(row):
                 outside.append(row)
@@ -319,7 +350,8 @@ class Sync:
         return token, sections
 
     async def _fill_departures(self, request: SyncRequest, left: Sequence[RoomWork]) -> None:
-        """The leaving of rooms that this server is not in: an invite was declined, or a knock taken back."""
+        """The leaving of rooms that this server is not in: an invite was declined, or a knock taken
+        back."""
         for work in left:
             if is_outside(work.own):
                 event = await self._parts.invited.find_own(work.room, work.own)
@@ -341,8 +373,11 @@ class Sync:
             for work in joined:
                 work.sticky = events.get(work.room.room_nid, ())
 
-    def _note_typing(self, request: SyncRequest, works: Sequence[RoomWork], typed: tuple[int, ...]) -> tuple[int, ...]:
-        """Say of each room who types there, where a device is to be told; the rooms of which it then has been told that somebody does."""
+    def _note_typing(
+        self, request: SyncRequest, works: Sequence[RoomWork], typed: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Say of each room who types there, where a device is to be told; the rooms of which it
+        then has been told that somebody does."""
         typing, since = self._parts.typing, request.since
         wanted = request.filter.room.ephemeral
         is_quiet = typing.is_quiet_since(None if since is None else since.ephemeral)
@@ -355,10 +390,13 @@ class Sync:
                 work.typing = told[work.room.room_nid] = found[work.room.room_nid]
         return typing.name_typed(typed, told)
 
-    def _find_typing(self, request: SyncRequest, works: Sequence[RoomWork]) -> Mapping[int, Sequence[UserID]]:
-        """Who types in the rooms, where a device has to be told. One that may know nothing of a room is told where anybody types; if it
-        may know something as well, also that they type no more: who says by their token that they were told so, even if it is not
-        known here that anybody did."""
+    def _find_typing(
+        self, request: SyncRequest, works: Sequence[RoomWork]
+    ) -> Mapping[int, Sequence[UserID]]:
+        """Who types in the rooms, where a device has to be told. One that may know nothing of a
+        room is told where anybody types; if it may know something as well, also that they type no
+        more: who says by their token that they were told so, even if it is not known here that
+        anybody did."""
         typing = self._parts.typing
         begun = [work.room.room_nid for work in works if request.since is None or work.is_begun]
         found = typing.get_changed(begun, None)
@@ -377,31 +415,49 @@ class Sync:
         data: AccountData,
         ignored: Set[str],
     ) -> OwnReceipts | None:
-        """Receipts, typing and account data of the rooms that the user is in; account data of those that they left. The user's own
-        receipts, where these are read whole and are those of now."""
+        """Receipts, typing and account data of the rooms that the user is in; account data of those
+        that they left. The user's own receipts, where these are read whole and are those of now."""
         own: OwnReceipts | None = None
         wanted = request.filter.room
         user_id = request.caller.user_id
         is_quiet = all(work.typing is None for work in works)
-        changed = self._parts.recent.rooms_since(user_id, span.since) if request.since is not None else None
+        changed = (
+            self._parts.recent.rooms_since(user_id, span.since)
+            if request.since is not None
+            else None
+        )
         is_known = not any(work.is_begun for work in (*works, *left))
         if is_quiet and is_known and changed is not None and not (changed.receipts or data.rooms):
             return None  # messages alone, as mostly
         by_nid = {work.room.room_nid: work for work in works}
-        reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.is_begun]
+        reading = [
+            nid
+            for nid, work in by_nid.items()
+            if changed is None or nid in changed.receipts or work.is_begun
+        ]
         if reading and wanted.ephemeral.allows("m.receipt", None):
             is_now, heard = span.upto == self._streams.current(), self._parts.unread.heard
-            # a receipt that has just moved, at another node too, is found where it is now, or nowhere
+            # a receipt that has just moved, at another node too, is found where it is now, or
+            # nowhere
             whole_range = (0, ANYTIME if is_now else span.upto)
-            ranges = {nid: whole_range if by_nid[nid].is_begun else (by_nid[nid].since, span.upto) for nid in reading}
+            ranges = {
+                nid: whole_range if by_nid[nid].is_begun else (by_nid[nid].since, span.upto)
+                for nid in reading
+            }
             by_room = await self._parts.beside.receipts.get_receipts(ranges)
             if is_now:
                 whole = {nid: by_room[nid] for nid, (after, _) in ranges.items() if after == 0}
                 own = OwnReceipts(
-                    {nid: [row for row in rows if row.user_id == user_id] for nid, rows in whole.items()}, heard
+                    {
+                        nid: [row for row in rows if row.user_id == user_id]
+                        for nid, rows in whole.items()
+                    },
+                    heard,
                 )
             for nid, receipts in by_room.items():
-                shown = visible_receipts([row for row in receipts if row.position <= span.upto], user_id, ignored)
+                shown = visible_receipts(
+                    [row for row in receipts if row.position <= span.upto], user_id, ignored
+                )
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
         for work in works:
@@ -426,32 +482,46 @@ class Sync:
 
 
 def _is_held_back(row: MembershipRow, partial: Mapping[int, PartialRoom], span: Range) -> bool:
-    """Whether the user is in a room of which a part of the state is lacking, at the end of the stretch."""
+    """Whether the user is in a room of which a part of the state is lacking, at the end of the
+    stretch."""
     room = partial.get(row.room_nid)
-    return room is not None and row.membership == "join" and (room.completed is None or room.completed > span.upto)
+    return (
+        room is not None
+        and row.membership == "join"
+        and (room.completed is None or room.completed > span.upto)
+    )
 
 
 def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:
-    """Whether the room is forgotten, and that it was left is not news: the other devices have to hear of that."""
+    """Whether the room is forgotten, and that it was left is not news: the other devices have to
+    hear of that."""
     return row.forgotten and (request.since is None or row.position <= request.since.position)
 
 
 def typing_event(typing: Iterable[UserID], ignored: Set[str]) -> dict[str, Any]:
     """Who types, but for whom the user ignores. spec: client-server-api#mtyping"""
-    return {"type": "m.typing", "content": {"user_ids": [user_id for user_id in typing if user_id not in ignored]}}
+    return {
+        "type": "m.typing",
+        "content": {"user_ids": [user_id for user_id in typing if user_id not in ignored]},
+    }
 
 
-def visible_receipts(receipts: Iterable[ReceiptRow], user_id: UserID, ignored: Set[str]) -> list[ReceiptRow]:
-    """Those that the user may see and wants to: their own, and public ones of whom they do not ignore."""
+def visible_receipts(
+    receipts: Iterable[ReceiptRow], user_id: UserID, ignored: Set[str]
+) -> list[ReceiptRow]:
+    """Those that the user may see and wants to: their own, and public ones of whom they do not
+    ignore."""
     return [
         row
         for row in receipts
-        if row.user_id == user_id or (row.receipt_type != "m.read.private" and row.user_id not in ignored)
+        if row.user_id == user_id
+        or (row.receipt_type != "m.read.private" and row.user_id not in ignored)
     ]
 
 
 def receipt_events(receipts: Iterable[ReceiptRow]) -> list[dict[str, Any]]:
-    """The receipts as m.receipt events: one, but where a user has several on one event, of different threads.
+    """The receipts as m.receipt events: one, but where a user has several on one event, of
+    different threads.
 
     spec: client-server-api#mreceipt
     """
@@ -470,7 +540,9 @@ def receipt_events(receipts: Iterable[ReceiptRow]) -> list[dict[str, Any]]:
     return [{"type": "m.receipt", "content": content} for content in contents]
 
 
-def _account_data_events(request: SyncRequest, entries: Mapping[str, bytes]) -> list[dict[str, Any]]:
+def _account_data_events(
+    request: SyncRequest, entries: Mapping[str, bytes]
+) -> list[dict[str, Any]]:
     """Account data of no room, as far as the filter lets it through."""
     allows = request.filter.account_data.allows
     events = account_data_events(request.caller.user_id, entries, first=request.since is None)

@@ -13,7 +13,7 @@ from defusedxml.ElementTree import fromstring
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.upstream import CAS, AttributeRequirement
-from homeserver.services.upstream.flows import Flow
+from homeserver.services.upstream.http_documents import Documents
 from homeserver.services.upstream.identity import (
     Departure,
     ProviderInfo,
@@ -26,7 +26,7 @@ from homeserver.services.upstream.identity import (
     clean_name,
     keep_again,
 )
-from homeserver.services.upstream.web_documents import Documents
+from homeserver.services.upstream.login_flows import Flow
 
 TICKET_PATH: Final = "_matrix/client/v3/login/cas/ticket"
 PROVIDER_ID: Final = "cas"
@@ -38,7 +38,9 @@ _DOCUMENTED_ATTRIBUTES: Final = f"{_NAMESPACE}attributes"
 class CASProvider:
     """The service."""
 
-    def __init__(self, clock: IReactorTime, documents: Documents, config: CAS, base_url: str) -> None:
+    def __init__(
+        self, clock: IReactorTime, documents: Documents, config: CAS, base_url: str
+    ) -> None:
         """`base_url` ends with a slash."""
         self._clock = clock
         self._documents = documents
@@ -46,7 +48,8 @@ class CASProvider:
         self._server = (config.server_url or "").rstrip("/")
         self._callback = base_url + TICKET_PATH
         self._requirements = [
-            AttributeRequirement(attribute=name, value=value) for name, value in config.required_attributes.items()
+            AttributeRequirement(attribute=name, value=value)
+            for name, value in config.required_attributes.items()
         ]
         self.info = ProviderInfo(
             PROVIDER_ID,
@@ -60,19 +63,25 @@ class CASProvider:
     async def depart(self, flow_id: str, *, again: bool) -> Departure:
         """As `UpstreamProvider.depart`."""
         query = {"service": self._service(flow_id), **({"renew": "true"} if again else {})}
-        return Departure(f"{self._server}/login?{urlencode(query)}", keep_again(again=again, now=self._clock.seconds()))
+        return Departure(
+            f"{self._server}/login?{urlencode(query)}",
+            keep_again(again=again, now=self._clock.seconds()),
+        )
 
     async def identify(self, flow_id: str, flow: Flow, ticket: str) -> UpstreamIdentity:
-        """Whose ticket it is: CAS remembers for which service, and that has the flow's id in it, and whether the person was asked
-        who they are (`renew`). Raises `Refused`."""
+        """Whose ticket it is: CAS remembers for which service, and that has the flow's id in it,
+        and whether the person was asked who they are (`renew`). Raises `Refused`."""
         if not ticket or len(ticket) > LONGEST_TICKET:
             raise Refused(Reason.CANCELLED, "there is no ticket in the answer")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
-        # the CAS server refuses a ticket that was made without asking: it is told `renew` from here too
+        # the CAS server refuses a ticket that was made without asking: it is told `renew` from here
+        # too
         proved_ts = check_again(flow.kept, None, self._clock.seconds(), must_say=False)
         renew = {} if proved_ts is None else {"renew": "true"}
         query = urlencode({"service": self._service(flow_id), "ticket": ticket, **renew})
-        name, attributes = read_validation(await self._documents.get_bytes(f"{self._server}/{path}?{query}"))
+        name, attributes = read_validation(
+            await self._documents.get_bytes(f"{self._server}/{path}?{query}")
+        )
         subject = check_subject(name)
         check_requirements(self._requirements, attributes, PROVIDER_ID, subject)
         shown = attributes.get(self._config.displayname_attribute or "", [])
@@ -93,14 +102,20 @@ class CASProvider:
 
 
 def read_validation(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
-    """Whom an answer names, and their attributes, in either of the two forms that servers give them. Raises `Refused`."""
+    """Whom an answer names, and their attributes, in either of the two forms that servers give
+    them. Raises `Refused`."""
     try:
         root = fromstring(body, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise Refused(Reason.PROVIDER_FAILED, f"CAS answers what is no XML: {error}") from None
     success = root.find(f"{_NAMESPACE}authenticationSuccess")
     user = None if success is None else success.find(f"{_NAMESPACE}user")
-    if root.tag != f"{_NAMESPACE}serviceResponse" or success is None or user is None or not (user.text or "").strip():
+    if (
+        root.tag != f"{_NAMESPACE}serviceResponse"
+        or success is None
+        or user is None
+        or not (user.text or "").strip()
+    ):
         failure = root.find(f"{_NAMESPACE}authenticationFailure")
         code = "" if failure is None else failure.get("code", "")
         raise Refused(Reason.PROVIDER_FAILED, f"CAS does not know the ticket: {code[:100]}")

@@ -1,8 +1,9 @@
-"""What identity providers have in common: whom they name, where a sign-in leads, and how it may end.
+"""What identity providers have in common: whom they name, where a sign-in leads, and how it may
+end.
 
 Laws:
-- Who somebody is, is the subject: the provider's name that never changes and is never given to another. The local part,
-  the name and the address that come with it are wishes.
+- Who somebody is, is the subject: the provider's name that never changes and is never given to
+  another. The local part, the name and the address that come with it are wishes.
 """
 
 import re
@@ -40,11 +41,13 @@ class UpstreamIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """What the provider calls this sign-in, to say later that it has ended."""
     confirm_localpart: bool = False
     proved_ts: int | None = None
-    """When they last proved there who they are, in milliseconds since 1970; None where the provider does not say."""
+    """When they last proved there who they are, in milliseconds since 1970; None where the provider
+    does not say."""
 
 
 def compute_said(identity: UpstreamIdentity) -> tuple[str, str]:
-    """What tells whether something else is said of a person than before: hashes of the name and of the addresses."""
+    """What tells whether something else is said of a person than before: hashes of the name and of
+    the addresses."""
     return _digest(identity.display_name), _digest(sorted(identity.emails))
 
 
@@ -65,8 +68,8 @@ class ForConfirmation(msgspec.Struct, frozen=True, tag="confirmation"):
 
 
 class ForPage(msgspec.Struct, frozen=True, tag="page"):
-    """Somebody signs in to the pages of this server; `next`: where to go on, a path of this server. `again`: they are to prove
-    who they are although the provider knows it already."""
+    """Somebody signs in to the pages of this server; `next`: where to go on, a path of this server.
+    `again`: they are to prove who they are although the provider knows it already."""
 
     next: str
     again: bool = False
@@ -102,7 +105,8 @@ class OfferedProviders(msgspec.Struct, frozen=True):
 
     @property
     def flow(self) -> dict[str, object] | None:
-        """`m.login.sso` as clients are told; None where it is not offered. spec: client-server-api#oauth-20-aware-clients"""
+        """`m.login.sso` as clients are told; None where it is not offered. spec:
+        client-server-api#oauth-20-aware-clients"""
         if not self.infos and not self.own_pages:
             return None
         flow: dict[str, object] = {"type": "m.login.sso"}
@@ -110,7 +114,10 @@ class OfferedProviders(msgspec.Struct, frozen=True):
             flow["identity_providers"] = [provider.in_login for provider in self.infos]
         if self.own_pages:
             # before v1.18 the flag had the second name
-            flow |= {"oauth_aware_preferred": True, "org.matrix.msc3824.delegated_oidc_compatibility": True}
+            flow |= {
+                "oauth_aware_preferred": True,
+                "org.matrix.msc3824.delegated_oidc_compatibility": True,
+            }
         return flow
 
 
@@ -127,13 +134,14 @@ class UpstreamProvider(Protocol):
     info: ProviderInfo
 
     async def depart(self, flow_id: str, *, again: bool) -> Departure:
-        """Send somebody there; `flow_id` comes back with them. `again`: the provider is to ask them who they are although it
-        knows. Raises `Refused`."""
+        """Send somebody there; `flow_id` comes back with them. `again`: the provider is to ask them
+        who they are although it knows. Raises `Refused`."""
         ...
 
 
 class Reason(Enum):
-    """Why a sign-in ends without success. Values are names of texts for people, in `upstream_refused.html`."""
+    """Why a sign-in ends without success. Values are names of texts for people, in
+    `upstream_refused.html`."""
 
     OLD = "old"
     """Nothing like it is under way, or not in this browser."""
@@ -169,8 +177,8 @@ class Refused(Exception):
         user_id: str | None = None,
         person: tuple[str, str] | None = None,
     ) -> None:
-        """Whom records are kept of it, where somebody has proved who they are: `user_id`, or the `person` (provider and subject) whose
-        account it is, if they have one."""
+        """Whom records are kept of it, where somebody has proved who they are: `user_id`, or the
+        `person` (provider and subject) whose account it is, if they have one."""
         super().__init__(text or reason.value)
         self.reason = reason
         self.user_id = None if user_id is None else UserID(user_id)
@@ -180,9 +188,14 @@ class Refused(Exception):
 class OtherPerson(Refused):
     """Somebody else has proved who they are than the one who was to confirm something."""
 
-    def __init__(self, operation: str, owner: UserID, came: str | None, provider: ProviderInfo) -> None:
-        """`operation`: what `owner` was to confirm; `came`: whose account it is that came, None where they have none."""
-        super().__init__(Reason.OTHER_PERSON, f"{owner} was to confirm, and {came} came", user_id=owner)
+    def __init__(
+        self, operation: str, owner: UserID, came: str | None, provider: ProviderInfo
+    ) -> None:
+        """`operation`: what `owner` was to confirm; `came`: whose account it is that came, None
+        where they have none."""
+        super().__init__(
+            Reason.OTHER_PERSON, f"{owner} was to confirm, and {came} came", user_id=owner
+        )
         self.operation = operation
         self.owner = owner
         self.came = came
@@ -193,12 +206,16 @@ CLOCK_SLACK: Final = 60
 """Seconds by which the clock of a provider may differ."""
 
 
-def check_again(flow_kept: Mapping[str, str], proved: float | None, now: float, *, must_say: bool = True) -> int | None:
-    """When somebody proved who they are, in milliseconds since 1970, of what the provider says of it (`proved`, in seconds);
-    None where it does not say. Raises `Refused` where they were to do so on this way (see `keep_again`), and did it before, or
-    where the provider does not say: that it was told to ask them went through their browser, where they could take it away.
+def check_again(
+    flow_kept: Mapping[str, str], proved: float | None, now: float, *, must_say: bool = True
+) -> int | None:
+    """When somebody proved who they are, in milliseconds since 1970, of what the provider says of
+    it (`proved`, in seconds); None where it does not say. Raises `Refused` where they were to do so
+    on this way (see `keep_again`), and did it before, or where the provider does not say: that it
+    was told to ask them went through their browser, where they could take it away.
 
-    `must_say`: False where it is known otherwise that the provider asked, or where it is taken for granted."""
+    `must_say`: False where it is known otherwise that the provider asked, or where it is taken for
+    granted."""
     asked = flow_kept.get(_AGAIN)
     if asked is None:
         return None if proved is None else int(min(proved, now) * 1000)
@@ -215,12 +232,15 @@ def keep_again(*, again: bool, now: float) -> dict[str, str]:
 
 
 def fit_localpart(wish: str) -> str:
-    """A name as a local part: in small letters, and what may not be in it as `=` and two hexadecimal digits a byte.
+    """A name as a local part: in small letters, and what may not be in it as `=` and two
+    hexadecimal digits a byte.
 
     spec: appendices#mapping-from-other-character-sets
     """
     lower = wish.lower()
-    return _NOT_IN_LOCALPARTS.sub(lambda found: "".join(f"={byte:02x}" for byte in found[0].encode()), lower)
+    return _NOT_IN_LOCALPARTS.sub(
+        lambda found: "".join(f"={byte:02x}" for byte in found[0].encode()), lower
+    )
 
 
 def clean_name(text: object) -> str | None:
@@ -232,7 +252,12 @@ def clean_name(text: object) -> str | None:
 
 def clean_session(text: object) -> str | None:
     """What a provider calls a sign-in, or None where it cannot be kept."""
-    if not isinstance(text, str) or not text or "\0" in text or len(text.encode(errors="replace")) > LONGEST_SESSION:
+    if (
+        not isinstance(text, str)
+        or not text
+        or "\0" in text
+        or len(text.encode(errors="replace")) > LONGEST_SESSION
+    ):
         return None
     return text
 
@@ -251,12 +276,20 @@ def check_subject(subject: str) -> str:
 
 
 def check_requirements(
-    requirements: Sequence[AttributeRequirement], attributes: Mapping[str, object], provider_id: str, subject: str
+    requirements: Sequence[AttributeRequirement],
+    attributes: Mapping[str, object],
+    provider_id: str,
+    subject: str,
 ) -> None:
-    """Raises `Refused` unless all of them are met by this person. An attribute may have one value or a list of them."""
+    """Raises `Refused` unless all of them are met by this person. An attribute may have one value
+    or a list of them."""
     for required in requirements:
         found = attributes.get(required.attribute)
-        values = {str(each) for each in (found if isinstance(found, list | tuple) else [found]) if each is not None}
+        values = {
+            str(each)
+            for each in (found if isinstance(found, list | tuple) else [found])
+            if each is not None
+        }
         wanted = {*required.one_of, *([required.value] if required.value is not None else [])}
         if not (values & wanted if wanted else values):
             text = f"{required.attribute} is not as attribute_requirements wants it"

@@ -1,7 +1,8 @@
 """Which people of identity providers have which accounts, as administrators see and change it.
 
-A link decides who signs in to an account (`homeserver/services/upstream/accounts.py`): to set one lets somebody in, and to take
-one away lets nobody in by that provider any more. Sessions that are there stay.
+A link decides who signs in to an account (`homeserver/services/upstream/accounts.py`): to set one
+lets somebody in, and to take one away lets nobody in by that provider any more. Sessions that are
+there stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +11,20 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import InvalidParam, MatrixError, NotFound
 from federation.protocol.ids import UserID
-from homeserver.services.accounts import Accounts
-from homeserver.services.audit import Happened, note
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.audit.audit import Happened, note
 from homeserver.services.upstream.identity import LONGEST_SUBJECT
-from storage.database import Database
-from storage.external_ids import ExternalIdRow, ExternalIdStore
-from storage.transaction import WriteTransaction
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
 
 class LinkTaken(MatrixError):
-    errcode, status, default_text = "M_UNKNOWN", 409, "This person of the provider has another account"
+    errcode, status, default_text = (
+        "M_UNKNOWN",
+        409,
+        "This person of the provider has another account",
+    )
 
 
 class UpstreamLinks:
@@ -47,17 +52,21 @@ class UpstreamLinks:
         return UserID(link.user_id)
 
     async def get_links(self, user_id: UserID) -> Sequence[ExternalIdRow]:
-        """Those of an account, by provider; also of providers that are no longer in the configuration. Raises `NotFound`."""
+        """Those of an account, by provider; also of providers that are no longer in the
+        configuration. Raises `NotFound`."""
         await self._accounts.get_account(user_id)
         return (await self._store.get_links_of_users([user_id])).get(user_id, [])
 
     async def do_set(self, user_id: UserID, provider: str, subject: str, *, by: UserID) -> None:
-        """Link an account to a person of a provider, in place of another. Raises `NotFound`, `InvalidParam`, `LinkTaken`."""
+        """Link an account to a person of a provider, in place of another. Raises `NotFound`,
+        `InvalidParam`, `LinkTaken`."""
         await self._accounts.get_account(user_id)
         self._check(provider, subject)
         now = self._now()
 
-        await self._database.write("set_external_id", self._set, user_id, provider, subject, now, by)
+        await self._database.write(
+            "set_external_id", self._set, user_id, provider, subject, now, by
+        )
 
     async def check(self, user_id: UserID, links: Mapping[str, str]) -> None:
         """Raises `InvalidParam`, `LinkTaken` unless an account may have these, by provider."""
@@ -68,20 +77,31 @@ class UpstreamLinks:
                 raise LinkTaken
 
     async def do_replace(self, user_id: UserID, links: Mapping[str, str], *, by: UserID) -> None:
-        """Give an account these links, by provider, instead of those that it has. Raises `LinkTaken`."""
+        """Give an account these links, by provider, instead of those that it has. Raises
+        `LinkTaken`."""
         known = await self.get_links(user_id)
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
             for row in known:
-                if row.provider not in links and self._store.remove_link(txn, user_id, row.provider):
+                if row.provider not in links and self._store.remove_link(
+                    txn, user_id, row.provider
+                ):
                     note(txn, user_id, Happened.UNLINKED, now, by=by, detail=row.provider)
             for provider, subject in links.items():
                 self._set(txn, user_id, provider, subject, now, by)
 
         await self._database.write("replace_external_ids", write)
 
-    def _set(self, txn: WriteTransaction, user_id: UserID, provider: str, subject: str, now: int, by: UserID) -> None:
+    def _set(
+        self,
+        txn: WriteTransaction,
+        user_id: UserID,
+        provider: str,
+        subject: str,
+        now: int,
+        by: UserID,
+    ) -> None:
         link = self._store.get_link_in(txn, provider, subject)
         if link is not None and link.user_id == user_id:
             return

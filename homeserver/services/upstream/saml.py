@@ -1,7 +1,9 @@
-"""A SAML 2 identity provider: sends people there, and makes of the assertion that they bring back who they are.
+"""A SAML 2 identity provider: sends people there, and makes of the assertion that they bring back
+who they are.
 
 Laws:
-- An assertion is signed, for this server, of now, the answer to a request of ours that waits for it, and taken once.
+- An assertion is signed, for this server, of now, the answer to a request of ours that waits for
+  it, and taken once.
 - The library works in threads: it starts a program for each signature.
 
 spec: saml-profiles-2.0-os section 4.1
@@ -15,8 +17,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.upstream import SAML2
-from homeserver.services.passwords import Threads
-from homeserver.services.upstream.flows import Flow
+from homeserver.services.login.passwords import Threads
 from homeserver.services.upstream.identity import (
     Departure,
     ProviderInfo,
@@ -32,9 +33,10 @@ from homeserver.services.upstream.identity import (
     fit_localpart,
     keep_again,
 )
+from homeserver.services.upstream.login_flows import Flow
 from homeserver.services.upstream.saml_logout import LogoutLibrary, SAMLSession, name_session
 from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata, TakesMetadata
-from storage.upstream_flows import UpstreamFlowStore
+from storage.upstream.login_flows import UpstreamFlowStore
 
 PROVIDER_ID: Final = "saml"
 RESPONSE_PATH: Final = "_synapse/client/saml2/authn_response"
@@ -65,7 +67,8 @@ class ServiceProvider(TakesMetadata, LogoutLibrary, Protocol):
     """The library. Its methods take long: they are for threads. They raise `Refused`."""
 
     def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
-        """An id, and the address to go to. `again`: the provider is to ask who it is, although it knows."""
+        """An id, and the address to go to. `again`: the provider is to ask who it is, although it
+        knows."""
         ...
 
     def read_response(self, response: str, request_id: str) -> Assertion:
@@ -96,30 +99,47 @@ class SAMLProvider:
         self._library = library
         self._config = config
         self.info = ProviderInfo(
-            PROVIDER_ID, config.idp_name, config.idp_icon, config.idp_brand, config.allow_existing_users
+            PROVIDER_ID,
+            config.idp_name,
+            config.idp_icon,
+            config.idp_brand,
+            config.allow_existing_users,
         )
 
     async def depart(self, flow_id: str, *, again: bool) -> Departure:
         """As `UpstreamProvider.depart`."""
         await self._metadata.make_ready()
-        request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id, again=again), SAML_WORK)
+        request_id, url = await self._threads.run(
+            lambda: self._library.make_request(flow_id, again=again), SAML_WORK
+        )
         now = self._clock.seconds()
-        return Departure(url, {_REQUEST: request_id, _STARTED: str(int(now)), **keep_again(again=again, now=now)})
+        return Departure(
+            url, {_REQUEST: request_id, _STARTED: str(int(now)), **keep_again(again=again, now=now)}
+        )
 
     async def identify(self, flow: Flow, response: str) -> UpstreamIdentity:
         """Whom an answer asserts. Raises `Refused`."""
         if not response or len(response) > LONGEST_RESPONSE:
             raise Refused(Reason.PROVIDER_FAILED, "there is no response in the answer")
-        if int(flow.kept[_STARTED]) + self._config.saml_session_lifetime / 1000 <= self._clock.seconds():
+        if (
+            int(flow.kept[_STARTED]) + self._config.saml_session_lifetime / 1000
+            <= self._clock.seconds()
+        ):
             raise Refused(Reason.OLD)
         request_id = flow.kept[_REQUEST]
         await self._metadata.make_ready()
-        assertion = await self._threads.run(lambda: self._library.read_response(response, request_id), SAML_WORK)
-        if not await self._store.add_taken_assertion(assertion.assertion_id, int(assertion.expires * 1000)):
+        assertion = await self._threads.run(
+            lambda: self._library.read_response(response, request_id), SAML_WORK
+        )
+        if not await self._store.add_taken_assertion(
+            assertion.assertion_id, int(assertion.expires * 1000)
+        ):
             raise Refused(Reason.OLD, f"the assertion {assertion.assertion_id} was taken before")
         identity = self._identity(assertion)
         attributes = {key: list(value) for key, value in assertion.attributes.items()}
-        check_requirements(self._config.attribute_requirements, attributes, PROVIDER_ID, identity.subject)
+        check_requirements(
+            self._config.attribute_requirements, attributes, PROVIDER_ID, identity.subject
+        )
         proved_ts = check_again(flow.kept, assertion.proved, self._clock.seconds())
         return msgspec.structs.replace(identity, proved_ts=proved_ts)
 
@@ -133,18 +153,26 @@ class SAMLProvider:
         templates = self._config.user_mapping_provider.config
         source = _first(attributes, templates.mxid_source_attribute)
         given, surname = _first(attributes, "givenName"), _first(attributes, "sn", "surname")
-        shown = _first(attributes, "displayName") or " ".join(each for each in (given, surname) if each)
+        shown = _first(attributes, "displayName") or " ".join(
+            each for each in (given, surname) if each
+        )
         return UpstreamIdentity(
             subject=check_subject(subject or ""),
             localpart=None if source is None else self._localpart(source, templates.mxid_mapping),
             display_name=clean_name(shown) or clean_name(_first(attributes, "cn")),
-            session=None if assertion.session is None else clean_session(name_session(assertion.session)),
+            session=None
+            if assertion.session is None
+            else clean_session(name_session(assertion.session)),
             emails=clean_addresses((*attributes.get("email", ()), *attributes.get("mail", ()))),
         )
 
     @staticmethod
     def _localpart(source: str, mapping: str) -> str:
-        return fit_localpart(source) if mapping == "hexencode" else _NOT_IN_NAMES.sub(".", source.lower())
+        return (
+            fit_localpart(source)
+            if mapping == "hexencode"
+            else _NOT_IN_NAMES.sub(".", source.lower())
+        )
 
 
 class SAMLSignIn:

@@ -1,9 +1,11 @@
-"""pysaml2, as `saml.py` uses it: this server as a service provider. It is loaded where SAML is configured, and only there.
+"""pysaml2, as `saml.py` uses it: this server as a service provider. It is loaded where SAML is
+configured, and only there.
 
 Laws:
-- Whatever the settings say: an assertion that is not signed is refused, and so is one that nobody asked for, and a request to
-  sign out that is not signed.
-- Metadata come from files, or from who fetched them with the server's own client (`saml_metadata.py`): nothing is fetched here.
+- Whatever the settings say: an assertion that is not signed is refused, and so is one that nobody
+  asked for, and a request to sign out that is not signed.
+- Metadata come from files, or from who fetched them with the server's own client
+  (`saml_metadata.py`): nothing is fetched here.
 - What the library would remember of people is forgotten at once.
 """
 
@@ -46,17 +48,22 @@ from homeserver.services.upstream.saml_logout import (
 SLACK_SECONDS: Final = 60
 """By which clocks may differ."""
 OLDEST_REQUEST: Final = 300
-"""In seconds, of a request to sign out: one that was caught on its way ends nothing that began long after it."""
+"""In seconds, of a request to sign out: one that was caught on its way ends nothing that began long
+after it."""
 REQUEST_SECONDS: Final = 2 * 24 * 3600
-"""So old a request to sign out is surely refused, by the library too: until then it is remembered, and counts once."""
+"""So old a request to sign out is surely refused, by the library too: until then it is remembered,
+and counts once."""
 LONGEST_NAME: Final = 512
 
 
 class PySAML2:
     """The library, with its settings."""
 
-    def __init__(self, settings: Mapping[str, Any], idp_entityid: str | None, base_url: str, folder: Path) -> None:
-        """`folder`: where relative paths of metadata start. Raises `ValueError` for settings that are none."""
+    def __init__(
+        self, settings: Mapping[str, Any], idp_entityid: str | None, base_url: str, folder: Path
+    ) -> None:
+        """`folder`: where relative paths of metadata start. Raises `ValueError` for settings that
+        are none."""
         # what is wrong with a response is said once, by who asked; anybody may send one
         getLogger("saml2").setLevel(CRITICAL + 1)
         self._settings = complete_settings(settings, base_url, folder)
@@ -93,10 +100,16 @@ class PySAML2:
 
     def _load(self, documents: Sequence[bytes]) -> tuple[Saml2Client, SPConfig]:
         metadata = self._settings["metadata"]
-        inline = [*metadata.get("inline", ()), *(document.decode("utf-8", "replace") for document in documents)]
+        inline = [
+            *metadata.get("inline", ()),
+            *(document.decode("utf-8", "replace") for document in documents),
+        ]
         try:
             # the library keeps and changes what it is given
-            settings = {**deepcopy(self._settings), "metadata": {**metadata, **({"inline": inline} if inline else {})}}
+            settings = {
+                **deepcopy(self._settings),
+                "metadata": {**metadata, **({"inline": inline} if inline else {})},
+            }
             config = SPConfig().load(settings)
             return Saml2Client(config=config), config
         except Exception as error:  # the library raises whatever it likes
@@ -125,14 +138,19 @@ class PySAML2:
         """As `ServiceProvider.read_response`."""
         client, idp = self._asked()
         try:
-            parsed = client.parse_authn_request_response(response, BINDING_HTTP_POST, outstanding={request_id: "/"})
+            parsed = client.parse_authn_request_response(
+                response, BINDING_HTTP_POST, outstanding={request_id: "/"}
+            )
             if not isinstance(parsed, AuthnResponse) or parsed.name_id is None:
                 raise SAMLError("it asserts nobody")
             client.users.remove_person(parsed.name_id)
             return _read(parsed, idp)
-        except Exception as error:  # the library raises whatever it likes, and a response is anybody's
+        except (
+            Exception
+        ) as error:  # the library raises whatever it likes, and a response is anybody's
             raise Refused(
-                Reason.PROVIDER_FAILED, f"the SAML response is refused: {type(error).__name__}: {error}"
+                Reason.PROVIDER_FAILED,
+                f"the SAML response is refused: {type(error).__name__}: {error}",
             ) from None
 
     def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
@@ -149,11 +167,17 @@ class PySAML2:
         )
         indexes = [session.index] if session.index else None
         try:
-            _, request = client.create_logout_request(place, idp, name_id=name, session_indexes=indexes, sign=False)
+            _, request = client.create_logout_request(
+                place, idp, name_id=name, session_indexes=indexes, sign=False
+            )
             sign = bool(client.logout_requests_signed)
-            info = client.apply_binding(BINDING_HTTP_REDIRECT, str(request), place, relay_state, sign=sign)
+            info = client.apply_binding(
+                BINDING_HTTP_REDIRECT, str(request), place, relay_state, sign=sign
+            )
         except Exception as error:  # the library raises whatever it likes
-            raise Refused(Reason.PROVIDER_FAILED, f"no request to sign out can be made: {error}") from None
+            raise Refused(
+                Reason.PROVIDER_FAILED, f"no request to sign out can be made: {error}"
+            ) from None
         return str(dict(info["headers"])["Location"])
 
     def read_logout(self, message: LogoutMessage) -> Logout:
@@ -171,9 +195,12 @@ class PySAML2:
                 if message.is_soap
                 else _answer_to(client, idp, content, message.relay_state),
             )
-        except Exception as error:  # the library raises whatever it likes, and a request is anybody's
+        except (
+            Exception
+        ) as error:  # the library raises whatever it likes, and a request is anybody's
             raise Refused(
-                Reason.PROVIDER_FAILED, f"the SAML request is refused: {type(error).__name__}: {error}"
+                Reason.PROVIDER_FAILED,
+                f"the SAML request is refused: {type(error).__name__}: {error}",
             ) from None
 
     def metadata(self) -> bytes:
@@ -198,20 +225,29 @@ def _read(parsed: AuthnResponse, idp: str) -> Assertion:
     return Assertion(
         assertion_id=str(assertion.id),
         expires=max(ends) + SLACK_SECONDS,
-        persistent_name=str(name.text) if name.format == NAMEID_FORMAT_PERSISTENT and name.text else None,
+        persistent_name=str(name.text)
+        if name.format == NAMEID_FORMAT_PERSISTENT and name.text
+        else None,
         attributes=attributes,
         session=_session_of(parsed),
-        proved=max((timegm(str_to_time(each.authn_instant)) for each in assertion.authn_statement), default=None),
+        proved=max(
+            (timegm(str_to_time(each.authn_instant)) for each in assertion.authn_statement),
+            default=None,
+        ),
     )
 
 
 def _session_of(parsed: AuthnResponse) -> SAMLSession | None:
     name = parsed.name_id
-    indexes = [str(each.session_index) for each in parsed.assertion.authn_statement if each.session_index]
+    indexes = [
+        str(each.session_index) for each in parsed.assertion.authn_statement if each.session_index
+    ]
     index = indexes[0] if indexes else ""
     if not name.text or len(name.text) > LONGEST_NAME or len(index) > LONGEST_NAME:
         return None
-    return SAMLSession(name.text.strip(), index, name.format, name.name_qualifier, name.sp_name_qualifier)
+    return SAMLSession(
+        name.text.strip(), index, name.format, name.name_qualifier, name.sp_name_qualifier
+    )
 
 
 def _logout_place(client: Saml2Client, idp: str) -> str | None:
@@ -222,7 +258,13 @@ def _logout_place(client: Saml2Client, idp: str) -> str | None:
 
 def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) -> LogoutRequest:
     beside = message.beside
-    binding = BINDING_SOAP if message.is_soap else BINDING_HTTP_POST if beside is None else BINDING_HTTP_REDIRECT
+    binding = (
+        BINDING_SOAP
+        if message.is_soap
+        else BINDING_HTTP_POST
+        if beside is None
+        else BINDING_HTTP_REDIRECT
+    )
     receivers = client.config.endpoint("single_logout_service", binding, "sp")
     request = LogoutRequest(client.sec, receivers, None, SLACK_SECONDS)
     if beside is not None:
@@ -233,7 +275,11 @@ def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) 
     request.loads(text, binding, origdoc=text, must=beside is None)
     content = request.message
     age = time.time() - timegm(str_to_time(content.issue_instant))
-    if not request.verify() or not content.destination or not -SLACK_SECONDS <= age <= OLDEST_REQUEST + SLACK_SECONDS:
+    if (
+        not request.verify()
+        or not content.destination
+        or not -SLACK_SECONDS <= age <= OLDEST_REQUEST + SLACK_SECONDS
+    ):
         raise SAMLError("it is not of now, or for nobody")
     if request.sender() != idp:
         raise SAMLError(f"it is of {request.sender()}")
@@ -245,13 +291,15 @@ def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) 
 
 
 def _check_beside(client: Saml2Client, idp: str, beside: BesideSignature) -> None:
-    """The library itself does so only where this server has a key, and encodes anew what was sent."""
+    """The library itself does so only where this server has a key, and encodes anew what was
+    sent."""
     signer = SIGNER_ALGS.get(beside.algorithm)
     if signer is None:
         raise SAMLError("the algorithm of its signature is not known")
     signature, signed = b64decode(beside.signature), beside.signed.encode("ascii")
     keys = [
-        extract_rsa_key_from_x509_cert(pem_format(text)) for _, text in client.metadata.certs(idp, "any", "signing")
+        extract_rsa_key_from_x509_cert(pem_format(text))
+        for _, text in client.metadata.certs(idp, "any", "signing")
     ]
     if not any(signer.verify(signed, signature, key) for key in keys):
         raise SAMLError("it is not signed")
@@ -267,12 +315,14 @@ def inflate(data: bytes) -> bytes:
 
 
 def open_envelope(text: str) -> bytes:
-    """The request in a SOAP envelope, with the prefixes of names as they are: the signature is over them, and the library would write
-    others. Raises `SAMLError`.
+    """The request in a SOAP envelope, with the prefixes of names as they are: the signature is over
+    them, and the library would write others. Raises `SAMLError`.
 
     spec: saml-bindings-2.0-os section 3.2
     """
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
+    )
     try:
         envelope = etree.fromstring(text.encode(), parser)
     except (etree.XMLSyntaxError, ValueError) as error:
@@ -290,7 +340,9 @@ def open_envelope(text: str) -> bytes:
 
 def _envelope_with_answer(client: Saml2Client, request: Any) -> str:
     sign = bool(client.logout_responses_signed)
-    response = client.create_logout_response(request, [BINDING_SOAP], success_status_factory(), sign=sign)
+    response = client.create_logout_response(
+        request, [BINDING_SOAP], success_status_factory(), sign=sign
+    )
     return str(make_soap_enveloped_saml_thingy(str(response)))
 
 
@@ -299,7 +351,9 @@ def _answer_to(client: Saml2Client, idp: str, request: Any, relay_state: str | N
     if place is None:
         return None
     bindings = [BINDING_HTTP_REDIRECT]
-    response = client.create_logout_response(request, bindings, success_status_factory(), sign=False)
+    response = client.create_logout_response(
+        request, bindings, success_status_factory(), sign=False
+    )
     sign = bool(client.logout_responses_signed)
     info = client.apply_binding(
         BINDING_HTTP_REDIRECT, str(response), place, relay_state or "", response=True, sign=sign
@@ -331,7 +385,9 @@ def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) 
         "want_assertions_signed": True,
         "allow_unsolicited": False,
     }
-    metadata = {key: value for key, value in _mapping(settings.get("metadata")).items() if key != "remote"}
+    metadata = {
+        key: value for key, value in _mapping(settings.get("metadata")).items() if key != "remote"
+    }
     if isinstance(metadata.get("local"), list):
         metadata["local"] = [str(folder / str(path)) for path in metadata["local"]]
     return {

@@ -1,9 +1,10 @@
 """Single logout with a SAML provider: who signs out here signs out there, and the other way round.
 
 Laws:
-- A request of the provider is signed by it, for this server, of now, and taken once. What ends is what came of the sign-in that
-  it names, with what waits and what is under way by it. Where the provider cannot tell a person's sign-ins from one another (it names no
-  session, or had not named it when they came), all ends that would let them in without proving who they are.
+- A request of the provider is signed by it, for this server, of now, and taken once. What ends is
+  what came of the sign-in that it names, with what waits and what is under way by it. Where the
+  provider cannot tell a person's sign-ins from one another (it names no session, or had not named
+  it when they came), all ends that would let them in without proving who they are.
 - What comes back for a request of ours changes nothing.
 
 spec: saml-profiles-2.0-os section 4.4
@@ -19,17 +20,17 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.login_tokens import Origin
-from homeserver.services.passwords import Threads
-from homeserver.services.sessions import Sessions
-from homeserver.services.upstream.ended import EndedSignIns
+from homeserver.services.login.login_tokens import Origin
+from homeserver.services.login.passwords import Threads
+from homeserver.services.login.sessions import Sessions
+from homeserver.services.upstream.ended_sessions import EndedSignIns
 from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata
-from storage.browser_sessions import BrowserSessionStore
-from storage.database import Database
-from storage.transaction import WriteTransaction
-from storage.upstream_flows import UpstreamFlowStore
-from storage.upstream_sessions import SignIns, UpstreamSessionStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.login.browser_sessions import BrowserSessionStore
+from storage.upstream.login_flows import UpstreamFlowStore
+from storage.upstream.sessions import SignIns, UpstreamSessionStore
 
 LONGEST_REQUEST: Final = 64 * 1024
 LONGEST_RELAY_STATE: Final = 80
@@ -41,7 +42,8 @@ _SIGNED: Final = (_REQUEST, _RELAY_STATE, _ALGORITHM)
 
 
 class SAMLSession(msgspec.Struct, frozen=True):
-    """A sign-in as the provider names it: the person (a `NameID`), and the session (`SessionIndex`; empty where it has none)."""
+    """A sign-in as the provider names it: the person (a `NameID`), and the session (`SessionIndex`;
+    empty where it has none)."""
 
     name: str
     index: str = ""
@@ -51,7 +53,8 @@ class SAMLSession(msgspec.Struct, frozen=True):
 
 
 class BesideSignature(msgspec.Struct, frozen=True):
-    """A signature that is not in the request but in the query with it (`HTTP-Redirect`). `signed`: the text that it is over."""
+    """A signature that is not in the request but in the query with it (`HTTP-Redirect`). `signed`:
+    the text that it is over."""
 
     algorithm: str
     signature: str
@@ -59,8 +62,8 @@ class BesideSignature(msgspec.Struct, frozen=True):
 
 
 class LogoutMessage(msgspec.Struct, frozen=True):
-    """A request as it came. `beside`: its signature where that came by `HTTP-Redirect`, None where it came in a form; `is_soap`: it is
-    the envelope that the provider itself has sent."""
+    """A request as it came. `beside`: its signature where that came by `HTTP-Redirect`, None where
+    it came in a form; `is_soap`: it is the envelope that the provider itself has sent."""
 
     request: str
     relay_state: str | None = None
@@ -69,9 +72,10 @@ class LogoutMessage(msgspec.Struct, frozen=True):
 
 
 class Logout(msgspec.Struct, frozen=True):
-    """What a provider wants to end. `indexes`: which sessions of the person, all where there are none; `expires`: when the request
-    is too old, in seconds since 1970; `answer`: where the browser goes with our answer, None where the provider wants none; to an
-    envelope, the envelope with the answer."""
+    """What a provider wants to end. `indexes`: which sessions of the person, all where there are
+    none; `expires`: when the request is too old, in seconds since 1970; `answer`: where the browser
+    goes with our answer, None where the provider wants none; to an envelope, the envelope with the
+    answer."""
 
     request_id: str
     expires: float
@@ -81,7 +85,8 @@ class Logout(msgspec.Struct, frozen=True):
 
 
 class LogoutLibrary(Protocol):
-    """The library, as far as logout goes. Its methods take long: they are for threads. They raise `Refused`."""
+    """The library, as far as logout goes. Its methods take long: they are for threads. They raise
+    `Refused`."""
 
     def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
         """Where the browser goes to sign out there; None where the provider does not offer it."""
@@ -122,12 +127,17 @@ class SAMLLogout:
         self._sessions = sessions
 
     async def leave(self, origin: str | None, next_path: str) -> str | None:
-        """Where the browser of somebody goes who has signed out of this server's pages, to sign out at the provider too; None
-        where they did not come by it, or where it cannot be asked. `origin`: as `BrowserSession` has it; `next_path` comes back
-        with them."""
+        """Where the browser of somebody goes who has signed out of this server's pages, to sign out
+        at the provider too; None where they did not come by it, or where it cannot be asked.
+        `origin`: as `BrowserSession` has it; `next_path` comes back with them."""
         library, metadata = self._library, self._metadata
         came = None if origin is None else msgspec.json.decode(origin, type=Origin)
-        if library is None or metadata is None or came is None or came.provider != self._provider_id:
+        if (
+            library is None
+            or metadata is None
+            or came is None
+            or came.provider != self._provider_id
+        ):
             return None
         session = read_session(came.session or "")
         if session is None:
@@ -135,13 +145,16 @@ class SAMLLogout:
         relay_state = next_path if len(next_path.encode()) <= LONGEST_RELAY_STATE else ""
         try:
             await metadata.make_ready()
-            return await self._threads.run(lambda: library.make_logout(session, relay_state), SAML_WORK)
+            return await self._threads.run(
+                lambda: library.make_logout(session, relay_state), SAML_WORK
+            )
         except Refused as refused:
             self.log.warn("somebody is signed out here only: {why}", why=str(refused))
             return None
 
     async def do_end(self, message: LogoutMessage) -> str | None:
-        """The provider says that somebody has signed out there; our answer, as `Logout.answer`. Raises `Refused`."""
+        """The provider says that somebody has signed out there; our answer, as `Logout.answer`.
+        Raises `Refused`."""
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
             raise Refused(Reason.UNKNOWN_PROVIDER)
@@ -151,22 +164,29 @@ class SAMLLogout:
         logout = await self._threads.run(lambda: library.read_logout(message), SAML_WORK)
         ended = await self._database.write("end_saml_sessions", self._end, logout)
         if ended is not None:
-            self.log.info("{provider} ended {count} sessions", provider=self._provider_id, count=ended)
+            self.log.info(
+                "{provider} ended {count} sessions", provider=self._provider_id, count=ended
+            )
         return logout.answer
 
     def _end(self, txn: WriteTransaction, logout: Logout) -> int | None:
-        """How many sessions; None where the request was taken before. What is taken has ended what it names: one write."""
+        """How many sessions; None where the request was taken before. What is taken has ended what
+        it names: one write."""
         if not self._flows.take_assertion(txn, logout.request_id, int(logout.expires * 1000)):
             return None
         means = Meant(logout.name, logout.indexes)
-        known = self._upstream_sessions.get_sessions_beginning(txn, self._provider_id, means.beginning)
+        known = self._upstream_sessions.get_sessions_beginning(
+            txn, self._provider_id, means.beginning
+        )
         rows = [row for row in known if means.has(row.session or "")]
         for row in rows:
             self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
         for beginning in means.beginnings:
             self._ended.end(txn, SignIns(self._provider_id, beginning, is_beginning=True), None)
         of_all = {row.user_id for row in rows if not means.names(row.session or "")}
-        for token_hash, user_id, origin in self._browser_sessions.get_browsers_by_session(txn, means.beginning):
+        for token_hash, user_id, origin in self._browser_sessions.get_browsers_by_session(
+            txn, means.beginning
+        ):
             came = msgspec.json.decode(origin, type=Origin)
             if came.provider != self._provider_id or not means.has(came.session or ""):
                 continue
@@ -180,8 +200,8 @@ class SAMLLogout:
 
 
 def read_query(query: str) -> LogoutMessage:
-    """The message in a query (`HTTP-Redirect`). What is signed is the text as it was sent: there is more than one way to encode it.
-    Raises `Refused` where something is lacking, or there twice.
+    """The message in a query (`HTTP-Redirect`). What is signed is the text as it was sent: there is
+    more than one way to encode it. Raises `Refused` where something is lacking, or there twice.
 
     spec: saml-bindings-2.0-os section 3.4.4.1
     """
@@ -197,12 +217,15 @@ def read_query(query: str) -> LogoutMessage:
         raise Refused(Reason.PROVIDER_FAILED, "the SAML request is not signed")
     signed = "&".join(f"{name}={sent[name]}" for name in _SIGNED if name in sent)
     return LogoutMessage(
-        read[_REQUEST], read.get(_RELAY_STATE), BesideSignature(read[_ALGORITHM], read[_SIGNATURE], signed)
+        read[_REQUEST],
+        read.get(_RELAY_STATE),
+        BesideSignature(read[_ALGORITHM], read[_SIGNATURE], signed),
     )
 
 
 def name_session(session: SAMLSession) -> str:
-    """What is kept of a sign-in: it begins with what it is found by, in letters and digits, and has the rest in it."""
+    """What is kept of a sign-in: it begins with what it is found by, in letters and digits, and has
+    the rest in it."""
     whole = urlsafe_b64encode(msgspec.json.encode(session)).decode()
     return f"{_hash(session.name)}.{_hash(session.index)}.{whole}"
 
@@ -214,7 +237,8 @@ def read_session(text: str) -> SAMLSession | None:
 
 
 class Meant:
-    """Which sign-ins a request means: of a person those with these indexes, and those without one; all where there are none."""
+    """Which sign-ins a request means: of a person those with these indexes, and those without one;
+    all where there are none."""
 
     def __init__(self, name: str, indexes: Sequence[str]) -> None:
         self.beginning = f"{_hash(name)}."
@@ -230,7 +254,8 @@ class Meant:
         return [f"{self.beginning}{hashed}." for hashed in sorted(self._hashes)]
 
     def names(self, session: str) -> bool:
-        """Whether the request names just the sign-in that is called so, and no other of the person."""
+        """Whether the request names just the sign-in that is called so, and no other of the
+        person."""
         return session.startswith(self.beginning) and session.split(".")[1] in self._named
 
     def has(self, session: str) -> bool:

@@ -1,10 +1,14 @@
-"""What a SAML identity provider tells of itself, fetched from its address: at the first need, and then at intervals.
+"""What a SAML identity provider tells of itself, fetched from its address: at the first need, and
+then at intervals.
 
 Laws:
-- It is fetched by the server's own client, over https alone: who holds the address's certificate says whom we believe.
-- What was good last is kept in the database: a provider that is down, or that says something unusable, changes nothing,
-  over a restart too. What says of itself that it is too old is used no more.
-- However many want to sign in while the provider is not known, it is asked once, and after a failure not at once again.
+- It is fetched by the server's own client, over https alone: who holds the address's certificate
+  says whom we believe.
+- What was good last is kept in the database: a provider that is down, or that says something
+  unusable, changes nothing, over a restart too. What says of itself that it is too old is used no
+  more.
+- However many want to sign in while the provider is not known, it is asked once, and after a
+  failure not at once again.
 
 spec: saml-metadata-2.0-os
 """
@@ -15,16 +19,17 @@ from typing import Final, Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.shared_work import SharedWork
-from homeserver.services.passwords import Threads
+from federation.peers.shared_work import SharedWork
+from homeserver.services.login.passwords import Threads
+from homeserver.services.upstream.http_documents import Documents, place_of
 from homeserver.services.upstream.identity import Reason, Refused
-from homeserver.services.upstream.web_documents import Documents, place_of
-from storage.signed_documents import SignedDocument, SignedDocumentStore
+from storage.federation.signed_documents import SignedDocument, SignedDocumentStore
 
 SAML_WORK: Final = "SAML"
 """For whom threads work on SAML messages: no address is called so."""
 PAUSE_SECONDS: Final = 30.0
-"""After which a provider is asked again that gave nothing of use; people are told at once meanwhile."""
+"""After which a provider is asked again that gave nothing of use; people are told at once
+meanwhile."""
 
 
 class TakesMetadata(Protocol):
@@ -36,7 +41,8 @@ class TakesMetadata(Protocol):
         ...
 
     def use(self, documents: Sequence[bytes]) -> None:
-        """Go by these from now on, besides those of files. Raises `ValueError` for what cannot be used; then all stays."""
+        """Go by these from now on, besides those of files. Raises `ValueError` for what cannot be
+        used; then all stays."""
         ...
 
     def forget(self) -> None:
@@ -90,7 +96,9 @@ class SAMLMetadata:
         fetched: dict[str, bytes] = {}
         for url in self._urls:
             try:
-                fetched[url] = await self._documents.get_bytes(url, [("Accept", "application/samlmetadata+xml")])
+                fetched[url] = await self._documents.get_bytes(
+                    url, [("Accept", "application/samlmetadata+xml")]
+                )
             except Refused as refused:
                 self.log.warn("SAML metadata were not fetched: {why}", why=str(refused))
         now = int(self._clock.seconds() * 1000)
@@ -124,7 +132,9 @@ class SAMLMetadata:
             await self._threads.run(lambda: self._library.use(given), SAML_WORK)
         except ValueError as error:
             places = ", ".join(map(place_of, documents))
-            self.log.error("SAML metadata of {places} cannot be used: {why}", places=places, why=str(error))
+            self.log.error(
+                "SAML metadata of {places} cannot be used: {why}", places=places, why=str(error)
+            )
             return False
         return True
 

@@ -2,10 +2,12 @@
 
 Laws:
 - What people type is escaped before it is part of a filter or of a name of an entry.
-- A password that is empty is wrong: a directory takes a bind without a password for nobody's, and says yes.
-- An answer is complete or a failure: what a directory could not say is never taken for what it does not have.
-- Passwords go through TLS with a certificate that was checked, unless the configuration says otherwise. No referral is
-  followed.
+- A password that is empty is wrong: a directory takes a bind without a password for nobody's, and
+  says yes.
+- An answer is complete or a failure: what a directory could not say is never taken for what it does
+  not have.
+- Passwords go through TLS with a certificate that was checked, unless the configuration says
+  otherwise. No referral is followed.
 """
 
 import ssl
@@ -19,9 +21,14 @@ from ldap3.core.results import RESULT_INVALID_CREDENTIALS, RESULT_NO_SUCH_OBJECT
 from ldap3.utils.conv import escape_bytes, escape_filter_chars
 from ldap3.utils.dn import escape_rdn
 
-from homeserver.config.directories import LDAPProvider
-from homeserver.services.upstream.identity import UpstreamIdentity, clean_addresses, clean_name, compute_said
-from homeserver.services.upstream.ldap.answers import DirectoryFailed, Entry, Listing, Said, Verdict
+from homeserver.config.ldap import LDAPProvider
+from homeserver.services.upstream.identity import (
+    UpstreamIdentity,
+    clean_addresses,
+    clean_name,
+    compute_said,
+)
+from homeserver.services.upstream.ldap.types import DirectoryFailed, Entry, Listing, Said, Verdict
 
 T = TypeVar("T")
 
@@ -34,7 +41,8 @@ LONGEST_PASSWORD: Final = 512
 _BINARY: Final = frozenset({"objectguid"})
 """Attributes whose values are bytes; a subject has them in hexadecimal digits."""
 _REFUSED: Final = frozenset(
-    # of a bind: the password is wrong, the entry may not sign in (locked, disabled, expired), or there is none
+    # of a bind: the password is wrong, the entry may not sign in (locked, disabled, expired), or
+    # there is none
     {RESULT_INVALID_CREDENTIALS, RESULT_NO_SUCH_OBJECT, 19, 50, 53}
 )
 
@@ -69,9 +77,13 @@ class LDAPDirectory:
         """As `check_password`, of the person with this subject. Needs the mode `search`."""
         if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
             return Verdict(None)
-        return self._ask(lambda server: self._search_and_bind(server, self._is_subject(subject), password))
+        return self._ask(
+            lambda server: self._search_and_bind(server, self._is_subject(subject), password)
+        )
 
-    def list_people(self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()) -> Listing:
+    def list_people(
+        self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()
+    ) -> Listing:
         """As `AskedDirectory.list_people`."""
         wanted = self._wanted() if known else [self._config.attributes.subject]
 
@@ -79,7 +91,9 @@ class LDAPDirectory:
             present: set[str] = set()
             changed: list[UpstreamIdentity] = []
             last: list[UpstreamIdentity] = []
-            with self._connected(server, self._config.bind_dn, self._config.bind_password) as connection:
+            with self._connected(
+                server, self._config.bind_dn, self._config.bind_password
+            ) as connection:
                 filter = self._filter(f"({self._config.attributes.subject}=*)")
                 for dn, attributes in self._search(connection, filter, wanted):
                     subject = self._subject(attributes)
@@ -98,10 +112,14 @@ class LDAPDirectory:
 
         def ask(server: Server) -> set[str]:
             found = set()
-            with self._connected(server, self._config.bind_dn, self._config.bind_password) as connection:
+            with self._connected(
+                server, self._config.bind_dn, self._config.bind_password
+            ) as connection:
                 for start in range(0, len(subjects), ASKED_AT_ONCE):
                     wanted = "".join(map(self._is_subject, subjects[start : start + ASKED_AT_ONCE]))
-                    entries = self._search(connection, self._filter(f"(|{wanted})"), [self._config.attributes.subject])
+                    entries = self._search(
+                        connection, self._filter(f"(|{wanted})"), [self._config.attributes.subject]
+                    )
                     found |= {self._subject(attributes) for _dn, attributes in entries}
             return found
 
@@ -123,12 +141,16 @@ class LDAPDirectory:
         raise DirectoryFailed("; ".join(failures))
 
     @contextmanager
-    def _connected(self, server: Server, user: str | None, password: str | None) -> Iterator[Connection]:
+    def _connected(
+        self, server: Server, user: str | None, password: str | None
+    ) -> Iterator[Connection]:
         """Raises LDAPException, OSError, `DirectoryFailed`."""
         connection = self._connect(server, user, password)
         try:
             if not connection.bind():
-                raise DirectoryFailed(f"{server.name} does not let {user or 'anybody'} in: {_result(connection)}")
+                raise DirectoryFailed(
+                    f"{server.name} does not let {user or 'anybody'} in: {_result(connection)}"
+                )
             yield connection
         finally:
             connection.unbind()
@@ -152,7 +174,9 @@ class LDAPDirectory:
     # Whose password is it?
 
     def _search_and_bind(self, server: Server, person: str, password: str) -> Verdict:
-        with self._connected(server, self._config.bind_dn, self._config.bind_password) as connection:
+        with self._connected(
+            server, self._config.bind_dn, self._config.bind_password
+        ) as connection:
             entries = list(self._search(connection, self._filter(person), self._wanted()))
         if len(entries) != 1:  # none, or it is not clear who
             return Verdict(None, exists=bool(entries))
@@ -177,9 +201,13 @@ class LDAPDirectory:
             if not connection.bind():
                 if connection.result["result"] in _REFUSED:
                     return Verdict(None)
-                raise DirectoryFailed(f"{server.name} cannot check a password: {_result(connection)}")
+                raise DirectoryFailed(
+                    f"{server.name} cannot check a password: {_result(connection)}"
+                )
             # people may read their own entry, and often no other
-            entries = list(self._search(connection, self._filter("(objectClass=*)"), self._wanted(), entry=dn))
+            entries = list(
+                self._search(connection, self._filter("(objectClass=*)"), self._wanted(), entry=dn)
+            )
         finally:
             connection.unbind()
         return Verdict(self._entry(*entries[0]) if len(entries) == 1 else None)
@@ -187,10 +215,14 @@ class LDAPDirectory:
     # Searching.
 
     def _search(
-        self, connection: Connection, filter: str, attributes: Sequence[str], entry: str | None = None
+        self,
+        connection: Connection,
+        filter: str,
+        attributes: Sequence[str],
+        entry: str | None = None,
     ) -> Iterator[tuple[str, Mapping[str, list[bytes]]]]:
-        """All entries that fit, page by page, by name and raw attributes; with `entry`, that one, if it fits. Raises
-        `DirectoryFailed` unless all of them came."""
+        """All entries that fit, page by page, by name and raw attributes; with `entry`, that one,
+        if it fits. Raises `DirectoryFailed` unless all of them came."""
         cookie: bytes | None = None
         count = 0
         while True:
@@ -204,13 +236,17 @@ class LDAPDirectory:
                 time_limit=self._seconds,
             )
             if connection.result["result"] != RESULT_SUCCESS:
-                raise DirectoryFailed(f"{connection.server.name} does not say all: {_result(connection)}")
+                raise DirectoryFailed(
+                    f"{connection.server.name} does not say all: {_result(connection)}"
+                )
             for each in connection.response or ():
                 if each["type"] != "searchResEntry":
                     continue
                 count += 1
                 if count > MOST_ENTRIES:
-                    raise DirectoryFailed(f"{connection.server.name} has more than {MOST_ENTRIES} entries")
+                    raise DirectoryFailed(
+                        f"{connection.server.name} has more than {MOST_ENTRIES} entries"
+                    )
                 yield each["dn"], each["raw_attributes"]
             controls = connection.result.get("controls") or {}
             cookie = controls.get("1.2.840.113556.1.4.319", {}).get("value", {}).get("cookie")
@@ -222,7 +258,11 @@ class LDAPDirectory:
 
     def _is_subject(self, subject: str) -> str:
         try:
-            value = escape_bytes(bytes.fromhex(subject)) if self._binary else escape_filter_chars(subject)
+            value = (
+                escape_bytes(bytes.fromhex(subject))
+                if self._binary
+                else escape_filter_chars(subject)
+            )
         except ValueError:  # a link that was made with another attribute
             value = escape_filter_chars(subject)
         return f"({self._config.attributes.subject}={value})"
@@ -231,12 +271,16 @@ class LDAPDirectory:
 
     def _wanted(self) -> list[str]:
         names = self._config.attributes
-        return [name for name in (names.uid, names.subject, names.name, names.mail) if name is not None]
+        return [
+            name for name in (names.uid, names.subject, names.name, names.mail) if name is not None
+        ]
 
     def _subject(self, attributes: Mapping[str, list[bytes]]) -> str:
         values = _values(attributes, self._config.attributes.subject)
         if len(values) != 1:
-            raise DirectoryFailed(f"an entry has not one {self._config.attributes.subject}, but {len(values)}")
+            raise DirectoryFailed(
+                f"an entry has not one {self._config.attributes.subject}, but {len(values)}"
+            )
         return values[0].hex() if self._binary else values[0].decode("utf-8", "replace")
 
     def _entry(self, dn: str, attributes: Mapping[str, list[bytes]]) -> Entry:

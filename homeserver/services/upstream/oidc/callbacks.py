@@ -1,7 +1,9 @@
-"""Where people come back to from providers of OpenID Connect: an address that is registered at each of them.
+"""Where people come back to from providers of OpenID Connect: an address that is registered at each
+of them.
 
-Law: with several providers each has an address of its own, lest one have itself sent the codes of another (RFC 9700 section 4.4). So
-an address may be another than it was when a provider is added: the effective ones are told at each start, and by `config check`.
+Law: with several providers each has an address of its own, lest one have itself sent the codes of
+another (RFC 9700 section 4.4). So an address may be another than it was when a provider is added:
+the effective ones are told at each start, and by `config check`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ def own_callback(config: OIDCProvider) -> str:
 
 
 def has_own_callback(config: OIDCProvider, *, alone: bool) -> bool:
-    """Whether people come back from it to its own path. `alone`: whether it is the only provider."""
+    """Whether people come back from it to its own path. `alone`: whether it is the only
+    provider."""
     if config.redirect_uri is None:
         return not alone
     return config.redirect_uri.partition("?")[0].endswith(f"/{own_callback(config)}")
@@ -30,7 +33,9 @@ def redirect_uri_of(config: OIDCProvider, base_url: str, *, alone: bool) -> str:
     return config.redirect_uri or base_url + (CALLBACK_PATH if alone else own_callback(config))
 
 
-def tell_redirect_uris(providers: Sequence[OIDCProvider], public_baseurl: str | None) -> Sequence[str]:
+def tell_redirect_uris(
+    providers: Sequence[OIDCProvider], public_baseurl: str | None
+) -> Sequence[str]:
     """A line for operators about each."""
     base_url = (public_baseurl or "").rstrip("/") + "/"
     alone = len(providers) == 1

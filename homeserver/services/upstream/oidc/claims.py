@@ -1,7 +1,7 @@
 """From claims to a person, by the templates of the configuration.
 
-Templates run in Jinja2's sandbox and see nothing but `user`, the claims. What is missing is empty, and an empty result is
-none.
+Templates run in Jinja2's sandbox and see nothing but `user`, the claims. What is missing is empty,
+and an empty result is none.
 """
 
 from collections.abc import Mapping
@@ -51,7 +51,9 @@ class ClaimReader:
             "picture": picture if picture is not None else _template_of(templates.picture_claim),
         }
         self._templates = {
-            name: environment.from_string(source) for name, source in sources.items() if source is not None
+            name: environment.from_string(source)
+            for name, source in sources.items()
+            if source is not None
         }
 
     def read(self, claims: Mapping[str, Any], session: str | None) -> UpstreamIdentity:
@@ -70,7 +72,8 @@ class ClaimReader:
         )
 
     def with_groups(self, claims: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The claims with `groups` as the template for it makes them, where there is one. Raises `Refused`."""
+        """The claims with `groups` as the template for it makes them, where there is one. Raises
+        `Refused`."""
         if "groups" not in self._templates:
             return claims
         lines = (self._render("groups", claims) or "").splitlines()
@@ -79,9 +82,19 @@ class ClaimReader:
     def _render(self, name: str, claims: Mapping[str, Any]) -> str | None:
         try:
             text = self._templates[name].render(user=claims).strip()
-        except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise Refused(Reason.PROVIDER_FAILED, f"the template for {name} fails with these claims: {error}") from None
-        # a list that is cut could end with the name of another group; claims are bounded where they are fetched
+        except (
+            TemplateError,
+            ArithmeticError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+        ) as error:
+            raise Refused(
+                Reason.PROVIDER_FAILED, f"the template for {name} fails with these claims: {error}"
+            ) from None
+        # a list that is cut could end with the name of another group; claims are bounded where they
+        # are fetched
         return (text if name == "groups" else text[:LONGEST_TEXT]) or None
 
 

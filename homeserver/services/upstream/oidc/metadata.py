@@ -1,9 +1,11 @@
-"""What a provider says of itself: its addresses and its keys, fetched when they are needed first and kept for a while.
+"""What a provider says of itself: its addresses and its keys, fetched when they are needed first
+and kept for a while.
 
 Laws:
-- Addresses are believed only from a document that has the issuer of the configuration, and only with TLS.
-- A signature by a key that is not known makes the keys be fetched again, at most once a minute, also while the provider is down:
-  strangers make up as many as they like.
+- Addresses are believed only from a document that has the issuer of the configuration, and only
+  with TLS.
+- A signature by a key that is not known makes the keys be fetched again, at most once a minute,
+  also while the provider is down: strangers make up as many as they like.
 
 spec: https://openid.net/specs/openid-connect-discovery-1_0.html
 """
@@ -16,10 +18,10 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 from twisted.internet.interfaces import IReactorTime
 
-from federation.shared_work import SharedWork
+from federation.peers.shared_work import SharedWork
 from homeserver.config.upstream import OIDCProvider
+from homeserver.services.upstream.http_documents import Documents
 from homeserver.services.upstream.identity import Reason, Refused
-from homeserver.services.upstream.web_documents import Documents
 
 KEPT_SECONDS: Final = 3600.0
 KEYS_AGAIN_SECONDS: Final = 60.0
@@ -83,15 +85,20 @@ class ProviderMetadata:
 
     def _check(self, metadata: Metadata) -> None:
         if metadata.issuer != self._config.issuer:
-            raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} calls itself {metadata.issuer[:200]}")
+            raise Refused(
+                Reason.PROVIDER_FAILED,
+                f"{self._config.issuer} calls itself {metadata.issuer[:200]}",
+            )
         for name in ("authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri"):
             url = getattr(metadata, name)
             if url is not None and not url.startswith("https://"):
-                raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer}: its {name} has no TLS")
+                raise Refused(
+                    Reason.PROVIDER_FAILED, f"{self._config.issuer}: its {name} has no TLS"
+                )
 
     async def get_keys(self, *, older_than: float | None = None) -> KeySet:
-        """Its keys; with `older_than`, others than those of that time, where they may be fetched again. Raises
-        `Refused`."""
+        """Its keys; with `older_than`, others than those of that time, where they may be fetched
+        again. Raises `Refused`."""
         now = self._clock.seconds()
         keys = self._keys
         if keys is None or now >= self._keys_at + KEPT_SECONDS:
@@ -122,7 +129,11 @@ def _read_keys(document: Mapping[str, Any], uri: str) -> KeySet:
     found: list[Any] = document.get("keys") if isinstance(document.get("keys"), list) else []  # type: ignore[assignment]
     keys = []
     for each in found[:100]:
-        if not isinstance(each, dict) or each.get("use", "sig") != "sig" or each.get("kty") == "oct":
+        if (
+            not isinstance(each, dict)
+            or each.get("use", "sig") != "sig"
+            or each.get("kty") == "oct"
+        ):
             continue
         try:
             keys += KeySet.import_key_set({"keys": [each]}).keys

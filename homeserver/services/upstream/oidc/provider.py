@@ -1,10 +1,13 @@
-"""A provider of OpenID Connect: sends people there, and makes of the code that they bring back who they are.
+"""A provider of OpenID Connect: sends people there, and makes of the code that they bring back who
+they are.
 
-Authorization code flow, with PKCE where the provider knows it; state and nonce are of this one sign-in.
+Authorization code flow, with PKCE where the provider knows it; state and nonce are of this one
+sign-in.
 
 Laws:
-- A code goes to the provider that gave it: an answer counts at the address only that this provider was told, and where providers share an
-  address, only with the issuer (`iss`). Else one provider could have itself sent the codes of another.
+- A code goes to the provider that gave it: an answer counts at the address only that this provider
+  was told, and where providers share an address, only with the issuer (`iss`). Else one provider
+  could have itself sent the codes of another.
 
 spec: openid-connect-core-1_0#CodeFlowAuth, #AuthRequest, RFC 7636, RFC 9207, RFC 9700 section 4.4.2
 """
@@ -21,7 +24,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.upstream import JwtKey, OIDCProvider
-from homeserver.services.upstream.flows import Flow
+from homeserver.services.upstream.http_documents import Documents
 from homeserver.services.upstream.identity import (
     Departure,
     ProviderInfo,
@@ -33,17 +36,19 @@ from homeserver.services.upstream.identity import (
     clean_session,
     keep_again,
 )
+from homeserver.services.upstream.login_flows import Flow
 from homeserver.services.upstream.oidc.callbacks import has_own_callback, redirect_uri_of
 from homeserver.services.upstream.oidc.claims import ClaimReader
 from homeserver.services.upstream.oidc.metadata import Metadata, ProviderMetadata
 from homeserver.services.upstream.oidc.tokens import TokenChecks
-from homeserver.services.upstream.web_documents import Documents
 
 SECRET_SECONDS: Final = 600
 """How long a client secret is good for that is made with a key."""
 LATEST: Final = 2**40
 """A time, in seconds, that no clock will show."""
-_CANCELLED: Final = frozenset({"access_denied", "login_required", "consent_required", "interaction_required"})
+_CANCELLED: Final = frozenset(
+    {"access_denied", "login_required", "consent_required", "interaction_required"}
+)
 
 
 class _Tokens(msgspec.Struct, frozen=True):
@@ -64,7 +69,8 @@ class OIDC:
         *,
         others: Sequence[OIDCProvider] = (),
     ) -> None:
-        """`new_secret` makes a text that nobody can foresee; `base_url` ends with a slash; `others`: which providers there are besides."""
+        """`new_secret` makes a text that nobody can foresee; `base_url` ends with a slash;
+        `others`: which providers there are besides."""
         self._clock = clock
         self._documents = documents
         self._new_secret = new_secret
@@ -72,7 +78,8 @@ class OIDC:
         self._redirect_uri = redirect_uri_of(config, base_url, alone=not others)
         self._has_own_callback = has_own_callback(config, alone=not others)
         self._needs_issuer = not self._has_own_callback and any(
-            not has_own_callback(other, alone=False) and other.issuer != config.issuer for other in others
+            not has_own_callback(other, alone=False) and other.issuer != config.issuer
+            for other in others
         )
         self._metadata = ProviderMetadata(clock, documents, config)
         self.tokens = TokenChecks(
@@ -117,24 +124,34 @@ class OIDC:
             "scope": " ".join(config.scopes),
             "state": flow_id,
             "nonce": kept["nonce"],
-            # `max_age` makes `auth_time` REQUIRED in the answer, without which a `prompt` that got lost would go unnoticed
+            # `max_age` makes `auth_time` REQUIRED in the answer, without which a `prompt` that got
+            # lost would go unnoticed
             **({"prompt": "login", "max_age": "0"} if again else {}),
         }
         if self._uses_pkce(metadata):
             kept["verifier"] = self._new_secret() + self._new_secret()
-            query |= {"code_challenge": challenge_of(kept["verifier"]), "code_challenge_method": "S256"}
+            query |= {
+                "code_challenge": challenge_of(kept["verifier"]),
+                "code_challenge_method": "S256",
+            }
         separator = "&" if "?" in metadata.authorization_endpoint else "?"
         return Departure(metadata.authorization_endpoint + separator + urlencode(query), kept)
 
-    async def identify(self, flow: Flow, came_to: str | None, code: str, error: str, issuer: str) -> UpstreamIdentity:
-        """Who comes back with this code. `came_to`: the provider whose own path they came to, None for the one that is nobody's. Raises
-        `Refused`."""
+    async def identify(
+        self, flow: Flow, came_to: str | None, code: str, error: str, issuer: str
+    ) -> UpstreamIdentity:
+        """Who comes back with this code. `came_to`: the provider whose own path they came to, None
+        for the one that is nobody's. Raises `Refused`."""
         if came_to != (self.info.provider_id if self._has_own_callback else None):
-            raise Refused(Reason.PROVIDER_FAILED, "the answer came to an address that is not of this provider")
+            raise Refused(
+                Reason.PROVIDER_FAILED, "the answer came to an address that is not of this provider"
+            )
         metadata = await self._metadata.get()
         if issuer and issuer != metadata.issuer:
             raise Refused(Reason.PROVIDER_FAILED, "the answer is of another issuer")
-        if (metadata.authorization_response_iss_parameter_supported or self._needs_issuer) and not issuer:
+        if (
+            metadata.authorization_response_iss_parameter_supported or self._needs_issuer
+        ) and not issuer:
             raise Refused(Reason.PROVIDER_FAILED, "the answer does not say of which issuer it is")
         if error:
             reason = Reason.CANCELLED if error in _CANCELLED else Reason.PROVIDER_FAILED
@@ -145,7 +162,9 @@ class OIDC:
         claims = await self._claims(metadata, tokens, flow.kept["nonce"])
         identity = self._reader.read(claims, clean_session(claims.get("sid")))
         attributes = self._reader.with_groups(claims)
-        check_requirements(self._config.attribute_requirements, attributes, self.info.provider_id, identity.subject)
+        check_requirements(
+            self._config.attribute_requirements, attributes, self.info.provider_id, identity.subject
+        )
         said = claims.get("auth_time")
         # what is no number of today's calendar is not compared either: `-Infinity` is JSON to some
         proved = said if isinstance(said, int | float) and 0 < said < LATEST else None
@@ -155,7 +174,11 @@ class OIDC:
 
     async def _redeem(self, metadata: Metadata, code: str, verifier: str | None) -> _Tokens:
         config = self._config
-        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": self._redirect_uri}
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self._redirect_uri,
+        }
         if verifier is not None:
             form["code_verifier"] = verifier
         secret: str | None = config.client_secret
@@ -169,7 +192,9 @@ class OIDC:
         else:
             pair = f"{quote_plus(config.client_id)}:{quote_plus(secret)}"
             headers.append(("Authorization", "Basic " + b64encode(pair.encode()).decode()))
-        return await self._documents.post_form(_Tokens, metadata.token_endpoint, urlencode(form).encode(), headers)
+        return await self._documents.post_form(
+            _Tokens, metadata.token_endpoint, urlencode(form).encode(), headers
+        )
 
     async def _claims(self, metadata: Metadata, tokens: _Tokens, nonce: str) -> Mapping[str, Any]:
         from_token: Mapping[str, Any] = {}
@@ -189,12 +214,23 @@ class OIDC:
         if from_token and claims.get("sub") != from_token.get("sub"):
             raise Refused(Reason.PROVIDER_FAILED, "the userinfo endpoint tells of somebody else")
         # who it is and which session, from what is signed
-        return {**claims, **{name: from_token[name] for name in ("sub", "sid", "auth_time") if name in from_token}}
+        return {
+            **claims,
+            **{
+                name: from_token[name] for name in ("sub", "sid", "auth_time") if name in from_token
+            },
+        }
 
     def _make_secret(self, key: JwtKey) -> str:
         now = int(self._clock.seconds())
         algorithm = str(key.jwt_header.get("alg", "ES256"))
-        kind = ECKey if algorithm.startswith("ES") else OKPKey if algorithm.startswith("Ed") else RSAKey
+        kind = (
+            ECKey
+            if algorithm.startswith("ES")
+            else OKPKey
+            if algorithm.startswith("Ed")
+            else RSAKey
+        )
         claims = {**key.jwt_payload, "iat": now, "exp": now + SECRET_SECONDS}
         return jwt.encode(
             {"alg": algorithm, **key.jwt_header},

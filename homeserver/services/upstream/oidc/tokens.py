@@ -2,7 +2,8 @@
 
 Laws:
 - Only algorithms of the configuration are believed, whatever a token says; `none` is none of them.
-- A token is for this client, of this issuer, of now, and an ID token of the very sign-in that we began.
+- A token is for this client, of this issuer, of now, and an ID token of the very sign-in that we
+  began.
 
 spec: openid-connect-core-1_0#IDTokenValidation, openid-connect-backchannel-1_0#Validation
 """
@@ -84,8 +85,9 @@ class TokenChecks:
         return claims
 
     def name_logout_token(self, token: str, claims: Claims) -> tuple[bytes, int]:
-        """By what a checked logout token is known from others of this provider: its `jti`, which providers have to give it, else what
-        is signed. And when it is too old on all nodes, whose clocks may differ, in milliseconds since 1970.
+        """By what a checked logout token is known from others of this provider: its `jti`, which
+        providers have to give it, else what is signed. And when it is too old on all nodes, whose
+        clocks may differ, in milliseconds since 1970.
 
         spec: openid-connect-backchannel-1_0#Validation
         """
@@ -101,7 +103,9 @@ class TokenChecks:
         symmetric = [name for name in self._algorithms if name.startswith("HS")]
         if symmetric and self._client_secret is not None:
             try:
-                return jwt.decode(token, OctKey.import_key(self._client_secret), algorithms=symmetric).claims
+                return jwt.decode(
+                    token, OctKey.import_key(self._client_secret), algorithms=symmetric
+                ).claims
             except (JoseError, ValueError):
                 if len(symmetric) == len(self._algorithms):
                     raise _wrong("its signature is not right") from None
@@ -123,7 +127,9 @@ class TokenChecks:
         audiences = audience if isinstance(audience, list) else [audience]
         if self._client_id not in audiences:
             raise _wrong("it is for somebody else")
-        if (len(audiences) > 1 or "azp" in claims) and claims.get("azp", self._client_id) != self._client_id:
+        if (len(audiences) > 1 or "azp" in claims) and claims.get(
+            "azp", self._client_id
+        ) != self._client_id:
             raise _wrong("it was issued to somebody else")
         if _number(claims, "iat") - LEEWAY > self._clock.seconds():
             raise _wrong("it is of the future")
@@ -135,10 +141,13 @@ class TokenChecks:
 
 
 def read_unchecked(token: str) -> Claims:
-    """The claims of a token that nobody has checked: good to find who is to check it. Raises `Refused`."""
+    """The claims of a token that nobody has checked: good to find who is to check it. Raises
+    `Refused`."""
     payload = token.split(".")[1] if token.count(".") == 2 and len(token) <= LONGEST_TOKEN else ""
     try:
-        return msgspec.json.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=dict[str, Any])
+        return msgspec.json.decode(
+            urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=dict[str, Any]
+        )
     except (ValueError, RecursionError):
         raise _wrong("it is none") from None
 

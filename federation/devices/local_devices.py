@@ -1,0 +1,261 @@
+"""The devices of our users as other servers see them: keys, and what becomes of them.
+
+Laws:
+- Of signatures others see those of the owner.
+- One-time keys are claimed at a bounded rate by each server, so that none takes those that others
+  need.
+- Names that people give their devices stay here.
+- A number is given out with what it stands for: the number is read first, and then keys that are no
+  older.
+
+spec: server-server-api#device-management, server-server-api#end-to-end-encryption
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from federation.devices.published_keys import KeysOfPeople
+from federation.peers.identity import ServerIdentity
+from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.ids import ServerName, UserID
+from storage.devices.device_list_log import DeviceListLog
+from storage.encryption.cross_signing import CrossSigningKey, KeySignature
+from storage.encryption.device_keys import DeviceKeyStore
+
+MOST_USERS: Final = 5000
+"""In one query or claim of another server."""
+SHOWN_AT_ONCE: Final = 200
+"""Users whose keys are put into an answer before others are served."""
+
+
+class OwnDevices:
+    """Answers what other servers ask of our users' devices, and says what has changed. For the
+    reactor thread."""
+
+    def __init__(
+        self,
+        keys: DeviceKeyStore,
+        published: KeysOfPeople,
+        log: DeviceListLog,
+        identity: ServerIdentity,
+        clock: IReactorTime,
+        now_ms: Callable[[], int],
+        check_claims: Callable[[ServerName], None],
+        count_claims: Callable[[ServerName, int], None],
+    ) -> None:
+        """`check_claims` raises LimitExceeded where a server has claimed too many keys of late;
+        `count_claims` is told how many it claims now."""
+        self._keys = keys
+        self._published = published
+        self._clock = clock
+        self._now_ms = now_ms
+        self._log = log
+        self._identity = identity
+        self._check_claims = check_claims
+        self._count_claims = count_claims
+
+    async def get_list(self, user_id: UserID) -> dict[str, Any]:
+        """All devices of one of our users, with the number of the latest change. Raises NotFound.
+
+        spec: server-server-api#get_matrixfederationv1userdevicesuserid
+        """
+        if not self._identity.is_local(user_id):
+            raise NotFound("This server does not have that user")
+        # the number first: a change in between is then told once more, and not lost
+        stream_id = await self._log.get_stream_id(user_id)
+        keys = await self._read([user_id], at_least=stream_id)
+        answer: dict[str, Any] = {
+            "user_id": user_id,
+            "stream_id": stream_id,
+            "devices": [
+                {"device_id": device_id, "keys": content}
+                for device_id, content in keys.devices.get(user_id, {}).items()
+            ],
+        }
+        for usage in ("master", "self_signing"):
+            if user_id in keys.cross_signing[usage]:
+                answer[f"{usage}_key"] = keys.cross_signing[usage][user_id]
+        return answer
+
+    async def get_keys(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The keys of devices, none named of a user: all of theirs. Who is not of this server is
+        left out. Raises InvalidParam.
+
+        spec: server-server-api#post_matrixfederationv1userkeysquery
+        """
+        if len(wanted) > MOST_USERS:
+            raise InvalidParam(f"A query has at most {MOST_USERS} users")
+        # as sets: there may be very many that are named, and of devices too
+        local = {
+            user_id: frozenset(devices)
+            for user_id, devices in wanted.items()
+            if self._identity.is_local(user_id)
+        }
+        users = list(local)
+        found: dict[str, dict[str, msgspec.Raw]] = {}
+        master: dict[str, msgspec.Raw] = {}
+        self_signing: dict[str, msgspec.Raw] = {}
+        for start in range(0, len(users), SHOWN_AT_ONCE):
+            if start:
+                await deferLater(self._clock, 0)
+            keys = await self._read(users[start : start + SHOWN_AT_ONCE])
+            for user_id, devices in keys.devices.items():
+                named = local[user_id]
+                found[user_id] = {
+                    each: content for each, content in devices.items() if not named or each in named
+                }
+            master |= keys.cross_signing["master"]
+            self_signing |= keys.cross_signing["self_signing"]
+        return {"device_keys": found, "master_keys": master, "self_signing_keys": self_signing}
+
+    async def do_claim_for(
+        self, origin: ServerName, wanted: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, dict[str, msgspec.Raw]]:
+        """As `do_claim`, for another server. Whoever may claim may claim as many as one request
+        takes, and then waits the longer. Raises InvalidParam, LimitExceeded.
+
+        spec: server-server-api#post_matrixfederationv1userkeysclaim
+        """
+        if sum(map(len, wanted.values())) > MOST_USERS:
+            raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
+        self._check_claims(origin)
+        self._count_claims(origin, max(1, sum(map(len, wanted.values()))))
+        return await self.do_claim(
+            {
+                user_id: devices
+                for user_id, devices in wanted.items()
+                if self._identity.is_local(user_id)
+            }
+        )
+
+    async def do_claim(
+        self, wanted: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, dict[str, msgspec.Raw]]:
+        """One-time keys (or fallback keys) of our users by user and device, each by its name; each
+        is given out once."""
+        wishes = [
+            (user_id, device_id, algorithm)
+            for user_id, devices in wanted.items()
+            for device_id, algorithm in devices.items()
+            # no id has that in it, and to PostgreSQL it would be another one, which may be named
+            # besides: both would get the same key
+            if "\0" not in device_id
+        ]
+        claimed = await self._keys.do_claim(wishes, self._now_ms())
+        begin: dict[str, bytes] = {}
+        answer: dict[str, dict[str, msgspec.Raw]] = {}
+        for (user_id, device_id, algorithm), key in zip(wishes, claimed, strict=True):
+            if key is None:
+                continue
+            if algorithm not in begin:
+                begin[algorithm] = b"{%b:" % msgspec.json.encode(algorithm)[:-1]
+            named = msgspec.Raw(
+                b"%b%b}" % (begin[algorithm], key[1:])
+            )  # spliced as it is stored, `"ID":CONTENT`
+            if user_id in answer:
+                answer[user_id][device_id] = named
+            else:
+                answer[user_id] = {device_id: named}
+        return answer
+
+    async def get_updates(self, user_id: str, since: int) -> list[bytes]:
+        """The EDUs about one user's changes from a number on; where there is none, about the
+        latest, so that who missed it asks.
+
+        Of several changes of a device the last is told. Whoever was told all before, finds that
+        each names the one before it.
+        """
+        changes = await self._log.get_changes(user_id, since)
+        keys = await self._read([user_id], at_least=changes[-1].stream_id if changes else 0)
+        latest = {change.device_id: change.stream_id for change in changes}
+        of_devices = [change for change in changes if change.device_id is not None]
+        edus: list[bytes] = []
+        prev_id = of_devices[0].prev_id if of_devices else 0
+        for change in of_devices:
+            if latest[change.device_id] != change.stream_id or change.device_id is None:
+                continue
+            content: dict[str, Any] = {
+                "user_id": user_id,
+                "device_id": change.device_id,
+                "stream_id": change.stream_id,
+                "prev_id": [prev_id] if prev_id else [],
+            }
+            published = keys.devices.get(user_id, {}).get(change.device_id)
+            if published is None:
+                content["deleted"] = True
+            else:
+                content["keys"] = published
+            edus.append(encode_edu("m.device_list_update", content))
+            prev_id = change.stream_id
+        if None in latest:
+            content = {"user_id": user_id}
+            for usage in ("master", "self_signing"):
+                if user_id in keys.cross_signing[usage]:
+                    content[f"{usage}_key"] = keys.cross_signing[usage][user_id]
+            edus.append(encode_edu("m.signing_key_update", content))
+        return edus
+
+    async def _read(self, user_ids: Sequence[str], *, at_least: int = 0) -> "_Published":
+        stored = await self._published.get_published(user_ids, at_least=at_least)
+        published = _Published()
+        for user_id in user_ids:
+            visible = signatures_by_target(stored.signatures.get(user_id, ()))
+            published.devices[user_id] = {
+                row.device_id: with_signatures(row.keys, visible.get(row.device_id, ()))
+                for row in stored.devices.get(user_id, ())
+            }
+            for usage, key in stored.cross_signing.get(user_id, {}).items():
+                if usage in published.cross_signing:
+                    published.cross_signing[usage][user_id] = present_key(
+                        key, visible.get(key.public_key, ())
+                    )
+        return published
+
+
+class _Published:
+    """What users have published."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, dict[str, msgspec.Raw]] = {}
+        self.cross_signing: dict[str, dict[str, msgspec.Raw]] = {"master": {}, "self_signing": {}}
+
+
+def encode_edu(edu_type: str, content: Mapping[str, Any]) -> bytes:
+    """An EDU as it stands in a transaction, canonical JSON; what in it is Raw is so already."""
+    return b'{"content":%b,"edu_type":%b}' % (encode_canonical(content), encode_canonical(edu_type))
+
+
+def signatures_by_target(signatures: Iterable[KeySignature]) -> dict[str, list[KeySignature]]:
+    """Signatures on one user's keys by what they are on."""
+    found: dict[str, list[KeySignature]] = {}
+    for signature in signatures:
+        found.setdefault(signature.target_key, []).append(signature)
+    return found
+
+
+def present_key(key: CrossSigningKey, signatures: Sequence[KeySignature]) -> msgspec.Raw:
+    """A key of cross-signing with signatures that came later."""
+    return with_signatures(key.content, signatures)
+
+
+def with_signatures(content: bytes, signatures: Sequence[KeySignature]) -> msgspec.Raw:
+    """Keys, canonical JSON, with further signatures; canonical again."""
+    if not signatures:
+        return msgspec.Raw(content)
+    keys: dict[str, Any] = msgspec.json.decode(content)
+    present = keys.get("signatures")
+    merged = (
+        {user: dict(by_key) for user, by_key in present.items()}
+        if isinstance(present, dict)
+        else {}
+    )
+    for signature in signatures:
+        merged.setdefault(signature.signer_user_id, {})[signature.signer_key_id] = (
+            signature.signature
+        )
+    return msgspec.Raw(encode_canonical({**keys, "signatures": merged}))

@@ -1,0 +1,131 @@
+"""Going out through an HTTP proxy, by CONNECT: the proxy sees the host and nothing of what is said
+to it.
+
+Through a proxy names are looked up by it, so the addresses behind names are its business, not the
+`AddressPolicy`'s.
+"""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+from typing import Final, cast
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import Protocol
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+
+from federation.http_client.connection import Connection
+from federation.http_client.errors import OutboundError
+
+MAX_ANSWER_BYTES: Final = 16 << 10
+
+
+class BadProxy(ValueError):
+    """The address of a proxy is none."""
+
+
+class Proxy(msgspec.Struct, frozen=True):
+    """Where it is, and how it knows us."""
+
+    host: str
+    port: int
+    authorization: str | None = None
+    exceptions: tuple[str, ...] = ()
+    """Hosts that are asked directly: names with all under them, addresses, networks, or `*`."""
+
+    def serves(self, host: str) -> bool:
+        """Whether requests to a host (a name, or an address without brackets) go through it."""
+        return not any(
+            _is_covered(host.lower(), each.strip().lower())
+            for each in self.exceptions
+            if each.strip()
+        )
+
+
+def read_proxy(url: str, exceptions: Sequence[str] = ()) -> Proxy:
+    """A proxy as in `http://user:password@proxy.example:3128`. Raises BadProxy."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadProxy("must be an address such as http://proxy.example:3128") from error
+    if parts.scheme != "http" or not host or parts.path not in ("", "/"):
+        raise BadProxy("must be an address such as http://proxy.example:3128")
+    authorization = None
+    if parts.username is not None:
+        words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        authorization = f"Basic {b64encode(words.encode()).decode()}"
+    return Proxy(host, port or 3128, authorization, tuple(exceptions))
+
+
+class Tunnel(Protocol):
+    """Asks the proxy for a way to a host, and then lets the connection have it."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        host: str,
+        port: int,
+        connection: Connection,
+        wrapped: TLSMemoryBIOFactory,
+    ) -> None:
+        """`wrapped` makes the TLS around `connection`."""
+        self._proxy = proxy
+        self._target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._connection = connection
+        self._wrapped = wrapped
+        self._inner: Protocol | None = None
+        self._came = b""
+
+    def connectionMade(self) -> None:
+        lines = [f"CONNECT {self._target} HTTP/1.1", f"Host: {self._target}"]
+        if self._proxy.authorization is not None:
+            lines.append(f"Proxy-Authorization: {self._proxy.authorization}")
+        self._connection.carried_by(cast(ITCPTransport, self.transport))
+        cast(ITCPTransport, self.transport).write("\r\n".join((*lines, "", "")).encode())
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.dataReceived(data)
+            return
+        self._came += data
+        head, end, rest = self._came.partition(b"\r\n\r\n")
+        if not end:
+            if len(self._came) > MAX_ANSWER_BYTES:
+                self._refuse("the proxy does not come to an end")
+            return
+        words = head.split(b"\r\n")[0].split(b" ")
+        if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or words[1] != b"200":
+            self._refuse(f"the proxy says {b' '.join(words[1:])[:80].decode('latin-1')!a}")
+            return
+        inner = self._wrapped.buildProtocol(None)
+        assert inner is not None
+        self._inner = cast(Protocol, inner)
+        self._inner.makeConnection(cast(ITCPTransport, self.transport))
+        if rest:
+            self._inner.dataReceived(rest)
+
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+        if self._inner is not None:
+            self._inner.connectionLost(reason)
+        elif not self._connection.ready.called:
+            self._connection.ready.errback(OutboundError("the proxy closed the connection"))
+
+    def _refuse(self, text: str) -> None:
+        if not self._connection.ready.called:
+            self._connection.ready.errback(OutboundError(text))
+        cast(ITCPTransport, self.transport).abortConnection()
+
+
+def _is_covered(host: str, exception: str) -> bool:
+    if exception == "*":
+        return True
+    try:
+        return ip_address(host) in ip_network(exception, strict=False)
+    except ValueError:
+        name = exception.lstrip("*.")
+        return host == name or host.endswith("." + name)

@@ -1,0 +1,113 @@
+"""From names to addresses and services, by the system's resolver and by DNS.
+
+Addresses come from the system (`getaddrinfo`: hosts file and all, in threads of their own),
+services (SRV) from the name servers that the system is set up with.
+"""
+
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+from twisted.internet.base import ReactorBase
+from twisted.names.client import Resolver
+from twisted.names.dns import Record_SRV
+from twisted.names.error import DNSNameError, DomainError, ResolverError
+
+from federation.protocol.discovery import Service
+from storage.engine.executors import Executor, run_in
+
+SRV_SECONDS = (2, 4)
+"""How long an answer to a question for services is waited for: at first, and once more."""
+MAX_ADDRESSES = 20
+"""Of one name."""
+MAX_SERVICES = 20
+MAX_NAME_CHARS, MAX_LABEL_CHARS = 253, 63
+
+
+class NameNotFound(Exception):
+    """There is no such name, or it could not be found out."""
+
+
+class Services(msgspec.Struct, frozen=True):
+    """The SRV records of a name, none for a name without, and for how many seconds they are
+    good."""
+
+    records: tuple[Service, ...]
+    seconds: float
+
+
+class Names(Protocol):
+    """Finds what names stand for."""
+
+    async def lookup_addresses(self, host: str) -> Sequence[str]:
+        """IPv4 and IPv6 addresses, best first. Raises NameNotFound."""
+        ...
+
+    async def lookup_services(self, name: str) -> Services:
+        """The SRV records of `_service._tcp.host`. Raises NameNotFound only where nobody can
+        tell."""
+        ...
+
+
+class SystemNames:
+    """As this machine knows them."""
+
+    def __init__(
+        self,
+        reactor: ReactorBase,
+        threads: Executor,
+        name_servers: Sequence[tuple[str, int]] | None = None,
+    ) -> None:
+        """`threads`: where `getaddrinfo` may take its time. `name_servers`: others than the
+        system's for services."""
+        self._threads = threads
+        self._resolver = Resolver(
+            resolv=None if name_servers else "/etc/resolv.conf",
+            servers=name_servers,
+            timeout=SRV_SECONDS,
+            reactor=reactor,
+        )
+
+    async def lookup_addresses(self, host: str) -> Sequence[str]:
+        _check(host)
+
+        def ask() -> list[str]:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+        try:
+            return (await run_in(self._threads, ask))[:MAX_ADDRESSES]
+        except (OSError, UnicodeError) as error:
+            raise NameNotFound(f"{host} has no address: {error}") from error
+
+    async def lookup_services(self, name: str) -> Services:
+        _check(name)
+        try:
+            answers, _authority, _additional = await self._resolver.lookupService(
+                name, timeout=SRV_SECONDS
+            )
+        except DNSNameError:
+            return Services((), 300)
+        except (DomainError, ResolverError) as error:
+            raise NameNotFound(
+                f"the services of {name} are not known: {type(error).__name__}"
+            ) from error
+        found = [each for each in answers if isinstance(each.payload, Record_SRV)][:MAX_SERVICES]
+        records = tuple(
+            Service(
+                each.payload.priority,
+                each.payload.weight,
+                each.payload.target.name.decode("ascii", "replace").rstrip("."),
+                each.payload.port,
+            )
+            for each in found
+        )
+        return Services(records, min((each.ttl for each in found), default=300))
+
+
+def _check(name: str) -> None:
+    """Raises NameNotFound for what DNS cannot even be asked for. spec: RFC 1035, section 2.3.4"""
+    labels = name.removesuffix(".").split(".")
+    if len(name) > MAX_NAME_CHARS or not all(0 < len(label) <= MAX_LABEL_CHARS for label in labels):
+        raise NameNotFound(f"{name!a} can be no name")

@@ -1,0 +1,210 @@
+"""Lists of events in an answer too long to be read at once: taken apart without being read, a piece
+at a time.
+
+What reads JSON at once would hold up everybody meanwhile, and makes of an answer of nothing but
+empty objects many times its size. Here only brackets and strings are looked at. Each event is read
+when its turn comes, and only then is it known to be JSON.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.canonical_json import check_text_depth
+from federation.protocol.dense_json import MOST_VALUES, STRING_OR_REST
+from federation.protocol.errors import BadJson
+from federation.protocol.events import MAX_PDU_BYTES
+
+PIECE: Final = 1 << 20
+"""Bytes between which others have their turn: some milliseconds."""
+READ_AT_ONCE: Final = 256 << 10
+"""Bytes of which the values are read between two turns of others: of empty objects, some
+milliseconds."""
+MAX_EVENT: Final = 512 << 10
+"""Bytes of one event: some times what one may have, since there are many ways to write it."""
+MAX_REST: Final = 1 << 20
+"""Bytes beside the lists."""
+FURTHER: Final = 100
+"""What there may be in the outermost object, and in the lists beside events."""
+_STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
+_PLAIN: Final = rb'[^\]\[{}"]++|' + _STRING
+
+
+def _nested(levels: int) -> bytes:
+    """A list or an object with so many within each other. What has matched is never tried in
+    another way."""
+    inner = rb"(?!)"
+    for _ in range(levels):
+        inner = rb"[\[{](?:" + _PLAIN + rb"|" + inner + rb")*+[\]}]"
+    return inner
+
+
+_USUAL: Final = re.compile(_nested(6), re.DOTALL)
+"""An event as nearly all are, in one go."""
+_WHOLE_STRING: Final = re.compile(_STRING, re.DOTALL)
+_TOKEN: Final = re.compile(STRING_OR_REST + rb"|[\]\[{}]", re.DOTALL)
+_BEGIN: Final = re.compile(rb'[\]\[{}"]')
+_QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
+
+
+class Turns:
+    """Gives others their turn after so much work on pieces."""
+
+    def __init__(self, clock: IReactorTime, at_once: int = READ_AT_ONCE) -> None:
+        """`at_once`: bytes between two turns of others."""
+        self._clock = clock
+        self._at_once = at_once
+        self._done = 0
+
+    async def after(self, size: int) -> None:
+        """So many bytes were read. Who comes while others have their turn waits for it too."""
+        self._done += size
+        if self._done >= self._at_once:
+            await _pause(self._clock)
+            self._done = 0
+
+
+class TooMany(ValueError):
+    """There are more events than so many."""
+
+
+class Lists(msgspec.Struct, frozen=True):
+    """What was taken apart."""
+
+    found: Mapping[str, Sequence[msgspec.Raw]]
+    """The objects in each list, in order."""
+    rest: bytes
+    """The object with these lists empty."""
+
+
+async def split_lists(
+    body: bytes,
+    fields: Collection[str],
+    most: int,
+    clock: IReactorTime,
+    *,
+    longest: int = MAX_EVENT,
+) -> Lists:
+    """The objects in these lists of an object; what else is in them is passed over, and a list that
+    is missing is empty.
+
+    `longest`: bytes of one. Raises TooMany where there are more than `most`; ValueError where one
+    is longer, or what is beside them is too long, or the body is no object.
+    """
+    found: dict[str, list[msgspec.Raw]] = {field: [] for field in fields}
+    names = {msgspec.json.encode(field): field for field in fields}
+    view = memoryview(body)
+    into: list[msgspec.Raw] | None = None
+    beside: list[memoryview] = []
+    begun, size = 0, 0
+    name, count = b"", 0
+    at, pause_at = _find(body, 0), PIECE
+    if body[at : at + 1] != b"{":
+        raise ValueError("it is no JSON object")
+    at += 1
+    while True:
+        at = _find(body, at)
+        if at >= pause_at:
+            pause_at = at + PIECE
+            await _pause(clock)
+        count += 1
+        if count > most + FURTHER:
+            raise TooMany(f"it has more than {most} events")
+        byte = body[at] if at < len(body) else None
+        if byte == _QUOTE:
+            end = _end_of_string(body, at)
+            name = body[at:end]
+        elif byte == _OPEN_LIST and into is None and name in names:
+            into, end = found[names[name]], at + 1
+            beside.append(view[begun:end])
+            size += end - begun
+        elif byte == _CLOSE_LIST and into is not None:
+            into, end, begun = None, at + 1, at
+        elif byte in (_OPEN, _OPEN_LIST):
+            end = _end_of_value(body, at, longest)
+            if into is not None and byte == _OPEN:
+                into.append(msgspec.Raw(view[at:end]))
+        elif byte == _CLOSE and into is None and not body[at + 1 :].strip():
+            if size + at + 1 - begun > MAX_REST:
+                raise ValueError("it has too much beside its events")
+            return Lists(found, b"".join([*beside, view[begun : at + 1]]))
+        else:
+            raise ValueError("it is no JSON object")
+        at = end
+
+
+def _find(body: bytes, at: int) -> int:
+    """Where the next bracket or string begins."""
+    token = _BEGIN.search(body, at)
+    return len(body) if token is None else token.start()
+
+
+def _end_of_string(body: bytes, at: int) -> int:
+    token = _WHOLE_STRING.match(body, at, at + MAX_EVENT)
+    if token is None:
+        raise ValueError("it has a string that is too long, or has no end")
+    return token.end()
+
+
+def is_one_object(body: bytes) -> bool:
+    """Whether a text is one object, as far as brackets and strings tell, however deep it nests."""
+    try:
+        return body.startswith(b"{") and _end_of_value(body, 0, len(body)) == len(body)
+    except ValueError:
+        return False
+
+
+def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
+    """The object that is in a piece; an empty one, where there is none, or it nests deeper than
+    what is read."""
+    try:
+        value = msgspec.json.decode(piece)
+        check_text_depth(bytes(piece))
+    except (ValueError, RecursionError, BadJson):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_event(piece: msgspec.Raw) -> Mapping[str, Any]:
+    """As `read_piece`; nothing, where it is longer than any event, however it is written."""
+    length = len(memoryview(piece))
+    if length > MAX_EVENT or (length > MAX_PDU_BYTES and bytes(piece).count(b",") > MAX_PDU_BYTES):
+        return {}
+    event = read_piece(piece)
+    return (
+        event
+        if length <= MAX_PDU_BYTES or len(msgspec.json.encode(event)) <= 2 * MAX_PDU_BYTES
+        else {}
+    )
+
+
+def _end_of_value(body: bytes, at: int, longest: int) -> int:
+    """Where what is in a bracket ends."""
+    usual = _USUAL.match(body, at, at + longest)
+    if usual is not None:
+        return usual.end()
+    depth = 0
+    for token in islice(_TOKEN.finditer(body, at, at + longest), MOST_VALUES):
+        byte = body[token.start()]
+        if byte in (_OPEN, _OPEN_LIST):
+            depth += 1
+        elif byte in (_CLOSE, _CLOSE_LIST):
+            depth -= 1
+            if not depth:
+                return token.end()
+    raise ValueError("it has an event that is too long, or has no end")
+
+
+async def _pause(clock: IReactorTime) -> None:
+    turn: Deferred[None] = Deferred()
+    call = clock.callLater(0, turn.callback, None)
+    try:
+        await turn
+    finally:
+        if call.active():
+            call.cancel()

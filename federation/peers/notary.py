@@ -1,0 +1,126 @@
+"""What this server tells others about the keys of third servers, as a notary.
+
+Anybody may ask, and one small question could make us ask a hundred servers. So what is stored is
+told; a server is asked only where that is out of date, for a few names of a question and so often
+in all, and within the pauses of the keyring.
+
+spec: server-server-api#querying-keys-through-another-server
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, gatherResults
+
+from federation.peers.identity import ServerIdentity
+from federation.peers.keyring import Keyring
+from federation.peers.own_keys import OwnKeys
+from federation.peers.policy import Policy
+from federation.protocol.errors import TooLarge
+from federation.protocol.ids import KeyID, ServerName, is_server_name
+from federation.protocol.signing import sign_json
+from storage.federation.server_keys import ServerKeyStore, StoredDocument
+
+MAX_SERVERS = 200
+"""That one question may name."""
+FETCHES_A_QUESTION = 10
+FETCHES_AT_ONCE = 200
+FETCHES_A_SECOND = 2.0
+"""That are made for others: in a burst, and in the long run."""
+ANSWER_BYTES = 1 << 20
+"""An honest document has about a thousand. Whoever asks can be anybody, and have made long ones
+beforehand."""
+
+Criteria = Mapping[str, Mapping[str, int | None]]
+"""Servers, their keys, and until when each shall be valid, in milliseconds; None: now. An empty id:
+whatever keys."""
+
+
+class KeyNotary:
+    """Tells keys. For the reactor thread."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        store: ServerKeyStore,
+        own_keys: OwnKeys,
+        identity: ServerIdentity,
+        policy: Policy,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._keyring = keyring
+        self._store = store
+        self._own_keys = own_keys
+        self._identity = identity
+        self._policy = policy
+        self._now_ms = now_ms
+        self._allowance = float(FETCHES_AT_ONCE)
+        self._counted_at = now_ms()
+
+    async def get_documents(self, criteria: Criteria) -> list[msgspec.Raw]:
+        """What servers say about their keys, signed by us too; servers of which nothing is known
+        are left out, and those that come after `ANSWER_BYTES` of others.
+
+        Raises TooLarge where too many are asked for.
+        """
+        if len(criteria) > MAX_SERVERS:
+            raise TooLarge(f"Not more than {MAX_SERVERS} servers at once")
+        documents = []
+        if self._identity.server_name in criteria:
+            documents.append(self._own_keys.get_document())
+        names = [
+            ServerName(name)
+            for name in criteria
+            if name != self._identity.server_name
+            and is_server_name(name)
+            and self._policy.allows(ServerName(name))
+        ]
+        stored = await self._store.get_documents(names)
+        old = [name for name in names if self._is_old(stored.get(name), criteria[name])]
+        asked = [name for name in old[:FETCHES_A_QUESTION] if self._may_fetch()]
+        if asked:
+            await gatherResults(
+                [Deferred.fromCoroutine(self._keyring.renew(name, at_door=True)) for name in asked]
+            )
+            stored = {**stored, **await self._store.get_documents(asked)}
+        left = ANSWER_BYTES
+        for name in names:
+            if name in stored and len(stored[name].document) <= left:
+                documents.append(self._sign(stored[name]))
+                left -= len(stored[name].document)
+        return documents
+
+    def _is_old(self, stored: StoredDocument | None, keys: Mapping[str, int | None]) -> bool:
+        now = self._now_ms()
+        if stored is None:
+            return True
+        until = max((now if at is None else at for at in keys.values()), default=now)
+        if stored.valid_until < until:
+            # Who wants what no server says yet is told what there is, unless that is half over
+            return now >= (stored.fetched_at + stored.valid_until) // 2
+        known = msgspec.json.decode(stored.document)
+        return not {key_id for key_id in keys if key_id} <= {
+            *_keys_of(known, "verify_keys"),
+            *_keys_of(known, "old_verify_keys"),
+        }
+
+    def _may_fetch(self) -> bool:
+        now = self._now_ms()
+        grown = self._allowance + (now - self._counted_at) / 1000 * FETCHES_A_SECOND
+        self._allowance, self._counted_at = min(grown, float(FETCHES_AT_ONCE)), now
+        if self._allowance < 1:
+            return False
+        self._allowance -= 1
+        return True
+
+    def _sign(self, stored: StoredDocument) -> msgspec.Raw:
+        document = msgspec.json.decode(stored.document)
+        return msgspec.Raw(
+            msgspec.json.encode(sign_json(document, self._identity.server_name, self._identity.key))
+        )
+
+
+def _keys_of(document: Mapping[str, Any], kind: str) -> Mapping[KeyID, object]:
+    found = document.get(kind)
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,377 @@
+"""Signed requests to other servers, in JSON.
+
+Laws:
+- Nothing is sent to a server that the policy does not let us talk to.
+- Whatever the other side does ends as a value of the form asked for, or as a `RemoteError`; never
+  as an error of ours.
+
+spec: server-server-api#request-authentication
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from federation.http_client.request import TakeBody
+from federation.http_client.retry_after import read_retry_after
+from federation.peers.identity import ServerIdentity
+from federation.peers.policy import Policy
+from federation.peers.wire import Wire, WireAnswer, WireRequest
+from federation.protocol.canonical_json import (
+    MAX_DEPTH,
+    check_text_depth,
+    count_openings,
+    encode_canonical,
+)
+from federation.protocol.dense_json import has_too_many_values, without_deep
+from federation.protocol.errors import BadJson, RemoteError
+from federation.protocol.ids import ServerName
+from federation.protocol.request_signing import make_authorization
+
+JSON_BYTES = 10 << 20
+"""The longest answer that is read unless a call expects more."""
+MAX_ERROR_BYTES = 64 << 10
+"""The longest body of an error that is read: read, JSON may take twenty times its bytes."""
+LONG_BYTES, MOST_VALUES = 1 << 20, 1_500_000
+"""An answer that is longer, and read at once, may hold so many strings, commas and brackets: keys
+of people have fewer in 16 MiB."""
+MOST_OPENINGS = 200_000
+"""Lists and objects in an answer of which something nests too deeply: to find that takes two
+microseconds for each."""
+MAX_ERROR_CHARS = 500
+FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
+"""For whoever is told to wait: where the other server does not say for how long, and the most that
+is passed on."""
+GATEWAY_ERRORS = frozenset({502, 503, 504})
+"""By proxies that have lost their server."""
+
+Query = Sequence[tuple[str, str]]
+T = TypeVar("T")
+
+
+class RefusedByRemote(RemoteError):
+    """The other server answered with an error: its HTTP status, errcode and text (all
+    untrusted)."""
+
+    def __init__(
+        self,
+        destination: str,
+        status: int,
+        errcode: str,
+        text: str,
+        body: Mapping[str, Any],
+        told_wait_ms: int,
+    ) -> None:
+        super().__init__(
+            destination, f"{status} {errcode}: {text}", retryable=status >= 500 or status == 429
+        )
+        self.status = status
+        self.errcode = errcode
+        self.text = text
+        self.body = body
+        self.told_wait_ms = told_wait_ms
+        """How long it says itself that one should wait, but never more than `LONGEST_WAIT_MS`; 0
+        where it does not say."""
+
+
+def is_away(error: RemoteError) -> bool:
+    """Whether there was no answer, or one by what stands before the server."""
+    return error.status in GATEWAY_ERRORS if isinstance(error, RefusedByRemote) else error.retryable
+
+
+def asked_wait_ms(failure: Exception) -> int:
+    """For how long the other server asks to be left alone with requests of the kind,
+    `LONGEST_WAIT_MS` at most; 0 where it does not.
+
+    spec: client-server-api#rate-limiting
+    """
+    if isinstance(failure, RefusedByRemote) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return failure.told_wait_ms or FIRST_WAIT_MS
+    return 0
+
+
+class Requests:
+    """Makes requests in this server's name."""
+
+    def __init__(
+        self, wire: Wire, identity: ServerIdentity, policy: Policy, now_ms: Callable[[], int]
+    ) -> None:
+        self._wire = wire
+        self._identity = identity
+        self._policy = policy
+        self._now_ms = now_ms
+
+    async def get(
+        self,
+        destination: ServerName,
+        path: str,
+        query: Query = (),
+        *,
+        seconds: float = 30,
+        max_bytes: int = JSON_BYTES,
+        signed: bool = True,
+    ) -> dict[str, Any]:
+        """The JSON object that a GET answers. Raises RemoteError, Forbidden (the policy)."""
+        answer = _read(
+            destination,
+            await self._exchange("GET", destination, path, query, None, seconds, max_bytes, signed),
+        )
+        if not isinstance(answer, dict):
+            raise RemoteError(destination, "the answer is no JSON object", retryable=False)
+        return answer
+
+    async def put(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        query: Query = (),
+        *,
+        seconds: float = 60,
+        max_bytes: int = JSON_BYTES,
+        form: Any = Any,
+    ) -> Any:
+        """The JSON that a PUT answers: an object, but for version 1 of some calls. Raises
+        RemoteError, Forbidden.
+
+        A body that is `msgspec.Raw` is canonical JSON. `form`: the type as which the answer is
+        read.
+        """
+        return _read(
+            destination,
+            await self._exchange("PUT", destination, path, query, body, seconds, max_bytes),
+            form,
+        )
+
+    async def post(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        query: Query = (),
+        *,
+        seconds: float = 30,
+        max_bytes: int = JSON_BYTES,
+        signed: bool = True,
+    ) -> Any:
+        """The JSON that a POST answers. Raises RemoteError, Forbidden (the policy)."""
+        return _read(
+            destination,
+            await self._exchange(
+                "POST", destination, path, query, body, seconds, max_bytes, signed
+            ),
+        )
+
+    async def get_as(
+        self,
+        form: type[T],
+        destination: ServerName,
+        path: str,
+        query: Query = (),
+        *,
+        seconds: float = 30,
+        max_bytes: int = JSON_BYTES,
+    ) -> T:
+        """What a GET answers, read as a type of msgspec: for long answers. Raises RemoteError,
+        Forbidden."""
+        answer: T = _read(
+            destination,
+            await self._exchange("GET", destination, path, query, None, seconds, max_bytes),
+            form,
+        )
+        return answer
+
+    async def get_bytes(
+        self,
+        destination: ServerName,
+        path: str,
+        query: Query = (),
+        *,
+        seconds: float,
+        max_bytes: int,
+    ) -> bytes:
+        """What a GET answers, unread: for answers that are too long to be read at once. Raises
+        RemoteError, Forbidden."""
+        return (
+            await self._exchange("GET", destination, path, query, None, seconds, max_bytes)
+        ).body
+
+    async def put_bytes(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        query: Query = (),
+        *,
+        seconds: float,
+        max_bytes: int,
+    ) -> bytes:
+        """What a PUT answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
+        return (
+            await self._exchange("PUT", destination, path, query, body, seconds, max_bytes)
+        ).body
+
+    async def post_bytes(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        *,
+        seconds: float,
+        max_bytes: int,
+    ) -> bytes:
+        """What a POST answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
+        return (await self._exchange("POST", destination, path, (), body, seconds, max_bytes)).body
+
+    async def download(
+        self,
+        destination: ServerName,
+        path: str,
+        query: Query,
+        take: TakeBody,
+        *,
+        seconds: float,
+        max_bytes: int,
+        signed: bool,
+    ) -> None:
+        """Let `take` have the body that a GET answers, unless that is an error. Raises RemoteError,
+        Forbidden.
+
+        `take` is asked about good answers alone.
+        """
+        self._policy.check_destination(destination, path)
+
+        def take_good(status: int, headers: Mapping[str, str]) -> Callable[[bytes], None] | None:
+            return take(status, headers) if status == 200 else None
+
+        request = self._request(
+            "GET", destination, path, query, None, seconds, max_bytes, signed, take_good
+        )
+        await self._ask(destination, request)
+
+    async def _exchange(
+        self,
+        method: str,
+        destination: ServerName,
+        path: str,
+        query: Query,
+        body: Mapping[str, Any] | msgspec.Raw | None,
+        seconds: float,
+        max_bytes: int,
+        signed: bool = True,
+    ) -> WireAnswer:
+        self._policy.check_destination(destination, path)
+        request = self._request(
+            method, destination, path, query, body, seconds, max_bytes, signed, None
+        )
+        return await self._ask(destination, request)
+
+    async def _ask(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        """A good answer. Raises RemoteError."""
+        answer = await self._wire.exchange(destination, request)
+        if answer.status != 200:
+            raise _refusal(destination, answer, self._now_ms())
+        return answer
+
+    def _request(
+        self,
+        method: str,
+        destination: ServerName,
+        path: str,
+        query: Query,
+        body: Mapping[str, Any] | msgspec.Raw | None,
+        seconds: float,
+        max_bytes: int,
+        signed: bool,
+        take: TakeBody | None,
+    ) -> WireRequest:
+        uri = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
+        content = (
+            body
+            if body is None or isinstance(body, msgspec.Raw)
+            else msgspec.Raw(encode_canonical(body))
+        )
+        headers = [("Accept", "application/json" if take is None else "*/*")]
+        if content is not None:
+            headers.append(("Content-Type", "application/json"))
+        if signed:
+            authorization = make_authorization(
+                self._identity.key,
+                method=method,
+                uri=uri,
+                origin=self._identity.server_name,
+                destination=destination,
+                content=content,
+            )
+            headers.append(("Authorization", authorization))
+        return WireRequest(
+            method,
+            uri,
+            tuple(headers),
+            b"" if content is None else bytes(content),
+            seconds,
+            max_bytes,
+            take,
+        )
+
+
+def path_of(template: str, *values: str) -> str:
+    """A path in which each `{}` is taken by a value, percent-encoded whole."""
+    return template.format(*(quote(value, safe="") for value in values))
+
+
+def _decode(body: bytes, form: Any) -> Any:
+    """The value of a body. What in it nests too deeply to be read is null: it takes nothing along,
+    be it one user's key among many's."""
+    try:
+        value = msgspec.json.decode(body, type=form)
+        check_text_depth(body)
+        return value
+    except (RecursionError, BadJson):
+        if count_openings(body) > MOST_OPENINGS:
+            raise
+        return msgspec.json.decode(without_deep(body, MAX_DEPTH), type=form)
+
+
+def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
+    """The value of a good answer. Raises RemoteError."""
+    if len(answer.body) > LONG_BYTES and has_too_many_values(answer.body, MOST_VALUES):
+        raise RemoteError(
+            destination,
+            "the answer holds more values than any that is read at once",
+            retryable=False,
+        )
+    try:
+        value = _decode(answer.body, form)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson) as error:
+        is_json = isinstance(error, msgspec.ValidationError)
+        reason = f"the answer has another form: {error}" if is_json else "the answer is no JSON"
+        raise RemoteError(destination, reason[:MAX_ERROR_CHARS], retryable=False) from error
+    if form is Any and not isinstance(value, dict | list):
+        raise RemoteError(destination, "the answer is no JSON object", retryable=False)
+    return value
+
+
+def _refusal(destination: ServerName, answer: WireAnswer, now_ms: int) -> RefusedByRemote:
+    """What an answer says that is an error, however long it was to be."""
+    try:
+        body = _decode(answer.body, Any) if len(answer.body) <= MAX_ERROR_BYTES else {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson):
+        body = {}
+    if not isinstance(body, dict):
+        body = {}
+    errcode, text = body.get("errcode"), body.get("error")
+    wait = read_retry_after(answer.headers, now_ms / 1000) or body.get("retry_after_ms")
+    return RefusedByRemote(
+        destination,
+        answer.status,
+        errcode[:MAX_ERROR_CHARS] if isinstance(errcode, str) else "M_UNKNOWN",
+        text[:MAX_ERROR_CHARS] if isinstance(text, str) else "no reason given",
+        body,
+        min(max(wait, 0), LONGEST_WAIT_MS)
+        if isinstance(wait, int) and not isinstance(wait, bool)
+        else 0,
+    )

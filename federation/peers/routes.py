@@ -1,0 +1,189 @@
+"""How other servers are reached: well-known files and SRV records, asked for and remembered.
+
+Laws:
+- A well-known file is good as long as it says, between five minutes and 48 hours. While it is good
+  nobody is asked.
+- A server without a file, or with a wrong one, is asked again after a while that doubles from a
+  minute to an hour; what it had said before holds on for some hours when it does not answer at all,
+  since a web server that is down for a moment should not send us to port 8448.
+- Many who ask at once wait for one question. What is remembered has bounds.
+
+spec: server-server-api#resolving-server-names
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.http_client.client import WebAnswer
+from federation.http_client.errors import OutboundError
+from federation.http_client.request import within
+from federation.http_client.resolver import NameNotFound, Names, Services
+from federation.peers.shared_work import SharedWork
+from federation.protocol.discovery import (
+    Route,
+    read_well_known,
+    route_by_host,
+    route_by_name,
+    route_by_services,
+    service_names,
+    well_known_seconds,
+)
+from federation.protocol.ids import ServerName, host_of
+
+WELL_KNOWN_BYTES = 50 << 10
+WELL_KNOWN_SECONDS = 10.0
+"""For the whole of it, redirects included."""
+MAX_REDIRECTS = 5
+FIRST_PAUSE = 60.0
+LONGEST_PAUSE = 3600.0
+"""Before a server without a valid file is asked again."""
+GRACE_SECONDS = 6 * 3600.0
+"""For so long after it has run out a file is believed whose server does not answer."""
+SERVICE_SECONDS = 8.0
+SHORTEST_SERVICES, LONGEST_SERVICES = 60.0, 3600.0
+MAX_REMEMBERED = 10_000
+"""Of files, and of SRV answers; the oldest are forgotten."""
+
+
+class Web(Protocol):
+    """Where files are fetched from: a `GuardedClient`."""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        seconds: float,
+        max_bytes: int,
+        redirects: int,
+        only_https: bool,
+    ) -> WebAnswer:
+        """Raises OutboundError."""
+        ...
+
+
+class _File(msgspec.Struct, frozen=True):
+    delegated: ServerName | None
+    until: float
+    """When it has to be asked for again."""
+    pause: float = 0.0
+    """How long the last wait after a failure was."""
+    believed_until: float = 0.0
+
+
+class Routes:
+    """Finds routes."""
+
+    _log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, web: Web, names: Names, draw: Callable[[], float]
+    ) -> None:
+        """`draw` gives numbers in [0, 1) by chance."""
+        self._clock = clock
+        self._web = web
+        self._names = names
+        self._draw = draw
+        self._files: dict[str, _File] = {}
+        self._services: dict[str, tuple[Services, float]] = {}
+        self._fetches: SharedWork[str, ServerName | None] = SharedWork()
+        self._questions: SharedWork[str, Services] = SharedWork()
+
+    async def find(self, name: ServerName) -> Route:
+        """The route to a server. Never fails: the last resort is port 8448 of the name."""
+        route = route_by_name(name)
+        if route is not None:
+            return route
+        target = await self._get_delegated(name) or name
+        route = route_by_name(target)
+        if route is not None:
+            return route
+        host = host_of(target)
+        for service in service_names(host):
+            records = (await self._get_services(service)).records
+            if records:
+                return route_by_services(host, records, [self._draw() for _ in records])
+        return route_by_host(host)
+
+    def doubt(self, name: ServerName) -> None:
+        """Nobody answered on this server's route: ask its name servers again, and for its file
+        before long."""
+        file = self._files.get(name)
+        delegated = file.delegated if file is not None else None
+        if file is not None and delegated is not None:
+            soon = self._clock.seconds() + FIRST_PAUSE
+            if soon < file.until:
+                self._files[name] = _File(delegated, soon, believed_until=file.believed_until)
+        for service in service_names(host_of(delegated or name)):
+            self._services.pop(service, None)
+
+    async def _get_delegated(self, host: str) -> ServerName | None:
+        file = self._files.get(host)
+        if file is not None and file.until > self._clock.seconds():
+            return file.delegated
+        return await self._fetches.run(host, lambda: self._fetch(host))
+
+    async def _fetch(self, host: str) -> ServerName | None:
+        before = self._files.pop(host, None)
+        answered, delegated, seconds = False, None, 0.0
+        try:
+            answer = await self._web.request(
+                "GET",
+                f"https://{host}/.well-known/matrix/server",
+                [("Accept", "application/json")],
+                seconds=WELL_KNOWN_SECONDS,
+                max_bytes=WELL_KNOWN_BYTES,
+                redirects=MAX_REDIRECTS,
+                only_https=True,
+            )
+        except OutboundError as error:
+            self._log.debug("no well-known file of {host}: {error}", host=host, error=error)
+        else:
+            answered = answer.status < 500 and answer.status != 429
+            if answer.status == 200:
+                delegated = read_well_known(answer.body)
+                seconds = well_known_seconds(answer.headers, self._clock.seconds())
+        now = self._clock.seconds()
+        if delegated is not None:
+            file = _File(delegated, now + seconds, believed_until=now + seconds + GRACE_SECONDS)
+        else:
+            pause = min(
+                max(2 * before.pause if before is not None else 0.0, FIRST_PAUSE), LONGEST_PAUSE
+            )
+            if (
+                not answered
+                and before is not None
+                and before.delegated is not None
+                and before.believed_until > now
+            ):
+                file = _File(before.delegated, now + pause, pause, before.believed_until)
+            else:
+                file = _File(None, now + pause, pause)
+        self._files[host] = file
+        while len(self._files) > MAX_REMEMBERED:
+            del self._files[next(iter(self._files))]
+        return file.delegated
+
+    async def _get_services(self, name: str) -> Services:
+        known = self._services.get(name)
+        if known is not None and known[1] > self._clock.seconds():
+            return known[0]
+        return await self._questions.run(name, lambda: self._ask(name))
+
+    async def _ask(self, name: str) -> Services:
+        self._services.pop(name, None)
+        try:
+            services = await within(self._clock, SERVICE_SECONDS, self._names.lookup_services(name))
+        except (NameNotFound, OutboundError) as error:
+            self._log.debug("no answer about services {name}: {error}", name=name, error=error)
+            services = Services((), SHORTEST_SERVICES)
+        seconds = min(max(services.seconds, SHORTEST_SERVICES), LONGEST_SERVICES)
+        self._services[name] = (services, self._clock.seconds() + seconds)
+        while len(self._services) > MAX_REMEMBERED:
+            del self._services[next(iter(self._services))]
+        return services

@@ -1,0 +1,60 @@
+"""Asking servers for keys: each for its own, and notaries for those of others.
+
+spec: server-server-api#retrieving-server-keys
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from federation.peers.requests import Requests
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import KeyID, ServerName
+
+SECONDS = 10.0
+DOCUMENT_BYTES = 64 << 10
+"""More than a hundred keys of each kind take. We pass such documents on, to whoever asks for many
+at once."""
+QUERY_BYTES = 8 << 20
+SERVERS_AT_ONCE = 100
+"""That one question to a notary names."""
+
+
+class RemoteServerKeys:
+    """Asks. Answers are JSON of any content: whoever asks checks the signatures."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+    async def fetch(self, server: ServerName) -> Mapping[str, Any]:
+        """What a server says about its own keys. Raises RemoteError, Forbidden (the policy)."""
+        return await self._requests.get(
+            server,
+            "/_matrix/key/v2/server",
+            signed=False,
+            seconds=SECONDS,
+            max_bytes=DOCUMENT_BYTES,
+        )
+
+    async def query(
+        self, notary: ServerName, wanted: Mapping[ServerName, Mapping[KeyID, int]]
+    ) -> list[Mapping[str, Any]]:
+        """What a notary knows of other servers' keys; with each key until when it should be valid,
+        in milliseconds.
+
+        Raises RemoteError, Forbidden (the policy).
+        """
+        criteria = {
+            server: {key_id: {"minimum_valid_until_ts": at_ms} for key_id, at_ms in keys.items()}
+            for server, keys in wanted.items()
+        }
+        answer = await self._requests.post(
+            notary,
+            "/_matrix/key/v2/query",
+            {"server_keys": criteria},
+            seconds=3 * SECONDS,
+            max_bytes=QUERY_BYTES,
+        )
+        documents = answer.get("server_keys") if isinstance(answer, dict) else None
+        if not isinstance(documents, list):
+            raise RemoteError(notary, "the answer has no server_keys", retryable=False)
+        return [each for each in documents[: 4 * SERVERS_AT_ONCE] if isinstance(each, dict)]

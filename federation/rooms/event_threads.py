@@ -1,0 +1,62 @@
+"""In which thread an event stands, read from the events that are in memory. spec:
+client-server-api#threaded-read-receipts"""
+
+from collections.abc import Iterable, Mapping
+
+from msgspec.structs import replace
+
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.relations import relation_in
+from storage.events.event_threads import Links, Standing, ThreadWalk, links_of
+
+
+async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> EventID | None:
+    """The root of the thread that a new event stands in, itself or by what it relates to; None: in
+    the main timeline.
+
+    The root is what the event says, whether or not this server has it.
+    """
+    found = await _follow(
+        events, {event.event_id: (room_nid, links_of(relation_in(event.content)))}
+    )
+    root = found[event.event_id].root
+    return None if root is None else EventID(root)
+
+
+async def find_standings(
+    events: RoomEvents, wanted: Iterable[StoredEvent]
+) -> Mapping[EventID, Standing]:
+    """Where stored events stand, by id; a fixed number of queries."""
+    return await _follow(
+        events, {event.event.event_id: (event.room_nid, _links(event)) for event in wanted}
+    )
+
+
+async def _follow(
+    events: RoomEvents, at: Mapping[EventID, tuple[int, Links]]
+) -> dict[EventID, Standing]:
+    walks = {event_id: ThreadWalk() for event_id in at}
+    while at:
+        parents = {
+            event_id: (room_nid, EventID(parent))
+            for event_id, (room_nid, links) in at.items()
+            if (parent := walks[event_id].step(links)) is not None
+        }
+        found = await events.get_anywhere({parent for _, parent in parents.values()})
+        at = {
+            event_id: (room_nid, _links(found[parent]))
+            for event_id, (room_nid, parent) in parents.items()
+            if parent in found and found[parent].room_nid == room_nid
+        }
+    return {event_id: walk.standing for event_id, walk in walks.items()}
+
+
+def _links(stored: StoredEvent) -> Links:
+    return replace(
+        links_of(relation_in(stored.event.content)),
+        thread_root=stored.thread_root,
+        is_redacted=stored.redacted_by is not None,
+        redacts=stored.event.redacts,
+    )

@@ -1,0 +1,181 @@
+"""A room's past, as far as this server does not have it: fetched from other servers when one of our
+users reads back.
+
+- The places where the known past ends are stored with their depth, so that a page knows whether it
+  meets one. And what was here, and was forgotten, is had back (`regaining.py`).
+- One fetch a room is under way at a time, for all who wait; they wait so long, and then read what
+  is here while it goes on.
+- Where nobody could help, nobody is asked again for a while.
+
+spec: server-server-api#backfilling-and-retrieving-missing-events
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.protocol.errors import Forbidden, MatrixError, RemoteError
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID, ServerName
+from federation.remote.events import RemoteEvents
+from federation.rooms.history.history_refetch import Regaining, Taken
+from federation.rooms.receive.batch import parse_events
+from federation.rooms.receive.missing_events import MissingEvents
+from federation.rooms.room_servers import RoomServers
+from federation.rooms.snapshot import RoomSnapshot
+from storage.events.timelines import Gaps, TimelineStore
+
+PAGE: Final = 100
+"""Events that are asked for at once."""
+MAX_ENDS: Final = 5
+"""From how many places at once the past is asked for."""
+LONGEST_WAIT: Final = 20.0
+"""Seconds that a reader waits."""
+REST: Final = 60.0
+"""Seconds after which servers that could not help are asked again."""
+
+
+class Gap(Enum):
+    """What there is between two depths of a room."""
+
+    NONE = "none"
+    """All of it is here."""
+    FILLED = "filled"
+    """Some of what was missing has come."""
+    OPEN = "open"
+    """Something is missing, and cannot be had now."""
+
+
+class Backfill:
+    """Fetches the past. For the reactor thread."""
+
+    def __init__(
+        self,
+        timelines: TimelineStore,
+        servers: RoomServers,
+        missing: MissingEvents,
+        remote: RemoteEvents,
+        regaining: Regaining,
+        clock: IReactorTime,
+    ) -> None:
+        self._timelines = timelines
+        self._servers = servers
+        self._missing = missing
+        self._remote = remote
+        self._regaining = regaining
+        self._clock = clock
+        self._waiting: dict[int, list[Deferred[Gap]]] = {}
+        """Who waits for the fetch that is under way in a room."""
+        self._resting: dict[int, float] = {}
+        """Rooms for which nobody could help, and until when they rest."""
+        self._log = Logger()
+
+    async def fill(self, snapshot: RoomSnapshot, lowest: int, highest: int) -> Gap:
+        """Fetch some of what is missing between two depths. No request, and at most one query,
+        where nothing is."""
+        room_nid = snapshot.room.room_nid
+        if not await self._servers.in_room(room_nid):
+            return Gap.NONE
+        gaps = await self._timelines.get_gaps(room_nid, lowest, highest)
+        if not gaps.ends and gaps.forgotten is None:
+            return Gap.NONE
+        if self._resting.get(room_nid, 0) > self._clock.seconds():
+            return Gap.OPEN
+        wait: Deferred[Gap] = Deferred()
+        if room_nid in self._waiting:
+            self._waiting[room_nid].append(wait)
+        else:
+            self._waiting[room_nid] = [wait]
+            Deferred.fromCoroutine(self._work(snapshot, gaps)).addErrback(
+                lambda failure: self._log.failure(
+                    "the past of a room could not be fetched", failure
+                )
+            )
+        wait.addTimeout(LONGEST_WAIT, self._clock)
+        try:
+            return await wait
+        except TimedOut:
+            return Gap.OPEN
+
+    async def _work(self, snapshot: RoomSnapshot, gaps: Gaps) -> None:
+        room_nid = snapshot.room.room_nid
+        filled = False
+        try:
+            filled = await self._fetch(snapshot, gaps)
+        finally:
+            if filled:
+                self._resting.pop(room_nid, None)
+            else:
+                self._rest(room_nid)
+            for wait in self._waiting.pop(room_nid):
+                if not wait.called:
+                    wait.callback(Gap.FILLED if filled else Gap.OPEN)
+
+    def _rest(self, room_nid: int) -> None:
+        now = self._clock.seconds()
+        self._resting = {nid: until for nid, until in self._resting.items() if until > now}
+        self._resting[room_nid] = now + REST
+
+    async def _fetch(self, snapshot: RoomSnapshot, gaps: Gaps) -> bool:
+        """Whether anything has found its place, or is here again, or is given up."""
+        useless: set[int] = set()
+        for server in await self._missing.choose_servers(snapshot):
+            try:
+                if await self._fetch_from(server, snapshot, gaps, useless):
+                    return True
+            except (RemoteError, Forbidden) as error:
+                self._log.info(
+                    "{server} does not give the past: {error}", server=server, error=str(error)
+                )
+                self._missing.heed(server, error)
+            except MatrixError:
+                return False  # this server is no longer in the room
+        if useless:
+            await self._regaining.give_up(useless)
+        return bool(useless)
+
+    async def _fetch_from(
+        self, server: ServerName, snapshot: RoomSnapshot, gaps: Gaps, useless: set[int]
+    ) -> bool:
+        try:
+            if gaps.ends and await self._fetch_ends(
+                server, snapshot, [EventID(name) for name in gaps.ends[:MAX_ENDS]]
+            ):
+                return True
+        except RefusedByRemote as error:
+            if gaps.forgotten is None or asked_wait_ms(error):
+                raise
+        if gaps.forgotten is None:
+            return False
+        # what nobody has of the past keeps nobody from what was here
+        _, taken = await self._ask(server, snapshot, [EventID(gaps.forgotten)])
+        useless |= taken.useless
+        return taken.count > 0
+
+    async def _ask(
+        self, server: ServerName, snapshot: RoomSnapshot, asked: Sequence[EventID]
+    ) -> tuple[Mapping[EventID, Event], Taken]:
+        """What the server gives, and what came of it for what was forgotten."""
+        pdus = await self._remote.get_backfill(server, snapshot.room_id, asked, PAGE)
+        found = await parse_events(snapshot.version, snapshot.room_id, pdus, self._clock)
+        return found, await self._regaining.take(snapshot, found)
+
+    async def _fetch_ends(
+        self, server: ServerName, snapshot: RoomSnapshot, ends: Sequence[EventID]
+    ) -> bool:
+        found, taken = await self._ask(server, snapshot, ends)
+        given = [found[name] for name in ends if name in found]
+        if not given:
+            return taken.count > 0
+        outcomes = await self._missing.take_in(
+            snapshot.room_id, given, server, past=True, walk=False, fetched=found
+        )
+        return taken.count > 0 or any(
+            outcome.verdict is not None or outcome.was_known for outcome in outcomes.values()
+        )

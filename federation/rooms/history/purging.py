@@ -1,0 +1,92 @@
+"""Purges messages of rooms: what stays of each is what a redaction would leave, by the rules of the
+room's version.
+
+A stored event that cannot be read, such as one that a broken disk has changed, is left as it is and
+said: it holds up no other.
+
+proposal: MSC1763
+"""
+
+from collections.abc import Callable, Sequence
+
+from twisted.logger import Logger
+
+from federation.protocol.events import encode_event_json, load_event
+from federation.protocol.ids import EventID, RoomID
+from federation.protocol.redaction import redact
+from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.retention.purging import Cause, Message, PurgingStore
+from storage.rooms.rooms import RoomStore
+
+AlsoWrite = Callable[[WriteTransaction, int], None]
+"""What is written with a purge, told how many messages lost their content."""
+Asked = Callable[[WriteTransaction], bool]
+"""Asked in the write itself whether the messages are still to be purged."""
+
+
+class Purging:
+    """Takes the content of messages away."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        database: Database,
+        store: PurgingStore,
+        rooms: RoomStore,
+        now_ms: Callable[[], int],
+        count_unreadable: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._rooms = rooms
+        self._now_ms = now_ms
+        self._count_unreadable = count_unreadable
+
+    async def purge(
+        self,
+        room_nid: int,
+        messages: Sequence[Message],
+        cause: Cause,
+        also: AlsoWrite | None = None,
+        asked: Asked | None = None,
+    ) -> int:
+        """Purge these messages of a room, in one write, unless what is asked there says no; how
+        many had not been purged meanwhile."""
+        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        version, room_id = ROOM_VERSIONS[room.version], RoomID(room.room_id)
+        pruned: dict[int, bytes] = {}
+        for message in messages:
+            left = self._prune(version, room_id, message)
+            if left is not None:
+                pruned[message.event_nid] = left
+        now = self._now_ms()
+
+        def write(txn: WriteTransaction) -> int:
+            if asked is not None and not asked(txn):
+                return 0
+            count = self._store.purge(txn, room_nid, pruned, cause, now)
+            if also is not None:
+                also(txn, count)
+            return count
+
+        return await self._database.write("purge_messages", write)
+
+    def _prune(self, version: RoomVersion, room_id: RoomID, message: Message) -> bytes | None:
+        """What stays of a message; None where it cannot be read."""
+        try:
+            event = load_event(version, EventID(message.event_id), room_id, message.pdu)
+            return encode_event_json(version, redact(version, event.pdu))
+        except Exception:
+            self._log.failure(
+                "the stored event {id} cannot be read, and is not purged", id=message.event_id
+            )
+            self._count_unreadable()
+            return None
+
+    async def end(self) -> None:
+        """For now no more is to be purged: what was leaves the log beside the database too, unless
+        somebody is in the way."""
+        await self._database.empty_log()

@@ -1,0 +1,100 @@
+"""The event that is nearest to a time, as servers name it that have more of a room's past than this
+one.
+
+What a server names is fetched, checked, and given its place, with the state before it, like
+everything from the past.
+
+spec: server-server-api#get_matrixfederationv1timestamp_to_eventroomid
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from twisted.logger import Logger
+
+from federation.protocol.errors import Forbidden, MatrixError, RemoteError
+from federation.protocol.events import parse_event
+from federation.protocol.ids import EventID, ServerName
+from federation.remote.events import RemoteEvents
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receive.missing_events import MissingEvents
+from federation.rooms.snapshot import RoomSnapshot
+from storage.events.timelines import Direction
+
+MAX_SECONDS: Final = 20.0
+"""After so long no other server is asked."""
+
+
+class AskedTimes:
+    """`by_time.RemoteTimes` that asks the servers in the room. For the reactor thread."""
+
+    def __init__(
+        self,
+        events: RoomEvents,
+        missing: MissingEvents,
+        remote: RemoteEvents,
+        seconds: Callable[[], float],
+    ) -> None:
+        """`seconds` is a clock."""
+        self._events = events
+        self._missing = missing
+        self._remote = remote
+        self._seconds = seconds
+        self._log = Logger()
+
+    async def find_nearest(
+        self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
+    ) -> StoredEvent | None:
+        """An event that is nearer than the known one, stored and in its place; None where nobody
+        has one."""
+        until = self._seconds() + MAX_SECONDS
+        distance = None if known is None else abs(known.event.origin_server_ts - ts)
+        for server in await self._missing.choose_servers(room):
+            try:
+                return await self._ask(server, room, ts, direction, distance)
+            except (RemoteError, Forbidden) as error:
+                self._log.info(
+                    "{server} finds no event by its time: {error}", server=server, error=str(error)
+                )
+                self._missing.heed(server, error)
+            if self._seconds() > until:
+                break
+        return None
+
+    async def _ask(
+        self,
+        server: ServerName,
+        room: RoomSnapshot,
+        ts: int,
+        direction: Direction,
+        distance: int | None,
+    ) -> StoredEvent | None:
+        named = await self._remote.get_event_at(server, room.room_id, ts, direction.value)
+        if distance is not None and abs(named.origin_server_ts - ts) >= distance:
+            return None
+        stored = await self._find(server, room, named.event_id)
+        at = stored.event.origin_server_ts
+        is_on_that_side = at <= ts if direction is Direction.BACKWARDS else at >= ts
+        if not is_on_that_side or (distance is not None and abs(at - ts) >= distance):
+            raise RemoteError(server, "the event is not of the time that was told", retryable=False)
+        return stored
+
+    async def _find(self, server: ServerName, room: RoomSnapshot, event_id: EventID) -> StoredEvent:
+        """The event, in its place. Raises RemoteError."""
+        stored = await self._events.get_event(room.room.room_nid, event_id)
+        if stored is None or stored.is_outlier:
+            try:
+                event = parse_event(room.version, await self._remote.get_event(server, event_id))
+            except MatrixError as error:
+                raise RemoteError(
+                    server, f"the event is none: {error.text}", retryable=False
+                ) from error
+            if event.event_id != event_id or event.room_id != room.room_id:
+                raise RemoteError(server, "the answer is another event", retryable=False)
+            await self._missing.take_in(
+                room.room_id, [event], server, past=True, walk=False, seconds=MAX_SECONDS
+            )
+            stored = await self._events.get_event(room.room.room_nid, event_id)
+        if stored is None or not stored.in_timeline:
+            raise RemoteError(server, "the event is not one of the room's", retryable=False)
+        return stored

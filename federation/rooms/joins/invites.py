@@ -1,0 +1,446 @@
+"""Invites between servers: the invited user's server signs the event, before it becomes part of the
+room.
+
+Nobody is invited into a room that does not federate from outside of its server: they could neither
+come in nor decline.
+
+spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invites
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from federation.peers.identity import ServerIdentity
+from federation.peers.requests import RefusedByRemote, is_away
+from federation.protocol.errors import (
+    Forbidden,
+    IncompatibleRoomVersion,
+    InvalidParam,
+    MatrixError,
+    NotFound,
+    OtherServerFailed,
+    RemoteError,
+)
+from federation.protocol.event_signing import is_event_signed_by, sign_event
+from federation.protocol.events import Event, StateKey, parse_event
+from federation.protocol.ids import (
+    EventID,
+    KeyID,
+    RoomID,
+    ServerName,
+    UserID,
+    domain_of,
+    is_room_id,
+    is_user_id,
+)
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.protocol.stripped_state import (
+    CREATE,
+    federation_form,
+    strip_event,
+    stripped_state_keys,
+)
+from federation.remote.membership import MembershipRequests
+from federation.rooms.build import Chain, Classify
+from federation.rooms.check import SHOWN
+from federation.rooms.drafts import Draft
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.joins.make_send import check_membership_event, check_origin_signed
+from federation.rooms.joins.out_of_room import OutsideMemberships
+from federation.rooms.joins.stripped_rooms import read_invite_state
+from federation.rooms.membership_templates import MEMBER
+from federation.rooms.receive.check_sources import Questions
+from federation.rooms.receive.receiver import Receiver
+from federation.rooms.server_fallback import explain
+from federation.rooms.server_in_room import Residence
+from federation.rooms.snapshot import RoomSnapshot
+
+GetKeys = Callable[[ServerName, Collection[KeyID], int], Awaitable[Mapping[KeyID, bytes]]]
+MAX_SIGNATURES: Final = 20
+MAX_PROMISES: Final = 20
+"""To one address; what is more is not looked at."""
+MAX_SERVERS: Final = 3
+"""That are asked about promises to one address: anybody may say that there are some."""
+PATIENCE: Final = 5.0
+"""Seconds for which an invite waits for what it rests upon, where it is of somebody who is in the
+room as far as is known here."""
+LOOK_EVERY: Final = 0.25
+
+
+class PromisedInvite(msgspec.Struct, frozen=True):
+    """An invite that was promised to an address, as an identity server tells it."""
+
+    mxid: str
+    room_id: str
+    sender: str
+    signed: dict[str, Any]
+
+
+class BoundAddress(msgspec.Struct, frozen=True):
+    """An address that is a user's now, and what was promised to it."""
+
+    mxid: str
+    medium: str = ""
+    address: str = ""
+    invites: tuple[PromisedInvite, ...] = ()
+
+
+class _Promise(msgspec.Struct, frozen=True):
+    sender: UserID
+    content: Mapping[str, Any]
+
+
+class _NoPromise(Exception):
+    """Nothing has become of what is said to have been promised."""
+
+
+class InviteGate(Protocol):
+    """Whether our users want to be invited: known to the layer that knows them."""
+
+    async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
+        """Raises Forbidden, InviteBlocked, NotFound, LimitExceeded."""
+        ...
+
+    def claiming(self, ip: str) -> AbstractContextManager[None]:
+        """While it is looked whether an invite was promised, as somebody at this address says: that
+        counts, and goes on to count where it was not true. Entering raises LimitExceeded."""
+        ...
+
+
+class Reach(Protocol):
+    """What is known of whether other servers can be had: known to who sends them what happens."""
+
+    def would_wait_in_vain(self, server: ServerName) -> bool:
+        """It could not be reached a moment ago, or did not answer."""
+        ...
+
+    def heard_from(self, server: ServerName) -> None:
+        """It has answered."""
+        ...
+
+    def note_silence(self, server: ServerName, asked_at: float) -> None:
+        """It has not answered what it was asked at that second of the clock."""
+        ...
+
+
+class Invitations:
+    """Sends and receives invites. For the reactor thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        remote: MembershipRequests,
+        engine: RoomEngine,
+        events: RoomEvents,
+        residence: Residence,
+        receiver: Receiver,
+        outside: OutsideMemberships,
+        gate: InviteGate,
+        reach: Reach,
+        questions: Questions,
+        get_keys: GetKeys,
+        classify: Classify,
+        identity: ServerIdentity,
+        clock: IReactorTime,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._clock = clock
+        self._remote = remote
+        self._engine = engine
+        self._events = events
+        self._residence = residence
+        self._receiver = receiver
+        self._outside = outside
+        self._gate = gate
+        self._reach = reach
+        self._questions = questions
+        self._get_keys = get_keys
+        self._classify = classify
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def do_invite(
+        self,
+        room_id: RoomID,
+        sender: UserID,
+        target: UserID,
+        content: Mapping[str, Any],
+        *,
+        tries_failing: bool = False,
+    ) -> EventID:
+        """Invite a user of another server into a room that we are in; the invite, or the one that
+        is there already.
+
+        A server that could not be reached a moment ago is not asked, unless `tries_failing`: nobody
+        waits, and nobody would ask again. Raises NotFound, Forbidden, InviteBlocked,
+        UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
+        """
+        snapshot = await self._engine.get_whole(room_id)
+        create = await snapshot.create_event()
+        if _is_closed_to(target, create.sender, create.content):
+            raise Forbidden("This room is only for people of this server")
+        chain = Chain(snapshot, self._events, self._identity, self._classify)
+        draft = Draft(MEMBER, sender, content, target, unless_same=True)
+        (built,) = await chain.add([draft], self._now_ms())
+        if isinstance(built, StoredEvent):
+            return built.event.event_id
+        built = await self._engine.vouch(snapshot, built)
+        keys = stripped_state_keys(sender)
+        state = await snapshot.state.load(keys)
+        server = domain_of(target)
+        if not tries_failing and self._reach.would_wait_in_vain(server):
+            raise OtherServerFailed(
+                f"{target} was not invited, since {server} could not be reached a moment ago: try again later"
+            )
+        answer = await self._ask(
+            server, target, built, federation_form(state[key].event for key in keys if key in state)
+        )
+        event = await self._countersigned(built, server, answer)
+        (outcome,) = await self._receiver.receive(room_id, [event.pdu], send_on=True)
+        if not outcome.was_known and outcome.verdict not in SHOWN:
+            raise outcome.error or Forbidden("The room does not allow this invite any more")
+        return event.event_id
+
+    async def _ask(
+        self, server: ServerName, target: UserID, built: Event, room_state: Iterable[msgspec.Raw]
+    ) -> Mapping[str, Any]:
+        """The invite as the server of who is invited has it. Raises MatrixError."""
+        asked_at = self._clock.seconds()
+        try:
+            answer = await self._remote.invite(server, built, room_state)
+        except RemoteError as error:
+            if is_away(error):
+                self._reach.note_silence(server, asked_at)
+                raise OtherServerFailed(
+                    f"{target} was not invited, since {server} did not answer: try again later ({error.reason})"
+                ) from error
+            if isinstance(error, RefusedByRemote):
+                self._reach.heard_from(server)
+                if error.errcode == "M_NOT_FOUND":
+                    raise NotFound(f"{server} knows of no user {target}") from error
+            raise explain([error]) from error
+        self._reach.heard_from(server)
+        return answer
+
+    async def do_exchange(
+        self, origin: ServerName, room_id: RoomID, wanted: Mapping[str, Any]
+    ) -> None:
+        """Turn the promise of an invite to an address into the invite of a user of another server,
+        who has proved that the address is theirs: `wanted` is a part of the event. Raises NotFound,
+        Forbidden, InvalidParam, OtherServerFailed.
+
+        spec: server-server-api#put_matrixfederationv1exchange_third_party_inviteroomid
+        """
+        snapshot = await self._residence.get_for(origin, room_id)
+        target = wanted.get("state_key")
+        content = wanted.get("content")
+        if (
+            not isinstance(target, str)
+            or not is_user_id(target)
+            or wanted.get("type") != MEMBER
+            or not isinstance(content, Mapping)
+            or content.get("membership") != "invite"
+        ):
+            raise InvalidParam("The body is no invite of somebody known by an address")
+        if wanted.get("room_id") != room_id:
+            raise InvalidParam("The invite is to another room")
+        if domain_of(target) != origin:
+            raise Forbidden(f"The invite is not for a user of {origin}")
+        promise = await self._redeem(snapshot, content)
+        if wanted.get("sender") != promise.sender:
+            raise Forbidden("The invite is not by who promised it")
+        await self.do_invite(room_id, promise.sender, UserID(target), promise.content)
+
+    async def do_bind(self, target: UserID, address: BoundAddress, ip: str) -> None:
+        """One of our users has proved that an address is theirs to which invites were promised:
+        turn them into invites.
+
+        What fails of it is logged: whoever tells us of the address can do nothing about it; and it
+        counts against the address `ip` from which it was said. Raises NotFound; LimitExceeded,
+        where not all was looked at. spec: server-server-api#put_matrixfederationv13pidonbind
+        """
+        if not self._identity.is_local(target):
+            raise NotFound("The user is not one of this server")
+        asked: set[ServerName] = set()
+        for invite in address.invites[:MAX_PROMISES]:
+            if (
+                invite.mxid != target
+                or not is_user_id(invite.sender)
+                or not is_room_id(invite.room_id)
+            ):
+                continue
+            server = domain_of(UserID(invite.sender))
+            if server not in asked and len(asked) == MAX_SERVERS:
+                continue
+            asked.add(server)
+            try:
+                with self._gate.claiming(ip):
+                    await self._claim(target, invite)
+            except _NoPromise as error:
+                self._log.info("an invite promised to an address is lost: {error}", error=error)
+
+    async def _claim(self, target: UserID, invite: PromisedInvite) -> None:
+        """Raises _NoPromise."""
+        try:
+            await self._make_true(target, invite)
+        except (MatrixError, RemoteError) as error:
+            raise _NoPromise(str(error)) from error
+
+    async def _make_true(self, target: UserID, invite: PromisedInvite) -> None:
+        """Raises MatrixError, RemoteError."""
+        room_id = RoomID(invite.room_id)
+        content = {
+            "membership": "invite",
+            "third_party_invite": {"display_name": "", "signed": dict(invite.signed)},
+        }
+        if not self._identity.is_local(UserID(invite.sender)):
+            event = {
+                "type": MEMBER,
+                "room_id": room_id,
+                "sender": invite.sender,
+                "state_key": target,
+                "content": content,
+            }
+            await self._remote.exchange(domain_of(invite.sender), room_id, event)
+            return
+        promise = await self._redeem(await self._engine.get_snapshot(room_id), content)
+        # not before: it counts as an invite of the user, and anybody may claim that there is a
+        # promise
+        await self._gate.check_may_be_invited(target, promise.sender, room_id)
+        await self._engine.send(
+            room_id, [Draft(MEMBER, promise.sender, promise.content, target, unless_same=True)]
+        )
+
+    async def _redeem(self, snapshot: RoomSnapshot, content: object) -> "_Promise":
+        """Who promised the invite, and what it is to say. Raises Forbidden, InvalidParam.
+
+        Whether the proof is good the rules of the room tell when the invite is made.
+        """
+        invite = content.get("third_party_invite") if isinstance(content, Mapping) else None
+        signed = invite.get("signed") if isinstance(invite, Mapping) else None
+        token = signed.get("token") if isinstance(signed, Mapping) else None
+        if not isinstance(signed, Mapping) or not isinstance(token, str):
+            raise InvalidParam("The body is no invite of somebody known by an address")
+        promise = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
+        if promise is None or not self._identity.is_local(promise.event.sender):
+            raise Forbidden("The invite to this address is not, or no longer, open")
+        shown = promise.event.content.get("display_name")
+        proof = {"display_name": shown if isinstance(shown, str) else "", "signed": dict(signed)}
+        return _Promise(promise.event.sender, {"membership": "invite", "third_party_invite": proof})
+
+    async def do_receive(
+        self,
+        origin: ServerName,
+        room_id: RoomID,
+        event_id: EventID,
+        version_id: str,
+        pdu: Mapping[str, Any],
+        state: object,
+    ) -> Mapping[str, Any]:
+        """Take an invite of one of our users; the event with our signature. `state`: what the other
+        says of the room.
+
+        Raises IncompatibleRoomVersion, InvalidParam, BadEvent, NotFound, Forbidden (the room's
+        server ACL among the reasons), InviteBlocked, LimitExceeded.
+        """
+        version = ROOM_VERSIONS.get(version_id)
+        if version is None:
+            raise IncompatibleRoomVersion(
+                "This server does not know the room's version", room_version=version_id
+            )
+        event = parse_event(version, pdu)
+        if event.event_id != event_id:
+            raise InvalidParam("The event has another id than the path says")
+        check_membership_event(event, room_id, "invite")
+        target = UserID(event.state_key or "")
+        if not is_user_id(target) or not self._identity.is_local(target):
+            raise InvalidParam("The event invites nobody of this server")
+        if domain_of(event.sender) != origin:
+            raise InvalidParam(f"The event is not by a user of {origin}")
+        await check_origin_signed(event, self._questions.get_signers)
+        snapshot = await self._residence.find_for(origin, room_id)
+        stripped = [
+            strip_event(event),
+            *await read_invite_state(self._questions, version, room_id, state),
+        ]
+        if any(
+            told["type"] == CREATE.type and _is_closed_to(target, told["sender"], told["content"])
+            for told in stripped
+        ):
+            raise Forbidden("This room is only for people of the server that made it")
+        await self._gate.check_may_be_invited(target, event.sender, room_id)
+        signed = sign_event(version, event.pdu, self._identity.server_name, self._identity.key)
+        event = parse_event(version, signed, event_id=event.event_id)
+        if snapshot is not None and await self._receive_inside(event, origin):
+            return event.pdu
+        if not await self._outside.keep(event, origin, stripped):
+            raise Forbidden(f"{target} is in the room already")
+        return event.pdu
+
+    async def _receive_inside(self, event: Event, origin: ServerName) -> bool:
+        """An invite into a room that we are in: one event among its others, which may be on their
+        way.
+
+        Where they are such as put the invited user out, we may not be in the room any more once
+        they have come, and nobody would tell us of the invite again: they are waited for. False: we
+        are in the room no more.
+        """
+        until = self._clock.seconds() + PATIENCE
+        while True:
+            (outcome,) = await self._receiver.receive(event.room_id, [event.pdu])
+            if outcome.verdict is not None and outcome.verdict not in SHOWN:
+                raise outcome.error or Forbidden("The room does not allow this invite")
+            if (
+                not outcome.missing_auth
+                or self._clock.seconds() >= until
+                or not await self._is_joined(event)
+            ):
+                return True
+            await deferLater(self._clock, LOOK_EVERY)
+            if await self._residence.find_for(origin, event.room_id) is None:
+                return False
+
+    async def _is_joined(self, event: Event) -> bool:
+        """Whether, as far as is known here, the invited user is in the room."""
+        member = await (await self._engine.get_snapshot(event.room_id)).state.get(
+            StateKey(MEMBER, event.state_key or "")
+        )
+        return member is not None and member.event.membership == "join"
+
+    async def _countersigned(
+        self, event: Event, server: ServerName, answer: Mapping[str, Any]
+    ) -> Event:
+        """Our event with the signature of who was asked for it. Raises OtherServerFailed."""
+        signatures = answer.get("signatures")
+        theirs = signatures.get(server) if isinstance(signatures, Mapping) else None
+        if not isinstance(theirs, Mapping) or len(theirs) > MAX_SIGNATURES:
+            raise OtherServerFailed(f"{server} did not sign the invite")
+        try:
+            signed = parse_event(
+                event.version,
+                {**event.pdu, "signatures": {**event.pdu["signatures"], server: dict(theirs)}},
+                event_id=event.event_id,
+            )
+            keys = await self._get_keys(
+                server, [KeyID(key_id) for key_id in theirs], event.origin_server_ts
+            )
+            is_signed = is_event_signed_by(signed, server, keys)
+        except MatrixError as error:
+            raise OtherServerFailed(f"{server} did not sign the invite: {error.text}") from error
+        if not is_signed:
+            raise OtherServerFailed(f"{server} did not sign the invite")
+        return signed
+
+
+def _is_closed_to(target: UserID, creator: UserID, creation: Mapping[str, Any]) -> bool:
+    """Whether a room is for people of its creator's server only, and the user is none. spec:
+    rooms/v11#authorisation-rules"""
+    return creation.get("m.federate") is False and domain_of(creator) != domain_of(target)

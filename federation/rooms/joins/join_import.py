@@ -1,0 +1,430 @@
+"""Taking in a room from outside: the state before our join, its auth chain, and the join itself.
+
+- All events are first stored as outliers, in chunks. The state is gathered in chunks too, under the
+  join, and so are the memberships of other servers' users. Then one small write gives the join its
+  place and moves the head: until then nobody here is in the room, and nothing of it is shown.
+- Done again after a restart, each step finds what is there already.
+- Of a large room a part of the state is told first, without most memberships: with that the room is
+  entered, and its head says so. `completion.py` fetches the rest.
+- What cannot be checked for want of keys is left out, and noted: see `unverified_events.py`.
+- Where the server that lets us in has not heard of what we did last in the room, that counts all
+  the same: see `unacknowledged_leaves.py`.
+
+spec: server-server-api#joining-rooms
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.errors import BadState, Forbidden, MatrixError, TooLarge
+from federation.protocol.event_signing import is_content_hash_valid, required_signers
+from federation.protocol.ids import EventID, RoomID, ServerName, domain_of
+from federation.protocol.room_versions import RoomVersion
+from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt, check_signed
+from federation.rooms.effects import StoredEffects, effect_of_absence, state_effect
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.membership_templates import MEMBER
+from federation.rooms.receive.check_sources import Questions, StoredSources
+from federation.rooms.receive.persist import new_event
+from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping, kept_ids
+from federation.rooms.receive.unverified_events import find_left_out
+from federation.rooms.resolve import StateResolver
+from federation.rooms.snapshot import CREATE, RoomSnapshot
+from federation.rooms.unacknowledged_leaves import LeftBefore, Unheard
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import WriteTransaction
+from storage.events.events import EventFlag
+from storage.events.timelines import move_backward_extremities
+from storage.partial_state.unverified_events import LeftOut, PartOf, add_unproved, end_unproved
+from storage.persist.room_writer import Appended, NewCurrentState, NewEvent, RoomWriter, StateChange
+from storage.persist.state_effects import NO_EFFECT, StateEffect
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.partial_rooms import PartialRoomStore, begin_partial, forget_partial
+from storage.rooms.rooms import RoomRow, RoomStore, note_room
+from storage.state.state_tree import StateTreeStore
+
+MAX_EVENTS = 500_000
+"""Of the state and its auth chain together."""
+CHUNK = 500
+"""Entries written at once."""
+CREATE_TYPE: Final = b"m.room.create"
+MAX_CREATE_EVENTS: Final = 10
+"""Whose signatures are looked at: an honest server tells one."""
+
+Entries = Mapping[tuple[str, str], int]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What was told of a room beside its state."""
+
+    resident: ServerName
+    servers: Collection[ServerName]
+    """The servers in the room."""
+    members_omitted: bool
+    """Most memberships are not in the state."""
+
+
+class Adoptions:
+    """Takes in rooms. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: RoomEngine,
+        rooms: RoomStore,
+        events: RoomEvents,
+        trees: StateTreeStore,
+        memberships: MembershipStore,
+        imports: StateImports,
+        effects: StoredEffects,
+        resolver: StateResolver,
+        unheard: Unheard,
+        partial: PartialRoomStore,
+        writer: RoomWriter,
+        identity: ServerIdentity,
+        questions: Questions,
+        now_ms: Callable[[], int],
+        first_attempt: Callable[[], int],
+    ) -> None:
+        """`first_attempt`: when what cannot be checked now is tried again, in milliseconds."""
+        self._database = database
+        self._engine = engine
+        self._rooms = rooms
+        self._events = events
+        self._trees = trees
+        self._memberships = memberships
+        self._imports = imports
+        self._effects = effects
+        self._resolver = resolver
+        self._unheard = unheard
+        self._partial = partial
+        self._writer = writer
+        self._identity = identity
+        self._questions = questions
+        self._now_ms = now_ms
+        self._first_attempt = first_attempt
+
+    async def adopt(
+        self,
+        version: RoomVersion,
+        room_id: RoomID,
+        state: Sequence[Pdu],
+        auth_chain: Sequence[Pdu],
+        join: Mapping[str, Any],
+        part: Part | None = None,
+    ) -> StoredEvent:
+        """Enter a room that nobody of this server is in, by PDUs; the join as it is stored.
+
+        `state` is that before the join; what is not valid in it is left out. Raises TooLarge;
+        BadState when the state is none, or someone of this server is in the room (then the join is
+        received like any other event); Forbidden when the join is not allowed; BadEvent.
+        """
+        if len(state) + len(auth_chain) > MAX_EVENTS:
+            raise TooLarge(f"The state of the room has more than {MAX_EVENTS} events")
+        await self._prove_version(version, room_id, [*state, *auth_chain])
+        room = await self._find_room(version, room_id)
+        if await self._memberships.get_local_members(room.room_nid):
+            raise BadState("This server is in the room already")
+        own = Candidate(version, join).read()
+        pdus = [*auth_chain, *state]
+        outcomes = await self._imports.keep(room, pdus)
+        (outcome,) = await self._imports.keep(room, [join])
+        if outcome.is_waiting:
+            raise BadState("The auth chain of the join is not complete")
+        if outcome.verdict in (Verdict.DROP, Verdict.REJECT):
+            raise outcome.error or Forbidden("The join is not allowed")
+        kept = kept_ids(outcomes[len(auth_chain) :])
+        entries = await self._imports.gather(
+            room, [event_id for event_id in kept if event_id != own.event_id]
+        )
+        await self._check_version(version, entries)
+        told_state = {
+            outcome.event_id
+            for outcome in outcomes[len(auth_chain) :]
+            if outcome.event_id is not None
+        }
+        left_out = find_left_out(zip(pdus, outcomes, strict=True), told_state, PartOf.OUR_STATE)
+        if (
+            part is not None
+            and not part.members_omitted
+            and not await self._partial.has_events(room.room_nid)
+        ):
+            part = None  # else there is something to complete all the same
+
+        async def work() -> StoredEvent:
+            return await self._enter(room, version, own.event_id, entries, part, left_out)
+
+        return await self._engine.in_turn(room_id, work)
+
+    async def _check_version(self, version: RoomVersion, entries: Entries) -> None:
+        """Raises BadState where the room was made in another version than the one that the template
+        named."""
+        create = (await self._events.get_events([entries[CREATE]]))[entries[CREATE]]
+        if create.event.content.get("room_version", "1") != version.identifier:
+            raise BadState("The room was made in another version than the server said")
+
+    async def _prove_version(
+        self, version: RoomVersion, room_id: RoomID, pdus: Sequence[Pdu]
+    ) -> None:
+        """Before anything is kept of a room that was made in another version: what is kept is
+        judged by the version, and its ids go by it, so a lie would stay. Raises BadState."""
+        looked_at = 0
+        for pdu in pdus:
+            if isinstance(pdu, msgspec.Raw) and CREATE_TYPE not in bytes(pdu):
+                continue
+            if looked_at == MAX_CREATE_EVENTS:
+                break
+            try:
+                event = Candidate(version, as_mapping(pdu)).read()
+                if event.state_key is None or event.key != CREATE or event.room_id != room_id:
+                    continue
+                if event.content.get(
+                    "room_version", "1"
+                ) != version.identifier or not is_content_hash_valid(event):
+                    continue
+                if not version.room_id_is_create_hash and domain_of(event.sender) != domain_of(
+                    room_id
+                ):
+                    continue
+                looked_at += 1
+                check_signed(event, await self._questions.get_signers(event))
+            except MatrixError:
+                continue
+            return
+        raise BadState("Nothing proves that the room has the version that the server said")
+
+    async def _find_room(self, version: RoomVersion, room_id: RoomID) -> RoomRow:
+        room = await self._rooms.get_room(room_id)
+        if room is None or room.version != version.identifier:
+            room = await self._database.write(
+                "add_room", note_room, room_id, version.identifier, self._now_ms()
+            )
+        if room.version != version.identifier:
+            raise BadState(f"The room is known to have version {room.version}")
+        return room
+
+    async def _enter(
+        self,
+        room: RoomRow,
+        version: RoomVersion,
+        join_id: EventID,
+        entries: Entries,
+        part: Part | None,
+        left_out: Sequence[LeftOut],
+    ) -> StoredEvent:
+        join = (await self._events.get_by_id(room.room_nid, [join_id]))[join_id]
+        if not join.is_outlier:
+            return join  # done before
+        auth = await self._events.get_by_id(room.room_nid, join.event.auth_events)
+        if (
+            part is not None
+        ):  # the memberships that the join rests on: an invite, who vouches for it
+            members = [
+                stored
+                for stored in auth.values()
+                if stored.event.type == MEMBER and not stored.rejected
+            ]
+            entries = {stored.event.key: stored.nid for stored in members} | dict(entries)
+        before = StateChange(None, entries)
+        signers = required_signers(join.event)  # they were checked when it was stored
+        sources = StoredSources(self._questions, room, list(auth.values()), before, None, signers)
+        checked = await check_on_receipt(
+            Candidate(version, {}, join.event), RoomID(room.room_id), sources
+        )
+        if checked.verdict not in SHOWN:
+            raise checked.error or Forbidden("The join is not allowed by the state of the room")
+        root = await self._grow(room, join, entries)
+        snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+        ends: Sequence[StoredEvent] = ()
+        state = StateChange(root)
+        ours = {
+            key: nid
+            for key, nid in entries.items()
+            if key[0] == MEMBER and self._identity.is_local(key[1])
+        }
+        left = StateChange(snapshot.head.state_root)
+        replaced = await self._unheard.find_replaced(
+            room.room_nid, left, StateChange(left.root, ours)
+        )
+        if replaced and part is not None and part.members_omitted:
+            # until all of the state is here, and resolved (`recheck.py`): whoever left does not
+            # come back for that long
+            replaced = {key: nid for key, nid in replaced.items() if key != join.event.key}
+            state, entries = StateChange(root, replaced), {**entries, **replaced}
+        elif replaced:
+            ends = list(
+                (
+                    await self._events.get_events(nid for nid, _ in snapshot.head.extremities)
+                ).values()
+            )
+            state, entries = await self._resolve(room, version, join, root, entries, ends)
+        effects = await self._write_members(room, entries)
+        effects += await self._effects_of_absence(snapshot, entries, part)
+        effects.append((join_id, state_effect(join.event, self._identity)))
+        known = await self._events.get_by_id(room.room_nid, join.event.prev_events)
+        missing = [
+            name for name in join.event.prev_events if name not in known or known[name].is_outlier
+        ]
+        flags = EventFlag.TIMELINE | (EventFlag.AFTER_HOLE if missing else 0)
+        new = replace(
+            new_event(join.event, flags, [], ()),
+            effect=state_effect(join.event, self._identity),
+            state_before=StateChange(root),
+            placed_nid=join.nid,
+            has_gap=True,
+        )
+        current = NewCurrentState(
+            state,
+            {join.event.key: join_id},
+            effects,
+            recount=True,
+            partial_join=None if part is None else join.nid,
+        )
+        appended = await self._database.write(
+            "enter_room",
+            self._append,
+            room,
+            snapshot,
+            new,
+            [end.event.event_id for end in ends],
+            current,
+            missing,
+            part,
+            left_out,
+        )
+        # nothing that was read of an earlier state counts any more
+        fresh = RoomSnapshot(room, version, snapshot.head, self._engine.view(room.room_nid, None))
+        return self._engine.advance(fresh, appended)[0]
+
+    async def _resolve(
+        self,
+        room: RoomRow,
+        version: RoomVersion,
+        join: StoredEvent,
+        root: bytes | None,
+        entries: Entries,
+        ends: Sequence[StoredEvent],
+    ) -> tuple[StateChange, Entries]:
+        """The state after our join and after the events in which we left; its entries, but for the
+        join. Raises Forbidden."""
+        create = (await self._events.get_events([entries[CREATE]]))[entries[CREATE]]
+        after = StateChange(root, {join.event.key: join.nid})
+        state = await self._resolver.resolve(
+            room.room_nid,
+            version,
+            create.event,
+            [after, *(StateChange(end.state_root) for end in ends)],
+        )
+        resolved = dict(entries)
+        for key, (_, now) in (await self._resolver.diff(room.room_nid, after, state)).items():
+            if key == join.event.key:
+                raise LeftBefore(
+                    "You left this room or were put out of it, and may not come in again without being let in anew"
+                )
+            if now is None:
+                resolved.pop(key, None)
+            else:
+                resolved[key] = now
+        return state, resolved
+
+    async def _grow(self, room: RoomRow, join: StoredEvent, entries: Entries) -> bytes | None:
+        """Gather the state under the join; its root."""
+        root = await self._database.write("begin_state", self._writer.begin_state, join.nid)
+        there = await self._trees.get_all(room.room_nid, root)
+        if any(entries.get(key) != nid for key, nid in there.items()):
+            # an earlier attempt was told of another state
+            root, there = (
+                await self._database.write(
+                    "begin_state", self._writer.begin_state, join.nid, afresh=True
+                ),
+                {},
+            )
+        left = [(key, nid) for key, nid in entries.items() if key not in there]
+        for start in range(0, len(left), CHUNK):
+            root = await self._database.write(
+                "grow_state",
+                self._writer.grow_state,
+                room,
+                join.nid,
+                dict(left[start : start + CHUNK]),
+            )
+        return root
+
+    async def _write_members(
+        self, room: RoomRow, entries: Entries
+    ) -> list[tuple[int | str, StateEffect]]:
+        """Write the memberships of other servers' users; what remains for the last write."""
+        remaining: list[tuple[int | str, StateEffect]] = []
+        nids = list(entries.values())
+        for start in range(0, len(nids), CHUNK):
+            effects = await self._effects.of(room, nids[start : start + CHUNK])
+            now: list[tuple[int, StateEffect]] = []
+            for nid, effect in effects.items():
+                if effect.membership is not None and not effect.membership.is_local:
+                    now.append((nid, effect))
+                elif effect != NO_EFFECT:
+                    remaining.append((nid, effect))
+            if now:
+                await self._database.write("add_members", self._writer.add_effects, room, now)
+        return remaining
+
+    async def _effects_of_absence(
+        self, snapshot: RoomSnapshot, entries: Entries, part: Part | None
+    ) -> list[tuple[int | str, StateEffect]]:
+        """What it means that entries of the state in which we last left the room are gone."""
+        old = await snapshot.state.load_nids()
+        gone: Collection[int] = [
+            nid
+            for key, nid in old.items()
+            if key not in entries and (part is None or not part.members_omitted or key[0] != MEMBER)
+        ]
+        loaded = await self._events.get_events(gone)
+        return [
+            (nid, effect_of_absence(stored.event, self._identity)) for nid, stored in loaded.items()
+        ]
+
+    def _append(
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        snapshot: RoomSnapshot,
+        new: NewEvent,
+        ends: Sequence[EventID],
+        current: NewCurrentState,
+        missing: Sequence[EventID],
+        part: Part | None,
+        left_out: Sequence[LeftOut],
+    ) -> Appended:
+        room_nid = snapshot.room.room_nid
+        # an invite may have said another version since it was proved
+        note_room(txn, room.room_id, room.version, self._now_ms())
+        forget_partial(txn, room_nid)
+        end_unproved(txn, room_nid)
+        if left_out:
+            add_unproved(txn, room_nid, left_out, self._first_attempt())
+        move_backward_extremities(txn, room_nid, [new.event_id], missing, new.depth)
+        appended = self._writer.append(
+            txn,
+            snapshot.room,
+            snapshot.head,
+            [new],
+            [*ends, new.event_id],
+            current=current,
+            now_ms=self._now_ms(),
+        )
+        (row,) = appended.rows
+        partial = None
+        if part is not None and row.position is not None:
+            partial = begin_partial(
+                txn, room_nid, row.event_nid, row.position, part.resident, part.servers
+            )
+        txn.announce(
+            Change(row.position or 0, Topic.COMPLETENESS, snapshot.room.room_id, detail=partial)
+        )
+        return appended

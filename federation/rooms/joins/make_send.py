@@ -1,0 +1,238 @@
+"""What servers that are not in a room ask of us, who are in it: to let their users in and out, and
+to knock.
+
+Laws:
+- Each asks for its own users only, and its signature on the event is checked before anything is
+  done with the event.
+- What comes in is received like any other event: the room's rules decide.
+- Whom we let in counts among the joins of the room, like people of our own. Whom the room refuses
+  does not count, nor a join that was there before: otherwise any server could close a room to
+  others.
+
+spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
+server-server-api#knocking-rooms
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.answers import Response
+from federation.protocol.errors import BadEvent, Forbidden, IncompatibleRoomVersion, InvalidParam
+from federation.protocol.event_signing import is_content_hash_valid, required_signers, sign_event
+from federation.protocol.events import Event, StateKey, parse_event
+from federation.protocol.ids import EventID, RoomID, ServerName, UserID, domain_of
+from federation.protocol.stripped_state import federation_form, stripped_state_keys
+from federation.rooms.check import SHOWN
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.joins.restricted_joins import RestrictedJoins
+from federation.rooms.joins.send_join_response import JoinAnswers
+from federation.rooms.membership_templates import AUTHORISER, MEMBER, make_template
+from federation.rooms.receive.check_sources import GetSigners
+from federation.rooms.receive.receiver import Receiver
+from federation.rooms.server_in_room import Residence
+from federation.rooms.snapshot import RoomSnapshot
+
+CheckJoin = Callable[[RoomID], None]
+"""Somebody wants to join a room. Raises LimitExceeded where too many have joined."""
+CountJoin = Callable[[RoomID], None]
+"""Somebody has joined a room."""
+INSIDE: Final = frozenset({"join", "invite"})
+"""Whoever is so joins a restricted room without being vouched for."""
+
+
+class Handshakes:
+    """Serves handshakes. For the reactor thread."""
+
+    def __init__(
+        self,
+        events: RoomEvents,
+        residence: Residence,
+        receiver: Receiver,
+        restricted: RestrictedJoins,
+        answers: JoinAnswers,
+        get_signers: GetSigners,
+        check_join: CheckJoin,
+        count_join: CountJoin,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._events = events
+        self._residence = residence
+        self._receiver = receiver
+        self._restricted = restricted
+        self._answers = answers
+        self._get_signers = get_signers
+        self._check_join = check_join
+        self._count_join = count_join
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def make_join(
+        self, origin: ServerName, room_id: RoomID, user_id: UserID, versions: Collection[str]
+    ) -> dict[str, Any]:
+        """A template for a join. Raises NotFound, IncompatibleRoomVersion, Forbidden,
+        UnableToAuthoriseJoin, UnableToGrantJoin."""
+        snapshot = await self._enter(origin, room_id, user_id, versions)
+        content = {"membership": "join"}
+        if await self._membership(snapshot, user_id) not in INSIDE:
+            authoriser = await self._restricted.get_authoriser(snapshot, user_id)
+            if authoriser is not None:
+                content[AUTHORISER] = authoriser
+        return await self._template(snapshot, user_id, content)
+
+    async def make_leave(
+        self, origin: ServerName, room_id: RoomID, user_id: UserID
+    ) -> dict[str, Any]:
+        """A template for leaving, or for declining an invite. Raises NotFound, Forbidden."""
+        snapshot = await self._enter(origin, room_id, user_id, None)
+        return await self._template(snapshot, user_id, {"membership": "leave"})
+
+    async def make_knock(
+        self, origin: ServerName, room_id: RoomID, user_id: UserID, versions: Collection[str]
+    ) -> dict[str, Any]:
+        """A template for a knock. Raises NotFound, IncompatibleRoomVersion, Forbidden."""
+        snapshot = await self._enter(origin, room_id, user_id, versions)
+        return await self._template(snapshot, user_id, {"membership": "knock"})
+
+    async def do_join(
+        self,
+        origin: ServerName,
+        room_id: RoomID,
+        event_id: EventID,
+        pdu: Mapping[str, Any],
+        *,
+        omit_members: bool,
+        in_pair: bool,
+    ) -> Response:
+        """Let a user in; the state of the room before that. Raises NotFound, Forbidden,
+        InvalidParam, BadEvent, LimitExceeded.
+
+        `omit_members`: without most memberships. `in_pair`: the answer as version 1 of the endpoint
+        has it.
+        """
+        snapshot = await self._residence.get_for(origin, room_id)
+        event = await self._read(snapshot, origin, event_id, pdu, "join")
+        membership = await self._membership(snapshot, event.sender)
+        if membership != "join":
+            self._check_join(room_id)
+        authoriser = event.content.get(AUTHORISER)
+        if (
+            snapshot.version.restricted_joins
+            and isinstance(authoriser, str)
+            and domain_of(authoriser) == self._identity.server_name
+        ):
+            if membership not in INSIDE and not await self._restricted.lets_in(
+                snapshot, event.sender
+            ):
+                raise Forbidden(
+                    "Only members of certain other rooms may join this room, or who is invited"
+                )
+            signed = sign_event(
+                snapshot.version, event.pdu, self._identity.server_name, self._identity.key
+            )
+            event = parse_event(snapshot.version, signed, event_id=event.event_id)
+        join, is_new = await self._receive(snapshot, event)
+        if is_new and membership != "join":
+            self._count_join(room_id)
+        return await self._answers.answer(
+            snapshot, join, omit_members=omit_members, in_pair=in_pair
+        )
+
+    async def do_leave(
+        self, origin: ServerName, room_id: RoomID, event_id: EventID, pdu: Mapping[str, Any]
+    ) -> None:
+        """Let a user leave. Raises NotFound, Forbidden, InvalidParam, BadEvent."""
+        snapshot = await self._residence.get_for(origin, room_id)
+        await self._receive(snapshot, await self._read(snapshot, origin, event_id, pdu, "leave"))
+
+    async def do_knock(
+        self, origin: ServerName, room_id: RoomID, event_id: EventID, pdu: Mapping[str, Any]
+    ) -> list[msgspec.Raw]:
+        """Let a user knock; what they are told of the room. Raises NotFound, Forbidden,
+        InvalidParam, BadEvent."""
+        snapshot = await self._residence.get_for(origin, room_id)
+        await self._receive(snapshot, await self._read(snapshot, origin, event_id, pdu, "knock"))
+        keys = stripped_state_keys()
+        state = await snapshot.state.load(keys)
+        return federation_form(state[key].event for key in keys if key in state)
+
+    async def _enter(
+        self, origin: ServerName, room_id: RoomID, user_id: UserID, versions: Collection[str] | None
+    ) -> RoomSnapshot:
+        if domain_of(user_id) != origin:
+            raise Forbidden(f"{user_id} is not a user of {origin}")
+        snapshot = await self._residence.get_for(origin, room_id)
+        if versions is not None and snapshot.version.identifier not in versions:
+            raise IncompatibleRoomVersion(
+                f"This room has version {snapshot.version.identifier}, which your server does not know",
+                room_version=snapshot.version.identifier,
+            )
+        return snapshot
+
+    async def _template(
+        self, snapshot: RoomSnapshot, user_id: UserID, content: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        event = await make_template(
+            snapshot, self._events, self._identity, user_id, content, self._now_ms()
+        )
+        return {"room_version": snapshot.version.identifier, "event": event}
+
+    async def _membership(self, snapshot: RoomSnapshot, user_id: UserID) -> str | None:
+        own = await snapshot.state.get(StateKey(MEMBER, user_id))
+        return None if own is None else own.event.membership
+
+    async def _read(
+        self,
+        snapshot: RoomSnapshot,
+        origin: ServerName,
+        event_id: EventID,
+        pdu: Mapping[str, Any],
+        membership: str,
+    ) -> Event:
+        event = parse_event(snapshot.version, pdu)
+        if event.event_id != event_id:
+            raise InvalidParam("The event has another id than the path says")
+        check_membership_event(event, snapshot.room_id, membership)
+        if event.state_key != event.sender or domain_of(event.sender) != origin:
+            raise InvalidParam(f"The event is not by a user of {origin} about themselves")
+        await check_origin_signed(event, self._get_signers, {self._identity.server_name})
+        return event
+
+    async def _receive(self, snapshot: RoomSnapshot, event: Event) -> tuple[StoredEvent, bool]:
+        """(the event with its place in the room, whether it was not there before). Raises
+        Forbidden, InvalidParam."""
+        (outcome,) = await self._receiver.receive(snapshot.room_id, [event.pdu], send_on=True)
+        if outcome.is_waiting:
+            raise InvalidParam("The event stands upon events that this server does not know")
+        stored = await self._events.get_event(snapshot.room.room_nid, event.event_id)
+        if outcome.verdict is not None and outcome.verdict not in SHOWN:
+            raise outcome.error or Forbidden("The room does not allow this")
+        if stored is None or not stored.in_timeline:
+            raise Forbidden("The room does not allow this")
+        return stored, not outcome.was_known
+
+
+def check_membership_event(event: Event, room_id: RoomID, membership: str) -> None:
+    """Raises InvalidParam for an event of another kind, or of another room."""
+    if event.type != MEMBER or event.membership != membership:
+        raise InvalidParam(f"The event is no m.room.member of membership {membership}")
+    if event.room_id != room_id:
+        raise InvalidParam("The event is of another room")
+
+
+async def check_origin_signed(
+    event: Event, get_signers: GetSigners, excepted: Collection[ServerName] = ()
+) -> None:
+    """Raises InvalidParam for an event that is not whole, or lacks the signature of a server that
+    must have signed it."""
+    try:
+        missing = required_signers(event).difference(await get_signers(event), excepted)
+    except BadEvent as error:
+        raise InvalidParam(error.text) from error
+    if missing:
+        raise InvalidParam(f"The event lacks a valid signature of {min(missing)}")
+    if not is_content_hash_valid(event):
+        raise InvalidParam("The content of the event is not what its hash says")

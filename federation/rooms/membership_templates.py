@@ -1,0 +1,203 @@
+"""Membership events that two servers make together: one in the room says what the event stands
+upon, the other, whose user it is about, fills it and signs it.
+
+spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
+server-server-api#knocking-rooms
+"""
+
+from collections.abc import Callable, Mapping
+from secrets import token_urlsafe
+from typing import Any, Final
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.errors import BadEvent
+from federation.protocol.event_auth import auth_keys, check_auth
+from federation.protocol.event_signing import build_event, hash_and_sign_event
+from federation.protocol.events import Event, compute_reference_hash, parse_event
+from federation.protocol.ids import EventID, RoomID, ServerName, UserID
+from federation.protocol.room_versions import EventFormat, RoomVersion
+from federation.protocol.signing import encode_base64
+from federation.remote.membership import Action, MembershipRequests
+from federation.rooms.build import MAX_DEPTH, MAX_PREV_EVENTS
+from federation.rooms.events import RoomEvents
+from federation.rooms.snapshot import CREATE, POWER_LEVELS, RoomSnapshot
+
+AUTHORISER: Final = "join_authorised_via_users_server"
+"""Of a join: only the server that vouches for it puts it there."""
+MEMBER: Final = "m.room.member"
+_NOT_IN_TEMPLATES: Final = frozenset({"hashes", "signatures", "event_id"})
+
+
+async def make_template(
+    snapshot: RoomSnapshot,
+    events: RoomEvents,
+    identity: ServerIdentity,
+    user_id: UserID,
+    content: Mapping[str, Any],
+    now_ms: int,
+) -> dict[str, Any]:
+    """The user's membership event as it would be now, unsigned. Raises Forbidden when it would not
+    be allowed."""
+    version = snapshot.version
+    keys = auth_keys(version, MEMBER, user_id, user_id, content)
+    stored = await snapshot.state.load({*keys, CREATE, POWER_LEVELS})
+    state = {key: found.event for key, found in stored.items()}
+    auth = [state[key] for key in sorted(keys) if key in state]
+    extremities = snapshot.head.extremities[:MAX_PREV_EVENTS]
+    names: dict[str, Any] = {}
+    if version.event_format is EventFormat.V1:
+        prev = [
+            found.event
+            for found in (await events.get_events(nid for nid, _ in extremities)).values()
+        ]
+        names = {
+            "event_id": EventID(f"$template:{identity.server_name}"),
+            "reference_hashes": {
+                event.event_id: encode_base64(compute_reference_hash(version, event.pdu))
+                for event in (*auth, *prev)
+            },
+        }
+    event = build_event(
+        version,
+        identity.server_name,
+        identity.key,
+        room_id=snapshot.room_id,
+        type=MEMBER,
+        sender=user_id,
+        state_key=user_id,
+        content=content,
+        origin_server_ts=now_ms,
+        prev_events=[EventID(event_id) for _, event_id in extremities],
+        auth_events=[other.event_id for other in auth],
+        depth=min(snapshot.head.depth + 1, MAX_DEPTH),
+        **names,
+    )
+    check_auth(event, state, create=state[CREATE])
+    template = {name: value for name, value in event.pdu.items() if name not in _NOT_IN_TEMPLATES}
+    template["origin"] = identity.server_name
+    return template
+
+
+def fill_template(
+    version: RoomVersion,
+    template: Mapping[str, Any],
+    identity: ServerIdentity,
+    room_id: RoomID,
+    user_id: UserID,
+    content: Mapping[str, Any],
+    now_ms: int,
+) -> Event:
+    """The event of our user: of the template no more than its place in the room. Raises BadEvent
+    for a bad one.
+
+    Who vouches for a join is of another server: our signature upon the event would be that of our
+    own user for it as well.
+    """
+    pdu: dict[str, Any] = {
+        name: template[name] for name in ("auth_events", "prev_events", "depth") if name in template
+    }
+    authoriser = template["content"].get(AUTHORISER)
+    if isinstance(authoriser, str) and identity.is_local(authoriser):
+        raise BadEvent(
+            f"The template says that {authoriser} vouches for the join, who has not been asked"
+        )
+    if (
+        version.restricted_joins
+        and content.get("membership") == "join"
+        and isinstance(authoriser, str)
+    ):
+        content = {**content, AUTHORISER: authoriser}
+    pdu |= {
+        "type": MEMBER,
+        "room_id": room_id,
+        "sender": user_id,
+        "state_key": user_id,
+        "content": dict(content),
+        "origin_server_ts": now_ms,
+    }
+    return sign(version, identity, pdu)
+
+
+class Handshake:
+    """Makes events of our users upon what other servers say."""
+
+    def __init__(
+        self, remote: MembershipRequests, identity: ServerIdentity, now_ms: Callable[[], int]
+    ) -> None:
+        self._remote = remote
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def make(
+        self,
+        server: ServerName,
+        action: Action,
+        room_id: RoomID,
+        user_id: UserID,
+        content: Mapping[str, Any],
+    ) -> Event:
+        """The user's membership event as that server would have it, signed by us. Raises
+        RemoteError, BadEvent, Forbidden (the policy), UnknownVersion."""
+        template = await self._remote.make(server, action, room_id, user_id)
+        return fill_template(
+            template.version,
+            template.event,
+            self._identity,
+            room_id,
+            user_id,
+            content,
+            self._now_ms(),
+        )
+
+
+def lonely_leave(
+    version: RoomVersion,
+    identity: ServerIdentity,
+    room_id: RoomID,
+    user_id: UserID,
+    content: Mapping[str, Any],
+    now_ms: int,
+) -> Event:
+    """The leaving of our user, for ourselves: it stands upon nothing, and no other server gets
+    it."""
+    return sign(
+        version,
+        identity,
+        {
+            "type": MEMBER,
+            "room_id": room_id,
+            "sender": user_id,
+            "state_key": user_id,
+            "content": dict(content),
+            "origin_server_ts": now_ms,
+            "auth_events": [],
+            "prev_events": [],
+            "depth": 1,
+        },
+    )
+
+
+def sign(version: RoomVersion, identity: ServerIdentity, pdu: Mapping[str, Any]) -> Event:
+    """An event of ours. Raises BadEvent."""
+    if version.event_format is EventFormat.V1:
+        pdu = {
+            **pdu,
+            "event_id": f"${token_urlsafe(18)}:{identity.server_name}",
+            "origin": identity.server_name,
+        }
+    return parse_event(
+        version, hash_and_sign_event(version, pdu, identity.server_name, identity.key)
+    )
+
+
+def with_signature_of(event: Event, server: ServerName, other: Mapping[str, Any]) -> Event:
+    """Our event with the signatures that a server has put upon its copy; everything else stays
+    ours. Raises BadEvent."""
+    theirs = other.get("signatures")
+    added = theirs.get(server) if isinstance(theirs, Mapping) else None
+    if not isinstance(added, Mapping):
+        return event
+    signatures = {**event.pdu["signatures"], server: dict(added)}
+    return parse_event(
+        event.version, {**event.pdu, "signatures": signatures}, event_id=event.event_id
+    )

@@ -1,0 +1,583 @@
+"""Completes rooms that were entered with a part of their state: fetches the rest, looks again at
+what came meanwhile, and puts all of it in its place with one last write.
+
+Laws:
+- The room goes on with its part all the while; only the last step takes its queue.
+- What is fetched and found is kept as it comes. After a restart each step finds what is there
+  already.
+- One attempt a room is under way; servers are asked in turn, first the one that let us in. After an
+  attempt in vain the room rests, longer each time. It is never given up while somebody here is in
+  it; but where nobody tells the rest any more (`state_sources.py`), nobody waits for it, and it is
+  asked for each hour.
+- What cannot be checked for want of keys is left out, and noted (`unverified_events.py`): it is put
+  in once it is proved.
+- Whoever waits for the room hears of it after the last write (`PartialRooms.tell`).
+"""
+
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.errors import MatrixError, RemoteError
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.rooms.build import prune
+from federation.rooms.effects import StoredEffects, effect_of_absence
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.membership_templates import MEMBER
+from federation.rooms.memberships import Memberships
+from federation.rooms.partial_rooms import PartialRooms
+from federation.rooms.partial_state.recheck import Recheck, Walk
+from federation.rooms.partial_state.room_tables import RoomTables
+from federation.rooms.partial_state.state_sources import StateTellers
+from federation.rooms.receive.inbox import Inbox
+from federation.rooms.receive.remote_states import RemoteStates
+from federation.rooms.receive.state_imports import StateImports
+from federation.rooms.receive.unverified_events import UnprovedStates, is_of_type
+from federation.rooms.relations import read_relation
+from federation.rooms.resolve import StateResolver
+from federation.rooms.snapshot import RoomSnapshot
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.relations import RelationRow
+from storage.partial_state.completion import Completed, LateNews
+from storage.partial_state.unverified_events import PartOf
+from storage.persist.redactions import Redaction
+from storage.persist.room_writer import Appended, HeadMoved, StateChange
+from storage.persist.state_effects import NO_EFFECT, StateEffect
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.partial_rooms import PartialRoom
+from storage.rooms.rooms import RoomRow
+
+ROOMS_AT_ONCE: Final = 2
+"""A large room's state takes as much memory as its bytes."""
+MAX_NEW: Final = 500_000
+"""Events that are taken in for the sake of one room."""
+WITNESSES: Final = 2
+"""Servers that are asked about the members, where who let us in does not answer."""
+CHUNK: Final = 500
+"""Entries written at once."""
+MAX_TRIES: Final = 20
+FIRST_REST: Final = 5.0
+"""Seconds; twice as long after each attempt in vain."""
+LONGEST_REST: Final = 600.0
+REST_IN_VAIN: Final = 3600.0
+"""Where nobody waits any longer."""
+LOOK_EVERY: Final = 60.0
+"""Seconds between looks for rooms that another node has entered."""
+LEASE_MS: Final = 15 * 60_000
+"""So long no other node takes up a room that one is at work on."""
+
+
+class PartialObserver(Protocol):
+    """Hears how many rooms lack a part of their state. May not raise or block."""
+
+    def partial_rooms_changed(self, count: int) -> None:
+        """So many do."""
+
+
+class Completions:
+    """Completes rooms. For the reactor thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        tables: RoomTables,
+        engine: RoomEngine,
+        events: RoomEvents,
+        memberships: Memberships,
+        tellers: StateTellers,
+        partial: PartialRooms,
+        states: RemoteStates,
+        imports: StateImports,
+        unproved: UnprovedStates,
+        recheck: Recheck,
+        resolver: StateResolver,
+        effects: StoredEffects,
+        inbox: Inbox,
+        identity: ServerIdentity,
+        streams: Streams,
+        clock: IReactorTime,
+        observer: PartialObserver,
+    ) -> None:
+        self._tables = tables
+        self._engine = engine
+        self._events = events
+        self._memberships = memberships
+        self._tellers = tellers
+        self._partial = partial
+        self._states = states
+        self._imports = imports
+        self._recheck = recheck
+        self._unproved = unproved
+        self._resolver = resolver
+        self._effects = effects
+        self._inbox = inbox
+        self._identity = identity
+        self._clock = clock
+        self._observer = observer
+        self._at_once = DeferredSemaphore(ROOMS_AT_ONCE)
+        self._working: set[int] = set()
+        self._resting: dict[int, IDelayedCall] = {}
+        self._attempts: dict[int, int] = {}
+        self._look: IDelayedCall | None = None
+        self._tasks: set[Deferred[None]] = set()
+        self._started = False
+        streams.subscribe(self._hear, Topic.COMPLETENESS, Topic.MEMBERSHIP)
+
+    def start(self) -> None:
+        """Go on with what was under way when the server stopped; then look at intervals."""
+        self._started = True
+        self._run(self._resume(take_over=True))
+
+    def stop(self) -> None:
+        """End what is under way: it goes on after the next start."""
+        self._started = False
+        if self._look is not None and self._look.active():
+            self._look.cancel()
+        while self._resting:
+            self._resting.popitem()[1].cancel()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.COMPLETENESS and self._started:
+                room = change.detail
+                if isinstance(room, PartialRoom) and room.completed is None:
+                    # in a later turn: who enters the room has to be done with it
+                    self._rest(room.room_nid, 0)
+            elif (
+                isinstance(change.detail, MembershipRow)
+                and change.detail.is_local
+                and change.detail.room_nid
+                in self._resting  # whether somebody of ours is there may have changed
+            ):
+                self._rest(change.detail.room_nid, 0)
+
+    def _rest(self, room_nid: int, seconds: float) -> None:
+        call = self._resting.pop(room_nid, None)
+        if call is not None:
+            call.cancel()
+        self._resting[room_nid] = self._clock.callLater(seconds, self._begin, room_nid)
+
+    async def _resume(self, *, take_over: bool = False) -> None:
+        try:
+            now = int(self._clock.seconds() * 1000)
+            for nid in await self._tables.partial.get_incomplete():
+                if nid in self._working or nid in self._resting:
+                    continue
+                if take_over or await self._tables.partial.is_free(nid, now):
+                    self._begin(nid)
+            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+        finally:
+            if self._started:
+                self._look = self._clock.callLater(LOOK_EVERY, lambda: self._run(self._resume()))
+
+    def _begin(self, room_nid: int) -> None:
+        self._resting.pop(room_nid, None)
+        if room_nid not in self._working:
+            self._working.add(room_nid)
+            self._run(self._work(room_nid))
+
+    async def _work(self, room_nid: int) -> None:
+        done = False
+        try:
+            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+            await self._at_once.acquire()
+            try:
+                done = await self._attempt(room_nid)
+            finally:
+                self._at_once.release()
+        except HeadMoved:
+            self._log.info("another node is at work on the state of room {nid}", nid=room_nid)
+        except (RemoteError, MatrixError) as error:
+            self._log.info(
+                "the state of room {nid} is not complete: {error}", nid=room_nid, error=str(error)
+            )
+        except Exception:  # a bug of ours, or the database is away: the next attempt may do better
+            if self._started:
+                self._log.failure("the state of room {nid} could not be completed", nid=room_nid)
+        finally:
+            self._working.discard(room_nid)
+            if done:
+                self._attempts.pop(room_nid, None)
+                self._tellers.forget(room_nid)
+            elif self._started:
+                attempts = self._attempts[room_nid] = self._attempts.get(room_nid, 0) + 1
+                is_waited_for = await self._partial.find(room_nid) is not None
+                rest = FIRST_REST * 2 ** min(attempts - 1, 20)
+                self._rest(room_nid, min(rest, LONGEST_REST) if is_waited_for else REST_IN_VAIN)
+        if self._started:
+            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+
+    async def _attempt(self, room_nid: int) -> bool:
+        """Try once to complete a room; whether nothing is left to do. Raises RemoteError,
+        MatrixError."""
+        partial = (await self._partial.get_all()).get(room_nid)
+        room = (await self._tables.rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+        if partial is None or snapshot.head.partial_join is None:
+            return True
+        if not await self._memberships.local_members(room_nid):
+            await self._wait_no_longer(snapshot)
+            return True
+        await self._tables.partial.take_lease(
+            room_nid, int(self._clock.seconds() * 1000) + LEASE_MS
+        )
+        join = (await self._events.get_events([partial.join_nid]))[partial.join_nid]
+        attempts = self._attempts.get(room_nid, 0)
+        askable = await self._tellers.find(partial)
+        servers = self._tellers.choose(partial, askable, attempts)
+        try:
+            before = await self._fetch_before(join, partial, servers, snapshot)
+        except (RemoteError, MatrixError):
+            age_ms = int(self._clock.seconds() * 1000) - join.event.origin_server_ts
+            if self._tellers.is_in_vain(room_nid, askable, attempts + 1, age_ms):
+                await self._wait_no_longer(snapshot)
+            raise
+        walk = Walk(
+            StateChange(await self._gather(room, before)),
+            lambda event_id: self._fetch_other(servers, snapshot, event_id, walk),
+        )
+        snapshot = await self._engine.get_snapshot(
+            RoomID(room.room_id)
+        )  # the room has gone on meanwhile
+        if snapshot.head.partial_join != partial.join_nid:
+            return False  # and has been left, and entered anew
+        await self._recheck.go_on(snapshot, walk)
+        known = await self._recheck.current(snapshot, walk)
+        differing = await self._write_members(room, snapshot, known)
+
+        async def work() -> None:
+            await self._finish(
+                room, partial, walk, StateChange(snapshot.head.state_root), known, differing
+            )
+            await self._unproved.settle(RoomID(room.room_id))
+
+        await self._engine.in_turn(RoomID(room.room_id), work)
+        self._partial.tell(room_nid)
+        self._inbox.wake(room_nid)
+        self._log.info("all of the state of {room_id} is here", room_id=room.room_id)
+        return True
+
+    async def _fetch_before(
+        self,
+        join: StoredEvent,
+        partial: PartialRoom,
+        servers: Sequence[ServerName],
+        snapshot: RoomSnapshot,
+    ) -> dict[tuple[str, str], int]:
+        """The state before our join. Raises RemoteError, MatrixError.
+
+        Who let us in is believed about all of it, as at any join; another server about the members
+        alone, so that whoever is in the room cannot bring back old powers or rules by answering in
+        its place; and two of them where two answer, so that what one leaves out or makes old is put
+        right by the resolution.
+        """
+        others = [server for server in servers if server != partial.resident]
+        if len(others) < len(servers):  # who let us in may be asked
+            try:
+                return await self._fetch(
+                    [ServerName(partial.resident)],
+                    snapshot,
+                    join.event.event_id,
+                    part_of=PartOf.OUR_STATE,
+                )
+            except (RemoteError, MatrixError):
+                if not others:
+                    raise
+        rules = await self._tables.trees.get_all(partial.room_nid, join.state_root)
+        rules = {key: nid for key, nid in rules.items() if key[0] != MEMBER}
+        told: list[StateChange] = []
+        failure: RemoteError | MatrixError = RemoteError(
+            "nobody", "no server may be asked now", retryable=True
+        )
+        for server in others:
+            try:
+                entries = await self._fetch([server], snapshot, join.event.event_id, only=MEMBER)
+            except (RemoteError, MatrixError) as error:
+                failure = error
+                continue
+            told.append(
+                StateChange(
+                    None, {key: nid for key, nid in entries.items() if key[0] == MEMBER} | rules
+                )
+            )
+            if len(told) == WITNESSES:
+                break
+        if not told:
+            raise failure
+        state = await self._resolver.resolve(
+            partial.room_nid, snapshot.version, await snapshot.create_event(), told
+        )
+        return {**await self._tables.trees.get_all(partial.room_nid, state.root), **state.entries}
+
+    async def _fetch(
+        self,
+        servers: Sequence[ServerName],
+        snapshot: RoomSnapshot,
+        event_id: EventID,
+        *,
+        part_of: PartOf = PartOf.SOME_STATE,
+        only: str | None = None,
+    ) -> dict[tuple[str, str], int]:
+        """The state before an event, from the first server that tells it. Raises RemoteError,
+        MatrixError.
+
+        What cannot be checked of it is noted: as `part_of`, and `only` what has that type.
+        """
+        failure: RemoteError | MatrixError = RemoteError(
+            "nobody", "no server may be asked now", retryable=True
+        )
+        for server in servers:
+            try:
+                told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW, part_of)
+                entries = await self._imports.gather(snapshot.room, told.event_ids)
+                await self._unproved.note(
+                    snapshot.room.room_nid,
+                    [each for each in told.left_out if only is None or is_of_type(each, only)],
+                )
+                return entries
+            except (RemoteError, MatrixError) as error:
+                self._log.info(
+                    "{server} does not tell the state: {error}", server=server, error=str(error)
+                )
+                self._tellers.note(snapshot.room.room_nid, server, error)
+                failure = error
+        raise failure
+
+    async def _fetch_other(
+        self, servers: Sequence[ServerName], snapshot: RoomSnapshot, event_id: EventID, walk: Walk
+    ) -> StateChange | None:
+        """The state before an event at a gap, by what differs from the one before our join; None if
+        nobody tells it."""
+        try:
+            entries = await self._fetch(servers, snapshot, event_id)
+        except (RemoteError, MatrixError):
+            return None
+        base = await self._tables.trees.get_all(snapshot.room.room_nid, walk.before_join.root)
+        if base.keys() - entries.keys():
+            return StateChange(None, entries)
+        return StateChange(
+            walk.before_join.root,
+            {key: nid for key, nid in entries.items() if base.get(key) != nid},
+        )
+
+    async def _gather(self, room: RoomRow, entries: dict[tuple[str, str], int]) -> bytes | None:
+        """Keep the state before the join; its root."""
+        tables, nid = self._tables, room.room_nid
+        root = await tables.partial.get_gathered(nid)
+        there = await tables.trees.get_all(nid, root)
+        afresh = any(entries.get(key) != event_nid for key, event_nid in there.items())
+        left = [
+            (key, event_nid) for key, event_nid in entries.items() if afresh or key not in there
+        ]
+        for start in range(0, len(left), CHUNK):
+            chunk = dict(left[start : start + CHUNK])
+            root = await tables.database.write(
+                "gather_state",
+                tables.completion.gather,
+                room,
+                root,
+                chunk,
+                afresh=afresh and not start,
+            )
+        return root
+
+    async def _write_members(
+        self, room: RoomRow, snapshot: RoomSnapshot, known: StateChange
+    ) -> dict[tuple[str, str], int | None]:
+        """Write the memberships of a state before it becomes the present one; its other entries
+        that differ from that.
+
+        What the part has of somebody's membership is left to it: it is as new, or newer.
+        """
+        tables, nid = self._tables, room.room_nid
+        part = await tables.trees.get_all(nid, snapshot.state.root)
+        whole = {**await tables.trees.get_all(nid, known.root), **known.entries}
+        rows = await tables.memberships.get_all(nid)
+        new = [
+            event_nid
+            for (type, key), event_nid in whole.items()
+            if type == MEMBER and (type, key) not in part and _may_differ(rows.get(key), event_nid)
+        ]
+        for start in range(0, len(new), CHUNK):
+            effects = await self._effects.of(room, new[start : start + CHUNK])
+            await self._write_effects(room, effects.items())
+        # of an earlier time that we were in the room
+        gone = [
+            event_nid for user_id, (event_nid, _) in rows.items() if (MEMBER, user_id) not in whole
+        ]
+        for start in range(0, len(gone), CHUNK):
+            stored = await self._events.get_events(gone[start : start + CHUNK])
+            await self._write_effects(
+                room,
+                [
+                    (event_nid, effect_of_absence(each.event, self._identity))
+                    for event_nid, each in stored.items()
+                ],
+            )
+        differing: dict[tuple[str, str], int | None] = {
+            key: event_nid
+            for key, event_nid in whole.items()
+            if part.get(key) != event_nid
+            and (key[0] != MEMBER or key in part or self._identity.is_local(key[1]))
+        }
+        return differing | dict.fromkeys(part.keys() - whole.keys())
+
+    async def _write_effects(
+        self, room: RoomRow, effects: Iterable[tuple[int, StateEffect]]
+    ) -> None:
+        remote = [
+            (nid, effect)
+            for nid, effect in effects
+            if effect.membership and not effect.membership.is_local
+        ]
+        if remote:
+            await self._tables.database.write(
+                "add_members", self._tables.writer.add_effects, room, remote
+            )
+
+    async def _finish(
+        self,
+        room: RoomRow,
+        partial: PartialRoom,
+        walk: Walk,
+        part: StateChange,
+        known: StateChange,
+        differing: dict[tuple[str, str], int | None],
+    ) -> None:
+        """Look at what came since, and move the head. In the turn of the room.
+
+        `part`: the present state by which `differing` was found.
+        """
+        tables = self._tables
+        for _ in range(MAX_TRIES):
+            snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+            if snapshot.head.partial_join != partial.join_nid:
+                return  # another node was faster
+            await self._recheck.go_on(snapshot, walk)
+            state = await self._recheck.current(snapshot, walk)
+            changes = dict(differing)
+            gone: dict[tuple[str, str], int] = {}
+            for key, (was, now) in (await self._resolver.diff(room.room_nid, known, state)).items():
+                changes[key] = now
+                if now is None and was is not None:
+                    gone[key] = was
+            # what the part let pass since, whatever came of it
+            moved = await self._resolver.diff(
+                room.room_nid, part, StateChange(snapshot.head.state_root)
+            )
+            whole = await self._resolver.load(room.room_nid, state, moved)
+            changes |= {key: whole[key].nid if key in whole else None for key in moved}
+            completed = Completed(
+                tuple((nid, event_id) for event_id, nid in walk.extremities.items()),
+                state,
+                await self._find_effects(room, snapshot, changes, gone),
+                walk.hidden,
+                *await self._find_late(snapshot, walk),
+            )
+            try:
+                head = await tables.database.write(
+                    "complete_room",
+                    tables.completion.finish,
+                    room,
+                    partial,
+                    snapshot.head,
+                    completed,
+                )
+            except HeadMoved:
+                await self._engine.refresh(snapshot)
+                continue
+            fresh = RoomSnapshot(
+                room, snapshot.version, snapshot.head, self._engine.view(room.room_nid, None)
+            )
+            self._engine.advance(fresh, Appended(head, []))
+            return
+        raise RuntimeError(
+            f"the head of {room.room_id} moved {MAX_TRIES} times while it was completed"
+        )
+
+    async def _find_late(
+        self, snapshot: RoomSnapshot, walk: Walk
+    ) -> tuple[Sequence[RelationRow], Sequence[tuple[int, Redaction]], Sequence[LateNews]]:
+        """What those events say of others that are shown now and were not, and which are news."""
+        children: list[RelationRow] = []
+        redactions: list[tuple[int, Redaction]] = []
+        for stored in walk.shown:
+            event = stored.event
+            relation = None if stored.redacted_by is not None else read_relation(event)
+            if relation is not None:
+                place = (stored.nid, event.event_id, stored.room_nid, stored.depth)
+                children.append(
+                    RelationRow(relation, *place, event.type, event.sender, event.origin_server_ts)
+                )
+            target_id = event.redacts
+            target = (
+                None
+                if target_id is None
+                else await self._events.get_event(stored.room_nid, target_id)
+            )
+            if target is not None and target.redacted_by is None:
+                redactions.append((stored.nid, await prune(snapshot, target, self._identity)))
+        return children, redactions, await self._recheck.find_news(snapshot, walk)
+
+    async def _find_effects(
+        self,
+        room: RoomRow,
+        snapshot: RoomSnapshot,
+        changes: dict[tuple[str, str], int | None],
+        gone: dict[tuple[str, str], int],
+    ) -> list[tuple[int, StateEffect]]:
+        """What the entries mean that differ from what was written, and that others are gone."""
+        effects = list(
+            (
+                await self._effects.of(room, [nid for nid in changes.values() if nid is not None])
+            ).items()
+        )
+        absent = {key for key, nid in changes.items() if nid is None}
+        was = await self._tables.trees.get_entries(room.room_nid, snapshot.state.root, absent)
+        nids = {*was.values(), *(gone[key] for key in absent & gone.keys())}
+        for nid, stored in (await self._events.get_events(nids)).items():
+            effects.append((nid, effect_of_absence(stored.event, self._identity)))
+        return [(nid, effect) for nid, effect in effects if effect != NO_EFFECT]
+
+    async def _wait_no_longer(self, snapshot: RoomSnapshot) -> None:
+        """Nobody tells the rest, or nobody here is in the room any more: until that changes, it
+        stays with the part."""
+        room_nid = snapshot.room.room_nid
+
+        async def work() -> None:
+            now = await self._engine.get_snapshot(snapshot.room_id)
+            partial = await self._partial.find(room_nid)
+            if partial is None or partial.join_nid != snapshot.head.partial_join:
+                return
+            head = await self._tables.database.write(
+                "abandon_room", self._tables.completion.abandon, now.room, partial, now.head
+            )
+            self._engine.advance(now, Appended(head, []), {})
+
+        await self._engine.in_turn(snapshot.room_id, work)
+        self._partial.tell(room_nid)
+
+    def _run(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+        task = Deferred.fromCoroutine(work)
+        self._tasks.add(task)
+        task.addErrback(self._failed)
+        task.addBoth(lambda _: self._tasks.discard(task))
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("work on a room that is not complete failed", failure)
+
+
+def _may_differ(row: tuple[int, str] | None, event_nid: int) -> bool:
+    """Whether what is written of a membership may be another than what an event says: it may have
+    been in no state for a while."""
+    return row is None or row[0] != event_nid or row[1] == "leave"

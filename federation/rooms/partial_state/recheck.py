@@ -1,0 +1,339 @@
+"""Events that were placed upon a part of a room's state, looked at again with all of it: in the
+order in which they were placed, each by the state that was before it and by what then was the
+present one. Nothing of the result is seen until the room is completed (`completion.py`).
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from federation.protocol.event_signing import required_signers
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.policy_server import NAMING, find_naming
+from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.partial_state.late_notifications import HeardLate, LateHearing
+from federation.rooms.receive.check_sources import Judged, Questions, StoredSources
+from federation.rooms.receive.persist import Placements
+from federation.rooms.receive.unverified_events import UnprovedStates
+from federation.rooms.resolve import StateResolver
+from federation.rooms.snapshot import RoomSnapshot
+from federation.rooms.timelines import Timelines
+from federation.rooms.unacknowledged_leaves import Unheard
+from storage.engine.database import Database
+from storage.events.events import EventFlag
+from storage.partial_state.completion import Found, LateNews, StateCompletion
+from storage.partial_state.unverified_events import PartOf
+from storage.persist.room_writer import StateChange
+from storage.rooms.partial_rooms import PartialEvent, PartialRoomStore
+from storage.rooms.rooms import RoomRow
+
+CHUNK: Final = 100
+MAX_FETCHED: Final = 50
+"""States before events at a gap that are asked for; at further gaps the state before our join
+stands for them."""
+
+FetchState = Callable[[EventID], Awaitable[StateChange | None]]
+"""The state before an event as other servers tell it; None if none does."""
+
+
+class Walk(msgspec.Struct):
+    """How far the events have been looked at, and what the room is then."""
+
+    before_join: StateChange
+    fetch: FetchState
+    place: int = 0
+    after: dict[int, StateChange] = msgspec.field(default_factory=dict)
+    """The states after the events."""
+    extremities: dict[EventID, int] = msgspec.field(default_factory=dict)
+    unseen: dict[EventID, Sequence[EventID]] = msgspec.field(default_factory=dict)
+    """What was refused, with what it follows."""
+    hidden: set[int] = msgspec.field(default_factory=set)
+    """What was shown and is no more."""
+    shown: list[StoredEvent] = msgspec.field(default_factory=list)
+    """What was refused and is shown now."""
+    heard: list[HeardLate] = msgspec.field(default_factory=list)
+    """The messages among it that came as news."""
+    assumed: set[int] = msgspec.field(default_factory=set)
+    """Events the state before which nobody tells, and what follows them: what that does not allow
+    is not refused for good."""
+    fetched: int = 0
+
+    def pass_by(self, event: Event) -> None:
+        """The event stands upon these: none of them is an extremity any more."""
+        names = list(event.prev_events)
+        while names:
+            name = names.pop()
+            self.extremities.pop(name, None)
+            names += self.unseen.pop(name, ())
+
+
+class Recheck:
+    """Looks at events again. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: PartialRoomStore,
+        events: RoomEvents,
+        resolver: StateResolver,
+        writer: StateCompletion,
+        questions: Questions,
+        placements: Placements,
+        unproved: UnprovedStates,
+        hearing: LateHearing,
+        timelines: Timelines,
+        unheard: Unheard,
+    ) -> None:
+        self._hearing = hearing
+        self._timelines = timelines
+        self._unheard = unheard
+        self._unproved = unproved
+        self._placements = placements
+        self._database = database
+        self._store = store
+        self._events = events
+        self._resolver = resolver
+        self._writer = writer
+        self._questions = questions
+
+    async def go_on(self, snapshot: RoomSnapshot, walk: Walk) -> None:
+        """Look at all that is left."""
+        room_nid = snapshot.room.room_nid
+        while True:
+            rows = await self._store.get_events(room_nid, walk.place, CHUNK)
+            if not rows:
+                return
+            stored = await self._events.get_events(row.event_nid for row in rows)
+            found: list[Found] = []
+            for row in rows:
+                found.append(await self._look(snapshot, walk, row, stored[row.event_nid]))
+                walk.place = row.place
+                if found[-1].auth:  # what is to be resolved next may rest on it
+                    break
+            roots = await self._database.write(
+                "recheck_events", self._writer.keep_found, room_nid, found
+            )
+            walk.after.update((nid, StateChange(root)) for nid, root in roots.items())
+
+    async def current(self, snapshot: RoomSnapshot, walk: Walk) -> StateChange:
+        """The present state, as far as the events have been looked at."""
+        return await self._resolve(snapshot, [walk.after[nid] for nid in walk.extremities.values()])
+
+    async def find_news(self, snapshot: RoomSnapshot, walk: Walk) -> Sequence[LateNews]:
+        """The messages that are news, as far as the events have been looked at."""
+        return await self._hearing.choose(snapshot.room.room_nid, walk.heard)
+
+    async def _look(
+        self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent
+    ) -> Found:
+        event = stored.event
+        is_join = stored.nid == snapshot.head.partial_join
+        if is_join:
+            await self._begin_where_we_left(walk, stored)
+        before = walk.before_join if is_join else await self._before(snapshot, walk, row, stored)
+        told, before = before, await self._with_noted(snapshot, before, event)
+        verdict = (
+            Verdict.ACCEPT if is_join else await self._judge(snapshot, walk, row, stored, before)
+        )
+        flags = _flags(stored, verdict)
+        if flags & EventFlag.TIMELINE and not stored.flags & EventFlag.TIMELINE:
+            if await self._takes_nothing_away(snapshot, event, before):
+                flags = 0
+            else:
+                walk.shown.append(stored)
+                if event.state_key is None and stored.redacted_by is None and not row.is_past:
+                    walk.heard.append(await self._hearing.note(snapshot, stored, before))
+        if before is not told:
+            flags |= EventFlag.MENDED
+        is_change = event.state_key is not None and verdict is not Verdict.REJECT
+        after = before
+        if is_change:
+            after = StateChange(before.root, {**before.entries, event.key: stored.nid})
+        walk.after[stored.nid] = after
+        current: StateChange | None = None
+        if verdict not in SHOWN:
+            walk.unseen[event.event_id] = event.prev_events
+        elif not row.is_past:
+            walk.pass_by(event)
+            walk.extremities[event.event_id] = stored.nid
+            if len(walk.extremities) > 1:
+                current = await self.current(snapshot, walk)
+        if stored.in_timeline and not flags & EventFlag.TIMELINE:
+            walk.hidden.add(stored.nid)
+        auth: Collection[int] = ()
+        if is_change and stored.rejected:
+            cited = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
+            auth = [
+                other.nid
+                for other in cited.values()
+                if other.event.state_key is not None and not other.rejected
+            ]
+        return Found(
+            row.place, stored.nid, event.key if is_change else None, flags, before, current, auth
+        )
+
+    async def _begin_where_we_left(self, walk: Walk, join: StoredEvent) -> None:
+        """Where we had been in the room before: what we did last counts, if who let us in had not
+        heard of it."""
+        if join.position is None:
+            return
+        last = (await self._timelines.get_newest({join.room_nid: join.position - 1})).get(
+            join.room_nid
+        )
+        if last is None:
+            return
+        end = (await self._events.get_events([last.event_nid]))[last.event_nid]
+        left = StateChange(end.state_root)
+        if await self._unheard.find_replaced(join.room_nid, left, walk.before_join):
+            walk.after[end.nid] = left
+            walk.extremities[end.event.event_id] = end.nid
+
+    async def _with_noted(
+        self, snapshot: RoomSnapshot, before: StateChange, event: Event
+    ) -> StateChange:
+        """A state with what the event cites of what could be proved later only, as far as nothing
+        is in its place."""
+        room_nid = snapshot.room.room_nid
+        noted = await self._unproved.find_noted(room_nid, event.auth_events)
+        names = [
+            name
+            for name in event.auth_events
+            if noted.get(name, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN
+        ]
+        if not names:
+            return before
+        found = await self._events.get_by_id(room_nid, names)
+        cited = {stored.event.key: stored.nid for stored in found.values() if not stored.rejected}
+        known = await self._resolver.load(room_nid, before, cited)
+        return StateChange(
+            before.root,
+            {**before.entries, **{k: nid for k, nid in cited.items() if k not in known}},
+        )
+
+    async def _takes_nothing_away(
+        self, snapshot: RoomSnapshot, event: Event, before: StateChange
+    ) -> bool:
+        """Whether it is a redaction of something that its sender may not redact. spec:
+        rooms/v3#handling-redactions"""
+        target = (
+            None
+            if event.redacts is None
+            else await self._events.get_event(snapshot.room.room_nid, event.redacts)
+        )
+        return target is not None and not await self._placements.may_redact(
+            snapshot.room, event, target.event.sender, before
+        )
+
+    async def _before(
+        self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent
+    ) -> StateChange:
+        event = stored.event
+        if not event.prev_events:
+            return StateChange(None)
+        if row.has_gap:
+            told = await self._before_gap(snapshot, walk, event)
+            if told is not None:
+                return told
+            walk.assumed.add(stored.nid)
+        known = await self._events.get_by_id(snapshot.room.room_nid, event.prev_events)
+        if any(prev.nid in walk.assumed for prev in known.values()):
+            walk.assumed.add(stored.nid)
+        states = [
+            walk.after.get(prev.nid) or StateChange(prev.state_root)
+            for prev in known.values()
+            if not prev.is_outlier
+        ]
+        if row.has_gap or not states:
+            states.append(walk.before_join)
+        return await self._resolve(snapshot, states)
+
+    async def _before_gap(
+        self, snapshot: RoomSnapshot, walk: Walk, event: Event
+    ) -> StateChange | None:
+        """The state before an event some of what it follows was missing when it came; None where
+        nobody tells it."""
+        assert snapshot.head.partial_join is not None, "the room lacks a part of its state"
+        join = (await self._events.get_events([snapshot.head.partial_join]))[
+            snapshot.head.partial_join
+        ]
+        if set(event.prev_events) == set(join.event.prev_events):
+            return walk.before_join
+        if walk.fetched >= MAX_FETCHED:
+            return None
+        walk.fetched += 1
+        return await walk.fetch(event.event_id)
+
+    async def _judge(
+        self,
+        snapshot: RoomSnapshot,
+        walk: Walk,
+        row: PartialEvent,
+        stored: StoredEvent,
+        before: StateChange,
+    ) -> Verdict:
+        event = stored.event
+        auth = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
+        if len(auth) < len(set(event.auth_events)):
+            return Verdict.REJECT  # events are stored after what they cite
+        current = await self.current(snapshot, walk) if walk.extremities else walk.before_join
+        create = await snapshot.create_event()
+        named = find_naming(await self._resolver.load(snapshot.room.room_nid, current, NAMING))
+        sources = _Sources(
+            self._questions,
+            snapshot.room,
+            list(auth.values()),
+            before,
+            None if row.is_past else current,
+            required_signers(event),
+            create,
+            Judged(None if named is None else named.event),
+            was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
+        )
+        checked = await check_on_receipt(
+            Candidate(event.version, event.pdu, event),
+            RoomID(snapshot.room.room_id),
+            sources,
+            in_part=stored.nid in walk.assumed,
+        )
+        return Verdict.REJECT if checked.verdict is Verdict.DROP else checked.verdict
+
+    async def _resolve(self, snapshot: RoomSnapshot, states: Iterable[StateChange]) -> StateChange:
+        return await self._resolver.resolve(
+            snapshot.room.room_nid, snapshot.version, await snapshot.create_event(), states
+        )
+
+
+class _Sources(StoredSources):
+    def __init__(
+        self,
+        questions: Questions,
+        room: RoomRow,
+        auth: Sequence[StoredEvent],
+        before: StateChange | None,
+        current: StateChange | None,
+        signers: Collection[ServerName] | None,
+        create: Event | None,
+        judged: Judged,
+        *,
+        was_approved: bool,
+    ) -> None:
+        """`was_approved`: what lets events pass besides the room's rules let it pass when it
+        came."""
+        super().__init__(questions, room, auth, before, current, signers, create, judged)
+        self._was_approved = was_approved
+
+    async def is_approved(self, event: Event) -> bool:
+        # whoever was refused may have been so by the policy, or may not have been looked at by it
+        return self._was_approved or await super().is_approved(event)
+
+
+def _flags(stored: StoredEvent, verdict: Verdict) -> int:
+    if verdict is Verdict.SOFT_FAIL:
+        return EventFlag.SOFT_FAILED
+    if verdict not in SHOWN:
+        return EventFlag.REJECTED
+    refused = stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED)
+    return EventFlag.TIMELINE | (stored.flags & EventFlag.AFTER_HOLE) if refused else stored.flags

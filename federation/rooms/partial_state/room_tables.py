@@ -1,0 +1,23 @@
+"""Where a room is kept, for who completes its state: all of its tables together."""
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.partial_state.completion import StateCompletion
+from storage.persist.room_writer import RoomWriter
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.partial_rooms import PartialRoomStore
+from storage.rooms.rooms import RoomStore
+from storage.state.state_tree import StateTreeStore
+
+
+class RoomTables(msgspec.Struct, frozen=True):
+    """Where a room is kept."""
+
+    database: Database
+    rooms: RoomStore
+    partial: PartialRoomStore
+    memberships: MembershipStore
+    trees: StateTreeStore
+    writer: RoomWriter
+    completion: StateCompletion

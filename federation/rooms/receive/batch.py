@@ -1,0 +1,203 @@
+"""Events that came together: read, put in the order in which they are taken in, and answered for
+one by one.
+
+Each comes after those that it refers to. Works whatever the input is: references to events that are
+not among them do not count; events on a cycle (which the ids of room versions 1 and 2 cannot rule
+out), or upon one, are dropped. Nothing here recurses.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.peers.event_lists import Turns
+from federation.protocol.errors import BadEvent, MatrixError
+from federation.protocol.events import MAX_PDU_BYTES, Event, encode_pdu, parse_event
+from federation.protocol.ids import EventID, RoomID
+from federation.protocol.room_versions import RoomVersion
+from federation.rooms.check import Candidate, Verdict
+
+CREATE = "m.room.create"
+SORTED_AT_ONCE: Final = 1000
+"""Events, of a few milliseconds, between two turns of others."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one PDU."""
+
+    event_id: EventID | None
+    """None when it is no event."""
+    verdict: Verdict | None
+    """None: it waits for what is missing, or had been received before."""
+    error: MatrixError | None = None
+    was_known: bool = False
+    missing_prev: Sequence[EventID] = ()
+    """Without these, or else the state before it, the event has no place."""
+    missing_auth: Sequence[EventID] = ()
+    is_of_the_past: bool = False
+    """It waits, and what is here already follows it: it may be fetched when somebody reads back so
+    far."""
+    is_unproved: bool = False
+    """It is dropped since a key cannot be had with which it is signed: later it may turn out to be
+    valid."""
+    is_crowded_out: bool = False
+    """Nothing is missing, but the room's history has too many ends already; see
+    `extremity_limit.py`."""
+    is_unjudged: bool = False
+    """Nothing is missing, but the room's policy server cannot be asked now whether it may be
+    shown."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """It has to be given again once what is missing is there."""
+        return bool(
+            self.missing_prev or self.missing_auth or self.is_crowded_out or self.is_unjudged
+        )
+
+
+def dropped(event: Event, text: str) -> Outcome:
+    """The outcome of an event that has no place in the room."""
+    return Outcome(event.event_id, Verdict.DROP, BadEvent(text))
+
+
+class Batch:
+    """The PDUs of one request."""
+
+    def __init__(self, candidates: Sequence[Candidate], room_id: RoomID) -> None:
+        self._given = candidates
+        self.candidates: dict[EventID, Candidate] = {}
+        """Those that are events of the room, the first of each id."""
+        self.outcomes: dict[EventID, Outcome] = {}
+        for candidate in candidates:
+            try:
+                event = candidate.read()
+            except MatrixError:
+                continue  # answered for at the end
+            if event.event_id in self.candidates:
+                continue
+            if event.room_id != room_id:
+                self.outcomes.setdefault(
+                    event.event_id, dropped(event, "The event is of another room")
+                )
+                continue
+            self.candidates[event.event_id] = candidate
+        self.ordered, circular = sort_by_reference(
+            {event_id: candidate.read() for event_id, candidate in self.candidates.items()}
+        )
+        """The events, each after its prev_events and auth_events."""
+        for event in circular:
+            self.outcomes[event.event_id] = dropped(
+                event, "The event refers to itself by what it refers to"
+            )
+
+    def answer(self) -> list[Outcome]:
+        """An outcome for each PDU, in the order given; a second one of the same id was known by
+        then."""
+        answered: set[EventID] = set()
+        outcomes: list[Outcome] = []
+        for candidate in self._given:
+            try:
+                event_id = candidate.read().event_id
+            except MatrixError as error:
+                outcomes.append(Outcome(None, Verdict.DROP, error))
+                continue
+            outcomes.append(
+                Outcome(event_id, None, was_known=True)
+                if event_id in answered
+                else self.outcomes[event_id]
+            )
+            answered.add(event_id)
+        return outcomes
+
+
+async def parse_events(
+    version: RoomVersion, room_id: RoomID, pdus: Iterable[Mapping[str, Any]], clock: IReactorTime
+) -> dict[EventID, Event]:
+    """Those of the PDUs that are events of the room, by id. Others are served in between: an event
+    of nothing but empty objects takes milliseconds."""
+    turns = Turns(clock)
+    found: dict[EventID, Event] = {}
+    for pdu in pdus:
+        try:
+            event = parse_event(version, pdu)
+        except MatrixError:
+            await turns.after(MAX_PDU_BYTES)  # as if it had been as long as may be
+            continue
+        if event.room_id == room_id:
+            found.setdefault(event.event_id, event)
+        await turns.after(len(encode_pdu(event)))
+    return found
+
+
+def sort_by_reference(events: Mapping[EventID, Event]) -> tuple[list[Event], list[Event]]:
+    """(events, each after its prev_events and auth_events; those that have no place since they are
+    on or upon a cycle)."""
+    sorting = _sort(events)
+    while True:
+        try:
+            next(sorting)
+        except StopIteration as done:
+            found: tuple[list[Event], list[Event]] = done.value
+            return found
+
+
+async def sort_many_by_reference(
+    events: Mapping[EventID, Event], clock: IReactorTime
+) -> tuple[list[Event], list[Event]]:
+    """The same, and others are served in between."""
+    sorting, turns = _sort(events), Turns(clock, 1)
+    while True:
+        try:
+            next(sorting)
+        except StopIteration as done:
+            found: tuple[list[Event], list[Event]] = done.value
+            return found
+        await turns.after(1)
+
+
+def _sort(
+    events: Mapping[EventID, Event],
+) -> Generator[None, None, tuple[list[Event], list[Event]]]:
+    """Yields where others may be served, however the events refer to each other."""
+    waits_for: dict[EventID, set[EventID]] = {}
+    followers: dict[EventID, list[EventID]] = {}
+    creations: list[EventID] = []
+    first: list[EventID] = []
+    for number, (event_id, event) in enumerate(events.items(), 1):
+        names = {name for name in _references(event) if name in events}
+        if names:
+            waits_for[event_id] = names
+        else:
+            # where a room is named by its create event, nobody refers to it as an auth event
+            (creations if event.type == CREATE else first).append(event_id)
+        for name in names:
+            followers.setdefault(name, []).append(event_id)
+        if number % SORTED_AT_ONCE == 0:
+            yield
+    ready = deque([*creations, *first])
+    ordered: list[Event] = []
+    steps = 0
+    while ready:
+        event_id = ready.popleft()
+        ordered.append(events[event_id])
+        for follower in followers.pop(event_id, ()):
+            names = waits_for[follower]
+            names.discard(event_id)
+            if not names:
+                del waits_for[follower]
+                ready.append(follower)
+            steps += 1
+            if steps % SORTED_AT_ONCE == 0:
+                yield
+        steps += 1
+        if steps % SORTED_AT_ONCE == 0:
+            yield
+    return ordered, [events[event_id] for event_id in waits_for]
+
+
+def _references(event: Event) -> Iterable[EventID]:
+    yield from event.prev_events
+    yield from event.auth_events

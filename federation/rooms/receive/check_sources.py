@@ -1,0 +1,149 @@
+"""What the checks on receipt ask for, answered from what is stored."""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID, ServerName
+from federation.rooms.check import AuthEvents
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.resolve import StateResolver
+from federation.rooms.state_view import StateView
+from storage.persist.room_writer import StateChange
+from storage.rooms.rooms import RoomRow
+
+GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
+"""Those of an event's required signers whose valid signatures it has."""
+Prepare = Callable[[Iterable[Event]], Awaitable[None]]
+"""Have at hand what the signatures of these events need, before they are checked one after the
+other."""
+LacksKeys = Callable[[Event], bool]
+"""Whether a signature of the event could not be checked just now, since its key cannot be had."""
+Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
+"""Whether the policy server of a room (its number), if it has one (the event that says so), lets an
+event pass."""
+Judge = Callable[
+    [int, Collection[Event], Event | None, Collection[EventID]],
+    Awaitable[Mapping[EventID, bool | None]],
+]
+"""The same for many events, as far as that can be said before their turn in the room; None: it can
+be said later. Last: which of them the room lets a server have that is not in it."""
+FindTrue = Callable[[int, Sequence[Event], ServerName | None], Awaitable[Sequence[Event]]]
+"""What stands in the place of events of a room (its number) that another server sent with an
+altered content: see `TrueCopies.find`."""
+
+
+class Questions(msgspec.Struct, frozen=True):
+    """Whom the checks ask, about all rooms."""
+
+    events: RoomEvents
+    resolver: StateResolver
+    get_signers: GetSigners
+    approve: Approve
+    judge: Judge
+    prepare: Prepare
+    lacks_keys: LacksKeys
+    find_true: FindTrue
+
+    async def find_create(
+        self, room: RoomRow, event: Event
+    ) -> tuple[Event | None, Collection[EventID]]:
+        """The create event that names the room, where rooms have such names; and its id again if it
+        was rejected."""
+        if not event.version.room_id_is_create_hash:
+            return None, ()
+        create_id = EventID("$" + room.room_id[1:])
+        stored = await self.events.get_event(room.room_nid, create_id)
+        if stored is None:
+            return None, ()
+        return stored.event, (create_id,) if stored.rejected else ()
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """What a room's policy server says of events."""
+
+    named: Event | None = None
+    """The event that names it."""
+    allowed: Mapping[EventID, bool] = msgspec.field(default_factory=dict)
+    """What it was asked before these events got their turn."""
+    open: Collection[EventID] = ()
+    """Those that wait for its word."""
+
+
+NO_JUDGE: Final = Judged()
+
+
+class StoredSources:
+    """`check.Sources` for one event whose prev_events and auth_events are at hand."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        room: RoomRow,
+        auth: Sequence[StoredEvent],
+        before: StateChange | None,
+        current: StateChange | None,
+        signers: Collection[ServerName] | None,
+        create: Event | None = None,
+        judged: Judged = NO_JUDGE,
+        at_hand: StateView | None = None,
+    ) -> None:
+        """`before` is None where it is not known well enough; `current` is None where the present
+        state has no say. `signers`: whose signatures it has, where that is known. `create`: the
+        event that the room began with, where that is known. `judged`: names no policy server where
+        none has a say. `at_hand`: see `StateResolver.load`."""
+        self._questions = questions
+        self._room = room
+        self._auth = auth
+        self._before = before
+        self._current = current
+        self._signers = signers
+        self._create = create
+        self._judged = judged
+        self._at_hand = at_hand
+
+    async def get_signers(self, event: Event) -> Collection[ServerName]:
+        return await self._questions.get_signers(event) if self._signers is None else self._signers
+
+    async def get_auth_events(self, event: Event) -> AuthEvents:
+        create, rejected = await self._find_create(event)
+        by_id = {stored.event.event_id: stored.event for stored in self._auth}
+        return AuthEvents(
+            [by_id[name] for name in event.auth_events],
+            {*rejected, *(stored.event.event_id for stored in self._auth if stored.rejected)},
+            create,
+        )
+
+    async def _find_create(self, event: Event) -> tuple[Event | None, Collection[EventID]]:
+        if self._create is not None and event.version.room_id_is_create_hash:
+            return self._create, ()
+        return await self._questions.find_create(self._room, event)
+
+    async def get_state_before(
+        self, event: Event, keys: Collection[StateKey]
+    ) -> Mapping[StateKey, Event] | None:
+        return None if self._before is None else await self._load(self._before, keys)
+
+    async def get_current_state(
+        self, keys: Collection[StateKey]
+    ) -> Mapping[StateKey, Event] | None:
+        return None if self._current is None else await self._load(self._current, keys)
+
+    async def is_room_create(self, event: Event) -> bool:
+        return self._create is not None and event.event_id == self._create.event_id
+
+    async def is_approved(self, event: Event) -> bool:
+        allowed = self._judged.allowed.get(event.event_id)
+        if allowed is not None:
+            return allowed
+        return await self._questions.approve(self._room.room_nid, event, self._judged.named)
+
+    async def _load(
+        self, state: StateChange, keys: Collection[StateKey]
+    ) -> Mapping[StateKey, Event]:
+        loaded = await self._questions.resolver.load(
+            self._room.room_nid, state, keys, self._at_hand
+        )
+        return {key: stored.event for key, stored in loaded.items()}

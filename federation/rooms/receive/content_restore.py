@@ -1,0 +1,110 @@
+"""The content of events that are here without it, since an altered copy came first
+(`unaltered_copies.py`): put in when the true copy comes.
+
+Nothing is judged anew by it: what the rules of a room read, a redaction leaves. Nor is it news: who
+reads the event again sees it.
+
+spec: server-server-api#checks-performed-on-receipt-of-a-pdu
+"""
+
+from collections.abc import Callable
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.event_signing import is_content_hash_valid
+from federation.protocol.events import Event, encode_pdu, parse_event
+from federation.protocol.ids import RoomID
+from federation.rooms.check import Candidate
+from federation.rooms.effects import state_effect
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receive.unaltered_copies import is_same
+from federation.rooms.relations import read_relation
+from storage.engine.database import Database
+from storage.events.relations import RelationRow
+from storage.persist.content_restore import RestoredContent, restore_content
+
+MAX_TRIES = 3
+
+
+class LateContents:
+    """Puts contents in. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: RoomEngine,
+        events: RoomEvents,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._now_ms = now_ms
+        self._database = database
+        self._engine = engine
+        self._events = events
+        self._identity = identity
+
+    async def take(self, room_id: RoomID, own: StoredEvent, candidate: Candidate) -> None:
+        """Put in the content of an event that is here, if it lacks it and the copy that came now is
+        whole."""
+        event = find_whole(own, candidate)
+        if event is None:
+            return
+        for _ in range(MAX_TRIES):
+            snapshot = await self._engine.find_snapshot(room_id)
+            if snapshot is None or own.room_nid != snapshot.room.room_nid:
+                return
+            current = None if event.state_key is None else await snapshot.state.get(event.key)
+            is_current = current is not None and current.nid == own.nid
+            restored = RestoredContent(
+                own.nid,
+                event.event_id,
+                own.room_nid,
+                encode_pdu(event),
+                _relation(own, event),
+                state_effect(event, self._identity) if is_current else None,
+                self._now_ms(),
+            )
+            done = await self._database.write(
+                "restore_content", restore_content, restored, snapshot.head.version
+            )
+            self._events.forget([event.event_id])
+            if done and is_current:
+                snapshot.state.forget()
+            await self._engine.refresh(snapshot)
+            if done:
+                return
+
+
+def find_whole(own: StoredEvent, candidate: Candidate) -> Event | None:
+    """The event with the content that it lacks here, if the copy has it."""
+    event = candidate.read()
+    if own.redacted_by is not None or own.is_purged or own.event.content == event.content:
+        return None
+    if (
+        candidate.hashed() is not event
+        or is_content_hash_valid(own.event)
+        or not is_same(own.event, event)
+    ):
+        return None
+    # whose signatures were looked at are those that are here: they cover the same
+    return parse_event(
+        event.version,
+        {**event.pdu, "signatures": own.event.pdu["signatures"]},
+        event_id=event.event_id,
+    )
+
+
+def _relation(own: StoredEvent, event: Event) -> RelationRow | None:
+    relation = read_relation(event)
+    if relation is None or not own.in_timeline:
+        return None
+    return RelationRow(
+        relation,
+        own.nid,
+        event.event_id,
+        own.room_nid,
+        own.depth,
+        event.type,
+        event.sender,
+        event.origin_server_ts,
+    )

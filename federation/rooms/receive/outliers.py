@@ -1,0 +1,195 @@
+"""Events that are kept without their place in the room: auth events, and the states that other
+servers tell of.
+
+Only their signatures, hashes and auth events can be checked. They are written in chunks, each event
+after those that it rests on, so that a large import never holds the writer for long and goes on
+where it was after a restart.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.rooms.check import AuthEvents, Candidate, Verdict, check_on_receipt
+from federation.rooms.concurrent import map_at_once
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receive.batch import Batch, Outcome
+from federation.rooms.receive.check_sources import Questions
+from federation.rooms.receive.content_restore import LateContents
+from federation.rooms.receive.persist import Placements, new_event
+from federation.rooms.receive.unaltered_copies import take_true
+from storage.engine.database import Database
+from storage.events.events import EventFlag, EventStore
+from storage.persist.room_writer import NewEvent, RoomWriter
+from storage.rooms.rooms import RoomRow
+
+CHUNK = 200
+"""Events written at once."""
+
+
+class Outliers:
+    """Takes in events without their place. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        events: RoomEvents,
+        store: EventStore,
+        placements: Placements,
+        writer: RoomWriter,
+        questions: Questions,
+        late: LateContents,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._late = late
+        self._database = database
+        self._events = events
+        self._store = store
+        self._placements = placements
+        self._writer = writer
+        self._questions = questions
+        self._now_ms = now_ms
+
+    async def add(self, room: RoomRow, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """Check and store events of a room, in any order; an outcome for each, in the order
+        given."""
+        batch = Batch(candidates, RoomID(room.room_id))
+        await self._questions.prepare(batch.ordered)
+        for start in range(0, len(batch.ordered), CHUNK):
+            await self._add_chunk(room, batch, batch.ordered[start : start + CHUNK])
+        return batch.answer()
+
+    async def _add_chunk(self, room: RoomRow, batch: Batch, chunk: Sequence[Event]) -> None:
+        named = {name for event in chunk for name in (event.event_id, *event.auth_events)}
+        known = dict(await self._events.get_anywhere(named))
+        waiting = await self._store.get_waiting(room.room_nid, [event.event_id for event in chunk])
+        signers = await self._find_signers(
+            [event for event in chunk if event.event_id not in known]
+        )
+        taken = await take_true(
+            self._questions, room.room_nid, [batch.candidates[name] for name in signers], signers
+        )
+        batch.candidates.update(taken.true)
+        new: dict[EventID, tuple[Event, NewEvent]] = {}
+        for each in chunk:
+            name = each.event_id
+            event = batch.candidates[name].read()
+            if name in known:
+                await self._late.take(RoomID(room.room_id), known[name], batch.candidates[name])
+                batch.outcomes[name] = Outcome(name, None, was_known=True)
+                continue
+            missing = [
+                auth_id
+                for auth_id in event.auth_events
+                if auth_id not in known and auth_id not in new
+            ]
+            if missing:
+                batch.outcomes[name] = Outcome(name, None, missing_auth=missing)
+                continue
+            sources = _OutlierSources(self._questions, room, known, new, signers)
+            checked = await check_on_receipt(batch.candidates[name], RoomID(room.room_id), sources)
+            is_unproved = checked.event is None and self._questions.lacks_keys(event)
+            batch.outcomes[name] = Outcome(
+                name, checked.verdict, checked.error, is_unproved=is_unproved
+            )
+            if checked.event is None:
+                continue
+            early = (await self._events.get_events(waiting.redactions.get(name, ()))).values()
+            flags = EventFlag.OUTLIER | (
+                EventFlag.REJECTED if checked.verdict is Verdict.REJECT else 0
+            )
+            stored = [
+                known[auth_id] for auth_id in dict.fromkeys(event.auth_events) if auth_id in known
+            ]
+            made = new_event(
+                checked.event,
+                int(flags),
+                [other.nid for other in stored if other.event.state_key is not None],
+                await self._placements.find_redactions(room, checked.event, early),
+            )
+            together = [auth_id for auth_id in event.auth_events if auth_id in new]
+            new[name] = (checked.event, replace(made, auth_ids=together))
+        if new:
+            rows = [made for _, made in new.values()]
+            await self._database.write(
+                "add_outliers", self._writer.add_outliers, room, rows, self._now_ms()
+            )
+
+    async def _find_signers(
+        self, events: Sequence[Event]
+    ) -> Mapping[EventID, Collection[ServerName]]:
+        """Whose signatures the events have, all at once: one server that does not answer is waited
+        for once."""
+        signers = await map_at_once(self._get_signers, events, len(events))
+        return {event.event_id: found for event, found in zip(events, signers, strict=True)}
+
+    async def _get_signers(self, event: Event) -> Collection[ServerName]:
+        try:
+            return await self._questions.get_signers(event)
+        except MatrixError:
+            return ()  # it does not say who has to sign it
+
+
+class _OutlierSources:
+    """`check.Sources` for an event without its place, whose auth events are stored or about to
+    be."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        room: RoomRow,
+        known: Mapping[EventID, StoredEvent],
+        new: Mapping[EventID, tuple[Event, NewEvent]],
+        signers: Mapping[EventID, Collection[ServerName]],
+    ) -> None:
+        self._questions = questions
+        self._room = room
+        self._known = known
+        self._new = new
+        self._signers = signers
+
+    async def get_signers(self, event: Event) -> Collection[ServerName]:
+        return self._signers[event.event_id]
+
+    async def get_auth_events(self, event: Event) -> AuthEvents:
+        create, rejected = await self._find_create(event)
+        events: list[Event] = []
+        for name in event.auth_events:
+            if name in self._known:
+                events.append(self._known[name].event)
+                is_rejected = self._known[name].rejected
+            else:
+                events.append(self._new[name][0])
+                is_rejected = bool(self._new[name][1].flags & EventFlag.REJECTED)
+            if is_rejected:
+                rejected.add(name)
+        return AuthEvents(events, rejected, create)
+
+    async def _find_create(self, event: Event) -> tuple[Event | None, set[EventID]]:
+        """As `Questions.find_create`; mostly the event is among those that are about to be
+        stored."""
+        named = EventID("$" + self._room.room_id[1:])
+        if event.version.room_id_is_create_hash and named in self._new:
+            create, new = self._new[named]
+            return create, {named} if new.flags & EventFlag.REJECTED else set()
+        found, refused = await self._questions.find_create(self._room, event)
+        return found, set(refused)
+
+    async def get_state_before(
+        self, event: Event, keys: Collection[StateKey]
+    ) -> Mapping[StateKey, Event] | None:
+        return None
+
+    async def get_current_state(
+        self, keys: Collection[StateKey]
+    ) -> Mapping[StateKey, Event] | None:
+        return None
+
+    async def is_room_create(self, event: Event) -> bool:
+        return False
+
+    async def is_approved(self, event: Event) -> bool:
+        return True

@@ -1,0 +1,388 @@
+"""Where an event from outside stands: what it means for the head of its room, and the write that
+puts it there.
+
+- A rejected event leaves the state before it as it is; a soft-failed one and one from the past
+  change the state after them, and not the head.
+- A redaction that takes nothing away, since its sender may not redact its target, stands in the
+  room and is shown to nobody: clients would carry it out all the same.
+- An accepted one takes the place of its prev_events among the forward extremities. Where others
+  remain, the current state is the resolution of the states after all of them.
+- Resolution works on stored events. So a state event that makes a fork is first stored as an
+  outlier and then placed: after a crash in between it is received again, as any outlier may be.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.events import Event, StateKey, encode_event_json, encode_pdu
+from federation.protocol.ids import EventID, UserID
+from federation.protocol.power_levels import PowerLevels
+from federation.protocol.redaction import may_redact, redact
+from federation.rooms.build import MAX_DEPTH, Circumstances, Classification, Classify, joins, prune
+from federation.rooms.check import SHOWN, Checked, Verdict
+from federation.rooms.effects import effect_of_absence, state_effect
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.relations import read_relation
+from federation.rooms.resolve import StateResolver
+from federation.rooms.snapshot import CREATE, POWER_LEVELS, RoomSnapshot
+from federation.rooms.state_view import StateView
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.events.events import EventFlag, EventRow
+from storage.events.timelines import move_backward_extremities
+from storage.persist.redactions import Redaction
+from storage.persist.room_writer import (
+    Appended,
+    HeadMoved,
+    NewCurrentState,
+    NewEvent,
+    RoomWriter,
+    StateChange,
+)
+from storage.persist.state_effects import NO_EFFECT, StateEffect
+from storage.rooms.early_receipts import select_awaited, take_early_receipts
+from storage.rooms.rooms import RoomRow, select_head
+
+MAX_UNSEEN_ANCESTORS = 100
+"""How many rejected and soft-failed events are passed through to find what an event stands upon."""
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """A checked event with what was found about its place."""
+
+    checked: Checked
+    event: Event
+    before: StateChange
+    prev: Sequence[StoredEvent]
+    missing: Sequence[EventID]
+    """Those of its prev_events that are not stored: it has come with its state."""
+    auth: Sequence[StoredEvent]
+    outlier: StoredEvent | None
+    """Itself, where it was an outlier."""
+    redactions: Sequence[StoredEvent]
+    """Accepted redactions of it that came before it."""
+    is_past: bool
+    """It belongs to what is known already: it is no news and no forward extremity."""
+    send_on: bool = False
+    """It falls to us to tell the other servers in the room."""
+    has_gap: bool = False
+    """The state before it is assumed: in a room with a part of its state."""
+    is_mended: bool = False
+    """The state before it has more than its past gives: what could be proved later only."""
+    is_after_hole: bool = False
+    """It is news, and something is missing between what was here and it."""
+
+
+class Placements:
+    """Writes events from outside into rooms. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: RoomEngine,
+        events: RoomEvents,
+        resolver: StateResolver,
+        writer: RoomWriter,
+        identity: ServerIdentity,
+        classify: Classify,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._events = events
+        self._resolver = resolver
+        self._writer = writer
+        self._identity = identity
+        self._classify = classify
+        self._now_ms = now_ms
+
+    async def place(self, snapshot: RoomSnapshot, arrival: Arrival) -> StoredEvent:
+        """Write the event where it stands. Raises HeadMoved when the room, or what is known of it,
+        has changed."""
+        new = await self._new_event(snapshot, arrival)
+        if arrival.is_past or arrival.checked.verdict not in SHOWN:
+            row = await self._database.write("place_aside", self._add_aside, snapshot, arrival, new)
+            return self._events.keep(snapshot.room, row)
+        remaining = await self._remaining(snapshot, arrival)
+        if remaining and new.state_key is not None and new.placed_nid is None:
+            outlier = replace(new, flags=int(EventFlag.OUTLIER), redaction=None, outcomes={})
+            await self._database.write(
+                "add_outliers", self._writer.add_outliers, snapshot.room, [outlier], self._now_ms()
+            )
+            nids = await self._events.get_by_id(snapshot.room.room_nid, [arrival.event.event_id])
+            new = replace(new, placed_nid=nids[arrival.event.event_id].nid)
+        current, changes = await self._current(snapshot, arrival, new, remaining)
+        if current is None:
+            new = replace(new, state_before=None)  # it goes on from the current state
+        extremities = [*(stored.event.event_id for stored in remaining), arrival.event.event_id]
+        if not arrival.redactions:
+            self._events.expect([arrival.event])
+        try:
+            appended = await self._database.write(
+                "place_event", self._append, snapshot, arrival, new, extremities, current
+            )
+        finally:
+            self._events.forget_expected([arrival.event])
+        own = self._events.keep(snapshot.room, appended.rows[0])
+        if changes is not None and own.event.state_key is not None and own.event.key in changes:
+            changes[own.event.key] = own
+        self._engine.advance(snapshot, appended, changes)
+        return own
+
+    async def find_redactions(
+        self, room: RoomRow, event: Event, redactions: Iterable[StoredEvent]
+    ) -> Sequence[StoredEvent]:
+        """Those of the redactions of an event, stored before it, that take its content away."""
+        effective: list[StoredEvent] = []
+        for redaction in redactions:
+            if redaction.room_nid == room.room_nid and redaction.in_timeline:
+                state = StateChange(redaction.state_root)
+                if await self.may_redact(room, redaction.event, event.sender, state):
+                    effective.append(redaction)
+        return effective
+
+    async def _levels(
+        self, room: RoomRow, before: StateChange, at_hand: StateView | None = None
+    ) -> PowerLevels | None:
+        state = await self._resolver.load(room.room_nid, before, [CREATE, POWER_LEVELS], at_hand)
+        if CREATE not in state:
+            return None
+        power, create = state.get(POWER_LEVELS), state[CREATE].event
+        return PowerLevels.of(create.version, None if power is None else power.event, create)
+
+    async def classify(
+        self, snapshot: RoomSnapshot, event: Event, before_event: StateChange
+    ) -> Classification:
+        """What an event upon a state is to the people of this server."""
+        room_nid = snapshot.room.room_nid
+        member_count = snapshot.head.joined_count
+        if event.membership is not None and event.state_key is not None:
+            before = (await self._resolver.load(room_nid, before_event, [event.key])).get(event.key)
+            member_count += joins(event, None if before is None else before.event)
+        levels = await self._levels(snapshot.room, before_event, snapshot.state)
+        return await self._classify(event, Circumstances(room_nid, member_count, levels))
+
+    async def may_redact(
+        self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange
+    ) -> bool:
+        """Whether a redaction upon a state takes content of that user away."""
+        levels = await self._levels(room, before)
+        return levels is not None and may_redact(
+            redaction.version,
+            redacter=redaction.sender,
+            target_sender=target_sender,
+            sender_level=levels.user_level(redaction.sender),
+            redact_level=levels.redact,
+        )
+
+    async def _new_event(self, snapshot: RoomSnapshot, arrival: Arrival) -> NewEvent:
+        event, verdict = arrival.event, arrival.checked.verdict
+        flags, classification = 0, Classification()
+        redaction: Redaction | None = None
+        if verdict is Verdict.REJECT:
+            flags = EventFlag.REJECTED
+        elif verdict is Verdict.SOFT_FAIL:
+            flags = EventFlag.SOFT_FAILED
+        elif await self._may_take_effect(snapshot, arrival):
+            flags = EventFlag.TIMELINE | (EventFlag.TO_SEND if arrival.send_on else 0)
+            redaction = await self._redaction(snapshot, arrival)
+            if not arrival.is_past and not arrival.redactions:
+                classification = await self.classify(snapshot, event, arrival.before)
+                flags |= classification.flags | (
+                    EventFlag.OUTCOMES if classification.outcomes else 0
+                )
+        if arrival.is_after_hole:
+            flags |= EventFlag.AFTER_HOLE
+        if arrival.is_mended:
+            flags |= EventFlag.MENDED
+        return replace(
+            new_event(event, int(flags), [other.nid for other in arrival.auth], arrival.redactions),
+            depth=_depth(arrival),
+            effect=state_effect(event, self._identity) if flags & EventFlag.TIMELINE else NO_EFFECT,
+            redaction=redaction,
+            outcomes=classification.outcomes,
+            thread_root=classification.thread_root,
+            state_before=arrival.before,
+            placed_nid=arrival.outlier.nid if arrival.outlier is not None else None,
+            has_gap=arrival.has_gap,
+        )
+
+    async def _may_take_effect(self, snapshot: RoomSnapshot, arrival: Arrival) -> bool:
+        """Whether it is no redaction of something that its sender may not redact. spec:
+        rooms/v3#handling-redactions"""
+        target = await self._target(snapshot, arrival)
+        return target is None or await self.may_redact(
+            snapshot.room, arrival.event, target.event.sender, arrival.before
+        )
+
+    async def _redaction(self, snapshot: RoomSnapshot, arrival: Arrival) -> Redaction | None:
+        """What an effective redaction takes away: nothing that is not known, or gone already."""
+        target = await self._target(snapshot, arrival)
+        if target is None or target.redacted_by is not None:
+            return None
+        return await prune(snapshot, target, self._identity)
+
+    async def _target(self, snapshot: RoomSnapshot, arrival: Arrival) -> StoredEvent | None:
+        target_id = arrival.event.redacts
+        return (
+            None
+            if target_id is None
+            else await self._events.get_event(snapshot.room.room_nid, target_id)
+        )
+
+    async def _remaining(self, snapshot: RoomSnapshot, arrival: Arrival) -> list[StoredEvent]:
+        """The forward extremities that the event does not stand upon."""
+        passed = {stored.event.event_id for stored in arrival.prev} | set(arrival.missing)
+        unseen = [stored for stored in arrival.prev if not stored.in_timeline]
+        for _ in range(MAX_UNSEEN_ANCESTORS):
+            if not unseen:
+                break
+            names = [name for name in unseen.pop().event.prev_events if name not in passed]
+            passed.update(names)
+            before = await self._events.get_by_id(snapshot.room.room_nid, names)
+            unseen += [stored for stored in before.values() if not stored.in_timeline]
+        nids = [nid for nid, event_id in snapshot.head.extremities if event_id not in passed]
+        loaded = await self._events.get_events(nids)
+        return [loaded[nid] for nid in nids]
+
+    async def _current(
+        self,
+        snapshot: RoomSnapshot,
+        arrival: Arrival,
+        new: NewEvent,
+        remaining: Sequence[StoredEvent],
+    ) -> tuple[NewCurrentState | None, dict[StateKey, StoredEvent | None] | None]:
+        """The new current state, and what differs from the old one; (None, None): it is simply the
+        event's own change."""
+        room_nid, old = snapshot.room.room_nid, StateChange(snapshot.head.state_root)
+        if not remaining:
+            if arrival.before.root == old.root and not arrival.before.entries:
+                return None, None
+            state = arrival.before
+        else:
+            after = arrival.before
+            if new.placed_nid is not None and new.state_key is not None:
+                entries = {**after.entries, (new.type, new.state_key): new.placed_nid}
+                after = StateChange(after.root, entries)
+            state = await self._resolver.resolve(
+                room_nid,
+                snapshot.version,
+                await snapshot.create_event(),
+                [after, *(StateChange(other.state_root) for other in remaining)],
+            )
+        difference = await self._resolver.diff(room_nid, old, state)
+        loaded = await self._events.get_events(
+            {nid for pair in difference.values() for nid in pair if nid is not None}
+        )
+        changes: dict[StateKey, StoredEvent | None] = {}
+        effects: list[tuple[int | str, StateEffect]] = []
+        for key, (was, now) in difference.items():
+            changes[key] = None if now is None else loaded[now]
+            if now is not None:
+                effects.append((now, state_effect(loaded[now].event, self._identity)))
+            elif was is not None:
+                effects.append((was, effect_of_absence(loaded[was].event, self._identity)))
+        batch_entries: dict[tuple[str, str], str] = {}
+        if not remaining and new.state_key is not None:
+            batch_entries[(new.type, new.state_key)] = new.event_id
+            changes[StateKey(new.type, new.state_key)] = (
+                None  # the event itself, once it has been written
+            )
+            effects.append((new.event_id, new.effect))
+        return NewCurrentState(
+            state, batch_entries, effects, partial_join=snapshot.head.partial_join
+        ), changes
+
+    def _append(
+        self,
+        txn: WriteTransaction,
+        snapshot: RoomSnapshot,
+        arrival: Arrival,
+        new: NewEvent,
+        extremities: Sequence[str],
+        current: NewCurrentState | None,
+    ) -> Appended:
+        is_awaited = self._check_unchanged(txn, snapshot, arrival, new)
+        appended = self._writer.append(
+            txn,
+            snapshot.room,
+            snapshot.head,
+            [new],
+            extremities,
+            current=current,
+            now_ms=self._now_ms(),
+        )
+        if is_awaited:
+            take_early_receipts(txn, snapshot.room.room_id, appended.rows)
+        return appended
+
+    def _add_aside(
+        self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent
+    ) -> EventRow:
+        is_awaited = self._check_unchanged(txn, snapshot, arrival, new)
+        is_partial = snapshot.head.partial_join is not None
+        if new.flags & EventFlag.SOFT_FAILED or is_partial:
+            head = select_head(txn, snapshot.room.room_nid)
+            if head.partial_join != snapshot.head.partial_join or (
+                new.flags & EventFlag.SOFT_FAILED and head.version != snapshot.head.version
+            ):
+                raise HeadMoved(
+                    snapshot.room.room_id
+                )  # it was judged by a state that is no longer the present one
+        rows = self._writer.add_aside(
+            txn, snapshot.room, [new], self._now_ms(), is_partial=is_partial, past=arrival.is_past
+        )
+        if is_awaited:
+            take_early_receipts(txn, snapshot.room.room_id, rows)
+        return rows[0]
+
+    def _check_unchanged(
+        self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent
+    ) -> bool:
+        """Another node may have received the same event meanwhile. Whether receipts wait for it."""
+        flags, is_awaited = select_awaited(txn, new.event_id)
+        was_outlier = bool((flags or 0) & EventFlag.OUTLIER)
+        if was_outlier != (new.placed_nid is not None) or (flags is not None and not was_outlier):
+            raise HeadMoved(snapshot.room.room_id)
+        move_backward_extremities(
+            txn, snapshot.room.room_nid, [new.event_id], arrival.missing, new.depth
+        )
+        return is_awaited
+
+
+def _depth(arrival: Arrival) -> int:
+    """How deep an event stands: one more than what it follows. What it claims counts only where
+    that is not known."""
+    if arrival.missing or not arrival.prev:
+        return min(arrival.event.depth, MAX_DEPTH)
+    return min(1 + max(stored.depth for stored in arrival.prev), MAX_DEPTH)
+
+
+def new_event(
+    event: Event, flags: int, auth_nids: Sequence[int], redactions: Sequence[StoredEvent]
+) -> NewEvent:
+    """What is stored of an event wherever it stands; without its content, where redactions of it
+    came before it."""
+    pdu = encode_pdu(event)
+    if redactions:
+        pdu = encode_event_json(event.version, redact(event.version, event.pdu))
+    return NewEvent(
+        event_id=event.event_id,
+        pdu=pdu,
+        depth=event.depth,
+        type=event.type,
+        state_key=event.state_key,
+        sender=event.sender,
+        origin_server_ts=event.origin_server_ts,
+        flags=flags,
+        prev_events=event.prev_events,
+        auth_nids=auth_nids,
+        redacts=event.redacts,
+        redacted_by=redactions[0].nid if redactions else None,
+        relation=read_relation(event),
+        sticky_ms=event.sticky_ms,
+    )

@@ -1,0 +1,183 @@
+"""What other servers say of the state at some event, and of an event's auth chain: fetched,
+checked, kept.
+
+Only events that are not here yet are fetched: few one by one, many all at once. They are kept as
+outliers, each after those that it rests on. A server that tells of more than a room can hold, or of
+something that is no state, is not believed.
+
+Answers may be long, so few of them are in memory at once, whatever room they are for
+(`federation/remote/large_responses.py`).
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID, ServerName
+from federation.remote.events import RemoteEvents, StateIDs, StatePDUs
+from federation.remote.large_responses import LongAnswers, TimeLeft, as_long_as_it_takes
+from federation.rooms.concurrent import map_at_once
+from federation.rooms.receive.batch import Outcome, parse_events, sort_many_by_reference
+from federation.rooms.receive.receiver import MAX_PDUS, Receiver
+from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping
+from federation.rooms.receive.unverified_events import find_left_out
+from federation.rooms.snapshot import CREATE, RoomSnapshot
+from storage.events.events import EventFlag, EventStore, StateEntry
+from storage.partial_state.unverified_events import LeftOut, PartOf
+
+FEW: Final = 30
+"""Up to so many events are fetched one by one."""
+AT_ONCE: Final = 5
+"""How many of them at a time."""
+MAX_NEW: Final = 50_000
+"""Events that are taken in for the sake of one state."""
+
+
+class ToldState(msgspec.Struct, frozen=True):
+    """A state as another server tells it, by ids of events that are stored."""
+
+    event_ids: Sequence[EventID]
+    left_out: Sequence[LeftOut]
+    """What is left out only since keys cannot be had now with which it, or what it rests on, is
+    signed."""
+
+
+class RemoteStates:
+    """Fetches states and auth chains. For the reactor thread."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        imports: StateImports,
+        store: EventStore,
+        remote: RemoteEvents,
+        lists: LongAnswers,
+        states: LongAnswers,
+        clock: IReactorTime,
+    ) -> None:
+        """`lists`: the places for lists of ids, and auth chains; `states`: those for whole
+        states."""
+        self._receiver = receiver
+        self._imports = imports
+        self._store = store
+        self._remote = remote
+        self._lists = lists
+        self._states = states
+        self._clock = clock
+
+    async def fetch_state(
+        self,
+        server: ServerName,
+        snapshot: RoomSnapshot,
+        event_id: EventID,
+        most_new: int = MAX_NEW,
+        part_of: PartOf = PartOf.SOME_STATE,
+        *,
+        left: TimeLeft = as_long_as_it_takes,
+    ) -> ToldState:
+        """The state before an event as a server tells it; its events are stored by then.
+
+        What is not valid in it is left out. `most_new` events are taken in for its sake. `part_of`:
+        what it is worth. `left`: how long it may still take. Raises RemoteError.
+        """
+        room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
+
+        async def ask_ids(most: int) -> StateIDs:
+            return await self._remote.get_state_ids(
+                server, room_id, event_id, seconds=left(), max_bytes=most
+            )
+
+        async def ask_state(most: int) -> StatePDUs:
+            return await self._remote.get_state(
+                server, room_id, event_id, seconds=left(), max_bytes=most
+            )
+
+        async with self._lists.read(server, ask_ids, left) as told:
+            pass
+        wanted = {*told.state, *told.auth_chain}
+        missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
+        if len(missing) > most_new:
+            raise RemoteError(
+                server, f"{len(missing)} events would be new in the state", retryable=False
+            )
+        if len(missing) <= FEW:
+            kept = await self._keep(snapshot, await self._fetch(server, missing, left), missing)
+            left_out = find_left_out(kept, told.state, part_of)
+        else:
+            async with self._states.read(server, ask_state, left) as state:
+                pdus: list[Pdu] = [*state.auth_chain, *state.state]
+                del state
+                outcomes = await self._imports.keep(snapshot.room, pdus)
+                left_out = find_left_out(zip(pdus, outcomes, strict=True), told.state, part_of)
+                del pdus
+        entries = await self._store.get_entries(room_nid, told.state)
+        _check_is_state(server, entries.values())
+        return ToldState([EventID(name) for name in entries], left_out)
+
+    async def fetch_auth_chain(
+        self,
+        server: ServerName,
+        snapshot: RoomSnapshot,
+        event: Event,
+        missing: Collection[EventID],
+        *,
+        left: TimeLeft = as_long_as_it_takes,
+    ) -> None:
+        """Keep what an event rests on as far as the server gives it; `missing` are its auth events
+        that are not here.
+
+        Raises RemoteError.
+        """
+
+        async def ask(most: int) -> Sequence[Pdu]:
+            return await self._remote.get_event_auth(
+                server, snapshot.room_id, event.event_id, seconds=left(), max_bytes=most
+            )
+
+        async with self._lists.read(server, ask, left) as chain:
+            await self._keep(snapshot, chain, None)
+            del chain
+        lacking = set(missing) - (await self._store.get_event_nids(missing)).keys()
+        if lacking:
+            await self._keep(snapshot, await self._fetch(server, lacking, left), lacking)
+
+    async def _fetch(
+        self, server: ServerName, event_ids: Iterable[EventID], left: TimeLeft
+    ) -> list[Pdu]:
+        async def fetch(event_id: EventID) -> Pdu:
+            return await self._remote.get_event(server, event_id, seconds=left())
+
+        return await map_at_once(fetch, sorted(event_ids), AT_ONCE)
+
+    async def _keep(
+        self, snapshot: RoomSnapshot, pdus: Sequence[Pdu], wanted: Collection[EventID] | None
+    ) -> list[tuple[Pdu, Outcome]]:
+        """Keep those of the events that are wanted (None: all), each after those that it rests
+        on."""
+        mappings = (as_mapping(pdu) for pdu in pdus)
+        found = await parse_events(snapshot.version, snapshot.room_id, mappings, self._clock)
+        events = {name: event for name, event in found.items() if wanted is None or name in wanted}
+        ordered, _ = await sort_many_by_reference(events, self._clock)
+        kept: list[tuple[Pdu, Outcome]] = []
+        for start in range(0, len(ordered), MAX_PDUS):
+            chunk = ordered[start : start + MAX_PDUS]
+            outcomes = await self._receiver.receive_outliers(snapshot.room_id, chunk)
+            kept += [(event.pdu, outcome) for event, outcome in zip(chunk, outcomes, strict=True)]
+        return kept
+
+
+def _check_is_state(server: ServerName, entries: Collection[StateEntry]) -> None:
+    """Raises RemoteError."""
+    keys = [
+        (entry.type, entry.state_key) for entry in entries if not entry.flags & EventFlag.REJECTED
+    ]
+    if CREATE not in keys:
+        raise RemoteError(server, "the state lacks the room's create event", retryable=False)
+    if len(set(keys)) != len(keys) or any(entry.state_key is None for entry in entries):
+        raise RemoteError(
+            server, "the state has no single event for each of its entries", retryable=False
+        )

@@ -1,0 +1,359 @@
+"""What is left out of the states of rooms since it cannot be checked now: noted, tried again, and
+put in once it is proved.
+
+Who is left out of a state is not heard in the room any more: what they say later is judged by that
+state. The keys of a server that is away for a moment can be had an hour later, those of one that is
+gone perhaps never. So nothing waits for them.
+
+Laws:
+- What was told by the server that let us in is believed as it was then: it fills the places that
+  nobody has filled since. What others tell of some state goes through the resolution with the
+  present one, so that nobody brings back what is over.
+- An event that cites something noted brings it along: it is proved before the event is judged, and
+  is put in first.
+
+spec: server-server-api#joining-rooms, server-server-api#checks-performed-on-receipt-of-a-pdu
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.events import StateKey
+from federation.protocol.ids import EventID, RoomID
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.rooms.check import Candidate, Verdict
+from federation.rooms.effects import state_effect
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receive.batch import Outcome
+from federation.rooms.receive.outliers import Outliers
+from federation.rooms.receive.state_imports import Pdu, as_mapping
+from federation.rooms.resolve import StateResolver
+from federation.rooms.snapshot import RoomSnapshot
+from storage.engine.database import Database
+from storage.engine.streams import Change, Streams, Topic
+from storage.partial_state.unverified_events import (
+    LeftOut,
+    PartOf,
+    UnprovedRow,
+    UnprovedStore,
+    UnprovedWriter,
+)
+from storage.persist.room_writer import Appended, HeadMoved, StateChange
+from storage.rooms.rooms import RoomRow, RoomStore
+
+FIRST_REST: Final = 5.0
+"""Seconds; twice as long after each attempt in vain."""
+LONGEST_REST: Final = 6 * 3600.0
+MAX_ATTEMPTS: Final = 60
+"""About two weeks; afterwards it is put in only if somebody cites it."""
+LOOK_EVERY: Final = 600.0
+"""Seconds between looks for what another node has noted."""
+MAX_TRIES: Final = 20
+
+
+def find_left_out(
+    told: Iterable[tuple[Pdu, Outcome]], state: Collection[str], part_of: PartOf
+) -> list[LeftOut]:
+    """What of the events that were told cannot be checked now, with what rests on it; `state`: by
+    id what is not only cited."""
+    told = list(told)
+    if not any(outcome.is_unproved for _, outcome in told):
+        return []
+    left: dict[str, LeftOut] = {}
+    for pdu, outcome in told:
+        if outcome.event_id is not None and (outcome.is_unproved or outcome.missing_auth):
+            depth = as_mapping(pdu).get("depth")
+            raw = bytes(pdu) if isinstance(pdu, msgspec.Raw) else msgspec.json.encode(pdu)
+            part = part_of if outcome.event_id in state else PartOf.AUTH_CHAIN
+            left[outcome.event_id] = LeftOut(
+                outcome.event_id, depth if type(depth) is int else 0, raw, part
+            )
+    return list(left.values())
+
+
+def is_of_type(event: LeftOut, type: str) -> bool:
+    """Whether the event has that type, or is only cited by others."""
+    return (
+        event.part_of is PartOf.AUTH_CHAIN or as_mapping(msgspec.Raw(event.pdu)).get("type") == type
+    )
+
+
+class UnprovedStates:
+    """Keeps what could not be checked, and puts it in. For the reactor thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        database: Database,
+        store: UnprovedStore,
+        writer: UnprovedWriter,
+        engine: RoomEngine,
+        rooms: RoomStore,
+        events: RoomEvents,
+        outliers: Outliers,
+        resolver: StateResolver,
+        identity: ServerIdentity,
+        streams: Streams,
+        clock: IReactorTime,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._writer = writer
+        self._engine = engine
+        self._rooms = rooms
+        self._events = events
+        self._outliers = outliers
+        self._resolver = resolver
+        self._identity = identity
+        self._clock = clock
+        self._known: Mapping[int, int | None] | None = None
+        self._changes_heard = 0
+        self._call: IDelayedCall | None = None
+        self._task: Deferred[None] | None = None
+        self._started = False
+        streams.subscribe(self._hear, Topic.COMPLETENESS)
+        streams.watch(lambda _after, _upto: self._forget())
+
+    def start(self) -> None:
+        """Go on with what is noted."""
+        self._started = True
+        self._arm(0)
+
+    def stop(self) -> None:
+        """End what is under way: it goes on after the next start."""
+        self._started = False
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def first_attempt(self) -> int:
+        """When what is noted now is tried, in milliseconds."""
+        self._arm(FIRST_REST)
+        return self._now_ms() + int(FIRST_REST * 1000)
+
+    async def note(self, room_nid: int, left_out: Sequence[LeftOut]) -> None:
+        """Keep what was left out of a state."""
+        if left_out:
+            await self._store.add(room_nid, left_out, self.first_attempt())
+            self._forget()
+
+    async def find_noted(self, room_nid: int, cited: Collection[EventID]) -> Mapping[str, PartOf]:
+        """Those of the cited events that are noted, proved by now or not. No query in rooms for
+        which nothing is."""
+        if room_nid not in await self._get_known():
+            return {}
+        return {
+            name: part_of
+            for name, (part_of, _) in (await self._store.find(room_nid, cited)).items()
+        }
+
+    async def settle_cited(
+        self, room_id: RoomID, cited: Collection[EventID]
+    ) -> Mapping[str, PartOf]:
+        """Put in what of the cited events is noted and stored by now; those that are noted. In the
+        turn of the room."""
+        room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
+        if room_nid not in await self._get_known():
+            return {}
+        noted = await self._store.find(room_nid, cited)
+        if any(event_nid is None for _, event_nid in noted.values()):
+            await self.settle(room_id)
+        return {name: part_of for name, (part_of, _) in noted.items()}
+
+    # ------------------------------------------------------------------------------------------------
+    # putting it in
+
+    async def settle(self, room_id: RoomID) -> None:
+        """Put in all that is noted and stored. In the turn of the room."""
+        for _ in range(MAX_TRIES):
+            snapshot = await self._engine.get_snapshot(room_id)
+            if snapshot.room.room_nid not in await self._get_known():
+                return
+            if snapshot.head.partial_join is not None or not snapshot.head.extremities:
+                return  # the state comes whole, and what is stored by then is in it
+            rows = [
+                row
+                for row in await self._store.get_of_room(snapshot.room.room_nid)
+                if row.event_nid is None
+            ]
+            found = await self._events.get_by_id(
+                snapshot.room.room_nid, [EventID(row.event_id) for row in rows]
+            )
+            refused = [name for name, stored in found.items() if stored.rejected]
+            if refused:
+                await self._store.remove(snapshot.room.room_nid, refused)
+            proved = {name: stored for name, stored in found.items() if not stored.rejected}
+            try:
+                await self._put_in(snapshot, rows, proved)
+            except HeadMoved:
+                await self._engine.refresh(snapshot)
+                continue
+            finally:
+                self._forget()
+            return
+        raise RuntimeError(
+            f"the head of {room_id} moved {MAX_TRIES} times while its state was mended"
+        )
+
+    async def _put_in(
+        self,
+        snapshot: RoomSnapshot,
+        rows: Sequence[UnprovedRow],
+        proved: Mapping[EventID, StoredEvent],
+    ) -> None:
+        """Raises HeadMoved."""
+        if not proved:
+            return
+        chosen: dict[PartOf, dict[StateKey, StoredEvent]] = {
+            PartOf.SOME_STATE: {},
+            PartOf.OUR_STATE: {},
+        }
+        for row in rows:  # the deepest comes last
+            stored = proved.get(EventID(row.event_id))
+            if stored is not None and stored.event.state_key is not None and row.part_of in chosen:
+                chosen[row.part_of][stored.event.key] = stored
+        wanted = chosen[PartOf.SOME_STATE] | chosen[PartOf.OUR_STATE]
+        there = await snapshot.state.load(wanted)
+        free = dict.fromkeys(key for key in wanted if key not in there)
+        ours = {key: stored for key, stored in chosen[PartOf.OUR_STATE].items() if key in free}
+        states = [
+            StateChange(
+                snapshot.head.state_root,
+                {(key.type, key.state_key): each[key].nid for key in free if key in each},
+            )
+            for each in (ours, chosen[PartOf.SOME_STATE] | ours)
+        ]
+        create = await snapshot.create_event()
+        state = await self._resolver.resolve(
+            snapshot.room.room_nid, snapshot.version, create, states
+        )
+        resolved = await self._resolver.load(snapshot.room.room_nid, state, free)
+        entries = {(key.type, key.state_key): stored.nid for key, stored in resolved.items()}
+        head = await self._database.write(
+            "put_in_unproved",
+            self._writer.put_in,
+            snapshot.room,
+            snapshot.head,
+            {name: stored.nid for name, stored in proved.items()},
+            entries,
+            [
+                (stored.nid, state_effect(stored.event, self._identity))
+                for stored in resolved.values()
+            ],
+        )
+        if head is not snapshot.head:
+            view = self._engine.view(snapshot.room.room_nid, None)
+            self._engine.advance(
+                RoomSnapshot(snapshot.room, snapshot.version, snapshot.head, view),
+                Appended(head, []),
+            )
+
+    # ------------------------------------------------------------------------------------------------
+    # trying again
+
+    def _arm(self, seconds: float) -> None:
+        if not self._started:
+            return
+        if self._call is not None and self._call.active():
+            if self._call.getTime() <= self._clock.seconds() + seconds:
+                return
+            self._call.cancel()
+        self._call = self._clock.callLater(seconds, self._begin)
+
+    def _begin(self) -> None:
+        if self._task is None:
+            self._task = Deferred.fromCoroutine(self._work())
+            self._task.addErrback(self._failed)
+            self._task.addBoth(self._ended)
+
+    def _ended(self, _: object) -> None:
+        self._task = None
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("work on what could not be checked of states failed", failure)
+
+    async def _work(self) -> None:
+        rest = LOOK_EVERY
+        try:
+            self._forget()
+            for room_nid, due in (await self._get_known()).items():
+                if due is not None and due <= self._now_ms():
+                    await self._try(room_nid)
+            dues = [due for due in (await self._get_known()).values() if due is not None]
+            if dues:
+                rest = min(max((min(dues) - self._now_ms()) / 1000, 1), LOOK_EVERY)
+        finally:
+            self._arm(rest)
+
+    async def _try(self, room_nid: int) -> None:
+        """Check again what is noted for a room."""
+        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        rows = [row for row in await self._store.get_of_room(room_nid) if row.event_nid is None]
+        outcomes = await self._outliers.add(room, [_candidate(room, row) for row in rows])
+        useless = [
+            row.event_id
+            for row, outcome in zip(rows, outcomes, strict=True)
+            if _is_useless(outcome)
+        ]
+        if useless:
+            await self._store.remove(room_nid, useless)
+        now = self._now_ms()
+        await self._store.note_attempt(
+            room_nid, {row.event_id: now + _rest_ms(row.attempts + 1) for row in rows}
+        )
+        room_id = RoomID(room.room_id)
+        if any(
+            outcome.verdict is not Verdict.DROP and not outcome.is_waiting for outcome in outcomes
+        ):
+            await self._engine.in_turn(room_id, lambda: self.settle(room_id))
+        self._forget()
+
+    # ----------------------------------------------------------------------------------------------------
+    # the cache
+
+    async def _get_known(self) -> Mapping[int, int | None]:
+        """The rooms for which something is noted, and when it is tried next."""
+        while self._known is None:
+            heard = self._changes_heard
+            rooms = await self._store.get_rooms()
+            if heard == self._changes_heard:
+                self._known = rooms
+        return self._known
+
+    def _forget(self) -> None:
+        self._changes_heard += 1
+        self._known = None
+
+    def _hear(self, _changes: Sequence[Change]) -> None:
+        self._forget()
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def _candidate(room: RoomRow, row: UnprovedRow) -> Candidate:
+    return Candidate(ROOM_VERSIONS[room.version], as_mapping(msgspec.Raw(row.pdu)))
+
+
+def _is_useless(outcome: Outcome) -> bool:
+    """Whether it is known by now that the event is no valid one."""
+    return outcome.verdict is Verdict.REJECT or (
+        outcome.verdict is Verdict.DROP and not outcome.is_unproved
+    )
+
+
+def _rest_ms(attempts: int) -> int:
+    if attempts >= MAX_ATTEMPTS:
+        return 2**52
+    return int(min(FIRST_REST * 2 ** min(attempts, 20), LONGEST_REST) * 1000)

@@ -1,0 +1,121 @@
+"""Asking several servers for the same thing, one after the other, until one gives it; and what to
+say if none does.
+
+One server that fails, lies or refuses does not spoil it for the others: any of them may have been
+named by anyone.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
+
+from twisted.logger import Logger
+
+from federation.peers.policy import Policy
+from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.protocol.errors import (
+    Forbidden,
+    InviteBlocked,
+    LimitExceeded,
+    MatrixError,
+    NotFound,
+    OtherServerFailed,
+    RemoteError,
+    UnsupportedRoomVersion,
+)
+from federation.protocol.ids import ServerName, is_server_name
+from federation.remote.membership import UnknownVersion
+from federation.rooms.unacknowledged_leaves import LeftBefore
+
+MAX_CANDIDATES: Final = 20
+MAX_REFUSALS: Final = 3
+"""After so many servers of a room have said no, that is the answer."""
+
+T = TypeVar("T")
+_UNABLE: Final = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN"})
+_FOREIGN_VERSION: Final = frozenset({"M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORTED_ROOM_VERSION"})
+
+
+class Candidates:
+    """Asks servers in turn."""
+
+    _log = Logger()
+
+    def __init__(self, policy: Policy, own: ServerName) -> None:
+        self._policy = policy
+        self._own = own
+
+    async def ask(
+        self,
+        named: Iterable[str],
+        request: Callable[[ServerName], Awaitable[T]],
+        *,
+        most: int = MAX_CANDIDATES,
+    ) -> T:
+        """What the first of the servers answers that answers well.
+
+        Raises NotFound when there is none to ask; Forbidden when they refuse, or the policy lets
+        none be asked; UnsupportedRoomVersion; LimitExceeded when they want to be left alone for
+        now; OtherServerFailed when none was of use.
+        """
+        servers = [
+            ServerName(name)
+            for name in dict.fromkeys(named)
+            if is_server_name(name) and name != self._own
+        ]
+        if not servers:
+            raise NotFound("This server is not in the room, and no server was named that is")
+        allowed = [server for server in servers if self._policy.allows(server)]
+        if not allowed:
+            self._policy.check_destination(servers[0])
+        errors: list[RemoteError | MatrixError] = []
+        refusals = 0
+        for server in allowed[:most]:
+            try:
+                return await request(server)
+            except (RemoteError, MatrixError) as error:
+                self._log.info("{server} could not help: {error}", server=server, error=str(error))
+                errors.append(error)
+                refusals += isinstance(error, RefusedByRemote) and error.errcode == "M_FORBIDDEN"
+            if refusals == MAX_REFUSALS:
+                break
+        raise explain(errors)
+
+
+def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
+    """The most telling of the errors, as one for whoever asked us."""
+    refusals = [error for error in errors if isinstance(error, RefusedByRemote)]
+    for error in errors:
+        if isinstance(error, LeftBefore):
+            return error
+    for refusal in refusals:
+        if refusal.errcode == "M_INVITE_BLOCKED":
+            return InviteBlocked(f"{refusal.destination} refused: {refusal.text}")
+    for error in errors:
+        if isinstance(error, UnknownVersion):
+            return UnsupportedRoomVersion(
+                f"The room has version {error.version!r}, which this server does not know"
+            )
+    for refusal in refusals:
+        if refusal.errcode == "M_FORBIDDEN" or refusal.status == 403:
+            return Forbidden(f"{refusal.destination} refused: {refusal.text}")
+    for refusal in refusals:
+        if refusal.errcode in _FOREIGN_VERSION:
+            return UnsupportedRoomVersion(f"{refusal.destination} refused: {refusal.text}")
+    for refusal in refusals:
+        if refusal.errcode in _UNABLE:
+            return Forbidden("None of the servers that were asked may let you into this room")
+    waits = [wait_ms for error in errors if (wait_ms := asked_wait_ms(error))]
+    if waits:
+        return LimitExceeded(
+            "Another server is asked for this too often at the moment", retry_after_ms=min(waits)
+        )
+    if refusals and all(
+        isinstance(error, RefusedByRemote) and error.errcode == "M_NOT_FOUND" for error in errors
+    ):
+        return NotFound("None of the servers that were asked is in this room")
+    for error in errors:
+        if isinstance(error, MatrixError):
+            return OtherServerFailed(
+                f"What the other server said of the room cannot be right: {error.text}"
+            )
+    return OtherServerFailed(f"No other server could be of help: {errors[0]}")

@@ -1,0 +1,89 @@
+"""Answers that hold stored events: spliced from their bytes. Where they are many, they are sent
+piece by piece, so that a large room costs neither memory for all of it nor a query for each event.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from federation.protocol.answers import File, Response
+from storage.events.events import EventStore
+from storage.rooms.served_states import ToldState
+
+EVENTS_AT_ONCE: Final = 500
+BYTES_AT_ONCE: Final = 4 << 20
+"""Of PDUs, in memory for one answer; see `storage.rooms.served_states.WITH_BYTES`."""
+
+Part = bytes | Sequence[tuple[int, int]]
+"""Bytes, or stored events by their numbers and the sizes of their PDUs."""
+
+
+def part_of(told: ToldState, event_nids: Sequence[int]) -> Part:
+    """Some of the events that are told."""
+    if told.pdus is None:
+        return [(nid, told.sizes[nid]) for nid in event_nids]
+    return b",".join([told.pdus[nid] for nid in event_nids])
+
+
+def spliced(store: EventStore, parts: Sequence[Part], name: str) -> Response:
+    """JSON of these parts; `name` tells it from others."""
+    headers = {"Content-Type": "application/json"}
+    whole = [part for part in parts if isinstance(part, bytes)]
+    if len(whole) == len(parts):
+        return Response(headers=headers, body=b"".join(whole))
+    pieces = _Pieces(store, parts)
+    return Response(headers=headers, body=File(pieces, pieces.size, f"{name}-{pieces.size}"))
+
+
+class _Pieces:
+    """A `Source` of fixed bytes and of lists of stored events, read once from front to back.
+
+    An event that loses its content by a redaction while it is waited for is filled up with spaces.
+    """
+
+    def __init__(self, store: EventStore, parts: Iterable[Part]) -> None:
+        """`parts`: bytes, or events as their numbers and sizes."""
+        self._store = store
+        self._parts: deque[Part] = deque()
+        self._ready = b""
+        self.size = 0
+        for part in parts:
+            if isinstance(part, bytes):
+                self.size += len(part)
+                self._parts.append(part)
+                continue
+            self.size += sum(size for _, size in part) + max(len(part) - 1, 0)
+            for number, load in enumerate(_in_loads(part)):
+                if number:
+                    self._parts.append(b",")
+                self._parts.append(load)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """What comes next; `offset` is where the last piece ended."""
+        while len(self._ready) < size and self._parts:
+            part = self._parts.popleft()
+            self._ready += part if isinstance(part, bytes) else await self._load(part)
+        piece, self._ready = self._ready[:size], self._ready[size:]
+        return piece
+
+    def close(self) -> None:
+        self._parts.clear()
+        self._ready = b""
+
+    async def _load(self, events: Sequence[tuple[int, int]]) -> bytes:
+        pdus = await self._store.get_pdus(nid for nid, _ in events)
+        return b",".join(pdus[nid].ljust(size) for nid, size in events)
+
+
+def _in_loads(events: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
+    """The events, as many together as are read at once."""
+    load: list[tuple[int, int]] = []
+    size = 0
+    for event_nid, event_size in events:
+        if load and (len(load) == EVENTS_AT_ONCE or size + event_size > BYTES_AT_ONCE):
+            yield load
+            load, size = [], 0
+        load.append((event_nid, event_size))
+        size += event_size
+    if load:
+        yield load

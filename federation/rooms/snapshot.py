@@ -1,0 +1,32 @@
+"""A room as it is at one moment: what never changes about it, its head, and a view of its current
+state."""
+
+import msgspec
+
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import RoomID
+from federation.protocol.room_versions import RoomVersion
+from federation.rooms.state_view import StateView
+from storage.rooms.rooms import Head, RoomRow
+
+CREATE = StateKey("m.room.create", "")
+POWER_LEVELS = StateKey("m.room.power_levels", "")
+
+
+class RoomSnapshot(msgspec.Struct, frozen=True):
+    """Immutable; the engine makes a new one when the room moves."""
+
+    room: RoomRow
+    version: RoomVersion
+    head: Head
+    state: StateView
+
+    @property
+    def room_id(self) -> RoomID:
+        return RoomID(self.room.room_id)
+
+    async def create_event(self) -> Event:
+        """The event that made the room."""
+        create = await self.state.get(CREATE)
+        assert create is not None, "a stored room begins with its create event"
+        return create.event

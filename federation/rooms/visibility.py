@@ -1,0 +1,256 @@
+"""Which of a room's events one of our users may see, and what they were to the room at each.
+
+Every path that shows events to a user passes here. The state before an event is the state after it,
+but for the entry that it set itself, whose former event is stored with it: so one batch of look-ups
+answers for a whole page.
+
+spec: client-server-api#room-history-visibility
+"""
+
+from collections.abc import Sequence
+from itertools import repeat
+from operator import attrgetter
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import UserID
+from federation.protocol.visibility import (
+    HISTORY_VISIBILITY,
+    is_visible,
+    membership_after,
+    read_visibility,
+)
+from federation.rooms.erased_senders import ErasedSenders
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.history.membership_periods import Stays
+from federation.rooms.history.retention import Lifetimes
+from storage.events.events import EventFlag
+from storage.rooms.memberships import MembershipRow
+from storage.state.state_tree import StateTreeStore
+
+_STANDING: Final = (EventFlag.TIMELINE | EventFlag.PURGED).__and__
+_SHOWN: Final = frozenset({EventFlag.TIMELINE})
+"""What `_STANDING` says of events that stand in the timeline and were not purged."""
+_STANDING_WHOLE: Final = (EventFlag.TIMELINE | EventFlag.PURGED | EventFlag.AFTER_HOLE).__and__
+"""It says the same of those of them before which nothing is missing."""
+_flags: Final = attrgetter("flags")
+_position: Final = attrgetter("position")
+_is_plain: Final = attrgetter("is_plain")
+MAX_DEPTH: Final = 2**53 - 1
+
+
+class Seen(msgspec.Struct, frozen=True, gc=False):
+    """An event that the user may see."""
+
+    event: StoredEvent
+    membership: str
+    """The user's own, once the event had happened."""
+    is_erased: bool = False
+    """Whether it is without its content, since its sender's account was erased before the user
+    came."""
+
+
+class Visibility:
+    """Filters pages of events for a user."""
+
+    def __init__(
+        self,
+        trees: StateTreeStore,
+        events: RoomEvents,
+        stays: Stays,
+        lifetimes: Lifetimes | None = None,
+        erased: ErasedSenders | None = None,
+    ) -> None:
+        """Without `lifetimes` messages are shown for ever."""
+        self._erased = erased
+        self._trees = trees
+        self._events = events
+        self._stays = stays
+        self._lifetimes = lifetimes
+
+    async def filter(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        """Those of the events (of one room) that the user may see, in the given order.
+
+        `own` is the user's present membership of the room. Events that do not stand in the timeline
+        are left out, and messages that are kept no longer.
+        """
+        return await self.filter_of_any_age(user_id, own, await self.without_expired(events))
+
+    def shows_plainly(self, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
+        """Whether a member sees all of these messages (of one room) just as they are: they came
+        while they were in the room, and nothing has become of them. False too where it takes a look
+        at the database to know that. `own`: their membership."""
+        for event in events:  # mostly one
+            if (
+                not event.is_plain_message
+                or event.position is None
+                or event.position <= own.position
+            ):
+                return False
+        return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
+
+    def shows_since(self, own: MembershipRow, events: Sequence[StoredEvent], since: int) -> bool:
+        """The same for whatever events, many and state too, of which `plain_since` says since when
+        they are."""
+        return since > own.position and (
+            self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
+        )
+
+    async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        """Those of the events (of one room) that are kept still, whoever may see them."""
+        if self._lifetimes is None or not events:
+            return events
+        oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
+        return [event for event in events if not event.is_expired(oldest)]
+
+    async def filter_of_any_age(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        """As `filter`, with messages that are kept no longer: for who asks for the state at an
+        event, not for the event."""
+        if not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
+            events = [event for event in events if event.is_shown]
+        return await self._filter_shown(user_id, own, events)
+
+    async def sees_all(
+        self, user_id: UserID, own: MembershipRow, events: Sequence[StoredEvent]
+    ) -> bool:
+        """Whether a member may see all of the events (of one room), or might if none had grown too
+        old or been purged: for what they put upon them."""
+        if not all(event.in_timeline for event in events):
+            return False
+        return len(await self._filter_shown(user_id, own, events)) == len(events)
+
+    async def filter_gone(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        """Those of the events (of one room) that the user might see if they had not grown too old
+        or been purged, without their content: for what stands upon them."""
+        standing = [event for event in events if event.in_timeline]
+        return [without_content(each) for each in await self._filter_shown(user_id, own, standing)]
+
+    async def _filter_shown(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        if own is None or own.membership != "join":
+            return await self._filter_by_state(user_id, own, events)
+        # since the latest change of their membership they have been in the room: they see all,
+        # whatever its settings
+        since = own.position
+        positions = list(map(_position, events))
+        if None not in positions and min(positions, default=0) > since:
+            return list(map(Seen, events, repeat("join")))
+        page = [Seen(event, "join") for event in events if (event.position or 0) > since]
+        later = {each.event.nid: each for each in page}
+        before = [event for event in events if event.nid not in later]
+        seen = later | {
+            each.event.nid: each for each in await self._filter_by_state(user_id, own, before)
+        }
+        return [seen[event.nid] for event in events if event.nid in seen]
+
+    async def _filter_by_state(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        if not events:
+            return []
+        member = StateKey("m.room.member", user_id)
+        keys = (HISTORY_VISIBILITY, member)
+        after = await self._trees.get_entries_of(
+            events[0].room_nid, (event.state_root for event in events), keys
+        )
+        entries: list[tuple[StoredEvent, int | None, int | None]] = []
+        for event in events:
+            found = after[event.state_root]
+            visibility_nid, member_nid = found.get(HISTORY_VISIBILITY), found.get(member)
+            if event.event.state_key is not None:
+                if event.event.key == HISTORY_VISIBILITY:
+                    visibility_nid = event.replaces
+                elif event.event.key == member:
+                    member_nid = event.replaces
+            entries.append((event, visibility_nid, member_nid))
+        wanted = {
+            nid for _, visibility_nid, member_nid in entries for nid in (visibility_nid, member_nid)
+        }
+        loaded = await self._events.get_events(nid for nid in wanted if nid is not None)
+        last_join = await self._last_join(own)
+        seen: list[Seen] = []
+        decided: dict[tuple[int | None, int | None, bool], str | None] = {}
+        for event, visibility_nid, member_nid in entries:
+            joined_later = last_join is not None and event.event.depth <= last_join
+            # for events that are no state, it is the same for long runs of them
+            case = (visibility_nid, member_nid, joined_later)
+            is_state = event.event.state_key is not None
+            if not is_state and case in decided:
+                if (known := decided[case]) is not None:
+                    seen.append(Seen(event, known))
+                continue
+            visibility = loaded.get(visibility_nid) if visibility_nid is not None else None
+            membership_event = loaded.get(member_nid) if member_nid is not None else None
+            membership = membership_event.event.membership if membership_event is not None else None
+            # one's own leaving is shown even to who was only invited: else the room would not go
+            # from their list
+            shows = _is_own_membership(event, user_id) or is_visible(
+                event.event,
+                user_id,
+                visibility=read_visibility(visibility.event if visibility is not None else None),
+                membership=membership,
+                joined_later=joined_later,
+            )
+            afterwards = membership_after(event.event, user_id, membership)
+            if shows:
+                seen.append(Seen(event, afterwards))
+            if not is_state:
+                decided[case] = afterwards if shows else None
+        return await self.without_erased(own, seen)
+
+    async def without_erased(self, own: MembershipRow | None, seen: list[Seen]) -> list[Seen]:
+        """The events (of one room), those without their content that were sent by somebody whose
+        account was erased before the user came into the room. `own`: the user's present
+        membership."""
+        if self._erased is None or not seen:
+            return seen
+        hidden = await self._erased.find_hidden(
+            own, [(each.event, each.membership) for each in seen]
+        )
+        return (
+            [self._without_content(each) if each.event.nid in hidden else each for each in seen]
+            if hidden
+            else seen
+        )
+
+    def _without_content(self, seen: Seen) -> Seen:
+        assert self._erased is not None
+        return Seen(self._erased.without_content(seen.event), seen.membership, is_erased=True)
+
+    async def _last_join(self, own: MembershipRow | None) -> int | None:
+        """The depth up to which the user was in the room: none for who is in it now, None for who
+        never was."""
+        if own is not None and own.membership == "join":
+            return MAX_DEPTH
+        departure = await self._stays.find_departure(own)
+        return None if departure is None else departure.place.depth
+
+
+def plain_since(events: Sequence[StoredEvent]) -> int | None:
+    """The first position of the events, if whoever has been in the room since before it sees all of
+    them just as they are: nothing has become of them, and nothing is missing between them."""
+    if not all(map(_is_plain, events)) or not _SHOWN.issuperset(
+        map(_STANDING_WHOLE, map(_flags, events))
+    ):
+        return None
+    positions = list(map(_position, events))
+    return None if None in positions else min(positions, default=None)
+
+
+def without_content(seen: Seen) -> Seen:
+    """The event as if it were redacted."""
+    return replace(seen, event=seen.event.without_content())
+
+
+def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:
+    return event.event.type == "m.room.member" and event.event.state_key == user_id

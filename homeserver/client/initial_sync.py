@@ -1,0 +1,64 @@
+"""Endpoints from before /sync, some of which are for looking into rooms without being in them.
+
+spec: client-server-api#room-previews
+"""
+
+from typing import Any
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.ids import EventID, RoomID
+from homeserver.services.streams.sync_tokens import parse_sync_token
+from homeserver.services.sync.initial_sync import OldSync
+
+DEFAULT_LIMIT = 10
+DEFAULT_TIMEOUT_MS = 30_000
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v3/rooms/{room_id}/initialSync",
+    "/_matrix/client/r0/rooms/{room_id}/initialSync",
+    auth=Auth.GUEST,
+)
+async def room_initial_sync(
+    old_sync: OldSync, caller: Requester, *, room_id: RoomID, limit: int = DEFAULT_LIMIT
+) -> dict[str, Any]:
+    """A room with its latest messages: for members, and for everybody where all may read it."""
+    return await old_sync.get_room(caller, room_id, limit)
+
+
+@endpoint("GET", "/_matrix/client/v3/initialSync", "/_matrix/client/r0/initialSync", auth=Auth.USER)
+async def initial_sync(
+    old_sync: OldSync, caller: Requester, *, limit: int = DEFAULT_LIMIT, archived: bool = False
+) -> dict[str, Any]:
+    """All rooms of the caller with their latest messages."""
+    return await old_sync.get_all(caller, limit, archived=archived)
+
+
+@endpoint(
+    "GET", "/_matrix/client/v3/events", "/_matrix/client/r0/events", auth=Auth.GUEST, long_poll=True
+)
+async def get_events(
+    old_sync: OldSync,
+    caller: Requester,
+    *,
+    from_: str | None = None,
+    timeout: int = DEFAULT_TIMEOUT_MS,
+    room_id: RoomID | None = None,
+) -> dict[str, Any]:
+    """What is new, in one room or in all of the caller's."""
+    since = parse_sync_token(from_) if from_ else None
+    return await old_sync.get_events(caller, room_id, since, timeout)
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v3/events/{event_id}",
+    "/_matrix/client/r0/events/{event_id}",
+    auth=Auth.USER,
+)
+async def get_one_event(old_sync: OldSync, caller: Requester, *, event_id: EventID) -> msgspec.Raw:
+    """One event, of whatever room."""
+    return await old_sync.get_event(caller, event_id)

@@ -1,0 +1,144 @@
+"""Options about e-mail: the mail server that takes our letters, and what people's addresses are
+for."""
+
+from dataclasses import dataclass
+from email.message import EmailMessage
+from typing import Final
+
+from federation.protocol.ids import host_of
+from homeserver.config.option import Duration, Secret, option, section
+
+APP_NAME: Final = "Matrix"
+
+
+def _check_base_url(url: str) -> str | None:
+    if not url.startswith(("https://", "http://")) or not url.isprintable() or " " in url:
+        return "must be an address of the web"
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Email:
+    """Letters to people: to confirm an address, to set a new password, of what they missed."""
+
+    smtp_host: str | None = option(
+        None,
+        "The mail server that takes our letters; `null`: this server sends none.",
+        example="mail.example.org",
+    )
+    smtp_port: int | None = option(
+        None,
+        "Its port; `null`: 465 with `force_tls`, else 25.",
+        minimum=1,
+        maximum=65535,
+        example="587",
+    )
+    smtp_user: str | None = option(
+        None, "The name to sign in there with; `null`: without signing in."
+    )
+    smtp_pass: Secret | None = option(None, "The password for that.")
+    force_tls: bool = option(False, "Whether TLS begins with the first byte, as on port 465.")
+    require_transport_security: bool = option(
+        False, "Whether nothing is sent unless the mail server offers STARTTLS."
+    )
+    enable_tls: bool = option(True, "Whether STARTTLS is used where it is offered.")
+    tlsname: str | None = option(
+        None, "The name in the mail server's certificate, where it is not `smtp_host`."
+    )
+    notif_from: str | None = option(
+        None,
+        "The sender; `%(app)s` stands for `app_name`. By default noreply at `server_name`.",
+        example='"%(app)s <noreply@example.org>"',
+    )
+    app_name: str | None = option(
+        None,
+        "What the service is called in letters. `null`: Matrix; in the subject of letters about what somebody has not read, "
+        "what the app calls itself that they switched these on with, if it does.",
+        example="Example Chat",
+    )
+    enable_notifs: bool = option(
+        False,
+        "Whether people get letters about what they have not read, where they want them. Needs `public_baseurl`, for the "
+        "link that ends them.",
+    )
+    notif_for_new_users: bool = option(
+        True,
+        "With `enable_notifs`: whether who makes an account with an e-mail address gets them from the start.",
+    )
+    notif_delay_before_mail: Duration = option(
+        Duration(600_000),
+        "How long somebody may take to read a message before a letter tells of it.",
+        minimum=0,
+    )
+    client_base_url: str = option(
+        "https://matrix.to",
+        "The client to which the links in letters lead: matrix.to, or the address of an Element Web.",
+        example="https://chat.example.org",
+        check=_check_base_url,
+    )
+    validation_token_lifetime: Duration = option(
+        Duration(3_600_000), "How long the link in a letter works.", minimum=60_000, example="1h"
+    )
+
+
+def app_name_of(email: Email) -> str:
+    """What the service is called in letters that no app has asked for."""
+    return email.app_name or APP_NAME
+
+
+def sender_of(email: Email, server_name: str) -> str:
+    """The header `From` of letters. Raises ValueError where `notif_from` cannot be one."""
+    try:
+        sender = (email.notif_from or f"%(app)s <noreply@{host_of(server_name)}>") % {
+            "app": app_name_of(email)
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("knows only `%(app)s`; write `%%` for a percent sign") from error
+    message = EmailMessage()
+    message["From"] = sender
+    if len(message["From"].addresses) != 1 or not message["From"].addresses[0].domain:
+        raise ValueError(f"must be an e-mail address, with or without a name, not {sender!r}")
+    return sender
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowedThreepid:
+    """A kind of address that people may use."""
+
+    medium: str = option(
+        "email",
+        "`email`, or `msisdn` for telephone numbers, which are digits that begin with the code of the country.",
+    )
+    pattern: str = option(
+        ".*", "A regular expression that the address must match.", example="'^[^@]+@example\\.org$'"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mail:
+    """E-mail."""
+
+    email: Email = section(Email, "Sending e-mail.")
+    registrations_require_3pid: tuple[str, ...] = option(
+        (),
+        "What everybody must confirm who makes an account: `email`, `msisdn` (a telephone number), or both.",
+        example="[email]",
+    )
+    allowed_local_3pids: tuple[AllowedThreepid, ...] | None = option(
+        None,
+        "The only addresses and telephone numbers that people may use; `null`: any.",
+        example="[{medium: email, pattern: '^[^@]+@example\\.org$'}]",
+    )
+    enable_3pid_changes: bool = option(
+        True, "Whether people may add and remove their own addresses and telephone numbers."
+    )
+    next_link_domain_whitelist: tuple[str, ...] | None = option(
+        None,
+        "The only hosts that people are led on to (`next_link`, which whoever asks for a letter may choose) when they have confirmed an "
+        "address; `[]`: none; `null`: any, which the page names before they go.",
+        example="[element.example.org]",
+    )
+    request_token_inhibit_3pid_errors: bool = option(
+        False,
+        "Whether nobody is told if an address or a telephone number belongs to an account, but by a message to it.",
+    )

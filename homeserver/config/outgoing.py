@@ -1,0 +1,254 @@
+"""Options about the systems that this one talks to: other servers, application services, TURN
+servers, Redis."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from federation.http_client.proxy import BadProxy, read_proxy
+from federation.peers.policy import BadPattern, ServerPatterns
+from homeserver.config.option import JSON, Duration, Network, Secret, option, required, section
+
+PRIVATE_NETWORKS = (
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "192.0.0.0/24",
+    "169.254.0.0/16",
+    "192.88.99.0/24",
+    "198.18.0.0/15",
+    "192.0.2.0/24",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "0.0.0.0/8",
+    "::/128",
+    "::1/128",
+    "fe80::/10",
+    "fc00::/7",
+    "64:ff9b:1::/48",
+    "2001:db8::/32",
+    "ff00::/8",
+    "fec0::/10",
+)
+"""Where no request of a public server has any business: private, link-local, documentation,
+multicast ranges."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyServer:
+    """A server that is believed about other servers' keys."""
+
+    server_name: str = required("Its name.")
+    verify_keys: Mapping[str, str] = option({}, "Its own keys, when they are known beforehand.")
+    accept_keys_insecurely: bool = option(
+        False, "Whether an answer without a known key of its own is believed."
+    )
+
+
+def _check_patterns(patterns: tuple[str, ...] | None) -> str | None:
+    try:
+        ServerPatterns(patterns or ())
+    except BadPattern as error:
+        return f"must be names or patterns of servers: {error}"
+    return None
+
+
+def _check_proxy(url: str | None) -> str | None:
+    try:
+        read_proxy(url or "http://none")
+    except BadProxy as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peering:
+    """How this server talks with others."""
+
+    enabled: bool = option(True, "Whether it talks with other servers at all.")
+    partial_state_joins: bool = option(
+        True,
+        "Whether a large room is entered before all of its members are known: people can read and write in it at once, and "
+        "the rest is fetched in the background.",
+    )
+    destination_min_retry_interval: Duration = option(
+        Duration(5_000),
+        "After how long a server that could not be reached is tried again. One that asks us something, or sends something, is "
+        "tried at once.",
+        minimum=1000,
+        example="5s",
+    )
+    destination_retry_multiplier: float = option(
+        3, "How many times as long each further pause is.", minimum=1, maximum=100
+    )
+    destination_max_retry_interval: Duration = option(
+        Duration(3_600_000),
+        "How long a pause is at most.",
+        minimum=60_000,
+        maximum=31_536_000_000,
+        example="1h",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationMemberList:
+    """The signed list of the servers of a closed federation."""
+
+    url: str | None = option(None, "Its address.", example="https://federation.example/members.jws")
+    path: Path | None = option(None, "Or the file that it is in.")
+    verify_keys: tuple[str, ...] = option(
+        (),
+        "The Ed25519 keys that sign it, in base64: whoever holds one of them may sign.",
+        example='["Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw"]',
+    )
+    authorities: tuple[Path, ...] = option(
+        (),
+        "Or the certificate authorities to which the certificate that comes with it (`x5c`) must lead, PEM files.",
+    )
+    signer: str | None = option(
+        None, "The name for which that certificate must be.", example="federation.example"
+    )
+    refresh_interval: Duration = option(
+        Duration(3_600_000),
+        "How often it is looked for a newer one; each minute when less than that is left of the one in force.",
+        minimum=60_000,
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is such a list."""
+        return self.url is not None or self.path is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    """Other Matrix servers."""
+
+    federation: Peering = section(Peering, "How this server talks with others.")
+    federation_domain_whitelist: tuple[str, ...] | None = option(
+        None,
+        "The only servers to talk with; `null`: all, `[]`: none. Names, wildcards (`*`, `?`), and regular expressions "
+        "between slashes. Read again on SIGHUP.",
+        example='["university.example", "*.ministry.example", "/school-[0-9]+[.]example/"]',
+        check=_check_patterns,
+    )
+    federation_domain_blacklist: tuple[str, ...] = option(
+        (),
+        "Servers never to talk with, whatever else allows them; patterns as above, with any port. Read again on SIGHUP.",
+        example='["spam.example", "*.spam.example"]',
+        check=_check_patterns,
+    )
+    federation_policy_simulation: bool = option(
+        False,
+        "Whether the lists above and below refuse nothing, and the log says what they would refuse. Read again on SIGHUP.",
+    )
+    federation_member_list: FederationMemberList = section(
+        FederationMemberList,
+        "The signed list of the servers of a closed federation, and what each may do: no other is talked with. Read again "
+        "on SIGHUP.",
+    )
+    allow_profile_lookup_over_federation: bool = option(
+        True,
+        "Whether other servers may ask for people's profiles. The name and the picture that somebody has in a room are known to the "
+        "servers in it all the same.",
+    )
+    federation_verify_certificates: bool = option(
+        True, "Whether other servers must have valid certificates. Only for tests: false."
+    )
+    federation_custom_ca_list: tuple[Path, ...] = option(
+        (),
+        "Certificate authorities of other servers, PEM files, to trust instead of the system's. Whoever else is asked (an identity "
+        "server, who checks captchas, providers) needs one of the system's, or of the file `SSL_CERT_FILE` of the environment.",
+    )
+    trusted_key_servers: tuple[KeyServer, ...] = option(
+        (),
+        "Servers to ask for other servers' keys when those do not answer themselves. None unless you name one.",
+        example="[{server_name: matrix.example.org}]",
+    )
+    ip_range_blacklist: tuple[Network, ...] = option(
+        tuple(Network(each) for each in PRIVATE_NETWORKS),
+        "Addresses that are never contacted, whatever a name resolves to.",
+    )
+    https_proxy: str | None = option(
+        None,
+        "An HTTP proxy for whatever this server asks with TLS. Without this option the variable `https_proxy` of the "
+        "environment counts.",
+        example="http://proxy.example.org:3128",
+        check=_check_proxy,
+    )
+    no_proxy_hosts: tuple[str, ...] | None = option(
+        None,
+        "Names (with all under them), addresses and networks that are asked without the proxy. Without this option the "
+        "variable `no_proxy` counts.",
+        example='["example.org", "10.0.0.0/8"]',
+    )
+    ip_range_whitelist: tuple[Network, ...] = option(
+        (), "Exceptions from `ip_range_blacklist`.", example='["10.20.0.0/16"]'
+    )
+
+
+def _check_transports(transports: tuple[Mapping[str, JSON], ...]) -> str | None:
+    for transport in transports:
+        if not isinstance(transport.get("type"), str):
+            return "must be a list of transports that each say their type"
+        if transport["type"] == "livekit" and not isinstance(
+            transport.get("livekit_service_url"), str
+        ):
+            return "must have livekit_service_url for a transport of the type livekit"
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixRTC:
+    """What calls of several people go through."""
+
+    transports: tuple[Mapping[str, JSON], ...] = option(
+        (),
+        "The systems, best first: told to clients as they are, and in `/.well-known/matrix/client` too.",
+        example='[{type: livekit, livekit_service_url: "https://livekit.example.org"}]',
+        check=_check_transports,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """Calls: what they go through, for several people, and for two who find no direct way."""
+
+    matrix_rtc: MatrixRTC = section(MatrixRTC, "What calls of several people go through.")
+
+    turn_uris: tuple[str, ...] = option(
+        (), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]'
+    )
+    turn_shared_secret: Secret | None = option(
+        None, "The secret that the TURN servers share with this server."
+    )
+    turn_username: str | None = option(None, "The user of TURN servers that share no secret.")
+    turn_password: Secret | None = option(None, "Its password.")
+    turn_user_lifetime: Duration = option(Duration(3_600_000), "How long a credential is good for.")
+    turn_allow_guests: bool = option(False, "Whether guests may use the TURN servers.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """Redis or Valkey, through which several nodes wake one another."""
+
+    enabled: bool = option(False, "Whether it is used.")
+    host: str = option("localhost", "Its host.")
+    port: int = option(6379, "Its port.", minimum=1, maximum=65535)
+    password: Secret | None = option(None, "Its password.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Others:
+    """Application services, Redis."""
+
+    app_service_config_files: tuple[Path, ...] = option(
+        (),
+        "Registration files of application services (bridges, bots). They sign in, register and act for their users, and have their "
+        "names to themselves; no transactions are sent to them yet.",
+    )
+    redis: Redis = section(Redis, "Redis or Valkey, for more than one node.", not_yet=True)

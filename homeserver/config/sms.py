@@ -1,0 +1,112 @@
+"""Options about text messages to telephones: the gateway that sends them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from homeserver.config.option import JSON, Duration, Secret, option, section
+
+FORBIDDEN_HEADERS = frozenset(
+    {"content-type", "content-length", "host", "connection", "transfer-encoding"}
+)
+
+
+def _check_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "must be an https:// address"
+    if (
+        parts.scheme != "https"
+        or not parts.hostname
+        or parts.username is not None
+        or not url.isascii()
+        or " " in url
+    ):
+        return "must be an https:// address"
+    return None
+
+
+def _check_headers(headers: Mapping[str, str]) -> str | None:
+    for name, value in headers.items():
+        if (
+            not name.replace("-", "").isalnum()
+            or not name.isascii()
+            or name.lower() in FORBIDDEN_HEADERS
+        ):
+            return f"must have names of headers, other than those that belong to the request, which {name!r} is not"
+        if not value.isascii() or not value.isprintable():
+            return f"must have a line of ASCII for {name}"
+    return None
+
+
+def texts_in(template: object) -> str:
+    """All texts of a template."""
+    match template:
+        case str():
+            return template
+        case Mapping():
+            return " ".join(texts_in(value) for value in template.values())
+        case list() | tuple():
+            return " ".join(texts_in(value) for value in template)
+        case _:
+            return ""
+
+
+def _check_body(body: Mapping[str, JSON]) -> str | None:
+    texts = texts_in(body)
+    missing = [blank for blank in ("{number}", "{text}") if blank not in texts]
+    return f"must have {' and '.join(missing)} in it" if missing else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SMSGateway:
+    """Who sends text messages for this server. With one, people may give telephone numbers for
+    their accounts."""
+
+    url: str | None = option(
+        None,
+        "Where a `POST` sends a message; any answer of 200 to 299 says that it was taken. `null`: no messages are sent, unless by "
+        "a plug-in (`send_text_message`), and this server takes no telephone numbers. An address in a network that is closed to "
+        "requests (`ip_range_blacklist`) has to be in `ip_range_whitelist`.",
+        example="https://sms.example.org/send",
+        check=_check_url,
+    )
+    token: Secret | None = option(None, "What the header `Authorization: Bearer …` says there.")
+    headers: Mapping[str, Secret] = option(
+        {}, "Further headers.", example='{"X-Api-Key": "a long text"}', check=_check_headers
+    )
+    format: Literal["json", "form"] = option("json", "How the body is written.")
+    body: Mapping[str, JSON] = option(
+        {"to": "+{number}", "from": "{sender}", "text": "{text}"},
+        "What is in the body. `{number}` stands for the digits of the number, which begin with the code of the country, `{text}` "
+        "for the message, `{sender}` for `sender`, `{id}` for a new text of 24 letters.",
+        example='{"messages": [{"recipient": "{number}", "message-id": "{id}", "sms": {"content": {"text": "{text}"}}}]}',
+        check=_check_body,
+    )
+    sender: str = option("", "From whom messages come, as the gateway wants it.")
+    code_lifetime: Duration = option(
+        Duration(600_000),
+        "How long a code is good, and what was shown with it.",
+        minimum=60_000,
+        maximum=3_600_000,
+        example="10m",
+    )
+    most_per_day: int = option(
+        200,
+        "How many messages are sent on a day (UTC) in all, so that nobody runs up a bill.",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextMessages:
+    """Text messages."""
+
+    sms_gateway: SMSGateway = section(SMSGateway, "Sending text messages.")
+    disable_msisdn_registration: bool = option(
+        False, "Whether nobody is asked for a telephone number who makes an account."
+    )

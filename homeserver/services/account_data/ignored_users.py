@@ -1,0 +1,67 @@
+"""Whom users do not want to hear of. spec: client-server-api#ignoring-users"""
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Final
+
+import msgspec
+
+from federation.protocol.ids import UserID
+from federation.rooms.visibility import Seen
+from homeserver.services.account_data.parsed_account_data import ParsedAccountData
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.streams import Streams
+
+IGNORED_USERS: Final = "m.ignored_user_list"
+NOBODY: Final[frozenset[str]] = frozenset()
+MAX_IGNORED: Final = 500
+"""Of a user; what is named beyond that is not ignored."""
+
+
+class IgnoredUsers:
+    """The lists of users. For the reactor thread."""
+
+    def __init__(self, account_data: AccountDataStore, streams: Streams, *, capacity: int) -> None:
+        """`capacity`: how many users' lists are kept."""
+        self._lists = ParsedAccountData(
+            account_data, streams, [IGNORED_USERS], _parse, capacity=capacity
+        )
+
+    async def of_user(self, user_id: UserID) -> Set[str]:
+        """Whom the user ignores."""
+        return await self._lists.of_user(user_id)
+
+    def known_of(self, user_id: UserID) -> Set[str] | None:
+        """The same as far as it is in memory."""
+        return self._lists.known_of(user_id)
+
+    @property
+    def heard(self) -> int:
+        """To be noted before all of a user's account data is read, for `learn`."""
+        return self._lists.heard
+
+    def learn(self, user_id: UserID, account_data: Mapping[str, bytes], heard: int) -> Set[str]:
+        """Whom the user ignores, by all their global account data, which was just read anyway."""
+        return self._lists.learn(user_id, account_data, heard)
+
+    async def of_users(self, user_ids: Iterable[UserID]) -> Mapping[UserID, Set[str]]:
+        """Whom each of these users ignores; one query at most."""
+        return await self._lists.of_users(user_ids)
+
+
+def without_ignored(seen: Iterable[Seen], ignored: Set[str]) -> list[Seen]:
+    """The events without those that ignored users sent; their state events are shown."""
+    if not ignored:
+        return list(seen)
+    return [
+        each
+        for each in seen
+        if each.event.event.sender not in ignored or each.event.event.state_key is not None
+    ]
+
+
+def _parse(contents: Mapping[str, bytes], user_id: UserID) -> frozenset[str]:
+    content = contents.get(IGNORED_USERS)
+    named = None if content is None else msgspec.json.decode(content).get("ignored_users")
+    if not isinstance(named, dict):
+        return NOBODY
+    return frozenset(list(named)[:MAX_IGNORED]) - {user_id}

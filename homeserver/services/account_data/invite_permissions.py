@@ -1,0 +1,128 @@
+"""Whose invites people take: what they set in their account data, or ignore.
+
+An invite that is blocked is refused where it is made. One that is ignored is made, and its target
+hears nothing of it; nor of invites from before that are blocked by now.
+
+spec: client-server-api#invite-permission; MSC4155 adds lists of people and servers.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import InviteBlocked
+from federation.protocol.globs import Globs
+from federation.protocol.ids import UserID, domain_of, host_of
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.account_data.parsed_account_data import ParsedAccountData
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.streams import Streams
+from storage.rooms.memberships import MembershipRow
+
+CONFIG: Final = (
+    "m.invite_permission_config",
+    "org.matrix.msc4380.invite_permission_config",
+    "org.matrix.msc4155.invite_permission_config",
+)
+MOST_GLOBS: Final = 1000
+"""Of each list; what is named beyond that does not count."""
+
+
+class Verdict(Enum):
+    """What becomes of an invite."""
+
+    ALLOW = "allow"
+    IGNORE = "ignore"
+    BLOCK = "block"
+
+
+_LISTS: Final = (
+    ("allowed_users", Verdict.ALLOW),
+    ("ignored_users", Verdict.IGNORE),
+    ("blocked_users", Verdict.BLOCK),
+    ("allowed_servers", Verdict.ALLOW),
+    ("ignored_servers", Verdict.IGNORE),
+    ("blocked_servers", Verdict.BLOCK),
+)
+"""The lists in the order in which they are asked."""
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """One entry of account data."""
+
+    blocks_all: bool
+    lists: tuple[tuple[bool, Globs, Verdict], ...]
+    """Whether a list is of servers, what stands in it, and what that says."""
+
+    def judge(self, inviter: UserID) -> Verdict:
+        user, host = inviter.lower(), host_of(domain_of(inviter)).lower()
+        for is_of_servers, globs, verdict in self.lists:
+            if globs.match(host if is_of_servers else user):
+                return verdict
+        return Verdict.BLOCK if self.blocks_all else Verdict.ALLOW
+
+
+class InvitePermissions:
+    """Judges invites for this server's users. For the reactor thread."""
+
+    def __init__(
+        self,
+        account_data: AccountDataStore,
+        ignored: IgnoredUsers,
+        streams: Streams,
+        *,
+        capacity: int,
+    ) -> None:
+        """`capacity`: how many users' settings are kept."""
+        self._ignored = ignored
+        self._configs = ParsedAccountData(account_data, streams, CONFIG, _parse, capacity=capacity)
+
+    async def judge(self, user_id: UserID, inviter: UserID) -> Verdict:
+        """What becomes of an invite for the user."""
+        if inviter in await self._ignored.of_user(user_id):
+            return Verdict.IGNORE
+        verdicts = {config.judge(inviter) for config in await self._configs.of_user(user_id)}
+        return (
+            Verdict.BLOCK
+            if Verdict.BLOCK in verdicts
+            else Verdict.IGNORE
+            if verdicts - {Verdict.ALLOW}
+            else Verdict.ALLOW
+        )
+
+    async def check_may_invite(self, inviter: UserID, user_id: UserID) -> None:
+        """Raises InviteBlocked."""
+        if await self.judge(user_id, inviter) is Verdict.BLOCK:
+            raise InviteBlocked(f"{user_id} takes no invites from you")
+
+    async def hides(self, row: MembershipRow) -> bool:
+        """Whether the membership is an invite of which the user is to hear nothing."""
+        return (
+            row.membership == "invite"
+            and await self.judge(UserID(row.user_id), UserID(row.sender)) is not Verdict.ALLOW
+        )
+
+
+def _parse(contents: Mapping[str, bytes], _user_id: UserID) -> tuple[_Config, ...]:
+    return tuple(
+        config
+        for content in contents.values()
+        if (config := _parse_one(msgspec.json.decode(content))) is not None
+    )
+
+
+def _parse_one(content: Mapping[str, Any]) -> _Config | None:
+    """None for one that says nothing, or is not as it should be."""
+    blocks_all = content.get("default_action") == "block"
+    lists: list[tuple[bool, Globs, Verdict]] = []
+    if content.get("enabled", True) is not False:
+        for name, verdict in _LISTS:
+            named = content.get(name, [])
+            if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+                lists = []
+                break
+            if named:
+                lists.append((name.endswith("_servers"), Globs(named[:MOST_GLOBS]), verdict))
+    return _Config(blocks_all, tuple(lists)) if blocks_all or lists else None

@@ -1,0 +1,298 @@
+"""What becomes of an account: its password, what an administrator lays on it, what has to be
+confirmed.
+
+spec: client-server-api#legacy-account-management, client-server-api#account-moderation
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, MissingToken, NotFound
+from federation.protocol.ids import UserID
+from homeserver.services.accounts.deactivation import Deactivation
+from homeserver.services.audit.audit import Happened, note
+from homeserver.services.login.credential_epoch import Era, check_era
+from homeserver.services.login.password_login import SignIn
+from homeserver.services.login.passwords import Passwords
+from homeserver.services.login.sessions import Sessions
+from homeserver.services.login.uia import UIA, AuthData, Operation
+from homeserver.services.login.uia_stages import (
+    EMAIL_IDENTITY,
+    MSISDN_IDENTITY,
+    PASSWORD,
+    parse_proof,
+)
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.login.uia import ConfirmationStore
+from storage.threepids.threepids import ThreepidStore
+
+
+class OtherProofs(Protocol):
+    """Who else may say who somebody is."""
+
+    async def stages_of(self, user_id: UserID) -> Sequence[str]:
+        """The stages with which this user can confirm something, besides a password that is kept
+        here."""
+        ...
+
+
+class Accounts:
+    """Changes accounts."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        accounts: AccountStore,
+        passwords: Passwords,
+        sessions: Sessions,
+        sign_in: SignIn,
+        uia: UIA,
+        deactivation: Deactivation,
+        threepids: ThreepidStore,
+        *,
+        by_email: bool = False,
+        by_phone: bool = False,
+        account_page: str = "",
+        other_proofs: OtherProofs | None = None,
+        confirmations: ConfirmationStore | None = None,
+        confirmed_for_ms: int = 0,
+    ) -> None:
+        """`confirmed_for_ms`: for how long who has confirmed something may do further things on the
+        same device, of those that bear it; it needs `confirmations`. `by_email`: who has forgotten
+        the password may set a new one with their e-mail address; `by_phone`: with their telephone
+        number; `account_page`: where people manage their accounts in a browser."""
+        self._clock = clock
+        self._database = database
+        self._accounts = accounts
+        self._passwords = passwords
+        self._sessions = sessions
+        self._sign_in = sign_in
+        self._uia = uia
+        self._deactivation = deactivation
+        self._threepids = threepids
+        self._resetting_stages = [
+            *([EMAIL_IDENTITY] if by_email else []),
+            *([MSISDN_IDENTITY] if by_phone else []),
+        ]
+        self._account_page = account_page
+        self._other_proofs = other_proofs
+        self._confirmations = confirmations if confirmed_for_ms else None
+        self._confirmed_for_ms = confirmed_for_ms
+
+    async def check_confirmed(
+        self,
+        caller: Requester,
+        operation: str,
+        auth: AuthData | None,
+        address: str,
+        *,
+        bears_earlier: bool = False,
+    ) -> int:
+        """Return once the caller has confirmed, with their password or at their identity provider,
+        that they do this: in which era of the account, to be compared (`check_era`) in the write in
+        which it is done. `bears_earlier`: it is enough that they confirmed something else on this
+        device lately, where the operator has it so; never for what lets others in, or takes the
+        account away. Raises `AuthenticationRequired`, and `Forbidden` where they have nothing to
+        confirm it with, or do not do it in this way."""
+        if caller.oauth_client is not None:
+            # an app that was let in without a password is not to ask for it afterwards
+            raise Forbidden(f"This is done on the account page of the server: {self._account_page}")
+        account = (await self._accounts.get_accounts([caller.user_id]))[caller.user_id]
+        if bears_earlier and await self._has_confirmed(caller):
+            return account.era
+        stages = (
+            [PASSWORD]
+            if self._sign_in.password_confirmation and account.password_hash is not None
+            else []
+        )
+        if self._other_proofs is not None:
+            stages += await self._other_proofs.stages_of(caller.user_id)
+        if not stages:
+            raise Forbidden("This account has no password to confirm this with")
+        flows = [[stage] for stage in dict.fromkeys(stages)]
+        await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
+        if self._confirmations is not None and caller.device_id is not None:
+            await self._confirmations.set_confirmed(
+                caller.user_id, caller.device_id, self._now(), account.era
+            )
+        return account.era
+
+    async def _has_confirmed(self, caller: Requester) -> bool:
+        if self._confirmations is None or caller.device_id is None:
+            return False
+        confirmed_ts = await self._confirmations.get_confirmed(caller.user_id, caller.device_id)
+        return confirmed_ts is not None and confirmed_ts > self._now() - self._confirmed_for_ms
+
+    async def do_change_password(
+        self,
+        caller: Requester,
+        new_password: str,
+        auth: AuthData | None,
+        address: str,
+        *,
+        log_out_others: bool,
+    ) -> None:
+        """Change it, once that is confirmed. Raises `WeakPassword`, and as `check_confirmed`."""
+        self._passwords.check_policy(new_password)
+        era = await self.check_confirmed(caller, "POST account/password", auth, address)
+        await self.do_set_password(
+            caller.user_id,
+            new_password,
+            log_out_but=caller if log_out_others else None,
+            ip=address,
+            era=era,
+        )
+
+    async def do_reset_password(
+        self, new_password: str, auth: AuthData | None, ip: str, *, log_out: bool
+    ) -> None:
+        """Change the password of the account whose e-mail address or telephone number is confirmed.
+        Raises `WeakPassword`, `AuthenticationRequired`, `Forbidden`, `MissingToken` where nothing
+        can be sent."""
+        if not self._resetting_stages or not self._sign_in.password_login:
+            raise MissingToken
+        self._passwords.check_policy(new_password)
+        flows = [[stage] for stage in self._resetting_stages]
+        confirmation = await self._uia.check(
+            Operation("POST account/password", None, ip), flows, auth
+        )
+        proved = next(
+            confirmation.completed[stage]
+            for stage in self._resetting_stages
+            if stage in confirmation.completed
+        )
+        proof = parse_proof(proved)
+        owner = await self._threepids.get_owner(proof.medium, proof.address)
+        account = None if owner is None else await self.get_account(UserID(owner))
+        if account is None or account.deactivated_ts is not None:
+            raise Forbidden("No account has this address any more")
+        await self.do_set_password(
+            UserID(account.user_id), new_password, log_out_all=log_out, ip=ip, era=account.era
+        )
+
+    def check_password_policy(self, password: str) -> None:
+        """Raises `WeakPassword` or `InvalidParam` unless this may become somebody's password."""
+        self._passwords.check_policy(password)
+
+    async def do_set_password(
+        self,
+        user_id: UserID,
+        new_password: str,
+        *,
+        log_out_all: bool = False,
+        log_out_but: Requester | None = None,
+        by: UserID | None = None,
+        ip: str | None = None,
+        era: Era | None = None,
+        also: Callable[[WriteTransaction], None] | None = None,
+    ) -> None:
+        """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`:
+        whence its owner does, and `era`: in which of the account they have proved to be; `also` is
+        done in the same write. Raises `WeakPassword`, `InvalidParam`, and as `check_era`."""
+        self._passwords.check_policy(new_password)
+        password_hash = await self._passwords.hash(new_password, ip)
+
+        def write(txn: WriteTransaction) -> None:
+            if era is not None:
+                check_era(txn, user_id, era)
+            self._accounts.set_password_hash(txn, user_id, password_hash)
+            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), ip=ip, by=by)
+            if log_out_all or log_out_but is not None:
+                self._sessions.remove_sessions(txn, user_id, log_out_but, ip)
+            else:
+                self._sessions.remove_given(txn, user_id)
+            if also is not None:
+                also(txn)
+
+        await self._database.write("set_password", write)
+
+    async def do_deactivate_self(
+        self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool
+    ) -> str:
+        """End the caller's account, once that is confirmed; as `Deactivation.do_deactivate`. Raises
+        as `check_confirmed`."""
+        era = await self.check_confirmed(caller, "POST account/deactivate", auth, address)
+        return await self._deactivation.do_deactivate(
+            caller.user_id, erase=erase, ip=address, era=era
+        )
+
+    async def get_account(self, user_id: UserID) -> AccountRow:
+        """Raises `NotFound`."""
+        account = (await self._accounts.get_accounts([user_id])).get(user_id)
+        if account is None:
+            raise NotFound("There is no such user here")
+        return account
+
+    async def do_set_flags(
+        self,
+        user_id: UserID,
+        *,
+        is_admin: bool | None = None,
+        locked: bool | None = None,
+        suspended: bool | None = None,
+        shadow_banned: bool | None = None,
+        by: UserID | None = None,
+        also: Callable[[WriteTransaction], None] | None = None,
+    ) -> None:
+        """Lay something on an account, or lift it; None leaves it. `by`: the administrator who
+        does; `also` is done in the same write. Raises `NotFound`."""
+        account = await self.get_account(user_id)
+
+        def write(txn: WriteTransaction) -> None:
+            self._accounts.set_flags(
+                txn,
+                user_id,
+                is_admin=is_admin,
+                locked=locked,
+                suspended=suspended,
+                shadow_banned=shadow_banned,
+            )
+            if is_admin is not None and is_admin != account.is_admin:
+                note(
+                    txn,
+                    user_id,
+                    Happened.ADMIN_GRANTED if is_admin else Happened.ADMIN_REVOKED,
+                    self._now(),
+                    by=by,
+                )
+            if locked is not None and locked != account.locked:
+                note(
+                    txn,
+                    user_id,
+                    Happened.LOCKED if locked else Happened.UNLOCKED,
+                    self._now(),
+                    by=by,
+                )
+            if suspended is not None and suspended != account.suspended:
+                what = Happened.SUSPENDED if suspended else Happened.UNSUSPENDED
+                note(txn, user_id, what, self._now(), by=by)
+            if shadow_banned is not None and shadow_banned != account.shadow_banned:
+                what = Happened.SHADOW_BANNED if shadow_banned else Happened.SHADOW_BAN_LIFTED
+                note(txn, user_id, what, self._now(), by=by)
+            if locked:
+                self._sessions.remove_ways_in(txn, user_id)
+            if also is not None:
+                also(txn)
+
+        await self._database.write("set_account_flags", write)
+
+    async def do_set_user_type(self, user_id: UserID, user_type: str | None, *, by: UserID) -> None:
+        """Say what kind of user it is; None: a person. `by`: the administrator who does. Raises
+        `NotFound`."""
+        account = await self.get_account(user_id)
+
+        def write(txn: WriteTransaction) -> None:
+            self._accounts.set_user_type(txn, user_id, user_type)
+            if user_type != account.user_type:
+                note(txn, user_id, Happened.USER_TYPE_CHANGED, self._now(), by=by, detail=user_type)
+
+        await self._database.write("set_user_type", write)
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

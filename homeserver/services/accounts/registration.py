@@ -1,0 +1,561 @@
+"""New accounts: by people themselves, by who knows the shared secret, and for guests.
+
+Laws:
+- An account, its first display name, its first session, the use of its registration token and the
+  note of all that in the session of user-interactive authentication are one write.
+- Such a session makes one account, however many requests come in it at once: the write claims it,
+  and who was there first has it.
+- A request that is repeated in that session, since its answer was lost, gets the account that is
+  there.
+- What counts against the limit of registrations is an account, not each request on the way to it.
+- A name is checked before anything is asked of people, and again in the write.
+
+spec: client-server-api#post_matrixclientv3register
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+from msgspec.structs import replace
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.endpoint import Limit
+from federation.protocol.errors import (
+    Exclusive,
+    Forbidden,
+    InvalidUsername,
+    MatrixError,
+    ThreepidInUse,
+    UserInUse,
+    UserLocked,
+    UserSuspended,
+)
+from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
+from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.accounts.registration_rules import RegistrationRules, flows_of
+from homeserver.services.audit.audit import Happened, note
+from homeserver.services.login.approvals import Approvals, Newcomers
+from homeserver.services.login.password_login import SignIn
+from homeserver.services.login.passwords import Passwords
+from homeserver.services.login.sessions import NewSession, Sessions
+from homeserver.services.login.uia import UIA, AuthData, Confirmation, Operation, SessionUsed
+from homeserver.services.login.uia_stages import (
+    EMAIL_IDENTITY,
+    MSISDN_IDENTITY,
+    REGISTRATION_TOKEN,
+    TERMS,
+    parse_proof,
+    parse_versions,
+)
+from homeserver.services.plugins.hooks import Plugins
+from homeserver.services.profiles.profiles import DISPLAY_NAME
+from homeserver.services.threepids.validation import EMAIL, Proof
+from homeserver.services.tokens.secret_tokens import SecretText
+from storage.accounts.accounts import AccountRow, AccountStore
+from storage.accounts.policy_consents import PolicyConsentStore
+from storage.accounts.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.profiles.profiles import ProfileStore
+from storage.threepids.threepids import ThreepidRow, ThreepidStore
+
+_ATTEMPTS: Final = 5
+"""At finding a name that nobody has."""
+
+
+class ReservedNames(Protocol):
+    """Names that are somebody's own: application services have whole ranges of them."""
+
+    def is_reserved(self, user_id: UserID) -> bool:
+        """Whether people may not take this one."""
+        ...
+
+
+class NoReservedNames:
+    """A server without application services."""
+
+    def is_reserved(self, user_id: UserID) -> bool:
+        """None is."""
+        return False
+
+
+class Addresses(Protocol):
+    """What is done with the e-mail address that somebody gives for a new account."""
+
+    def note_address(
+        self, txn: WriteTransaction, user_id: UserID, address: str, languages: str
+    ) -> None:
+        """In the write that makes the account. `languages`: as in `Accept-Language`."""
+        ...
+
+
+class NoNewcomers:
+    """Nothing is done."""
+
+    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """Nothing is to be done."""
+
+    async def welcome(self, user_id: UserID) -> None:
+        """Nothing was noted."""
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What somebody asks for."""
+
+    username: str | None = None
+    password: str | None = None
+    device_id: DeviceID | None = None
+    device_name: str | None = None
+    inhibit_login: bool = False
+    refreshable: bool = False
+    is_admin: bool = False
+    user_type: str | None = None
+    languages: str = ""
+    """What its owner wants to read, as in `Accept-Language`."""
+    display_name: str | None = None
+    emails: tuple[str, ...] = ()
+    """Addresses that somebody else has confirmed; those that are another's are left out."""
+    vouched_by: str | None = None
+    """The identity provider that has."""
+    by: UserID | None = None
+    """The administrator who makes the account."""
+    address: str | None = None
+    """Whence it is asked for, as far as that is known."""
+    guest_token: str | None = None
+    """The access token of the guest whom `username` names, who becomes a user like others and keeps
+    what they have."""
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """An account, and its first session where one was wanted."""
+
+    user_id: UserID
+    session: NewSession | None
+    era: int = 0
+    """Of the account (`homeserver/services/login/credential_epoch.py`)."""
+
+
+Also = Callable[[WriteTransaction, UserID], None]
+"""What else belongs to the write that makes an account. May raise, which undoes it."""
+
+
+class Registration:
+    """Makes accounts."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        secret_text: SecretText,
+        database: Database,
+        accounts: AccountStore,
+        profiles: ProfileStore,
+        tokens: RegistrationTokenStore,
+        threepids: ThreepidStore,
+        passwords: Passwords,
+        sessions: Sessions,
+        sign_in: SignIn,
+        uia: UIA,
+        limiter: RateLimiter,
+        *,
+        server_name: ServerName,
+        rules: RegistrationRules,
+        reserved: ReservedNames,
+        plugins: Plugins | None = None,
+        consents: PolicyConsentStore | None = None,
+        approvals: Approvals | None = None,
+    ) -> None:
+        self._approvals = approvals
+        self._consents = consents
+        self._plugins = plugins or Plugins()
+        self._clock = clock
+        self._secret_text = secret_text
+        self._database = database
+        self._accounts = accounts
+        self._profiles = profiles
+        self._tokens = tokens
+        self._threepids = threepids
+        self._passwords = passwords
+        self._sessions = sessions
+        self._sign_in = sign_in
+        self._uia = uia
+        self._limiter = limiter
+        self._rules = rules
+        self._reserved = reserved
+        self._newcomers: Newcomers = NoNewcomers()
+        self._addresses: Addresses | None = None
+        self.server_name = server_name
+        self._flows = flows_of(rules)
+
+    def greet_with(self, newcomers: Newcomers) -> None:
+        """From now on let this be done for new accounts; guests are none."""
+        self._newcomers = newcomers
+
+    def tell_addresses(self, addresses: Addresses) -> None:
+        """From now on let this be done with the addresses of new accounts."""
+        self._addresses = addresses
+
+    @property
+    def is_open(self) -> bool:
+        """Whether people may register themselves."""
+        return self._rules.enabled and bool(self._flows)
+
+    @property
+    def rules(self) -> RegistrationRules:
+        """Who may make an account."""
+        return self._rules
+
+    def check_open(self) -> None:
+        """Raises `Forbidden` unless people may register themselves."""
+        if not self.is_open:
+            raise Forbidden("Registration is closed on this server")
+
+    async def check_username(self, username: str, *, privileged: bool = False) -> UserID:
+        """The id that this name makes, in small letters. Raises `InvalidUsername`, `Exclusive`,
+        `UserInUse`."""
+        user_id = self._user_id(username, privileged=privileged)
+        if await self._accounts.get_accounts([user_id]):
+            raise UserInUse("User ID already taken")
+        return user_id
+
+    async def check_available(self, username: str) -> None:
+        """Raises as `check_username` does, and `Forbidden`. Tells nothing of who is here where that
+        is not wanted."""
+        self.check_open()
+        if self._rules.names_can_be_asked:
+            await self.check_username(username)
+        else:
+            self._user_id(username)
+
+    async def is_token_valid(self, token: str) -> bool:
+        """Whether a registration token could be used now. Raises `Forbidden` where registration is
+        closed."""
+        self.check_open()
+        row = await self._tokens.get_registration_token(token)
+        if row is None or (row.expires_ts is not None and row.expires_ts <= self._now()):
+            return False
+        return row.uses_allowed is None or row.pending + row.completed < row.uses_allowed
+
+    async def do_make_token(self, *, uses_allowed: int | None, seconds: int | None) -> str:
+        """A new registration token, good for so many accounts and for so long; None: without
+        bound."""
+        expires_ts = None if seconds is None else self._now() + seconds * 1000
+        for _ in range(_ATTEMPTS):
+            row = RegistrationTokenRow(
+                self._secret_text.registration_token(),
+                uses_allowed=uses_allowed,
+                expires_ts=expires_ts,
+            )
+            if await self._database.write(
+                "add_registration_token", self._tokens.add_registration_token, row
+            ):
+                return row.token
+        raise RuntimeError("the random source gives the same text again and again")
+
+    async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
+        """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`,
+        `UserInUse`, `WeakPassword`, `UserLocked`, `UserSuspended`, `AuthenticationRequired`,
+        `LimitExceeded`: then the confirmation stays good; for a repeated request also as
+        `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
+        self.check_open()
+        wish = replace(wish, address=address)
+        taken: MatrixError | None = None
+        if wish.guest_token is not None:
+            await self._check_guest(wish.guest_token, wish.username)
+        elif wish.username is not None:
+            try:
+                await self.check_username(wish.username)
+            except UserInUse as error:
+                # Told at once, unless it may be a repeated request, whose session made this very
+                # account.
+                if (auth is None or auth.get("session") is None) and self._rules.names_can_be_asked:
+                    raise
+                taken = error
+        if wish.password is not None:
+            self._passwords.check_policy(wish.password)
+        operation = Operation("POST register", None, address)
+        confirmation = await self._uia.check(operation, self._flows, auth, keep=True)
+        if confirmation.result is not None:
+            return await self._repeat(wish, UserID(confirmation.result), address)
+        if taken is not None:
+            raise taken
+        proved = confirmation.completed.get(EMAIL_IDENTITY)
+        emails = [] if proved is None else [parse_proof(proved).address]
+        await self._check_allowed(wish.username, emails, address)
+        try:
+            with self._limiter.counting(Limit.REGISTRATION, address_key(address)):
+                registered = await self._make(wish, confirmation)
+        except SessionUsed:  # by a request that came with this one: now it is seen what it made
+            return await self.do_register(wish, auth, address)
+        if self._rules.needs_approval and self._approvals is not None:
+            raise await self._approvals.refusal(registered.user_id)
+        return registered
+
+    async def _check_guest(self, token: str, username: str | None) -> None:
+        """Raises `Forbidden` unless it is the token of whoever has this name, `UserLocked`, and
+        `UserSuspended`: a suspended account changes nothing of itself. That they are a guest is
+        seen in the write: who repeats a request is none any more."""
+        owner = await self._sessions.get_owner(token)
+        if owner is None or username is None or localpart_of(owner) != username.lower():
+            raise Forbidden("username and guest_access_token are not those of one guest")
+        account = (await self._accounts.get_accounts([owner]))[owner]
+        if account.locked:
+            raise UserLocked(soft_logout=True)
+        if account.suspended:
+            raise UserSuspended
+
+    async def do_register_privileged(self, wish: Wish) -> Registered:
+        """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`,
+        `Exclusive`, `UserInUse`."""
+        if wish.username is not None:
+            await self.check_username(wish.username, privileged=True)
+        return await self._make(wish, None)
+
+    def parse_username(self, username: str) -> UserID:
+        """The id that a name makes, whoever may have it. Raises `InvalidUsername`."""
+        return self._user_id(username, privileged=True, for_service=True)
+
+    async def do_register_for_service(self, wish: Wish, service_id: str) -> Registered:
+        """Make an account without a password for an application service, whose name it is. Raises
+        `InvalidUsername`, `UserInUse`."""
+        own = replace(wish, password=None, is_admin=False, guest_token=None)
+        return await self._make(own, None, service_id=service_id)
+
+    async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
+        """Make an account, without a session, for somebody for whom an identity provider vouches,
+        whether registration is open or not; `also` takes part in the write. Raises
+        `InvalidUsername`, `Exclusive`, `UserInUse`, and as `also`."""
+        assert wish.username is not None
+        await self._check_allowed(wish.username, wish.emails, "")
+        now = self._now()
+        account = AccountRow(
+            await self.check_username(wish.username),
+            None,
+            now,
+            awaiting_ts=now if self._rules.needs_approval else None,
+            awaiting_languages=wish.languages if self._rules.needs_approval else None,
+        )
+        await self._database.write("register", self._write, account, None, None, wish, also)
+        if account.awaiting_ts is None:
+            await self._newcomers.welcome(UserID(account.user_id))
+        return UserID(account.user_id)
+
+    async def _check_allowed(
+        self, username: str | None, emails: Sequence[str], address: str
+    ) -> None:
+        objection = await self._plugins.check_registration(username, emails, address)
+        if objection is not None:
+            raise Forbidden(objection)
+
+    async def do_register_guest(
+        self, device_name: str | None, refreshable: bool, address: str
+    ) -> Registered:
+        """Make a guest. Raises `Forbidden`, `LimitExceeded`."""
+        if not self._rules.guests:
+            raise Forbidden("This server has no guests")
+        self._limiter.check(Limit.REGISTRATION, address_key(address))
+        return await self._make(
+            Wish(device_name=device_name, refreshable=refreshable, address=address),
+            None,
+            is_guest=True,
+        )
+
+    async def _make(
+        self,
+        wish: Wish,
+        confirmation: Confirmation | None,
+        *,
+        is_guest: bool = False,
+        service_id: str | None = None,
+    ) -> Registered:
+        password_hash = (
+            None
+            if wish.password is None
+            else await self._passwords.hash(wish.password, wish.address)
+        )
+        waits = self._rules.needs_approval and confirmation is not None
+        for _ in range(1 if wish.username is not None else _ATTEMPTS):
+            user_id = self._user_id(
+                wish.username or self._secret_text.localpart(),
+                privileged=confirmation is None or wish.guest_token is not None,
+                for_service=service_id is not None,
+            )
+            account = AccountRow(
+                user_id=user_id,
+                password_hash=password_hash,
+                created_ts=self._now(),
+                is_guest=is_guest,
+                is_admin=wish.is_admin,
+                user_type=wish.user_type,
+                awaiting_ts=self._now() if waits else None,
+                awaiting_languages=wish.languages if waits else None,
+                appservice_id=service_id,
+            )
+            session = None if wish.inhibit_login or waits else self._session(wish, user_id)
+            try:
+                await self._database.write(
+                    "register", self._write, account, session, confirmation, wish
+                )
+            except UserInUse:
+                continue
+            if not is_guest and service_id is None and not waits:
+                await self._newcomers.welcome(user_id)
+            return Registered(user_id, session)
+        raise UserInUse("User ID already taken")
+
+    def _write(
+        self,
+        txn: WriteTransaction,
+        account: AccountRow,
+        session: NewSession | None,
+        confirmation: Confirmation | None,
+        wish: Wish,
+        also: Also | None = None,
+    ) -> None:
+        """Raises `SessionUsed`, `UserInUse`, `ThreepidInUse`, and as `also`."""
+        if confirmation is not None:
+            self._uia.claim(txn, confirmation, account.user_id)
+        was_guest = wish.guest_token is not None
+        if not (
+            self._accounts.set_upgraded(txn, account)
+            if was_guest
+            else self._accounts.add_account(txn, account)
+        ):
+            raise UserInUse("User ID already taken")
+        note(
+            txn,
+            UserID(account.user_id),
+            Happened.REGISTERED,
+            account.created_ts,
+            ip=wish.address,
+            by=wish.by,
+        )
+        if account.is_admin:
+            note(
+                txn,
+                UserID(account.user_id),
+                Happened.ADMIN_GRANTED,
+                account.created_ts,
+                ip=wish.address,
+                by=wish.by,
+            )
+        if was_guest and account.awaiting_ts is not None:
+            self._sessions.remove_sessions(txn, UserID(account.user_id))
+        if not was_guest:
+            # Until people choose a name, rooms show the local part instead of the whole address.
+            name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
+            self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
+        if account.awaiting_ts is not None and self._approvals is not None:
+            self._approvals.note_waiting(txn, UserID(account.user_id), account.awaiting_ts)
+        elif not account.is_guest and account.appservice_id is None:
+            self._newcomers.note(txn, UserID(account.user_id))
+        if session is not None:
+            self._sessions.add(txn, session)
+        if confirmation is not None:
+            token = confirmation.completed.get(REGISTRATION_TOKEN)
+            if token is not None:
+                self._tokens.set_completed(txn, token)
+            agreed = confirmation.completed.get(TERMS)
+            if agreed is not None and self._consents is not None:
+                self._consents.add_consents(
+                    txn, account.user_id, parse_versions(agreed), account.created_ts
+                )
+                note(
+                    txn,
+                    UserID(account.user_id),
+                    Happened.TERMS_ACCEPTED,
+                    account.created_ts,
+                    ip=wish.address,
+                )
+            for stage in (EMAIL_IDENTITY, MSISDN_IDENTITY):
+                proved = confirmation.completed.get(stage)
+                if proved is not None:
+                    self._add_proved(txn, account, parse_proof(proved), wish)
+        for address in wish.emails:
+            vouched_by = frozenset(() if wish.vouched_by is None else (wish.vouched_by,))
+            row = ThreepidRow(
+                EMAIL, address, account.user_id, account.created_ts, account.created_ts, vouched_by
+            )
+            if self._threepids.add_threepid(txn, row):
+                self._note_address(txn, account, EMAIL, address, wish)
+        if also is not None:
+            also(txn, UserID(account.user_id))
+
+    def _add_proved(
+        self, txn: WriteTransaction, account: AccountRow, proof: Proof, wish: Wish
+    ) -> None:
+        row = ThreepidRow(
+            proof.medium, proof.address, account.user_id, proof.validated_ts, account.created_ts
+        )
+        if not self._threepids.add_threepid(txn, row):
+            raise ThreepidInUse
+        self._note_address(txn, account, proof.medium, proof.address, wish)
+
+    def _note_address(
+        self, txn: WriteTransaction, account: AccountRow, medium: str, address: str, wish: Wish
+    ) -> None:
+        what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
+        note(
+            txn,
+            UserID(account.user_id),
+            what,
+            account.created_ts,
+            ip=wish.address,
+            by=wish.by,
+            detail=address,
+        )
+        if self._addresses is not None and medium == EMAIL:
+            self._addresses.note_address(txn, UserID(account.user_id), address, wish.languages)
+
+    async def _repeat(self, wish: Wish, user_id: UserID, address: str) -> Registered:
+        """The account that an earlier request made, in the same session, for who knows its
+        password, and may sign in."""
+        account = (await self._accounts.get_accounts([user_id]))[user_id]
+        verdict = await self._passwords.verify(wish.password or "", account.password_hash, address)
+        same_name = wish.username is None or self._user_id(wish.username) == user_id
+        no_password = account.password_hash is None and wish.password is None
+        if (
+            account.deactivated_ts is not None
+            or not same_name
+            or not (verdict.correct or no_password)
+        ):
+            raise Forbidden("This session has been used to register another account")
+        if account.awaiting_ts is not None and self._approvals is not None:
+            raise await self._approvals.refusal(user_id)
+        await self._sign_in.check_usable(account, "password", address)
+        session = None if wish.inhibit_login else self._session(wish, user_id, account.era)
+        if session is not None:
+            await self._sessions.do_begin(session)
+        return Registered(user_id, session, account.era)
+
+    def _session(self, wish: Wish, user_id: UserID, era: int | None = None) -> NewSession:
+        return self._sessions.prepare(
+            user_id,
+            address=wish.address,
+            era=era,
+            device_id=wish.device_id,
+            device_name=wish.device_name,
+            refreshable=wish.refreshable,
+        )
+
+    def is_reserved(self, user_id: UserID) -> bool:
+        """Whether an application service has the name to itself."""
+        return self._reserved.is_reserved(user_id)
+
+    def _user_id(
+        self, username: str, *, privileged: bool = False, for_service: bool = False
+    ) -> UserID:
+        user_id = parse_new_user_id(username.lower(), self.server_name)
+        if not for_service and self.is_reserved(user_id):
+            raise Exclusive
+        if not privileged:
+            if username.startswith("_") and not self._rules.underscore_names:
+                raise InvalidUsername("A user name may not begin with an underscore")
+            if self._rules.reserved_names is not None and self._rules.reserved_names.match(
+                localpart_of(user_id)
+            ):
+                raise Exclusive("This name is reserved")
+        return user_id
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

@@ -1,0 +1,194 @@
+"""What people do with their own account on its page: see where they are signed in, change and end
+things.
+
+Laws:
+- What cannot be undone, or lets somebody else in, wants a proof: the password, or, of an account
+  without one, a sign-in of the last minutes.
+- A password change ends all sessions but the browser's that makes it.
+
+spec: client-server-api#oauth-20-account-management
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import Forbidden, MatrixError, NotFound
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.accounts.deactivation import Deactivation
+from homeserver.services.accounts.threepids import Threepids
+from homeserver.services.login.account_validity import AccountValidity
+from homeserver.services.login.application_passwords import ApplicationPasswords
+from homeserver.services.login.browser_sessions import BrowserSession
+from homeserver.services.login.password_login import SignIn
+from homeserver.services.login.sessions import Sessions
+from homeserver.services.oauth.clients import Client, Clients
+from homeserver.services.profiles.profiles import Profiles
+from homeserver.services.threepids.validation import EMAIL, MSISDN
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.oauth.oauth import OAuthStore
+
+FRESH_MS: Final = 15 * 60 * 1000
+"""For so long a sign-in is a proof, where there is no password."""
+
+
+class WrongProof(Forbidden):
+    """The password is wrong."""
+
+
+class ProveAgain(MatrixError):
+    """An account without a password: its owner has to sign in once more."""
+
+
+class OwnDevice(msgspec.Struct, frozen=True):
+    """A device, and the app that signed in on it."""
+
+    row: DeviceRow
+    client: Client | None
+
+    @property
+    def name(self) -> str:
+        """As its owner knows it; empty where nobody has named it."""
+        return self.row.display_name or ("" if self.client is None else self.client.name)
+
+
+class Overview(msgspec.Struct, frozen=True):
+    """What the page shows."""
+
+    display_name: str
+    devices: Sequence[OwnDevice]
+    addresses: Sequence[str]
+    numbers: Sequence[str]
+    """Of telephones: the digits of E.164."""
+    has_password: bool
+    ends_ts: int | None
+    """Until when the account is good, where accounts end."""
+
+
+class OwnAccount:
+    """Shows and changes it."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        accounts: Accounts,
+        sign_in: SignIn,
+        sessions: Sessions,
+        devices: DeviceStore,
+        oauth: OAuthStore,
+        clients: Clients,
+        profiles: Profiles,
+        threepids: Threepids,
+        deactivation: Deactivation,
+        programs: ApplicationPasswords,
+        validity: AccountValidity,
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._accounts = accounts
+        self._sign_in = sign_in
+        self._sessions = sessions
+        self._devices = devices
+        self._oauth = oauth
+        self._clients = clients
+        self._profiles = profiles
+        self._threepids = threepids
+        self._deactivation = deactivation
+        self._programs = programs
+        self._validity = validity
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether people make passwords for programs."""
+        return self._programs.enabled
+
+    async def look(self, user_id: UserID) -> Overview:
+        """What there is, the devices that were seen last first."""
+        account = await self._accounts.get_account(user_id)
+        rows = (await self._devices.get_devices([user_id])).get(user_id, [])
+        threepids = await self._threepids.get_threepids(user_id)
+        return Overview(
+            display_name=await self._profiles.get_own_name(user_id) or "",
+            devices=await self._with_clients(user_id, rows),
+            addresses=[row.address for row in threepids if row.medium == EMAIL],
+            numbers=[row.address for row in threepids if row.medium == MSISDN],
+            has_password=account.password_hash is not None,
+            ends_ts=self._validity.end_of(account.expires_ts),
+        )
+
+    async def _with_clients(
+        self, user_id: UserID, rows: Sequence[DeviceRow]
+    ) -> Sequence[OwnDevice]:
+        sessions = await self._oauth.get_sessions(user_id)
+        ids = {session.client_id for session in sessions.values()}
+        clients = {client_id: await self._clients.find(client_id) for client_id in ids}
+        ordered = sorted(rows, key=lambda row: row.last_seen_ts or row.created_ts, reverse=True)
+        return [
+            OwnDevice(
+                row,
+                clients[sessions[row.device_id].client_id] if row.device_id in sessions else None,
+            )
+            for row in ordered
+        ]
+
+    async def get_device(self, user_id: UserID, device_id: str) -> OwnDevice:
+        """One of them. Raises `NotFound`."""
+        row = (
+            await self._devices.get_device(user_id, device_id)
+            if device_id and "\0" not in device_id
+            else None
+        )
+        if row is None:
+            raise NotFound("You have no such device")
+        [device] = await self._with_clients(user_id, [row])
+        return device
+
+    async def check_proof(self, session: BrowserSession, password: str, address: str) -> None:
+        """Raises `WrongProof`, `ProveAgain`, `LimitExceeded`."""
+        account = await self._accounts.get_account(session.user_id)
+        if account.password_hash is None or not self._sign_in.password_confirmation:
+            if session.proved_ts < self._clock.seconds() * 1000 - FRESH_MS:
+                raise ProveAgain
+            return
+        try:
+            await self._sign_in.check_password(session.user_id, password, address)
+        except Forbidden:
+            raise WrongProof from None
+
+    async def do_set_name(self, user_id: UserID, name: str) -> None:
+        """Change the display name. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
+        await self._profiles.do_choose_display_name(user_id, name)
+
+    async def do_end_devices(self, user_id: UserID, device_ids: Sequence[str], ip: str) -> None:
+        """End the sessions of these devices. `ip`, here and below: whence that is asked for."""
+        ids = [DeviceID(device_id) for device_id in device_ids]
+        await self._database.write(
+            "end_own_devices", self._sessions.remove_devices, user_id, ids, ip
+        )
+
+    def remove_sessions(self, txn: WriteTransaction, user_id: UserID, ip: str) -> None:
+        """In a write: end all sessions, of apps and of browsers."""
+        self._sessions.remove_sessions(txn, user_id, None, ip)
+
+    async def do_set_password(
+        self,
+        session: BrowserSession,
+        new_password: str,
+        ip: str,
+        end_others: Callable[[WriteTransaction], None],
+    ) -> None:
+        """Change the password; `end_others` ends, in the same write, all sessions but that of the
+        browser. Raises `WeakPassword`, `InvalidParam`, and as `check_era`."""
+        await self._accounts.do_set_password(
+            session.user_id, new_password, ip=ip, era=session.era, also=end_others
+        )
+
+    async def do_deactivate(self, session: BrowserSession, ip: str, *, erase: bool) -> None:
+        """Close the account for good. Raises as `check_era`."""
+        await self._deactivation.do_deactivate(session.user_id, erase=erase, ip=ip, era=session.era)

@@ -1,0 +1,123 @@
+"""Making accounts for who knows the shared secret, whatever the rules of registration.
+
+A nonce is kept in the database, so that any node takes it; it is good for one request, right or
+wrong, within a minute. The texts "HMAC incorrect" and "User ID already taken" are looked for by
+scripts that call this.
+"""
+
+import hmac
+from hashlib import sha1
+from typing import Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingParam
+from homeserver.services.accounts.registration import Registered, Registration, Wish
+from homeserver.services.tokens.secret_tokens import SecretText, hash_secret
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.login.uia import UIASessionRow, UIAStore
+
+_OPERATION: Final = "POST shared-secret registration"
+_NONCE_LIFETIME: Final = 60.0
+_LONGEST: Final = 512
+_USER_TYPES: Final = frozenset({"bot", "support"})
+
+
+class NotEnabled(MatrixError):
+    default_text = "Shared secret registration is not enabled"
+
+
+class SignedWish(msgspec.Struct, frozen=True):
+    """A request, with what shows that its sender knows the secret. `wish.username` is as it was
+    sent."""
+
+    nonce: str | None
+    mac: str | None
+    wish: Wish
+
+
+class SharedSecretRegistration:
+    """Gives out nonces, and makes accounts. `secret` None: not enabled."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        secret_text: SecretText,
+        database: Database,
+        nonces: UIAStore,
+        registration: Registration,
+        *,
+        secret: str | None,
+    ) -> None:
+        self._clock = clock
+        self._secret_text = secret_text
+        self._database = database
+        self._nonces = nonces
+        self._registration = registration
+        self._secret = secret
+
+    async def do_make_nonce(self) -> str:
+        """A nonce for one request. Raises `NotEnabled`."""
+        if self._secret is None:
+            raise NotEnabled
+        nonce = self._secret_text.nonce()
+        row = UIASessionRow(
+            hash_secret(nonce), int(self._clock.seconds() * 1000), _OPERATION, None, "{}"
+        )
+        await self._database.write("add_nonce", self._nonces.add_session, row)
+        return nonce
+
+    async def do_register(self, signed: SignedWish) -> Registered:
+        """Make the account. Raises `NotEnabled`, `MissingParam`, `InvalidParam`, `Forbidden`, and
+        as `Registration.do_register_privileged`."""
+        if self._secret is None:
+            raise NotEnabled
+        if signed.nonce is None:
+            raise MissingParam("nonce must be specified")
+        if not await self._database.write("use_nonce", self._use_nonce, signed.nonce):
+            raise InvalidParam("unrecognised nonce")
+        wish = signed.wish
+        _check_text("username", wish.username)
+        _check_text("password", wish.password)
+        if wish.user_type is not None and wish.user_type not in _USER_TYPES:
+            raise InvalidParam("user_type must be bot or support")
+        if signed.mac is None:
+            raise MissingParam("mac must be specified")
+        expected = compute_mac(self._secret, signed.nonce, wish)
+        if not hmac.compare_digest(expected.encode(), signed.mac.encode("utf-8", "replace")):
+            raise Forbidden("HMAC incorrect")
+        return await self._registration.do_register_privileged(wish)
+
+    def _use_nonce(self, txn: WriteTransaction, nonce: str) -> bool:
+        nonce_hash = hash_secret(nonce)
+        row = self._nonces.get_session_in(
+            txn, nonce_hash, int((self._clock.seconds() - _NONCE_LIFETIME) * 1000)
+        )
+        return (
+            row is not None
+            and row.operation == _OPERATION
+            and self._nonces.remove_session(txn, nonce_hash)
+        )
+
+
+def compute_mac(secret: str, nonce: str, wish: Wish) -> str:
+    """HMAC-SHA1 over nonce, name, password, `admin` or `notadmin` and the user type, if any; NUL
+    between them."""
+    parts = [
+        nonce,
+        wish.username or "",
+        wish.password or "",
+        "admin" if wish.is_admin else "notadmin",
+    ]
+    if wish.user_type:
+        parts.append(wish.user_type)
+    return hmac.new(secret.encode(), "\0".join(parts).encode("utf-8", "replace"), sha1).hexdigest()
+
+
+def _check_text(name: str, text: str | None) -> None:
+    if not text:
+        raise MissingParam(f"{name} must be specified")
+    if len(text) > _LONGEST or "\0" in text:
+        raise InvalidParam(f"Invalid {name}")

@@ -1,0 +1,77 @@
+"""What administrators do about people's accounts: lock and suspend them, look whence they are used.
+
+spec: client-server-api#server-administration, client-server-api#account-locking,
+client-server-api#account-suspension
+"""
+
+from collections.abc import Sequence
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, InvalidParam, NotFound
+from federation.protocol.ids import UserID
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.login.last_seen import LastSeen
+from storage.accounts.accounts import AccountRow
+from storage.devices.devices import DeviceRow, DeviceStore
+
+
+class AccountModeration:
+    """Moderates accounts. The guard has seen that administrators ask, but for `get_sightings`."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        devices: DeviceStore,
+        last_seen: LastSeen,
+        identity: ServerIdentity,
+    ) -> None:
+        self._accounts = accounts
+        self._devices = devices
+        self._last_seen = last_seen
+        self._identity = identity
+
+    async def get_account(self, user_id: UserID) -> AccountRow:
+        """An account that may be moderated. Raises `InvalidParam`, `NotFound`, `Forbidden` for
+        administrators'."""
+        self._check_local(user_id)
+        account = await self._accounts.get_account(user_id)
+        if account.deactivated_ts is not None:
+            raise NotFound("There is no such user here")
+        if account.is_admin:
+            raise Forbidden("The account is an administrator's")
+        return account
+
+    async def do_moderate(
+        self,
+        caller: Requester,
+        user_id: UserID,
+        *,
+        locked: bool | None = None,
+        suspended: bool | None = None,
+    ) -> None:
+        """Lay something on an account, or lift it. Raises as `get_account`, and `Forbidden` for
+        one's own."""
+        if user_id == caller.user_id:
+            raise Forbidden("Administrators do not lock or suspend themselves")
+        await self.get_account(user_id)
+        await self._accounts.do_set_flags(
+            user_id, locked=locked, suspended=suspended, by=caller.user_id
+        )
+
+    async def get_sightings(self, caller: Requester, user_id: UserID) -> Sequence[DeviceRow]:
+        """The devices of a user, with when and whence they were last seen, as it is known now.
+
+        Raises `Forbidden` where neither the user nor an administrator asks, `InvalidParam`,
+        `NotFound`.
+        """
+        if user_id != caller.user_id and not caller.is_admin:
+            raise Forbidden("Only administrators may look at other people's sessions")
+        self._check_local(user_id)
+        await self._accounts.get_account(user_id)
+        await self._last_seen.flush()
+        return (await self._devices.get_devices([user_id])).get(user_id, [])
+
+    def _check_local(self, user_id: UserID) -> None:
+        if not self._identity.is_local(user_id):
+            raise InvalidParam("The user is not one of this server")

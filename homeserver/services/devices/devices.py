@@ -1,0 +1,105 @@
+"""A user's devices. spec: client-server-api#device-management"""
+
+from collections.abc import Sequence
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.login.credential_epoch import check_era
+from homeserver.services.login.last_seen import LastSeen
+from homeserver.services.login.sessions import Sessions
+from homeserver.services.login.uia import AuthData
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+
+LONGEST_DEVICE_NAME = 100
+"""In characters."""
+
+
+def check_device_name(name: str | None) -> str | None:
+    """A name that may be kept, cut to `LONGEST_DEVICE_NAME`. Raises `InvalidParam`."""
+    if name is not None and "\0" in name:
+        raise InvalidParam("A device's name may not contain NUL")
+    return None if name is None else name[:LONGEST_DEVICE_NAME]
+
+
+class Devices:
+    """Lists, renames and removes devices."""
+
+    def __init__(
+        self,
+        database: Database,
+        devices: DeviceStore,
+        sessions: Sessions,
+        accounts: Accounts,
+        last_seen: LastSeen,
+    ) -> None:
+        self._database = database
+        self._devices = devices
+        self._sessions = sessions
+        self._accounts = accounts
+        self._last_seen = last_seen
+
+    async def get_devices(self, user_id: UserID) -> Sequence[DeviceRow]:
+        """All of them, with when and whence they were last seen, as it is known now: who is asked
+        whether one that has just signed in is theirs goes by that."""
+        await self._last_seen.flush()
+        return (await self._devices.get_devices([user_id])).get(user_id, [])
+
+    async def get_device(self, user_id: UserID, device_id: DeviceID) -> DeviceRow:
+        """One of them, likewise. Raises `NotFound`."""
+        await self._last_seen.flush()
+        return await self._get_device(user_id, device_id)
+
+    async def do_make(self, caller: Requester, device_id: DeviceID, name: str | None) -> bool:
+        """Make a device for a user of an application service, without a session; False where the
+        caller is none, or the device is there. Raises `InvalidParam`, `Forbidden`. spec:
+        application-service-api#creating-devices"""
+        if caller.appservice_id is None:
+            return False
+        return await self._sessions.do_add_device(
+            caller.user_id, device_id, check_device_name(name)
+        )
+
+    async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
+        """None leaves the name. Raises `NotFound`, `InvalidParam`."""
+        device = await self._get_device(user_id, device_id)
+        checked = check_device_name(name)
+        if checked is None or checked == device.display_name:
+            return  # else all who share rooms would be told of a change
+
+        def write(txn: WriteTransaction) -> bool:
+            return self._devices.set_display_name(txn, user_id, device_id, checked)
+
+        if not await self._database.write("rename_device", write):
+            raise NotFound("You have no such device")
+
+    async def do_remove(
+        self, caller: Requester, device_ids: Sequence[DeviceID], auth: AuthData | None, address: str
+    ) -> None:
+        """Remove them with their sessions, once that is confirmed; an application service confirms
+        nothing. Of those that are not there nobody is told: they may have gone by the same request,
+        whose answer was lost. Raises `AuthenticationRequired`, `Forbidden`."""
+        era = None
+        if caller.appservice_id is None:
+            operation = "DELETE devices " + " ".join(sorted(set(device_ids)))
+            era = await self._accounts.check_confirmed(
+                caller, operation, auth, address, bears_earlier=True
+            )
+
+        def write(txn: WriteTransaction) -> None:
+            if era is not None:
+                check_era(txn, caller.user_id, era)
+            there = self._devices.get_ids_in(txn, caller.user_id, device_ids)
+            gone = [device_id for device_id in dict.fromkeys(device_ids) if device_id in there]
+            self._sessions.remove_devices(txn, caller.user_id, gone, address)
+
+        await self._database.write("remove_devices", write)
+
+    async def _get_device(self, user_id: UserID, device_id: DeviceID) -> DeviceRow:
+        device = await self._devices.get_device(user_id, device_id)
+        if device is None:
+            raise NotFound("You have no such device")
+        return device

@@ -1,0 +1,304 @@
+"""Finding rooms: aliases, and the directory of public rooms.
+
+spec: client-server-api#room-aliases, client-server-api#published-room-directory
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingToken, NotFound
+from federation.protocol.ids import RoomAlias, RoomID, ServerName, could_be_found
+from federation.protocol.power_levels import PowerLevels
+from federation.remote.directory import DirectoryQuery
+from federation.rooms.engine import RoomEngine
+from federation.rooms.room_servers import RoomServers, longest_in
+from federation.rooms.serving.summaries import describe_room
+from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
+from homeserver.services.directory.remote_servers import Elsewhere
+from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.rooms.reading import RoomReading
+from storage.directory.aliases import AliasRow, AliasStore, AliasTaken
+from storage.rooms.rooms import RoomStore
+from storage.rooms.summaries import RoomSummaryStore
+
+MAX_PAGE: Final = 500
+DEFAULT_PAGE: Final = 100
+MAX_TERM: Final = 256
+MAX_SERVERS: Final = 20
+"""How many servers are told with an alias."""
+_SINCE: Final = re.compile(r"([du])([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+"""d: down the list from a room on; u: up from it."""
+
+
+class AliasExists(MatrixError):
+    """The status is what the specification gives. spec:
+    client-server-api#put_matrixclientv3directoryroomroomalias"""
+
+    errcode, status, default_text = "M_UNKNOWN", 409, "This alias exists already"
+
+
+class AliasNamespaces(Protocol):
+    """Aliases that are an application service's own."""
+
+    def check_alias(self, caller: Requester, alias: RoomAlias) -> bool:
+        """Whether the caller may make or remove it, as far as that goes; True for full control.
+        Raises `Exclusive`."""
+        ...
+
+
+class RoomDirectory:
+    """Aliases and the public directory of this server."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        rooms: RoomStore,
+        aliases: AliasStore,
+        summaries: RoomSummaryStore,
+        reading: RoomReading,
+        servers: RoomServers,
+        elsewhere: Elsewhere,
+        unshown: UnshownRooms,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+        *,
+        readable_without_account: bool,
+        readable_elsewhere: bool,
+        shown: bool,
+        only_members_add_aliases: bool,
+        namespaces: AliasNamespaces,
+    ) -> None:
+        """`shown`: there is a directory; otherwise it is shown empty. `readable_elsewhere`: to
+        other servers."""
+        self._namespaces = namespaces
+        self._readable_elsewhere = readable_elsewhere
+        self._servers = servers
+        self._elsewhere = elsewhere
+        self._unshown = unshown
+        self._only_members_add_aliases = only_members_add_aliases
+        self._readable_without_account = readable_without_account
+        self._shown = shown
+        self._engine = engine
+        self._rooms = rooms
+        self._aliases = aliases
+        self._summaries = summaries
+        self._reading = reading
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def get_alias(
+        self, caller: Requester | None, alias: RoomAlias
+    ) -> tuple[RoomID, Sequence[ServerName]]:
+        """The room that an alias stands for, and servers that are in it. Raises NotFound,
+        Forbidden, OtherServerFailed."""
+        if not self._identity.is_local(alias):
+            return await self._elsewhere.directory.get_alias(alias)
+        return await self._find(caller, alias)
+
+    async def get_own_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+        """The room of an alias of this server, and the servers that are longest in it, this one
+        first. Raises NotFound."""
+        return await self._find(None, alias)
+
+    async def _find(
+        self, caller: Requester | None, alias: RoomAlias
+    ) -> tuple[RoomID, Sequence[ServerName]]:
+        row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
+        if row is None:
+            raise NotFound(f"The alias {alias} does not point to a room")
+        room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
+        others = await self._servers.in_room(room.room_nid)
+        return RoomID(room.room_id), [
+            self._identity.server_name,
+            *longest_in(others)[: MAX_SERVERS - 1],
+        ]
+
+    async def do_add_alias(self, caller: Requester, alias: RoomAlias, room_id: RoomID) -> None:
+        """Give a room an alias of this server. Raises InvalidParam, Forbidden, Exclusive,
+        AliasExists."""
+        if not self._identity.is_local(alias):
+            raise InvalidParam(f"{alias} is not an alias of this server")
+        self._namespaces.check_alias(caller, alias)
+        if self._only_members_add_aliases and not caller.is_admin:
+            snapshot = await self._reading.check_joined(caller.user_id, room_id)
+        else:
+            snapshot = await self._engine.get_snapshot(room_id)
+        if caller.is_shadow_banned and await self._unshown.is_removed(caller, alias):
+            await self._unshown.do_move_alias(caller.user_id, alias, snapshot.room.room_nid)
+            return
+        row = AliasRow(alias, snapshot.room.room_nid, caller.user_id, self._now_ms())
+        try:
+            await self._aliases.add_alias(row)
+        except AliasTaken:
+            raise AliasExists(f"The alias {alias} exists already") from None
+        await self._unshown.do_forget_alias(caller, alias)
+
+    async def do_remove_alias(self, caller: Requester, alias: RoomAlias) -> None:
+        """Take an alias away: by who made it, an administrator, or who may change the room's
+        canonical alias."""
+        row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
+        if row is None:
+            raise NotFound(f"The alias {alias} does not exist")
+        controls = not caller.is_admin and self._namespaces.check_alias(caller, alias)
+        if row.creator != caller.user_id and not caller.is_admin and not controls:
+            room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
+            snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+            if not await self._may_set_state(snapshot, caller, "m.room.canonical_alias"):
+                raise Forbidden(
+                    "You may only remove aliases that you made, or of rooms whose aliases you may change"
+                )
+        if caller.is_shadow_banned and row.creator != caller.user_id:  # others would miss it
+            await self._unshown.do_move_alias(caller.user_id, alias, None)
+            return
+        await self._aliases.remove_alias(alias)
+        await self._unshown.do_forget_alias(caller, alias)
+
+    async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
+        """This server's aliases of a room that the caller is in, or that all may read. Raises
+        Forbidden."""
+        snapshot = await self._reading.check_may_look(caller.user_id, room_id)
+        return await self._unshown.get_aliases_of_room(caller, snapshot.room.room_nid)
+
+    async def get_visibility(self, caller: Requester | None, room_id: RoomID) -> str:
+        """Whether the room stands in the directory: public or private. Raises NotFound."""
+        snapshot = await self._engine.get_snapshot(room_id)
+        return (
+            "public" if await self._unshown.is_listed(caller, snapshot.room.room_nid) else "private"
+        )
+
+    async def do_set_visibility(self, caller: Requester, room_id: RoomID, visibility: str) -> None:
+        """List a room in the directory or take it out: for who may change its aliases. Raises
+        NotFound, Forbidden."""
+        snapshot = await self._engine.get_snapshot(room_id)
+        if not caller.is_admin and not await self._may_set_state(
+            snapshot, caller, "m.room.canonical_alias"
+        ):
+            raise Forbidden("You may not change whether this room is listed")
+        if caller.is_shadow_banned:  # others would read the names of their rooms, or miss a room
+            await self._unshown.do_list(
+                caller.user_id, snapshot.room.room_nid, visibility == "public"
+            )
+            return
+        await self._rooms.set_public(snapshot.room.room_nid, visibility == "public")
+
+    async def get_public_rooms(
+        self,
+        caller: Requester | None,
+        *,
+        limit: int | None,
+        since: str | None,
+        term: str | None,
+        room_types: Sequence[str | None] | None,
+        server: ServerName | None,
+    ) -> dict[str, Any]:
+        """A page of the directory, the largest rooms first. Raises MissingToken, InvalidParam,
+        NotFound."""
+        if caller is None and not self._readable_without_account:
+            raise MissingToken("The directory of this server is for people with an account")
+        if not self._shown:
+            return {"chunk": [], "total_room_count_estimate": 0}
+        if term is not None and len(term) > MAX_TERM:
+            raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
+        if server is not None and server != self._identity.server_name:
+            if caller is None:
+                raise MissingToken(
+                    "The directories of other servers are for people with an account"
+                )
+            if not could_be_found(server):
+                raise InvalidParam(f"server: There can be no server {server!r}")
+            page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
+            types = None if room_types is None else tuple(room_types)
+            return await self._elsewhere.directory.get_public_rooms(
+                server, DirectoryQuery(page, since, term, types)
+            )
+        return await self._page(limit, since, term, room_types, caller, only_federating=False)
+
+    async def get_public_rooms_for_others(self, query: DirectoryQuery) -> dict[str, Any]:
+        """A page of the directory, for another server. Raises Forbidden, InvalidParam."""
+        if not self._readable_elsewhere:
+            raise Forbidden("The directory of this server is not for other servers")
+        if query.third_party_instance_id is not None:
+            if query.include_all_networks:
+                raise InvalidParam(
+                    "third_party_instance_id names one network, include_all_networks asks for all"
+                )
+            return {"chunk": [], "total_room_count_estimate": 0}
+        if not self._shown:
+            return {"chunk": [], "total_room_count_estimate": 0}
+        if query.term is not None and len(query.term) > MAX_TERM:
+            raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
+        # 0: as many as there may be
+        return await self._page(
+            query.limit or MAX_PAGE,
+            query.since,
+            query.term,
+            query.room_types,
+            None,
+            only_federating=True,
+        )
+
+    async def _page(
+        self,
+        limit: int | None,
+        since: str | None,
+        term: str | None,
+        room_types: Sequence[str | None] | None,
+        caller: Requester | None,
+        *,
+        only_federating: bool,
+    ) -> dict[str, Any]:
+        made_by = caller.user_id if caller is not None and caller.is_shadow_banned else None
+        page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
+        place = _parse_since(since) if since else None
+        rows = await self._summaries.get_public_rooms(
+            term=term,
+            room_types=room_types,
+            before=place.room if place is not None and not place.backwards else None,
+            after=place.room if place is not None and place.backwards else None,
+            limit=page + 1,
+            only_federating=only_federating,
+            made_by=made_by,
+        )
+        more = len(rows) > page
+        backwards = place is not None and place.backwards
+        rows = rows[-page:] if backwards else rows[:page]
+        answer: dict[str, Any] = {
+            "chunk": [describe_room(row) for row in rows],
+            "total_room_count_estimate": await self._summaries.count_public_rooms(made_by),
+        }
+        if rows and (more or backwards):
+            answer["next_batch"] = f"d{rows[-1].joined_count}_{rows[-1].room_nid}"
+        if rows and (more if backwards else place is not None):
+            answer["prev_batch"] = f"u{rows[0].joined_count}_{rows[0].room_nid}"
+        return answer
+
+    async def _may_set_state(self, snapshot: RoomSnapshot, caller: Requester, type: str) -> bool:
+        own = await self._reading.find_membership(caller.user_id, snapshot)
+        if own != "join":
+            return False
+        levels = await snapshot.state.get(POWER_LEVELS)
+        power = PowerLevels.of(
+            snapshot.version,
+            None if levels is None else levels.event,
+            await snapshot.create_event(),
+        )
+        return power.can_send(caller.user_id, type, is_state=True)
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """A place in the directory: beside a room, and which way to go on."""
+
+    room: tuple[int, int]
+    backwards: bool
+
+
+def _parse_since(since: str) -> _Place:
+    match = _SINCE.fullmatch(since)
+    if match is None:
+        raise InvalidParam("Not a token that the directory gave out")
+    return _Place((int(match[2]), int(match[3])), match[1] == "u")

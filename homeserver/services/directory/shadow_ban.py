@@ -1,0 +1,119 @@
+"""Aliases, the directory and replaced rooms as somebody sees them: a shadow-banned account sees
+what it has made of them, and all others see what they are.
+
+Nobody but a shadow-banned caller costs a query more.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from msgspec.structs import replace
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.ids import UserID
+from storage.directory.aliases import AliasRow, AliasStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.moderation.shadow_ban import UnshownRoomStore
+from storage.rooms.rooms import RoomStore
+
+
+class UnshownRooms:
+    """Reads both, and writes what others do not see."""
+
+    def __init__(
+        self, database: Database, store: UnshownRoomStore, aliases: AliasStore, rooms: RoomStore
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._aliases = aliases
+        self._rooms = rooms
+
+    async def get_aliases(
+        self, caller: Requester | None, aliases: Iterable[str]
+    ) -> Mapping[str, AliasRow]:
+        """Those of the aliases that exist."""
+        found = await self._aliases.get_aliases(aliases)
+        if caller is None or not caller.is_shadow_banned or not found:
+            return found
+        moved = await self._store.get_aliases(caller.user_id, found)
+        return {
+            alias: replace(row, room_nid=room_nid)
+            for alias, row in found.items()
+            if (room_nid := moved.get(alias, row.room_nid)) is not None
+        }
+
+    async def get_aliases_of_room(self, caller: Requester, room_nid: int) -> list[str]:
+        """All aliases of a room, the oldest first."""
+        found = [row.alias for row in await self._aliases.get_aliases_of_room(room_nid)]
+        if not caller.is_shadow_banned:
+            return found
+        moved = await self._store.get_aliases(caller.user_id, found)
+        here = await self._store.get_aliases_of_room(caller.user_id, room_nid)
+        return [*(alias for alias in found if alias not in moved), *here]
+
+    async def is_listed(self, caller: Requester | None, room_nid: int) -> bool:
+        """Whether the room stands in the directory."""
+        if caller is not None and caller.is_shadow_banned:
+            made = await self._store.get_listings(caller.user_id, [room_nid])
+            if room_nid in made:
+                return made[room_nid]
+        return (await self._rooms.get_public_flags([room_nid]))[room_nid]
+
+    async def do_list(self, user_id: UserID, room_nid: int, is_public: bool) -> None:
+        """Put a room into the directory, or take it out, in the user's eyes."""
+        await self._database.write("list_unshown", self.list_in, user_id, room_nid, is_public)
+
+    def list_in(
+        self, txn: WriteTransaction, user_id: UserID, room_nid: int, is_public: bool
+    ) -> None:
+        """As `do_list`, in a write."""
+        self._store.set_listing(txn, user_id, room_nid, is_public)
+
+    async def is_removed(self, caller: Requester, alias: str) -> bool:
+        """Whether the caller has removed an alias that is there for others."""
+        return (await self._store.get_aliases(caller.user_id, [alias])).get(alias, 0) is None
+
+    async def do_move_alias(self, user_id: UserID, alias: str, room_nid: int | None) -> None:
+        """Let an alias point to a room in the user's eyes; None: to none."""
+        await self._database.write(
+            "move_unshown_alias", self.move_alias_in, user_id, alias, room_nid
+        )
+
+    def move_alias_in(
+        self, txn: WriteTransaction, user_id: UserID, alias: str, room_nid: int | None
+    ) -> None:
+        """As `do_move_alias`, in a write."""
+        self._store.set_alias(txn, user_id, alias, room_nid)
+
+    async def do_forget_alias(self, caller: Requester, alias: str) -> None:
+        """The caller has made or removed an alias for all: what they had made of one of that name
+        before is no more."""
+        if caller.is_shadow_banned:
+            await self._store.remove_alias(caller.user_id, alias)
+
+    async def find_successor(self, user_id: UserID, room_nid: int) -> int | None:
+        """The room by which the user has replaced one."""
+        return await self._store.get_successor(user_id, room_nid)
+
+    def replace_in(
+        self,
+        txn: WriteTransaction,
+        user_id: UserID,
+        room_nid: int,
+        successor_nid: int,
+        aliases: Iterable[str],
+        *,
+        is_listed: bool,
+    ) -> None:
+        """In a write: another room takes the place of one, with its aliases and its listing, in the
+        user's eyes."""
+        self._store.set_successor(txn, user_id, room_nid, successor_nid)
+        for alias in aliases:
+            self._store.set_alias(txn, user_id, alias, successor_nid)
+        if is_listed:
+            self._store.set_listing(txn, user_id, room_nid, False)
+            self._store.set_listing(txn, user_id, successor_nid, True)
+
+    def forget(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In a write: somebody is shadow-banned no longer, and sees what all others see."""
+        self._store.remove_user(txn, user_id)

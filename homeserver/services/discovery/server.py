@@ -1,0 +1,49 @@
+"""What others are told of where this server is, who cares for it and by which key a policy server
+beside it signs: `/.well-known/matrix/server`, `…/support` and `…/policy_server`.
+
+(`client.py` has what clients are told.)
+"""
+
+from federation.protocol.ids import ServerName, host_of, is_user_id
+
+
+class Discovery:
+    """The documents, made once. None: this server does not serve that document."""
+
+    def __init__(
+        self,
+        server_name: ServerName,
+        *,
+        delegates_to_443: bool = False,
+        admin_contact: str | None = None,
+        support_page: str | None = None,
+        policy_server_public_key: str | None = None,
+    ) -> None:
+        """`admin_contact`: a user id, an e-mail address, a `mailto:` or the `https://` of a page.
+        `policy_server_public_key`: Ed25519, in unpadded base64."""
+        self.server: dict[str, object] | None = None
+        if delegates_to_443:
+            self.server = {"m.server": f"{host_of(server_name)}:443"}
+        self.support = _support(admin_contact, support_page)
+        self.policy_server: dict[str, object] | None = None
+        if policy_server_public_key is not None:
+            self.policy_server = {"public_keys": {"ed25519": policy_server_public_key}}
+
+
+def _support(contact: str | None, page: str | None) -> dict[str, object] | None:
+    """spec: client-server-api#getwell-knownmatrixsupport"""
+    contacts = []
+    if contact is not None:
+        address = contact.removeprefix("mailto:")
+        if is_user_id(contact):
+            contacts.append({"matrix_id": contact, "role": "m.role.admin"})
+        elif "@" in address and "://" not in address:
+            contacts.append({"email_address": address, "role": "m.role.admin"})
+        else:
+            page = page or contact
+    document: dict[str, object] = {}
+    if contacts:
+        document["contacts"] = contacts
+    if page is not None:
+        document["support_page"] = page
+    return document or None

@@ -1,0 +1,222 @@
+"""The outbox: letters that were written go out as soon as the mail server takes them.
+
+Laws:
+- A letter is queued in the write that it belongs to, and leaves the queue when the mail server has
+  taken it: a restart loses none.
+- A letter that is not taken is tried again, later each time, for two days; what is refused for good
+  is not.
+- What a letter tells is still to be told when it is sent, and not read yet: else it goes, and
+  another is written of what is left.
+- One letter after the other: a mail server that hangs costs one thread.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from homeserver.observe.metrics import MailMetrics
+from homeserver.services.email.emails import Letter, Letters, address_of
+from homeserver.services.email.smtp import CannotDeliver, Relay
+from homeserver.services.pages.languages import Language
+from storage.email.outbox import LetterOf, OutgoingMailRow, OutgoingMailStore
+from storage.engine.database import DatabaseUnavailable
+from storage.engine.executors import Executor, run_in
+from storage.engine.transaction import WriteTransaction
+
+BATCH: Final = 10
+FIRST_DELAY_MS: Final = 60_000
+LONGEST_DELAY_MS: Final = 2 * 3600_000
+LEASE_MS: Final = 10 * 60_000
+"""For so long a node that took letters has them for itself."""
+KEPT_MS: Final = 48 * 3600_000
+RETRY_SECONDS: Final = 60.0
+MAX_ERROR_CHARS: Final = 300
+LONGEST_SLEEP: Final = 3600.0
+"""Seconds after which the queue is looked at in any case: another node may have left letters in
+it."""
+
+
+IsMissed = Callable[[int, Sequence[int]], Awaitable[bool]]
+"""Whether the pusher with this number is still to be written to, of all the events with these
+numbers."""
+
+
+class Outbox:
+    """Queues letters and sends them. For the reactor thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: OutgoingMailStore,
+        letters: Letters,
+        relay: Relay,
+        executor: Executor,
+        metrics: MailMetrics,
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self.letters = letters
+        self._sender = address_of(letters.sender)
+        self._relay = relay
+        self._executor = executor
+        self._metrics = metrics
+        self._timer: IDelayedCall | None = None
+        self._working: Deferred[None] | None = None
+        self._again = False
+        self._stopped = False
+        self._is_missed: IsMissed | None = None
+
+    def ask_of_missed(self, is_missed: IsMissed) -> None:
+        """From now on no letter about what somebody missed goes out of which that is true no
+        longer."""
+        self._is_missed = is_missed
+
+    def add(
+        self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str
+    ) -> None:
+        """Queue a letter, in a write of the caller's. Raises ValueError for a recipient that is no
+        address."""
+        message = self.letters.write(language, letter, recipient, self._clock.seconds())
+        self.add_written(txn, message, recipient, None)
+
+    def offer(
+        self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str
+    ) -> bool:
+        """As `add`; False for a recipient that no letter can bear, such as an address that came
+        from elsewhere."""
+        try:
+            self.add(txn, language, letter, recipient)
+        except ValueError:
+            return False
+        return True
+
+    def add_written(
+        self, txn: WriteTransaction, message: bytes, recipient: str, tells: LetterOf | None
+    ) -> None:
+        """Queue a letter that is written already, in a write of the caller's; `tells`: of which
+        events, if of any."""
+        self._store.add_mail(txn, recipient, message, self._now(), tells)
+        txn.after_commit(self.wake)
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        if self._stopped:
+            return
+        if self._working is not None:
+            self._again = True
+            return
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._working = Deferred.fromCoroutine(self._work())
+        self._working.addErrback(self._fail)
+        self._working.addBoth(lambda _: self._rest())
+
+    async def stop(self) -> None:
+        """Send nothing more after the letter that is being sent."""
+        self._stopped = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._working is not None:
+            waiting: Deferred[None] = Deferred()
+            self._working.addBoth(lambda _: waiting.callback(None))
+            await waiting
+
+    async def _work(self) -> None:
+        rows: Sequence[OutgoingMailRow] = ()
+        while not rows or len(rows) == BATCH:
+            now = self._now()
+            rows = await self._store.take_due(now, now + LEASE_MS, BATCH)
+            for row in rows:
+                if self._is_stopped():
+                    await self._store.set_due(row.mail_nid, self._now())
+                else:
+                    await self._send(row)
+            if not rows:
+                break
+        next_ts = await self._store.get_next_time()
+        if not self._is_stopped():
+            seconds = (
+                LONGEST_SLEEP
+                if next_ts is None
+                else max(1.0, next_ts / 1000 - self._clock.seconds())
+            )
+            self._timer = self._clock.callLater(min(seconds, LONGEST_SLEEP), self.wake)
+
+    def _is_stopped(self) -> bool:
+        """Asked anew after each wait."""
+        return self._stopped
+
+    async def _send(self, row: OutgoingMailRow) -> None:
+        try:
+            if not await self._is_to_go(row):
+                return
+            await run_in(
+                self._executor,
+                lambda: self._relay.deliver(self._sender, row.recipient, row.message),
+            )
+        except CannotDeliver as error:
+            await self._put_off(row, str(error), for_good=error.for_good)
+        except DatabaseUnavailable:
+            raise
+        except (
+            Exception
+        ) as error:  # a bug of ours: it must not keep the letters of others from going
+            self._log.failure("a letter could not be sent")
+            await self._put_off(row, type(error).__name__, for_good=False)
+        else:
+            self._metrics.count("sent")
+            await self._store.note_sent(row.mail_nid, self._now())
+
+    async def _is_to_go(self, row: OutgoingMailRow) -> bool:
+        """Whether what a letter tells is still to be told; if not, it is withdrawn."""
+        told = await self._store.get_told(row.mail_nid)
+        if told is None:
+            return False  # it was withdrawn since it was taken
+        pusher_nid, event_nids = told
+        if (
+            pusher_nid is None
+            or self._is_missed is None
+            or await self._is_missed(pusher_nid, event_nids)
+        ):
+            return True
+        await self._store.withdraw_mail(row.mail_nid)
+        return False
+
+    async def _put_off(self, row: OutgoingMailRow, error: str, *, for_good: bool) -> None:
+        """It was not taken: it is tried again later, or given up."""
+        if for_good or self._now() - row.created_ts > KEPT_MS:
+            self._metrics.count("given_up")
+            self._log.error("a letter was given up: {error}", error=error)
+            await self._store.give_up(row.mail_nid, self._now(), error[:MAX_ERROR_CHARS])
+            return
+        delay = min(FIRST_DELAY_MS << min(row.attempts, 10), LONGEST_DELAY_MS)
+        self._metrics.count("failed")
+        self._log.warn(
+            "a letter waits {seconds} s more: {error}", seconds=delay // 1000, error=error
+        )
+        now = self._now()
+        await self._store.put_off(row.mail_nid, now + delay, now, error[:MAX_ERROR_CHARS])
+
+    def _fail(self, failure: Failure) -> None:
+        """The database is away, or it is a bug of ours: the queue is looked at again soon."""
+        if failure.check(DatabaseUnavailable):
+            self._log.warn("letters are sent later: {error}", error=failure.value)
+        else:
+            self._log.failure("letters could not be sent", failure)
+        if not self._stopped:
+            self._timer = self._clock.callLater(RETRY_SECONDS, self.wake)
+
+    def _rest(self) -> None:
+        self._working = None
+        if self._again:
+            self._again = False
+            self.wake()
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

@@ -1,0 +1,127 @@
+"""The server that takes our letters: one connection a letter, spoken to by the standard library, in
+a thread."""
+
+import smtplib
+import ssl
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+
+SECONDS: Final = 30
+"""For each step of the conversation."""
+
+
+class CannotDeliver(Exception):
+    """A letter was not taken. `for_good`: it never will be."""
+
+    def __init__(self, text: str, *, for_good: bool) -> None:
+        super().__init__(text)
+        self.for_good = for_good
+
+
+class Relay(Protocol):
+    """Takes letters."""
+
+    def deliver(self, sender: str, recipient: str, message: bytes) -> None:
+        """Blocks. Raises `CannotDeliver`."""
+        ...
+
+
+class SMTPRelay(msgspec.Struct, frozen=True):
+    """A mail server, as the configuration names it."""
+
+    host: str
+    port: int
+    user: str | None = None
+    password: str | None = None
+    tls_at_once: bool = False
+    """TLS from the first byte on, as on port 465; else STARTTLS where it is offered."""
+    tls_required: bool = False
+    tls_offered: bool = True
+    """Whether STARTTLS is used at all."""
+    tls_name: str | None = None
+    """What the server's certificate is for, if not `host`."""
+
+    def deliver(self, sender: str, recipient: str, message: bytes) -> None:
+        """As `Relay.deliver`."""
+        try:
+            with self._connect() as connection:
+                if self.user is not None:
+                    connection.login(_InUtf8(self.user), _InUtf8(self.password or ""))
+                connection.sendmail(sender, [recipient], message)
+        except smtplib.SMTPRecipientsRefused as error:
+            code, text = error.recipients[recipient]
+            raise CannotDeliver(f"{code} {text!a}", for_good=500 <= code < 600) from error
+        except smtplib.SMTPDataError as error:
+            raise CannotDeliver(str(error), for_good=500 <= error.smtp_code < 600) from error
+        except (OSError, smtplib.SMTPException, UnicodeError) as error:
+            # what ails the relay or our account there is no fault of the letter's: it waits until
+            # that is mended
+            raise CannotDeliver(f"{type(error).__name__}: {error}", for_good=False) from error
+
+    def _connect(self) -> "_Connection":
+        if self.tls_at_once:
+            return _TLSConnection(self)
+        connection = _PlainConnection(self.host, self.port, timeout=SECONDS)
+        try:
+            connection.ehlo()
+            if connection.has_extn("starttls") and self.tls_offered:
+                connection.tls_name = self.tls_name
+                connection.starttls(context=ssl.create_default_context())
+                connection.ehlo()
+            elif self.tls_required:
+                raise smtplib.SMTPException(
+                    f"{self.host} offers no STARTTLS, which require_transport_security demands"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+class _InUtf8(str):
+    """A name or a password, which the library means to be ASCII. spec: RFC 4616 section 2"""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return super().encode("utf-8", errors)
+
+
+class _Connection(smtplib.SMTP):
+    """Signs in with names and passwords beyond ASCII, too."""
+
+    def auth(
+        self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True
+    ) -> tuple[int, bytes]:
+        def answer(challenge: bytes | None = None) -> Any:
+            text = authobject(challenge)
+            return None if text is None else _InUtf8(text)
+
+        return super().auth(mechanism, answer, initial_response_ok=initial_response_ok)
+
+
+class _PlainConnection(_Connection):
+    """Expects another name in the certificate where the configuration says so."""
+
+    tls_name: str | None = None
+
+    def starttls(self, *, context: ssl.SSLContext | None = None) -> tuple[int, bytes]:  # type: ignore[override]
+        if self.tls_name is not None:
+            self._host = self.tls_name
+        return super().starttls(context=context)
+
+
+class _TLSConnection(_Connection, smtplib.SMTP_SSL):
+    """TLS from the first byte, with the name that is expected."""
+
+    def __init__(self, relay: SMTPRelay) -> None:
+        self._expected = relay.tls_name or relay.host
+        super().__init__(
+            relay.host, relay.port, timeout=SECONDS, context=ssl.create_default_context()
+        )
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> ssl.SSLSocket:
+        plain = smtplib.SMTP._get_socket(self, host, port, timeout)  # type: ignore[attr-defined]
+        return self.context.wrap_socket(plain, server_hostname=self._expected)

@@ -1,0 +1,295 @@
+"""Cross-signing: the keys with which people vouch for their devices and for each other.
+
+spec: client-server-api#cross-signing
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from federation.devices.published_keys import KeysOfPeople
+from federation.protocol.device_keys import decode_ed25519, parse_cross_signing_key
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import (
+    Forbidden,
+    InvalidParam,
+    InvalidSignature,
+    MatrixError,
+    MissingParam,
+    NotFound,
+)
+from federation.protocol.ids import KeyID, UserID
+from federation.protocol.signing import is_signed_by
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.encryption.cross_signing_resets import CrossSigningResets
+from homeserver.services.login.application_passwords import ApplicationPasswords
+from homeserver.services.login.credential_epoch import check_era
+from homeserver.services.login.uia import AuthData
+from storage.devices.devices import DeviceStore
+from storage.encryption.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
+from storage.encryption.published_keys import is_current
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+
+MASTER, SELF_SIGNING, USER_SIGNING = "master", "self_signing", "user_signing"
+MOST_SIGNATURES: Final = 1000
+
+Keys = Mapping[str, CrossSigningKey]
+
+
+class KeySet(msgspec.Struct, frozen=True):
+    """The body of the upload, without `auth`."""
+
+    master_key: dict[str, Any] | None = None
+    self_signing_key: dict[str, Any] | None = None
+    user_signing_key: dict[str, Any] | None = None
+
+
+class CrossSigning:
+    """Takes keys of cross-signing, and signatures made with them."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: CrossSigningStore,
+        published: KeysOfPeople,
+        devices: DeviceStore,
+        accounts: Accounts,
+        resets: CrossSigningResets,
+        programs: ApplicationPasswords,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._published = published
+        self._devices = devices
+        self._accounts = accounts
+        self._resets = resets
+        self._programs = programs
+
+    async def do_upload(
+        self, caller: Requester, keys: KeySet, auth: AuthData | None, address: str
+    ) -> None:
+        """Set keys; the first ones, and the same again, need no confirmation, to add or replace
+        some does. Raises AuthenticationRequired, InvalidParam, MissingParam, InvalidSignature,
+        Forbidden.
+
+        spec: client-server-api#post_matrixclientv3keysdevice_signingupload
+        """
+        given = {
+            usage: _parse(caller.user_id, usage, key)
+            for usage, key in (
+                (MASTER, keys.master_key),
+                (SELF_SIGNING, keys.self_signing_key),
+                (USER_SIGNING, keys.user_signing_key),
+            )
+            if key is not None
+        }
+        if not given:
+            raise MissingParam("No key was given")
+        while not await self._set(caller, given, auth, address):
+            pass  # another upload came in between: what is new is to be seen again
+
+    async def _set(
+        self, caller: Requester, given: Keys, auth: AuthData | None, address: str
+    ) -> bool:
+        """Set keys; False where others were set meanwhile."""
+        present = (await self._published.get_published([caller.user_id])).cross_signing.get(
+            caller.user_id, {}
+        )
+        master = given.get(MASTER) or present.get(MASTER)
+        if master is None:
+            raise MissingParam("There is no master key, and none was given")
+        for usage in (SELF_SIGNING, USER_SIGNING):
+            if usage in given:
+                _check_signed(given[usage], master)
+        changed = [
+            key for usage, key in given.items() if usage not in present or present[usage] != key
+        ]
+        if changed and await self._programs.is_program(caller):
+            raise Forbidden(
+                "Who has signed in with a password for a program sets no keys of the account, which outlive it"
+            )
+        if (
+            MASTER in present
+            and any(_is_new(key, present) for key in given.values())
+            and caller.appservice_id is None
+        ):
+            return await self._replace(caller, present, changed, auth, address)
+        if not changed:
+            return True
+        return await self._database.write(
+            "set_cross_signing_keys", self._set_keys, caller.user_id, present, changed
+        )
+
+    def _set_keys(
+        self,
+        txn: WriteTransaction,
+        user_id: UserID,
+        present: Keys,
+        changed: Sequence[CrossSigningKey],
+    ) -> bool:
+        """As `CrossSigningStore.set_keys`. Raises Forbidden.
+
+        spec: client-server-api#key-and-signature-security
+        """
+        if self._devices.get_ids_in(txn, user_id, [key.public_key for key in changed]):
+            raise Forbidden("One of the keys is named like one of your devices")
+        return self._store.set_keys(txn, present, changed)
+
+    async def _replace(
+        self,
+        caller: Requester,
+        present: Keys,
+        changed: Sequence[CrossSigningKey],
+        auth: AuthData | None,
+        address: str,
+    ) -> bool:
+        """Set keys, of which some take the place of others, once that is confirmed."""
+        operation = "POST keys/device_signing/upload"
+        era = None
+        allowed = await self._resets.is_allowed(caller.user_id)
+        if not allowed and caller.oauth_client is not None:
+            await self._resets.ask(caller, operation, auth, address)
+        elif not allowed:
+            era = await self._accounts.check_confirmed(
+                caller, operation, auth, address, bears_earlier=True
+            )
+
+        def write(txn: WriteTransaction) -> bool:
+            if era is not None:
+                check_era(txn, caller.user_id, era)
+            is_done = self._set_keys(txn, caller.user_id, present, changed)
+            if is_done:
+                self._resets.end(txn, caller, address)
+            return is_done
+
+        return await self._database.write("set_cross_signing_keys", write)
+
+    async def do_sign(
+        self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Add signatures; what was wrong with which of them. spec:
+        client-server-api#post_matrixclientv3keyssignaturesupload"""
+        if sum(len(keys) for keys in signed.values()) > MOST_SIGNATURES:
+            raise InvalidParam(f"At most {MOST_SIGNATURES} keys can be signed at once")
+        while (failures := await self._sign(caller, signed)) is None:
+            # a key was replaced in between: a signature of the former is none of what is there now
+            pass
+        return {"failures": failures}
+
+    async def _sign(
+        self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, dict[str, Any]] | None:
+        """Add signatures, and say what was wrong with others; None where keys were replaced
+        meanwhile, and nothing was added."""
+        # those of others are read: that a list of another server's user is kept for the first time
+        # is announced to nobody
+        others = {user_id for user_id in signed if user_id != caller.user_id}
+        published = await self._published.get_published([caller.user_id], others)
+        keys = published.cross_signing
+        identity_keys = {
+            row.device_id: row.keys for row in published.devices.get(caller.user_id, ())
+        }
+        failures: dict[str, dict[str, Any]] = {}
+        signatures: list[KeySignature] = []
+        for user_id, objects in signed.items():
+            for name, content in objects.items():
+                try:
+                    signatures += _check_new_signatures(
+                        caller.user_id, user_id, name, content, keys, identity_keys
+                    )
+                except MatrixError as error:
+                    failures.setdefault(user_id, {})[name] = error.body()
+        if not signatures:
+            return failures
+
+        def write(txn: WriteTransaction) -> bool:
+            if not is_current(
+                txn, published, caller.user_id, {each.target_user_id for each in signatures}
+            ):
+                return False
+            self._store.add_signatures(txn, signatures)
+            return True
+
+        return failures if await self._database.write("add_key_signatures", write) else None
+
+
+def _is_new(key: CrossSigningKey, present: Keys) -> bool:
+    """Whether anything of it is other than what is there; further signatures make no new key."""
+    old = present.get(key.usage)
+    return old is None or _bare(msgspec.json.decode(old.content)) != _bare(
+        msgspec.json.decode(key.content)
+    )
+
+
+def _parse(user_id: str, usage: str, key: dict[str, Any]) -> CrossSigningKey:
+    parsed = parse_cross_signing_key(user_id, usage, key)
+    return CrossSigningKey(user_id, usage, parsed.public_key, parsed.content)
+
+
+def _check_signed(key: CrossSigningKey, master: CrossSigningKey) -> None:
+    public = {KeyID(f"ed25519:{master.public_key}"): decode_ed25519(master.public_key)}
+    if not is_signed_by(msgspec.json.decode(key.content), key.user_id, public):
+        raise InvalidSignature(f"The {key.usage} key is not signed by the master key")
+
+
+def _check_new_signatures(
+    signer: str,
+    target: str,
+    name: str,
+    content: Any,
+    keys: Mapping[str, Keys],
+    identity_keys: Mapping[str, bytes],
+) -> list[KeySignature]:
+    """The signatures of the caller's on one object. Raises NotFound, InvalidParam,
+    InvalidSignature."""
+    if not isinstance(content, dict) or not isinstance(content.get("signatures"), dict):
+        raise InvalidParam("What is signed is an object with signatures")
+    own, theirs = keys.get(signer, {}), keys.get(target, {})
+    if target == signer and name in identity_keys:
+        stored, signing = identity_keys[name], _public(own, SELF_SIGNING)
+    elif MASTER in theirs and theirs[MASTER].public_key == name:
+        stored = theirs[MASTER].content
+        signing = _device_public(identity_keys) if target == signer else _public(own, USER_SIGNING)
+    else:
+        raise NotFound("There is no such device or master key")
+    if _bare(content) != _bare(msgspec.json.decode(stored)):
+        raise InvalidParam("This is not what was published under that name")
+    made = content["signatures"].get(signer)
+    if not isinstance(made, dict) or not made:
+        raise InvalidSignature("There is no signature of yours")
+    found: list[KeySignature] = []
+    for key_id, signature in made.items():
+        if key_id not in signing or not isinstance(signature, str):
+            continue
+        only = {**content, "signatures": {signer: {key_id: signature}}}
+        if not is_signed_by(only, signer, {key_id: signing[key_id]}):
+            raise InvalidSignature(f"The signature by {key_id} is wrong")
+        found.append(KeySignature(target, name, signer, key_id, signature))
+    if not found:
+        raise InvalidSignature("There is no signature by a key that may sign this")
+    return found
+
+
+def _bare(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in ("signatures", "unsigned")}
+
+
+def _public(own: Keys, usage: str) -> dict[KeyID, bytes]:
+    key = own.get(usage)
+    if key is None:
+        raise NotFound(f"You have no {usage} key")
+    key_id = KeyID(f"ed25519:{key.public_key}")
+    return {key_id: decode_ed25519(key.public_key)}
+
+
+def _device_public(identity_keys: Mapping[str, bytes]) -> dict[KeyID, bytes]:
+    public: dict[KeyID, bytes] = {}
+    for device_id, content in identity_keys.items():
+        key_id = KeyID(f"ed25519:{device_id}")
+        key = msgspec.json.decode(content)["keys"].get(key_id)
+        with suppress(InvalidParam):  # whatever a device published, it cannot sign with that
+            public[key_id] = decode_ed25519(key)
+    return public

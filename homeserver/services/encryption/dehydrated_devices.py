@@ -1,0 +1,163 @@
+"""Dehydrated devices: they collect room keys for their user while none of the user's devices is
+signed in.
+
+Laws:
+- A user has one. Another takes its place in one write, with its keys; what waits for the old one
+  goes with it. Whether it is another say its identity keys, not its id: only the same one put
+  again, since the answer was lost, keeps what it has.
+- It is a device like others, in lists and for other servers; but nobody can sign in on it.
+- Reading what was sent to it removes nothing: whoever gives up half-way, or another device, begins
+  again.
+
+spec: MSC3814
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, InvalidParam, MissingParam, NotFound
+from federation.protocol.ids import ALL_DEVICES, DeviceID, UserID, parse_device_id
+from homeserver.services.devices.devices import check_device_name
+from homeserver.services.encryption.device_keys import DeviceKeys, KeyUpload, parse_upload
+from homeserver.services.login.sessions import Sessions
+from storage.devices.devices import DeviceRow, DeviceStore
+from storage.encryption.cross_signing import has_cross_signing_key
+from storage.encryption.dehydrated_devices import (
+    DehydratedDevice,
+    DehydratedDeviceStore,
+    select_dehydrated,
+)
+from storage.encryption.device_keys import select_device_keys
+from storage.encryption.to_device import DeviceMessage, ToDeviceStore
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+LARGEST_DATA: Final = 64 << 10
+"""In bytes."""
+MESSAGES_A_PAGE: Final = 100
+LONGEST_NUMBER: Final = 18
+
+
+class NewDehydratedDevice(KeyUpload, frozen=True, kw_only=True):
+    """The body of the upload: the device with all its keys."""
+
+    device_id: str
+    device_data: dict[str, Any]
+    initial_device_display_name: str | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Messages to the device, and where they end."""
+
+    messages: Sequence[DeviceMessage]
+    end: int
+    is_last: bool
+
+
+class DehydratedDevices:
+    """Keeps dehydrated devices."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: DehydratedDeviceStore,
+        devices: DeviceStore,
+        keys: DeviceKeys,
+        to_device: ToDeviceStore,
+        sessions: Sessions,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._devices = devices
+        self._keys = keys
+        self._to_device = to_device
+        self._sessions = sessions
+        self._now_ms = now_ms
+
+    async def get_device(self, user_id: UserID) -> DehydratedDevice:
+        """The user's. Raises NotFound."""
+        device = await self._store.get_device(user_id)
+        if device is None:
+            raise NotFound("You have no dehydrated device")
+        return device
+
+    async def do_set(self, caller: Requester, new: NewDehydratedDevice) -> None:
+        """Keep a device in the place of the one before. Raises BadJson, InvalidParam, MissingParam,
+        Forbidden."""
+        user_id, device_id = caller.user_id, parse_device_id(new.device_id)
+        if device_id == ALL_DEVICES:
+            raise InvalidParam("No device can be called *, which stands for all of them")
+        if new.device_keys is None:
+            raise MissingParam("device_keys of the dehydrated device are missing")
+        if not isinstance(new.device_data.get("algorithm"), str):
+            raise InvalidParam("device_data has no algorithm")
+        data = msgspec.json.encode(new.device_data)
+        if len(data) > LARGEST_DATA:
+            raise InvalidParam(f"device_data may have {LARGEST_DATA} bytes")
+        keys = parse_upload(user_id, device_id, new)
+        name = check_device_name(new.initial_device_display_name)
+        device = DeviceRow(user_id, device_id, name, self._now_ms())
+
+        def write(txn: WriteTransaction) -> None:
+            old = select_dehydrated(txn, user_id)
+            is_again = (
+                old is not None
+                and old.device_id == device_id
+                and _has_identity(txn, device, new.device_keys)
+            )
+            if old is not None and not is_again:
+                self._sessions.remove_devices(txn, user_id, [DeviceID(old.device_id)])
+            if has_cross_signing_key(txn, user_id, device_id):
+                raise Forbidden("The device has the name of one of your cross-signing keys")
+            if not self._devices.add_device(txn, device) and not is_again:
+                raise Forbidden("You are signed in on a device of this name")
+            self._keys.put_keys(txn, user_id, device_id, keys)
+            self._store.set_device(txn, DehydratedDevice(user_id, device_id, data))
+
+        await self._database.write("set_dehydrated_device", write)
+
+    async def do_remove(self, user_id: UserID) -> str:
+        """Remove the user's; what it was called. Raises NotFound."""
+
+        def write(txn: WriteTransaction) -> str | None:
+            device = select_dehydrated(txn, user_id)
+            if device is None:
+                return None
+            self._sessions.remove_devices(txn, user_id, [DeviceID(device.device_id)])
+            return device.device_id
+
+        removed = await self._database.write("remove_dehydrated_device", write)
+        if removed is None:
+            raise NotFound("You have no dehydrated device")
+        return removed
+
+    async def get_messages(self, user_id: UserID, device_id: str, after: str | None) -> Page:
+        """What was sent to it, after the end of a page. Raises Forbidden, InvalidParam."""
+        device = await self._store.get_device(user_id)
+        if device is None or device.device_id != device_id:
+            raise Forbidden("This is not your dehydrated device")
+        if after is not None and not (
+            after.isascii() and after.isdigit() and len(after) <= LONGEST_NUMBER
+        ):
+            raise InvalidParam("This is not where a page ended")
+        start = int(after or 0)
+        upto = self._database.streams.current()
+        messages = await self._to_device.get_messages(
+            user_id, device_id, start, upto, MESSAGES_A_PAGE + 1
+        )
+        page = messages[:MESSAGES_A_PAGE]
+        return Page(page, page[-1].position if page else start, len(page) == len(messages))
+
+
+def _has_identity(
+    txn: Transaction, device: DeviceRow, device_keys: Mapping[str, Any] | None
+) -> bool:
+    """Whether the device has published these identity keys, with whatever signatures."""
+    for row in select_device_keys(txn, [device.user_id]).get(device.user_id, ()):
+        if row.device_id == device.device_id and device_keys is not None:
+            return bool(msgspec.json.decode(row.keys)["keys"] == device_keys["keys"])
+    return False

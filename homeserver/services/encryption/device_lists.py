@@ -1,0 +1,306 @@
+"""Whose devices a client has to ask for again, and whose it may forget.
+
+A client needs the devices of everyone with whom its user shares an encrypted room. Told as changed:
+those of them whose devices or keys changed, and those with whom such a room is newly shared. Told
+as left: those with whom none is shared any more. What there is to look at comes from the latest
+changes in memory; who was away for long costs a few queries.
+
+An answer may end before now (where messages to the device wait for the next one). So who was in
+which room is looked up as it was then, and not only as it is: else a move that another one followed
+upon would be told neither now nor later.
+
+Of another server's user nothing is known of the time when no room was shared, and what was kept of
+them may be forgotten. So who left and came back between two answers is told as changed, too, and so
+are all when it was the client's own user.
+
+Once all of a room's state is here, the states of before are known as they truly were: whoever was a
+member by the part alone is in none of them, and is found by where their stay ended.
+
+spec: client-server-api#tracking-the-device-list-for-a-user
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from typing import Final
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import RoomID, UserID, domain_of
+from federation.rooms.current_states import CurrentStates
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents
+from federation.rooms.history.past_memberships import PastMemberships
+from federation.rooms.memberships import Memberships
+from federation.rooms.partial_rooms import PartialRooms
+from homeserver.services.encryption.encrypted_rooms import EncryptedRooms
+from homeserver.services.streams.recent_changes import RecentChanges
+from storage.devices.devices import DeviceStore
+from storage.encryption.cross_signing import CrossSigningStore
+from storage.engine.streams import Topic
+from storage.rooms.memberships import MembershipRow, MembershipStore
+from storage.rooms.rooms import RoomStore
+
+ENCRYPTION: Final = StateKey("m.room.encryption", "")
+MAX_CHANGES_BACK: Final = 50
+"""How many changes of a room's encryption are followed back."""
+MOST_LOOKED_UP: Final = 50
+"""People whose rooms are looked up one by one, from memory as a rule; of more they are read
+together."""
+
+
+class DeviceLists:
+    """Computes changes of device lists for users."""
+
+    def __init__(
+        self,
+        devices: DeviceStore,
+        cross_signing: CrossSigningStore,
+        engine: RoomEngine,
+        rooms: RoomStore,
+        memberships: Memberships,
+        membership_store: MembershipStore,
+        encrypted: EncryptedRooms,
+        states: CurrentStates,
+        past: PastMemberships,
+        recent: RecentChanges,
+        events: RoomEvents,
+        partial: PartialRooms,
+    ) -> None:
+        self._devices = devices
+        self._cross_signing = cross_signing
+        self._engine = engine
+        self._rooms = rooms
+        self._memberships = memberships
+        self._membership_store = membership_store
+        self._encrypted = encrypted
+        self._states = states
+        self._past = past
+        self._recent = recent
+        self._events = events
+        self._partial = partial
+
+    async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
+        """`changed` and `left` after `since`, up to `upto`."""
+        if not self._recent.concerns_device_lists(since):
+            return {"changed": [], "left": []}
+        own = await self._memberships.of_user(user_id)
+        changed = await self._changed_devices(since, upto)
+        moves = await self._moves(own, since, upto)
+        turned_on = self._recent.encryption_since(since)
+        signed = await self._signed(user_id, since, upto)
+        known, mistaken = await self._completed(own, since, upto)
+        if not (changed or moves or signed or turned_on is None or turned_on or known):
+            return {"changed": [], "left": []}
+        newly, gone = await self._follow(own, moves, since, upto)
+        newly |= (
+            await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto)
+            | known
+        )
+        gone |= mistaken
+        if not (changed or newly or gone or signed):
+            return {"changed": [], "left": []}
+        shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
+        shared |= await self._shared_then(user_id, own, changed - shared, upto)
+        return {
+            "changed": sorted((changed & shared) | (changed & {user_id}) | newly & shared | signed),
+            "left": sorted(gone - shared - {user_id}),
+        }
+
+    async def _signed(self, user_id: UserID, since: int, upto: int) -> set[str]:
+        """Those of whom the user signed a key: nobody else sees that."""
+        if not self._recent.concerns_user(user_id, Topic.SIGNATURE, since):
+            return set()
+        return await self._cross_signing.get_signed_since(user_id, since, upto)
+
+    async def _changed_devices(self, since: int, upto: int) -> Set[str]:
+        users = self._recent.users_since(Topic.DEVICE, since)
+        return (
+            await self._devices.get_all_changed_device_lists(since, upto)
+            if users is None
+            else users
+        )
+
+    async def _moves(
+        self, own: Mapping[int, MembershipRow], since: int, upto: int
+    ) -> Sequence[MembershipRow]:
+        """Who moved in the rooms that the user has to do with: each change, or of each the latest,
+        which may be a later one."""
+        rows = self._recent.memberships_since(since)
+        if rows is not None:
+            return [row for row in rows if row.room_nid in own and row.position <= upto]
+        return await self._membership_store.get_moved_members(
+            await self._encrypted.among(own), since
+        )
+
+    async def _shared_then(
+        self, user_id: UserID, own: Mapping[int, MembershipRow], others: Set[str], upto: int
+    ) -> set[str]:
+        """Those of the others with whom an encrypted room was shared where the answer ends: they,
+        or the user, may have left it since, and come back before the next one."""
+        if not others:
+            return set()
+        later = self._recent.memberships_since(upto)
+        if later is None:
+            later = await self._membership_store.get_moved_members(
+                await self._encrypted.among(own), upto
+            )
+        concerned = {
+            row.room_nid
+            for row in later
+            if row.room_nid in own and row.user_id in {*others, user_id}
+        }
+        rows: list[MembershipRow] = []
+        for nid in await self._encrypted.among(concerned):
+            rows += (await self._membership_store.get_memberships(nid, {*others, user_id})).values()
+        joined = await self._states.joined_at(rows, upto)
+        return {other for nid, other in joined if (nid, user_id) in joined} - {user_id}
+
+    async def _follow(
+        self,
+        own: Mapping[int, MembershipRow],
+        moves: Sequence[MembershipRow],
+        since: int,
+        upto: int,
+    ) -> tuple[set[str], set[str]]:
+        """Who came to share an encrypted room by these moves, and who may have ceased to."""
+        newly: set[str] = set()
+        gone: set[str] = set()
+        if not moves:
+            return newly, gone
+        encrypted = await self._encrypted.among({row.room_nid for row in moves})
+        latest = {(nid, own[nid].user_id): own[nid] for nid in encrypted}
+        latest.update(
+            ((row.room_nid, row.user_id), row) for row in moves if row.room_nid in encrypted
+        )
+        rows = latest.values()
+        before = await self._states.joined_at(rows, since)
+        after = await self._states.joined_at(rows, upto)
+        for nid in encrypted:
+            user_id = own[nid].user_id
+            was_in, is_in = (nid, user_id) in before, (nid, user_id) in after
+            came = {member for room_nid, member in after - before if room_nid == nid}
+            went = {member for room_nid, member in before - after if room_nid == nid}
+            if was_in != is_in:
+                present = await self._present_at(nid, upto)
+                came, went = (present, set()) if is_in else (set(), (present - came) | went)
+            elif is_in:
+                stayed = {
+                    (nid, row.user_id): row
+                    for row in rows
+                    if row.room_nid == nid and not row.is_local
+                }
+                moved = [stayed[each] for each in stayed.keys() & before & after]
+                came |= await self._come_back(own[nid], moved, since, upto)
+            if is_in:
+                newly |= came
+            if was_in and went and await self._was_encrypted(nid, since):
+                gone |= went
+        return newly, gone
+
+    async def _come_back(
+        self, own: MembershipRow, stayed: Iterable[MembershipRow], since: int, upto: int
+    ) -> set[str]:
+        """Other servers' users who left a room and came back; all of them where the client's own
+        user did. `stayed`: those of them who moved, and were in the room before and after."""
+        if await self._past.has_come_since(own, since):
+            here = f":{domain_of(own.user_id)}"
+            return {
+                user_id
+                for user_id in await self._present_at(own.room_nid, upto)
+                if not user_id.endswith(here)
+            }
+        return {row.user_id for row in stayed if await self._past.has_come_since(row, since)}
+
+    async def _present_at(self, room_nid: int, position: int) -> set[str]:
+        """Who was in a room."""
+        rows = await self._membership_store.get_members(room_nid, "join")
+        later = await self._membership_store.get_moved_members([room_nid], position)
+        joined = await self._states.joined_at(
+            {row.user_id: row for row in (*rows, *later)}.values(), position
+        )
+        return {user_id for _, user_id in joined}
+
+    async def _was_encrypted(self, room_nid: int, position: int) -> bool:
+        """Whether a room that is encrypted was so at a position."""
+        (room,) = (await self._rooms.get_rooms_by_nid([room_nid])).values()
+        snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+        event = await snapshot.state.get(ENCRYPTION)
+        for _ in range(MAX_CHANGES_BACK):
+            if event is None or event.position is None or event.position <= position:
+                break
+            if event.replaces is None:
+                return False
+            event = (await self._events.get_events([event.replaces])).get(event.replaces)
+        return True
+
+    async def _newly_encrypted(
+        self, turned_on: Iterable[int], own: Mapping[int, MembershipRow], since: int, upto: int
+    ) -> set[str]:
+        """The members of rooms where encryption was turned on, be it that this server has seen that
+        or found it in the state."""
+        newly: set[int] = set()
+        by_state: set[int] = set()
+        encrypted = await self._encrypted.among(await self._joined_at(own, turned_on, upto))
+        for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():
+            snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+            event = await snapshot.state.get(ENCRYPTION)
+            if event is not None and event.position is None:
+                by_state.add(nid)
+            elif event is not None and since < (event.position or 0) <= upto:
+                newly.add(nid)
+        by_state -= await self._states.having(by_state, ENCRYPTION, since)
+        newly |= await self._states.having(by_state, ENCRYPTION, upto)
+        members: set[str] = set()
+        for nid in newly:
+            members |= await self._present_at(nid, upto)
+        return members
+
+    async def _completed(
+        self, own: Mapping[int, MembershipRow], since: int, upto: int
+    ) -> tuple[set[str], set[str]]:
+        """Of rooms that were entered with a part of their state, and are known whole now, the
+        members, and those who were taken for members by the part: a state of before, as it is known
+        now, does not have them."""
+        completed = {
+            nid: room.completed
+            for nid, room in (await self._partial.get_all()).items()
+            if room.completed is not None and since < room.completed <= upto
+        }
+        members: set[str] = set()
+        mistaken: set[str] = set()
+        is_in = await self._joined_at(own, completed, upto)
+        was_in = await self._joined_at(own, completed, since)
+        for nid in await self._encrypted.among(is_in | was_in):
+            if nid in is_in:
+                members |= await self._present_at(nid, upto)
+            moved = await self._membership_store.get_moved_members([nid], completed[nid] - 1)
+            mistaken.update(row.user_id for row in moved if row.left_position == completed[nid])
+        return members, mistaken
+
+    async def _joined_at(
+        self, own: Mapping[int, MembershipRow], room_nids: Iterable[int], position: int
+    ) -> set[int]:
+        """Those of the rooms that the user was in."""
+        rows = [own[nid] for nid in room_nids if nid in own]
+        return {nid for nid, _ in await self._states.joined_at(rows, position)}
+
+    async def _sharing(
+        self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]
+    ) -> set[str]:
+        """Those of the others with whom the user shares an encrypted room."""
+        if len(others) > MOST_LOOKED_UP:
+            common = await self._membership_store.get_shared_rooms(user_id, others)
+            rooms = await self._encrypted.among({nid for nids in common.values() for nid in nids})
+            return {
+                other
+                for other, nids in common.items()
+                if other != user_id and not rooms.isdisjoint(nids)
+            }
+        joined = {nid for nid, row in own.items() if row.membership == "join"}
+        sharing: set[str] = set()
+        for other in others:
+            theirs = await self._memberships.of_user(UserID(other))
+            in_common = {
+                nid for nid, row in theirs.items() if row.membership == "join" and nid in joined
+            }
+            if other != user_id and in_common and await self._encrypted.among(in_common):
+                sharing.add(other)
+        return sharing

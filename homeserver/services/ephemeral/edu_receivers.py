@@ -1,0 +1,234 @@
+"""What other servers tell of their users beside events: who types, who has read what, who is there.
+
+A server speaks for its own users only, and of rooms in which these are. Room ACLs have been applied
+before.
+
+spec: server-server-api#typing-notifications, server-server-api#receipts, server-server-api#presence
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import EventID, ServerName, UserID, domain_of, is_event_id, is_user_id
+from federation.rooms.event_threads import find_standings
+from federation.rooms.events import RoomEvents
+from federation.rooms.memberships import Memberships
+from homeserver.services.ephemeral.typing import Typing
+from homeserver.services.presence.presence import Presence
+from homeserver.services.presence.remote_users import PresenceUpdate
+from homeserver.services.presence.states import State
+from storage.rooms.early_receipts import PUBLIC, EarlyReceipt, EarlyReceiptStore
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore, stands_in
+from storage.rooms.rooms import RoomStore
+
+MAX_RECEIPTS: Final = 1000
+"""In one EDU."""
+MAX_PRESENCES: Final = 1000
+LONGEST_AGO_MS: Final = (1 << 53) - 1
+
+
+class ReceiptData(msgspec.Struct):
+    """What is told of one receipt."""
+
+    ts: int | None = None
+    thread_id: str | None = None
+
+
+class Receipt(msgspec.Struct):
+    """How far a user has read."""
+
+    event_ids: list[str]
+    data: ReceiptData
+
+
+class Person(msgspec.Struct):
+    """How a user is there."""
+
+    user_id: str
+    presence: State
+    last_active_ago: int | None = None
+    currently_active: bool = False
+    status_msg: str | None = None
+
+
+class ReceivedNotices:
+    """Takes these in. For the reactor thread."""
+
+    def __init__(
+        self,
+        rooms: RoomStore,
+        events: RoomEvents,
+        memberships: Memberships,
+        membership_store: MembershipStore,
+        typing: Typing,
+        receipts: ReceiptStore,
+        early_receipts: EarlyReceiptStore,
+        presence: Presence,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._rooms = rooms
+        self._events = events
+        self._memberships = memberships
+        self._membership_store = membership_store
+        self._typing = typing
+        self._receipts = receipts
+        self._early_receipts = early_receipts
+        self._presence = presence
+        self._now_ms = now_ms
+
+    async def receive_typing(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+        """m.typing. Raises InvalidParam."""
+        room_id, user_id, is_typing = (
+            content.get("room_id"),
+            content.get("user_id"),
+            content.get("typing"),
+        )
+        if (
+            not isinstance(room_id, str)
+            or not _is_user_of(origin, user_id)
+            or not isinstance(is_typing, bool)
+        ):
+            raise InvalidParam("room_id, user_id or typing is missing, or malformed")
+        room = await self._rooms.get_room(room_id)
+        if room is not None and await self._memberships.local_members(room.room_nid):
+            await self._typing.receive(
+                origin, room.room_nid, UserID(str(user_id)), is_typing=is_typing
+            )
+
+    async def receive_receipts(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+        """m.receipt: those of users who are in the room.
+
+        One may come before the event at which it stands: then it waits for it
+        (`EarlyReceiptStore`). How many of a user are kept is bounded (`ReceiptStore`).
+        """
+        await self._take_receipts(origin, list(_read_receipts(origin, content)))
+
+    async def _take_receipts(
+        self, origin: ServerName, found: Sequence[tuple[str, UserID, Receipt]]
+    ) -> None:
+        rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
+        events = await self._events.get_anywhere(
+            {EventID(receipt.event_ids[0]) for _, _, receipt in found}
+        )
+        joined = await self._memberships.find_joined(
+            (rooms[room_id].room_nid, user_id) for room_id, user_id, _ in found if room_id in rooms
+        )
+        threaded = {
+            EventID(receipt.event_ids[0])
+            for _, _, receipt in found
+            if receipt.data.thread_id is not None
+        }
+        standings = await find_standings(
+            self._events, [event for id, event in events.items() if id in threaded]
+        )
+        new: list[NewReceipt] = []
+        early: list[EarlyReceipt] = []
+        for room_id, user_id, receipt in found:
+            room = rooms.get(room_id)
+            if room is None or (room.room_nid, user_id) not in joined:
+                continue
+            if not await self._memberships.local_members(room.room_nid):
+                continue
+            event_id = EventID(receipt.event_ids[0])
+            event = events.get(event_id)
+            if event is not None and event.room_nid != room.room_nid:
+                continue
+            thread_id = receipt.data.thread_id or UNTHREADED
+            ts = receipt.data.ts
+            if ts is None or not 0 <= ts < 1 << 53:
+                ts = self._now_ms()
+            if event is None or event.is_outlier:
+                early.append(EarlyReceipt(room.room_nid, user_id, thread_id, event_id, ts))
+            elif thread_id == UNTHREADED or stands_in(thread_id, event_id, standings[event_id]):
+                new.append(
+                    NewReceipt(
+                        room.room_nid,
+                        room_id,
+                        user_id,
+                        PUBLIC,
+                        thread_id,
+                        event_id,
+                        event.position,
+                        ts,
+                    )
+                )
+        if new:
+            await self._receipts.set_receipts(new)
+        if early:
+            come = await self._early_receipts.keep(origin, early)
+            if come:
+                self._events.forget(map(EventID, come))
+                again = [each for each in found if each[2].event_ids[0] in come]
+                await self._take_receipts(origin, again)
+
+    async def receive_presence(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+        """m.presence: that of users who share a room with ours. Raises InvalidParam."""
+        push = content.get("push")
+        if not isinstance(push, list):
+            raise InvalidParam("push is missing, or malformed")
+        if not self._presence.is_on:
+            return
+        updates: list[PresenceUpdate] = []
+        for entry in push[:MAX_PRESENCES]:
+            try:
+                person = msgspec.convert(entry, Person)
+            except msgspec.ValidationError:
+                continue
+            if _is_user_of(origin, person.user_id):
+                updates.append(
+                    PresenceUpdate(
+                        UserID(person.user_id),
+                        person.presence,
+                        _bounded(person.last_active_ago),
+                        person.currently_active,
+                        person.status_msg,
+                    )
+                )
+        # who is remembered has been looked up; others may be invented, and would take the room of
+        # those who are there
+        new = {
+            update.user_id
+            for update in updates
+            if self._presence.roster.find(update.user_id) is None
+        }
+        strangers = new - await self._membership_store.get_users_with_ours(new) if new else new
+        self._presence.receive(
+            origin, [update for update in updates if update.user_id not in strangers]
+        )
+
+
+def _bounded(ago_ms: int | None) -> int | None:
+    return None if ago_ms is None else min(max(ago_ms, 0), LONGEST_AGO_MS)
+
+
+def _read_receipts(
+    origin: ServerName, content: Mapping[str, Any]
+) -> Iterator[tuple[str, UserID, Receipt]]:
+    """(room, user, receipt) of what is well-formed, as many as are taken."""
+    count = 0
+    for room_id, by_type in content.items():
+        users = by_type.get(PUBLIC) if isinstance(by_type, dict) else None
+        for user_id, receipt in users.items() if isinstance(users, dict) else ():
+            count += 1
+            if count > MAX_RECEIPTS:
+                return
+            try:
+                read = msgspec.convert(receipt, Receipt)
+            except msgspec.ValidationError:
+                continue
+            thread = read.data.thread_id
+            if (
+                _is_user_of(origin, user_id)
+                and read.event_ids
+                and is_event_id(read.event_ids[0])
+                and (thread is None or thread == MAIN_THREAD or is_event_id(thread))
+            ):
+                yield room_id, UserID(user_id), read
+
+
+def _is_user_of(origin: ServerName, user_id: object) -> bool:
+    return isinstance(user_id, str) and is_user_id(user_id) and domain_of(user_id) == origin

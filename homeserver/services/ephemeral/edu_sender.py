@@ -1,0 +1,65 @@
+"""Tells other servers who types, and who is there, of our users.
+
+spec: server-server-api#typing-notifications, server-server-api#presence
+"""
+
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from federation.devices.local_devices import encode_edu
+from federation.protocol.ids import UserID
+from federation.sender.sender import Sender
+from homeserver.services.presence.remote_users import PresenceUpdate
+from storage.rooms.rooms import RoomStore
+
+
+class ToldNotices:
+    """Hears of them, and hands them to the sender. For the reactor thread."""
+
+    log = Logger()
+
+    def __init__(self, sender: Sender, rooms: RoomStore) -> None:
+        self._sender = sender
+        self._rooms = rooms
+
+    def hear_typing(self, room_nid: int, user_id: UserID, is_typing: bool) -> None:
+        """A user types, or no longer."""
+        self._start(self._tell_typing(room_nid, user_id, is_typing))
+
+    def hear_presence(self, updates: Sequence[PresenceUpdate]) -> None:
+        """Users are there in another way."""
+        self._start(self._tell_presence(updates))
+
+    async def _tell_typing(self, room_nid: int, user_id: UserID, is_typing: bool) -> None:
+        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        content = {"room_id": room.room_id, "user_id": user_id, "typing": is_typing}
+        await self._sender.send_notice(
+            room_nid, (room.room_id, user_id), encode_edu("m.typing", content)
+        )
+
+    async def _tell_presence(self, updates: Sequence[PresenceUpdate]) -> None:
+        for update in updates:
+            presence: dict[str, Any] = {
+                "user_id": update.user_id,
+                "presence": update.state,
+                "currently_active": update.currently_active,
+            }
+            if update.last_active_ago is not None:
+                presence["last_active_ago"] = update.last_active_ago
+            if update.status_msg is not None:
+                presence["status_msg"] = update.status_msg
+            await self._sender.send_presence(update.user_id, presence)
+
+    def _start(self, telling: Awaitable[None]) -> None:
+        Deferred.fromCoroutine(_run(telling)).addErrback(
+            lambda failure: self.log.failure(
+                "other servers are not told who types or is there", failure
+            )
+        )
+
+
+async def _run(telling: Awaitable[None]) -> None:
+    await telling

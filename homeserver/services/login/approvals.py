@@ -1,0 +1,164 @@
+"""Accounts that wait until an administrator has approved them.
+
+Laws:
+- Who waits is let in nowhere: no session of an app or of a browser begins, whichever way they come.
+- That an account waits, and the letter to the administrators, are one write with the account; that
+  it is approved, and the letter to its owner, are one write too.
+- While an account is still waiting since less than an hour, administrators get no letter about the
+  next: nobody can fill their mailbox. The page shows all.
+
+spec: MSC3866
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import NotFound, UserAwaitingApproval
+from federation.protocol.ids import UserID
+from homeserver.services.audit.audit import Happened, note
+from homeserver.services.email.outbox import Outbox
+from homeserver.services.pages.languages import ENGLISH, Languages
+from homeserver.services.threepids.validation import EMAIL
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.threepids.threepids import ThreepidStore
+
+APPROVALS_PATH: Final = "/_mahalla/approvals"
+QUIET_MS: Final = 3600 * 1000
+BY_EMAIL: Final = "m.email"
+BY_NOTHING: Final = "m.none"
+
+
+class Newcomers(Protocol):
+    """What is done for accounts that may be used from now on."""
+
+    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In the write: note what is to be done."""
+        ...
+
+    async def welcome(self, user_id: UserID) -> None:
+        """Afterwards: do it. Raises nothing that would spoil the registration."""
+        ...
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """An account that waits, since when (milliseconds since 1970), and its e-mail addresses."""
+
+    user_id: UserID
+    since_ts: int
+    addresses: Sequence[str]
+
+
+class Approvals:
+    """Keeps accounts waiting, and lets them in."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        accounts: AccountStore,
+        threepids: ThreepidStore,
+        outbox: Outbox | None,
+        languages: Languages,
+        *,
+        letters_to: Mapping[str, str],
+        base_url: str,
+    ) -> None:
+        """`letters_to`: addresses of administrators who hear of accounts that wait, with their
+        languages."""
+        self._clock = clock
+        self._database = database
+        self._accounts = accounts
+        self._threepids = threepids
+        self._outbox = outbox
+        self._languages = languages
+        self._letters_to = dict(letters_to)
+        self._base_url = base_url.rstrip("/")
+        self._newcomers: Newcomers | None = None
+
+    def greet_with(self, newcomers: Newcomers) -> None:
+        """From now on let this be done for accounts that are approved."""
+        self._newcomers = newcomers
+
+    async def check(self, user_id: UserID) -> None:
+        """Raises `UserAwaitingApproval` for who waits."""
+        account = (await self._accounts.get_accounts([user_id])).get(user_id)
+        if account is not None and account.awaiting_ts is not None:
+            raise await self.refusal(user_id)
+
+    async def refusal(self, user_id: UserID) -> UserAwaitingApproval:
+        """What somebody who waits is told."""
+        known = self._outbox is not None and bool(await self._addresses([user_id]))
+        return UserAwaitingApproval(approval_notice_medium=BY_EMAIL if known else BY_NOTHING)
+
+    def note_waiting(self, txn: WriteTransaction, user_id: UserID, since_ts: int) -> None:
+        """In the write that makes an account which waits: tell the administrators."""
+        if self._outbox is None or self._accounts.has_awaiting(txn, since_ts - QUIET_MS, user_id):
+            return
+        for address, code in self._letters_to.items():
+            language = self._languages.choose(code)
+            letter = self._outbox.letters.account_waits(
+                language, user_id, f"{self._base_url}{APPROVALS_PATH}"
+            )
+            self._outbox.add(txn, language, letter, address)
+
+    async def get_waiting(self, limit: int) -> Sequence[Waiting]:
+        """Up to `limit` accounts that wait, the first first."""
+        rows = await self._accounts.get_awaiting(limit)
+        addresses = await self._addresses([user_id for user_id, _ in rows])
+        return [
+            Waiting(UserID(user_id), since, addresses.get(user_id, ())) for user_id, since in rows
+        ]
+
+    async def do_approve(self, user_id: UserID, *, by: UserID) -> bool:
+        """Let an account be used, and tell its owner by e-mail where an address is known; False
+        where it did not wait. Raises `NotFound`."""
+        account = (await self._accounts.get_accounts([user_id])).get(user_id)
+        if account is None or account.deactivated_ts is not None:
+            raise NotFound("There is no such user here")
+        language = self._languages.choose(account.awaiting_languages or ENGLISH)
+        addresses = (await self._addresses([user_id])).get(user_id, ())
+
+        def write(txn: WriteTransaction) -> bool:
+            if not self._accounts.set_awaiting(txn, user_id, None):
+                return False
+            note(txn, user_id, Happened.APPROVED, self._now(), by=by)
+            if self._newcomers is not None:
+                self._newcomers.note(txn, user_id)
+            if self._outbox is not None:
+                for address in addresses:
+                    letter = self._outbox.letters.account_approved(
+                        language, user_id, f"{self._base_url}/"
+                    )
+                    self._outbox.offer(txn, language, letter, address)
+            return True
+
+        approved = await self._database.write("approve_account", write)
+        if approved and self._newcomers is not None:
+            await self._newcomers.welcome(user_id)
+        return approved
+
+    async def do_withdraw(self, user_id: UserID, *, by: UserID) -> None:
+        """Let an account wait again. Its sessions stay; no new one begins. Raises `NotFound`."""
+        if user_id not in await self._accounts.get_accounts([user_id]):
+            raise NotFound("There is no such user here")
+
+        def write(txn: WriteTransaction) -> None:
+            if self._accounts.set_awaiting(txn, user_id, self._now()):
+                note(txn, user_id, Happened.APPROVAL_WITHDRAWN, self._now(), by=by)
+
+        await self._database.write("withdraw_approval", write)
+
+    async def _addresses(self, user_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        rows = await self._threepids.get_threepids(user_ids)
+        return {
+            user_id: [row.address for row in found if row.medium == EMAIL]
+            for user_id, found in rows.items()
+        }
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

@@ -1,0 +1,192 @@
+"""Who is signed in, in a browser, to the server's own pages.
+
+Laws:
+- The cookie is random and signed, is kept as a hash, and is new with each sign-in: no session is
+  taken over that somebody else began.
+- A session begins only while what it rests on holds
+  (`homeserver/services/login/credential_epoch.py`).
+- A session ends by itself after a day; a password change, a sign-out everywhere, a locked and a
+  closed account end it; an account past its day has none.
+- No script reads the cookie, no other site sends it with a form, and over https no other host can
+  set it.
+
+A browser session is no device: it opens pages, and no endpoint of the client-server API.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.endpoint import RequestContext
+from federation.protocol.ids import UserID
+from homeserver.services.audit.audit import TIME_OVER, Happened, note
+from homeserver.services.login.account_validity import AccountValidity
+from homeserver.services.login.cookies import Cookies
+from homeserver.services.login.credential_epoch import Era, InBrowser, check_era, check_sign_in
+from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.login.browser_sessions import BrowserSessionStore
+
+COOKIE: Final = "mahalla_session"
+LIFETIME_MS: Final = 24 * 3600 * 1000
+
+
+class BrowserSession(msgspec.Struct, frozen=True):
+    """Who looks at a page."""
+
+    user_id: UserID
+    proved_ts: int
+    """When they last proved who they are, in milliseconds since 1970."""
+    is_admin: bool = False
+    is_suspended: bool = False
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came, if any."""
+    era: Era = 0
+    """For the writes of what they do here (`homeserver/services/login/credential_epoch.py`)."""
+
+
+class BrowserSessions:
+    """Begins, finds and ends them."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: BrowserSessionStore,
+        secret_text: SecretText,
+        cookies: Cookies,
+        *,
+        lifetime_ms: int = LIFETIME_MS,
+        validity: AccountValidity | None = None,
+    ) -> None:
+        self._validity = validity or AccountValidity(clock)
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._secret_text = secret_text
+        self._cookies = cookies
+        self._lifetime_ms = lifetime_ms
+
+    async def do_begin(
+        self,
+        user_id: UserID,
+        context: RequestContext,
+        era: int,
+        origin: str | None = None,
+        proved_ts: int | None = None,
+    ) -> str:
+        """Sign somebody in, who has proved who they are and whose account may be used, in this
+        `era`; what this browser had before ends. Raises as `check_era`. `origin`: the sign-in at an
+        identity provider by which they came; `proved_ts`: when they proved who they are there
+        (None: now, and here). The cookie, to be set with the answer (`Response.cookies`)."""
+        token = self._secret_text.browser_token()
+        old = self._cookies.find(context, COOKIE)
+        now = self._now()
+
+        def write(txn: WriteTransaction) -> None:
+            check_era(txn, user_id, era)
+            check_sign_in(txn, origin)
+            if old is not None:
+                self._end(txn, hash_token(old), context.client_ip, unless_of=user_id)
+            proved = now if proved_ts is None else proved_ts
+            self._store.add_browser_session(
+                txn, hash_token(token), user_id, proved, now + self._lifetime_ms, origin
+            )
+            note(txn, user_id, Happened.BROWSER_SIGNED_IN, now, ip=context.client_ip)
+
+        await self._database.write("begin_browser_session", write)
+        return self._cookies.make(context, COOKIE, token, seconds=self._lifetime_ms // 1000)
+
+    async def get(self, context: RequestContext) -> BrowserSession | None:
+        """Who is signed in in the browser that asks."""
+        token = self._cookies.find(context, COOKIE)
+        if token is None:
+            return None
+        token_hash = hash_token(token)
+        row = await self._store.get_browser_session(token_hash, self._now())
+        if row is None or self._validity.is_over(row.account_expires_ts):
+            return None
+        era = InBrowser(row.era, token_hash)
+        return BrowserSession(
+            UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, era
+        )
+
+    async def do_end_others(
+        self,
+        context: RequestContext,
+        user_id: UserID,
+        remove_sessions: Callable[[WriteTransaction, UserID, str], None],
+    ) -> None:
+        """As `ending_others`, in a write of its own."""
+        await self._database.write(
+            "end_other_sessions", self.ending_others(context, user_id, remove_sessions)
+        )
+
+    def ending_others(
+        self,
+        context: RequestContext,
+        user_id: UserID,
+        remove_sessions: Callable[[WriteTransaction, UserID, str], None],
+    ) -> Callable[[WriteTransaction], None]:
+        """What ends, in a write, all sessions of who asks, of apps and of browsers, but that of the
+        browser that asks, which stays what it was. `remove_sessions`: ends all."""
+        token = self._cookies.find(context, COOKIE) or ""
+        now = self._now()
+
+        def write(txn: WriteTransaction) -> None:
+            row = self._store.get_browser_session_in(txn, hash_token(token), now)
+            self._store.remove_browser_session(txn, hash_token(token))
+            remove_sessions(txn, user_id, context.client_ip)
+            if row is not None:  # it may have been ended meanwhile
+                self._store.add_browser_session(
+                    txn, hash_token(token), row.user_id, row.proved_ts, row.expires_ts, row.origin
+                )
+
+        return write
+
+    async def do_end(self, context: RequestContext) -> str:
+        """Sign out who is signed in in the browser that asks. What takes the cookie away, to be set
+        with the answer."""
+        token = self._cookies.find(context, COOKIE)
+
+        def write(txn: WriteTransaction, token_hash: bytes) -> None:
+            self._end(txn, token_hash, context.client_ip)
+
+        if token is not None:
+            await self._database.write("end_browser_session", write, hash_token(token))
+        return self._cookies.remove(context, COOKIE)
+
+    def _end(
+        self, txn: WriteTransaction, token_hash: bytes, ip: str, *, unless_of: UserID | None = None
+    ) -> None:
+        """End the session of a cookie, and keep a record of it, unless it is of somebody who stays
+        signed in."""
+        ended = self._store.remove_browser_session(txn, token_hash)
+        if ended is None:
+            return
+        user_id, expires_ts = ended
+        if expires_ts <= self._now():
+            self._note_over(txn, UserID(user_id), expires_ts)
+        elif user_id != unless_of:
+            note(txn, UserID(user_id), Happened.BROWSER_SIGNED_OUT, self._now(), ip=ip)
+
+    @staticmethod
+    def _note_over(txn: WriteTransaction, user_id: UserID, expires_ts: int) -> None:
+        note(txn, user_id, Happened.BROWSER_SIGNED_OUT, expires_ts, detail=TIME_OVER)
+
+    async def do_sweep(self, limit: int) -> int:
+        """Remove up to `limit` sessions whose time is over; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            gone = self._store.remove_old(txn, self._now(), limit)
+            for user_id, expires_ts in gone:
+                self._note_over(txn, UserID(user_id), expires_ts)
+            return len(gone)
+
+        return await self._database.write("end_old_browser_sessions", write)
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

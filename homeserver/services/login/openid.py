@@ -1,0 +1,87 @@
+"""Proofs for other services of who somebody is: a token that is good for an hour and for nothing
+else.
+
+spec: client-server-api#openid, server-server-api#openid
+"""
+
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, UnknownToken
+from federation.protocol.ids import ServerName, UserID
+from homeserver.services.login.account_validity import AccountValidity
+from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.login.openid_tokens import OpenIDTokenStore
+
+LIFETIME: Final = 3600
+"""Seconds."""
+
+
+class OpenID:
+    """Gives out tokens, and says whose they are."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: OpenIDTokenStore,
+        accounts: AccountStore,
+        secret_text: SecretText,
+        *,
+        server_name: ServerName,
+        validity: AccountValidity,
+    ) -> None:
+        self._clock = clock
+        self._validity = validity
+        self._database = database
+        self._store = store
+        self._accounts = accounts
+        self._secret_text = secret_text
+        self._server_name = server_name
+
+    async def do_request_token(self, caller: Requester, user_id: UserID) -> dict[str, object]:
+        """A new token. Raises Forbidden."""
+        if caller.user_id != user_id:
+            raise Forbidden("You can only prove who you are yourself")
+        token = self._secret_text.openid_token()
+        expires_ts = self._now_ms() + LIFETIME * 1000
+
+        def write(txn: WriteTransaction) -> None:
+            self._store.add_token(txn, hash_token(token), user_id, expires_ts)
+
+        await self._database.write("add_openid_token", write)
+        return {
+            "access_token": token,
+            "token_type": "Bearer",
+            "matrix_server_name": self._server_name,
+            "expires_in": LIFETIME,
+        }
+
+    async def get_user(self, token: str) -> UserID:
+        """Whose token it is. Raises UnknownToken."""
+        user_id = await self._store.get_user(hash_token(token), self._now_ms())
+        account = (
+            (await self._accounts.get_accounts([user_id])).get(user_id)
+            if user_id is not None
+            else None
+        )
+        if (
+            account is None
+            or account.deactivated_ts is not None
+            or account.locked
+            or self._validity.is_over(account.expires_ts)
+        ):
+            raise UnknownToken("The token is unknown or has expired")
+        return UserID(account.user_id)
+
+    async def do_forget(self, limit: int) -> int:
+        """Forget up to `limit` tokens that are no longer good; how many."""
+        return await self._store.remove_expired(self._now_ms(), limit)
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)

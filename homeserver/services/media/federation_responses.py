@@ -1,0 +1,89 @@
+"""Answers with files to other servers: metadata in JSON, of which there is none, and the file, both
+in one body.
+
+The boundary between them is made of the file's hash, which no file can contain. spec:
+server-server-api#content-repository
+"""
+
+from typing import Final, get_args
+
+from federation.endpoints.media import MediaAnswers, ThumbnailQuery
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import ServerName
+from homeserver.http.responses import File, Response, Source
+from homeserver.services.media.delivery import MediaDelivery
+from homeserver.services.media.thumbnails import Method
+
+_BOUNDARY: Final = "elsewhere"
+"""Where there is no file."""
+
+
+class _Enveloped:
+    """A source with something before it, and something after it."""
+
+    def __init__(self, before: bytes, source: Source, size: int, after: bytes) -> None:
+        self.size = len(before) + size + len(after)
+        self._before = before
+        self._source = source
+        self._end = len(before) + size
+        self._after = after
+
+    async def read(self, offset: int, size: int) -> bytes:
+        if offset < len(self._before):
+            return self._before[offset : offset + size]
+        if offset < self._end:
+            return await self._source.read(
+                offset - len(self._before), min(size, self._end - offset)
+            )
+        return self._after[offset - self._end :][:size]
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def media_answers(delivery: MediaDelivery) -> MediaAnswers:
+    """The answers, out of those for clients."""
+
+    async def get_file(media_id: str, timeout_ms: int, server: ServerName) -> Response:
+        return _envelop(await delivery.download_own(media_id, timeout_ms, server))
+
+    async def get_thumbnail(
+        media_id: str, query: ThumbnailQuery, timeout_ms: int, server: ServerName
+    ) -> Response:
+        if query.method not in get_args(Method):
+            raise InvalidParam("method must be crop or scale")
+        method: Method = "crop" if query.method == "crop" else "scale"
+        return _envelop(
+            await delivery.thumbnail_own(
+                media_id,
+                (query.width, query.height),
+                method,
+                timeout_ms,
+                server,
+                animated=query.animated,
+            )
+        )
+
+    return MediaAnswers(get_file, get_thumbnail)
+
+
+def _envelop(response: Response) -> Response:
+    file = response.body
+    if not isinstance(file, File):
+        return _envelop_address(response.headers["Location"])
+    boundary = file.etag.replace("_", "-")
+    said = "".join(
+        f"{name}: {response.headers[name]}\r\n" for name in ("Content-Type", "Content-Disposition")
+    )
+    before = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n{said}\r\n".encode()
+    source = _Enveloped(before, file.source, file.size, f"\r\n--{boundary}--\r\n".encode())
+    headers = {"Content-Type": f"multipart/mixed; boundary={boundary}"}
+    return Response(headers=headers, body=File(source, source.size, file.etag))
+
+
+def _envelop_address(address: str) -> Response:
+    """Where the file is, in place of it."""
+    first = f"--{_BOUNDARY}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
+    body = f"{first}--{_BOUNDARY}\r\nLocation: {address}\r\n\r\n\r\n--{_BOUNDARY}--\r\n"
+    headers = {"Content-Type": f"multipart/mixed; boundary={_BOUNDARY}"}
+    return Response(headers=headers, body=body.encode())

@@ -1,0 +1,251 @@
+"""Files of other servers on their way here: each fetched once, however many ask for it, and so many
+at a time (`transfer_lanes`).
+
+Laws:
+- Bytes go to a file on the disk of the store as they come. Nothing that another server does takes
+  more memory or time than is allowed: a file too long, one that drips, and one that never ends are
+  given up.
+- Who asks waits until the file begins to come, at most so long as wished, and then to its end.
+- What failed is remembered for a while, so that a page full of pictures of a dead server asks it
+  once.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from federation.peers.requests import RefusedByRemote
+from federation.peers.shared_work import SharedWork
+from federation.protocol.errors import (
+    Forbidden,
+    MatrixError,
+    MediaTooLarge,
+    NotFound,
+    NotYetUploaded,
+    OtherServerFailed,
+    RemoteError,
+)
+from federation.protocol.ids import ServerName
+from federation.remote.media import FileHeaders, RemoteFileTooLarge, RemoteMedia
+from homeserver.api.storage_errors import telling_of_the_store
+from homeserver.services.media.download_slots import Lanes, Place
+from storage.media.spool import Spool
+
+SPOOL_BYTES: Final = 1 << 18
+"""A file stays in memory up to here."""
+CHECK_SECONDS: Final = 30.0
+LEAST_BYTES: Final = 64 << 10
+"""In that time, or the file is given up."""
+BYTES_PER_SECOND: Final = 100 << 10
+"""At which a file of the largest size still arrives in time."""
+FILE_FAILED_SECONDS: Final = 60.0
+SERVER_FAILED_SECONDS: Final = 20.0
+"""For so long it is not tried again."""
+MAX_REMEMBERED: Final = 10_000
+
+Key = tuple[ServerName, str]
+Keep = Callable[[FileHeaders, Spool], Awaitable[None]]
+"""Keeps a file that has come; when it returns the file is on disk."""
+
+
+class _ArrivingFile:
+    """The sink of one file."""
+
+    def __init__(self, file: Spool, on_begin: Callable[[], None]) -> None:
+        self.received = 0
+        self.has_begun = False
+        self.file = file
+        self._on_begin = on_begin
+
+    def begin(self) -> None:
+        self.has_begun = True
+        self.file.seek(0)
+        self.file.truncate()
+        self._on_begin()
+
+    def write(self, data: bytes) -> None:
+        self.received += len(data)
+        self.file.write(data)
+
+
+class Fetching:
+    """Fetches files of at most `max_bytes`."""
+
+    def __init__(
+        self,
+        remote: RemoteMedia,
+        clock: IReactorTime,
+        spool: Callable[[int], Spool],
+        max_bytes: int,
+    ) -> None:
+        self._remote = remote
+        self._clock = clock
+        self._spool = spool
+        self._max_bytes = max_bytes
+        self._lanes = Lanes(clock)
+        self._work: SharedWork[Key, None] = SharedWork()
+        self._coming: set[Key] = set()
+        self._failed: dict[tuple[ServerName, str | None], tuple[float, type[MatrixError], str]] = {}
+
+    async def fetch(
+        self, server: ServerName, media_id: str, timeout_ms: int, keep: Keep, whose: str
+    ) -> None:
+        """Fetch a file and let `keep` have it, unless somebody does so now; then wait for that.
+        `whose`: who asks.
+
+        Raises NotFound, NotYetUploaded, MediaTooLarge, OtherServerFailed, LimitExceeded, Forbidden.
+        """
+        key = (server, media_id)
+        self._refuse_failed(key)
+        waiting = Deferred.fromCoroutine(
+            self._work.run(key, lambda: self._fetch(key, timeout_ms, keep, whose))
+        )
+        is_late = False
+
+        def give_up() -> None:
+            nonlocal is_late
+            if key not in self._coming:
+                is_late = True
+                waiting.cancel()
+
+        timer = self._clock.callLater(timeout_ms / 1000, give_up)
+        try:
+            await waiting
+        except CancelledError:
+            if is_late:
+                raise NotYetUploaded(
+                    "The other server has not begun to send the file in time"
+                ) from None
+            raise
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    async def _fetch(self, key: Key, timeout_ms: int, keep: Keep, whose: str) -> None:
+        server = key[0]
+        try:
+            place = await self._lanes.enter(server, whose)
+            try:
+                self._refuse_failed(key)
+                await self._receive(key, timeout_ms, keep, place)
+            finally:
+                place.leave()
+        finally:
+            self._coming.discard(key)
+
+    async def _receive(self, key: Key, timeout_ms: int, keep: Keep, place: Place) -> None:
+        server, media_id = key
+        arriving = _ArrivingFile(self._spool(SPOOL_BYTES), lambda: self._coming.add(key))
+        seconds = timeout_ms / 1000 + CHECK_SECONDS + self._max_bytes / BYTES_PER_SECOND
+        task = Deferred.fromCoroutine(
+            self._remote.download(
+                server,
+                media_id,
+                arriving,
+                timeout_ms=timeout_ms,
+                seconds=seconds,
+                max_bytes=self._max_bytes,
+            )
+        )
+        place.begin(lambda: arriving.received, task.cancel)
+        watch = _Watch(self._clock, arriving, task, timeout_ms / 1000)
+        try:
+            try:
+                with telling_of_the_store():
+                    headers = await task
+            except CancelledError as error:
+                if (
+                    place.is_taken_away
+                ):  # that says nothing of the file, so it may be asked for again at once
+                    raise NotYetUploaded(
+                        "The other server has not sent the file yet, and others wait"
+                    ) from error
+                raise self._remember(
+                    key, OtherServerFailed(f"{server} sends the file too slowly")
+                ) from error
+            except RefusedByRemote as error:
+                raise self._answer_to(key, error) from error
+            except RemoteFileTooLarge as error:
+                raise self._remember(key, MediaTooLarge()) from error
+            except RemoteError as error:
+                failed = OtherServerFailed(
+                    f"{server} could not be asked for the file, or answered wrongly"
+                )
+                raise self._remember((server, None) if error.retryable else key, failed) from error
+            finally:
+                watch.stop()
+            arriving.file.seek(0)
+            await keep(headers, arriving.file)
+        finally:
+            arriving.file.close()
+
+    def _answer_to(self, key: Key, error: RefusedByRemote) -> MatrixError:
+        """What a client is told when the other server says no."""
+        if error.errcode == "M_NOT_YET_UPLOADED":
+            return NotYetUploaded()
+        if error.errcode == "M_TOO_LARGE":
+            return self._remember(key, MediaTooLarge("The file is too large for its server"))
+        if error.status == 404:
+            return self._remember(key, NotFound("Its server has no such file"))
+        if error.status in (401, 403):
+            return self._remember(key, Forbidden("Its server does not give this file to this one"))
+        return self._remember(key, OtherServerFailed(f"{key[0]} does not give the file now"))
+
+    def _refuse_failed(self, key: Key) -> None:
+        """Raises what came of trying a moment ago."""
+        for each in (key, (key[0], None)):
+            failed = self._failed.get(each)
+            if failed is None:
+                continue
+            until, kind, text = failed
+            if self._clock.seconds() < until:
+                raise kind(text)
+            del self._failed[each]
+
+    def _remember(self, key: tuple[ServerName, str | None], error: MatrixError) -> MatrixError:
+        seconds = SERVER_FAILED_SECONDS if key[1] is None else FILE_FAILED_SECONDS
+        self._failed.pop(key, None)
+        self._failed[key] = (self._clock.seconds() + seconds, type(error), error.text)
+        if len(self._failed) > MAX_REMEMBERED:
+            del self._failed[next(iter(self._failed))]
+        return error
+
+
+class _Watch:
+    """Gives up a file that does not come, or drips."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        file: _ArrivingFile,
+        task: Deferred[FileHeaders],
+        first_seconds: float,
+    ) -> None:
+        self._clock = clock
+        self._file = file
+        self._task = task
+        self._timer: IDelayedCall | None = clock.callLater(
+            first_seconds + CHECK_SECONDS, self._check_begun
+        )
+
+    def stop(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    def _check_begun(self) -> None:
+        if self._file.has_begun:
+            self._watch(self._file.received)
+        else:
+            self._task.cancel()
+
+    def _check(self, before: int) -> None:
+        if self._file.received - before >= LEAST_BYTES:
+            self._watch(self._file.received)
+        else:
+            self._task.cancel()
+
+    def _watch(self, before: int) -> None:
+        self._timer = self._clock.callLater(CHECK_SECONDS, self._check, before)

@@ -1,0 +1,80 @@
+"""Reports: what users find that administrators should look at.
+
+Whether a room or user exists is not told by the answer: a report of what is not there is accepted,
+and kept where it may be about something elsewhere.
+
+spec: client-server-api#reporting-content
+"""
+
+from collections.abc import Callable
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.ids import EventID, RoomID, UserID
+from homeserver.services.rooms.reading import RoomReading
+from storage.accounts.accounts import AccountStore
+from storage.moderation.reports import NewReport, ReportKind, ReportStore
+
+
+class Reports:
+    """Takes reports."""
+
+    def __init__(
+        self,
+        store: ReportStore,
+        reading: RoomReading,
+        accounts: AccountStore,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._reading = reading
+        self._accounts = accounts
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def do_report_event(
+        self, caller: Requester, room_id: RoomID, event_id: EventID, reason: str | None
+    ) -> None:
+        """Report an event of a room that the caller is in. Raises NotFound, also for who is not in
+        the room.
+
+        spec: client-server-api#post_matrixclientv3roomsroomidreporteventid
+        """
+        try:
+            await self._reading.check_joined(caller.user_id, room_id)
+        except Forbidden:
+            raise NotFound("The event was not found, or you are not in the room") from None
+        reader = await self._reading.find_reader(caller.user_id, room_id)
+        seen = await self._reading.see_one(caller, reader, event_id)
+        sender = seen.event.event.sender
+        await self._store.add_report(
+            NewReport(
+                self._now_ms(), ReportKind.EVENT, caller.user_id, room_id, event_id, sender, reason
+            )
+        )
+
+    async def do_report_room(self, caller: Requester, room_id: RoomID, reason: str) -> None:
+        """Report a room, whether one is in it or not. spec:
+        client-server-api#post_matrixclientv3roomsroomidreport"""
+        await self._store.add_report(
+            NewReport(
+                self._now_ms(), ReportKind.ROOM, caller.user_id, room_id=room_id, reason=reason
+            )
+        )
+
+    async def do_report_user(self, caller: Requester, user_id: UserID, reason: str) -> None:
+        """Report a user; of this server only those who exist. spec:
+        client-server-api#post_matrixclientv3usersuseridreport"""
+        if self._identity.is_local(user_id) and not await self._accounts.get_accounts([user_id]):
+            return
+        await self._store.add_report(
+            NewReport(
+                self._now_ms(),
+                ReportKind.USER,
+                caller.user_id,
+                target_user_id=user_id,
+                reason=reason,
+            )
+        )

@@ -1,0 +1,300 @@
+"""The list of what a user was notified of, made of flags and rows as counts are: nothing is kept
+for it.
+
+Laws:
+- Newest first. A page looks at the user's rooms in the order of their newest events, and at no more
+  of them once all the others are older than what it has found.
+- What is no longer theirs to see is not in it: rooms that they have left, what came before they
+  (last) joined, redacted events, what is older than its room keeps it, and what users whom they
+  ignore sent.
+- Whether an event notified, and was highlighted, is what was decided when it came. Its further
+  actions (a sound) are those of the user's rules of today. Of invites into rooms that this server
+  was not in nothing was kept: all is by the rules of today.
+
+spec: client-server-api#listing-notifications
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import UserID
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.history.past_memberships import PastMemberships
+from federation.rooms.history.retention import Lifetimes
+from federation.rooms.joins.out_of_room import OutsideMemberships, is_outside
+from federation.rooms.memberships import Memberships
+from federation.rooms.visibility import Seen
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.account_data.invite_permissions import InvitePermissions
+from homeserver.services.push.decisions import PushDecisions
+from homeserver.services.push.default_rules import Action
+from homeserver.services.push.unread_counts import UnreadCounts
+from homeserver.services.push.user_rules import OwnRules, UserRules
+from homeserver.services.rooms.client_events import ClientEvents
+from storage.engine.streams import Streams
+from storage.push.event_push_actions import (
+    HIGHLIGHTED,
+    MAIN,
+    NOTIFIES,
+    Notified,
+    PushOutcomeStore,
+    ReadUpTo,
+)
+from storage.push.old_push_actions import OldOutcomeStore
+from storage.push.push_rule_history import Span
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.recency import RoomRecencyStore
+from storage.rooms.rooms import RoomStore
+
+MOST: Final = 100
+"""Of one page."""
+ROOMS_AT_ONCE: Final = 50
+"""How many rooms are looked at with one query."""
+HIGHLIGHT: Final = "highlight"
+_TOKEN: Final = re.compile(r"n([0-9]{1,18})", re.ASCII)
+
+
+class Notifications:
+    """Lists them. For the reactor thread."""
+
+    def __init__(
+        self,
+        outcomes: PushOutcomeStore,
+        old: OldOutcomeStore,
+        recency: RoomRecencyStore,
+        rooms: RoomStore,
+        memberships: Memberships,
+        past: PastMemberships,
+        events: RoomEvents,
+        outside: OutsideMemberships,
+        unread: UnreadCounts,
+        rules: OwnRules,
+        decisions: PushDecisions,
+        ignored: IgnoredUsers,
+        permissions: InvitePermissions,
+        client_events: ClientEvents,
+        streams: Streams,
+        lifetimes: Lifetimes | None,
+    ) -> None:
+        self._outcomes = outcomes
+        self._old = old
+        self._recency = recency
+        self._rooms = rooms
+        self._memberships = memberships
+        self._past = past
+        self._events = events
+        self._outside = outside
+        self._unread = unread
+        self._rules = rules
+        self._decisions = decisions
+        self._ignored = ignored
+        self._permissions = permissions
+        self._client_events = client_events
+        self._streams = streams
+        self._lifetimes = lifetimes
+
+    async def get(
+        self, caller: Requester, from_: str | None, limit: int, only: str | None
+    ) -> Mapping[str, Any]:
+        """A page. Raises InvalidParam."""
+        if only not in (None, HIGHLIGHT):
+            raise InvalidParam("`only` can be `highlight`")
+        before = self._streams.current() if from_ is None else _parse_token(from_)
+        limit = max(1, min(limit, MOST))
+        rows = {
+            nid: row
+            for nid, row in (await self._memberships.of_user(caller.user_id)).items()
+            if row.membership == "join"
+            or (row.membership == "invite" and not await self._permissions.hides(row))
+        }
+        unjudged = await self._find_unjudged(rows)
+        own = {nid: row for nid, row in rows.items() if nid not in unjudged}
+        highlights_only = only == HIGHLIGHT
+        found = await self._find(
+            caller.user_id, own, before, limit, highlights_only=highlights_only
+        )
+        after = found[-1].position if len(found) == limit else 0
+        invites = [row for row in unjudged.values() if after < row.position <= before]
+        told = await self._judge(caller.user_id, invites, limit, highlights_only=highlights_only)
+        found = sorted([*found, *told], key=lambda each: each.position, reverse=True)[:limit]
+        answer: dict[str, Any] = {"notifications": await self._present(caller, rows, found, told)}
+        if len(found) == limit:
+            answer["next_token"] = f"n{found[-1].position - 1}"
+        return answer
+
+    async def _find_unjudged(
+        self, rows: Mapping[int, MembershipRow]
+    ) -> Mapping[int, MembershipRow]:
+        """Those that are invites of which nothing was kept as they came, as this server was not in
+        the room; it may be by now."""
+        invites = {nid: row for nid, row in rows.items() if row.membership == "invite"}
+        stored = await self._events.get_events(
+            row.event_nid for row in invites.values() if not is_outside(row)
+        )
+        return {
+            nid: row
+            for nid, row in invites.items()
+            if is_outside(row)
+            or (row.event_nid in stored and stored[row.event_nid].position is None)
+        }
+
+    async def _judge(
+        self,
+        user_id: UserID,
+        invites: Collection[MembershipRow],
+        limit: int,
+        *,
+        highlights_only: bool,
+    ) -> Mapping[Notified, StoredEvent]:
+        """The newest of these of which the user is notified, by the rules of today."""
+        rules = await self._rules.of_user(user_id)
+        order = sorted(invites, key=lambda row: row.position, reverse=True)
+        found: dict[Notified, StoredEvent] = {}
+        for start in range(0, len(order), ROOMS_AT_ONCE):
+            if len(found) >= limit:
+                break
+            chunk = order[start : start + ROOMS_AT_ONCE]
+            events = await self._load_invites(user_id, chunk)
+            for row in chunk:
+                event = events.get(row.room_nid)
+                if event is None or event.redacted_by is not None:
+                    continue
+                actions = rules.rule_set.find(
+                    await self._decisions.occasion_of(event), user_id, row.display_name
+                )
+                if actions.notify and (actions.highlight or not highlights_only):
+                    outcome = NOTIFIES | (HIGHLIGHTED if actions.highlight else 0)
+                    found[Notified(row.position, event.nid, row.room_nid, outcome)] = event
+        return found
+
+    async def _load_invites(
+        self, user_id: UserID, rows: Collection[MembershipRow]
+    ) -> Mapping[int, StoredEvent]:
+        """Their events, by room."""
+        outside = [row for row in rows if is_outside(row)]
+        rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in outside])
+        stored = await self._events.get_events(row.event_nid for row in rows if not is_outside(row))
+        inside = {event.room_nid: event for event in stored.values()}
+        return {**await self._outside.find_events(user_id, rooms, outside), **inside}
+
+    async def _find(
+        self,
+        user_id: UserID,
+        own: Mapping[int, MembershipRow],
+        before: int,
+        limit: int,
+        *,
+        highlights_only: bool,
+    ) -> Sequence[Notified]:
+        rules = await self._rules.of_user(user_id)
+        ignored = await self._ignored.of_user(user_id)
+        floors = await self._old.get_floors(user_id)
+        latest = await self._recency.get_latest_positions(own)
+        order = sorted(latest, key=lambda nid: latest[nid], reverse=True)
+        found: list[Notified] = []
+        for start in range(0, len(order), ROOMS_AT_ONCE):
+            chunk = order[start : start + ROOMS_AT_ONCE]
+            if len(found) == limit and latest[chunk[0]] < found[-1].position:
+                break
+            spans = [
+                (
+                    nid,
+                    await self._spans(
+                        rules, own[nid], floors.get(nid, 0), min(before, latest[nid])
+                    ),
+                )
+                for nid in chunk
+            ]
+            found += await self._outcomes.get_notified(
+                user_id, spans, ignored, highlights_only=highlights_only, limit=limit
+            )
+            found = sorted(found, key=lambda each: each.position, reverse=True)[:limit]
+        return found
+
+    async def _spans(
+        self, rules: UserRules, row: MembershipRow, floor: int, upto: int
+    ) -> Sequence[Span]:
+        """The part of a room that concerns the user: since they joined, or the event that invited
+        them; above the floor."""
+        after = await self._past.joined_since(row) if row.membership == "join" else row.position - 1
+        if row.membership == "invite":
+            upto = min(upto, row.position)
+        after = max(after, floor)
+        if after >= upto:
+            return []
+        room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
+        return rules.attention.spans(room.room_id.lower(), after, upto)
+
+    async def _present(
+        self,
+        caller: Requester,
+        own: Mapping[int, MembershipRow],
+        found: Sequence[Notified],
+        judged: Mapping[Notified, StoredEvent],
+    ) -> list[Mapping[str, Any]]:
+        """`judged`: those of which nothing was kept, with their events."""
+        rules = await self._rules.of_user(caller.user_id)
+        stored = await self._events.get_events(
+            each.event_nid for each in found if each not in judged
+        )
+        events = [(each, judged.get(each) or stored.get(each.event_nid)) for each in found]
+        shown = [
+            (each, event)
+            for each, event in events
+            if event is not None and (self._lifetimes is None or await self._lifetimes.shows(event))
+        ]
+        joined = {
+            each.room_nid: own[each.room_nid]
+            for each in found
+            if own[each.room_nid].membership == "join"
+        }
+        marks = await self._unread.read_marks(caller.user_id, joined.values())
+        forms = await self._client_events.present(
+            caller.user_id,
+            caller.device_id,
+            [Seen(event, own[each.room_nid].membership) for each, event in shown],
+            with_room_id=True,
+        )
+        return [
+            {
+                "room_id": event.event.room_id,
+                "event": form,
+                "ts": event.event.origin_server_ts,
+                "read": _is_read(marks.get(each.room_nid), event),
+                "actions": await self._actions(
+                    caller.user_id, rules, own[each.room_nid], each, event
+                ),
+            }
+            for (each, event), form in zip(shown, forms, strict=True)
+        ]
+
+    async def _actions(
+        self,
+        user_id: UserID,
+        rules: UserRules,
+        row: MembershipRow,
+        each: Notified,
+        event: StoredEvent,
+    ) -> Sequence[Action]:
+        today = rules.rule_set.find(
+            await self._decisions.occasion_of(event), user_id, row.display_name
+        )
+        is_highlight = each.outcome >= HIGHLIGHTED
+        if today.notify and today.highlight == is_highlight:
+            return today.raw
+        return ["notify", {"set_tweak": HIGHLIGHT}] if is_highlight else ["notify"]
+
+
+def _is_read(mark: ReadUpTo | None, event: StoredEvent) -> bool:
+    position = event.position or 0
+    return mark is not None and position <= mark.of(event.thread_root or MAIN)
+
+
+def _parse_token(text: str) -> int:
+    match = _TOKEN.fullmatch(text)
+    if match is None:
+        raise InvalidParam("`from` is not a token that this endpoint gave out")
+    return int(match[1])

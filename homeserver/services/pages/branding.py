@@ -1,0 +1,89 @@
+"""Whose pages and letters they are: a name, a logo, colours."""
+
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from homeserver.config.colours import DARK, LIGHT, for_dark, wash_of
+from homeserver.config.pages import Branding as BrandingConfig
+from homeserver.config.pages import Logo, read_logo
+
+LOGO_PATH: Final = "/_mahalla/logo"
+LOGO_DARK_PATH: Final = "/_mahalla/logo_dark"
+COLOUR: Final = "#086f66"
+"""Of this software, as in `pages.css`."""
+
+
+class Branding(msgspec.Struct, frozen=True):
+    """What pages and letters have of the people who run the server."""
+
+    name: str
+    is_named: bool = False
+    """Whether the name is another than the server's."""
+    logo: Logo | None = None
+    logo_dark: Logo | None = None
+    logo_url: str | None = None
+    colour: str = COLOUR
+    style: str = ""
+    """What of the style of pages is theirs."""
+
+    @property
+    def logo_address(self) -> str:
+        """Where browsers find the logo; empty without one."""
+        return self.logo_url or (LOGO_PATH if self.logo is not None else "")
+
+    @property
+    def logo_dark_address(self) -> str:
+        """The same for dark pages, where it is another one."""
+        return LOGO_DARK_PATH if self.logo_dark is not None else ""
+
+    @property
+    def logo_source(self) -> str:
+        """Where else pictures may come from, as a `Content-Security-Policy` says it; empty for
+        nowhere."""
+        if self.logo_url is None:
+            return ""
+        return f"https://{urlsplit(self.logo_url).netloc}"
+
+
+def branding_of(branding: BrandingConfig, server_name: str) -> Branding:
+    """What the configuration says. Raises `ValueError` for a logo that cannot be read."""
+    colour = branding.colour or COLOUR
+    logos = [None if path is None else _read(name, path) for name, path in branding_files(branding)]
+    return Branding(
+        name=branding.name or server_name,
+        is_named=branding.name is not None,
+        logo=logos[0],
+        logo_dark=logos[1],
+        logo_url=branding.logo_url if logos[0] is None else None,
+        colour=colour,
+        style=""
+        if branding.colour is None and branding.colour_dark is None
+        else _style(colour, branding.colour_dark),
+    )
+
+
+def branding_files(
+    branding: BrandingConfig,
+) -> tuple[tuple[str, Path | None], tuple[str, Path | None]]:
+    """The files that there have to be, by their options."""
+    return ("branding.logo", branding.logo), ("branding.logo_dark", branding.logo_dark)
+
+
+def _read(name: str, path: Path) -> Logo:
+    try:
+        return read_logo(path)
+    except ValueError as error:
+        raise ValueError(f"{name}: {path} {error}") from error
+
+
+def _style(colour: str, colour_dark: str | None) -> str:
+    dark = colour_dark or for_dark(colour)
+    return (
+        f":root {{ --accent: {colour}; --wash: {wash_of(colour, LIGHT)}; }}\n"
+        "@media (prefers-color-scheme: dark) {\n"
+        f"  :root {{ --accent: {dark}; --wash: {wash_of(dark, DARK)}; }}\n"
+        "}\n"
+    )

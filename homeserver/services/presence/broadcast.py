@@ -1,0 +1,146 @@
+"""Telling of changes of presence: in batches, to those who share a room and wait, and to who hears
+of all of them.
+
+After a batch that woke many there is a pause in proportion, so that all that presence costs is
+bounded, whatever the number of people. Positions are taken when a batch is told: who comes in the
+pause finds nothing new. For the reactor thread.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from homeserver.cluster.notifier import Listener, Notifier
+from homeserver.services.presence.active_users import Roster
+from homeserver.services.presence.remote_users import PresenceUpdate
+from homeserver.services.presence.states import Person, PresenceTimes
+
+WAKES_A_SECOND: Final = 200
+"""How many readers presence wakes in the long run."""
+RETRY_AFTER: Final = 10.0
+"""Seconds after which is tried again what the database failed."""
+
+Subscriber = Callable[[Sequence[PresenceUpdate]], None]
+"""Called with what is new of this server's users; may not raise and may not block."""
+
+
+class Telling:
+    """Gathers changes, and tells of them."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        roster: Roster,
+        memberships: Memberships,
+        notifier: Notifier,
+        times: PresenceTimes,
+    ) -> None:
+        self._clock = clock
+        self._roster = roster
+        self._memberships = memberships
+        self._notifier = notifier
+        self._times = times
+        self._pending: dict[UserID, None] = {}
+        self._is_due = False
+        self._not_before = 0.0
+        self._watchers: dict[UserID, set[Listener]] = {}
+        self._subscribers: tuple[Subscriber, ...] = ()
+
+    def change(self, user_id: UserID) -> None:
+        """The user may be there in another way: tell with the next batch."""
+        self._pending[user_id] = None
+        if not self._is_due:
+            self._is_due = True
+            self._clock.callLater(max(0.0, self._not_before - self._clock.seconds()), self._begin)
+
+    def watch(self, listener: Listener) -> None:
+        """Wake the listener when there is something new for its user, until `unwatch`."""
+        self._watchers.setdefault(listener.user_id, set()).add(listener)
+
+    def unwatch(self, listener: Listener) -> None:
+        """Wake it no more."""
+        listeners = self._watchers.get(listener.user_id)
+        if listeners is not None:
+            listeners.discard(listener)
+            if not listeners:
+                del self._watchers[listener.user_id]
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Hear of every later change of this server's users, in batches."""
+        self._subscribers += (subscriber,)
+
+    def _begin(self) -> None:
+        Deferred.fromCoroutine(self._tell()).addErrback(
+            lambda failure: self._log.failure("could not tell who is there", failure)
+        )
+
+    async def _tell(self) -> None:
+        pending, self._pending = self._pending, {}
+        now = self._clock.seconds()
+        try:
+            await self._roster.read(pending)
+            changed = [user_id for user_id in pending if self._note(user_id)]
+            if changed:
+                self._tell_subscribers(changed)
+            woken = await self._wake(changed) if self._watchers else 0
+            self._not_before = now + woken / WAKES_A_SECOND
+        except Exception:
+            self._pending = {**pending, **self._pending}
+            self._not_before = now + RETRY_AFTER
+            raise
+        finally:
+            self._is_due = False
+            for user_id in list(self._pending):
+                self.change(user_id)
+
+    def _note(self, user_id: UserID) -> bool:
+        """Whether there is something to tell of somebody."""
+        person = self._roster.find(user_id)
+        if person is None:
+            return False
+        shown = person.current(self._clock.seconds(), self._times)
+        if shown == person.shown:
+            return False
+        self._roster.note_told(person, shown)
+        return True
+
+    def _tell_subscribers(self, changed: Sequence[UserID]) -> None:
+        people = [
+            self._roster.people[user_id] for user_id in changed if user_id in self._roster.people
+        ]
+        updates = [self._update_of(person) for person in people]
+        if updates:
+            for subscriber in self._subscribers:
+                subscriber(updates)
+
+    def _update_of(self, person: Person) -> PresenceUpdate:
+        ago = None
+        if person.last_active is not None:
+            ago = max(0, round((self._clock.seconds() - person.last_active) * 1000))
+        shown = person.shown
+        return PresenceUpdate(
+            person.user_id, shown.state, ago, shown.currently_active, shown.status_msg
+        )
+
+    async def _wake(self, changed: Sequence[UserID]) -> int:
+        """Wake the watchers whom this concerns; how many."""
+        watchers = self._watchers
+        woken: set[str] = set()
+        for user_id in changed:
+            if user_id in watchers:
+                woken.add(user_id)
+            for nid, row in list((await self._memberships.of_user(user_id)).items()):
+                if row.membership == "join":
+                    woken |= watchers.keys() & (await self._memberships.local_members(nid))
+        listeners = [
+            listener for user_id in woken for listener in watchers.get(UserID(user_id), ())
+        ]
+        self._notifier.wake(listeners)
+        return len(listeners)

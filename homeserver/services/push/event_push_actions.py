@@ -1,0 +1,189 @@
+"""What a new event is to this server's users, decided once, when it arrives: what counts of unread
+messages rest on.
+
+Laws:
+- The default rules are asked once for everybody, and the answer is kept as flags of the event.
+- Users get rows only where the event is something else to them: whom it names, and whose own rules
+  say so (`room_rules.py`), each class of equal rules being asked once; of a class whose rules ask
+  who follows a thread (MSC4306), those who follow this one are asked singly.
+- Nobody is notified of their own events. What ignored users send is left out when it is counted.
+
+spec: client-server-api#server-behaviour-13, client-server-api#push-rules
+"""
+
+from collections.abc import Collection, Mapping, Set
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.events import Event
+from federation.protocol.ids import UserID
+from federation.rooms.build import Circumstances, Classification
+from federation.rooms.event_threads import find_thread_root
+from federation.rooms.events import RoomEvents
+from federation.rooms.memberships import Memberships
+from homeserver.services.push.actions import Actions
+from homeserver.services.push.event_properties import Occasion
+from homeserver.services.push.room_rules import RoomClasses, RoomRules, RuleClass
+from homeserver.services.push.rule_sets import RuleCompiler, named_users
+from homeserver.services.push.user_rules import OwnRules
+from storage.events.events import EventFlag
+from storage.push.event_push_actions import HIGHLIGHTED, NOTIFIES, flags_outcome
+from storage.push.push_rule_history import ALL
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
+
+JUDGED_AT_ONCE: Final = 1000
+"""Classes of rules that are asked in one go, some microseconds for each: then others have the
+reactor."""
+
+
+class Outcomes:
+    """Classifies events. For the reactor thread."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        identity: ServerIdentity,
+        compiler: RuleCompiler,
+        rules: OwnRules,
+        room_rules: RoomRules,
+        memberships: Memberships,
+        membership_store: MembershipStore,
+        events: RoomEvents,
+        threads: ThreadSubscriptionStore,
+    ) -> None:
+        self._clock = clock
+        self._identity = identity
+        self._default = RuleClass(compiler.default, ALL)
+        self._rules = rules
+        self._room_rules = room_rules
+        self._memberships = memberships
+        self._membership_store = membership_store
+        self._events = events
+        self._threads = threads
+
+    async def classify(self, event: Event, around: Circumstances) -> Classification:
+        """What the event is to users of this server. No query for an ordinary message in a room
+        that is in memory."""
+        occasion = Occasion.of_event(event, around.member_count, around.levels)
+        flags = _flags(self._default.rules.find(occasion))
+        singly = await self._named(event, around)
+        singly |= {
+            user
+            for user, joined in around.moved.items()
+            if joined and self._identity.is_local(user)
+        }
+        room = RoomClasses(0)
+        followers: Set[str] = frozenset()
+        if around.room_nid:
+            room = await self._room_rules.of_room(around.room_nid, event.room_id)
+            if any(each.rules.asks_for_threads for each in room.members):
+                thread = occasion.thread_root = await find_thread_root(
+                    self._events, around.room_nid, event
+                )
+                if thread is not None:
+                    followers = occasion.followers = await self._threads.get_followers(
+                        event.room_id, thread
+                    )
+                room = await self._room_rules.of_room(around.room_nid, event.room_id)
+        outcomes: dict[str, int] = {}
+        classes: Collection[tuple[RuleClass, Set[UserID]]] = room.members.items()
+        if len(classes) > JUDGED_AT_ONCE:  # they may be others when it goes on
+            classes = [(each, frozenset(members)) for each, members in classes]
+        for at, (each, members) in enumerate(classes, 1):
+            if at % JUDGED_AT_ONCE == 0 and at < len(classes):
+                await deferLater(self._clock, 0)
+            if followers and each.rules.asks_for_threads:
+                singly |= members & followers
+            if each.rules.asks_for_names:
+                singly |= members
+                continue
+            outcome = _outcome(each.rules.find(occasion))
+            if outcome != flags_outcome(flags, each.attention):
+                outcomes.update(dict.fromkeys(members, outcome))
+        for user, joined in around.moved.items():
+            if not joined:
+                outcomes.pop(user, None)
+                singly.discard(user)
+        if (
+            event.membership == "invite"
+            and event.state_key is not None
+            and self._identity.is_local(event.state_key)
+        ):
+            singly.add(UserID(event.state_key))
+        singly.discard(event.sender)
+        if singly:
+            of_user = {user: room.of_user[user] for user in singly if user in room.of_user}
+            await self._judge_singly(event, around, occasion, flags, singly, of_user, outcomes)
+        outcomes.pop(event.sender, None)
+        thread_root = (
+            await find_thread_root(self._events, around.room_nid, event)
+            if flags or outcomes
+            else None
+        )
+        return Classification(flags, outcomes, thread_root)
+
+    async def _judge_singly(
+        self,
+        event: Event,
+        around: Circumstances,
+        occasion: Occasion,
+        flags: int,
+        users: Collection[UserID],
+        of_user: Mapping[UserID, RuleClass],
+        outcomes: dict[str, int],
+    ) -> None:
+        """Ask the rules of each of these users for them alone."""
+        new = [user for user in users if user not in of_user]
+        rules = await self._rules.of_users(new)
+        classes = {user: self._room_rules.classify(rules[user], event.room_id) for user in new}
+        names = await self._display_names(
+            around.room_nid, [user for user in users if _asks(of_user, classes, user)]
+        )
+        for user in users:
+            each = of_user.get(user) or classes.get(user) or self._default
+            outcome = _outcome(each.rules.find(occasion, user, names.get(user)))
+            if outcome == flags_outcome(flags, each.attention):
+                outcomes.pop(user, None)
+            else:
+                outcomes[user] = outcome
+
+    async def _named(self, event: Event, around: Circumstances) -> set[UserID]:
+        """Those of our users whom the event names and who are in the room."""
+        named = {user for user in named_users(event) if self._identity.is_local(user)}
+        if not named:
+            return named
+        members = (
+            await self._memberships.local_members(around.room_nid)
+            if around.room_nid
+            else frozenset[str]()
+        )
+        return {user for user in named if around.moved.get(user, user in members)}
+
+    async def _display_names(
+        self, room_nid: int, users: Collection[UserID]
+    ) -> Mapping[str, str | None]:
+        if not users:
+            return {}
+        rows = await self._membership_store.get_memberships(room_nid, users)
+        return {user: row.display_name for user, row in rows.items()}
+
+
+def _asks(
+    of_user: Mapping[UserID, RuleClass], classes: Mapping[UserID, RuleClass | None], user: UserID
+) -> bool:
+    each = of_user.get(user) or classes.get(user)
+    return each is not None and each.rules.asks_for_names
+
+
+def _flags(actions: Actions) -> int:
+    return (EventFlag.NOTIFIES if actions.notify else 0) | (
+        EventFlag.CALLS_ROOM if actions.highlight else 0
+    )
+
+
+def _outcome(actions: Actions) -> int:
+    return (NOTIFIES if actions.notify else 0) | (HIGHLIGHTED if actions.highlight else 0)

@@ -1,0 +1,506 @@
+"""How many unread messages and highlights a user has in a room, and in each of its threads.
+
+Nothing is written per member when a message comes (law: pay for what happened): events are flagged,
+users to whom an event is something else have a row, and counts are taken from both after the read
+marker (docs/push.md). A count that was taken once is carried on by the events that arrive since, so
+an open client costs no query a message. For the reactor thread.
+
+spec: client-server-api#receiving-notifications, client-server-api#threading
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from operator import attrgetter
+from typing import Final
+
+import msgspec
+
+from federation.protocol.ids import UserID
+from federation.rooms.events import StoredEvent
+from federation.rooms.history.past_memberships import PastMemberships
+from federation.rooms.timelines import count_upto
+from federation.rooms.visibility import Seen
+from homeserver.services.push.user_rules import OwnRules
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.events import EventFlag, EventNews, EventRow
+from storage.push.event_push_actions import (
+    HIGHLIGHTED,
+    MAIN,
+    Notified,
+    PushOutcomeStore,
+    ReadUpTo,
+    flags_outcome,
+)
+from storage.push.push_rule_history import ALL, AttentionHistory, Span
+from storage.retention.purging import PurgedMessages
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.receipts import UNTHREADED, ReceiptRow, ReceiptStore, threads_read_upto
+from storage.rooms.rooms import RoomStore
+
+COUNTED: Final = EventFlag.NOTIFIES | EventFlag.OUTCOMES
+"""Events with one of these flags may count."""
+COUNTED_EVENTS: Final = 64
+"""Newest counted events of a room kept for carrying counts on."""
+ROOMS_REMEMBERED: Final = 20_000
+"""Of how many rooms those are kept."""
+REDACTION: Final = "m.room.redaction"
+_type = attrgetter("event.type")
+HEARD: Final = (
+    Topic.EVENT,
+    Topic.RECEIPT,
+    Topic.MEMBERSHIP,
+    Topic.REDACTED,
+    Topic.PURGED,
+    Topic.COMPLETENESS,
+)
+READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
+
+
+class OwnReceipts(msgspec.Struct, frozen=True):
+    """A user's own receipts in rooms, where they were read with those of others."""
+
+    by_room: Mapping[int, Sequence[ReceiptRow]]
+    """All of them, of each room that is here."""
+    heard: int
+    """See `UnreadCounts.heard`; noted before they were read, when nothing was announced that they
+    lack."""
+
+
+class Unread(msgspec.Struct, frozen=True, gc=False):
+    """The numbers shown beside a room or a thread."""
+
+    notifications: int
+    highlights: int
+
+
+class RoomUnread(msgspec.Struct, frozen=True, gc=False):
+    """The numbers of a room: of its main timeline, and of each thread (by its root) that has
+    any."""
+
+    main: Unread
+    threads: Mapping[str, Unread]
+
+    @property
+    def total(self) -> Unread:
+        """Of the room as a whole, for clients that know of no threads."""
+        if not self.threads:
+            return self.main
+        parts = (self.main, *self.threads.values())
+        return Unread(
+            sum(part.notifications for part in parts), sum(part.highlights for part in parts)
+        )
+
+
+NOTHING: Final = RoomUnread(Unread(0, 0), {})
+
+
+class _Numbers(msgspec.Struct, gc=False):
+    notifications: int = 0
+    highlights: int = 0
+
+
+class _Count(msgspec.Struct, gc=False):
+    upto: int
+    ignored: Set[str]
+    threads: dict[str, _Numbers] = {}
+
+    def freeze(self) -> RoomUnread:
+        main = self.threads.get(MAIN)
+        if len(self.threads) == (main is not None):
+            return (
+                NOTHING
+                if main is None
+                else RoomUnread(Unread(main.notifications, main.highlights), {})
+            )
+        numbers = {
+            thread: Unread(each.notifications, each.highlights)
+            for thread, each in self.threads.items()
+        }
+        return RoomUnread(numbers.pop(MAIN, NOTHING.main), numbers)
+
+
+class _Counted(msgspec.Struct, frozen=True, gc=False):
+    position: int
+    sender: str
+    flags: int
+    thread: str
+
+
+class _Recent(msgspec.Struct, gc=False):
+    complete_from: int
+    """Every counted event after this position is in the list."""
+    events: list[_Counted] = []
+    """Oldest first."""
+
+    def after(self, position: int, upto: int) -> list[_Counted]:
+        newer = self.events[count_upto(self.events, position) :]
+        return newer[: count_upto(newer, upto)] if newer else newer
+
+
+def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[Seen]) -> bool:
+    """Whether among the arrivals is a redaction that is not shown, as its sender is ignored: what
+    it took away may have been counted."""
+    if REDACTION not in map(_type, arrived):
+        return False
+    redactions = {event.nid for event in arrived if event.event.type == REDACTION}
+    return not redactions <= {seen.event.nid for seen in shown}
+
+
+class UnreadCounts:
+    """Counts by user and room."""
+
+    def __init__(
+        self,
+        outcomes: PushOutcomeStore,
+        receipts: ReceiptStore,
+        rooms: RoomStore,
+        past: PastMemberships,
+        rules: OwnRules,
+        streams: Streams,
+        *,
+        capacity: int,
+    ) -> None:
+        """`capacity`: how many counts are kept."""
+        self._outcomes = outcomes
+        self._receipts = receipts
+        self._rooms = rooms
+        self._past = past
+        self._rules = rules
+        self._streams = streams
+        self._capacity = capacity
+        self._counts: OrderedDict[tuple[str, int], _Count] = OrderedDict()
+        self._recent: OrderedDict[int, _Recent] = OrderedDict()
+        self._dropped_upto = streams.current()
+        self._changes_heard = 0
+        self._purged: tuple[tuple[int, int], Mapping[int, int]] | None = None
+        """What was purged since one position, and at which that was read."""
+        streams.subscribe(self._hear, *HEARD)
+        streams.watch(self._heed_others)
+
+    @property
+    def heard(self) -> int:
+        """How often something happened after which what was read before, such as receipts, may be
+        outdated."""
+        return self._changes_heard
+
+    async def get_counts(
+        self,
+        user_id: UserID,
+        rooms: Collection[MembershipRow],
+        ignored: Set[str] = frozenset(),
+        own: OwnReceipts | None = None,
+    ) -> Mapping[int, RoomUnread]:
+        """The counts of now in rooms that the user is joined to. What `ignored` users send does not
+        count.
+
+        `own`: read before; not read again while nothing else happened.
+        """
+        attention = (await self._rules.of_user(user_id)).attention
+        room_ids = await self._room_ids(rooms) if attention.changes else {}
+        # together: what is heard of after `upto` must not go unnoticed
+        upto, heard = self._streams.current(), self._changes_heard
+        kept = self._kept(user_id, rooms, upto, ignored)
+        after = {
+            nid: count.upto for nid, (count, news) in kept.items() if news and _have_outcomes(news)
+        }
+        outcomes: Mapping[int, int] = {}
+        if after:
+            outcomes = await self._outcomes.get_outcomes(user_id, after)
+            kept = self._kept(
+                user_id, rooms, upto, ignored, after
+            )  # others may have been carried on meanwhile
+        found: dict[int, RoomUnread] = {}
+        missing: list[MembershipRow] = []
+        for row in rooms:
+            known = kept.get(row.room_nid)
+            if known is None:
+                missing.append(row)
+                continue
+            count, news = known
+            self._counts.move_to_end((user_id, row.room_nid))
+            if news:
+                _carry_on(user_id, count, news, attention, room_ids.get(row.room_nid, ""), outcomes)
+            count.upto = max(count.upto, upto)
+            found[row.room_nid] = count.freeze()
+        if missing:
+            for room_nid, count in (
+                await self._count(user_id, missing, upto, attention, room_ids, ignored, own)
+            ).items():
+                found[room_nid] = count.freeze()
+                if (
+                    heard == self._changes_heard
+                ):  # else it may be of before a receipt or redaction that came meanwhile
+                    self._keep((user_id, room_nid), count)
+        return found
+
+    def carry_on(self, user_id: UserID, room_nid: int, ignored: Set[str]) -> RoomUnread | None:
+        """The count of now in one room, from one that was taken before and what has come since.
+        None where that is not enough: there is none, or messages are something else to this user
+        than to others."""
+        rules = self._rules.known_of(user_id)
+        if rules is None or rules.attention.changes:
+            return None
+        upto = self._streams.current()
+        known = self._kept_of(user_id, room_nid, upto, ignored)
+        if known is None:
+            return None
+        count, news = known
+        if news:
+            if _have_outcomes(news):
+                return None
+            _carry_on(user_id, count, news, rules.attention, "", {})
+        self._counts.move_to_end((user_id, room_nid))
+        count.upto = max(count.upto, upto)
+        return count.freeze()
+
+    async def get_events(
+        self,
+        user_id: UserID,
+        rooms: Collection[MembershipRow],
+        ignored: Set[str],
+        *,
+        after: int,
+        limit: int,
+    ) -> Mapping[int, list[Notified]]:
+        """For each room the newest of the events that are counted, and came after a position:
+        newest first. Two reads, with statements for each room."""
+        attention = (await self._rules.of_user(user_id)).attention
+        room_ids = await self._room_ids(rooms) if attention.changes else {}
+        wanted = await self._wanted(user_id, rooms, self._streams.current(), attention, room_ids)
+        return await self._outcomes.get_unread(user_id, wanted, ignored, after=after, limit=limit)
+
+    async def purged_since(self, position: int) -> Mapping[int, int]:
+        """By room the position of the last of the messages that were purged since and may have been
+        counted, whichever node purged them. Who asks for the same until something else happens gets
+        the same."""
+        asked = (position, self._streams.current())
+        known = self._purged
+        if known is None or known[0] != asked:
+            known = self._purged = asked, await self._outcomes.get_purged_since(position)
+        return known[1]
+
+    async def read_marks(
+        self, user_id: UserID, rooms: Collection[MembershipRow], own: OwnReceipts | None = None
+    ) -> Mapping[int, ReadUpTo]:
+        """Up to which positions the user has read each room: as far as receipts say, at least to
+        their joining."""
+        room_nids = [row.room_nid for row in rooms]
+        if (
+            own is not None
+            and own.heard == self._changes_heard
+            and own.by_room.keys() >= set(room_nids)
+        ):
+            receipts = own.by_room
+        else:
+            receipts = await self._receipts.get_receipts_of_user(user_id, room_nids)
+        marks: dict[int, ReadUpTo] = {}
+        for row in rooms:
+            everything = await self._past.joined_since(row)
+            threads: dict[str, int] = {}
+            found = [
+                each for each in receipts.get(row.room_nid, ()) if each.receipt_type in READ_TYPES
+            ]
+            for receipt in found:
+                if receipt.event_position is None:
+                    continue
+                if receipt.thread_id == UNTHREADED:
+                    everything = max(everything, receipt.event_position)
+                else:
+                    threads[receipt.thread_id] = max(
+                        threads.get(receipt.thread_id, 0), receipt.event_position
+                    )
+            marks[row.room_nid] = ReadUpTo(everything, threads, threads_read_upto(found))
+        return marks
+
+    async def _count(
+        self,
+        user_id: UserID,
+        rooms: Sequence[MembershipRow],
+        upto: int,
+        attention: AttentionHistory,
+        room_ids: Mapping[int, str],
+        ignored: Set[str],
+        own: OwnReceipts | None,
+    ) -> dict[int, _Count]:
+        wanted = await self._wanted(user_id, rooms, upto, attention, room_ids, own)
+        counted = await self._outcomes.get_counts(user_id, wanted, ignored)
+        counts: dict[int, _Count] = {}
+        for row in rooms:
+            count = counts[row.room_nid] = _Count(upto, ignored)
+            for thread in counted.get(row.room_nid, ()):
+                count.threads[thread.thread] = _Numbers(thread.notifications, thread.highlights)
+        return counts
+
+    async def _wanted(
+        self,
+        user_id: UserID,
+        rooms: Collection[MembershipRow],
+        upto: int,
+        attention: AttentionHistory,
+        room_ids: Mapping[int, str],
+        own: OwnReceipts | None = None,
+    ) -> dict[int, tuple[ReadUpTo, Sequence[Span]]]:
+        """Rooms in which something may be unread, with what is read there and what held in which
+        part of the rest."""
+        return {
+            room_nid: (mark, attention.spans(room_ids.get(room_nid, ""), mark.everything, upto))
+            for room_nid, mark in (await self.read_marks(user_id, rooms, own)).items()
+            if mark.everything < upto
+        }
+
+    async def _room_ids(self, rooms: Collection[MembershipRow]) -> Mapping[int, str]:
+        """In lower case, as attention is kept."""
+        found = await self._rooms.get_rooms_by_nid({row.room_nid for row in rooms})
+        return {nid: room.room_id.lower() for nid, room in found.items()}
+
+    def _kept(
+        self,
+        user_id: UserID,
+        rooms: Collection[MembershipRow],
+        upto: int,
+        ignored: Set[str],
+        known_after: Mapping[int, int] | None = None,
+    ) -> dict[int, tuple[_Count, Sequence[_Counted]]]:
+        """The counts that were taken, each with all that has come since; not those of which that is
+        not known.
+
+        `known_after`: by room after what it is known what events are to the user; None where that
+        does not matter yet.
+        """
+        kept: dict[int, tuple[_Count, Sequence[_Counted]]] = {}
+        for row in rooms:
+            room_nid = row.room_nid
+            known = self._kept_of(user_id, room_nid, upto, ignored)
+            if known is None:
+                continue
+            count, news = known
+            # else the count came between
+            if (
+                known_after is None
+                or known_after.get(room_nid, upto) <= count.upto
+                or not _have_outcomes(news)
+            ):
+                kept[room_nid] = known
+        return kept
+
+    def _kept_of(
+        self, user_id: UserID, room_nid: int, upto: int, ignored: Set[str]
+    ) -> tuple[_Count, Sequence[_Counted]] | None:
+        """The same for one room, whatever events are to the user."""
+        count = self._counts.get((user_id, room_nid))
+        if count is None or count.ignored != ignored:
+            return None
+        recent = self._recent.get(room_nid)
+        if recent is None:
+            return (count, ()) if count.upto >= self._dropped_upto else None
+        return (
+            (count, recent.after(count.upto, upto)) if count.upto >= recent.complete_from else None
+        )
+
+    def _keep(self, key: tuple[str, int], count: _Count) -> None:
+        self._counts[key] = count
+        self._counts.move_to_end(key)
+        if len(self._counts) > self._capacity:
+            self._counts.popitem(last=False)
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        redactions: set[int] = set()
+        for change in changes:
+            row = change.detail
+            if isinstance(row, EventRow | EventNews):
+                self._remember(row, change.position)
+                if row.type == REDACTION:
+                    redactions.add(change.position)
+            elif isinstance(row, ReceiptRow | MembershipRow):
+                self._changes_heard += 1
+                self._counts.pop((row.user_id, row.room_nid), None)
+            elif isinstance(row, PurgedMessages):
+                # what lost its content may have been counted
+                self._changes_heard += 1
+                self._forget_before(row.room_nid, change.position)
+            elif change.topic in (
+                Topic.EVENT,
+                Topic.RECEIPT,
+                Topic.MEMBERSHIP,
+                Topic.PURGED,
+                Topic.COMPLETENESS,
+            ):
+                # with all of its state a room may lose messages that were counted
+                self._forget_counts()
+        if any(
+            change.topic is Topic.REDACTED and change.position not in redactions
+            for change in changes
+        ):
+            # by another node, or by a redaction that is no news: in which room is not known here
+            self._forget_counts()
+
+    def _heed_others(self, after: int, upto: int) -> None:
+        """Another node wrote: where it has not said what, in which room is not known here."""
+        told = self._streams.told(after, upto)
+        self._changes_heard += 1
+        if told is None:
+            self._counts.clear()
+        else:
+            self._hear(told)
+
+    def _forget_counts(self) -> None:
+        self._changes_heard += 1
+        self._counts.clear()
+
+    def _remember(self, row: EventRow | EventNews, position: int) -> None:
+        if row.type == REDACTION or (isinstance(row, EventNews) and row.flags & COUNTED):
+            # what it took away may have been counted; of what another node wrote it is not known
+            # what it counts
+            self._changes_heard += 1
+            self._forget_before(row.room_nid, position)
+        elif isinstance(row, EventRow) and row.flags & COUNTED:
+            recent = self._recent.get(row.room_nid)
+            if recent is None:
+                recent = self._forget_before(row.room_nid, self._dropped_upto)
+            self._recent.move_to_end(row.room_nid)
+            recent.events.append(_Counted(position, row.sender, row.flags, row.thread_root or MAIN))
+            if len(recent.events) > COUNTED_EVENTS:
+                recent.complete_from = recent.events.pop(0).position
+
+    def _forget_before(self, room_nid: int, position: int) -> _Recent:
+        recent = self._recent[room_nid] = _Recent(position)
+        self._recent.move_to_end(room_nid)
+        if len(self._recent) > ROOMS_REMEMBERED:
+            _, dropped = self._recent.popitem(last=False)
+            last = dropped.events[-1].position if dropped.events else dropped.complete_from
+            self._dropped_upto = max(self._dropped_upto, last)
+        return recent
+
+
+def _have_outcomes(events: Sequence[_Counted]) -> bool:
+    """Whether one of the events is something else to some users."""
+    flags = 0
+    for event in events:
+        flags |= event.flags
+    return bool(flags & EventFlag.OUTCOMES)
+
+
+def _carry_on(
+    user_id: str,
+    count: _Count,
+    news: Sequence[_Counted],
+    attention: AttentionHistory,
+    room_id: str,
+    outcomes: Mapping[int, int],
+) -> None:
+    """Add what has come since the count was taken."""
+    for event in news:
+        if event.sender == user_id:
+            if event.flags & EventFlag.NOTIFIES:  # who writes has read
+                count.threads.pop(event.thread, None)
+        elif event.sender not in count.ignored:
+            outcome = outcomes.get(event.position)
+            if outcome is None:
+                held = attention.at(room_id, event.position) if attention.changes else ALL
+                outcome = flags_outcome(event.flags, held)
+            if outcome:
+                numbers = count.threads.get(event.thread)
+                if numbers is None:
+                    numbers = count.threads[event.thread] = _Numbers()
+                numbers.notifications += 1
+                numbers.highlights += outcome >= HIGHLIGHTED

@@ -1,0 +1,72 @@
+"""What people call the sender and the room of an event that they are told of.
+
+spec: push-gateway-api#post_matrixpushv1notify
+"""
+
+import msgspec
+
+from federation.protocol.ids import UserID
+from federation.protocol.stripped_state import StrippedEvent
+from federation.rooms.events import StoredEvent
+from federation.rooms.joins.out_of_room import OutsideMemberships
+from homeserver.services.pushers.notification import Names
+from storage.rooms.memberships import MembershipRow, MembershipStore
+from storage.rooms.summaries import RoomSummaryStore
+
+
+class Told(msgspec.Struct):
+    """An event that people are told of, shared by all for whom it waits."""
+
+    stored: StoredEvent
+    position: int
+    room_nid: int
+    thread: str | None
+    queued_ms: int
+    outside: MembershipRow | None = None
+    """The invite, where the event stands in no room of ours."""
+    names: Names | None = msgspec.field(default=None)
+    """Once somebody has looked."""
+
+
+class NamesOfEvents:
+    """Looks names up, once for each event."""
+
+    def __init__(
+        self, memberships: MembershipStore, summaries: RoomSummaryStore, outside: OutsideMemberships
+    ) -> None:
+        self._memberships = memberships
+        self._summaries = summaries
+        self._outside = outside
+
+    async def get(self, told: Told) -> Names:
+        """The names for an event; at most two queries, once."""
+        if told.names is None:
+            told.names = await (
+                self._inside(told) if told.outside is None else self._of_invite(told, told.outside)
+            )
+        return told.names
+
+    async def _inside(self, told: Told) -> Names:
+        sender = told.stored.event.sender
+        member = (await self._memberships.get_memberships(told.room_nid, [sender])).get(sender)
+        summary = (await self._summaries.get_summaries([told.room_nid])).get(told.room_nid)
+        return Names(
+            sender=None if member is None else member.display_name,
+            room=None if summary is None else summary.name,
+            alias=None if summary is None else summary.canonical_alias,
+        )
+
+    async def _of_invite(self, told: Told, row: MembershipRow) -> Names:
+        """From what the inviting server says of the room."""
+        found = await self._outside.find(row.room_nid, UserID(row.user_id))
+        state = {} if found is None else {(each.type, each.state_key): each for each in found.state}
+        return Names(
+            sender=_text(state.get(("m.room.member", row.sender)), "displayname"),
+            room=_text(state.get(("m.room.name", "")), "name"),
+            alias=_text(state.get(("m.room.canonical_alias", "")), "alias"),
+        )
+
+
+def _text(event: StrippedEvent | None, key: str) -> str | None:
+    value = None if event is None else event.content.get(key)
+    return value if isinstance(value, str) and value else None

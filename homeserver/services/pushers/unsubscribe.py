@@ -1,0 +1,62 @@
+"""The link by which somebody ends the letters about what they miss, without signing in.
+
+Laws:
+- A link is signed, and good for one pusher, as long as that exists: nobody can end another's
+  letters.
+- Opening it changes nothing, since programs open links in letters; the button on the page does, and
+  so does the mail client's own button (RFC 8058).
+"""
+
+import hmac
+from base64 import urlsafe_b64encode
+from hashlib import sha256
+from typing import Final
+from urllib.parse import urlencode
+
+from federation.protocol.signing import SigningKey
+from storage.engine.database import Database
+from storage.push.pushers import PusherRow, PusherStore
+
+UNSUBSCRIBE_PATH: Final = "/_mahalla/unsubscribe"
+_PURPOSE: Final = b"mahalla: links that end letters"
+
+
+class Unsubscribing:
+    """Makes links, and does what they say."""
+
+    def __init__(
+        self, database: Database, store: PusherStore, key: SigningKey, base_url: str
+    ) -> None:
+        """`key`: what only this server knows; a key for these links alone is derived from it."""
+        self._database = database
+        self._store = store
+        self._secret = hmac.digest(key.seed, _PURPOSE, sha256)
+        self._base_url = base_url.rstrip("/")
+
+    def link(self, pusher_nid: int) -> str:
+        """The link for a pusher's letters."""
+        query = urlencode({"pusher": pusher_nid, "signature": self._sign(pusher_nid)})
+        return f"{self._base_url}{UNSUBSCRIBE_PATH}?{query}"
+
+    def is_signed(self, pusher_nid: int, signature: str) -> bool:
+        """Whether this server has made the link."""
+        return hmac.compare_digest(
+            self._sign(pusher_nid).encode(), signature.encode("utf-8", "surrogatepass")
+        )
+
+    async def find(self, pusher_nid: int) -> PusherRow | None:
+        """The pusher of a link, unless its letters have ended."""
+        row = await self._store.get_pusher(pusher_nid)
+        return row if row is not None and row.kind == "email" else None
+
+    async def do_end(self, pusher_nid: int) -> None:
+        """Write no more such letters."""
+        row = await self.find(pusher_nid)
+        if row is not None:
+            await self._database.write(
+                "unsubscribe", self._store.remove_pusher, row.user_id, row.app_id, row.pushkey
+            )
+
+    def _sign(self, pusher_nid: int) -> str:
+        digest = hmac.digest(self._secret, str(pusher_nid).encode(), sha256)
+        return urlsafe_b64encode(digest[:24]).decode()

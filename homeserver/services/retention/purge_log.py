@@ -1,0 +1,61 @@
+"""What is left of messages that were deleted for good: the record of how many they were, when,
+where and why; and, in an index of SQLite, for a day, their words."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from federation.protocol.errors import InvalidParam
+from storage.retention.purging import DAY_MS, Cause, PurgingStore
+from storage.search.search import SearchStore
+
+KEPT_MS: Final = 2 * 365 * DAY_MS
+"""For how long it is kept."""
+_CAUSES: Final = frozenset(cause.value for cause in Cause)
+
+
+class PurgedRecord:
+    """Tells of it, and tidies up."""
+
+    def __init__(self, store: PurgingStore, texts: SearchStore, now_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._texts = texts
+        self._now_ms = now_ms
+
+    async def get_page(self, from_: str | None, limit: int) -> dict[str, Any]:
+        """Rooms by days, the latest first. Raises InvalidParam."""
+        rows = await self._store.get_days(None if from_ is None else self._parse(from_), limit)
+        answer: dict[str, Any] = {
+            "purged": [
+                {
+                    "day": datetime.fromtimestamp(row.day * DAY_MS / 1000, UTC).date().isoformat(),
+                    "room_id": row.room_id,
+                    "cause": row.cause,
+                    "messages": row.messages,
+                }
+                for row in rows
+            ]
+        }
+        if len(rows) >= limit:
+            last = rows[-1]
+            answer["next_token"] = f"{last.day}_{last.room_nid}_{last.cause}"
+        return answer
+
+    async def do_forget(self, limit: int) -> int:
+        """Forget what was deleted long ago; how many rows."""
+        return await self._store.remove_days(self._now_ms() - KEPT_MS, limit)
+
+    async def do_settle(self, limit: int) -> int:
+        """Take the words out of the index, about so many pages at a time; as many as the limit
+        while there are more."""
+        return limit if await self._texts.settle(limit) else 0
+
+    def _parse(self, token: str) -> tuple[int, int, str]:
+        day, _, rest = token.partition("_")
+        room_nid, _, cause = rest.partition("_")
+        are_numbers = all(
+            part.isascii() and part.isdigit() and len(part) < 16 for part in (day, room_nid)
+        )
+        if not are_numbers or cause not in _CAUSES or int(day) > self._now_ms() // DAY_MS:
+            raise InvalidParam("`from` is not a token that this endpoint gave out")
+        return int(day), int(room_nid), cause

@@ -1,0 +1,223 @@
+"""What is told of an event's children with the event itself: its latest edit, its thread, what
+refers to it.
+
+Laws:
+- One query tells which events of a page have children; a page without any costs no more than that,
+  and that only once.
+- Nothing is told of children that the reader may not see, or that users whom they ignore have sent.
+  Counts are of what this server knows, as the specification has it: they are not of what each
+  reader may see. But of what came after they had left the room, and is not for them, nothing is
+  counted.
+
+spec: client-server-api#aggregations-of-child-events
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, compress
+from operator import attrgetter, not_
+from typing import Final
+
+import msgspec
+
+from federation.protocol.ids import EventID, UserID
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.memberships import Memberships
+from federation.rooms.relations import read_relation
+from federation.rooms.visibility import Seen, Visibility
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.filters.event_filters import RoomEventFilter
+from homeserver.services.rooms.no_relations_cache import ChildlessEvents
+from storage.events.relations import REFERENCE, REPLACE, THREAD, Children, Parent, RelationStore
+
+_event_id: Final = attrgetter("event.event_id")
+
+
+class Thread(msgspec.Struct, frozen=True, gc=False):
+    """What is told of a thread with its root."""
+
+    latest: Seen
+    count: int
+    participated: bool
+
+
+class Aggregation(msgspec.Struct, frozen=True, gc=False):
+    """What is told of an event's children."""
+
+    edit: Seen | None
+    thread: Thread | None
+    references: Sequence[EventID]
+
+
+class Aggregations:
+    """Finds the children of pages of events."""
+
+    def __init__(
+        self,
+        store: RelationStore,
+        events: RoomEvents,
+        memberships: Memberships,
+        visibility: Visibility,
+        ignored: IgnoredUsers,
+        childless: ChildlessEvents,
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._memberships = memberships
+        self._visibility = visibility
+        self._ignored = ignored
+        self._childless = childless
+
+    async def load(self, user_id: UserID, events: Sequence[StoredEvent]) -> dict[int, Aggregation]:
+        """For those of the events that have children of which to tell, by number."""
+        parents = {event.nid: event for event in self._find_parents(events)}
+        if not parents:
+            return {}
+        ignored = await self._ignored.of_user(user_id)
+        heard = self._childless.heard
+        types = await self._store.find_parents([event.event.event_id for event in parents.values()])
+        rel_types = set(chain.from_iterable(types.values()))
+        children: Mapping[int, Sequence[Children]] = {}
+        if types:
+            having = [
+                _as_parent(event) for event in parents.values() if event.event.event_id in types
+            ]
+            children = await self._store.get_children(having, rel_types, user_id, ignored)
+        if not ignored:
+            self._childless.note(
+                [event.event.event_id for nid, event in parents.items() if nid not in children],
+                heard,
+            )
+        if not children:
+            return {}
+        seen = await self._see_children(user_id, children)
+        left = await self._left_before(user_id, parents, children, seen)
+        if left:
+            having = [_as_parent(parents[nid]) for nid in left]
+            former = await self._store.get_children(having, rel_types, user_id, ignored, left)
+            children = {
+                nid: former.get(nid, []) if nid in left else groups
+                for nid, groups in children.items()
+            }
+            seen |= await self._see_children(user_id, former)
+        found: dict[int, Aggregation] = {}
+        for nid, groups in children.items():
+            aggregation = _aggregate(user_id, parents[nid], groups, seen)
+            if (
+                aggregation.edit is not None
+                or aggregation.thread is not None
+                or aggregation.references
+            ):
+                found[nid] = aggregation
+        return found
+
+    @property
+    def children_heard(self) -> int:
+        """Another number once any event has had a child: until then, who has none has none."""
+        return self._childless.heard
+
+    def lack_children(self, events: Sequence[StoredEvent]) -> bool:
+        """Whether it is in memory that none of the events has children."""
+        return next(self._find_parents(events), None) is None
+
+    def _find_parents(self, events: Sequence[StoredEvent]) -> Iterator[StoredEvent]:
+        """Those that may have children, as far as it is in memory."""
+        are_childless = map(self._childless.known.__contains__, map(_event_id, events))
+        for event in compress(events, map(not_, are_childless)):
+            if event.event.state_key is None and not self._childless.is_new(event):
+                yield event
+
+    async def _see_children(
+        self, user_id: UserID, children: Mapping[int, Sequence[Children]]
+    ) -> dict[int, Seen]:
+        return await self.see(
+            user_id, [nid for each in children.values() for group in each for nid in group.nids]
+        )
+
+    async def _left_before(
+        self,
+        user_id: UserID,
+        parents: Mapping[int, StoredEvent],
+        children: Mapping[int, Sequence[Children]],
+        seen: Mapping[int, Seen],
+    ) -> dict[int, int]:
+        """Those that have children which came after the reader had left the room, and which they
+        may not see; with the position at which they left."""
+        own = await self._memberships.of_user(user_id)
+        return {
+            nid: row.left_position
+            for nid, groups in children.items()
+            if (row := own.get(parents[nid].room_nid)) is not None
+            and row.left_position is not None
+            and any(group.nids[0] not in seen for group in groups if group.rel_type != REFERENCE)
+        }
+
+    async def only_related(self, seen: Sequence[Seen], wanted: RoomEventFilter) -> list[Seen]:
+        """Those of the events that have the children which the filter asks for."""
+        if not wanted.asks_for_children or not seen:
+            return list(seen)
+        nids = await self._store.get_related(
+            [each.event.nid for each in seen],
+            wanted.related_by_senders,
+            wanted.related_by_rel_types,
+        )
+        return [each for each in seen if each.event.nid in nids]
+
+    async def see(self, user_id: UserID, nids: Collection[int]) -> dict[int, Seen]:
+        """Those of the events, of whatever rooms, that the user may see."""
+        own = await self._memberships.of_user(user_id)
+        rooms: dict[int, list[StoredEvent]] = {}
+        for event in (await self._events.get_events(nids)).values():
+            rooms.setdefault(event.room_nid, []).append(event)
+        return {
+            seen.event.nid: seen
+            for room_nid, events in rooms.items()
+            for seen in await self._visibility.filter(user_id, own.get(room_nid), events)
+        }
+
+    async def without_erased(
+        self, user_id: UserID, events: Mapping[int, StoredEvent]
+    ) -> Mapping[int, StoredEvent]:
+        """The events, of whatever rooms and by number, which the user may see: those without their
+        content that were sent by somebody whose account was erased before the user came."""
+        if not events:
+            return events
+        own = await self._memberships.of_user(user_id)
+        rooms: dict[int, list[Seen]] = {}
+        for event in events.values():
+            rooms.setdefault(event.room_nid, []).append(Seen(event, "leave"))
+        return {
+            seen.event.nid: seen.event
+            for room_nid, each in rooms.items()
+            for seen in await self._visibility.without_erased(own.get(room_nid), each)
+        }
+
+
+def _as_parent(event: StoredEvent) -> Parent:
+    return Parent(
+        event.nid, event.event.event_id, event.room_nid, event.event.type, event.event.sender
+    )
+
+
+def _aggregate(
+    user_id: UserID, parent: StoredEvent, groups: Sequence[Children], seen: dict[int, Seen]
+) -> Aggregation:
+    edit: Seen | None = None
+    thread: Thread | None = None
+    references: list[EventID] = []
+    own_relation = read_relation(parent.event)
+    for group in groups:
+        shown = [seen[nid] for nid in group.nids if nid in seen]
+        if not shown:
+            continue
+        if group.rel_type == REFERENCE:
+            references = [each.event.event.event_id for each in shown]
+        elif group.rel_type == THREAD:
+            participated = group.has_own or parent.event.sender == user_id
+            thread = Thread(shown[0], group.count, participated)
+        elif (
+            group.rel_type == REPLACE
+            and not shown[0].is_erased
+            and (own_relation is None or own_relation.rel_type != REPLACE)
+        ):
+            edit = shown[0]
+    return Aggregation(edit, thread, references)

@@ -1,0 +1,356 @@
+"""Creating rooms: from what the client wishes to the events of a new room, written at once or not
+at all.
+
+spec: client-server-api#post_matrixclientv3createroom
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.auth_rules import AuthError
+from federation.protocol.endpoint import Limit, Requester
+from federation.protocol.errors import (
+    BadJson,
+    Forbidden,
+    InvalidParam,
+    InvalidRoomState,
+    RoomInUse,
+    UnsupportedRoomVersion,
+)
+from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_room_alias, parse_user_id
+from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from federation.rooms.drafts import Draft
+from federation.rooms.engine import RoomEngine
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.directory.remote_servers import Elsewhere
+from homeserver.services.directory.room_directory import AliasNamespaces
+from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.profiles.profiles import Profiles
+from homeserver.services.rooms.membership import Names, RoomMemberships, member_content
+from homeserver.services.tokens.secret_tokens import SecretText
+from storage.directory.aliases import AliasRow, AliasTaken, add_alias
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.planned_invites import add_planned_invites
+from storage.rooms.rooms import RoomRow, set_public
+
+MAX_INITIAL_STATE: Final = 200
+MAX_INVITES: Final = 100
+TOMBSTONE: Final = "m.room.tombstone"
+TOMBSTONE_LEVEL: Final = 150
+"""Where creators stand above all levels, others may end the room only if they are given more than
+is needed for its state."""
+
+Preset = Literal["private_chat", "public_chat", "trusted_private_chat"]
+
+
+class InitialState(msgspec.Struct, frozen=True):
+    """A state event of the new room."""
+
+    type: str
+    content: dict[str, Any]
+    state_key: str = ""
+
+
+class CreateRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of the request; null counts as absent."""
+
+    visibility: Literal["public", "private"] | None = None
+    room_alias_name: str | None = None
+    name: str | None = None
+    topic: str | None = None
+    invite: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_INVITES)] | None = None
+    invite_3pid: tuple[dict[str, Any], ...] | None = None
+    room_version: str | None = None
+    creation_content: dict[str, Any] | None = None
+    initial_state: (
+        Annotated[tuple[InitialState, ...], msgspec.Meta(max_length=MAX_INITIAL_STATE)] | None
+    ) = None
+    preset: Preset | None = None
+    is_direct: bool | None = None
+    power_level_content_override: dict[str, Any] | None = None
+
+
+class _PresetState(msgspec.Struct, frozen=True):
+    join_rule: str
+    guest_access: str
+
+
+_PRESETS: Final[Mapping[Preset, _PresetState]] = {
+    "private_chat": _PresetState("invite", "can_join"),
+    "trusted_private_chat": _PresetState("invite", "can_join"),
+    "public_chat": _PresetState("public", "forbidden"),
+}
+
+
+class RoomCreation:
+    """Makes rooms for this server's users."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        unshown: UnshownRooms,
+        profiles: Profiles,
+        memberships: RoomMemberships,
+        elsewhere: Elsewhere,
+        limiter: RateLimiter,
+        identity: ServerIdentity,
+        secret_text: SecretText,
+        now_ms: Callable[[], int],
+        *,
+        default_version: RoomVersion,
+        encrypted_presets: frozenset[str],
+        default_levels: Mapping[str, object],
+        profile_on_invite: bool,
+        federates_by_default: bool,
+        namespaces: AliasNamespaces,
+    ) -> None:
+        """`encrypted_presets`: rooms of these presets are encrypted from the start.
+        `default_levels`: by preset, what of the power levels differs from the usual ones.
+        `profile_on_invite`: invites carry names and avatars. `federates_by_default`: who says
+        nothing about it gets a room that people of other servers can join; who invites one of them
+        has said it."""
+        self._engine = engine
+        self._unshown = unshown
+        self._namespaces = namespaces
+        self._profiles = profiles
+        self._memberships = memberships
+        self._elsewhere = elsewhere
+        self._limiter = limiter
+        self._identity = identity
+        self._secret_text = secret_text
+        self._now_ms = now_ms
+        self._default_version = default_version
+        self._encrypted_presets = encrypted_presets
+        self._default_levels = default_levels
+        self._profile_on_invite = profile_on_invite
+        self._federates_by_default = federates_by_default
+
+    async def do_create(self, caller: Requester, wish: CreateRoom) -> RoomID:
+        """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion,
+        InvalidRoomState, Forbidden, NotFound, InviteBlocked."""
+        version = self._find_version(wish)
+        invites = [parse_user_id(user_id) for user_id in dict.fromkeys(wish.invite or ())]
+        if wish.invite_3pid:
+            raise InvalidParam(
+                "This server does not invite by e-mail address or phone number; ask the person for their user ID"
+            )
+        alias = await self._check_alias(caller, wish)
+        if caller.user_id in invites:
+            raise InvalidParam("You cannot invite yourself")
+        is_closed = (wish.creation_content or {}).get("m.federate") is False
+        if is_closed and not all(self._identity.is_local(user) for user in invites):
+            raise Forbidden("This room is only for people of this server")
+        if invites:
+            if caller.rate_limited:
+                self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
+            await self._memberships.check_inviting(caller, invites)
+        is_unshown = caller.is_shadow_banned
+        moves_alias = (
+            is_unshown and alias is not None and await self._unshown.is_removed(caller, alias)
+        )
+        if is_unshown:
+            invites = []
+        drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
+        now = self._now_ms()
+        elsewhere = [user_id for user_id in invites if not self._identity.is_local(user_id)]
+        planned = self._elsewhere.planned_invites
+        plan = (
+            planned.plan(caller.user_id, elsewhere, _invite_content(wish, None))
+            if elsewhere
+            else None
+        )
+
+        def write_beside(txn: WriteTransaction, room: RoomRow) -> None:
+            if moves_alias and alias is not None:
+                self._unshown.move_alias_in(txn, caller.user_id, alias, room.room_nid)
+            elif alias is not None:
+                add_alias(txn, AliasRow(alias, room.room_nid, caller.user_id, now))
+            if wish.visibility == "public" and is_unshown:
+                self._unshown.list_in(txn, caller.user_id, room.room_nid, True)
+            elif wish.visibility == "public":
+                set_public(txn, room.room_nid, True)
+            if plan is not None:
+                add_planned_invites(txn, room.room_nid, plan.invites, plan.held_until)
+
+        room_id = None
+        if not version.room_id_is_create_hash:
+            room_id = RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
+        try:
+            snapshot, _ = await self._engine.create(version, room_id, drafts, write_beside)
+        except AliasTaken:
+            raise RoomInUse(f"The alias {alias} is taken") from None
+        except AuthError as error:
+            raise InvalidRoomState(
+                f"The room as it was asked for contradicts itself: {error.text}"
+            ) from None
+        if plan is not None:
+            await planned.do_send(snapshot.room, plan)
+        return snapshot.room_id
+
+    def _find_version(self, wish: CreateRoom) -> RoomVersion:
+        if wish.room_version is None:
+            return self._default_version
+        version = ROOM_VERSIONS.get(wish.room_version)
+        if version is None:
+            raise UnsupportedRoomVersion(
+                f"This server does not know room version {wish.room_version!r}"
+            )
+        return version
+
+    async def _check_alias(self, caller: Requester, wish: CreateRoom) -> RoomAlias | None:
+        if wish.room_alias_name is None:
+            return None
+        if (
+            not wish.room_alias_name
+            or ":" in wish.room_alias_name
+            or wish.room_alias_name.startswith("#")
+        ):
+            raise InvalidParam("room_alias_name is what stands between # and : in the alias")
+        alias = parse_room_alias(f"#{wish.room_alias_name}:{self._identity.server_name}")
+        self._namespaces.check_alias(caller, alias)
+        if await self._unshown.get_aliases(caller, [alias]):
+            raise RoomInUse(f"The alias {alias} is taken")
+        return alias
+
+    async def _make_drafts(
+        self,
+        creator: UserID,
+        version: RoomVersion,
+        wish: CreateRoom,
+        invites: Sequence[UserID],
+        alias: RoomAlias | None,
+    ) -> list[Draft]:
+        """The events in the order that the specification gives."""
+        preset = wish.preset or ("public_chat" if wish.visibility == "public" else "private_chat")
+        trusted = invites if preset == "trusted_private_chat" else ()
+        shown = (
+            [user for user in invites if self._identity.is_local(user)]
+            if self._profile_on_invite
+            else []
+        )
+        names = await self._profiles.get_names([creator, *shown])
+        by_default = self._default_levels.get(preset)
+        overrides = [
+            by_default if isinstance(by_default, Mapping) else {},
+            wish.power_level_content_override or {},
+        ]
+        creation = _create_content(creator, version, wish, trusted)
+        if not self._federates_by_default and all(
+            self._identity.is_local(user) for user in invites
+        ):
+            creation.setdefault("m.federate", False)
+        drafts = [
+            Draft("m.room.create", creator, creation, ""),
+            Draft("m.room.member", creator, member_content("join", names.get(creator)), creator),
+            Draft(
+                "m.room.power_levels",
+                creator,
+                _power_levels(creator, version, preset, trusted, overrides),
+                "",
+            ),
+        ]
+        if alias is not None:
+            drafts.append(Draft("m.room.canonical_alias", creator, {"alias": alias}, ""))
+        given = {(state.type, state.state_key) for state in wish.initial_state or ()}
+        by_preset: dict[str, dict[str, Any]] = {
+            "m.room.join_rules": {"join_rule": _PRESETS[preset].join_rule},
+            "m.room.history_visibility": {"history_visibility": "shared"},
+            "m.room.guest_access": {"guest_access": _PRESETS[preset].guest_access},
+        }
+        if preset in self._encrypted_presets:
+            by_preset["m.room.encryption"] = {"algorithm": "m.megolm.v1.aes-sha2"}
+        drafts += [
+            Draft(type, creator, content, "")
+            for type, content in by_preset.items()
+            if (type, "") not in given
+        ]
+        overwritten = {
+            *(["m.room.name"] if wish.name is not None else []),
+            *(["m.room.topic"] if wish.topic is not None else []),
+        }
+        for state in wish.initial_state or ():
+            if state.type in ("m.room.create", "m.room.member"):
+                raise InvalidParam(f"initial_state cannot hold {state.type}")
+            if not (state.type in overwritten and state.state_key == ""):
+                drafts.append(Draft(state.type, creator, state.content, state.state_key))
+        if wish.name is not None:
+            drafts.append(Draft("m.room.name", creator, {"name": wish.name}, ""))
+        if wish.topic is not None:
+            drafts.append(Draft("m.room.topic", creator, _topic_content(wish.topic), ""))
+        for user_id in invites:
+            if not self._identity.is_local(user_id):
+                continue  # its server has to sign the invite, once there is a room
+            drafts.append(
+                Draft("m.room.member", creator, _invite_content(wish, names.get(user_id)), user_id)
+            )
+        return drafts
+
+
+def _invite_content(wish: CreateRoom, names: Names | None) -> dict[str, Any]:
+    content = member_content("invite", names)
+    if wish.is_direct:
+        content["is_direct"] = True
+    return content
+
+
+def _create_content(
+    creator: UserID, version: RoomVersion, wish: CreateRoom, trusted: Sequence[UserID]
+) -> dict[str, Any]:
+    content = dict(wish.creation_content or {})
+    content["room_version"] = version.identifier
+    content.pop("creator", None)
+    if not version.creator_is_sender:
+        content["creator"] = creator
+    if version.creators_privileged and trusted:
+        given = content.get("additional_creators", [])
+        if not isinstance(given, list):
+            raise BadJson("creation_content.additional_creators has to be a list of user ids")
+        content["additional_creators"] = list(dict.fromkeys([*given, *trusted]))
+    return content
+
+
+def _power_levels(
+    creator: UserID,
+    version: RoomVersion,
+    preset: Preset,
+    trusted: Sequence[UserID],
+    overrides: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    users = {} if version.creators_privileged else dict.fromkeys([creator, *trusted], 100)
+    content: dict[str, Any] = {
+        "users": users,
+        "users_default": 0,
+        "events": {
+            "m.room.name": 50,
+            "m.room.avatar": 50,
+            "m.room.canonical_alias": 50,
+            "m.room.power_levels": 100,
+            "m.room.history_visibility": 100,
+            "m.room.encryption": 100,
+            "m.room.server_acl": 100,
+        },
+        "events_default": 0,
+        "state_default": 50,
+        "ban": 50,
+        "kick": 50,
+        "redact": 50,
+        "invite": 50 if preset == "public_chat" else 0,
+    }
+    if not version.creators_privileged:
+        content["events"][TOMBSTONE] = 100
+    for override in overrides:
+        content |= override
+    events, state_default = content["events"], content["state_default"]
+    if version.creators_privileged and isinstance(events, dict) and isinstance(state_default, int):
+        # clients replace all of `events` for one entry; only who names this one may put it as low
+        # as other state
+        content["events"] = {TOMBSTONE: max(TOMBSTONE_LEVEL, state_default + 1), **events}
+    return content
+
+
+def _topic_content(topic: str) -> dict[str, Any]:
+    # spec: client-server-api#mroomtopic
+    return {"topic": topic, "m.topic": {"m.text": [{"body": topic, "mimetype": "text/plain"}]}}

@@ -1,0 +1,486 @@
+"""Events that are sent later, unless somebody cancels them or puts them off: so a client that falls
+silent leaves its call.
+
+Laws:
+- An event is sent at most once, and once its time has come as soon as may be, after a restart too:
+  the request is named by the `delay_id` in the write that sends it.
+- What is allowed is asked when it is sent. That it costs the sender something of `rc_message` is
+  counted when it is scheduled: the end of a call must not be refused because somebody chatted.
+- Who knows the `delay_id` may manage the event, with a token or without. A request that comes
+  again, or at the same moment as another, is answered by what has become of the event: success
+  where that is what it asked for.
+
+Proposal: MSC4140, the text of December 2025 that released clients speak, and that of July 2026.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from federation.protocol.endpoint import Limit, Requester
+from federation.protocol.errors import (
+    Forbidden,
+    InvalidParam,
+    LimitExceeded,
+    MatrixError,
+    NotFound,
+    RemoteError,
+    TooLarge,
+    UserDeactivated,
+    UserSuspended,
+)
+from federation.protocol.ids import DeviceID, EventID, RoomID, UserID
+from federation.rooms.events import RoomEvents
+from federation.rooms.history.retention import Lifetimes
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.login.account_validity import AccountValidity
+from homeserver.services.rooms.reading import RoomReading
+from homeserver.services.rooms.sending import (
+    NOT_FOR_CLIENTS,
+    RoomSending,
+    check_timestamp,
+    name_request,
+)
+from homeserver.services.tokens.secret_tokens import SecretText
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.delayed_events import DelayedEventRow, DelayedEventStore
+from storage.rooms.sent_transactions import DELAYED, AlreadySent, SentTransaction, add_transaction
+
+MOST_SCHEDULED: Final = 100
+"""Of one user."""
+LARGEST_CONTENT: Final = 65_536
+LONGEST_NAME: Final = 255
+LEASE_MS: Final = 60_000
+"""How long sending one may take, before another node tries."""
+AT_ONCE: Final = 50
+PATIENCE: Final = 20.0
+"""Seconds that a request waits while another one is at sending its event."""
+LOOKS_AGAIN: Final = (0.02, 0.05, 0.1, 0.2)
+"""After how many seconds it looks what has become of it; after the last of them again and again."""
+REMEMBERED_MS: Final = 7 * 24 * 3_600_000
+"""How long it is remembered what became of an event."""
+SHOWN_FINALISED: Final = 100
+
+
+class DelayTooLong(MatrixError):
+    """Fields: `org.matrix.msc4140.errcode`, `org.matrix.msc4140.max_delay`."""
+
+    errcode, status, default_text = "M_UNKNOWN", 400, "The delay is longer than this server allows"
+
+    def __init__(self, longest_ms: int) -> None:
+        fields: dict[str, object] = {
+            "org.matrix.msc4140.errcode": "M_MAX_DELAY_EXCEEDED",
+            "org.matrix.msc4140.max_delay": longest_ms,
+        }
+        super().__init__(None, **fields)
+
+
+class TooManyDelayed(MatrixError):
+    """Fields: `org.matrix.msc4140.errcode`."""
+
+    errcode, status, default_text = (
+        "M_UNKNOWN",
+        400,
+        "You have scheduled as many events as this server allows",
+    )
+
+    def __init__(self, next_ms: int) -> None:
+        """`next_ms`: in how long one less is scheduled."""
+        fields: dict[str, object] = {"org.matrix.msc4140.errcode": "M_MAX_DELAYED_EVENTS_EXCEEDED"}
+        super().__init__(None, **fields)
+        self.next_ms = next_ms
+
+
+class AlreadyFinalised(MatrixError):
+    errcode, status, default_text = "M_UNKNOWN", 409, "The event has been sent or cancelled"
+
+
+class DelayedEvents:
+    """Schedules, manages and sends them."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: DelayedEventStore,
+        accounts: AccountStore,
+        sending: RoomSending,
+        reading: RoomReading,
+        limiter: RateLimiter,
+        secret_text: SecretText,
+        validity: AccountValidity,
+        events: RoomEvents,
+        lifetimes: Lifetimes | None,
+        *,
+        longest_ms: int | None,
+    ) -> None:
+        """`longest_ms`: the longest delay; None: nobody may schedule anything."""
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._accounts = accounts
+        self._sending = sending
+        self._reading = reading
+        self._limiter = limiter
+        self._secret_text = secret_text
+        self._validity = validity
+        self._events = events
+        self._lifetimes = lifetimes
+        self._longest_ms = longest_ms
+        self._timer: IDelayedCall | None = None
+        self._is_running = False
+        self._running: Deferred[int] | None = None
+
+    # scheduling and managing
+
+    async def do_schedule(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        type_: str,
+        state_key: str | None,
+        content: Mapping[str, Any],
+        delay_ms: int,
+        txn_id: str | None,
+        origin_server_ts: int | None = None,
+        sticky_ms: int | None = None,
+    ) -> str:
+        """Schedule an event, once for a transaction id; its `delay_id`.
+
+        Raises Forbidden, NotFound, InvalidParam, TooLarge, UserSuspended, ConsentNotGiven,
+        DelayTooLong, TooManyDelayed.
+        """
+        if self._longest_ms is None:
+            raise Forbidden("This server sends no delayed events")
+        caller.check_may_write()
+        if delay_ms <= 0:
+            raise InvalidParam("A delay is a number of milliseconds above 0")
+        if delay_ms > self._longest_ms:
+            raise DelayTooLong(self._longest_ms)
+        for name in (type_, state_key or ""):
+            if len(name.encode()) > LONGEST_NAME or "\0" in name:
+                raise InvalidParam("The type and the state key of an event have at most 255 bytes")
+        if type_ in NOT_FOR_CLIENTS:
+            raise Forbidden(f"{type_} cannot be sent into a room that exists")
+        data = msgspec.json.encode(content)
+        if len(data) > LARGEST_CONTENT:
+            raise TooLarge("The event is too large")
+        await self._reading.check_joined(caller.user_id, room_id)
+        now = self._now_ms()
+        row = DelayedEventRow(
+            delay_id=self._secret_text.delay_id(),
+            user_id=caller.user_id,
+            device_id=caller.device_id or "",
+            appservice_id=caller.appservice_id,
+            room_id=room_id,
+            type=type_,
+            state_key=state_key,
+            content=data,
+            origin_server_ts=check_timestamp(caller, origin_server_ts),
+            delay_ms=delay_ms,
+            running_since=now,
+            send_ts=now + delay_ms,
+            sticky_ms=sticky_ms,
+        )
+        request = (
+            None if txn_id is None else name_request(caller, f"delay/{room_id}/{type_}", txn_id)
+        )
+
+        def write(txn: WriteTransaction) -> None:
+            if request is not None:
+                add_transaction(txn, request, None, row.delay_id.encode(), now)
+            scheduled, next_ts = self._store.count_scheduled(txn, row.user_id)
+            if scheduled >= MOST_SCHEDULED:
+                raise TooManyDelayed(max(0, (next_ts or now) - now))
+            self._store.add_event(txn, row)
+
+        try:
+            await self._database.write("schedule_event", write)
+        except AlreadySent as earlier:
+            return earlier.response.decode()
+        self._wake_at(now + delay_ms)
+        return row.delay_id
+
+    async def do_restart(self, delay_id: str) -> None:
+        """Begin the delay anew. Raises NotFound, LimitExceeded, AlreadyFinalised."""
+
+        async def restart(row: DelayedEventRow) -> bool:
+            send_ts = await self._database.write(
+                "restart_event", self._store.set_restarted, row.delay_id, self._now_ms()
+            )
+            if send_ts is not None:
+                self._wake_at(send_ts)
+            return send_ts is not None
+
+        await self._manage(delay_id, None, restart)
+
+    async def do_cancel(self, delay_id: str) -> None:
+        """Never send it; that it is cancelled is no error. Raises NotFound, LimitExceeded,
+        AlreadyFinalised."""
+
+        async def cancel(row: DelayedEventRow) -> bool:
+            return await self._database.write(
+                "cancel_event", self._store.set_cancelled, row, self._now_ms()
+            )
+
+        await self._manage(delay_id, "cancel", cancel)
+
+    async def do_send(self, delay_id: str) -> None:
+        """Send it now; that it was sent is no error. Raises NotFound, LimitExceeded,
+        AlreadyFinalised, and what sending raises: then it stays scheduled."""
+
+        async def send(row: DelayedEventRow) -> bool:
+            now = self._now_ms()
+            if not await self._database.write(
+                "take_event", self._store.take_lease, delay_id, now, now + LEASE_MS
+            ):
+                return False
+            try:
+                await self._send(row, "action")
+            except (MatrixError, RemoteError):
+                await self._database.write("release_event", self._store.end_lease, delay_id)
+                if row.send_ts is not None:
+                    self._wake_at(row.send_ts)
+                raise
+            return True
+
+        await self._manage(delay_id, "send", send)
+
+    async def _manage(
+        self, delay_id: str, outcome: str | None, act: Callable[[DelayedEventRow], Awaitable[bool]]
+    ) -> None:
+        """Do with an event what can be done while it is scheduled and nobody is at sending it
+        (`act`: whether that was so), or leave it at that where its outcome is the one that is
+        wanted. It counts against its owner's limit.
+
+        Raises NotFound, LimitExceeded, AlreadyFinalised.
+        """
+        row = await self._store.get_event(delay_id)
+        if row is not None:
+            self._limiter.check(Limit.DELAYED_EVENT, row.user_id)
+        until, pauses = self._clock.seconds() + PATIENCE, iter(LOOKS_AGAIN)
+        while row is not None and row.finalised_ts is None:
+            if row.leased_until <= self._now_ms():
+                if await act(row):
+                    return
+            else:
+                await deferLater(self._clock, next(pauses, LOOKS_AGAIN[-1]))
+            if self._clock.seconds() > until:
+                raise LimitExceeded("The event is being sent", retry_after_ms=int(PATIENCE * 1000))
+            row = await self._store.get_event(delay_id)
+        if row is None:
+            raise NotFound("There is no such delayed event")
+        if outcome is None or row.outcome != outcome:
+            raise AlreadyFinalised
+
+    # reading
+
+    async def get_event(self, caller: Requester, delay_id: str) -> dict[str, Any]:
+        """One of the caller's events. Raises NotFound."""
+        row = await self._store.get_event(delay_id)
+        if row is None or row.user_id != caller.user_id:
+            raise NotFound("You have scheduled no such event")
+        (row,) = await self._without_expired([row])
+        shown = _to_json(row)
+        if row.finalised_ts is not None:
+            finalised: dict[str, Any] = {"finalised_ts": row.finalised_ts}
+            if row.event_id is not None:
+                finalised["event_id"] = row.event_id
+            if row.error is not None:
+                finalised["error"] = msgspec.Raw(row.error)
+            shown |= {
+                **finalised,
+                "finalised": finalised,
+            }  # COMPAT(matrix-js-sdk): it looks for the latter
+        return shown
+
+    async def get_scheduled(self, caller: Requester) -> list[dict[str, Any]]:
+        """The caller's events that are still to be sent, the next first."""
+        return [_to_json(row) for row in await self._store.get_scheduled(caller.user_id)]
+
+    async def get_finalised(self, caller: Requester) -> list[dict[str, Any]]:
+        """The latest of the caller's events that were sent or cancelled, the last of them first."""
+        rows = await self._store.get_finalised(caller.user_id, SHOWN_FINALISED)
+        return [_outcome_json(row) for row in await self._without_expired(rows)]
+
+    async def _without_expired(self, rows: Sequence[DelayedEventRow]) -> list[DelayedEventRow]:
+        """The same, without what was in those that their room keeps no longer."""
+        if self._lifetimes is None:
+            return list(rows)
+        sent = await self._events.get_anywhere(
+            EventID(row.event_id) for row in rows if row.event_id is not None
+        )
+        expired = {
+            event_id for event_id, stored in sent.items() if not await self._lifetimes.shows(stored)
+        }
+        return [replace(row, content=b"{}") if row.event_id in expired else row for row in rows]
+
+    # sending
+
+    def start(self) -> None:
+        """Send what is due, and from now on what becomes due."""
+        self._is_running = True
+        self._wake_at(self._now_ms())
+
+    async def stop(self) -> None:
+        """Send no more; returns when nothing is being sent."""
+        self._is_running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._running is not None:
+            await self._running
+
+    async def do_send_due(self, limit: int) -> int:
+        """Send up to `limit` events whose time has come, also such as another node left; how many
+        were tried."""
+        now = self._now_ms()
+        rows: Sequence[DelayedEventRow] = ()
+        if await self._store.has_due(now):
+            rows = await self._database.write(
+                "take_due_events", self._store.take_due, now, now + LEASE_MS, limit
+            )
+        for row in rows:
+            try:
+                await self._send(row, "delay")
+            except MatrixError as error:
+                data = msgspec.json.encode(error.body())
+                await self._database.write(
+                    "fail_delayed_event", self._store.set_failed, row, self._now_ms(), data
+                )
+            except Exception:
+                self._log.failure(
+                    "the delayed event {id} could not be sent and is tried again", id=row.delay_id
+                )
+        next_ts = await self._store.get_next_time()
+        if next_ts is not None:
+            self._wake_at(next_ts)
+        return len(rows)
+
+    async def do_forget(self, limit: int) -> int:
+        """Forget what became of up to `limit` events long ago; how many."""
+        return await self._store.remove_finalised(self._now_ms() - REMEMBERED_MS, limit)
+
+    async def _send(self, row: DelayedEventRow, reason: str) -> None:
+        """Send an event on which a lease was taken. Raises what sending raises."""
+        account = (await self._accounts.get_accounts([row.user_id])).get(row.user_id)
+        if account is None or account.deactivated_ts is not None:
+            raise UserDeactivated
+        if account.locked or account.suspended:
+            raise UserSuspended
+        self._validity.check(account)
+        caller = Requester(
+            UserID(row.user_id),
+            DeviceID(row.device_id) if row.device_id else None,
+            token_nid=0,
+            is_guest=account.is_guest,
+            is_admin=account.is_admin,
+            is_shadow_banned=account.shadow_banned,
+            appservice_id=row.appservice_id,
+        )
+        sent = SentTransaction(row.user_id, "", "delayed_event", DELAYED + row.delay_id)
+        content: dict[str, Any] = msgspec.json.decode(row.content)
+        room_id, ts = RoomID(row.room_id), row.origin_server_ts
+        try:
+            if row.state_key is None:
+                answer = await self._sending.do_send(
+                    caller,
+                    room_id,
+                    row.type,
+                    content,
+                    row.delay_id,
+                    ts,
+                    sticky_ms=row.sticky_ms,
+                    sent=sent,
+                )
+                event_id = str(msgspec.json.decode(answer)["event_id"])
+            else:
+                event_id = await self._sending.do_set_state(
+                    caller,
+                    room_id,
+                    row.type,
+                    row.state_key,
+                    content,
+                    ts,
+                    sticky_ms=row.sticky_ms,
+                    sent=sent,
+                )
+        except AlreadySent as earlier:  # before a crash that kept it from being noted
+            event_id = str(msgspec.json.decode(earlier.response)["event_id"])
+        await self._database.write(
+            "end_delayed_event", self._store.set_sent, row, self._now_ms(), reason, event_id
+        )
+
+    # within
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+    def _wake_at(self, moment_ms: int) -> None:
+        """Look for what is due then at the latest."""
+        if not self._is_running:
+            return
+        moment = moment_ms / 1000
+        if self._timer is not None:
+            if self._timer.getTime() <= moment:
+                return
+            self._timer.cancel()
+        self._timer = self._clock.callLater(max(0.0, moment - self._clock.seconds()), self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        if self._running is not None:
+            return  # it looks for what is next when it is done
+        self._running = Deferred.fromCoroutine(self.do_send_due(AT_ONCE))
+        self._running.addErrback(self._failed).addBoth(self._finished)
+
+    def _failed(self, failure: Failure) -> int:
+        self._log.failure("delayed events could not be sent; it is tried again soon", failure)
+        return 0
+
+    def _finished(self, done: int) -> int:
+        self._running = None
+        return done
+
+
+def _to_json(row: DelayedEventRow) -> dict[str, Any]:
+    """An event in the words of both texts, and of matrix-js-sdk."""
+    shown: dict[str, Any] = {
+        "delay_id": row.delay_id,
+        "room_id": row.room_id,
+        "type": row.type,
+        "delay": row.delay_ms,
+        "delay_ms": row.delay_ms,
+        "running_since": row.running_since,
+        "scheduled_at": row.running_since,
+        "delayed_since_ts": row.running_since,
+        "content": msgspec.Raw(row.content),
+    }
+    if row.state_key is not None:
+        shown["state_key"] = row.state_key
+    return shown
+
+
+def _outcome_json(row: DelayedEventRow) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "delayed_event": _to_json(row),
+        "outcome": row.outcome,
+        "reason": row.reason,
+        "origin_server_ts": row.finalised_ts,
+    }
+    if row.event_id is not None:
+        shown["event_id"] = row.event_id
+    if row.error is not None:
+        shown["error"] = msgspec.Raw(row.error)
+    return shown

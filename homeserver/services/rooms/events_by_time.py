@@ -1,0 +1,77 @@
+"""The event of a room that is nearest to a time, before or after it.
+
+spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.ids import RoomID
+from federation.rooms.events import StoredEvent
+from federation.rooms.history.by_time import RemoteTimes
+from homeserver.services.filters.event_filters import RoomEventFilter
+from homeserver.services.rooms.reading import Reader, RoomReading
+from storage.events.timelines import Direction, TimelineStore
+
+FIRST_PAGE: Final = 5
+"""Nearly always the reader may see the first event that is found."""
+PAGE: Final = 200
+MAX_PAGES: Final = 20
+"""How often a page of events none of which the reader may see is followed by another look."""
+MAX_TS: Final = 2**53 - 1
+
+_EVERYTHING: Final = RoomEventFilter()
+
+
+class EventsByTime:
+    """Finds events by their time."""
+
+    def __init__(self, reading: RoomReading, timelines: TimelineStore, remote: RemoteTimes) -> None:
+        self._reading = reading
+        self._timelines = timelines
+        self._remote = remote
+
+    async def get_nearest(
+        self, caller: Requester, room_id: RoomID, ts: int, direction: Direction
+    ) -> dict[str, Any]:
+        """The nearest event that the caller may see. Raises InvalidParam, Forbidden, NotFound."""
+        if not 0 <= ts <= MAX_TS:
+            raise InvalidParam("ts is a time in milliseconds since 1970")
+        reader = await self._reading.find_reader(caller.user_id, room_id)
+        found = await self._find_here(caller, reader, ts, direction)
+        if await self._timelines.get_backward_extremities(reader.snapshot.room.room_nid):
+            nearer = await self._remote.find_nearest(reader.snapshot, ts, direction, found)
+            if nearer is not None and await self._reading.see(
+                caller, reader, [nearer.nid], _EVERYTHING
+            ):
+                found = nearer
+        if found is None:
+            way = "after" if direction is Direction.FORWARDS else "before"
+            raise NotFound(f"You can see no event of this room {way} {_show(ts)}")
+        return {"event_id": found.event.event_id, "origin_server_ts": found.event.origin_server_ts}
+
+    async def _find_here(
+        self, caller: Requester, reader: Reader, ts: int, direction: Direction
+    ) -> StoredEvent | None:
+        place: tuple[int, int] | None = None
+        for number in range(MAX_PAGES):
+            limit = PAGE if number else FIRST_PAGE
+            page = await self._timelines.get_by_time(
+                reader.snapshot.room.room_nid, ts, direction, place, limit
+            )
+            seen = await self._reading.see(caller, reader, [nid for _, nid in page], _EVERYTHING)
+            if seen:
+                return seen[0].event
+            if len(page) < limit:
+                return None
+            place = page[-1]
+        return None
+
+
+def _show(ts: int) -> str:
+    try:
+        return datetime.fromtimestamp(ts / 1000, UTC).isoformat(" ", "seconds")
+    except (OverflowError, ValueError, OSError):
+        return str(ts)

@@ -1,0 +1,115 @@
+"""Which invites of our users are taken: whether they are there, what they have said of invites, and
+how many they get.
+
+spec: client-server-api#invite-permission
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from federation.protocol.endpoint import Limit, Requester
+from federation.protocol.errors import (
+    Forbidden,
+    InviteBlocked,
+    LimitExceeded,
+    NotFound,
+    UserAwaitingApproval,
+    UserDeactivated,
+    UserLocked,
+    UserSuspended,
+)
+from federation.protocol.ids import RoomID, UserID
+from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.account_data.invite_permissions import InvitePermissions, Verdict
+from homeserver.services.login.account_validity import AccountValidity
+from storage.accounts.accounts import AccountRow, AccountStore
+
+CLAIMS_AT_ONCE: Final = 10
+"""From one address: each may have another server asked, and wait for it."""
+RETRY_CLAIM_MS: Final = 1_000
+
+
+class InvitePolicy:
+    """Checks invites of this server's users: by one another, and as the `InviteGate` of invites
+    from other servers."""
+
+    def __init__(
+        self,
+        accounts: AccountStore,
+        permissions: InvitePermissions,
+        limiter: RateLimiter,
+        validity: AccountValidity,
+        *,
+        only_admins_invite: bool,
+    ) -> None:
+        self._accounts = accounts
+        self._permissions = permissions
+        self._limiter = limiter
+        self._validity = validity
+        self._only_admins_invite = only_admins_invite
+        self._claims: Counter[str] = Counter()
+        """That are under way, by the address that they came from."""
+
+    def check_may_invite(self, caller: Requester) -> None:
+        """Raises Forbidden where only administrators may invite."""
+        if self._only_admins_invite and not caller.is_admin:
+            raise Forbidden("Only administrators of this server may invite")
+
+    async def check_may_still_invite(self, inviter: UserID) -> None:
+        """As `InviterGate.check_may_still_invite`."""
+        account = (await self._accounts.get_accounts([inviter])).get(inviter)
+        if account is None or account.deactivated_ts is not None:
+            raise UserDeactivated
+        if account.locked:
+            raise UserLocked
+        if account.suspended:
+            raise UserSuspended
+        if account.awaiting_ts is not None:
+            raise UserAwaitingApproval
+        self._validity.check(account)
+        if account.shadow_banned or (self._only_admins_invite and not account.is_admin):
+            raise Forbidden("They may not invite")
+
+    async def check_invited_here(self, inviter: UserID, targets: Collection[UserID]) -> None:
+        """Whether these users of this server may be invited by another of its users. Raises
+        NotFound, InviteBlocked."""
+        accounts = await self._accounts.get_accounts(targets)
+        for target in targets:
+            _check_exists(target, accounts.get(target))
+            await self._permissions.check_may_invite(inviter, target)
+
+    async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
+        """Whether a user of another server may invite ours. Raises Forbidden, InviteBlocked,
+        NotFound, LimitExceeded."""
+        _check_exists(target, (await self._accounts.get_accounts([target])).get(target))
+        if self._only_admins_invite:
+            raise Forbidden("People of this server cannot be invited from elsewhere")
+        verdict = await self._permissions.judge(target, inviter)
+        if verdict is Verdict.BLOCK:
+            raise InviteBlocked(f"{target} does not want to be invited")
+        if verdict is Verdict.IGNORE:
+            raise Forbidden("This user does not want to be invited by you")
+        self._limiter.check(Limit.INVITE_ROOM, room_id)
+        self._limiter.check(Limit.INVITE_USER, target)
+
+    @contextmanager
+    def claiming(self, ip: str) -> Iterator[None]:
+        """As `InviteGate.claiming`."""
+        key = address_key(ip)
+        if self._claims[key] >= CLAIMS_AT_ONCE:
+            raise LimitExceeded(retry_after_ms=RETRY_CLAIM_MS)
+        with self._limiter.counting_failures(Limit.FALSE_PROMISE, key):
+            self._claims[key] += 1
+            try:
+                yield
+            finally:
+                self._claims[key] -= 1
+                if not self._claims[key]:
+                    del self._claims[key]
+
+
+def _check_exists(user_id: UserID, account: AccountRow | None) -> None:
+    if account is None or account.deactivated_ts is not None:
+        raise NotFound(f"There is no user {user_id} here")

@@ -1,0 +1,42 @@
+"""What a user is told of rooms that they are not in yet."""
+
+from collections.abc import Sequence
+
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import UserID
+from federation.protocol.stripped_state import StrippedEvent, stripped_state_keys
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.joins.out_of_room import OutsideMemberships, is_outside
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.rooms import RoomRow
+
+
+class InvitedRooms:
+    """Reads memberships and the stripped state that goes with them."""
+
+    def __init__(self, engine: RoomEngine, events: RoomEvents, outside: OutsideMemberships) -> None:
+        self._engine = engine
+        self._events = events
+        self._outside = outside
+
+    async def get_stripped(self, row: MembershipRow) -> Sequence[Event | StrippedEvent]:
+        """The stripped state of a room, as it was when the user was invited or knocked; with their
+        own membership.
+
+        spec: client-server-api#stripped-state
+        """
+        if is_outside(row):
+            told = await self._outside.find(row.room_nid, UserID(row.user_id))
+            return () if told is None else told.state
+        own = (await self._events.get_events([row.event_nid]))[row.event_nid]
+        inviter = row.sender if row.membership == "invite" else None
+        keys = [*stripped_state_keys(inviter), StateKey("m.room.member", row.user_id)]
+        state = await self._engine.view(row.room_nid, own.state_root).load(keys)
+        return [state[key].event for key in keys if key in state]
+
+    async def find_own(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:
+        """The event of the user's own membership."""
+        if is_outside(row):
+            return await self._outside.find_event(room, row)
+        return (await self._events.get_events([row.event_nid])).get(row.event_nid)

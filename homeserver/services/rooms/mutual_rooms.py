@@ -1,0 +1,54 @@
+"""The rooms that two people are in together.
+
+spec: client-server-api#mutual-rooms
+"""
+
+from typing import Any, Final
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import is_compliant_user_id
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.rooms import RoomStore
+
+PAGE: Final = 200
+_LONGEST_TOKEN: Final = 18
+
+
+class MutualRooms:
+    """Finds rooms in common."""
+
+    def __init__(self, membership_store: MembershipStore, rooms: RoomStore) -> None:
+        self._membership_store = membership_store
+        self._rooms = rooms
+
+    async def get_page(self, caller: Requester, user_id: str, from_: str | None) -> dict[str, Any]:
+        """The rooms that the caller and the other are joined to, those first that this server has
+        known for longest.
+
+        Raises InvalidParam. Of somebody who does not exist: none.
+        """
+        if not is_compliant_user_id(user_id):
+            raise InvalidParam("user_id is not a valid user ID")
+        if user_id == caller.user_id:
+            raise InvalidParam("You have all rooms in common with yourself")
+        after = 0 if from_ is None else _parse_token(from_)
+        shared = await self._membership_store.get_shared_rooms(caller.user_id, [user_id])
+        nids = sorted(shared.get(user_id, ()))
+        waiting = [nid for nid in nids if nid > after]
+        page = waiting[:PAGE]
+        rooms = await self._rooms.get_rooms_by_nid(page)
+        answer: dict[str, Any] = {
+            "joined": [rooms[nid].room_id for nid in page],
+            "count": len(nids),
+        }
+        if len(waiting) > PAGE:
+            # the second is what clients read who ask by the unstable path
+            answer["next_batch"] = answer["next_batch_token"] = str(page[-1])
+        return answer
+
+
+def _parse_token(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > _LONGEST_TOKEN:
+        raise InvalidParam("from is not a token that this endpoint gave out")
+    return int(text)

@@ -1,0 +1,583 @@
+"""Reading rooms: pages of the timeline, single events and what stands around them, state, members.
+
+Laws:
+- Who may look, and at what, is decided here once: `find_reader` finds the reader's standing in the
+  room, `Visibility` filters events. Whoever was in the room may read it as it was when they left,
+  whatever became of their membership since; anyone may read rooms that are world readable. Every
+  state that is told is `Reader.state`, or that at an event which they see and which came no later
+  than their leaving.
+- Pages cost a fixed number of queries.
+
+spec: client-server-api#getting-events-for-a-room
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.events import StateKey
+from federation.protocol.ids import EventID, RoomID, UserID
+from federation.protocol.visibility import HISTORY_VISIBILITY, HistoryVisibility, read_visibility
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.history.backfill import Gap
+from federation.rooms.history.membership_periods import Departure, Stays
+from federation.rooms.memberships import Memberships
+from federation.rooms.snapshot import RoomSnapshot
+from federation.rooms.state_view import StateView
+from federation.rooms.visibility import Seen, Visibility
+from homeserver.services.account_data.ignored_users import IgnoredUsers, without_ignored
+from homeserver.services.filters.event_filters import RoomEventFilter
+from homeserver.services.rooms.aggregations import Aggregations
+from homeserver.services.rooms.client_events import ClientEvents, present_plainly, present_state
+from homeserver.services.rooms.history import RoomHistory
+from homeserver.services.rooms.state_responses import Question, RoomAnswers
+from homeserver.services.streams.sync_tokens import (
+    SyncToken,
+    find_arrived,
+    format_place,
+    parse_room_token,
+)
+from storage.events.timelines import START, Direction, Place, TimelineStore
+from storage.rooms.memberships import MembershipRow, MembershipStore
+from storage.rooms.out_of_room_memberships import OUTSIDE
+
+MEMBER: Final = "m.room.member"
+DEFAULT_PAGE: Final = 10
+MAX_PAGE: Final = 1000
+EVENTS_AT_ONCE: Final = 100
+"""So many events of a page are read before it is asked how large they are."""
+LARGEST_PAGE: Final = 4 * 1024 * 1024
+"""In bytes of events: with those that go beyond it a page ends, whatever was asked for."""
+MAX_PAGES_LOOKED_AT: Final = 5
+"""How often a page that the filter or the room's settings left empty is followed by another
+look."""
+MAX_FETCHES: Final = 3
+"""How often more of the past is fetched from other servers for one page."""
+END: Final = Place(2**53, 2**53)
+"""After all events."""
+
+
+class Reader(msgspec.Struct, frozen=True, gc=False):
+    """Someone who may look into a room, and how."""
+
+    snapshot: RoomSnapshot
+    own: MembershipRow | None
+    state: StateView
+    """The state that they may see: the present one, or the one in which they left."""
+    departure: Departure | None = None
+    """Where their stay ended, if they see no state of what came later."""
+
+    @property
+    def has_left(self) -> bool:
+        """They see no state of what happened since they left."""
+        return self.departure is not None
+
+    def had_left(self, event: StoredEvent) -> bool:
+        """Whether they left before the event: a ban of them, for example. They see then the state
+        in which they left."""
+        left = self.departure
+        return left is not None and (
+            event.depth > left.place.depth or (event.position or 0) > left.position
+        )
+
+
+class RoomReading:
+    """Reads rooms for their members, former members and, where a room lets everyone read it,
+    anyone."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        memberships: Memberships,
+        membership_store: MembershipStore,
+        timelines: TimelineStore,
+        visibility: Visibility,
+        stays: Stays,
+        client_events: ClientEvents,
+        ignored: IgnoredUsers,
+        aggregations: Aggregations,
+        answers: RoomAnswers,
+        history: RoomHistory,
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._memberships = memberships
+        self._membership_store = membership_store
+        self._timelines = timelines
+        self._visibility = visibility
+        self._stays = stays
+        self._client_events = client_events
+        self._ignored = ignored
+        self._aggregations = aggregations
+        self._answers = answers
+        self._history = history
+
+    async def get_messages(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        direction: Direction,
+        from_: str | None,
+        to: str | None,
+        limit: int,
+        wanted: RoomEventFilter,
+    ) -> dict[str, Any]:
+        """A page of the timeline. spec: client-server-api#get_matrixclientv3roomsroomidmessages"""
+        reader = await self.find_reader(caller.user_id, room_id)
+        start = await self._find_start(reader, from_, direction)
+        end = await self.find_place(reader, to) if to is not None else None
+        limit = max(1, min(limit, MAX_PAGE))
+        if (
+            direction is Direction.BACKWARDS
+            and reader.own is not None
+            and reader.departure is not None
+        ):
+            left = reader.departure.place
+            if reader.own.event_nid != OUTSIDE:
+                left = max(left, await self._place_after(reader.own.event_nid))
+            start = min(start, left)
+        shown: list[Seen] = []
+        room = LARGEST_PAGE
+        place, exhausted = start, False
+        for _ in range(MAX_PAGES_LOOKED_AT):
+            asked = limit - len(shown)
+            page, gap = await self._get_page(reader, place, end, direction, asked)
+            is_short = len(page) < asked
+            seen, page, room = await self._see_page(caller, reader, page, wanted, room)
+            shown += seen
+            if page and start == END:
+                start = page[0][0]  # the token has to stand before what is yet to come
+            if page:
+                last = page[-1][0]
+                place = (
+                    last
+                    if direction is Direction.FORWARDS
+                    else Place(last.depth, last.event_nid - 1)
+                )
+            # where more is to be had another time there is an end, but nobody is led round in a
+            # circle meanwhile
+            exhausted = (
+                is_short and room > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
+            )
+            if exhausted or room <= 0 or len(shown) >= limit or (shown and gap is not Gap.NONE):
+                break
+        chunk = await self._client_events.present(
+            caller.user_id, caller.device_id, shown, with_room_id=True
+        )
+        answer: dict[str, Any] = {
+            "chunk": chunk,
+            "start": from_ if from_ is not None else format_place(start),
+        }
+        # without an end there is no more; forwards there may always be more to come
+        if not exhausted or (direction is Direction.FORWARDS and shown):
+            answer["end"] = format_place(place)
+        if wanted.lazy_load_members and shown:
+            answer["state"] = await self._members_of(
+                caller, reader.state, [seen.event for seen in shown]
+            )
+        return answer
+
+    async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
+        """One event. Raises NotFound, also where the caller may not see it."""
+        try:
+            reader = await self.find_reader(caller.user_id, room_id)
+        except Forbidden as error:
+            raise NotFound(error.text) from None
+        seen = await self.see_one(caller, reader, event_id)
+        presented = await self._client_events.present(
+            caller.user_id, caller.device_id, [seen], with_room_id=True
+        )
+        return presented[0]
+
+    async def get_context(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        event_id: EventID,
+        limit: int,
+        wanted: RoomEventFilter,
+    ) -> dict[str, Any]:
+        """An event with what stands around it. spec:
+        client-server-api#get_matrixclientv3roomsroomidcontexteventid"""
+        find = self.find_reader if wanted.lazy_load_members else self._find_whole
+        reader = await find(caller.user_id, room_id)
+        seen = await self.see_one(caller, reader, event_id)
+        event = seen.event
+        half = max(0, min(limit, MAX_PAGE)) // 2
+        room_nid = reader.snapshot.room.room_nid
+        here = Place(event.event.depth, event.nid)
+        before_here = Place(here.depth, here.event_nid - 1)
+        before, _ = await self._get_page(reader, before_here, None, Direction.BACKWARDS, half)
+        after, _ = await self._get_page(reader, here, None, Direction.FORWARDS, half)
+        events_before, before, _ = await self._see_page(
+            caller, reader, before, wanted, LARGEST_PAGE // 2
+        )
+        events_after, after, _ = await self._see_page(
+            caller, reader, after, wanted, LARGEST_PAGE // 2
+        )
+        everything = [*events_before, seen, *events_after]
+        presented = await self._client_events.present(
+            caller.user_id, caller.device_id, everything, with_room_id=True
+        )
+        last = (events_after[-1] if events_after else seen).event
+        state = (
+            reader.state if reader.had_left(last) else self._engine.view(room_nid, last.state_root)
+        )
+        if wanted.lazy_load_members:
+            state_events = await self._members_of(
+                caller, state, [each.event for each in everything], reader.state
+            )
+        else:
+            whole = (await state.load_all()).values()
+            state_events = present_state(
+                whole, await self._client_events.find_reasons(caller.user_id, whole)
+            )
+        first_place = before[-1][0] if before else here
+        return {
+            "start": format_place(Place(first_place.depth, first_place.event_nid - 1)),
+            "end": format_place(after[-1][0] if after else here),
+            "events_before": presented[: len(events_before)],
+            "event": presented[len(events_before)],
+            "events_after": presented[len(events_before) + 1 :],
+            "state": state_events,
+        }
+
+    async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
+        """The whole state that the caller may see: a list of events."""
+        reader = await self._find_whole(caller.user_id, room_id)
+        return await self._present_state(caller, reader.state, None, ("state",), list)
+
+    async def get_state_entry(
+        self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
+    ) -> msgspec.Raw | Mapping[str, Any]:
+        """The content of one entry of the state that the caller may see, or the whole event. Raises
+        NotFound."""
+        reader = await self.find_reader(caller.user_id, room_id)
+        event = await reader.state.get(key)
+        if event is None and key.type == MEMBER:
+            event = await (await self._find_whole(caller.user_id, room_id)).state.get(key)
+        if event is None:
+            raise NotFound("The room has no such state")
+        if not whole:
+            return event.event.content
+        reasons = await self._client_events.find_reasons(caller.user_id, [event])
+        return present_plainly(event, with_room_id=True, reasons=reasons)
+
+    async def get_members(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        at: str | None,
+        membership: str | None,
+        not_membership: str | None,
+    ) -> msgspec.Raw:
+        """A list of membership events: those that are `membership`, or are not `not_membership`.
+
+        spec: client-server-api#get_matrixclientv3roomsroomidmembers
+        """
+        reader = await self._find_whole(caller.user_id, room_id)
+        state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
+
+        def choose(events: Iterable[StoredEvent]) -> list[StoredEvent]:
+            if membership is None and not_membership is None:
+                return list(events)
+            return [
+                event
+                for event in events
+                if (membership is not None and event.event.membership == membership)
+                or (not_membership is not None and event.event.membership != not_membership)
+            ]
+
+        return await self._present_state(
+            caller, state, MEMBER, ("members", membership, not_membership), choose
+        )
+
+    async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
+        """Names and avatars of who is in the room, by user. Only for who is in it too. Raises
+        Forbidden."""
+        reader = await self._find_whole(caller.user_id, room_id)
+        if reader.own is None or reader.own.membership != "join":
+            raise Forbidden("You are not in this room")
+
+        async def make() -> dict[str, dict[str, str | None]]:
+            profiles = await self._membership_store.get_joined_profiles(
+                reader.snapshot.room.room_nid
+            )
+            return {
+                user_id: {"display_name": name, "avatar_url": avatar}
+                for user_id, name, avatar in profiles
+            }
+
+        return await self._answers.get(reader.state, ("joined_members",), make)
+
+    async def find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
+        """The user's present membership of a room, None if they never had one."""
+        own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
+        return None if own is None else own.membership
+
+    async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+        """The room, for someone who is in it, and for anyone if all may read it. Raises
+        Forbidden."""
+        reader = await self.find_reader(user_id, room_id)
+        if reader.has_left:
+            raise Forbidden("You are not in this room")
+        return reader.snapshot
+
+    async def check_joined(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+        """The room, for someone who is in it. Raises Forbidden."""
+        return (await self._find_member(user_id, room_id))[0]
+
+    async def get_for_member(
+        self, user_id: UserID, room_id: RoomID, event_ids: Collection[EventID]
+    ) -> tuple[RoomSnapshot, Mapping[EventID, StoredEvent]]:
+        """The room, and these events of it, for someone who is in it and may see them all, or might
+        if they were kept still.
+
+        Raises Forbidden, and NotFound whether the room does not have an event or they may not see
+        it.
+        """
+        snapshot, own = await self._find_member(user_id, room_id)
+        events = await self._events.get_by_id(snapshot.room.room_nid, set(event_ids))
+        if len(events) < len(set(event_ids)) or not await self._visibility.sees_all(
+            user_id, own, list(events.values())
+        ):
+            raise NotFound("The room has no such event, or you may not see it")
+        return snapshot, events
+
+    async def _find_member(
+        self, user_id: UserID, room_id: RoomID
+    ) -> tuple[RoomSnapshot, MembershipRow]:
+        snapshot = await self._engine.find_snapshot(room_id)
+        own = None
+        if snapshot is not None:
+            own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
+        if snapshot is None or own is None or own.membership != "join":
+            raise Forbidden("You are not in this room")
+        return snapshot, own
+
+    async def find_reader(self, user_id: UserID, room_id: RoomID) -> Reader:
+        """How the user may look into the room. Raises Forbidden, whether the room exists or not."""
+        snapshot = await self._engine.find_snapshot(room_id)
+        if snapshot is None:
+            raise Forbidden("You are not in this room")
+        own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
+        if own is not None and own.membership == "join":
+            return Reader(snapshot, own, snapshot.state)
+        visibility = await snapshot.state.get(HISTORY_VISIBILITY)
+        readable = (
+            read_visibility(None if visibility is None else visibility.event)
+            is HistoryVisibility.WORLD_READABLE
+        )
+        if readable:
+            return Reader(snapshot, own, snapshot.state)
+        departure = None if own is None or own.forgotten else await self._stays.find_departure(own)
+        if departure is None:
+            raise Forbidden("You are not in this room")
+        return Reader(
+            snapshot,
+            own,
+            self._engine.view(snapshot.room.room_nid, departure.state_root),
+            departure,
+        )
+
+    async def _find_whole(self, user_id: UserID, room_id: RoomID) -> Reader:
+        """As `find_reader`, once all of the room's state is here. Raises Forbidden,
+        StateIncomplete."""
+        reader = await self.find_reader(user_id, room_id)
+        if reader.snapshot.head.partial_join is None:
+            return reader
+        await self._engine.get_whole(room_id)
+        return await self.find_reader(user_id, room_id)
+
+    async def _see_page(
+        self,
+        caller: Requester,
+        reader: Reader,
+        page: list[tuple[Place, int]],
+        wanted: RoomEventFilter,
+        room: int,
+    ) -> tuple[list[Seen], list[tuple[Place, int]], int]:
+        """Of a page what `see` gives, as far as there is room for it, in bytes of events; that part
+        of the page; the room that is left."""
+        shown: list[Seen] = []
+        for begin in range(0, len(page), EVENTS_AT_ONCE):
+            portion = page[begin : begin + EVENTS_AT_ONCE]
+            seen = await self.see(caller, reader, [nid for _, nid in portion], wanted)
+            shown += seen
+            room -= sum([len(each.event.client_prefix) for each in seen])
+            if room <= 0:
+                return shown, page[: begin + EVENTS_AT_ONCE], room
+        return shown, page, room
+
+    async def see(
+        self, caller: Requester, reader: Reader, nids: Sequence[int], wanted: RoomEventFilter
+    ) -> list[Seen]:
+        """Those of the events that the caller may see and wants, but what users whom they ignore
+        have sent."""
+        if not wanted.allows_room(reader.snapshot.room_id):
+            return []
+        events = await self._events.get_events(nids)
+        seen = await self._visibility.filter(
+            caller.user_id, reader.own, [events[nid] for nid in nids]
+        )
+        seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
+        if wanted.passes_all_events:
+            return seen
+        seen = [each for each in seen if wanted.allows_event(each.event.event)]
+        return await self._aggregations.only_related(seen, wanted)
+
+    async def see_one(self, caller: Requester, reader: Reader, event_id: EventID) -> Seen:
+        """One event of the room, as `see_roots`. Raises NotFound, also where the caller may not see
+        it."""
+        event = await self._events.get_event(reader.snapshot.room.room_nid, event_id)
+        seen = await self.see_roots(caller, reader, [event.nid]) if event is not None else []
+        if not seen:
+            raise NotFound("The room has no such event, or you may not see it")
+        return seen[0]
+
+    async def see_roots(self, caller: Requester, reader: Reader, nids: Sequence[int]) -> list[Seen]:
+        """Those of the events that the caller may see. While anything is shown of a thread there is
+        its root too, which may be gone by its age or a purge: then it is without its content."""
+        found = await self._events.get_events(nids)
+        events = [found[nid] for nid in nids]
+        seen = {
+            each.event.nid: each
+            for each in await self._visibility.filter(caller.user_id, reader.own, events)
+        }
+        gone = [event for event in events if event.nid not in seen]
+        if gone:
+            left = await self._visibility.filter_gone(caller.user_id, reader.own, gone)
+            told = await self._aggregations.load(caller.user_id, [each.event for each in left])
+            seen |= {
+                nid: each
+                for each in left
+                if (nid := each.event.nid) in told and told[nid].thread is not None
+            }
+        return [seen[nid] for nid in nids if nid in seen]
+
+    async def _get_page(
+        self, reader: Reader, start: Place, end: Place | None, direction: Direction, limit: int
+    ) -> tuple[list[tuple[Place, int]], Gap]:
+        """A page of the timeline, and what became of a gap in it: what other servers have of it is
+        fetched for members."""
+        room_nid = reader.snapshot.room.room_nid
+        page = await self._timelines.get_page(room_nid, start, end, direction, limit)
+        gap = Gap.NONE
+        if limit == 0 or reader.own is None or reader.own.membership != "join":
+            return page, gap
+        for _ in range(MAX_FETCHES):
+            reached = end or (START if direction is Direction.BACKWARDS else END)
+            if len(page) >= limit:
+                reached = page[-1][0]
+            lowest, highest = sorted((start.depth, reached.depth))
+            gap = await self._history.fill(reader.snapshot, lowest, highest)
+            if gap is not Gap.FILLED:
+                break
+            page = await self._timelines.get_page(room_nid, start, end, direction, limit)
+        return page, gap
+
+    async def _members_of(
+        self,
+        caller: Requester,
+        state: StateView,
+        events: Sequence[StoredEvent],
+        other: StateView | None = None,
+    ) -> list[msgspec.Raw]:
+        """The memberships of those who sent the events; by the `other` state of whoever was not in
+        the room by the first one, which may be that of one side of a fork."""
+        keys = {StateKey(MEMBER, event.event.sender) for event in events}
+        found = await state.load(keys)
+        missing = keys - found.keys()
+        if missing and other is not None:
+            found = {**found, **await other.load(missing)}
+        members = found.values()
+        return present_state(
+            members, await self._client_events.find_reasons(caller.user_id, members)
+        )
+
+    async def _present_state(
+        self,
+        caller: Requester,
+        state: StateView,
+        type_: str | None,
+        question: Question,
+        choose: Callable[[Iterable[StoredEvent]], list[StoredEvent]],
+    ) -> msgspec.Raw:
+        """Some of the events of a state, of one type or of all, as they are kept for all who see
+        the same of their redactions."""
+        loaded: list[StoredEvent] = []
+
+        async def load() -> list[StoredEvent]:
+            if not loaded:
+                loaded.extend(
+                    (
+                        await self._events.get_events((await state.load_nids(type_)).values())
+                    ).values()
+                )
+            return loaded
+
+        async def find_redactions() -> list[int]:
+            return sorted(
+                {event.redacted_by for event in await load() if event.redacted_by is not None}
+            )
+
+        redactions = await self._answers.get(state, ("redactions", type_), find_redactions)
+        reasons = await self._client_events.find_reasons_among(
+            caller.user_id, msgspec.json.decode(redactions, type=list[int])
+        )
+
+        async def make() -> list[msgspec.Raw]:
+            return present_state(choose(await load()), reasons)
+
+        seen = sha256(b"%r" % sorted(reasons)).hexdigest() if reasons else None
+        return await self._answers.get(state, (*question, seen), make)
+
+    async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
+        """At a place in the timeline the state after the event there; at a token of /sync the one
+        that was current then, which is another while the history is forked."""
+        room_nid, token = reader.snapshot.room.room_nid, parse_room_token(at)
+        place = await self.find_place(reader, at)
+        page = await self._timelines.get_page(room_nid, place, None, Direction.BACKWARDS, 1)
+        if not page:
+            return self._engine.view(room_nid, None)
+        nid = page[0][1]
+        event = (await self._events.get_events([nid]))[nid]
+        if reader.had_left(event):
+            return reader.state
+        if not await self._visibility.filter_of_any_age(user_id, reader.own, [event]):
+            raise Forbidden("You may not see the room as it was then")
+        return self._engine.view(
+            room_nid, event.current_root if isinstance(token, SyncToken) else event.state_root
+        )
+
+    async def _find_start(self, reader: Reader, token: str | None, direction: Direction) -> Place:
+        """From where a page goes on. Raises InvalidParam."""
+        if token is None:
+            return self._default_start(direction)
+        place, arrived = await self.find_place(reader, token), find_arrived(token)
+        if direction is Direction.FORWARDS or arrived is None:
+            return place
+        return max(
+            place, await self._timelines.get_deepest_at(reader.snapshot.room.room_nid, arrived)
+        )
+
+    async def find_place(self, reader: Reader, token: str) -> Place:
+        """Where in the room a token stands. Raises InvalidParam."""
+        parsed = parse_room_token(token)
+        if isinstance(parsed, SyncToken):
+            return await self._timelines.get_place_at(
+                reader.snapshot.room.room_nid, parsed.position
+            )
+        return parsed
+
+    async def _place_after(self, event_nid: int) -> Place:
+        return (await self._timelines.get_places([event_nid]))[event_nid]
+
+    def _default_start(self, direction: Direction) -> Place:
+        return END if direction is Direction.BACKWARDS else START

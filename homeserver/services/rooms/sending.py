@@ -1,0 +1,393 @@
+"""Sending events: messages, state, redactions; each request at most once.
+
+What a shadow-banned user sends goes nowhere, and the answer is as if it went: refused is what
+others would be refused. They may leave.
+
+spec: client-server-api#sending-events-to-a-room
+"""
+
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import (
+    BadAlias,
+    BadJson,
+    DuplicateAnnotation,
+    Forbidden,
+    InvalidParam,
+    MatrixError,
+    NotFound,
+    UserSuspended,
+)
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, is_event_id, is_room_alias
+from federation.rooms.concurrent import map_at_once
+from federation.rooms.drafts import Draft
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.membership_checks import check_still
+from federation.rooms.relations import read_relation, relation_in
+from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.rooms.guest_access import GUEST_ACCESS, GuestAccess
+from homeserver.services.rooms.membership import RoomMemberships
+from homeserver.services.rooms.reading import RoomReading
+from homeserver.services.rooms.related_redactions import RelatedRedactions
+from storage.events.relations import ANNOTATION, THREAD, Relation, RelationStore
+from storage.rooms.sent_transactions import AlreadySent, SentTransaction, SentTransactionStore
+
+MAX_TXN_ID: Final = 255
+MAX_ALIASES_ELSEWHERE: Final = 10
+"""How many aliases of other servers are looked up for one event."""
+CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
+NOT_FOR_CLIENTS: Final = frozenset({"m.room.create"})
+
+
+class NoLongerInRoom(Forbidden):
+    default_text = "You are no longer in this room"
+
+
+class RoomSending:
+    """Adds what clients send to rooms."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        unshown: UnshownRooms,
+        memberships: RoomMemberships,
+        reading: RoomReading,
+        guests: GuestAccess,
+        relations: RelationStore,
+        sent: SentTransactionStore,
+        related: RelatedRedactions,
+        identity: ServerIdentity,
+    ) -> None:
+        self._engine = engine
+        self._identity = identity
+        self._events = events
+        self._unshown = unshown
+        self._memberships = memberships
+        self._reading = reading
+        self._guests = guests
+        self._relations = relations
+        self._sent = sent
+        self._related = related
+
+    async def do_send(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        type: str,
+        content: Mapping[str, Any],
+        txn_id: str,
+        origin_server_ts: int | None,
+        *,
+        sticky_ms: int | None = None,
+        sent: SentTransaction | None = None,
+    ) -> msgspec.Raw:
+        """Send an event that is no state; the answer, the same for a repeated request. Raises
+        Forbidden, NotFound, UserSuspended and ConsentNotGiven for all but redactions of one's own
+        events, DuplicateAnnotation; MatrixError for a thread at an event that has a parent. `sent`
+        names a request that was another one, of before."""
+        redacts = None
+        if type != "m.room.redaction":
+            caller.check_may_write()
+        else:
+            target = content.get("redacts")
+            if not isinstance(target, str) or not is_event_id(target):
+                raise BadJson("A redaction names its target in content.redacts")
+            redacts = EventID(target)
+            await self._check_suspended_redacts_own(caller, room_id, redacts)
+            # where the version has it beside the content it does not belong into it
+            content = {name: value for name, value in content.items() if name != "redacts"}
+        sent = sent or name_request(caller, f"send/{room_id}/{type}", txn_id)
+        relation = relation_in(content)
+        draft = Draft(
+            type,
+            caller.user_id,
+            content,
+            None,
+            redacts,
+            check_timestamp(caller, origin_server_ts),
+            sent,
+            sticky_ms,
+            self._check_annotation(caller.user_id, room_id, type, relation),
+        )
+        if relation is not None and relation.rel_type == THREAD:
+            refusal = await self._refuse_thread(caller, room_id, relation)
+            if refusal is not None:
+                earlier = await self._sent.get_response(
+                    sent
+                )  # a repeated request is answered as it was
+                if earlier is None:
+                    raise refusal
+                return msgspec.Raw(earlier)
+        return await self._send(caller, room_id, draft, sent)
+
+    async def do_redact(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        target: EventID,
+        reason: str | None,
+        txn_id: str,
+        with_rel_types: Sequence[str] = (),
+    ) -> msgspec.Raw:
+        """Redact an event, and its children by relations of these types. Raises Forbidden,
+        NotFound, UserSuspended, ConsentNotGiven."""
+        await self._check_suspended_redacts_own(caller, room_id, target)
+        content: dict[str, Any] = {} if reason is None else {"reason": reason}
+        sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
+        related = self._related.to_redact(
+            caller.user_id, target, with_rel_types, reason, only_own=caller.may_only_read
+        )
+        also = self._related.noting(related)
+        draft = Draft(
+            "m.room.redaction", caller.user_id, content, None, target, None, sent, also=also
+        )
+        answer = await self._send(caller, room_id, draft, sent)
+        if with_rel_types and not caller.is_shadow_banned:
+            await self._related.do_redact(room_id, related)
+        return answer
+
+    async def do_set_state(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        type: str,
+        state_key: str,
+        content: Mapping[str, Any],
+        origin_server_ts: int | None,
+        *,
+        sticky_ms: int | None = None,
+        sent: SentTransaction | None = None,
+    ) -> EventID:
+        """Set a state entry; the event that it has, an older one where nothing changes. Raises
+        Forbidden, NotFound; with `sent`, which names the request, AlreadySent; UserSuspended and
+        ConsentNotGiven for all but leaving a room.
+
+        spec: client-server-api#account-suspension
+        """
+        if caller.may_only_read:
+            if (type, state_key) != ("m.room.member", caller.user_id) or content.get(
+                "membership"
+            ) != "leave":
+                caller.check_may_write()
+            # as it can be left by the endpoint for that
+            content = {name: content[name] for name in ("membership", "reason") if name in content}
+        if type in NOT_FOR_CLIENTS:
+            raise Forbidden(f"{type} cannot be sent into a room that exists")
+        pretends = caller.is_shadow_banned
+        if pretends and (type, state_key) == ("m.room.member", caller.user_id):
+            quiet = await self._memberships.find_quiet_change(caller.user_id, room_id, content)
+            pretends, content = quiet is None, content if quiet is None else quiet
+        if type == "m.room.member":
+            content = await self._memberships.check_member_state(
+                caller, room_id, state_key, content
+            )
+            if self._memberships.needs_another_server(state_key, content) and not pretends:
+                return await self._memberships.do_invite_elsewhere(
+                    caller, room_id, UserID(state_key), content
+                )
+        if type == "m.room.canonical_alias":
+            await self._check_aliases(caller, room_id, content)
+        is_join = type == "m.room.member" and await self._memberships.is_join(
+            caller, room_id, state_key, content
+        )
+        check = None
+        if type == "m.room.member" and content.get("membership") == "join" and not is_join:
+            # another name in the room: who is put out meanwhile does not come in again by it
+            check = check_still(self._engine, room_id, caller.user_id, {"join"}, NoLongerInRoom)
+        draft = Draft(
+            type,
+            caller.user_id,
+            content,
+            state_key,
+            origin_server_ts=check_timestamp(caller, origin_server_ts),
+            sent=sent,
+            sticky_ms=sticky_ms,
+            check=check,
+            unless_same=sticky_ms is None,
+        )
+        if pretends:
+            (made,) = await self._engine.check(room_id, [draft])
+            if isinstance(made, StoredEvent):  # that is what it is already
+                return made.event.event_id
+            return pretend_event_id(
+                caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode()
+            )
+        with self._memberships.counting_join(caller, room_id) if is_join else nullcontext():
+            event = (await self._engine.send(room_id, [draft]))[0].event
+        if event.key == GUEST_ACCESS:
+            await self._guests.do_remove_from(
+                (await self._engine.get_snapshot(room_id)).room.room_nid
+            )
+        elif type == "m.room.member" and event.membership == "join":
+            await self._memberships.settle(caller.user_id, room_id)
+        return event.event_id
+
+    async def _send(
+        self, caller: Requester, room_id: RoomID, draft: Draft, sent: SentTransaction
+    ) -> msgspec.Raw:
+        if caller.is_shadow_banned:
+            await self._engine.check(room_id, [draft])
+            return _answer(pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id))
+        try:
+            (event,) = await self._engine.send(room_id, [draft])
+        except AlreadySent as earlier:
+            return msgspec.Raw(earlier.response)
+        return _answer(event.event.event_id)
+
+    async def _refuse_thread(
+        self, caller: Requester, room_id: RoomID, relation: Relation
+    ) -> MatrixError | None:
+        """Why an event may not be sent into that thread.
+
+        spec: client-server-api#validation-of-mthread-relationships
+        """
+        snapshot = await self._engine.get_snapshot(room_id)
+        member = await snapshot.state.get(StateKey("m.room.member", caller.user_id))
+        if member is None or member.event.membership != "join":
+            return None  # authorization says no, and nothing is said of the room's events
+        root = await self._events.get_event(snapshot.room.room_nid, EventID(relation.target))
+        if root is None or read_relation(root.event) is None:
+            return None
+        try:
+            await self._reading.get_for_member(caller.user_id, room_id, [root.event.event_id])
+        except (Forbidden, NotFound):
+            return None  # as if the room did not have it: who may not see it learns nothing of it
+        return MatrixError("A thread cannot begin at an event that itself relates to another")
+
+    def _check_annotation(
+        self, user_id: UserID, room_id: RoomID, type: str, relation: Relation | None
+    ) -> Callable[[Sequence[Event]], Awaitable[None]] | None:
+        """The check that the user has not said just that of the event already, even in this moment.
+
+        spec: client-server-api#avoiding-duplicate-annotations
+        """
+        if relation is None or relation.rel_type != ANNOTATION or relation.annotation is None:
+            return None
+        target, annotation = relation.target, relation.annotation
+
+        async def check(unwritten: Sequence[Event]) -> None:
+            if any(
+                event.sender == user_id and event.type == type and read_relation(event) == relation
+                for event in unwritten
+            ):
+                raise DuplicateAnnotation
+            room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
+            if await self._relations.has_annotation(room_nid, target, type, user_id, annotation):
+                raise DuplicateAnnotation
+
+        return check
+
+    async def _check_suspended_redacts_own(
+        self, caller: Requester, room_id: RoomID, target: EventID
+    ) -> None:
+        if not caller.may_only_read:
+            return
+        snapshot = await self._engine.get_snapshot(room_id)
+        event = await self._events.get_event(snapshot.room.room_nid, target)
+        if event is None or event.event.sender != caller.user_id:
+            if caller.is_suspended:
+                raise UserSuspended(
+                    "While your account is suspended you may only redact your own events"
+                )
+            caller.check_may_write()
+
+    async def _check_aliases(
+        self, caller: Requester, room_id: RoomID, content: Mapping[str, Any]
+    ) -> None:
+        """Aliases that are new in the event have to point to the room; of one of another server
+        that server is asked.
+
+        Raises BadJson, InvalidParam, BadAlias, Forbidden (the policy, or that server),
+        OtherServerFailed. spec:
+        client-server-api#put_matrixclientv3roomsroomidstateeventtypestatekey
+        """
+        alias, others = content.get("alias"), content.get("alt_aliases") or []
+        if not isinstance(others, list) or not all(
+            isinstance(name, str) for name in (*others, alias or "")
+        ):
+            raise BadJson("alias is an alias, alt_aliases a list of aliases")
+        named = {name for name in (*others, alias) if name}
+        for name in named:
+            if not is_room_alias(name):
+                raise InvalidParam(f"{name!r} is not a room alias")
+        snapshot = await self._engine.get_snapshot(room_id)
+        present = await snapshot.state.get(CANONICAL_ALIAS)
+        before = set() if present is None else _named(present.event.content)
+        new = [RoomAlias(name) for name in sorted(named - before)]
+        here = [name for name in new if self._identity.is_local(name)]
+        elsewhere = [name for name in new if not self._identity.is_local(name)]
+        if len(elsewhere) > MAX_ALIASES_ELSEWHERE:
+            raise InvalidParam(
+                f"At most {MAX_ALIASES_ELSEWHERE} aliases of other servers can be added at a time"
+            )
+        rows = await self._unshown.get_aliases(caller, here)
+        _check_right(
+            [
+                name
+                for name in here
+                if name not in rows or rows[name].room_nid != snapshot.room.room_nid
+            ]
+        )
+
+        async def find(name: RoomAlias) -> RoomID | None:
+            try:
+                return (await self._memberships.resolve(caller, name, None))[0]
+            except NotFound:
+                return None
+
+        found = await map_at_once(find, elsewhere, MAX_ALIASES_ELSEWHERE)
+        _check_right([name for name, room in zip(elsewhere, found, strict=True) if room != room_id])
+
+
+def _check_right(wrong: Sequence[RoomAlias]) -> None:
+    """Raises BadAlias for aliases that do not point to the room."""
+    if wrong:
+        raise BadAlias(f"These aliases do not point to this room: {', '.join(wrong)}")
+
+
+def _answer(event_id: EventID) -> msgspec.Raw:
+    return msgspec.Raw(b'{"event_id":"%s"}' % event_id.encode())
+
+
+def pretend_event_id(*what: str) -> EventID:
+    """The id of an event that goes nowhere, the same for a repeated request."""
+    digest = sha256("\0".join(what).encode("utf-8", "surrogatepass")).digest()
+    return EventID(f"${urlsafe_b64encode(digest).decode().rstrip('=')}")
+
+
+def _named(content: Mapping[str, Any]) -> set[str]:
+    others = content.get("alt_aliases")
+    names = [content.get("alias"), *(others if isinstance(others, list) else [])]
+    return {name for name in names if isinstance(name, str)}
+
+
+def name_request(caller: Requester, scope: str, txn_id: str) -> SentTransaction:
+    """The name of a request that may come again. Raises InvalidParam."""
+    if len(txn_id) > MAX_TXN_ID:
+        raise InvalidParam(f"A transaction id has at most {MAX_TXN_ID} characters")
+    return SentTransaction(
+        caller.user_id, caller.device_id or "", scope, txn_id, caller.device_made_ts
+    )
+
+
+def check_timestamp(caller: Requester, ts: int | None) -> int | None:
+    """When an application service says that an event was sent. Raises Forbidden for others,
+    InvalidParam."""
+    if ts is None:
+        return None
+    if caller.appservice_id is None:
+        raise Forbidden("Only application services may say when an event was sent")
+    if not 0 <= ts < 2**53:
+        raise InvalidParam("ts is a time in milliseconds since 1970")
+    return ts

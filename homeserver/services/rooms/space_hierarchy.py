@@ -1,0 +1,302 @@
+"""The tree of rooms below a space, page by page, as far as a user may know of it.
+
+Laws:
+- A page remembers nothing: its token says how far the walk was, and the next page walks again,
+  which costs a few queries, however many rooms there are. Any node can answer it, and no session
+  runs out.
+- Each room is shown once, where the walk first meets it; so loops end.
+- Rooms are read level by level, ahead of the walk; other servers are asked only about rooms that
+  the page comes to.
+
+spec: client-server-api#spaces
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import Forbidden, InvalidParam
+from federation.protocol.ids import RoomID, ServerName, UserID
+from federation.protocol.space_hierarchy import (
+    SPACE,
+    RemoteHierarchy,
+    RemoteRoom,
+    is_suggested,
+    read_via,
+)
+from federation.rooms.serving.spaces import KnownRoom, RemoteSpaces, Spaces, wanted_children
+from federation.rooms.serving.summaries import Previews, summarise_room
+from storage.rooms.spaces import ChildRow
+
+DEFAULT_PAGE: Final = 50
+MAX_PAGE: Final = 100
+MAX_DEPTH: Final = 50
+MAX_ROOMS: Final = 10_000
+"""How many rooms of a tree are looked at."""
+MAX_ASKED: Final = 500
+"""About how many rooms other servers are asked for one page; most answers are remembered."""
+ASKED_AT_ONCE: Final = 20
+READ_AHEAD: Final = 2000
+"""How many rooms are read at most before the walk comes to them."""
+
+_TOKEN: Final = re.compile(r"([0-9]{1,6})_([01])_([0-9]{1,3})_(!.{1,255})", re.ASCII | re.DOTALL)
+
+
+class _Token(msgspec.Struct, frozen=True):
+    """How far the pages before went, and what they were asked."""
+
+    shown: int
+    suggested_only: bool
+    max_depth: int
+    last: RoomID
+
+    def __str__(self) -> str:
+        return f"{self.shown}_{int(self.suggested_only)}_{self.max_depth}_{self.last}"
+
+
+class _Link(msgspec.Struct, frozen=True):
+    """From a space to one of its children."""
+
+    child_id: RoomID
+    depth: int
+    row: ChildRow | None
+    """As a local space has it."""
+    via: Sequence[ServerName] = ()
+    """As another server tells it."""
+
+
+class SpaceHierarchy:
+    """Shows trees of rooms."""
+
+    def __init__(self, spaces: Spaces, previews: Previews, remote: RemoteSpaces) -> None:
+        self._spaces = spaces
+        self._previews = previews
+        self._remote = remote
+
+    async def get_page(
+        self,
+        user_id: UserID,
+        room_id: RoomID,
+        *,
+        suggested_only: bool,
+        max_depth: int | None,
+        limit: int | None,
+        from_: str | None,
+    ) -> dict[str, Any]:
+        """A page of the tree below a room. Raises Forbidden, InvalidParam.
+
+        spec: client-server-api#get_matrixclientv1roomsroomidhierarchy
+        """
+        if limit is not None and limit < 1:
+            raise InvalidParam("limit has to be greater than zero")
+        if max_depth is not None and max_depth < 0:
+            raise InvalidParam("max_depth cannot be negative")
+        depth = MAX_DEPTH if max_depth is None else min(max_depth, MAX_DEPTH)
+        token = None if from_ is None else _parse_token(from_)
+        if token is not None and (token.suggested_only, token.max_depth) != (suggested_only, depth):
+            raise InvalidParam("suggested_only and max_depth cannot change from page to page")
+        page = min(limit or DEFAULT_PAGE, MAX_PAGE)
+        walk = _Walk(self._spaces, self._previews, self._remote, user_id, suggested_only, depth)
+        found, start = await walk.go(room_id, token, page + 1)
+        if not found:
+            raise Forbidden("You may not look at this room, or it does not exist")
+        shown = found[start : start + page]
+        answer: dict[str, Any] = {
+            "rooms": await self._present(shown, suggested_only=suggested_only)
+        }
+        if len(found) > start + page:
+            answer["next_batch"] = str(
+                _Token(start + page, suggested_only, depth, _id_of(shown[-1]))
+            )
+        return answer
+
+    async def _present(
+        self, rooms: Sequence[KnownRoom | RemoteRoom], *, suggested_only: bool
+    ) -> list[dict[str, Any]]:
+        known = [room for room in rooms if isinstance(room, KnownRoom)]
+        states = await self._spaces.load_children_state(known, suggested_only=suggested_only)
+        return [
+            summarise_room(room.row) | {"children_state": states[room.row.room_nid]}
+            if isinstance(room, KnownRoom)
+            else {
+                **room.summary,
+                "children_state": _children_of(room, suggested_only=suggested_only),
+            }
+            for room in rooms
+        ]
+
+
+class _Walk:
+    """One walk through a tree, depth first."""
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        previews: Previews,
+        remote: RemoteSpaces,
+        user_id: UserID,
+        suggested_only: bool,
+        max_depth: int,
+    ) -> None:
+        self._spaces = spaces
+        self._previews = previews
+        self._remote = remote
+        self._user_id = user_id
+        self._suggested_only = suggested_only
+        self._max_depth = max_depth
+        self._known: dict[RoomID, KnownRoom | None] = {}
+        """Rooms that were looked for here, None: not known."""
+        self._visible: set[int] = set()
+        self._told: dict[RoomID, RemoteRoom | None] = {}
+        """What others told, None: nobody tells, or nobody of ours may look."""
+        self._asked = 0
+
+    async def go(
+        self, root: RoomID, token: _Token | None, wanted: int
+    ) -> tuple[list[KnownRoom | RemoteRoom], int]:
+        """The rooms from the root on, in order, and where among them the page begins, which has
+        `wanted` at most."""
+        found: list[KnownRoom | RemoteRoom] = []
+        start = 0 if token is None else None
+        seen: set[RoomID] = set()
+        stack = [_Link(root, 0, None)]
+        await self._load([root], 0)
+        while stack and len(seen) < MAX_ROOMS:
+            link = stack.pop()
+            if link.child_id in seen:
+                continue
+            seen.add(link.child_id)
+            room = await self._find(link, stack, seen)
+            if room is None:
+                continue
+            found.append(room)
+            if start is None and token is not None and link.child_id == token.last:
+                start = len(found)
+            if start is not None and len(found) >= start + wanted:
+                break
+            if link.depth < self._max_depth:
+                links = self._links(room, link.depth + 1)
+                if links:
+                    await self._load([each.child_id for each in links], link.depth + 1)
+                    stack += reversed(links)
+        if start is None:  # the room where the last page ended has gone
+            assert token is not None
+            start = min(token.shown, len(found))
+        return found, start
+
+    async def _find(
+        self, link: _Link, stack: Sequence[_Link], seen: Collection[RoomID]
+    ) -> KnownRoom | RemoteRoom | None:
+        """The room at the end of a link, as far as the user may know of it."""
+        room_id = link.child_id
+        known = self._known.get(room_id)
+        if known is None or not known.is_ours:
+            if room_id not in self._told:
+                await self._ask(
+                    [link, *(each for each in reversed(stack) if each.child_id not in seen)]
+                )
+            told = self._told.get(room_id)
+            if told is not None:
+                return told
+        return known if known is not None and known.row.room_nid in self._visible else None
+
+    def _links(self, room: KnownRoom | RemoteRoom, depth: int) -> list[_Link]:
+        if isinstance(room, KnownRoom):
+            return [
+                _Link(RoomID(child.child_id), depth, child)
+                for child in wanted_children(room.children, self._suggested_only)
+            ]
+        return [
+            _Link(RoomID(event["state_key"]), depth, None, read_via(event["content"]))
+            for event in _children_of(room, suggested_only=self._suggested_only)
+        ]
+
+    async def _load(self, room_ids: Collection[RoomID], depth: int) -> None:
+        """Read rooms that the walk is to come to, and while they are not many, what is below
+        them."""
+        wave = [room_id for room_id in dict.fromkeys(room_ids) if room_id not in self._known]
+        while wave:
+            found = await self._spaces.load(wave)
+            self._known.update((room_id, found.get(room_id)) for room_id in wave)
+            self._visible |= await self._previews.visible_to_user(
+                self._user_id, [room.row for room in found.values()]
+            )
+            if depth >= self._max_depth:
+                return
+            depth += 1
+            below = dict.fromkeys(
+                RoomID(child.child_id)
+                for room in found.values()
+                if room.row.room_nid in self._visible
+                for child in wanted_children(room.children, self._suggested_only)
+            )
+            wave = [room_id for room_id in below if room_id not in self._known]
+            if len(self._known) + len(wave) > READ_AHEAD:
+                return
+
+    async def _ask(self, links: Sequence[_Link]) -> None:
+        """Ask others about the first of these rooms, and about the next of them that they will have
+        to be asked about."""
+        asked: dict[RoomID, _Link] = {}
+        for link in links:
+            known = self._known.get(link.child_id)
+            if (
+                link.child_id in self._told
+                or link.child_id in asked
+                or (known is not None and known.is_ours)
+            ):
+                continue
+            asked[link.child_id] = link
+            if len(asked) >= ASKED_AT_ONCE:
+                break
+        self._told.update(dict.fromkeys(asked))
+        self._asked += len(asked)
+        if self._asked > MAX_ASKED:
+            return
+        contents = await self._spaces.load_contents(
+            [link.row for link in asked.values() if link.row is not None]
+        )
+        rooms = {
+            room_id: link.via if link.row is None else read_via(contents.get(room_id, {}))
+            for room_id, link in asked.items()
+        }
+        answers = await self._remote.get_hierarchies(rooms, suggested_only=self._suggested_only)
+        for room_id in asked:
+            if room_id in answers:
+                await self._believe(room_id, answers[room_id])
+
+    async def _believe(self, room_id: RoomID, answer: RemoteHierarchy) -> None:
+        if await self._previews.is_told_of(self._user_id, answer.room.summary):
+            self._told[room_id] = answer.room
+        for child_id in answer.inaccessible:
+            self._told.setdefault(child_id, None)
+        for child_id, child in answer.children.items():
+            # a space that is told of without its children is asked about when the walk comes to it
+            if child.children_state is not None or child.summary.get("room_type") != SPACE:
+                may_know = await self._previews.is_told_of(self._user_id, child.summary)
+                self._told.setdefault(child_id, child if may_know else None)
+
+
+def _children_of(room: RemoteRoom, *, suggested_only: bool) -> list[Mapping[str, Any]]:
+    if room.summary.get("room_type") != SPACE:
+        return []
+    return [
+        event
+        for event in room.children_state or ()
+        if not suggested_only or is_suggested(event["content"])
+    ]
+
+
+def _id_of(room: KnownRoom | RemoteRoom) -> RoomID:
+    return (
+        RoomID(room.row.room_id) if isinstance(room, KnownRoom) else RoomID(room.summary["room_id"])
+    )
+
+
+def _parse_token(text: str) -> _Token:
+    match = _TOKEN.fullmatch(text)
+    if match is None:
+        raise InvalidParam("Not a token that this endpoint gave out")
+    return _Token(int(match[1]), match[2] == "1", int(match[3]), RoomID(match[4]))

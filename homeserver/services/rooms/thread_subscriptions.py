@@ -1,0 +1,141 @@
+"""Following threads: people say which ones they want to hear of, or their clients do when they are
+called in one.
+
+Proposals: MSC4306 (subscriptions), MSC4308 (how clients hear of them).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, NotFound
+from federation.protocol.ids import EventID, RoomID, UserID, is_event_id
+from federation.rooms.relations import read_relation
+from federation.rooms.visibility import Seen
+from homeserver.services.rooms.reading import RoomReading
+from homeserver.services.streams.sync_tokens import SyncToken, parse_room_token
+from storage.engine.streams import Streams
+from storage.events.relations import THREAD
+from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
+
+MOST_CHANGES: Final = 100
+"""Of one page."""
+
+
+class NotInThread(MatrixError):
+    """The event that a client names as the cause is in another thread, or in none."""
+
+    errcode, status, default_text = "M_NOT_IN_THREAD", 400, "The event is not in that thread"
+
+
+class ConflictingUnsubscription(MatrixError):
+    """The user did not want the thread any more after the event that the client names as the
+    cause."""
+
+    errcode, status, default_text = (
+        "M_CONFLICTING_UNSUBSCRIPTION",
+        409,
+        "You have unsubscribed from the thread since",
+    )
+
+
+class ThreadSubscriptions:
+    """Reads and changes which threads users follow."""
+
+    def __init__(
+        self, store: ThreadSubscriptionStore, reading: RoomReading, streams: Streams
+    ) -> None:
+        self._store = store
+        self._reading = reading
+        self._streams = streams
+
+    async def get(self, caller: Requester, room_id: RoomID, root: EventID) -> dict[str, bool]:
+        """The subscription to a thread. Raises NotFound, also where the caller may not see the
+        thread."""
+        await self._see(caller, room_id, root)
+        row = await self._store.get_subscription(caller.user_id, room_id, root)
+        if row is None or not row.subscribed:
+            raise NotFound("You are not subscribed to this thread")
+        return {"automatic": row.automatic}
+
+    async def do_subscribe(
+        self, caller: Requester, room_id: RoomID, root: EventID, cause: EventID | None
+    ) -> None:
+        """Follow a thread: by the user's wish, or (with a cause) by their client's.
+
+        Raises NotFound, NotInThread, ConflictingUnsubscription.
+        """
+        await self._see(caller, room_id, root)
+        if cause is None:
+            await self._store.subscribe(caller.user_id, room_id, root)
+            return
+        try:
+            event = (await self._see(caller, room_id, cause)).event
+        except NotFound:
+            raise NotInThread from None
+        relation = read_relation(event.event)
+        if relation is None or relation.rel_type != THREAD or relation.target != root:
+            raise NotInThread
+        if not await self._store.subscribe_automatically(
+            caller.user_id, room_id, root, event.position
+        ):
+            raise ConflictingUnsubscription
+
+    async def do_unsubscribe(self, caller: Requester, room_id: RoomID, root: EventID) -> None:
+        """Follow a thread no longer; that one did not is no error. Raises NotFound."""
+        await self._see(caller, room_id, root)
+        await self._store.unsubscribe(caller.user_id, room_id, root)
+
+    async def get_page(
+        self, caller: Requester, from_: str | None, to: str | None, limit: int
+    ) -> dict[str, Any]:
+        """A page of the latest changes, going back. Raises InvalidParam."""
+        if limit < 1:
+            raise InvalidParam("A page has at least one entry")
+        upto = self._streams.current() if from_ is None else _parse(from_)
+        after = 0
+        if to is not None:
+            place = parse_room_token(to)
+            if not isinstance(place, SyncToken):
+                raise InvalidParam("to: not a position that sliding sync gave out")
+            after = place.position
+        return await self.read(caller.user_id, after, upto, limit, further="end")
+
+    async def read(
+        self, user_id: UserID, after: int, upto: int, limit: int, *, further: str
+    ) -> dict[str, Any]:
+        """The newest changes in a stretch of the sequence, as clients get them; under `further`
+        where there are more."""
+        limit = min(limit, MOST_CHANGES)
+        rows = await self._store.get_changes(user_id, after, upto, limit + 1)
+        subscribed: dict[str, dict[str, Mapping[str, object]]] = {}
+        unsubscribed: dict[str, dict[str, Mapping[str, object]]] = {}
+        for row in rows[:limit]:
+            if row.subscribed:
+                told = {"automatic": row.automatic, "bump_stamp": row.position}
+                subscribed.setdefault(row.room_id, {})[row.root] = told
+            else:
+                unsubscribed.setdefault(row.room_id, {})[row.root] = {"bump_stamp": row.position}
+        answer: dict[str, Any] = {}
+        if subscribed:
+            answer["subscribed"] = subscribed
+        if unsubscribed:
+            answer["unsubscribed"] = unsubscribed
+        if len(rows) > limit:
+            answer[further] = str(rows[limit].position)
+        return answer
+
+    async def _see(self, caller: Requester, room_id: RoomID, event_id: EventID) -> Seen:
+        if not is_event_id(event_id):
+            raise NotFound("That is no event id")
+        try:
+            reader = await self._reading.find_reader(caller.user_id, room_id)
+        except Forbidden as error:
+            raise NotFound(error.text) from None
+        return await self._reading.see_one(caller, reader, event_id)
+
+
+def _parse(token: str) -> int:
+    if not (token.isascii() and token.isdigit() and len(token) <= 18):
+        raise InvalidParam("from: not a token that this server gave out")
+    return int(token)

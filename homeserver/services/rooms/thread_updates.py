@@ -1,0 +1,185 @@
+"""In which threads of the rooms that a user is in something was said: what sliding sync tells
+beside timelines, and the pages of what it had no room for.
+
+A thread is told once for a stretch of the sequence, by its last event in it; the others are behind
+a token of `/relations`. A token of pages says where the next one begins and up to where the stretch
+goes: what is said meanwhile is told by the next sync.
+
+Proposal: MSC4360.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import EventID
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.memberships import Memberships
+from federation.rooms.visibility import Seen, Visibility, without_content
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.rooms.client_events import ClientEvents
+from homeserver.services.streams.sync_tokens import SyncToken, format_place, parse_room_token
+from storage.engine.streams import Streams
+from storage.events.timelines import Place
+from storage.rooms.memberships import MembershipRow
+from storage.rooms.rooms import RoomStore
+from storage.rooms.thread_updates import ThreadUpdateRow, ThreadUpdateStore
+
+MOST_UPDATES: Final = 100
+"""Of one answer."""
+
+_TOKEN: Final = re.compile(r"([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+
+Thread = tuple[int, str]
+"""Number of the room, id of the root."""
+
+
+class ThreadUpdates:
+    """Reads what was said in threads."""
+
+    def __init__(
+        self,
+        store: ThreadUpdateStore,
+        rooms: RoomStore,
+        events: RoomEvents,
+        memberships: Memberships,
+        visibility: Visibility,
+        client_events: ClientEvents,
+        ignored: IgnoredUsers,
+        streams: Streams,
+    ) -> None:
+        self._store = store
+        self._rooms = rooms
+        self._events = events
+        self._memberships = memberships
+        self._visibility = visibility
+        self._client_events = client_events
+        self._ignored = ignored
+        self._streams = streams
+
+    async def read(
+        self,
+        caller: Requester,
+        room_nids: Collection[int] | None,
+        after: int,
+        upto: int,
+        limit: int,
+        told: Mapping[Thread, int] | None,
+    ) -> dict[str, Any]:
+        """What a client that has heard up to `after` is told; empty for nothing. `room_nids`: where
+        something has happened since; None: that is not known. `told`: how many events of threads
+        the client gets anyway; None: it wants the roots, of all threads.
+        """
+        updates, further = await self._read(caller, room_nids, after, upto, upto, limit, told)
+        answer: dict[str, Any] = {"updates": updates} if updates else {}
+        if further is not None:
+            answer["prev_batch"] = further
+        return answer
+
+    async def get_page(
+        self, caller: Requester, from_: str | None, to: str | None, limit: int
+    ) -> dict[str, Any]:
+        """A page of threads, going back: a short one, or an empty one, where much was said in few
+        of them. Raises InvalidParam."""
+        if limit < 1:
+            raise InvalidParam("A page has at least one entry")
+        last = upto = self._streams.current()
+        after = 0
+        if from_ is not None:
+            match = _TOKEN.fullmatch(from_)
+            if match is None:
+                raise InvalidParam("from: not a token that this server gave out")
+            last, upto = int(match[1]), int(match[2])
+        if to is not None:
+            place = parse_room_token(to)
+            if not isinstance(place, SyncToken):
+                raise InvalidParam("to: not a position that sliding sync gave out")
+            after = place.position
+        chunk, further = await self._read(caller, None, after, upto, last, limit, None)
+        return {"chunk": chunk} if further is None else {"chunk": chunk, "next_batch": further}
+
+    async def _read(
+        self,
+        caller: Requester,
+        room_nids: Collection[int] | None,
+        after: int,
+        upto: int,
+        last: int,
+        limit: int,
+        told: Mapping[Thread, int] | None,
+    ) -> tuple[dict[str, dict[str, Any]], str | None]:
+        """The threads by room id and root, and the token of those that are left."""
+        own = await self._memberships.of_user(caller.user_id)
+        joined = {nid: row for nid, row in own.items() if row.membership == "join"}
+        wanted = joined.keys() if room_nids is None else joined.keys() & room_nids
+        limit = min(limit, MOST_UPDATES)
+        ignored = await self._ignored.of_user(caller.user_id)
+        most = limit + (0 if told is None else len(told))
+        page = await self._store.get_updates(wanted, after, upto, last, most, ignored)
+        rows, reached = page.rows, page.reached
+        if told is not None:
+            rows = [
+                row
+                for row in rows
+                if not row.is_whole or told.get((row.room_nid, row.root), 0) < row.count
+            ]
+        if len(rows) > limit:
+            reached = rows[limit].position
+        further = None if reached is None else f"{reached}_{upto}"
+        rows = rows[:limit]
+        newest = await self._events.get_events(row.newest.event_nid for row in rows) if rows else {}
+        seen = {each.event.nid for each in await self._see(caller, joined, newest.values())}
+        rows = [row for row in rows if row.newest.event_nid in seen]
+        roots: dict[str, Any] = {}
+        if told is None:
+            # A root is always told with its thread; who may not see it cannot open that:
+            # `/relations` is refused, and `/threads` has it not
+            roots = await self._present_roots(caller, joined, rows, ignored)
+            rows = [row for row in rows if row.root in roots]
+        rooms = await self._rooms.get_rooms_by_nid({row.room_nid for row in rows})
+        updates: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            update: dict[str, Any] = {}
+            if row.root in roots:
+                update["thread_root"] = roots[row.root]
+            if row.count > 1 or not row.is_whole:
+                update["prev_batch"] = format_place(
+                    Place(row.newest.depth, row.newest.event_nid - 1)
+                )
+            updates.setdefault(rooms[row.room_nid].room_id, {})[row.root] = update
+        return updates, further
+
+    async def _present_roots(
+        self,
+        caller: Requester,
+        joined: Mapping[int, MembershipRow],
+        rows: Sequence[ThreadUpdateRow],
+        ignored: Collection[str],
+    ) -> dict[str, Any]:
+        """The roots that the user may see, with what there is of their threads."""
+        of_rooms = {row.root: row.room_nid for row in rows}
+        known = await self._events.get_anywhere(map(EventID, of_rooms)) if of_rooms else {}
+        roots = [event for root, event in known.items() if event.room_nid == of_rooms[root]]
+        seen = await self._see(caller, joined, roots)
+        seen = [
+            without_content(each) if each.event.event.sender in ignored else each for each in seen
+        ]
+        presented = await self._client_events.present(
+            caller.user_id, caller.device_id, seen, with_room_id=False
+        )
+        return {
+            each.event.event.event_id: shown for each, shown in zip(seen, presented, strict=True)
+        }
+
+    async def _see(
+        self, caller: Requester, joined: Mapping[int, MembershipRow], events: Iterable[StoredEvent]
+    ) -> list[Seen]:
+        by_room: dict[int, list[StoredEvent]] = {}
+        for event in events:
+            by_room.setdefault(event.room_nid, []).append(event)
+        seen: list[Seen] = []
+        for nid, of_room in by_room.items():
+            seen += await self._visibility.filter(caller.user_id, joined[nid], of_room)
+        return seen

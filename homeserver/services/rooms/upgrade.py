@@ -1,0 +1,367 @@
+"""Upgrading a room: a new room of another version takes its place, with all that can move.
+
+Laws:
+- The new room with its state, the end of the old one, aliases and the listing in the directory are
+  one write.
+- What concerns other rooms (the links of spaces) and is too much for that write (many bans)
+  follows. Each step of it can be done again, and a repeated request does just that: it answers with
+  the room that there is, or that the first one is making.
+- A shadow-banned account gets the new room alone, and the aliases and the listing move in its eyes:
+  nothing of it concerns others. What it asks for once more it has already, as others.
+
+spec: client-server-api#room-upgrades
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from twisted.logger import Logger
+
+from federation.peers.identity import ServerIdentity
+from federation.protocol.auth_rules import AuthError
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import (
+    Forbidden,
+    InvalidRoomState,
+    MatrixError,
+    RemoteError,
+    UnsupportedRoomVersion,
+)
+from federation.protocol.events import StateKey
+from federation.protocol.ids import RoomID, UserID, parse_user_id
+from federation.protocol.power_levels import PowerLevels
+from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from federation.protocol.space_hierarchy import CHILD, PARENT, is_link
+from federation.rooms.drafts import Draft
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents
+from federation.rooms.replace import Replacements
+from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
+from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.profiles.profiles import Profiles
+from homeserver.services.rooms.membership import member_content
+from homeserver.services.rooms.reading import RoomReading
+from homeserver.services.rooms.upgrade_events import (
+    COPIED,
+    COPIED_BY_TYPE,
+    TOMBSTONE,
+    copied_content,
+    create_content,
+    power_levels,
+    predecessor_of,
+    quiet_levels,
+    split_aliases,
+)
+from homeserver.services.rooms.upgrade_settings import PersonalSettings
+from homeserver.services.tokens.secret_tokens import SecretText
+from storage.directory.aliases import move_aliases
+from storage.engine.transaction import WriteTransaction
+from storage.rooms.memberships import MembershipStore
+from storage.rooms.rooms import RoomRow, RoomStore, move_public
+from storage.rooms.spaces import SpaceStore
+
+MAX_ENTRIES_OF_A_TYPE: Final = 2000
+MAX_BANS_AT_ONCE: Final = 200
+"""So many bans stand in the first write, and in each that follows."""
+MAX_PARENTS: Final = 50
+MAX_CHILDREN: Final = 1000
+
+_CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
+
+
+class RoomUpgrade:
+    """Replaces rooms by rooms of another version."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        replacements: Replacements,
+        rooms: RoomStore,
+        membership_store: MembershipStore,
+        unshown: UnshownRooms,
+        spaces: SpaceStore,
+        reading: RoomReading,
+        profiles: Profiles,
+        personal_settings: PersonalSettings,
+        identity: ServerIdentity,
+        secret_text: SecretText,
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._replacements = replacements
+        self._rooms = rooms
+        self._membership_store = membership_store
+        self._unshown = unshown
+        self._spaces = spaces
+        self._reading = reading
+        self._profiles = profiles
+        self._personal_settings = personal_settings
+        self._identity = identity
+        self._secret_text = secret_text
+        self._log = Logger()
+
+    async def do_upgrade(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        new_version: str,
+        additional_creators: Sequence[str],
+    ) -> RoomID:
+        """Replace a room; the new one. Raises UnsupportedRoomVersion, InvalidParam, Forbidden,
+        InvalidRoomState."""
+        version = ROOM_VERSIONS.get(new_version)
+        if version is None:
+            raise UnsupportedRoomVersion(
+                f"This server does not know room version {new_version[:40]!r}"
+            )
+        old = await self._reading.check_joined(caller.user_id, room_id)
+        if not (await _levels(old)).can_send(caller.user_id, TOMBSTONE, is_state=True):
+            raise Forbidden("You may not upgrade this room")
+        old = await self._engine.get_whole(room_id)
+        creators = (
+            [parse_user_id(user_id) for user_id in additional_creators]
+            if version.creators_privileged
+            else []
+        )
+        if caller.is_shadow_banned:
+            alone = await self._engine.in_turn(
+                room_id, lambda: self._find_or_make_beside(caller, old, version, creators)
+            )
+            await self._personal_settings.do_copy(caller.user_id, alone)
+            return alone.room_id
+        new = await self._replace(caller, room_id, version, creators)
+        await self._ban_others(caller.user_id, old, new)
+        await self._move_links(caller.user_id, old, new)
+        await self._personal_settings.do_copy(caller.user_id, new)
+        return new.room_id
+
+    async def _find_earlier(
+        self, user_id: UserID, old: RoomSnapshot, version: RoomVersion
+    ) -> RoomSnapshot | None:
+        """The room that an earlier request of the same sort has made."""
+        tombstone = await old.state.get(StateKey(TOMBSTONE, ""))
+        new_id = None if tombstone is None else tombstone.event.content.get("replacement_room")
+        new = await self._engine.find_snapshot(RoomID(new_id)) if isinstance(new_id, str) else None
+        if new is None or new.version is not version:
+            return None
+        create = await new.create_event()
+        return new if create.sender == user_id and predecessor_of(create) == old.room_id else None
+
+    async def _replace(
+        self, caller: Requester, old_id: RoomID, version: RoomVersion, creators: Sequence[UserID]
+    ) -> RoomSnapshot:
+        async def drafts(old: RoomSnapshot) -> list[Draft]:
+            return await self._first_events(caller, old, version, creators)
+
+        async def endings(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
+            return await self._last_events(caller, old, new_id)
+
+        async def find_earlier(old: RoomSnapshot) -> RoomSnapshot | None:
+            return await self._find_earlier(caller.user_id, old, version)
+
+        def move(txn: WriteTransaction, old: RoomRow, new: RoomRow) -> None:
+            move_aliases(txn, old.room_nid, new.room_nid)
+            move_public(txn, old.room_nid, new.room_nid)
+
+        try:
+            return await self._replacements.replace(
+                old_id, version, self._new_id(version), drafts, endings, move, find_earlier
+            )
+        except AuthError as error:
+            raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
+
+    async def _find_or_make_beside(
+        self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
+    ) -> RoomSnapshot:
+        alone = await self._find_beside(caller.user_id, old, version)
+        return (
+            alone if alone is not None else await self._make_beside(caller, old, version, creators)
+        )
+
+    async def _find_beside(
+        self, user_id: UserID, old: RoomSnapshot, version: RoomVersion
+    ) -> RoomSnapshot | None:
+        """As `_find_earlier`, for a shadow-banned account."""
+        room_nid = await self._unshown.find_successor(user_id, old.room.room_nid)
+        if room_nid is None:
+            return None
+        room = (await self._rooms.get_rooms_by_nid([room_nid])).get(room_nid)
+        new = None if room is None else await self._engine.find_snapshot(RoomID(room.room_id))
+        return new if new is not None and new.version is version else None
+
+    async def _make_beside(
+        self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
+    ) -> RoomSnapshot:
+        """The new room alone, for a shadow-banned account: it has what it asked for, and nobody
+        hears of it. Aliases, links and the old room stay as they are, but in its own eyes."""
+        drafts = await self._first_events(caller, old, version, creators)
+        aliases = await self._moved_aliases(caller, old)
+        is_listed = await self._unshown.is_listed(caller, old.room.room_nid)
+
+        def move(txn: WriteTransaction, new: RoomRow) -> None:
+            self._unshown.replace_in(
+                txn, caller.user_id, old.room.room_nid, new.room_nid, aliases, is_listed=is_listed
+            )
+
+        try:
+            new, _ = await self._engine.create(version, self._new_id(version), drafts, move)
+        except AuthError as error:
+            raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
+        return new
+
+    def _new_id(self, version: RoomVersion) -> RoomID | None:
+        """None where the create event names the room."""
+        if version.room_id_is_create_hash:
+            return None
+        return RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
+
+    async def _first_events(
+        self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
+    ) -> list[Draft]:
+        """Of the new room. The power levels come last: before them the creator may do everything,
+        whatever they say."""
+        user_id = caller.user_id
+        names = (await self._profiles.get_names([user_id])).get(user_id)
+        create = await old.create_event()
+        last_event = old.head.extremities[0][1] if old.head.extremities else None
+        levels = power_levels(await _levels(old), version, user_id, creators)
+        aliases = await self._moved_aliases(caller, old)
+        canonical, _ = split_aliases(await _content(old, _CANONICAL_ALIAS), aliases)
+        return [
+            Draft(
+                "m.room.create",
+                user_id,
+                create_content(create, version, user_id, last_event, creators),
+                "",
+            ),
+            Draft("m.room.member", user_id, member_content("join", names), user_id),
+            *await self._copied(user_id, old, version),
+            *([Draft("m.room.canonical_alias", user_id, canonical, "")] if canonical else []),
+            *(await self._bans(user_id, old))[:MAX_BANS_AT_ONCE],
+            Draft("m.room.power_levels", user_id, levels, ""),
+        ]
+
+    async def _last_events(
+        self, caller: Requester, old: RoomSnapshot, new_id: RoomID
+    ) -> list[Draft]:
+        """Of the old room; all but the first where the user may."""
+        user_id = caller.user_id
+        content = {"body": "This room has been replaced", "replacement_room": new_id}
+        drafts = [Draft(TOMBSTONE, user_id, content, "")]
+        canonical = await _content(old, _CANONICAL_ALIAS)
+        moved, left = split_aliases(canonical, await self._moved_aliases(caller, old))
+        if moved:
+            drafts.append(Draft("m.room.canonical_alias", user_id, left, ""))
+        levels = quiet_levels(await _levels(old))
+        return [*drafts, Draft("m.room.power_levels", user_id, levels, "", unless_same=True)]
+
+    async def _copied(
+        self, user_id: UserID, old: RoomSnapshot, version: RoomVersion
+    ) -> list[Draft]:
+        nids = [
+            nid
+            for type in COPIED_BY_TYPE
+            for nid in list((await old.state.load_nids(type)).values())[:MAX_ENTRIES_OF_A_TYPE]
+        ]
+        found = await self._events.get_events(nids)
+        events = [
+            *(await old.state.load(COPIED)).values(),
+            *(found[nid] for nid in nids if nid in found),
+        ]
+        return [
+            Draft(stored.event.type, user_id, content, stored.event.state_key)
+            for stored in events
+            if (content := copied_content(version, stored.event)) is not None
+            and (stored.event.type not in (CHILD, PARENT) or is_link(content))
+        ]
+
+    async def _bans(self, user_id: UserID, old: RoomSnapshot) -> list[Draft]:
+        rows = await self._membership_store.get_members(old.room.room_nid, "ban")
+        events = await self._events.get_events(row.event_nid for row in rows)
+        drafts = []
+        for row in rows:
+            content: dict[str, Any] = {"membership": "ban"}
+            reason = (
+                events[row.event_nid].event.content.get("reason")
+                if row.event_nid in events
+                else None
+            )
+            if isinstance(reason, str):
+                content["reason"] = reason
+            drafts.append(Draft("m.room.member", user_id, content, row.user_id, unless_same=True))
+        return drafts
+
+    async def _moved_aliases(self, caller: Requester, old: RoomSnapshot) -> list[str]:
+        return await self._unshown.get_aliases_of_room(caller, old.room.room_nid)
+
+    async def _ban_others(self, user_id: UserID, old: RoomSnapshot, new: RoomSnapshot) -> None:
+        """Take over the bans that the first write had no room for; nobody is banned again of whom
+        the new room decided."""
+        drafts = (await self._bans(user_id, old))[MAX_BANS_AT_ONCE:]
+        for start in range(0, len(drafts), MAX_BANS_AT_ONCE):
+            part = drafts[start : start + MAX_BANS_AT_ONCE]
+            known = await self._membership_store.get_memberships(
+                new.room.room_nid,
+                [draft.state_key for draft in part if draft.state_key is not None],
+            )
+            await self._try(new.room_id, [draft for draft in part if draft.state_key not in known])
+
+    async def _move_links(self, user_id: UserID, old: RoomSnapshot, new: RoomSnapshot) -> None:
+        """In spaces that name the old room as a child, and rooms that name it as their parent, name
+        the new one."""
+        parents = (await self._spaces.get_parents(old.room_id))[:MAX_PARENTS]
+        await self._relink(user_id, CHILD, parents, old.room_id, new.room_id)
+        children = (await self._spaces.get_children([old.room.room_nid])).get(old.room.room_nid, ())
+        rooms = await self._rooms.get_rooms(child.child_id for child in children[:MAX_CHILDREN])
+        await self._relink(
+            user_id, PARENT, [room.room_nid for room in rooms.values()], old.room_id, new.room_id
+        )
+
+    async def _relink(
+        self, user_id: UserID, type: str, room_nids: Sequence[int], old_id: RoomID, new_id: RoomID
+    ) -> None:
+        rooms = await self._rooms.get_rooms_by_nid(room_nids)
+        for room_nid in room_nids:
+            room_id = RoomID(rooms[room_nid].room_id)
+            if room_id in (old_id, new_id):
+                continue
+            snapshot = await self._engine.get_snapshot(room_id)
+            link = await snapshot.state.get(StateKey(type, old_id))
+            if (
+                link is None
+                or not is_link(link.event.content)
+                or await self._reading.find_membership(user_id, snapshot) != "join"
+                or not (await _levels(snapshot)).can_send(user_id, type, is_state=True)
+            ):
+                continue
+            content = {**link.event.content, "via": [self._identity.server_name]}
+            moved = {new_id: content, old_id: {}}
+            await self._try(
+                room_id,
+                [Draft(type, user_id, each, key, unless_same=True) for key, each in moved.items()],
+            )
+
+    async def _try(self, room_id: RoomID, drafts: Sequence[Draft]) -> None:
+        if not drafts:
+            return
+        try:
+            await self._engine.send(room_id, drafts)
+        except (MatrixError, RemoteError) as error:
+            self._log.info(
+                "an upgrade changes nothing in {room_id}: {error}",
+                room_id=room_id,
+                error=str(error),
+            )
+
+
+async def _levels(room: RoomSnapshot) -> PowerLevels:
+    levels = await room.state.get(POWER_LEVELS)
+    return PowerLevels.of(
+        room.version, None if levels is None else levels.event, await room.create_event()
+    )
+
+
+async def _content(room: RoomSnapshot, key: StateKey) -> dict[str, Any]:
+    stored = await room.state.get(key)
+    return {} if stored is None else dict(stored.event.content)

@@ -1,0 +1,203 @@
+"""Results of a search as clients get them: the events, what stands around them, what to mark in
+them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.events import StateKey
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import StoredEvent
+from federation.rooms.visibility import Seen
+from homeserver.services.filters.event_filters import RoomEventFilter
+from homeserver.services.rooms.client_events import ClientEvents
+from homeserver.services.rooms.reading import MEMBER, Reader, RoomReading
+from homeserver.services.search.indexing import text_of
+from homeserver.services.search.request import (
+    MAX_CONTEXT,
+    EventContext,
+    GroupKey,
+    RoomEventsCriteria,
+)
+from homeserver.services.streams.sync_tokens import format_place
+from homeserver.services.text.terms import SCALE, find_marked, format_words, rank
+from homeserver.services.text.words import Folding
+from storage.engine.text_index import Term
+from storage.events.timelines import Place, TimelineStore
+from storage.search.search import Hit
+
+MAX_MARKED: Final = 100
+"""Words to mark."""
+
+Page = list[tuple[Place, int]]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A result."""
+
+    hit: Hit
+    seen: Seen
+    reader: Reader
+    said: StoredEvent
+    """The event whose text it is."""
+
+    @property
+    def event(self) -> StoredEvent:
+        return self.seen.event
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        said = self.said.event
+        return text_of(said.type, said.state_key, said.content)
+
+    def value_of(self, key: GroupKey) -> str:
+        """The group that it is in."""
+        return self.event.event.sender if key == "sender" else self.event.event.room_id
+
+
+class _Surroundings(msgspec.Struct, frozen=True):
+    """What stands around a result."""
+
+    start: Place
+    end: Place
+    before: Sequence[Seen]
+    after: Sequence[Seen]
+
+
+class SearchAnswers:
+    """Makes the answer to a search."""
+
+    def __init__(
+        self,
+        folding: Folding,
+        engine: RoomEngine,
+        timelines: TimelineStore,
+        reading: RoomReading,
+        client_events: ClientEvents,
+    ) -> None:
+        self._folding = folding
+        self._engine = engine
+        self._timelines = timelines
+        self._reading = reading
+        self._client_events = client_events
+
+    async def make(
+        self,
+        caller: Requester,
+        criteria: RoomEventsCriteria,
+        terms: Sequence[Term],
+        shown: Sequence[Found],
+        groups: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The answer, but for what it says of further results."""
+        around: Sequence[_Surroundings] = ()
+        if criteria.event_context is not None:
+            around = await self._look_around(caller, criteria.event_context, shown)
+        everything = {
+            each.event.nid: each for context in around for each in (*context.before, *context.after)
+        }
+        everything.update((each.event.nid, each.seen) for each in shown)
+        presented = await self._client_events.present(
+            caller.user_id, caller.device_id, list(everything.values()), with_room_id=True
+        )
+        forms = dict(zip(everything, presented, strict=True))
+        results: list[dict[str, Any]] = [
+            {"rank": self._rank(each, terms) / SCALE, "result": forms[each.event.nid]}
+            for each in shown
+        ]
+        if criteria.event_context is not None:
+            for result, each, context in zip(results, shown, around, strict=True):
+                result["context"] = _present_context(context, forms)
+                if criteria.event_context.include_profile:
+                    senders = {
+                        seen.event.event.sender
+                        for seen in (*context.before, each.seen, *context.after)
+                    }
+                    result["context"]["profile_info"] = await self._find_profiles(
+                        each.event, senders
+                    )
+        answer: dict[str, Any] = {
+            "results": results,
+            "highlights": self._mark(criteria.search_term, terms, shown),
+        }
+        if criteria.include_state:
+            rooms = dict.fromkeys(each.event.event.room_id for each in shown)
+            answer["state"] = {
+                room_id: await self._reading.get_state(caller, room_id) for room_id in rooms
+            }
+        if groups:
+            answer["groups"] = groups
+        return answer
+
+    def _rank(self, found: Found, terms: Sequence[Term]) -> int:
+        """The same whatever the order: where the results are in that of time, it was not asked for
+        before."""
+        return found.hit.rank or rank(terms, format_words(self._folding.lines(found.text)))
+
+    def _mark(self, term: str, terms: Sequence[Term], shown: Sequence[Found]) -> list[str]:
+        marked = find_marked(self._folding, terms, term)
+        for each in shown:
+            marked |= find_marked(self._folding, terms, each.text)
+            if len(marked) >= MAX_MARKED:
+                break
+        return sorted(marked)[:MAX_MARKED]
+
+    async def _look_around(
+        self, caller: Requester, wanted: EventContext, shown: Sequence[Found]
+    ) -> Sequence[_Surroundings]:
+        places = [(each.event.room_nid, Place(each.event.depth, each.event.nid)) for each in shown]
+        before, after = min(wanted.before_limit, MAX_CONTEXT), min(wanted.after_limit, MAX_CONTEXT)
+        pages = await self._timelines.get_around(places, before, after)
+        rooms: dict[int, tuple[Reader, dict[int, None]]] = {}
+        for each, (earlier, later) in zip(shown, pages, strict=True):
+            _, nids = rooms.setdefault(each.event.room_nid, (each.reader, {}))
+            nids.update((nid, None) for _, nid in (*earlier, *later))
+        seen: dict[int, Seen] = {}
+        for reader, wanted_nids in rooms.values():
+            for one in await self._reading.see(
+                caller, reader, list(wanted_nids), RoomEventFilter()
+            ):
+                seen[one.event.nid] = one
+        return [
+            _surround(place, earlier, later, seen)
+            for (_, place), (earlier, later) in zip(places, pages, strict=True)
+        ]
+
+    async def _find_profiles(
+        self, event: StoredEvent, senders: Iterable[str]
+    ) -> dict[str, dict[str, str]]:
+        """The names and avatars that these had in the room when the event was sent."""
+        state = self._engine.view(event.room_nid, event.state_root)
+        members = await state.load({StateKey(MEMBER, sender) for sender in senders})
+        profiles = {}
+        for key, member in members.items():
+            content = member.event.content
+            profile = {
+                name: content[name]
+                for name in ("displayname", "avatar_url")
+                if isinstance(content.get(name), str)
+            }
+            profiles[key.state_key] = profile
+        return profiles
+
+
+def _surround(here: Place, earlier: Page, later: Page, seen: Mapping[int, Seen]) -> _Surroundings:
+    first = earlier[-1][0] if earlier else here
+    return _Surroundings(
+        Place(first.depth, first.event_nid - 1),
+        later[-1][0] if later else here,
+        [seen[nid] for _, nid in earlier if nid in seen],
+        [seen[nid] for _, nid in later if nid in seen],
+    )
+
+
+def _present_context(context: _Surroundings, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
+    return {
+        "start": format_place(context.start),
+        "end": format_place(context.end),
+        "events_before": [forms[each.event.nid] for each in context.before],
+        "events_after": [forms[each.event.nid] for each in context.after],
+    }

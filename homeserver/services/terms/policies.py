@@ -1,0 +1,173 @@
+"""The documents that people agree to: which there are, in which languages and versions.
+
+spec: client-server-api#terms-of-service-at-registration
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from homeserver.config.consent import UserConsent
+from homeserver.services.pages.languages import ENGLISH, Language
+
+POLICY_PATH: Final = "/_mahalla/policies/{policy_id}/{version}/{code}"
+LARGEST_TEXT: Final = 1 << 20
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A part of a text: `heading`, `paragraph` or `list`."""
+
+    kind: str
+    lines: Sequence[str]
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A policy in one language. `blocks`: its text, where this server has it; else it is at its
+    address."""
+
+    code: str
+    name: str
+    url: str
+    blocks: Sequence[Block] | None = None
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """Something that people agree to."""
+
+    policy_id: str
+    version: str
+    documents: Mapping[str, Document]
+
+    def choose(self, language: Language) -> Document:
+        """The document for a reader: in their language, in its other script, in English, in
+        whichever there is."""
+        by_code = {
+            code.replace("_", "-").lower(): document for code, document in self.documents.items()
+        }
+        tag = language.tag.lower()
+        for wanted in (tag, tag.partition("-")[0], ENGLISH):
+            if wanted in by_code:
+                return by_code[wanted]
+        return next(iter(self.documents.values()))
+
+
+class Policies:
+    """All of them, in the order of the configuration."""
+
+    def __init__(self, policies: Sequence[Policy] = ()) -> None:
+        self.all = tuple(policies)
+        self.versions: Mapping[str, str] = {policy.policy_id: policy.version for policy in policies}
+        """The version of now, of each."""
+        words = "\n".join(
+            f"{policy_id} {version}" for policy_id, version in sorted(self.versions.items())
+        )
+        self.fingerprint = sha256(words.encode()).hexdigest()[:32]
+        """Says which versions those are."""
+
+    def params(self) -> Mapping[str, object]:
+        """As clients are told."""
+        return {
+            "policies": {
+                policy.policy_id: {
+                    "version": policy.version,
+                    **{
+                        code: {"name": each.name, "url": each.url}
+                        for code, each in policy.documents.items()
+                    },
+                }
+                for policy in self.all
+            }
+        }
+
+    def find(self, policy_id: str, version: str, code: str) -> Document | None:
+        """The document at a path of this server; None where there is none."""
+        for policy in self.all:
+            if (policy.policy_id, policy.version) == (policy_id, version):
+                document = policy.documents.get(code)
+                return document if document is not None and document.blocks is not None else None
+        return None
+
+
+def policies_of(user_consent: UserConsent, base_url: str) -> Policies:
+    """What the configuration names. Raises `ValueError` for a file that cannot be read."""
+    return Policies(
+        [
+            Policy(
+                policy_id,
+                policy.version,
+                {
+                    code: Document(code, each.name, each.url)
+                    if each.url is not None
+                    else Document(
+                        code,
+                        each.name,
+                        base_url.rstrip("/")
+                        + POLICY_PATH.format(
+                            policy_id=quote(policy_id),
+                            version=quote(policy.version),
+                            code=quote(code),
+                        ),
+                        _read(policy_id, each.path),
+                    )
+                    for code, each in policy.documents.items()
+                },
+            )
+            for policy_id, policy in user_consent.policies.items()
+        ]
+    )
+
+
+def _read(policy_id: str, path: Path | None) -> Sequence[Block]:
+    assert path is not None  # the configuration was checked
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_TEXT + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(
+            f"user_consent.policies.{policy_id}: {path} cannot be read: {error.strerror}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"user_consent.policies.{policy_id}: {path} is not text in UTF-8"
+        ) from error
+    if len(content) > LARGEST_TEXT:
+        raise ValueError(f"user_consent.policies.{policy_id}: {path} is larger than 1M")
+    return parse_text(text)
+
+
+def parse_text(text: str) -> Sequence[Block]:
+    """The blocks of a text: an empty line, a heading and the beginning of a list end one."""
+    blocks: list[Block] = []
+    kind = ""
+    lines: list[str] = []
+
+    def end() -> None:
+        if lines:
+            blocks.append(Block(kind, tuple(lines)))
+            lines.clear()
+
+    for line in text.splitlines():
+        bare = line.strip()
+        if bare.startswith("#") and bare.lstrip("#").startswith(" "):
+            end()
+            blocks.append(Block("heading", (bare.lstrip("#").strip(),)))
+        elif bare.startswith("- "):
+            if kind != "list":
+                end()
+            kind = "list"
+            lines.append(bare[2:].strip())
+        elif not bare:
+            end()
+            kind = ""
+        elif kind == "list" and lines:
+            lines[-1] += f" {bare}"
+        else:
+            kind = "paragraph"
+            lines.append(bare)
+    end()
+    return tuple(blocks)

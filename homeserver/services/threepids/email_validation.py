@@ -1,0 +1,189 @@
+"""Showing that an e-mail address is one's own, by a letter to it.
+
+Laws:
+- An address counts once somebody has opened the link in a letter to it.
+- Opening the page confirms nothing, since programs open links in letters; pressing the button on it
+  does.
+- Where the operator does not want it told whose address is known, a letter to the address says it
+  instead.
+
+spec: client-server-api#adding-account-administrative-contact-information,
+identity-service-api#email-associations
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlencode
+
+from msgspec.structs import replace
+
+from federation.protocol.endpoint import Limit
+from federation.protocol.errors import (
+    InvalidParam,
+    ThreepidInUse,
+    ThreepidMediumNotSupported,
+    ThreepidNotFound,
+)
+from federation.protocol.ids import UserID
+from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.audit.audit import Happened, note
+from homeserver.services.email.outbox import Outbox
+from homeserver.services.pages.external_links import shown_link
+from homeserver.services.pages.languages import Language
+from homeserver.services.threepids.validation import (
+    EMAIL,
+    PASSWORD_RESET,
+    ThreepidValidation,
+    check_client_secret,
+)
+from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.threepids.threepids import ThreepidStore, ValidationRow
+
+CONFIRM_PATH: Final = "/_mahalla/confirm_email"
+_LONGEST: Final = 254
+_ADDRESS: Final = re.compile(
+    r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9-]{1,63}"
+)
+
+
+class InvalidAddress(InvalidParam):
+    default_text = "This is not a valid e-mail address"
+
+
+def parse_email_address(text: str) -> str:
+    """An address as it is compared: in small letters. Raises `InvalidAddress`. spec:
+    appendices#e-mail-addresses"""
+    address = text.strip().lower()
+    if len(address) > _LONGEST or not _ADDRESS.fullmatch(address) or ".." in address:
+        raise InvalidAddress
+    return address
+
+
+class EmailValidation:
+    """Writes letters, and hears that they were read. `outbox` is None on a server that sends no
+    mail."""
+
+    def __init__(
+        self,
+        now_ms: Callable[[], int],
+        database: Database,
+        store: ThreepidStore,
+        validations: ThreepidValidation,
+        secret_text: SecretText,
+        outbox: Outbox | None,
+        limiter: RateLimiter,
+        *,
+        base_url: str,
+        known_is_told: bool,
+    ) -> None:
+        """`known_is_told`: whoever asks learns whether an address belongs to an account (see
+        `do_request_token`)."""
+        self._now_ms = now_ms
+        self._database = database
+        self._store = store
+        self._validations = validations
+        self._secret_text = secret_text
+        self._outbox = outbox
+        self._limiter = limiter
+        self._base_url = base_url
+        self._known_is_told = known_is_told
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether this server sends letters."""
+        return self._outbox is not None
+
+    async def do_request_token(
+        self,
+        purpose: str,
+        email: str,
+        client_secret: str,
+        send_attempt: int,
+        next_link: str | None,
+        language: Language,
+        ip: str,
+        *,
+        may_tell: bool = False,
+    ) -> str:
+        """Send a letter to an address; the id of the validation. `may_tell`: whoever asks may learn
+        whether an account has the address, as the specification wants of the API, and unless the
+        operator forbids it. Pages tell nobody.
+
+        Raises `InvalidParam`, `ThreepidMediumNotSupported`, `ThreepidDenied`, `ThreepidInUse`,
+        `ThreepidNotFound`, `LimitExceeded`.
+        """
+        if self._outbox is None:
+            raise ThreepidMediumNotSupported("This server sends no e-mail")
+        address = parse_email_address(email)
+        check_client_secret(client_secret)
+        self._validations.check_next_link(next_link)
+        self._limiter.check(Limit.THREEPID, address_key(ip))
+        self._limiter.check(Limit.THREEPID, address)
+        if purpose != PASSWORD_RESET:
+            self._validations.check_allowed(EMAIL, address)
+        owner = await self._store.get_owner(EMAIL, address)
+        if may_tell and self._known_is_told:
+            if owner is None and purpose == PASSWORD_RESET:
+                raise ThreepidNotFound
+            if owner is not None and purpose != PASSWORD_RESET:
+                raise ThreepidInUse
+        token = self._secret_text.session_id()
+        outbox = self._outbox
+
+        def write(txn: WriteTransaction) -> str:
+            row, is_due = self._validations.begin(
+                txn, purpose, EMAIL, address, client_secret, send_attempt, next_link
+            )
+            if not is_due:
+                return row.sid  # the letter is under way
+            if (owner is None) is (purpose == PASSWORD_RESET):
+                # nobody learns by this request whether the address is known: its owner does, by a
+                # letter
+                self._store.set_validation(txn, replace(row, token_hash=None))
+                if owner is not None:
+                    outbox.add(txn, language, outbox.letters.already_registered(language), address)
+                return row.sid
+            self._store.set_validation(txn, replace(row, token_hash=hash_token(token)))
+            if purpose == PASSWORD_RESET and owner is not None:
+                note(
+                    txn,
+                    UserID(owner),
+                    Happened.PASSWORD_RESET_ASKED,
+                    self._now_ms(),
+                    ip=ip,
+                    detail=address,
+                )
+            link = f"{self._base_url.rstrip('/')}{CONFIRM_PATH}?{urlencode({'sid': row.sid, 'token': token})}"
+            outbox.add(
+                txn, language, outbox.letters.confirm_address(language, link, purpose), address
+            )
+            return row.sid
+
+        return await self._database.write("request_threepid_token", write)
+
+    async def get_pending(self, sid: str, token: str) -> ValidationRow | None:
+        """The validation that a letter's link is for, unless it has grown old or a later letter
+        took its place."""
+        row = await self._store.get_validation(sid) if sid and "\0" not in sid else None
+        if row is None or row.token_hash != hash_token(token) or self._validations.is_old(row):
+            return None
+        return row
+
+    def next_of(self, row: ValidationRow) -> tuple[str, str] | None:
+        """Where people go on to afterwards, and what that is called; None where they go nowhere.
+        The rules of now count, not those of when the letter was asked for."""
+        if row.next_link is None or not self._validations.may_lead_to(row.next_link):
+            return None
+        return row.next_link, shown_link(row.next_link)
+
+    async def do_confirm(self, sid: str, token: str) -> ValidationRow | None:
+        """The address is theirs who hold the letter. The validation; None as for `get_pending`."""
+        row = await self.get_pending(sid, token)
+        if row is None or not await self._store.set_validated(
+            sid, hash_token(token), self._now_ms()
+        ):
+            return None
+        return row

@@ -1,0 +1,345 @@
+"""Showing that a telephone number is one's own, by a code in a text message to it.
+
+Laws:
+- A code is good for one purpose, for minutes, and for few tries; it is kept as a hash.
+- Messages cost money: they go to mobile numbers only, so many to one number, from one address, and
+  in all on a day.
+- Where the operator does not want it told whose number is known, a message to the number says it
+  instead, and nobody sees by the time of the answer if there was one.
+
+spec: client-server-api#adding-account-administrative-contact-information,
+identity-service-api#phone-number-associations
+"""
+
+import hmac
+import re
+from collections.abc import Callable, Collection
+from typing import Final
+
+import msgspec
+import phonenumbers
+from msgspec.structs import replace
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from federation.protocol.endpoint import Limit
+from federation.protocol.errors import (
+    InvalidParam,
+    LimitExceeded,
+    SessionExpired,
+    ThreepidDenied,
+    ThreepidInUse,
+    ThreepidMediumNotSupported,
+    ThreepidNotFound,
+    TokenIncorrect,
+)
+from federation.protocol.ids import UserID
+from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.observe.metrics import TextMessageMetrics
+from homeserver.services.audit.audit import Happened, note
+from homeserver.services.pages.languages import Language
+from homeserver.services.threepids.sms import TextMessages
+from homeserver.services.threepids.validation import (
+    MSISDN,
+    PASSWORD_RESET,
+    ThreepidValidation,
+    check_client_secret,
+)
+from homeserver.services.tokens.secret_tokens import SecretText, hash_secret, hash_token
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.threepids.sms import TextMessageStore
+from storage.threepids.threepids import ThreepidStore
+
+SUBMIT_PATH: Final = "/_mahalla/confirm_number"
+MOST_TRIES: Final = 3
+"""At one code."""
+_DAY_MS: Final = 24 * 3600 * 1000
+_LONGEST: Final = 64
+"""Characters of a number as people write it."""
+_SID: Final = re.compile(r"[0-9a-zA-Z.=_-]{1,255}")
+_TAKES_MESSAGES: Final = (
+    phonenumbers.PhoneNumberType.MOBILE,
+    phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE,
+)
+"""The second: countries where nobody can tell."""
+
+
+class InvalidNumber(InvalidParam):
+    """It is no telephone number, or takes no text messages."""
+
+    default_text = "This is not the number of a mobile telephone, with the code of its country"
+
+
+class NumberInUse(ThreepidInUse):
+    """An account has it."""
+
+    default_text = "This number belongs to an account already"
+
+
+class NumberNotFound(ThreepidNotFound):
+    """No account has it."""
+
+    default_text = "No account has this number"
+
+
+class NumberDenied(ThreepidDenied):
+    """The operator does not want it."""
+
+    default_text = "This server does not take this number"
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A code is on its way."""
+
+    sid: str
+    number: str
+    """The digits of E.164."""
+
+
+class _Prepared(msgspec.Struct, frozen=True):
+    sid: str
+    text: str | None
+    """What is to be sent."""
+    token_hash: bytes | None
+
+
+def parse_phone_number(country: str, number: str) -> phonenumbers.PhoneNumber:
+    """A number as people write it. `country`: whence it would be dialled so, two letters of ISO
+    3166-1; empty: it has the code of its country. Raises `InvalidNumber`."""
+    if len(number) > _LONGEST:
+        raise InvalidNumber
+    try:
+        parsed = phonenumbers.parse(number, country.upper() or None)
+    except phonenumbers.NumberParseException:
+        raise InvalidNumber from None
+    if not phonenumbers.is_valid_number(parsed):
+        raise InvalidNumber
+    return parsed
+
+
+def digits_of(number: phonenumbers.PhoneNumber) -> str:
+    """How a number is compared and kept. spec: appendices#pstn-phone-numbers"""
+    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164).removeprefix("+")
+
+
+class PhoneValidation:
+    """Sends codes, and takes them."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        now_ms: Callable[[], int],
+        database: Database,
+        store: ThreepidStore,
+        counts: TextMessageStore,
+        validations: ThreepidValidation,
+        secret_text: SecretText,
+        messages: TextMessages | None,
+        limiter: RateLimiter,
+        metrics: TextMessageMetrics,
+        *,
+        purposes: Collection[str],
+        server_name: str,
+        base_url: str,
+        known_is_told: bool,
+        most_per_day: int,
+    ) -> None:
+        """`messages`: None on a server that sends none. `purposes`: for which codes are sent.
+        `base_url`: empty where clients cannot be told whither codes go; no numbers are taken then.
+        `known_is_told`: whoever asks learns whether a number belongs to an account (see
+        `do_request_token`). `most_per_day`: messages in all."""
+        self._now_ms = now_ms
+        self._database = database
+        self._store = store
+        self._counts = counts
+        self._validations = validations
+        self._secret_text = secret_text
+        self._messages = (
+            messages if base_url and messages is not None and messages.are_possible else None
+        )
+        self._limiter = limiter
+        self._metrics = metrics
+        self._purposes = frozenset(purposes)
+        self._server_name = server_name
+        self._known_is_told = known_is_told
+        self._most_per_day = most_per_day
+        self.submit_url = f"{base_url.rstrip('/')}{SUBMIT_PATH}"
+        """Where clients send the code that people have typed."""
+
+    @property
+    def are_taken(self) -> bool:
+        """Whether people may have telephone numbers here."""
+        return self._messages is not None
+
+    def is_possible(self, purpose: str) -> bool:
+        """Whether this server sends codes for it."""
+        return self._messages is not None and purpose in self._purposes
+
+    async def do_request_token(
+        self,
+        purpose: str,
+        country: str,
+        number: str,
+        client_secret: str,
+        send_attempt: int,
+        next_link: str | None,
+        language: Language,
+        ip: str,
+        *,
+        may_tell: bool = False,
+    ) -> Asked:
+        """Send a code to a number; `country` as in `parse_phone_number`. `may_tell`: whoever asks
+        may learn whether an account has the number, as the specification wants of the API, and
+        unless the operator forbids it. Pages tell nobody.
+
+        Raises `ThreepidMediumNotSupported`, `InvalidParam`, `NumberDenied`, `NumberInUse`,
+        `NumberNotFound`, `LimitExceeded`, `MessageNotSent`.
+        """
+        messages = self._messages
+        if messages is None or purpose not in self._purposes:
+            raise ThreepidMediumNotSupported("This server takes no telephone numbers for this")
+        parsed = parse_phone_number(country, number)
+        if phonenumbers.number_type(parsed) not in _TAKES_MESSAGES:
+            raise InvalidNumber
+        address = digits_of(parsed)
+        check_client_secret(client_secret)
+        self._validations.check_next_link(next_link)
+        self._limiter.check(Limit.TEXT_MESSAGES_ADDRESS, address_key(ip))
+        self._limiter.check(Limit.TEXT_MESSAGES_NUMBER, address)
+        if purpose != PASSWORD_RESET:
+            try:
+                self._validations.check_allowed(MSISDN, address)
+            except ThreepidDenied:
+                raise NumberDenied from None
+        owner = await self._store.get_owner(MSISDN, address)
+        tells = may_tell and self._known_is_told
+        if tells:
+            if owner is None and purpose == PASSWORD_RESET:
+                raise NumberNotFound
+            if owner is not None and purpose != PASSWORD_RESET:
+                raise NumberInUse
+        code = self._secret_text.phone_code()
+
+        def write(txn: WriteTransaction) -> _Prepared:
+            row, is_due = self._validations.begin(
+                txn, purpose, MSISDN, address, client_secret, send_attempt, next_link
+            )
+            if not is_due:
+                return _Prepared(row.sid, None, None)
+            # nobody learns by this request whether the number is known: its owner does, by a
+            # message
+            is_proof = (owner is not None) is (purpose == PASSWORD_RESET)
+            token_hash = _hash(row.sid, code) if is_proof else None
+            text = self._text(language, purpose, code) if is_proof else self._known_text(language)
+            self._store.set_validation(
+                txn,
+                replace(
+                    row,
+                    token_hash=token_hash,
+                    created_ts=self._now_ms(),
+                    validated_ts=None,
+                    tries=0,
+                ),
+            )
+            self._count(
+                txn
+            )  # also where none is sent, which nobody is to see when there have been enough
+            if purpose == PASSWORD_RESET:
+                if owner is None:
+                    return _Prepared(row.sid, None, None)
+                note(
+                    txn,
+                    UserID(owner),
+                    Happened.PASSWORD_RESET_ASKED,
+                    self._now_ms(),
+                    ip=ip,
+                    detail=address,
+                )
+            return _Prepared(row.sid, text, token_hash)
+
+        prepared = await self._database.write("request_phone_code", write)
+        if prepared.text is not None:
+            sending = Deferred.fromCoroutine(self._send(messages, address, prepared))
+            if tells or purpose != PASSWORD_RESET:
+                # for a new password one is sent to known numbers alone, so that its failure would
+                # tell of them
+                await sending
+            else:
+                sending.addErrback(
+                    lambda failure: self._log.failure("a text message was not sent", failure)
+                )
+        return Asked(prepared.sid, address)
+
+    async def do_submit(self, sid: str, client_secret: str, code: str) -> None:
+        """The number is theirs who know the code. Raises `InvalidParam`, `SessionExpired`,
+        `TokenIncorrect`."""
+        check_client_secret(client_secret)
+        if not _SID.fullmatch(sid):
+            raise InvalidParam("sid has 1 to 255 letters, digits and .=_-")
+        typed = _hash(sid, "".join(code.split()))
+
+        def write(txn: WriteTransaction) -> bool | None:
+            oldest = self._validations.oldest(MSISDN)
+            row = self._store.take_try(
+                txn, sid, hash_secret(client_secret), MSISDN, MOST_TRIES, oldest
+            )
+            if row is None:
+                return None
+            if row.token_hash is None or not hmac.compare_digest(row.token_hash, typed):
+                return False
+            return self._store.set_validated_in(txn, sid, typed, self._now_ms())
+
+        is_right = await self._database.write("submit_phone_code", write)
+        if is_right is None:
+            raise SessionExpired
+        if not is_right:
+            raise TokenIncorrect
+
+    async def _send(self, messages: TextMessages, address: str, prepared: _Prepared) -> None:
+        assert prepared.text is not None
+        try:
+            await messages.send(address, prepared.text)
+            self._metrics.count("sent")
+        except (
+            Exception
+        ):  # whatever it was: who asks again with the same `send_attempt` gets another message
+            self._metrics.count("failed")
+            await self._database.write(
+                "remove_unsent_phone_code",
+                self._store.remove_unsent,
+                prepared.sid,
+                prepared.token_hash,
+            )
+            raise
+
+    def _count(self, txn: WriteTransaction) -> None:
+        now = self._now_ms()
+        day = now // _DAY_MS
+        if not self._counts.count_message(txn, day, self._most_per_day):
+            self._metrics.count("refused")
+            self._log.error(
+                "as many text messages as `sms_gateway.most_per_day` were sent today: no more are"
+            )
+            raise LimitExceeded(retry_after_ms=(day + 1) * _DAY_MS - now)
+
+    def _text(self, language: Language, purpose: str, code: str) -> str:
+        _ = language.gettext
+        fields = {"code": code, "server": self._server_name}
+        if purpose == PASSWORD_RESET:
+            return (
+                _("%(code)s is your code for a new password on %(server)s. Give it to nobody.")
+                % fields
+            )
+        return _("%(code)s is your code for %(server)s. Give it to nobody.") % fields
+
+    def _known_text(self, language: Language) -> str:
+        _ = language.gettext
+        return _(
+            "This number belongs to an account on %(server)s already. If it was not you who asked, do nothing."
+        ) % {"server": self._server_name}
+
+
+def _hash(sid: str, code: str) -> bytes:
+    return hash_token(f"{sid} {code}")

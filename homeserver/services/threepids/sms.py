@@ -1,0 +1,111 @@
+"""Text messages to telephones, by a gateway of the operator's choice or a plug-in.
+
+Laws:
+- The gateway hears a number and a text, and nothing else of the person.
+- A message is tried once: whoever waits for it asks for another.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+from urllib.parse import urlencode
+
+import msgspec
+from twisted.logger import Logger
+
+from federation.http_client.errors import OutboundError
+from federation.protocol.errors import MatrixError
+from homeserver.services.plugins.hooks import Plugins
+from homeserver.services.pushers.gateways import Web
+from homeserver.services.tokens.secret_tokens import SecretText
+
+SECONDS: Final = 10.0
+MAX_BYTES: Final = 64 * 1024
+_BLANK: Final = re.compile(r"\{(number|text|sender|id)\}")
+_CONTENT_TYPES: Final = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
+
+
+class MessageNotSent(MatrixError):
+    """Nobody takes the message at the moment."""
+
+    status = 503
+    default_text = "The text message could not be sent; try again later"
+
+
+class Gateway(msgspec.Struct, frozen=True):
+    """Who sends messages for us, and what to say there."""
+
+    url: str
+    headers: Sequence[tuple[str, str]]
+    format: Literal["json", "form"]
+    body: Mapping[str, object]
+    """With `{number}`, `{text}`, `{sender}` and `{id}` in its texts."""
+    sender: str
+
+
+class TextMessages:
+    """Sends them."""
+
+    _log = Logger()
+
+    def __init__(
+        self, web: Web, plugins: Plugins, secret_text: SecretText, gateway: Gateway | None
+    ) -> None:
+        """`gateway`: None where plug-ins alone send."""
+        self._web = web
+        self._plugins = plugins
+        self._secret_text = secret_text
+        self._gateway = gateway
+
+    @property
+    def are_possible(self) -> bool:
+        """Whether there is anybody who sends them."""
+        return self._gateway is not None or self._plugins.send_text_messages
+
+    async def send(self, number: str, text: str) -> None:
+        """Send one. `number`: the digits of E.164. Raises `MessageNotSent`."""
+        if self._plugins.send_text_messages and await self._plugins.send_text_message(number, text):
+            return
+        if self._gateway is None:
+            raise MessageNotSent
+        blanks = {
+            "number": number,
+            "text": text,
+            "sender": self._gateway.sender,
+            "id": self._secret_text.session_id(),
+        }
+        body = fill(self._gateway.body, blanks)
+        if self._gateway.format == "json" or not isinstance(body, dict):
+            data = msgspec.json.encode(body)
+        else:
+            data = urlencode(body).encode()
+        headers = (("Content-Type", _CONTENT_TYPES[self._gateway.format]), *self._gateway.headers)
+        try:
+            answer = await self._web.request(
+                "POST",
+                self._gateway.url,
+                headers,
+                data,
+                seconds=SECONDS,
+                max_bytes=MAX_BYTES,
+                only_https=True,
+            )
+        except OutboundError as error:
+            self._log.error("the gateway for text messages cannot be asked: {why}", why=str(error))
+            raise MessageNotSent from None
+        if not 200 <= answer.status < 300:
+            self._log.error("the gateway for text messages answers {status}", status=answer.status)
+            raise MessageNotSent
+
+
+def fill(template: object, blanks: Mapping[str, str]) -> object:
+    """A template with what stands in braces in its texts filled in; `blanks` has all that can."""
+    match template:
+        case str():
+            return _BLANK.sub(lambda found: blanks[found[1]], template)
+        case Mapping():
+            return {name: fill(value, blanks) for name, value in template.items()}
+        case list() | tuple():
+            return [fill(value, blanks) for value in template]
+        case _:
+            return template

@@ -1,0 +1,182 @@
+"""Showing that an e-mail address or a telephone number is one's own: what is common to both.
+
+Laws:
+- An address counts for the purpose that the message to it named, and for no other.
+- A confirmation is good once, within the lifetime of its medium.
+
+spec: client-server-api#adding-account-administrative-contact-information
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from federation.protocol.errors import InvalidParam, ThreepidAuthFailed, ThreepidDenied
+from homeserver.services.pages.external_links import read_web_link
+from homeserver.services.tokens.secret_tokens import SecretText, hash_secret
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.threepids.threepids import ThreepidStore, ValidationRow
+
+EMAIL: Final = "email"
+MSISDN: Final = "msisdn"
+"""A telephone number: the digits of E.164, without a plus sign. spec:
+appendices#pstn-phone-numbers"""
+REGISTER: Final = "register"
+ADD: Final = "add"
+PASSWORD_RESET: Final = "password"
+LONGEST_NEXT_LINK: Final = 2000
+_CLIENT_SECRET: Final = re.compile(r"[0-9a-zA-Z.=_-]{1,255}")
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """What is kept of a confirmation that was used."""
+
+    sid: str
+    address: str
+    validated_ts: int
+    medium: str = EMAIL
+
+
+def check_client_secret(client_secret: str) -> None:
+    """Raises `InvalidParam`."""
+    if not _CLIENT_SECRET.fullmatch(client_secret):
+        raise InvalidParam("client_secret has 1 to 255 letters, digits and .=_-")
+
+
+class ThreepidValidation:
+    """Keeps what is under way, and says what was confirmed."""
+
+    def __init__(
+        self,
+        now_ms: Callable[[], int],
+        database: Database,
+        store: ThreepidStore,
+        secret_text: SecretText,
+        *,
+        allowed: Mapping[str, Sequence[re.Pattern[str]]] | None,
+        lifetimes_ms: Mapping[str, int],
+        next_hosts: Collection[str] | None,
+    ) -> None:
+        """`allowed`: for each medium patterns, one of which an address must match; None: any will
+        do. `lifetimes_ms`: of a confirmation, for each medium that there is. `next_hosts`: where
+        people may be led on to (`next_link`); None: anywhere."""
+        self._now_ms = now_ms
+        self._database = database
+        self._store = store
+        self._secret_text = secret_text
+        self._allowed = allowed
+        self._lifetimes_ms = lifetimes_ms
+        self._next_hosts = next_hosts
+
+    def check_next_link(self, next_link: str | None) -> None:
+        """Raises `InvalidParam` for an address that nobody is led on to."""
+        if next_link is not None and not self.may_lead_to(next_link):
+            raise InvalidParam(
+                "next_link must be an address of the web to which this server leads people"
+            )
+
+    def may_lead_to(self, next_link: str) -> bool:
+        """Whether people may be led on to this address."""
+        parts = read_web_link(next_link) if len(next_link) <= LONGEST_NEXT_LINK else None
+        return parts is not None and (
+            self._next_hosts is None or parts.hostname in self._next_hosts
+        )
+
+    def begin(
+        self,
+        txn: WriteTransaction,
+        purpose: str,
+        medium: str,
+        address: str,
+        client_secret: str,
+        send_attempt: int,
+        next_link: str | None,
+    ) -> tuple[ValidationRow, bool]:
+        """The validation that a client begins or goes on with, for the caller to write; and whether
+        a message is due for it: not where the request is repeated."""
+        secret_hash = hash_secret(client_secret)
+        known = self._store.get_validation_of_client(txn, purpose, medium, address, secret_hash)
+        if known is not None and not self.is_old(known):
+            if send_attempt <= known.send_attempt:
+                return known, False
+            return replace(known, send_attempt=send_attempt, next_link=next_link), True
+        if known is not None:
+            self._store.remove_validation(txn, known.sid)
+        sid, now = self._secret_text.session_id(), self._now_ms()
+        row = ValidationRow(
+            sid, purpose, medium, address, secret_hash, None, send_attempt, next_link, now
+        )
+        return row, True
+
+    async def find(self, purpose: str, medium: str, address: str, client_secret: str) -> str | None:
+        """The id of the validation for which a message was sent so; None where there is none.
+        `address`: as it is compared."""
+
+        def read(txn: Transaction) -> str | None:
+            row = self._store.get_validation_of_client(
+                txn, purpose, medium, address, hash_secret(client_secret)
+            )
+            return None if row is None else row.sid
+
+        return await self._database.read("find_validation", read)
+
+    async def check_confirmed(
+        self, purpose: str, creds: object, medium: str | None = None
+    ) -> Proof:
+        """What a client's credentials prove, for a purpose. `medium`: of which the address must be;
+        None: any. Raises `ThreepidAuthFailed`, `ThreepidDenied`, `InvalidParam`."""
+        if not isinstance(creds, Mapping):
+            raise InvalidParam("threepid_creds must be an object")
+        sid, client_secret = creds.get("sid"), creds.get("client_secret")
+        if not isinstance(sid, str) or not isinstance(client_secret, str):
+            raise InvalidParam("threepid_creds needs sid and client_secret")
+        row = await self._store.get_validation(sid) if "\0" not in sid else None
+        if (
+            row is None
+            or row.client_secret_hash != hash_secret(client_secret)
+            or row.purpose != purpose
+            or medium not in (None, row.medium)
+            or self.is_old(row)
+        ):
+            raise ThreepidAuthFailed("There is no such confirmation; ask for a new message")
+        if row.validated_ts is None:
+            raise ThreepidAuthFailed(
+                "The address has not been confirmed yet: open the link in the letter"
+                if row.medium == EMAIL
+                else "The number has not been confirmed yet: type the code"
+            )
+        if purpose != PASSWORD_RESET:
+            self.check_allowed(
+                row.medium, row.address
+            )  # the rules of now count, not those of when the message was sent
+        return Proof(row.sid, row.address, row.validated_ts, row.medium)
+
+    def use(self, txn: WriteTransaction, proof: Proof) -> None:
+        """Use a confirmation up. Raises `ThreepidAuthFailed` where another request has."""
+        if not self._store.remove_validation(txn, proof.sid):
+            raise ThreepidAuthFailed("The confirmation has been used")
+
+    async def do_sweep(self, limit: int) -> int:
+        """Remove up to `limit` validations that have grown old; how many."""
+        return await self._store.remove_old_validations(
+            self._now_ms() - 2 * max(self._lifetimes_ms.values()), limit
+        )
+
+    def check_allowed(self, medium: str, address: str) -> None:
+        """Raises `ThreepidDenied` for an address that the operator does not want."""
+        if self._allowed is not None and not any(
+            pattern.fullmatch(address) for pattern in self._allowed.get(medium, ())
+        ):
+            raise ThreepidDenied
+
+    def oldest(self, medium: str) -> int:
+        """What was begun then or before has grown old."""
+        return self._now_ms() - self._lifetimes_ms[medium]
+
+    def is_old(self, row: ValidationRow) -> bool:
+        """Whether it is over."""
+        return row.created_ts <= self.oldest(row.medium)

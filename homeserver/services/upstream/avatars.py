@@ -1,0 +1,78 @@
+"""Pictures of people, taken over from where their provider says they are.
+
+Laws:
+- The address comes from outside: it is fetched by the server's own client, over TLS, with a bound,
+  and only a picture counts.
+- A picture that somebody has stays. That a new one cannot be had harms nobody.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from io import BytesIO
+from typing import Final, Protocol
+
+from twisted.logger import Logger
+
+from federation.http_client.errors import OutboundError
+from federation.protocol.errors import MatrixError
+from federation.protocol.ids import UserID
+from homeserver.services.media.repository import Upload
+from homeserver.services.pushers.gateways import Web
+from homeserver.services.upstream.http_documents import place_of
+
+MAX_BYTES: Final = 4 << 20
+_SECONDS: Final = 15.0
+_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+
+
+class Uploads(Protocol):
+    """Keeps files."""
+
+    async def do_upload(self, user_id: UserID, upload: Upload) -> str:
+        """Its `mxc://` address. Raises `MatrixError`."""
+        ...
+
+
+class Avatars(Protocol):
+    """Knows and changes the pictures of people."""
+
+    async def get_names(
+        self, user_ids: list[UserID]
+    ) -> Mapping[UserID, tuple[str | None, str | None]]:
+        """Display name and picture of each."""
+        ...
+
+    async def do_set_avatar(self, user_id: UserID, address: str) -> None:
+        """Raises `MatrixError`."""
+        ...
+
+
+class UpstreamPictures:
+    """Takes them over."""
+
+    log = Logger()
+
+    def __init__(self, web: Web, uploads: Uploads, avatars: Avatars) -> None:
+        self._web = web
+        self._uploads = uploads
+        self._avatars = avatars
+
+    async def do_take_over(self, user_id: UserID, address: str) -> None:
+        """As `Pictures.do_take_over`."""
+        if (await self._avatars.get_names([user_id]))[user_id][1] is not None:
+            return
+        try:
+            answer = await self._web.request(
+                "GET", address, seconds=_SECONDS, max_bytes=MAX_BYTES, redirects=3, only_https=True
+            )
+            type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if answer.status != HTTPStatus.OK or type not in _TYPES:
+                raise OutboundError(f"it answers {answer.status} {type[:50]}")
+            uploaded = await self._uploads.do_upload(
+                user_id, Upload(BytesIO(answer.body), len(answer.body), type, "")
+            )
+            await self._avatars.do_set_avatar(user_id, uploaded)
+        except (OutboundError, MatrixError, OSError) as error:
+            self.log.info(
+                "no picture from {place}: {why}", place=place_of(address)[:200], why=error
+            )

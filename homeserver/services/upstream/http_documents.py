@@ -1,0 +1,80 @@
+"""Asking identity providers: JSON and text over HTTP, with bounds, and every failure a `Refused`.
+
+Laws:
+- What a provider did wrong is for the log; people read that it does not work at this moment.
+- Requests go through the server's own client, with its rules for addresses.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+import msgspec
+
+from federation.http_client.errors import OutboundError
+from homeserver.services.pushers.gateways import Web
+from homeserver.services.upstream.identity import Reason, Refused
+
+T = TypeVar("T")
+
+SECONDS: Final = 10.0
+MAX_BYTES: Final = 1 << 20
+SHOWN: Final = 200
+"""Characters of an answer that the log has."""
+
+
+class Documents:
+    """Fetches what providers say."""
+
+    def __init__(self, web: Web) -> None:
+        self._web = web
+
+    async def get(self, kind: type[T], url: str, headers: Sequence[tuple[str, str]] = ()) -> T:
+        """A JSON document. Raises `Refused`."""
+        return self._decode(
+            kind, url, await self.get_bytes(url, [("Accept", "application/json"), *headers])
+        )
+
+    async def post_form(
+        self, kind: type[T], url: str, form: bytes, headers: Sequence[tuple[str, str]] = ()
+    ) -> T:
+        """The JSON that comes back for a form. Raises `Refused`."""
+        sent = [
+            ("Content-Type", "application/x-www-form-urlencoded"),
+            ("Accept", "application/json"),
+            *headers,
+        ]
+        return self._decode(kind, url, await self._ask("POST", url, sent, form))
+
+    async def get_bytes(self, url: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
+        """Whatever is there. Raises `Refused`."""
+        return await self._ask("GET", url, headers, b"")
+
+    async def _ask(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes
+    ) -> bytes:
+        try:
+            answer = await self._web.request(
+                method, url, headers, body, seconds=SECONDS, max_bytes=MAX_BYTES
+            )
+        except OutboundError as error:
+            raise Refused(Reason.PROVIDER_FAILED, f"{place_of(url)}: {error}") from None
+        if answer.status != HTTPStatus.OK:
+            shown = answer.body[:SHOWN].decode("utf-8", "replace")
+            raise Refused(
+                Reason.PROVIDER_FAILED, f"{place_of(url)} answers {answer.status}: {shown}"
+            )
+        return answer.body
+
+    def _decode(self, kind: type[T], url: str, body: bytes) -> T:
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused(
+                Reason.PROVIDER_FAILED, f"{place_of(url)} answers what is no use: {error}"
+            ) from None
+
+
+def place_of(url: str) -> str:
+    """An address without its query, which may have secrets in it."""
+    return url.partition("?")[0]

@@ -1,0 +1,414 @@
+"""The way of a sign-in with an identity provider: away, back, to an account, and on to where it
+began.
+
+Laws:
+- A login token leaves for an address of the configuration, or one that the person has seen and
+  agreed to; for nowhere else.
+- Who owes agreement to terms of service gives it before a token leaves, whichever way they came.
+- Who somebody is holds for the era of their account in which the provider's word came, however long
+  they then look at a page.
+- What is confirmed for a client is told to the person before they leave for the provider, which
+  asks them who they are although it may know.
+
+spec: client-server-api#sso-client-loginauthentication
+"""
+
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import unquote_plus, urlencode
+
+import msgspec
+from twisted.logger import Logger
+
+from federation.protocol.endpoint import RequestContext
+from federation.protocol.errors import MatrixError, UserDeactivated, UserLocked
+from federation.protocol.ids import UserID, localpart_of
+from homeserver.services.login.credential_epoch import Era
+from homeserver.services.login.login_tokens import LoginTokens, Origin
+from homeserver.services.login.uia import UIA
+from homeserver.services.login.uia_stages import SSO
+from homeserver.services.pages.external_links import read_link
+from homeserver.services.terms.consent import Consents
+from homeserver.services.upstream.accounts import UpstreamAccounts
+from homeserver.services.upstream.identity import (
+    ForClient,
+    ForConfirmation,
+    ForPage,
+    OtherPerson,
+    ProviderInfo,
+    Purpose,
+    Reason,
+    Refused,
+    UpstreamIdentity,
+    UpstreamProvider,
+    fit_localpart,
+)
+from homeserver.services.upstream.login_flows import (
+    AWAY,
+    BACK,
+    CLIENT,
+    CONFIRM,
+    NAME,
+    Browser,
+    Flow,
+    UpstreamFlows,
+    origin_of,
+)
+from storage.accounts.accounts import AccountStore
+
+_FIRST_ERA: Final = 0
+"""That of an account that was just made."""
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """The browser is to go there. `browser`: who is to get its cookie."""
+
+    url: str
+    browser: Browser | None = None
+
+
+class AskName(msgspec.Struct, frozen=True):
+    """A page is to ask for the name of the new account."""
+
+    flow_id: str
+    purpose: Purpose
+    provider: str
+    username: str
+    identity: UpstreamIdentity
+    error: MatrixError | None = None
+
+
+class AskClient(msgspec.Struct, frozen=True):
+    """A page is to ask whether to go on to a client."""
+
+    flow_id: str
+    user_id: UserID
+    redirect_url: str
+
+
+class AskConfirm(msgspec.Struct, frozen=True):
+    """A page is to say what is to be confirmed."""
+
+    flow_id: str
+    browser: Browser
+    operation: str
+    user_id: UserID
+    providers: Sequence[ProviderInfo]
+
+
+class Confirmed(msgspec.Struct, frozen=True):
+    """It is confirmed: the client goes on."""
+
+
+class SignedIn(msgspec.Struct, frozen=True):
+    """Somebody is signed in to the pages of this server, and goes on at a path of it. `proved_ts`:
+    when they proved who they are, in milliseconds since 1970; 0 where nobody knows; `era`: of their
+    account."""
+
+    user_id: UserID
+    next: str
+    origin: Origin
+    proved_ts: int
+    era: int
+
+
+Step = Leave | AskName | AskClient | Confirmed | SignedIn
+
+
+class UpstreamSignIn:
+    """Leads people through it."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        providers: Sequence[UpstreamProvider],
+        flows: UpstreamFlows,
+        accounts: UpstreamAccounts,
+        account_store: AccountStore,
+        login_tokens: LoginTokens,
+        uia: UIA,
+        consents: Consents,
+        *,
+        known_clients: Sequence[str],
+        update_profiles: bool,
+        client_path: str,
+    ) -> None:
+        """`known_clients`: beginnings of addresses that tokens go to unasked; `client_path`: the
+        page of this server by which who is signed in to its pages goes on to a client."""
+        self._consents = consents
+        self._client_path = client_path
+        self._providers = {provider.info.provider_id: provider for provider in providers}
+        self._flows = flows
+        self._accounts = accounts
+        self._account_store = account_store
+        self._login_tokens = login_tokens
+        self._uia = uia
+        self._known_clients = tuple(known_clients)
+        self._update_profiles = update_profiles
+        self.providers: Sequence[ProviderInfo] = tuple(provider.info for provider in providers)
+        """What people may choose from."""
+
+    async def get_refused(self, refused: Refused) -> UserID | None:
+        """As `UpstreamAccounts.get_refused`."""
+        return await self._accounts.get_refused(refused)
+
+    def find_browser(self, context: RequestContext) -> Browser | None:
+        """As `UpstreamFlows.find_browser`."""
+        return self._flows.find_browser(context)
+
+    def cookie_of(self, context: RequestContext, browser: Browser) -> str:
+        """As `UpstreamFlows.cookie_of`."""
+        return self._flows.cookie_of(context, browser)
+
+    def check_client(self, redirect_url: str) -> None:
+        """Raises `Refused` for an address that no client has."""
+        if read_link(redirect_url) is None:
+            raise Refused(Reason.BAD_ADDRESS)
+
+    async def depart(self, provider_id: str, purpose: Purpose, browser: Browser | None) -> Leave:
+        """Send somebody to a provider. Raises `Refused`."""
+        provider = self._providers.get(provider_id)
+        if provider is None:
+            raise Refused(Reason.UNKNOWN_PROVIDER)
+        if isinstance(purpose, ForClient):
+            self.check_client(purpose.redirect_url)
+        browser = browser or self._flows.new_browser()
+        flow_id = self._flows.new_id()
+        again = isinstance(purpose, ForConfirmation) or (
+            isinstance(purpose, ForPage) and purpose.again
+        )
+        departure = await provider.depart(flow_id, again=again)
+        flow = Flow(provider=provider_id, purpose=purpose, kept=dict(departure.kept))
+        await self._flows.begin(AWAY, browser, flow, flow_id)
+        return Leave(departure.url, browser)
+
+    async def begin_confirmation(self, session_id: str, browser: Browser | None) -> AskConfirm:
+        """What the page says before somebody leaves to confirm something. Raises `Refused`."""
+        operation = await self._uia.get_operation(session_id)
+        if operation is None or operation.user_id is None or not self.providers:
+            raise Refused(Reason.OLD)
+        browser = browser or self._flows.new_browser()
+        flow_id = await self._flows.begin(
+            CONFIRM, browser, Flow(purpose=ForConfirmation(session_id))
+        )
+        return AskConfirm(flow_id, browser, operation.name, operation.user_id, self.providers)
+
+    async def do_begin_confirmation(
+        self, flow_id: str, provider_id: str, browser: Browser | None
+    ) -> Leave:
+        """The person has read it, and leaves. Raises `Refused`."""
+        flow = await self._flows.take(flow_id, CONFIRM, browser)
+        return await self.depart(provider_id, flow.purpose, browser)
+
+    async def take_back(self, flow_id: str, browser: Browser | None) -> Flow:
+        """Who comes back from a provider, with the cookie. Raises `Refused`."""
+        return await self._flows.take(flow_id, AWAY, browser)
+
+    async def take_back_from_anywhere(self, provider_id: str, flow_id: str) -> tuple[Flow, bytes]:
+        """As `take_back`, of a provider whose pages send the answer themselves, so that no cookie
+        comes with it: for `hold`."""
+        flow, browser_hash = await self._flows.take_from_anywhere(flow_id, AWAY)
+        if flow.provider != provider_id:
+            raise Refused(Reason.OLD)
+        return flow, browser_hash
+
+    async def hold(self, flow: Flow, identity: UpstreamIdentity, browser_hash: bytes) -> str:
+        """Keep an answer that was checked until the browser comes with its cookie; the id for
+        `go_on`."""
+        era = await self._accounts.get_era(self._info(flow), identity)
+        held = _next_of(flow, identity, era=era)
+        return await self._flows.begin_for(BACK, browser_hash, held)
+
+    async def go_on(self, flow_id: str, browser: Browser | None, languages: str) -> Step:
+        """What follows for an answer that was held. Raises `Refused`."""
+        flow = await self._flows.take(flow_id, BACK, browser)
+        assert flow.identity is not None
+        assert browser is not None
+        return await self.arrive(flow, flow.identity, browser, languages)
+
+    async def arrive(
+        self, flow: Flow, identity: UpstreamIdentity, browser: Browser, languages: str
+    ) -> Step:
+        """What follows once a provider has said who it is. Raises `Refused`."""
+        info = self._info(flow)
+        account = await self._accounts.find(info, identity)
+        if account is not None and flow.era is not None and account.era != flow.era:
+            raise Refused(
+                Reason.OLD, f"the sessions of {account.user_id} were ended in the meantime"
+            )
+        if isinstance(flow.purpose, ForConfirmation):
+            return await self._confirm(
+                flow.purpose, None if account is None else account.user_id, info
+            )
+        if account is not None:
+            user_id = UserID(account.user_id)
+            if self._update_profiles:
+                await self._accounts.do_update(info, {user_id: identity})
+            return await self._finish(flow, identity, user_id, account.era, browser)
+        if not info.enable_registration:
+            raise Refused(Reason.NO_ACCOUNT)
+        made = await self._accounts.do_make_of(info, identity, languages)
+        if made is not None:
+            return await self._finish(flow, identity, made, _FIRST_ERA, browser)
+        username = "" if identity.localpart is None else fit_localpart(identity.localpart)
+        return await self._ask_name(flow, identity, browser, username)
+
+    async def do_choose_name(
+        self, flow_id: str, username: str, browser: Browser | None, languages: str
+    ) -> Step:
+        """The person has chosen a name. Raises `Refused`."""
+        flow = await self._flows.take(flow_id, NAME, browser)
+        assert flow.identity is not None
+        assert browser is not None
+        try:
+            user_id = await self._accounts.do_make(
+                self._info(flow), flow.identity, username, languages
+            )
+        except MatrixError as error:
+            return await self._ask_name(flow, flow.identity, browser, username, error)
+        return await self._finish(flow, flow.identity, user_id, _FIRST_ERA, browser)
+
+    async def do_go_to_client(self, flow_id: str, browser: Browser | None) -> Leave:
+        """The person has agreed to go on to the client. Raises `Refused`."""
+        flow = await self._flows.take(flow_id, CLIENT, browser)
+        assert flow.identity is not None
+        assert flow.user_id is not None
+        assert isinstance(flow.purpose, ForClient)
+        if flow.era is None:  # it began before this server kept them
+            raise Refused(Reason.OLD)
+        self._accounts.check_usable(
+            (await self._account_store.get_accounts([flow.user_id]))[flow.user_id]
+        )
+        return await self._leave(flow, flow.identity, UserID(flow.user_id), flow.era, flow.purpose)
+
+    async def do_forget(self, context: RequestContext) -> None:
+        """The browser that asks is signed out: whatever waits in it ends."""
+        browser = self._flows.find_browser(context)
+        if browser is not None:
+            await self._flows.do_end(browser)
+
+    def _info(self, flow: Flow) -> ProviderInfo:
+        provider = self._providers.get(flow.provider)
+        if provider is None:  # the configuration has changed in the meantime
+            raise Refused(Reason.UNKNOWN_PROVIDER)
+        return provider.info
+
+    async def _ask_name(
+        self,
+        flow: Flow,
+        identity: UpstreamIdentity,
+        browser: Browser,
+        username: str,
+        error: MatrixError | None = None,
+    ) -> AskName:
+        if error is None and username:
+            try:
+                await self._accounts.check_free(username)
+            except MatrixError as found:
+                error = found
+        flow_id = await self._flows.begin(NAME, browser, _next_of(flow, identity))
+        return AskName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
+
+    async def _finish(
+        self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, browser: Browser
+    ) -> Step:
+        account = self._accounts.check_usable(
+            (await self._account_store.get_accounts([user_id]))[user_id]
+        )
+        if account.awaiting_ts is not None:
+            raise Refused(
+                Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved", user_id=user_id
+            )
+        purpose = flow.purpose
+        if isinstance(purpose, ForPage):
+            return self._signed_in(flow, identity, user_id, era, purpose.next)
+        assert isinstance(purpose, ForClient)
+        if await self._consents.get_owed(user_id):
+            # the page leads over the terms first, as whoever comes to it from elsewhere
+            where = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
+            return self._signed_in(flow, identity, user_id, era, where)
+        if self.is_known(purpose.redirect_url):
+            return await self._leave(flow, identity, user_id, era, purpose)
+        asked = _next_of(flow, identity, user_id=user_id, era=era)
+        return AskClient(
+            await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url
+        )
+
+    @staticmethod
+    def _signed_in(
+        flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, next_path: str
+    ) -> SignedIn:
+        return SignedIn(user_id, next_path, origin_of(flow, identity), identity.proved_ts or 0, era)
+
+    def is_known(self, redirect_url: str) -> bool:
+        """Whether a token goes to this address unasked."""
+        return any(is_beginning(known, redirect_url) for known in self._known_clients)
+
+    async def do_give_token(
+        self, user_id: UserID, origin: Origin | None, redirect_url: str, era: Era
+    ) -> str:
+        """Where the browser goes of somebody who has signed in, and agrees to go on to a client:
+        with a token. Raises as `check_era`."""
+        return with_token(redirect_url, await self._login_tokens.do_give_to(user_id, origin, era))
+
+    async def _leave(
+        self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, purpose: ForClient
+    ) -> Leave:
+        origin = origin_of(flow, identity)
+        try:
+            where = await self.do_give_token(user_id, origin, purpose.redirect_url, era)
+        except MatrixError as error:
+            raise refused_in_the_meantime(user_id, error) from None
+        self.log.info(
+            "{user} signs in with {provider}", user=localpart_of(user_id), provider=flow.provider
+        )
+        return Leave(where)
+
+    async def _confirm(
+        self, purpose: ForConfirmation, user_id: str | None, info: ProviderInfo
+    ) -> Confirmed:
+        operation = await self._uia.get_operation(purpose.uia_session)
+        if operation is None or operation.user_id is None:
+            raise Refused(Reason.OLD)
+        if operation.user_id != user_id:
+            raise OtherPerson(operation.name, operation.user_id, user_id, info)
+        if not await self._uia.do_prove(purpose.uia_session, SSO):
+            raise Refused(Reason.OLD)
+        return Confirmed()
+
+
+def _next_of(
+    flow: Flow, identity: UpstreamIdentity, *, user_id: UserID | None = None, era: int | None = None
+) -> Flow:
+    """The next step of a flow, now that the provider has said who it is."""
+    return msgspec.structs.replace(flow, kept={}, identity=identity, user_id=user_id, era=era)
+
+
+def refused_in_the_meantime(user_id: UserID, error: MatrixError) -> Refused:
+    """What is said where `check_era` has raised."""
+    if isinstance(error, UserLocked):
+        return Refused(Reason.LOCKED, f"{user_id} is locked", user_id=user_id)
+    if isinstance(error, UserDeactivated):
+        return Refused(Reason.DEACTIVATED, f"{user_id} is deactivated", user_id=user_id)
+    return Refused(Reason.OLD, error.text)
+
+
+def is_beginning(known: str, address: str) -> bool:
+    """Whether an address is, or is under, one that is known: `https://a.example` is no beginning of
+    `https://a.example.org`."""
+    return address.startswith(known) and (
+        known.endswith("/") or address[len(known) :][:1] in ("", "/", "?", "#")
+    )
+
+
+def with_token(address: str, token: str) -> str:
+    """The address, with the token in its query; a token that it has is taken away."""
+    rest, hash_sign, fragment = address.partition("#")
+    path, _, query = rest.partition("?")
+    kept = [
+        part
+        for part in query.split("&")
+        if part and unquote_plus(part.partition("=")[0]) != "loginToken"
+    ]
+    return f"{path}?{'&'.join([*kept, f'loginToken={token}'])}{hash_sign}{fragment}"

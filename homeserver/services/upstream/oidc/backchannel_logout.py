@@ -1,0 +1,125 @@
+"""A provider says that somebody has signed out there: their sessions here end too.
+
+Laws:
+- Only sessions that began with this provider end, and only where the configuration lets it.
+- Where the provider names a session, that one ends: devices and browsers that came of it, what was
+  given by it to begin one with, and what is under way by it
+  (`homeserver/services/upstream/ended_sessions.py`); where it names a person only, all of theirs.
+- A logout token counts once: who has got hold of one ends nothing that began since.
+
+spec: openid-connect-backchannel-1_0
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.login.login_tokens import Origin
+from homeserver.services.login.sessions import Sessions
+from homeserver.services.upstream.ended_sessions import EndedSignIns
+from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.oidc.provider import OIDC
+from homeserver.services.upstream.oidc.tokens import read_unchecked
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.login.browser_sessions import BrowserSessionStore
+from storage.upstream.external_ids import ExternalIdStore
+from storage.upstream.login_flows import UpstreamFlowStore
+from storage.upstream.logout_tokens import take_logout_token
+from storage.upstream.sessions import SignIns, UpstreamSessionStore
+
+
+class UpstreamSignOut:
+    """Ends sessions."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: UpstreamSessionStore,
+        browsers: BrowserSessionStore,
+        ended: EndedSignIns,
+        flows: UpstreamFlowStore,
+        links: ExternalIdStore,
+        sessions: Sessions,
+        providers: Sequence[OIDC],
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._browsers = browsers
+        self._ended = ended
+        self._flows = flows
+        self._links = links
+        self._sessions = sessions
+        self._providers = tuple(provider for provider in providers if provider.ends_sessions)
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether any provider may do so."""
+        return bool(self._providers)
+
+    async def do_end(self, logout_token: str) -> int:
+        """End what a logout token says; how many sessions there were. Raises `Refused`."""
+        provider = self._find(logout_token)
+        claims = await provider.tokens.check_logout_token(logout_token)
+        await provider.tokens.check_issuer(claims)
+        session = claims.get("sid")
+        subject = claims.get("sub")
+        if session is not None and provider.ignores_person:
+            subject = None
+        provider_id = provider.info.provider_id
+        digest, until = provider.tokens.name_logout_token(logout_token, claims)
+
+        def write(txn: WriteTransaction) -> int:
+            if not take_logout_token(txn, digest, until, int(self._clock.seconds() * 1000)):
+                raise Refused(Reason.PROVIDER_FAILED, "the token is refused: it was given already")
+            rows = self._store.get_upstream_sessions(txn, provider_id, subject, session)
+            for row in rows:
+                self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
+            if session is not None:
+                self._ended.end(txn, SignIns(provider_id, session), subject)
+                return len(rows) + self._end_browsers(txn, provider_id, subject, session)
+            link = None
+            if subject is not None:
+                self._ended.end_person(txn, provider_id, subject)
+                self._flows.remove_person(
+                    txn, provider_id, subject
+                )  # who has no account yet has no era
+                link = self._links.get_link_in(txn, provider_id, subject)
+            for user_id in {row.user_id for row in rows} | (
+                set() if link is None else {link.user_id}
+            ):
+                self._sessions.remove_ways_in(txn, user_id)
+            return len(rows)
+
+        ended = await self._database.write("end_upstream_sessions", write)
+        self.log.info("{provider} ended {count} sessions", provider=provider_id, count=ended)
+        return ended
+
+    def _end_browsers(
+        self, txn: WriteTransaction, provider_id: str, subject: str | None, session: str
+    ) -> int:
+        """End the browsers in which somebody came by this session; how many."""
+        ended = 0
+        for token_hash, user_id, origin in self._browsers.get_browsers_of_session(txn, session):
+            came = msgspec.json.decode(origin, type=Origin)
+            if came.provider == provider_id and subject in (None, came.subject):
+                self._ended.end_browser(txn, token_hash, user_id)
+                ended += 1
+        return ended
+
+    def _find(self, token: str) -> OIDC:
+        """The provider whose token it claims to be; whether it is, is checked after that."""
+        claims = read_unchecked(token)
+        audience = claims.get("aud")
+        audiences = audience if isinstance(audience, list) else [audience]
+        for provider in self._providers:
+            if provider.issuer == claims.get("iss") and provider.client_id in audiences:
+                return provider
+        raise Refused(Reason.PROVIDER_FAILED, "it is of no provider that may end sessions")

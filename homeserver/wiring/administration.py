@@ -1,0 +1,53 @@
+"""Puts together what administrators do with accounts."""
+
+from federation.peers.identity import ServerIdentity
+from homeserver.services.administration.devices import DeviceAdministration
+from homeserver.services.administration.users import UserAdministration
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.upstream import UpstreamParts
+from homeserver.wiring.user_data import PeopleParts
+from storage.accounts.user_lists import UserListStore
+from storage.engine.database import Database
+
+
+def administration_of_users(
+    database: Database,
+    identity: ServerIdentity,
+    accounts: AccountParts,
+    rooms: RoomParts,
+    people: PeopleParts,
+    upstream: UpstreamParts,
+) -> UserAdministration:
+    """Lists, details and changes of accounts."""
+    return UserAdministration(
+        identity,
+        UserListStore(database),
+        accounts.device_store,
+        people.accounts,
+        accounts.registration,
+        rooms.profiles,
+        people.threepids,
+        upstream.links,
+        accounts.approvals,
+        people.deactivation,
+        accounts.last_seen,
+        accounts.policy_consents,
+        rooms.unshown,
+    )
+
+
+def administration_of_devices(
+    database: Database, identity: ServerIdentity, accounts: AccountParts, people: PeopleParts
+) -> DeviceAdministration:
+    """Lists and changes of devices of accounts."""
+    return DeviceAdministration(
+        identity,
+        database,
+        accounts.device_store,
+        accounts.dehydrated_store,
+        people.accounts,
+        people.devices,
+        accounts.sessions,
+        accounts.last_seen,
+    )

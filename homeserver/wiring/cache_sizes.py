@@ -1,0 +1,41 @@
+"""How many things each cache holds, as the configuration says it: the sizes below are those for a
+factor of 0.5."""
+
+from homeserver.config.memory import Memory
+
+USUAL_FACTOR = 0.5
+
+
+class CacheSizes:
+    """Sizes of the caches; all are bounds, none is filled beforehand."""
+
+    def __init__(self, memory: Memory) -> None:
+        factor = memory.caches.global_factor
+
+        def scaled(size: int) -> int:
+            return max(100, int(size * factor / USUAL_FACTOR))
+
+        self.events = max(100, int(memory.event_cache_size * factor))
+        self.rooms = scaled(20_000)
+        self.users = scaled(20_000)
+        self.devices = scaled(10_000)
+        """Whose keys are kept: about two kilobytes each, as they are stored and as they are
+        shown."""
+        self.unread_counts = scaled(200_000)
+        self.receipts = scaled(50_000)
+        self.account_data_bytes = scaled(16 << 20)
+        self.answer_bytes = scaled(16 << 20)
+        self.empty_answer_bytes = scaled(64 << 20)
+        self.view_bytes = scaled(32 << 20)
+        self.typing_view_bytes = scaled(32 << 20)
+        self.page_bytes = scaled(32 << 20)
+        """Of the newest events of rooms, as all who begin with these rooms get them."""
+        self.filter_bytes = scaled(16 << 20)
+        self.lazy_members = scaled(500_000)
+        self.state_bytes = scaled(64 << 20)
+        self.state_keys = scaled(400_000)
+        self.listed_rooms = scaled(200_000)
+        """Rooms of which is known when something last happened in them, and what lists filter by:
+        small."""
+        self.ordered_rooms = scaled(1_000_000)
+        self.connected_rooms = scaled(400_000)

@@ -1,0 +1,33 @@
+"""The configured database, as storage wants it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from homeserver.config.server import Database
+from storage.engine.database import DatabaseConfig, PostgresConfig, SQLiteConfig
+
+NOT_FOR_LIBPQ = frozenset(
+    {"cp_min", "cp_max", "cp_reconnect", "cp_noisy", "cp_openfun", "cp_name", "database"}
+)
+"""Arguments that files for Synapse have for its pool of connections."""
+
+
+def database_config_of(section: Database, folder: Path) -> DatabaseConfig:
+    """A relative file of SQLite starts at `folder`; without one it is `homeserver.db` there."""
+    args: Mapping[str, Any] = section.args
+    if section.name == "sqlite3":
+        return SQLiteConfig(str(folder / str(args.get("database", "homeserver.db"))))
+    connect: dict[str, str | int] = {
+        name: value if isinstance(value, int) else str(value)
+        for name, value in args.items()
+        if name not in NOT_FOR_LIBPQ and value is not None
+    }
+    if "database" in args:
+        connect.setdefault("dbname", str(args["database"]))
+    if section.password is not None:
+        connect["password"] = str(section.password)
+    pool_min = int(args.get("cp_min", 1))
+    return PostgresConfig(
+        connect, pool_min=pool_min, pool_max=max(pool_min, int(args.get("cp_max", 8)))
+    )

@@ -1,0 +1,134 @@
+"""Puts together what has to do with letters to people, and with their addresses."""
+
+import re
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.config.configuration import Config
+from homeserver.config.email import Email, app_name_of, sender_of
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.observe.metrics import MailMetrics, TextMessageMetrics
+from homeserver.services.email.emails import Letters
+from homeserver.services.email.outbox import Outbox
+from homeserver.services.email.smtp import Relay, SMTPRelay
+from homeserver.services.pages.branding import branding_of
+from homeserver.services.pages.languages import Languages
+from homeserver.services.threepids.email_validation import EmailValidation
+from homeserver.services.threepids.validation import EMAIL, MSISDN, ThreepidValidation
+from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
+from storage.email.outbox import OutgoingMailStore
+from storage.engine.database import Database
+from storage.engine.executors import Executor
+from storage.threepids.threepids import ThreepidStore
+
+MakeRelay = Callable[[Email], Relay]
+"""How a mail server is spoken to that the configuration names."""
+
+
+class MailParts:
+    """Letters and addresses. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        executor: Executor,
+        make_relay: MakeRelay,
+        random: RandomBytes,
+        registry: CollectorRegistry,
+    ) -> None:
+        email = config.mail.email
+        self.languages = Languages()
+        self.branding = branding_of(config.pages.branding, config.server_name)
+        self.threepids = ThreepidStore(database)
+        self._executor = executor
+        self.outbox = None
+        if email.smtp_host is not None:
+            letters = Letters(
+                config.server_name,
+                sender_of(email, config.server_name),
+                app_name_of(email),
+                self.branding,
+            )
+            self.outbox = Outbox(
+                clock,
+                OutgoingMailStore(database),
+                letters,
+                make_relay(email),
+                executor,
+                MailMetrics(registry),
+            )
+        self.text_message_metrics = TextMessageMetrics(registry)
+        allowed, next_hosts = (
+            config.mail.allowed_local_3pids,
+            config.mail.next_link_domain_whitelist,
+        )
+        secret_text = SecretText(random)
+
+        def now_ms() -> int:
+            return int(clock.seconds() * 1000)
+
+        self.validations = ThreepidValidation(
+            now_ms,
+            database,
+            self.threepids,
+            secret_text,
+            allowed=None
+            if allowed is None
+            else {
+                medium: [
+                    re.compile(each.pattern, re.IGNORECASE)
+                    for each in allowed
+                    if each.medium == medium
+                ]
+                for medium in (EMAIL, MSISDN)
+            },
+            lifetimes_ms={
+                EMAIL: email.validation_token_lifetime,
+                MSISDN: config.text_messages.sms_gateway.code_lifetime,
+            },
+            next_hosts=None
+            if next_hosts is None
+            else frozenset(host.lower() for host in next_hosts),
+        )
+        self.validation = EmailValidation(
+            now_ms,
+            database,
+            self.threepids,
+            self.validations,
+            secret_text,
+            self.outbox,
+            limiter,
+            base_url=config.name.public_baseurl or "",
+            known_is_told=not config.mail.request_token_inhibit_3pid_errors,
+        )
+
+    def start(self) -> None:
+        """Send what an earlier run left behind, and from now on what is written."""
+        if self.outbox is not None:
+            self.outbox.wake()
+
+    async def stop(self) -> None:
+        """Send nothing more."""
+        if self.outbox is not None:
+            await self.outbox.stop()
+        await self._executor.close()
+
+
+def smtp_relay(email: Email) -> Relay:
+    """The mail server of the configuration."""
+    assert email.smtp_host is not None
+    return SMTPRelay(
+        host=email.smtp_host,
+        port=email.smtp_port or (465 if email.force_tls else 25),
+        user=email.smtp_user,
+        password=email.smtp_pass,
+        tls_at_once=email.force_tls,
+        tls_required=email.require_transport_security,
+        tls_offered=email.enable_tls,
+        tls_name=email.tlsname,
+    )

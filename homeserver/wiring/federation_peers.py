@@ -1,0 +1,164 @@
+"""Puts together the edge to other servers: requests both ways, keys, and with whom we talk."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from msgspec.structs import replace
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from federation.endpoints.version import Implementation
+from federation.peers.identity import ServerIdentity
+from federation.peers.keyring import Keyring, Notary
+from federation.peers.member_lists import Fetch, ListSource, MemberLists
+from federation.peers.notary import KeyNotary
+from federation.peers.own_keys import OwnKeys
+from federation.peers.peer_queue import PeerLimits, Turns
+from federation.peers.policy import Policy, PolicyRules, make_rules
+from federation.peers.requests import Requests
+from federation.peers.server_keys import RemoteServerKeys
+from federation.peers.signed_list import ListTrust, read_authorities
+from federation.peers.signed_requests import SignedRequests
+from federation.peers.unresponsive_servers import HearingWire, Silences
+from federation.peers.wire import Wire
+from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.key_documents import VerifyKey
+from federation.protocol.signing import decode_base64, parse_public_key
+from homeserver.cluster.jobs import Job
+from homeserver.config.limits import FederationLimits
+from homeserver.config.outgoing import Federation
+from homeserver.config.server import Keys
+from homeserver.observe.federation import MemberListMetrics
+from storage.engine.database import Database
+from storage.federation.server_keys import ServerKeyStore
+from storage.federation.signed_documents import SignedDocumentStore
+
+SLOW_AT_ONCE: Final = 20
+"""Requests of one server that may wait for long, such as for a file that is being uploaded."""
+
+
+class EdgeParts:
+    """The edge. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        rc_federation: FederationLimits,
+        keys: Keys,
+        clock: IReactorTime,
+        database: Database,
+        wire: Wire,
+        fetch: Fetch,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+        registry: CollectorRegistry,
+    ) -> None:
+        store = ServerKeyStore(database)
+        old_keys = {KeyID(key_id): old for key_id, old in keys.old_signing_keys.items()}
+        self.own_keys = OwnKeys(
+            identity,
+            now_ms,
+            {key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()},
+            keys.key_refresh_interval,
+        )
+        self.policy = Policy(identity.server_name, rules_of(federation), clock.seconds)
+        self.member_lists = MemberLists(
+            list_source_of(federation),
+            SignedDocumentStore(database),
+            self.policy,
+            fetch,
+            MemberListMetrics(registry),
+            clock.seconds,
+        )
+        self.silences = Silences(clock)
+        self.requests = Requests(HearingWire(wire, self.silences), identity, self.policy, now_ms)
+        self.keyring = Keyring(
+            RemoteServerKeys(self.requests),
+            store,
+            identity,
+            now_ms,
+            notaries=notaries_of(federation),
+            pinned_keys=self.policy.pinned_keys,
+            old_keys={
+                key_id: VerifyKey(parse_public_key(key_id, old.key), old.expired_ts)
+                for key_id, old in old_keys.items()
+            },
+        )
+        self.signed_requests = SignedRequests(self.keyring, self.policy, identity, now_ms)
+        limits = PeerLimits(
+            window=rc_federation.window_size / 1000,
+            asks_in_window=rc_federation.sleep_limit,
+            delay=rc_federation.sleep_delay / 1000,
+            most_waiting=rc_federation.reject_limit,
+            at_once=rc_federation.concurrent,
+        )
+        self.turns = Turns(clock, limits)
+        self.slow_turns = Turns(clock, replace(limits, at_once=SLOW_AT_ONCE))
+        self.notary = KeyNotary(self.keyring, store, self.own_keys, identity, self.policy, now_ms)
+        self.services = (
+            Implementation("Mahalla", program_version()),
+            self.notary,
+            self.own_keys,
+            self.policy,
+        )
+        """For endpoints of the edge itself."""
+
+
+def rules_of(federation: Federation) -> PolicyRules:
+    """The policy of the configuration."""
+    return make_rules(
+        federation.federation_domain_whitelist,
+        federation.federation_domain_blacklist,
+        enabled=federation.federation.enabled,
+        is_simulation=federation.federation_policy_simulation,
+        has_member_list=federation.federation_member_list.is_used,
+    )
+
+
+def list_source_of(federation: Federation) -> ListSource | None:
+    """Where the federation's list of members is. Raises OSError, ValueError for certificates that
+    cannot be read."""
+    federation_member_list = federation.federation_member_list
+    if not federation_member_list.is_used:
+        return None
+    keys = tuple(decode_base64(key) for key in federation_member_list.verify_keys)
+    authorities = tuple(
+        each for path in federation_member_list.authorities for each in read_authorities(path)
+    )
+    return ListSource(
+        federation_member_list.url,
+        federation_member_list.path,
+        ListTrust(keys, authorities, federation_member_list.signer),
+        federation_member_list.refresh_interval / 1000,
+    )
+
+
+def edge_jobs(member_lists: MemberLists) -> Sequence[Job]:
+    """What the edge does unasked."""
+    return (Job("refresh_member_list", member_lists.do_refresh, 60.0),)
+
+
+def notaries_of(federation: Federation) -> list[Notary]:
+    """Those of the configuration."""
+    return [
+        Notary(
+            ServerName(key_server.server_name),
+            {
+                KeyID(key_id): parse_public_key(key_id, key)
+                for key_id, key in key_server.verify_keys.items()
+            },
+            unsigned=key_server.accept_keys_insecurely,
+        )
+        for key_server in federation.trusted_key_servers
+    ]
+
+
+@cache
+def program_version() -> str:
+    """The version that is installed, the same for each server of a process."""
+    try:
+        return version("mahalla")
+    except PackageNotFoundError:
+        return "development"

@@ -1,0 +1,191 @@
+"""Puts together what comes in from other servers: transactions, what waits for missing events, and
+what they may read."""
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from federation.receiver.transactions import Transactions
+from federation.remote.events import LISTS_AT_ONCE, SHORT_LIST_BYTES
+from federation.remote.large_responses import LongAnswers
+from federation.rooms.history.backfill import Backfill
+from federation.rooms.history.history_refetch import Regaining
+from federation.rooms.history.remote_times import AskedTimes
+from federation.rooms.joins.out_of_room_updates import OutsideNews
+from federation.rooms.partial_state.completion import Completions
+from federation.rooms.partial_state.late_notifications import LateHearing
+from federation.rooms.partial_state.recheck import Recheck
+from federation.rooms.partial_state.room_tables import RoomTables
+from federation.rooms.partial_state.state_sources import StateTellers
+from federation.rooms.receive.inbox import Inbox
+from federation.rooms.receive.missing_events import MissingEvents
+from federation.rooms.receive.participants import Insiders
+from federation.rooms.receive.remote_states import RemoteStates
+from federation.rooms.resolve import StateResolver
+from federation.rooms.serving.rooms import ServedRooms, TransactionForm
+from federation.rooms.serving.server_visibility import ServerVisibility
+from federation.rooms.state_audit import NAME as AUDIT
+from federation.rooms.state_audit import StateAudit
+from homeserver.cluster.jobs import Job
+from homeserver.observe.federation import AuditMetrics, FederationMetrics
+from homeserver.wiring.federation import FederationParts
+from homeserver.wiring.rooms import RoomParts
+from storage.engine.database import Database
+from storage.events.events import EventStore
+from storage.events.timelines import TimelineStore
+from storage.federation.inbox import InboxStore
+from storage.maintenance.state_audit import StateAuditStore
+from storage.partial_state.completion import StateCompletion
+from storage.rooms.served_states import ToldStates
+
+
+class IncomingParts:
+    """What other servers send and ask. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        federation: FederationParts,
+        rooms: RoomParts,
+        registry: CollectorRegistry,
+    ) -> None:
+        store = EventStore(database)
+        metrics = FederationMetrics(registry)
+        self.remote = federation.remote_events
+        lists = LongAnswers(clock, short_bytes=SHORT_LIST_BYTES, places=LISTS_AT_ONCE)
+        self.states = RemoteStates(
+            federation.receiver.transactions,
+            federation.imports,
+            store,
+            self.remote,
+            lists,
+            federation.long_states,
+            clock,
+        )
+        self.missing = MissingEvents(
+            rooms.engine,
+            rooms.events,
+            federation.receiver.transactions,
+            self.states,
+            federation.unproved,
+            self.remote,
+            rooms.servers,
+            federation.peers.policy,
+            federation.policy_servers.find_refused,
+            federation.peers.identity,
+            TimelineStore(database),
+            clock,
+        )
+        self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
+        self.insiders = Insiders(
+            rooms.servers,
+            rooms.membership_store,
+            rooms.events,
+            federation.unproved,
+            federation.peers.identity.server_name,
+        )
+        self.inbox = Inbox(
+            InboxStore(database),
+            rooms.store,
+            rooms.engine,
+            self.missing,
+            self.insiders,
+            clock,
+            metrics,
+        )
+        completion = StateCompletion(rooms.trees, rooms.chains)
+        hearing = LateHearing(
+            federation.placements, federation.resolver, rooms.memberships, rooms.membership_store
+        )
+        self.completions = Completions(
+            RoomTables(
+                database,
+                rooms.store,
+                rooms.partial_store,
+                rooms.membership_store,
+                rooms.trees,
+                rooms.writer,
+                completion,
+            ),
+            rooms.engine,
+            rooms.events,
+            rooms.memberships,
+            StateTellers(rooms.servers, federation.peers.policy, rooms.now_ms),
+            rooms.partial,
+            self.states,
+            federation.imports,
+            federation.unproved,
+            Recheck(
+                database,
+                rooms.partial_store,
+                rooms.events,
+                federation.resolver,
+                completion,
+                federation.questions,
+                federation.placements,
+                federation.unproved,
+                hearing,
+                rooms.timelines,
+                federation.unheard,
+            ),
+            federation.resolver,
+            federation.effects,
+            self.inbox,
+            federation.peers.identity,
+            database.streams,
+            clock,
+            metrics,
+        )
+        self.outside = OutsideNews(
+            rooms.outside,
+            rooms.memberships,
+            federation.peers.keyring.get_signers,
+            federation.peers.identity,
+        )
+        self.transactions = Transactions(
+            rooms.engine,
+            rooms.memberships,
+            federation.receiver.transactions,
+            self.inbox,
+            self.insiders,
+            federation.receiver.edus,
+            self.outside,
+            federation.peers.policy,
+            metrics,
+            clock,
+        )
+        regaining = Regaining(database, store, rooms.events, federation.placements)
+        rooms.history.connect(
+            Backfill(
+                TimelineStore(database), rooms.servers, self.missing, self.remote, regaining, clock
+            )
+        )
+        self.form = TransactionForm(federation.peers.identity, rooms.now_ms)
+        self.served = ServedRooms(
+            rooms.events,
+            store,
+            ToldStates(database, rooms.trees, rooms.chains),
+            rooms.chains,
+            TimelineStore(database),
+            federation.access,
+            ServerVisibility(
+                rooms.trees,
+                rooms.events,
+                rooms.membership_store,
+                rooms.servers,
+                rooms.lifetimes,
+                rooms.erased,
+            ),
+        )
+        self.audit = StateAudit(
+            StateAuditStore(database),
+            rooms.store,
+            rooms.engine,
+            rooms.events,
+            StateResolver(database, rooms.trees, rooms.chains, rooms.events, capacity=0),
+            AuditMetrics(registry),
+        )
+
+    def jobs(self) -> list[Job]:
+        """What they do unasked."""
+        return [Job(AUDIT, self.audit.do_step, 600.0)]

@@ -1,0 +1,61 @@
+"""The list of what the server does unasked."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.cluster.jobs import Job
+from homeserver.services.login.last_seen import LastSeen
+from homeserver.services.login.login_tokens import LoginTokens
+from homeserver.services.login.uia import UIA
+from homeserver.services.presence.presence import Presence
+from homeserver.services.sliding_sync.connections import KEPT_MS
+from homeserver.services.threepids.validation import ThreepidValidation
+from storage.engine.database import Database
+from storage.engine.transaction import WriteTransaction
+from storage.maintenance.state_garbage_collection import StateCollector
+from storage.rooms.sent_transactions import SentTransactionStore
+from storage.sync.sliding_connections import SlidingConnectionStore
+
+SENT_REMEMBERED: Final = 24 * 3600
+"""Seconds for which a client may repeat a request with its transaction id."""
+
+
+def jobs_of(
+    clock: IReactorTime,
+    database: Database,
+    uia: UIA,
+    login_tokens: LoginTokens,
+    validations: ThreepidValidation,
+    presence: Presence,
+    last_seen: LastSeen,
+) -> Sequence[Job]:
+    """All jobs of a server."""
+    sent = SentTransactionStore(database)
+    connections = SlidingConnectionStore(database)
+
+    async def forget_sent(batch: int) -> int:
+        return await sent.remove_before(int((clock.seconds() - SENT_REMEMBERED) * 1000), batch)
+
+    async def forget_connections(batch: int) -> int:
+        return await connections.remove_unused(int(clock.seconds() * 1000) - KEPT_MS, batch)
+
+    async def collect_state(batch: int) -> int:
+        collector = StateCollector(batch)
+
+        def step(txn: WriteTransaction) -> int:
+            return batch if collector.step(txn) else 0
+
+        return await database.write("collect_state", step)
+
+    return (
+        Job("forget_sent_transactions", forget_sent, 6 * 3600.0),
+        Job("forget_sliding_connections", forget_connections, 3600.0),
+        Job("end_old_uia_sessions", uia.do_sweep, 300.0),
+        Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),
+        Job("end_old_validations", validations.do_sweep, 600.0),
+        Job("forget_addresses_of_devices", last_seen.do_forget_addresses, 3600.0),
+        Job("collect_state", collect_state, 60.0),
+        Job("end_remote_presence", presence.do_expire_remote, 60.0),
+    )

@@ -1,0 +1,328 @@
+"""Puts together what has to do with files."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.remote.media import Follow, RemoteMedia
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.config.server import Storage
+from homeserver.http.rate_limits import Rate, RateLimiter
+from homeserver.services.media.delivery import MediaDelivery
+from homeserver.services.media.eager_thumbnails import SPECIFIED_SIZES, EarlyThumbnails
+from homeserver.services.media.federation_responses import media_answers
+from homeserver.services.media.freeze import Freeze
+from homeserver.services.media.image_workers import ImageWorkers
+from homeserver.services.media.location_removal import PhotoLocations
+from homeserver.services.media.quotas import Allowance, Quotas
+from homeserver.services.media.remote_copies import RemoteCopies
+from homeserver.services.media.remote_downloads import Fetching
+from homeserver.services.media.repository import MediaRepository
+from homeserver.services.media.scan_proxy import MediaProxy
+from homeserver.services.media.thumbnails import Thumbnails, ThumbnailSize
+from homeserver.services.plugins.hooks import Plugins
+from homeserver.services.previews.fetching import PreviewWeb
+from homeserver.services.scanning.encrypted_files import EncryptedBodies
+from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
+from homeserver.wiring.federation import FederationParts
+from homeserver.wiring.media_stores import OBJECT_THREADS, stores_of
+from homeserver.wiring.media_upkeep import MediaUpkeep
+from homeserver.wiring.previews import PreviewParts
+from homeserver.wiring.scanning import ScanningParts, scan_threads
+from storage.engine.database import Database
+from storage.engine.executors import Executor, ThreadExecutor
+from storage.media.files import MediaFiles
+from storage.media.media import MediaStore
+from storage.media.quarantine import QuarantineStore
+from storage.media.remote_media import RemoteMediaStore
+
+FILE_THREADS = 4
+IMAGE_PROCESSES = 2
+PHOTO_PROCESSES = 2
+PAGE_PROCESSES = 2
+
+
+class MediaThreads(msgspec.Struct, frozen=True):
+    """Where files are read and written, and where somebody waits: for processes that make
+    thumbnails, for those that look at photos that are uploaded, for those that read pages, for what
+    comes from the object store and what goes there, and for scanners. None of these keeps another
+    waiting."""
+
+    files: Executor
+    images: Executor
+    photos: Executor
+    pages: Executor
+    objects_out: Executor
+    objects_in: Executor
+    scans: Executor
+
+
+def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
+    """The threads of a server."""
+    object_threads = OBJECT_THREADS if storage.media_object_store.bucket is not None else 1
+    return MediaThreads(
+        files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
+        images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
+        photos=ThreadExecutor(reactor, "photos", PHOTO_PROCESSES, patience=1.0),
+        pages=ThreadExecutor(reactor, "pages", PAGE_PROCESSES, patience=1.0),
+        objects_out=ThreadExecutor(reactor, "objects_out", object_threads, patience=2.0),
+        objects_in=ThreadExecutor(reactor, "objects_in", object_threads, patience=2.0),
+        scans=ThreadExecutor(reactor, "scans", scan_threads(storage.media_scanning), patience=1.0),
+    )
+
+
+def freeze_of(storage: Storage) -> Freeze:
+    """Which files are only for those who sign in."""
+    day = storage.legacy_media_freeze_date
+    since = (
+        None
+        if day is None
+        else int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
+    )
+    return Freeze(storage.enable_authenticated_media, since)
+
+
+def sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
+    """The only sizes of thumbnails; none: any."""
+    return () if storage.dynamic_thumbnails else named_sizes_of(storage)
+
+
+def named_sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
+    """The sizes of thumbnails that the configuration names."""
+    return [
+        ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
+        for thumbnail_size in storage.thumbnail_sizes
+    ]
+
+
+class MediaParts:
+    """Files and thumbnails. What is public is for the router."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        federation: FederationParts,
+        follow: Follow,
+        preview_web: PreviewWeb,
+        threads: MediaThreads,
+        random: RandomBytes,
+        plugins: Plugins,
+        registry: CollectorRegistry,
+    ) -> None:
+        """Raises OSError when the folder cannot be made, or the object store cannot be used."""
+        storage = config.storage
+        self._threads = threads
+        self._store = MediaStore(database)
+        self._workers = ImageWorkers(threads.images)
+        self._locations = (
+            PhotoLocations(
+                threads.photos,
+                clock,
+                PHOTO_PROCESSES,
+                refuses_others=storage.refuse_other_locations,
+            )
+            if storage.remove_photo_locations
+            else None
+        )
+        self.files = MediaFiles(
+            config.folder / storage.media_store_path,
+            threads.files,
+            clock,
+            storage.media_free_disk_floor,
+        )
+        self.files.open_folder()
+        stores = stores_of(
+            storage.media_object_store,
+            clock,
+            database,
+            self.files,
+            threads.objects_out,
+            threads.objects_in,
+        )
+        self.contents = stores.contents
+        self._store_jobs = stores.jobs
+        server_name = federation.peers.identity.server_name
+        quarantine = QuarantineStore(database, server_name)
+        self.scanning = ScanningParts(
+            storage.media_scanning,
+            clock,
+            database,
+            self.contents,
+            server_name,
+            quarantine,
+            plugins,
+            threads.scans,
+            registry,
+        )
+        gate = self.scanning.gate
+        freeze = freeze_of(storage)
+        thumbnails = Thumbnails(
+            self.contents,
+            self._workers,
+            storage.max_image_pixels,
+            IMAGE_PROCESSES,
+            clock,
+            programs=storage.thumbnails_by_programs,
+            sizes=sizes_of(storage),
+        )
+        early_thumbnails = EarlyThumbnails(
+            thumbnails,
+            gate,
+            clock,
+            named_sizes_of(storage) or SPECIFIED_SIZES,
+            IMAGE_PROCESSES,
+            programs=storage.thumbnails_by_programs,
+        )
+        self.repository = MediaRepository(
+            server_name,
+            clock,
+            database,
+            self._store,
+            self.contents,
+            quarantine,
+            gate,
+            Quotas(
+                database,
+                self._store,
+                allowances=[
+                    Allowance(each.time_period, each.max_size)
+                    for each in storage.media_upload_limits
+                ],
+                total=storage.media_user_quota,
+                by_type=storage.max_upload_size_by_type,
+                info_uri=storage.media_limits_info_uri
+                or config.name.public_baseurl
+                or f"https://{server_name}/",
+            ),
+            SecretText(random),
+            self._locations,
+            early_thumbnails.begin if storage.thumbnails_at_upload else None,
+            max_upload_size=min(storage.max_upload_size, self.scanning.largest_upload),
+            max_pending=storage.max_pending_media_uploads,
+            reservation_ms=storage.unused_expiration_time,
+            freeze=freeze,
+        )
+        self.copies = RemoteCopies(
+            RemoteMediaStore(database),
+            self.contents,
+            quarantine,
+            gate,
+            Fetching(
+                RemoteMedia(federation.peers.requests, follow),
+                clock,
+                self.contents.spool,
+                min(storage.max_upload_size, self.scanning.largest_copy),
+            ),
+            federation.peers.policy,
+            limiter,
+            clock,
+            rate=Rate(
+                storage.remote_media_download_per_second, storage.remote_media_download_burst_count
+            ),
+            refused=storage.prevent_media_downloads_from,
+            freeze=freeze,
+        )
+        self.previews = PreviewParts(
+            config,
+            clock,
+            database,
+            self.contents,
+            thumbnails,
+            quarantine,
+            gate,
+            preview_web,
+            threads.pages,
+            random,
+        )
+        self.delivery = MediaDelivery(
+            server_name,
+            clock,
+            self.repository,
+            self.copies,
+            thumbnails,
+            self.contents,
+            serves_everybody=storage.legacy_media_endpoints,
+        )
+        self.for_servers = media_answers(self.delivery)
+        self.proxy = MediaProxy(
+            self.delivery,
+            EncryptedBodies(federation.peers.identity.key),
+            limiter,
+            self.scanning.scanning,
+        )
+        self.upkeep = MediaUpkeep(
+            storage,
+            clock,
+            database,
+            federation.peers.identity,
+            self._store,
+            self.contents,
+            self.scanning.store,
+        )
+
+    def services(self) -> Sequence[object]:
+        """What the router gives to handlers."""
+        return (
+            self.delivery,
+            self.for_servers,
+            self.repository,
+            self.previews.previews,
+            self.proxy,
+            self.scanning.administration,
+            *self.upkeep.services(),
+        )
+
+    def jobs(self) -> list[Job]:
+        """What they do unasked."""
+        return [
+            Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
+            *self._store_jobs,
+            *self.previews.jobs(),
+            *self.upkeep.jobs(),
+            *self.scanning.jobs(),
+        ]
+
+    def sweep(self) -> None:
+        """Take away what a crash has left; before the server listens."""
+        Deferred.fromCoroutine(self.files.sweep(self._store.get_used_hashes)).addCallbacks(
+            self._swept,
+            lambda failure: self.log.failure("cannot sweep the folder of files", failure),
+        )
+
+    def _swept(self, count: int | None) -> None:
+        if count is None:
+            self.log.info(
+                "another node is taking in files; what a crash may have left is swept another time"
+            )
+        elif count:
+            self.log.info("swept {count} uploads that a crash had left", count=count)
+
+    def close_workers(self) -> None:
+        """End the processes that look at pictures and read pages."""
+        self._workers.close()
+        if self._locations is not None:
+            self._locations.close()
+        self.previews.close_workers()
+
+    async def stop(self) -> None:
+        """Finish what is being written, and end the processes."""
+        self.close_workers()
+        await self._threads.files.close()
+        await self._threads.images.close()
+        await self._threads.photos.close()
+        await self._threads.pages.close()
+        await self._threads.objects_out.close()
+        await self._threads.objects_in.close()
+        await self._threads.scans.close()

@@ -1,0 +1,113 @@
+"""Puts together where files are kept."""
+
+from base64 import b64decode
+from collections.abc import Sequence
+from importlib import import_module
+from typing import cast
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from homeserver.cluster.jobs import Job
+from homeserver.config.media import MediaObjectStore
+from storage.engine.database import Database
+from storage.engine.executors import Executor
+from storage.media.contents import Contents, LocalContents
+from storage.media.files import MediaFiles
+from storage.media.levelling import Levelling, Trimming
+from storage.media.media import MediaStore
+from storage.media.object_calls import ObjectCalls
+from storage.media.object_store import ObjectStore, S3Config
+from storage.media.shared_contents import SharedContents
+
+OBJECT_THREADS = 8
+"""Which read from the object store; and so many which write to it."""
+
+
+class Stores(msgspec.Struct, frozen=True):
+    """Where files are kept, and what is done about it unasked."""
+
+    contents: Contents
+    jobs: Sequence[Job]
+
+
+def stores_of(
+    object_store: MediaObjectStore,
+    clock: IReactorTime,
+    database: Database,
+    files: MediaFiles,
+    reading: Executor,
+    writing: Executor,
+) -> Stores:
+    """The folder alone, or with an object store, which these read from and write to. Raises
+    ObjectStoreFailed."""
+    if object_store.bucket is None:
+        return Stores(LocalContents(database, files), (_sweep_job(database, files),))
+    patience = object_store.time_limit / 1000
+    contents = SharedContents(
+        database,
+        files,
+        open_s3(s3_config_of(object_store)),
+        ObjectCalls(reading, clock, patience),
+        ObjectCalls(writing, clock, patience, long_at_once=OBJECT_THREADS // 2),
+        clock,
+        role=object_store.role,
+        prefix=object_store.prefix,
+        give_addresses=object_store.redirects,
+    )
+    trimming = Trimming(
+        database, files, object_store.cache_size if object_store.role == "main" else None
+    )
+    return Stores(
+        contents,
+        (
+            _sweep_job(database, files),
+            Job("level_media_stores", Levelling(database, contents, clock).do_level, 60.0),
+            Job("remove_media_objects", contents.do_take_away, 60.0),
+            Job("trim_media_folder", trimming.do_trim, 600.0),
+        ),
+    )
+
+
+def s3_config_of(object_store: MediaObjectStore) -> S3Config:
+    """What the client of the store needs."""
+    assert object_store.bucket is not None
+    return S3Config(
+        bucket=object_store.bucket,
+        endpoint_url=object_store.endpoint_url,
+        region_name=object_store.region_name,
+        access_key_id=object_store.access_key_id,
+        secret_access_key=object_store.secret_access_key,
+        addressing_style=object_store.addressing_style,
+        encryption=object_store.encryption,
+        kms_key_id=object_store.kms_key_id,
+        customer_key=None
+        if object_store.customer_key is None
+        else b64decode(object_store.customer_key),
+        storage_class=object_store.storage_class,
+        connections=2 * OBJECT_THREADS,
+        patience=object_store.time_limit / 1000,
+    )
+
+
+def open_s3(config: S3Config) -> ObjectStore:
+    """The client of the store. Raises ObjectStoreFailed.
+
+    Its module is imported here and not above, since it takes 50 MB and two seconds, which most
+    servers do not need.
+    """
+    return cast(ObjectStore, import_module("storage.media.s3").S3(config))
+
+
+def _sweep_job(database: Database, files: MediaFiles) -> Job:
+    log = Logger(namespace="homeserver.media")
+    rows = MediaStore(database)
+
+    async def sweep(_limit: int) -> int:
+        count = await files.sweep(rows.get_used_hashes)
+        if count:
+            log.info("swept {count} unfinished uploads", count=count)
+        return 0
+
+    return Job("sweep_media_folder", sweep, 3600.0)

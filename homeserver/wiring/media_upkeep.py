@@ -1,0 +1,88 @@
+"""Puts together what becomes of files once they are here: who refers to them, and how they go."""
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.peers.identity import ServerIdentity
+from homeserver.cluster.jobs import Job
+from homeserver.config.server import Storage
+from homeserver.services.media.administration import MediaAdministration
+from homeserver.services.media.own_uploads import OwnUploads
+from homeserver.services.media.references import FOLLOW_SECONDS, MediaReferences
+from homeserver.services.media.removal import MediaRemoval
+from storage.accounts.accounts import AccountStore
+from storage.engine.database import Database
+from storage.media.contents import Contents
+from storage.media.lists import MediaListStore
+from storage.media.media import MediaStore
+from storage.media.quarantine import QuarantineStore
+from storage.media.remote_media import RemoteMediaStore
+from storage.media.removal import MediaRemovalStore
+from storage.media.scans import MediaScanStore
+from storage.media.usage import MediaUsageStore
+
+
+class MediaUpkeep:
+    """References and deletion."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        clock: IReactorTime,
+        database: Database,
+        identity: ServerIdentity,
+        store: MediaStore,
+        contents: Contents,
+        scans: MediaScanStore,
+    ) -> None:
+        server_name = identity.server_name
+        self._deletes = storage.media_deletion.enabled
+        self.references = MediaReferences(
+            database, store, server_name, lambda: int(clock.seconds() * 1000)
+        )
+        self.removal = MediaRemoval(
+            MediaRemovalStore(database, server_name),
+            contents,
+            clock,
+            grace_ms=storage.media_deletion.grace_period,
+            local_lifetime_ms=storage.media_retention.local_media_lifetime,
+            remote_lifetime_ms=storage.media_retention.remote_media_lifetime,
+            local_age_ms=storage.media_retention.local_media_max_age,
+            remote_age_ms=storage.media_retention.remote_media_max_age,
+            record_ms=storage.media_deletion.record_lifetime,
+        )
+
+        lists = MediaListStore(database, server_name)
+        self.uploads = OwnUploads(server_name, store, lists, scans, self.removal)
+        self.administration = MediaAdministration(
+            identity,
+            AccountStore(database),
+            store,
+            RemoteMediaStore(database),
+            lists,
+            MediaUsageStore(database, server_name),
+            QuarantineStore(database, server_name),
+            scans,
+            self.removal,
+            clock,
+        )
+
+    def services(self) -> Sequence[object]:
+        """What the router gives to handlers."""
+        return (self.references, self.uploads, self.administration)
+
+    def jobs(self) -> Sequence[Job]:
+        """What they do unasked. References are followed whether they matter now or not: they cannot
+        be made up for later."""
+        jobs = [
+            Job("follow_media", self.references.do_follow, FOLLOW_SECONDS),
+            Job("remove_unread_media", self.removal.do_remove_unread_own, 600.0),
+            Job("remove_unread_remote_media", self.removal.do_remove_unread_copies, 600.0),
+            Job("remove_old_media", self.removal.do_remove_old_own, 600.0),
+            Job("remove_old_remote_media", self.removal.do_remove_old_copies, 600.0),
+            Job("forget_deleted_media", self.removal.do_forget_deletions, 3600.0),
+        ]
+        if self._deletes:
+            jobs.append(Job("remove_unreferenced_media", self.removal.do_remove_unreferenced, 60.0))
+        return jobs

@@ -1,0 +1,101 @@
+"""Puts together the OAuth 2.0 API: programs, their requests, their tokens."""
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.login.rendezvous import Rendezvous
+from homeserver.services.oauth.authorization import Authorization
+from homeserver.services.oauth.clients import Clients
+from homeserver.services.oauth.device_grants import DeviceGrants
+from homeserver.services.oauth.metadata import OAuthMetadata
+from homeserver.services.oauth.tokens import OAuthTokens
+from homeserver.services.oauth.upstream_devices import UpstreamDevices
+from homeserver.wiring.accounts import AccountParts
+from storage.engine.database import Database
+from storage.login.rendezvous import RendezvousStore
+
+
+def has_own_pages(config: Config) -> bool:
+    """Whether people sign in on this server's own pages, for apps: where there is an OAuth 2.0
+    API."""
+    return config.name.public_baseurl is not None and config.sessions.oauth.enabled
+
+
+class OAuthParts:
+    """The API's parts. What is public is for the other parts."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        accounts: AccountParts,
+    ) -> None:
+        self.metadata = OAuthMetadata(
+            config.name.public_baseurl,
+            enabled=config.sessions.oauth.enabled,
+            registration_open=accounts.registration.is_open,
+        )
+        self.clients = Clients(clock, database, accounts.oauth_store)
+        self.authorization = Authorization(
+            clock,
+            database,
+            accounts.oauth_store,
+            accounts.secret_text,
+            self.clients,
+            issuer=self.metadata.issuer,
+        )
+        self.tokens = OAuthTokens(
+            clock,
+            database,
+            accounts.oauth_store,
+            accounts.store,
+            accounts.token_store,
+            accounts.sessions,
+            accounts.secret_text,
+            self.clients,
+            UpstreamDevices(accounts.upstream_sessions),
+            limiter,
+            trusted=config.sessions.oauth.trusted_services,
+            issuer=self.metadata.issuer,
+            validity=accounts.validity,
+        )
+        self.device_grants = DeviceGrants(
+            clock,
+            database,
+            accounts.device_grant_store,
+            accounts.secret_text,
+            self.clients,
+            self.tokens,
+            limiter,
+        )
+        self.rendezvous = Rendezvous(
+            clock,
+            database,
+            RendezvousStore(database),
+            accounts.secret_text,
+            who=config.sessions.oauth.qr_code,
+        )
+        self.services: Sequence[object] = (
+            self.rendezvous,
+            self.metadata,
+            self.clients,
+            self.authorization,
+            self.tokens,
+            self.device_grants,
+        )
+        """For the router."""
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (
+            Job("end_old_rendezvous", self.rendezvous.do_sweep, 60.0),
+            Job("forget_oauth_clients", self.clients.do_sweep, 3600.0),
+            Job("forget_oauth_codes", self.authorization.do_sweep, 600.0),
+            Job("forget_device_grants", self.device_grants.do_sweep, 600.0),
+        )

@@ -1,0 +1,74 @@
+"""Puts together what makes previews of links."""
+
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.config.oembed_files import read_provider_files
+from homeserver.services.media.thumbnails import Thumbnails
+from homeserver.services.previews.fetching import PreviewWeb, SiteReader
+from homeserver.services.previews.oembed import OEmbedProviders
+from homeserver.services.previews.pages import PageReader
+from homeserver.services.previews.rules import PreviewRules
+from homeserver.services.previews.url_previews import URLPreviews
+from homeserver.services.scanning.gate import ScanGate
+from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
+from storage.engine.database import Database
+from storage.engine.executors import Executor
+from storage.media.contents import Contents
+from storage.media.quarantine import QuarantineStore
+from storage.media.url_previews import URLPreviewStore
+
+
+class PreviewParts:
+    """Previews of links. What is public is for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        contents: Contents,
+        thumbnails: Thumbnails,
+        quarantine: QuarantineStore,
+        gate: ScanGate,
+        web: PreviewWeb,
+        executor: Executor,
+        random: RandomBytes,
+    ) -> None:
+        """`web`: with the networks of previews. `executor`: in its threads somebody waits for
+        processes that read pages."""
+        previews = config.previews
+        rules = PreviewRules(previews.url_preview_url_blacklist, previews.url_preview_url_allowlist)
+        headers = [
+            (
+                "User-Agent",
+                f"Mahalla (bot; +{config.name.public_baseurl or f'https://{config.server_name}/'})",
+            ),
+            ("Accept-Language", ", ".join(previews.url_preview_accept_language)),
+        ]
+        most = min(previews.max_spider_size, config.storage.max_upload_size)
+        self._pages = PageReader(executor)
+        self.previews = URLPreviews(
+            config.server_name,
+            clock,
+            URLPreviewStore(database),
+            contents,
+            thumbnails,
+            quarantine,
+            gate,
+            self._pages,
+            rules,
+            SiteReader(web, clock, rules, headers, most) if previews.url_preview_enabled else None,
+            SecretText(random),
+            OEmbedProviders(read_provider_files(previews.oembed.additional_providers)),
+            authenticated_only=config.storage.enable_authenticated_media,
+        )
+
+    def jobs(self) -> list[Job]:
+        """What they do unasked."""
+        return [Job("remove_old_url_previews", self.previews.do_remove_old, 600.0)]
+
+    def close_workers(self) -> None:
+        """End the processes that read pages."""
+        self._pages.close()

@@ -1,0 +1,201 @@
+"""Puts together what tells people of what they would not want to miss."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from federation.peers.identity import ServerIdentity
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.observe.push import PushMetrics, WaitingMetrics
+from homeserver.services.push.action_cleanup import OldOutcomes
+from homeserver.services.pushers.active_readers import Readers
+from homeserver.services.pushers.badges import Badges
+from homeserver.services.pushers.deliveries import Deliveries
+from homeserver.services.pushers.digest_texts import DigestTexts
+from homeserver.services.pushers.digests import EmailDigests
+from homeserver.services.pushers.display_names import NamesOfEvents
+from homeserver.services.pushers.email_pushers import Letters, NoLetters
+from homeserver.services.pushers.gateways import Gateways, Web
+from homeserver.services.pushers.missed_messages import MissedEvents
+from homeserver.services.pushers.pusher_users import Roster
+from homeserver.services.pushers.pushers import Pushers
+from homeserver.services.pushers.stream_reader import PushReading
+from homeserver.services.pushers.unsubscribe import Unsubscribing
+from homeserver.services.tokens.secret_tokens import RandomBytes
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.email import MailParts
+from homeserver.wiring.rooms import RoomParts
+from storage.cluster.node_lease import NodeLease
+from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
+from storage.engine.database import Database
+from storage.push.old_push_actions import OldOutcomeStore
+from storage.push.push_stream import PushStream
+
+USERS_CACHED = 20_000
+COUNTED_EVERY: Final = 300.0
+"""Seconds between two counts of what waits, for metrics."""
+FORGOTTEN_EVERY: Final = 24 * 3600.0
+
+
+class PusherParts:
+    """Pushers. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        random: RandomBytes,
+        web: Web,
+        identity: ServerIdentity,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        mail: MailParts,
+        registry: CollectorRegistry,
+    ) -> None:
+        """`web` leads to push gateways."""
+        push, store = config.notifications.push, accounts.pusher_store
+        self._store, self._to_device, self._outgoing = (
+            store,
+            accounts.to_device_store,
+            OutgoingToDeviceStore(database),
+        )
+        self._waiting = WaitingMetrics(registry)
+        self.old_outcomes = OldOutcomes(OldOutcomeStore(database), rooms.now_ms)
+        self._enabled = push.enabled
+        self.pushers = Pushers(
+            rooms.now_ms,
+            database,
+            store,
+            mail.threepids,
+            by_email=writes_letters(config),
+            plain_http=push.allow_plain_http,
+        )
+        if writes_letters(config) and config.mail.email.notif_for_new_users:
+            accounts.registration.tell_addresses(self.pushers)
+        self.unsubscribing = Unsubscribing(
+            database, store, identity.key, config.name.public_baseurl or ""
+        )
+        metrics = PushMetrics(registry)
+        badges = Badges(
+            rooms.memberships,
+            rooms.unread,
+            rooms.ignored,
+            rooms.permissions,
+            by_room=push.group_unread_count_by_room,
+        )
+        self.deliveries = Deliveries(
+            clock,
+            store,
+            rooms.events,
+            rooms.memberships,
+            rooms.push_decisions,
+            NamesOfEvents(rooms.membership_store, rooms.summary_store, rooms.outside),
+            badges,
+            Readers(clock, rooms.notifier),
+            Gateways(clock, web, metrics),
+            rooms.now_ms,
+            lambda: int.from_bytes(random(4), "big") / 2**32,
+            with_content=push.include_content,
+            jitter_seconds=push.jitter_delay / 1000,
+        )
+        metrics.read_from(self.deliveries.get_figures)
+        self.reading = PushReading(
+            clock,
+            database.streams,
+            NodeLease(database, "push", random(16).hex(), accounts.get_node),
+            PushStream(database),
+            store,
+            accounts.store,
+            rooms.store,
+            rooms.events,
+            rooms.memberships,
+            rooms.outside,
+            rooms.push_decisions,
+            Roster(store, capacity=USERS_CACHED),
+            badges,
+            self.deliveries,
+            self._letters(config, clock, database, accounts, rooms, mail),
+            rooms.now_ms,
+        )
+
+    def _letters(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        mail: MailParts,
+    ) -> Letters:
+        """Who writes to people of what they missed."""
+        email = config.mail.email
+        if mail.outbox is None or not writes_letters(config):
+            return NoLetters()
+        missed = MissedEvents(
+            database.streams,
+            rooms.store,
+            rooms.events,
+            rooms.memberships,
+            rooms.receipt_store,
+            rooms.unread,
+            rooms.ignored,
+            rooms.push_decisions,
+            rooms.invited,
+            rooms.aggregations,
+        )
+        texts = DigestTexts(
+            rooms.membership_store,
+            rooms.summary_store,
+            rooms.invited,
+            server_name=config.server_name,
+            client_url=email.client_base_url,
+            with_content=config.notifications.push.include_content,
+        )
+        digests = EmailDigests(
+            clock,
+            database,
+            accounts.pusher_store,
+            accounts.profile_store,
+            missed,
+            texts,
+            self.unsubscribing,
+            mail.outbox,
+            mail.languages,
+            rooms.now_ms,
+            app_name=email.app_name,
+            delay_ms=email.notif_delay_before_mail,
+        )
+        mail.outbox.ask_of_missed(digests.is_missed)
+        return digests
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (
+            Job("count_what_waits", self._count_waiting, COUNTED_EVERY),
+            Job("forget_old_outcomes", self.old_outcomes.do_forget, FORGOTTEN_EVERY),
+        )
+
+    async def _count_waiting(self, _batch: int) -> int:
+        self._waiting.counted_pushers(await self._store.count_pushers())
+        remote = sum((await self._outgoing.count_messages()).values())
+        self._waiting.counted_messages(await self._to_device.count_messages(), remote)
+        return 0
+
+    def start(self) -> None:
+        """Push from now on."""
+        if self._enabled:
+            self.reading.start()
+
+    async def stop(self) -> None:
+        """Push no more."""
+        await self.reading.stop()
+
+
+def writes_letters(config: Config) -> bool:
+    """Whether people can have letters about what they missed."""
+    email = config.mail.email
+    return email.smtp_host is not None and email.enable_notifs

@@ -1,0 +1,123 @@
+"""Puts together what deletes messages for good: by age, where an administrator purges a room, and
+in forgotten rooms."""
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry
+
+from federation.peers.identity import ServerIdentity
+from federation.rooms.history.purging import Purging
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.config.retention import PurgeJob
+from homeserver.observe.metrics import RetentionMetrics
+from homeserver.services.retention.configuration import RetentionConfiguration
+from homeserver.services.retention.expiry import MessageExpiry
+from homeserver.services.retention.forgotten_rooms import ForgottenRooms
+from homeserver.services.retention.history_purges import HistoryPurges
+from homeserver.services.retention.purge_log import PurgedRecord
+from homeserver.services.retention.trusted_clock import BelievedTime
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.rooms import RoomParts
+from storage.cluster.clock_checks import SeenTimeStore
+from storage.engine.database import Database
+from storage.retention.history_purges import HistoryPurgeStore
+from storage.retention.history_refetch import RegainingStore
+from storage.retention.purging import PurgingStore
+from storage.retention.room_retention import RoomLifetimeStore
+from storage.search.search import SETTLE, SearchStore
+
+USUAL_INTERVAL: float = 3600.0
+"""Seconds between two looks at rooms for which the operator says nothing."""
+
+
+class RetentionParts:
+    """What is public is for the router, and for the list of jobs."""
+
+    def __init__(
+        self,
+        config: Config,
+        database: Database,
+        identity: ServerIdentity,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        monotonic: Callable[[], float],
+        registry: CollectorRegistry,
+    ) -> None:
+        now_ms = rooms.now_ms
+        messages, purges = PurgingStore(database), HistoryPurgeStore(database)
+        metrics = RetentionMetrics(registry)
+        time = BelievedTime(SeenTimeStore(database), now_ms, monotonic, metrics)
+        purging = Purging(database, messages, rooms.store, now_ms, metrics.unreadable.inc)
+        self.purges = HistoryPurges(
+            purges,
+            messages,
+            purging,
+            RegainingStore(database),
+            rooms.store,
+            rooms.events,
+            identity,
+            accounts.secret_text,
+            now_ms,
+            metrics,
+        )
+        retention = config.rooms.retention
+        rules = rooms.lifetimes.rules if rooms.lifetimes is not None else None
+        self.offered = RetentionConfiguration(
+            default_min=retention.default_policy.min_lifetime,
+            default_max=None
+            if rules is None or rules.default_max is None
+            else rules.effective(None),
+            shortest=retention.allowed_lifetime_min,
+            longest=retention.allowed_lifetime_max,
+        )
+        self.record = PurgedRecord(messages, SearchStore(database), now_ms)
+        self.services: Sequence[object] = (self.purges, self.record, self.offered)
+        self.jobs = [
+            Job("purge_histories", self.purges.do_step, 15.0),
+            Job("forget_history_purges", self.purges.do_forget, 3600.0),
+            Job(SETTLE, self.record.do_settle, 86_400.0),
+            Job("forget_purged_messages", self.record.do_forget, 3600.0),
+        ]
+        self.expiries: list[MessageExpiry] = []
+        if rooms.lifetimes is not None:
+            intervals = retention.purge_jobs or ()
+            for number, job in enumerate((*intervals, None)):
+                expiry = MessageExpiry(
+                    rooms.lifetimes,
+                    RoomLifetimeStore(database),
+                    messages,
+                    purging,
+                    time,
+                    metrics,
+                    _is_for(intervals, number),
+                )
+                seconds = USUAL_INTERVAL if job is None else job.interval / 1000
+                name = "purge_old_messages" if job is None else f"purge_old_messages_{number + 1}"
+                self.expiries.append(expiry)
+                self.jobs.append(Job(name, expiry.do_step, seconds))
+        self.forgotten: ForgottenRooms | None = None
+        if config.rooms.forgotten_room_retention_period is not None:
+            self.forgotten = ForgottenRooms(
+                purges,
+                accounts.secret_text,
+                time,
+                period_ms=config.rooms.forgotten_room_retention_period,
+            )
+            self.jobs.append(Job("purge_forgotten_rooms", self.forgotten.do_step, 3600.0))
+
+
+def _is_for(jobs: Sequence[PurgeJob], number: int) -> Callable[[int], bool]:
+    """Whether a lifetime is for the job of that number: the first that names it; the last, after
+    all of them, is for the rest."""
+
+    def find(lifetime: int) -> bool:
+        named = (at for at, job in enumerate(jobs) if _names(job, lifetime))
+        return next(named, len(jobs)) == number
+
+    return find
+
+
+def _names(job: PurgeJob, lifetime: int) -> bool:
+    above = job.shortest_max_lifetime is None or lifetime > job.shortest_max_lifetime
+    return above and (job.longest_max_lifetime is None or lifetime <= job.longest_max_lifetime)

@@ -1,0 +1,135 @@
+"""Puts together what scans files."""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.config.scanning import MediaScanning, split_clamd
+from homeserver.observe.scanning import ScanMetrics
+from homeserver.services.plugins.hooks import Plugins
+from homeserver.services.scanning.administration import ScanAdministration
+from homeserver.services.scanning.clamd import Clamd
+from homeserver.services.scanning.connection import Place
+from homeserver.services.scanning.gate import OpenGate, ScanGate
+from homeserver.services.scanning.icap import ICAP
+from homeserver.services.scanning.rescans import Rescans
+from homeserver.services.scanning.rules import ForbiddenTypes, PluginRules
+from homeserver.services.scanning.scanner import Scanner
+from homeserver.services.scanning.scanners import Scanners
+from homeserver.services.scanning.scanning import Scanning
+from storage.engine.database import Database
+from storage.engine.executors import Executor
+from storage.media.contents import Contents
+from storage.media.quarantine import QuarantineStore
+from storage.media.rescans import MediaRescanStore
+from storage.media.scans import MediaScanStore
+
+NO_LIMIT = 2**62
+
+
+def scans_files(config: Config) -> bool:
+    """Whether a scanner is named; of plug-ins one may look into files."""
+    scanning = config.storage.media_scanning
+    return bool(
+        scanning.clamd or scanning.icap or scanning.forbidden_types or config.upstream.plugins
+    )
+
+
+def rescan_store_of(scanning: MediaScanning, database: Database) -> MediaRescanStore:
+    """Where rescans are kept."""
+    return MediaRescanStore(database, scanning.files, scanning.max_size)
+
+
+def scan_threads(scanning: MediaScanning) -> int:
+    """How many threads wait for scanners."""
+    has_program = scanning.clamd is not None or scanning.icap is not None
+    return scanning.concurrency + scanning.encrypted_concurrency if has_program else 1
+
+
+class ScanningParts:
+    """Scanning, where there is a scanner. What is public is for the other parts and for the
+    router."""
+
+    def __init__(
+        self,
+        scanning: MediaScanning,
+        clock: IReactorTime,
+        database: Database,
+        contents: Contents,
+        own: str,
+        quarantine: QuarantineStore,
+        plugins: Plugins,
+        threads: Executor,
+        registry: CollectorRegistry,
+    ) -> None:
+        """`own`: this server's name. `threads` wait for scanners."""
+        self.store = MediaScanStore(database, quarantine)
+        self.gate: ScanGate = OpenGate()
+        self.scanning: Scanning | None = None
+        self.largest_copy = self.largest_upload = NO_LIMIT
+        """Copies of other servers' files, and files of this server's users, that are larger could
+        not be given out."""
+        self._rescans: Rescans | None = None
+        metrics = ScanMetrics(registry)
+        found = _scanners_of(scanning, plugins, threads)
+        if found:
+            rescan_store = rescan_store_of(scanning, database)
+            scanners = Scanners(clock, found)
+            self._rescans = Rescans(
+                clock,
+                rescan_store,
+                scanners,
+                on_new_signatures=scanning.rescan_on_new_signatures,
+                interval_ms=scanning.rescan_interval,
+                newer_than_ms=scanning.rescan_newer_than,
+            )
+            self.gate = self.scanning = Scanning(
+                clock,
+                database,
+                self.store,
+                rescan_store,
+                contents,
+                scanners,
+                metrics,
+                kinds=scanning.files,
+                max_size=scanning.max_size,
+                passes_larger=scanning.larger_files == "pass",
+                passes_unscanned=scanning.unreachable == "pass",
+                at_once=scanning.concurrency,
+                inside_at_once=scanning.encrypted_concurrency,
+                time_limit_ms=scanning.time_limit,
+                upload_wait_ms=scanning.upload_wait,
+            )
+            if scanning.larger_files == "refuse":
+                self.largest_copy = scanning.max_size if "remote" in scanning.files else NO_LIMIT
+                self.largest_upload = scanning.max_size if "local" in scanning.files else NO_LIMIT
+        self.administration = ScanAdministration(clock, own, self.store, self._rescans)
+
+    def jobs(self) -> Sequence[Job]:
+        """What they do unasked."""
+        if self.scanning is None or self._rescans is None:
+            return ()
+        return (
+            Job("scan_media", self.scanning.do_scan_wanted, 10.0),
+            Job("mark_media_rescan", self._rescans.do_mark, 30.0),
+            Job("follow_scanner_versions", self._rescans.do_follow, 60.0),
+            Job("forget_scans_inside", self.scanning.do_forget_inside, 600.0),
+        )
+
+
+def _scanners_of(scanning: MediaScanning, plugins: Plugins, threads: Executor) -> Sequence[Scanner]:
+    """Cheap ones first: what they find, the others need not look at."""
+    found: list[Scanner] = []
+    seconds = scanning.time_limit / 1000
+    if scanning.forbidden_types:
+        found.append(ForbiddenTypes(scanning.forbidden_types))
+    if plugins.check_files:
+        found.append(PluginRules(plugins))
+    if scanning.clamd is not None:
+        found.append(Clamd(Place(*split_clamd(scanning.clamd)), threads, seconds))
+    if scanning.icap is not None:
+        found.append(ICAP(scanning.icap, scanning.icap_method, threads, seconds))
+    return found

@@ -1,0 +1,304 @@
+"""Puts together signing in with somebody else's word: identity providers, directories, tokens of
+other programs."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import cast
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.ids import ServerName
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.config.ldap import LDAPProvider
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.login.passwords import Threads
+from homeserver.services.pushers.gateways import Web
+from homeserver.services.upstream.accounts import UpstreamAccounts
+from homeserver.services.upstream.avatars import UpstreamPictures
+from homeserver.services.upstream.cas import CASProvider
+from homeserver.services.upstream.ended_sessions import EndedSignIns
+from homeserver.services.upstream.http_documents import Documents
+from homeserver.services.upstream.identity import OfferedProviders, ProviderInfo, UpstreamProvider
+from homeserver.services.upstream.jwt import JWTSignIn
+from homeserver.services.upstream.ldap.login import Directory, DirectoryPasswords
+from homeserver.services.upstream.ldap.removed_users import DirectoryLeavers
+from homeserver.services.upstream.ldap.types import AskedDirectory
+from homeserver.services.upstream.links import UpstreamLinks
+from homeserver.services.upstream.login import UpstreamSignIn
+from homeserver.services.upstream.login_flows import UpstreamFlows
+from homeserver.services.upstream.oidc.backchannel_logout import UpstreamSignOut
+from homeserver.services.upstream.oidc.provider import OIDC
+from homeserver.services.upstream.plugin_passwords import PluginPasswords
+from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
+from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceProvider
+from homeserver.services.upstream.saml_logout import SAMLLogout
+from homeserver.services.upstream.saml_metadata import SAMLMetadata
+from homeserver.web.login_fallback import LoginFallbackPage
+from homeserver.web.sso import SSO_PATH, SSOPage
+from homeserver.web.upstream import UpstreamPages
+from homeserver.web.upstream_answers import Askable
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.media import MediaParts
+from homeserver.wiring.oauth import has_own_pages
+from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.user_data import PeopleParts
+from homeserver.wiring.web import WebParts
+from storage.engine.database import Database
+from storage.federation.signed_documents import SignedDocumentStore
+from storage.upstream.ended_sessions import EndedSignInStore
+from storage.upstream.external_ids import ExternalIdStore
+from storage.upstream.login_flows import UpstreamFlowStore
+
+
+class UpstreamParts:
+    """All of it. What is public is for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        web: Web,
+        threads: Threads,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        people: PeopleParts,
+        files: MediaParts,
+        pages: WebParts,
+    ) -> None:
+        """`threads` wait for directories and check SAML signatures. Raises `ValueError` for
+        settings of SAML or a key of tokens that cannot be used."""
+        self._clock = clock
+        self._threads = threads
+        self._database = database
+        self._people = people
+        self._account_parts = accounts
+        self._links = ExternalIdStore(database)
+        upstream = config.upstream
+        flow_store = UpstreamFlowStore(database)
+        documents = Documents(web)
+        base_url = (config.name.public_baseurl or "").rstrip("/") + "/"
+        self._flows = UpstreamFlows(clock, accounts.secret_text, flow_store, pages.cookies)
+        self._accounts = UpstreamAccounts(
+            clock,
+            database,
+            accounts.store,
+            self._links,
+            accounts.registration,
+            rooms.profiles,
+            UpstreamPictures(web, files.repository, rooms.profiles),
+            people.threepids,
+            server_name=ServerName(config.server_name),
+            validity=accounts.validity,
+        )
+        oidc = tuple(
+            OIDC(
+                clock,
+                documents,
+                accounts.secret_text.browser_token,
+                provider,
+                base_url,
+                others=[other for other in upstream.oidc_providers if other is not provider],
+            )
+            for provider in upstream.oidc_providers
+        )
+        cas = (
+            CASProvider(clock, documents, upstream.cas_config, base_url)
+            if upstream.cas_config.enabled
+            else None
+        )
+        saml, library, metadata = None, None, None
+        self._saml_jobs: Sequence[Job] = ()
+        if upstream.saml2_config.is_used:
+            library = _load_saml(config, base_url)
+            metadata = SAMLMetadata(
+                clock,
+                threads,
+                documents,
+                SignedDocumentStore(database),
+                library,
+                upstream.saml2_config.metadata_urls,
+            )
+            saml = SAMLProvider(
+                clock, threads, flow_store, library, upstream.saml2_config, metadata
+            )
+            if upstream.saml2_config.metadata_urls:
+                interval = upstream.saml2_config.metadata_refresh_interval / 1000
+                self._saml_jobs = (
+                    Job("fetch_saml_metadata", metadata.do_refresh_at_intervals, interval),
+                )
+        providers: dict[str, UpstreamProvider] = {
+            provider.info.provider_id: provider
+            for provider in (*oidc, saml, cas)
+            if provider is not None
+        }
+        self.sign_in = UpstreamSignIn(
+            [providers[provider_id] for provider_id in upstream.browser_ids],
+            self._flows,
+            self._accounts,
+            accounts.store,
+            people.login_tokens,
+            accounts.uia,
+            pages.consents,
+            known_clients=upstream.sso.client_whitelist,
+            update_profiles=upstream.sso.update_profile_information,
+            client_path=SSO_PATH,
+        )
+        self._ended = EndedSignIns(
+            clock,
+            EndedSignInStore(database),
+            accounts.browser_store,
+            (
+                accounts.login_token_store,
+                accounts.oauth_store,
+                accounts.device_grant_store,
+                flow_store,
+            ),
+        )
+        self.sign_out = UpstreamSignOut(
+            clock,
+            database,
+            accounts.upstream_sessions,
+            accounts.browser_store,
+            self._ended,
+            flow_store,
+            self._links,
+            accounts.sessions,
+            oidc,
+        )
+        self.jwt_sign_in = JWTSignIn(
+            clock,
+            accounts.store,
+            accounts.registration,
+            accounts.sign_in,
+            accounts.sessions,
+            limiter,
+            upstream.jwt_config,
+            server_name=ServerName(config.server_name),
+        )
+        infos = tuple(self.sign_in.providers)
+        # a page on which nobody can sign in is not offered
+        on_own_pages = has_own_pages(config) and (accounts.sign_in.password_login or bool(infos))
+        offered = OfferedProviders(infos, own_pages=on_own_pages)
+        self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
+        if self._directories:
+            accounts.sign_in.ask_too(
+                DirectoryPasswords(threads, self._directories, self._links, self._accounts)
+            )
+        if accounts.plugins.check_passwords:
+            accounts.sign_in.ask_too(PluginPasswords(accounts.plugins, self._accounts))
+        upstream_pages = UpstreamPages(
+            pages.pages,
+            self.sign_in,
+            accounts.sign_in,
+            pages.sessions,
+            own_pages=SSO_PATH if on_own_pages else "",
+        )
+        self.links = UpstreamLinks(
+            clock,
+            database,
+            self._links,
+            people.accounts,
+            (*upstream.browser_ids, *upstream.directory_ids),
+        )
+        self.services: Sequence[object] = (
+            self.sign_in,
+            offered,
+            LoginFallbackPage(
+                pages.pages,
+                pages.forms,
+                accounts.sign_in,
+                people.login_tokens,
+                offered,
+                base_url=base_url,
+                takes_numbers=accounts.phones.are_taken,
+            ),
+            self.sign_out,
+            self.jwt_sign_in,
+            SAMLSignIn(saml),
+            SAMLLogout(
+                SAML_ID,
+                threads,
+                database,
+                library,
+                metadata,
+                flow_store,
+                accounts.upstream_sessions,
+                accounts.browser_store,
+                self._ended,
+                accounts.sessions,
+            ),
+            self.links,
+            Askable(oidc, cas),
+            upstream_pages,
+            SSOPage(
+                pages.pages,
+                pages.forms,
+                pages.sessions,
+                accounts.sign_in,
+                accounts.registration,
+                self.sign_in,
+                upstream_pages,
+                pages.consents,
+            ),
+        )
+        """For the router."""
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        leavers = [
+            Job(
+                f"look_for_leavers_{directory.info.provider_id}",
+                directory.leavers.do_check,
+                directory.config.leavers_check_interval / 1000,
+            )
+            for directory in self._directories
+        ]
+        return (
+            Job("end_old_upstream_flows", self._flows.do_sweep, 600.0),
+            Job("forget_ended_sign_ins", self._ended.do_sweep, 600.0),
+            *self._saml_jobs,
+            *leavers,
+        )
+
+    def _directory(self, config: LDAPProvider) -> Directory:
+        asked = _load_directory(config)
+        info = ProviderInfo(
+            config.idp_id,
+            config.idp_id,
+            allow_existing_users=config.allow_existing_users,
+            enable_registration=config.enable_registration,
+        )
+        leavers = DirectoryLeavers(
+            self._clock,
+            self._threads,
+            self._links,
+            self._account_parts.store,
+            self._people.accounts,
+            self._people.deactivation,
+            self._accounts,
+            info,
+            asked,
+            config,
+        )
+        return Directory(info, config, asked, leavers)
+
+
+# The two libraries cost tens of megabytes and, one of them, seconds: whoever does not use them does
+# not load them.
+
+
+def _load_saml(config: Config, base_url: str) -> ServiceProvider:
+    library = import_module("homeserver.services.upstream.saml_library")
+    saml2_config = config.upstream.saml2_config
+    made = library.PySAML2(
+        saml2_config.sp_config, saml2_config.idp_entityid, base_url, config.folder
+    )
+    return cast(ServiceProvider, made)
+
+
+def _load_directory(config: LDAPProvider) -> AskedDirectory:
+    library = import_module("homeserver.services.upstream.ldap.directory")
+    return cast(AskedDirectory, library.LDAPDirectory(config))

@@ -1,0 +1,216 @@
+"""Puts together what of accounts needs their rooms: the end of an account, and what people keep
+with the server."""
+
+from collections.abc import Mapping, Sequence
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.peers.identity import ServerIdentity
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.config.server import Name
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.account_data.account_data import AccountData
+from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.accounts.auto_join_rooms import FirstRooms
+from homeserver.services.accounts.deactivation import Deactivation
+from homeserver.services.accounts.threepids import Threepids
+from homeserver.services.administration.account_actions import AccountModeration
+from homeserver.services.devices.devices import Devices
+from homeserver.services.filters.filters import Filters
+from homeserver.services.login.login_tokens import LoginTokens
+from homeserver.services.oauth.metadata import ACCOUNT_PATH
+from homeserver.services.push.push_rules import PushRules
+from homeserver.services.pushers.gateways import Web
+from homeserver.services.rooms.forget import Forgetting
+from homeserver.services.threepids.identity_bindings import IdentityBindings
+from homeserver.services.threepids.validation import PASSWORD_RESET
+from homeserver.services.upstream.accounts import UpstreamProofs
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.cache_sizes import CacheSizes
+from homeserver.wiring.email import MailParts
+from homeserver.wiring.oauth import has_own_pages
+from homeserver.wiring.rooms import RoomParts
+from storage.account_data.account_data import AccountDataStore
+from storage.encryption.key_backups import KeyBackupStore
+from storage.engine.database import Database
+from storage.filters.filters import FilterStore
+from storage.login.openid_tokens import OpenIDTokenStore
+from storage.push.event_push_actions import PushOutcomeStore
+from storage.rooms.delayed_events import DelayedEventStore
+from storage.threepids.identity_bindings import IdentityBindingStore
+from storage.upstream.external_ids import ExternalIdStore
+
+
+class PeopleParts:
+    """Accounts as people manage them. What is public is for the router."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        identity: ServerIdentity,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        mail: MailParts,
+        web: Web,
+    ) -> None:
+        """`web` leads to the identity server."""
+        self._propagation = rooms.propagation
+        self._guests = rooms.guests
+        self._related_redactions = rooms.related_redactions
+        self._elsewhere = rooms.elsewhere
+        self._has_others = accounts.other_nodes is not None
+        self._forgetting: Forgetting | None = None
+        if config.rooms.forget_rooms_on_leave:
+            self._forgetting = Forgetting(rooms.membership_store, database.streams, clock)
+        self._renewals = accounts.renewals
+        store = AccountDataStore(database)
+        self.bindings = IdentityBindings(
+            clock,
+            database,
+            web,
+            IdentityBindingStore(database),
+            identity,
+            limiter,
+            config.name.default_identity_server,
+        )
+        self.deactivation = Deactivation(
+            clock,
+            database,
+            accounts.store,
+            store,
+            accounts.profile_store,
+            accounts.sessions,
+            mail.threepids,
+            rooms.room_memberships,
+            kept_by_user=[
+                rooms.presence,
+                rooms.thread_subscription_store,
+                DelayedEventStore(database),
+                OpenIDTokenStore(database),
+                accounts.pusher_store,
+                PushOutcomeStore(database),
+                accounts.validity_store,
+                KeyBackupStore(database),
+                rooms.cross_signing_store,
+                rooms.unshown_store,
+            ],
+            bindings=self.bindings,
+        )
+        self.accounts = Accounts(
+            clock,
+            database,
+            accounts.store,
+            accounts.passwords,
+            accounts.sessions,
+            accounts.sign_in,
+            accounts.uia,
+            self.deactivation,
+            mail.threepids,
+            by_email=mail.outbox is not None,
+            by_phone=accounts.phones.is_possible(PASSWORD_RESET),
+            confirmations=accounts.confirmation_store,
+            confirmed_for_ms=config.sessions.ui_auth.session_timeout,
+            account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
+            other_proofs=UpstreamProofs(
+                ExternalIdStore(database),
+                config.upstream.browser_ids,
+                config.upstream.directory_ids,
+                by_plugins=accounts.plugins.check_passwords,
+            ),
+        )
+        self.threepids = Threepids(
+            rooms.now_ms,
+            database,
+            mail.threepids,
+            self.accounts,
+            mail.validations,
+            kept_by_address=[accounts.pusher_store],
+            bindings=self.bindings,
+            changes=config.mail.enable_3pid_changes,
+        )
+        self.moderation = AccountModeration(
+            self.accounts, accounts.device_store, accounts.last_seen, identity
+        )
+        self.login_tokens = LoginTokens(
+            clock,
+            accounts.secret_text,
+            database,
+            accounts.login_token_store,
+            accounts.upstream_sessions,
+            accounts.store,
+            self.accounts,
+            accounts.sign_in,
+            accounts.sessions,
+            limiter,
+            accounts.application_passwords,
+            from_sessions=config.sessions.login_via_existing_session.enabled,
+            confirmed=config.sessions.login_via_existing_session.require_ui_auth,
+            lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
+            from_browsers=bool(config.upstream.browser_ids)
+            or (has_own_pages(config) and accounts.sign_in.password_login),
+        )
+        self.devices = Devices(
+            database, accounts.device_store, accounts.sessions, self.accounts, accounts.last_seen
+        )
+        info_uri = config.name.public_baseurl or f"https://{config.server_name}/"
+        self.account_data = AccountData(
+            database,
+            store,
+            most_entries=config.people.max_account_data_entries,
+            largest=config.people.max_account_data_size,
+            info_uri=info_uri,
+        )
+        self.first_rooms = FirstRooms(
+            database,
+            accounts.store,
+            rooms.room_memberships,
+            config.registration.auto_join_rooms,
+            clock,
+        )
+        if config.registration.auto_join_rooms:
+            accounts.registration.greet_with(self.first_rooms)
+            accounts.approvals.greet_with(self.first_rooms)
+        self.push_rules = PushRules(database, store, rooms.rule_changes)
+        self.filters = Filters(
+            FilterStore(database), rooms.now_ms, capacity=CacheSizes(config.memory).filter_bytes
+        )
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (
+            Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
+            Job("carry_profiles", self._propagation.do_resume, 60.0),
+            Job("remove_guests", self._guests.do_remove, 10.0),
+            Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
+            Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
+            Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
+            Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
+            Job("redact_what_relates", self._related_redactions.do_resume, 60.0),
+            Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
+            *(
+                []
+                if self._forgetting is None
+                else [Job("forget_left_rooms", self._forgetting.do_forget, 60.0)]
+            ),
+        )
+
+    def resume(self) -> None:
+        """Go on with what was left when the server stopped. Where other nodes may be at it the jobs
+        do, when their time is over."""
+        if not self._has_others:
+            self.first_rooms.start()
+            self._related_redactions.start()
+            self._elsewhere.planned_invites.start()
+
+
+def identity_server_of(name: Name) -> Mapping[str, object]:
+    """What clients are told of an identity server, where there is one."""
+    url = name.default_identity_server
+    return {} if url is None else {"m.identity_server": {"base_url": url}}

@@ -1,0 +1,237 @@
+"""Puts together the pages for people."""
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.peers.identity import ServerIdentity
+from homeserver.cluster.jobs import Job
+from homeserver.config.configuration import Config
+from homeserver.services.accounts.export import AccountExport
+from homeserver.services.accounts.self_service import OwnAccount
+from homeserver.services.login.browser_sessions import BrowserSessions
+from homeserver.services.login.cookies import Cookies
+from homeserver.services.login.provider_buttons import SignInChoices
+from homeserver.services.terms.consent import Consents
+from homeserver.services.threepids.validation import PASSWORD_RESET
+from homeserver.services.upstream.login_buttons import UpstreamButtons
+from homeserver.web.account import AccountPage
+from homeserver.web.application_passwords import ApplicationPasswordsPage
+from homeserver.web.approvals import ApprovalsPage
+from homeserver.web.auth_fallback import AuthFallbackPages
+from homeserver.web.authorize import ConsentPage
+from homeserver.web.device_link import LinkPage
+from homeserver.web.error_pages import ErrorPages
+from homeserver.web.forms import Forms
+from homeserver.web.landing import LandingPage
+from homeserver.web.pages import Pages, Widget
+from homeserver.web.register import RegisterPage
+from homeserver.web.reset_password import ResetPasswordPage
+from homeserver.web.sign_in import SignInPage
+from homeserver.web.terms import TermsPage
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.email import MailParts
+from homeserver.wiring.oauth import OAuthParts
+from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.user_data import PeopleParts
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.database import Database
+from storage.media.lists import MediaListStore
+from storage.threepids.identity_bindings import IdentityBindingStore
+from storage.upstream.external_ids import ExternalIdStore
+
+
+class WebParts:
+    """The pages, and who is signed in to them."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        identity: ServerIdentity,
+        accounts: AccountParts,
+        mail: MailParts,
+        oauth: OAuthParts,
+        people: PeopleParts,
+        rooms: RoomParts,
+    ) -> None:
+        base_url = config.name.public_baseurl or ""
+        self._audit = accounts.audit
+        self._application_passwords = accounts.application_passwords
+        self.cookies = Cookies(config.name.public_baseurl, identity.key)
+        self.pages = Pages(
+            mail.languages,
+            config.server_name,
+            mail.branding,
+            shortest_password=accounts.passwords.shortest,
+        )
+        self.error_pages = ErrorPages(self.pages)
+        self.forms = Forms(self.cookies, accounts.secret_text)
+        self.sessions = BrowserSessions(
+            clock,
+            database,
+            accounts.browser_store,
+            accounts.secret_text,
+            self.cookies,
+            validity=accounts.validity,
+        )
+        user_consent = config.pages.user_consent
+        self.consents = Consents(
+            clock,
+            database,
+            accounts.store,
+            accounts.policy_consents,
+            accounts.policies,
+            identity.key,
+            base_url=base_url,
+            blocked_text=user_consent.block_events_error,
+        )
+        if user_consent.policies and user_consent.block_events_error is not None:
+            accounts.access_tokens.ask_for_consent(self.consents)
+        buttons = UpstreamButtons(config.upstream.buttons)
+        sign_in_page = SignInPage(
+            self.pages,
+            self.forms,
+            accounts.sign_in,
+            accounts.registration,
+            SignInChoices([buttons]),
+            resets_passwords=mail.outbox is not None or accounts.phones.is_possible(PASSWORD_RESET),
+            takes_numbers=accounts.phones.are_taken,
+        )
+        own_account = OwnAccount(
+            clock,
+            database,
+            people.accounts,
+            accounts.sign_in,
+            accounts.sessions,
+            accounts.device_store,
+            accounts.oauth_store,
+            oauth.clients,
+            rooms.profiles,
+            people.threepids,
+            people.deactivation,
+            accounts.application_passwords,
+            accounts.validity,
+        )
+        account_export = AccountExport(
+            clock,
+            database,
+            identity.server_name,
+            own_account,
+            people.accounts,
+            rooms.profiles,
+            AccountDataStore(database),
+            rooms.room_memberships,
+            accounts.application_passwords,
+            accounts.policy_consents,
+            ExternalIdStore(database),
+            IdentityBindingStore(database),
+            accounts.audit,
+            MediaListStore(database, config.server_name),
+        )
+        captcha = None
+        if accounts.captcha is not None:
+            captcha = Widget(
+                config.captcha.recaptcha_script,
+                accounts.captcha.site_key,
+                config.captcha.recaptcha_sources,
+            )
+        landing = LandingPage(
+            self.pages,
+            mail.languages,
+            config.name.public_baseurl,
+            registration_open=config.registration.enable_registration,
+            web_client=config.name.web_client_location,
+        )
+        self.services: Sequence[object] = (
+            self.pages,
+            self.forms,
+            self.sessions,
+            sign_in_page,
+            landing,
+            RegisterPage(
+                self.pages,
+                self.forms,
+                self.sessions,
+                accounts.registration,
+                mail.validation,
+                mail.validations,
+                accounts.phones,
+                accounts.secret_text,
+                accounts.policies,
+                captcha,
+                base_url=base_url,
+            ),
+            accounts.approvals,
+            ApprovalsPage(
+                self.pages, self.forms, self.sessions, accounts.approvals, people.deactivation
+            ),
+            self.consents,
+            TermsPage(self.pages, self.forms, self.sessions, self.consents, accounts.uia),
+            ConsentPage(
+                self.pages,
+                self.forms,
+                self.sessions,
+                oauth.authorization,
+                oauth.metadata,
+                self.consents,
+                accounts.registration,
+            ),
+            AuthFallbackPages(
+                self.pages,
+                self.forms,
+                accounts.uia,
+                mail.validation,
+                mail.validations,
+                accounts.phones,
+                accounts.secret_text,
+                captcha,
+            ),
+            AccountPage(
+                self.pages,
+                self.forms,
+                self.sessions,
+                own_account,
+                account_export,
+                accounts.audit,
+                accounts.resets,
+                people.threepids,
+                mail.validation,
+                mail.validations,
+                accounts.phones,
+                accounts.secret_text,
+                base_url=base_url,
+                has_terms=bool(user_consent.policies),
+            ),
+            ApplicationPasswordsPage(
+                self.pages, self.forms, self.sessions, own_account, accounts.application_passwords
+            ),
+            ResetPasswordPage(
+                self.pages,
+                self.forms,
+                people.accounts,
+                mail.validation,
+                mail.validations,
+                accounts.phones,
+                accounts.secret_text,
+                base_url=base_url,
+            ),
+            LinkPage(
+                self.pages,
+                self.forms,
+                self.sessions,
+                oauth.device_grants,
+                oauth.metadata,
+                self.consents,
+            ),
+        )
+        """For the router."""
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (
+            Job("end_old_browser_sessions", self.sessions.do_sweep, 600.0),
+            Job("end_application_passwords", self._application_passwords.do_sweep, 60.0),
+            Job("forget_audit_records", self._audit.do_sweep, 3600.0),
+        )

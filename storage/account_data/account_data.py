@@ -1,0 +1,274 @@
+"""Account data: what clients keep with the server for themselves, global and of rooms. Tags are the
+room type `m.tag`.
+
+Laws:
+- Contents are JSON objects, kept and given back as bytes.
+- Each change takes a position (`Topic.ACCOUNT_DATA`, with the room it is of). The latest of each
+  entry is kept: who has read up to an earlier position hears of it with the later one.
+- A deleted entry stays as `{}`, for incremental readers; it is absent for all others. Of one user
+  the latest MOST_DELETED stay.
+- What a user keeps in all stands beside it (`account_data_sums`), and is changed with each entry;
+  deleted ones are counted apart.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.media.references import Setting, put_setting, remove_settings
+
+GLOBAL = ""
+"""Stands where a room's id would, for data that is of no room."""
+MOST_DELETED = 5000
+
+
+class AccountData(msgspec.Struct, frozen=True, gc=False):
+    """Contents (JSON objects) by type, global and by room."""
+
+    everywhere: dict[str, bytes] = msgspec.field(default_factory=dict)
+    rooms: dict[str, dict[str, bytes]] = msgspec.field(default_factory=dict)
+
+
+class AccountDataSums(msgspec.Struct, frozen=True, gc=False):
+    """How much a user keeps."""
+
+    entries: int = 0
+    size: int = 0
+    """In bytes, of all contents."""
+    deleted: int = 0
+    """Entries that are deleted, and not counted above."""
+
+
+class AccountDataStore:
+    """The table of account data."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_account_data(self, user_id: str) -> AccountData:
+        """All of a user's account data that is not deleted, in one query."""
+        return await self._database.read_once("get_account_data", self.get_account_data_in, user_id)
+
+    def get_account_data_in(self, txn: Transaction, user_id: str) -> AccountData:
+        """As `get_account_data`, in a transaction."""
+        sql = "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND deleted = 0 ORDER BY position"
+        return _collect(txn.query(sql, (user_id,)))
+
+    async def get_account_data_since(self, user_id: str, since: int, upto: int) -> AccountData:
+        """What changed after `since`, up to `upto`, in one query; a deleted entry is `{}`."""
+        return await self._database.read_once(
+            "get_account_data_since", self.get_account_data_since_in, user_id, since, upto
+        )
+
+    def get_account_data_since_in(
+        self, txn: Transaction, user_id: str, since: int, upto: int
+    ) -> AccountData:
+        """As `get_account_data_since`, in a transaction."""
+        sql = (
+            "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND position > ? AND position <= ?"
+            " ORDER BY position"
+        )
+        return _collect(txn.query(sql, (user_id, since, upto)))
+
+    async def get_rooms_account_data(
+        self, user_id: str, room_ids: Iterable[str]
+    ) -> dict[str, dict[str, bytes]]:
+        """What a user keeps of a few rooms, by room, in one query; rooms of which they keep nothing
+        are missing."""
+        return await self._database.read_quickly(
+            "get_rooms_account_data", _select_of_rooms, user_id, list(room_ids)
+        )
+
+    async def get_rooms_entries(self, user_id: str, type_: str) -> dict[str, bytes]:
+        """The entries of one type of all rooms, in one query."""
+        return await self._database.read_once("get_rooms_entries", _select_of_type, user_id, type_)
+
+    async def get_entries(self, user_id: str, types: Sequence[str]) -> dict[str, bytes]:
+        """Contents of global entries by type, in one query; what was never set, or is deleted, is
+        absent."""
+
+        def read(txn: Transaction) -> dict[str, bytes]:
+            sql = (
+                "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND type IN {keys}"
+                " AND deleted = 0"
+            )
+            return {
+                type_: bytes(content)
+                for type_, content in txn.query_in(sql, types, before=(user_id, GLOBAL))
+            }
+
+        return await self._database.read_quickly("get_account_data_entries", read)
+
+    async def get_entries_of_users(
+        self, user_ids: Iterable[str], types: Sequence[str]
+    ) -> dict[str, dict[str, bytes]]:
+        """Contents of global entries by user and type, in one query; what was never set, or is
+        deleted, is absent."""
+
+        def read(txn: Transaction) -> dict[str, dict[str, bytes]]:
+            places = ", ".join("?" * len(types))
+            sql = (
+                f"SELECT user_id, type, content FROM account_data WHERE room_id = ? AND type IN ({places})"
+                " AND deleted = 0 AND user_id IN {keys}"
+            )
+            found: dict[str, dict[str, bytes]] = {}
+            for user_id, type_, content in txn.query_in(
+                sql, list(user_ids), before=(GLOBAL, *types)
+            ):
+                found.setdefault(user_id, {})[type_] = bytes(content)
+            return found
+
+        return await self._database.read_quickly("get_account_data_of_users", read)
+
+    async def get_entry(self, user_id: str, room_id: str | None, type_: str) -> bytes | None:
+        """One entry's content; None where it was never set, or is deleted. `room_id` None:
+        global."""
+        return await self._database.read_quickly(
+            "get_account_data_entry", self.get_entry_in, user_id, room_id, type_
+        )
+
+    def get_entry_in(
+        self, txn: Transaction, user_id: str, room_id: str | None, type_: str
+    ) -> bytes | None:
+        """As `get_entry`, in a transaction."""
+        row = txn.query_one(
+            "SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ? AND deleted = 0",
+            (user_id, room_id or GLOBAL, type_),
+        )
+        return None if row is None else bytes(row[0])
+
+    def get_sums(self, txn: Transaction, user_id: str) -> AccountDataSums:
+        """How much a user keeps."""
+        row = txn.query_one(
+            "SELECT entries, bytes, deleted FROM account_data_sums WHERE user_id = ?", (user_id,)
+        )
+        return AccountDataSums() if row is None else AccountDataSums(*row)
+
+    def find_growth(
+        self, txn: Transaction, user_id: str, room_id: str | None, type_: str, content: bytes
+    ) -> AccountDataSums | None:
+        """How much the user would keep with this entry; None where that is not more than now."""
+        growth = _growth(txn, user_id, room_id, type_, _kept(content))
+        if growth.entries <= 0 and growth.size <= 0:
+            return None
+        return _add(self.get_sums(txn, user_id), growth)
+
+    def set_entry(
+        self,
+        txn: WriteTransaction,
+        user_id: str,
+        room_id: str | None,
+        type_: str,
+        content: bytes,
+        *,
+        deleted: bool = False,
+    ) -> int:
+        """Set one entry; the position of the change."""
+        position = txn.next_position()
+        growth = _growth(txn, user_id, room_id, type_, _DELETED if deleted else _kept(content))
+        if growth != AccountDataSums():
+            _grow(txn, user_id, growth)
+        txn.execute(
+            "INSERT INTO account_data (user_id, room_id, type, content, deleted, position) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content,"
+            " deleted = excluded.deleted, position = excluded.position",
+            (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
+        )
+        if growth.deleted > 0 and self.get_sums(txn, user_id).deleted > MOST_DELETED:
+            _forget_deleted(txn, user_id)
+        put_setting(txn, user_id, Setting.ACCOUNT_DATA, f"{room_id or GLOBAL} {type_}", content)
+        txn.announce(
+            Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id, detail=type_)
+        )
+        return position
+
+    def remove_entry(
+        self, txn: WriteTransaction, user_id: str, room_id: str | None, type_: str
+    ) -> int | None:
+        """Delete one entry; the position of the change, None where there is no entry."""
+        if self.get_entry_in(txn, user_id, room_id, type_) is None:
+            return None
+        return self.set_entry(txn, user_id, room_id, type_, b"{}", deleted=True)
+
+    def remove_account_data(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all of it, for an account that is erased. Told as one change, of which no type is
+        said."""
+        if txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,)):
+            txn.announce(Change(txn.next_position(), Topic.ACCOUNT_DATA, user_id=user_id))
+        txn.execute("DELETE FROM account_data_sums WHERE user_id = ?", (user_id,))
+        remove_settings(txn, user_id, Setting.ACCOUNT_DATA)
+
+
+_DELETED = AccountDataSums(deleted=1)
+
+
+def _kept(content: bytes) -> AccountDataSums:
+    return AccountDataSums(1, len(content))
+
+
+def _add(sums: AccountDataSums, more: AccountDataSums) -> AccountDataSums:
+    return AccountDataSums(
+        sums.entries + more.entries, sums.size + more.size, sums.deleted + more.deleted
+    )
+
+
+def _growth(
+    txn: Transaction, user_id: str, room_id: str | None, type_: str, entry: AccountDataSums
+) -> AccountDataSums:
+    """By how much what the user keeps grows with an entry that counts so, in the place of the one
+    that is there."""
+    row = txn.query_one(
+        "SELECT length(content), deleted FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?",
+        (user_id, room_id or GLOBAL, type_),
+    )
+    if row is None:
+        return entry
+    return _add(entry, AccountDataSums(0, 0, -1) if row[1] else AccountDataSums(-1, -int(row[0])))
+
+
+def _grow(txn: WriteTransaction, user_id: str, growth: AccountDataSums) -> None:
+    txn.execute(
+        "INSERT INTO account_data_sums (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?) ON CONFLICT (user_id) DO UPDATE"
+        " SET entries = account_data_sums.entries + excluded.entries, bytes = account_data_sums.bytes + excluded.bytes,"
+        " deleted = account_data_sums.deleted + excluded.deleted",
+        (user_id, growth.entries, growth.size, growth.deleted),
+    )
+
+
+def _forget_deleted(txn: WriteTransaction, user_id: str) -> None:
+    """Those that were deleted first: who has not heard of them since, will not."""
+    gone = txn.execute(
+        "DELETE FROM account_data WHERE user_id = ? AND deleted = 1 AND position <= (SELECT position FROM account_data"
+        " WHERE user_id = ? AND deleted = 1 ORDER BY position DESC LIMIT 1 OFFSET ?)",
+        (user_id, user_id, MOST_DELETED),
+    )
+    _grow(txn, user_id, AccountDataSums(deleted=-gone))
+
+
+def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:
+    data = AccountData()
+    for room_id, type_, content in rows:
+        of = data.rooms.setdefault(room_id, {}) if room_id else data.everywhere
+        of[type_] = bytes(content)
+    return data
+
+
+def _select_of_rooms(
+    txn: Transaction, user_id: str, room_ids: list[str]
+) -> dict[str, dict[str, bytes]]:
+    sql = (
+        "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND room_id IN {keys} AND deleted = 0"
+        " ORDER BY position"
+    )
+    return _collect(txn.query_in(sql, room_ids, before=(user_id,))).rooms
+
+
+def _select_of_type(txn: Transaction, user_id: str, type_: str) -> dict[str, bytes]:
+    rows = txn.query(
+        "SELECT room_id, content FROM account_data WHERE user_id = ? AND type = ? AND room_id <> ? AND deleted = 0",
+        (user_id, type_, GLOBAL),
+    )
+    return {room_id: bytes(content) for room_id, content in rows}

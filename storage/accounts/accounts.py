@@ -1,0 +1,325 @@
+"""Accounts of this server: who has one, their password hash, and what an administrator has laid on
+them.
+
+Laws:
+- An account never goes: a deactivated one stays, so that nobody else ever gets its user id.
+- Whatever ends all that somebody had proved to be (a new password, a sign-out everywhere, a lock,
+  the end of the account) begins a new `era` of it; a hash that is made anew of the same password
+  does not.
+- Whatever ends sessions or changes what an account may do moves its `position`, and is announced
+  (`Topic.ACCOUNT`), so that every node forgets what it remembers of it.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from storage.accounts.erasures import add_erasure
+from storage.directory.user_changes import note_directory_changes
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.media.references import note_erased
+
+ALL_TIMES: Final = 2**62
+"""Later than any time at which something is due."""
+
+
+class AccountRow(msgspec.Struct, frozen=True):
+    """One account. Times are milliseconds since 1970."""
+
+    user_id: str
+    password_hash: str | None
+    created_ts: int
+    is_guest: bool = False
+    is_admin: bool = False
+    deactivated_ts: int | None = None
+    erased: bool = False
+    locked: bool = False
+    suspended: bool = False
+    user_type: str | None = None
+    appservice_id: str | None = None
+    awaiting_ts: int | None = None
+    """Since when it waits to be approved."""
+    awaiting_languages: str | None = None
+    """What its owner wants to read then, as in `Accept-Language`."""
+    expires_ts: int | None = None
+    """Until when it is good, where accounts end."""
+    shadow_banned: bool = False
+    """Whether its events and invites go nowhere."""
+    era: int = 0
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What a sign-in that is under way has to know again in its write."""
+
+    era: int
+    locked: bool
+    deactivated: bool
+
+
+def select_standing(txn: Transaction, user_id: str) -> Standing | None:
+    """That of an account, if there is one."""
+    sql = "SELECT era, locked, deactivated_ts IS NOT NULL FROM accounts WHERE user_id = ?"
+    row = txn.query_one(sql, (user_id,))
+    return None if row is None else Standing(row[0], bool(row[1]), bool(row[2]))
+
+
+class AccountStore:
+    """The table of accounts."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_accounts(self, user_ids: Iterable[str]) -> dict[str, AccountRow]:
+        """The accounts that exist among these, in one query."""
+        return await self._database.read_quickly(
+            "get_accounts", self.get_accounts_in, tuple(user_ids)
+        )
+
+    def get_accounts_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, AccountRow]:
+        """As `get_accounts`, in a transaction."""
+        rows = txn.query_in(
+            "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
+            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts, shadow_banned, era"
+            " FROM accounts WHERE user_id IN {keys}",
+            user_ids,
+        )
+        return {
+            row[0]: AccountRow(
+                user_id=row[0],
+                password_hash=row[1],
+                created_ts=row[2],
+                is_guest=bool(row[3]),
+                is_admin=bool(row[4]),
+                deactivated_ts=row[5],
+                erased=bool(row[6]),
+                locked=bool(row[7]),
+                suspended=bool(row[8]),
+                user_type=row[9],
+                appservice_id=row[10],
+                awaiting_ts=row[11],
+                awaiting_languages=row[12],
+                expires_ts=row[13],
+                shadow_banned=bool(row[14]),
+                era=row[15],
+            )
+            for row in rows
+        }
+
+    async def get_changed_accounts(self, since: int, upto: int) -> set[str]:
+        """Accounts whose sessions, flags or password changed after `since`, up to `upto`: for a
+        node that missed the announcements."""
+
+        def read(txn: Transaction) -> set[str]:
+            rows = txn.query(
+                "SELECT user_id FROM accounts WHERE position > ? AND position <= ?", (since, upto)
+            )
+            return {row[0] for row in rows}
+
+        return await self._database.read("get_changed_accounts", read)
+
+    def add_account(self, txn: WriteTransaction, account: AccountRow) -> bool:
+        """Make an account; False where the user id is taken (also by a deactivated account)."""
+        position = txn.next_position()
+        added = txn.execute(
+            "INSERT INTO accounts (user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased,"
+            " locked, suspended, user_type, appservice_id, awaiting_ts, awaiting_languages, position)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (
+                account.user_id,
+                account.password_hash,
+                account.created_ts,
+                int(account.is_guest),
+                int(account.is_admin),
+                account.deactivated_ts,
+                int(account.erased),
+                int(account.locked),
+                int(account.suspended),
+                account.user_type,
+                account.appservice_id,
+                account.awaiting_ts,
+                account.awaiting_languages,
+                position,
+            ),
+        )
+        if added:
+            note_directory_changes(txn, [(account.user_id, position)])
+            txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
+        return bool(added)
+
+    def set_upgraded(self, txn: WriteTransaction, account: AccountRow) -> bool:
+        """Make a guest an account like others, with the password of this row, and waiting as it
+        says; False where there is no such guest (any more)."""
+        sql = (
+            "UPDATE accounts SET is_guest = 0, password_hash = ?, awaiting_ts = ?, awaiting_languages = ?"
+            " WHERE user_id = ? AND is_guest = 1 AND deactivated_ts IS NULL AND locked = 0 AND suspended = 0"
+        )
+        values = (
+            account.password_hash,
+            account.awaiting_ts,
+            account.awaiting_languages,
+            account.user_id,
+        )
+        if not txn.execute(sql, values):
+            return False
+        position = txn.next_position()
+        txn.execute(
+            "UPDATE accounts SET position = ? WHERE user_id = ?", (position, account.user_id)
+        )
+        note_directory_changes(txn, [(account.user_id, position)])
+        txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
+        return True
+
+    def set_account_changed(self, txn: WriteTransaction, user_id: str) -> None:
+        """Move the account's position and announce that what was remembered of it no longer holds,
+        on any node."""
+        position = txn.next_position()
+        txn.execute("UPDATE accounts SET position = ? WHERE user_id = ?", (position, user_id))
+        txn.announce(Change(position, Topic.ACCOUNT, user_id=user_id))
+        txn.hold_everywhere(position)
+
+    def set_password_hash(
+        self,
+        txn: WriteTransaction,
+        user_id: str,
+        password_hash: str | None,
+        instead_of: str | None = None,
+    ) -> bool:
+        """Set the hash of a new password, which begins a new era; with `instead_of`, that of the
+        same one, and only while that one still stands. False where nothing changed."""
+        if instead_of is not None:
+            sql, args = " AND password_hash = ?", (password_hash, user_id, instead_of)
+            return bool(
+                txn.execute("UPDATE accounts SET password_hash = ? WHERE user_id = ?" + sql, args)
+            )
+        sql = "UPDATE accounts SET password_hash = ?, era = era + 1 WHERE user_id = ?"
+        return bool(txn.execute(sql, (password_hash, user_id)))
+
+    def begin_era(self, txn: WriteTransaction, user_id: str) -> None:
+        """Whatever was proved before holds no longer."""
+        txn.execute("UPDATE accounts SET era = era + 1 WHERE user_id = ?", (user_id,))
+
+    def set_flags(
+        self,
+        txn: WriteTransaction,
+        user_id: str,
+        *,
+        is_admin: bool | None = None,
+        locked: bool | None = None,
+        suspended: bool | None = None,
+        shadow_banned: bool | None = None,
+    ) -> None:
+        """Set those that are given, and announce it."""
+        flags = (is_admin, locked, suspended, shadow_banned)
+        txn.execute(
+            "UPDATE accounts SET is_admin = COALESCE(?, is_admin), locked = COALESCE(?, locked),"
+            " suspended = COALESCE(?, suspended), shadow_banned = COALESCE(?, shadow_banned) WHERE user_id = ?",
+            (*(None if flag is None else int(flag) for flag in flags), user_id),
+        )
+        self.set_account_changed(txn, user_id)
+
+    def set_user_type(self, txn: WriteTransaction, user_id: str, user_type: str | None) -> None:
+        """Set the kind of user, and announce it."""
+        txn.execute("UPDATE accounts SET user_type = ? WHERE user_id = ?", (user_type, user_id))
+        self.set_account_changed(txn, user_id)
+
+    def set_awaiting(self, txn: WriteTransaction, user_id: str, awaiting_ts: int | None) -> bool:
+        """Since when an account waits to be approved, or that it does not any more; False where
+        that is so already."""
+        waits = "awaiting_ts IS NOT NULL" if awaiting_ts is None else "awaiting_ts IS NULL"
+        changed = bool(
+            txn.execute(
+                f"UPDATE accounts SET awaiting_ts = ? WHERE user_id = ? AND {waits}",
+                (awaiting_ts, user_id),
+            )
+        )
+        if changed:
+            self.set_account_changed(txn, user_id)
+        return changed
+
+    def has_awaiting(self, txn: Transaction, since: int, but: str) -> bool:
+        """Whether an account in use waits since later than that to be approved, besides one."""
+        sql = (
+            "SELECT 1 FROM accounts WHERE awaiting_ts > ? AND awaiting_ts IS NOT NULL AND user_id != ?"
+            " AND deactivated_ts IS NULL LIMIT 1"
+        )
+        return txn.query_one(sql, (since, but)) is not None
+
+    async def get_awaiting(self, limit: int) -> list[tuple[str, int]]:
+        """Up to `limit` accounts that wait to be approved, and since when, the first first."""
+
+        def read(txn: Transaction) -> list[tuple[str, int]]:
+            sql = (
+                "SELECT user_id, awaiting_ts FROM accounts WHERE awaiting_ts IS NOT NULL AND deactivated_ts IS NULL"
+                " ORDER BY awaiting_ts, user_id LIMIT ?"
+            )
+            return [(row[0], row[1]) for row in txn.query(sql, (limit,))]
+
+        return await self._database.read("get_awaiting_accounts", read)
+
+    def set_deactivated(
+        self, txn: WriteTransaction, user_id: str, now: int, *, erase: bool
+    ) -> None:
+        """End the account for good: no password, no rights; and note that it has rooms to leave."""
+        txn.execute(
+            "UPDATE accounts SET deactivated_ts = COALESCE(deactivated_ts, ?), password_hash = NULL, is_admin = 0,"
+            " erased = CASE WHEN ? = 1 THEN 1 ELSE erased END WHERE user_id = ?",
+            (now, int(erase), user_id),
+        )
+        if erase:
+            note_erased(txn, user_id)
+            add_erasure(txn, user_id)
+        txn.execute(
+            "INSERT INTO departing_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,)
+        )
+        self.set_account_changed(txn, user_id)
+
+    async def get_departing_accounts(self) -> list[str]:
+        """Deactivated accounts that have rooms left to leave."""
+
+        def read(txn: Transaction) -> list[str]:
+            return [
+                row[0]
+                for row in txn.query("SELECT user_id FROM departing_accounts ORDER BY user_id")
+            ]
+
+        return await self._database.read("get_departing_accounts", read)
+
+    def remove_departing_account(self, txn: WriteTransaction, user_id: str) -> None:
+        """It has left all of its rooms."""
+        txn.execute("DELETE FROM departing_accounts WHERE user_id = ?", (user_id,))
+
+    def add_arriving_account(self, txn: WriteTransaction, user_id: str, due_ts: int) -> None:
+        """Note that a new account is still to come into its first rooms; somebody is at that until
+        then (milliseconds since 1970)."""
+        txn.execute(
+            "INSERT INTO arriving_accounts (user_id, due_ts) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            (user_id, due_ts),
+        )
+
+    async def take_arriving_accounts(self, now: int, until: int, limit: int) -> list[str]:
+        """Up to so many new accounts that have not come into all of their first rooms yet, and at
+        which nobody is; they are the caller's until then."""
+        if not await self._database.read_quickly("has_arriving_accounts", _select_arriving, now, 1):
+            return []
+
+        def write(txn: WriteTransaction) -> list[str]:
+            left = _select_arriving(txn, now, limit)
+            txn.execute_many(
+                "UPDATE arriving_accounts SET due_ts = ? WHERE user_id = ?",
+                [(until, each) for each in left],
+            )
+            return left
+
+        return await self._database.write("take_arriving_accounts", write)
+
+    def remove_arriving_account(self, txn: WriteTransaction, user_id: str) -> None:
+        """Note that a new account has come into its first rooms."""
+        txn.execute("DELETE FROM arriving_accounts WHERE user_id = ?", (user_id,))
+
+
+def _select_arriving(txn: Transaction, now: int, limit: int) -> list[str]:
+    sql = "SELECT user_id FROM arriving_accounts WHERE due_ts <= ? ORDER BY user_id LIMIT ?"
+    return [user_id for (user_id,) in txn.query(sql, (now, limit))]

@@ -1,0 +1,109 @@
+"""What happened to accounts: written together with what happened, read by their owners and by
+administrators.
+
+A record says when, what, whence, on which device and with what, and nothing secret. Records grow
+old and are swept.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+
+class AuditRecord(msgspec.Struct, frozen=True):
+    """One record. `ts`: milliseconds since 1970."""
+
+    user_id: str
+    ts: int
+    event: str
+    address: str | None = None
+    device_id: str | None = None
+    by_user: str | None = None
+    """The administrator who did it; None: its owner, or the server by itself."""
+    detail: str | None = None
+    """With what it was done, or why, as far as there is more to say."""
+
+
+def note_events(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
+    """Keep records, in the write that does what they tell of."""
+    first = txn.allocate("audit", len(records))
+    txn.execute_many(
+        "INSERT INTO audit_records (record_nid, user_id, ts, event, address, device_id, by_user, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                first + place,
+                record.user_id,
+                record.ts,
+                record.event,
+                record.address,
+                record.device_id,
+                record.by_user,
+                record.detail,
+            )
+            for place, record in enumerate(records)
+        ],
+    )
+
+
+def has_record(txn: Transaction, record: AuditRecord, since: int) -> bool:
+    """Whether there is one that says the same of the same user and address, from `since` or
+    later."""
+    sql = (
+        "SELECT 1 FROM audit_records WHERE user_id = ? AND ts >= ? AND event = ?"
+        " AND COALESCE(address, '') = ? AND COALESCE(detail, '') = ? LIMIT 1"
+    )
+    values = (record.user_id, since, record.event, record.address or "", record.detail or "")
+    return txn.query_one(sql, values) is not None
+
+
+def note_first_of_address(
+    txn: WriteTransaction, records: Iterable[AuditRecord], known: Collection[str] = ()
+) -> None:
+    """Keep those records whose address has none of this event, nor of those in `known`, of this
+    user yet; one query for all."""
+    wanted = {(record.user_id, record.address): record for record in records}
+    if not wanted:
+        return
+    events = {record.event for record in wanted.values()}.union(known)
+    rows = txn.query_in(
+        "SELECT DISTINCT user_id, address, event FROM audit_records WHERE user_id IN {keys}",
+        {user_id for user_id, _ in wanted},
+    )
+    for user_id, address, event in rows:
+        if event in events:
+            wanted.pop((user_id, address), None)
+    if wanted:
+        note_events(txn, list(wanted.values()))
+
+
+class AuditStore:
+    """The table of records, for readers."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_records(self, user_id: str, limit: int) -> list[AuditRecord]:
+        """The newest of a user, newest first."""
+
+        def read(txn: Transaction) -> list[AuditRecord]:
+            rows = txn.query(
+                "SELECT user_id, ts, event, address, device_id, by_user, detail FROM audit_records WHERE user_id = ?"
+                " ORDER BY ts DESC, record_nid DESC LIMIT ?",
+                (user_id, limit),
+            )
+            return [AuditRecord(*row) for row in rows]
+
+        return await self._database.read("get_audit_records", read)
+
+    async def remove_old(self, before: int, limit: int) -> int:
+        """Remove up to `limit` from before; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            sql = "DELETE FROM audit_records WHERE record_nid IN (SELECT record_nid FROM audit_records WHERE ts < ? LIMIT ?)"
+            return txn.execute(sql, (before, limit))
+
+        return await self._database.write("remove_old_audit_records", write)

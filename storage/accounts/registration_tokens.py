@@ -1,0 +1,105 @@
+"""Tokens that let their holder register, each good for a number of accounts and a time.
+
+A use is first *pending* (the holder has shown the token, and may yet give up) and then *completed*.
+Both count against the number allowed, so that a token for one account never makes two.
+
+spec: client-server-api#token-authenticated-registration
+"""
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+
+class RegistrationTokenRow(msgspec.Struct, frozen=True):
+    """One token. `uses_allowed` None: any number. Times are milliseconds since 1970."""
+
+    token: str
+    uses_allowed: int | None = None
+    pending: int = 0
+    completed: int = 0
+    expires_ts: int | None = None
+
+
+_COLUMNS = "token, uses_allowed, pending, completed, expires_ts"
+
+
+class RegistrationTokenStore:
+    """The table of registration tokens."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_registration_token(self, token: str) -> RegistrationTokenRow | None:
+        """One token, valid or not."""
+
+        return await self._database.read_quickly(
+            "get_registration_token", self.get_registration_token_in, token
+        )
+
+    def get_registration_token_in(
+        self, txn: Transaction, token: str
+    ) -> RegistrationTokenRow | None:
+        """As `get_registration_token`, in a transaction."""
+        row = txn.query_one(f"SELECT {_COLUMNS} FROM registration_tokens WHERE token = ?", (token,))
+        return None if row is None else RegistrationTokenRow(*row)
+
+    async def get_registration_tokens(self, limit: int) -> list[RegistrationTokenRow]:
+        """Up to `limit` tokens, by their texts."""
+
+        def read(txn: Transaction) -> list[RegistrationTokenRow]:
+            sql = f"SELECT {_COLUMNS} FROM registration_tokens ORDER BY token LIMIT ?"
+            return [RegistrationTokenRow(*row) for row in txn.query(sql, (limit,))]
+
+        return await self._database.read("get_registration_tokens", read)
+
+    def set_limits(
+        self, txn: WriteTransaction, token: str, uses_allowed: int | None, expires_ts: int | None
+    ) -> None:
+        """For how many accounts it is good, and how long."""
+        sql = "UPDATE registration_tokens SET uses_allowed = ?, expires_ts = ? WHERE token = ?"
+        txn.execute(sql, (uses_allowed, expires_ts, token))
+
+    def remove_registration_token(self, txn: WriteTransaction, token: str) -> bool:
+        """Take one away; False where there is none. Who has shown it already may still make their
+        account."""
+        return bool(txn.execute("DELETE FROM registration_tokens WHERE token = ?", (token,)))
+
+    def add_registration_token(self, txn: WriteTransaction, row: RegistrationTokenRow) -> bool:
+        """Make one; False where the token exists."""
+        sql = (
+            "INSERT INTO registration_tokens (token, uses_allowed, pending, completed, expires_ts)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        )
+        return bool(
+            txn.execute(
+                sql, (row.token, row.uses_allowed, row.pending, row.completed, row.expires_ts)
+            )
+        )
+
+    def add_pending(self, txn: WriteTransaction, token: str, now: int) -> bool:
+        """Hold back one use; False where the token is unknown, expired or used up."""
+        return bool(
+            txn.execute(
+                "UPDATE registration_tokens SET pending = pending + 1 WHERE token = ?"
+                " AND (expires_ts IS NULL OR expires_ts > ?)"
+                " AND (uses_allowed IS NULL OR pending + completed < uses_allowed)",
+                (token, now),
+            )
+        )
+
+    def set_completed(self, txn: WriteTransaction, token: str) -> None:
+        """A use that was held back has made an account; nothing where none was."""
+        sql = (
+            "UPDATE registration_tokens SET pending = pending - 1, completed = completed + 1"
+            " WHERE token = ? AND pending > 0"
+        )
+        txn.execute(sql, (token,))
+
+    def remove_pending(self, txn: WriteTransaction, token: str) -> None:
+        """A use that was held back came to nothing."""
+        txn.execute(
+            "UPDATE registration_tokens SET pending = pending - 1 WHERE token = ? AND pending > 0",
+            (token,),
+        )

@@ -1,0 +1,180 @@
+"""Lists of this server's accounts, for administrators: filtered, ordered, a page at a time.
+
+A search for a name looks at every account, since only it knows of letters of all scripts which
+belong together.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal, get_args
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.interface import FOR_ITS_ARGUMENTS, Row, SQLValue
+from storage.engine.transaction import Transaction
+
+UserOrder = Literal[
+    "name",
+    "displayname",
+    "is_guest",
+    "admin",
+    "deactivated",
+    "user_type",
+    "avatar_url",
+    "shadow_banned",
+    "creation_ts",
+    "last_seen_ts",
+    "locked",
+]
+_LAST_SEEN: Final = "(SELECT MAX(d.last_seen_ts) FROM devices d WHERE d.user_id = a.user_id)"
+_ORDERS: Final = {
+    "name": "a.user_id",
+    "displayname": "COALESCE(n.value, {nothing})",
+    "is_guest": "a.is_guest",
+    "admin": "a.is_admin",
+    "deactivated": "CASE WHEN a.deactivated_ts IS NULL THEN 0 ELSE 1 END",
+    "user_type": "COALESCE(a.user_type, '')",
+    "avatar_url": "COALESCE(p.value, {nothing})",
+    "shadow_banned": "a.shadow_banned",
+    "creation_ts": "a.created_ts",
+    "last_seen_ts": f"COALESCE({_LAST_SEEN}, 0)",
+    "locked": "a.locked",
+}
+assert set(_ORDERS) == set(get_args(UserOrder))
+
+
+class UserFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which accounts. None: whatever it is."""
+
+    name: str | None = None
+    """A part of the local part or of the displayed name, in capital or small letters."""
+    user_id: str | None = None
+    """A part of the whole id."""
+    guests: bool | None = None
+    deactivated: bool | None = None
+    locked: bool | None = None
+    admins: bool | None = None
+    waiting: bool | None = None
+    """Whether they wait to be approved."""
+    without_types: Sequence[str] = ()
+    """User types that are left out; the empty one is that of people."""
+
+
+class ListedUser(msgspec.Struct, frozen=True):
+    """An account in a list. Times are milliseconds since 1970."""
+
+    user_id: str
+    user_type: str | None
+    is_guest: bool
+    is_admin: bool
+    deactivated: bool
+    created_ts: int
+    erased: bool
+    locked: bool
+    waits: bool
+    last_seen_ts: int | None
+    display_name: str | None
+    avatar_url: str | None
+    shadow_banned: bool
+
+
+class UserPage(msgspec.Struct, frozen=True):
+    """A page, and how many there are in all."""
+
+    users: Sequence[ListedUser]
+    total: int
+
+
+class UserListStore:
+    """Reads the lists."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_page(
+        self, wanted: UserFilter, order: UserOrder, *, backwards: bool, first: int, limit: int
+    ) -> UserPage:
+        """Accounts from the one at place `first`, up to `limit`; equals are in the order of their
+        ids, whichever way."""
+        return await self._database.read(
+            "get_user_page", _select, wanted, order, backwards, first, limit
+        )
+
+
+def _select(
+    txn: Transaction, wanted: UserFilter, order: UserOrder, backwards: bool, first: int, limit: int
+) -> UserPage:
+    where, args = _where(wanted)
+    nothing: list[SQLValue] = [b""] if "{nothing}" in _ORDERS[order] else []
+    ordered = (
+        f"ORDER BY {_ORDERS[order].format(nothing='?')} {'DESC' if backwards else 'ASC'}, a.user_id"
+    )
+    sql = (
+        f"{FOR_ITS_ARGUMENTS}SELECT a.user_id, a.user_type, a.is_guest, a.is_admin, a.deactivated_ts, a.created_ts,"
+        f" a.erased, a.locked, a.awaiting_ts, {_LAST_SEEN}, n.value, p.value, a.shadow_banned FROM accounts a"
+        " LEFT JOIN profiles n ON n.user_id = a.user_id AND n.field = 'displayname'"
+        " LEFT JOIN profiles p ON p.user_id = a.user_id AND p.field = 'avatar_url'"
+        f" WHERE {where} {ordered}"
+    )
+    if wanted.name is not None:
+        part = wanted.name.casefold()
+        found = [user for user in map(_user, txn.query(sql, (*args, *nothing))) if _has(user, part)]
+        return UserPage(found[first : first + limit], len(found))
+    counted = txn.query_one(
+        f"{FOR_ITS_ARGUMENTS}SELECT COUNT(*) FROM accounts a WHERE {where}", args
+    )
+    rows = txn.query(f"{sql} LIMIT ? OFFSET ?", (*args, *nothing, limit, first))
+    return UserPage([_user(row) for row in rows], 0 if counted is None else int(counted[0]))
+
+
+def _where(wanted: UserFilter) -> tuple[str, list[SQLValue]]:
+    conditions, args = ["1 = 1"], list[SQLValue]()
+    for column, value in (
+        ("a.is_guest", wanted.guests),
+        ("a.locked", wanted.locked),
+        ("a.is_admin", wanted.admins),
+    ):
+        if value is not None:
+            conditions.append(f"{column} = ?")
+            args.append(int(value))
+    for column, there in (
+        ("a.deactivated_ts", wanted.deactivated),
+        ("a.awaiting_ts", wanted.waiting),
+    ):
+        if there is not None:
+            conditions.append(f"{column} IS {'NOT NULL' if there else 'NULL'}")
+    if wanted.name is None and wanted.user_id is not None:
+        escaped = "".join(f"!{sign}" if sign in "!%_" else sign for sign in wanted.user_id.lower())
+        conditions.append("a.user_id LIKE ? ESCAPE '!'")
+        args.append(f"%{escaped}%")
+    for user_type in wanted.without_types:
+        conditions.append("COALESCE(a.user_type, '') <> ?")
+        args.append(user_type)
+    return " AND ".join(conditions), args
+
+
+def _has(user: ListedUser, part: str) -> bool:
+    localpart = user.user_id[1:].partition(":")[0]
+    return part in localpart.casefold() or part in (user.display_name or "").casefold()
+
+
+def _user(row: Row) -> ListedUser:
+    return ListedUser(
+        user_id=row[0],
+        user_type=row[1],
+        is_guest=bool(row[2]),
+        is_admin=bool(row[3]),
+        deactivated=row[4] is not None,
+        created_ts=row[5],
+        erased=bool(row[6]),
+        locked=bool(row[7]),
+        waits=row[8] is not None,
+        last_seen_ts=row[9],
+        display_name=_text(row[10]),
+        avatar_url=_text(row[11]),
+        shadow_banned=bool(row[12]),
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else msgspec.json.decode(bytes(value), type=str)

@@ -1,0 +1,104 @@
+"""Work on the stream that one node does at a time, such as sending to other servers: who does it,
+until when, and how far.
+
+Up to the position of a lease nothing is left to do but what tables of that work say.
+"""
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to do the work, as it was taken."""
+
+    run: int
+    """Rises each time that it is taken."""
+    position: int
+
+
+class LeaseStore:
+    """The lease of one kind of work."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        """`name` of the work."""
+        self._database = database
+        self._name = name
+
+    async def take(
+        self,
+        holder: str,
+        now_ms: int,
+        expires_ts: int,
+        *,
+        by_force: bool,
+        instead_of: str | None = None,
+    ) -> Lease | None:
+        """Take it, where nobody has it; None where somebody has. `by_force`: whoever has it is
+        gone; `instead_of`: this one is.
+
+        Taken for the first time it stands at the end of the sequence.
+        """
+        return await self._database.write(
+            "take_lease", _take, self._name, holder, now_ms, expires_ts, by_force, instead_of
+        )
+
+    async def renew(
+        self, holder: str, expires_ts: int, position: int, *, name: str | None = None
+    ) -> bool:
+        """Note how far all is done, and go on, under another `name` if one is given, or has been,
+        unheard; False: the lease is lost."""
+        return await self._database.write(
+            "renew_lease", _renew, self._name, holder, expires_ts, position, name
+        )
+
+    async def get_holder(self) -> str | None:
+        """Who has it, or had it last."""
+        return await self._database.read_quickly("get_lease_holder", _select_holder, self._name)
+
+
+def _select_holder(txn: Transaction, name: str) -> str | None:
+    row = txn.query_one("SELECT holder FROM leases WHERE name = ?", (name,))
+    return None if row is None else row[0]
+
+
+def _take(
+    txn: WriteTransaction,
+    name: str,
+    holder: str,
+    now_ms: int,
+    expires_ts: int,
+    by_force: bool,
+    instead_of: str | None,
+) -> Lease | None:
+    row = txn.query_one(
+        "SELECT holder, expires_ts, run, position FROM leases WHERE name = ?", (name,)
+    )
+    if row is None:
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO leases (name, holder, expires_ts, run, position) VALUES (?, ?, ?, 1, ?)",
+            (name, holder, expires_ts, position),
+        )
+        return Lease(1, position)
+    if not by_force and row[0] not in (holder, instead_of) and row[1] > now_ms:
+        return None
+    txn.execute(
+        "UPDATE leases SET holder = ?, expires_ts = ?, run = run + 1 WHERE name = ?",
+        (holder, expires_ts, name),
+    )
+    return Lease(row[2] + 1, row[3])
+
+
+def _renew(
+    txn: WriteTransaction,
+    name: str,
+    holder: str,
+    expires_ts: int,
+    position: int,
+    new_holder: str | None,
+) -> bool:
+    new_holder = new_holder or holder
+    sql = "UPDATE leases SET expires_ts = ?, position = ?, holder = ? WHERE name = ? AND holder IN (?, ?)"
+    return txn.execute(sql, (expires_ts, position, new_holder, name, holder, new_holder)) == 1

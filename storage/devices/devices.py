@@ -1,0 +1,252 @@
+"""Devices of users: their names, when and whence they were last seen, and when the list of them
+changed.
+
+Laws:
+- A change of the list (a device more, fewer, another name, other keys) takes a position
+  (`Topic.DEVICE`). One position a user is kept, the latest: who has read up to an earlier one hears
+  of it with the later one.
+- Other servers are told when a device's keys change and when it goes
+  (`storage/devices/device_list_log.py`), but not what its user calls it.
+- When a device was last seen is written in batches, takes no position, and may be minutes old.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from storage.accounts.audit import AuditRecord, note_first_of_address
+from storage.devices.device_list_log import log_changes
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+
+DEVICES_CHANGED: Final = "devices_changed"
+"""The counter that tells at which position a device came or went last: whoever writes has it at
+hand."""
+
+HOUR_MS: Final = 3_600_000
+
+
+class DeviceRow(msgspec.Struct, frozen=True):
+    """One device. Times are milliseconds since 1970."""
+
+    user_id: str
+    device_id: str
+    display_name: str | None
+    created_ts: int
+    last_seen_ts: int | None = None
+    last_seen_ip: str | None = None
+    last_seen_user_agent: str | None = None
+
+
+class DeviceSighting(msgspec.Struct, frozen=True):
+    """A device was seen."""
+
+    user_id: str
+    device_id: str
+    ts: int
+    ip: str
+    user_agent: str
+    first_of_address: str | None = None
+    """What a record of the account says when it is the first one from there; None: nothing."""
+    address: str = ""
+    """Where `ip` belongs to: what counts as one address."""
+
+
+_SET_POSITION = (
+    "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
+    " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position"
+)
+_COLUMNS = (
+    "user_id, device_id, display_name, created_ts, last_seen_ts, last_seen_ip, last_seen_user_agent"
+)
+
+
+class DeviceStore:
+    """The table of devices."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_devices(self, user_ids: Iterable[str]) -> dict[str, list[DeviceRow]]:
+        """All devices of these users, in one query, by device id; a user without any is absent."""
+        return await self._database.read("get_devices", self.get_devices_in, tuple(user_ids))
+
+    def get_devices_in(
+        self, txn: Transaction, user_ids: Iterable[str]
+    ) -> dict[str, list[DeviceRow]]:
+        """As `get_devices`, in a transaction."""
+        devices: dict[str, list[DeviceRow]] = {}
+        for row in txn.query_in(
+            f"SELECT {_COLUMNS} FROM devices WHERE user_id IN {{keys}} ORDER BY device_id", user_ids
+        ):
+            devices.setdefault(row[0], []).append(DeviceRow(*row))
+        return devices
+
+    async def get_device(self, user_id: str, device_id: str) -> DeviceRow | None:
+        """One device of one user."""
+
+        def read(txn: Transaction) -> DeviceRow | None:
+            sql = f"SELECT {_COLUMNS} FROM devices WHERE user_id = ? AND device_id = ?"
+            row = txn.query_one(sql, (user_id, device_id))
+            return None if row is None else DeviceRow(*row)
+
+        return await self._database.read_quickly("get_device", read)
+
+    def get_ids_in(self, txn: Transaction, user_id: str, device_ids: Iterable[str]) -> set[str]:
+        """Which of these devices the user has; one query."""
+        sql = "SELECT device_id FROM devices WHERE user_id = ? AND device_id IN {keys}"
+        return {row[0] for row in txn.query_in(sql, device_ids, before=(user_id,))}
+
+    async def get_changed_device_lists(
+        self, user_ids: Iterable[str], since: int, upto: int
+    ) -> set[str]:
+        """Those of the users whose list of devices changed after `since`, up to `upto`; one
+        query."""
+
+        def read(txn: Transaction, keys: tuple[str, ...]) -> set[str]:
+            sql = "SELECT user_id FROM device_list_positions WHERE position > ? AND position <= ? AND user_id IN {keys}"
+            return {row[0] for row in txn.query_in(sql, keys, before=(since, upto))}
+
+        return await self._database.read("get_changed_device_lists", read, tuple(user_ids))
+
+    async def get_all_changed_device_lists(self, since: int, upto: int) -> set[str]:
+        """The users whose list of devices changed after `since`, up to `upto`; for who was away for
+        long."""
+
+        def read(txn: Transaction) -> set[str]:
+            sql = "SELECT user_id FROM device_list_positions WHERE position > ? AND position <= ?"
+            return {row[0] for row in txn.query(sql, (since, upto))}
+
+        return await self._database.read("get_all_changed_device_lists", read)
+
+    def add_device(self, txn: WriteTransaction, device: DeviceRow) -> bool:
+        """Make the device where there is none of that id; False where there is: then it keeps its
+        name."""
+        added = txn.execute(
+            f"INSERT INTO devices ({_COLUMNS}, seen_hour, made_ts, device_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (
+                device.user_id,
+                device.device_id,
+                device.display_name,
+                device.created_ts,
+                device.last_seen_ts,
+                device.last_seen_ip,
+                device.last_seen_user_agent,
+                None if device.last_seen_ts is None else device.last_seen_ts // HOUR_MS,
+                device.created_ts,
+                txn.allocate("device"),
+            ),
+        )
+        if added:
+            txn.note_position(DEVICES_CHANGED, announce_device_list(txn, device.user_id))
+        return bool(added)
+
+    def set_display_name(
+        self, txn: WriteTransaction, user_id: str, device_id: str, name: str
+    ) -> bool:
+        """Rename a device; False where there is none."""
+        sql = "UPDATE devices SET display_name = ? WHERE user_id = ? AND device_id = ?"
+        if not txn.execute(sql, (name, user_id, device_id)):
+            return False
+        announce_device_list(txn, user_id)
+        return True
+
+    async def set_sightings(
+        self, sightings: Iterable[DeviceSighting], known: Collection[str] = ()
+    ) -> None:
+        """When devices were last seen, as one batch, the latest of a device last. `known`: as of
+        `note_first_of_address`."""
+
+        def write(txn: WriteTransaction, rows: list[tuple[str | int, ...]]) -> None:
+            txn.execute_many(
+                "UPDATE devices SET last_seen_ts = ?, last_seen_ip = ?, last_seen_user_agent = ?, seen_hour = ?"
+                " WHERE user_id = ? AND device_id = ?",
+                rows,
+            )
+            firsts = [s for s in noted if s.first_of_address is not None]
+            records = [
+                AuditRecord(s.user_id, s.ts, s.first_of_address or "", s.address, s.device_id)
+                for s in firsts
+            ]
+            note_first_of_address(txn, records, known)
+
+        noted = list(sightings)
+        rows: list[tuple[str | int, ...]] = [
+            (s.ts, s.ip, s.user_agent, s.ts // HOUR_MS, s.user_id, s.device_id) for s in noted
+        ]
+        await self._database.write("set_sightings", write, rows)
+
+    async def forget_addresses(self, before: int, limit: int) -> int:
+        """Forget of up to `limit` devices that were seen last before then whence and with what; how
+        many there were."""
+        rows = await self._database.read("find_old_addresses", _select_old_addresses, before, limit)
+        if rows:
+            await self._database.write("forget_addresses", _forget_addresses, before, rows)
+        return len(rows)
+
+    def remove_devices(
+        self, txn: WriteTransaction, user_id: str, device_ids: Iterable[str]
+    ) -> None:
+        """Remove those that exist. Tokens and keys of a device are removed by their own stores, in
+        the same write."""
+        rows = [(user_id, device_id) for device_id in device_ids]
+        if rows:
+            txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
+            gone = announce_device_list(txn, user_id, [device_id for _, device_id in rows])
+            txn.note_position(DEVICES_CHANGED, gone)
+
+
+def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int]:
+    """Where the lists of devices of these users changed last; whose never did is missing. One
+    query."""
+    sql = "SELECT user_id, position FROM device_list_positions WHERE user_id IN {keys}"
+    return {user_id: position for user_id, position in txn.query_in(sql, user_ids)}
+
+
+def _select_old_addresses(txn: Transaction, before: int, limit: int) -> list[tuple[str, str]]:
+    return txn.query(
+        "SELECT user_id, device_id FROM devices WHERE seen_hour <= ? AND last_seen_ts < ? ORDER BY seen_hour LIMIT ?",
+        (before // HOUR_MS, before, limit),
+    )
+
+
+def _forget_addresses(
+    txn: WriteTransaction, before: int, devices: Sequence[tuple[str, str]]
+) -> None:
+    txn.execute_many(
+        "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL, seen_hour = NULL"
+        " WHERE user_id = ? AND device_id = ? AND last_seen_ts < ?",
+        [(user_id, device_id, before) for user_id, device_id in devices],
+    )
+
+
+def announce_device_list(
+    txn: WriteTransaction, user_id: str, device_ids: Sequence[str | None] = ()
+) -> int:
+    """Something about the user's devices or their keys has changed; the position of the change.
+
+    `device_ids`: devices of a user of this server of whose change others are to be told; None
+    stands for the keys of cross-signing.
+    """
+    first = txn.next_position(max(1, len(device_ids)))
+    if device_ids:
+        log_changes(txn, user_id, device_ids, first)
+    position = first + max(0, len(device_ids) - 1)
+    txn.execute_later(_SET_POSITION, (user_id, position))
+    txn.announce(Change(position, Topic.DEVICE, user_id=user_id))
+    return position
+
+
+def announce_remote_lists(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
+    """Something of these users of other servers has changed; two statements, however many they
+    are."""
+    if user_ids:
+        positions = dict(enumerate(user_ids, txn.next_position(len(user_ids))))
+        txn.execute_many(
+            _SET_POSITION, [(user_id, position) for position, user_id in positions.items()]
+        )
+        for position, user_id in positions.items():
+            txn.announce(Change(position, Topic.DEVICE, user_id=user_id))

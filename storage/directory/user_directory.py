@@ -1,0 +1,222 @@
+"""The people of the user directory: kept by a job, found by the beginnings of their keys.
+
+Whom somebody may find is not kept but asked, of the memberships as they are: so what a join or a
+leave changes is true at once. What is kept is a copy of names, which a change of them leaves a note
+about (`storage.directory.user_changes`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.interface import FOR_ITS_ARGUMENTS, SQLValue
+from storage.engine.transaction import Transaction, WriteTransaction
+
+MOST_MATCHES = 2_000
+"""Users with the key that are looked at; those whose key is the shortest come first."""
+MOST_FOUND = 200
+"""Users who are found, of either sort: those who share a room with who asks, and the others."""
+LAST = "\U0010ffff"
+"""Follows every other character."""
+
+
+class DirectoryRow(msgspec.Struct, frozen=True):
+    """Somebody, as the directory shows them."""
+
+    user_id: str
+    is_local: bool
+    display_name: str | None
+    avatar_url: str | None
+    name_keys: str
+    """The keys of the display name, each with a space before and after."""
+
+
+class FoundUser(msgspec.Struct, frozen=True):
+    """Somebody who was found."""
+
+    row: DirectoryRow
+    shares_room: bool
+
+
+class DirectoryQuery(msgspec.Struct, frozen=True):
+    """Who asks, for whom."""
+
+    user_id: str
+    words: Sequence[Sequence[str]]
+    """For each word its alternatives: beginnings of keys, one of which the user has to have."""
+    id_beginning: str | None
+    """Or their id begins so."""
+    locals_only: bool
+    everyone_local: bool
+    """Also people of this server who share no room with who asks and are in no public one."""
+    with_locked: bool
+
+
+class RemoteName(msgspec.Struct, frozen=True):
+    """What a room shows of a user of another server who is in it."""
+
+    display_name: str | None
+    avatar_url: str | None
+    position: int
+    is_public: bool
+
+
+class UserDirectoryStore:
+    """The tables of the directory."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_users(self, query: DirectoryQuery) -> list[FoundUser]:
+        """Who matches and may be found, in no order, bounded. Two queries."""
+        if not query.words and query.id_beginning is None:
+            return []
+        return await self._database.read("search_users", _select_users, query)
+
+    def select_changes(self, txn: Transaction, limit: int) -> dict[str, int]:
+        """Users about whom there is a note, with its position; those of the longest ago first."""
+        return dict(
+            txn.query(
+                "SELECT user_id, position FROM directory_changes ORDER BY position, user_id LIMIT ?",
+                (limit,),
+            )
+        )
+
+    def select_own(self, txn: Transaction, user_ids: Iterable[str]) -> set[str]:
+        """Those who have, or had, an account here: whether it is in use is asked when somebody
+        searches."""
+        rows = txn.query_in("SELECT user_id FROM accounts WHERE user_id IN {keys}", user_ids)
+        return {user_id for (user_id,) in rows}
+
+    def select_remote_names(
+        self, txn: Transaction, user_ids: Iterable[str]
+    ) -> Mapping[str, list[RemoteName]]:
+        """What the rooms that they are in show of users; who is in none is missing."""
+        rows = txn.query_in(
+            "SELECT m.user_id, m.display_name, m.avatar_url, m.position,"
+            " CASE WHEN s.join_rule = 'public' OR s.history_visibility = 'world_readable' THEN 1 ELSE 0 END"
+            " FROM memberships AS m JOIN room_summaries AS s ON s.room_nid = m.room_nid"
+            " WHERE m.user_id IN {keys} AND m.membership = 'join'",
+            user_ids,
+        )
+        found: dict[str, list[RemoteName]] = {}
+        for user_id, display_name, avatar_url, position, is_public in rows:
+            found.setdefault(user_id, []).append(
+                RemoteName(display_name, avatar_url, position, bool(is_public))
+            )
+        return found
+
+    def put_users(
+        self,
+        txn: WriteTransaction,
+        changes: Mapping[str, int],
+        users: Iterable[tuple[DirectoryRow, Iterable[str]]],
+    ) -> None:
+        """These users, each with their keys, are all that there is of those about whom there were
+        these notes."""
+        gone = [(user_id,) for user_id in changes]
+        txn.execute_many("DELETE FROM directory_keys WHERE user_id = ?", gone)
+        txn.execute_many("DELETE FROM directory_users WHERE user_id = ?", gone)
+        rows: list[tuple[SQLValue, ...]] = []
+        keys: list[tuple[str, str]] = []
+        for row, words in users:
+            rows.append(
+                (row.user_id, int(row.is_local), row.display_name, row.avatar_url, row.name_keys)
+            )
+            keys += [(word, row.user_id) for word in words]
+        if rows:
+            txn.execute_many(
+                "INSERT INTO directory_users (user_id, is_local, display_name, avatar_url, name_keys)"
+                " VALUES (?, ?, ?, ?, ?)",
+                rows,
+            )
+            txn.execute_many(
+                "INSERT INTO directory_keys (word, user_id) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                keys,
+            )
+        # what has changed again since it was read has a note with another position
+        txn.execute_many(
+            "DELETE FROM directory_changes WHERE user_id = ? AND position = ?", changes.items()
+        )
+
+    def note_everyone(self, txn: WriteTransaction) -> None:
+        """Everybody's keys have to be made anew."""
+        txn.execute(
+            "INSERT INTO directory_changes (user_id, position) SELECT user_id, 0 FROM directory_users WHERE TRUE"
+            " ON CONFLICT DO NOTHING"
+        )
+
+
+# With a LIMIT PostgreSQL asks this of one user after the other, and does not first gather everybody
+# of whom it is true.
+_SHARES = (
+    "(SELECT 1 FROM memberships AS m JOIN memberships AS o ON o.room_nid = m.room_nid AND o.user_id = ?"
+    " AND o.membership = 'join' WHERE m.user_id = u.user_id AND m.membership = 'join' LIMIT 1)"
+)
+_IS_IN_PUBLIC = (
+    "(SELECT 1 FROM memberships AS m JOIN room_summaries AS r ON r.room_nid = m.room_nid"
+    " AND (r.join_rule = 'public' OR r.history_visibility = 'world_readable')"
+    " WHERE m.user_id = u.user_id AND m.membership = 'join' LIMIT 1)"
+)
+
+
+def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
+    matching, args = _matching(query)
+    select = (
+        f"{FOR_ITS_ARGUMENTS}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url, u.name_keys"
+        f" FROM ({matching}) AS k JOIN directory_users AS u ON u.user_id = k.user_id"
+        " LEFT JOIN accounts AS a ON a.user_id = u.user_id"
+        " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0 OR ? = 1) AND "
+    )
+    args.append(int(query.with_locked))
+    found = [
+        FoundUser(_row(row), shares_room=True)
+        for row in txn.query(
+            f"{select}{_SHARES} IS NOT NULL LIMIT ?", (*args, query.user_id, MOST_FOUND)
+        )
+    ]
+    rest = txn.query(
+        f"{select}{_SHARES} IS NULL"
+        f" AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_IS_IN_PUBLIC} IS NOT NULL) LIMIT ?",
+        (*args, query.user_id, int(query.everyone_local), MOST_FOUND),
+    )
+    return [*found, *(FoundUser(_row(row), shares_room=False) for row in rest)]
+
+
+def _matching(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
+    """The ids of those who match, without who asks."""
+    parts: list[str] = []
+    args: list[SQLValue] = []
+    # one word leads, the longest; whoever has it must have the others
+    words = sorted(query.words, key=lambda alternatives: -min(map(len, alternatives)))
+    for beginning in words[0] if words else ():
+        conditions = ""
+        bounds: list[str] = [beginning, beginning + LAST]
+        for other in words[1:]:
+            ranges = " OR ".join(["(x.word >= ? AND x.word < ?)"] * len(other))
+            conditions += f" AND EXISTS (SELECT 1 FROM directory_keys AS x WHERE x.user_id = d.user_id AND ({ranges}))"
+            bounds += [bound for each in other for bound in (each, each + LAST)]
+        parts.append(conditions)
+        args += [*bounds, query.user_id, int(query.locals_only), MOST_MATCHES]
+    if query.id_beginning is not None:
+        parts.append("")
+        args += [
+            query.id_beginning,
+            query.id_beginning + LAST,
+            query.user_id,
+            int(query.locals_only),
+            MOST_MATCHES,
+        ]
+    selects = [
+        "SELECT * FROM (SELECT d.user_id FROM directory_keys AS d JOIN directory_users AS l ON l.user_id = d.user_id"
+        f" WHERE d.word >= ? AND d.word < ?{conditions} AND d.user_id <> ? AND (l.is_local = 1 OR ? = 0)"
+        f" ORDER BY d.word, d.user_id LIMIT ?) AS p{number}"
+        for number, conditions in enumerate(parts)
+    ]
+    return " UNION ".join(selects), args
+
+
+def _row(row: tuple[str, int, str | None, str | None, str]) -> DirectoryRow:
+    user_id, is_local, display_name, avatar_url, name_keys = row
+    return DirectoryRow(user_id, bool(is_local), display_name, avatar_url, name_keys)

@@ -1,0 +1,379 @@
+"""Backups of room keys: versions, and in each the keys of sessions. The server cannot read them.
+
+Laws:
+- A version that is deleted is gone at once for who asks; its keys, of which there may be hundreds
+  of thousands, are removed in small steps.
+- However many keys somebody adds or removes at once, each write is short: writes of others come in
+  between.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.interface import LARGEST_CHUNK, Row
+from storage.engine.transaction import Transaction, WriteTransaction
+
+REMOVED_AT_ONCE: Final = 500
+"""Keys in one write; of a version that is deleted more wait for the job."""
+PUT_AT_ONCE: Final = LARGEST_CHUNK
+"""Keys in one write."""
+MOST_KEYS: Final = 500_000
+"""That one version may have: several times what the busiest people come to in years."""
+MOST_BACKUPS: Final = 1000
+"""Of a user, those not counted that were deleted; clients make one a reset, and read the newest."""
+
+
+class BackupRow(msgspec.Struct, frozen=True):
+    """A version of a user's backup."""
+
+    user_id: str
+    version: int
+    algorithm: str
+    auth_data: bytes
+    etag: int
+    """Rises with every change of the keys in it."""
+    key_count: int
+
+
+class BackedUpKey(msgspec.Struct, frozen=True):
+    """The key of a session."""
+
+    room_id: str
+    session_id: str
+    first_message_index: int
+    forwarded_count: int
+    is_verified: bool
+    session_data: bytes
+
+
+class NoSuchBackup(Exception):
+    """The user has no backup of that version, or it was deleted."""
+
+
+class NotCurrentBackup(Exception):
+    """Keys go into the newest backup only."""
+
+    def __init__(self, current: int) -> None:
+        super().__init__(str(current))
+        self.current = current
+
+
+class TooManyBackups(Exception):
+    """The user has as many backups as somebody may have."""
+
+
+class BackupFull(Exception):
+    """A version has as many keys as it may have."""
+
+
+_Place = tuple[str, str]
+"""Room and session: where a part of the keys of a version ends."""
+_COLUMNS = "user_id, version, algorithm, auth_data, etag, key_count"
+_KEY_COLUMNS = (
+    "room_id, session_id, first_message_index, forwarded_count, is_verified, session_data"
+)
+
+
+class KeyBackupStore:
+    """The tables of backups."""
+
+    def __init__(self, database: Database, *, most_keys: int = MOST_KEYS) -> None:
+        self._database = database
+        self._most_keys = most_keys
+
+    async def get_backup(self, user_id: str, version: int | None) -> BackupRow | None:
+        """A version of the backup, by default the newest."""
+        return await self._database.read_quickly("get_key_backup", _select_backup, user_id, version)
+
+    async def add_backup(self, user_id: str, algorithm: str, auth_data: bytes) -> int:
+        """Begin a new version; its number. Raises TooManyBackups."""
+        return await self._database.write(
+            "add_key_backup", _add_backup, user_id, algorithm, auth_data
+        )
+
+    async def set_auth_data(self, user_id: str, version: int, auth_data: bytes) -> None:
+        """Raises NoSuchBackup."""
+        await self._database.write(
+            "set_backup_auth_data", _set_auth_data, user_id, version, auth_data
+        )
+
+    async def remove_backup(self, user_id: str, version: int) -> None:
+        """Delete a version with its keys, which are removed in small steps; one that was deleted
+        before is no error.
+
+        Raises NoSuchBackup.
+        """
+        await self._database.write("remove_key_backup", _remove_backup, user_id, version)
+
+    async def sweep(self, limit: int) -> int:
+        """Remove some keys of versions that were deleted; how many."""
+        return await self._database.write("sweep_key_backups", _sweep, limit)
+
+    async def get_key(
+        self, user_id: str, version: int, room_id: str, session_id: str
+    ) -> BackedUpKey | None:
+        """The key of one session."""
+        return await self._database.read_quickly(
+            "get_backed_up_key", _select_key, user_id, version, room_id, session_id
+        )
+
+    async def get_keys(
+        self, user_id: str, version: int, room_id: str | None, after: tuple[str, str], limit: int
+    ) -> Sequence[BackedUpKey]:
+        """The next keys of a version after that room and session, in order: of all of it, or of one
+        room. Raises NoSuchBackup."""
+        return await self._database.read(
+            "get_backed_up_keys", _select_keys, user_id, version, room_id, after, limit
+        )
+
+    async def put_keys(self, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
+        """Add keys; a worse one never replaces a better. Raises NoSuchBackup, NotCurrentBackup,
+        BackupFull: of very many keys some may have been added then."""
+        rest = list({(key.room_id, key.session_id): key for key in keys}.values())
+        while True:
+            some, rest = rest[:PUT_AT_ONCE], rest[PUT_AT_ONCE:]
+            backup = await self._database.write(
+                "put_backed_up_keys", _put_keys, user_id, version, some, self._most_keys
+            )
+            if not rest:
+                return backup
+
+    async def remove_keys(
+        self, user_id: str, version: int, room_id: str | None, session_id: str | None
+    ) -> BackupRow:
+        """Delete keys of a version: all, those of a room, or of one session. Raises
+        NoSuchBackup."""
+        after: _Place | None = ("", "")
+        while after is not None:
+            backup, after = await self._database.write(
+                "remove_backed_up_keys", _remove_keys, user_id, version, room_id, session_id, after
+            )
+        return backup
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Delete all versions of a user; their keys are removed in small steps."""
+        txn.execute("UPDATE key_backups SET deleted = 1 WHERE user_id = ?", (user_id,))
+
+
+def is_better(new: BackedUpKey, old: BackedUpKey) -> bool:
+    """Whether a key replaces the one that is kept. spec:
+    client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2"""
+    return (new.is_verified, -new.first_message_index, -new.forwarded_count) > (
+        old.is_verified,
+        -old.first_message_index,
+        -old.forwarded_count,
+    )
+
+
+def _select_backup(txn: Transaction, user_id: str, version: int | None) -> BackupRow | None:
+    sql = f"SELECT {_COLUMNS} FROM key_backups WHERE user_id = ? AND deleted = 0"
+    if version is None:
+        row = txn.query_one(sql + " ORDER BY version DESC LIMIT 1", (user_id,))
+    else:
+        row = txn.query_one(sql + " AND version = ?", (user_id, version))
+    return None if row is None else BackupRow(*row)
+
+
+def _find(txn: Transaction, user_id: str, version: int) -> BackupRow:
+    backup = _select_backup(txn, user_id, version)
+    if backup is None:
+        raise NoSuchBackup(version)
+    return backup
+
+
+def _add_backup(txn: WriteTransaction, user_id: str, algorithm: str, auth_data: bytes) -> int:
+    # a number that was used once is never used again, deleted or not: clients know backups by it
+    ((latest,),) = txn.query("SELECT max(version) FROM key_backups WHERE user_id = ?", (user_id,))
+    version = int(latest or 0) + 1
+    # most have few: who cannot have too many is not counted
+    if version > MOST_BACKUPS:
+        ((number,),) = txn.query(
+            "SELECT count(*) FROM key_backups WHERE user_id = ? AND deleted = 0", (user_id,)
+        )
+        if number >= MOST_BACKUPS:
+            raise TooManyBackups
+    txn.execute(
+        f"INSERT INTO key_backups ({_COLUMNS}) VALUES (?, ?, ?, ?, 0, 0)",
+        (user_id, version, algorithm, auth_data),
+    )
+    return version
+
+
+def _set_auth_data(txn: WriteTransaction, user_id: str, version: int, auth_data: bytes) -> None:
+    changed = txn.execute(
+        "UPDATE key_backups SET auth_data = ? WHERE user_id = ? AND version = ? AND deleted = 0",
+        (auth_data, user_id, version),
+    )
+    if not changed:
+        raise NoSuchBackup(version)
+
+
+def _remove_backup(txn: WriteTransaction, user_id: str, version: int) -> None:
+    # `key_count` says from now on that there are keys left to remove; of the rest the number stays
+    sql = "UPDATE key_backups SET deleted = 1, auth_data = ? WHERE user_id = ? AND version = ?"
+    changed = txn.execute(sql, (b"{}", user_id, version))
+    if not changed:
+        raise NoSuchBackup(version)
+    _remove_some(txn, user_id, version, REMOVED_AT_ONCE)
+
+
+def _sweep(txn: WriteTransaction, limit: int) -> int:
+    backup = txn.query_one(
+        "SELECT user_id, version FROM key_backups WHERE deleted = 1 AND key_count > 0 LIMIT 1"
+    )
+    if backup is None:
+        return 0
+    user_id, version = backup
+    _remove_some(txn, user_id, version, limit)
+    return limit  # whether there are further ones is seen by the next step
+
+
+def _remove_some(txn: WriteTransaction, user_id: str, version: int, limit: int) -> None:
+    """Remove some of the keys of a backup that is deleted."""
+    sql = "SELECT room_id, session_id FROM backed_up_keys WHERE user_id = ? AND version = ? LIMIT ?"
+    gone = txn.query(sql, (user_id, version, limit))
+    _delete(txn, user_id, version, gone)
+    if len(gone) < limit:
+        txn.execute(
+            "UPDATE key_backups SET key_count = 0 WHERE user_id = ? AND version = ?",
+            (user_id, version),
+        )
+
+
+def _where(
+    user_id: str, version: int, room_id: str | None, session_id: str | None
+) -> tuple[str, list[str | int]]:
+    sql = " WHERE user_id = ? AND version = ?"
+    args: list[str | int] = [user_id, version]
+    if room_id is not None:
+        sql += " AND room_id = ?"
+        args.append(room_id)
+    if session_id is not None:
+        sql += " AND session_id = ?"
+        args.append(session_id)
+    return sql, args
+
+
+def _select_key(
+    txn: Transaction, user_id: str, version: int, room_id: str, session_id: str
+) -> BackedUpKey | None:
+    where, args = _where(user_id, version, room_id, session_id)
+    row = txn.query_one(f"SELECT {_KEY_COLUMNS} FROM backed_up_keys{where}", args)
+    return None if row is None else _key(row)
+
+
+def _select_keys(
+    txn: Transaction,
+    user_id: str,
+    version: int,
+    room_id: str | None,
+    after: tuple[str, str],
+    limit: int,
+) -> list[BackedUpKey]:
+    _find(txn, user_id, version)  # else a part of it would pass for the whole
+    where, args = _where(user_id, version, room_id, None)
+    rows = txn.query(
+        f"SELECT {_KEY_COLUMNS} FROM backed_up_keys{where} AND (room_id, session_id) > (?, ?)"
+        " ORDER BY room_id, session_id LIMIT ?",
+        (*args, *after, limit),
+    )
+    return [_key(row) for row in rows]
+
+
+def _key(row: Row) -> BackedUpKey:
+    room_id, session_id, first_message_index, forwarded_count, is_verified, session_data = row
+    return BackedUpKey(
+        room_id, session_id, first_message_index, forwarded_count, bool(is_verified), session_data
+    )
+
+
+def _put_keys(
+    txn: WriteTransaction, user_id: str, version: int, keys: Sequence[BackedUpKey], most_keys: int
+) -> BackupRow:
+    backup = _find(txn, user_id, version)
+    newest = _select_backup(txn, user_id, None)
+    if newest is not None and newest.version != version:
+        raise NotCurrentBackup(newest.version)
+    found = txn.query_each(
+        f"SELECT {_KEY_COLUMNS} FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        [(user_id, version, key.room_id, key.session_id) for key in keys],
+    )
+    present = {(row[0], row[1]): _key(row) for rows in found for row in rows}
+    better = [
+        key
+        for key in keys
+        if (key.room_id, key.session_id) not in present
+        or is_better(key, present[key.room_id, key.session_id])
+    ]
+    if not better:
+        return backup
+    added = sum((key.room_id, key.session_id) not in present for key in better)
+    if added and backup.key_count + added > most_keys:
+        raise BackupFull
+    txn.execute_many(
+        f"INSERT INTO backed_up_keys (user_id, version, {_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (user_id, version, room_id, session_id) DO UPDATE SET"
+        " first_message_index = excluded.first_message_index, forwarded_count = excluded.forwarded_count,"
+        " is_verified = excluded.is_verified, session_data = excluded.session_data",
+        [
+            (
+                user_id,
+                version,
+                key.room_id,
+                key.session_id,
+                key.first_message_index,
+                key.forwarded_count,
+                int(key.is_verified),
+                key.session_data,
+            )
+            for key in better
+        ],
+    )
+    return _changed(txn, backup, backup.key_count + added)
+
+
+def _remove_keys(
+    txn: WriteTransaction,
+    user_id: str,
+    version: int,
+    room_id: str | None,
+    session_id: str | None,
+    after: _Place,
+) -> tuple[BackupRow, _Place | None]:
+    """Remove the next keys after a place; where those end, None if there are no more."""
+    backup = _find(txn, user_id, version)
+    where, args = _where(user_id, version, room_id, session_id)
+    gone = txn.query(
+        f"SELECT room_id, session_id FROM backed_up_keys{where} AND (room_id, session_id) > (?, ?)"
+        " ORDER BY room_id, session_id LIMIT ?",
+        (*args, *after, REMOVED_AT_ONCE),
+    )
+    _delete(txn, user_id, version, gone)
+    if gone:
+        backup = _changed(txn, backup, backup.key_count - len(gone))
+    return backup, (gone[-1][0], gone[-1][1]) if len(gone) == REMOVED_AT_ONCE else None
+
+
+def _delete(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[Row]) -> None:
+    txn.execute_many(
+        "DELETE FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        [(user_id, version, *key) for key in keys],
+    )
+
+
+def _changed(txn: WriteTransaction, backup: BackupRow, key_count: int) -> BackupRow:
+    txn.execute(
+        "UPDATE key_backups SET etag = etag + 1, key_count = ? WHERE user_id = ? AND version = ?",
+        (key_count, backup.user_id, backup.version),
+    )
+    return BackupRow(
+        backup.user_id,
+        backup.version,
+        backup.algorithm,
+        backup.auth_data,
+        backup.etag + 1,
+        key_count,
+    )

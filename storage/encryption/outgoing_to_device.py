@@ -1,0 +1,123 @@
+"""Messages to devices of other servers' users, kept until these servers have them, and notes of
+those that came from there.
+
+For a server that does not come back so many are kept; then the oldest go. And so many notes are
+kept of what a server sent.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from storage.encryption.to_device import DeviceMessage
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+
+MOST_WAITING: Final = 100_000
+MOST_NOTED: Final = 100_000
+LOOK_EVERY: Final = 256
+"""How many messages are added before it is looked whether there are too many."""
+
+
+class OutgoingToDeviceStore:
+    """The tables of messages to devices between servers."""
+
+    def __init__(
+        self, database: Database, *, most_waiting: int = MOST_WAITING, most_noted: int = MOST_NOTED
+    ) -> None:
+        """`most_waiting`, `most_noted`: for a server, and of one, give or take a few hundred."""
+        self._database = database
+        self._most_waiting = most_waiting
+        self._most_noted = most_noted
+        self._noted = 0
+
+    async def get_messages(self, server: str, limit: int) -> Sequence[DeviceMessage]:
+        """The oldest messages that wait for a server."""
+        return await self._database.read_quickly("get_outgoing_to_device", _select, server, limit)
+
+    async def get_servers(self, after: int, upto: int) -> set[str]:
+        """The servers for which messages were left in that stretch of the stream."""
+        return await self._database.read_quickly(
+            "get_to_device_servers", _select_servers, after, upto
+        )
+
+    async def count_messages(self) -> Mapping[str, int]:
+        """How many messages wait for each server; looks at all of them."""
+        return await self._database.read("count_outgoing_to_device", _count)
+
+    def add_messages(self, txn: WriteTransaction, messages: Mapping[str, bytes]) -> None:
+        """Add a message for each of these servers."""
+        first = txn.next_position(len(messages))
+        rows = [
+            (server, first + index, content)
+            for index, (server, content) in enumerate(messages.items())
+        ]
+        txn.execute_many(
+            "INSERT INTO outgoing_to_device (server, position, content) VALUES (?, ?, ?)", rows
+        )
+        txn.announce(Change(first + len(rows) - 1, Topic.OUTGOING))
+        for server, position, _ in rows:
+            if position % LOOK_EVERY == 0:
+                oldest_kept = txn.query_one(
+                    "SELECT position FROM outgoing_to_device WHERE server = ? ORDER BY position DESC LIMIT 1 OFFSET ?",
+                    (server, self._most_waiting),
+                )
+                if oldest_kept is not None:
+                    self.remove_messages(txn, server, oldest_kept[0])
+
+    def remove_messages(self, txn: WriteTransaction, server: str, upto: int) -> None:
+        """The server has all up to that position."""
+        txn.execute(
+            "DELETE FROM outgoing_to_device WHERE server = ? AND position <= ?", (server, upto)
+        )
+
+    def add_received(
+        self, txn: WriteTransaction, origin: str, sender: str, message_id: str, now_ms: int
+    ) -> bool:
+        """Note a message that came from a server; False where it is noted already."""
+        added = txn.execute(
+            "INSERT INTO received_to_device (sender, message_id, received_ts, origin) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (sender, message_id, now_ms, origin),
+        )
+        self._noted += added
+        if added and self._noted % LOOK_EVERY == 0:
+            too_old = txn.query_one(
+                "SELECT received_ts FROM received_to_device WHERE origin = ? ORDER BY received_ts DESC LIMIT 1 OFFSET ?",
+                (origin, self._most_noted),
+            )
+            if too_old is not None:
+                txn.execute(
+                    "DELETE FROM received_to_device WHERE origin = ? AND received_ts <= ?",
+                    (origin, too_old[0]),
+                )
+        return bool(added)
+
+    async def forget_received(self, before_ts: int, limit: int) -> int:
+        """Forget the oldest notes of what came before then; how many."""
+        return await self._database.write("forget_received_to_device", _forget, before_ts, limit)
+
+
+def _select(txn: Transaction, server: str, limit: int) -> list[DeviceMessage]:
+    sql = "SELECT position, content FROM outgoing_to_device WHERE server = ? ORDER BY position LIMIT ?"
+    return [DeviceMessage(*row) for row in txn.query(sql, (server, limit))]
+
+
+def _select_servers(txn: Transaction, after: int, upto: int) -> set[str]:
+    sql = "SELECT DISTINCT server FROM outgoing_to_device WHERE position > ? AND position <= ?"
+    return {server for (server,) in txn.query(sql, (after, upto))}
+
+
+def _count(txn: Transaction) -> dict[str, int]:
+    rows = txn.query("SELECT server, count(*) FROM outgoing_to_device GROUP BY server")
+    return {server: count for server, count in rows}
+
+
+def _forget(txn: WriteTransaction, before_ts: int, limit: int) -> int:
+    rows: Iterable[tuple[str, str]] = txn.query(
+        "SELECT sender, message_id FROM received_to_device WHERE received_ts < ? ORDER BY received_ts LIMIT ?",
+        (before_ts, limit),
+    )
+    gone = list(rows)
+    txn.execute_many("DELETE FROM received_to_device WHERE sender = ? AND message_id = ?", gone)
+    return len(gone)

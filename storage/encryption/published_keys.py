@@ -1,0 +1,109 @@
+"""What people have published for encryption, of our users and of others, read at one moment: a
+fixed number of queries.
+
+Of signatures the owner's own are read with them: how many others have signed a key costs nothing.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from storage.devices.devices import select_positions
+from storage.encryption.cross_signing import (
+    CrossSigningKey,
+    KeySignature,
+    select_keys,
+    select_own_signatures,
+    select_signed_by,
+)
+from storage.encryption.device_keys import DeviceKeysRow, select_device_keys
+from storage.encryption.remote_devices import select_remote_devices
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction
+
+FEW_USERS: Final = 4
+"""Of so many the keys are read on the thread that asks, where the database allows that."""
+
+
+class PublishedKeys(msgspec.Struct, frozen=True):
+    """By user: devices, keys of cross-signing by usage, and the signatures that may be seen."""
+
+    devices: Mapping[str, Sequence[DeviceKeysRow]] = msgspec.field(default_factory=dict)
+    cross_signing: Mapping[str, Mapping[str, CrossSigningKey]] = msgspec.field(default_factory=dict)
+    signatures: Mapping[str, Sequence[KeySignature]] = msgspec.field(default_factory=dict)
+    positions: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """Of our users: of the latest change of all this that is in it. Who never published anything is
+    missing."""
+
+
+class PublishedKeyStore:
+    """Reads the tables of keys together."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.is_alone = database.engine.name == "sqlite"
+        """Whether no other process writes."""
+
+    async def get_published(self, ours: Collection[str], others: Collection[str]) -> PublishedKeys:
+        """Keys of users of ours and of others, with what they signed of themselves."""
+        read = (
+            self._database.read_quickly
+            if len(ours) + len(others) <= FEW_USERS
+            else self._database.read
+        )
+        return await read("get_published_keys", _select, tuple(ours), tuple(others))
+
+    async def get_newest(
+        self, ours: Collection[str], signer: str | None
+    ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
+        """The positions of the latest changes of users of ours, and by user what somebody has
+        signed of others; a query each."""
+        return await self._database.read_quickly(
+            "get_newest_keys", _select_newest, tuple(ours), signer
+        )
+
+    async def get_head(self) -> int:
+        """The position of the latest change of anything that is committed; one query."""
+        return await self._database.get_head()
+
+    async def get_signed_by(self, signer: str) -> Mapping[str, Sequence[KeySignature]]:
+        """By user what somebody has signed of others; one query."""
+        return await self._database.read_quickly("get_signed_by", select_signed_by, signer)
+
+
+def is_current(
+    txn: Transaction, keys: PublishedKeys, signer: str, targets: Collection[str]
+) -> bool:
+    """Whether the cross-signing keys of these users, and the identity keys of the devices of the
+    signer, who is one of ours, are still those; two queries."""
+    users = {signer, *targets}
+    present = select_keys(txn, users)
+    if any(present.get(user_id, {}) != keys.cross_signing.get(user_id, {}) for user_id in users):
+        return False
+    devices = select_device_keys(txn, (signer,)).get(signer, ())
+    return _identity_keys(devices) == _identity_keys(keys.devices.get(signer, ()))
+
+
+def _identity_keys(devices: Sequence[DeviceKeysRow]) -> dict[str, bytes]:
+    return {row.device_id: row.keys for row in devices}
+
+
+def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...]) -> PublishedKeys:
+    users = (*ours, *others)
+    positions = (
+        select_positions(txn, ours) if ours else {}
+    )  # first: what is read after them is no older
+    return PublishedKeys(
+        {**select_device_keys(txn, ours), **select_remote_devices(txn, others)},
+        select_keys(txn, users),
+        select_own_signatures(txn, users),
+        positions,
+    )
+
+
+def _select_newest(
+    txn: Transaction, ours: tuple[str, ...], signer: str | None
+) -> tuple[dict[str, int], dict[str, list[KeySignature]]]:
+    positions = select_positions(txn, ours) if ours else {}
+    return positions, {} if signer is None else select_signed_by(txn, signer)

@@ -1,0 +1,402 @@
+"""The two verbs of storage: `read` and `write`.
+
+Laws:
+- `fn(txn, …)` is a plain function. It may be run again (a lost connection, a conflict) and may not
+  wait for anything.
+- Writes of many callers run in one database transaction, each in a savepoint of its own: one that
+  fails harms no other. A write is acknowledged after the commit.
+- What others must hear of is announced through the transaction and published after the commit, in
+  order of position.
+- Positions of the one sequence become visible in order: who reads at N has seen all that is ≤ N.
+"""
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from storage.engine.executors import Executor, InLull, ThreadExecutor, call_at_once
+from storage.engine.head import Head
+from storage.engine.interface import (
+    Connection,
+    DatabaseUnavailable,
+    Engine,
+    HeadLine,
+    NodeCalls,
+    Row,
+    SQLValue,
+)
+from storage.engine.migrate import migrate
+from storage.engine.observer import Observer, SilentObserver
+from storage.engine.postgres import PostgresEngine
+from storage.engine.postgres_config import PostgresConfig
+from storage.engine.postgres_notify import select_nodes, tell_heard, tell_notes
+from storage.engine.sqlite import SQLiteConfig, SQLiteEngine
+from storage.engine.streams import Streams
+from storage.engine.transaction import Transaction, WriteTransaction, select_head
+from storage.engine.writer import QueuedWrite, Writer
+
+__all__ = [
+    "Database",
+    "DatabaseUnavailable",
+    "PostgresConfig",
+    "Row",
+    "SQLValue",
+    "SQLiteConfig",
+    "Transaction",
+    "WriteTransaction",
+    "make_engine",
+    "open_database",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DatabaseConfig = SQLiteConfig | PostgresConfig
+
+
+class Database:
+    """An open database with its migrations done. `open_database` makes it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        streams: Streams,
+        readers: Executor,
+        writer: Executor,
+        observer: Observer,
+        clock: Callable[[], float] = time.perf_counter,
+        open_readers: Iterable[Connection] = (),
+        reactor: ReactorBase | None = None,
+        in_lull: InLull = call_at_once,
+    ) -> None:
+        """`writer` has to be an executor that runs one job at a time; `open_readers`: connections
+        for reading that there are already. `reactor`: reads what the head of the sequence is asked
+        by, where the engine has something for that. `in_lull`: when the writer begins, should it
+        have been idle, or wait for more."""
+        self.engine = engine
+        self.streams = streams
+        self.remembered: dict[Any, Any] = {}
+        """What parts of storage remember from write to write, under keys of their own: one memory,
+        whoever writes here."""
+        self._readers = readers
+        self._writer = Writer(engine, writer, streams, observer, clock, in_lull=in_lull)
+        self._observer = observer
+        self._clock = clock
+        self._idle = deque(open_readers)
+        """Connections for reading that nobody uses; whichever thread needs one takes it."""
+        self._closed = False
+        self._head: Head | None = None
+        if reactor is not None and not engine.reads_on_calling_thread:
+            self._head = Head(reactor, self._connect_head, self._read_head, observer, clock)
+        self._wait_for_nodes: Callable[[int], Awaitable[None]] | None = None
+
+    async def read(
+        self,
+        name: str,
+        fn: Callable[Concatenate[Transaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run a read in the pool of reading threads. `name` (fixed, snake_case) feeds metrics and
+        the slow log.
+
+        All queries of `fn` see the database at one moment.
+        """
+        return await self._read_in_pool(name, partial(fn, **kwargs) if kwargs else fn, args, True)
+
+    async def read_once(
+        self,
+        name: str,
+        fn: Callable[Concatenate[Transaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As `read`, for a function that asks once, or each of whose queries may see the database
+        as it then is: there is no transaction to end."""
+        return await self._read_in_pool(name, partial(fn, **kwargs) if kwargs else fn, args, False)
+
+    async def read_quickly(
+        self,
+        name: str,
+        fn: Callable[Concatenate[Transaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As `read`, for a few point reads by key: on SQLite on the calling thread, which costs
+        less than the hop.
+
+        Each query sees the database as it then is.
+        """
+        if not self.engine.reads_on_calling_thread:
+            return await self._read_in_pool(
+                name, partial(fn, **kwargs) if kwargs else fn, args, False
+            )
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        started = self._clock()
+        connection = self._take_reader()
+        txn = Transaction(connection)
+        try:
+            return fn(txn, *args, **kwargs)
+        finally:
+            self._idle.append(connection)
+            self._observer.read_done(name, 0.0, self._clock() - started, txn.queries)
+
+    async def write(
+        self,
+        name: str,
+        fn: Callable[Concatenate[WriteTransaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Queue a write for the next group commit; returns after it is durable. Raises what `fn`
+        raised.
+
+        Raises DatabaseUnavailable when the database could not do it; it may then have been done
+        only if the connection was lost during the commit itself.
+        """
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        write = QueuedWrite(name, fn, args, kwargs, copy_context(), self._clock(), Deferred())
+        self._writer.add(write)
+        result: T = await write.deferred
+        if write.everywhere and self._wait_for_nodes is not None:
+            await self._wait_for_nodes(write.everywhere)
+        return result
+
+    def wait_for_nodes(self, wait: Callable[[int], Awaitable[None]]) -> None:
+        """From now on, a write that must hold everywhere is acknowledged after that: it waits until
+        the other nodes have taken in everything up to a position."""
+        self._wait_for_nodes = wait
+
+    async def connect_node(self) -> NodeCalls | None:
+        """See `storage.engine.interface.Engine.connect_node`. Raises DatabaseUnavailable."""
+        try:
+            return await self._read_in_pool(
+                "connect_node", lambda _txn: self.engine.connect_node(), (), False
+            )
+        except self.engine.errors as error:
+            raise DatabaseUnavailable(f"this node cannot hear others: {error}") from error
+
+    async def get_nodes(self) -> set[int]:
+        """The numbers of the nodes that are there, on a database that several share."""
+        return await self.read_quickly("get_nodes", select_nodes)
+
+    async def tell_heard(self, node: int, position: int) -> None:
+        """Tell the other nodes that this one has taken in everything up to that position."""
+        await self.read_quickly("tell_heard", tell_heard, node, position)
+
+    async def tell_notes(self, node: int, bodies: Sequence[str]) -> None:
+        """Tell the other nodes what is not kept. See
+        `storage.engine.postgres_notify.tell_notes`."""
+        await self.read_quickly("tell_notes", tell_notes, node, bodies)
+
+    async def empty_log(self) -> bool:
+        """Leave nothing of what was written before in the log beside the database (SQLite's;
+        PostgreSQL's is the operator's), as after a purge. False where others were in the way; it
+        can be tried again."""
+        return await self._read_in_pool(
+            "empty_log", lambda _txn: self.engine.empty_log(), (), False
+        )
+
+    async def catch_up(self) -> int:
+        """Let the streams know of what other processes wrote; the position up to which all can be
+        read."""
+        await self.write("catch_up", _nothing)
+        return self.streams.current()
+
+    async def get_head(self) -> int:
+        """The position of the latest change that is committed, whoever wrote it; for asking often.
+        Raises DatabaseUnavailable."""
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        return await (self._read_head() if self._head is None else self._head.get())
+
+    async def poll(self) -> None:
+        """As `catch_up`, if there is anything; for asking often."""
+        if await self.get_head() > self.streams.current():
+            await self.catch_up()
+
+    async def close(self) -> None:
+        """Finish the writes that wait, then close. What is asked from now on gets
+        DatabaseUnavailable."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._head is not None:
+            self._head.close()
+        await self._writer.close()
+        await self._readers.close()
+        while self._idle:
+            self._idle.pop().close()
+
+    async def _read_head(self) -> int:
+        return await self.read_quickly("get_head", select_head)
+
+    async def _connect_head(self) -> HeadLine | None:
+        try:
+            return await self._read_in_pool(
+                "connect_head", lambda _txn: self.engine.connect_head(), (), False
+            )
+        except (self.engine.errors, OSError) as error:
+            raise DatabaseUnavailable(
+                f"the head cannot be asked by a line of its own: {error}"
+            ) from error
+
+    async def _read_in_pool(
+        self, name: str, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool
+    ) -> T:
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        work = partial(self._run_read, partial(copy_context().run, fn), args, snapshot)
+        read = _QueuedRead(name, work, self._readers, self._observer, self._clock)
+        self._readers.submit(read.run)
+        result: T = await read.deferred
+        return result
+
+    def _run_read(
+        self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool
+    ) -> tuple[T, int]:
+        """On a reading thread. A read is harmless, so one that lost its connection is run once more
+        on a new one."""
+        try:
+            return self._run_read_once(fn, args, snapshot)
+        except self.engine.errors as error:
+            if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
+                raise
+        # What ended one connection has ended those that idle: the second try is to get a new one.
+        while self._idle:
+            self._close_idle()
+        try:
+            return self._run_read_once(fn, args, snapshot)
+        except self.engine.errors as error:
+            if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
+                raise
+            raise DatabaseUnavailable(f"the read could not be done: {error}") from error
+
+    def _close_idle(self) -> None:
+        """Close a connection that idles, if there still is one: other threads take them too."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return
+        connection.close()
+
+    def _take_reader(self) -> Connection:
+        """A connection for reading that nobody else uses until it is back among those that idle; a
+        new one where there is none."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.engine.connect_reader()
+
+    def _run_read_once(
+        self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool
+    ) -> tuple[T, int]:
+        connection = self._take_reader()
+        try:
+            txn = Transaction(connection)
+            if not snapshot:
+                return fn(txn, *args), txn.queries
+            connection.begin_snapshot()
+            try:
+                return fn(txn, *args), txn.queries
+            finally:
+                connection.end()
+        finally:
+            if connection.is_usable():
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+
+class _QueuedRead:
+    """A read on its way through a reading thread, and what came of it."""
+
+    __slots__ = (
+        "_clock",
+        "_name",
+        "_observer",
+        "_queries",
+        "_queued",
+        "_readers",
+        "_result",
+        "_took",
+        "_waited",
+        "_work",
+        "deferred",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], tuple[Any, int]],
+        readers: Executor,
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        """`work`: the result, and how many queries that took."""
+        self.deferred: Deferred[Any] = Deferred()
+        self._name = name
+        self._work = work
+        self._readers = readers
+        self._observer = observer
+        self._clock = clock
+        self._queued = clock()
+
+    def run(self) -> None:
+        """On a reading thread."""
+        started = self._clock()
+        self._waited = started - self._queued
+        try:
+            self._result, self._queries = self._work()
+        except BaseException as error:  # whatever it is, the caller gets it; the thread goes on
+            self._result, self._queries = Failure(error), 0
+        self._took = self._clock() - started
+        self._readers.deliver(self._finish)
+
+    def _finish(self) -> None:
+        """On the reactor's thread."""
+        self._observer.read_done(self._name, self._waited, self._took, self._queries)
+        self.deferred.callback(self._result)
+
+
+def _nothing(txn: WriteTransaction) -> None:
+    """A write that writes nothing: beginning it is enough to learn of others' writes."""
+
+
+def make_engine(config: DatabaseConfig) -> SQLiteEngine | PostgresEngine:
+    """The engine for a configuration; connects to nothing yet."""
+    return SQLiteEngine(config) if isinstance(config, SQLiteConfig) else PostgresEngine(config)
+
+
+def open_database(
+    config: DatabaseConfig,
+    reactor: ReactorBase,
+    observer: Observer | None = None,
+    in_lull: InLull = call_at_once,
+) -> Database:
+    """Open, migrate, and start the threads. Blocks, so it belongs to start-up.
+
+    Raises what `storage.engine.migrate.migrate` raises: errors whose text tells the operator what
+    to do.
+    """
+    engine = make_engine(config)
+    position = migrate(engine)
+    return Database(
+        engine,
+        Streams(position),
+        ThreadExecutor(reactor, "database-reader", engine.reader_threads),
+        ThreadExecutor(reactor, "database-writer", 1),
+        observer or SilentObserver(),
+        open_readers=[engine.connect_reader() for _ in range(engine.readers_at_start)],
+        reactor=reactor,
+        in_lull=in_lull,
+    )

@@ -1,0 +1,37 @@
+"""What PostgreSQL's errors mean: whether to try again, and whether the database cannot do its work
+now."""
+
+import psycopg2
+from psycopg2 import errorcodes
+
+_RETRIED_CLASSES = ("40", "08", "57P0", "0A000", "26000")
+"""SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting
+down or starting, a table that another program changed under a prepared statement (a new connection
+has none), what was prepared is gone (`DISCARD ALL`)."""
+
+_OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
+"""Lost connection, no room or memory, an operator's intervention, an error of the system, lock
+timeout."""
+
+
+def is_worth_retrying(error: Exception) -> bool:
+    """See `storage.engine.interface.Engine.is_worth_retrying`."""
+    if not isinstance(error, psycopg2.Error):
+        return False
+    if error.pgcode is None:
+        # Of a message that could not be sent the driver says no more than that it is an error.
+        is_unsent = type(error) is psycopg2.DatabaseError
+        return is_unsent or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+    return (
+        error.pgcode.startswith(_RETRIED_CLASSES)
+        or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+    )
+
+
+def is_outage(error: Exception) -> bool:
+    """See `storage.engine.interface.Engine.is_outage`."""
+    if not isinstance(error, psycopg2.Error):
+        return False
+    if error.pgcode is None:
+        return is_worth_retrying(error)
+    return error.pgcode.startswith(_OUTAGE_CLASSES)

@@ -1,0 +1,180 @@
+"""What our statements are on PostgreSQL: lists of keys, rows of arguments, and values as it takes
+them.
+
+SQLite takes the same statements as they are, once for each row; see `storage/engine/interface.py`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from storage.engine.interface import SQLValue
+from storage.engine.prepared import Argument, array_of, with_places
+from storage.engine.transaction import POSITION
+
+WRITE_LOCK = 0x4D61_6861_6C6C_61
+"""The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
+PREPARE_WRITES = (
+    f"PREPARE take_lock AS SELECT pg_advisory_xact_lock({WRITE_LOCK}); "
+    "PREPARE read_counters AS SELECT name, value FROM counters; "
+    "PREPARE check_counters (bigint) AS SELECT 1 / (coalesce(sum(value + 1), 0) = $1)::int FROM counters; "
+    f"PREPARE check_and_move (bigint, bigint) AS UPDATE counters SET value = $2 WHERE name = '{POSITION}'"
+    " AND 1 / ((SELECT coalesce(sum(value + 1), 0) FROM counters) = $1)::int = 1; "
+    f"PREPARE lock_and_move (bigint, bigint) AS UPDATE counters SET value = $2 WHERE name = '{POSITION}'"
+    f" AND pg_advisory_xact_lock({WRITE_LOCK}) IS NOT NULL AND 1 / (value = $1)::int = 1; "
+    "PREPARE lock_and_move_two (bigint, bigint, text, bigint, bigint) AS"
+    " UPDATE counters SET value = CASE WHEN name = $3 THEN $5 ELSE $2 END"
+    f" WHERE name IN ('{POSITION}', $3) AND pg_advisory_xact_lock({WRITE_LOCK}) IS NOT NULL"
+    " AND 1 / (value = CASE WHEN name = $3 THEN $4 ELSE $1 END)::int = 1; "
+    "PREPARE add_counter (text, bigint) AS INSERT INTO counters (name, value) VALUES ($1, $2); "
+    "PREPARE save_counter (text, bigint) AS UPDATE counters SET value = $2 WHERE name = $1"
+)
+"""What every batch does, planned once: a statement costs the server a dozen microseconds, however
+little it does.
+
+A counter only grows, and none goes, so none has changed or come while the sum is the same; else
+that is a division by zero. What is checked has to have been committed while the lock was waited
+for. So what looks at all counters comes in a statement after that with the lock, while
+`lock_and_move` looks at the one row that it changes: of that, having waited, the server looks at
+the latest version (READ COMMITTED). So does `lock_and_move_two`, of another counter besides.
+"""
+
+NOT_TEXT = "\U0010ffff"
+"""Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps
+free of characters."""
+
+_VALUES = re.compile(r"\bVALUES\s*(\([^()]*\))", re.IGNORECASE)
+
+_UNLESS_THERE = " ON CONFLICT DO NOTHING"
+
+_KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
+
+
+def _with_any(sql: str) -> str:
+    """The statement with one argument for its list of keys."""
+    return _with_keys(sql, "= ANY(?)")
+
+
+def _with_one(sql: str) -> str:
+    """The statement for one key. To the planner a list may always be a long one, so that it would
+    plan a prepared statement anew each time."""
+    return _with_keys(sql, "= ?")
+
+
+@lru_cache(maxsize=1024)
+def _with_keys(sql: str, keys: str) -> str:
+    replaced, count = _KEYS.subn(keys, sql)
+    if count != 1:
+        raise ValueError(f"the statement must have 'IN {{keys}}' once: {sql}")
+    return replaced
+
+
+def for_keys(
+    sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
+) -> tuple[str, Sequence[Argument]]:
+    """The statement for a list of keys, and its arguments."""
+    if len(keys) == 1:
+        return _with_one(sql), (*adapt(before), *adapt(keys), *adapt(after))
+    return _with_any(sql), (*adapt(before), array_of(_adapt_column(keys)), *adapt(after))
+
+
+@lru_cache(maxsize=1024)
+def for_each(sql: str, types: tuple[str, ...], before: int = 0) -> str:
+    """One statement for many rows of arguments, which are given as columns; it finds the number of
+    the row first. After the columns come so many arguments that stand before those of each row."""
+    parts = sql.split("?")
+    each = "?".join(parts[: before + 1])
+    each += "".join(f"wanted.a{at}{part}" for at, part in enumerate(parts[before + 1 :]))
+    names = ", ".join(f"a{at}" for at in range(len(types)))
+    return (
+        f"SELECT wanted.nr, found.* FROM unnest({arrays_of(types)}) WITH ORDINALITY AS wanted ({names}, nr)"
+        f" CROSS JOIN LATERAL ({each}) AS found"
+    )
+
+
+@lru_cache(maxsize=1024)
+def for_each_changing(sql: str, types: tuple[str, ...], change: str) -> str:
+    """Likewise, with a change of what is found. All of a statement sees the tables as they were
+    before it."""
+    changed = _with_keys(change, "IN (SELECT found_key FROM found)")
+    return f"WITH found AS MATERIALIZED ({for_each(sql, types)}), changed AS ({changed}) SELECT * FROM found"
+
+
+def for_all(
+    sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+) -> tuple[str, Sequence[Argument]]:
+    """One `UPDATE … WHERE … RETURNING …` for many rows of arguments after those before, and its
+    arguments."""
+    return _for_all(sql, len(before), column_types(rows[0])), (*adapt(before), *columns_of(rows))
+
+
+@lru_cache(maxsize=1024)
+def _for_all(sql: str, before: int, types: tuple[str, ...]) -> str:
+    parts = sql.split("?")
+    each = "?".join(parts[: before + 1])
+    each += "".join(f"wanted.a{at}{part}" for at, part in enumerate(parts[before + 1 :]))
+    names = ", ".join(f"a{at}" for at in range(len(types)))
+    change, where, rest = each.partition(" WHERE ")
+    return f"{change} FROM unnest({arrays_of(types)}) AS wanted ({names}){where}{rest}"
+
+
+@lru_cache(maxsize=64)
+def must_change(sql: str) -> str:
+    """A statement that raises where this one would change no row."""
+    insert = sql.removesuffix(_UNLESS_THERE)
+    if insert != sql:
+        return insert
+    return f"WITH changed AS ({sql} RETURNING 1) SELECT sqrt(count(*) - 1) FROM changed"
+
+
+def arrays_of(types: Iterable[str]) -> str:
+    return ", ".join(f"?::{type}[]" for type in types)
+
+
+def column_types(row: Sequence[SQLValue]) -> tuple[str, ...]:
+    return tuple(["text" if isinstance(value, str) else "bigint" for value in row])
+
+
+def columns_of(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
+    return [array_of(_adapt_column(column)) for column in zip(*rows, strict=True)]
+
+
+@lru_cache(maxsize=1024)
+def values_of(sql: str) -> tuple[bytes, str, bytes] | None:
+    """What comes before the rows of a statement that has many, the template of a row, and what
+    comes after them; None where it has to be run row by row.
+
+    `DO UPDATE` is run row by row, since two rows of one statement may not meet in the same row of
+    the table.
+    """
+    match = _VALUES.search(sql)
+    if (
+        match is None
+        or "?" in sql[: match.start()] + sql[match.end() :]
+        or "DO UPDATE" in sql.upper()
+    ):
+        return None
+    return sql[: match.start(1)].encode(), with_places(match[1]), sql[match.end(1) :].encode()
+
+
+def adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:
+    """Arguments as SQLite takes them: truth as 0 and 1, text with U+0000 in it."""
+    for value in args:
+        kind = type(value)
+        if kind is bool or (kind is str and "\0" in value):  # type: ignore[operator]
+            return [_adapt_value(value) for value in args]
+    return args
+
+
+def _adapt_column(values: Sequence[SQLValue]) -> Sequence[SQLValue]:
+    """As `adapt`, for values that are likely to be many and of one kind: without a look at each."""
+    kinds = {*map(type, values)}
+    if kinds == {int} or (kinds == {str} and "\0" not in "".join(values)):  # type: ignore[arg-type]
+        return values
+    return adapt(values)
+
+
+def _adapt_value(value: SQLValue) -> SQLValue:
+    if isinstance(value, bool):
+        return int(value)
+    return value.replace("\0", NOT_TEXT) if isinstance(value, str) else value

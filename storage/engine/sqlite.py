@@ -1,0 +1,427 @@
+"""SQLite: the embedded database of one node.
+
+WAL with `synchronous=FULL`: a commit returns after its fsync, and readers never wait for the
+writer. Transactions are begun by hand (`isolation_level=None`), so that none is open that nobody
+asked for.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from storage.engine.interface import (
+    LARGEST_CHUNK,
+    Connection,
+    HeadLine,
+    NodeCalls,
+    Row,
+    SQLValue,
+    UnsuitableDatabase,
+)
+
+SAVE_COUNTERS = "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+
+LOG_PATIENCE: Final = 0.2
+"""Seconds that the emptying of the log waits for readers: writers wait with it."""
+
+LOG_BYTES: Final = (1000 + 64) * (4096 + 24)
+"""As long the log becomes as a rule: with so many pages a commit moves them to the database, as
+SQLite has it, and the log is written from its beginning again."""
+_PIECE: Final = 4096
+
+_OUTAGES = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+
+
+class SQLiteConfig(msgspec.Struct, frozen=True):
+    """Where the file is and what the database may use of the machine."""
+
+    path: str
+    readers: int = 3
+    """Threads for reads, each with a connection of its own."""
+    busy_timeout: float = 10.0
+    """Seconds to wait for another process (a command-line tool) that writes."""
+    cache_kib: int = 16384
+    """Page cache of each connection, at most."""
+    synchronous: Literal["FULL", "NORMAL", "OFF"] = "FULL"
+    """Less than FULL loses acknowledged writes when the power fails: for tests only."""
+
+
+@lru_cache(maxsize=4096)
+def _with_keys(sql: str, count: int) -> str:
+    return sql.replace("{keys}", f"({','.join('?' * count)})")
+
+
+@lru_cache(maxsize=256)
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+
+
+def _why_not_to_be_opened(path: Path) -> str | None:
+    """What operators can mend; SQLite itself does not say it."""
+    # by functions of `os`, which raise nothing where one may not look
+    if os.path.isdir(path):
+        return "it is a folder"
+    if not os.path.isdir(path.parent):
+        return f"there is no folder {path.parent}, or this user may not look into it"
+    if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+        return "this user may not read and write it"
+    return (
+        None
+        if os.access(path.parent, os.W_OK | os.X_OK)
+        else f"this user may not write in {path.parent}"
+    )
+
+
+def _lengthen(log: Path) -> None:
+    """Give the log the length that it will have, if it has less, by zeros, which SQLite takes for
+    no page.
+
+    spec: https://www.sqlite.org/fileformat2.html#wal_file_format
+
+    While a file grows, the file system looks for room at each sync, and notes durably where that
+    is: of what a commit takes, a third. Only within a write: then nobody else writes there. (Nor
+    has SQLite a lock on the log itself, which would end as this file is closed.)
+    """
+    with suppress(OSError), log.open("r+b", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while (at := file.tell()) < LOG_BYTES:
+                # by pages of memory: of one long piece Linux keeps more together, and then looks
+                # through it at each write
+                file.write(bytes(_PIECE - at % _PIECE))
+        except OSError:
+            file.truncate(before)  # the disk is full: what is left of it is for others too
+
+
+class SQLiteConnection:
+    """A connection to the file. See `storage.engine.interface.Connection`."""
+
+    __slots__ = ("_connection", "_counters", "_execute", "_log", "_version")
+
+    def __init__(self, connection: sqlite3.Connection, log: Path | None = None) -> None:
+        """`log`: to be lengthened before the first write."""
+        self._log = log
+        self._connection = connection
+        self._execute = connection.execute
+        self._counters: dict[str, int] | None = None
+        """As this connection knows them; None: they are to be read."""
+        self._version = 0
+        """A number that changes whenever another connection has written."""
+
+    def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
+        return self._execute(sql, args).fetchall()
+
+    def query_one(self, sql: str, args: Sequence[SQLValue]) -> Row | None:
+        cursor = self._execute(sql, args)
+        row: Row | None = cursor.fetchone()
+        cursor.close()  # else the statement stays open, and with it the snapshot it reads
+        return row
+
+    def query_in(
+        self,
+        sql: str,
+        keys: Sequence[SQLValue],
+        before: Sequence[SQLValue],
+        after: Sequence[SQLValue],
+    ) -> list[Row]:
+        return self._execute_in(sql, keys, before, after).fetchall()
+
+    def query_each(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        execute = self._execute
+        if before:
+            return [execute(sql, (*before, *args)).fetchall() for args in rows]
+        return [execute(sql, args).fetchall() for args in rows]
+
+    def query_each_changing(
+        self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
+    ) -> list[list[Row]]:
+        found = self.query_each(sql, rows, ())
+        keys = [row[0] for each in found for row in each]
+        if keys:
+            self._execute_in(change, keys, before, ())
+        return found
+
+    def query_with(
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[SQLValue]],
+        sql: str,
+        args: Sequence[SQLValue],
+    ) -> list[Row]:
+        # filled up with the last row to a power of two, so that few statements have to be prepared
+        size = min(1 << (len(rows) - 1).bit_length(), LARGEST_CHUNK)
+        filled = [*rows, *[rows[-1]] * (size - len(rows))]
+        values = ", ".join([f"({', '.join('?' * len(columns))})"] * size)
+        statement = f"WITH {name} ({', '.join(columns)}) AS (VALUES {values}) {sql}"
+        return self._execute(statement, [*chain.from_iterable(filled), *args]).fetchall()
+
+    def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
+        return self._execute(sql, args).rowcount
+
+    def execute_trusting(self, sql: str, args: Sequence[SQLValue]) -> int:
+        return self.execute(sql, args)
+
+    def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
+        self._execute(sql, args)
+
+    def execute_in_later(
+        self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]
+    ) -> None:
+        self._execute_in(sql, keys, before, ())
+
+    def change_each(
+        self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
+    ) -> list[Row]:
+        execute = self._execute
+        return [row for args in rows for row in execute(sql, (*before, *args)).fetchall()]
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
+        self._connection.executemany(sql, rows)
+
+    def insert_rows(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]
+    ) -> None:
+        self._connection.executemany(_insert(table, tuple(columns)), rows)
+
+    def execute_script(self, sql: str) -> None:
+        # `executescript` would commit first: the statements are told apart here.
+        statement = ""
+        for line in sql.splitlines(keepends=True):
+            statement += line
+            if sqlite3.complete_statement(statement):
+                self._execute(statement)
+                statement = ""
+        if statement.strip():
+            self._execute(statement)
+
+    def begin_snapshot(self) -> None:
+        self._execute("BEGIN")
+
+    def end(self) -> None:
+        if self._connection.in_transaction:
+            self._execute("COMMIT")
+
+    def begin_write(self) -> Mapping[str, int]:
+        self._execute("BEGIN IMMEDIATE")
+        ((version,),) = self._execute("PRAGMA data_version").fetchall()
+        if self._log is not None:
+            _lengthen(self._log)
+            self._log = None
+        if self._counters is None or version != self._version:
+            self._counters = dict(self._execute("SELECT name, value FROM counters").fetchall())
+            self._version = version
+        return self._counters
+
+    def begin_migration(self) -> None:
+        self._counters = None
+        self._execute("BEGIN IMMEDIATE")
+
+    def save(self, *, checked: bool) -> None:  # nothing waits
+        self._execute("SAVEPOINT one")
+
+    def keep(self, *, checked: bool) -> None:
+        self._execute("RELEASE one")
+
+    def undo(self) -> None:
+        self._execute("ROLLBACK TO one")
+        self._execute("RELEASE one")
+
+    def call_nodes(self, position: int) -> None:
+        """There are none."""
+
+    def check_session(self) -> None:
+        """There is none."""
+
+    def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
+        if counters:
+            self._connection.executemany(SAVE_COUNTERS, counters.items())
+        known, self._counters = self._counters, None  # should the commit fail
+        try:
+            self._execute("COMMIT")
+        except sqlite3.OperationalError:
+            # a transaction that is open would say that it was a statement that failed, and not the
+            # commit
+            self.rollback()
+            raise
+        self._counters = None if known is None else known | counters
+
+    def rollback(self) -> None:
+        if self._connection.in_transaction:
+            self._execute("ROLLBACK")
+
+    def is_trusting(self) -> bool:
+        return False
+
+    def transaction_is_whole(self) -> bool:
+        return self._connection.in_transaction
+
+    def transaction_is_open(self) -> bool:
+        return self._connection.in_transaction
+
+    def is_usable(self) -> bool:
+        return True
+
+    def backup_to(self, path: Path) -> None:
+        """Copy the whole database as it stands."""
+        target = sqlite3.connect(path)
+        try:
+            self._connection.backup(target)
+        finally:
+            target.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _execute_in(
+        self,
+        sql: str,
+        keys: Sequence[SQLValue],
+        before: Sequence[SQLValue],
+        after: Sequence[SQLValue],
+    ) -> sqlite3.Cursor:
+        # Lists are filled up with the last key to a power of two, so that few statements have to be
+        # prepared.
+        size = min(1 << (len(keys) - 1).bit_length(), LARGEST_CHUNK)
+        padding = [keys[-1]] * (size - len(keys))
+        return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after))
+
+
+class SQLiteEngine:
+    """See `storage.engine.interface.Engine`."""
+
+    name = "sqlite"
+    bytes_type = "BLOB"
+    errors: type[Exception] = sqlite3.Error
+    reads_on_calling_thread = True
+
+    def __init__(self, config: SQLiteConfig) -> None:
+        if config.path.startswith(":") or not config.path:
+            raise UnsuitableDatabase(f"SQLite needs a file: {config.path!r} is none")
+        self._config = config
+        self.path = Path(config.path)
+        self.where = f"the SQLite file {config.path}"
+        self.reader_threads = config.readers
+        self.readers_at_start = 0
+
+    def connect_reader(self) -> Connection:
+        connection = self._connect()
+        connection.execute("PRAGMA query_only = ON")
+        return SQLiteConnection(connection)
+
+    def connect_writer(self) -> Connection:
+        return self._connect_writer()
+
+    def connect_node(self) -> NodeCalls | None:
+        return None
+
+    def connect_head(self) -> HeadLine | None:
+        return None
+
+    def is_worth_retrying(self, error: Exception) -> bool:
+        return False  # one writer, which has waited `busy_timeout` for other processes already
+
+    def is_outage(self, error: Exception) -> bool:
+        return (
+            isinstance(error, sqlite3.OperationalError)
+            and error.sqlite_errorcode & 0xFF in _OUTAGES
+        )
+
+    def check(self, connection: Connection) -> None:
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise UnsuitableDatabase(
+                f"SQLite 3.37 or later is needed; this Python has {sqlite3.sqlite_version}"
+            )
+
+    def empty_log(self) -> bool:
+        connection = self._connect(timeout=LOG_PATIENCE)
+        try:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            connection.close()
+        return not busy
+
+    def backup_before_migration(self, version: int) -> str | None:
+        copy = Path(f"{self._config.path}.before-schema-{version}")
+        copy.touch(mode=0o600)
+        connection = self._connect_writer()
+        try:
+            connection.backup_to(copy)
+        finally:
+            connection.close()
+        return str(copy)
+
+    def _connect_writer(self) -> SQLiteConnection:
+        path = Path(self._config.path)
+        if path.parent.is_dir() and not path.exists():
+            path.touch(mode=0o600)  # what is in it is nobody else's business
+        connection = self._connect()
+        self._use_log(connection)
+        connection.execute(f"PRAGMA synchronous = {self._config.synchronous}")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        # what is redacted or deleted does not stay readable in the file's free space
+        connection.execute("PRAGMA secure_delete = ON")
+        # what is not synced costs the same wherever it is written
+        log = (
+            None
+            if self._config.synchronous == "OFF"
+            else Path(f"{os.path.realpath(self._config.path)}-wal")
+        )
+        return SQLiteConnection(connection, log)
+
+    def _use_log(self, connection: sqlite3.Connection) -> None:
+        """Write ahead to a log. The change to it, of a new file, does not wait for other processes
+        by itself."""
+        patience_ends = time.monotonic() + self._config.busy_timeout
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if (
+                    error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY
+                    or time.monotonic() > patience_ends
+                ):
+                    raise
+            time.sleep(0.01)
+
+    def _connect(self, timeout: float | None = None) -> sqlite3.Connection:
+        config = self._config
+        try:
+            # Connections pass from thread to thread, but never serve two at a time.
+            connection = sqlite3.connect(
+                config.path,
+                timeout=config.busy_timeout if timeout is None else timeout,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=1024,
+            )
+        except sqlite3.OperationalError as error:
+            if reason := _why_not_to_be_opened(Path(config.path)):
+                error.args = (f"{error}: {reason}",)
+            raise
+        connection.execute(f"PRAGMA cache_size = {-config.cache_kib}")
+        # a mapping is made anew, and its pages found anew, by the first read after each commit of
+        # another connection
+        connection.execute("PRAGMA mmap_size = 0")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        return connection

@@ -1,0 +1,137 @@
+"""In which thread an event stands, itself or by what it relates to, and stood before it or that was
+redacted.
+
+A redaction or a purge takes away what an event says of another one. So the thread is noted with the
+event then (`events.thread_root`), as it is when the event notifies somebody.
+
+spec: client-server-api#threaded-read-receipts
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from storage.engine.transaction import Transaction
+from storage.events.relations import THREAD, Relation
+
+MOST_HOPS = 3
+"""Over how many events that relate to each other a thread is looked for."""
+_LINKS = (
+    "e.thread_root, r.rel_type, r.target, e.redacted_by, x.redacts FROM events AS e"
+    " LEFT JOIN relations AS r ON r.event_nid = e.event_nid LEFT JOIN redactions AS x ON x.event_nid = e.event_nid"
+)
+
+
+class Links(msgspec.Struct, frozen=True):
+    """What one event says of where it belongs."""
+
+    thread_root: str | None
+    """As it was noted."""
+    rel_type: str | None
+    target: str | None
+    is_redacted: bool = False
+    redacts: str | None = None
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Where an event stands."""
+
+    root: str | None
+    """The root of its thread, whether or not this server has that; None: no thread."""
+    in_main: bool
+    """In the main timeline. So is, beside its thread, what is in that only by what was redacted, or
+    what it redacts: by the specification none of these relates to a thread, and to clients they
+    belong where they have them."""
+    top: str | None = None
+    """Of one that is in no thread: what it relates to in the end, which may be the root of one.
+    Clients show with a thread what was said of its root, as they show the root."""
+
+
+class ThreadWalk:
+    """Goes from event to event, as far as it takes to know."""
+
+    def __init__(self) -> None:
+        self._root: str | None = None
+        self._top: str | None = None
+        self._is_loose = False
+        self._hops = 0
+
+    def step(self, links: Links) -> str | None:
+        """Take note of an event; the id of the one to look at next, if any."""
+        self._is_loose = self._is_loose or links.is_redacted
+        if links.thread_root is not None or links.rel_type == THREAD:
+            self._root = links.thread_root or links.target
+            return None
+        parent = links.target
+        if parent is None and links.redacts is not None:
+            self._is_loose = True
+            parent = links.redacts
+        if parent is None or self._hops == MOST_HOPS:
+            return None
+        self._hops += 1
+        self._top = parent
+        return parent
+
+    @property
+    def standing(self) -> Standing:
+        """What was found."""
+        root = self._root
+        return Standing(root, root is None or self._is_loose, self._top if root is None else None)
+
+
+def select_standing(txn: Transaction, room_nid: int, links: Links) -> Standing:
+    """Where an event of a room stands that says this. A query for each hop."""
+    walk = ThreadWalk()
+    parent = walk.step(links)
+    while parent is not None:
+        found = _select_links(txn, "e.event_id = ? AND e.room_nid = ?", parent, room_nid)
+        parent = None if found is None else walk.step(found)
+    return walk.standing
+
+
+def select_standing_of(txn: Transaction, room_nid: int, event_nid: int) -> Standing:
+    """The same of a stored event."""
+    links = _select_links(txn, "e.event_nid = ? AND e.room_nid = ?", event_nid, room_nid)
+    return Standing(None, in_main=True) if links is None else select_standing(txn, room_nid, links)
+
+
+def select_roots(
+    txn: Transaction, room_nid: int, event_nids: Iterable[int]
+) -> dict[int, str | None]:
+    """The roots of the threads that events of a room stand in. A query for each hop, for all of
+    them."""
+    rows = txn.query_in(f"SELECT e.event_nid, {_LINKS} WHERE e.event_nid IN {{keys}}", event_nids)
+    walks = {nid: ThreadWalk() for nid, *_ in rows}
+    parents = {nid: walks[nid].step(_read_links(links)) for nid, *links in rows}
+    while wanted := {parent for parent in parents.values() if parent is not None}:
+        sql = f"SELECT e.event_id, {_LINKS} WHERE e.event_id IN {{keys}} AND e.room_nid = ?"
+        found = {
+            event_id: _read_links(links)
+            for event_id, *links in txn.query_in(sql, wanted, after=(room_nid,))
+        }
+        parents = {
+            nid: walks[nid].step(found[parent])
+            for nid, parent in parents.items()
+            if parent in found
+        }
+    return {nid: walk.standing.root for nid, walk in walks.items()}
+
+
+def links_of(relation: Relation | None) -> Links:
+    """Of an event that is not stored yet."""
+    return (
+        Links(None, None, None)
+        if relation is None
+        else Links(None, relation.rel_type, relation.target)
+    )
+
+
+def _select_links(txn: Transaction, where: str, *args: str | int) -> Links | None:
+    row = txn.query_one(f"SELECT {_LINKS} WHERE {where}", args)
+    return None if row is None else _read_links(row)
+
+
+def _read_links(columns: Sequence[Any]) -> Links:
+    thread_root, rel_type, target, redacted_by, redacts = columns
+    return Links(thread_root, rel_type, target, redacted_by is not None, redacts)

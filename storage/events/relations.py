@@ -1,0 +1,532 @@
+"""Which event relates to which: children by their parents, summaries of them, the threads of rooms.
+
+Laws:
+- A row stands for a child that is in its room's timeline and not redacted; it is written with the
+  event and goes with its redaction. An event without a relation costs nothing here.
+- A child counts only for a parent in its own room: readers compare the rooms.
+- What depends on the parent (may it be replaced by this?) is asked when reading, since children may
+  come first.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from functools import lru_cache
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.interface import LARGEST_CHUNK, Row
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.events.thread_senders import add_senders, subtract_senders
+from storage.events.timelines import Direction, Place
+
+REPLACE = "m.replace"
+THREAD = "m.thread"
+REFERENCE = "m.reference"
+ANNOTATION = "m.annotation"
+
+MOST_REFERENCES = 100
+"""How many of the events that refer to one are named with it, the oldest first."""
+CANDIDATES = 5
+"""How many of the latest children are looked at for one that the reader may see."""
+FEW_EVENTS = 64
+"""Whether so many events have children is found out where it is asked, on a database that is in the
+process."""
+_MOST_IGNORED = 500
+_COUNTED = "count"
+_TOLD = (REFERENCE, REPLACE, THREAD)
+"""What is told of with the parent; in the order of text."""
+
+
+class Relation(msgspec.Struct, frozen=True, gc=False):
+    """What an event says of its parent."""
+
+    rel_type: str
+    target: str
+    """The parent's id."""
+    annotation: str | None = None
+    is_whole: bool = True
+    """False for a replacement without anything to put in the place of what it replaces."""
+
+
+class RelationRow(msgspec.Struct, frozen=True, gc=False):
+    """A child, as it is stored."""
+
+    relation: Relation
+    event_nid: int
+    event_id: str
+    room_nid: int
+    depth: int
+    type: str
+    sender: str
+    origin_server_ts: int
+
+
+class Children(msgspec.Struct, frozen=True, gc=False):
+    """The children that an event has of one type of relation."""
+
+    rel_type: str
+    nids: Sequence[int]
+    """Of replacements and threads the latest few, latest first; of references the oldest."""
+    count: int = 0
+    """Of a thread: all."""
+    has_own: bool = False
+    """Of a thread: the reader sent one of them."""
+
+
+class Parent(msgspec.Struct, frozen=True, gc=False):
+    """An event whose children are asked for."""
+
+    nid: int
+    event_id: str
+    room_nid: int
+    type: str
+    sender: str
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Which children of an event."""
+
+    rel_type: str | None = None
+    type: str | None = None
+    levels: int = 1
+    """Children of children: up to so many steps from the event."""
+
+
+class RelationStore:
+    """Readers of the table `relations`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def find_parents(self, event_ids: Collection[str]) -> Mapping[str, Sequence[str]]:
+        """Which types of children that `get_children` may find these events have; nothing for those
+        without. One query."""
+        read = (
+            self._database.read_quickly
+            if len(event_ids) <= FEW_EVENTS
+            else self._database.read_once
+        )
+        return await read("have_children", _select_parents, event_ids)
+
+    async def get_children(
+        self,
+        parents: Collection[Parent],
+        rel_types: Set[str],
+        reader: str,
+        ignored: Collection[str],
+        left: Mapping[int, int] | None = None,
+    ) -> Mapping[int, list[Children]]:
+        """For those events that have valid replacements, threads or references, these, as far as
+        they are of `rel_types`; without what `ignored` sent.
+
+        One query. Events that were redacted have no replacements. `left`: for each of the events
+        the position at which the reader's stay in its room ended; then it is as it was there.
+        """
+        return await self._database.read_once(  # the children of some may be many
+            "get_relation_children",
+            _select_children,
+            list(parents),
+            rel_types,
+            reader,
+            list(ignored),
+            left,
+        )
+
+    async def get_page(
+        self,
+        room_nid: int,
+        target: str,
+        wanted: Wanted,
+        start: Place,
+        end: Place | None,
+        direction: Direction,
+        limit: int,
+    ) -> list[tuple[Place, int]]:
+        """Children of an event from `start` on, no further than `end`: (place right after the
+        child, its number)."""
+        return await self._database.read(
+            "get_relations_page",
+            _select_page,
+            room_nid,
+            target,
+            wanted,
+            start,
+            end,
+            direction,
+            limit,
+        )
+
+    async def find_levels(self, room_nid: int, target: str, wanted: Wanted, most: int) -> int:
+        """Up to how many steps from the event its children, and theirs, are so many at most; no
+        further than is wanted, at least one.
+
+        Pages of children of children are put in order anew, each among all of them: this looks at
+        no more than one too many.
+        """
+        return await self._database.read(
+            "find_relation_levels", _find_levels, room_nid, target, wanted, most
+        )
+
+    async def get_threads(
+        self,
+        room_nid: int,
+        start: Place,
+        limit: int,
+        reader: str,
+        ignored: Collection[str],
+        *,
+        participated: bool,
+        end: Place | None = None,
+    ) -> list[tuple[Place, int]]:
+        """Threads of a room, those with the latest events first: (place right after the latest
+        event, number of the root).
+
+        With `participated` only those in which the reader said something, the root included. With
+        `end` they are the threads as they were there.
+        """
+        return await self._database.read(
+            "get_threads",
+            _select_threads,
+            room_nid,
+            start,
+            end,
+            limit,
+            reader,
+            list(ignored),
+            participated,
+        )
+
+    async def has_annotation(
+        self, room_nid: int, target: str, type: str, sender: str, annotation: str
+    ) -> bool:
+        """Whether the sender has said that of the event already, in an event of that type."""
+        return await self._database.read_quickly(
+            "has_annotation", _has_annotation, room_nid, target, type, sender, annotation
+        )
+
+    async def get_related(
+        self,
+        event_nids: Iterable[int],
+        senders: Collection[str] | None,
+        rel_types: Collection[str] | None,
+    ) -> frozenset[int]:
+        """Those of the events that have a child by one of the senders and of one of the types,
+        where these are given."""
+        return await self._database.read_quickly(
+            "get_related", _select_related, list(event_nids), senders, rel_types
+        )
+
+
+def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
+    """Note children, as they are stored."""
+    children = {
+        (row.relation.target, row.relation.rel_type, row.depth, row.event_nid): row for row in rows
+    }
+    add_senders(
+        txn,
+        [
+            (target, row.room_nid, row.sender, depth, nid)
+            for (target, rel_type, depth, nid), row in children.items()
+            if rel_type == THREAD
+        ],
+    )
+    txn.execute_many(
+        "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type, sender, origin_server_ts,"
+        " annotation, is_whole) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        [
+            (
+                *key,
+                row.event_id,
+                row.room_nid,
+                row.type,
+                row.sender,
+                row.origin_server_ts,
+                row.relation.annotation,
+                int(row.relation.is_whole),
+            )
+            for key, row in children.items()
+        ],
+    )
+
+
+def remove_relation(txn: WriteTransaction, event_nid: int) -> None:
+    """A redacted event is nobody's child any more."""
+    remove_relations(txn, [event_nid])
+
+
+def remove_relations(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+    """The same for several."""
+    nids = list(event_nids)
+    said = txn.query_in(
+        f"SELECT target, room_nid, sender, event_nid FROM relations WHERE event_nid IN {{keys}} AND rel_type = '{THREAD}'",
+        nids,
+    )
+    txn.execute_many("DELETE FROM relations WHERE event_nid = ?", [(nid,) for nid in nids])
+    subtract_senders(txn, said)
+
+
+def _select_parents(txn: Transaction, event_ids: Collection[str]) -> Mapping[str, Sequence[str]]:
+    # One look for each event, since those without children are many: at whatever lies between the
+    # first and the last of these types. Each look is a value, which PostgreSQL does not make a join
+    # of all children from, and in an order, though one is enough: else it hopes to meet one soon
+    # without an index.
+    looks = ", ".join(
+        f"(SELECT r.rel_type FROM relations AS r WHERE r.target = w.event_id AND r.rel_type = '{rel_type}'"
+        " ORDER BY r.depth LIMIT 1)"
+        for rel_type in _TOLD
+    )
+    rows = txn.query_with(
+        "wanted",
+        ["event_id"],
+        [(event_id,) for event_id in event_ids],
+        f"SELECT w.event_id, {looks} FROM wanted AS w WHERE (SELECT 1 FROM relations AS r WHERE r.target = w.event_id"
+        f" AND r.rel_type >= '{_TOLD[0]}' AND r.rel_type <= '{_TOLD[-1]}' ORDER BY r.rel_type LIMIT 1) = 1",
+    )
+    return {
+        event_id: found
+        for event_id, *types in rows
+        if (found := [each for each in types if each is not None])
+    }
+
+
+def _select_children(
+    txn: Transaction,
+    parents: list[Parent],
+    rel_types: Set[str],
+    reader: str,
+    ignored: list[str],
+    left: Mapping[int, int] | None,
+) -> dict[int, list[Children]]:
+    unwanted = ignored[:_MOST_IGNORED]
+    rows: list[list[int | str]] = []
+    for parent in parents:
+        there = (parent.event_id, parent.room_nid)
+        until = () if left is None else (left[parent.nid],)
+        row: list[int | str] = []
+        if THREAD in rel_types:
+            row += (*there, *until, reader, *there, *until)
+        if REPLACE in rel_types:
+            row += (*there, parent.sender, parent.type, parent.nid, *until)
+        if REFERENCE in rel_types:
+            row += (*there, *until)
+        rows.append(row)
+    sql = _children_sql(frozenset(rel_types), len(unwanted), until_left=left is not None)
+    found: dict[int, list[Children]] = {}
+    for parent, children in zip(parents, txn.query_each(sql, rows, unwanted), strict=True):
+        groups = _group(children)
+        if groups:
+            found[parent.nid] = groups
+    return found
+
+
+@lru_cache(maxsize=256)
+def _children_sql(rel_types: frozenset[str], unwanted: int, *, until_left: bool) -> str:
+    """Rows of type of relation, number of the child, and what they are sorted by; with threads also
+    one of `_COUNTED`: how many children there are, and whether the reader sent one of them.
+
+    Each part is a piece of an index no longer than what it finds; only what is left out is gone
+    over besides.
+    """
+    wanted = " AND r.sender NOT IN (SELECT sender FROM unwanted)" if unwanted else ""
+    if until_left:
+        wanted += (
+            " AND EXISTS (SELECT 1 FROM events AS c WHERE c.event_nid = r.event_nid"
+            " AND (c.position IS NULL OR c.position <= ?))"
+        )
+        counted, count = f"relations AS r WHERE r.rel_type = '{THREAD}' AND", "count(*)"
+    else:
+        counted, count = "thread_senders AS r WHERE", "CAST(sum(r.count) AS BIGINT)"
+    # the plus has databases go by the parent, along the key
+    parts: list[str] = []
+    if THREAD in rel_types:
+        parts += (
+            "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
+            f" WHERE r.target = ? AND r.rel_type = '{THREAD}' AND +r.room_nid = ?{wanted}"
+            f" ORDER BY r.depth DESC, r.event_nid DESC LIMIT {CANDIDATES}",
+            f"SELECT '{_COUNTED}', {count}, max(CASE WHEN r.sender = ? THEN 1 ELSE 0 END), ''"
+            f" FROM {counted} r.target = ? AND r.room_nid = ?{wanted}",
+        )
+    if REPLACE in rel_types:
+        parts.append(
+            "SELECT r.rel_type, r.event_nid, r.origin_server_ts, r.event_id FROM relations AS r"
+            f" WHERE r.target = ? AND r.room_nid = ? AND r.rel_type = '{REPLACE}' AND r.is_whole = 1"
+            " AND r.sender = ? AND r.type = ?"
+            f" AND EXISTS (SELECT 1 FROM events AS p WHERE p.event_nid = ? AND p.redacted_by IS NULL){wanted}"
+            f" ORDER BY r.origin_server_ts DESC, r.event_id DESC LIMIT {CANDIDATES}"
+        )
+    if REFERENCE in rel_types:
+        parts.append(
+            "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
+            f" WHERE r.target = ? AND r.rel_type = '{REFERENCE}' AND +r.room_nid = ?{wanted}"
+            f" ORDER BY r.depth, r.event_nid LIMIT {MOST_REFERENCES}"
+        )
+    listed = (
+        f"WITH unwanted (sender) AS (VALUES {', '.join(['(?)'] * unwanted)}) " if unwanted else ""
+    )
+    return listed + " UNION ALL ".join(
+        f"SELECT * FROM ({part}) AS part{at}" for at, part in enumerate(parts)
+    )
+
+
+def _group(rows: Iterable[Row]) -> list[Children]:
+    kinds: dict[str, list[tuple[int, str, int]]] = {}
+    for rel_type, number, first, second in rows:
+        kinds.setdefault(rel_type, []).append((first, second, number))
+    ((has_own, _, count),) = kinds.pop(_COUNTED, [(0, "", 0)])
+    return [
+        Children(
+            rel_type,
+            [nid for _, _, nid in sorted(places, reverse=rel_type != REFERENCE)],
+            count if rel_type == THREAD else 0,
+            rel_type == THREAD and bool(has_own),
+        )
+        for rel_type, places in kinds.items()
+    ]
+
+
+def _conditions(room_nid: int, wanted: Wanted) -> tuple[str, list[int | str]]:
+    """Of children, as `r`, with the values."""
+    # the plus keeps databases from looking for children among all threads of the room: they are to
+    # go by the parent
+    conditions, args = "+r.room_nid = ?", list[int | str]([room_nid])
+    for column, value in (("rel_type", wanted.rel_type), ("type", wanted.type)):
+        if value is not None:
+            conditions += f" AND r.{column} = ?"
+            args.append(value)
+    return conditions, args
+
+
+def _find_levels(txn: Transaction, room_nid: int, target: str, wanted: Wanted, most: int) -> int:
+    conditions, args = _conditions(room_nid, wanted)
+    sql = (
+        f"SELECT r.event_id FROM relations AS r WHERE r.target IN {{keys}} AND {conditions} LIMIT ?"
+    )
+    parents, left = [target], most
+    for level in range(wanted.levels):
+        children: list[str] = []
+        for start in range(0, len(parents), LARGEST_CHUNK):
+            some = parents[start : start + LARGEST_CHUNK]
+            children += [
+                row[0] for row in txn.query_in(sql, some, after=(*args, left + 1 - len(children)))
+            ]
+            if len(children) > left:
+                return max(level, 1)
+        parents, left = children, left - len(children)
+    return wanted.levels
+
+
+def _select_page(
+    txn: Transaction,
+    room_nid: int,
+    target: str,
+    wanted: Wanted,
+    start: Place,
+    end: Place | None,
+    direction: Direction,
+    limit: int,
+) -> list[tuple[Place, int]]:
+    backwards = direction is Direction.BACKWARDS
+    bounds, order = (
+        ("(depth, event_nid) <= (?, ?)", "DESC")
+        if backwards
+        else ("(depth, event_nid) > (?, ?)", "ASC")
+    )
+    places = [start.depth, start.event_nid]
+    if end is not None:
+        bounds += f" AND (depth, event_nid) {'>' if backwards else '<='} (?, ?)"
+        places += [end.depth, end.event_nid]
+    ordered = f"ORDER BY depth {order}, event_nid {order} LIMIT ?"
+    conditions, args = _conditions(room_nid, wanted)
+    if wanted.levels == 1:
+        sql = f"SELECT depth, event_nid FROM relations AS r WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
+        rows = txn.query(sql, (target, *args, *places, limit))
+    else:
+        # CROSS JOIN has SQLite go from parents to children, too
+        rows = txn.query(
+            "WITH RECURSIVE found (event_id, depth, event_nid, level) AS ("
+            f"SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r WHERE r.target = ? AND {conditions}"
+            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f CROSS JOIN relations AS r"
+            f" WHERE r.target = f.event_id AND f.level < ? AND {conditions})"
+            f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
+            (target, *args, wanted.levels, *args, *places, limit),
+        )
+    return [(Place(depth, nid), nid) for depth, nid in rows]
+
+
+def _select_threads(
+    txn: Transaction,
+    room_nid: int,
+    start: Place,
+    end: Place | None,
+    limit: int,
+    reader: str,
+    ignored: list[str],
+    participated: bool,
+) -> list[tuple[Place, int]]:
+    unwanted = ignored[:_MOST_IGNORED]
+    start = start if end is None else min(start, end)
+    within = [] if end is None else [end.depth, end.event_nid]
+    marks = ", ".join("?" * len(unwanted))
+    # what each sender said last tells of the threads as they are; as they were, all that was said
+    table, a_thread = (
+        ("thread_senders", "")
+        if end is None
+        else ("relations", f" AND {{0}}.rel_type = '{THREAD}'")
+    )
+    # the plus keeps SQLite from looking for newer events in the whole room: it is to look among
+    # those of the thread
+    sql = (
+        f"SELECT r.depth, r.event_nid, p.event_nid FROM {table} AS r"
+        " JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
+        f" WHERE r.room_nid = ?{a_thread.format('r')} AND (r.depth, r.event_nid) <= (?, ?)"
+        + (f" AND r.sender NOT IN ({marks})" if unwanted else "")
+        + f" AND NOT EXISTS (SELECT 1 FROM {table} AS n WHERE n.target = r.target"
+        f"{a_thread.format('n')} AND +n.room_nid = r.room_nid AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
+        + (" AND (n.depth, n.event_nid) <= (?, ?)" if within else "")
+        + (f" AND n.sender NOT IN ({marks})" if unwanted else "")
+        + ")"
+    )
+    args: list[int | str] = [room_nid, start.depth, start.event_nid, *unwanted, *within, *unwanted]
+    if participated:
+        sql += (
+            f" AND (p.sender = ? OR EXISTS (SELECT 1 FROM {table} AS o WHERE o.target = r.target"
+            f"{a_thread.format('o')} AND o.room_nid = r.room_nid AND o.sender = ?"
+            + (" AND (o.depth, o.event_nid) <= (?, ?)" if within else "")
+            + "))"
+        )
+        args += [reader, reader, *within]
+    rows = txn.query(sql + " ORDER BY r.depth DESC, r.event_nid DESC LIMIT ?", (*args, limit))
+    return [(Place(depth, nid), root) for depth, nid, root in rows]
+
+
+def _has_annotation(
+    txn: Transaction, room_nid: int, target: str, type: str, sender: str, annotation: str
+) -> bool:
+    row = txn.query_one(
+        f"SELECT 1 FROM relations WHERE target = ? AND rel_type = '{ANNOTATION}' AND room_nid = ? AND type = ?"
+        " AND sender = ? AND annotation = ? LIMIT 1",
+        (target, room_nid, type, sender, annotation),
+    )
+    return row is not None
+
+
+def _select_related(
+    txn: Transaction,
+    event_nids: list[int],
+    senders: Collection[str] | None,
+    rel_types: Collection[str] | None,
+) -> frozenset[int]:
+    conditions, args = "", list[str]()
+    for column, values in (("sender", senders), ("rel_type", rel_types)):
+        if values is not None:
+            if not values:
+                return frozenset()
+            conditions += f" AND r.{column} IN ({', '.join('?' * len(values))})"
+            args += values
+    rows = txn.query_in(
+        "SELECT DISTINCT p.event_nid FROM events AS p JOIN relations AS r ON r.target = p.event_id"
+        " AND r.room_nid = p.room_nid WHERE p.event_nid IN {keys}" + conditions,
+        event_nids,
+        after=args,
+    )
+    return frozenset(nid for (nid,) in rows)

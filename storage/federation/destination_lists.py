@@ -1,0 +1,196 @@
+"""How this server stands with others that it sends to, page by page: for administrators."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction
+from storage.federation.destinations import LEASE
+
+Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "told_upto"]
+
+_STANDINGS: Final = (
+    "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
+    " CASE WHEN failing_since_ts IS NULL THEN 0 WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
+    " ELSE pause_ms END,"
+    " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END, asked_until_ts FROM destinations"
+)
+"""The beginning of a `DestinationSummary`."""
+
+
+class DestinationSummary(msgspec.Struct, frozen=True):
+    """One server. Times are milliseconds since 1970."""
+
+    server: str
+    failing_since_ts: int | None = None
+    """None: it answered the last time."""
+    tried_ts: int = 0
+    """When it was last tried; 0 while all is well, and so the next."""
+    pause_ms: int = 0
+    """How long after that it is tried again."""
+    error: str | None = None
+    """Why it did not take what was sent; None while all is well."""
+    asked_until_ts: int = 0
+    """Until when it has asked, by its last answer, to be sent nothing; 0: it has not."""
+    rooms_missed: int = 0
+    """Rooms of which it has not been told everything."""
+    device_lists_missed: int = 0
+    messages_to_devices: int = 0
+    """That wait for it."""
+    told_upto: int = 0
+    """It has been told of every event that concerns it up to this position of the stream."""
+
+
+class DestinationRoom(msgspec.Struct, frozen=True):
+    """A room in which a server is, or of which it has missed something."""
+
+    room_id: str
+    position: int
+    """Of the first event that it has not been told, else of the event with which it came in."""
+    is_behind: bool
+
+
+class DestinationListStore:
+    """Reads of the tables of outgoing federation, and of the servers in rooms."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_page(
+        self, term: str, order: Order, backwards: bool, offset: int, limit: int
+    ) -> tuple[Sequence[DestinationSummary], int]:
+        """A page of the servers that are in rooms with us, or have something waiting, whose name
+        has `term` in it; and how many these are."""
+        return await self._database.read(
+            "get_destination_page", _select_page, term, order, backwards, offset, limit
+        )
+
+    async def get_one(self, server: str) -> DestinationSummary | None:
+        """How one of them stands."""
+        return await self._database.read("get_destination", _select_one, server)
+
+    async def get_rooms(
+        self, server: str, backwards: bool, offset: int, limit: int
+    ) -> tuple[Sequence[DestinationRoom], int]:
+        """A page of its rooms, by their ids; and how many there are."""
+        return await self._database.read(
+            "get_destination_rooms", _select_rooms, server, backwards, offset, limit
+        )
+
+
+def _select_all(txn: Transaction) -> dict[str, DestinationSummary]:
+    """All servers, as far as the table of those that cannot be reached says."""
+    found = {row[0]: DestinationSummary(*row) for row in txn.query(_STANDINGS)}
+    names = txn.query(
+        "SELECT server FROM room_servers UNION SELECT server FROM partial_servers UNION SELECT server FROM destination_rooms"
+        " UNION SELECT server FROM destination_users UNION SELECT server FROM outgoing_to_device"
+    )
+    for (server,) in names:
+        found.setdefault(server, DestinationSummary(server))
+    first_missed: dict[str, int] = dict(
+        txn.query("SELECT server, MIN(position) FROM destination_rooms GROUP BY server")
+    )
+    return _with_told(txn, found, first_missed)
+
+
+def _select_page(
+    txn: Transaction, term: str, order: Order, backwards: bool, offset: int, limit: int
+) -> tuple[list[DestinationSummary], int]:
+    keys = {
+        "destination": lambda row: (row.server,),
+        "retry_last_ts": lambda row: (row.tried_ts, row.server),
+        "retry_interval": lambda row: (row.pause_ms, row.server),
+        "failure_ts": lambda row: (row.failing_since_ts or 0, row.server),
+        "told_upto": lambda row: (row.told_upto, row.server),
+    }
+    matching = [row for server, row in _select_all(txn).items() if term in server]
+    page = sorted(matching, key=keys[order], reverse=backwards)[offset : offset + limit]
+    return _with_counts(txn, page), len(matching)
+
+
+def _select_one(txn: Transaction, server: str) -> DestinationSummary | None:
+    row = txn.query_one(f"{_STANDINGS} WHERE server = ?", (server,))
+    if row is None:
+        row = txn.query_one(
+            "SELECT server FROM room_servers WHERE server = ? UNION ALL SELECT server FROM partial_servers WHERE server = ?"
+            " UNION ALL SELECT server FROM destination_rooms WHERE server = ?"
+            " UNION ALL SELECT server FROM destination_users WHERE server = ?"
+            " UNION ALL SELECT server FROM outgoing_to_device WHERE server = ? LIMIT 1",
+            (server,) * 5,
+        )
+    if row is None:
+        return None
+    first_missed: dict[str, int] = dict(
+        txn.query(
+            "SELECT server, MIN(position) FROM destination_rooms WHERE server = ? GROUP BY server",
+            (server,),
+        )
+    )
+    return _with_counts(
+        txn, list(_with_told(txn, {server: DestinationSummary(*row)}, first_missed).values())
+    )[0]
+
+
+def _with_told(
+    txn: Transaction, rows: Mapping[str, DestinationSummary], first_missed: Mapping[str, int]
+) -> dict[str, DestinationSummary]:
+    """`first_missed`: the position of the first event that a server has not been told, where there
+    is one."""
+    lease = txn.query_one("SELECT position FROM leases WHERE name = ?", (LEASE,))
+    told_upto = 0 if lease is None else int(lease[0])
+    return {
+        server: msgspec.structs.replace(
+            row,
+            told_upto=min(told_upto, first_missed[server] - 1)
+            if server in first_missed
+            else told_upto,
+        )
+        for server, row in rows.items()
+    }
+
+
+def _with_counts(txn: Transaction, rows: Sequence[DestinationSummary]) -> list[DestinationSummary]:
+    rooms, users, messages = (
+        _count(txn, table, [row.server for row in rows])
+        for table in ("destination_rooms", "destination_users", "outgoing_to_device")
+    )
+    return [
+        msgspec.structs.replace(
+            row,
+            rooms_missed=rooms.get(row.server, 0),
+            device_lists_missed=users.get(row.server, 0),
+            messages_to_devices=messages.get(row.server, 0),
+        )
+        for row in rows
+    ]
+
+
+def _count(txn: Transaction, table: str, servers: Sequence[str]) -> dict[str, int]:
+    sql = f"SELECT server, count(*) FROM {table} WHERE server IN {{keys}} GROUP BY server"
+    return {server: count for server, count in txn.query_in(sql, servers)}
+
+
+def _select_rooms(
+    txn: Transaction, server: str, backwards: bool, offset: int, limit: int
+) -> tuple[list[DestinationRoom], int]:
+    missed: dict[int, int] = dict(
+        txn.query("SELECT room_nid, position FROM destination_rooms WHERE server = ?", (server,))
+    )
+    since: dict[int, int] = dict(
+        txn.query(
+            "SELECT p.room_nid, r.position FROM partial_servers AS p JOIN partial_rooms AS r ON r.room_nid = p.room_nid"
+            " WHERE p.server = ? UNION ALL SELECT room_nid, since FROM room_servers WHERE server = ?",
+            (server, server),
+        )
+    )
+    ids = txn.query_in(
+        "SELECT room_nid, room_id FROM rooms WHERE room_nid IN {keys}", {*missed, *since}
+    )
+    rooms = [
+        DestinationRoom(room_id, missed[nid] if nid in missed else since[nid], nid in missed)
+        for nid, room_id in ids
+    ]
+    rooms.sort(key=lambda room: room.room_id, reverse=backwards)
+    return rooms[offset : offset + limit], len(rooms)

@@ -1,0 +1,341 @@
+"""Other servers that this one sends to: which of them cannot be reached, and what these have
+missed.
+
+Laws:
+- There is no row for a message: a server that can be reached needs no row at all, and one that
+  cannot has a row for each room of which it has missed something.
+- Up to the position of the lease `LEASE` (`leases.py`) nothing is left to tell but what these
+  tables say.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.events.events import EventFlag
+
+LEASE: Final = "federation"
+"""The name of the sender's lease."""
+_TO_SEND = int(EventFlag.TO_SEND)
+
+
+class Word(IntEnum):
+    """Who says that a server is there which could not be reached; the greater is believed more."""
+
+    ITS_OWN = 1
+    OF_AN_OPERATOR = 2
+
+
+class DestinationRow(msgspec.Struct, frozen=True):
+    """A server, and how it stands. Times are milliseconds since 1970."""
+
+    server: str
+    failing_since_ts: int | None
+    tried_ts: int
+    pause_ms: int
+    error: str | None
+    asked_until_ts: int = 0
+    """Until when it has asked, by its last answer, to be sent nothing; 0: that was another one, or
+    none."""
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What a server has missed: by room, and by user whose devices changed, where that began."""
+
+    rooms: dict[int, int] = msgspec.field(default_factory=dict)
+    users: dict[str, int] = msgspec.field(default_factory=dict)
+    is_whole: bool = False
+    """It is all that the server has missed, not only what it has missed besides."""
+
+
+class EventToSend(msgspec.Struct, frozen=True):
+    """An event that others have to be told of."""
+
+    position: int
+    event_nid: int
+    room_nid: int
+    sender: str
+    is_member: bool
+
+
+class OwnMove(msgspec.Struct, frozen=True):
+    """Somebody said something of their own membership."""
+
+    position: int
+    event_nid: int
+    room_nid: int
+    user_id: str
+
+
+class ReceiptToSend(msgspec.Struct, frozen=True):
+    """A public receipt."""
+
+    position: int
+    room_nid: int
+    user_id: str
+    thread_id: str
+    event_id: str
+    ts: int
+
+
+class DestinationStore:
+    """The tables of outgoing federation."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_destinations(self) -> Mapping[str, DestinationRow]:
+        """All servers that cannot be reached, or once could not."""
+        return await self._database.read("get_destinations", _select_destinations)
+
+    async def get_backlogs(self) -> Mapping[str, Backlog]:
+        """What servers have missed, of all that have."""
+        return await self._database.read("get_backlogs", _select_backlogs)
+
+    async def get_events_to_send(self, after: int, upto: int, limit: int) -> Sequence[EventToSend]:
+        """Events of that stretch of the stream that others have to be told of, in order."""
+        return await self._database.read_quickly(
+            "get_events_to_send", _select_events, after, upto, limit
+        )
+
+    async def get_own_moves(self, after: int, upto: int, limit: int) -> Sequence[OwnMove]:
+        """Who joined, left, or took another name in that stretch, by themselves, in order: also
+        users of other servers."""
+        return await self._database.read_quickly(
+            "get_own_moves", _select_own_moves, after, upto, limit
+        )
+
+    async def get_receipts_to_send(
+        self, after: int, upto: int, limit: int
+    ) -> Sequence[ReceiptToSend]:
+        """Public receipts of that stretch, in order."""
+        return await self._database.read_quickly(
+            "get_receipts_to_send", _select_receipts, after, upto, limit
+        )
+
+    async def get_missed_events(
+        self, room_nid: int, after: int, upto: int, limit: int
+    ) -> Sequence[int]:
+        """The newest of a room's events that others had to be told of, with after < position ≤
+        upto; in order."""
+        return await self._database.read_quickly(
+            "get_missed_events", _select_missed, room_nid, after, upto, limit
+        )
+
+    async def get_departures(self, room_nid: int, since: int) -> Sequence[tuple[str, int]]:
+        """Users of other servers who are not in the room and whose membership changed at or after a
+        position: (id, position)."""
+        return await self._database.read("get_departures", _select_departures, room_nid, since)
+
+    async def add_failure(self, row: DestinationRow, backlog: Backlog) -> None:
+        """A server could not be reached: note that, and what it has not been told."""
+        await self._database.write("add_destination_failure", _add_failure, row, backlog)
+
+    async def get_failing_since(self, server: str) -> int | None:
+        """When the server ceased to answer; None where it did not, or has asked us to wait: then it
+        is there."""
+        return await self._database.read_quickly("get_failing_since", _select_failing_since, server)
+
+    async def note_heard(self, servers: Collection[str], word: Word = Word.ITS_OWN) -> None:
+        """A node that does not send has heard that these are there: note it of those that could not
+        be reached."""
+        failing = await self._database.read_quickly("get_failing", _select_failing, servers, word)
+        if failing:
+            await self._database.write("note_heard", _note_heard, failing, word)
+
+    async def take_heard(self) -> Mapping[str, Word]:
+        """Of which servers other nodes have heard since this was asked that they are there, and by
+        whose word."""
+        heard = await self._database.read_quickly("get_heard", _select_heard)
+        if heard:
+            await self._database.write("forget_heard", _forget_heard, heard)
+        return heard
+
+    async def add_backlogs(self, backlogs: Mapping[str, Backlog]) -> None:
+        """Note what else servers have missed."""
+        await self._database.write("add_backlogs", _add_backlogs, backlogs)
+
+    def set_told(
+        self,
+        txn: WriteTransaction,
+        server: str,
+        rooms: Mapping[int, int | None],
+        users: Mapping[str, int | None],
+    ) -> None:
+        """The server has been told of rooms and users; where it has missed something since, from
+        where on."""
+        txn.execute_many(
+            "DELETE FROM destination_rooms WHERE server = ? AND room_nid = ?",
+            [(server, nid) for nid, position in rooms.items() if position is None],
+        )
+        txn.execute_many(
+            "UPDATE destination_rooms SET position = ? WHERE server = ? AND room_nid = ?",
+            [(position, server, nid) for nid, position in rooms.items() if position is not None],
+        )
+        txn.execute_many(
+            "DELETE FROM destination_users WHERE server = ? AND user_id = ?",
+            [(server, user_id) for user_id, position in users.items() if position is None],
+        )
+        txn.execute_many(
+            "UPDATE destination_users SET stream_id = ? WHERE server = ? AND user_id = ?",
+            [
+                (position, server, user_id)
+                for user_id, position in users.items()
+                if position is not None
+            ],
+        )
+
+    def set_reached(self, txn: WriteTransaction, server: str, now_ms: int) -> None:
+        """The server can be reached again."""
+        txn.execute(
+            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0, asked_until_ts = 0 WHERE server = ?",
+            (now_ms, server),
+        )
+
+
+def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
+    rows = txn.query(
+        "SELECT server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts FROM destinations"
+    )
+    return {row[0]: DestinationRow(*row) for row in rows}
+
+
+def _select_failing_since(txn: Transaction, server: str) -> int | None:
+    rows = txn.query(
+        "SELECT failing_since_ts FROM destinations WHERE server = ? AND asked_until_ts = 0",
+        (server,),
+    )
+    return rows[0][0] if rows else None
+
+
+def _select_failing(txn: Transaction, servers: Collection[str], word: Word) -> list[str]:
+    rows = txn.query_in(
+        "SELECT server FROM destinations WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard < ?",
+        servers,
+        after=(int(word),),
+    )
+    return [server for (server,) in rows]
+
+
+def _note_heard(txn: WriteTransaction, servers: Sequence[str], word: Word) -> None:
+    txn.execute_many(
+        "UPDATE destinations SET is_heard = ? WHERE server = ? AND is_heard < ?",
+        [(int(word), server, int(word)) for server in servers],
+    )
+
+
+def _select_heard(txn: Transaction) -> dict[str, Word]:
+    rows = txn.query("SELECT server, is_heard FROM destinations WHERE is_heard > 0")
+    return {server: Word(word) for server, word in rows}
+
+
+def _forget_heard(txn: WriteTransaction, heard: Mapping[str, Word]) -> None:
+    txn.execute_many(
+        "UPDATE destinations SET is_heard = 0 WHERE server = ? AND is_heard = ?",
+        [(server, int(word)) for server, word in heard.items()],
+    )
+
+
+def _select_backlogs(txn: Transaction) -> dict[str, Backlog]:
+    backlogs: dict[str, Backlog] = {}
+    for server, room_nid, position in txn.query(
+        "SELECT server, room_nid, position FROM destination_rooms"
+    ):
+        backlogs.setdefault(server, Backlog()).rooms[room_nid] = position
+    for server, user_id, stream_id in txn.query(
+        "SELECT server, user_id, stream_id FROM destination_users"
+    ):
+        backlogs.setdefault(server, Backlog()).users[user_id] = stream_id
+    return backlogs
+
+
+def _select_events(txn: Transaction, after: int, upto: int, limit: int) -> list[EventToSend]:
+    rows = txn.query(
+        "SELECT position, event_nid, room_nid, sender, type FROM events WHERE position > ? AND position <= ?"
+        f" AND (flags & {_TO_SEND}) <> 0 ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [
+        EventToSend(position, nid, room, sender, type == "m.room.member")
+        for position, nid, room, sender, type in rows
+    ]
+
+
+def _select_own_moves(txn: Transaction, after: int, upto: int, limit: int) -> list[OwnMove]:
+    rows = txn.query(
+        "SELECT position, event_nid, room_nid, sender FROM events WHERE position > ? AND position <= ?"
+        " AND type = 'm.room.member' AND state_key = sender ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [OwnMove(*row) for row in rows]
+
+
+def _select_receipts(txn: Transaction, after: int, upto: int, limit: int) -> list[ReceiptToSend]:
+    rows = txn.query(
+        "SELECT position, room_nid, user_id, thread_id, event_id, ts FROM receipts"
+        " WHERE receipt_type = 'm.read' AND position > ? AND position <= ? ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [ReceiptToSend(*row) for row in rows]
+
+
+def _select_missed(txn: Transaction, room_nid: int, after: int, upto: int, limit: int) -> list[int]:
+    rows = txn.query(
+        f"SELECT event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ? AND (flags & {_TO_SEND}) <> 0"
+        " ORDER BY position DESC LIMIT ?",
+        (room_nid, after, upto, limit),
+    )
+    return [nid for (nid,) in reversed(rows)]
+
+
+def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tuple[str, int]]:
+    # by the position, which few are past: not by what they are, as tens of thousands may have left
+    # the room since it began
+    rows = txn.query(
+        "SELECT user_id, position FROM memberships WHERE room_nid = ? AND position >= ? AND is_local = 0"
+        " AND membership || '' IN ('leave', 'ban')",
+        (room_nid, since),
+    )
+    return [(user_id, position) for user_id, position in rows]
+
+
+def _add_failure(txn: WriteTransaction, row: DestinationRow, backlog: Backlog) -> None:
+    txn.execute(
+        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (server) DO UPDATE SET failing_since_ts = excluded.failing_since_ts, tried_ts = excluded.tried_ts,"
+        " pause_ms = excluded.pause_ms, error = excluded.error, asked_until_ts = excluded.asked_until_ts",
+        (
+            row.server,
+            row.failing_since_ts,
+            row.tried_ts,
+            row.pause_ms,
+            row.error,
+            row.asked_until_ts,
+        ),
+    )
+    _add_backlogs(txn, {row.server: backlog})
+
+
+def _add_backlogs(txn: WriteTransaction, backlogs: Mapping[str, Backlog]) -> None:
+    rooms: Iterable[tuple[str, int, int]] = (
+        (server, nid, position)
+        for server, backlog in backlogs.items()
+        for nid, position in backlog.rooms.items()
+    )
+    txn.execute_many(
+        "INSERT INTO destination_rooms (server, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        rooms,
+    )
+    users: Iterable[tuple[str, str, int]] = (
+        (server, user_id, stream_id)
+        for server, backlog in backlogs.items()
+        for user_id, stream_id in backlog.users.items()
+    )
+    txn.execute_many(
+        "INSERT INTO destination_users (server, user_id, stream_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        users,
+    )

@@ -1,0 +1,80 @@
+"""What the policy servers of rooms have said of events of other servers: remembered, so that it is
+asked for once.
+
+An event may have to be looked at more than once before it has its place, and where its place says
+what was said of it, nobody asks any more. So there is an end to what is kept: the newest of a room,
+for a week.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+MOST_OF_ROOM: Final = 2_000
+"""Events; a gap or a page of the past has up to half of that."""
+MAX_AGE_MS: Final = 7 * 24 * 3600 * 1000
+
+
+class PolicyJudgementStore:
+    """The table `policy_judgements`."""
+
+    def __init__(self, database: Database, *, most_of_room: int = MOST_OF_ROOM) -> None:
+        self._database = database
+        self._most_of_room = most_of_room
+
+    async def get_judgements(
+        self, room_nid: int, public_key: bytes, event_ids: Collection[str]
+    ) -> Mapping[str, bool]:
+        """Of which of the events something is remembered, and whether they may be shown."""
+        read = self._database.read_quickly if len(event_ids) <= 50 else self._database.read
+        return await read("get_policy_judgements", _select, room_nid, public_key, list(event_ids))
+
+    async def add_judgements(
+        self, room_nid: int, public_key: bytes, judgements: Mapping[str, bool], judged_ts: int
+    ) -> None:
+        """Remember whether events may be shown; what is too old, and too much of the room, is
+        forgotten."""
+        await self._database.write(
+            "add_policy_judgements", self._add, room_nid, public_key, dict(judgements), judged_ts
+        )
+
+    def _add(
+        self,
+        txn: WriteTransaction,
+        room_nid: int,
+        public_key: bytes,
+        judgements: Mapping[str, bool],
+        judged_ts: int,
+    ) -> None:
+        txn.execute_many(
+            "INSERT INTO policy_judgements (room_nid, public_key, event_id, allowed, judged_ts) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (room_nid, public_key, event_id)"
+            " DO UPDATE SET allowed = excluded.allowed, judged_ts = excluded.judged_ts",
+            [
+                (room_nid, public_key, event_id, int(allowed), judged_ts)
+                for event_id, allowed in judgements.items()
+            ],
+        )
+        txn.execute("DELETE FROM policy_judgements WHERE judged_ts < ?", (judged_ts - MAX_AGE_MS,))
+        last = txn.query_one(
+            "SELECT judged_ts FROM policy_judgements WHERE room_nid = ? ORDER BY judged_ts DESC LIMIT 1 OFFSET ?",
+            (room_nid, self._most_of_room),
+        )
+        if last is not None:
+            txn.execute(
+                "DELETE FROM policy_judgements WHERE room_nid = ? AND judged_ts <= ?",
+                (room_nid, last[0]),
+            )
+
+
+def _select(
+    txn: Transaction, room_nid: int, public_key: bytes, event_ids: Collection[str]
+) -> dict[str, bool]:
+    rows = txn.query_in(
+        "SELECT event_id, allowed FROM policy_judgements WHERE room_nid = ? AND public_key = ? AND event_id IN {keys}",
+        event_ids,
+        before=[room_nid, public_key],
+    )
+    return {event_id: bool(allowed) for event_id, allowed in rows}

@@ -1,0 +1,130 @@
+"""The keys of other servers, and what they said last about them.
+
+Keys stay when a server no longer speaks of them: what they signed while they were valid has to be
+checked still. But a server may name new ones without end: so many stay of it, those that are valid
+for longest, and always what it says now.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+MOST_KEYS: Final = 250
+"""Of one server: more than one document has."""
+
+
+class StoredKey(msgspec.Struct, frozen=True):
+    """A public key, and until when it is valid, in milliseconds."""
+
+    public_key: bytes
+    valid_until: int
+
+
+class StoredDocument(msgspec.Struct, frozen=True):
+    """What a server said last about its keys; times in milliseconds."""
+
+    document: bytes
+    """JSON with the server's own signatures."""
+    valid_until: int
+    fetched_at: int
+
+
+class StoredServer(msgspec.Struct, frozen=True):
+    """All that is known of a server's keys."""
+
+    keys: Mapping[str, StoredKey]
+    valid_until: int
+    fetched_at: int
+
+
+class ServerKeyStore:
+    """The tables of other servers' keys."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_keys(self, servers: Iterable[str]) -> Mapping[str, StoredServer]:
+        """All keys of these servers, `MOST_KEYS` of each, in one read; a server of which nothing is
+        known is absent."""
+        return await self._database.read_quickly("get_server_keys", _get_keys, tuple(servers))
+
+    async def get_documents(self, servers: Iterable[str]) -> Mapping[str, StoredDocument]:
+        """What these servers said last, in one query."""
+        return await self._database.read("get_server_key_documents", _get_documents, tuple(servers))
+
+    async def set_keys(
+        self, server: str, keys: Mapping[str, StoredKey], said: StoredDocument
+    ) -> None:
+        """Keep what a server says now, not more than `MOST_KEYS`. Its other keys stay as they are,
+        as far as there is room."""
+        await self._database.write("set_server_keys", self.set_keys_in, server, keys, said)
+
+    async def add_keys(self, server: str, keys: Mapping[str, StoredKey]) -> None:
+        """Keep keys, those of the same ids replaced, and not a document; of others as many as there
+        is room for."""
+        await self._database.write("add_server_keys", _add_keys, server, keys)
+
+    def set_keys_in(
+        self,
+        txn: WriteTransaction,
+        server: str,
+        keys: Mapping[str, StoredKey],
+        said: StoredDocument,
+    ) -> None:
+        """As `set_keys`, in a transaction."""
+        _add_keys(txn, server, keys)
+        txn.execute(
+            "INSERT INTO server_key_documents (server_name, document, valid_until, fetched_at) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (server_name) DO UPDATE SET document = excluded.document,"
+            " valid_until = excluded.valid_until, fetched_at = excluded.fetched_at",
+            (server, said.document, said.valid_until, said.fetched_at),
+        )
+
+
+def _add_keys(txn: WriteTransaction, server: str, keys: Mapping[str, StoredKey]) -> None:
+    txn.execute_many(
+        "INSERT INTO server_keys (server_name, key_id, public_key, valid_until) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (server_name, key_id)"
+        " DO UPDATE SET public_key = excluded.public_key, valid_until = excluded.valid_until",
+        [(server, key_id, key.public_key, key.valid_until) for key_id, key in keys.items()],
+    )
+    sql = "SELECT key_id FROM server_keys WHERE server_name = ? ORDER BY valid_until DESC, key_id"
+    others = [key_id for (key_id,) in txn.query(sql, (server,)) if key_id not in keys]
+    txn.execute_many(
+        "DELETE FROM server_keys WHERE server_name = ? AND key_id = ?",
+        [(server, key_id) for key_id in others[max(0, MOST_KEYS - len(keys)) :]],
+    )
+
+
+def _get_keys(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredServer]:
+    said = {
+        server: (valid_until, fetched_at)
+        for server, valid_until, fetched_at in txn.query_in(
+            "SELECT server_name, valid_until, fetched_at FROM server_key_documents WHERE server_name IN {keys}",
+            servers,
+        )
+    }
+    keys: dict[str, dict[str, StoredKey]] = {server: {} for server in said}
+    # written before there was a bound, a server may have more
+    sql = (
+        "SELECT server_name, key_id, public_key, valid_until FROM (SELECT server_name, key_id, public_key, valid_until,"
+        " row_number() OVER (PARTITION BY server_name ORDER BY valid_until DESC, key_id) AS place"
+        f" FROM server_keys WHERE server_name IN {{keys}}) AS placed WHERE place <= {MOST_KEYS}"
+    )
+    for server, key_id, public_key, valid_until in txn.query_in(sql, servers):
+        keys.setdefault(server, {})[key_id] = StoredKey(bytes(public_key), valid_until)
+    return {
+        server: StoredServer(found, *said.get(server, (0, 0))) for server, found in keys.items()
+    }
+
+
+def _get_documents(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredDocument]:
+    sql = "SELECT server_name, document, valid_until, fetched_at FROM server_key_documents WHERE server_name IN {keys}"
+    return {
+        server: StoredDocument(bytes(document), valid_until, fetched_at)
+        for server, document, valid_until, fetched_at in txn.query_in(sql, servers)
+    }

@@ -1,0 +1,105 @@
+"""Filters that clients uploaded. A filter never changes; the same filter uploaded again keeps its
+number.
+
+Laws:
+- Of each user there are so many, of so many characters in all. For a new one those go first that
+  were uploaded and never used, but for a few that came last, and whose clients are about to use
+  them; then those that nobody has used for longest. So what is in use stays, however many are
+  uploaded beside it.
+- Numbers rise and are not given out again, so that an old one does not mean another filter.
+"""
+
+from hashlib import sha256
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+MOST_FILTERS = 1000
+LARGEST_FILTERS = 1024 * 1024
+"""In characters of JSON, all of one user."""
+MOST_FRESH = 4
+"""Filters that were not used yet, and are kept before all others: those that were uploaded last."""
+
+
+class FilterStore:
+    """The table of filters."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_filter(self, user_id: str, filter_id: int) -> tuple[str, int] | None:
+        """The definition, as canonical JSON, and when it was last used, in ms, as far as that is
+        noted; 0: it was not."""
+
+        def read(txn: Transaction) -> tuple[str, int] | None:
+            sql = "SELECT definition, touched_ts * is_used FROM filters WHERE user_id = ? AND filter_id = ?"
+            row = txn.query_one(sql, (user_id, filter_id))
+            return None if row is None else (str(row[0]), int(row[1]))
+
+        return await self._database.read_quickly("get_filter", read)
+
+    async def get_filter_id(self, user_id: str, definition: str) -> tuple[int, int] | None:
+        """The number under which the user has this filter, and when it was last uploaded or used,
+        in ms."""
+        return await self._database.read_quickly("get_filter_id", _select_id, user_id, definition)
+
+    async def add_filter(self, user_id: str, definition: str, now_ms: int) -> int:
+        """Add it unless it is there; its number, from 0 on. It counts as uploaded now."""
+        return await self._database.write("add_filter", _add_filter, user_id, definition, now_ms)
+
+    async def note_used(self, user_id: str, filter_id: int, now_ms: int) -> None:
+        """Note that it was used now."""
+        await self._database.write("note_used_filter", _note_used, user_id, filter_id, now_ms)
+
+
+def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: int) -> int:
+    found = _select_id(txn, user_id, definition)
+    if found is not None:
+        if found[1] < now_ms:
+            sql = "UPDATE filters SET touched_ts = ? WHERE user_id = ? AND filter_id = ?"
+            txn.execute(sql, (now_ms, user_id, found[0]))
+        return found[0]
+    rows = txn.query(
+        "SELECT filter_id, length(definition), is_used FROM filters WHERE user_id = ?"
+        " ORDER BY touched_ts DESC, filter_id DESC",
+        (user_id,),
+    )
+    number = max((filter_id for filter_id, *_ in rows), default=-1) + 1
+    txn.execute(
+        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used) VALUES (?, ?, ?, ?, ?, 0)",
+        (user_id, number, definition, _digest(definition), now_ms),
+    )
+    used = [row for row in rows if row[2]]
+    unused = [row for row in rows if not row[2]]
+    fresh = MOST_FRESH - 1  # with the new one
+    count, size = 1, len(definition)
+    too_many: list[int] = []
+    for filter_id, length, _ in (*unused[:fresh], *used, *unused[fresh:]):
+        if too_many or count == MOST_FILTERS or size + length > LARGEST_FILTERS:
+            too_many.append(filter_id)
+        count, size = count + 1, size + length
+    txn.execute_many(
+        "DELETE FROM filters WHERE user_id = ? AND filter_id = ?",
+        [(user_id, each) for each in too_many],
+    )
+    return number
+
+
+def _note_used(txn: WriteTransaction, user_id: str, filter_id: int, now_ms: int) -> None:
+    txn.execute(
+        "UPDATE filters SET touched_ts = CASE WHEN touched_ts < ? THEN ? ELSE touched_ts END, is_used = 1"
+        " WHERE user_id = ? AND filter_id = ? AND (touched_ts < ? OR is_used = 0)",
+        (now_ms, now_ms, user_id, filter_id, now_ms),
+    )
+
+
+def _select_id(txn: Transaction, user_id: str, definition: str) -> tuple[int, int] | None:
+    row = txn.query_one(
+        "SELECT filter_id, touched_ts FROM filters WHERE user_id = ? AND digest = ?",
+        (user_id, _digest(definition)),
+    )
+    return None if row is None else (int(row[0]), int(row[1]))
+
+
+def _digest(definition: str) -> bytes:
+    return sha256(definition.encode()).digest()

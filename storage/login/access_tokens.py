@@ -1,0 +1,416 @@
+"""Access tokens and refresh tokens, by the SHA-256 of their text: the text itself is nowhere on
+disk.
+
+A refresh gives out a new pair and leaves the old one usable, since the answer may be lost. The
+first use of either new token ends the old pair: the old refresh token is spent, the old access
+token expires (and so is refused with `soft_logout`, not as a stranger's). Until then the old one
+may be exchanged again, and each pair that it gave is good: two tabs of a client may ask at once.
+Expired and spent tokens go with a later refresh of the device, or with the device.
+
+spec: client-server-api#refreshing-access-tokens
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+GRACE_MS: Final = 60_000
+"""How long what lost a race between two exchanges of one token is borne with."""
+SAME_MOMENT_MS: Final = 10_000
+"""So near to one another such exchanges are."""
+MOST_EXCHANGES: Final = 5
+"""Pairs for which one refresh token was exchanged, none of which is used yet."""
+MOST_BRANCHES: Final = 5
+"""Pairs of a device that are in use beside one another; of more, those that were renewed last go
+on."""
+MOST_LATE: Final = 10
+"""Pairs of a device that are good no more and were never renewed, and are still told from stolen
+ones."""
+_TRIMMED_AT_ONCE: Final = 100
+
+
+class PairUse(Enum):
+    """What it is that a token of a pair is used."""
+
+    FIRST = "first"
+    """The pair that it replaced has ended with this."""
+    AGAIN = "again"
+    TOO_LATE = "too late"
+    """Another pair was used instead of it, too long ago, or there were too many beside it."""
+
+
+class AccessTokenRow(msgspec.Struct, frozen=True):
+    """An access token, with what a request has to know of its account. Times are milliseconds since
+    1970."""
+
+    token_nid: int
+    user_id: str
+    device_id: str | None
+    expires_ts: int | None
+    refresh_nid: int | None
+    first_used: bool
+    is_guest: bool
+    is_admin: bool
+    deactivated: bool
+    locked: bool
+    suspended: bool
+    account_expires_ts: int | None = None
+    """Until when the account is good, in milliseconds since 1970."""
+    oauth_client: str | None = None
+    """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
+    user_type: str | None = None
+    of_service: bool = False
+    """Whether the account is an application service's."""
+    agreed: int = 0
+    """To how many of the documents that were asked about its owner has agreed."""
+    shadow_banned: bool = False
+    device_made_ts: int = 0
+    """When the device was made; one that was removed and came again under its id is another."""
+
+
+class TokenStanding(msgspec.Struct, frozen=True):
+    """What has become of a token that was good."""
+
+    is_there: bool
+    expires_ts: int | None
+    """When it ends, or ended, in milliseconds since 1970."""
+    is_renewed: bool
+    """Whether its device has a token from a refresh that is good."""
+    deactivated: bool
+    locked: bool
+
+
+class RefreshTokenRow(msgspec.Struct, frozen=True):
+    """A refresh token. `ultimate_expires_ts` ends the whole session, however often it is
+    refreshed."""
+
+    refresh_nid: int
+    user_id: str
+    device_id: str
+    expires_ts: int | None
+    ultimate_expires_ts: int | None
+    grace_until_ts: int | None = None
+    """Until when it is good although another was used instead of it; past where it was put by,
+    since there were too many."""
+
+    def is_late(self, now: int) -> bool:
+        """Whether it is good no more for that."""
+        return self.grace_until_ts is not None and self.grace_until_ts <= now
+
+
+_REFRESH: Final = "refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts, grace_until_ts"
+
+
+def has_access_token(txn: Transaction, token_nid: int) -> bool:
+    """Whether a token is there still."""
+    return (
+        txn.query_one("SELECT 1 FROM access_tokens WHERE token_nid = ?", (token_nid,)) is not None
+    )
+
+
+class TokenStore:
+    """The tables of tokens."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_access_token(
+        self, token_hash: bytes, policies: Sequence[tuple[str, str]] = ()
+    ) -> AccessTokenRow | None:
+        """The token and its account, in one query. `policies`: documents, each with its version,
+        for `agreed`."""
+        return await self._database.read_quickly(
+            "get_access_token", self.get_access_token_in, token_hash, policies
+        )
+
+    def get_access_token_in(
+        self, txn: Transaction, token_hash: bytes, policies: Sequence[tuple[str, str]] = ()
+    ) -> AccessTokenRow | None:
+        """As `get_access_token`, in a transaction."""
+        any_of = " OR ".join("(c.policy_id = ? AND c.version = ?)" for _ in policies)
+        agreed = (
+            f"SELECT COUNT(*) FROM policy_consents c WHERE c.user_id = t.user_id AND ({any_of})"
+            if policies
+            else "0"
+        )
+        row = txn.query_one(
+            "SELECT t.token_nid, t.user_id, t.device_id, t.expires_ts, t.refresh_nid, t.first_used, a.is_guest,"
+            " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts, o.client_id, a.user_type,"
+            f" a.appservice_id, ({agreed}), a.shadow_banned, d.made_ts"
+            " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id"
+            " LEFT JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id"
+            " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id AND o.device_id = t.device_id WHERE t.token_hash = ?",
+            (*(text for policy in policies for text in policy), token_hash),
+        )
+        if row is None:
+            return None
+        return AccessTokenRow(
+            token_nid=row[0],
+            user_id=row[1],
+            device_id=row[2],
+            expires_ts=row[3],
+            refresh_nid=row[4],
+            first_used=bool(row[5]),
+            is_guest=bool(row[6]),
+            is_admin=bool(row[7]),
+            deactivated=row[8] is not None,
+            locked=bool(row[9]),
+            suspended=bool(row[10]),
+            account_expires_ts=row[11],
+            oauth_client=row[12],
+            user_type=row[13],
+            of_service=row[14] is not None,
+            agreed=int(row[15]),
+            shadow_banned=bool(row[16]),
+            device_made_ts=row[17] or 0,
+        )
+
+    async def get_standing(
+        self, token_nid: int, user_id: str, device_id: str | None, now: int
+    ) -> TokenStanding | None:
+        """What has become of a user's token, in one query; None: the account is gone too. `now`:
+        milliseconds since 1970."""
+
+        def read(txn: Transaction) -> TokenStanding | None:
+            row = txn.query_one(
+                "SELECT t.token_nid, t.expires_ts, a.deactivated_ts, a.locked, EXISTS (SELECT 1 FROM access_tokens o"
+                " WHERE o.user_id = a.user_id AND o.device_id = ? AND o.refresh_nid IS NOT NULL"
+                " AND COALESCE(o.expires_ts, ?) > ?)"
+                " FROM accounts a LEFT JOIN access_tokens t ON t.token_nid = ? AND t.user_id = a.user_id"
+                " WHERE a.user_id = ?",
+                (device_id, now + 1, now, token_nid, user_id),
+            )
+            if row is None:
+                return None
+            return TokenStanding(
+                row[0] is not None, row[1], bool(row[4]), row[2] is not None, bool(row[3])
+            )
+
+        return await self._database.read_quickly("get_standing", read)
+
+    def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:
+        """The refresh token of this hash, unless it is spent."""
+        row = txn.query_one(
+            f"SELECT {_REFRESH} FROM refresh_tokens WHERE token_hash = ? AND spent_ts IS NULL",
+            (token_hash,),
+        )
+        return None if row is None else RefreshTokenRow(*row)
+
+    def get_refresh_token_of_family(
+        self, txn: Transaction, family_hash: bytes
+    ) -> RefreshTokenRow | None:
+        """The newest refresh token of a session of `/refresh`, by what all of the session begin
+        with."""
+        row = txn.query_one(
+            f"SELECT {_REFRESH} FROM refresh_tokens"
+            " WHERE family_hash = ? AND spent_ts IS NULL ORDER BY refresh_nid DESC LIMIT 1",
+            (family_hash,),
+        )
+        return None if row is None else RefreshTokenRow(*row)
+
+    def add_access_token(
+        self,
+        txn: WriteTransaction,
+        token_hash: bytes,
+        user_id: str,
+        device_id: str | None,
+        *,
+        now: int,
+        expires_ts: int | None,
+        refresh_nid: int | None = None,
+        first_used: bool = True,
+    ) -> int:
+        """Add one; its number."""
+        token_nid = txn.allocate("token")
+        txn.execute(
+            "INSERT INTO access_tokens (token_hash, token_nid, user_id, device_id, created_ts, expires_ts, refresh_nid,"
+            " first_used) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                token_hash,
+                token_nid,
+                user_id,
+                device_id,
+                now,
+                expires_ts,
+                refresh_nid,
+                int(first_used),
+            ),
+        )
+        return token_nid
+
+    def add_refresh_token(
+        self,
+        txn: WriteTransaction,
+        token_hash: bytes,
+        user_id: str,
+        device_id: str,
+        *,
+        now: int,
+        expires_ts: int | None,
+        ultimate_expires_ts: int | None,
+        family_hash: bytes | None = None,
+        from_nid: int | None = None,
+    ) -> int:
+        """Add one; its number. `family_hash`: by what its session is found when one comes that went
+        before it; of sessions of the OAuth 2.0 API that is kept with them
+        (`storage/oauth/oauth.py`). `from_nid`: the one that was exchanged for it."""
+        refresh_nid = txn.allocate("token")
+        txn.execute(
+            "INSERT INTO refresh_tokens (token_hash, refresh_nid, user_id, device_id, created_ts, expires_ts,"
+            " ultimate_expires_ts, family_hash, from_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                token_hash,
+                refresh_nid,
+                user_id,
+                device_id,
+                now,
+                expires_ts,
+                ultimate_expires_ts,
+                family_hash,
+                from_nid,
+            ),
+        )
+        return refresh_nid
+
+    def trim_exchanges(self, txn: WriteTransaction, old: RefreshTokenRow, now: int) -> None:
+        """Of what a refresh token was exchanged for and nobody has used, only the last few pairs
+        are good."""
+        sql = (
+            "SELECT refresh_nid FROM refresh_tokens WHERE from_nid = ? AND grace_until_ts IS NULL"
+            " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
+        )
+        self._put_by(
+            txn,
+            [row[0] for row in txn.query(sql, (old.refresh_nid, _TRIMMED_AT_ONCE, MOST_EXCHANGES))],
+            now,
+        )
+        self._remove_late(txn, old.user_id, old.device_id, now)
+
+    def set_pair_used(
+        self, txn: WriteTransaction, refresh_nid: int, user_id: str, device_id: str, now: int
+    ) -> PairUse:
+        """A token of this pair is used. The first time that ends the pair that it replaced, and
+        other pairs for which that was exchanged; but those of the same moment, in another tab, say,
+        are good for `GRACE_MS` more, unless they are used by then."""
+        sql = (
+            "SELECT from_nid, grace_until_ts, created_ts FROM refresh_tokens WHERE refresh_nid = ?"
+        )
+        row = txn.query_one(sql, (refresh_nid,))
+        replaced, until, made_ts = (None, None, 0) if row is None else row
+        if until is not None and until <= now:
+            return PairUse.TOO_LATE
+        txn.execute("UPDATE access_tokens SET first_used = 1 WHERE refresh_nid = ?", (refresh_nid,))
+        if replaced is None:
+            return PairUse.AGAIN
+        txn.execute(
+            "UPDATE refresh_tokens SET from_nid = NULL, grace_until_ts = NULL WHERE refresh_nid = ?",
+            (refresh_nid,),
+        )
+        if until is not None:
+            self._trim_branches(txn, user_id, device_id, now)
+            return PairUse.AGAIN
+        self._remove_old(txn, user_id, device_id, refresh_nid, now)
+        txn.execute(
+            "UPDATE access_tokens SET expires_ts = ? WHERE refresh_nid = ?", (now, replaced)
+        )
+        txn.execute("UPDATE refresh_tokens SET spent_ts = ? WHERE refresh_nid = ?", (now, replaced))
+        txn.execute(
+            "UPDATE refresh_tokens SET grace_until_ts = CASE WHEN created_ts BETWEEN ? AND ? THEN ? ELSE ? END"
+            " WHERE from_nid = ? AND grace_until_ts IS NULL",
+            (made_ts - SAME_MOMENT_MS, made_ts + SAME_MOMENT_MS, now + GRACE_MS, now, replaced),
+        )
+        return PairUse.FIRST
+
+    def _remove_old(
+        self, txn: WriteTransaction, user_id: str, device_id: str, but: int, now: int
+    ) -> None:
+        """Remove what of a device is of no use any more, but this pair."""
+        txn.execute(
+            "DELETE FROM access_tokens WHERE user_id = ? AND device_id = ? AND refresh_nid IS NOT NULL"
+            " AND refresh_nid <> ? AND expires_ts <= ?",
+            (user_id, device_id, but, now),
+        )
+        txn.execute(
+            "DELETE FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND spent_ts <= ?",
+            (user_id, device_id, now - GRACE_MS),
+        )
+        self._remove_late(txn, user_id, device_id, now)
+
+    def _trim_branches(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
+        """Another pair is in use beside those that were. A tab that is closed leaves one lying for
+        good."""
+        sql = (
+            "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND spent_ts IS NULL"
+            " AND from_nid IS NULL AND grace_until_ts IS NULL ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
+        )
+        args = (user_id, device_id, _TRIMMED_AT_ONCE, MOST_BRANCHES)
+        self._put_by(txn, [row[0] for row in txn.query(sql, args)], now)
+
+    @staticmethod
+    def _put_by(txn: WriteTransaction, refresh_nids: Sequence[int], now: int) -> None:
+        sql = "UPDATE refresh_tokens SET grace_until_ts = ? WHERE refresh_nid = ?"
+        txn.execute_many(sql, [(now, nid) for nid in refresh_nids])
+
+    def _remove_late(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
+        """Of what was put by, only the last few pairs are remembered."""
+        sql = (
+            "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND grace_until_ts <= ?"
+            " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
+        )
+        args = (user_id, device_id, now, _TRIMMED_AT_ONCE, MOST_LATE)
+        self._remove_pairs(txn, [row[0] for row in txn.query(sql, args)])
+
+    @staticmethod
+    def _remove_pairs(txn: WriteTransaction, refresh_nids: Sequence[int]) -> None:
+        for table in ("access_tokens", "refresh_tokens"):
+            txn.execute_many(
+                f"DELETE FROM {table} WHERE refresh_nid = ?", [(nid,) for nid in refresh_nids]
+            )
+
+    def is_put_by(self, txn: Transaction, refresh_nid: int, now: int) -> bool:
+        """Whether a pair is good no more, since another was used instead of it."""
+        sql = "SELECT 1 FROM refresh_tokens WHERE refresh_nid = ? AND grace_until_ts <= ?"
+        return txn.query_one(sql, (refresh_nid, now)) is not None
+
+    def is_just_spent(
+        self, txn: Transaction, token_hash: bytes, now: int, within_ms: int = GRACE_MS
+    ) -> bool:
+        """Whether a refresh token was replaced a moment ago; `within_ms`: up to `GRACE_MS`."""
+        sql = "SELECT 1 FROM refresh_tokens WHERE token_hash = ? AND spent_ts > ?"
+        return txn.query_one(sql, (token_hash, now - within_ms)) is not None
+
+    def expire_tokens_of_device(
+        self, txn: WriteTransaction, user_id: str, device_id: str, now: int
+    ) -> None:
+        """Let all tokens of a device be past their time, which is told softly (`soft_logout`): the
+        device stays."""
+        for table in ("access_tokens", "refresh_tokens"):
+            sql = f"UPDATE {table} SET expires_ts = ? WHERE user_id = ? AND device_id = ? AND COALESCE(expires_ts, ?) >= ?"
+            txn.execute(sql, (now, user_id, device_id, now, now))
+
+    def remove_tokens_of_devices(
+        self, txn: WriteTransaction, user_id: str, device_ids: Iterable[str]
+    ) -> None:
+        """End the sessions of these devices."""
+        rows = [(user_id, device_id) for device_id in device_ids]
+        txn.execute_many("DELETE FROM access_tokens WHERE user_id = ? AND device_id = ?", rows)
+        txn.execute_many("DELETE FROM refresh_tokens WHERE user_id = ? AND device_id = ?", rows)
+
+    def remove_tokens(self, txn: WriteTransaction, user_id: str) -> None:
+        """End all sessions of a user, those without a device too."""
+        txn.execute("DELETE FROM access_tokens WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM refresh_tokens WHERE user_id = ?", (user_id,))
+
+    def remove_tokens_without_device(self, txn: WriteTransaction, user_id: str, but: int) -> None:
+        """End the sessions of a user that have no device, all but one token."""
+        sql = "DELETE FROM access_tokens WHERE user_id = ? AND device_id IS NULL AND token_nid <> ?"
+        txn.execute(sql, (user_id, but))
+
+    def remove_access_token(self, txn: WriteTransaction, token_nid: int) -> None:
+        """End one session that has no device."""
+        txn.execute("DELETE FROM access_tokens WHERE token_nid = ?", (token_nid,))

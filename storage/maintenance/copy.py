@@ -1,0 +1,165 @@
+"""Copies a whole database into an empty one: from SQLite to PostgreSQL, and back.
+
+Laws:
+- Both databases belong to the copy alone while it runs; a server that uses one of them is a reason
+  to refuse.
+- The tables and columns are those that the database itself tells: there is no list to forget one
+  in.
+- The target is written in one transaction, and read back and compared before its commit. Whatever
+  ends the copy early leaves the target as empty as it was, and the copy can be begun again. The
+  source is never changed.
+- Memory is bounded by `BATCH` rows.
+- Text with U+0000 is stored by PostgreSQL as storage always does it
+  (`storage/engine/interface.py`), and counts as equal.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+
+from storage.engine.interface import Row
+from storage.engine.migrate import find_migrations, migrate
+from storage.engine.postgres import PostgresEngine
+from storage.engine.postgres_statements import NOT_TEXT
+from storage.engine.sqlite import SQLiteEngine
+from storage.maintenance.copy_postgres import PostgresSide
+from storage.maintenance.copy_side import CannotCopy, CopySide
+from storage.maintenance.copy_sqlite import SQLiteSide
+
+__all__ = ["CannotCopy", "Copied", "Step", "copy_database"]
+
+_MODULUS = 1 << 128
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Step(msgspec.Struct, frozen=True):
+    """How far the copy is; told after each batch, and once at the beginning of each table."""
+
+    doing: Literal["copying", "comparing"]
+    table: str
+    rows: int
+    """Done of this table."""
+    rows_of_table: int
+    all_rows: int
+    """Done of all tables, copied and compared."""
+    all_rows_to_do: int
+    """Twice the rows of the source: each is copied and compared."""
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """What was copied: rows by table, the empty ones too."""
+
+    tables: Mapping[str, int]
+
+
+class Sum:
+    """A checksum of rows that does not depend on their order: what a database does not promise."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.digest = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        digest = self.digest
+        for row in rows:
+            encoded = _encode(row)
+            if b"\0" in encoded:
+                encoded = _encode([_as_stored(value) for value in row])
+            digest += int.from_bytes(blake2b(encoded, digest_size=16).digest(), "big")
+        self.digest = digest % _MODULUS
+        self.rows += len(rows)
+
+
+def copy_database(
+    source: SQLiteEngine | PostgresEngine,
+    target: SQLiteEngine | PostgresEngine,
+    tell: Callable[[Step], None],
+) -> Copied:
+    """Copy everything. Blocks.
+
+    The target gets its schema here, if it has none. Raises CannotCopy, and what
+    `storage.engine.migrate.migrate` raises for the target; after any error the target has no rows.
+    """
+    if source.where == target.where:
+        raise CannotCopy(f"the copy would go from {source.where} to itself")
+    reading = _open(source, writes=False)
+    try:
+        version = len(find_migrations(source.name, source.bytes_type))
+        found = reading.get_schema_version()
+        if found != version:
+            raise CannotCopy(
+                f"{source.where} has schema version {found}, and this program has {version}: start the server on it once "
+                "with this version of Mahalla, stop it, and copy then"
+            )
+        migrate(target)
+        writing = _open(target, writes=True)
+        try:
+            return _copy(reading, writing, target.where, tell)
+        finally:
+            writing.close()
+    finally:
+        reading.close()
+
+
+def _open(engine: SQLiteEngine | PostgresEngine, *, writes: bool) -> CopySide:
+    if isinstance(engine, SQLiteEngine):
+        return SQLiteSide(engine, writes=writes)
+    return PostgresSide(engine, writes=writes)
+
+
+def _copy(source: CopySide, target: CopySide, where: str, tell: Callable[[Step], None]) -> Copied:
+    tables = source.get_tables()
+    _check_target(tables, target, where)
+    counts = {table: source.count_rows(table) for table in tables}
+    whole = 2 * sum(counts.values())
+    done = 0
+    sums: dict[str, Sum] = {}
+    for table, columns in tables.items():
+        sums[table] = copied = Sum()
+        tell(Step("copying", table, 0, counts[table], done, whole))
+        for rows in source.read_rows(table, columns):
+            target.add_rows(table, columns, rows)
+            copied.add(rows)
+            done += len(rows)
+            tell(Step("copying", table, copied.rows, counts[table], done, whole))
+    for table, columns in tables.items():
+        compared = Sum()
+        tell(Step("comparing", table, 0, counts[table], done, whole))
+        for rows in target.read_rows(table, columns):
+            compared.add(rows)
+            done += len(rows)
+            tell(Step("comparing", table, compared.rows, counts[table], done, whole))
+        if (compared.rows, compared.digest) != (sums[table].rows, sums[table].digest):
+            raise CannotCopy(
+                f"{where} gave back other rows of {table} than it was given ({sums[table].rows} given, {compared.rows} "
+                "back); nothing was kept"
+            )
+    target.commit()
+    return Copied({table: copied.rows for table, copied in sums.items()})
+
+
+def _check_target(tables: Mapping[str, Sequence[str]], target: CopySide, where: str) -> None:
+    there = target.get_tables()
+    if {name: set(columns) for name, columns in there.items()} != {
+        name: set(tables[name]) for name in tables
+    }:
+        different = sorted(
+            name
+            for name in {*there, *tables}
+            if set(there.get(name, ())) != set(tables.get(name, ()))
+        )
+        raise CannotCopy(
+            f"{where} does not have the same tables as the source ({', '.join(different)}): give a new, empty database"
+        )
+    filled = [name for name in there if target.count_rows(name)]
+    if filled:
+        raise CannotCopy(
+            f"{where} is not empty (there are rows in {', '.join(filled)}): give a new, empty database; what is there is "
+            "never overwritten"
+        )
+
+
+def _as_stored(value: object) -> object:
+    return value.replace("\0", NOT_TEXT) if isinstance(value, str) else value

@@ -1,0 +1,99 @@
+"""SQLite as a side of a copy.
+
+Exclusive locking keeps everyone else out of the file, and asks for it before the first read: a
+server that has the file open is noticed, even when it does nothing. The connection is one that
+could write (such a lock needs it); on the side that is read, SQLite itself refuses to.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+
+from storage.engine.interface import Row
+from storage.engine.sqlite import SQLiteEngine
+from storage.engine.text_index import SQLITE_REBUILD, SQLITE_TABLE
+from storage.maintenance.copy_side import BATCH, NOT_COPIED, CannotCopy
+
+SECONDS_TO_WAIT = 1
+
+
+class SQLiteSide:
+    """See `storage.maintenance.copy_side.CopySide`."""
+
+    def __init__(self, engine: SQLiteEngine, *, writes: bool) -> None:
+        """Raises CannotCopy when there is no such file or someone has it open."""
+        if not engine.path.exists():
+            raise CannotCopy(f"there is no database at {engine.where}")
+        # Not as the engine connects: its settings would touch the file before the lock is asked
+        # for.
+        self._connection = sqlite3.connect(
+            engine.path, timeout=SECONDS_TO_WAIT, isolation_level=None
+        )
+        try:
+            self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            if not writes:
+                self._connection.execute("PRAGMA query_only = ON")
+            self._connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+            self._connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+        except sqlite3.OperationalError as error:
+            self._connection.close()
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            raise CannotCopy(
+                f"another process has {engine.where} open: stop the server first"
+            ) from error
+
+    def get_schema_version(self) -> int:
+        if not self._connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = ?", (NOT_COPIED,)
+        ).fetchall():
+            return 0
+        ((version,),) = self._connection.execute(
+            "SELECT COALESCE(MAX(version), 0) FROM schema_version"
+        ).fetchall()
+        return int(version)
+
+    def get_tables(self) -> Mapping[str, Sequence[str]]:
+        names = self._connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> ? "
+            "AND substr(name, 1, length(?)) <> ? ORDER BY name",
+            (NOT_COPIED, SQLITE_TABLE, SQLITE_TABLE),
+        ).fetchall()
+        return {
+            name: [
+                column
+                for (column,) in self._connection.execute(
+                    "SELECT name FROM pragma_table_info(?) ORDER BY cid", (name,)
+                ).fetchall()
+            ]
+            for (name,) in names
+        }
+
+    def count_rows(self, table: str) -> int:
+        ((count,),) = self._connection.execute(f'SELECT COUNT(*) FROM "{table}"').fetchall()
+        return int(count)
+
+    def read_rows(self, table: str, columns: Sequence[str]) -> Iterator[Sequence[Row]]:
+        cursor = self._connection.execute(f'SELECT {_quoted(columns)} FROM "{table}"')
+        try:
+            while rows := cursor.fetchmany(BATCH):
+                yield rows
+        finally:
+            cursor.close()
+
+    def add_rows(self, table: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        places = ",".join("?" * len(columns))
+        self._connection.executemany(
+            f'INSERT INTO "{table}" ({_quoted(columns)}) VALUES ({places})', rows
+        )
+
+    def commit(self) -> None:
+        self._connection.execute(SQLITE_REBUILD)  # the index of texts is SQLite's own
+        self._connection.execute("COMMIT")
+        self._connection.execute("ANALYZE")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _quoted(columns: Sequence[str]) -> str:
+    return ", ".join(f'"{column}"' for column in columns)

@@ -1,0 +1,98 @@
+"""What the audit of states reads: the events that have arrived in rooms with other servers, in the
+order of their numbers."""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from storage.cluster.job_progress import put_note, select_note
+from storage.engine.database import Database
+from storage.engine.interface import Row
+from storage.engine.transaction import Transaction, WriteTransaction
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """An event and the state after it, as they are stored."""
+
+    event_nid: int
+    room_nid: int
+    event_id: str
+    position: int | None
+    """None for what did not arrive as news: it was refused, or fetched from the past."""
+    type: str
+    state_key: str | None
+    flags: int
+    state_root: bytes | None
+
+
+_COLUMNS = "event_nid, room_nid, event_id, position, type, state_key, flags, state_root"
+_SELECT_ARRIVED = f"""
+    SELECT {_COLUMNS}, pdu FROM events
+    WHERE event_nid > ? AND event_nid <= ? AND position IS NOT NULL
+    AND room_nid IN (SELECT room_nid FROM room_servers)
+    AND room_nid NOT IN (SELECT room_nid FROM partial_rooms WHERE completed IS NULL)
+    AND room_nid NOT IN (SELECT room_nid FROM partial_events)
+"""
+
+
+class StateAuditStore:
+    """Reads for the audit, and keeps how far it is."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_arrived(self, after: int, upto: int) -> list[tuple[Placed, bytes]]:
+        """The events with such numbers that arrived in rooms with other servers, and their PDUs;
+        not of rooms of whose state a part is lacking."""
+        return await self._database.read("get_events_to_audit", _select_arrived, after, upto)
+
+    async def get_placed(self, event_ids: Iterable[str]) -> Mapping[str, Placed]:
+        """Events by their ids; unknown ones are missing from the answer."""
+        return await self._database.read("get_placed_events", _select_placed, list(event_ids))
+
+    async def get_latest_nid(self) -> int:
+        """The highest number of an event; 0 before there is any."""
+        return await self._database.read("get_latest_event_nid", _select_latest)
+
+    async def get_note(self, name: str) -> str | None:
+        """How far the audit is; None before it has begun."""
+        return await self._database.read_quickly("get_audit_note", select_note, name)
+
+    async def move_note(self, name: str, expected: str | None, progress: str) -> bool:
+        """Note how far the audit is now, unless another node was faster; whether that was noted."""
+
+        def move(txn: WriteTransaction) -> bool:
+            if select_note(txn, name) != expected:
+                return False
+            put_note(txn, name, progress)
+            return True
+
+        return await self._database.write("note_audit", move)
+
+
+def _select_arrived(txn: Transaction, after: int, upto: int) -> list[tuple[Placed, bytes]]:
+    return [(_placed(row[:8]), bytes(row[8])) for row in txn.query(_SELECT_ARRIVED, (after, upto))]
+
+
+def _select_placed(txn: Transaction, event_ids: list[str]) -> dict[str, Placed]:
+    rows = txn.query_in(f"SELECT {_COLUMNS} FROM events WHERE event_id IN {{keys}}", event_ids)
+    return {row[2]: _placed(row) for row in rows}
+
+
+def _select_latest(txn: Transaction) -> int:
+    row = txn.query_one("SELECT max(event_nid) FROM events")
+    return 0 if row is None or row[0] is None else int(row[0])
+
+
+def _placed(row: Row) -> Placed:
+    nid, room_nid, event_id, position, type, state_key, flags, root = row
+    return Placed(
+        nid,
+        room_nid,
+        event_id,
+        position,
+        type,
+        state_key,
+        flags,
+        None if root is None else bytes(root),
+    )

@@ -1,0 +1,166 @@
+"""Collection of state nodes that neither an event nor the head of a room needs any more.
+
+States are orphaned when events are removed (retention, a purge), so nothing is looked for anywhere
+else: whoever removes events calls `note_garbage` for the room in the same transaction, and a job
+calls `step` while that does something. (A head that was resolved from several states leaves a few
+nodes too when the next event replaces it; they go with the others. What is orphaned during a
+collection may be left for the next one.)
+
+A collection has an even number, its *cycle*, that rises from each to the next. What a write makes
+meanwhile is marked with this number; it may lean on nodes that the collection has not come to. What
+the collection reaches from the head and the events of the room is marked with the number after it,
+so that it goes through each node once. Then the nodes of the room that have a lower mark than the
+cycle are deleted. All in small steps, while rooms go on. Why nothing is lost:
+
+- Writes run one after the other, on whatever node, so that a step and a write never overlap.
+- While a collection goes on, `StateTreeStore.apply` marks every node it makes with its cycle, also
+  where the node is there already. It never relies on its cache for that.
+- What else the new tree has, it shares with the tree that was changed, which an event or the head
+  needs: then it is marked before anything is deleted. The head is read first and the events after
+  it, so that this also holds for a head that was replaced in between: it was read itself, or the
+  event that was built on it is among those that are read.
+- A removal of events in the meantime begins the collection again.
+"""
+
+import json
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from storage.engine.transaction import WriteTransaction
+from storage.events.events import IS_SHOWN, IS_UNSHOWN
+from storage.rooms.partial_rooms import select_partial_roots
+from storage.state.radix_tree import get_child_ids
+
+_START = """
+    INSERT INTO state_collections (room_nid, cycle, progress) VALUES (?, ?, ?)
+    ON CONFLICT (room_nid) DO UPDATE SET cycle = excluded.cycle, progress = excluded.progress
+"""
+_PART = """
+    SELECT * FROM (SELECT depth, event_nid, state_root, current_root FROM events
+    WHERE room_nid = ? AND (depth, event_nid) > (?, ?) AND {} ORDER BY depth, event_nid LIMIT ?) AS part
+"""
+# what is shown and what is not have an index each
+_SELECT_EVENTS = f"{_PART.format(IS_SHOWN)} UNION ALL {_PART.format(IS_UNSHOWN)} ORDER BY depth, event_nid LIMIT ?"
+_SELECT_UNMARKED = (
+    "SELECT node, content FROM state_nodes WHERE room_nid = ? AND node IN {keys} AND cycle < ?"
+)
+_SELECT_NODES = (
+    "SELECT node, cycle FROM state_nodes WHERE room_nid = ? AND node > ? ORDER BY node LIMIT ?"
+)
+
+_BEFORE_ALL = -(1 << 62)
+
+
+class _Progress(msgspec.Struct, frozen=True):
+    """How far a collection is. What lies on the stack is marked, with all below it, before anything
+    else is done."""
+
+    head_read: bool = False
+    events_read: bool = False
+    depth: int = _BEFORE_ALL
+    event_nid: int = _BEFORE_ALL
+    stack: tuple[bytes, ...] = ()
+    swept: bytes = b""
+
+    def to_json(self) -> str:
+        stack = [node.hex() for node in self.stack]
+        return json.dumps(
+            [self.head_read, self.events_read, self.depth, self.event_nid, stack, self.swept.hex()],
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "_Progress":
+        head_read, events_read, depth, event_nid, stack, swept = json.loads(text)
+        nodes = tuple(bytes.fromhex(node) for node in stack)
+        return cls(head_read, events_read, depth, event_nid, nodes, bytes.fromhex(swept))
+
+
+class StateCollector:
+    """Collects, room by room. A step reads up to `nodes` state nodes, or as many events."""
+
+    def __init__(self, nodes: int = 500) -> None:
+        self._nodes = nodes
+
+    def note_garbage(self, txn: WriteTransaction, room_nid: int) -> None:
+        """Have a room looked through: events of it are removed in this transaction."""
+        txn.execute(_START, (room_nid, 2 * txn.allocate("state_collection"), _Progress().to_json()))
+
+    def step(self, txn: WriteTransaction) -> bool:
+        """Do some work; False if there was nothing to do."""
+        row = txn.query_one(
+            "SELECT room_nid, cycle, progress FROM state_collections ORDER BY cycle LIMIT 1"
+        )
+        if row is None:
+            return False
+        room_nid, cycle, text = row
+        progress = _Progress.from_json(text)
+        if progress.stack:
+            progress = self._mark(txn, room_nid, cycle, progress)
+        elif not progress.head_read:
+            head = txn.query_one("SELECT state_root FROM rooms WHERE room_nid = ?", (room_nid,))
+            roots = select_partial_roots(txn, room_nid)
+            if head is not None and head[0] is not None:
+                roots.add(bytes(head[0]))
+            progress = replace(progress, head_read=True, stack=tuple(roots))
+        elif not progress.events_read:
+            progress = self._read_events(txn, room_nid, progress)
+        else:
+            return self._sweep(txn, room_nid, cycle, progress)
+        self._save(txn, room_nid, progress)
+        return True
+
+    def _mark(
+        self, txn: WriteTransaction, room_nid: int, cycle: int, progress: _Progress
+    ) -> _Progress:
+        """Mark what lies on top of the stack, and lay its children there."""
+        stack, top = progress.stack[: -self._nodes], progress.stack[-self._nodes :]
+        rows = txn.query_in(_SELECT_UNMARKED, top, before=(room_nid,), after=(cycle + 1,))
+        self._set_cycle(txn, room_nid, cycle + 1, [bytes(node) for node, _ in rows])
+        children = dict.fromkeys(
+            child for _, content in rows for child in get_child_ids(bytes(content))
+        )
+        return replace(progress, stack=(*stack, *children))
+
+    def _read_events(self, txn: WriteTransaction, room_nid: int, progress: _Progress) -> _Progress:
+        """Lay the roots of the next events on the stack."""
+        args = (room_nid, progress.depth, progress.event_nid, self._nodes)
+        rows = txn.query(_SELECT_EVENTS, (*args, *args, self._nodes))
+        if not rows:
+            return replace(progress, events_read=True)
+        depth, event_nid, *_ = rows[-1]
+        roots = dict.fromkeys(
+            bytes(root) for _, _, *pair in rows for root in pair if root is not None
+        )
+        return replace(progress, depth=depth, event_nid=event_nid, stack=tuple(roots))
+
+    def _sweep(self, txn: WriteTransaction, room_nid: int, cycle: int, progress: _Progress) -> bool:
+        """Delete the unmarked among the next nodes; after the last, the collection is over."""
+        rows = txn.query(_SELECT_NODES, (room_nid, progress.swept, self._nodes))
+        unused = [(room_nid, bytes(node)) for node, seen in rows if seen < cycle]
+        if unused:
+            txn.execute_many("DELETE FROM state_nodes WHERE room_nid = ? AND node = ?", unused)
+        if rows:
+            self._save(txn, room_nid, replace(progress, swept=bytes(rows[-1][0])))
+        else:
+            txn.execute("DELETE FROM state_collections WHERE room_nid = ?", (room_nid,))
+        return True
+
+    @staticmethod
+    def _set_cycle(
+        txn: WriteTransaction, room_nid: int, cycle: int, nodes: Sequence[bytes]
+    ) -> None:
+        if nodes:
+            rows = [(cycle, room_nid, node) for node in nodes]
+            txn.execute_many(
+                "UPDATE state_nodes SET cycle = ? WHERE room_nid = ? AND node = ?", rows
+            )
+
+    @staticmethod
+    def _save(txn: WriteTransaction, room_nid: int, progress: _Progress) -> None:
+        txn.execute(
+            "UPDATE state_collections SET progress = ? WHERE room_nid = ?",
+            (progress.to_json(), room_nid),
+        )

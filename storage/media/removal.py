@@ -1,0 +1,311 @@
+"""Which files may go, how their rows go, and what is remembered of it.
+
+Laws:
+- Whoever removes rows has the folder's lock (`storage/media/files.py`), so nobody puts a file in a
+  place that is being emptied.
+- A file that nobody refers to goes only when all events have been looked at, in the write that
+  removes it.
+- What was deleted, when and why, is noted in the same write.
+- Files that are held back (quarantined) or protected go only when somebody says so.
+"""
+
+from collections.abc import Iterable, Sequence, Set
+from enum import Enum
+from typing import Final, Literal
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.interface import FOR_ITS_ARGUMENTS, Row
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.media.content_uris import MediaAddress
+from storage.media.media import select_used_hashes
+from storage.media.reference_follower import catch_up
+from storage.media.references import referred_sql
+from storage.media.scans import forget_scans
+
+MOST_BEHIND: Final = 2000
+"""Events that may still have to be looked at when files are deleted."""
+
+
+class Reason(Enum):
+    """Why a file was deleted."""
+
+    UNREFERENCED = "unreferenced"
+    RETENTION = "retention"
+    """The last message with it was older than its room keeps them."""
+    PURGE = "purge"
+    """The last message with it was purged by an administrator."""
+    FORGOTTEN = "forgotten"
+    """The last message with it was in a room that nobody of this server remembers."""
+    UNREAD = "unread"
+    AGE = "age"
+    UPLOADER = "uploader"
+    ADMINISTRATOR = "administrator"
+
+
+class Removable(msgspec.Struct, frozen=True):
+    """A file that is to go."""
+
+    address: MediaAddress
+    hash: bytes
+
+
+class Deletion(msgspec.Struct, frozen=True):
+    """A file that was deleted. Times are milliseconds since 1970."""
+
+    number: int
+    deleted_ts: int
+    origin: str
+    media_id: str
+    user_id: str | None
+    hash: bytes
+    type: str
+    size: int
+    created_ts: int
+    reason: str
+    by_user_id: str | None
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """What was removed, and the bytes that no file has any more."""
+
+    addresses: Sequence[MediaAddress]
+    unused: Set[bytes]
+
+
+NOTHING: Final = Removed((), frozenset())
+_COLUMNS = "deletion_nid, deleted_ts, origin, media_id, user_id, hash, type, size, created_ts, reason, by_user_id"
+
+
+class MediaRemovalStore:
+    """Removes the rows of files. `own`: this server's name."""
+
+    def __init__(self, database: Database, own: str) -> None:
+        self._database = database
+        self._own = own
+
+    async def get_unreferenced(self, before_ms: int, limit: int) -> Sequence[Removable]:
+        """At most so many files to which nobody has referred since, longest first."""
+        return await self._database.read(
+            "get_unreferenced_media", self._select_unreferenced, before_ms, limit
+        )
+
+    async def get_unread(self, before_ms: int, limit: int, *, own: bool) -> Sequence[Removable]:
+        """At most so many files, of this server or copies of others', that nobody has read since,
+        longest first.
+
+        Pictures of previews are not among them: these go with their previews.
+        """
+        return await self._get_before("last_access_ts", before_ms, limit, own)
+
+    async def get_old(self, before_ms: int, limit: int, *, own: bool) -> Sequence[Removable]:
+        """The same, but of those that came before then, whoever reads them; the oldest first."""
+        return await self._get_before("created_ts", before_ms, limit, own)
+
+    async def _get_before(
+        self, column: Literal["last_access_ts", "created_ts"], before_ms: int, limit: int, own: bool
+    ) -> Sequence[Removable]:
+        table, origin, kept = (
+            ("media", "?", " AND protected = 0 AND user_id <> ''")
+            if own
+            else ("remote_media", "COALESCE(?, origin)", "")
+        )
+        sql = (
+            f"SELECT {origin}, media_id, hash FROM {table} WHERE hash IS NOT NULL AND quarantined = 0{kept}"
+            f" AND {column} < ? ORDER BY {column} LIMIT ?"
+        )
+
+        def read(txn: Transaction) -> list[Removable]:
+            return _removable(txn.query(sql, (self._own if own else None, before_ms, limit)))
+
+        return await self._database.read("get_media_before", read)
+
+    async def get_files(self, addresses: Iterable[MediaAddress]) -> Sequence[Removable]:
+        """Those of these files that are here."""
+        wanted = list(addresses)
+
+        def read(txn: Transaction) -> list[Removable]:
+            own = [address.media_id for address in wanted if address.origin == self._own]
+            rows = [
+                (self._own, *row)
+                for row in txn.query_in(
+                    "SELECT media_id, hash FROM media WHERE hash IS NOT NULL AND media_id IN {keys}",
+                    own,
+                )
+            ]
+            others = [address for address in wanted if address.origin != self._own]
+            sql = (
+                "SELECT origin, media_id, hash FROM remote_media WHERE origin = ? AND media_id = ?"
+            )
+            rows += [
+                row for found in (txn.query_each(sql, others) if others else ()) for row in found
+            ]
+            return _removable(rows)
+
+        return await self._database.read("get_removable_media", read)
+
+    async def forget_unkept(self, before_ms: int, limit: int) -> int:
+        """Forget the addresses of files that are not here and to which nobody refers; how many
+        these were."""
+        return await self._database.write(
+            "forget_unkept_media", self._forget_unkept, before_ms, limit
+        )
+
+    async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
+        """What was deleted, the latest first."""
+        return await self._database.read(
+            "get_deleted_media", _select_deletions, before_number, limit
+        )
+
+    async def remove_deletions(self, before_ms: int, limit: int) -> int:
+        """Forget what was deleted long ago, at most so many."""
+        sql = (
+            "DELETE FROM deleted_media WHERE deletion_nid IN"
+            " (SELECT deletion_nid FROM deleted_media WHERE deleted_ts < ? ORDER BY deleted_ts LIMIT ?)"
+        )
+        return await self._database.write(
+            "forget_deleted_media", lambda txn: txn.execute(sql, (before_ms, limit))
+        )
+
+    def remove_unreferenced(
+        self, txn: WriteTransaction, files: Sequence[Removable], before_ms: int, now_ms: int
+    ) -> Removed:
+        """Remove those of them to which nobody refers after all; none where too many events were
+        not looked at yet."""
+        if not catch_up(txn, MOST_BEHIND):
+            return NOTHING
+        condition, args = referred_sql(self._own)
+        sql = (
+            f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid, cause FROM known_media AS k"
+            " WHERE k.origin = ? AND k.media_id = ? AND k.unreferenced_ts <= ?"
+        )
+        free: dict[Reason, list[MediaAddress]] = {}
+        for file in files:
+            row = txn.query_one(sql, (*args, *file.address, before_ms))
+            if row is not None and row[0]:
+                txn.execute(
+                    "UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid = ?", (row[1],)
+                )
+            elif row is not None:
+                free.setdefault(Reason(row[2]), []).append(file.address)
+        removed = [
+            self.remove(txn, addresses, reason, now_ms) for reason, addresses in free.items()
+        ]
+        unused = {hash for each in removed for hash in each.unused}
+        return Removed([address for each in removed for address in each.addresses], unused)
+
+    def remove(
+        self,
+        txn: WriteTransaction,
+        files: Sequence[MediaAddress],
+        reason: Reason,
+        now_ms: int,
+        *,
+        by: str | None = None,
+        held_too: bool = False,
+        unread_since: int | None = None,
+    ) -> Removed:
+        """Remove the rows of these files, and note it. `held_too`: also of those that are
+        quarantined or protected.
+
+        `unread_since`: only those that nobody has read since.
+        """
+        kept = "" if held_too else " AND quarantined = 0"
+        own_kept = kept and kept + " AND protected = 0"
+        if unread_since is not None:
+            kept, own_kept = (
+                f"{each} AND last_access_ts < {unread_since:d}" for each in (kept, own_kept)
+            )
+        rows = [
+            (MediaAddress(origin, media_id), user_id, bytes(hash), type, size, created_ts)
+            for address in files
+            for origin, media_id, user_id, hash, type, size, created_ts in (
+                txn.query(
+                    "DELETE FROM media WHERE media_id = ? AND hash IS NOT NULL"
+                    f"{own_kept} RETURNING ?, media_id, user_id, hash, type, size, created_ts",
+                    (address.media_id, self._own),
+                )
+                if address.origin == self._own
+                else txn.query(
+                    f"DELETE FROM remote_media WHERE origin = ? AND media_id = ?{kept}"
+                    " RETURNING origin, media_id, NULL, hash, type, size, created_ts",
+                    address,
+                )
+            )
+        ]
+        if not rows:
+            return NOTHING
+        first = txn.allocate("media_deletion", len(rows))
+        txn.execute_many(
+            f"INSERT INTO deleted_media ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (number, now_ms, *address, user_id, hash, type, size, created_ts, reason.value, by)
+                for number, (address, user_id, hash, type, size, created_ts) in enumerate(
+                    rows, first
+                )
+            ],
+        )
+        _forget_addresses(txn, [row[0] for row in rows])
+        hashes = {row[2] for row in rows}
+        unused = hashes - select_used_hashes(txn, tuple(hashes))
+        forget_scans(txn, unused)
+        return Removed([row[0] for row in rows], unused)
+
+    def _select_unreferenced(self, txn: Transaction, before_ms: int, limit: int) -> list[Removable]:
+        rows = txn.query(
+            f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
+            " JOIN media AS m ON m.media_id = k.media_id"
+            " WHERE k.origin = ? AND k.unreferenced_ts <= ? AND m.hash IS NOT NULL AND m.quarantined = 0"
+            " AND m.protected = 0 ORDER BY k.unreferenced_ts LIMIT ?",
+            (self._own, before_ms, limit),
+        )
+        rows += txn.query(
+            f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
+            " JOIN remote_media AS m ON m.origin = k.origin AND m.media_id = k.media_id"
+            " WHERE k.unreferenced_ts <= ? AND m.quarantined = 0 ORDER BY k.unreferenced_ts LIMIT ?",
+            (before_ms, limit),
+        )
+        return _removable(rows[:limit])
+
+    def _forget_unkept(self, txn: WriteTransaction, before_ms: int, limit: int) -> int:
+        rows = txn.query(
+            f"{FOR_ITS_ARGUMENTS}SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
+            " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r WHERE r.origin = k.origin"
+            " AND r.media_id = k.media_id) AND NOT (k.origin = ? AND EXISTS (SELECT 1 FROM media AS m"
+            " WHERE m.media_id = k.media_id)) ORDER BY k.unreferenced_ts LIMIT ?",
+            (before_ms, self._own, limit),
+        )
+        _forget_addresses(txn, [(origin, media_id) for _, origin, media_id in rows])
+        return len(rows)
+
+
+def _forget_addresses(txn: WriteTransaction, addresses: Sequence[tuple[str, str]]) -> None:
+    """Forget files that are not here; those to which something refers that counts no more are known
+    still, so that it is known whose address it is."""
+    txn.execute_many(
+        "DELETE FROM known_media WHERE origin = ? AND media_id = ? AND NOT EXISTS (SELECT 1 FROM media_in_events AS e"
+        " WHERE e.media_nid = known_media.media_nid) AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s"
+        " WHERE s.media_nid = known_media.media_nid)",
+        addresses,
+    )
+    txn.execute_many(
+        "UPDATE known_media SET unreferenced_ts = NULL WHERE origin = ? AND media_id = ?", addresses
+    )
+
+
+def _removable(rows: Iterable[Row]) -> list[Removable]:
+    return [
+        Removable(MediaAddress(origin, media_id), bytes(hash)) for origin, media_id, hash in rows
+    ]
+
+
+def _select_deletions(
+    txn: Transaction, before_number: int | None, limit: int
+) -> Sequence[Deletion]:
+    sql = f"SELECT {_COLUMNS} FROM deleted_media WHERE deletion_nid < ? ORDER BY deletion_nid DESC LIMIT ?"
+    rows = txn.query(sql, (2**62 if before_number is None else before_number, limit))
+    return [
+        Deletion(number, deleted_ts, origin, media_id, user_id, bytes(hash), *rest)
+        for number, deleted_ts, origin, media_id, user_id, hash, *rest in rows
+    ]

@@ -1,0 +1,204 @@
+"""An object store that speaks S3: Amazon's, or whoever's at `endpoint_url`.
+
+boto3 takes 50 MB and a second to load, so this module is imported only where such a store is
+configured (`homeserver.wiring.media_stores`).
+"""
+
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import md5
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import S3Transfer, TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from storage.media.object_store import ObjectStoreFailed, ObjectStream, Progress, S3Config
+
+PART_BYTES: Final = 16 << 20
+"""What is longer is sent in parts, one after the other, which the store joins in the end."""
+JOINED_PER_SECOND: Final = 16 << 20
+"""Bytes. While it joins them it may be silent for so long as this makes, besides what it may be
+silent for anyway."""
+ATTEMPTS: Final = 2
+"""A connection that was kept may be closed by now, so that the first is in vain."""
+CONNECT_SECONDS: Final = 5.0
+ADDRESS_SECONDS: Final = 300
+"""For so long an address is good that is given out."""
+_NOT_THERE: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
+
+
+class S3:
+    """A bucket. Raises ObjectStoreFailed where its configuration cannot be used."""
+
+    def __init__(self, config: S3Config) -> None:
+        self._bucket = config.bucket
+        self._further = _further(config)
+        self._customer = _customer_key(config)
+        self._transfer = TransferConfig(
+            multipart_threshold=PART_BYTES,
+            multipart_chunksize=PART_BYTES,
+            use_threads=False,
+            preferred_transfer_client="classic",
+        )
+        self._config = config
+        self._session = boto3.Session()
+        self._making = threading.Lock()
+        self._client = self._connect(config.patience / ATTEMPTS)
+
+    def _connect(self, read_seconds: float) -> Any:
+        """A client of the store, which may be silent for so long."""
+        config = self._config
+        with _failing(), self._making:  # a session makes one at a time
+            return self._session.client(
+                "s3",
+                endpoint_url=config.endpoint_url,
+                region_name=config.region_name,
+                aws_access_key_id=config.access_key_id,
+                aws_secret_access_key=config.secret_access_key,
+                config=Config(
+                    connect_timeout=min(CONNECT_SECONDS, config.patience / ATTEMPTS),
+                    read_timeout=read_seconds,
+                    max_pool_connections=config.connections,
+                    retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+                    s3={"addressing_style": config.addressing_style},
+                    signature_version="s3v4",
+                    # Not every store knows the newer checksums, and what comes back is checked by
+                    # its hash
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+
+    def put(self, name: str, path: Path, progress: Progress) -> None:
+        joining = _Joining(
+            self._client, lambda further: self._join(path.stat().st_size, progress, further)
+        )
+        with _failing(), S3Transfer(joining, self._transfer) as transfer:
+            transfer.upload_file(
+                str(path),
+                self._bucket,
+                name,
+                callback=progress.note,
+                extra_args={**self._further, **self._customer},
+            )
+
+    def _join(self, size: int, progress: Progress, further: Mapping[str, Any]) -> Any:
+        """The last step of an upload in parts."""
+        seconds = self._config.patience + size / JOINED_PER_SECOND
+        progress.expect_silence(seconds)
+        client = self._connect(seconds)
+        try:
+            return client.complete_multipart_upload(**further)
+        finally:
+            client.close()
+
+    def open(self, name: str, offset: int) -> ObjectStream | None:
+        further = {"Range": f"bytes={offset}-"} if offset else {}
+        try:
+            with _failing():
+                answer = self._client.get_object(
+                    Bucket=self._bucket, Key=name, **further, **self._customer
+                )
+        except _NotThere:
+            return None
+        return _Stream(answer["Body"])
+
+    def remove(self, name: str, *, is_whole: bool) -> None:
+        with _failing():
+            if not is_whole:
+                self._abort(name)
+            self._client.delete_object(Bucket=self._bucket, Key=name)
+
+    def address(self, name: str, type: str, disposition: str) -> str | None:
+        if self._customer:
+            return None  # who asks there would have to know the key
+        wanted = {"ResponseContentType": type, "ResponseContentDisposition": disposition}
+        with _failing():
+            return str(
+                self._client.generate_presigned_url(
+                    "get_object",
+                    {"Bucket": self._bucket, "Key": name, **wanted},
+                    ExpiresIn=ADDRESS_SECONDS,
+                )
+            )
+
+    def _abort(self, name: str) -> None:
+        """Take away the parts of what was never finished. Its name is nobody else's."""
+        answer = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=name)
+        for upload in answer.get("Uploads", ()):
+            try:
+                with _failing():
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=name, UploadId=upload["UploadId"]
+                    )
+            except _NotThere:
+                continue
+
+
+class _Joining:
+    """The client as boto3's transfers use it, of which the step that joins the parts is another."""
+
+    def __init__(self, client: Any, join: Callable[[Mapping[str, Any]], Any]) -> None:
+        self._client = client
+        self._join = join
+
+    def complete_multipart_upload(self, **further: Any) -> Any:
+        return self._join(further)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+class _Stream:
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def read(self, size: int = -1, /) -> bytes:
+        with _failing():
+            return bytes(self._body.read(None if size < 0 else size))
+
+    def close(self) -> None:
+        self._body.close()
+
+
+class _NotThere(ObjectStoreFailed):
+    pass
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        raise (_NotThere if code in _NOT_THERE else ObjectStoreFailed)(str(error)) from error
+    except (BotoCoreError, Boto3Error, ValueError) as error:
+        raise ObjectStoreFailed(str(error)) from error
+
+
+def _further(config: S3Config) -> Mapping[str, str]:
+    """What is said of every object that is written."""
+    further = {} if config.storage_class is None else {"StorageClass": config.storage_class}
+    if config.encryption in ("AES256", "aws:kms"):
+        further["ServerSideEncryption"] = config.encryption
+    if config.encryption == "aws:kms" and config.kms_key_id is not None:
+        further["SSEKMSKeyId"] = config.kms_key_id
+    return further
+
+
+def _customer_key(config: S3Config) -> Mapping[str, str]:
+    """What is said of an object whenever it is touched, where the store does not keep the key."""
+    if config.encryption != "customer" or config.customer_key is None:
+        return {}
+    key = config.customer_key
+    return {
+        "SSECustomerAlgorithm": "AES256",
+        "SSECustomerKey": b64encode(key).decode(),
+        "SSECustomerKeyMD5": b64encode(md5(key, usedforsecurity=False).digest()).decode(),
+    }

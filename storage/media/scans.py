@@ -1,0 +1,309 @@
+"""What scanners have said of files, by their content: so that each is scanned once, and nothing is
+given out before.
+
+Laws:
+- A file that comes is noted as wanted in the write that keeps it, so that none is forgotten,
+  whatever dies when.
+- A verdict, and what follows from it (all files with these bytes are held back), are one write.
+- What an administrator has given free stays free, whatever is found later; what was found harmful
+  stays so until then.
+- Rows go with the last file that has the content. Whoever asks can make up keys for what is inside
+  of a file: so of verdicts that it is clean there are few of a content, and they go with time.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from storage.engine.database import Database
+from storage.engine.interface import Row
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.media.content_uris import MediaAddress
+from storage.media.media import select_used_hashes
+from storage.media.quarantine import QuarantineStore
+
+
+class ScanState(IntEnum):
+    """What is known of a content."""
+
+    UNKNOWN = 0
+    CLEAN = 1
+    HARMFUL = 2
+    FREED = 3
+    """Harmful, and an administrator has given it free."""
+
+
+class Wanted(IntEnum):
+    """Whether a job is to scan it."""
+
+    NOT = 0
+    AGAIN = 1
+    FIRST = 2
+
+
+class ScanRow(msgspec.Struct, frozen=True):
+    """What is known. Times are milliseconds since 1970."""
+
+    digest: bytes
+    hash: bytes
+    state: ScanState
+    version: str
+    scanned_ts: int
+    found: str | None = None
+    by_user_id: str | None = None
+    failures: int = 0
+    """How often in a row it could not be scanned, while others could."""
+    until_ts: int = 0
+    """Not before this moment by a job; after failures by nobody."""
+
+
+class ScannedFile(msgspec.Struct, frozen=True):
+    """One of the files that have a content. `user_id`: who has uploaded it, of this server's."""
+
+    address: MediaAddress
+    user_id: str | None
+
+
+MOST_INSIDE: Final = 20
+"""Verdicts that what is inside is clean, of one content."""
+MOST_DOUBLED: Final = 20
+"""So often a pause is doubled at most."""
+_WRITTEN: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
+_COLUMNS: Final = f"{_WRITTEN}, failures, until_ts"
+
+
+class MediaScanStore:
+    """The table of them."""
+
+    def __init__(self, database: Database, quarantine: QuarantineStore) -> None:
+        self._database = database
+        self._quarantine = quarantine
+
+    async def get_scan(self, digest: bytes) -> ScanRow | None:
+        """What is known of one."""
+        rows = await self._database.read_quickly("get_media_scan", _select, (digest,))
+        return rows.get(digest)
+
+    async def get_scans(self, digests: Iterable[bytes]) -> Mapping[bytes, ScanRow]:
+        """What is known of those of which anything is."""
+        return await self._database.read("get_media_scans", _select, tuple(digests))
+
+    async def get_findings(self, start: int, limit: int) -> Sequence[ScanRow]:
+        """What was found harmful, the latest first."""
+        sql = f"SELECT {_COLUMNS} FROM media_scans WHERE state >= 2 ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?"
+        rows = await self._database.read(
+            "get_media_findings", lambda txn: txn.query(sql, (limit, start))
+        )
+        return [_row(row) for row in rows]
+
+    async def get_files(
+        self, own: str, hashes: Iterable[bytes]
+    ) -> Mapping[bytes, Sequence[ScannedFile]]:
+        """The files that have these contents; `own`: this server's name. Pictures of previews
+        belong to nobody."""
+        return await self._database.read("get_files_of_contents", _select_files, own, tuple(hashes))
+
+    async def count_wanted(self) -> Mapping[Wanted, int]:
+        """How many wait for a job."""
+        sql = "SELECT wanted, COUNT(*) FROM media_scans WHERE wanted > 0 GROUP BY wanted"
+        rows = await self._database.read("count_wanted_media_scans", lambda txn: txn.query(sql))
+        return {
+            Wanted.AGAIN: 0,
+            Wanted.FIRST: 0,
+            **{Wanted(wanted): int(count) for wanted, count in rows},
+        }
+
+    async def take_wanted(self, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
+        """At most so many contents that wait, first those of which nothing is known; nobody else
+        takes them until then."""
+        return await self._database.write("take_wanted_media_scans", _take, now_ms, until_ms, limit)
+
+    async def put_off(self, hash: bytes, until_ms: int) -> None:
+        """No scanner can be asked about it: a job tries then. A file from before files were scanned
+        is wanted from now on."""
+
+        def write(txn: WriteTransaction) -> None:
+            if not _want(txn, hash, until_ms):
+                txn.execute(
+                    "UPDATE media_scans SET until_ts = ? WHERE digest = ? AND wanted > 0",
+                    (until_ms, hash),
+                )
+
+        await self._database.write("put_off_media_scan", write)
+
+    async def note_failure(self, hash: bytes, now_ms: int, pause_ms: int, longest_ms: int) -> None:
+        """It could not be scanned, while others could: not before a pause, twice as long each time,
+        again.
+
+        What was clean counts as clean then, and is not tried again: one such file shall not keep a
+        rescan from ending.
+        """
+        first = f"wanted = {Wanted.FIRST:d}, failures = failures + 1, until_ts = ?"
+
+        def write(txn: WriteTransaction) -> None:
+            _want(txn, hash, now_ms)
+            row = _select(txn, (hash,)).get(hash)
+            if row is None:
+                return
+            if row.state is ScanState.UNKNOWN:
+                pause = min(pause_ms << min(row.failures, MOST_DOUBLED), longest_ms)
+                txn.execute(
+                    f"UPDATE media_scans SET {first} WHERE digest = ?", (now_ms + pause, hash)
+                )
+            else:
+                txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (hash,))
+
+        await self._database.write("note_media_scan_failure", write)
+
+    async def forget_inside(self, before_ms: int, limit: int) -> int:
+        """Forget of what is inside of files that it was clean before then, at most so many times;
+        how many. Who asks has it scanned anew."""
+        return await self._database.write(
+            "forget_media_scans_inside", _forget_inside, before_ms, limit
+        )
+
+    async def forget_unused(self, hash: bytes) -> None:
+        """The content is not there: forget what is known of it, unless a file says that it has
+        it."""
+
+        def write(txn: WriteTransaction) -> None:
+            forget_scans(txn, {hash} - select_used_hashes(txn, (hash,)))
+
+        await self._database.write("forget_media_scan", write)
+
+    def note(self, txn: WriteTransaction, hash: bytes, until_ms: int) -> ScanState:
+        """A file with these bytes has come; what is known of them. Where they are harmful, it is
+        held back.
+
+        `until_ms`: until then who has taken it in is to scan it, and no job.
+        """
+        if _want(txn, hash, until_ms):
+            return ScanState.UNKNOWN
+        state = _select(txn, (hash,))[hash].state
+        if state is ScanState.HARMFUL:
+            self._quarantine.hold_harmful(txn, hash)
+        return state
+
+    def set_verdict(self, txn: WriteTransaction, verdict: ScanRow, *, hold: bool) -> Sequence[str]:
+        """Note what was said of a content, unless no file has it any more, or an administrator has
+        the last word.
+
+        `hold`: where it is harmful, all files with these bytes are held back. Returns who of this
+        server's users has uploaded what is held back by this.
+        """
+        if not select_used_hashes(txn, (verdict.hash,)):
+            return ()
+        _put(txn, verdict)
+        if verdict.digest != verdict.hash and verdict.state is ScanState.CLEAN:
+            _forget_further_inside(txn, verdict.hash)
+        if verdict.state is not ScanState.HARMFUL or not hold:
+            return ()
+        if verdict.digest != verdict.hash:
+            _put(txn, replace(verdict, digest=verdict.hash))
+        if _select(txn, (verdict.hash,))[verdict.hash].state is ScanState.FREED:
+            return ()
+        return self._quarantine.hold_harmful(txn, verdict.hash)
+
+
+def forget_scans(txn: WriteTransaction, hashes: Set[bytes]) -> None:
+    """No file has these contents any more."""
+    if hashes:
+        txn.execute_many(
+            "DELETE FROM media_scans WHERE hash = ?", [(hash,) for hash in sorted(hashes)]
+        )
+
+
+_IS_CLEAN_INSIDE: Final = f"state = {ScanState.CLEAN:d} AND digest <> hash"
+
+
+def _forget_inside(txn: WriteTransaction, before_ms: int, limit: int) -> int:
+    return txn.execute(
+        f"DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans WHERE {_IS_CLEAN_INSIDE}"
+        " AND scanned_ts < ? ORDER BY scanned_ts LIMIT ?)",
+        (before_ms, limit),
+    )
+
+
+def _forget_further_inside(txn: WriteTransaction, hash: bytes) -> None:
+    """All but the latest that what is inside of a content is clean; many that were there before,
+    some at a time."""
+    txn.execute(
+        f"DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans WHERE hash = ? AND {_IS_CLEAN_INSIDE}"
+        " ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?)",
+        (hash, MOST_INSIDE, MOST_INSIDE),
+    )
+
+
+def _select(txn: Transaction, digests: tuple[bytes, ...]) -> Mapping[bytes, ScanRow]:
+    rows = txn.query_in(f"SELECT {_COLUMNS} FROM media_scans WHERE digest IN {{keys}}", digests)
+    return {row.digest: row for row in map(_row, rows)}
+
+
+def _row(row: Row) -> ScanRow:
+    return ScanRow(bytes(row[0]), bytes(row[1]), ScanState(row[2]), *row[3:])
+
+
+def _want(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
+    """A content of which nothing is known is wanted; whether it was not before. Not of what no file
+    has."""
+    sql = (
+        "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
+        f" SELECT ?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.FIRST:d}, ? WHERE EXISTS"
+        " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media WHERE hash = ?)"
+        " ON CONFLICT (digest) DO NOTHING"
+    )
+    return txn.execute(sql, (hash, hash, until_ms, hash, hash)) > 0
+
+
+def _put(txn: WriteTransaction, row: ScanRow) -> None:
+    """Write what is known over it, but for what was found harmful."""
+    done = txn.execute(
+        f"INSERT INTO media_scans ({_WRITTEN}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
+        " ON CONFLICT (digest) DO UPDATE SET state = excluded.state, version = excluded.version,"
+        " scanned_ts = excluded.scanned_ts, found = excluded.found, by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
+        " until_ts = 0 WHERE media_scans.state < 2",
+        (
+            row.digest,
+            row.hash,
+            int(row.state),
+            row.version,
+            row.scanned_ts,
+            row.found,
+            row.by_user_id,
+        ),
+    )
+    if not done:
+        txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (row.digest,))
+
+
+def _take(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
+    rows: list[Row] = []
+    for wanted in (Wanted.FIRST, Wanted.AGAIN):
+        sql = f"SELECT digest FROM media_scans WHERE wanted = {wanted:d} AND wanted > 0 AND until_ts <= ? ORDER BY until_ts LIMIT ?"
+        rows += txn.query(sql, (now_ms, limit - len(rows)))
+    hashes = [bytes(row[0]) for row in rows]
+    txn.execute_many(
+        "UPDATE media_scans SET until_ts = ? WHERE digest = ?",
+        [(until_ms, hash) for hash in hashes],
+    )
+    return hashes
+
+
+def _select_files(
+    txn: Transaction, own: str, hashes: tuple[bytes, ...]
+) -> Mapping[bytes, Sequence[ScannedFile]]:
+    found: dict[bytes, list[ScannedFile]] = {}
+    for row in txn.query_in(
+        "SELECT hash, media_id, user_id FROM media WHERE hash IN {keys}", hashes
+    ):
+        found.setdefault(bytes(row[0]), []).append(
+            ScannedFile(MediaAddress(own, row[1]), row[2] or None)
+        )
+    for row in txn.query_in(
+        "SELECT hash, origin, media_id FROM remote_media WHERE hash IN {keys}", hashes
+    ):
+        found.setdefault(bytes(row[0]), []).append(ScannedFile(MediaAddress(row[1], row[2]), None))
+    return found

@@ -1,0 +1,129 @@
+"""Bytes on their way in: in memory while they are few, else in a file that can become a content
+without being copied.
+
+The file is an entry of the store's `incoming`, held by a lock: whoever sweeps leaves it alone, and
+takes it away after a crash.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Final, Protocol
+from uuid import uuid4
+
+ROOM_BYTES: Final = 16 << 20
+"""After so many it is asked again whether there is room."""
+
+
+class Spool(Protocol):
+    """Takes bytes, then gives them."""
+
+    def write(self, data: bytes, /) -> int:
+        """Take the next ones. Raises OSError: the disk is full, or broken."""
+        ...
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Give the next ones, from the start; at most so many."""
+        ...
+
+    def seek(self, offset: int, /) -> int:
+        """Where to go on."""
+        ...
+
+    def truncate(self) -> int:
+        """Forget what comes after here."""
+        ...
+
+    def close(self) -> None:
+        """Forget all."""
+
+
+class TakenFile:
+    """A file with its lock, which who has it closes."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path = path
+        self.handle = handle
+
+
+class DiskSpool:
+    """A spool of the store's."""
+
+    def __init__(self, folder: Path, memory_bytes: int, check_room: Callable[[], None]) -> None:
+        """Up to `memory_bytes` stay in memory. `check_room` raises OSError when the disk is to have
+        no more."""
+        self._folder = folder
+        self._memory_bytes = memory_bytes
+        self._check_room = check_room
+        self._memory: BytesIO | None = BytesIO()
+        self._file: TakenFile | None = None
+        self._unchecked = 0
+
+    @property
+    def path(self) -> Path | None:
+        """The file, for somebody else to read; None while all is in memory."""
+        return None if self._file is None else self._file.path
+
+    def write(self, data: bytes, /) -> int:
+        if self._memory is not None:
+            if self._memory.tell() + len(data) <= self._memory_bytes:
+                return self._memory.write(data)
+            self._move_to_disk(self._memory)
+        assert self._file is not None
+        self._unchecked += len(data)
+        if self._unchecked > ROOM_BYTES:
+            self._check_room()
+            self._unchecked = 0
+        _write(self._file.handle, data)
+        return len(data)
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._memory is not None:
+            return self._memory.read(size)
+        assert self._file is not None
+        if size < 0:
+            size = os.fstat(self._file.handle).st_size
+        return os.read(self._file.handle, size)
+
+    def seek(self, offset: int, /) -> int:
+        if self._memory is not None:
+            return self._memory.seek(offset)
+        assert self._file is not None
+        return os.lseek(self._file.handle, offset, os.SEEK_SET)
+
+    def truncate(self) -> int:
+        if self._memory is not None:
+            return self._memory.truncate()
+        assert self._file is not None
+        position = os.lseek(self._file.handle, 0, os.SEEK_CUR)
+        os.ftruncate(self._file.handle, position)
+        return position
+
+    def take_file(self) -> TakenFile | None:
+        """The file, which is the caller's from now on; None while all is in memory. Once."""
+        file, self._file = self._file, None
+        return file
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        self._memory = None
+        if file is not None:
+            file.path.unlink(missing_ok=True)
+            os.close(file.handle)
+
+    def _move_to_disk(self, memory: BytesIO) -> None:
+        self._check_room()
+        path = self._folder / f"{uuid4().hex}.part"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._file = TakenFile(path, handle)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        _write(handle, memory.getbuffer()[: memory.tell()])
+        self._memory = None
+
+
+def _write(handle: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]

@@ -1,0 +1,135 @@
+"""Programs that wait for somebody to let them in on another device. Their secret codes are kept as
+hashes.
+
+spec: RFC 8628
+"""
+
+import msgspec
+from msgspec.structs import replace
+
+from storage.engine.database import Database
+from storage.engine.interface import Row
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.upstream.sessions import SignIns, sign_in_of
+
+
+class DeviceGrantRow(msgspec.Struct, frozen=True):
+    """One of them. Times are milliseconds since 1970. `allowed`: None while nobody has decided."""
+
+    code_hash: bytes
+    user_code: str
+    client_id: str
+    device_id: str
+    scope: str
+    expires_ts: int
+    interval_ms: int
+    asked_ts: int = 0
+    user_id: str | None = None
+    allowed: bool | None = None
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came who decided, if any."""
+
+
+_COLUMNS = "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, asked_ts, user_id, allowed, origin"
+
+
+class DeviceGrantStore:
+    """Their table."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add_grant(self, txn: WriteTransaction, grant: DeviceGrantRow) -> bool:
+        """Begin one; False where another one has the same user code."""
+        return bool(
+            txn.execute(
+                f"INSERT INTO oauth_device_grants ({_COLUMNS}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT DO NOTHING",
+                (
+                    grant.code_hash,
+                    grant.user_code,
+                    grant.client_id,
+                    grant.device_id,
+                    grant.scope,
+                    grant.expires_ts,
+                    grant.interval_ms,
+                    grant.asked_ts,
+                    grant.user_id,
+                    None if grant.allowed is None else int(grant.allowed),
+                    grant.origin,
+                    sign_in_of(grant.origin),
+                ),
+            )
+        )
+
+    def get_grant(self, txn: Transaction, code_hash: bytes) -> DeviceGrantRow | None:
+        """The one of a program's secret code."""
+        sql = f"SELECT {_COLUMNS} FROM oauth_device_grants WHERE code_hash = ?"
+        return _grant(txn.query_one(sql, (code_hash,)))
+
+    async def get_grant_of_user_code(self, user_code: str, now: int) -> DeviceGrantRow | None:
+        """The one that people name so, while it is open."""
+
+        def read(txn: Transaction) -> DeviceGrantRow | None:
+            sql = f"SELECT {_COLUMNS} FROM oauth_device_grants WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL"
+            return _grant(txn.query_one(sql, (user_code, now)))
+
+        return await self._database.read_quickly("get_device_grant", read)
+
+    def set_asked(
+        self, txn: WriteTransaction, code_hash: bytes, asked_ts: int, interval_ms: int
+    ) -> None:
+        """The program has asked."""
+        txn.execute(
+            "UPDATE oauth_device_grants SET asked_ts = ?, interval_ms = ? WHERE code_hash = ?",
+            (asked_ts, interval_ms, code_hash),
+        )
+
+    def set_decided(
+        self,
+        txn: WriteTransaction,
+        user_code: str,
+        user_id: str,
+        now: int,
+        origin: str | None = None,
+        *,
+        allowed: bool,
+    ) -> bool:
+        """Somebody has decided; False where that is no longer open."""
+        return bool(
+            txn.execute(
+                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, origin = ?, sign_in = ?"
+                " WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL",
+                (user_id, int(allowed), origin, sign_in_of(origin), user_code, now),
+            )
+        )
+
+    def remove_grant(self, txn: WriteTransaction, code_hash: bytes) -> bool:
+        """End one; False where there is none."""
+        return bool(
+            txn.execute("DELETE FROM oauth_device_grants WHERE code_hash = ?", (code_hash,))
+        )
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """End those that a user has decided about."""
+        txn.execute("DELETE FROM oauth_device_grants WHERE user_id = ?", (user_id,))
+
+    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+        """End those that somebody has decided about who came by a sign-in at a provider."""
+        condition, values = sign_ins.where()
+        txn.execute(f"DELETE FROM oauth_device_grants WHERE {condition}", values)
+
+    def remove_old_grants(self, txn: WriteTransaction, expired_before: int, limit: int) -> int:
+        """Forget up to `limit` that expired before; how many."""
+        return txn.execute(
+            "DELETE FROM oauth_device_grants WHERE code_hash IN"
+            " (SELECT code_hash FROM oauth_device_grants WHERE expires_ts < ? LIMIT ?)",
+            (expired_before, limit),
+        )
+
+
+def _grant(row: Row | None) -> DeviceGrantRow | None:
+    if row is None:
+        return None
+    grant = DeviceGrantRow(*row)
+    return replace(grant, allowed=None if grant.allowed is None else bool(grant.allowed))

@@ -1,0 +1,249 @@
+"""The OAuth 2.0 API: registered programs, authorization codes, and which devices are signed in by
+it.
+
+Codes are kept as hashes. Times are milliseconds since 1970.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.upstream.sessions import SignIns, sign_in_of
+
+
+class OAuthClientRow(msgspec.Struct, frozen=True):
+    """A program."""
+
+    client_id: str
+    metadata: str
+    created_ts: int
+    last_used_ts: int
+
+
+class OAuthCodeRow(msgspec.Struct, frozen=True):
+    """An authorization code. `used_for`: the family of the session that it was exchanged for, b""
+    where it was used in vain, None while it was not."""
+
+    code_hash: bytes
+    user_id: str
+    client_id: str
+    device_id: str
+    scope: str
+    redirect_uri: str
+    challenge: str
+    expires_ts: int
+    used_for: bytes | None = None
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came who let the program in, if
+    any."""
+
+
+class OAuthSessionRow(msgspec.Struct, frozen=True):
+    """A device that is signed in by a program."""
+
+    user_id: str
+    device_id: str
+    client_id: str
+    scope: str
+    family_hash: bytes
+
+
+_CODE = "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts, used_for, origin"
+_SESSION = "user_id, device_id, client_id, scope, family_hash"
+_NOT_IN_USE = (
+    "NOT EXISTS (SELECT 1 FROM oauth_sessions s WHERE s.client_id = c.client_id)"
+    " AND NOT EXISTS (SELECT 1 FROM oauth_codes o WHERE o.client_id = c.client_id)"
+    " AND NOT EXISTS (SELECT 1 FROM oauth_device_grants g WHERE g.client_id = c.client_id)"
+)
+
+
+class OAuthStore:
+    """Their tables."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Programs.
+
+    async def get_client(self, client_id: str) -> OAuthClientRow | None:
+        """One of them."""
+
+        def read(txn: Transaction) -> OAuthClientRow | None:
+            sql = "SELECT client_id, metadata, created_ts, last_used_ts FROM oauth_clients WHERE client_id = ?"
+            row = txn.query_one(sql, (client_id,))
+            return None if row is None else OAuthClientRow(*row)
+
+        return await self._database.read_quickly("get_oauth_client", read)
+
+    def add_client(self, txn: WriteTransaction, client: OAuthClientRow) -> bool:
+        """Register one; False where it is known: it was used."""
+        sql = "UPDATE oauth_clients SET last_used_ts = ? WHERE client_id = ?"
+        if txn.execute(sql, (client.last_used_ts, client.client_id)):
+            return False
+        txn.execute(
+            "INSERT INTO oauth_clients (client_id, metadata, created_ts, last_used_ts) VALUES (?, ?, ?, ?)",
+            (client.client_id, client.metadata, client.created_ts, client.last_used_ts),
+        )
+        return True
+
+    def set_client_allowed(self, txn: WriteTransaction, client_id: str, now: int) -> bool:
+        """Somebody lets it in; whether nobody had before."""
+        sql = "UPDATE oauth_clients SET allowed_ts = ? WHERE client_id = ? AND allowed_ts IS NULL"
+        return bool(txn.execute(sql, (now, client_id)))
+
+    def remove_unused_clients(
+        self, txn: WriteTransaction, used_before: int, never_before: int, limit: int
+    ) -> int:
+        """Forget up to `limit` that nobody used since `used_before`, or, of those that nobody ever
+        let in, `never_before`, and that have no session, no code and nothing under way."""
+        return txn.execute(
+            "DELETE FROM oauth_clients WHERE client_id IN (SELECT c.client_id FROM oauth_clients c"
+            " WHERE (c.last_used_ts < ? OR (c.allowed_ts IS NULL AND c.last_used_ts < ?))"
+            f" AND {_NOT_IN_USE} LIMIT ?)",
+            (used_before, never_before, limit),
+        )
+
+    def remove_clients_beyond(self, txn: WriteTransaction, most: int, limit: int) -> int:
+        """Of those that nobody ever let in, keep `most`, the last used; of others up to `limit` are
+        forgotten."""
+        row = txn.query_one(
+            "SELECT last_used_ts FROM oauth_clients WHERE allowed_ts IS NULL ORDER BY last_used_ts DESC LIMIT 1 OFFSET ?",
+            (most,),
+        )
+        if row is None:
+            return 0
+        return txn.execute(
+            "DELETE FROM oauth_clients WHERE client_id IN (SELECT c.client_id FROM oauth_clients c"
+            f" WHERE c.allowed_ts IS NULL AND c.last_used_ts <= ? AND {_NOT_IN_USE} LIMIT ?)",
+            (row[0], limit),
+        )
+
+    # Codes.
+
+    def add_code(self, txn: WriteTransaction, code: OAuthCodeRow) -> None:
+        """Give one out."""
+        txn.execute(
+            f"INSERT INTO oauth_codes ({_CODE}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                code.code_hash,
+                code.user_id,
+                code.client_id,
+                code.device_id,
+                code.scope,
+                code.redirect_uri,
+                code.challenge,
+                code.expires_ts,
+                code.used_for,
+                code.origin,
+                sign_in_of(code.origin),
+            ),
+        )
+
+    def get_code(self, txn: Transaction, code_hash: bytes) -> OAuthCodeRow | None:
+        """A code, used or not."""
+        row = txn.query_one(f"SELECT {_CODE} FROM oauth_codes WHERE code_hash = ?", (code_hash,))
+        return None if row is None else OAuthCodeRow(*row)
+
+    def set_code_used(self, txn: WriteTransaction, code_hash: bytes, used_for: bytes) -> None:
+        """It was exchanged, or tried in vain."""
+        txn.execute(
+            "UPDATE oauth_codes SET used_for = ? WHERE code_hash = ?", (used_for, code_hash)
+        )
+
+    def remove_old_codes(self, txn: WriteTransaction, expired_before: int, limit: int) -> int:
+        """Forget up to `limit` codes that expired before; how many."""
+        return txn.execute(
+            "DELETE FROM oauth_codes WHERE code_hash IN"
+            " (SELECT code_hash FROM oauth_codes WHERE expires_ts < ? LIMIT ?)",
+            (expired_before, limit),
+        )
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """End the codes of a user."""
+        txn.execute("DELETE FROM oauth_codes WHERE user_id = ?", (user_id,))
+
+    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+        """End the codes of a sign-in at a provider."""
+        condition, values = sign_ins.where()
+        txn.execute(f"DELETE FROM oauth_codes WHERE {condition}", values)
+
+    # Sessions.
+
+    def get_session(self, txn: Transaction, user_id: str, device_id: str) -> OAuthSessionRow | None:
+        """How a device is signed in, where that is by a program of this API."""
+        row = txn.query_one(
+            f"SELECT {_SESSION} FROM oauth_sessions WHERE user_id = ? AND device_id = ?",
+            (user_id, device_id),
+        )
+        return None if row is None else OAuthSessionRow(*row)
+
+    def get_session_of_family(self, txn: Transaction, family_hash: bytes) -> OAuthSessionRow | None:
+        """The session whose refresh tokens begin so."""
+        row = txn.query_one(
+            f"SELECT {_SESSION} FROM oauth_sessions WHERE family_hash = ?", (family_hash,)
+        )
+        return None if row is None else OAuthSessionRow(*row)
+
+    async def get_sessions(self, user_id: str) -> dict[str, OAuthSessionRow]:
+        """Those of a user, by device."""
+
+        def read(txn: Transaction) -> dict[str, OAuthSessionRow]:
+            rows = txn.query(f"SELECT {_SESSION} FROM oauth_sessions WHERE user_id = ?", (user_id,))
+            return {row[1]: OAuthSessionRow(*row) for row in rows}
+
+        return await self._database.read("get_oauth_sessions", read)
+
+    def set_session(self, txn: WriteTransaction, session: OAuthSessionRow) -> None:
+        """A device is signed in so; whatever was before."""
+        self.remove_devices(txn, session.user_id, [session.device_id])
+        txn.execute(
+            f"INSERT INTO oauth_sessions ({_SESSION}) VALUES (?, ?, ?, ?, ?)",
+            (
+                session.user_id,
+                session.device_id,
+                session.client_id,
+                session.scope,
+                session.family_hash,
+            ),
+        )
+
+    def remove_devices(
+        self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
+    ) -> None:
+        """These devices are no longer signed in by this API."""
+        txn.execute_many(
+            "DELETE FROM oauth_sessions WHERE user_id = ? AND device_id = ?",
+            [(user_id, device_id) for device_id in device_ids],
+        )
+
+
+class CrossSigningResetStore:
+    """Until when users may replace their keys of cross-signing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_until(self, user_id: str) -> int:
+        """A time; 0 where nothing was allowed."""
+
+        def read(txn: Transaction) -> int:
+            row = txn.query_one(
+                "SELECT until_ts FROM cross_signing_resets WHERE user_id = ?", (user_id,)
+            )
+            return 0 if row is None else int(row[0])
+
+        return await self._database.read_quickly("get_cross_signing_reset", read)
+
+    def set_until(self, txn: WriteTransaction, user_id: str, until_ts: int) -> None:
+        """Allow it."""
+        txn.execute(
+            "INSERT INTO cross_signing_resets (user_id, until_ts) VALUES (?, ?)"
+            " ON CONFLICT (user_id) DO UPDATE SET until_ts = excluded.until_ts",
+            (user_id, until_ts),
+        )
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Allow it no more."""
+        txn.execute("DELETE FROM cross_signing_resets WHERE user_id = ?", (user_id,))

@@ -1,0 +1,220 @@
+"""What was left out of the states of rooms since it could not be checked in time: kept until it is
+proved, and then put in.
+
+What was put in stays noted: events that cite it may stand upon states that were written without.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.events.events import EventFlag
+from storage.persist.room_writer import HeadMoved
+from storage.persist.state_effects import StateEffect, apply_effects
+from storage.rooms.memberships import count_members
+from storage.rooms.partial_rooms import note_completed
+from storage.rooms.rooms import Head, RoomRow, move_head
+from storage.state.state_tree import StateTreeStore
+
+MOST_OF_ROOM: Final = 50_000
+"""Events that are noted for one room; what is beyond is left out until it is fetched again."""
+
+
+class PartOf(IntEnum):
+    """Of what such an event is a part."""
+
+    AUTH_CHAIN = 0
+    """Others of these rest on it."""
+    EARLIER_STATE = 1
+    """A state of a time before all of ours had left the room: it is not put in, and events upon
+    states of that time may cite it."""
+    SOME_STATE = 2
+    """The state at some event, as a server in the room tells it."""
+    OUR_STATE = 3
+    """The state before our join, as the server that let us in tells it."""
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """An event that could not be checked."""
+
+    event_id: str
+    depth: int
+    pdu: bytes
+    part_of: PartOf
+
+
+class UnprovedRow(LeftOut, frozen=True):
+    """One that is noted."""
+
+    event_nid: int | None
+    """Its number, once it has been put in."""
+    attempts: int
+
+
+class UnprovedStore:
+    """The table `unproved_state`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_rooms(self) -> Mapping[int, int | None]:
+        """The rooms for which something is noted, and when the next is tried; None: all of it is
+        in."""
+        return await self._database.read_quickly("get_unproved_rooms", _select_rooms)
+
+    async def get_of_room(self, room_nid: int) -> list[UnprovedRow]:
+        """What is noted for a room, the shallowest first."""
+        return await self._database.read_quickly("get_unproved_of_room", _select, room_nid)
+
+    async def find(
+        self, room_nid: int, event_ids: Collection[str]
+    ) -> Mapping[str, tuple[PartOf, int | None]]:
+        """Those of the events that are noted: of what they are a part, and their numbers once they
+        have been put in."""
+        return await self._database.read_quickly("find_unproved", _find, room_nid, list(event_ids))
+
+    async def add(self, room_nid: int, events: Sequence[LeftOut], next_attempt: int) -> None:
+        """Note events."""
+        await self._database.write("add_unproved", add_unproved, room_nid, events, next_attempt)
+
+    async def note_attempt(self, room_nid: int, next_attempts: Mapping[str, int]) -> None:
+        """These were tried in vain, and are tried again then."""
+        await self._database.write("note_unproved_attempt", _note_attempt, room_nid, next_attempts)
+
+    async def remove(self, room_nid: int, event_ids: Iterable[str]) -> None:
+        """These are of no use."""
+        await self._database.write("remove_unproved", _remove, room_nid, list(event_ids))
+
+
+def add_unproved(
+    txn: WriteTransaction, room_nid: int, events: Sequence[LeftOut], next_attempt: int
+) -> None:
+    """Note events; those that are noted already stay as they are, unless they are part of more."""
+    row = txn.query_one("SELECT count(*) FROM unproved_state WHERE room_nid = ?", (room_nid,))
+    room = MOST_OF_ROOM - (0 if row is None else int(row[0]))
+    txn.execute_many(
+        "INSERT INTO unproved_state (room_nid, event_id, depth, pdu, part_of, next_attempt) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (room_nid, event_id) DO UPDATE SET part_of = excluded.part_of"
+        " WHERE unproved_state.part_of < excluded.part_of",
+        [
+            (room_nid, each.event_id, each.depth, each.pdu, int(each.part_of), next_attempt)
+            for each in events[:room]
+        ],
+    )
+
+
+def end_unproved(txn: WriteTransaction, room_nid: int) -> None:
+    """The room is entered anew: what is noted for it is of an earlier time."""
+    txn.execute(
+        "UPDATE unproved_state SET part_of = ? WHERE room_nid = ? AND part_of > ?",
+        (int(PartOf.EARLIER_STATE), room_nid, int(PartOf.EARLIER_STATE)),
+    )
+
+
+class UnprovedWriter:
+    """Puts into rooms what has been proved, inside a write transaction."""
+
+    def __init__(self, trees: StateTreeStore) -> None:
+        self._trees = trees
+
+    def put_in(
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        head: Head,
+        noted: Mapping[str, int],
+        entries: Mapping[tuple[str, str], int],
+        effects: Collection[tuple[int, StateEffect]],
+    ) -> Head:
+        """Add entries, by key, to the present state and to that after the last events. Raises
+        HeadMoved.
+
+        `noted`: by id the numbers of what need not be looked at again. Clients are told the room as
+        one whose state has just become whole.
+        """
+        nid = room.room_nid
+        txn.execute_many(
+            "UPDATE unproved_state SET event_nid = ? WHERE room_nid = ? AND event_id = ?",
+            [(event_nid, nid, event_id) for event_id, event_nid in noted.items()],
+        )
+        if not entries:
+            return head
+        position = txn.next_position()
+        roots = txn.query_in(
+            "SELECT event_nid, state_root FROM events WHERE event_nid IN {keys}",
+            [number for number, _ in head.extremities],
+        )
+        for event_nid, root in roots:
+            before = None if root is None else bytes(root)
+            there = self._trees.get_entries_in(txn, nid, before, entries)
+            after = self._trees.apply(
+                txn,
+                nid,
+                before,
+                {key: number for key, number in entries.items() if key not in there},
+            )
+            txn.execute(
+                "UPDATE events SET state_root = ?, flags = flags | ? WHERE event_nid = ?",
+                (after, EventFlag.MENDED, event_nid),
+            )
+            txn.announce(Change(position, Topic.PLACED, detail=event_nid))
+        apply_effects(txn, nid, [(event_nid, position, effect) for event_nid, effect in effects])
+        joined, invited = count_members(txn, nid)
+        root = self._trees.apply(txn, nid, head.state_root, entries)
+        new = Head(
+            head.version + 1, head.extremities, head.depth, root, joined, invited, head.partial_join
+        )
+        if not move_head(txn, nid, head.version, new):
+            raise HeadMoved(room.room_id)
+        completed = note_completed(txn, nid, head.extremities[0][0], position)
+        txn.announce(Change(position, Topic.COMPLETENESS, room.room_id, detail=completed))
+        return new
+
+
+def _select_rooms(txn: Transaction) -> dict[int, int | None]:
+    rows = txn.query(
+        "SELECT room_nid, min(CASE WHEN event_nid IS NULL THEN next_attempt END) FROM unproved_state GROUP BY room_nid"
+    )
+    return dict(rows)
+
+
+def _select(txn: Transaction, room_nid: int) -> list[UnprovedRow]:
+    rows = txn.query(
+        "SELECT event_id, depth, pdu, part_of, event_nid, attempts FROM unproved_state WHERE room_nid = ?"
+        " ORDER BY depth, event_id",
+        (room_nid,),
+    )
+    return [
+        UnprovedRow(event_id, depth, bytes(pdu), PartOf(part_of), event_nid, attempts)
+        for event_id, depth, pdu, part_of, event_nid, attempts in rows
+    ]
+
+
+def _find(
+    txn: Transaction, room_nid: int, event_ids: Collection[str]
+) -> dict[str, tuple[PartOf, int | None]]:
+    rows = txn.query_in(
+        "SELECT event_id, part_of, event_nid FROM unproved_state WHERE event_id IN {keys} AND room_nid = ?",
+        event_ids,
+        after=[room_nid],
+    )
+    return {event_id: (PartOf(part_of), event_nid) for event_id, part_of, event_nid in rows}
+
+
+def _note_attempt(txn: WriteTransaction, room_nid: int, next_attempts: Mapping[str, int]) -> None:
+    txn.execute_many(
+        "UPDATE unproved_state SET attempts = attempts + 1, next_attempt = ? WHERE room_nid = ? AND event_id = ?",
+        [(next_attempt, room_nid, event_id) for event_id, next_attempt in next_attempts.items()],
+    )
+
+
+def _remove(txn: WriteTransaction, room_nid: int, event_ids: Collection[str]) -> None:
+    txn.execute_many(
+        "DELETE FROM unproved_state WHERE room_nid = ? AND event_id = ?",
+        [(room_nid, name) for name in event_ids],
+    )

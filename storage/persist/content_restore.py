@@ -1,0 +1,99 @@
+"""Giving an event back the content that it came without: to the event, and to the tables beside
+it."""
+
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from storage.directory.user_changes import note_directory_changes
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import WriteTransaction
+from storage.events.events import EventFlag
+from storage.events.relations import RelationRow, add_relations
+from storage.media.references import note_restored
+from storage.persist.state_effects import StateEffect
+from storage.retention.room_retention import set_lifetime
+from storage.rooms.memberships import put_memberships, select_memberships
+from storage.rooms.rooms import move_head, select_head
+from storage.rooms.spaces import set_children
+from storage.rooms.summaries import set_summary_fields
+from storage.search.search import note_placed
+
+KEPT_MS: Final = 24 * 3600 * 1000
+"""How long it is noted that an event is to be read anew: nodes look each second."""
+
+
+class RestoredContent(msgspec.Struct, frozen=True):
+    """The content of an event that is here."""
+
+    event_nid: int
+    event_id: str
+    room_nid: int
+    pdu: bytes
+    relation: RelationRow | None
+    """What it says of another event, where it stands in the timeline."""
+    effect: StateEffect | None
+    """What it means, when it is current state."""
+    restored_ts: int
+    """When, in milliseconds."""
+
+
+def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_head: int) -> bool:
+    """Put the content in, unless the event was redacted or purged; whether it was. A current state
+    entry moves the head, so that nobody goes on with what they have read of the state; where it is
+    no longer that version, nothing is done."""
+    if restored.effect is not None:
+        head = select_head(txn, restored.room_nid)
+        moved = replace(head, version=head.version + 1)
+        if head.version != expected_head or not move_head(
+            txn, restored.room_nid, head.version, moved
+        ):
+            return False
+    changed = txn.execute(
+        f"UPDATE events SET pdu = ? WHERE event_nid = ? AND redacted_by IS NULL AND (flags & {EventFlag.PURGED}) = 0",
+        (restored.pdu, restored.event_nid),
+    )
+    if not changed:
+        return False
+    position = txn.next_position()
+    txn.execute(
+        "DELETE FROM restored_contents WHERE restored_ts < ?", (restored.restored_ts - KEPT_MS,)
+    )
+    txn.insert_rows(
+        "restored_contents",
+        ("position", "event_id", "restored_ts"),
+        [(position, restored.event_id, restored.restored_ts)],
+    )
+    txn.announce(Change(position, Topic.REDACTED, detail=restored.event_nid))
+    note_placed(txn, [restored.event_nid])  # it is to be found by its text
+    note_restored(txn, [restored.event_nid])
+    if restored.relation is not None:
+        add_relations(txn, [restored.relation])
+        txn.announce(Change(position, Topic.RELATED, detail=restored.relation.relation.target))
+    if restored.effect is not None:
+        _apply(txn, restored, restored.effect, position)
+    return True
+
+
+def _apply(
+    txn: WriteTransaction, restored: RestoredContent, effect: StateEffect, position: int
+) -> None:
+    """What a redaction leaves has had its effect: this is the rest of it, and nobody comes or
+    goes."""
+    if effect.summary:
+        set_summary_fields(txn, restored.room_nid, effect.summary)
+    if effect.lifetime is not None:
+        set_lifetime(txn, restored.room_nid, effect.lifetime.max_lifetime)
+    if effect.child is not None:
+        set_children(txn, restored.room_nid, {restored.event_nid: effect.child})
+    member = effect.membership
+    if member is None:
+        return
+    old = select_memberships(txn, restored.room_nid, [member.user_id]).get(member.user_id)
+    if old is not None and old.event_nid == restored.event_nid:
+        named = replace(old, display_name=member.display_name, avatar_url=member.avatar_url)
+        put_memberships(txn, [named])
+        if not named.is_local:
+            note_directory_changes(txn, [(named.user_id, position)])
+        txn.announce(Change(position, Topic.MEMBERSHIP, user_id=named.user_id, detail=named))

@@ -1,0 +1,199 @@
+"""What changes of a room's current state mean for the tables that are kept beside it: memberships
+and their counts, other servers in the room, the summary, the children of a space, how long messages
+are kept.
+
+This file knows no rule of Matrix: what an event says comes as plain values.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from storage.directory.user_changes import note_directory_changes
+from storage.encryption.remote_devices import note_newly_shared
+from storage.engine.interface import SQLValue
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import WriteTransaction
+from storage.media.references import Recheck, note_rechecks
+from storage.retention.room_retention import set_lifetime
+from storage.rooms.memberships import (
+    MembershipRow,
+    has_members_of_ours,
+    put_memberships,
+    select_memberships,
+)
+from storage.rooms.room_servers import count_servers
+from storage.rooms.spaces import NewChild, set_children
+from storage.rooms.summaries import set_summary_fields
+
+
+class NewMembership(msgspec.Struct, frozen=True):
+    """What a membership event says."""
+
+    user_id: str
+    membership: str
+    sender: str
+    is_local: bool
+    display_name: str | None
+    avatar_url: str | None
+
+
+class NewLifetime(msgspec.Struct, frozen=True):
+    """What an `m.room.retention` says."""
+
+    max_lifetime: int | None
+
+
+class StateEffect(msgspec.Struct, frozen=True):
+    """What a state event means for the tables that are kept beside the state while it is the
+    current one."""
+
+    membership: NewMembership | None = None
+    summary: Mapping[str, SQLValue] = msgspec.field(default_factory=dict)
+    child: NewChild | None = None
+    lifetime: NewLifetime | None = None
+
+
+NO_EFFECT = StateEffect()
+
+
+def apply_effects(
+    txn: WriteTransaction,
+    room_nid: int,
+    effects: Sequence[tuple[int, int, StateEffect]],
+    *,
+    begins: bool = False,
+) -> tuple[int, int]:
+    """Write what the new entries of the current state mean; how the counts of joined and invited
+    users change. `begins`: the room begins with this, so that nobody else is in it."""
+    summary: dict[str, SQLValue] = {}
+    members: dict[str, list[tuple[int, int, NewMembership]]] = {}
+    children: dict[int, NewChild] = {}
+    lifetime: NewLifetime | None = None
+    for nid, position, effect in effects:
+        summary.update(effect.summary)
+        if effect.child is not None:
+            children[nid] = effect.child
+        if effect.membership is not None:
+            members.setdefault(effect.membership.user_id, []).append(
+                (nid, position, effect.membership)
+            )
+        lifetime = effect.lifetime or lifetime
+    if lifetime is not None:
+        set_lifetime(txn, room_nid, lifetime.max_lifetime)
+    if summary:
+        set_summary_fields(txn, room_nid, summary)
+    if children:
+        set_children(txn, room_nid, children)
+    if not members:
+        return 0, 0
+    before = select_memberships(txn, room_nid, members)
+    change = {"join": 0, "invite": 0}
+    servers: dict[str, int] = {}
+    positions: dict[str, int] = {}
+    rows: list[MembershipRow] = []
+    came: dict[bool, set[str]] = {True: set(), False: set()}
+    """Who joins: of ours, and of other servers."""
+    for user_id, changes in members.items():
+        old, (nid, position, new) = before.get(user_id), changes[-1]
+        if (
+            old is not None
+            and old.is_local
+            and old.event_nid == nid
+            and len(changes) == 1
+            and _is_as_before(old, new)
+        ):
+            # the room is entered again: whoever left it before does not leave anew, and may have
+            # forgotten it
+            continue
+        if old is not None and old.membership in change:
+            change[old.membership] -= 1
+        if new.membership in change:
+            change[new.membership] += 1
+        was_in = old is not None and old.membership == "join"
+        is_back = any(change.membership != "join" for _, _, change in changes)
+        if new.membership == "join" and (not was_in or is_back):
+            came[new.is_local].add(user_id)
+        if not new.is_local:
+            server = user_id.partition(":")[2]
+            servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
+            positions.setdefault(server, position)
+        rows.append(_make_row(room_nid, nid, position, new, old, changes))
+    is_entered = not begins and bool(came[True]) and not has_members_of_ours(txn, room_nid)
+    put_memberships(txn, rows)
+    if came[False] or is_entered:
+        note_newly_shared(txn, room_nid, came[False], is_entered=is_entered)
+    _note_pictures(txn, [(before[row.user_id], row) for row in rows if row.user_id in before])
+    for row in rows:
+        txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
+    remote = [(row.user_id, row.position) for row in rows if not row.is_local]
+    if remote:
+        note_directory_changes(txn, remote)
+    if servers:
+        count_servers(txn, room_nid, servers, positions)
+    return change["join"], change["invite"]
+
+
+def _note_pictures(
+    txn: WriteTransaction, changed: Sequence[tuple[MembershipRow, MembershipRow]]
+) -> None:
+    """What the membership before has shown may go; what one shows that is the member's again, may
+    not."""
+    nids = {old.event_nid for old, new in changed if old.avatar_url is not None}
+    nids |= {new.event_nid for old, new in changed if new.event_nid < old.event_nid}
+    note_rechecks(txn, Recheck.EVENT, nids)
+
+
+def _is_as_before(old: MembershipRow, new: NewMembership) -> bool:
+    """Whether somebody who has left the room, or was put out, is told to be what they were."""
+    told = (new.membership, new.display_name, new.avatar_url)
+    return new.membership in ("leave", "ban") and told == (
+        old.membership,
+        old.display_name,
+        old.avatar_url,
+    )
+
+
+def _follow_stay(
+    old: MembershipRow | None, changes: Sequence[tuple[int, int, NewMembership]]
+) -> tuple[int | None, int | None]:
+    """Where the last stay ended, and where the present one began."""
+    membership, ended, began = (
+        (None, None, None)
+        if old is None
+        else (old.membership, old.left_position, old.joined_position)
+    )
+    for _, position, new in changes:
+        if new.membership == "join":
+            began = began if membership == "join" else position
+            ended = None
+        else:
+            ended = position if membership == "join" else ended
+            began = None
+        membership = new.membership
+    return ended, began
+
+
+def _make_row(
+    room_nid: int,
+    nid: int,
+    position: int,
+    new: NewMembership,
+    old: MembershipRow | None,
+    changes: Sequence[tuple[int, int, NewMembership]],
+) -> MembershipRow:
+    ended, began = _follow_stay(old, changes)
+    return MembershipRow(
+        room_nid,
+        new.user_id,
+        new.membership,
+        nid,
+        new.sender,
+        position,
+        new.is_local,
+        new.display_name,
+        new.avatar_url,
+        forgotten=False,
+        left_position=ended,
+        joined_position=began if new.is_local else None,
+    )

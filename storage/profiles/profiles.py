@@ -1,0 +1,173 @@
+"""Profiles of our own users: a display name, an avatar and any further fields, each a JSON value
+kept as bytes.
+
+A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also leaves a
+note in `profile_propagations`, in the same write: the memberships are rewritten afterwards, and
+after a crash. That a field was removed is remembered, of each user the latest `REMOVALS_KEPT`.
+
+What a shadow-banned account sets is kept beside the profile (`unshown_profile_fields`), and
+concerns nobody else: no position, no note.
+"""
+
+from collections.abc import Iterable
+
+from storage.directory.user_changes import note_directory_changes
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.media.references import Setting, put_setting, remove_settings
+
+REMOVALS_KEPT = 100
+
+
+class ProfileStore:
+    """The tables of profiles."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_profiles(self, user_ids: Iterable[str]) -> dict[str, dict[str, bytes]]:
+        """Fields and their JSON values, in one query; a user with none is absent."""
+        return await self._database.read_quickly(
+            "get_profiles", self.get_profiles_in, tuple(user_ids)
+        )
+
+    def get_profiles_in(
+        self, txn: Transaction, user_ids: Iterable[str]
+    ) -> dict[str, dict[str, bytes]]:
+        """As `get_profiles`, in a transaction."""
+        profiles: dict[str, dict[str, bytes]] = {}
+        sql = "SELECT user_id, field, value FROM profiles WHERE user_id IN {keys} ORDER BY field"
+        for user_id, field, value in txn.query_in(sql, user_ids):
+            profiles.setdefault(user_id, {})[field] = bytes(value)
+        return profiles
+
+    async def get_as_owner(self, user_id: str) -> dict[str, bytes]:
+        """A profile as its owner sees it: with what is shown to nobody else."""
+        return await self._database.read_quickly("get_own_profile", self.get_as_owner_in, user_id)
+
+    def get_as_owner_in(self, txn: Transaction, user_id: str) -> dict[str, bytes]:
+        """As `get_as_owner`, in a transaction."""
+        fields = self.get_profiles_in(txn, [user_id]).get(user_id, {})
+        for field, value in txn.query(
+            "SELECT field, value FROM unshown_profile_fields WHERE user_id = ?", (user_id,)
+        ):
+            if value is None:
+                fields.pop(field, None)
+            else:
+                fields[field] = bytes(value)
+        return fields
+
+    def set_unshown(
+        self, txn: WriteTransaction, user_id: str, field: str, value: bytes | None
+    ) -> None:
+        """Set one field, or remove it (None), as the owner alone sees it."""
+        txn.execute(
+            "INSERT INTO unshown_profile_fields (user_id, field, value) VALUES (?, ?, ?)"
+            " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value",
+            (user_id, field, value),
+        )
+
+    def remove_unshown(self, txn: WriteTransaction, user_id: str) -> None:
+        """The owner sees the profile as all others do."""
+        txn.execute("DELETE FROM unshown_profile_fields WHERE user_id = ?", (user_id,))
+
+    async def get_changes(
+        self, since: int, upto: int, limit: int
+    ) -> dict[str, dict[str, bytes | None]] | None:
+        """By user, the fields that changed after `since`, up to `upto`; None for what was removed.
+
+        None altogether where more than `limit` fields changed.
+        """
+
+        def read(txn: Transaction) -> dict[str, dict[str, bytes | None]] | None:
+            bounds = "WHERE position > ? AND position <= ?"
+            rows = txn.query(
+                f"SELECT user_id, field, value FROM profiles {bounds}"
+                f" UNION ALL SELECT user_id, field, NULL FROM profile_removals {bounds} LIMIT ?",
+                (since, upto, since, upto, limit + 1),
+            )
+            if len(rows) > limit:
+                return None
+            changes: dict[str, dict[str, bytes | None]] = {}
+            for user_id, field, value in rows:
+                changes.setdefault(user_id, {})[field] = None if value is None else bytes(value)
+            return changes
+
+        return await self._database.read("get_profile_changes", read)
+
+    def set_field(
+        self, txn: WriteTransaction, user_id: str, field: str, value: bytes, *, propagate: bool
+    ) -> int:
+        """Set one field to a JSON value; the position of the change. `propagate`: rooms have to
+        show it."""
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO profiles (user_id, field, value, position) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value, position = excluded.position",
+            (user_id, field, value, position),
+        )
+        txn.execute(
+            "DELETE FROM profile_removals WHERE user_id = ? AND field = ?", (user_id, field)
+        )
+        put_setting(txn, user_id, Setting.PROFILE, field, value)
+        self._announce(txn, user_id, position, propagate)
+        return position
+
+    def remove_field(
+        self, txn: WriteTransaction, user_id: str, field: str, *, propagate: bool
+    ) -> int | None:
+        """Remove one field; the position of the change, None where it was not set."""
+        if not txn.execute(
+            "DELETE FROM profiles WHERE user_id = ? AND field = ?", (user_id, field)
+        ):
+            return None
+        put_setting(txn, user_id, Setting.PROFILE, field, b"")
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO profile_removals (user_id, field, position) VALUES (?, ?, ?)",
+            (user_id, field, position),
+        )
+        txn.execute(
+            "DELETE FROM profile_removals WHERE user_id = ? AND position <= (SELECT position FROM profile_removals"
+            " WHERE user_id = ? ORDER BY position DESC LIMIT 1 OFFSET ?)",
+            (user_id, user_id, REMOVALS_KEPT),
+        )
+        self._announce(txn, user_id, position, propagate)
+        return position
+
+    def remove_profile(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all fields; rooms are not told (an erased account leaves them)."""
+        txn.execute("DELETE FROM profile_removals WHERE user_id = ?", (user_id,))
+        self.remove_unshown(txn, user_id)
+        remove_settings(txn, user_id, Setting.PROFILE)
+        if txn.execute("DELETE FROM profiles WHERE user_id = ?", (user_id,)):
+            self._announce(txn, user_id, txn.next_position(), propagate=False)
+
+    async def get_propagations(self, limit: int) -> dict[str, int]:
+        """Users whose memberships have to be rewritten, oldest change first, with the position of
+        the change."""
+
+        def read(txn: Transaction) -> dict[str, int]:
+            sql = "SELECT user_id, position FROM profile_propagations ORDER BY position LIMIT ?"
+            return dict(txn.query(sql, (limit,)))
+
+        return await self._database.read("get_propagations", read)
+
+    def remove_propagation(self, txn: WriteTransaction, user_id: str, position: int) -> bool:
+        """All rooms show the profile as of this position; False where it has changed again
+        since."""
+        sql = "DELETE FROM profile_propagations WHERE user_id = ? AND position = ?"
+        return bool(txn.execute(sql, (user_id, position)))
+
+    def _announce(
+        self, txn: WriteTransaction, user_id: str, position: int, propagate: bool
+    ) -> None:
+        if propagate:
+            txn.execute(
+                "INSERT INTO profile_propagations (user_id, position) VALUES (?, ?)"
+                " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
+                (user_id, position),
+            )
+        note_directory_changes(txn, [(user_id, position)])
+        txn.announce(Change(position, Topic.PROFILE, user_id=user_id))

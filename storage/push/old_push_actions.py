@@ -1,0 +1,115 @@
+"""Removes what events were to users (`event_push_actions.py`) when they were read long ago, so that
+the table does not grow for ever.
+
+Law: below the floor of a user in a room nobody looks at events any more: without their rows they
+would be something else.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.rooms.receipts import UNTHREADED
+
+REMOVED_AT_ONCE: Final = 500
+"""Rows of one user in one room; further ones wait for the next time."""
+
+Place = tuple[str, int]
+"""A user, and a room by its number: rows are walked through in this order."""
+FIRST: Final[Place] = ("", 0)
+
+
+class _Old(msgspec.Struct, frozen=True):
+    place: Place
+    positions: Sequence[int]
+
+
+class OldOutcomeStore:
+    """The table of floors, and what lies below them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_floors(self, user_id: str) -> Mapping[int, int]:
+        """By room up to which position nothing is known of what events were to the user; rooms in
+        which all is are missing."""
+        return await self._database.read_quickly("get_outcome_floors", _select_floors, user_id)
+
+    async def remove(self, after: Place, before_ts: int, limit: int) -> tuple[Place | None, int]:
+        """Look at so many places after one, and remove the rows there of events that were sent
+        before a time (milliseconds since 1970) and are read: the last place, None where there are
+        no more; and at how many was looked."""
+        found = await self._database.read("get_old_outcomes", _select_old, after, before_ts, limit)
+        if any(each.positions for each in found):
+            await self._database.write(
+                "remove_old_outcomes", _remove, [each for each in found if each.positions]
+            )
+        return found[-1].place if len(found) == limit else None, len(found)
+
+
+def _select_floors(txn: Transaction, user_id: str) -> dict[int, int]:
+    return dict(
+        txn.query(
+            "SELECT room_nid, position FROM push_outcome_floors WHERE user_id = ?", (user_id,)
+        )
+    )
+
+
+def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> list[_Old]:
+    found: list[_Old] = []
+    place = _next_place(txn, after)
+    while place is not None:
+        found.append(_Old(place, _select_positions(txn, place, before_ts)))
+        if len(found) == limit:
+            break
+        place = _next_place(txn, place)
+    return found
+
+
+def _next_place(txn: Transaction, after: Place) -> Place | None:
+    """One probe of the key, or two, however many rows a place has."""
+    user_id, room_nid = after
+    found = txn.query_one(
+        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id = ? AND room_nid > ? ORDER BY room_nid LIMIT 1",
+        (user_id, room_nid),
+    ) or txn.query_one(
+        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id > ? ORDER BY user_id, room_nid LIMIT 1",
+        (user_id,),
+    )
+    return None if found is None else (found[0], found[1])
+
+
+def _select_positions(txn: Transaction, place: Place, before_ts: int) -> list[int]:
+    user_id, room_nid = place
+    read = txn.query_one(
+        "SELECT max(event_position) FROM receipts WHERE room_nid = ? AND user_id = ?"
+        " AND receipt_type IN ('m.read', 'm.read.private') AND thread_id = ?",
+        (room_nid, user_id, UNTHREADED),
+    )
+    if read is None or read[0] is None:
+        return []
+    rows = txn.query(
+        "SELECT o.position FROM push_outcomes AS o JOIN events AS e ON e.event_nid = o.event_nid"
+        " WHERE o.user_id = ? AND o.room_nid = ? AND o.position <= ? AND e.origin_server_ts < ?"
+        " ORDER BY o.position LIMIT ?",
+        (user_id, room_nid, read[0], before_ts, REMOVED_AT_ONCE),
+    )
+    return [position for (position,) in rows]
+
+
+def _remove(txn: WriteTransaction, old: Sequence[_Old]) -> None:
+    for each in old:
+        txn.execute_many(
+            "DELETE FROM push_outcomes WHERE user_id = ? AND room_nid = ? AND position = ?",
+            [(*each.place, position) for position in each.positions],
+        )
+    txn.execute_many(
+        "INSERT INTO push_outcome_floors (user_id, room_nid, position) VALUES (?, ?, ?)"
+        " ON CONFLICT (user_id, room_nid) DO UPDATE SET position ="
+        " CASE WHEN excluded.position > push_outcome_floors.position THEN excluded.position"
+        " ELSE push_outcome_floors.position END",
+        [(*each.place, each.positions[-1]) for each in old],
+    )

@@ -1,0 +1,199 @@
+"""What the ordinary messages of rooms are to users with rules of their own, from which position on.
+
+Each change of a user's rules adds what it changes of this, at the position that it takes. So an
+event can be counted later by what held when it came.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from storage.account_data.account_data import GLOBAL
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+ELSEWHERE = ""
+"""Stands for all rooms that have no entry of their own."""
+AS_ELSEWHERE = -1
+"""A room's entry that ends those before it."""
+ALL = 0
+"""What holds where nothing was ever said."""
+KEPT_CHANGES = 100
+"""How many changes are kept of a user's attention to one room. Who has changed it more often since
+they last read a room has what came before that counted as in other rooms."""
+KEPT_ENDED: Final = 500
+"""Of how many rooms the changes are kept that ended with their being as all others again. Of those
+before, what came is counted as in other rooms."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """From after one position, up to another one, it was this."""
+
+    after: int
+    upto: int
+    attention: int
+
+
+class AttentionHistory(msgspec.Struct, frozen=True):
+    """All of a user's: by room (in lower case) the changes in order, as (position, attention)."""
+
+    changes: Mapping[str, tuple[tuple[int, int], ...]] = msgspec.field(default_factory=dict)
+
+    def now(self, room_id: str) -> int:
+        """What holds for a room after the last change."""
+        last = self.changes.get(room_id)
+        if room_id != ELSEWHERE and (last is None or last[-1][1] == AS_ELSEWHERE):
+            return self.now(ELSEWHERE)
+        return ALL if last is None else last[-1][1]
+
+    def at(self, room_id: str, position: int) -> int:
+        """What held for a room when an event came at that position."""
+        if not self.changes:
+            return ALL
+        for place in (room_id, ELSEWHERE):
+            held = [
+                attention for since, attention in self.changes.get(place, ()) if since < position
+            ]
+            if held and held[-1] != AS_ELSEWHERE:
+                return held[-1]
+        return ALL
+
+    def spans(self, room_id: str, after: int, upto: int) -> list[Span]:
+        """What held for a room between two positions, in order; equal neighbours are one."""
+        bounds = {
+            position
+            for place in (room_id, ELSEWHERE)
+            for position, _ in self.changes.get(place, ())
+        }
+        starts = [after, *sorted(position for position in bounds if after < position < upto)]
+        spans: list[Span] = []
+        for start, end in zip(starts, [*starts[1:], upto], strict=True):
+            attention = self.at(room_id, start + 1)
+            if spans and spans[-1].attention == attention:
+                spans[-1] = Span(spans[-1].after, end, attention)
+            else:
+                spans.append(Span(start, end, attention))
+        return spans
+
+
+class PushAttentionStore:
+    """The table `push_attention`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_rules(
+        self, user_ids: Iterable[str]
+    ) -> Mapping[str, tuple[bytes | None, AttentionHistory]]:
+        """The content of users' `m.push_rules` (None where it was never set), with their histories;
+        who has neither is missing from the answer. One query."""
+        return await self._database.read_quickly("get_push_rules", _select_rules, list(user_ids))
+
+    async def get_members_with_rules(self, room_nid: int) -> list[str]:
+        """This server's users who are joined to a room and have push rules of their own."""
+        return await self._database.read("get_members_with_rules", _select_members, room_nid)
+
+    async def get_changed_members(self, room_nid: int, since: int) -> Mapping[str, bool]:
+        """This server's users whose membership of a room, or whose rules, have changed after a
+        position: whether they are joined. Users who never had a membership of the room may be
+        missing."""
+        return await self._database.read_quickly(
+            "get_changed_rules", _select_changed, room_nid, since
+        )
+
+    def set_attention(
+        self, txn: WriteTransaction, user_id: str, position: int, wanted: Mapping[str, int]
+    ) -> None:
+        """Let this hold from after a position on; what is not named is as elsewhere."""
+        history = select_histories(txn, [user_id]).get(user_id, AttentionHistory())
+        rows = []
+        for room_id in {ELSEWHERE, *wanted, *history.changes}:
+            changes = history.changes.get(room_id)
+            missing = ALL if room_id == ELSEWHERE else AS_ELSEWHERE
+            new = wanted.get(room_id, missing)
+            if new != (missing if changes is None else changes[-1][1]):
+                rows.append((user_id, room_id, position, new))
+                if changes is not None and len(changes) >= KEPT_CHANGES:
+                    txn.execute(
+                        "DELETE FROM push_attention WHERE user_id = ? AND room_id = ? AND position = ?",
+                        (user_id, room_id, changes[0][0]),
+                    )
+        ended = [
+            (changes[-1][0], room_id)
+            for room_id, changes in history.changes.items()
+            if changes[-1][1] == AS_ELSEWHERE and room_id != ELSEWHERE and room_id not in wanted
+        ]
+        if len(ended) > KEPT_ENDED:
+            over = sorted(ended)[: len(ended) - KEPT_ENDED]
+            txn.execute_many(
+                "DELETE FROM push_attention WHERE user_id = ? AND room_id = ?",
+                [(user_id, room) for _, room in over],
+            )
+        if rows:
+            txn.execute_many(
+                "INSERT INTO push_attention (user_id, room_id, position, attention) VALUES (?, ?, ?, ?)",
+                rows,
+            )
+
+
+def select_histories(txn: Transaction, user_ids: Iterable[str]) -> dict[str, AttentionHistory]:
+    """The histories of users; who has none is missing from the answer. One query."""
+    rows: Iterable[tuple[str, str, int, int]] = txn.query_in(
+        "SELECT user_id, room_id, position, attention FROM push_attention WHERE user_id IN {keys}",
+        user_ids,
+    )
+    return _histories(rows)
+
+
+def _select_rules(
+    txn: Transaction, user_ids: list[str]
+) -> dict[str, tuple[bytes | None, AttentionHistory]]:
+    rows = txn.query_in(
+        "SELECT user_id, room_id, position, attention, content FROM"
+        " (SELECT user_id, room_id, position, attention, NULL AS content FROM push_attention"
+        " UNION ALL SELECT user_id, room_id, 0, 0, content FROM account_data"
+        f" WHERE room_id = '{GLOBAL}' AND type = 'm.push_rules' AND deleted = 0) AS own WHERE user_id IN {{keys}}",
+        user_ids,
+    )
+    rules = {row[0]: bytes(row[4]) for row in rows if row[4] is not None}
+    histories = _histories(row[:4] for row in rows if row[4] is None)
+    return {
+        user_id: (rules.get(user_id), histories.get(user_id, AttentionHistory()))
+        for user_id in rules | histories
+    }
+
+
+def _histories(rows: Iterable[tuple[str, str, int, int]]) -> dict[str, AttentionHistory]:
+    found: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    for user_id, room_id, position, attention in rows:
+        found.setdefault(user_id, {}).setdefault(room_id, []).append((position, attention))
+    return {
+        user_id: AttentionHistory(
+            {room_id: tuple(sorted(changes)) for room_id, changes in rooms.items()}
+        )
+        for user_id, rooms in found.items()
+    }
+
+
+def _select_members(txn: Transaction, room_nid: int) -> list[str]:
+    rows = txn.query(
+        "SELECT m.user_id FROM memberships AS m JOIN account_data AS a ON a.user_id = m.user_id"
+        f" WHERE m.room_nid = ? AND m.membership = 'join' AND m.is_local = 1 AND a.room_id = '{GLOBAL}'"
+        " AND a.type = 'm.push_rules'",
+        (room_nid,),
+    )
+    return [user_id for (user_id,) in rows]
+
+
+def _select_changed(txn: Transaction, room_nid: int, since: int) -> dict[str, bool]:
+    rows = txn.query(
+        "SELECT user_id, membership FROM memberships WHERE room_nid = ? AND is_local = 1 AND position > ?",
+        (room_nid, since),
+    )
+    rows += txn.query(
+        "SELECT m.user_id, m.membership FROM account_data AS a JOIN memberships AS m ON m.user_id = a.user_id"
+        f" AND m.room_nid = ? WHERE a.type = 'm.push_rules' AND a.room_id = '{GLOBAL}' AND a.position > ?",
+        (room_nid, since),
+    )
+    return {user_id: membership == "join" for user_id, membership in rows}

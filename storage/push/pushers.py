@@ -1,0 +1,391 @@
+"""Pushers: where users' notifications go, and how each of them stands.
+
+Laws:
+- Setting and removing pushers takes a position (`Topic.PUSHER`), one a user is kept: so other nodes
+  hear whose changed.
+- How a pusher stands is written in batches, takes no position, and may be a minute old; a failure
+  is written at once.
+- An account that is locked, or past its day, is told nothing: for who pushes (`get_users`,
+  `get_active`, `get_failing`, `get_due`) it has no pushers.
+- A push writes no row: up to the position of the lease (`leases.py`), or of the pusher where it
+  fails, all is done.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.interface import Row
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+
+
+class PusherRow(msgspec.Struct, frozen=True):
+    """One pusher. Times are milliseconds since 1970."""
+
+    pusher_nid: int
+    user_id: str
+    app_id: str
+    pushkey: str
+    kind: str
+    app_display_name: str
+    device_display_name: str
+    profile_tag: str | None
+    lang: str
+    data: bytes
+    """JSON object."""
+    gateway: str
+    """Scheme, host and port; empty for e-mail."""
+    device_id: str | None
+    enabled: bool
+    no_counts: bool
+    set_ts: int
+    position: int
+    failing_since_ts: int | None = None
+    tried_ts: int = 0
+    pause_ms: int = 0
+    success_ts: int | None = None
+    due_ts: int | None = None
+    error: str | None = None
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How a pusher stands after its last push. Times are milliseconds since 1970."""
+
+    position: int
+    failing_since_ts: int | None
+    tried_ts: int
+    pause_ms: int
+    success_ts: int | None
+    """When a push was taken last; None: not since the standing before."""
+    error: str | None
+
+
+class EmailPause(msgspec.Struct, frozen=True):
+    """When a letter about a room went out, and how long the next one waits after it.
+    Milliseconds."""
+
+    sent_ts: int
+    pause_ms: int
+
+
+class GatewayRow(msgspec.Struct, frozen=True):
+    """How the pushers of one gateway stand. Times are milliseconds since 1970."""
+
+    gateway: str
+    pushers: int
+    failing: int
+    failing_since_ts: int | None
+    """The pusher that has failed for the longest time."""
+    success_ts: int | None
+    """The last push that was taken."""
+
+
+_COLUMNS = (
+    "pusher_nid, user_id, app_id, pushkey, kind, app_display_name, device_display_name, profile_tag, lang, data,"
+    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts, pause_ms, success_ts, due_ts, error"
+)
+
+
+_STOPPED = "SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1 OR a.is_over = 1)"
+_ACTIVE = f"enabled = 1 AND NOT EXISTS ({_STOPPED})"
+_ACTIVE_OF_FEW = f"enabled = 1 AND ({_STOPPED} LIMIT 1) IS NULL"
+"""With a LIMIT PostgreSQL asks for the account of one pusher after the other, and does not first go
+through all accounts."""
+
+
+class PusherStore:
+    """The table of pushers."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_pushers(self, user_ids: Iterable[str]) -> Mapping[str, list[PusherRow]]:
+        """All pushers of these users, the oldest first; who has none is missing from the answer."""
+        return await self._database.read_quickly("get_pushers", self.get_pushers_in, list(user_ids))
+
+    def get_pushers_in(
+        self, txn: Transaction, user_ids: Iterable[str]
+    ) -> dict[str, list[PusherRow]]:
+        """As `get_pushers`, in a transaction."""
+        found: dict[str, list[PusherRow]] = {}
+        sql = f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} ORDER BY pusher_nid"
+        for row in map(_row, txn.query_in(sql, user_ids)):
+            found.setdefault(row.user_id, []).append(row)
+        return found
+
+    async def get_active(self, user_ids: Iterable[str]) -> Mapping[str, list[PusherRow]]:
+        """The pushers of these users that are to be pushed to; who has none is missing from the
+        answer."""
+        return await self._database.read_quickly(
+            "get_active_pushers", _select_active, list(user_ids)
+        )
+
+    async def get_pusher(self, pusher_nid: int) -> PusherRow | None:
+        """One pusher by its number."""
+        return await self._database.read_quickly("get_pusher", _select_one, pusher_nid)
+
+    async def get_users(self) -> set[str]:
+        """Everybody who has a pusher that is enabled."""
+        return await self._database.read("get_users_with_pushers", _select_users)
+
+    async def get_failing(self) -> list[PusherRow]:
+        """The enabled pushers that failed when last tried."""
+        return await self._database.read("get_failing_pushers", _select_failing)
+
+    async def get_gateways(self, limit: int) -> list[GatewayRow]:
+        """Gateways with pushers that are enabled, those with the most failing ones first; e-mail is
+        the gateway ''."""
+        return await self._database.read("get_push_gateways", _select_gateways, limit)
+
+    async def count_pushers(self) -> Mapping[tuple[str, str], int]:
+        """How many are enabled, by kind and state: well, failing."""
+        return await self._database.read("count_pushers", _count)
+
+    async def get_changed_users(self, after: int, upto: int) -> set[str]:
+        """Whose pushers changed in that stretch of the sequence."""
+        return await self._database.read_quickly(
+            "get_users_with_changed_pushers", _select_changed, after, upto
+        )
+
+    async def get_due(self, now_ms: int, limit: int) -> list[PusherRow]:
+        """Pushers by e-mail whose time has come, the most overdue first."""
+        return await self._database.read_quickly("get_due_pushers", _select_due, now_ms, limit)
+
+    async def get_next_due(self) -> int | None:
+        """When the next one's time comes."""
+        return await self._database.read_quickly("get_next_due_pusher", _select_next_due)
+
+    async def get_pauses(self, pusher_nid: int) -> Mapping[int, EmailPause]:
+        """The letters that a pusher has lately written, by room."""
+        return await self._database.read_quickly("get_email_pauses", _select_pauses, pusher_nid)
+
+    def get_by_key(self, txn: Transaction, app_id: str, pushkey: str) -> dict[str, PusherRow]:
+        """The pushers of that key, by user."""
+        sql = f"SELECT {_COLUMNS} FROM pushers WHERE app_id = ? AND pushkey = ?"
+        return {row.user_id: row for row in map(_row, txn.query(sql, (app_id, pushkey)))}
+
+    def set_pusher(self, txn: WriteTransaction, row: PusherRow) -> None:
+        """Add a pusher, or put it in the place of the one with its number."""
+        values = (
+            row.pusher_nid,
+            row.user_id,
+            row.app_id,
+            row.pushkey,
+            row.kind,
+            row.app_display_name,
+            row.device_display_name,
+            row.profile_tag,
+            row.lang,
+            row.data,
+            row.gateway,
+            row.device_id,
+            int(row.enabled),
+            int(row.no_counts),
+            row.set_ts,
+            row.position,
+            row.failing_since_ts,
+            row.tried_ts,
+            row.pause_ms,
+            row.success_ts,
+            row.due_ts,
+            row.error,
+        )
+        txn.execute("DELETE FROM pushers WHERE pusher_nid = ?", (row.pusher_nid,))
+        txn.execute(
+            f"INSERT INTO pushers ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values
+        )
+        _announce(txn, row.user_id)
+
+    def remove_pusher(self, txn: WriteTransaction, user_id: str, app_id: str, pushkey: str) -> bool:
+        """Remove one; False where there is none."""
+        sql = "SELECT pusher_nid FROM pushers WHERE user_id = ? AND app_id = ? AND pushkey = ?"
+        return _remove(txn, user_id, txn.query(sql, (user_id, app_id, pushkey)))
+
+    def remove_devices(
+        self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
+    ) -> None:
+        """Remove those that these devices set."""
+        sql = "SELECT pusher_nid FROM pushers WHERE user_id = ? AND device_id IN {keys}"
+        _remove(txn, user_id, txn.query_in(sql, device_ids, before=(user_id,)))
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all of a user."""
+        _remove(
+            txn, user_id, txn.query("SELECT pusher_nid FROM pushers WHERE user_id = ?", (user_id,))
+        )
+
+    def remove_address(self, txn: WriteTransaction, user_id: str, address: str) -> None:
+        """Remove the one that writes to an e-mail address of a user."""
+        sql = "SELECT pusher_nid FROM pushers WHERE user_id = ? AND kind = 'email' AND pushkey = ?"
+        _remove(txn, user_id, txn.query(sql, (user_id, address)))
+
+    async def remove_rejected(self, user_id: str, app_id: str, pushkey: str) -> bool:
+        """Remove one that its gateway wants no more; False where it is gone already."""
+        return await self._database.write(
+            "remove_rejected_pusher", self.remove_pusher, user_id, app_id, pushkey
+        )
+
+    async def set_standings(self, standings: Mapping[int, Standing]) -> None:
+        """Note how pushers stand; a position never goes back, and when a push was taken last stays
+        until another one is."""
+        rows = [
+            (
+                standing.position,
+                standing.failing_since_ts,
+                standing.tried_ts,
+                standing.pause_ms,
+                standing.success_ts,
+                standing.error,
+                pusher_nid,
+            )
+            for pusher_nid, standing in standings.items()
+        ]
+        await self._database.write("set_pusher_standings", _set_standings, rows)
+
+    async def set_due(self, due: Mapping[int, int]) -> None:
+        """Note when to look at these pushers by e-mail, where they are not to be looked at
+        sooner."""
+        await self._database.write("set_pushers_due", _set_due, due)
+
+    def set_looked(
+        self,
+        txn: WriteTransaction,
+        pusher_nid: int,
+        position: int,
+        due_ts: int | None,
+        letter: Mapping[int, EmailPause] | None,
+        forget_before_ts: int,
+    ) -> bool:
+        """A pusher by e-mail has been looked at: up to which position, when next, and about which
+        rooms a letter went out, if one did. False where the pusher is gone: then there is to be no
+        letter."""
+        sql = "UPDATE pushers SET position = ?, due_ts = ? WHERE pusher_nid = ? AND enabled = 1"
+        if not txn.execute(sql, (position, due_ts, pusher_nid)):
+            return False
+        sql = "DELETE FROM email_pauses WHERE pusher_nid = ? AND sent_ts < ?"
+        txn.execute(sql, (pusher_nid, forget_before_ts))
+        if letter:
+            txn.execute_many(
+                "INSERT INTO email_pauses (pusher_nid, room_nid, sent_ts, pause_ms) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (pusher_nid, room_nid)"
+                " DO UPDATE SET sent_ts = excluded.sent_ts, pause_ms = excluded.pause_ms",
+                [
+                    (pusher_nid, room_nid, pause.sent_ts, pause.pause_ms)
+                    for room_nid, pause in letter.items()
+                ],
+            )
+        return True
+
+
+def _row(row: Row) -> PusherRow:
+    values = list(row)
+    values[9], values[12], values[13] = bytes(values[9]), bool(values[12]), bool(values[13])
+    return PusherRow(*values)
+
+
+def _announce(txn: WriteTransaction, user_id: str) -> None:
+    position = txn.next_position()
+    txn.execute(
+        "INSERT INTO pusher_changes (user_id, position) VALUES (?, ?)"
+        " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
+        (user_id, position),
+    )
+    txn.announce(Change(position, Topic.PUSHER, user_id=user_id))
+
+
+def _remove(txn: WriteTransaction, user_id: str, numbers: Iterable[Row]) -> bool:
+    rows: list[tuple[int]] = [(pusher_nid,) for (pusher_nid,) in numbers]
+    if rows:
+        txn.execute_many("DELETE FROM pushers WHERE pusher_nid = ?", rows)
+        txn.execute_many("DELETE FROM email_pauses WHERE pusher_nid = ?", rows)
+        _announce(txn, user_id)
+    return bool(rows)
+
+
+def _select_one(txn: Transaction, pusher_nid: int) -> PusherRow | None:
+    row = txn.query_one(f"SELECT {_COLUMNS} FROM pushers WHERE pusher_nid = ?", (pusher_nid,))
+    return None if row is None else _row(row)
+
+
+def _select_active(txn: Transaction, user_ids: list[str]) -> dict[str, list[PusherRow]]:
+    found: dict[str, list[PusherRow]] = {}
+    sql = f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE_OF_FEW} ORDER BY pusher_nid"
+    for row in map(_row, txn.query_in(sql, user_ids)):
+        found.setdefault(row.user_id, []).append(row)
+    return found
+
+
+def _select_users(txn: Transaction) -> set[str]:
+    return {
+        user_id for (user_id,) in txn.query(f"SELECT DISTINCT user_id FROM pushers WHERE {_ACTIVE}")
+    }
+
+
+def _select_failing(txn: Transaction) -> list[PusherRow]:
+    sql = f"SELECT {_COLUMNS} FROM pushers WHERE failing_since_ts IS NOT NULL AND {_ACTIVE}"
+    return list(map(_row, txn.query(sql)))
+
+
+def _count(txn: Transaction) -> dict[tuple[str, str], int]:
+    state = "CASE WHEN failing_since_ts IS NULL THEN 'well' ELSE 'failing' END"
+    rows = txn.query(
+        f"SELECT kind, {state}, COUNT(*) FROM pushers WHERE enabled = 1 GROUP BY kind, {state}"
+    )
+    return {(kind, state): count for kind, state, count in rows}
+
+
+def _select_gateways(txn: Transaction, limit: int) -> list[GatewayRow]:
+    rows = txn.query(
+        "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0 ELSE 1 END) AS failing,"
+        " MIN(failing_since_ts), MAX(success_ts) FROM pushers WHERE enabled = 1 GROUP BY gateway"
+        " ORDER BY failing DESC, pushers DESC, gateway LIMIT ?",
+        (limit,),
+    )
+    return [
+        GatewayRow(gateway, pushers, int(failing), since, success)
+        for gateway, pushers, failing, since, success in rows
+    ]
+
+
+def _select_changed(txn: Transaction, after: int, upto: int) -> set[str]:
+    sql = "SELECT user_id FROM pusher_changes WHERE position > ? AND position <= ?"
+    return {user_id for (user_id,) in txn.query(sql, (after, upto))}
+
+
+def _select_due(txn: Transaction, now_ms: int, limit: int) -> list[PusherRow]:
+    sql = (
+        f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE_OF_FEW}"
+        " ORDER BY due_ts LIMIT ?"
+    )
+    return list(map(_row, txn.query(sql, (now_ms, limit))))
+
+
+def _select_next_due(txn: Transaction) -> int | None:
+    row = txn.query_one(
+        f"SELECT MIN(due_ts) FROM pushers WHERE due_ts IS NOT NULL AND {_ACTIVE_OF_FEW}"
+    )
+    return None if row is None else row[0]
+
+
+def _select_pauses(txn: Transaction, pusher_nid: int) -> dict[int, EmailPause]:
+    sql = "SELECT room_nid, sent_ts, pause_ms FROM email_pauses WHERE pusher_nid = ?"
+    return {
+        room_nid: EmailPause(sent, pause) for room_nid, sent, pause in txn.query(sql, (pusher_nid,))
+    }
+
+
+def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None, ...]]) -> None:
+    txn.execute_many(
+        "UPDATE pushers SET position = CASE WHEN position > ? THEN position ELSE ? END, failing_since_ts = ?,"
+        " tried_ts = ?, pause_ms = ?, success_ts = COALESCE(?, success_ts), error = ? WHERE pusher_nid = ?",
+        [(row[0], *row) for row in rows],
+    )
+
+
+def _set_due(txn: WriteTransaction, due: Mapping[int, int]) -> None:
+    txn.execute_many(
+        "UPDATE pushers SET due_ts = ? WHERE pusher_nid = ? AND (due_ts IS NULL OR due_ts > ?)",
+        [(ts, pusher_nid, ts) for pusher_nid, ts in due.items()],
+    )

@@ -1,0 +1,335 @@
+"""Purges of the history of rooms: what was asked for, how far each is, how it ended; and rooms that
+nobody remembers.
+
+Laws:
+- A room has one purge at a time.
+- How far it is, is written with what it has purged: a restart goes on from there.
+- What came after it had begun is not its: each purge has the number of the last event that was
+  there.
+- A room that somebody remembers again is purged no further: each write asks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.interface import Row
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.events.events import IS_SHOWN, EventFlag
+from storage.events.relations import ANNOTATION, REFERENCE, REPLACE, THREAD
+from storage.retention.purging import BEFORE_ALL, Cause, Message
+
+
+class PurgeUnderWay(Exception):
+    """The room is being purged already."""
+
+
+class HistoryPurge(msgspec.Struct, frozen=True):
+    """A purge. Times are milliseconds since 1970."""
+
+    purge_id: str
+    room_nid: int
+    cause: str
+    before_ts: int | None
+    """Messages sent before this go; None: whenever sent."""
+    before_depth: int | None
+    """Messages above this depth go; None: at whatever depth."""
+    with_own: bool
+    """Those of this server's users too."""
+    kept_nid: int | None
+    """The newest message when it began, which stays; None: none does."""
+    after: tuple[int, int]
+    """Time and number of the last message that was looked at."""
+    messages: int
+    """How many have lost their content."""
+    by_user_id: str | None
+    created_ts: int
+    upto_nid: int
+    """The number of the newest event when it began: what came later stays."""
+    finished_ts: int | None = None
+    error: str | None = None
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """What a purge of a room may take, as of one moment."""
+
+    upto_nid: int
+    """The number of the newest event."""
+    newest_message: int | None
+    """The number of the newest message by arrival that people see: no edit, no reaction; None where
+    there is none."""
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """What of some rooms, in their order, has become known."""
+
+    upto: int
+    """The number of the last room that was looked at."""
+    count: int
+    """How many were looked at."""
+
+
+_COLUMNS: Final = (
+    "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid, messages, by_user_id,"
+    " created_ts, upto_nid, finished_ts, error"
+)
+_IS_REMEMBERED: Final = "EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = r.room_nid AND m.is_local = 1 AND m.forgotten = 0)"
+
+
+class HistoryPurgeStore:
+    """The tables `history_purges` and `forgotten_rooms`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, purge: HistoryPurge) -> None:
+        """Begin a purge. Raises PurgeUnderWay."""
+        await self._database.write("add_history_purge", add_purge, purge)
+
+    async def get(self, purge_id: str) -> HistoryPurge | None:
+        """A purge, whatever has become of it."""
+
+        def read(txn: Transaction) -> HistoryPurge | None:
+            row = txn.query_one(
+                f"SELECT {_COLUMNS} FROM history_purges WHERE purge_id = ?", (purge_id,)
+            )
+            return None if row is None else _purge(row)
+
+        return await self._database.read_quickly("get_history_purge", read)
+
+    async def get_active(self) -> HistoryPurge | None:
+        """The purge that has waited longest of those that go on."""
+
+        def read(txn: Transaction) -> HistoryPurge | None:
+            row = txn.query_one(
+                f"SELECT {_COLUMNS} FROM history_purges WHERE finished_ts IS NULL ORDER BY created_ts, purge_id LIMIT 1"
+            )
+            return None if row is None else _purge(row)
+
+        return await self._database.read_quickly("get_active_history_purge", read)
+
+    async def set_finished(self, purge_id: str, now_ms: int, error: str | None) -> None:
+        """It has ended."""
+        await self._database.write("end_history_purge", _set_finished, purge_id, now_ms, error)
+
+    async def remove_finished(self, before_ms: int, limit: int) -> int:
+        """Forget purges that ended long ago, at most so many; how many."""
+        sql = (
+            "DELETE FROM history_purges WHERE purge_id IN (SELECT purge_id FROM history_purges"
+            " WHERE finished_ts < ? ORDER BY finished_ts LIMIT ?)"
+        )
+        return await self._database.write(
+            "forget_history_purges", lambda txn: txn.execute(sql, (before_ms, limit))
+        )
+
+    async def get_extent(self, room_nid: int, types: Sequence[str]) -> Extent:
+        """What there is to purge in a room, and the newest message of these types."""
+
+        def read(txn: Transaction) -> Extent:
+            row = txn.query_one(
+                f"SELECT e.event_nid FROM events AS e WHERE e.room_nid = ? AND e.position IS NOT NULL AND {IS_SHOWN}"
+                f" AND e.state_key IS NULL AND e.redacted_by IS NULL AND e.type IN ({', '.join('?' * len(types))})"
+                " AND NOT EXISTS (SELECT 1 FROM relations AS r WHERE r.event_nid = e.event_nid AND r.rel_type IN (?, ?))"
+                " ORDER BY e.position DESC LIMIT 1",
+                (room_nid, *types, REPLACE, ANNOTATION),
+            )
+            return Extent(_select_latest(txn), None if row is None else int(row[0]))
+
+        return await self._database.read("get_extent_of_purge", read)
+
+    async def get_kept(self, kept_nid: int, nids: Sequence[int]) -> frozenset[int]:
+        """Those of the messages that belong to the one that stays: itself, its edits, reactions and
+        votes, and the root of the thread that it stands in with that one's edits."""
+
+        def read(txn: Transaction) -> frozenset[int]:
+            row = txn.query_one(
+                "SELECT e.event_id, r.target FROM events AS e"
+                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid AND r.rel_type = ? WHERE e.event_nid = ?",
+                (THREAD, kept_nid),
+            )
+            if row is None:
+                return frozenset()
+            kept_id, root_id = row
+            belonging = {
+                (kept_id, REPLACE),
+                (kept_id, ANNOTATION),
+                (kept_id, REFERENCE),
+                (root_id, REPLACE),
+            }
+            rows = txn.query_in(
+                "SELECT e.event_nid, e.event_id, r.target, r.rel_type FROM events AS e"
+                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid WHERE e.event_nid IN {keys}",
+                nids,
+            )
+            return frozenset(
+                nid
+                for nid, event_id, target, rel_type in rows
+                if event_id in (kept_id, root_id)
+                or (target is not None and (target, rel_type) in belonging)
+            )
+
+        return await self._database.read_quickly("get_kept_by_purge", read)
+
+    async def get_redacted(
+        self, room_nid: int, nids: Sequence[int]
+    ) -> Mapping[int, Message | None]:
+        """Of those of the messages that are redactions what they took the content of, if that was
+        not purged since; None for state."""
+
+        def read(txn: Transaction) -> Mapping[int, Message | None]:
+            rows = txn.query_in(
+                "SELECT x.event_nid, e.state_key, e.event_nid, e.event_id, e.depth, e.origin_server_ts, e.sender"
+                " FROM redactions AS x JOIN events AS e ON e.event_id = x.redacts AND e.redacted_by = x.event_nid"
+                f" WHERE x.event_nid IN {{keys}} AND e.room_nid = ? AND (e.flags & {EventFlag.PURGED}) = 0",
+                nids,
+                after=(room_nid,),
+            )
+            return {
+                nid: Message(target_nid, event_id, depth, sent, sender, b"")
+                if state_key is None
+                else None
+                for nid, state_key, target_nid, event_id, depth, sent, sender in rows
+            }
+
+        return await self._database.read_quickly("get_redacted_by", read)
+
+    async def note_forgotten(self, after: int, limit: int, now_ms: int) -> Forgotten:
+        """Look at rooms after one: note those that nobody of this server remembers, and unnote
+        those that somebody does."""
+
+        def write(txn: WriteTransaction) -> Forgotten:
+            rooms = txn.query(
+                f"SELECT r.room_nid, CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM rooms AS r"
+                " WHERE r.room_nid > ? ORDER BY r.room_nid LIMIT ?",
+                (after, limit),
+            )
+            txn.execute_many(
+                "DELETE FROM forgotten_rooms WHERE room_nid = ?",
+                [(nid,) for nid, remembered in rooms if remembered],
+            )
+            txn.execute_many(
+                "INSERT INTO forgotten_rooms (room_nid, since_ts) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                [(nid, now_ms) for nid, remembered in rooms if not remembered],
+            )
+            return Forgotten(rooms[-1][0] if rooms else after, len(rooms))
+
+        return await self._database.write("note_forgotten_rooms", write)
+
+    async def begin_forgotten(self, before_ms: int, now_ms: int, make_id: str) -> bool:
+        """Begin the purge of a room that nobody has remembered since; whether there was one to
+        begin."""
+
+        def write(txn: WriteTransaction) -> bool:
+            row = txn.query_one(
+                f"SELECT r.room_nid, CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM forgotten_rooms AS r"
+                " WHERE r.since_ts <= ? AND r.purged_ts IS NULL AND NOT EXISTS (SELECT 1 FROM history_purges AS p"
+                " WHERE p.room_nid = r.room_nid AND p.finished_ts IS NULL) ORDER BY r.since_ts, r.room_nid LIMIT 1",
+                (before_ms,),
+            )
+            if row is None:
+                return False
+            room_nid, remembered = row
+            if remembered:
+                txn.execute("DELETE FROM forgotten_rooms WHERE room_nid = ?", (room_nid,))
+                return True
+            cause = Cause.FORGOTTEN.value
+            upto_nid = _select_latest(txn)
+            add_purge(
+                txn,
+                HistoryPurge(
+                    make_id,
+                    room_nid,
+                    cause,
+                    None,
+                    None,
+                    True,
+                    None,
+                    BEFORE_ALL,
+                    0,
+                    None,
+                    now_ms,
+                    upto_nid,
+                ),
+            )
+            txn.execute(
+                "UPDATE forgotten_rooms SET purged_ts = ? WHERE room_nid = ?", (now_ms, room_nid)
+            )
+            return True
+
+        return await self._database.write("begin_forgotten_purge", write)
+
+
+def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
+    """The form of `add` for use inside a transaction."""
+    sql = "SELECT 1 FROM history_purges WHERE room_nid = ? AND finished_ts IS NULL"
+    if txn.query_one(sql, (purge.room_nid,)) is not None:
+        raise PurgeUnderWay
+    txn.execute(
+        f"INSERT INTO history_purges ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+        (
+            purge.purge_id,
+            purge.room_nid,
+            purge.cause,
+            purge.before_ts,
+            purge.before_depth,
+            int(purge.with_own),
+            purge.kept_nid,
+            *purge.after,
+            purge.messages,
+            purge.by_user_id,
+            purge.created_ts,
+            purge.upto_nid,
+        ),
+    )
+
+
+def may_go_on(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
+    """Whether the purge is to take more. One of a forgotten room ends here where somebody of this
+    server remembers it again."""
+    if purge.cause != Cause.FORGOTTEN.value:
+        return True
+    row = txn.query_one(
+        f"SELECT CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM rooms AS r WHERE r.room_nid = ?",
+        (purge.room_nid,),
+    )
+    if row is None or not row[0]:
+        return True
+    # it may be forgotten anew, and is then purged anew
+    txn.execute("DELETE FROM forgotten_rooms WHERE room_nid = ?", (purge.room_nid,))
+    _set_finished(txn, purge.purge_id, now_ms, None)
+    return False
+
+
+def move_purge(
+    txn: WriteTransaction, purge: HistoryPurge, after: tuple[int, int], messages: int
+) -> None:
+    """It has looked at messages up to that one, and purged so many more. Where another node is
+    further already, it stays so."""
+    txn.execute(
+        "UPDATE history_purges SET messages = messages + ? WHERE purge_id = ?",
+        (messages, purge.purge_id),
+    )
+    txn.execute(
+        "UPDATE history_purges SET after_ts = ?, after_nid = ? WHERE purge_id = ? AND (after_ts, after_nid) < (?, ?)",
+        (*after, purge.purge_id, *after),
+    )
+
+
+def _select_latest(txn: Transaction) -> int:
+    """The number of the newest event; 0 before there is one."""
+    row = txn.query_one("SELECT MAX(event_nid) FROM events")
+    return 0 if row is None or row[0] is None else int(row[0])
+
+
+def _set_finished(txn: WriteTransaction, purge_id: str, now_ms: int, error: str | None) -> None:
+    sql = "UPDATE history_purges SET finished_ts = ?, error = ? WHERE purge_id = ? AND finished_ts IS NULL"
+    txn.execute(sql, (now_ms, error, purge_id))
+
+
+def _purge(row: Row) -> HistoryPurge:
+    purge_id, room_nid, cause, ts, depth, with_own, kept, after_ts, after_nid, *rest = row
+    return HistoryPurge(
+        purge_id, room_nid, cause, ts, depth, bool(with_own), kept, (after_ts, after_nid), *rest
+    )

@@ -1,0 +1,133 @@
+"""Receipts of other servers' users that came before the events at which they stand.
+
+A server tells at once what its users have read, while the event may still be on its way from a
+third one. As nobody can say yet how far on it is, or in which thread, such a receipt is told to
+nobody: it waits here, and counts as any other from the write on that places the event, on whichever
+node that is.
+
+Laws:
+- Of each reader of a room and thread the latest waits; of each server, and in all, only so many:
+  those that came first go first. Which is made good by the user's next receipt.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.events.event_threads import select_standing_of
+from storage.events.events import EventFlag, EventRow, select_flags
+from storage.rooms.receipts import NewReceipt, set_receipts, stands_in
+
+PUBLIC = "m.read"
+MOST_OF_SERVER = 200
+MOST = 10_000
+
+
+class EarlyReceipt(msgspec.Struct, frozen=True):
+    """A receipt at an event that is not here."""
+
+    room_nid: int
+    user_id: str
+    thread_id: str
+    event_id: str
+    ts: int
+
+
+class EarlyReceiptStore:
+    """The writer of the table `early_receipts` until the events come."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def keep(self, server: str, receipts: Sequence[EarlyReceipt]) -> frozenset[str]:
+        """Let receipts wait for their events; those of the events that have come by now: receipts
+        at these do not wait."""
+        return await self._database.write("keep_early_receipts", _keep, server, receipts)
+
+
+def select_awaited(txn: Transaction, event_id: str) -> tuple[int | None, bool]:
+    """The flags of an event, where it is here, and whether receipts wait for it. One query for
+    both: each arrival asks."""
+    row = txn.query_one(
+        "SELECT (SELECT flags FROM events WHERE event_id = ?),"
+        " (SELECT count(*) FROM early_receipts WHERE event_id = ?)",
+        (event_id, event_id),
+    )
+    return (None, False) if row is None else (row[0], row[1] > 0)
+
+
+def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[EventRow]) -> None:
+    """These events have come, in this transaction: what waited for them counts, where it may."""
+    events = {row.event_id: row for row in rows}
+    waiting = txn.query_in(
+        "SELECT event_id, room_nid, user_id, thread_id, ts FROM early_receipts WHERE event_id IN {keys}",
+        events,
+    )
+    txn.execute_many(
+        "DELETE FROM early_receipts WHERE event_id = ?", [(event_id,) for event_id in events]
+    )
+    joined = {
+        (room_nid, user_id)
+        for room_nid in {row.room_nid for row in events.values()}
+        for (user_id,) in txn.query_in(
+            "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND user_id IN {keys}",
+            {user_id for _, _, user_id, _, _ in waiting},
+            before=(room_nid,),
+        )
+    }
+    standings = {
+        event_id: select_standing_of(txn, row.room_nid, row.event_nid)
+        for event_id, row in events.items()
+    }
+    set_receipts(
+        txn,
+        [
+            NewReceipt(
+                room_nid,
+                room_id,
+                user_id,
+                PUBLIC,
+                thread_id,
+                event_id,
+                events[event_id].position,
+                ts,
+            )
+            for event_id, room_nid, user_id, thread_id, ts in waiting
+            if (room_nid, user_id) in joined
+            and room_nid == events[event_id].room_nid
+            and stands_in(thread_id, event_id, standings[event_id])
+        ],
+    )
+
+
+def _keep(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) -> frozenset[str]:
+    flags = select_flags(txn, {receipt.event_id for receipt in receipts})
+    come = frozenset(event_id for event_id, each in flags.items() if not each & EventFlag.OUTLIER)
+    early = [receipt for receipt in receipts if receipt.event_id not in come]
+    first = txn.allocate("early_receipt", len(early))
+    txn.execute_many(
+        "INSERT INTO early_receipts (room_nid, number, ts, user_id, thread_id, event_id, server)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_id, thread_id) DO UPDATE SET"
+        " number = excluded.number, ts = excluded.ts, event_id = excluded.event_id, server = excluded.server",
+        [
+            (
+                receipt.room_nid,
+                number,
+                receipt.ts,
+                receipt.user_id,
+                receipt.thread_id,
+                receipt.event_id,
+                server,
+            )
+            for number, receipt in enumerate(early, first)
+        ],
+    )
+    oldest = "SELECT number FROM early_receipts {} ORDER BY number DESC LIMIT 1 OFFSET ?"
+    txn.execute(
+        f"DELETE FROM early_receipts WHERE server = ? AND number <= ({oldest.format('WHERE server = ?')})",
+        (server, server, MOST_OF_SERVER),
+    )
+    txn.execute(f"DELETE FROM early_receipts WHERE number <= ({oldest.format('')})", (MOST,))
+    return come

@@ -1,0 +1,488 @@
+"""Who is, was or is to be in which room, now. What it was at an event is read from the state tree.
+
+Written by `storage.persist.room_writer` in the transaction that changes a room's state.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from storage.cluster.job_progress import put_note, select_note
+from storage.engine.database import Database
+from storage.engine.interface import FOR_ITS_ARGUMENTS
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.media.references import Recheck, note_rechecks
+
+
+class MembershipRow(msgspec.Struct, frozen=True, gc=False):
+    """The current membership of a user in a room."""
+
+    room_nid: int
+    user_id: str
+    membership: str
+    event_nid: int
+    sender: str
+    position: int
+    """Of the event that set it, or of the change of state that brought it back."""
+    is_local: bool
+    display_name: str | None
+    avatar_url: str | None
+    forgotten: bool
+    left_position: int | None = None
+    """Where in the sequence the last stay in the room ended, of who is not in it and was; None for
+    all others."""
+    joined_position: int | None = None
+    """Where the present stay began, of this server's users who are in the room: changes of their
+    name are no new joining."""
+
+    @property
+    def was_joined(self) -> bool:
+        """Whether the user is, or ever was, in the room."""
+        return self.membership == "join" or self.left_position is not None
+
+    @property
+    def is_further_join(self) -> bool:
+        """Whether the user was in the room already, as when their name changes."""
+        return self.joined_position is not None and self.joined_position < self.position
+
+
+FORGET_LEFT: Final = "forget_left_rooms"
+"""The job's note: the position up to which what was left is forgotten."""
+_COLUMNS = (
+    "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten,"
+    " left_position, joined_position"
+)
+
+_SELECT_BY_KIND = (
+    f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
+)
+
+
+class MembershipStore:
+    """Readers of the table `memberships`, and the forgetting of rooms."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_memberships_of_user(self, user_id: str) -> Mapping[int, MembershipRow]:
+        """All memberships of one user by room."""
+        return await self._database.read_quickly(
+            "get_memberships_of_user", _select_of_user, user_id
+        )
+
+    async def get_membership(self, room_nid: int, user_id: str) -> MembershipRow | None:
+        """One user's membership of a room, or None if there never was one."""
+        return (await self.get_memberships(room_nid, [user_id])).get(user_id)
+
+    async def get_memberships(
+        self, room_nid: int, user_ids: Iterable[str]
+    ) -> Mapping[str, MembershipRow]:
+        """Memberships of a room for some users; who never had one is missing from the answer."""
+        return await self._database.read_quickly(
+            "get_memberships", select_memberships, room_nid, list(user_ids)
+        )
+
+    async def get_joined(self, pairs: Sequence[tuple[int, str]]) -> set[tuple[int, str]]:
+        """Those of the pairs of a room and a user where the user is joined."""
+        return await self._database.read_quickly("get_joined", _select_joined, pairs)
+
+    async def get_joined_profiles(self, room_nid: int) -> list[tuple[str, str | None, str | None]]:
+        """Of everybody who is joined the id, and the name and avatar that they have there."""
+        return await self._database.read("get_joined_profiles", _select_profiles, room_nid)
+
+    async def get_members(self, room_nid: int, membership: str) -> list[MembershipRow]:
+        """Everybody with that membership, in the order in which they got it."""
+        return await self._database.read("get_members", _select_members, room_nid, membership)
+
+    async def get_all(self, room_nid: int) -> Mapping[str, tuple[int, str]]:
+        """By user the number of the event that set their membership, and the membership, of
+        everybody who ever had one.
+
+        That may be to leave by an event that says otherwise: it is in the state no more.
+        """
+        return await self._database.read("get_all_memberships", _select_all, room_nid)
+
+    async def get_local_members(self, room_nid: int) -> list[str]:
+        """This server's users who are joined."""
+        return await self._database.read_quickly(
+            "get_local_members", _select_local_joined, room_nid
+        )
+
+    async def get_users_of_server(self, room_nid: int, server: str, limit: int) -> list[str]:
+        """Users of a server that ever had a membership of the room: first who is joined, then by
+        age of the membership.
+
+        Looks at all members of the room.
+        """
+        return await self._database.read(
+            "get_users_of_server", _select_of_server, room_nid, server, limit
+        )
+
+    async def get_moved_members(self, room_nids: Iterable[int], since: int) -> list[MembershipRow]:
+        """The present memberships of those in these rooms whose membership changed after `since`:
+        also of who moved again later."""
+        return await self._database.read("get_moved_members", _select_moved, list(room_nids), since)
+
+    async def get_shared_rooms(
+        self, user_id: str, others: Iterable[str]
+    ) -> Mapping[str, list[int]]:
+        """For each of the others the rooms that both are joined to; who shares none is missing from
+        the answer."""
+        return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
+
+    async def get_invited_by_ours(self, user_id: str, others: Iterable[str]) -> set[str]:
+        """Those of the others whom somebody of the user's own server has invited to a room that the
+        user is joined to."""
+        return await self._database.read(
+            "get_invited_by_ours", _select_invited, user_id, list(others)
+        )
+
+    async def get_rooms_of_ours(self, room_nids: Iterable[int]) -> set[int]:
+        """Those of the rooms that somebody of this server is joined to."""
+        return await self._database.read("get_rooms_of_ours", _select_ours, list(room_nids))
+
+    async def get_users_with_ours(self, user_ids: Iterable[str]) -> set[str]:
+        """Those of the users with whom somebody of this server shares a room."""
+        return await self._database.read_quickly(
+            "get_users_with_ours", select_users_with_ours, list(user_ids)
+        )
+
+    async def get_rooms_with_server(
+        self, room_nids: Iterable[int], server: str
+    ) -> Mapping[int, set[str]]:
+        """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have
+        none are missing."""
+        return await self._database.read(
+            "get_rooms_with_server", _select_with_server, list(room_nids), server
+        )
+
+    async def get_unwelcome_guests(
+        self, limit: int, room_nid: int | None = None, after: str = ""
+    ) -> list[tuple[str, str]]:
+        """Room ids and user ids of guests of this server who are in rooms that take none: of one
+        room, or of all; so many at most, of those whose ids come after that one, in their order.
+        Looks at all these guests."""
+        return await self._database.read(
+            "get_unwelcome_guests", _select_unwelcome_guests, limit, room_nid, after
+        )
+
+    async def forget_left(self, limit: int) -> int:
+        """Note that users of this server have forgotten what they have left since this was called
+        last; of so many departures at most. How many it has looked at."""
+
+        def write(txn: WriteTransaction) -> int:
+            departures = _select_departures(txn, int(select_note(txn, FORGET_LEFT) or 0), limit)
+            for room_nid, user_id, forgotten, _ in departures:
+                if not forgotten:
+                    _set_forgotten(txn, room_nid, user_id)
+            if departures:
+                put_note(txn, FORGET_LEFT, str(departures[-1][3]))
+            return len(departures)
+
+        if not await self._database.read_quickly("has_departures", _has_departures):
+            return 0
+        return await self._database.write("forget_left", write)
+
+    async def set_forgotten(self, room_nid: int, user_id: str) -> None:
+        """Note that the user has forgotten a room that they have left; nothing where they have come
+        back, or were invited, meanwhile."""
+        await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
+
+    async def set_all_forgotten(self, user_id: str) -> None:
+        """Note that the user has forgotten all rooms that they have left."""
+        await self._database.write("set_all_forgotten", _set_all_forgotten, user_id)
+
+
+def _select_unwelcome_guests(
+    txn: Transaction, limit: int, room_nid: int | None, after: str
+) -> list[tuple[str, str]]:
+    of_room = "" if room_nid is None else " AND m.room_nid = ?"
+    # CROSS JOIN has SQLite begin with the guests, who are few
+    return txn.query(
+        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a CROSS JOIN memberships AS m"
+        " JOIN rooms AS r ON r.room_nid = m.room_nid JOIN room_summaries AS s ON s.room_nid = m.room_nid"
+        " WHERE a.is_guest = 1 AND a.user_id > ? AND m.user_id = a.user_id AND m.membership = 'join'"
+        f" AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} ORDER BY a.user_id LIMIT ?",
+        (after, *(() if room_nid is None else (room_nid,)), limit),
+    )
+
+
+def _select_departures(txn: Transaction, after: int, limit: int) -> list[tuple[int, str, int, int]]:
+    """Users of this server who have left, or were put out: room, user, whether that is forgotten,
+    position."""
+    return txn.query(
+        "SELECT room_nid, user_id, forgotten, position FROM memberships"
+        " WHERE is_local = 1 AND membership IN ('leave', 'ban') AND position > ? ORDER BY position LIMIT ?",
+        (after, limit),
+    )
+
+
+def _has_departures(txn: Transaction) -> bool:
+    return bool(_select_departures(txn, int(select_note(txn, FORGET_LEFT) or 0), 1))
+
+
+def select_memberships(
+    txn: Transaction, room_nid: int, user_ids: Iterable[str]
+) -> dict[str, MembershipRow]:
+    """The form of `get_memberships` for use inside a transaction."""
+    rows = txn.query_in(
+        f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND user_id IN {{keys}}",
+        user_ids,
+        before=(room_nid,),
+    )
+    return {row[1]: _row(row) for row in rows}
+
+
+def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> None:
+    """Write memberships over whatever was there, as one statement for all."""
+    txn.execute_many(
+        f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership,"
+        " event_nid = excluded.event_nid, sender = excluded.sender, position = excluded.position,"
+        " display_name = excluded.display_name, avatar_url = excluded.avatar_url, forgotten = excluded.forgotten,"
+        " left_position = excluded.left_position, joined_position = excluded.joined_position",
+        [
+            (
+                row.room_nid,
+                row.user_id,
+                row.membership,
+                row.event_nid,
+                row.sender,
+                row.position,
+                int(row.is_local),
+                row.display_name,
+                row.avatar_url,
+                int(row.forgotten),
+                row.left_position,
+                row.joined_position,
+            )
+            for row in rows
+        ],
+    )
+
+
+def has_members_of_ours(txn: Transaction, room_nid: int) -> bool:
+    """Whether somebody of this server is in a room."""
+    sql = "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1 LIMIT 1"
+    return txn.query_one(sql, (room_nid,)) is not None
+
+
+def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
+    """How many users are joined to a room, and how many are invited."""
+    rows = txn.query(
+        "SELECT membership, count(*) FROM memberships WHERE room_nid = ? AND membership IN ('join', 'invite')"
+        " GROUP BY membership",
+        (room_nid,),
+    )
+    counts = {membership: count for membership, count in rows}
+    return counts.get("join", 0), counts.get("invite", 0)
+
+
+def _row(
+    row: tuple[
+        int, str, str, int, str, int, int, str | None, str | None, int, int | None, int | None
+    ],
+) -> MembershipRow:
+    (
+        nid,
+        user_id,
+        membership,
+        event_nid,
+        sender,
+        position,
+        is_local,
+        name,
+        avatar,
+        forgotten,
+        *stay,
+    ) = row
+    return MembershipRow(
+        nid,
+        user_id,
+        membership,
+        event_nid,
+        sender,
+        position,
+        bool(is_local),
+        name,
+        avatar,
+        bool(forgotten),
+        *stay,
+    )
+
+
+def _select_joined(txn: Transaction, pairs: Sequence[tuple[int, str]]) -> set[tuple[int, str]]:
+    sql = "SELECT membership FROM memberships WHERE room_nid = ? AND user_id = ?"
+    found = zip(pairs, txn.query_each(sql, pairs), strict=True)
+    return {pair for pair, rows in found if rows and rows[0][0] == "join"}
+
+
+def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
+    rows = txn.query(f"SELECT {_COLUMNS} FROM memberships WHERE user_id = ?", (user_id,))
+    return {row[0]: _row(row) for row in rows}
+
+
+def _select_profiles(txn: Transaction, room_nid: int) -> list[tuple[str, str | None, str | None]]:
+    return txn.query(
+        "SELECT user_id, display_name, avatar_url FROM memberships WHERE room_nid = ? AND membership = 'join'"
+        " ORDER BY event_nid",
+        (room_nid,),
+    )
+
+
+def _select_members(txn: Transaction, room_nid: int, membership: str) -> list[MembershipRow]:
+    rows = txn.query(_SELECT_BY_KIND, (room_nid, membership))
+    return [_row(row) for row in rows]
+
+
+def select_first_members(
+    txn: Transaction, room_nids: Iterable[int], memberships: Sequence[str], limit: int
+) -> dict[int, list[MembershipRow]]:
+    """Of each room the first few with each of these memberships, by the age of their membership
+    events.
+
+    For use inside a transaction.
+    """
+    asked = [(room_nid, membership, limit) for room_nid in room_nids for membership in memberships]
+    first: dict[int, list[MembershipRow]] = {}
+    for (room_nid, _, _), rows in zip(
+        asked, txn.query_each(f"{_SELECT_BY_KIND} LIMIT ?", asked), strict=True
+    ):
+        first.setdefault(room_nid, []).extend(map(_row, rows))
+    return first
+
+
+def _select_all(txn: Transaction, room_nid: int) -> dict[str, tuple[int, str]]:
+    rows = txn.query(
+        "SELECT user_id, event_nid, membership FROM memberships WHERE room_nid = ?", (room_nid,)
+    )
+    return {user_id: (event_nid, membership) for user_id, event_nid, membership in rows}
+
+
+def select_new_invites(txn: Transaction, after: int, upto: int, limit: int) -> list[MembershipRow]:
+    """Invites of this server's users that came in that stretch of the sequence and still stand, in
+    order."""
+    rows = txn.query(
+        f"SELECT {_COLUMNS} FROM memberships WHERE membership = 'invite' AND is_local = 1"
+        " AND position > ? AND position <= ? ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [_row(row) for row in rows]
+
+
+def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
+    rows = txn.query(
+        "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1",
+        (room_nid,),
+    )
+    return [user_id for (user_id,) in rows]
+
+
+def _select_of_server(txn: Transaction, room_nid: int, server: str, limit: int) -> list[str]:
+    rows = txn.query(
+        "SELECT user_id FROM memberships WHERE room_nid = ?"
+        " ORDER BY CASE membership WHEN 'join' THEN 0 ELSE 1 END, event_nid",
+        (room_nid,),
+    )
+    return [user_id for (user_id,) in rows if user_id.partition(":")[2] == server][:limit]
+
+
+def _select_moved(txn: Transaction, room_nids: list[int], since: int) -> list[MembershipRow]:
+    sql = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid IN {{keys}} AND position > ?"
+    return [_row(row) for row in txn.query_in(sql, room_nids, after=(since,))]
+
+
+def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[str, list[int]]:
+    rows = txn.query_in(
+        "SELECT theirs.user_id, theirs.room_nid FROM memberships AS mine JOIN memberships AS theirs"
+        " ON theirs.room_nid = mine.room_nid AND theirs.membership = 'join'"
+        " WHERE mine.user_id = ? AND mine.membership = 'join' AND theirs.user_id IN {keys}",
+        others,
+        before=(user_id,),
+    )
+    found: dict[str, list[int]] = {}
+    for other, room_nid in rows:
+        found.setdefault(other, []).append(room_nid)
+    return found
+
+
+def _select_invited(txn: Transaction, user_id: str, others: list[str]) -> set[str]:
+    # joined here: both databases would begin with the user's rooms, and look into each of these for
+    # each of the others
+    mine = txn.query(
+        "SELECT room_nid FROM memberships WHERE user_id = ? AND membership = 'join'", (user_id,)
+    )
+    rooms = {nid for (nid,) in mine}
+    rows = txn.query_in(
+        "SELECT user_id, room_nid, sender FROM memberships WHERE user_id IN {keys} AND membership = 'invite'",
+        others,
+    )
+    ours = _server_of(user_id)
+    return {
+        invited for invited, nid, inviter in rows if nid in rooms and _server_of(inviter) == ours
+    }
+
+
+def _server_of(user_id: str) -> str:
+    return user_id.partition(":")[2]
+
+
+def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:
+    rows = txn.query_in(
+        "SELECT r.room_nid FROM rooms AS r WHERE r.room_nid IN {keys} AND EXISTS (SELECT 1 FROM memberships AS m"
+        " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.is_local = 1)",
+        room_nids,
+    )
+    return {room_nid for (room_nid,) in rows}
+
+
+def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: int = 0) -> set[str]:
+    """Those of the users who are in a room with some user of this server, other than the room
+    `besides`; one query."""
+    rows = txn.query_in(
+        "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
+        " AND theirs.membership = 'join' AND theirs.room_nid <> ? AND EXISTS (SELECT 1 FROM memberships AS ours"
+        " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join' AND ours.is_local = 1)",
+        user_ids,
+        after=(besides,),
+    )
+    return {user_id for (user_id,) in rows}
+
+
+def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> dict[int, set[str]]:
+    rows = txn.query_in(
+        "SELECT DISTINCT room_nid, membership FROM memberships WHERE room_nid IN {keys}"
+        " AND membership IN ('join', 'invite', 'knock') AND substr(user_id, CAST(length(user_id) - ? AS INTEGER)) = ?",
+        room_nids,
+        after=(len(server), f":{server}"),
+    )
+    found: dict[int, set[str]] = {}
+    for room_nid, membership in rows:
+        found.setdefault(room_nid, set()).add(membership)
+    return found
+
+
+def _set_all_forgotten(txn: WriteTransaction, user_id: str) -> None:
+    sql = "SELECT room_nid FROM memberships WHERE user_id = ? AND membership IN ('leave', 'ban') AND forgotten = 0"
+    for (room_nid,) in txn.query(sql, (user_id,)):
+        _set_forgotten(txn, room_nid, user_id)
+
+
+def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
+    row = select_memberships(txn, room_nid, [user_id]).get(user_id)
+    if row is None or row.membership not in ("leave", "ban") or row.forgotten:
+        return  # they may have come back, or been invited again, since they asked for it
+    txn.execute(
+        "UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ?",
+        (room_nid, user_id),
+    )
+    change = Change(
+        txn.next_position(), Topic.MEMBERSHIP, user_id=user_id, detail=replace(row, forgotten=True)
+    )
+    txn.announce(change)
+    sql = "SELECT 1 FROM memberships WHERE room_nid = ? AND is_local = 1 AND forgotten = 0 LIMIT 1"
+    if txn.query_one(sql, (room_nid,)) is None:
+        note_rechecks(txn, Recheck.ROOM, [room_nid])

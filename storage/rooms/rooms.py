@@ -1,0 +1,219 @@
+"""Rooms that this server knows, and their heads.
+
+What a room is (its number, id and version) never changes once something has happened in it here, so
+what is cached of it stays true. Before that its version is only what somebody said who invited one
+of our users, and is not cached. The head (extremities, depth, root of the current state) changes
+with every event; its version tells whether it has moved.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+from msgspec import structs
+
+from storage.engine.database import Database
+from storage.engine.immutable_cache import ImmutableCache
+from storage.engine.transaction import Transaction, WriteTransaction
+
+
+class RoomRow(msgspec.Struct, frozen=True, gc=False):
+    """What never changes about a room, once something has happened in it here."""
+
+    room_nid: int
+    room_id: str
+    version: str
+    creation_ts: int
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """The state of a room as it is now."""
+
+    version: int
+    """Rises with every change."""
+    extremities: tuple[tuple[int, str], ...]
+    """(event_nid, event_id) of the accepted events without successors."""
+    depth: int
+    """The greatest depth of an accepted event."""
+    state_root: bytes | None
+    joined_count: int
+    invited_count: int
+    partial_join: int | None = None
+    """The join since which only a part of the state is known; None: all of it is."""
+
+
+_ROOM_COLUMNS = "room_nid, room_id, version, creation_ts"
+_HEAD_COLUMNS = (
+    "head_version, extremities, depth, state_root, joined_count, invited_count, partial_join"
+)
+_EMPTY_HEAD = Head(
+    version=0, extremities=(), depth=0, state_root=None, joined_count=0, invited_count=0
+)
+
+
+class RoomStore:
+    """Readers and writers of the table `rooms`."""
+
+    def __init__(self, database: Database, capacity: int = 50_000) -> None:
+        """`capacity`: about how many rooms are remembered; one takes some 400 bytes."""
+        self._database = database
+        self._by_id: ImmutableCache[str, RoomRow] = ImmutableCache(capacity, _weigh)
+        self._by_nid: ImmutableCache[int, RoomRow] = ImmutableCache(capacity, _weigh)
+
+    async def get_rooms(self, room_ids: Iterable[str]) -> Mapping[str, RoomRow]:
+        """Rooms by id; those not known are missing from the answer."""
+        found: dict[str, RoomRow] = {}
+        missing: list[str] = []
+        for room_id in room_ids:
+            row = self._by_id.get(room_id)
+            if row is None:
+                missing.append(room_id)
+            else:
+                found[room_id] = row
+        if missing:
+            rows = await self._database.read_quickly("get_rooms", _select_rooms, missing)
+            found.update((row.room_id, row) for row in self._remember(rows))
+        return found
+
+    async def get_room(self, room_id: str) -> RoomRow | None:
+        """One room, or None."""
+        row = self._by_id.get(room_id)
+        return row if row is not None else (await self.get_rooms([room_id])).get(room_id)
+
+    async def get_rooms_by_nid(self, room_nids: Iterable[int]) -> Mapping[int, RoomRow]:
+        """Rooms by their numbers, all of which exist."""
+        found: dict[int, RoomRow] = {}
+        missing: list[int] = []
+        for room_nid in room_nids:
+            row = self._by_nid.get(room_nid)
+            if row is None:
+                missing.append(room_nid)
+            else:
+                found[room_nid] = row
+        if missing:
+            rows = await self._database.read_quickly(
+                "get_rooms_by_nid", _select_rooms_by_nid, missing
+            )
+            found.update((row.room_nid, row) for row in self._remember(rows))
+        return found
+
+    async def get_head(self, room_nid: int) -> Head:
+        """The head as it is stored now."""
+        return await self._database.read_quickly("get_room_head", select_head, room_nid)
+
+    async def get_public_flags(self, room_nids: Iterable[int]) -> Mapping[int, bool]:
+        """Which of the rooms stand in this server's public directory."""
+        return await self._database.read("get_public_flags", _select_public, list(room_nids))
+
+    async def set_public(self, room_nid: int, is_public: bool) -> None:
+        """List the room in this server's public directory, or take it out."""
+        await self._database.write("set_room_public", set_public, room_nid, is_public)
+
+    def _remember(self, rows: Sequence[tuple[RoomRow, bool]]) -> list[RoomRow]:
+        begun = [row for row, has_begun in rows if has_begun]
+        self._by_id.put_all((row.room_id, row) for row in begun)
+        self._by_nid.put_all((row.room_nid, row) for row in begun)
+        return [row for row, _ in rows]
+
+
+def _weigh(_: RoomRow) -> int:
+    return 1
+
+
+class RoomExists(Exception):
+    """There is a room of that id already."""
+
+
+def add_room(
+    txn: WriteTransaction, room_id: str, version: str, creation_ts: int
+) -> tuple[RoomRow, Head]:
+    """Note a new room with an empty head. Raises RoomExists."""
+    room_nid = txn.allocate("room")
+    added = txn.execute(
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        " VALUES (?, ?, ?, 0, '[]', 0, ?) ON CONFLICT DO NOTHING",
+        (room_nid, room_id, version, creation_ts),
+    )
+    if not added:
+        raise RoomExists
+    txn.execute_later("INSERT INTO room_summaries (room_nid) VALUES (?)", (room_nid,))
+    return RoomRow(room_nid, room_id, version, creation_ts), _EMPTY_HEAD
+
+
+def select_room(txn: Transaction, room_id: str) -> RoomRow | None:
+    """The form of `RoomStore.get_room` for use inside a transaction."""
+    rows = _select_rooms(txn, [room_id])
+    return rows[0][0] if rows else None
+
+
+def note_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int) -> RoomRow:
+    """The room, which is noted if it was not known. It has the version given, unless something has
+    happened in it here."""
+    known = select_room(txn, room_id)
+    if known is None:
+        return add_room(txn, room_id, version, creation_ts)[0]
+    if known.version != version and txn.execute(
+        "UPDATE rooms SET version = ? WHERE room_nid = ? AND head_version = 0",
+        (version, known.room_nid),
+    ):
+        return structs.replace(known, version=version)
+    return known
+
+
+def select_head(txn: Transaction, room_nid: int) -> Head:
+    """The head inside a transaction; the room must exist."""
+    row = txn.query_one(f"SELECT {_HEAD_COLUMNS} FROM rooms WHERE room_nid = ?", (room_nid,))
+    if row is None:
+        raise LookupError(f"no room with number {room_nid}")
+    extremities = tuple((nid, event_id) for nid, event_id in msgspec.json.decode(row[1]))
+    return Head(row[0], extremities, *row[2:])
+
+
+def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: Head) -> bool:
+    """Replace the head if it still has the expected version; whether it had."""
+    return txn.change_one(
+        "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?, joined_count = ?,"
+        " invited_count = ?, partial_join = ? WHERE room_nid = ? AND head_version = ?",
+        (
+            head.version,
+            msgspec.json.encode(head.extremities).decode(),
+            head.depth,
+            head.state_root,
+            head.joined_count,
+            head.invited_count,
+            head.partial_join,
+            room_nid,
+            expected_version,
+        ),
+    )
+
+
+def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:
+    """The form of `RoomStore.set_public` for use inside a write."""
+    txn.execute("UPDATE rooms SET is_public = ? WHERE room_nid = ?", (int(is_public), room_nid))
+
+
+def move_public(txn: WriteTransaction, from_room: int, to_room: int) -> None:
+    """List one room in the directory in the place of another, where that is listed."""
+    if _select_public(txn, [from_room]).get(from_room):
+        set_public(txn, from_room, False)
+        set_public(txn, to_room, True)
+
+
+def _select_rooms(txn: Transaction, room_ids: list[str]) -> list[tuple[RoomRow, bool]]:
+    """Rooms, and whether something has happened in them here."""
+    rows = txn.query_in(
+        f"SELECT {_ROOM_COLUMNS}, head_version FROM rooms WHERE room_id IN {{keys}}", room_ids
+    )
+    return [(RoomRow(*row[:4]), row[4] > 0) for row in rows]
+
+
+def _select_rooms_by_nid(txn: Transaction, room_nids: list[int]) -> list[tuple[RoomRow, bool]]:
+    rows = txn.query_in(
+        f"SELECT {_ROOM_COLUMNS}, head_version FROM rooms WHERE room_nid IN {{keys}}", room_nids
+    )
+    return [(RoomRow(*row[:4]), row[4] > 0) for row in rows]
+
+
+def _select_public(txn: Transaction, room_nids: list[int]) -> dict[int, bool]:
+    rows = txn.query_in("SELECT room_nid, is_public FROM rooms WHERE room_nid IN {keys}", room_nids)
+    return {nid: bool(is_public) for nid, is_public in rows}

@@ -1,0 +1,145 @@
+"""Events that are told to everyone in their room for a while: which they are, and until when.
+
+Laws:
+- A row is written with the event, and goes with its content (a redaction) or after its time.
+- Each has a position (`Topic.STICKY`): its arrival, or a new one where the event came from the
+  past.
+- What is soft-failed waits, and takes a new position when it is released.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from storage.engine.database import Database
+from storage.engine.streams import Change, Topic
+from storage.engine.transaction import Transaction, WriteTransaction
+
+LONGEST_MS: Final = 3_600_000
+"""However long an event says that it is sticky."""
+
+
+class StickyRow(msgspec.Struct, frozen=True):
+    """A sticky event."""
+
+    event_nid: int
+    room_nid: int
+    sender: str
+    position: int
+    expires_ts: int
+    """Milliseconds since 1970."""
+    waits: bool = False
+    """It is soft-failed, and not told."""
+
+
+_COLUMNS = "event_nid, room_nid, sender, position, expires_ts, waits"
+
+
+class StickyEventStore:
+    """Readers of the table, and the forgetting of what is over."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_unexpired(self, now_ms: int) -> list[StickyRow]:
+        """All that are sticky now, by position."""
+
+        def read(txn: Transaction) -> list[StickyRow]:
+            sql = f"SELECT {_COLUMNS} FROM sticky_events WHERE expires_ts > ? AND waits = 0 ORDER BY position"
+            return [_row(row) for row in txn.query(sql, (now_ms,))]
+
+        return await self._database.read("get_sticky_events", read)
+
+    async def get_waiting(self, room_nid: int, sender: str, now_ms: int) -> list[StickyRow]:
+        """Those of a sender in a room that wait and would be sticky now."""
+
+        def read(txn: Transaction) -> list[StickyRow]:
+            sql = (
+                f"SELECT {_COLUMNS} FROM sticky_events WHERE room_nid = ? AND sender = ? AND waits = 1"
+                " AND expires_ts > ? ORDER BY position"
+            )
+            return [_row(row) for row in txn.query(sql, (room_nid, sender, now_ms))]
+
+        return await self._database.read_quickly("get_waiting_sticky_events", read)
+
+    async def get_who_waits(self, now_ms: int) -> set[tuple[int, str]]:
+        """Rooms and senders of all that wait."""
+
+        def read(txn: Transaction) -> set[tuple[int, str]]:
+            sql = "SELECT DISTINCT room_nid, sender FROM sticky_events WHERE waits = 1 AND expires_ts > ?"
+            return {(room_nid, sender) for room_nid, sender in txn.query(sql, (now_ms,))}
+
+        return await self._database.read("get_who_waits_to_stick", read)
+
+    async def release(self, room_id: str, rows: Sequence[StickyRow]) -> None:
+        """Tell these from now on."""
+
+        def write(txn: WriteTransaction) -> None:
+            for row in rows:
+                _release(txn, room_id, row, txn.next_position())
+
+        await self._database.write("release_sticky_events", write)
+
+    async def remove_expired(self, now_ms: int, limit: int) -> int:
+        """Remove up to `limit` that are over; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            sql = "SELECT event_nid FROM sticky_events WHERE expires_ts <= ? ORDER BY expires_ts LIMIT ?"
+            nids = txn.query(sql, (now_ms, limit))
+            txn.execute_many("DELETE FROM sticky_events WHERE event_nid = ?", nids)
+            return len(nids)
+
+        return await self._database.write("remove_sticky_events", write)
+
+
+def add_sticky_events(txn: WriteTransaction, room_id: str, rows: Sequence[StickyRow]) -> None:
+    """Note sticky events, as they are stored."""
+    txn.execute_many(
+        f"INSERT INTO sticky_events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        [
+            (row.event_nid, row.room_nid, row.sender, row.position, row.expires_ts, int(row.waits))
+            for row in rows
+        ],
+    )
+    for row in rows:
+        txn.announce(Change(row.position, Topic.STICKY, room_id=room_id, detail=row))
+
+
+def release_sticky_events(
+    txn: WriteTransaction, room_id: str, event_nids: Sequence[int], positions: Mapping[int, int]
+) -> None:
+    """Tell those of the events that wait, which are soft-failed no longer: at the positions of
+    those that arrive."""
+    rows = txn.query_in(
+        f"SELECT {_COLUMNS} FROM sticky_events WHERE waits = 1 AND event_nid IN {{keys}}",
+        event_nids,
+    )
+    for row in sorted(map(_row, rows), key=lambda row: row.position):
+        position = positions.get(row.event_nid)
+        _release(txn, room_id, row, txn.next_position() if position is None else position)
+
+
+def _release(txn: WriteTransaction, room_id: str, row: StickyRow, position: int) -> None:
+    sql = "UPDATE sticky_events SET waits = 0, position = ? WHERE event_nid = ? AND waits = 1"
+    if txn.execute(sql, (position, row.event_nid)):
+        told = replace(row, position=position, waits=False)
+        txn.announce(Change(position, Topic.STICKY, room_id=room_id, detail=told))
+
+
+def remove_sticky_event(txn: WriteTransaction, event_nid: int) -> None:
+    """A redacted event is an ordinary one."""
+    txn.execute("DELETE FROM sticky_events WHERE event_nid = ?", (event_nid,))
+
+
+def remove_sticky_events(txn: WriteTransaction, event_nids: Sequence[int]) -> None:
+    """The same for several."""
+    txn.execute_many(
+        "DELETE FROM sticky_events WHERE event_nid = ?", [(nid,) for nid in event_nids]
+    )
+
+
+def _row(row: tuple[int, int, str, int, int, int]) -> StickyRow:
+    nid, room_nid, sender, position, expires_ts, waits = row
+    return StickyRow(nid, room_nid, sender, position, expires_ts, bool(waits))

@@ -1,0 +1,269 @@
+"""What a directory shows of a room, kept as its state changes, and the search in it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.interface import Row, SQLValue
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.rooms.memberships import MembershipRow, select_first_members
+
+
+class SummaryRow(msgspec.Struct, frozen=True, gc=False):
+    """A room as a directory shows it."""
+
+    room_nid: int
+    room_id: str
+    version: str
+    joined_count: int
+    name: str | None
+    topic: str | None
+    canonical_alias: str | None
+    avatar_url: str | None
+    join_rule: str | None
+    history_visibility: str | None
+    guest_access: str | None
+    room_type: str | None
+    encryption: str | None
+    federates: bool
+    allowed_rooms: Sequence[str]
+    """The rooms whose members a restricted join rule lets in."""
+
+
+class Roster(msgspec.Struct, frozen=True, gc=False):
+    """What names a room: its name or alias, or else some of its people."""
+
+    name: str | None
+    canonical_alias: str | None
+    joined_count: int
+    invited_count: int
+    heroes: Sequence[MembershipRow]
+    """Of a room without name and alias: the first few others who are in it or invited, else of
+    those who were."""
+
+
+SUMMARY_COLUMNS = frozenset(
+    {
+        "name",
+        "topic",
+        "canonical_alias",
+        "avatar_url",
+        "join_rule",
+        "history_visibility",
+        "guest_access",
+        "room_type",
+        "encryption",
+        "federates",
+        "allowed_rooms",
+    }
+)
+"""The columns that a state event may set."""
+
+ROOMS_SEARCHED_AT_ONCE = 500
+FEW_ROOMS = 20
+"""As many as a client of sliding sync shows at first: they are read without another thread where
+that costs less."""
+
+_COLUMNS = (
+    "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias, s.avatar_url, s.join_rule,"
+    " s.history_visibility, s.guest_access, s.room_type, s.encryption, s.federates, s.allowed_rooms"
+)
+_FROM = "FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid"
+
+
+class RoomSummaryStore:
+    """Readers of the table `room_summaries`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_rosters(
+        self, user_id: str, room_nids: Iterable[int], heroes: int
+    ) -> Mapping[int, Roster]:
+        """For each room what names it to the user; so many heroes at most."""
+        nids = list(room_nids)
+        read = self._database.read_quickly if len(nids) <= FEW_ROOMS else self._database.read
+        return await read("get_rosters", _select_rosters, user_id, nids, heroes)
+
+    async def get_summaries(self, room_nids: Iterable[int]) -> Mapping[int, SummaryRow]:
+        """Summaries by room."""
+        return await self._database.read("get_summaries", _select_summaries, list(room_nids))
+
+    async def get_summaries_by_id(self, room_ids: Iterable[str]) -> Mapping[str, SummaryRow]:
+        """Summaries of those of the rooms that are known, by id."""
+        return await self._database.read(
+            "get_summaries_by_id", _select_summaries_by_id, list(room_ids)
+        )
+
+    async def get_public_rooms(
+        self,
+        *,
+        term: str | None,
+        room_types: Iterable[str | None] | None,
+        before: tuple[int, int] | None,
+        limit: int,
+        only_federating: bool,
+        after: tuple[int, int] | None = None,
+        made_by: str | None = None,
+    ) -> list[SummaryRow]:
+        """This server's public directory, the largest rooms first.
+
+        `made_by`: a user who sees what they have made of it (`unshown_rooms`).
+
+        `term` is looked for in name, topic and alias, whatever the case; `room_types` None means
+        all, a None in it rooms without a type. `before` is (joined_count, room_nid) of the last
+        room of the page before; `after` that of the first room of the page after, instead.
+        """
+        types = None if room_types is None else list(room_types)
+        return await self._database.read(
+            "get_public_rooms",
+            _select_public,
+            term,
+            types,
+            before,
+            after,
+            limit,
+            only_federating,
+            made_by,
+        )
+
+    async def count_public_rooms(self, made_by: str | None = None) -> int:
+        """How many rooms stand in this server's public directory; `made_by`: as in
+        `get_public_rooms`."""
+        return await self._database.read("count_public_rooms", _count_public, made_by)
+
+
+def set_summary_fields(
+    txn: WriteTransaction, room_nid: int, fields: Mapping[str, SQLValue]
+) -> None:
+    """Set some columns of a room's summary."""
+    if unknown := fields.keys() - SUMMARY_COLUMNS:
+        raise ValueError(f"not columns of room_summaries: {sorted(unknown)}")
+    names = sorted(fields)
+    assignments = ", ".join(f"{name} = ?" for name in names)
+    txn.execute_later(
+        f"UPDATE room_summaries SET {assignments} WHERE room_nid = ?",
+        (*(fields[name] for name in names), room_nid),
+    )
+
+
+def _row(row: Row) -> SummaryRow:
+    *fields, federates, allowed = row
+    columns = (
+        *fields,
+        bool(federates),
+        () if allowed is None else tuple(msgspec.json.decode(allowed)),
+    )
+    return SummaryRow(*columns)
+
+
+def _select_summaries(txn: Transaction, room_nids: list[int]) -> dict[int, SummaryRow]:
+    rows = txn.query_in(f"SELECT {_COLUMNS} {_FROM} WHERE r.room_nid IN {{keys}}", room_nids)
+    return {row[0]: _row(row) for row in rows}
+
+
+def _select_summaries_by_id(txn: Transaction, room_ids: list[str]) -> dict[str, SummaryRow]:
+    rows = txn.query_in(f"SELECT {_COLUMNS} {_FROM} WHERE r.room_id IN {{keys}}", room_ids)
+    return {row[1]: _row(row) for row in rows}
+
+
+def _select_public(
+    txn: Transaction,
+    term: str | None,
+    room_types: list[str | None] | None,
+    before: tuple[int, int] | None,
+    after: tuple[int, int] | None,
+    limit: int,
+    only_federating: bool,
+    made_by: str | None,
+) -> list[SummaryRow]:
+    is_listed, args = _listed(made_by)
+    conditions = [is_listed, "r.joined_count > 0"]
+    if only_federating:
+        conditions.append("s.federates = 1")
+    if room_types is not None:
+        named = [room_type for room_type in room_types if room_type is not None]
+        choices = ["s.room_type IS NULL"] if None in room_types else []
+        if named:
+            choices.append(f"s.room_type IN ({', '.join('?' * len(named))})")
+            args += named
+        conditions.append("(" + " OR ".join(choices or ["1 = 0"]) + ")")
+    # no database folds the case of all scripts (SQLite never, PostgreSQL by its locale), so the
+    # term is looked for here
+    wanted = term.casefold() if term else None
+    asked = limit if wanted is None else max(limit, ROOMS_SEARCHED_AT_ONCE)
+    place, side, order = (before, "<", "DESC") if after is None else (after, ">", "ASC")
+    found: list[SummaryRow] = []
+    while len(found) < limit:
+        bound = [] if place is None else [f"(r.joined_count, r.room_nid) {side} (?, ?)"]
+        rows = txn.query(
+            f"SELECT {_COLUMNS} {_FROM} WHERE {' AND '.join(conditions + bound)}"
+            f" ORDER BY r.joined_count {order}, r.room_nid {order} LIMIT ?",
+            (*args, *(place or ()), asked),
+        )
+        summaries = [_row(row) for row in rows]
+        found += [row for row in summaries if wanted is None or _mentions(row, wanted)]
+        if len(rows) < asked:
+            break
+        place = (summaries[-1].joined_count, summaries[-1].room_nid)
+    del found[limit:]
+    return found if after is None else found[::-1]
+
+
+def _mentions(row: SummaryRow, wanted: str) -> bool:
+    return any(
+        text is not None and wanted in text.casefold()
+        for text in (row.name, row.topic, row.canonical_alias)
+    )
+
+
+def _listed(made_by: str | None) -> tuple[str, list[SQLValue]]:
+    """The condition that a room stands in the directory, with its arguments."""
+    if made_by is None:
+        return "r.is_public = 1", []
+    made = "SELECT u.room_nid FROM unshown_listings u WHERE u.user_id = ? AND u.is_public ="
+    return f"(r.is_public = 1 OR r.room_nid IN ({made} 1)) AND r.room_nid NOT IN ({made} 0)", [
+        made_by,
+        made_by,
+    ]
+
+
+def _count_public(txn: Transaction, made_by: str | None) -> int:
+    is_listed, args = _listed(made_by)
+    row = txn.query_one(
+        f"SELECT count(*) FROM rooms AS r WHERE {is_listed} AND r.joined_count > 0", args
+    )
+    assert row is not None
+    count: int = row[0]
+    return count
+
+
+def _select_rosters(
+    txn: Transaction, user_id: str, room_nids: list[int], limit: int
+) -> dict[int, Roster]:
+    rows = txn.query_in(
+        "SELECT r.room_nid, s.name, s.canonical_alias, r.joined_count, r.invited_count"
+        " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid WHERE r.room_nid IN {keys}",
+        room_nids,
+    )
+    nameless = [room_nid for room_nid, name, alias, _, _ in rows if not name and not alias]
+    heroes = _select_heroes(txn, user_id, nameless, ("join", "invite"), limit)
+    deserted = [room_nid for room_nid in nameless if not heroes[room_nid]]
+    heroes |= _select_heroes(txn, user_id, deserted, ("leave", "ban"), limit)
+    return {
+        room_nid: Roster(name, alias, joined, invited, heroes.get(room_nid, ()))
+        for room_nid, name, alias, joined, invited in rows
+    }
+
+
+def _select_heroes(
+    txn: Transaction, user_id: str, room_nids: list[int], memberships: tuple[str, str], limit: int
+) -> dict[int, list[MembershipRow]]:
+    first = select_first_members(txn, room_nids, memberships, limit + 1)
+    return {
+        room_nid: sorted(
+            (row for row in rows if row.user_id != user_id), key=lambda row: row.event_nid
+        )[:limit]
+        for room_nid, rows in first.items()
+    }

@@ -1,0 +1,343 @@
+"""Texts that people can search for: kept beside the events by a job, found by their keys.
+
+Laws:
+- A row stands for an event that is shown in a timeline, is not redacted and has a text. Its text is
+  that of its latest edit.
+- An edit has a row of its own only while the event that it edits is not known here.
+- Rows are only written by who follows the events by their numbers (`select_batch`, `put_texts`):
+  what a row says is what was so at that number, or later. Readers ask the events themselves what
+  still holds.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from storage.cluster.job_progress import put_note, select_note
+from storage.engine.database import Database
+from storage.engine.interface import SQLValue
+from storage.engine.text_index import IndexedText, Term, make_text_index
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.events.events import EventFlag, EventRow, select_events
+from storage.events.relations import REPLACE
+
+_TIMELINE = int(EventFlag.TIMELINE)
+
+SETTLE: Final = "settle_texts"
+"""The job that takes what is left of removed texts out of the index, and its note."""
+_BEGUN, _GOES_ON, _DONE = "begun", "goes on", "done"
+
+
+class TextRow(msgspec.Struct, frozen=True):
+    """A text, as it is stored."""
+
+    event_nid: int
+    """The event that it is shown with."""
+    text_nid: int
+    """The event that says it: the same, or its latest edit."""
+    room_nid: int
+    position: int | None
+    """Arrival of the event; None for what was fetched from the past."""
+    ts: int
+    """When it was sent; never later than when it was indexed."""
+    kind: int
+    sender: str
+    words: str
+    """Its keys, as `storage.engine.text_index` wants them."""
+
+
+class Hit(msgspec.Struct, frozen=True, gc=False):
+    """A text that was found; its fields are those of `TextRow`."""
+
+    event_nid: int
+    text_nid: int
+    room_nid: int
+    position: int | None
+    ts: int
+    sender: str
+    rank: int
+    """0 where nobody asked for it."""
+
+
+class TextQuery(msgspec.Struct, frozen=True):
+    """What is searched for, and where."""
+
+    user_id: str
+    terms: Sequence[Term]
+    rooms: Collection[int] | None
+    """None: all in which the user has a membership, unless they forgot them."""
+    not_rooms: Collection[int] = ()
+    kinds: Collection[int] | None = None
+    senders: Collection[str] | None = None
+    not_senders: Collection[str] = ()
+    upto: int = 2**62
+    """The highest number of an event."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Some events to look at, in the order of their numbers, and what else they concern."""
+
+    upto: int
+    """All events up to this number have been looked at after it."""
+    placed: Sequence[int]
+    """Events that found their place late, and were looked at too."""
+    touched: frozenset[int]
+    """Events whose text came, changed, or went."""
+    count: int
+    """How many events were looked at."""
+
+
+class Text(msgspec.Struct, frozen=True):
+    """An event that has a text to be found by, and the event that says it."""
+
+    shown: EventRow
+    said: EventRow
+
+
+class SearchStore:
+    """The table `searchable_events`, and its index."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._index = make_text_index(database.engine.name)
+
+    async def get_hits(
+        self, query: TextQuery, limit: int, rank: Callable[[str], int] | None = None
+    ) -> list[Hit]:
+        """The newest texts, by the number of their event, that have all of the terms. One query.
+
+        `rank` is told the words of each, on the thread that reads; without it, they are not read.
+        """
+        if not query.terms or any(
+            values is not None and not values
+            for values in (query.rooms, query.kinds, query.senders)
+        ):
+            return []
+        return await self._database.read("search_texts", self._select_hits, query, limit, rank)
+
+    async def get_latest_nid(self) -> int:
+        """The number of the newest event."""
+        return await self._database.read_quickly("get_latest_event_nid", select_latest_nid)
+
+    def _select_hits(
+        self, txn: Transaction, query: TextQuery, limit: int, rank: Callable[[str], int] | None
+    ) -> list[Hit]:
+        conditions, args = " AND {nid} <= ?", list[SQLValue]([query.upto])
+        if query.rooms is None:
+            conditions += (
+                " AND EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = s.room_nid AND m.user_id = ?"
+                " AND m.forgotten = 0)"
+            )
+            args.append(query.user_id)
+        conditions += (
+            " AND NOT EXISTS (SELECT 1 FROM room_summaries AS r WHERE r.room_nid = s.room_nid"
+            " AND r.encryption IS NOT NULL)"
+        )
+        for column, wanted, values in (
+            ("room_nid", "IN", query.rooms),
+            ("room_nid", "NOT IN", query.not_rooms or None),
+            ("kind", "IN", query.kinds),
+            ("sender", "IN", query.senders),
+            ("sender", "NOT IN", query.not_senders or None),
+        ):
+            if values is not None:
+                conditions += f" AND s.{column} {wanted} ({', '.join('?' * len(values))})"
+                args += values
+        sql, all_args = self._index.select(
+            "s.event_nid, s.text_nid, s.room_nid, s.position, s.ts, s.sender, "
+            + ("0" if rank is None else "s.words"),
+            query.terms,
+            query.rooms,
+            f"{conditions} ORDER BY {{nid}} DESC LIMIT ?",
+            [*args, limit],
+        )
+        if rank is None:
+            return [Hit(*row) for row in txn.query(sql, all_args)]
+        return [
+            Hit(event_nid, text_nid, room_nid, position, ts, sender, rank(words))
+            for event_nid, text_nid, room_nid, position, ts, sender, words in txn.query(
+                sql, all_args
+            )
+        ]
+
+    def put_texts(
+        self, txn: WriteTransaction, touched: Iterable[int], rows: Sequence[TextRow]
+    ) -> bool:
+        """These are the texts of the touched events; those that are not among the rows have none
+        (any more). Whether any had one."""
+        old = txn.query_in(
+            "SELECT event_nid, room_nid, words FROM searchable_events WHERE event_nid IN {keys}",
+            touched,
+        )
+        if old:
+            self._index.remove(txn, [IndexedText(*row) for row in old])
+            txn.execute_many(
+                "DELETE FROM searchable_events WHERE event_nid = ?", [(row[0],) for row in old]
+            )
+        # they may have been purged since they were read
+        gone = _column(
+            txn.query_in(
+                f"SELECT event_nid FROM events WHERE event_nid IN {{keys}} AND (flags & {EventFlag.PURGED}) <> 0",
+                {nid for row in rows for nid in (row.event_nid, row.text_nid)},
+            )
+        )
+        rows = [row for row in rows if gone.isdisjoint((row.event_nid, row.text_nid))]
+        if rows:
+            txn.execute_many(
+                "INSERT INTO searchable_events (event_nid, text_nid, room_nid, position, ts, kind, sender, words)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        row.event_nid,
+                        row.text_nid,
+                        row.room_nid,
+                        row.position,
+                        row.ts,
+                        row.kind,
+                        row.sender,
+                        row.words,
+                    )
+                    for row in rows
+                ],
+            )
+            self._index.add(
+                txn, [IndexedText(row.event_nid, row.room_nid, row.words) for row in rows]
+            )
+        return bool(old)
+
+    def remove_texts(self, txn: WriteTransaction, event_nids: Collection[int]) -> None:
+        """These events say nothing any more. What was found by them is looked at once more: an edit
+        of it is gone."""
+        edited = "SELECT event_nid FROM searchable_events WHERE text_nid IN {keys} AND text_nid <> event_nid"
+        edits = _column(txn.query_in(edited, event_nids)).difference(event_nids)
+        if self.put_texts(txn, [*event_nids, *edits], ()):
+            put_note(txn, SETTLE, _BEGUN)
+        if edits:
+            note_placed(txn, edits)
+
+    async def settle(self, pages: int) -> bool:
+        """Take out of the database's file what is left of removed texts in the index, about so many
+        pages; whether there is more."""
+        more = await self._database.write("settle_texts", self._settle, pages)
+        if more is False:
+            await self._database.empty_log()
+        return bool(more)
+
+    def _settle(self, txn: WriteTransaction, pages: int) -> bool | None:
+        """Whether there is more; None where there was nothing to do."""
+        note = select_note(txn, SETTLE)
+        if note in (None, _DONE):
+            return None
+        more = self._index.settle(txn, pages, anew=note == _BEGUN)
+        put_note(txn, SETTLE, _GOES_ON if more else _DONE)
+        return more
+
+    def clear(self, txn: WriteTransaction) -> None:
+        """Forget all texts."""
+        self._index.clear(txn)
+
+
+def note_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+    """These were outliers and now stand in their rooms: who followed the numbers has passed them
+    by."""
+    txn.execute_many(
+        "INSERT INTO placed_events (event_nid) VALUES (?) ON CONFLICT DO NOTHING",
+        [(nid,) for nid in event_nids],
+    )
+
+
+def remove_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+    """They have been looked at."""
+    txn.execute_many(
+        "DELETE FROM placed_events WHERE event_nid = ?", [(nid,) for nid in event_nids]
+    )
+
+
+def select_latest_nid(txn: Transaction) -> int:
+    """The number of the newest event; 0 without any."""
+    row = txn.query_one("SELECT value FROM counters WHERE name = 'event'")
+    return int(row[0]) if row is not None else 0
+
+
+def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str]) -> Batch:
+    """The next events after a number, `limit` at most, and as many that were placed late. `types`:
+    those with texts."""
+    rows = txn.query(
+        "SELECT event_nid, type FROM events WHERE event_nid > ? ORDER BY event_nid LIMIT ?",
+        (after, limit),
+    )
+    upto = rows[-1][0] if rows else after
+    placed = [
+        nid
+        for (nid,) in txn.query(
+            "SELECT event_nid FROM placed_events ORDER BY event_nid LIMIT ?", (limit,)
+        )
+    ]
+    rows += txn.query_in("SELECT event_nid, type FROM events WHERE event_nid IN {keys}", placed)
+    touched = {nid for nid, type in rows if type in types}
+    redacted = "SELECT e.event_nid FROM redactions AS r JOIN events AS e ON e.event_id = r.redacts WHERE r.event_nid "
+    found = txn.query(redacted + "> ? AND r.event_nid <= ?", (after, upto)) + txn.query_in(
+        redacted + "IN {keys}", placed
+    )
+    gone = {nid for (nid,) in found}
+    touched |= gone
+    touched |= _column(
+        txn.query_in(
+            "SELECT event_nid FROM searchable_events WHERE text_nid IN {keys} AND text_nid <> event_nid",
+            gone,
+        )
+    )
+    children = (
+        "FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
+        f" WHERE r.rel_type = '{REPLACE}' AND "
+    )
+    touched |= _column(
+        txn.query_in(f"SELECT p.event_nid {children} r.event_nid IN {{keys}}", touched)
+    )
+    touched |= _column(
+        txn.query_in(f"SELECT r.event_nid {children} p.event_nid IN {{keys}}", touched)
+    )
+    return Batch(upto, placed, frozenset(touched), len(rows))
+
+
+def select_texts(txn: Transaction, event_nids: Iterable[int], types: Collection[str]) -> list[Text]:
+    """Those of the events that are to be found by a text of theirs, each with the event that says
+    it. Four queries."""
+    touched = list(event_nids)
+    rows = {
+        nid: row
+        for nid, row in select_events(txn, touched).items()
+        if row.flags & _TIMELINE and row.redacted_by is None and row.type in types
+    }
+    if not rows:
+        return []
+    encrypted = _column(
+        txn.query_in(
+            "SELECT room_nid FROM room_summaries WHERE room_nid IN {keys} AND encryption IS NOT NULL",
+            {row.room_nid for row in rows.values()},
+        )
+    )
+    edits = txn.query_in(
+        "SELECT p.event_nid, r.event_nid, r.origin_server_ts, r.event_id,"
+        " CASE WHEN r.is_whole = 1 AND r.sender = p.sender AND r.type = p.type AND p.state_key IS NULL THEN 1 ELSE 0 END"
+        " FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
+        f" WHERE r.rel_type = '{REPLACE}' AND (p.flags & {_TIMELINE}) <> 0 AND p.event_nid IN {{keys}}",
+        touched,
+    )
+    known = {child for _, child, *_ in edits}
+    latest: dict[int, tuple[int, str, int]] = {}
+    for parent, child, ts, event_id, is_valid in edits:
+        if is_valid:
+            latest[parent] = max(latest.get(parent, (ts, event_id, child)), (ts, event_id, child))
+    missing = [child for _, _, child in latest.values() if child not in rows]
+    said = {**rows, **select_events(txn, missing)}
+    return [
+        Text(row, said[latest[nid][2]] if nid in latest else row)
+        for nid, row in rows.items()
+        if row.room_nid not in encrypted and nid not in known
+    ]
+
+
+def _column(rows: Iterable[tuple[int, ...]]) -> set[int]:
+    return {row[0] for row in rows}

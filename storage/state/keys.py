@@ -1,0 +1,222 @@
+"""The dense numbering of a room's (type, state_key) pairs: the keys of its state trees.
+
+Laws:
+- Numbers are given in order from 0 and never taken back, so what is committed is always numbered 0
+  … n-1 without a gap: who knows the first n knows all that a tree can hold whose highest key is
+  below n, also what it does *not* hold.
+- What a write has numbered is shared with others only after its commit: a rollback would give the
+  same number to another pair.
+- While a write goes on nobody else writes, on whatever node (`storage/engine/writer.py`). So it
+  asks once what is numbered in a room, and knows from then on.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from threading import Lock
+from typing import Protocol
+
+from storage.engine.immutable_cache import ImmutableCache
+from storage.engine.transaction import Transaction, WriteTransaction
+
+StateKey = tuple[str, str]
+"""(type, state_key) of a state event."""
+
+_SELECT_FROM = (
+    "SELECT type, state_key FROM state_keys WHERE room_nid = ? AND key_nid >= ? ORDER BY key_nid"
+)
+_INSERT = "INSERT INTO state_keys (room_nid, key_nid, type, state_key) VALUES (?, ?, ?, ?)"
+
+
+class Numbering(Protocol):
+    """The first `count` pairs of a room with their numbers."""
+
+    @property
+    def count(self) -> int: ...
+
+    def number_of(self, pair: StateKey) -> int | None: ...
+
+    def pair_of(self, number: int) -> StateKey: ...
+
+    def numbers_of_type(self, event_type: str) -> Sequence[int]:
+        """In rising order."""
+        ...
+
+    def types(self) -> Collection[str]:
+        """Those that pairs have."""
+        ...
+
+
+class RoomKeys:
+    """A numbering that grows at its end. Reading needs no lock; whoever extends it holds one."""
+
+    __slots__ = ("_by_type", "_numbers", "_pairs")
+
+    def __init__(self) -> None:
+        self._numbers: dict[StateKey, int] = {}
+        self._pairs: list[StateKey] = []
+        self._by_type: dict[str, list[int]] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self._pairs)
+
+    def number_of(self, pair: StateKey) -> int | None:
+        return self._numbers.get(pair)
+
+    def numbers_of(self, pairs: Iterable[StateKey]) -> list[int | None]:
+        """In the given order; None for those that have none."""
+        return list(map(self._numbers.get, pairs))
+
+    def pair_of(self, number: int) -> StateKey:
+        return self._pairs[number]
+
+    def numbers_of_type(self, event_type: str) -> Sequence[int]:
+        return self._by_type.get(event_type, ())
+
+    def types(self) -> Collection[str]:
+        return tuple(self._by_type)
+
+    def extend(self, start: int, pairs: Sequence[StateKey]) -> int:
+        """Learn the pairs that are numbered from `start` on; how many of them were new. What would
+        leave a gap is ignored."""
+        known = len(self._pairs)
+        if start > known:
+            return 0
+        added = 0
+        for number, (event_type, state_key) in enumerate(pairs[known - start :], known):
+            of_type = self._by_type.get(event_type)
+            if of_type is None:
+                self._by_type[event_type] = of_type = []
+            # the type is one string for all its pairs
+            pair = (self._pairs[of_type[0]][0] if of_type else event_type, state_key)
+            # a reader takes the count first: below it, it must find everything
+            self._numbers[pair] = number
+            of_type.append(number)
+            self._pairs.append(pair)
+            added += 1
+        return added
+
+
+class PendingKeys:
+    """All that is numbered in a room as a write sees it, with pairs at its end that are not
+    committed yet."""
+
+    __slots__ = ("_before", "_shared", "_tail")
+
+    def __init__(self, shared: Numbering, before: int, pairs: Sequence[StateKey]) -> None:
+        self._shared = shared
+        self._before = before
+        self._tail = RoomKeys()
+        self._tail.extend(0, pairs)
+
+    @property
+    def tail(self) -> tuple[int, Sequence[StateKey]]:
+        """The pairs that were not known to all, and the number of the first."""
+        return self._before, list(map(self._tail.pair_of, range(self._tail.count)))
+
+    def add(self, pairs: Sequence[StateKey]) -> int:
+        """Number further pairs; the number of the first."""
+        first = self.count
+        self._tail.extend(self._tail.count, pairs)
+        return first
+
+    @property
+    def count(self) -> int:
+        return self._before + self._tail.count
+
+    def number_of(self, pair: StateKey) -> int | None:
+        number = self._tail.number_of(pair)
+        if number is not None:
+            return self._before + number
+        number = self._shared.number_of(pair)
+        # the shared numbering may have grown since
+        return number if number is not None and number < self._before else None
+
+    def pair_of(self, number: int) -> StateKey:
+        return (
+            self._shared.pair_of(number)
+            if number < self._before
+            else self._tail.pair_of(number - self._before)
+        )
+
+    def numbers_of_type(self, event_type: str) -> Sequence[int]:
+        shared = [
+            number for number in self._shared.numbers_of_type(event_type) if number < self._before
+        ]
+        return shared + [self._before + number for number in self._tail.numbers_of_type(event_type)]
+
+    def types(self) -> Collection[str]:
+        return {*self._shared.types(), *self._tail.types()}
+
+
+class StateKeys:
+    """The numberings of all rooms, those in use in memory: whole rooms, up to `max_pairs` pairs
+    (some 250 bytes each)."""
+
+    def __init__(self, max_pairs: int) -> None:
+        self._rooms: ImmutableCache[int, RoomKeys] = ImmutableCache(
+            max_pairs, lambda room: room.count + 1
+        )
+        self._lock = Lock()
+
+    def get_cached(self, room_nid: int) -> RoomKeys | None:
+        """What is known of a room without asking the database."""
+        return self._rooms.get(room_nid)
+
+    def get(self, txn: Transaction, room_nid: int, at_least: int) -> Numbering:
+        """A numbering of a room that has `at_least` that many pairs, if there are so many. One
+        query, or none."""
+        known = self._rooms.get(room_nid)
+        count = known.count if known is not None else 0
+        if known is not None and count >= at_least:
+            return known
+        if isinstance(txn, WriteTransaction):
+            return self._in_write(txn, room_nid)
+        return self._share(room_nid, count, self._read_from(txn, room_nid, count))
+
+    def intern(
+        self, txn: WriteTransaction, room_nid: int, pairs: Iterable[StateKey]
+    ) -> Mapping[StateKey, int]:
+        """The numbers of the pairs, new ones where they have none yet. At most one query of a write
+        for each room, if not all are known."""
+        wanted = list(dict.fromkeys(pairs))
+        known: Numbering = self._rooms.get(room_nid) or RoomKeys()
+        if any(known.number_of(pair) is None for pair in wanted):
+            known = pending = self._in_write(txn, room_nid)
+            missing = [pair for pair in wanted if pending.number_of(pair) is None]
+            if missing:
+                first = pending.add(missing)
+                txn.execute_many(
+                    _INSERT,
+                    [(room_nid, number, *pair) for number, pair in enumerate(missing, first)],
+                )
+        return {pair: number for pair in wanted if (number := known.number_of(pair)) is not None}
+
+    def _in_write(self, txn: WriteTransaction, room_nid: int) -> PendingKeys:
+        """All that is numbered in the room. One query at first, then none."""
+        pending: PendingKeys | None = txn.known.get((self, room_nid))
+        if pending is None:
+            shared = self._rooms.get(room_nid) or RoomKeys()
+            count = shared.count
+            pending = PendingKeys(shared, count, self._read_from(txn, room_nid, count))
+            txn.known[self, room_nid] = pending
+            txn.after_commit(partial(self._learn, room_nid, pending))
+        return pending
+
+    def _learn(self, room_nid: int, pending: PendingKeys) -> None:
+        self._share(room_nid, *pending.tail)
+
+    def _share(self, room_nid: int, start: int, pairs: Sequence[StateKey]) -> RoomKeys:
+        with self._lock:
+            room = self._rooms.get(room_nid)
+            if room is None:
+                room = self._rooms.put_if_absent(room_nid, RoomKeys())
+            self._rooms.note_growth(room.extend(start, pairs))
+            return room
+
+    @staticmethod
+    def _read_from(txn: Transaction, room_nid: int, number: int) -> list[StateKey]:
+        return [
+            (event_type, state_key)
+            for event_type, state_key in txn.query(_SELECT_FROM, (room_nid, number))
+        ]

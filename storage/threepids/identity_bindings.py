@@ -1,0 +1,137 @@
+"""Addresses by which people are found at an identity server: those that this server had bound
+there, to unbind them later."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+
+class BindingRow(msgspec.Struct, frozen=True):
+    """One. `id_server`: host, and port where it has one."""
+
+    user_id: str
+    medium: str
+    address: str
+    id_server: str
+    attempts: int = 0
+    """How often it was to be unbound, in vain."""
+
+
+_KEY = "user_id = ? AND medium = ? AND address = ? AND id_server = ?"
+
+
+class IdentityBindingStore:
+    """The table of them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_bindings(self, user_id: str) -> list[BindingRow]:
+        """Those of a user."""
+        return await self._database.read("get_identity_bindings", self._get, user_id)
+
+    def add_binding(self, txn: WriteTransaction, row: BindingRow) -> None:
+        """Note one; one that is noted already is no error, and is not to be unbound any more. That
+        of an account which has been closed in the meantime is to be unbound at once."""
+        sql = (
+            "INSERT INTO identity_bindings (user_id, medium, address, id_server, unbind_ts) VALUES (?, ?, ?, ?,"
+            " (SELECT 0 FROM accounts WHERE user_id = ? AND deactivated_ts IS NOT NULL))"
+            " ON CONFLICT (user_id, medium, address, id_server)"
+            " DO UPDATE SET unbind_ts = excluded.unbind_ts, attempts = 0"
+        )
+        txn.execute(sql, (row.user_id, row.medium, row.address, row.id_server, row.user_id))
+
+    def remove_unbound(self, txn: WriteTransaction, row: BindingRow) -> bool:
+        """Forget one that was to be unbound, and is; one that was bound again in the meantime stays
+        (False)."""
+        return bool(
+            txn.execute(
+                f"DELETE FROM identity_bindings WHERE {_KEY} AND unbind_ts IS NOT NULL", _key(row)
+            )
+        )
+
+    async def give_up(self, row: BindingRow) -> None:
+        """It is not to be unbound any more: forget one of a closed account, and keep that of
+        another, whose owner may ask for it."""
+
+        def write(txn: WriteTransaction) -> None:
+            closed = "EXISTS (SELECT 1 FROM accounts a WHERE a.user_id = ? AND a.deactivated_ts IS NOT NULL)"
+            sql = (
+                f"DELETE FROM identity_bindings WHERE {_KEY} AND unbind_ts IS NOT NULL AND {closed}"
+            )
+            txn.execute(sql, (*_key(row), row.user_id))
+            txn.execute(
+                f"UPDATE identity_bindings SET unbind_ts = NULL, attempts = 0 WHERE {_KEY}",
+                _key(row),
+            )
+
+        await self._database.write("give_up_identity_binding", write)
+
+    async def claim(
+        self, user_id: str, unbind_ts: int, medium: str | None, address: str, id_server: str | None
+    ) -> list[BindingRow]:
+        """As `set_due`, with those that it concerns."""
+        if not await self.get_bindings(user_id):
+            return []
+        return await self._database.write(
+            "claim_identity_bindings", self.set_due, user_id, unbind_ts, medium, address, id_server
+        )
+
+    def set_due(
+        self,
+        txn: WriteTransaction,
+        user_id: str,
+        unbind_ts: int,
+        medium: str | None = None,
+        address: str = "",
+        id_server: str | None = None,
+    ) -> list[BindingRow]:
+        """Those of a user for an address (None as its medium: for all), at one server or at all,
+        are to be unbound from then on (milliseconds since 1970); which they are. An address is
+        found however its letters are written."""
+        wanted = address.strip().lower()
+        rows = [
+            row
+            for row in self._get(txn, user_id)
+            if medium is None or (row.medium == medium and row.address.lower() == wanted)
+            if id_server is None or row.id_server == id_server
+        ]
+        sql = f"UPDATE identity_bindings SET unbind_ts = ?, attempts = 0 WHERE {_KEY}"
+        txn.execute_many(sql, [(unbind_ts, *_key(row)) for row in rows])
+        return rows
+
+    async def take_due(self, now: int, pause: Callable[[int], int]) -> BindingRow | None:
+        """The one that has been due for longest. Nobody else is given it for `pause(attempts)` ms,
+        when it is due again."""
+
+        def write(txn: WriteTransaction) -> BindingRow | None:
+            found = txn.query_one(
+                "SELECT user_id, medium, address, id_server, attempts FROM identity_bindings WHERE unbind_ts <= ?"
+                " ORDER BY unbind_ts LIMIT 1",
+                (now,),
+            )
+            if found is None:
+                return None
+            row = BindingRow(*found)
+            sql = (
+                f"UPDATE identity_bindings SET unbind_ts = ?, attempts = attempts + 1 WHERE {_KEY}"
+            )
+            txn.execute(sql, (now + pause(row.attempts), *_key(row)))
+            return row
+
+        return await self._database.write("take_identity_binding", write)
+
+    @staticmethod
+    def _get(txn: Transaction, user_id: str) -> list[BindingRow]:
+        sql = (
+            "SELECT user_id, medium, address, id_server FROM identity_bindings WHERE user_id = ?"
+            " ORDER BY medium, address, id_server"
+        )
+        return [BindingRow(*row) for row in txn.query(sql, (user_id,))]
+
+
+def _key(row: BindingRow) -> tuple[str, str, str, str]:
+    return (row.user_id, row.medium, row.address, row.id_server)

@@ -1,0 +1,122 @@
+"""Links between people of identity providers and accounts of this server.
+
+Laws:
+- A person of a provider has one account here, and an account one person of each provider.
+- A subject is the provider's own name of a person, which it never gives to another.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+
+
+class ExternalIdRow(msgspec.Struct, frozen=True):
+    """A link. Times are milliseconds since 1970."""
+
+    provider: str
+    subject: str
+    user_id: str
+    linked_ts: int
+    left_ts: int | None = None
+    """Since when the account is locked because the provider has this person no more."""
+    said_name: str | None = None
+    """Hash of the name that a directory had of the person when that was last taken over; None where
+    it is not known."""
+    said_addresses: str | None = None
+    """The same of the addresses; empty where some could not be taken over."""
+
+
+_COLUMNS = "provider, subject, user_id, linked_ts, left_ts, said_name, said_addresses"
+
+
+class ExternalIdStore:
+    """The table of links."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_link(self, provider: str, subject: str) -> ExternalIdRow | None:
+        """Which account this person has."""
+        return await self._database.read_quickly(
+            "get_external_id", self.get_link_in, provider, subject
+        )
+
+    def get_link_in(self, txn: Transaction, provider: str, subject: str) -> ExternalIdRow | None:
+        """As `get_link`, in a transaction."""
+        sql = f"SELECT {_COLUMNS} FROM external_ids WHERE provider = ? AND subject = ?"
+        row = txn.query_one(sql, (provider, subject))
+        return None if row is None else ExternalIdRow(*row)
+
+    async def get_links_of_users(self, user_ids: Iterable[str]) -> dict[str, list[ExternalIdRow]]:
+        """The links of these accounts, in one query; an account without any is absent."""
+
+        def read(txn: Transaction, keys: tuple[str, ...]) -> dict[str, list[ExternalIdRow]]:
+            sql = f"SELECT {_COLUMNS} FROM external_ids WHERE user_id IN {{keys}} ORDER BY provider"
+            found: dict[str, list[ExternalIdRow]] = {}
+            for row in txn.query_in(sql, keys):
+                found.setdefault(row[2], []).append(ExternalIdRow(*row))
+            return found
+
+        return await self._database.read("get_external_ids", read, tuple(user_ids))
+
+    async def get_links_of_provider(self, provider: str) -> list[ExternalIdRow]:
+        """Everybody of a provider who has an account that is in use, by subject."""
+
+        def read(txn: Transaction) -> list[ExternalIdRow]:
+            sql = (
+                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.left_ts, e.said_name, e.said_addresses"
+                " FROM external_ids e"
+                " JOIN accounts a ON a.user_id = e.user_id"
+                " WHERE e.provider = ? AND a.deactivated_ts IS NULL ORDER BY e.subject"
+            )
+            return [ExternalIdRow(*row) for row in txn.query(sql, (provider,))]
+
+        return await self._database.read("get_external_ids_of_provider", read)
+
+    def add_link(self, txn: WriteTransaction, row: ExternalIdRow) -> bool:
+        """Link a person to an account; False where either is linked to another already."""
+        values = (
+            row.provider,
+            row.subject,
+            row.user_id,
+            row.linked_ts,
+            row.left_ts,
+            row.said_name,
+            row.said_addresses,
+        )
+        sql = f"INSERT INTO external_ids ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        if txn.execute(sql, values):
+            return True
+        link = self.get_link_in(txn, row.provider, row.subject)
+        return link is not None and link.user_id == row.user_id
+
+    def remove_link(self, txn: WriteTransaction, user_id: str, provider: str) -> bool:
+        """Take a link away; False where there is none."""
+        return bool(
+            txn.execute(
+                "DELETE FROM external_ids WHERE user_id = ? AND provider = ?", (user_id, provider)
+            )
+        )
+
+    def set_left(
+        self, txn: WriteTransaction, provider: str, subject: str, left_ts: int | None
+    ) -> bool:
+        """Note since when the provider has the person no more, or that it has them again; False
+        where that is known."""
+        unknown = "left_ts IS NULL" if left_ts is not None else "left_ts IS NOT NULL"
+        sql = (
+            f"UPDATE external_ids SET left_ts = ? WHERE provider = ? AND subject = ? AND {unknown}"
+        )
+        return bool(txn.execute(sql, (left_ts, provider, subject)))
+
+    async def set_said(self, provider: str, subject: str, name: str, addresses: str) -> None:
+        """Note what was taken over of a person, as hashes."""
+
+        def write(txn: WriteTransaction) -> None:
+            sql = "UPDATE external_ids SET said_name = ?, said_addresses = ? WHERE provider = ? AND subject = ?"
+            txn.execute(sql, (name, addresses, provider, subject))
+
+        await self._database.write("set_said", write)

@@ -1,0 +1,139 @@
+"""Sign-ins with an identity provider that are under way, and SAML assertions that were taken.
+
+Laws:
+- A flow is at one step, for one browser, for minutes. To go on with it is to take it: nobody finds
+  it again.
+- A flow that waits ends with the sign-in at the provider by which it goes on.
+- An assertion is taken once.
+"""
+
+import msgspec
+
+from storage.engine.database import Database
+from storage.engine.transaction import Transaction, WriteTransaction
+from storage.upstream.ended_sessions import is_ended
+from storage.upstream.sessions import SignIns, name_person, read_origin, sign_in_of
+
+
+class UpstreamFlowRow(msgspec.Struct, frozen=True):
+    """A flow. `content` is JSON; see the service. Times are milliseconds since 1970."""
+
+    flow_id: str
+    step: str
+    browser_hash: bytes
+    expires_ts: int
+    content: str
+
+
+_COLUMNS = "flow_id, step, browser_hash, expires_ts, content"
+
+
+class UpstreamFlowStore:
+    """The tables of flows and of assertions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_flow(self, row: UpstreamFlowRow, origin: str | None = None) -> bool:
+        """Begin one. `origin`: JSON, the sign-in at the provider by which it goes on, once that is
+        done; False where that has ended."""
+
+        def write(txn: WriteTransaction) -> bool:
+            if is_ended(txn, origin):
+                return False
+            came = None if origin is None else read_origin(origin)
+            person = None if came is None else name_person(came.provider, came.subject)
+            values = (
+                row.flow_id,
+                row.step,
+                row.browser_hash,
+                row.expires_ts,
+                row.content,
+                sign_in_of(origin),
+                person,
+            )
+            txn.execute(
+                f"INSERT INTO upstream_flows ({_COLUMNS}, sign_in, person) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+            return True
+
+        return await self._database.write("add_upstream_flow", write)
+
+    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+        """End those that wait with a sign-in at a provider."""
+        condition, values = sign_ins.where()
+        txn.execute(f"DELETE FROM upstream_flows WHERE {condition}", values)
+
+    def remove_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
+        """End those that wait of somebody who has signed in, whether they have an account or
+        not."""
+        txn.execute(
+            "DELETE FROM upstream_flows WHERE person = ?", (name_person(provider, subject),)
+        )
+
+    async def remove_browser(self, browser_hash: bytes) -> None:
+        """End all of a browser."""
+
+        def write(txn: WriteTransaction) -> None:
+            txn.execute("DELETE FROM upstream_flows WHERE browser_hash = ?", (browser_hash,))
+
+        await self._database.write("remove_upstream_flows", write)
+
+    async def take_flow(
+        self, flow_id: str, step: str, browser_hash: bytes | None, now: int
+    ) -> UpstreamFlowRow | None:
+        """The flow, and its end; None where there is none at this step for this browser, or it has
+        grown old. Without `browser_hash`, of whichever browser. Who asks for what is not there
+        costs a read, and no write."""
+
+        def read(txn: Transaction) -> UpstreamFlowRow | None:
+            found = txn.query_one(
+                f"SELECT {_COLUMNS} FROM upstream_flows WHERE flow_id = ?", (flow_id,)
+            )
+            return (
+                None
+                if found is None
+                else UpstreamFlowRow(found[0], found[1], bytes(found[2]), *found[3:])
+            )
+
+        row = await self._database.read_quickly("get_upstream_flow", read)
+        if row is None or row.step != step or row.expires_ts <= now:
+            return None
+        if browser_hash is not None and row.browser_hash != browser_hash:
+            return None
+
+        def write(txn: WriteTransaction) -> bool:
+            return bool(txn.execute("DELETE FROM upstream_flows WHERE flow_id = ?", (flow_id,)))
+
+        return row if await self._database.write("take_upstream_flow", write) else None
+
+    async def add_taken_assertion(self, assertion_id: str, expires_ts: int) -> bool:
+        """Note that an assertion is taken; False where it was before."""
+        return await self._database.write(
+            "add_taken_assertion", self.take_assertion, assertion_id, expires_ts
+        )
+
+    def take_assertion(self, txn: WriteTransaction, assertion_id: str, expires_ts: int) -> bool:
+        """As `add_taken_assertion`, in a transaction."""
+        sql = "INSERT INTO taken_assertions (assertion_id, expires_ts) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        return bool(txn.execute(sql, (assertion_id, expires_ts)))
+
+    async def remove_old(self, now: int, limit: int) -> int:
+        """Remove up to `limit` flows and as many assertions that have grown old; how many in all,
+        `limit` at most."""
+
+        def write(txn: WriteTransaction) -> int:
+            flows = txn.execute(
+                "DELETE FROM upstream_flows WHERE flow_id IN"
+                " (SELECT flow_id FROM upstream_flows WHERE expires_ts <= ? LIMIT ?)",
+                (now, limit),
+            )
+            assertions = txn.execute(
+                "DELETE FROM taken_assertions WHERE assertion_id IN"
+                " (SELECT assertion_id FROM taken_assertions WHERE expires_ts <= ? LIMIT ?)",
+                (now, limit),
+            )
+            return min(limit, flows + assertions)
+
+        return await self._database.write("remove_old_upstream_flows", write)
