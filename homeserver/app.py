@@ -314,9 +314,9 @@ def build(
         database,
         limiter,
         identity,
-        federation.peers.policy,
+        federation.policy,
         accounts,
-        people.accounts,
+        people.confirmation,
         rooms,
     )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
@@ -327,8 +327,8 @@ def build(
         accounts,
         rooms,
         remote_spaces=RemoteHierarchies(
-            DirectoryRequests(federation.peers.requests),
-            Candidates(federation.peers.policy, server_name),
+            DirectoryRequests(federation.requests),
+            Candidates(federation.policy, server_name),
             rooms.now_ms,
         ),
         remote_times=incoming.times,

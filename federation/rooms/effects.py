@@ -19,7 +19,8 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.space_hierarchy import CHILD, is_link, is_suggested, read_order
 from storage.engine.interface import SQLValue
 from storage.events.events import EventStore
-from storage.persist.state_effects import NewLifetime, NewMembership, StateEffect
+from storage.persist.state_effects import NewLifetime, StateEffect
+from storage.rooms.memberships import NewMembership
 from storage.rooms.rooms import RoomRow
 from storage.rooms.spaces import NewChild
 

@@ -97,7 +97,7 @@ class _Trouble(msgspec.Struct):
 class _Runner:
     """One job."""
 
-    _log = Logger(namespace="homeserver.cluster.jobs")
+    _log = Logger(namespace="homeserver.jobs")
 
     def __init__(self, clock: IReactorTime, job: Job, metrics: JobMetrics) -> None:
         self._clock = clock

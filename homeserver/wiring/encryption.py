@@ -6,12 +6,12 @@ from federation.peers.identity import ServerIdentity
 from federation.peers.policy import Policy
 from homeserver.cluster.jobs import Job
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.devices.device_cache import DevicesOfUsers
 from homeserver.services.encryption.cross_signing import CrossSigning
 from homeserver.services.encryption.dehydrated_devices import DehydratedDevices
 from homeserver.services.encryption.key_backups import KeyBackups
 from homeserver.services.encryption.to_device import ToDevice
+from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.rooms import RoomParts
 from storage.encryption.key_backups import KeyBackupStore
@@ -29,7 +29,7 @@ class EncryptionParts:
         identity: ServerIdentity,
         policy: Policy,
         accounts: AccountParts,
-        people: Accounts,
+        confirmation: AccountConfirmation,
         rooms: RoomParts,
     ) -> None:
         self.cross_signing = CrossSigning(
@@ -37,7 +37,7 @@ class EncryptionParts:
             rooms.cross_signing_store,
             rooms.published_keys,
             accounts.device_store,
-            people,
+            confirmation,
             accounts.resets,
             accounts.application_passwords,
         )

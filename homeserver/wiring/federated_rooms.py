@@ -55,8 +55,8 @@ class FederatedRoomParts:
         *,
         tells_profiles: bool,
     ) -> None:
-        identity, get_signers = federation.peers.identity, federation.peers.keyring.get_signers
-        remote = MembershipRequests(federation.peers.requests, federation.long_states, clock)
+        identity, get_signers = federation.identity, federation.keyring.get_signers
+        remote = MembershipRequests(federation.requests, federation.long_states, clock)
         answers = JoinAnswers(
             EventStore(database),
             ToldStates(database, rooms.trees, rooms.chains),
@@ -67,7 +67,7 @@ class FederatedRoomParts:
         self.handshakes = Handshakes(
             rooms.events,
             rooms.residence,
-            federation.receiver.transactions,
+            federation.receiver,
             rooms.restricted,
             answers,
             get_signers,
@@ -81,12 +81,12 @@ class FederatedRoomParts:
             rooms.engine,
             rooms.events,
             rooms.residence,
-            federation.receiver.transactions,
+            federation.receiver,
             rooms.outside,
             rooms.invite_policy,
             sender,
             federation.questions,
-            federation.peers.keyring.get_keys,
+            federation.keyring.get_keys,
             rooms.classify,
             identity,
             clock,
@@ -98,7 +98,7 @@ class FederatedRoomParts:
             rooms.directory.get_public_rooms_for_others,
         )
         handshake = Handshake(remote, identity, rooms.now_ms)
-        candidates = Candidates(federation.peers.policy, identity.server_name)
+        candidates = Candidates(federation.policy, identity.server_name)
         untold = UntoldLeaveStore(database)
         memberships = RemoteMemberships(
             remote,
@@ -107,7 +107,7 @@ class FederatedRoomParts:
             rooms.residence,
             rooms.store,
             federation.adoptions,
-            federation.receiver.transactions,
+            federation.receiver,
             federation.imports,
             rooms.outside,
             federation.questions,
@@ -142,9 +142,9 @@ class FederatedRoomParts:
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.planned_invites = self.planned_invites
         rooms.elsewhere.outside = rooms.outside
-        rooms.elsewhere.policy = federation.peers.policy
+        rooms.elsewhere.policy = federation.policy
         rooms.elsewhere.directory = RemoteDirectory(
-            DirectoryRequests(federation.peers.requests), federation.peers.policy, clock
+            DirectoryRequests(federation.requests), federation.policy, clock
         )
 
     def jobs(self) -> Sequence[Job]:

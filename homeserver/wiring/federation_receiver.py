@@ -54,7 +54,7 @@ class IncomingParts:
         self.remote = federation.remote_events
         lists = LongAnswers(clock, short_bytes=SHORT_LIST_BYTES, places=LISTS_AT_ONCE)
         self.states = RemoteStates(
-            federation.receiver.transactions,
+            federation.receiver,
             federation.imports,
             store,
             self.remote,
@@ -65,14 +65,14 @@ class IncomingParts:
         self.missing = MissingEvents(
             rooms.engine,
             rooms.events,
-            federation.receiver.transactions,
+            federation.receiver,
             self.states,
             federation.unproved,
             self.remote,
             rooms.servers,
-            federation.peers.policy,
+            federation.policy,
             federation.policy_servers.find_refused,
-            federation.peers.identity,
+            federation.identity,
             TimelineStore(database),
             clock,
         )
@@ -82,7 +82,7 @@ class IncomingParts:
             rooms.membership_store,
             rooms.events,
             federation.unproved,
-            federation.peers.identity.server_name,
+            federation.identity.server_name,
         )
         self.inbox = Inbox(
             InboxStore(database),
@@ -110,7 +110,7 @@ class IncomingParts:
             rooms.engine,
             rooms.events,
             rooms.memberships,
-            StateTellers(rooms.servers, federation.peers.policy, rooms.now_ms),
+            StateTellers(rooms.servers, federation.policy, rooms.now_ms),
             rooms.partial,
             self.states,
             federation.imports,
@@ -131,7 +131,7 @@ class IncomingParts:
             federation.resolver,
             federation.effects,
             self.inbox,
-            federation.peers.identity,
+            federation.identity,
             database.streams,
             clock,
             metrics,
@@ -139,18 +139,18 @@ class IncomingParts:
         self.outside = OutsideNews(
             rooms.outside,
             rooms.memberships,
-            federation.peers.keyring.get_signers,
-            federation.peers.identity,
+            federation.keyring.get_signers,
+            federation.identity,
         )
         self.transactions = Transactions(
             rooms.engine,
             rooms.memberships,
-            federation.receiver.transactions,
+            federation.receiver,
             self.inbox,
             self.insiders,
-            federation.receiver.edus,
+            federation.edus,
             self.outside,
-            federation.peers.policy,
+            federation.policy,
             metrics,
             clock,
         )
@@ -160,7 +160,7 @@ class IncomingParts:
                 TimelineStore(database), rooms.servers, self.missing, self.remote, regaining, clock
             )
         )
-        self.form = TransactionForm(federation.peers.identity, rooms.now_ms)
+        self.form = TransactionForm(federation.identity, rooms.now_ms)
         self.served = ServedRooms(
             rooms.events,
             store,

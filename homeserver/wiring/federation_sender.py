@@ -55,7 +55,7 @@ class FederationOutParts:
         federation: FederationParts,
         registry: CollectorRegistry,
     ) -> None:
-        identity, now_ms = federation.peers.identity, rooms.now_ms
+        identity, now_ms = federation.identity, rooms.now_ms
         store, log = DestinationStore(database), DeviceListLog(database)
         outgoing = encryption.outgoing_store
         self.own_devices = OwnDevices(
@@ -81,7 +81,7 @@ class FederationOutParts:
             identity,
             now_ms,
         )
-        transactions = Transactions(federation.peers.requests, identity)
+        transactions = Transactions(federation.requests, identity)
         self.deliveries = Deliveries(
             clock,
             database,
@@ -89,7 +89,7 @@ class FederationOutParts:
             outgoing,
             contents,
             transactions,
-            federation.peers.policy,
+            federation.policy,
             now_ms,
             Pauses(
                 peering.destination_min_retry_interval,
@@ -109,26 +109,26 @@ class FederationOutParts:
             rooms.sticky_events,
             self.deliveries,
             identity,
-            federation.peers.policy,
+            federation.policy,
             federation.edge.silences,
             now_ms,
         )
         self.greetings = Greetings(
-            federation.peers.policy, RoomServerStore(database), transactions, clock
+            federation.policy, RoomServerStore(database), transactions, clock
         )
         self.destinations = Destinations(
             DestinationListStore(database),
             ForgottenDestinationStore(database),
             self.sender,
-            federation.peers.policy,
+            federation.policy,
             now_ms,
         )
-        self.signatures = HeardPeers(federation.peers.signed_requests, self.sender)
+        self.signatures = HeardPeers(federation.signed_requests, self.sender)
         SenderMetrics(registry, self.deliveries.get_figures)
         self.remote_devices = RemoteDevices(
             clock,
             RemoteDeviceStore(database),
-            RemoteKeys(federation.peers.requests),
+            RemoteKeys(federation.requests),
             rooms.memberships,
             rooms.membership_store,
             self.sender,
@@ -158,7 +158,7 @@ class FederationOutParts:
             rooms.presence,
             now_ms,
         )
-        edus = federation.receiver.edus
+        edus = federation.edus
         edus.register("m.typing", received.receive_typing)
         edus.register("m.receipt", received.receive_receipts)
         edus.register("m.presence", received.receive_presence)

@@ -153,7 +153,7 @@ class MediaParts:
         )
         self.contents = stores.contents
         self._store_jobs = stores.jobs
-        server_name = federation.peers.identity.server_name
+        server_name = federation.identity.server_name
         quarantine = QuarantineStore(database, server_name)
         self.scanning = ScanningParts(
             storage.media_scanning,
@@ -220,12 +220,12 @@ class MediaParts:
             quarantine,
             gate,
             Fetching(
-                RemoteMedia(federation.peers.requests, follow),
+                RemoteMedia(federation.requests, follow),
                 clock,
                 self.contents.spool,
                 min(storage.max_upload_size, self.scanning.largest_copy),
             ),
-            federation.peers.policy,
+            federation.policy,
             limiter,
             clock,
             rate=Rate(
@@ -258,7 +258,7 @@ class MediaParts:
         self.for_servers = media_answers(self.delivery)
         self.proxy = MediaProxy(
             self.delivery,
-            EncryptedBodies(federation.peers.identity.key),
+            EncryptedBodies(federation.identity.key),
             limiter,
             self.scanning.scanning,
         )
@@ -266,7 +266,7 @@ class MediaParts:
             storage,
             clock,
             database,
-            federation.peers.identity,
+            federation.identity,
             self._store,
             self.contents,
             self.scanning.store,

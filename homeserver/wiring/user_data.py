@@ -19,9 +19,11 @@ from homeserver.services.accounts.threepids import Threepids
 from homeserver.services.administration.account_actions import AccountModeration
 from homeserver.services.devices.devices import Devices
 from homeserver.services.filters.filters import Filters
+from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
-from homeserver.services.push.push_rules import PushRules
+from homeserver.services.push.push_rules import PushRules, push_rules_content
+from homeserver.services.push.stored_rules import PUSH_RULES
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.rooms.forget import Forgetting
 from homeserver.services.threepids.identity_bindings import IdentityBindings
@@ -103,6 +105,21 @@ class PeopleParts:
             ],
             bindings=self.bindings,
         )
+        self.confirmation = AccountConfirmation(
+            clock=clock,
+            accounts=accounts.store,
+            sign_in=accounts.sign_in,
+            uia=accounts.uia,
+            account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
+            other_proofs=UpstreamProofs(
+                ExternalIdStore(database),
+                config.upstream.browser_ids,
+                config.upstream.directory_ids,
+                by_plugins=accounts.plugins.check_passwords,
+            ),
+            confirmations=accounts.confirmation_store,
+            confirmed_for_ms=config.sessions.ui_auth.session_timeout,
+        )
         self.accounts = Accounts(
             clock,
             database,
@@ -111,25 +128,17 @@ class PeopleParts:
             accounts.sessions,
             accounts.sign_in,
             accounts.uia,
+            self.confirmation,
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
             by_phone=accounts.phones.is_possible(PASSWORD_RESET),
-            confirmations=accounts.confirmation_store,
-            confirmed_for_ms=config.sessions.ui_auth.session_timeout,
-            account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
-            other_proofs=UpstreamProofs(
-                ExternalIdStore(database),
-                config.upstream.browser_ids,
-                config.upstream.directory_ids,
-                by_plugins=accounts.plugins.check_passwords,
-            ),
         )
         self.threepids = Threepids(
             rooms.now_ms,
             database,
             mail.threepids,
-            self.accounts,
+            self.confirmation,
             mail.validations,
             kept_by_address=[accounts.pusher_store],
             bindings=self.bindings,
@@ -145,7 +154,7 @@ class PeopleParts:
             accounts.login_token_store,
             accounts.upstream_sessions,
             accounts.store,
-            self.accounts,
+            self.confirmation,
             accounts.sign_in,
             accounts.sessions,
             limiter,
@@ -157,7 +166,11 @@ class PeopleParts:
             or (has_own_pages(config) and accounts.sign_in.password_login),
         )
         self.devices = Devices(
-            database, accounts.device_store, accounts.sessions, self.accounts, accounts.last_seen
+            database,
+            accounts.device_store,
+            accounts.sessions,
+            self.confirmation,
+            accounts.last_seen,
         )
         info_uri = config.name.public_baseurl or f"https://{config.server_name}/"
         self.account_data = AccountData(
@@ -166,6 +179,7 @@ class PeopleParts:
             most_entries=config.people.max_account_data_entries,
             largest=config.people.max_account_data_size,
             info_uri=info_uri,
+            computed={PUSH_RULES: push_rules_content},
         )
         self.first_rooms = FirstRooms(
             database,

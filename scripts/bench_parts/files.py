@@ -126,9 +126,8 @@ def _measure_size(
         connection = side.connect()
 
         def upload(number: int) -> None:
-            addresses[server].append(
-                _upload(connection, side, seed + number.to_bytes(4, "big"), size)
-            )  # noqa: B023
+            content = seed + number.to_bytes(4, "big")
+            addresses[server].append(_upload(connection, side, content, size))  # noqa: B023
 
         _line(_named(f"upload, {label}", server), side, upload, count, size)
     for server, side in sides.items():

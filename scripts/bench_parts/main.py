@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.list:
         widest = max(map(len, SCENARIOS))
         for name, scenario in SCENARIOS.items():
-            sys.stdout.write(f"{name:{widest}}  {scenario.__doc__}\n")
+            sys.stdout.write(f"{name:{widest}}  {summary(scenario)}\n")
         return
     if options.compare:
         old, new = (report.read(path) for path in options.compare)
@@ -96,7 +96,7 @@ async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
             if perf_counter() - began > limit:
                 done.failures[name] = "not begun: the time is over"
                 continue
-            _say(f"{name}: {scenario.__doc__}")
+            _say(f"{name}: {summary(scenario)}")
             started = perf_counter()
             figures = Figures()
             try:
@@ -116,6 +116,11 @@ async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
         report.write(done, options.json)
     if done.failures:
         raise SystemExit(1)
+
+
+def summary(scenario: Callable[..., object]) -> str:
+    """What a scenario measures, on one line."""
+    return " ".join((scenario.__doc__ or "").split())
 
 
 def _about(options: argparse.Namespace) -> dict[str, str]:

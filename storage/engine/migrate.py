@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from storage.engine.interface import Connection, DatabaseUnavailable, Engine
 from storage.engine.transaction import POSITION
 
-SCHEMA = Path(__file__).parent / "schema"
+SCHEMA = Path(__file__).parents[1] / "schema"
 
 _FILE = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z0-9_]+)(\.(?P<engine>sqlite|postgres))?\.sql")
 _WORD = re.compile(r"\b(BYTES|ROW_NUMBER)\b|[ ](CLUSTERED|ROOMY)\b(?=;)")

@@ -18,6 +18,7 @@ from storage.media.references import Recheck, note_rechecks
 from storage.retention.room_retention import set_lifetime
 from storage.rooms.memberships import (
     MembershipRow,
+    NewMembership,
     has_members_of_ours,
     put_memberships,
     select_memberships,
@@ -25,17 +26,6 @@ from storage.rooms.memberships import (
 from storage.rooms.room_servers import count_servers
 from storage.rooms.spaces import NewChild, set_children
 from storage.rooms.summaries import set_summary_fields
-
-
-class NewMembership(msgspec.Struct, frozen=True):
-    """What a membership event says."""
-
-    user_id: str
-    membership: str
-    sender: str
-    is_local: bool
-    display_name: str | None
-    avatar_url: str | None
 
 
 class NewLifetime(msgspec.Struct, frozen=True):

@@ -49,6 +49,17 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
         return self.joined_position is not None and self.joined_position < self.position
 
 
+class NewMembership(msgspec.Struct, frozen=True):
+    """What a membership event says."""
+
+    user_id: str
+    membership: str
+    sender: str
+    is_local: bool
+    display_name: str | None
+    avatar_url: str | None
+
+
 FORGET_LEFT: Final = "forget_left_rooms"
 """The job's note: the position up to which what was left is forgotten."""
 _COLUMNS = (

@@ -17,8 +17,12 @@ from storage.engine.interface import Row
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.federation.pending_leaves import set_untold_leaves
-from storage.persist.state_effects import NewMembership
-from storage.rooms.memberships import MembershipRow, put_memberships, select_memberships
+from storage.rooms.memberships import (
+    MembershipRow,
+    NewMembership,
+    put_memberships,
+    select_memberships,
+)
 from storage.rooms.rooms import RoomRow, note_room
 
 OUTSIDE: Final = 0

@@ -43,6 +43,7 @@ from homeserver.services.filters.filters import Filters
 from homeserver.services.login.access_tokens import AccessTokens
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.application_passwords import ApplicationPasswords
+from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.login.password_login import SignIn
@@ -52,6 +53,8 @@ from homeserver.services.login.uia import UIA, Stage
 from homeserver.services.login.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
 from homeserver.services.profiles.access import ProfileAccess
 from homeserver.services.profiles.profiles import Profiles
+from homeserver.services.push.push_rules import push_rules_content
+from homeserver.services.push.stored_rules import PUSH_RULES
 from homeserver.services.tokens.secret_tokens import SecretText
 from homeserver.services.upstream.identity import OfferedProviders
 from homeserver.services.upstream.jwt import JWTSignIn
@@ -217,6 +220,9 @@ class AccountsServer:
             self.threepids,
             self.rooms,
         )
+        self.confirmation = AccountConfirmation(
+            clock=clock, accounts=self.account_store, sign_in=self.sign_in, uia=self.uia
+        )
         self.accounts = Accounts(
             clock,
             database,
@@ -225,6 +231,7 @@ class AccountsServer:
             self.sessions,
             self.sign_in,
             self.uia,
+            self.confirmation,
             self.deactivation,
             self.threepids,
         )
@@ -252,7 +259,7 @@ class AccountsServer:
             self.login_token_store,
             UpstreamSessionStore(database),
             self.account_store,
-            self.accounts,
+            self.confirmation,
             self.sign_in,
             self.sessions,
             self.limiter,
@@ -279,6 +286,7 @@ class AccountsServer:
                 most_entries=1000,
                 largest=1 << 24,
                 info_uri="https://example.org/",
+                computed={PUSH_RULES: push_rules_content},
             ),
             Capabilities(
                 default_room_version=DEFAULT_ROOM_VERSION,
@@ -287,7 +295,7 @@ class AccountsServer:
                 login_tokens=login_tokens,
             ),
             ClientDiscovery(public_baseurl),
-            Devices(database, self.device_store, self.sessions, self.accounts, self.last_seen),
+            Devices(database, self.device_store, self.sessions, self.confirmation, self.last_seen),
             Filters(FilterStore(database), lambda: int(clock.seconds() * 1000), capacity=1 << 20),
             ProfileAccess(MembershipStore(database), account_needed=False, room_needed=False),
             self.profiles,

@@ -13,7 +13,8 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from storage.engine.transaction import WriteTransaction
-from storage.persist.state_effects import NewMembership, StateEffect
+from storage.persist.state_effects import StateEffect
+from storage.rooms.memberships import NewMembership
 from tests.helpers.server import TestServer
 
 SEND = "/_matrix/federation/v1/send/"

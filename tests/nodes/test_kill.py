@@ -217,9 +217,8 @@ def live_through_kills(files: ServerFiles) -> list[str]:
             sender.join(120)
             assert sender.trouble is None, sender.trouble
             assert not sender.is_alive()
-        print(
-            f"acknowledged {sum(len(s.sent) for s in senders)}, slowest start {max(starts):.2f} s"
-        )  # noqa: T201 - the same
+        acknowledged = sum(len(sender.sent) for sender in senders)
+        print(f"acknowledged {acknowledged}, slowest start {max(starts):.2f} s")  # noqa: T201
         assert sum(sender.caller.repeated for sender in senders) >= ROUNDS // 2, (
             "the process was never killed at work"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.ids import UserID
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
@@ -209,10 +210,8 @@ def test_the_operator_bounds_them(tmp_path: Path, sqlite_database: Database) -> 
 def test_what_cannot_be_made(server: TestServer, browser: Browser, fields: dict[str, str]) -> None:
     press(browser, "make", **{"name": "Bot", "old_password": "wonderland", **fields})
     assert browser.status == 400
-    assert (
-        server.run(server.app.accounts.application_passwords.get_passwords("@alice:example.org"))
-        == []
-    )  # type: ignore[arg-type]
+    passwords = server.app.accounts.application_passwords
+    assert server.run(passwords.get_passwords(UserID("@alice:example.org"))) == []
 
 
 def test_other_sites_make_none(server: TestServer, browser: Browser) -> None:

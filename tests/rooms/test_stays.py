@@ -2,7 +2,8 @@
 
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
-from storage.persist.state_effects import NewMembership, StateEffect, apply_effects
+from storage.persist.state_effects import StateEffect, apply_effects
+from storage.rooms.memberships import NewMembership
 from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 

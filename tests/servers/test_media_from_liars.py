@@ -78,10 +78,8 @@ def test_a_file_may_be_elsewhere(network: Network) -> None:
         (b"Location: https://cdn/x\r\n\r\n", b"Location: https://cdn/x\r\n\r\n\r\n")
     ):
         network.liars.clear()
-        lie(
-            network,
-            lambda _, part=part: multipart(METADATA, part.removesuffix(b"\r\n"), end=b"\r\n--x--"),
-        )  # type: ignore[misc]
+        body = multipart(METADATA, part.removesuffix(b"\r\n"), end=b"\r\n--x--")
+        lie(network, lambda _, body=body: body)  # type: ignore[misc]
         answer = bob.get(f"{DOWNLOAD}/{NORTH}/abc{number}")
         assert (answer.status, answer.body) == (200, b"far away")
         assert answer.headers["content-type"] == "text/csv; charset=utf-8"

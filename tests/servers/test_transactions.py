@@ -18,7 +18,7 @@ from federation.protocol.errors import LimitExceeded
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import RoomVersion
-from federation.receiver import transactions
+from federation.receiver import transactions as receiver
 from federation.receiver.transactions import FEW_VALUES, MAX_WAITING
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import (
@@ -468,9 +468,9 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
         return parse_event(version, pdu)
 
     monkeypatch.setattr(event_lists, "_pause", pause)
-    monkeypatch.setattr(transactions, "read_event", read)
-    monkeypatch.setattr(transactions, "read_piece", read_any)
-    monkeypatch.setattr(transactions, "parse_event", parse)
+    monkeypatch.setattr(receiver, "read_event", read)
+    monkeypatch.setattr(receiver, "read_piece", read_any)
+    monkeypatch.setattr(receiver, "parse_event", parse)
     dense: list[Any] = [{}] * 20_000
     pdus = [{"room_id": room_ids[number % rooms], "content": {"a": dense}} for number in range(40)]
     body = msgspec.json.encode(
@@ -504,7 +504,7 @@ async def test_an_ordinary_transaction_is_not_taken_apart(
     network.cut(NORTH, SOUTH)
     pdus = [await room.pdu(say(room.alice, room.room_id, "one, two, " * 1000)) for _ in range(30)]
     network.mend(NORTH, SOUTH)
-    monkeypatch.setattr(transactions, "split_lists", None)
+    monkeypatch.setattr(receiver, "split_lists", None)
 
     sent = Deferred.fromCoroutine(room.north.push(SOUTH, pdus))
     network.settle()

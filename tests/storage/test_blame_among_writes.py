@@ -1,8 +1,5 @@
 """Who is told that a write failed, and why, where many share a transaction."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from storage.engine.database import DatabaseUnavailable, WriteTransaction
@@ -86,9 +83,10 @@ def test_a_request_is_not_answered_for_what_another_of_a_lost_batch_had_done(
     node, _ = nodes
     settle(node)
     request = SentTransaction("@a:b", "A", "PUT /send", "1")
-    note: Callable[[WriteTransaction], Any] = lambda txn: add_transaction(
-        txn, request, None, b"{}", 0
-    )  # noqa: E731
+
+    def note(txn: WriteTransaction) -> None:
+        add_transaction(txn, request, None, b"{}", 0)
+
     node.queue("first", note)
     node.queue("again", note)
     node.queue(

@@ -22,7 +22,8 @@ from storage.federation.destination_lists import (
 )
 from storage.federation.destinations import LEASE, Backlog, DestinationRow, DestinationStore, Word
 from storage.federation.forgotten_destinations import Ages, ForgottenDestinationStore
-from storage.persist.state_effects import NewMembership, StateEffect, apply_effects
+from storage.persist.state_effects import StateEffect, apply_effects
+from storage.rooms.memberships import NewMembership
 from storage.rooms.partial_rooms import begin_partial
 from storage.rooms.receipts import NewReceipt, ReceiptStore
 from storage.rooms.room_servers import RoomServer, RoomServerStore, count_servers

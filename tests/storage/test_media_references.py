@@ -20,8 +20,9 @@ from storage.media.references import (
 )
 from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.media.removal import MediaRemovalStore, Reason
-from storage.persist.state_effects import NewMembership, StateEffect, apply_effects
+from storage.persist.state_effects import StateEffect, apply_effects
 from storage.retention.purging import BEFORE_ALL, PurgingStore
+from storage.rooms.memberships import NewMembership
 
 OWN, ALICE, NOW = "example.org", "@alice:example.org", 1_700_000_000_000
 

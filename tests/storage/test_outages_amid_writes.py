@@ -180,9 +180,8 @@ def test_who_is_alone_fails_for_what_it_asked_and_waits_for_it_once(
         return is_sure
 
     outcome = write(node, "alone", fn)
-    assert issubclass(
-        outcome, node.database.engine.errors if why == "nonsense" else DatabaseUnavailable
-    )  # type: ignore[arg-type]
+    expected = node.database.engine.errors if why == "nonsense" else DatabaseUnavailable
+    assert issubclass(outcome, expected)  # type: ignore[arg-type]
     assert len(tries) == 1 + (why == "nonsense" and tries[0])
     assert isinstance(write(node, "next", put("next")), int)
     assert node.names() == ["next"]

@@ -6,8 +6,8 @@ from itertools import count
 import pytest
 
 from storage.engine.database import Database
-from storage.persist.state_effects import NewMembership, StateEffect, apply_effects
-from storage.rooms.memberships import MembershipRow, MembershipStore
+from storage.persist.state_effects import StateEffect, apply_effects
+from storage.rooms.memberships import MembershipRow, MembershipStore, NewMembership
 from tests.helpers.plans import note_plans
 
 ALICE, ROOM = "@alice:example.org", 1

@@ -204,13 +204,11 @@ async def test_what_was_prepared_may_be_discarded(postgres_database: Database) -
     def discard(connection: Connection) -> None:
         connection.execute("DISCARD ALL", ())
 
+    def write(txn: WriteTransaction, number: int) -> int:
+        return txn.execute(add, (number,))
+
     for number in (1, 2):
-        assert (
-            await postgres_database.write(
-                "add", lambda txn, number=number: txn.execute(add, (number,))
-            )
-            == 1
-        )  # type: ignore[misc]
+        assert await postgres_database.write("add", write, number) == 1
         assert await postgres_database.read_once("find", lambda txn: txn.query(find, (1,))) == [
             (1,)
         ]

@@ -141,8 +141,11 @@ def test_a_write_that_asks_nothing_is_one_message(nodes: tuple[Stepped, Stepped]
         write(
             node,
             f"both{number}",
-            lambda txn, n=number: (txn.allocate("device"), number_and_put(f"both{n}")(txn)),
-        )  # type: ignore[misc]
+            lambda txn, n=number: (  # type: ignore[misc]
+                txn.allocate("device"),
+                number_and_put(f"both{n}")(txn),
+            ),
+        )
     assert CountingCursor.messages == 1
     assert CountingCursor.last.count(b"EXECUTE") == 5, (
         "the lock; the check of all counters, and the new position; the row; two other counters"

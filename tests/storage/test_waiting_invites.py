@@ -3,8 +3,7 @@
 import pytest
 
 from storage.engine.database import Database
-from storage.persist.state_effects import NewMembership
-from storage.rooms.memberships import MembershipStore
+from storage.rooms.memberships import MembershipStore, NewMembership
 from storage.rooms.out_of_room_memberships import (
     MOST_WAITING,
     OutsideMembershipStore,

@@ -3,7 +3,7 @@
 spec: client-server-api#client-config, client-server-api#room-tagging
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -19,8 +19,6 @@ from federation.protocol.errors import (
     UserLimitExceeded,
 )
 from federation.protocol.ids import RoomID, UserID
-from homeserver.services.push.push_rules import push_rules_content
-from homeserver.services.push.stored_rules import PUSH_RULES
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -32,8 +30,7 @@ LARGEST_CONTENT: Final = 1024 * 1024
 _LONGEST_TYPE: Final = 255
 _LONGEST_TAG: Final = 255
 _LARGEST_TAGS: Final = 65536
-_MANAGED: Final = frozenset({"m.fully_read", PUSH_RULES})
-"""Types that the server itself writes. spec: client-server-api#server-behaviour-16"""
+_FULLY_READ: Final = "m.fully_read"
 
 
 class ManagedByServer(BadJson):
@@ -51,14 +48,21 @@ class AccountData:
         most_entries: int | None,
         largest: int | None,
         info_uri: str,
+        computed: Mapping[str, Callable[[UserID, bytes | None], Mapping[str, object]]],
     ) -> None:
         """`most_entries` and `largest` (bytes of all contents): of one user; None: no bound.
-        `info_uri`: a page about it."""
+        `info_uri`: a page about it.
+
+        `computed`: types whose content the server makes from what is stored for a user, such as
+        the push rules. Clients cannot write these. spec: client-server-api#server-behaviour-16
+        """
         self._database = database
         self._store = store
         self._most_entries = most_entries
         self._largest = largest
         self._info_uri = info_uri
+        self._computed = computed
+        self._managed = frozenset({_FULLY_READ, *computed})
 
     async def get(
         self, caller: Requester, user_id: UserID, room_id: RoomID | None, type_: str
@@ -66,8 +70,9 @@ class AccountData:
         """One entry's content. Raises `Forbidden`, `NotFound`."""
         _check_owner(caller, user_id)
         content = await self._store.get_entry(user_id, room_id, type_)
-        if room_id is None and type_ == PUSH_RULES:
-            return msgspec.Raw(msgspec.json.encode(push_rules_content(user_id, content)))
+        compute = self._computed.get(type_) if room_id is None else None
+        if compute is not None:
+            return msgspec.Raw(msgspec.json.encode(compute(user_id, content)))
         if content is None:
             raise NotFound("There is no such account data")
         return msgspec.Raw(content)
@@ -85,7 +90,7 @@ class AccountData:
         Raises `Forbidden`, `ManagedByServer`, `InvalidParam`, `BadJson`, `UserLimitExceeded`.
         """
         _check_owner(caller, user_id)
-        _check_type(type_)
+        self._check_type(type_)
         data = bytes(content)
         is_empty = not decode_object(
             data
@@ -103,7 +108,7 @@ class AccountData:
     ) -> None:
         """Remove one entry; that there is none is no error. Raises as `do_set`."""
         _check_owner(caller, user_id)
-        _check_type(type_)
+        self._check_type(type_)
 
         def write(txn: WriteTransaction) -> None:
             self._store.remove_entry(txn, user_id, room_id, type_)
@@ -174,6 +179,12 @@ class AccountData:
                 raise self._refusal(f"{self._largest} bytes")
         self._store.set_entry(txn, user_id, room_id, type_, content, deleted=deleted)
 
+    def _check_type(self, type_: str) -> None:
+        if type_ in self._managed:
+            raise ManagedByServer(f"{type_} is kept by the server")
+        if not type_ or len(type_.encode()) > _LONGEST_TYPE or "\0" in type_:
+            raise InvalidParam("A type has 1 to 255 bytes")
+
     def _refusal(self, bound: str) -> UserLimitExceeded:
         return UserLimitExceeded(
             f"You may keep {bound} of account data on this server", info_uri=self._info_uri
@@ -183,13 +194,6 @@ class AccountData:
 def _check_owner(caller: Requester, user_id: UserID) -> None:
     if caller.user_id != user_id:
         raise Forbidden("This is another user's account data")
-
-
-def _check_type(type_: str) -> None:
-    if type_ in _MANAGED:
-        raise ManagedByServer(f"{type_} is kept by the server")
-    if not type_ or len(type_.encode()) > _LONGEST_TYPE or "\0" in type_:
-        raise InvalidParam("A type has 1 to 255 bytes")
 
 
 def _check_tag(tag: str) -> None:

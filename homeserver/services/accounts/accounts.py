@@ -4,8 +4,7 @@ confirmed.
 spec: client-server-api#legacy-account-management, client-server-api#account-moderation
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -14,6 +13,7 @@ from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.accounts.deactivation import Deactivation
 from homeserver.services.audit.audit import Happened, note
+from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.services.login.credential_epoch import Era, check_era
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.passwords import Passwords
@@ -22,23 +22,12 @@ from homeserver.services.login.uia import UIA, AuthData, Operation
 from homeserver.services.login.uia_stages import (
     EMAIL_IDENTITY,
     MSISDN_IDENTITY,
-    PASSWORD,
     parse_proof,
 )
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.login.uia import ConfirmationStore
 from storage.threepids.threepids import ThreepidStore
-
-
-class OtherProofs(Protocol):
-    """Who else may say who somebody is."""
-
-    async def stages_of(self, user_id: UserID) -> Sequence[str]:
-        """The stages with which this user can confirm something, besides a password that is kept
-        here."""
-        ...
 
 
 class Accounts:
@@ -53,20 +42,15 @@ class Accounts:
         sessions: Sessions,
         sign_in: SignIn,
         uia: UIA,
+        confirmation: AccountConfirmation,
         deactivation: Deactivation,
         threepids: ThreepidStore,
         *,
         by_email: bool = False,
         by_phone: bool = False,
-        account_page: str = "",
-        other_proofs: OtherProofs | None = None,
-        confirmations: ConfirmationStore | None = None,
-        confirmed_for_ms: int = 0,
     ) -> None:
-        """`confirmed_for_ms`: for how long who has confirmed something may do further things on the
-        same device, of those that bear it; it needs `confirmations`. `by_email`: who has forgotten
-        the password may set a new one with their e-mail address; `by_phone`: with their telephone
-        number; `account_page`: where people manage their accounts in a browser."""
+        """`by_email`, `by_phone`: a new password can be set with the e-mail address, or with the
+        telephone number, of the account."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -74,60 +58,13 @@ class Accounts:
         self._sessions = sessions
         self._sign_in = sign_in
         self._uia = uia
+        self._confirmation = confirmation
         self._deactivation = deactivation
         self._threepids = threepids
         self._resetting_stages = [
             *([EMAIL_IDENTITY] if by_email else []),
             *([MSISDN_IDENTITY] if by_phone else []),
         ]
-        self._account_page = account_page
-        self._other_proofs = other_proofs
-        self._confirmations = confirmations if confirmed_for_ms else None
-        self._confirmed_for_ms = confirmed_for_ms
-
-    async def check_confirmed(
-        self,
-        caller: Requester,
-        operation: str,
-        auth: AuthData | None,
-        address: str,
-        *,
-        bears_earlier: bool = False,
-    ) -> int:
-        """Return once the caller has confirmed, with their password or at their identity provider,
-        that they do this: in which era of the account, to be compared (`check_era`) in the write in
-        which it is done. `bears_earlier`: it is enough that they confirmed something else on this
-        device lately, where the operator has it so; never for what lets others in, or takes the
-        account away. Raises `AuthenticationRequired`, and `Forbidden` where they have nothing to
-        confirm it with, or do not do it in this way."""
-        if caller.oauth_client is not None:
-            # an app that was let in without a password is not to ask for it afterwards
-            raise Forbidden(f"This is done on the account page of the server: {self._account_page}")
-        account = (await self._accounts.get_accounts([caller.user_id]))[caller.user_id]
-        if bears_earlier and await self._has_confirmed(caller):
-            return account.era
-        stages = (
-            [PASSWORD]
-            if self._sign_in.password_confirmation and account.password_hash is not None
-            else []
-        )
-        if self._other_proofs is not None:
-            stages += await self._other_proofs.stages_of(caller.user_id)
-        if not stages:
-            raise Forbidden("This account has no password to confirm this with")
-        flows = [[stage] for stage in dict.fromkeys(stages)]
-        await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
-        if self._confirmations is not None and caller.device_id is not None:
-            await self._confirmations.set_confirmed(
-                caller.user_id, caller.device_id, self._now(), account.era
-            )
-        return account.era
-
-    async def _has_confirmed(self, caller: Requester) -> bool:
-        if self._confirmations is None or caller.device_id is None:
-            return False
-        confirmed_ts = await self._confirmations.get_confirmed(caller.user_id, caller.device_id)
-        return confirmed_ts is not None and confirmed_ts > self._now() - self._confirmed_for_ms
 
     async def do_change_password(
         self,
@@ -138,9 +75,11 @@ class Accounts:
         *,
         log_out_others: bool,
     ) -> None:
-        """Change it, once that is confirmed. Raises `WeakPassword`, and as `check_confirmed`."""
+        """Change it, once that is confirmed. Raises `WeakPassword`, and as `AccountConfirmation.check_confirmed`."""
         self._passwords.check_policy(new_password)
-        era = await self.check_confirmed(caller, "POST account/password", auth, address)
+        era = await self._confirmation.check_confirmed(
+            caller, "POST account/password", auth, address
+        )
         await self.do_set_password(
             caller.user_id,
             new_password,
@@ -216,8 +155,10 @@ class Accounts:
         self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool
     ) -> str:
         """End the caller's account, once that is confirmed; as `Deactivation.do_deactivate`. Raises
-        as `check_confirmed`."""
-        era = await self.check_confirmed(caller, "POST account/deactivate", auth, address)
+        as `AccountConfirmation.check_confirmed`."""
+        era = await self._confirmation.check_confirmed(
+            caller, "POST account/deactivate", auth, address
+        )
         return await self._deactivation.do_deactivate(
             caller.user_id, erase=erase, ip=address, era=era
         )

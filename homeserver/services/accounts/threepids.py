@@ -10,9 +10,9 @@ from typing import Final, Protocol
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, ThreepidInUse
 from federation.protocol.ids import UserID
-from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.provider_emails import Plan, compute_plans
 from homeserver.services.audit.audit import Happened, note
+from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.services.login.credential_epoch import Era, check_era
 from homeserver.services.login.uia import AuthData
 from homeserver.services.threepids.validation import ADD, EMAIL, Proof, ThreepidValidation
@@ -51,7 +51,7 @@ class Threepids:
         now_ms: Callable[[], int],
         database: Database,
         store: ThreepidStore,
-        accounts: Accounts,
+        confirmation: AccountConfirmation,
         validations: ThreepidValidation,
         kept_by_address: Sequence[KeepsByAddress] = (),
         bindings: Bindings | None = None,
@@ -63,7 +63,7 @@ class Threepids:
         self._now_ms = now_ms
         self._database = database
         self._store = store
-        self._accounts = accounts
+        self._confirmation = confirmation
         self._validations = validations
         self._kept_by_address = tuple(kept_by_address)
         self._bindings = bindings
@@ -87,7 +87,9 @@ class Threepids:
         Raises `Forbidden`, `ThreepidAuthFailed`, `ThreepidInUse`, `AuthenticationRequired`.
         """
         proof = await self._check(caller.user_id, sid, client_secret)
-        era = await self._accounts.check_confirmed(caller, f"POST account/3pid/add {sid}", auth, ip)
+        era = await self._confirmation.check_confirmed(
+            caller, f"POST account/3pid/add {sid}", auth, ip
+        )
         await self._database.write("add_threepid", self._add, caller.user_id, proof, ip, era)
 
     async def do_take(

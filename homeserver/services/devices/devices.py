@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.accounts.accounts import Accounts
+from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.services.login.credential_epoch import check_era
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.sessions import Sessions
@@ -33,13 +33,13 @@ class Devices:
         database: Database,
         devices: DeviceStore,
         sessions: Sessions,
-        accounts: Accounts,
+        confirmation: AccountConfirmation,
         last_seen: LastSeen,
     ) -> None:
         self._database = database
         self._devices = devices
         self._sessions = sessions
-        self._accounts = accounts
+        self._confirmation = confirmation
         self._last_seen = last_seen
 
     async def get_devices(self, user_id: UserID) -> Sequence[DeviceRow]:
@@ -85,8 +85,8 @@ class Devices:
         era = None
         if caller.appservice_id is None:
             operation = "DELETE devices " + " ".join(sorted(set(device_ids)))
-            era = await self._accounts.check_confirmed(
-                caller, operation, auth, address, bears_earlier=True
+            era = await self._confirmation.check_confirmed(
+                caller, operation, auth, address, accepts_earlier=True
             )
 
         def write(txn: WriteTransaction) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from federation.peers.identity import ServerIdentity
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingToken, NotFound
-from federation.protocol.ids import RoomAlias, RoomID, ServerName, could_be_found
+from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, could_be_found
 from federation.protocol.power_levels import PowerLevels
 from federation.remote.directory import DirectoryQuery
 from federation.rooms.engine import RoomEngine
@@ -21,7 +21,6 @@ from federation.rooms.serving.summaries import describe_room
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
 from homeserver.services.directory.remote_servers import Elsewhere
 from homeserver.services.directory.shadow_ban import UnshownRooms
-from homeserver.services.rooms.reading import RoomReading
 from storage.directory.aliases import AliasRow, AliasStore, AliasTaken
 from storage.rooms.rooms import RoomStore
 from storage.rooms.summaries import RoomSummaryStore
@@ -51,6 +50,22 @@ class AliasNamespaces(Protocol):
         ...
 
 
+class ReadsRooms(Protocol):
+    """What the directory asks of the service that reads rooms."""
+
+    async def find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
+        """Return the user's membership of the room."""
+        ...
+
+    async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+        """Return the room if the user may see its present state; raises Forbidden, NotFound."""
+        ...
+
+    async def check_joined(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+        """Return the room if the user is joined to it; raises Forbidden, NotFound."""
+        ...
+
+
 class RoomDirectory:
     """Aliases and the public directory of this server."""
 
@@ -60,7 +75,7 @@ class RoomDirectory:
         rooms: RoomStore,
         aliases: AliasStore,
         summaries: RoomSummaryStore,
-        reading: RoomReading,
+        reading: ReadsRooms,
         servers: RoomServers,
         elsewhere: Elsewhere,
         unshown: UnshownRooms,

@@ -22,9 +22,9 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import KeyID, UserID
 from federation.protocol.signing import is_signed_by
-from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.encryption.cross_signing_resets import CrossSigningResets
 from homeserver.services.login.application_passwords import ApplicationPasswords
+from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.services.login.credential_epoch import check_era
 from homeserver.services.login.uia import AuthData
 from storage.devices.devices import DeviceStore
@@ -56,7 +56,7 @@ class CrossSigning:
         store: CrossSigningStore,
         published: KeysOfPeople,
         devices: DeviceStore,
-        accounts: Accounts,
+        confirmation: AccountConfirmation,
         resets: CrossSigningResets,
         programs: ApplicationPasswords,
     ) -> None:
@@ -64,7 +64,7 @@ class CrossSigning:
         self._store = store
         self._published = published
         self._devices = devices
-        self._accounts = accounts
+        self._confirmation = confirmation
         self._resets = resets
         self._programs = programs
 
@@ -153,8 +153,8 @@ class CrossSigning:
         if not allowed and caller.oauth_client is not None:
             await self._resets.ask(caller, operation, auth, address)
         elif not allowed:
-            era = await self._accounts.check_confirmed(
-                caller, operation, auth, address, bears_earlier=True
+            era = await self._confirmation.check_confirmed(
+                caller, operation, auth, address, accepts_earlier=True
             )
 
         def write(txn: WriteTransaction) -> bool:

@@ -20,9 +20,9 @@ from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.audit.audit import Happened, note
 from homeserver.services.login.application_passwords import ApplicationPasswords
+from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.services.login.credential_epoch import Era, check_era, check_session, check_sign_in
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.sessions import NewSession, Sessions
@@ -59,7 +59,7 @@ class LoginTokens:
         store: LoginTokenStore,
         upstream_sessions: UpstreamSessionStore,
         account_store: AccountStore,
-        accounts: Accounts,
+        confirmation: AccountConfirmation,
         sign_in: SignIn,
         sessions: Sessions,
         limiter: RateLimiter,
@@ -78,7 +78,7 @@ class LoginTokens:
         self._store = store
         self._upstream_sessions = upstream_sessions
         self._account_store = account_store
-        self._accounts = accounts
+        self._confirmation = confirmation
         self._sign_in = sign_in
         self._sessions = sessions
         self._limiter = limiter
@@ -106,7 +106,7 @@ class LoginTokens:
         self._limiter.check_only(Limit.LOGIN_ACCOUNT, caller.user_id)
         era = None
         if self._confirmed:
-            era = await self._accounts.check_confirmed(
+            era = await self._confirmation.check_confirmed(
                 caller, "POST login/get_token", auth, address
             )
         self._limiter.check(Limit.LOGIN_ACCOUNT, caller.user_id)

@@ -53,7 +53,7 @@ class Languages:
     def __init__(self) -> None:
         self._files = {
             entry.name.removesuffix(".po"): entry
-            for entry in files("homeserver.services").joinpath("translations").iterdir()
+            for entry in files("homeserver.services.pages").joinpath("translations").iterdir()
             if entry.name.endswith(".po")
         }
         self._read = {ENGLISH: Language(ENGLISH, {})}
