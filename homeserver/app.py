@@ -23,13 +23,13 @@ from twisted.logger import Logger
 from federation.peers.identity import ServerIdentity
 from federation.peers.member_lists import Fetch
 from federation.peers.wire import Wire
-from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
 from federation.remote.directory import DirectoryRequests
 from federation.remote.media import Follow
 from federation.rooms.server_fallback import Candidates
 from federation.rooms.serving.remote_spaces import RemoteHierarchies
+from homeserver.api.endpoint import BodyLimit
 from homeserver.cluster.jobs import Jobs
 from homeserver.config.configuration import Config
 from homeserver.config.server import Listener

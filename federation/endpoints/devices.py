@@ -7,13 +7,17 @@ from typing import Any
 
 import msgspec
 
+from federation.api.endpoint import ServerAuth, endpoint
+from federation.api.request import Peer
 from federation.devices.local_devices import OwnDevices
-from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.ids import UserID
 
 
 @endpoint(
-    "GET", "/_matrix/federation/v1/user/devices/{user_id}", auth=Auth.SERVER, resource="federation"
+    "GET",
+    "/_matrix/federation/v1/user/devices/{user_id}",
+    auth=ServerAuth.SERVER,
+    resource="federation",
 )
 async def get_user_devices(devices: OwnDevices, peer: Peer, *, user_id: UserID) -> dict[str, Any]:  # noqa: ARG001
     """All devices of one of our users."""
@@ -29,7 +33,7 @@ class KeyQuery(msgspec.Struct, frozen=True):
 @endpoint(
     "POST",
     "/_matrix/federation/v1/user/keys/query",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     max_body=1024 * 1024,
     resource="federation",
 )
@@ -47,7 +51,7 @@ class KeyClaim(msgspec.Struct, frozen=True):
 @endpoint(
     "POST",
     "/_matrix/federation/v1/user/keys/claim",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     max_body=1024 * 1024,
     resource="federation",
 )

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation.protocol.answers import Response
-from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.api.endpoint import ServerAuth, endpoint
+from federation.api.request import Peer
+from federation.api.responses import Response
 from federation.protocol.ids import EventID, RoomID
 from federation.rooms.serving.rooms import ServedRooms, TransactionForm
 from storage.events.timelines import Direction
@@ -18,7 +19,9 @@ from storage.events.timelines import Direction
 DEFAULT_LIMIT = 10
 
 
-@endpoint("GET", "/_matrix/federation/v1/event/{event_id}", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET", "/_matrix/federation/v1/event/{event_id}", auth=ServerAuth.SERVER, resource="federation"
+)
 async def get_event(
     rooms: ServedRooms, form: TransactionForm, peer: Peer, *, event_id: EventID
 ) -> dict[str, Any]:
@@ -26,7 +29,9 @@ async def get_event(
     return form.wrap(await rooms.get_event(peer.server_name, event_id))
 
 
-@endpoint("GET", "/_matrix/federation/v1/state/{room_id}", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET", "/_matrix/federation/v1/state/{room_id}", auth=ServerAuth.SERVER, resource="federation"
+)
 async def get_state(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
 ) -> Response:
@@ -35,7 +40,10 @@ async def get_state(
 
 
 @endpoint(
-    "GET", "/_matrix/federation/v1/state_ids/{room_id}", auth=Auth.SERVER, resource="federation"
+    "GET",
+    "/_matrix/federation/v1/state_ids/{room_id}",
+    auth=ServerAuth.SERVER,
+    resource="federation",
 )
 async def get_state_ids(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
@@ -48,7 +56,7 @@ async def get_state_ids(
 @endpoint(
     "GET",
     "/_matrix/federation/v1/event_auth/{room_id}/{event_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
 )
 async def get_event_auth(
@@ -59,7 +67,10 @@ async def get_event_auth(
 
 
 @endpoint(
-    "GET", "/_matrix/federation/v1/backfill/{room_id}", auth=Auth.SERVER, resource="federation"
+    "GET",
+    "/_matrix/federation/v1/backfill/{room_id}",
+    auth=ServerAuth.SERVER,
+    resource="federation",
 )
 async def get_backfill(
     rooms: ServedRooms,
@@ -86,7 +97,7 @@ class Missing(msgspec.Struct, frozen=True):
 @endpoint(
     "POST",
     "/_matrix/federation/v1/get_missing_events/{room_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
 )
 async def get_missing_events(
@@ -107,7 +118,7 @@ async def get_missing_events(
 @endpoint(
     "GET",
     "/_matrix/federation/v1/timestamp_to_event/{room_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
 )
 async def get_event_by_timestamp(

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Peer, RequestContext, endpoint
+from federation.api.endpoint import ServerAuth, endpoint
+from federation.api.request import Peer, RequestContext
 from federation.protocol.ids import EventID, RoomID, parse_user_id
 from federation.rooms.joins.invites import BoundAddress, Invitations
 
@@ -26,7 +27,7 @@ class Invite(msgspec.Struct, frozen=True):
 @endpoint(
     "PUT",
     "/_matrix/federation/v2/invite/{room_id}/{event_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     max_body=MAX_BODY,
 )
@@ -48,7 +49,7 @@ async def invite(
 @endpoint(
     "PUT",
     "/_matrix/federation/v1/invite/{room_id}/{event_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     max_body=MAX_BODY,
 )
@@ -72,7 +73,7 @@ async def invite_v1(
 @endpoint(
     "PUT",
     "/_matrix/federation/v1/exchange_third_party_invite/{room_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
 )
 async def exchange_third_party_invite(
@@ -83,7 +84,7 @@ async def exchange_third_party_invite(
     return {}
 
 
-@endpoint("PUT", "/_matrix/federation/v1/3pid/onbind", auth=Auth.NONE, resource="federation")
+@endpoint("PUT", "/_matrix/federation/v1/3pid/onbind", auth=ServerAuth.NONE, resource="federation")
 async def third_party_bound(
     invitations: Invitations, context: RequestContext, *, body: BoundAddress
 ) -> dict[str, Any]:

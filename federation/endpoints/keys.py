@@ -5,9 +5,9 @@ spec: server-server-api#retrieving-server-keys
 
 import msgspec
 
+from federation.api.endpoint import ServerAuth, endpoint
 from federation.peers.notary import KeyNotary
 from federation.peers.own_keys import OwnKeys
-from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.ids import ServerName
 
 
@@ -27,7 +27,7 @@ class Answer(msgspec.Struct, frozen=True):
     "GET",
     "/_matrix/key/v2/server",
     "/_matrix/key/v2/server/{key_id}",
-    auth=Auth.NONE,
+    auth=ServerAuth.NONE,
     resource="keys",
 )
 async def get_server_keys(keys: OwnKeys, *, key_id: str = "") -> msgspec.Raw:  # noqa: ARG001 - the path has it
@@ -39,7 +39,7 @@ async def get_server_keys(keys: OwnKeys, *, key_id: str = "") -> msgspec.Raw:  #
     "GET",
     "/_matrix/key/v2/query/{server_name}",
     "/_matrix/key/v2/query/{server_name}/{key_id}",
-    auth=Auth.NONE,
+    auth=ServerAuth.NONE,
     resource="keys",
 )
 async def get_keys_of_another(
@@ -53,7 +53,7 @@ async def get_keys_of_another(
     return Answer(await notary.get_documents({server_name: {key_id: minimum_valid_until_ts}}))
 
 
-@endpoint("POST", "/_matrix/key/v2/query", auth=Auth.NONE, resource="keys")
+@endpoint("POST", "/_matrix/key/v2/query", auth=ServerAuth.NONE, resource="keys")
 async def post_query_of_keys(notary: KeyNotary, *, body: Query) -> Answer:
     """What other servers say about their keys."""
     return Answer(

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from federation.protocol.answers import Response
-from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.api.endpoint import ServerAuth, endpoint
+from federation.api.request import Peer
+from federation.api.responses import Response
 from federation.protocol.ids import ServerName
 
 DEFAULT_WAIT_MS = 20_000
@@ -38,7 +39,7 @@ class MediaAnswers(msgspec.Struct, frozen=True):
 @endpoint(
     "GET",
     "/_matrix/federation/v1/media/download/{media_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     long_poll=True,
 )
@@ -52,7 +53,7 @@ async def get_file(
 @endpoint(
     "GET",
     "/_matrix/federation/v1/media/thumbnail/{media_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     long_poll=True,
 )

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.protocol.answers import Response
-from federation.protocol.endpoint import Auth, Names, Peer, endpoint
+from federation.api.endpoint import Names, ServerAuth, endpoint
+from federation.api.request import Peer
+from federation.api.responses import Response
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms.joins.make_send import Handshakes
 
@@ -22,7 +23,7 @@ Versions = Annotated[list[str] | None, Names("ver")]
 @endpoint(
     "GET",
     "/_matrix/federation/v1/make_join/{room_id}/{user_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
 )
 async def make_join(
@@ -40,7 +41,7 @@ async def make_join(
 @endpoint(
     "PUT",
     "/_matrix/federation/v2/send_join/{room_id}/{event_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     max_body=MAX_BODY,
 )
@@ -64,7 +65,7 @@ async def send_join(
 @endpoint(
     "PUT",
     "/_matrix/federation/v1/send_join/{room_id}/{event_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     max_body=MAX_BODY,
 )
@@ -80,7 +81,7 @@ async def send_join_v1(
 @endpoint(
     "GET",
     "/_matrix/federation/v1/make_leave/{room_id}/{user_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
 )
 async def make_leave(
@@ -93,7 +94,7 @@ async def make_leave(
 @endpoint(
     "PUT",
     "/_matrix/federation/v2/send_leave/{room_id}/{event_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     max_body=MAX_BODY,
 )
@@ -108,7 +109,7 @@ async def send_leave(
 @endpoint(
     "PUT",
     "/_matrix/federation/v1/send_leave/{room_id}/{event_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     max_body=MAX_BODY,
 )
@@ -123,7 +124,7 @@ async def send_leave_v1(
 @endpoint(
     "GET",
     "/_matrix/federation/v1/make_knock/{room_id}/{user_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
 )
 async def make_knock(
@@ -141,7 +142,7 @@ async def make_knock(
 @endpoint(
     "PUT",
     "/_matrix/federation/v1/send_knock/{room_id}/{event_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
     max_body=MAX_BODY,
 )

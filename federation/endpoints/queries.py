@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, endpoint
+from federation.api.endpoint import ServerAuth, endpoint
 from federation.protocol.errors import Unrecognized
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID
 from federation.remote.directory import DirectoryQuery
@@ -28,7 +28,9 @@ class QueryAnswers(msgspec.Struct, frozen=True):
     """A page of our directory. Raises Forbidden, InvalidParam."""
 
 
-@endpoint("GET", "/_matrix/federation/v1/query/profile", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET", "/_matrix/federation/v1/query/profile", auth=ServerAuth.SERVER, resource="federation"
+)
 async def query_profile(
     answers: QueryAnswers, *, user_id: UserID, field: str | None = None
 ) -> Mapping[str, object]:
@@ -36,7 +38,9 @@ async def query_profile(
     return await answers.get_profile(user_id, field)
 
 
-@endpoint("GET", "/_matrix/federation/v1/query/directory", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET", "/_matrix/federation/v1/query/directory", auth=ServerAuth.SERVER, resource="federation"
+)
 async def query_directory(answers: QueryAnswers, *, room_alias: RoomAlias) -> dict[str, Any]:
     """The room of an alias."""
     room_id, servers = await answers.get_alias(room_alias)
@@ -44,7 +48,10 @@ async def query_directory(answers: QueryAnswers, *, room_alias: RoomAlias) -> di
 
 
 @endpoint(
-    "GET", "/_matrix/federation/v1/query/{query_type}", auth=Auth.SERVER, resource="federation"
+    "GET",
+    "/_matrix/federation/v1/query/{query_type}",
+    auth=ServerAuth.SERVER,
+    resource="federation",
 )
 async def query_other(*, query_type: str) -> dict[str, Any]:
     """Anything else: that is not known here. spec:
@@ -52,7 +59,9 @@ async def query_other(*, query_type: str) -> dict[str, Any]:
     raise Unrecognized(f"This server does not answer queries of the type {query_type[:40]!r}")
 
 
-@endpoint("GET", "/_matrix/federation/v1/publicRooms", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "GET", "/_matrix/federation/v1/publicRooms", auth=ServerAuth.SERVER, resource="federation"
+)
 async def get_public_rooms(
     answers: QueryAnswers,
     *,
@@ -84,7 +93,9 @@ class Query(msgspec.Struct, frozen=True):
     third_party_instance_id: str | None = None
 
 
-@endpoint("POST", "/_matrix/federation/v1/publicRooms", auth=Auth.SERVER, resource="federation")
+@endpoint(
+    "POST", "/_matrix/federation/v1/publicRooms", auth=ServerAuth.SERVER, resource="federation"
+)
 async def query_public_rooms(answers: QueryAnswers, *, body: Query) -> dict[str, Any]:
     """A page of the directory, filtered."""
     wanted = body.filter or Filter()

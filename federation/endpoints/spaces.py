@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.api.endpoint import ServerAuth, endpoint
+from federation.api.request import Peer
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import RoomID
 from federation.rooms.server_access import ServerAccess
@@ -13,7 +14,7 @@ from federation.rooms.serving.spaces import Spaces
     "GET",
     "/_matrix/federation/v1/hierarchy/{room_id}",
     "/_matrix/federation/unstable/org.matrix.msc2946/hierarchy/{room_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     resource="federation",
 )
 async def get_hierarchy(

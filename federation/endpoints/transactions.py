@@ -2,7 +2,8 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.api.endpoint import ServerAuth, endpoint
+from federation.api.request import Peer
 from federation.receiver.transactions import Transactions
 
 MAX_BODY = 16 << 20
@@ -12,7 +13,7 @@ MAX_BODY = 16 << 20
 @endpoint(
     "PUT",
     "/_matrix/federation/v1/send/{txn_id}",
-    auth=Auth.SERVER,
+    auth=ServerAuth.SERVER,
     max_body=MAX_BODY,
     resource="federation",
 )

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, endpoint
+from federation.api.endpoint import ServerAuth, endpoint
 
 
 class Implementation(msgspec.Struct, frozen=True):
@@ -14,7 +14,7 @@ class Answer(msgspec.Struct, frozen=True):
     server: Implementation
 
 
-@endpoint("GET", "/_matrix/federation/v1/version", auth=Auth.NONE, resource="federation")
+@endpoint("GET", "/_matrix/federation/v1/version", auth=ServerAuth.NONE, resource="federation")
 async def get_implementation(implementation: Implementation) -> Answer:
     """The name of the program, and its version."""
     return Answer(implementation)

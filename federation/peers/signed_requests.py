@@ -19,13 +19,13 @@ from typing import Final
 
 import msgspec
 
+from federation.api.request import Peer
 from federation.peers.event_lists import is_one_object
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring
 from federation.peers.policy import Policy
 from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.dense_json import has_too_many_values
-from federation.protocol.endpoint import Peer
 from federation.protocol.errors import MatrixError, NotJson, Unauthorized
 from federation.protocol.ids import KeyID
 from federation.protocol.request_signing import RequestSignature, check_request, parse_authorization

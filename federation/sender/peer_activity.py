@@ -3,7 +3,7 @@ again."""
 
 from typing import Protocol
 
-from federation.protocol.endpoint import Peer
+from federation.api.request import Peer
 from federation.sender.sender import Sender
 
 

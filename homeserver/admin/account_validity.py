@@ -2,8 +2,9 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.renewal import Renewals
 

@@ -1,7 +1,8 @@
 """Passwords that people made for programs, for administrators: whose there are, and their end."""
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.login.application_passwords import ApplicationPasswords
 

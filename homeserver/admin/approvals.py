@@ -4,9 +4,10 @@ from typing import Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.login.approvals import Approvals
 
 MOST: Final = 1000

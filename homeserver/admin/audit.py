@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.audit.audit import NOBODY, Audit
 
 MOST: Final = 1000

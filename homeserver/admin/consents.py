@@ -2,9 +2,10 @@
 
 from typing import Annotated, Final
 
-from federation.protocol.endpoint import Auth, Names, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.terms.consent import Consents
 
 MOST: Final = 1000

@@ -9,9 +9,10 @@ stream the server has been told of every event that concerns it.
 
 from typing import Annotated, Any, Final, Literal
 
-from federation.protocol.endpoint import Auth, Names, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import ServerName
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.federation.destinations import Destinations
 from storage.federation.destination_lists import DestinationSummary, Order

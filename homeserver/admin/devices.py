@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import MissingParam
 from federation.protocol.ids import DeviceID, UserID, parse_device_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
 from homeserver.services.administration.devices import DeviceAdministration
 from storage.devices.devices import DeviceRow

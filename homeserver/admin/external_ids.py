@@ -5,9 +5,10 @@ The two paths under `/_synapse` are Synapse's.
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.threepids import Threepids
 from homeserver.services.threepids.validation import EMAIL

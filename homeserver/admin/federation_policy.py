@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from federation.peers.policy import Policy, ServerPatterns
-from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.ids import ServerName
 from federation.protocol.member_list import Member, Right
+from homeserver.api.endpoint import Auth, endpoint
 
 
 @endpoint("GET", "/_mahalla/admin/v1/federation_policy", auth=Auth.ADMIN)

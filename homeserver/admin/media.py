@@ -4,9 +4,11 @@ administration API."""
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import InvalidParam, MissingParam
 from federation.protocol.ids import RoomID, ServerName, UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.media.administration import MediaAdministration
 from homeserver.services.scanning.administration import shown_scan

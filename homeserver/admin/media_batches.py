@@ -8,10 +8,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import parse_room_id, parse_server_name, parse_user_id
 from homeserver.admin.media import shown_copy, shown_upload
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.media.administration import Acted, MediaAdministration
 from homeserver.services.media.repository import MEDIA_ID
 from storage.media.content_uris import MediaAddress

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Names, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import InvalidParam
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.scanning.administration import ScanAdministration, shown_scan
 from storage.media.rescans import Rescan
 

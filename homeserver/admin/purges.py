@@ -5,9 +5,11 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.ids import EventID, RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.retention.history_purges import HistoryPurges
 from homeserver.services.retention.purge_log import PurgedRecord
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.pushers.pushers import Pushers
 from storage.push.pushers import PusherRow
 

@@ -2,8 +2,10 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.ids import parse_device_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.services.accounts.registration import Wish
 from homeserver.services.accounts.shared_secret_registration import (
     SharedSecretRegistration,

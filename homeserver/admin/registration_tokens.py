@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.registration_tokens import RegistrationTokens
 from storage.accounts.registration_tokens import RegistrationTokenRow

@@ -8,9 +8,10 @@ null.
 
 from typing import Annotated, Any, Final, Literal
 
-from federation.protocol.endpoint import Auth, Names, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.moderation.report_administration import KeptReports
 from storage.moderation.reports import Report, ReportFilter, ReportKind

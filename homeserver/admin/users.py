@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
 from homeserver.services.administration.users import Changes, Details, UserAdministration, links_of
 from storage.accounts.policy_consents import ConsentRow

@@ -5,8 +5,10 @@ spec: client-server-api#current-account-information, client-server-api#legacy-ac
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import GuestAccessForbidden
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.accounts import Accounts
 

@@ -5,8 +5,9 @@ spec: client-server-api#server-administration
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.administration.account_actions import AccountModeration
 
 _UNSTABLE = "/_matrix/client/unstable/uk.timedout.msc4323/admin"

@@ -3,7 +3,10 @@
 `homeserver/web/renew_account.py` is the page that the letter leads to.
 """
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.renewal import Renewals
 from homeserver.services.pages.languages import Languages

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import Forbidden, LimitExceeded, NotFound
 from federation.protocol.ids import RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.rooms.delayed_events import (
     AlreadyFinalised,

@@ -5,8 +5,11 @@ from typing import Annotated
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.ids import DeviceID, parse_device_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
 from homeserver.services.devices.devices import Devices
 from storage.devices.devices import DeviceRow

@@ -3,8 +3,10 @@ client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event"""
 
 from typing import Any, Literal
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.events_by_time import EventsByTime
 from storage.events.timelines import Direction
 

@@ -2,8 +2,10 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.filters.filters import Filters
 
 _ALL = "/user/{user_id}/filter"

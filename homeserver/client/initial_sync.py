@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import EventID, RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.streams.sync_tokens import parse_sync_token
 from homeserver.services.sync.initial_sync import OldSync
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
 from homeserver.services.encryption.key_backups import (
     AllKeys,

@@ -5,7 +5,10 @@ from typing import Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.encryption.cross_signing import CrossSigning, KeySet
 from homeserver.services.encryption.device_keys import DeviceKeys, KeyUpload

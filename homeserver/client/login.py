@@ -8,9 +8,12 @@ spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden, MatrixError, MissingParam, Unrecognized
 from federation.protocol.ids import parse_device_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.application_services.application_services import LOGIN_TYPE as SERVICE_TYPE
 from homeserver.services.application_services.application_services import ActingServices
 from homeserver.services.devices.devices import check_device_name

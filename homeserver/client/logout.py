@@ -1,6 +1,8 @@
 """Signing out. spec: client-server-api#post_matrixclientv3logout"""
 
-from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.login.sessions import Sessions
 

@@ -9,17 +9,13 @@ from typing import Annotated, BinaryIO
 
 import msgspec
 
-from federation.protocol.endpoint import (
-    Auth,
-    BodyLimit,
-    Limit,
-    Names,
-    RequestContext,
-    Requester,
-    endpoint,
-)
+from federation.api.endpoint import Names
+from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
+from homeserver.api.endpoint import Auth, BodyLimit, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
 from homeserver.services.media.delivery import Asked, MediaDelivery
 from homeserver.services.media.repository import MediaRepository, Upload

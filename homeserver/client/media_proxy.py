@@ -7,8 +7,10 @@ given out without one.
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.ids import ServerName
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import Response
 from homeserver.services.media.scan_proxy import MediaProxy
 from homeserver.services.media.thumbnails import Method

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any
 
-from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.api.endpoint import Names
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.mutual_rooms import MutualRooms
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.notifications.notifications import Notifications
 
 DEFAULT_LIMIT: Final = 20

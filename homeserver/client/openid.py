@@ -1,7 +1,8 @@
 """Proving to other services who one is. spec: client-server-api#openid"""
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.login.openid import OpenID
 
 _PATH = "/user/{user_id}/openid/request_token"

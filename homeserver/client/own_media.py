@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import InvalidParam
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.media.own_uploads import MOST, OwnUploads
 from homeserver.services.scanning.administration import shown_scan
 

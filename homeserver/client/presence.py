@@ -4,8 +4,10 @@ from typing import Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.presence.presence import Presence
 

@@ -5,8 +5,11 @@ from typing import Annotated
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.profiles.access import ProfileAccess
 from homeserver.services.profiles.profiles import LARGEST_PROFILE, Profiles

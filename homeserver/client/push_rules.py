@@ -5,7 +5,9 @@ from typing import Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.push.default_rules import Action, Condition
 from homeserver.services.push.push_rules import PushRules

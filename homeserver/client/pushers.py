@@ -4,8 +4,9 @@ from typing import Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import MissingParam
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.pushers.pushers import NO_COUNTS, Pushers, PusherWish, check_key
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import Forbidden, InvalidParam
 from federation.protocol.ids import EventID, RoomID, UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.ephemeral.typing import DEFAULT_TIMEOUT_MS, Typing
 from homeserver.services.presence.presence import Presence

@@ -5,8 +5,10 @@ from typing import Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.ids import parse_device_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.services.accounts.registration import Registration, Wish
 from homeserver.services.application_services.application_services import LOGIN_TYPE, ActingServices
 from homeserver.services.devices.devices import check_device_name

@@ -3,8 +3,11 @@ client-server-api#threading"""
 
 from typing import Annotated, Any, Literal
 
-from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.ids import EventID, RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.reading import DEFAULT_PAGE
 from homeserver.services.rooms.relations import RoomRelations
 from homeserver.services.rooms.thread_updates import MOST_UPDATES, ThreadUpdates

@@ -10,8 +10,11 @@ from wsgiref.handlers import format_date_time
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import ConcurrentWrite, Forbidden, InvalidParam, MissingParam
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response, encode_body
 from homeserver.services.login.rendezvous import Rendezvous
 from homeserver.services.oauth.metadata import OAuthMetadata

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import Unrecognized
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.discovery.unstable_features import RETENTION, OfferedFeatures
 from homeserver.services.retention.configuration import RetentionConfiguration
 

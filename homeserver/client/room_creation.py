@@ -1,6 +1,8 @@
 """Creating rooms. spec: client-server-api#creation"""
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.creation import CreateRoom, RoomCreation
 
 

@@ -4,9 +4,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, parse_room_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.directory.room_directory import RoomDirectory
 

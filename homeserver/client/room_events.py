@@ -4,10 +4,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import InvalidParam
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import RoomEventFilter, parse_room_event_filter
 from homeserver.services.media.references import MediaReferences
 from homeserver.services.presence.presence import Presence

@@ -4,9 +4,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.errors import InvalidParam, MissingParam
 from federation.protocol.ids import RoomID, is_room_alias, is_room_id, parse_user_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.rooms.membership import RoomMemberships
 

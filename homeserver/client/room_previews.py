@@ -2,8 +2,10 @@
 
 from typing import Annotated, Any
 
-from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.api.endpoint import Names
 from federation.protocol.ids import ServerName
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.summaries import RoomPreviews
 
 

@@ -4,8 +4,10 @@ from typing import Annotated
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.upgrade import RoomUpgrade
 
 

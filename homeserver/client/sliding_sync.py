@@ -7,9 +7,10 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID, is_opaque_id, is_room_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.client.sliding_extensions import (
     MOST_NAMES,
     ExtensionsBody,

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.space_hierarchy import SpaceHierarchy
 
 

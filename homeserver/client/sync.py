@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.api.endpoint import Names
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.filters.filters import Filters
 from homeserver.services.presence.presence import Presence
 from homeserver.services.streams.sync_tokens import parse_sync_token

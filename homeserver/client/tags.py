@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import BadJson
 from federation.protocol.ids import RoomID, UserID, parse_room_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.account_data.account_data import AccountData
 

@@ -6,9 +6,9 @@ spec: client-server-api#third-party-networks
 
 from typing import Any
 
-from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import RoomAlias, UserID
+from homeserver.api.endpoint import Auth, endpoint
 
 
 def _paths(rest: str) -> tuple[str, str]:

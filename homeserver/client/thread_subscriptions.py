@@ -8,8 +8,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.ids import EventID, RoomID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.rooms.thread_subscriptions import (
     MOST_CHANGES,

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import ServerNotTrusted
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.threepids import Threepids
 from homeserver.services.pages.languages import Languages

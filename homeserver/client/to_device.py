@@ -2,7 +2,8 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.encryption.to_device import ToDevice
 

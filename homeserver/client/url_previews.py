@@ -2,7 +2,9 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.previews.url_previews import URLPreviews
 
 _PATHS = (

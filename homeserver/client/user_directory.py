@@ -4,7 +4,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.services.directory.user_directory import UserDirectory
 
 

@@ -8,7 +8,7 @@ spec: client-server-api#get_matrixclientversions
 
 from typing import Final
 
-from federation.protocol.endpoint import Auth, endpoint
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.discovery.unstable_features import OfferedFeatures
 
 VERSIONS: Final = tuple(f"v1.{minor}" for minor in range(1, 20))

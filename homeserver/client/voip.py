@@ -1,6 +1,7 @@
 """What calls need of the server. spec: client-server-api#voice-over-ip; proposal: MSC4143"""
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.requester import Requester
 from homeserver.services.calls.rtc_transports import RTCTransports
 from homeserver.services.calls.turn import Turn
 

@@ -5,8 +5,8 @@ spec: client-server-api#well-known-uris, server-server-api#getwell-knownmatrixse
 
 from collections.abc import Mapping
 
-from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import NotFound
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.discovery.client import ClientDiscovery
 from homeserver.services.discovery.server import Discovery
 

@@ -20,9 +20,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
+from homeserver.api.requester import Requester
 from homeserver.cluster.incoming_changes import NewsOfOthers
 from homeserver.cluster.outgoing_changes import Range
 from storage.engine.interface import DatabaseUnavailable

@@ -12,16 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from federation.protocol.endpoint import (
-    MAYBE_NOBODY,
-    PER_ADDRESS,
-    Auth,
-    Endpoint,
-    Limit,
-    Peer,
-    RequestContext,
-    Requester,
-)
+from federation.api.request import Peer, RequestContext
 from federation.protocol.errors import (
     ConsentNotGiven,
     ExpiredAccount,
@@ -33,6 +24,9 @@ from federation.protocol.errors import (
     UserSuspended,
 )
 from federation.protocol.ids import ServerName
+from homeserver.api.endpoint import MAYBE_NOBODY, Auth, Endpoint
+from homeserver.api.limits import PER_ADDRESS, Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
 
 _NOT_LET_IN: Final = (

@@ -27,17 +27,12 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import inspect as kinds
 
+from federation.api.endpoint import Names
+from federation.api.request import Peer, RequestContext
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
-from federation.protocol.endpoint import (
-    MAYBE_NOBODY,
-    Auth,
-    Endpoint,
-    Names,
-    Peer,
-    RequestContext,
-    Requester,
-)
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
+from homeserver.api.endpoint import MAYBE_NOBODY, Auth, Endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.head import USUAL
 from homeserver.http.identifiers import IDENTIFIERS, TextParser
 

@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from federation.protocol.endpoint import Auth, endpoint
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 
 

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import LimitExceeded
+from homeserver.api.limits import Limit
 
 TOO_SOON: Final = 1e-5
 """In seconds: whoever comes less early than that has waited as they were told, in milliseconds, and

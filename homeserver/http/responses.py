@@ -10,10 +10,10 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from federation.protocol.answers import File as File
-from federation.protocol.answers import Pieces as Pieces
-from federation.protocol.answers import Response as Response
-from federation.protocol.answers import Source as Source
+from federation.api.responses import File as File
+from federation.api.responses import Pieces as Pieces
+from federation.api.responses import Response as Response
+from federation.api.responses import Source as Source
 from federation.protocol.errors import LimitExceeded, MatrixError
 
 Json = Mapping[str, object]

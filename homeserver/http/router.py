@@ -13,17 +13,11 @@ from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 
-from federation.protocol.endpoint import (
-    MAYBE_NOBODY,
-    Auth,
-    BodyLimit,
-    Endpoint,
-    Limit,
-    Peer,
-    RequestContext,
-    Requester,
-)
+from federation.api.request import Peer, RequestContext
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
+from homeserver.api.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, find_declaration
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.guard import Guard
 from homeserver.http.head import Head
 from homeserver.http.parameters import (
@@ -306,17 +300,15 @@ def _declarations(sources: Iterable[ModuleType | Handler]) -> Iterable[Endpoint]
         if isinstance(source, ModuleType):
             yield from _declared_in(source)
             continue
-        declaration = getattr(source, "__endpoint__", None)
-        if not isinstance(declaration, Endpoint):
+        declaration = find_declaration(source)
+        if declaration is None:
             raise DeclarationError(f"{source} is not declared as an endpoint")
         yield declaration
 
 
 def _declared_in(module: ModuleType) -> Sequence[Endpoint]:
     """The endpoints of a module."""
-    found = (getattr(value, "__endpoint__", None) for value in vars(module).values())
+    found = (find_declaration(value) for value in vars(module).values())
     return [
-        each
-        for each in found
-        if isinstance(each, Endpoint) and each.handler.__module__ == module.__name__
+        each for each in found if each is not None and each.handler.__module__ == module.__name__
     ]

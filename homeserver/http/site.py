@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from federation.protocol.errors import (
     MatrixError,
     RemoteError,

@@ -4,8 +4,9 @@
 from http import HTTPStatus
 
 from federation.protocol.canonical_json import decode_object
-from federation.protocol.endpoint import Auth, Limit, endpoint
 from federation.protocol.errors import BadJson, NotJson
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.oauth.clients import Clients
 from homeserver.services.oauth.errors import OAuthError

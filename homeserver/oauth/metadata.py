@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from federation.protocol.endpoint import Auth, endpoint
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.oauth.metadata import OAuthMetadata
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import parse_qsl, unquote_plus
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from homeserver.services.oauth.errors import OAuthError
 
 MAX_BODY: Final = 8192

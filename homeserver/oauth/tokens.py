@@ -6,7 +6,9 @@ RFC 7662, RFC 8628
 
 from collections.abc import Mapping
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.api.request import RequestContext
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.oauth.parameters import MAX_BODY, parse_parameters, parse_service, wanted
 from homeserver.services.oauth.clients import CODE_GRANT, DEVICE_GRANT, REFRESH_GRANT

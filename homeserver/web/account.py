@@ -14,9 +14,10 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError, NotFound, UserSuspended
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.accounts.export import AccountExport
 from homeserver.services.accounts.self_service import OwnAccount, ProveAgain

@@ -9,8 +9,9 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError, NotFound, Unrecognized, UserSuspended
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.accounts.self_service import OwnAccount, ProveAgain
 from homeserver.services.login.application_passwords import ApplicationPasswords

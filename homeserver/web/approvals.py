@@ -8,9 +8,10 @@ from typing import Final
 
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.accounts.deactivation import Deactivation
 from homeserver.services.login.approvals import APPROVALS_PATH, Approvals

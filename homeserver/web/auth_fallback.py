@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden, MatrixError, MissingParam, SessionExpired
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.login.uia import UIA, AuthData, Operation
 from homeserver.services.login.uia_stages import (

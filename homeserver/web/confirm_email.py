@@ -4,7 +4,8 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qs
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.threepids.email_validation import CONFIRM_PATH, EmailValidation
 from homeserver.web.pages import Pages

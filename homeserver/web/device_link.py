@@ -4,8 +4,9 @@ section 3.3"""
 from http import HTTPStatus
 from urllib.parse import urlencode
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import LimitExceeded, UserDeactivated, UserLocked
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.login.credential_epoch import ProofEnded

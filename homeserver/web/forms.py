@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from homeserver.services.login.browser_sessions import COOKIE
 from homeserver.services.login.cookies import Cookies
 from homeserver.services.tokens.secret_tokens import SecretText

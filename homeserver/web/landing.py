@@ -1,7 +1,8 @@
 """The page at `/`: says that the server works, how to sign in, and where the account page is; or
 the way to a client for browsers."""
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.pages.languages import Languages

@@ -15,9 +15,12 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
+from federation.api.endpoint import Names
+from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import parse_device_id
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.devices.devices import check_device_name
 from homeserver.services.discovery.client import ClientDiscovery

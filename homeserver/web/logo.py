@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import NotFound
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.config.pages import Logo
 from homeserver.http.responses import Response
 from homeserver.services.pages.branding import LOGO_DARK_PATH, LOGO_PATH

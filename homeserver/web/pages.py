@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from homeserver.http.responses import Response
 from homeserver.services.pages.branding import Branding
 from homeserver.services.pages.languages import Language, Languages

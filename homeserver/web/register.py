@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import (
     ConsentNotGiven,
     InvalidParam,
@@ -22,6 +22,8 @@ from federation.protocol.errors import (
     SessionExpired,
     UserAwaitingApproval,
 )
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.accounts.registration import Registered, Registration, Wish
 from homeserver.services.login.browser_sessions import BrowserSessions

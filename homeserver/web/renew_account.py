@@ -4,7 +4,9 @@ renewed it."""
 from http import HTTPStatus
 from urllib.parse import parse_qs
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.api.request import RequestContext
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.accounts.renewal import RENEW_PATH, Renewals, day_of
 from homeserver.web.pages import Pages

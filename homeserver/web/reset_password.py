@@ -6,8 +6,9 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError, MissingToken, SessionExpired
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.login.uia import AuthData, AuthenticationRequired

@@ -8,9 +8,11 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.accounts.registration import Registration
 from homeserver.services.login.browser_sessions import BrowserSessions

@@ -15,8 +15,11 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
+from federation.api.endpoint import Names
+from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.accounts.registration import Registration
 from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions

@@ -12,9 +12,10 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.login.browser_sessions import BrowserSessions
 from homeserver.services.login.uia import UIA

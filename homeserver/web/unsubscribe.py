@@ -3,7 +3,8 @@
 from http import HTTPStatus
 from typing import Final
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.api.request import RequestContext
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.pushers.unsubscribe import UNSUBSCRIBE_PATH, Unsubscribing
 from homeserver.web.pages import Pages

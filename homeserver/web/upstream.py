@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 import msgspec
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
+from federation.api.endpoint import Names
+from federation.api.request import RequestContext
 from federation.protocol.errors import (
     Exclusive,
     Forbidden,
@@ -22,6 +23,8 @@ from federation.protocol.errors import (
     UserInUse,
 )
 from federation.protocol.ids import ServerName
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.login.browser_sessions import BrowserSessions
 from homeserver.services.login.password_login import SignIn

@@ -9,8 +9,11 @@ from typing import Annotated, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
+from federation.api.endpoint import Names
+from federation.api.request import RequestContext
 from federation.protocol.errors import Unrecognized
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.pages.local_paths import own_path
 from homeserver.services.upstream.cas import PROVIDER_ID as CAS_ID

@@ -12,7 +12,6 @@ from federation.endpoints import queries as federation_queries
 from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
-from federation.protocol.endpoint import Endpoint
 from homeserver.admin import account_validity as admin_account_validity
 from homeserver.admin import application_passwords as admin_application_passwords
 from homeserver.admin import approvals as admin_approvals
@@ -29,6 +28,7 @@ from homeserver.admin import registration_tokens as admin_registration_tokens
 from homeserver.admin import reports as admin_reports
 from homeserver.admin import user_actions as admin_user_actions
 from homeserver.admin import users as admin_users
+from homeserver.api.endpoint import find_declaration
 from homeserver.client import (
     account,
     account_data,
@@ -220,10 +220,10 @@ def declared_routes() -> list[tuple[str, str]]:
     """Method and path of everything that is served, sorted by path; needs no configuration and no
     database."""
     declarations = [
-        value.__endpoint__
+        declaration
         for source in SOURCES
         for value in vars(source).values()
-        if isinstance(getattr(value, "__endpoint__", None), Endpoint)
+        if (declaration := find_declaration(value)) is not None
         and value.__module__ == source.__name__
     ]
     return sorted(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from twisted.internet.interfaces import IReactorTime
 
 from federation.endpoints.queries import QueryAnswers
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
 from federation.remote.directory import DirectoryRequests
@@ -20,6 +19,7 @@ from federation.rooms.joins.send_join_response import JoinAnswers
 from federation.rooms.membership_templates import Handshake
 from federation.rooms.server_fallback import Candidates
 from federation.sender.sender import Sender
+from homeserver.api.limits import Limit
 from homeserver.cluster.jobs import Job
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.directory.remote_directory import RemoteDirectory

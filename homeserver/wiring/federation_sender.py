@@ -6,7 +6,6 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.devices.local_devices import OwnDevices
-from federation.protocol.endpoint import Limit
 from federation.remote.keys import RemoteKeys
 from federation.remote.transactions import Transactions
 from federation.sender.deliveries import Deliveries, Pauses
@@ -14,6 +13,7 @@ from federation.sender.peer_activity import HeardPeers
 from federation.sender.policy_unblocked import Greetings
 from federation.sender.sender import Sender
 from federation.sender.transaction_contents import Contents
+from homeserver.api.limits import Limit
 from homeserver.cluster.jobs import Job
 from homeserver.config.outgoing import Peering
 from homeserver.http.rate_limits import RateLimiter

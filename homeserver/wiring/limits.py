@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from federation.protocol.endpoint import Limit
+from homeserver.api.limits import Limit
 from homeserver.config.limits import Limits, RateLimit
 from homeserver.http.rate_limits import Rate
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench_parts.rounds import best
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from tests.helpers.browser import Browser
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.oauth import CONFIG, Program

@@ -13,7 +13,7 @@ from typing import get_args
 
 import pytest
 
-from federation.protocol.endpoint import Limit
+from homeserver.api.limits import Limit
 from homeserver.config.configuration import GROUPS
 from homeserver.config.limits import RateLimit
 from homeserver.config.option import description_of

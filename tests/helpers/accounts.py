@@ -7,11 +7,11 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
 from homeserver.admin import register
+from homeserver.api.limits import Limit
 from homeserver.client import (
     account,
     account_data,

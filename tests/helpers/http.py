@@ -23,7 +23,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from federation.protocol.endpoint import Limit, RequestContext, Requester
+from federation.api.request import RequestContext
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.body_budget import HeldBodies
 from homeserver.http.channel import MatrixChannel
 from homeserver.http.guard import (

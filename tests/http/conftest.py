@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.api.requester import Requester
 from storage.engine.database import Database
 from tests.helpers.http import Client, FakeTokens, client_for
 from tests.helpers.object_store import RunningObjectStore, running_object_store

@@ -6,9 +6,13 @@ from typing import Annotated, Any, BinaryIO, Literal
 import msgspec
 from twisted.internet.defer import Deferred
 
-from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, Requester, endpoint
+from federation.api.endpoint import Names
+from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from federation.protocol.ids import RoomID, UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
 from storage.engine.interface import DatabaseUnavailable
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.logger import capturedLogs, formatEvent
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError
 from homeserver.services.login import access_tokens
 from homeserver.services.login.access_tokens import AccessTokens

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.ids import UserID
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import Rate
 from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User

@@ -26,7 +26,8 @@ import pytest
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
-from federation.protocol.endpoint import Auth, Endpoint, Names
+from federation.api.endpoint import Names
+from homeserver.api.endpoint import Auth, Endpoint, find_declaration
 from homeserver.wiring.endpoints import SOURCES
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
@@ -44,10 +45,10 @@ LONGEST_WAIT = 3600.0
 
 ENDPOINTS = sorted(
     {
-        f"{value.__module__}.{value.__name__}": value.__endpoint__
+        f"{value.__module__}.{value.__name__}": declaration
         for source in SOURCES
         for value in vars(source).values()
-        if isinstance(getattr(value, "__endpoint__", None), Endpoint)
+        if (declaration := find_declaration(value)) is not None
     }.items()
 )
 

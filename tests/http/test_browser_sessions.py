@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from federation.protocol.ids import UserID
 from federation.protocol.signing import SigningKey
 from homeserver.services.login.browser_sessions import BrowserSession

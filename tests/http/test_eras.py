@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from federation.protocol.errors import UserLocked
 from federation.protocol.ids import UserID
 from homeserver.services.login.credential_epoch import ProofEnded

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
-from federation.protocol.endpoint import Auth, Limit, Peer, RequestContext, Requester, endpoint
+from federation.api.request import Peer, RequestContext
 from federation.protocol.errors import Forbidden, Unauthorized
 from federation.protocol.ids import DeviceID, ServerName, UserID
+from homeserver.api.endpoint import Auth, endpoint
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import Rate
 from storage.engine.database import Database
 from tests.helpers.http import Client, client_for

@@ -6,9 +6,10 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.api.request import Peer
 from federation.protocol.errors import Unauthorized
 from federation.protocol.ids import ServerName
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.body_budget import FREE_BYTES, MOST_SECONDS, HeldBodies
 from tests.helpers.http import Answer, Client, Connection, FakeTokens, client_for
 

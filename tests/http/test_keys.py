@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.api.requester import Requester
 from homeserver.services.encryption.device_keys import KeyUpload
 from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts

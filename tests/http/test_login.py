@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import bcrypt
 import pytest
 
-from federation.protocol.endpoint import Limit
+from homeserver.api.limits import Limit
 from homeserver.config.limits import LoginLimits
 from homeserver.http.rate_limits import Rate
 from homeserver.services.login.sessions import Lifetimes

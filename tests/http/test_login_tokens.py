@@ -2,7 +2,8 @@
 
 import pytest
 
-from federation.protocol.endpoint import Limit, Requester
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import Rate
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from storage.engine.database import Database

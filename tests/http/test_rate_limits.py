@@ -6,8 +6,8 @@ import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import Counted, Rate, RateLimiter, address_key
 from storage.engine.database import Database
 from tests.helpers.http import Client, client_for

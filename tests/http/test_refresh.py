@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from federation.protocol.endpoint import Limit
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import Rate
 from homeserver.services.login.sessions import Lifetimes
 from homeserver.services.tokens.secret_tokens import hash_token

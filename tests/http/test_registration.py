@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.ids import UserID
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import Rate
 from homeserver.services.accounts.registration import Wish
 from homeserver.services.accounts.registration_rules import RegistrationRules

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from federation.peers.identity import ServerIdentity
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.signing import SigningKey
 from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
 from federation.rooms.events import StoredEvent
 from federation.rooms.snapshot import RoomSnapshot
+from homeserver.api.requester import Requester
 from homeserver.wiring.exploring import ExploringParts
 from storage.events.timelines import Direction
 from tests.helpers.server import TestServer, User

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from federation.api.request import Peer, RequestContext
 from federation.protocol.canonical_json import MAX_SENT_DEPTH
-from federation.protocol.endpoint import Auth, BodyLimit, Peer, RequestContext, Requester, endpoint
 from federation.protocol.ids import EventID
+from homeserver.api.endpoint import Auth, BodyLimit, endpoint
+from homeserver.api.requester import Requester
 from homeserver.http.guard import Guard
 from homeserver.http.parameters import DeclarationError
 from homeserver.http.rate_limits import RateLimiter

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.api.requester import Requester
 from homeserver.services.sliding_sync.connections import EMPTY, Connection
 from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.kept import KeptOfConnections

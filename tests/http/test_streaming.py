@@ -7,8 +7,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
-from federation.protocol.endpoint import Auth, endpoint
 from federation.protocol.errors import NotFound
+from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.responses import File, MemorySource, Pieces, Response
 from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.protocol.endpoint import Auth, Endpoint
+from homeserver.api.endpoint import Auth, find_declaration
 from homeserver.wiring.endpoints import SOURCES
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
@@ -118,10 +118,10 @@ def rows(table: str) -> list[str]:
 def declared() -> set[str]:
     """What users do but read."""
     found = [
-        each.__endpoint__
+        declaration
         for source in SOURCES
         for each in vars(source).values()
-        if isinstance(getattr(each, "__endpoint__", None), Endpoint)
+        if (declaration := find_declaration(each)) is not None
         and each.__module__ == source.__name__
     ]
     return {

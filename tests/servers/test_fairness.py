@@ -5,11 +5,12 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from federation.api.request import Peer
 from federation.peers.peer_queue import MAX_REMEMBERED, PeerLimits, Turns
 from federation.peers.slots import Slots
-from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
+from homeserver.api.endpoint import Auth, endpoint
 from tests.helpers.http import client_for
 
 

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.api.responses import Response
 from federation.peers.identity import ServerIdentity
-from federation.protocol.answers import Response
 from federation.protocol.errors import BadEvent, Forbidden, IncompatibleRoomVersion, InvalidParam
 from federation.protocol.event_signing import is_content_hash_valid, required_signers, sign_event
 from federation.protocol.events import Event, StateKey, parse_event

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
+from federation.api.responses import Response
 from federation.peers.identity import ServerIdentity
-from federation.protocol.answers import Response
 from federation.protocol.events import StateKey
 from federation.rooms.events import StoredEvent, entries_before
 from federation.rooms.membership_templates import MEMBER

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.api.responses import Response
 from federation.peers.identity import ServerIdentity
-from federation.protocol.answers import Response
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.events import encode_event_json
 from federation.protocol.ids import EventID, RoomID, ServerName

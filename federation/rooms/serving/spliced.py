@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from federation.protocol.answers import File, Response
+from federation.api.responses import File, Response
 from storage.events.events import EventStore
 from storage.rooms.served_states import ToldState
 

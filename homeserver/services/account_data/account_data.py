@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from federation.protocol.canonical_json import decode_object
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     BadJson,
     Forbidden,
@@ -19,6 +18,7 @@ from federation.protocol.errors import (
     UserLimitExceeded,
 )
 from federation.protocol.ids import RoomID, UserID
+from homeserver.api.requester import Requester
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction

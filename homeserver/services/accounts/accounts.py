@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from homeserver.services.accounts.deactivation import Deactivation
 from homeserver.services.audit.audit import Happened, note
 from homeserver.services.login.confirmation import AccountConfirmation

@@ -14,10 +14,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import UserID
 from federation.rooms.concurrent import wait_at_most
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.membership import RoomMemberships
 from storage.accounts.accounts import ALL_TIMES, AccountStore
 from storage.engine.database import Database

@@ -20,7 +20,6 @@ import msgspec
 from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     Exclusive,
     Forbidden,
@@ -32,6 +31,7 @@ from federation.protocol.errors import (
     UserSuspended,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.accounts.registration_rules import RegistrationRules, flows_of
 from homeserver.services.audit.audit import Happened, note

@@ -7,9 +7,9 @@ spec: client-server-api#adding-account-administrative-contact-information
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final, Protocol
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, ThreepidInUse
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from homeserver.services.accounts.provider_emails import Plan, compute_plans
 from homeserver.services.audit.audit import Happened, note
 from homeserver.services.login.confirmation import AccountConfirmation

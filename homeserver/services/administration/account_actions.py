@@ -7,9 +7,9 @@ client-server-api#account-suspension
 from collections.abc import Sequence
 
 from federation.peers.identity import ServerIdentity
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.login.last_seen import LastSeen
 from storage.accounts.accounts import AccountRow

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import msgspec
 
-from federation.protocol.endpoint import RequestContext, Requester
+from federation.api.request import RequestContext
 from federation.protocol.errors import (
     Exclusive,
     Forbidden,
@@ -38,6 +38,7 @@ from federation.protocol.ids import (
     parse_device_id,
     parse_user_id,
 )
+from homeserver.api.requester import Requester
 from homeserver.config.registration_files import RegistrationFile
 from homeserver.services.accounts.registration import Registered, Registration, Wish
 from homeserver.services.login.account_validity import AccountValidity

@@ -13,8 +13,8 @@ from hashlib import sha1
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import GuestAccessForbidden
+from homeserver.api.requester import Requester
 
 
 class Turn:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.api.requester import Requester
 from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.services.login.credential_epoch import check_era
 from homeserver.services.login.last_seen import LastSeen

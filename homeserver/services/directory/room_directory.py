@@ -10,7 +10,6 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from federation.peers.identity import ServerIdentity
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingToken, NotFound
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, could_be_found
 from federation.protocol.power_levels import PowerLevels
@@ -19,6 +18,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.room_servers import RoomServers, longest_in
 from federation.rooms.serving.summaries import describe_room
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
+from homeserver.api.requester import Requester
 from homeserver.services.directory.remote_servers import Elsewhere
 from homeserver.services.directory.shadow_ban import UnshownRooms
 from storage.directory.aliases import AliasRow, AliasStore, AliasTaken

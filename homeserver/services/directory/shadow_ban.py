@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from storage.directory.aliases import AliasRow, AliasStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction

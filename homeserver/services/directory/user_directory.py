@@ -19,8 +19,8 @@ from functools import partial
 from typing import Any, Final
 
 from federation.peers.identity import ServerIdentity
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam
+from homeserver.api.requester import Requester
 from homeserver.services.text.terms import format_words
 from homeserver.services.text.words import Folding
 from storage.cluster.job_progress import put_note, select_note

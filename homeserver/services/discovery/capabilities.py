@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.api.requester import Requester
 from homeserver.services.profiles.profiles import AVATAR_URL, DISPLAY_NAME
 from homeserver.services.rooms.delayed_events import MOST_SCHEDULED
 

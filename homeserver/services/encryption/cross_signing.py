@@ -11,7 +11,6 @@ import msgspec
 
 from federation.devices.published_keys import KeysOfPeople
 from federation.protocol.device_keys import decode_ed25519, parse_cross_signing_key
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
@@ -22,6 +21,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import KeyID, UserID
 from federation.protocol.signing import is_signed_by
+from homeserver.api.requester import Requester
 from homeserver.services.encryption.cross_signing_resets import CrossSigningResets
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from homeserver.services.login.confirmation import AccountConfirmation

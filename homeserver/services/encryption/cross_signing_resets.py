@@ -12,9 +12,9 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from homeserver.services.audit.audit import Happened, note
 from homeserver.services.login.credential_epoch import Era, check_era
 from homeserver.services.login.uia import UIA, AuthData, Operation

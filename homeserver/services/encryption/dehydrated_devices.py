@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MissingParam, NotFound
 from federation.protocol.ids import ALL_DEVICES, DeviceID, UserID, parse_device_id
+from homeserver.api.requester import Requester
 from homeserver.services.devices.devices import check_device_name
 from homeserver.services.encryption.device_keys import DeviceKeys, KeyUpload, parse_upload
 from homeserver.services.login.sessions import Sessions

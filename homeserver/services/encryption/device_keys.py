@@ -19,9 +19,10 @@ from federation.devices.local_devices import present_key, signatures_by_target, 
 from federation.devices.published_keys import ShownKeys
 from federation.protocol.canonical_json import check_readable, encode_canonical, encode_checked
 from federation.protocol.device_keys import MAX_KEY_DEPTH, MAX_KEY_NAME, parse_identity_keys
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import BadJson, InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.parameters import json_decoder
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory, with_zero

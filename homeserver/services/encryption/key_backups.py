@@ -9,8 +9,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.protocol.answers import Pieces, Response
-from federation.protocol.endpoint import Limit, Requester
+from federation.api.responses import Pieces, Response
 from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
@@ -19,6 +18,8 @@ from federation.protocol.errors import (
     WrongRoomKeysVersion,
 )
 from federation.protocol.ids import UserID, is_room_id
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from storage.encryption.key_backups import (
     PUT_AT_ONCE,

@@ -26,7 +26,6 @@ from twisted.internet.task import deferLater
 from federation.devices.local_devices import OwnDevices
 from federation.devices.published_keys import KeysOfPeople, ShownKeys
 from federation.peers.identity import ServerIdentity
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     InvalidParam,
     LimitExceeded,
@@ -37,6 +36,8 @@ from federation.protocol.errors import (
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import UserKeys
 from federation.rooms.room_servers import RoomServers
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.encryption.device_keys import present_keys
 from homeserver.services.encryption.remote_devices import RemoteDevices

@@ -17,7 +17,6 @@ from twisted.logger import Logger
 from federation.peers.identity import ServerIdentity
 from federation.peers.policy import Policy
 from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import InvalidParam, LimitExceeded, MatrixError, TooLarge
 from federation.protocol.ids import (
     ALL_DEVICES,
@@ -29,6 +28,8 @@ from federation.protocol.ids import (
 )
 from federation.remote.keys import is_device_id
 from federation.rooms.room_servers import RoomServers
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.devices.device_cache import DevicesOfUsers
 from homeserver.services.encryption.to_device_content import check_contents, is_unreadable

@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 
 from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLarge
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import NO_FILTER, Filter, parse_filter
 from storage.filters.filters import FilterStore
 

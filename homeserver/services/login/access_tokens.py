@@ -29,9 +29,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import RequestContext, Requester
+from federation.api.request import RequestContext
 from federation.protocol.errors import UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.api.requester import Requester
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.tokens.secret_tokens import hash_token, is_damaged

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from federation.protocol.ids import UserID
 from homeserver.services.audit.audit import TIME_OVER, Happened, note
 from homeserver.services.login.account_validity import AccountValidity

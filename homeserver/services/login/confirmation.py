@@ -9,9 +9,9 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.uia import UIA, AuthData, Operation
 from homeserver.services.login.uia_stages import PASSWORD

@@ -20,7 +20,7 @@ from base64 import urlsafe_b64encode
 from hashlib import sha256
 from typing import Final
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from federation.protocol.signing import SigningKey
 
 _VALUE: Final = re.compile(r"([0-9A-Za-z_-]{16,200})\.([0-9A-Za-z_-]{43})")

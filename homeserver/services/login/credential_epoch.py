@@ -14,8 +14,8 @@ that still stands (`check_sign_in`).
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, UnknownToken, UserDeactivated, UserLocked
+from homeserver.api.requester import Requester
 from storage.accounts.accounts import select_standing
 from storage.engine.transaction import Transaction
 from storage.login.access_tokens import has_access_token

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import find_user_agent
+from federation.api.request import find_user_agent
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
 from homeserver.services.audit.audit import Happened

@@ -16,9 +16,10 @@ from typing import Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.audit.audit import Happened, note
 from homeserver.services.login.application_passwords import ApplicationPasswords

@@ -8,9 +8,9 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, UnknownToken
 from federation.protocol.ids import ServerName, UserID
+from homeserver.api.requester import Requester
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.tokens.secret_tokens import SecretText, hash_token
 from storage.accounts.accounts import AccountStore

@@ -17,8 +17,8 @@ from typing import Final
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import LimitExceeded
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import Attempt, Counted, RateLimiter
 
 MOST_WAITING: Final = 20

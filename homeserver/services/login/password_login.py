@@ -21,7 +21,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     BadJson,
     ExpiredAccount,
@@ -34,6 +33,7 @@ from federation.protocol.errors import (
     UserLocked,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from homeserver.services.audit.audit import Happened, note, note_refusal
 from homeserver.services.login.account_validity import AccountValidity

@@ -16,7 +16,6 @@ from typing import Final, Literal
 from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     ConcurrentWrite,
     Forbidden,
@@ -25,6 +24,7 @@ from federation.protocol.errors import (
     TooLarge,
     Unrecognized,
 )
+from homeserver.api.requester import Requester
 from homeserver.services.tokens.secret_tokens import SecretText, hash_token
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction

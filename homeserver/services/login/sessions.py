@@ -26,7 +26,6 @@ from typing import Protocol
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
@@ -35,6 +34,8 @@ from federation.protocol.errors import (
     UserLocked,
 )
 from federation.protocol.ids import ALL_DEVICES, DeviceID, UserID, domain_of
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.audit.audit import Happened, note, note_refusal
 from homeserver.services.login.credential_epoch import check_era

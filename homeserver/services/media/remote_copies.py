@@ -12,11 +12,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.peers.policy import Policy
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden, InvalidParam, MediaHarmful, NotFound
 from federation.protocol.ids import ServerName
 from federation.protocol.multipart import name_in
 from federation.remote.media import SIGNED_PATH, FileHeaders
+from homeserver.api.limits import Limit
 from homeserver.api.storage_errors import telling_of_the_store
 from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from homeserver.services.media.freeze import Freeze

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from federation.protocol.endpoint import Limit, RequestContext, Requester
+from federation.api.request import RequestContext
 from federation.protocol.errors import (
     LimitExceeded,
     MatrixError,
@@ -21,6 +21,8 @@ from federation.protocol.errors import (
     Unrecognized,
 )
 from federation.protocol.ids import ServerName
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.http.responses import Response
 from homeserver.services.media.delivery import Asked, MediaDelivery

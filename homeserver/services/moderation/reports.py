@@ -9,9 +9,9 @@ spec: client-server-api#reporting-content
 from collections.abc import Callable
 
 from federation.peers.identity import ServerIdentity
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import EventID, RoomID, UserID
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.reading import RoomReading
 from storage.accounts.accounts import AccountStore
 from storage.moderation.reports import NewReport, ReportKind, ReportStore

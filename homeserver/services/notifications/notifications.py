@@ -18,7 +18,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from federation.rooms.events import RoomEvents, StoredEvent
@@ -27,6 +26,7 @@ from federation.rooms.history.retention import Lifetimes
 from federation.rooms.joins.out_of_room import OutsideMemberships, is_outside
 from federation.rooms.memberships import Memberships
 from federation.rooms.visibility import Seen
+from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.push.decisions import PushDecisions

@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from homeserver.services.audit.audit import Happened, note
 from homeserver.services.login.credential_epoch import Era, check_era

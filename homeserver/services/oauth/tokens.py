@@ -25,9 +25,9 @@ from typing import Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.audit.audit import Happened, note, note_refusal
 from homeserver.services.login.account_validity import AccountValidity

@@ -20,10 +20,11 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, InvalidParam, LimitExceeded
 from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.cluster.notify import NodeNotes
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.presence.active_users import Roster, take_written

@@ -5,9 +5,9 @@ spec: client-server-api#get_matrixclientv3profileuserid (403: the server does no
 look it up)
 """
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, MissingToken
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from storage.rooms.memberships import MembershipStore
 
 

@@ -19,7 +19,6 @@ from typing import Final, Protocol
 import msgspec
 
 from federation.protocol.canonical_json import MAX_SENT_DEPTH, decode_json
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     BadJson,
     Forbidden,
@@ -31,6 +30,7 @@ from federation.protocol.errors import (
     ProfileTooLarge,
 )
 from federation.protocol.ids import ServerName, UserID, domain_of, is_namespaced
+from homeserver.api.requester import Requester
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MissingParam
 from federation.protocol.ids import UserID
+from homeserver.api.requester import Requester
 from homeserver.services.threepids.email_validation import parse_email_address
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction

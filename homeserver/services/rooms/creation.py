@@ -11,7 +11,6 @@ import msgspec
 
 from federation.peers.identity import ServerIdentity
 from federation.protocol.auth_rules import AuthError
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     BadJson,
     Forbidden,
@@ -24,6 +23,8 @@ from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_room_alias,
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.directory.remote_servers import Elsewhere
 from homeserver.services.directory.room_directory import AliasNamespaces

@@ -24,7 +24,6 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
@@ -39,6 +38,8 @@ from federation.protocol.errors import (
 from federation.protocol.ids import DeviceID, EventID, RoomID, UserID
 from federation.rooms.events import RoomEvents
 from federation.rooms.history.retention import Lifetimes
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.rooms.reading import RoomReading

@@ -6,11 +6,11 @@ spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import RoomID
 from federation.rooms.events import StoredEvent
 from federation.rooms.history.by_time import RemoteTimes
+from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.reading import Reader, RoomReading
 from storage.events.timelines import Direction, TimelineStore

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     Forbidden,
     InviteBlocked,
@@ -21,6 +20,8 @@ from federation.protocol.errors import (
     UserSuspended,
 )
 from federation.protocol.ids import RoomID, UserID
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.account_data.invite_permissions import InvitePermissions, Verdict
 from homeserver.services.login.account_validity import AccountValidity

@@ -10,7 +10,6 @@ from typing import Any, Final
 from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     BadState,
     Forbidden,
@@ -29,6 +28,8 @@ from federation.rooms.membership_templates import AUTHORISER
 from federation.rooms.memberships import Memberships
 from federation.rooms.server_in_room import Residence
 from federation.rooms.snapshot import RoomSnapshot
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.directory.shadow_ban import UnshownRooms
 from homeserver.services.profiles.profiles import Profiles

@@ -5,9 +5,9 @@ spec: client-server-api#mutual-rooms
 
 from typing import Any, Final
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_compliant_user_id
+from homeserver.api.requester import Requester
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.rooms import RoomStore
 

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID, UserID
@@ -30,6 +29,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.snapshot import RoomSnapshot
 from federation.rooms.state_view import StateView
 from federation.rooms.visibility import Seen, Visibility
+from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.aggregations import Aggregations

@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, RoomID, UserID, is_event_id
 from federation.rooms.event_threads import find_standings
 from federation.rooms.events import RoomEvents, StoredEvent
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.reading import RoomReading
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database

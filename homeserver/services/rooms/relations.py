@@ -5,9 +5,9 @@ spec: client-server-api#relationships-api, client-server-api#querying-threads-in
 
 from typing import Any, Final
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.ids import EventID, RoomID
 from federation.rooms.visibility import Seen, without_content
+from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.client_events import ClientEvents

@@ -6,11 +6,12 @@ spec: client-server-api#room-membership
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, GuestAccessForbidden, NotFound
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_servers import RoomServers, longest_in
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.directory.remote_servers import Elsewhere
 from storage.rooms.memberships import MembershipRow

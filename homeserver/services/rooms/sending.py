@@ -15,7 +15,6 @@ from typing import Any, Final
 import msgspec
 
 from federation.peers.identity import ServerIdentity
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     BadAlias,
     BadJson,
@@ -34,6 +33,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_checks import check_still
 from federation.rooms.relations import read_relation, relation_in
+from homeserver.api.requester import Requester
 from homeserver.services.directory.shadow_ban import UnshownRooms
 from homeserver.services.rooms.guest_access import GUEST_ACCESS, GuestAccess
 from homeserver.services.rooms.membership import RoomMemberships

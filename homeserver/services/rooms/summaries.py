@@ -6,12 +6,12 @@ spec: client-server-api#get_matrixclientv1room_summaryroomidoralias
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import ServerName, UserID, is_room_alias, is_room_id
 from federation.rooms.memberships import Memberships
 from federation.rooms.serving.spaces import RemoteSpaces, Spaces
 from federation.rooms.serving.summaries import Previews, summarise_room
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.membership import RoomMemberships
 
 _OLDER_NAMES: Final[Mapping[str, tuple[str, ...]]] = {

@@ -7,11 +7,11 @@ Proposals: MSC4306 (subscriptions), MSC4308 (how clients hear of them).
 from collections.abc import Mapping
 from typing import Any, Final
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, NotFound
 from federation.protocol.ids import EventID, RoomID, UserID, is_event_id
 from federation.rooms.relations import read_relation
 from federation.rooms.visibility import Seen
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.reading import RoomReading
 from homeserver.services.streams.sync_tokens import SyncToken, parse_room_token
 from storage.engine.streams import Streams

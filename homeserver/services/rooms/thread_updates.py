@@ -12,12 +12,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.memberships import Memberships
 from federation.rooms.visibility import Seen, Visibility, without_content
+from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.rooms.client_events import ClientEvents
 from homeserver.services.streams.sync_tokens import SyncToken, format_place, parse_room_token

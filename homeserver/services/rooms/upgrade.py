@@ -19,7 +19,6 @@ from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
 from federation.protocol.auth_rules import AuthError
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     Forbidden,
     InvalidRoomState,
@@ -37,6 +36,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents
 from federation.rooms.replace import Replacements
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
+from homeserver.api.requester import Requester
 from homeserver.services.directory.shadow_ban import UnshownRooms
 from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.rooms.membership import member_content

@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.events import StateKey
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import StoredEvent
 from federation.rooms.visibility import Seen
+from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.client_events import ClientEvents
 from homeserver.services.rooms.reading import MEMBER, Reader, RoomReading

@@ -17,7 +17,6 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.defer import DeferredSemaphore
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
@@ -27,6 +26,7 @@ from federation.rooms.history.membership_periods import Departure, Stays
 from federation.rooms.history.retention import Lifetimes
 from federation.rooms.memberships import Memberships
 from federation.rooms.visibility import Seen
+from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.reading import Reader, RoomReading
 from homeserver.services.search.indexing import KEYS

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
+from homeserver.api.requester import Requester
 
 MEMBER: Final = "m.room.member"
 ANY: Final = "*"

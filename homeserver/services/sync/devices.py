@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.api.requester import Requester
 from homeserver.services.encryption.device_lists import DeviceLists
 from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
 from homeserver.services.streams.recent_changes import RecentChanges

@@ -18,13 +18,13 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import EventID, RoomID
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
 from federation.rooms.visibility import Seen
+from homeserver.api.requester import Requester
 from homeserver.cluster.notifier import Notifier
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions

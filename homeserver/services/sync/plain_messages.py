@@ -12,11 +12,11 @@ from collections.abc import Set
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.protocol.ids import RoomID
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
 from federation.rooms.visibility import Visibility
+from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.push.unread_counts import RoomUnread, UnreadCounts
 from homeserver.services.rooms.client_events import ClientEvents

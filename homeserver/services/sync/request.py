@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
+from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import Filter
 from homeserver.services.streams.sync_tokens import SyncToken
 

@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Set
 
 import msgspec
 
-from federation.protocol.endpoint import Requester
 from federation.rooms.events import RoomEvents
 from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.visibility import Seen, Visibility
+from homeserver.api.requester import Requester
 from homeserver.services.rooms.client_events import ClientEvents
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.sticky_events import StickyRow

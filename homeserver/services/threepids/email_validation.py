@@ -18,7 +18,6 @@ from urllib.parse import urlencode
 
 from msgspec.structs import replace
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     InvalidParam,
     ThreepidInUse,
@@ -26,6 +25,7 @@ from federation.protocol.errors import (
     ThreepidNotFound,
 )
 from federation.protocol.ids import UserID
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.audit.audit import Happened, note
 from homeserver.services.email.outbox import Outbox

@@ -28,10 +28,11 @@ from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
 from federation.peers.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import MatrixError, OtherServerFailed, ServerNotTrusted
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.request_signing import make_authorization
+from homeserver.api.limits import Limit
+from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.audit.audit import Happened, note
 from homeserver.services.pushers.gateways import Web

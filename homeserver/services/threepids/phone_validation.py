@@ -22,7 +22,6 @@ from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     InvalidParam,
     LimitExceeded,
@@ -34,6 +33,7 @@ from federation.protocol.errors import (
     TokenIncorrect,
 )
 from federation.protocol.ids import UserID
+from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.observe.metrics import TextMessageMetrics
 from homeserver.services.audit.audit import Happened, note

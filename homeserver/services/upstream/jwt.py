@@ -19,9 +19,9 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import DeviceID, ServerName, UserID, parse_new_user_id
+from homeserver.api.limits import Limit
 from homeserver.config.upstream import JWT
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.accounts.registration import Registration, Wish

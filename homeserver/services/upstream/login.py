@@ -20,7 +20,7 @@ from urllib.parse import unquote_plus, urlencode
 import msgspec
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError, UserDeactivated, UserLocked
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.services.login.credential_epoch import Era

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.endpoint import RequestContext
+from federation.api.request import RequestContext
 from homeserver.services.login.cookies import Cookies
 from homeserver.services.login.login_tokens import Origin
 from homeserver.services.tokens.secret_tokens import SecretText, hash_token

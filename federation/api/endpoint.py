@@ -1,0 +1,79 @@
+"""How an endpoint for other servers is declared: once, on its handler.
+
+    @endpoint("GET", "/_matrix/federation/v1/event/{event_id}", auth=ServerAuth.SERVER)
+    async def get_event(rooms: ServedRooms, peer: Peer, *, event_id: EventID) -> Response: ...
+
+`homeserver.api.endpoint` describes how parameters are bound; it holds for these handlers too.
+"""
+
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any, Final, ParamSpec, TypeVar
+
+import msgspec
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DECLARATION: Final = "__endpoint__"
+"""The attribute of a handler that holds its declaration."""
+
+
+class ServerAuth(Enum):
+    """Who may call an endpoint for other servers."""
+
+    NONE = "none"
+    SERVER = "server"
+    """A server, by its X-Matrix signature."""
+
+
+class Names:
+    """The names of a query parameter on the wire, by preference, where the parameter's own name
+    is not the one."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+class ServerEndpoint(msgspec.Struct, frozen=True):
+    """The declaration of an endpoint for other servers."""
+
+    method: str
+    paths: tuple[str, ...]
+    auth: ServerAuth
+    max_body: int
+    handler: Callable[..., Awaitable[Any]]
+    long_poll: bool
+    resource: str
+
+
+def endpoint(
+    method: str,
+    *paths: str,
+    auth: ServerAuth,
+    max_body: int = 65536,
+    long_poll: bool = False,
+    resource: str = "federation",
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Declare a handler. The first path is the stable one; others are older spellings of it.
+
+    `max_body`: in bytes; a longer body is refused before it is read (M_TOO_LARGE).
+    `long_poll`: the answer may take long, which is not logged as a slow request.
+    `resource`: the group of endpoints that a listener serves or not.
+    """
+
+    def declare(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        handler.__dict__[DECLARATION] = ServerEndpoint(
+            method=method,
+            paths=paths,
+            auth=auth,
+            max_body=max_body,
+            handler=handler,
+            long_poll=long_poll,
+            resource=resource,
+        )
+        return handler
+
+    return declare

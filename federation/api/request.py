@@ -1,0 +1,65 @@
+"""What a handler may know of a request: the server that asks, and the request itself."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from federation.protocol.ids import ServerName
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """The server that sent the request, once its signature is checked."""
+
+    server_name: ServerName
+
+
+LONGEST_USER_AGENT: Final = 500
+
+
+def find_user_agent(headers: Mapping[bytes, bytes]) -> str:
+    """Return the client's `User-Agent`, cut to `LONGEST_USER_AGENT`.
+
+    `headers`: by lower-case name.
+    """
+    return headers.get(b"user-agent", b"").decode("utf-8", "replace")[:LONGEST_USER_AGENT]
+
+
+class RequestContext(msgspec.Struct, frozen=True, gc=False):
+    """The request, apart from its path parameters, query and body."""
+
+    request_id: str
+    method: str
+    uri: bytes
+    """Path and query as they were sent."""
+    client_ip: str
+    headers: Mapping[bytes, bytes]
+    """The last value of each header, by lower-case name. (Plain values: a reference to the request
+    would be a cycle that the garbage collector does not see.)"""
+    content_type: str = ""
+    """The declared type of the body; set only where an endpoint takes the body as a file."""
+    body_size: int = 0
+    """In bytes."""
+    is_secure: bool = False
+    """Whether the client used TLS, to this server or to a trusted proxy."""
+    cookies: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The path as it was sent, still percent-encoded, without the query."""
+        return self.uri.partition(b"?")[0].decode("latin-1")
+
+    @property
+    def user_agent(self) -> str:
+        """The client's `User-Agent`."""
+        return find_user_agent(self.headers)
+
+    @property
+    def languages(self) -> str:
+        """The value of `Accept-Language`."""
+        return self.headers.get(b"accept-language", b"").decode("latin-1")
+
+    def header(self, name: str) -> str | None:
+        """Return any other header; the last of several."""
+        value = self.headers.get(name.lower().encode("ascii"))
+        return None if value is None else value.decode("latin-1")

@@ -1,0 +1,167 @@
+"""How an endpoint is declared: once, on its handler, with everything about it.
+
+    @endpoint("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}",
+              auth=Auth.USER, limit=Limit.ACCOUNT_DATA, max_body=4096)
+    async def put_tag(account_data: AccountData, caller: Requester, *,
+                      user_id: UserID, room_id: RoomID, tag: str, body: Tag) -> Empty: ...
+
+Positional parameters are services, found by type when the router is built, and `Requester`, `Peer`
+or `RequestContext`. Keyword-only parameters are the request: first the names in the path, then
+`body` (a frozen msgspec Struct; `dict` or `msgspec.Raw` where any object will do; `bytes` or
+`BinaryIO` where it is not JSON), then query parameters with their defaults. A trailing underscore
+is not part of the name on the wire (`from_`).
+`Annotated[bool, Names("use_state_after", "org.example.use_state_after")]` gives other names; the
+first one found wins.
+
+A name in the path without a parameter, or a service that nobody provides, stops start-up with a
+sentence. Further paths may leave out a name whose parameter has a default; an empty segment
+matches only such a parameter.
+"""
+
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+
+from federation.api.endpoint import DECLARATION, ServerAuth, ServerEndpoint
+from homeserver.api.limits import Limit
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Auth(Enum):
+    """Who may call an endpoint. The names follow the specification's list of endpoints."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    """A user's access token, or none: the parameter is `Requester | None`."""
+    IF_USABLE = "if usable"
+    """As OPTIONAL, but an invalid token counts as none: where the specification asks for no
+    authentication."""
+    USER = "user"
+    """A user's access token; guests are refused."""
+    GUEST = "guest"
+    """A user's access token, guests too."""
+    ADMIN = "admin"
+    APPSERVICE = "appservice"
+    SERVER = "server"
+    """A server's X-Matrix signature."""
+
+
+MAYBE_NOBODY = frozenset({Auth.OPTIONAL, Auth.IF_USABLE})
+"""With these the requester may be None."""
+
+
+class BodyLimit(Enum):
+    """A limit of the body's size that the configuration says. Values are keys of the
+    configuration."""
+
+    UPLOAD = "max_upload_size"
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """The declaration of an endpoint, as the router reads it."""
+
+    method: str
+    paths: tuple[str, ...]
+    auth: Auth
+    limit: Limit
+    max_body: int | BodyLimit
+    handler: Callable[..., Awaitable[Any]]
+    cancellable: bool = False
+    while_locked: bool = False
+    while_suspended: bool = False
+    before_consent: bool = False
+    while_expired: bool = False
+    long_poll: bool = False
+    resource: str = "client"
+    cost: float = 1
+    limit_of_admins: Limit = Limit.NONE
+
+    @property
+    def name(self) -> str:
+        """The name in logs and metrics."""
+        return self.handler.__name__
+
+
+def endpoint(
+    method: str,
+    *paths: str,
+    auth: Auth,
+    limit: Limit = Limit.NONE,
+    limit_of_admins: Limit = Limit.NONE,
+    cost: float = 1,
+    max_body: int | BodyLimit = 65536,
+    cancellable: bool | None = None,
+    while_locked: bool = False,
+    while_suspended: bool | None = None,
+    before_consent: bool | None = None,
+    while_expired: bool = False,
+    long_poll: bool = False,
+    resource: str = "client",
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Declare a handler. The first path is the stable one; others are older or unstable spellings.
+
+    - `cost`: how much a request counts against `limit`; less than 1 where most requests only read.
+    - `limit_of_admins`: the limit for administrators instead, where it is configured.
+    - `max_body`: in bytes, or an option of the configuration; a longer body is refused before it
+      is read (M_TOO_LARGE).
+    - `cancellable`: the handler is cancelled when its client disconnects; by default GETs and long
+      polls are.
+    - `while_locked`: a locked account may call it (to log out).
+    - `while_suspended`: a suspended account may call it; by default it may GET and nothing else.
+    - `before_consent`: a user who has not agreed to the terms may call it; by default what a
+      suspended account may, and what administrators do.
+    - `while_expired`: an account past its validity may call it (to renew it, to log out).
+    - `long_poll`: the answer may take long, which is not logged as a slow request.
+    - `resource`: the group of endpoints that a listener serves or not
+      (`listeners[].resources[].names`).
+    """
+    reads = method in ("GET", "HEAD")
+    suspended_may = reads if while_suspended is None else while_suspended
+
+    def declare(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        handler.__dict__[DECLARATION] = Endpoint(
+            method=method,
+            paths=paths,
+            auth=auth,
+            limit=limit,
+            max_body=max_body,
+            handler=handler,
+            cancellable=(reads or long_poll) if cancellable is None else cancellable,
+            while_locked=while_locked,
+            while_suspended=suspended_may,
+            before_consent=(suspended_may or auth is Auth.ADMIN)
+            if before_consent is None
+            else before_consent,
+            while_expired=while_expired,
+            long_poll=long_poll,
+            resource=resource,
+            cost=cost,
+            limit_of_admins=limit_of_admins,
+        )
+        return handler
+
+    return declare
+
+
+def find_declaration(value: object) -> Endpoint | None:
+    """Return the declaration of a handler, also of one for other servers; None for other values."""
+    found = getattr(value, DECLARATION, None)
+    if isinstance(found, Endpoint):
+        return found
+    if not isinstance(found, ServerEndpoint):
+        return None
+    return Endpoint(
+        method=found.method,
+        paths=found.paths,
+        auth=Auth.SERVER if found.auth is ServerAuth.SERVER else Auth.NONE,
+        limit=Limit.NONE,
+        max_body=found.max_body,
+        handler=found.handler,
+        cancellable=found.method == "GET" or found.long_poll,
+        long_poll=found.long_poll,
+        resource=found.resource,
+    )

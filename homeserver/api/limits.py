@@ -1,0 +1,86 @@
+"""The rate limits that endpoints and services count against."""
+
+from enum import Enum
+
+
+class Limit(Enum):
+    """The rate limit that an action counts against. Values are keys of the configuration.
+
+    An endpoint's limit counts by user, or by client address where `PER_ADDRESS` has it. Services
+    check further limits themselves, with a key of their own (`RateLimiter.check`).
+    """
+
+    NONE = "none"
+    MESSAGE = "rc_message"
+    MEMBERSHIP = "rc_memberships"
+    REGISTRATION = "rc_registration"
+    REGISTRATION_TOKEN = "rc_registration_token_validity"
+    LOGIN = "rc_login.address"
+    LOGIN_ACCOUNT = "rc_login.account"
+    LOGIN_FAILED = "rc_login.failed_attempts"
+    REFRESH = "rc_refresh.address"
+    REFRESH_ACCOUNT = "rc_refresh.account"
+    RENDEZVOUS = "rc_oauth.rendezvous"
+    CLIENT_REGISTRATION = "rc_oauth.client_registration"
+    DEVICE_AUTHORIZATION = "rc_oauth.device_authorization"
+    USER_CODE = "rc_oauth.user_code"
+    ADMIN_REDACTION = "rc_admin_redaction"
+    JOIN = "rc_joins.local"
+    JOIN_REMOTE = "rc_joins.remote"
+    JOIN_ROOM = "rc_joins_per_room"
+    THREEPID = "rc_3pid_validation"
+    TEXT_MESSAGES_NUMBER = "rc_text_messages.per_number"
+    TEXT_MESSAGES_ADDRESS = "rc_text_messages.per_address"
+    INVITE = "rc_invites.per_issuer"
+    INVITE_ROOM = "rc_invites.per_room"
+    INVITE_USER = "rc_invites.per_user"
+    FALSE_PROMISE = "rc_invites.false_promises"
+    THIRD_PARTY_INVITE = "rc_third_party_invite"
+    MEDIA_CREATE = "rc_media_create"
+    MEDIA_SCAN = "rc_media_scan"
+    REMOTE_MEDIA = "remote_media_download"
+    """In bytes; its rate is among the options of storage."""
+    PRESENCE = "rc_presence.per_user"
+    DELAYED_EVENT = "rc_delayed_event_mgmt"
+    REPORT = "rc_reports"
+    ROOM_CREATION = "rc_room_creation"
+    SEARCH = "rc_search"
+    USER_DIRECTORY = "rc_user_directory"
+    KEY_REQUEST = "rc_key_requests"
+    KEY_STRANGERS = "rc_key_strangers"
+    BACKUP_BYTES = "rc_key_backup_bytes"
+    TO_DEVICE_STRANGERS = "rc_to_device_strangers"
+    TO_DEVICE_BYTES = "rc_to_device_bytes"
+    TO_DEVICE_BYTES_OF_SERVER = "rc_federation.to_device_bytes"
+    TO_DEVICE_BYTES_OF_REMOTE_USER = "rc_federation.to_device_bytes_of_user"
+    PROFILE = "rc_profile"
+    URL_PREVIEW = "rc_url_preview"
+    HIERARCHY = "rc_hierarchy"
+    THREADS = "rc_threads"
+    EVENTS_BY_TIME = "rc_timestamp_to_event"
+    RECEIPT = "rc_receipts"
+    ACCOUNT_DATA = "rc_account_data"
+    ALIAS = "rc_aliases"
+    TYPING = "rc_typing"
+    FORGET = "rc_forget"
+    CLAIMED_KEYS = "rc_federation.claimed_keys"
+    CLAIMED_BY_USER = "rc_claimed_keys"
+    DEVICE_CHANGE = "rc_device_changes"
+
+    __hash__ = object.__hash__
+    """By identity: `Enum.__hash__` is a Python function, and each counted request looks up its
+    limit."""
+
+
+PER_ADDRESS = frozenset(
+    {
+        Limit.REGISTRATION,
+        Limit.REGISTRATION_TOKEN,
+        Limit.LOGIN,
+        Limit.REFRESH,
+        Limit.THREEPID,
+        Limit.CLIENT_REGISTRATION,
+        Limit.DEVICE_AUTHORIZATION,
+        Limit.RENDEZVOUS,
+    }
+)
