@@ -3,20 +3,14 @@
 from collections.abc import Callable
 
 from federation.protocol.retention import RetentionRules
-from federation.rooms.events import RoomEvents
 from federation.rooms.history.retention import Lifetimes
 from homeserver.config.retention import Retention
 from storage.engine.database import Database
 from storage.retention.room_retention import RoomLifetimeStore
-from storage.state.state_tree import StateTreeStore
 
 
 def lifetimes_of(
-    retention: Retention,
-    database: Database,
-    trees: StateTreeStore,
-    events: RoomEvents,
-    now_ms: Callable[[], int],
+    retention: Retention, database: Database, now_ms: Callable[[], int]
 ) -> Lifetimes | None:
     """None where messages are kept for ever."""
     if not retention.enabled:
@@ -26,4 +20,4 @@ def lifetimes_of(
         retention.allowed_lifetime_min,
         retention.allowed_lifetime_max,
     )
-    return Lifetimes(RoomLifetimeStore(database), trees, events, database.streams, rules, now_ms)
+    return Lifetimes(RoomLifetimeStore(database), database.streams, rules, now_ms)

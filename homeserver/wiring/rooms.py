@@ -192,7 +192,7 @@ class RoomParts:
         )
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
-        self.lifetimes = lifetimes_of(config.rooms.retention, database, trees, self.events, now_ms)
+        self.lifetimes = lifetimes_of(config.rooms.retention, database, now_ms)
         self.stays = stays = Stays(timelines, self.events, timeline_store)
         self.erased = ErasedSenders(ErasureStore(database), streams, current_states, self.events)
         self.visibility = visibility = Visibility(

@@ -1,22 +1,22 @@
-"""Brings a database to the schema of this program: numbered files, forward only.
+"""Brings a database to the schema of this program: numbered SQL files, forward only.
 
-`schema/NNNN_name.sql` is run once, in order, each in one transaction with the note in
-`schema_version` that it was. Where a step cannot be one text for both databases,
-`NNNN_name.sqlite.sql` and `NNNN_name.postgres.sql` stand in its place. Words of a file that each
-database says in its own way:
+Each step runs once, in order, in a transaction that also records it in `schema_version`. A step
+is `schema/NNNN_name.sql` for both databases, or `NNNN_name.sqlite.sql` and
+`NNNN_name.postgres.sql`, or both: then the common file runs first. Some words in these files
+stand for SQL that differs between the databases:
 
 - `BYTES`: the type for bytes.
-- `ROW_NUMBER`: the type of a primary key that is one number of 64 bits. SQLite then finds a row by
-  it in one tree and not in two.
-- `CLUSTERED` (after a table): SQLite keeps the rows in the order of the primary key, in one tree
-  and not in two. For tables with short rows.
-- `ROOMY` (after a table): PostgreSQL leaves room in each page, so that a row that changes all the
-  time stays in its page and no index has to hear of it.
+- `ROW_NUMBER`: the type of a primary key that is one number of 64 bits. SQLite then stores the
+  rows by this number and needs no index for it.
+- `CLUSTERED` (after a table): SQLite stores the rows in the primary key. For tables with short
+  rows.
+- `ROOMY` (after a table): PostgreSQL leaves free space in each page, so that rows that change
+  often stay in their page and need no new index entries.
 
 Laws:
 - A file that was released never changes.
 - An SQLite file that holds data is copied before it is changed.
-- A database that is newer than the program is left alone.
+- A database with a newer schema is refused and not changed.
 """
 
 import re
@@ -64,26 +64,31 @@ class Migration(msgspec.Struct, frozen=True):
 
 
 def find_migrations(engine: str, bytes_type: str, schema: Path = SCHEMA) -> list[Migration]:
-    """The steps for a database, in order. Raises ValueError when numbers are missing, doubled, or
-    lack this database."""
+    """Return the steps for a database, in order.
+
+    Raises ValueError when numbers are missing, doubled, or lack this database.
+    """
     found: dict[int, Migration] = {}
     numbers: set[int] = set()
-    for path in sorted(schema.glob("*.sql")):
+    # a common file sorts before the files of the databases: "0001_a.sql" before "0001_a.sqlite.sql"
+    for path in sorted(schema.glob("*.sql"), key=lambda path: path.stem):
         match = _FILE.fullmatch(path.name)
         if match is None:
             raise ValueError(
                 f"{path.name} is not named NNNN_name.sql, NNNN_name.sqlite.sql or NNNN_name.postgres.sql"
             )
-        version = int(match["version"])
+        version, name = int(match["version"]), match["name"]
         numbers.add(version)
         if match["engine"] not in (None, engine):
             continue
-        if version in found:
-            raise ValueError(
-                f"there are two schema files with the number {version}: {found[version].name}, {path.name}"
-            )
         sql = _say_for(engine, bytes_type, path.read_text("utf-8"))
-        found[version] = Migration(version, match["name"], sql)
+        if version in found:
+            if found[version].name != name:
+                raise ValueError(
+                    f"there are two schema files with the number {version}: {found[version].name}, {name}"
+                )
+            sql = f"{found[version].sql}\n{sql}"
+        found[version] = Migration(version, name, sql)
     steps = [found[version] for version in sorted(found)]
     if [step.version for step in steps] != list(range(1, len(numbers) + 1)):
         raise ValueError(

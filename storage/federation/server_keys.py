@@ -48,8 +48,7 @@ class ServerKeyStore:
         self._database = database
 
     async def get_keys(self, servers: Iterable[str]) -> Mapping[str, StoredServer]:
-        """All keys of these servers, `MOST_KEYS` of each, in one read; a server of which nothing is
-        known is absent."""
+        """Return all keys of these servers in one read. A server without keys is absent."""
         return await self._database.read_quickly("get_server_keys", _get_keys, tuple(servers))
 
     async def get_documents(self, servers: Iterable[str]) -> Mapping[str, StoredDocument]:
@@ -109,12 +108,7 @@ def _get_keys(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredSer
         )
     }
     keys: dict[str, dict[str, StoredKey]] = {server: {} for server in said}
-    # written before there was a bound, a server may have more
-    sql = (
-        "SELECT server_name, key_id, public_key, valid_until FROM (SELECT server_name, key_id, public_key, valid_until,"
-        " row_number() OVER (PARTITION BY server_name ORDER BY valid_until DESC, key_id) AS place"
-        f" FROM server_keys WHERE server_name IN {{keys}}) AS placed WHERE place <= {MOST_KEYS}"
-    )
+    sql = "SELECT server_name, key_id, public_key, valid_until FROM server_keys WHERE server_name IN {keys}"
     for server, key_id, public_key, valid_until in txn.query_in(sql, servers):
         keys.setdefault(server, {})[key_id] = StoredKey(bytes(public_key), valid_until)
     return {

@@ -1,7 +1,7 @@
-"""How far the events have been looked at for the files that they refer to, and the next step.
+"""Progress of the job that reads events for the files that they refer to, and its next step.
 
-Profiles and account data that were there before references were kept come first; then all events,
-by their numbers.
+Events are read by their numbers. Profiles and account data are not read here: whatever writes them
+also writes their references.
 """
 
 from typing import Final
@@ -10,7 +10,7 @@ import msgspec
 
 from storage.cluster.job_progress import put_note, select_note
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.references import Setting, put_batch, put_setting, select_batch
+from storage.media.references import put_batch, select_batch
 
 NOTE: Final = "follow_media"
 AT_ONCE: Final = 200
@@ -18,51 +18,16 @@ AT_ONCE: Final = 200
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far it is."""
+    """The progress of the job."""
 
-    profile: tuple[str, str] | None = ("", "")
-    """The last field of a profile that was looked at; None: all were."""
-    account_data: tuple[str, str, str] | None = ("", "", "")
     upto: int = 0
     """The number of the last event that was looked at."""
-
-    @property
-    def has_settings(self) -> bool:
-        """Whether all profiles and account data were looked at."""
-        return self.profile is None and self.account_data is None
 
 
 def select_progress(txn: Transaction) -> Progress:
     """How far it is."""
     note = select_note(txn, NOTE)
     return Progress() if note is None else msgspec.json.decode(note, type=Progress)
-
-
-def put_settings(txn: WriteTransaction, limit: int) -> int:
-    """Look at the next profiles, or account data; how many, 0 when all were looked at."""
-    progress = select_progress(txn)
-    if progress.profile is not None:
-        rows = txn.query(
-            "SELECT user_id, field, value FROM profiles WHERE (user_id, field) > (?, ?) ORDER BY user_id, field LIMIT ?",
-            (*progress.profile, limit),
-        )
-        for user_id, field, value in rows:
-            put_setting(txn, user_id, Setting.PROFILE, field, bytes(value))
-        last = (rows[-1][0], rows[-1][1]) if len(rows) == limit else None
-        _put(txn, msgspec.structs.replace(progress, profile=last))
-        return max(1, len(rows))
-    if progress.account_data is not None:
-        entries = txn.query(
-            "SELECT user_id, room_id, type, content FROM account_data WHERE (user_id, room_id, type) > (?, ?, ?)"
-            " ORDER BY user_id, room_id, type LIMIT ?",
-            (*progress.account_data, limit),
-        )
-        for user_id, room_id, type, content in entries:
-            put_setting(txn, user_id, Setting.ACCOUNT_DATA, f"{room_id} {type}", bytes(content))
-        end = entries[-1][:3] if len(entries) == limit else None
-        _put(txn, msgspec.structs.replace(progress, account_data=end))
-        return max(1, len(entries))
-    return 0
 
 
 def put_events(txn: WriteTransaction, after: int, upto: int) -> None:
@@ -92,7 +57,7 @@ def catch_up(txn: WriteTransaction, at_most: int) -> bool:
         if is_last or batch.is_cut:
             break
     note_events(txn, upto)
-    return progress.has_settings and is_last
+    return is_last
 
 
 def _put(txn: WriteTransaction, progress: Progress) -> None:

@@ -4,8 +4,6 @@ room.
 A row stays when the room says nothing any more, so that other nodes hear of it.
 """
 
-from collections.abc import Mapping
-
 import msgspec
 
 from storage.engine.database import Database
@@ -23,14 +21,6 @@ class RoomLifetime(msgspec.Struct, frozen=True):
     """When that was set."""
 
 
-class UnreadRoom(msgspec.Struct, frozen=True):
-    """A room that said something before these rows were kept."""
-
-    room_nid: int
-    state_root: bytes | None
-    """Of its present state."""
-
-
 class RoomLifetimeStore:
     """The table `room_lifetimes`."""
 
@@ -46,32 +36,6 @@ class RoomLifetimeStore:
             return rows, rows[-1].position if rows else position
 
         return await self._database.read_quickly("get_room_lifetimes", read)
-
-    async def get_unread(self) -> list[UnreadRoom]:
-        """The rooms whose state is still to be read."""
-
-        def read(txn: Transaction) -> list[UnreadRoom]:
-            rows = txn.query(
-                "SELECT l.room_nid, r.state_root FROM room_lifetimes AS l JOIN rooms AS r ON r.room_nid = l.room_nid"
-                " WHERE l.position = 0"
-            )
-            return [UnreadRoom(nid, None if root is None else bytes(root)) for nid, root in rows]
-
-        return await self._database.read_quickly("get_unread_lifetimes", read)
-
-    async def set_read(self, found: Mapping[int, int | None]) -> None:
-        """What these rooms say was read from their state. Where it was set meanwhile, that
-        counts."""
-
-        def write(txn: WriteTransaction) -> None:
-            unread = txn.query_in(
-                "SELECT room_nid FROM room_lifetimes WHERE position = 0 AND room_nid IN {keys}",
-                found,
-            )
-            for (room_nid,) in unread:
-                set_lifetime(txn, room_nid, found[room_nid])
-
-        await self._database.write("set_read_lifetimes", write)
 
     async def get_rooms(self, after: int, limit: int) -> list[int]:
         """The numbers of rooms in their order, so many after one."""

@@ -9,8 +9,7 @@ import hashlib
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,6 @@ from twisted.internet.defer import Deferred, succeed
 
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.engine.executors import Executor, InlineExecutor, InLull, call_at_once
-from storage.engine.interface import Connection, Engine
 from storage.engine.migrate import SCHEMA, migrate
 from storage.engine.observer import Observer, SilentObserver
 from storage.engine.postgres import PostgresEngine
@@ -291,53 +289,3 @@ class PostgresTemplates:
         with self._connected().cursor() as cursor:
             cursor.execute(statement)
             return cursor.description is not None and cursor.fetchone() is not None
-
-
-@contextmanager
-def older_database(
-    kind: str, folder: Path, templates: PostgresTemplates, last: int
-) -> Iterator[SQLiteConfig | PostgresConfig]:
-    """An empty database with the schema up to this file; `kind`: `sqlite` or `postgresql`."""
-    schema = folder / "older"
-    schema.mkdir()
-    for path in SCHEMA.glob("*.sql"):
-        if int(path.name[:4]) <= last:
-            shutil.copy(path, schema)
-    if kind == "sqlite":
-        sqlite = SQLiteConfig(str(folder / "homeserver.db"), synchronous="OFF")
-        migrate(make_engine(sqlite), schema)
-        yield sqlite
-        return
-    config = templates.create(empty=True)
-    migrate(make_engine(config), schema)
-    yield config
-    templates.drop(config)
-
-
-@contextmanager
-def database_before(
-    engine: Engine, tmp_path: Path, version: int, upto: int | None = None
-) -> Iterator[Connection]:
-    """A writer upon the schema just before that version, which is brought up to that version at the
-    end, or up to `upto`."""
-    folder = tmp_path / "until_then"
-    folder.mkdir()
-    for file in SCHEMA.glob("*.sql"):
-        if int(file.name[:4]) <= (upto or version):
-            (folder / file.name).write_bytes(file.read_bytes())
-    steps = [file for file in folder.glob("*.sql") if int(file.name[:4]) >= version]
-    latest = [file.rename(tmp_path / file.name) for file in steps]
-    migrate(engine, folder)
-    writer = engine.connect_writer()
-    writer.begin_migration()
-    writer.execute(
-        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
-        " VALUES (1, '!1:example.org', '11', 1, '[]', 1, 1)",
-        (),
-    )
-    yield writer
-    writer.commit({})
-    writer.close()
-    for file in latest:
-        file.rename(folder / file.name)
-    migrate(engine, folder)

@@ -278,28 +278,6 @@ def test_a_picture_that_is_taken_again_stays(server: TestServer, alice: User, bo
     assert [_is_there(bob, picture) for picture in (one, other)] == [True, False]
 
 
-def test_what_was_there_before_references_were_kept_is_looked_at(
-    server: TestServer, alice: User
-) -> None:
-    room_id, file, pack = _room(alice), _upload(alice, b"old"), _upload(alice, b"pack")
-    event_id = _send(alice, room_id, _file(file))
-    data = f"/_matrix/client/v3/user/{alice.user_id}/account_data/packs"
-    alice.put(data, {"x": pack})
-    _follow(server)
-    tables = ("known_media", "media_in_events", "media_in_settings", "jobs")
-    server.run(
-        server.app.database.write(
-            "forget", lambda txn: [txn.execute(f"DELETE FROM {table}") for table in tables]
-        )
-    )
-    _follow(server)
-    _redact(alice, room_id, event_id)
-    _redact(alice, room_id, _send(alice, room_id, _file(pack)))
-    assert _wait(server) == 1  # her account data has the other
-    alice.put(data, {})
-    assert _wait(server) == 1
-
-
 def test_the_files_of_a_room_go_when_all_have_forgotten_it(
     server: TestServer, alice: User, bob: User
 ) -> None:

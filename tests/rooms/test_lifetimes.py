@@ -1,14 +1,11 @@
 """How long rooms keep their messages, while reads of it overtake each other."""
 
-import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.retention import RetentionRules
 from federation.rooms.history.retention import Lifetimes
-from storage.engine.database import Database
 from storage.engine.streams import Change, Streams, Topic
-from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore, UnreadRoom
-from tests.helpers.rooms import RoomParts
+from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore
 from tests.rooms.test_caches import done
 
 Rows = tuple[list[RoomLifetime], int]
@@ -20,33 +17,25 @@ class SlowLifetimes(RoomLifetimeStore):
     def __init__(self) -> None:
         self.asked: list[Deferred[Rows]] = []
 
-    async def get_unread(self) -> list[UnreadRoom]:
-        return []
-
     async def get_since(self, position: int) -> Rows:
         deferred: Deferred[Rows] = Deferred()
         self.asked.append(deferred)
         return await deferred
 
 
-@pytest.fixture
-def parts(sqlite_database: Database) -> RoomParts:
-    return RoomParts(sqlite_database)
-
-
-def make(parts: RoomParts) -> tuple[Streams, SlowLifetimes, Lifetimes]:
+def make() -> tuple[Streams, SlowLifetimes, Lifetimes]:
     """The server has heard of what was set up to 10: in room 1 messages are kept for 5
     milliseconds."""
     streams, store = Streams(10), SlowLifetimes()
-    lifetimes = Lifetimes(store, parts.trees, parts.events, streams, RetentionRules(), lambda: 1000)
+    lifetimes = Lifetimes(store, streams, RetentionRules(), lambda: 1000)
     loaded = Deferred.fromCoroutine(lifetimes.get([1]))
     store.asked.pop().callback(([RoomLifetime(1, 5, 10)], 10))
     assert loaded.called
     return streams, store, lifetimes
 
 
-def test_an_older_read_takes_nothing_back_from_a_newer_one(parts: RoomParts) -> None:
-    streams, store, lifetimes = make(parts)
+def test_an_older_read_takes_nothing_back_from_a_newer_one() -> None:
+    streams, store, lifetimes = make()
     streams.advance_to(11)
     streams.advance_to(12)
     older, newer = store.asked
@@ -61,8 +50,8 @@ def test_an_older_read_takes_nothing_back_from_a_newer_one(parts: RoomParts) -> 
     assert done(Deferred.fromCoroutine(lifetimes.oldest_shown(1))) == 991
 
 
-def test_a_read_takes_nothing_back_from_what_was_set_here_meanwhile(parts: RoomParts) -> None:
-    streams, store, lifetimes = make(parts)
+def test_a_read_takes_nothing_back_from_what_was_set_here_meanwhile() -> None:
+    streams, store, lifetimes = make()
     streams.advance_to(11)
     streams.publish([Change(12, Topic.LIFETIME, detail=RoomLifetime(1, 9, 12))], 12)
     store.asked[0].callback(([RoomLifetime(1, 7, 11)], 11))

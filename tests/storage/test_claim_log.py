@@ -1,11 +1,8 @@
 """The log of claims of one-time keys, and what is known of the keys that come next, by themselves;
 and what an upgrade and a copy of the database make of them."""
 
-import json
 import struct
 import tracemalloc
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from sys import getsizeof
 from typing import cast
@@ -21,7 +18,6 @@ from storage.encryption.keys_ahead import BYTES_BESIDE, MOST_WITHOUT, KeyRun, Ke
 from storage.engine.database import PostgresConfig, SQLiteConfig, WriteTransaction, make_engine
 from storage.engine.interface import Connection
 from storage.maintenance.copy import copy_database
-from tests.helpers.databases import PostgresTemplates, database_before
 from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, content, wishes_for
 
 Config = SQLiteConfig | PostgresConfig
@@ -127,56 +123,6 @@ def count_logged(node: Node) -> int:
     """Rows of the log."""
     (rows,) = node.run(node.database.read("read", lambda txn: txn.query(LOGGED)))
     return len(rows)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def not_yet(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
-) -> Iterator[Config]:
-    """A database without any table."""
-    if request.param == "sqlite":
-        yield SQLiteConfig(str(tmp_path / "homeserver.db"))
-    else:
-        config = postgres_templates.create(empty=True)
-        yield config
-        postgres_templates.drop(config)
-
-
-def test_what_lay_in_the_log_before_claims_were_gathered_holds(
-    not_yet: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with database_before(make_engine(not_yet), tmp_path, 119) as writer:
-        for block_nid, (device_id, settled) in enumerate([("A", 1), ("B", 0), ("C", 2)], 1):
-            names = [f"{device_id}{number}" for number in range(5)]
-            slots = [b'"%b":%b' % (name.encode(), content("")) for name in names]
-            writer.execute(
-                "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
-                " VALUES (?, ?, ?, ?, 5, ?, ?, ?)",
-                (
-                    ALICE,
-                    device_id,
-                    ALGORITHM,
-                    block_nid,
-                    len(slots[0]),
-                    json.dumps(names),
-                    b"".join(slots),
-                ),
-            )
-            writer.execute("INSERT INTO one_time_key_marks VALUES (?, 7, ?)", (block_nid, settled))
-        for position, marks in [(8, {1: 2, 2: 1}), (9, {1: 3})]:
-            packed = b"".join([struct.pack(">qH", *mark) for mark in marks.items()])
-            writer.execute("INSERT INTO key_claims VALUES (?, 7, ?)", (position, packed))
-        writer.execute("INSERT INTO settled_claims VALUES (0, 7)", ())
-        writer.execute("INSERT INTO counters VALUES ('position', 9), ('one_time_key', 3)", ())
-    node = Node(not_yet, monkeypatch)
-    assert count_logged(node) == 2
-    assert [node.count(device_id) for device_id in "ABC"] == [2, 4, 3]
-    (given,) = node.run(
-        node.store.do_claim([(ALICE, device_id, ALGORITHM) for device_id in "ABC"], 1000)
-    )
-    assert [key and key.partition(b":")[0] for key in given] == [b'"A3"', b'"B1"', b'"C2"']
-    assert [node.count(device_id) for device_id in "ABC"] == [1, 3, 2]
-    node.close()
 
 
 @pytest.mark.usefixtures("short_runs")

@@ -9,7 +9,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.media.content_uris import MOST, MediaAddress, find_addresses
 from storage.media.lists import ORDERS, MediaListStore, Order, Wished
 from storage.media.media import Content, MediaRow, MediaStore
-from storage.media.reference_follower import catch_up, put_settings
+from storage.media.reference_follower import catch_up
 from storage.media.references import (
     Setting,
     do_rechecks,
@@ -19,7 +19,7 @@ from storage.media.references import (
     select_batch,
 )
 from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.media.removal import MediaRemovalStore, Reason
+from storage.media.removal import MOST_BEHIND, MediaRemovalStore, Reason
 from storage.persist.state_effects import StateEffect, apply_effects
 from storage.retention.purging import BEFORE_ALL, PurgingStore
 from storage.rooms.memberships import NewMembership
@@ -92,8 +92,6 @@ async def _files(database: Database) -> None:
 async def test_a_file_goes_with_its_last_reference(database: Database) -> None:
     await database.write("begin", _begin)
     await _files(database)
-    while await database.write("settings", put_settings, 1):
-        pass
     removal = MediaRemovalStore(database, OWN)
     text = "mxc://example.org/own mxc://north.example/copy"
     for nid in (1, 2):
@@ -138,8 +136,6 @@ async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_member
     """Also one that is so again, since the state of the room was found to be another."""
     await database.write("begin", _begin)
     await _files(database)
-    while await database.write("settings", put_settings, 1):
-        pass
     removal = MediaRemovalStore(database, OWN)
 
     def change(txn: WriteTransaction, nid: int, picture: str | None) -> None:
@@ -176,11 +172,15 @@ async def test_nothing_is_removed_while_events_were_not_looked_at(database: Data
     removal = MediaRemovalStore(database, OWN)
     due = await removal.get_unreferenced(NOW, 10)
     assert [each.address.media_id for each in due] == ["own"]
+
+    def send_many(txn: WriteTransaction) -> None:
+        for nid in range(1, MOST_BEHIND + 1):
+            _add_event(txn, nid, ALICE, "no file")
+
+    await database.write("send", send_many)
     assert not (
         await database.write("remove", removal.remove_unreferenced, due, NOW, NOW)
     ).addresses
-    while await database.write("settings", put_settings, 10):
-        pass
     assert (await database.write("remove", removal.remove_unreferenced, due, NOW, NOW)).addresses
 
 
@@ -212,8 +212,6 @@ async def test_one_write_looks_at_as_many_addresses_as_one_event_may_have(
 ) -> None:
     """Else somebody who sends a hundred of such events holds up everybody's writes."""
     await database.write("begin", _begin)
-    while await database.write("settings", put_settings, 1):
-        pass
     half = MOST // 2 + 1
     for nid in range(1, 5):
         text = " ".join(f"mxc://north.example/{nid}-{number}" for number in range(half))
@@ -239,8 +237,6 @@ async def test_one_write_looks_at_as_many_addresses_as_one_event_may_have(
 
 async def test_edits_of_a_redacted_message_are_looked_at_in_their_turn(database: Database) -> None:
     await database.write("begin", _begin)
-    while await database.write("settings", put_settings, 1):
-        pass
 
     def edit(txn: WriteTransaction, nid: int, target: int) -> None:
         _add_event(txn, nid, ALICE, f"mxc://north.example/{nid}")

@@ -1,35 +1,16 @@
-"""One-time keys in blocks: given out in order, each once, whatever is uploaded again, and from
-whatever version they come."""
+"""One-time keys in blocks: given out in order, each once, whatever is uploaded again."""
 
-from collections.abc import Iterator
-from hashlib import sha256
-from pathlib import Path
-
-import msgspec
 import pytest
 
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption import one_time_keys
 from storage.encryption.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
 from storage.encryption.one_time_keys import BYTES_A_BLOCK, DIGEST_BYTES, KEYS_A_BLOCK, KeyExists
-from storage.engine.database import (
-    Database,
-    PostgresConfig,
-    SQLiteConfig,
-    WriteTransaction,
-    make_engine,
-)
-from storage.engine.interface import Engine
-from storage.engine.migrate import migrate
+from storage.engine.database import Database, WriteTransaction
 from storage.engine.streams import Topic
-from tests.helpers.databases import PostgresTemplates, older_database, open_inline
 from tests.helpers.key_nodes import ALGORITHM, ALICE, content, parse_named
 
 DEVICE = "PHONE"
-BEFORE_BLOCKS = 58
-"""The last schema that had a row for each key."""
-BEFORE_MARKS = 103
-"""The last schema that had in the block how far it was given out."""
 
 
 class Device:
@@ -249,121 +230,3 @@ async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Datab
     claimed = await store.do_claim([(ALICE, name, ALGORITHM) for name in devices], 0)
     assert [key and parse_named(key)[0] for key in claimed] == devices
     assert len(commits) == 2
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def older(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
-) -> Iterator[SQLiteConfig | PostgresConfig]:
-    """A database from before there were blocks."""
-    with older_database(request.param, tmp_path, postgres_templates, BEFORE_BLOCKS) as config:
-        yield config
-
-
-def put_rows(engine: Engine) -> None:
-    connection = engine.connect_writer()
-    connection.begin_write()
-    odd = 'o"d\u2018d'
-    for nid, name in enumerate(["a", odd, "c"], 5):
-        connection.execute(
-            "INSERT INTO one_time_keys (user_id, device_id, algorithm, key_nid, key_id, content)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (ALICE, DEVICE, ALGORITHM, nid, name, content(name.replace('"', ""))),
-        )
-    for number in range(2):
-        connection.execute(
-            "INSERT INTO claimed_one_time_keys (user_id, device_id, algorithm, key_id, digest, claimed_ts)"
-            " VALUES (?, ?, ?, 'used', ?, ?)",
-            (
-                ALICE,
-                DEVICE,
-                ALGORITHM,
-                sha256(content(f"used{number}")).digest()[:DIGEST_BYTES],
-                1000 + number,
-            ),
-        )
-    connection.commit({"one_time_key": 7})
-    connection.close()
-
-
-async def test_keys_of_an_older_database_are_given_out_and_remembered(
-    older: SQLiteConfig | PostgresConfig,
-) -> None:
-    engine = make_engine(older)
-    put_rows(engine)
-    migrate(engine)
-    database = open_inline(older)
-    device = Device(database)
-    odd = 'o"d\u2018d'
-    kept = {"a": content("a"), odd: content("od\u2018d"), "c": content("c")}
-    assert await device.upload({"used": content("used0")}) == 3, "it was given out before"
-    assert await device.upload({"used": content("used1"), **kept, "d": content("d")}) == 4
-    assert [await device.claim() for _ in range(3)] == list(kept.items())
-    assert await device.claim_all() == ["d"]
-    assert await device.upload({"used": content("used0"), **kept}) == 0
-    assert (
-        await device.upload({"used": content("another"), "e": content("e")}, remembered_from=1001)
-        == 2
-    )
-    assert await device.claim_all() == ["used", "e"]
-    assert (
-        await device.upload({"used": content("used0"), "f": content("f")}, remembered_from=1001)
-        == 2
-    ), "forgotten"
-    await database.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def with_blocks(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
-) -> Iterator[SQLiteConfig | PostgresConfig]:
-    """A database from before there were marks."""
-    with older_database(request.param, tmp_path, postgres_templates, BEFORE_MARKS) as config:
-        yield config
-
-
-async def test_blocks_of_an_older_database_are_given_out_from_where_they_were(
-    with_blocks: SQLiteConfig | PostgresConfig,
-) -> None:
-    engine = make_engine(with_blocks)
-    connection = engine.connect_writer()
-    connection.begin_write()
-    for block_nid, names, taken, claimed_ts in (
-        (1, "ab", 2, 1000),
-        (2, "cdef", 2, 2000),
-        (3, "gh", 0, 0),
-    ):
-        connection.execute(
-            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, taken, used_up, claimed_ts,"
-            " width, names, keys) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(
-                    ALICE,
-                    DEVICE,
-                    ALGORITHM,
-                    block_nid,
-                    len(names),
-                    taken,
-                    int(taken == len(names)),
-                    claimed_ts,
-                ),
-                len(b'"a":' + content("a")),
-                msgspec.json.encode(list(names)).decode(),
-                b"".join([b'"%b":%b' % (name.encode(), content(name)) for name in names]),
-            ),
-        )
-    connection.commit({"one_time_key": 3})
-    connection.close()
-    migrate(engine)
-    database = open_inline(with_blocks)
-    device = Device(database)
-    assert await device.claim() == ("e", content("e"))
-    assert await device.upload(keys("a", "d", "f", "i")) == 4, (
-        "those that were given out do not come back"
-    )
-    assert await device.upload(keys("a", "j"), remembered_from=1001) == 5, (
-        "it is remembered from when it was given out"
-    )
-    assert await device.upload(keys("a"), remembered_from=1001) == 6, "it was forgotten"
-    assert await device.claim_all() == ["f", "g", "h", "i", "j", "a"]
-    await database.close()

@@ -1,7 +1,6 @@
 """Keys of other servers: kept for good, read for many servers at once."""
 
 from storage.engine.database import Database
-from storage.engine.transaction import WriteTransaction
 from storage.federation.server_keys import (
     MOST_KEYS,
     ServerKeyStore,
@@ -50,24 +49,6 @@ async def test_of_ever_new_keys_a_bounded_number_stays_and_always_what_is_said_n
     assert len(kept) == await _count(database) - 1 == MOST_KEYS
     assert "ed25519:now" in kept
     assert {f"ed25519:{number}_{each}" for number in (3, 4) for each in range(100)} < kept.keys()
-
-
-async def test_of_the_keys_that_were_kept_before_there_was_a_bound_so_many_are_read_and_the_rest_go(
-    database: Database,
-) -> None:
-    store = ServerKeyStore(database)
-
-    def fill(txn: WriteTransaction) -> None:
-        txn.execute_many(
-            "INSERT INTO server_keys (server_name, key_id, public_key, valid_until) VALUES (?, ?, ?, ?)",
-            [("a.example", f"ed25519:{number}", b"o" * 32, number) for number in range(2000)],
-        )
-
-    await database.write("fill", fill)
-    kept = (await store.get_keys(["a.example"]))["a.example"].keys
-    assert kept.keys() == {f"ed25519:{number}" for number in range(2000 - MOST_KEYS, 2000)}
-    await store.add_keys("a.example", {"ed25519:new": StoredKey(b"n" * 32, 0)})
-    assert await _count(database) == MOST_KEYS
 
 
 async def _count(database: Database) -> int:

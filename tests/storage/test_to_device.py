@@ -1,9 +1,7 @@
 """Messages that wait for devices."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import pytest
 from msgspec import json
 
 from storage.devices.devices import DeviceRow, DeviceStore
@@ -14,27 +12,14 @@ from storage.encryption.to_device import (
     DeviceMessage,
     ToDeviceStore,
 )
-from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
-from storage.engine.migrate import migrate
+from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from tests.helpers.databases import PostgresTemplates, older_database, open_inline
 
 AWAY, OTHER = ("@bob:example.org", "AWAY"), ("@bob:example.org", "OTHER")
 KEPT = 40
 LATER = LOGGED_MS + 1
 """When what was sent at the time 0 is no longer in the log, once the job has been at it."""
 OPENING = b'{"n":'
-BEFORE_NUMBERS = 78
-"""The last schema in which messages named their device."""
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def older(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_templates: PostgresTemplates
-) -> Iterator[SQLiteConfig | PostgresConfig]:
-    """A database from before devices had numbers."""
-    with older_database(request.param, tmp_path, postgres_templates, BEFORE_NUMBERS) as config:
-        yield config
 
 
 async def put_devices(database: Database) -> None:
@@ -121,46 +106,3 @@ async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(
     assert steps > 10
     assert await stored() == 3 + number - 650
     assert await waiting(OTHER) == list(range(650, number))
-
-
-async def test_what_waits_outlives_the_numbering_of_devices(
-    older: SQLiteConfig | PostgresConfig,
-) -> None:
-    """What was kept by names is found by numbers, with its floor; what nobody waits for any more is
-    gone."""
-    connection = make_engine(older).connect_writer()
-    connection.begin_write()
-    for user_id, device_id in (AWAY, OTHER, (AWAY[0], "GONE")):
-        if device_id != "GONE":
-            connection.execute(
-                "INSERT INTO devices (user_id, device_id, created_ts) VALUES (?, ?, 0)",
-                (user_id, device_id),
-            )
-        for position in (1, 2, 3):
-            connection.execute(
-                "INSERT INTO to_device_messages (user_id, device_id, position, content) VALUES (?, ?, ?, ?)",
-                (user_id, device_id, position * 10 + len(device_id), b"%d" % position),
-            )
-    connection.execute(
-        "INSERT INTO to_device_floors (user_id, device_id, position) VALUES (?, ?, ?)", (*OTHER, 15)
-    )
-    connection.commit({"position": 100})
-    connection.close()
-    migrate(make_engine(older))
-    database = open_inline(older)
-    store = ToDeviceStore(database)
-
-    async def waiting(device: tuple[str, str]) -> list[bytes]:
-        return [message.content for message in await store.get_messages(*device, 0, 1000, 10)]
-
-    await database.write("send", send, store, AWAY, range(4, 5))
-    assert await waiting(AWAY) == [b"1", b"2", b"3", b'{"n":4}']
-    assert await waiting(OTHER) == [b"2", b"3"]
-    await put_devices(database)
-    await database.write(
-        "add", lambda txn: DeviceStore(database).add_device(txn, DeviceRow(AWAY[0], "NEW", None, 0))
-    )
-    await database.write("send", send, store, (AWAY[0], "NEW"), range(1))
-    assert await waiting((AWAY[0], "NEW")) == [b'{"n":0}']
-    assert await store.count_messages() == 3 + 3 + 1 + 1
-    await database.close()

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from federation.protocol.retention import RETENTION, RetentionRules, read_max_lifetime
-from federation.rooms.events import RoomEvents, StoredEvent
+from federation.protocol.retention import RetentionRules
+from federation.rooms.events import StoredEvent
 from storage.engine.streams import Change, Streams, Topic
-from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore, UnreadRoom
-from storage.state.state_tree import StateTreeStore
+from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore
 
 
 class Lifetimes:
@@ -28,16 +27,12 @@ class Lifetimes:
     def __init__(
         self,
         store: RoomLifetimeStore,
-        trees: StateTreeStore,
-        events: RoomEvents,
         streams: Streams,
         rules: RetentionRules,
         now_ms: Callable[[], int],
     ) -> None:
         self.rules = rules
         self._store = store
-        self._trees = trees
-        self._events = events
         self._now_ms = now_ms
         self._said: dict[int, int] | None = None
         """What rooms say, of those that say something; None: that has not been read yet."""
@@ -80,28 +75,12 @@ class Lifetimes:
     async def _load(self) -> dict[int, int]:
         while self._said is None:
             heard = self._changes_heard
-            unread = await self._store.get_unread()
-            if unread:
-                await self._store.set_read(
-                    {room.room_nid: await self._read(room) for room in unread}
-                )
             rows, self._upto = await self._store.get_since(0)
             if heard == self._changes_heard:  # else something was set while it was read
                 self._said = {}
                 self._set_at = {}
                 self._take(rows)
         return self._said
-
-    async def _read(self, room: UnreadRoom) -> int | None:
-        """What the room's present state says."""
-        found = await self._trees.get_entries_of(room.room_nid, [room.state_root], [RETENTION])
-        nid = found[room.state_root].get(RETENTION)
-        events = {} if nid is None else await self._events.get_events([nid])
-        return (
-            read_max_lifetime(events[nid].event.content)
-            if nid is not None and nid in events
-            else None
-        )
 
     def _take(self, rows: Iterable[RoomLifetime]) -> None:
         if self._said is None:

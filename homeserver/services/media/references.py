@@ -15,13 +15,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.media.content_uris import MediaAddress, find_addresses
 from storage.media.media import MediaStore
-from storage.media.reference_follower import (
-    AT_ONCE,
-    note_events,
-    put_events,
-    put_settings,
-    select_progress,
-)
+from storage.media.reference_follower import AT_ONCE, note_events, put_events, select_progress
 from storage.media.references import add_attachments, do_rechecks, select_batch
 from storage.media.removal import MOST_BEHIND
 
@@ -68,8 +62,6 @@ class MediaReferences:
 
     async def _step(self, limit: int) -> int:
         progress = await self._database.read_quickly("read_media_progress", select_progress)
-        if not progress.has_settings:
-            return await self._database.write("follow_media_settings", put_settings, limit)
         after = max(progress.upto, self._scanned)
         batch = await self._database.read("read_new_media", select_batch, after, limit)
         if batch.mentions:
