@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.logger import Logger
 
+from federation.http_client.client import Web
 from federation.peers.identity import ServerIdentity
 from federation.peers.member_lists import Fetch
 from federation.peers.wire import Wire
@@ -55,7 +56,6 @@ from homeserver.services.discovery.client import ClientDiscovery
 from homeserver.services.discovery.server import Discovery
 from homeserver.services.login.passwords import Threads
 from homeserver.services.previews.fetching import PreviewWeb
-from homeserver.services.pushers.gateways import Web
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.administration import administration_of_devices, administration_of_users

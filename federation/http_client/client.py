@@ -6,6 +6,7 @@ limits.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -38,6 +39,25 @@ class _Target(msgspec.Struct, frozen=True):
     port: int
     authority: str
     path: str
+
+
+class Web(Protocol):
+    """Sends requests to addresses that are not Matrix servers."""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+    ) -> WebAnswer:
+        """As `GuardedClient.request`. Raises OutboundError."""
+        ...
 
 
 class GuardedClient:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.http_client.client import Web
 from federation.peers.policy import ServerPatterns
 from federation.protocol.ids import ServerName
 from homeserver.cluster.incoming_changes import NewsOfOthers
@@ -53,7 +54,6 @@ from homeserver.services.login.uia_stages import (
 )
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.plugins.hooks import Plugins, load_plugin
-from homeserver.services.pushers.gateways import Web
 from homeserver.services.terms.policies import policies_of
 from homeserver.services.threepids.phone_validation import PhoneValidation
 from homeserver.services.threepids.sms import Gateway, TextMessages

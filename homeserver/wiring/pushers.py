@@ -6,6 +6,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
+from federation.http_client.client import Web
 from federation.peers.identity import ServerIdentity
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
@@ -18,7 +19,7 @@ from homeserver.services.pushers.digest_texts import DigestTexts
 from homeserver.services.pushers.digests import EmailDigests
 from homeserver.services.pushers.display_names import NamesOfEvents
 from homeserver.services.pushers.email_pushers import Letters, NoLetters
-from homeserver.services.pushers.gateways import Gateways, Web
+from homeserver.services.pushers.gateways import Gateways
 from homeserver.services.pushers.missed_messages import MissedEvents
 from homeserver.services.pushers.pusher_users import Roster
 from homeserver.services.pushers.pushers import Pushers

@@ -7,13 +7,13 @@ from typing import cast
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.http_client.client import Web
 from federation.protocol.ids import ServerName
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
 from homeserver.config.ldap import LDAPProvider
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.login.passwords import Threads
-from homeserver.services.pushers.gateways import Web
 from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.avatars import UpstreamPictures
 from homeserver.services.upstream.cas import CASProvider

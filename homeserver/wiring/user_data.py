@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.http_client.client import Web
 from federation.peers.identity import ServerIdentity
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
@@ -24,7 +25,6 @@ from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.push.push_rules import PushRules, push_rules_content
 from homeserver.services.push.stored_rules import PUSH_RULES
-from homeserver.services.pushers.gateways import Web
 from homeserver.services.rooms.forget import Forgetting
 from homeserver.services.threepids.identity_bindings import IdentityBindings
 from homeserver.services.threepids.validation import PASSWORD_RESET

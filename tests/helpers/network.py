@@ -17,6 +17,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.http_client.client import Web
 from federation.http_client.errors import OutboundError
 from federation.peers.member_lists import Fetch
 from federation.peers.wire import WireAnswer, WireRequest
@@ -24,7 +25,6 @@ from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
 from federation.remote.media import Follow
-from homeserver.services.pushers.gateways import Web
 from storage.engine.database import Database
 from tests.helpers.databases import silence
 from tests.helpers.http import Pending

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import Web, WebAnswer
 from federation.http_client.errors import OutboundError
 from federation.http_client.request import TakeBody
 from federation.peers.member_lists import Fetch
@@ -37,7 +37,6 @@ from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
 from homeserver.services.email.smtp import CannotDeliver
 from homeserver.services.previews.fetching import PreviewWeb
-from homeserver.services.pushers.gateways import Web
 from homeserver.wiring.media import MediaThreads
 from storage.engine.database import Database
 from storage.engine.executors import Executor, InlineExecutor

@@ -15,12 +15,21 @@ from homeserver.services.encryption import one_time_key_counts
 from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
 from storage.encryption.keys_ahead import KeyOf
+from storage.engine.database import SQLiteConfig
 from storage.engine.streams import Change, Streams, Topic
+from tests.helpers.databases import open_inline
+from tests.helpers.keys import one_time_keys, upload
+from tests.helpers.server import TestServer, User
 
 ALGORITHM = "signed_curve25519"
 DEVICES = (("@a", "1"), ("@a", "2"), ("@b", "1"), ("@c", "1"))
 OWNERS = (*((*device, ALGORITHM) for device in DEVICES), ("@b", "1", "other"))
 Answer = tuple[KeyCounts, int]
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
 
 
 class Disk:
@@ -186,3 +195,28 @@ def test_what_nobody_asks_for_is_not_kept_for_ever() -> None:
     finally:
         tracemalloc.stop()
     assert counts.find("@u1-1:example.org", "DEVICE") is None
+
+
+def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
+    server: TestServer, sqlite: SQLiteConfig, bob: User
+) -> None:
+    """A commit is on the disk before the stream tells of it: whoever reads in between has seen more
+    than they were told."""
+    upload(bob, one_time_keys=one_time_keys("a", "b", "c"))
+    database = server.app.database
+    store = DeviceKeyStore(database)
+    meanwhile = open_inline(sqlite)
+    told: list[Change] = []
+    meanwhile.streams.subscribe(told.extend)
+    wish = (bob.user_id, bob.device_id, "signed_curve25519")
+    readers: list[KeyCountsInMemory] = []
+    for left in (2, 1, 0):
+        server.run(DeviceKeyStore(meanwhile).do_claim([wish], 0))
+        readers.append(KeyCountsInMemory(database.streams, store, capacity=10))
+        counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
+        assert counts.one_time == {wish[2]: left}, "it has read, and not heard"
+        database.streams.publish(told, told[-1].position)
+        told.clear()
+        for reader in readers:
+            assert server.run(reader.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
+    server.run(meanwhile.close())

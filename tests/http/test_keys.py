@@ -578,28 +578,3 @@ def test_what_is_heard_while_counts_are_read_is_counted_and_ends_no_answer(
         assert server.run(counts.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
     assert store.reads == 3
     server.run(other.close())
-
-
-def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
-    server: TestServer, sqlite: SQLiteConfig, bob: User
-) -> None:
-    """A commit is on the disk before the stream tells of it: whoever reads in between has seen more
-    than they were told."""
-    upload(bob, one_time_keys=one_time_keys("a", "b", "c"))
-    database = server.app.database
-    store = DeviceKeyStore(database)
-    meanwhile = open_inline(sqlite)
-    told: list[Change] = []
-    meanwhile.streams.subscribe(told.extend)
-    wish = (bob.user_id, bob.device_id, "signed_curve25519")
-    readers: list[KeyCountsInMemory] = []
-    for left in (2, 1, 0):
-        server.run(DeviceKeyStore(meanwhile).do_claim([wish], 0))
-        readers.append(KeyCountsInMemory(database.streams, store, capacity=10))
-        counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
-        assert counts.one_time == {wish[2]: left}, "it has read, and not heard"
-        database.streams.publish(told, told[-1].position)
-        told.clear()
-        for reader in readers:
-            assert server.run(reader.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
-    server.run(meanwhile.close())

@@ -16,10 +16,10 @@ from urllib.parse import urlencode
 import msgspec
 from twisted.logger import Logger
 
+from federation.http_client.client import Web
 from federation.http_client.errors import OutboundError
 from federation.protocol.errors import CaptchaInvalid, CaptchaNeeded, MatrixError
 from homeserver.services.plugins.hooks import Plugins
-from homeserver.services.pushers.gateways import Web
 
 LONGEST_SOLUTION: Final = 12_000
 """Characters; those of hCaptcha have some thousands."""

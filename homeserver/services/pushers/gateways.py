@@ -17,7 +17,6 @@ spec: push-gateway-api#homeserver-behaviour, push-gateway-api#post_matrixpushv1n
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -26,7 +25,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import Web
 from federation.http_client.errors import OutboundError
 from federation.http_client.retry_after import read_retry_after
 from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
@@ -56,25 +55,6 @@ REFUSALS: Final = frozenset(
 """What is answered to something in this one request. All else concerns whoever asks, or how the
 gateway fares."""
 _HEADERS: Final = (("Content-Type", "application/json"),)
-
-
-class Web(Protocol):
-    """A way to what is no Matrix server."""
-
-    async def request(
-        self,
-        method: str,
-        url: str,
-        headers: Sequence[tuple[str, str]] = (),
-        body: bytes = b"",
-        *,
-        seconds: float = 30,
-        max_bytes: int = 1 << 20,
-        redirects: int = 0,
-        only_https: bool = False,
-    ) -> WebAnswer:
-        """As `GuardedClient.request`. Raises OutboundError."""
-        ...
 
 
 class Job(Protocol):

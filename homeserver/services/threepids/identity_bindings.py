@@ -24,7 +24,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import Web, WebAnswer
 from federation.http_client.errors import OutboundError
 from federation.peers.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
@@ -35,7 +35,6 @@ from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.audit.audit import Happened, note
-from homeserver.services.pushers.gateways import Web
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.threepids.identity_bindings import BindingRow, IdentityBindingStore

@@ -13,10 +13,10 @@ from urllib.parse import urlencode
 import msgspec
 from twisted.logger import Logger
 
+from federation.http_client.client import Web
 from federation.http_client.errors import OutboundError
 from federation.protocol.errors import MatrixError
 from homeserver.services.plugins.hooks import Plugins
-from homeserver.services.pushers.gateways import Web
 from homeserver.services.tokens.secret_tokens import SecretText
 
 SECONDS: Final = 10.0

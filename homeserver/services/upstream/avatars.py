@@ -13,11 +13,11 @@ from typing import Final, Protocol
 
 from twisted.logger import Logger
 
+from federation.http_client.client import Web
 from federation.http_client.errors import OutboundError
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID
 from homeserver.services.media.repository import Upload
-from homeserver.services.pushers.gateways import Web
 from homeserver.services.upstream.http_documents import place_of
 
 MAX_BYTES: Final = 4 << 20

@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from federation.http_client.client import Web
 from federation.http_client.errors import OutboundError
-from homeserver.services.pushers.gateways import Web
 from homeserver.services.upstream.identity import Reason, Refused
 
 T = TypeVar("T")
