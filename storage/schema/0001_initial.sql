@@ -2,14 +2,15 @@
 --
 -- The full-text index and some settings of PostgreSQL are in `0001_initial.sqlite.sql` and
 -- `0001_initial.postgres.sql`. The words in capitals that are not SQL (BYTES, ROW_NUMBER,
--- CLUSTERED, ROOMY) are explained in storage/engine/migrate.py, which also creates `schema_version`.
+-- CLUSTERED, ROOMY) are explained in storage/engine/migrate.py, which also creates
+-- `schema_version`.
 --
 -- Conventions:
 -- - `…_nid` is an internal number that stands for a long identifier. It never leaves the database.
 --   Tables refer to each other by these numbers and by Matrix identifiers. There are no foreign
 --   keys, so that `copy-database` may copy tables in any order.
--- - `position` is a place in the one sequence of changes (storage/engine/streams.py), unless its comment
---   names another stream.
+-- - `position` is a place in the one sequence of changes (storage/engine/streams.py), unless its
+--   comment names another stream.
 -- - `…_ts`, `…_until` and other times are milliseconds since 1970, UTC; `…_ms` is a duration in
 --   milliseconds.
 -- - Truth values are INTEGER: 0 or 1.
@@ -483,8 +484,8 @@ CREATE TABLE state_keys (
 ) CLUSTERED;
 CREATE UNIQUE INDEX state_keys_by_name ON state_keys (room_nid, type, state_key);
 
--- Nodes of the state trees (storage/state/radix_tree.py). Rooms share no node, since nodes contain event
--- numbers. Written by storage/state/state_tree.py.
+-- Nodes of the state trees (storage/state/radix_tree.py). Rooms share no node, since nodes contain
+-- event numbers. Written by storage/state/state_tree.py.
 CREATE TABLE state_nodes (
     -- The room. It comes first in the key, so that the nodes of a room are stored together.
     room_nid BIGINT NOT NULL,
@@ -498,7 +499,8 @@ CREATE TABLE state_nodes (
     PRIMARY KEY (room_nid, node)
 ) CLUSTERED;
 
--- Rooms whose unreferenced state nodes are being collected. Written by storage/maintenance/state_garbage_collection.py.
+-- Rooms whose unreferenced state nodes are being collected. Written by
+-- storage/maintenance/state_garbage_collection.py.
 CREATE TABLE state_collections (
     -- The room.
     room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
@@ -508,8 +510,8 @@ CREATE TABLE state_collections (
     progress TEXT NOT NULL
 );
 
--- Chain cover of the auth graph: the place of each state event in a chain (storage/events/auth_chains.py).
--- Written by storage/events/auth_chains.py.
+-- Chain cover of the auth graph: the place of each state event in a chain
+-- (storage/events/auth_chains.py). Written by storage/events/auth_chains.py.
 CREATE TABLE auth_chain_places (
     -- The event.
     event_nid ROW_NUMBER NOT NULL PRIMARY KEY,
@@ -520,7 +522,8 @@ CREATE TABLE auth_chain_places (
 );
 CREATE UNIQUE INDEX auth_chain_places_by_chain ON auth_chain_places (chain, place);
 
--- Chain cover of the auth graph: links from chain to chain. Written by storage/events/auth_chains.py.
+-- Chain cover of the auth graph: links from chain to chain. Written by
+-- storage/events/auth_chains.py.
 CREATE TABLE auth_chain_links (
     -- The chain in which the link starts.
     chain BIGINT NOT NULL,
@@ -616,7 +619,8 @@ CREATE TABLE outside_memberships (
 ) CLUSTERED;
 
 -- Further invites from other servers to the same user and room. When the invite that the user sees
--- is withdrawn, the first of these takes its place. Written by storage/rooms/out_of_room_memberships.py.
+-- is withdrawn, the first of these takes its place. Written by
+-- storage/rooms/out_of_room_memberships.py.
 CREATE TABLE waiting_invites (
     -- The room.
     room_nid BIGINT NOT NULL,
@@ -990,7 +994,8 @@ CREATE INDEX accounts_over ON accounts (user_id) WHERE is_over = 1;
 CREATE INDEX accounts_to_note_over ON accounts (expires_ts)
     WHERE expires_ts IS NOT NULL AND is_over = 0 AND deactivated_ts IS NULL;
 
--- New accounts that have not joined all auto-join rooms yet. Written by storage/accounts/accounts.py.
+-- New accounts that have not joined all auto-join rooms yet. Written by
+-- storage/accounts/accounts.py.
 CREATE TABLE arriving_accounts (
     -- The local user.
     user_id TEXT NOT NULL PRIMARY KEY,
@@ -998,7 +1003,8 @@ CREATE TABLE arriving_accounts (
     due_ts BIGINT NOT NULL DEFAULT 0
 );
 
--- Deactivated accounts that have not left all their rooms yet. Written by storage/accounts/accounts.py.
+-- Deactivated accounts that have not left all their rooms yet. Written by
+-- storage/accounts/accounts.py.
 CREATE TABLE departing_accounts (
     -- The local user.
     user_id TEXT NOT NULL PRIMARY KEY
@@ -1054,7 +1060,8 @@ CREATE TABLE policy_consents (
 );
 CREATE INDEX policy_consents_by_version ON policy_consents (policy_id, version, user_id);
 
--- Security log of each account, for its owner and for administrators. Written by storage/accounts/audit.py.
+-- Security log of each account, for its owner and for administrators. Written by
+-- storage/accounts/audit.py.
 CREATE TABLE audit_records (
     -- Internal number of the record.
     record_nid ROW_NUMBER NOT NULL PRIMARY KEY,
@@ -1099,7 +1106,8 @@ CREATE TABLE reports (
 );
 CREATE INDEX reports_by_kind ON reports (kind, report_nid);
 
--- Profile fields that shadow-banned users set. Only they see them. Written by storage/profiles/profiles.py.
+-- Profile fields that shadow-banned users set. Only they see them. Written by
+-- storage/profiles/profiles.py.
 CREATE TABLE unshown_profile_fields (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1134,7 +1142,8 @@ CREATE TABLE unshown_aliases (
     PRIMARY KEY (user_id, alias)
 ) CLUSTERED;
 
--- Room upgrades by shadow-banned users. Only they see them. Written by storage/moderation/shadow_ban.py.
+-- Room upgrades by shadow-banned users. Only they see them. Written by
+-- storage/moderation/shadow_ban.py.
 CREATE TABLE unshown_upgrades (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1204,7 +1213,8 @@ CREATE INDEX refresh_tokens_by_device ON refresh_tokens (user_id, device_id);
 CREATE INDEX refresh_tokens_by_family ON refresh_tokens (family_hash) WHERE family_hash IS NOT NULL;
 CREATE INDEX refresh_tokens_by_origin ON refresh_tokens (from_nid) WHERE from_nid IS NOT NULL;
 
--- Tokens that sign in a second client once (m.login.token). Written by storage/login/login_tokens.py.
+-- Tokens that sign in a second client once (m.login.token). Written by
+-- storage/login/login_tokens.py.
 CREATE TABLE login_tokens (
     -- SHA-256 of the token.
     token_hash BYTES NOT NULL PRIMARY KEY,
@@ -1265,7 +1275,8 @@ CREATE TABLE confirmations (
     PRIMARY KEY (user_id, device_id)
 ) CLUSTERED;
 
--- Passwords that users create for one client each. Written by storage/login/application_passwords.py.
+-- Passwords that users create for one client each. Written by
+-- storage/login/application_passwords.py.
 CREATE TABLE application_passwords (
     -- Identifier. It is part of the password, so that a sign-in checks one hash only.
     password_id TEXT NOT NULL PRIMARY KEY,
@@ -1286,7 +1297,8 @@ CREATE INDEX application_passwords_by_end ON application_passwords (expires_ts)
     WHERE expires_ts IS NOT NULL;
 CREATE UNIQUE INDEX application_passwords_by_user ON application_passwords (user_id, name);
 
--- Devices that signed in with an application password. Written by storage/login/application_passwords.py.
+-- Devices that signed in with an application password. Written by
+-- storage/login/application_passwords.py.
 CREATE TABLE application_sessions (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1297,7 +1309,8 @@ CREATE TABLE application_sessions (
     PRIMARY KEY (user_id, device_id)
 ) CLUSTERED;
 
--- Browsers that are signed in to the server's own pages. Written by storage/login/browser_sessions.py.
+-- Browsers that are signed in to the server's own pages. Written by
+-- storage/login/browser_sessions.py.
 CREATE TABLE browser_sessions (
     -- SHA-256 of the cookie.
     token_hash BYTES NOT NULL PRIMARY KEY,
@@ -1451,7 +1464,8 @@ CREATE INDEX oauth_device_grants_by_user ON oauth_device_grants (user_id);
 -- Identity providers
 ----------------------------------------------------------------------------------------------------
 
--- Links between users of identity providers and accounts. Written by storage/upstream/external_ids.py.
+-- Links between users of identity providers and accounts. Written by
+-- storage/upstream/external_ids.py.
 CREATE TABLE external_ids (
     -- The provider's ID in the configuration.
     provider TEXT NOT NULL,
@@ -1526,7 +1540,8 @@ CREATE TABLE ended_sign_ins (
 );
 CREATE INDEX ended_sign_ins_by_time ON ended_sign_ins (ended_ts);
 
--- SAML assertions that were used, so that none is used twice. Written by storage/upstream/login_flows.py.
+-- SAML assertions that were used, so that none is used twice. Written by
+-- storage/upstream/login_flows.py.
 CREATE TABLE taken_assertions (
     -- ID of the assertion.
     assertion_id TEXT NOT NULL PRIMARY KEY,
@@ -1691,7 +1706,8 @@ CREATE TABLE profiles (
 );
 CREATE INDEX profiles_by_position ON profiles (position);
 
--- Profile fields that were removed; the latest of each user. Written by storage/profiles/profiles.py.
+-- Profile fields that were removed; the latest of each user. Written by
+-- storage/profiles/profiles.py.
 CREATE TABLE profile_removals (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1712,7 +1728,8 @@ CREATE TABLE profile_propagations (
     position BIGINT NOT NULL
 );
 
--- Account data, global and per room. Tags are the type m.tag. Written by storage/account_data/account_data.py.
+-- Account data, global and per room. Tags are the type m.tag. Written by
+-- storage/account_data/account_data.py.
 CREATE TABLE account_data (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1739,7 +1756,8 @@ CREATE INDEX account_data_hiding ON account_data (position)
 CREATE INDEX account_data_by_position ON account_data (user_id, position);
 CREATE INDEX account_data_deleted ON account_data (user_id, position) WHERE deleted = 1;
 
--- Size of each user's account data, which is limited. Written by storage/account_data/account_data.py.
+-- Size of each user's account data, which is limited. Written by
+-- storage/account_data/account_data.py.
 CREATE TABLE account_data_sums (
     -- The local user.
     user_id TEXT NOT NULL PRIMARY KEY,
@@ -1843,7 +1861,8 @@ CREATE UNIQUE INDEX devices_with_numbers ON devices (user_id, device_id, device_
 CREATE INDEX devices_by_hour ON devices (seen_hour) WHERE seen_hour IS NOT NULL;
 CREATE INDEX devices_by_number ON devices (device_nid);
 
--- Latest change of each user's device list, local and remote. Written by storage/devices/devices.py.
+-- Latest change of each user's device list, local and remote. Written by
+-- storage/devices/devices.py.
 CREATE TABLE device_list_positions (
     -- The user.
     user_id TEXT NOT NULL PRIMARY KEY,
@@ -1918,7 +1937,8 @@ CREATE TABLE device_keys (
     PRIMARY KEY (user_id, device_id)
 );
 
--- Fallback keys, which are claimed when no one-time key is left. Written by storage/encryption/device_keys.py.
+-- Fallback keys, which are claimed when no one-time key is left. Written by
+-- storage/encryption/device_keys.py.
 CREATE TABLE fallback_keys (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1936,7 +1956,8 @@ CREATE TABLE fallback_keys (
 );
 
 -- One-time keys in blocks: keys that were uploaded together. A block never changes. Its keys are
--- claimed from the first on; one_time_key_marks counts them. Written by storage/encryption/one_time_keys.py.
+-- claimed from the first on; one_time_key_marks counts them. Written by
+-- storage/encryption/one_time_keys.py.
 CREATE TABLE one_time_key_blocks (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1981,7 +2002,8 @@ CREATE TABLE used_one_time_keys (
     PRIMARY KEY (user_id, device_id)
 );
 
--- Log of claims that are not counted in one_time_key_marks yet. Written by storage/encryption/claim_log.py.
+-- Log of claims that are not counted in one_time_key_marks yet. Written by
+-- storage/encryption/claim_log.py.
 CREATE TABLE key_claims (
     -- Stream position of the claim.
     claim_nid ROW_NUMBER NOT NULL PRIMARY KEY,
@@ -2232,7 +2254,8 @@ CREATE TABLE destinations (
 );
 CREATE INDEX destinations_heard ON destinations (server) WHERE is_heard > 0;
 
--- Rooms in which an unreachable server missed events. Written by storage/federation/destinations.py.
+-- Rooms in which an unreachable server missed events. Written by
+-- storage/federation/destinations.py.
 CREATE TABLE destination_rooms (
     -- The server.
     server TEXT NOT NULL,

@@ -137,7 +137,7 @@ import io, os, signal, sys
 from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from storage import media_files
+from storage.media import files as media_files
 from storage.engine.executors import InlineExecutor
 
 def die(*args, **kwargs):
@@ -202,7 +202,7 @@ import io, os, signal, sys
 from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from storage import media_files
+from storage.media import files as media_files
 from storage.engine.executors import InlineExecutor
 
 def die(*args, **kwargs):
