@@ -1198,7 +1198,7 @@ CREATE TABLE refresh_tokens (
     -- Time at which the session ends, however often it is refreshed. NULL: never.
     ultimate_expires_ts BIGINT,
     -- SHA-256 of the common start of all refresh tokens of the session: finds a token that is used
-    -- again after its successor. NULL: the session is in oauth_sessions.
+    -- again after its successor. NULL: the session is in oauth_sessions, or was imported.
     family_hash BYTES,
     -- Refresh token from which it was issued, until it is used. NULL: the first token, or a used
     -- one.

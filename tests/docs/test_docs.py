@@ -15,7 +15,7 @@ from tests.docs.module_map import module_map
 ROOT = Path(__file__).parents[2]
 COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 PACKAGES = ("homeserver", "federation", "storage")
 MODULES = sorted(

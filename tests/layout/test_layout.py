@@ -39,7 +39,7 @@ def files_below(*folders: str) -> list[SourceFile]:
 
 @pytest.fixture(scope="module")
 def files() -> list[SourceFile]:
-    return files_below(*PACKAGES, "tests", "scripts", ".ci", "docs", "changelog.d")
+    return files_below(*PACKAGES, "tests", "scripts", ".ci", ".github", "docs")
 
 
 @pytest.mark.parametrize("rule", PYTHON_RULES, ids=lambda rule: str(rule.__name__))
