@@ -1,5 +1,11 @@
 """The command line: `python -m homeserver COMMAND`."""
 
+import gc
+
+if __name__ == "__main__":
+    # Imports create 200,000 objects that stay. Collecting meanwhile takes a third of a start.
+    gc.disable()
+
 import os
 import signal
 import sqlite3
@@ -32,11 +38,11 @@ from homeserver.commands.init_files import (
 )
 from homeserver.commands.process import (
     begin_logging,
-    calm_collector,
     on_hangup,
     pid_file,
     run_until_done,
     stop_on_signals,
+    tune_garbage_collector,
 )
 from homeserver.commands.setup import (
     DATABASE_ERRORS,
@@ -249,7 +255,7 @@ def run(paths: tuple[Path, ...]) -> None:
             failures.append(f"cannot listen: {advice_on(error)}")
             reactor.stop()
 
-    calm_collector()
+    tune_garbage_collector()
     on_hangup(reactor, lambda: reload(server, paths, log))
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
@@ -549,4 +555,5 @@ def access_log(config: Config, file: LogFile) -> AccessLog:
 
 
 if __name__ == "__main__":
+    tune_garbage_collector()
     main()

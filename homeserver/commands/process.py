@@ -22,18 +22,18 @@ from homeserver.observe.logs import JsonObserver, LogFile, TextObserver
 T = TypeVar("T")
 
 COLLECTOR_THRESHOLDS = (10_000, 20, 100)
-"""Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
+"""Of `gc`: a collection of the youngest generation runs every 10,000 net allocations, and so on."""
 
 
-def calm_collector() -> None:
-    """Let the collector of cycles leave alone what stays, and look less often at what came since.
+def tune_garbage_collector() -> None:
+    """Turn the garbage collector on, for objects created from now on, and let it run less often.
 
-    The caches hold many small objects that are in no cycle, and a full collection walks them all;
-    what a request leaves behind is freed without it.
+    Modules, services and caches hold hundreds of thousands of objects that stay and form no
+    garbage cycles; each full collection would walk all of them. Requests leave few cycles.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
+    gc.enable()
 
 
 def on_hangup(reactor: ReactorBase, call: Callable[[], None]) -> None:

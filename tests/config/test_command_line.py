@@ -29,6 +29,25 @@ from tests.helpers.programs import run_program
 
 SECONDS = 120.0
 
+START = """
+import gc, runpy, sys
+
+sys.argv = ["mahalla", "version"]
+try:
+    runpy.run_module("homeserver", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert end.code == 0
+print(gc.isenabled(), gc.get_freeze_count() > 100_000, sep="\\n")
+print(*sorted({"boto3", "ldap3", "saml2", "PIL"} & sys.modules.keys()))
+"""
+
+
+def test_garbage_is_collected_and_optional_libraries_are_not_loaded() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", START], check=True, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert run.stdout.splitlines()[1:] == ["True", "True", ""]
+
 
 def call(*words: str | Path) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
