@@ -1,7 +1,13 @@
 """The command line: `python -m homeserver COMMAND`."""
 
+import gc
+
+if __name__ == "__main__":
+    # Imports create 200,000 objects that stay. Collecting meanwhile takes a third of a start.
+    # See `tune_garbage_collector`.
+    gc.disable()
+
 import os
-import signal
 import sqlite3
 import sys
 import time
@@ -27,23 +33,24 @@ from homeserver.app import Server, build
 from homeserver.commands.init_files import (
     CONFIG_NAME,
     CannotInit,
-    write_first_files,
+    write_init_files,
     write_missing_key,
 )
 from homeserver.commands.process import (
+    ask_for_password,
     begin_logging,
-    calm_collector,
     on_hangup,
     pid_file,
     run_until_done,
     stop_on_signals,
+    tune_garbage_collector,
 )
 from homeserver.commands.setup import (
     DATABASE_ERRORS,
     claim_storage,
+    find_problems,
     hashing_threads,
     load,
-    obstacles,
     open_outbound,
     open_storage,
     read_key,
@@ -52,10 +59,8 @@ from homeserver.commands.setup import (
 from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
-from homeserver.event_loop import poll_without_names
 from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.large_pages import use_large_pages
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import LogFile
@@ -79,9 +84,9 @@ from storage.maintenance.copy_progress import ProgressLines
 T = TypeVar("T")
 
 SECONDS_TO_FLUSH = 1.0
-"""For so long lines of the access log may wait to be written together."""
+"""How long lines of the access log are buffered."""
 SECONDS_TO_STOP = 4.0
-"""After so long a stop is forced."""
+"""Time limit of a stop."""
 
 config_option = click.option(
     "--config",
@@ -91,7 +96,7 @@ config_option = click.option(
     multiple=True,
     default=(CONFIG_NAME,),
     show_default=True,
-    help="A configuration file, or a folder of *.yaml; may be given several times.",
+    help="Configuration file, or folder of *.yaml files; may be repeated.",
 )
 
 
@@ -116,9 +121,9 @@ def routes() -> None:
         click.echo(f"{method} {path}")
 
 
-@main.command(short_help="Print what Prometheus is told, and what it means.")
+@main.command(short_help="Print the documentation of all metrics.")
 def metrics() -> None:
-    """Print what the server tells Prometheus, as the page of the documentation."""
+    """Print the documentation page of all Prometheus metrics."""
     click.echo(write_metrics_page(), nl=False)
 
 
@@ -128,45 +133,41 @@ def metrics() -> None:
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
     default=".",
-    help="Where; here by default.",
+    help="Where to write; default: the current folder.",
 )
-@click.option(
-    "--public-baseurl", help="The address under which clients reach the server, with https://."
-)
+@click.option("--public-baseurl", help="Base URL for clients, with https://.")
 def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
-    """Write a configuration and a signing key for SERVER_NAME, the part of user ids after the
-    colon.
+    """Write a configuration and a signing key for SERVER_NAME, as in user IDs.
 
-    Where there is a configuration for it already, only a signing key that is missing is made.
-    Nothing is overwritten.
+    If there is a configuration for SERVER_NAME, only a missing signing key is created. Nothing is
+    overwritten.
     """
     config = folder / CONFIG_NAME
     try:
         if config.exists():
-            made: Sequence[Path] = [
-                write_missing_key(load((config,)).config, server_name, os.urandom)
-            ]
+            existing = load((config,)).config
+            made: Sequence[Path] = [write_missing_key(existing, server_name, os.urandom)]
         else:
-            made = write_first_files(folder, server_name, public_baseurl, os.urandom)
+            made = write_init_files(folder, server_name, public_baseurl, os.urandom)
     except (CannotInit, OSError) as error:
         raise click.ClickException(str(error)) from error
     for path in made:
-        click.echo(f"made {path}")
+        click.echo(f"created {path}")
 
 
 @main.group()
 def config() -> None:
-    """Check configuration files, or tell all options."""
+    """Check a configuration, or list all options."""
 
 
 @config.command("check")
 @config_option
 def check(paths: tuple[Path, ...]) -> None:
-    """Say whether the files are right, and what in them has no effect."""
+    """Check the configuration, and report options that have no effect."""
     loaded = load(paths)
     for notice in loaded.notices:
         click.echo(notice)
-    if found := obstacles(loaded.config):
+    if found := find_problems(loaded.config):
         lines = "\n".join(f"  {line}" for line in found)
         raise click.ClickException(f"the server would not start:\n{lines}")
     for line in tell_redirect_uris(
@@ -177,16 +178,16 @@ def check(paths: tuple[Path, ...]) -> None:
 
 
 @config.command("sample")
-@click.option("--docs", is_flag=True, help="As the page of the documentation instead.")
+@click.option("--docs", is_flag=True, help="Print the documentation page instead.")
 def sample(docs: bool) -> None:
-    """Print a configuration file with every option."""
+    """Print a sample configuration with every option."""
     click.echo(write_docs() if docs else write_sample(), nl=False)
 
 
 @main.command(short_help="Start the server.")
 @config_option
 def run(paths: tuple[Path, ...]) -> None:
-    """Start the server, and serve until SIGTERM or Ctrl-C."""
+    """Start the server and serve until SIGTERM or Ctrl-C."""
     loaded = load(paths)
     log_file = begin_logging(loaded.config.observation.log)
     log = Logger(namespace="homeserver")
@@ -205,7 +206,7 @@ def run(paths: tuple[Path, ...]) -> None:
     )
     outbound = open_outbound(loaded.config, reactor)
     claim_storage(loaded.config)
-    database = open_storage(loaded.config, reactor, observer, poll_without_names(reactor))
+    database = open_storage(loaded.config, reactor, observer)
     try:
         server = build(
             loaded.config,
@@ -228,7 +229,7 @@ def run(paths: tuple[Path, ...]) -> None:
         )
     except OSError as error:
         raise click.ClickException(
-            f"the place for files (media_store_path, media_object_store) cannot be used: {error}"
+            f"the media store (media_store_path, media_object_store) cannot be used: {error}"
         ) from error
     except ValueError as error:
         raise click.ClickException(str(error)) from error
@@ -251,8 +252,7 @@ def run(paths: tuple[Path, ...]) -> None:
             failures.append(f"cannot listen: {advice_on(error)}")
             reactor.stop()
 
-    calm_collector()
-    use_large_pages()
+    tune_garbage_collector()
     on_hangup(reactor, lambda: reload(server, paths, log))
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
@@ -263,56 +263,52 @@ def run(paths: tuple[Path, ...]) -> None:
         raise click.ClickException(failures[0])
 
 
-@main.command("create-user", short_help="Make an account.")
+@main.command("create-user", short_help="Create an account.")
 @config_option
 @click.argument("name")
-@click.option("--admin", is_flag=True, help="An administrator of the server.")
+@click.option("--admin", is_flag=True, help="Make the account a server administrator.")
 @click.option(
     "--password-file",
     type=click.File(),
-    help="Read the password from this file (`-`: standard input), not the terminal.",
+    help="Read the password from a file (`-`: standard input) instead of the terminal.",
 )
 def create_user(
     paths: tuple[Path, ...], name: str, admin: bool, password_file: TextIO | None
 ) -> None:
-    """Make an account named NAME (`anna`, or `@anna:` and the name of this server), also while the
-    server runs."""
+    """Create the account NAME (`anna` or `@anna:SERVER_NAME`). The server may be running."""
     loaded = load(paths)
     localpart = localpart_of(name, loaded.config.server_name)
 
     async def register(accounts: AccountParts) -> str:
         await accounts.registration.check_username(localpart, privileged=True)
-        # nobody is to think of a password for a name that cannot be had
+        # checked first, so that nobody thinks of a password in vain
         if password_file is not None:
             password = password_file.readline().rstrip("\n")
         else:
             password = ask_for_password()
         try:
             accounts.passwords.check_policy(password)
-        except (
-            WeakPassword
-        ) as error:  # whoever runs the server decides; perhaps it is for the first sign-in alone
-            click.echo(f"warning: {error.text}; people may not choose such a one", err=True)
+        except WeakPassword as error:  # the operator decides; it may be for the first login only
+            click.echo(f"warning: {error.text}; users may not choose such a password", err=True)
         wish = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
         return (await accounts.registration.do_register_privileged(wish)).user_id
 
     user_id = run_with_accounts(loaded.config, register)
-    click.echo(f"made {user_id}" + (", an administrator" if admin else ""))
+    click.echo(f"created {user_id}" + (", an administrator" if admin else ""))
 
 
-@main.command("create-registration-token", short_help="Make a token that lets people register.")
+@main.command("create-registration-token", short_help="Create a registration token.")
 @config_option
 @click.option(
     "--uses",
     type=click.IntRange(1, 1_000_000),
-    help="For so many accounts; without bound by default.",
+    help="How many accounts it may create; default: no limit.",
 )
 @click.option(
-    "--days", type=click.IntRange(1, 36_500), help="For so many days; without bound by default."
+    "--days", type=click.IntRange(1, 36_500), help="Days until it expires; default: never."
 )
 def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: int | None) -> None:
-    """Make a token that lets its holder register, where `registration_requires_token` is true;
-    print it."""
+    """Create and print a registration token, for use with `registration_requires_token`."""
     config = load(paths).config
 
     async def make(accounts: AccountParts) -> str:
@@ -324,27 +320,24 @@ def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: i
         config.registration.enable_registration and config.registration.registration_requires_token
     ):
         click.echo(
-            "It is good once `enable_registration` and `registration_requires_token` are true.",
+            "To use it, set `enable_registration` and `registration_requires_token` to true.",
             err=True,
         )
 
 
-@main.command("rescan-media", short_help="Have the server scan its files again.")
+@main.command("rescan-media", short_help="Scan the media of the running server again.")
 @config_option
-@click.option(
-    "--days", type=click.IntRange(1, 36_500), help="Only files that have come within so many days."
-)
+@click.option("--days", type=click.IntRange(1, 36_500), help="Only media of the last N days.")
 @click.option(
     "--follow",
     is_flag=True,
-    help="Tell how far it is until it has ended; also of one that is under way already.",
+    help="Print progress until the scan ends, also of one that is already running.",
 )
 def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> None:
-    """Have the running server scan its files again, in the background; it goes on after a
-    restart."""
+    """Ask the running server to scan its media again in the background. A restart continues it."""
     config = load(paths).config
     if not scans_files(config):
-        raise click.ClickException("this server scans no files: `media_scanning` names no scanner")
+        raise click.ClickException("this server scans no media: `media_scanning` names no scanner")
     clock = cast(IReactorTime, installed_reactor)
 
     async def rescan(database: Database) -> None:
@@ -352,7 +345,7 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
         now = int(clock.seconds() * 1000)
         since = 0 if days is None else now - days * 24 * 3600 * 1000
         if await store.start("administrator", now, since) is not None:
-            click.echo("begun; the server takes it up within a minute")
+            click.echo("requested; the server begins within a minute")
         elif not follow:
             raise AlreadyUnderWay
         if follow:
@@ -361,23 +354,28 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
     run_with_database(config, rescan)
 
 
-@main.command("after-restore", short_help="Make a restored database fit for use.")
+@main.command("after-restore", short_help="Prepare a restored database for use.")
 @config_option
 def after_restore(paths: tuple[Path, ...]) -> None:
-    """Make a database that was restored from a backup fit for use, before the server is started:
-    clients and other servers know what came after the backup."""
+    """Prepare a database that was restored from a backup, before the server starts.
+
+    Clients and other servers have seen changes that are newer than the backup.
+    """
     config = load(paths).config
     where = database_config_of(config.storage.database, config.folder)
     if isinstance(where, SQLiteConfig) and not Path(where.path).exists():
-        raise click.ClickException(f"there is no database {where.path}: put the backup there first")
+        raise click.ClickException(
+            f"there is no database {where.path}: copy the backup there first"
+        )
     claim_storage(config)
 
     async def settle(database: Database) -> Settled | None:
         if database.engine.name == "sqlite":
             if damage := await database.read("find_damage", find_sqlite_damage):
                 raise click.ClickException(
-                    f"{database.engine.where} is damaged ({damage}); where a file with -wal at its end lay there from before, that is why: "
-                    "remove it and the one with -shm, and copy the backup there once more"
+                    f"{database.engine.where} is damaged ({damage}); the cause may be an old "
+                    "file that ends in -wal: remove it and the one that ends in -shm, and "
+                    "copy the backup again"
                 )
         elif await database.get_nodes():
             return None
@@ -386,108 +384,81 @@ def after_restore(paths: tuple[Path, ...]) -> None:
     settled = run_with_database(config, settle)
     if settled is None:
         raise click.ClickException(
-            "the server runs: stop all its processes first, since they remember what is to be forgotten"
+            "the server is running: stop all its processes first, since they cache what will change"
         )
     click.echo(f"{settled.devices} devices will publish new one-time keys,")
-    click.echo(f"the devices of {settled.lists} users of other servers will be asked for again,")
+    click.echo(f"the device lists of {settled.lists} remote users will be fetched again,")
     click.echo(
-        f"and other servers will ask for those of {settled.users} users; start the server now."
+        f"and other servers will fetch those of {settled.users} users; start the server now."
     )
 
 
-@main.command("copy-database", short_help="Copy a database into an empty one.")
+@main.command("copy-database", short_help="Copy a database to an empty one.")
 @click.option(
     "--from",
     "source",
     type=click.Path(path_type=Path, exists=True),
     required=True,
-    help="Configures the database to copy.",
+    help="Configuration of the database to copy.",
 )
 @click.option(
     "--to",
     "target",
     type=click.Path(path_type=Path, exists=True),
     required=True,
-    help="Configures the empty one.",
+    help="Configuration of the empty database.",
 )
 def copy(source: Path, target: Path) -> None:
-    """Copy a whole database into an empty one, while the server is stopped: from SQLite to
-    PostgreSQL, or back."""
+    """Copy a database to an empty one, from SQLite to PostgreSQL or back.
+
+    The server must be stopped.
+    """
     old, new = load((source,)).config, load((target,)).config
     if old.server_name != new.server_name:
         raise click.ClickException(
-            f"{source} is for {old.server_name}, and {target} for {new.server_name}"
+            f"{source} is for {old.server_name}, but {target} is for {new.server_name}"
         )
     reading = make_engine(database_config_of(old.storage.database, old.folder))
     writing = make_engine(database_config_of(new.storage.database, new.folder))
     try:
-        copied = copy_database(
-            reading, writing, ProgressLines(sys.stderr.write, time.monotonic).tell
-        )
+        progress = ProgressLines(sys.stderr.write, time.monotonic)
+        copied = copy_database(reading, writing, progress.tell)
     except (CannotCopy, *DATABASE_ERRORS) as error:
         raise click.ClickException(f"nothing was copied: {str(error).strip()}") from error
-    click.echo(
-        f"copied {sum(copied.tables.values())} rows in {len(copied.tables)} tables to {writing.where}"
-    )
+    rows, tables = sum(copied.tables.values()), len(copied.tables)
+    click.echo(f"copied {rows} rows in {tables} tables to {writing.where}")
 
 
 def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
-    """Read the configuration again, for what can be changed while the server runs. One that is
-    wrong changes nothing."""
+    """Reload what may change while the server runs. A wrong configuration changes nothing."""
     try:
         loaded = load_config(paths, os.environ)
     except ConfigError as error:
         for line in error.lines:
-            log.error("the configuration was not read again: {line}", line=line)
+            log.error("the configuration was not reloaded: {line}", line=line)
         return
     try:
         server.reload(loaded.config)
     except (OSError, ValueError, SSL.Error) as error:
-        log.error("a certificate was not read again: {error}", error=error)
+        log.error("a certificate was not reloaded: {error}", error=error)
         return
-    log.info("read the configuration again: the policy for other servers, and certificates")
+    log.info("reloaded the configuration: federation policy and certificates")
 
 
 def localpart_of(name: str, server_name: str) -> str:
-    """What is to be the account's name, of that or of the whole user id; the end of the command
-    with one of another server."""
+    """Return the localpart of a name or user ID. Raises `ClickException` for a remote user."""
     if not name.startswith("@"):
         return name
     localpart, _, domain = name.removeprefix("@").partition(":")
     if domain not in ("", server_name):
         raise click.ClickException(
-            f"{name} would be an account of another server: those of this one end in :{server_name}"
+            f"{name} belongs to another server: accounts of this one end in :{server_name}"
         )
     return localpart
 
 
-def ask_for_password() -> str:
-    """Twice, at the terminal. Ctrl-C ends it: what the reactor does on a signal would wait for the
-    answer."""
-    if not has_terminal():
-        raise click.ClickException(
-            "there is no terminal to ask at: give the password by --password-file (`-`: standard input)"
-        )
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return password
-
-
-def has_terminal() -> bool:
-    """Whether somebody can be asked; programs are often run without."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return sys.stdin.isatty()
-    return True
-
-
 def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:
-    """Do something with accounts, also while the server runs; the end of the command where that is
-    refused."""
+    """Run `work` on the accounts. The server may be running. Raises `click.ClickException`."""
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
 
@@ -517,30 +488,29 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
 
 
 def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
-    """Do something with the database, also while the server runs; the end of the command where that
-    is refused."""
+    """Run `work` on the database. The server may be running. Raises `click.ClickException`."""
     reactor = cast(ReactorBase, installed_reactor)
     database = open_storage(config, reactor)
 
-    async def whole() -> T:
+    async def work_and_close() -> T:
         try:
             return await work(database)
         finally:
             await database.close()
 
     try:
-        return run_until_done(reactor, whole)
+        return run_until_done(reactor, work_and_close)
     except MatrixError as error:
         raise click.ClickException(error.text) from error
     except (DatabaseUnavailable, sqlite3.OperationalError, psycopg2.OperationalError) as error:
-        # it opened, and then could not do it: full, or not ours to write
+        # it opened, but the disk is full, or we lack the permission
         raise click.ClickException(
             f"cannot use the database, {database.engine.where}: {str(error).strip()}"
         ) from error
 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:
-    """A line for each request, where the log has lines of information; else for slow ones only."""
+    """Log every request, or only slow ones if the log level hides information."""
     log = config.observation.log
     return AccessLines(
         file.write,
@@ -552,4 +522,5 @@ def access_log(config: Config, file: LogFile) -> AccessLog:
 
 
 if __name__ == "__main__":
+    tune_garbage_collector()
     main()

@@ -1,5 +1,4 @@
-"""The files that a server begins with: a configuration, a signing key, a folder for data. Nothing
-is overwritten."""
+"""Creates the files of a new server: configuration and signing key. Overwrites nothing."""
 
 import json
 import os
@@ -13,21 +12,21 @@ from homeserver.services.tokens.secret_tokens import RandomBytes
 
 CONFIG_NAME = "homeserver.yaml"
 
-FIRST_CONFIG = """\
-# A homeserver for {server_name}. Every option is told in docs/configuration.md and homeserver.yaml.sample;
-# `python -m homeserver config check` says whether this file is right.
+INIT_CONFIG = """\
+# Configuration of the homeserver {server_name}. docs/configuration.md and homeserver.yaml.sample
+# describe every option. `python -m homeserver config check` checks this file.
 
 server_name: {quoted_name}
 {baseurl_line}
 listeners:
   - port: 8008
     bind_addresses: ["::1", "127.0.0.1"]
-    # behind a reverse proxy: true, so that the address of a client is known
+    # Set this to true behind a reverse proxy, so that the addresses of clients are known.
     x_forwarded: false
     resources:
       - names: [client, federation]
 
-# For more than some hundred people: PostgreSQL.
+# For more than a few hundred users, use PostgreSQL:
 #   name: psycopg2
 #   args: {{user: mahalla, dbname: mahalla, host: localhost, cp_min: 2, cp_max: 8}}
 database:
@@ -37,41 +36,44 @@ database:
 
 signing_key_path: {key_name}
 
-# Accounts are made with `python -m homeserver create-user`. To let people make their own: true, and with it
-# `registration_requires_token: true`, or `enable_registration_without_verification: true` for everybody.
+# Create accounts with `python -m homeserver create-user`. To let people register, set this to true,
+# and `registration_requires_token: true`, or `enable_registration_without_verification: true` to
+# let anybody register.
 enable_registration: false
 """
 
 
 class CannotInit(Exception):
-    """The files cannot be made. `str()` says why."""
+    """A file cannot be created or read. `str()` says why."""
 
 
-def write_first_files(
+def write_init_files(
     folder: Path, server_name: str, public_baseurl: str | None, random: RandomBytes
 ) -> Sequence[Path]:
-    """Make the folder and the files in it; the paths of what was made. Raises `CannotInit` and
-    changes nothing where there is a configuration already (for that there is `write_missing_key`);
-    a signing key that is there is kept."""
+    """Create the folder, a configuration and a signing key; return the paths of the new files.
+
+    An existing signing key is kept. Raises `CannotInit` and changes nothing if there is a
+    configuration already; then use `write_missing_key`.
+    """
     if not is_server_name(server_name):
         raise CannotInit(
-            f"{server_name!r} is not a server name: a host name, with :PORT if need be"
+            f"{server_name!r} is not a server name: use a host name, optionally with :PORT"
         )
     if public_baseurl and not public_baseurl.startswith(("https://", "http://")):
         raise CannotInit(
-            f"{public_baseurl!r} is not an address for clients: it starts with https:// or http://"
+            f"{public_baseurl!r} is not a base URL: it must start with https:// or http://"
         )
     config = folder / CONFIG_NAME
     key = folder / f"{server_name}.signing.key"
     if config.exists():
-        raise CannotInit(f"{config} is there already, and is left as it is")
+        raise CannotInit(f"{config} already exists and was not changed")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     if not key.exists():
         _write_key(key, random)
         made.append(key)
     baseurl_line = f"public_baseurl: {json.dumps(public_baseurl)}\n" if public_baseurl else ""
-    text = FIRST_CONFIG.format(
+    text = INIT_CONFIG.format(
         server_name=server_name,
         quoted_name=json.dumps(server_name),
         baseurl_line=baseurl_line,
@@ -82,16 +84,18 @@ def write_first_files(
 
 
 def write_missing_key(config: Config, server_name: str, random: RandomBytes) -> Path:
-    """Make the signing key that a configuration names and that is not there; its path. Raises
-    `CannotInit` and changes nothing where the configuration is for another server, or nothing is
-    missing."""
+    """Create the missing signing key that a configuration names; return its path.
+
+    Raises `CannotInit` and changes nothing if the configuration is for another server, or if the
+    key exists.
+    """
     if config.server_name != server_name:
         raise CannotInit(
-            f"there is already a configuration in {config.folder}, for {config.server_name}"
+            f"there is already a configuration for {config.server_name} in {config.folder}"
         )
     key = config.signing_key_path
     if key.exists():
-        raise CannotInit(f"{config.folder / CONFIG_NAME} is there already, and is left as it is")
+        raise CannotInit(f"{config.folder / CONFIG_NAME} already exists and was not changed")
     _write_key(key, random)
     return key
 
@@ -102,22 +106,21 @@ def _write_key(path: Path, random: RandomBytes) -> None:
 
 
 def _write_new(path: Path, text: str, mode: int) -> None:
-    with os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
-    ) as file:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_signing_keys(path: Path) -> Sequence[SigningKey]:
-    """The keys of a file; the first one signs. Raises `CannotInit`."""
+    """Read a key file; the first key signs. Raises `CannotInit`."""
     try:
         return parse_signing_keys(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CannotInit(
-            f"there is no signing key {path}: put it back from your backup; where there never was one, "
-            "`python -m homeserver init SERVER_NAME --folder FOLDER` makes it"
+            f"there is no signing key {path}: restore it from your backup; for a new server, "
+            "`python -m homeserver init SERVER_NAME --folder FOLDER` creates it"
         ) from error
     except (OSError, ValueError) as error:
         raise CannotInit(f"the signing key {path} cannot be read: {error}") from error

@@ -1,5 +1,4 @@
-"""The server as a process of its machine: signals, its id in a file, the log, memory, and one piece
-of work at a time."""
+"""The process: signals, pid file, log file, terminal, garbage collector, running the reactor."""
 
 import gc
 import os
@@ -22,59 +21,62 @@ from homeserver.observe.logs import JsonObserver, LogFile, TextObserver
 T = TypeVar("T")
 
 COLLECTOR_THRESHOLDS = (10_000, 20, 100)
-"""Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
+"""Of `gc`: a collection of the youngest generation runs every 10,000 net allocations, and so on."""
 
 
-def calm_collector() -> None:
-    """Let the collector of cycles leave alone what stays, and look less often at what came since.
+def tune_garbage_collector() -> None:
+    """Turn the garbage collector on, for objects created from now on, and let it run less often.
 
-    The caches hold many small objects that are in no cycle, and a full collection walks them all;
-    what a request leaves behind is freed without it.
+    Modules, services and caches hold hundreds of thousands of objects that stay and form no
+    garbage cycles; each full collection would walk all of them. Requests leave few cycles.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
+    gc.enable()
 
 
 def on_hangup(reactor: ReactorBase, call: Callable[[], None]) -> None:
-    """Call this, on the reactor's thread, whenever SIGHUP comes."""
+    """Call `call` on the reactor's thread for each SIGHUP."""
     signal.signal(signal.SIGHUP, lambda _number, _frame: reactor.callFromThread(call))
 
 
 def stop_on_signals(reactor: ReactorBase) -> None:
-    """SIGTERM and Ctrl-C stop the server. A second one while it stops changes nothing: a stop has
-    its bound, and Twisted, which would stop once more, would tell of a bug."""
-    stops = False
+    """Stop the reactor on SIGTERM and Ctrl-C, once.
 
-    def note() -> None:
-        nonlocal stops
-        stops = True
+    A stop has a time limit, so we ignore further signals. Twisted would stop the reactor again and
+    log a bug.
+    """
+    is_stopping = False
+
+    def set_stopping() -> None:
+        nonlocal is_stopping
+        is_stopping = True
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        if not stops:
-            note()
+        if not is_stopping:
+            set_stopping()
             reactor.callFromThread(reactor.stop)
 
-    def hear() -> None:
+    def install() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
 
-    reactor.callWhenRunning(hear)  # after Twisted's own
-    reactor.addSystemEventTrigger("before", "shutdown", note)
+    reactor.callWhenRunning(install)  # replaces Twisted's handlers
+    reactor.addSystemEventTrigger("before", "shutdown", set_stopping)
 
 
 def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:
-    """Run the reactor for one piece of work. Raises what it raises."""
+    """Run the reactor until `work` is done. Returns or raises what `work` does."""
     outcome: list[T | Failure] = []
 
-    async def whole() -> None:
+    async def work_and_stop() -> None:
         try:
             outcome.append(await work())
         except Exception:
             outcome.append(Failure())
         reactor.stop()
 
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(whole()))
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(work_and_stop()))
     reactor.run()
     (result,) = outcome
     if isinstance(result, Failure):
@@ -83,7 +85,7 @@ def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:
 
 
 class pid_file:  # noqa: N801 (a context manager reads as a verb)
-    """Keeps the id of the process in a file while it runs."""
+    """Keep the pid of the process in a file while it runs."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -98,7 +100,7 @@ class pid_file:  # noqa: N801 (a context manager reads as a verb)
 
 
 def begin_logging(log: Log) -> LogFile:
-    """Write the log to where the configuration says, from now on."""
+    """Send Twisted's log to the file, or standard error, that the configuration names."""
     file = LogFile(standard_error() if log.file is None else open_log(log.file))
     observer = JsonObserver if log.format == "json" else TextObserver
     globalLogBeginner.beginLoggingTo(
@@ -108,20 +110,51 @@ def begin_logging(log: Log) -> LogFile:
 
 
 def open_log(path: Path) -> TextIO:
-    """The file of the log, to write at its end; the end of the command where it cannot be. One that
-    is made here is for its owner and group only: it says who does what when."""
+    """Open the log file for appending. Raises `click.ClickException`.
+
+    A new file is readable for its owner and group only: the log says who did what when.
+    """
     try:
         return open(
-            path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o640)
+            path,
+            "a",
+            encoding="utf-8",
+            opener=lambda name, flags: os.open(name, flags, 0o640),
         )
     except OSError as error:
         raise click.ClickException(f"the log file (log.file) cannot be written: {error}") from error
 
 
 def standard_error() -> TextIO:
-    """As Python opens it, but that lines for a file or another program may be written together."""
+    """Return standard error, with a buffer of several lines unless it is a terminal."""
     if sys.stderr.isatty():
         return sys.stderr
     return open(
         sys.stderr.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False
     )
+
+
+def ask_for_password() -> str:
+    """Ask twice at the terminal. Raises `click.ClickException` if there is none.
+
+    The reactor's handler for Ctrl-C would wait for the answer, so we install Python's meanwhile.
+    """
+    if not has_terminal():
+        raise click.ClickException(
+            "there is no terminal: give the password with --password-file (`-`: standard input)"
+        )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return password
+
+
+def has_terminal() -> bool:
+    """Whether the process has a terminal for questions."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return sys.stdin.isatty()
+    return True

@@ -1,7 +1,6 @@
-"""What commands open before they work: the configuration, the key, the database, the way out,
-threads.
+"""Opens what commands need: configuration, signing key, database, HTTP client, thread pools.
 
-Where one of them cannot be had, the command ends there with what to do (`click.ClickException`).
+On failure the functions raise `click.ClickException` with advice, which ends the command.
 """
 
 import os
@@ -29,7 +28,7 @@ from homeserver.services.terms.policies import policies_of
 from homeserver.wiring.databases import database_config_of
 from homeserver.wiring.http_clients import OutboundParts
 from storage.engine.database import Database, open_database
-from storage.engine.executors import InLull, ThreadExecutor, call_at_once
+from storage.engine.executors import ThreadExecutor
 from storage.engine.interface import DatabaseUnavailable, UnsuitableDatabase
 from storage.engine.migrate import MigrationFailed, SchemaTooNew
 from storage.engine.observer import Observer
@@ -39,15 +38,16 @@ from storage.engine.sqlite import SQLiteConfig
 
 WAITING_THREADS = 8
 MOST_WAITING_OF_ONE = 2
-"""Of these threads, for one address; as many for all work on SAML messages, and for looks at who is
-in a directory."""
+"""Threads for one client address; as many for SAML messages, and for checks of LDAP accounts."""
 HASHING_THREADS = 2
 MOST_HASHES = 1000
 MOST_HASHES_OF_ONE = 200
-"""Passwords that wait to be hashed, or for a directory, in all and for one address, which may be
-that of a whole school."""
+"""Queued password checks (hashing, or LDAP) in total and for one address.
+
+A whole school may share an address.
+"""
 NAME_THREADS = 8
-"""How many names of servers are looked up at the same time."""
+"""Concurrent DNS look-ups."""
 
 DATABASE_ERRORS = (
     DatabaseInUse,
@@ -59,11 +59,11 @@ DATABASE_ERRORS = (
     sqlite3.Error,
     psycopg2.Error,
 )
-"""What opening a database may raise; each text says what to do."""
+"""Errors of opening a database. Their texts say what to do."""
 
 
 def load(paths: tuple[Path, ...]) -> Loaded:
-    """The configuration, or the end of the command with all that is wrong."""
+    """Load the configuration. Raises `click.ClickException` with all errors."""
     try:
         return load_config(paths, os.environ)
     except ConfigError as error:
@@ -71,14 +71,16 @@ def load(paths: tuple[Path, ...]) -> Loaded:
         raise click.ClickException(f"the configuration cannot be used:\n{lines}") from error
 
 
-def obstacles(config: Config) -> list[str]:
-    """What is wrong with the files that a server with this configuration needs to start, and with
-    what is to be said to its database, a line each."""
+def find_problems(config: Config) -> list[str]:
+    """List what would stop a start besides errors in the configuration itself, a line each.
+
+    Checks the files that the configuration names, and the connection parameters for PostgreSQL.
+    """
     found = []
     database = database_config_of(config.storage.database, config.folder)
     if isinstance(database, PostgresConfig):
         try:
-            # libpq knows its parameters without a connection
+            # libpq checks its parameters without connecting
             make_dsn(**{name: str(value) for name, value in database.connect.items()})
         except psycopg2.ProgrammingError as error:
             found.append(f"database.args: {str(error).strip()}")
@@ -107,7 +109,7 @@ def obstacles(config: Config) -> list[str]:
 
 
 def read_key(config: Config) -> SigningKey:
-    """The key that signs; a server without one does not start."""
+    """Read the key that signs. Raises `click.ClickException`."""
     try:
         return read_signing_keys(config.signing_key_path)[0]
     except CannotInit as error:
@@ -115,8 +117,10 @@ def read_key(config: Config) -> SigningKey:
 
 
 def claim_storage(config: Config) -> None:
-    """Be the only server of an SQLite file until the process ends; the end of the command where
-    there is another."""
+    """Lock an SQLite file until the process ends.
+
+    Raises `click.ClickException` if another server uses it. PostgreSQL needs no lock.
+    """
     database = database_config_of(config.storage.database, config.folder)
     if isinstance(database, SQLiteConfig):
         try:
@@ -126,40 +130,32 @@ def claim_storage(config: Config) -> None:
 
 
 def open_storage(
-    config: Config,
-    reactor: ReactorBase,
-    observer: Observer | None = None,
-    in_lull: InLull = call_at_once,
+    config: Config, reactor: ReactorBase, observer: Observer | None = None
 ) -> Database:
-    """The database, migrated; the end of the command where that fails."""
+    """Open and migrate the database. Raises `click.ClickException`."""
     try:
-        return open_database(
-            database_config_of(config.storage.database, config.folder), reactor, observer, in_lull
-        )
+        database = database_config_of(config.storage.database, config.folder)
+        return open_database(database, reactor, observer)
     except DATABASE_ERRORS as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
 
 
 def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
-    """The way to other servers; the end of the command where the certificates that it needs cannot
-    be read."""
+    """Build the HTTP clients. Raises `click.ClickException` for bad certificates or a bad proxy."""
     threads = ThreadExecutor(reactor, "names", NAME_THREADS, patience=1.0)
     try:
-        outbound = OutboundParts(
-            config, reactor, threads, Random(os.urandom(16)).random, os.environ
-        )
+        draw = Random(os.urandom(16)).random
+        outbound = OutboundParts(config, reactor, threads, draw, os.environ)
     except BadAuthorities as error:
         raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
     except BadProxy as error:
-        raise click.ClickException(
-            f"the variable https_proxy of the environment {error}"
-        ) from error
+        raise click.ClickException(f"the environment variable https_proxy {error}") from error
     reactor.addSystemEventTrigger("during", "shutdown", outbound.close)
     return outbound
 
 
 def hashing_threads(reactor: ReactorBase) -> HashingThreads:
-    """Threads for passwords, which end with the reactor."""
+    """Start a thread pool for hashing passwords, which stops with the reactor."""
     pool = ThreadPool(0, HASHING_THREADS, "passwords")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
@@ -169,8 +165,7 @@ def hashing_threads(reactor: ReactorBase) -> HashingThreads:
 
 
 def waiting_threads(reactor: ReactorBase) -> HashingThreads:
-    """Threads for what waits for directories, which end with the reactor; none before they are
-    needed."""
+    """Start a thread pool for LDAP and SAML, which stops with the reactor."""
     pool = ThreadPool(0, WAITING_THREADS, "directories")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)

@@ -1,17 +1,15 @@
-"""One connection: llhttp (by httptools) reads requests, one is answered after the other.
+"""One HTTP/1.1 connection: llhttp (through httptools) parses, requests are answered one by one.
 
-llhttp is the parser of Node.js: strict about what could be read in two ways, and five times cheaper
-than reading lines in Python, which was half of what a small request cost.
+llhttp is the parser of Node.js. It refuses what two parsers could read differently, and it is five
+times cheaper than a parser in Python.
 
 Laws:
-- Answers go out in the order of the requests. While one is worked on, what was read of the next
-  waits, and no more is read.
-- What is malformed, too long or refused is answered once; what the client still sends is thrown
-  away for a moment, that it may read the answer before the connection ends: closing at once would
-  make its system throw the answer away.
-- A connection on which nothing comes while nothing is being answered is closed. So is one whose
-  request comes in drops: its head has as long as silence has, and its body has to have become long
-  (`held_bodies` sees to these) after a time.
+- Answers leave in the order of the requests. While a request is being answered, later ones wait in
+  a bounded buffer; when it is full, reading pauses.
+- A malformed, oversized or refused request gets one answer. Further input is then discarded for a
+  moment before the connection closes: closing at once makes the client's system drop the answer.
+- An idle connection is closed. So is one that sends too slowly: a head has `idle_timeout`, a body
+  must grow past `FREE_BYTES` within `MOST_SECONDS`.
 """
 
 import re
@@ -39,7 +37,6 @@ from homeserver.http.addresses import normalise
 from homeserver.http.body_budget import FREE_BYTES, MOST_SECONDS
 from homeserver.http.exchange import Exchange, Transport, Waiting
 from homeserver.http.head import Head, find_token, tells_host, without_server
-from homeserver.http.same_headers import SameHeaders
 from homeserver.http.wire import (
     CONTINUE,
     malformed,
@@ -52,22 +49,21 @@ from homeserver.http.wire import (
 LINGER_SECONDS: Final = 5
 LINGER_BYTES: Final = 1 << 20
 ABORT_SECONDS: Final = 15
-"""For so long a connection that was closed may take to send what it holds."""
+"""How long a closed connection may take to send its buffered bytes."""
 MOST_HEADERS: Final = 100
 MOST_WAITING_BYTES: Final = 1 << 16
-"""Of requests that were sent before the one ahead was answered; then nothing more is read."""
+"""Pipelined bytes that are buffered while a request is being answered; then reading pauses."""
 USUAL_READ: Final = 1 << 14
-"""So many bytes are read at once: room is made for all of them first, and for Twisted's 64 KiB that
-costs as much as the reading."""
+"""Bytes per read. Twisted allocates the buffer first; its 64 KiB cost as much as the read."""
 LONG_READ: Final = 1 << 16
-"""Of a long body, and where the one before it was long."""
+"""Bytes per read of a long body."""
 VERSIONS: Final = frozenset({"1.0", "1.1"})
 UNKNOWN_METHOD: Final = re.compile(rb"[A-Za-z]+ /")
 
 
 @implementer(IPushProducer, IPullProducer)
 class MatrixChannel(Connection):
-    """A connection, and the requests on it, one after the other."""
+    """A connection and its requests, handled in order."""
 
     __slots__ = (
         "_active_at",
@@ -77,22 +73,17 @@ class MatrixChannel(Connection):
         "_clock",
         "_exchange",
         "_head_bytes",
-        "_heads",
         "_idle_timeout",
         "_in_head",
-        "_is_between",
         "_lines",
         "_make_exchange",
         "_max_header_bytes",
-        "_missing",
         "_parser",
         "_producer",
-        "_read_head",
         "_read_on",
         "_read_size",
         "_reading",
         "_refused",
-        "_same_headers",
         "_send_now",
         "_thrown_away",
         "_timer",
@@ -119,8 +110,7 @@ class MatrixChannel(Connection):
         self.is_secure = False
         self.persistent = True
         self.is_full = False
-        """The client has to take something before more is written. Without TLS: before anything
-        more is."""
+        """The client must read before we write more. Without TLS: before we write anything more."""
         self._producer: IPushProducer | None = None
         self._clock = clock
         self._make_exchange = make_exchange
@@ -137,43 +127,34 @@ class MatrixChannel(Connection):
         self._refused = False
         self._thrown_away = 0
         self._read_size = USUAL_READ
-        self._same_headers = SameHeaders()
-        self._heads = 0
-        """How many the parser made of what came last; and the last of them."""
-        self._read_head: Head | None = None
-        self._missing = 0
-        """Bytes of a body whose head the parser has not seen."""
         self._uri = b""
         self._lines: list[tuple[bytes, bytes]] = []
-        """The headers of the request that is being read."""
+        """Headers of the request being parsed."""
         self._head_bytes = 0
         self._body_bytes = 0
         self._begun_at = 0.0
-        """When the first byte came of the request that is being read."""
+        """When the first byte of the request being parsed arrived."""
         self._in_head = True
-        self._is_between = True
-        """Whether what was read ends where a request does."""
         self._active_at = 0.0
         self._timer: IDelayedCall | None = None
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connectionMade(self) -> None:
         transport = self.transport
         assert transport is not None
         self.is_secure = ISSLTransport.providedBy(transport)
         if not self.is_secure:
-            # With TLS these lead past the encryption, to the connection beneath.
+            # With TLS these belong to the socket below and would bypass the encryption.
             get_handle: Callable[[], socket] | None = getattr(transport, "getHandle", None)
             self._send_now = None if get_handle is None else get_handle().send
             self._read_on = getattr(transport, "doRead", None)
         if ITCPTransport.providedBy(transport):
-            # Answers are written whole; holding the last packet back until others are acknowledged
-            # costs 40 ms.
+            # Answers are written whole. Nagle's algorithm would delay the last packet by 40 ms.
             transport.setTcpNoDelay(True)
         self._read_at_once(USUAL_READ)
         self.peer_address = normalise(str(getattr(transport.getPeer(), "host", ""))) or ""
-        # As one that is pulled, it is told whenever nothing is queued any more.
+        # A pull producer is resumed whenever the write buffer is empty.
         transport.registerProducer(self, self._send_now is None)
         self._parser = httptools.HttpRequestParser(self)
         self._active_at = self._clock.seconds()
@@ -189,8 +170,7 @@ class MatrixChannel(Connection):
             self._feed(data)
             is_long = was_usual and len(data) == USUAL_READ and self._read_size != USUAL_READ
             if is_long and self._read_on is not None and not self._refused:
-                # more of a long body is there for sure: a further turn of the reactor costs more
-                # than to read it
+                # More of the body has arrived: reading it now saves a turn of the reactor.
                 self._read_on()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 - as Twisted has it
@@ -203,14 +183,14 @@ class MatrixChannel(Connection):
         if exchange is not None:
             exchange.lost()
 
-    # What an exchange calls.
+    # Called by an exchange.
 
     def send(self, data: bytes) -> None:
-        """Write an answer, or a piece of one.
+        """Write an answer, or a part of one.
 
-        Twisted hands data to the system in the next turn of the reactor, which costs a turn and two
-        system calls more than to do it here, where most answers fit whole. What does not fit goes
-        the usual way, as does all that follows until the client has taken it.
+        Twisted writes in the next turn of the reactor. Most answers fit into the socket's buffer,
+        so we write at once, which saves a turn and two system calls. The rest, and all that
+        follows until the client has read it, goes through the transport.
         """
         transport = self.transport
         assert transport is not None
@@ -218,8 +198,7 @@ class MatrixChannel(Connection):
             try:
                 sent = self._send_now(data)
             except OSError:
-                # nothing fits, or the connection is lost: the usual way finds out and cleans up
-                sent = 0
+                sent = 0  # full or lost: the transport handles both
             if sent == len(data):
                 return
             data = data[sent:]
@@ -227,7 +206,7 @@ class MatrixChannel(Connection):
         transport.write(data)
 
     def done(self) -> None:
-        """The answer is on its way: the connection ends, or the next request has its turn."""
+        """Close the connection after an answer, or start the next request."""
         self._exchange = None
         self._active_at = self._clock.seconds()
         if self._refused:
@@ -239,7 +218,7 @@ class MatrixChannel(Connection):
             self._advance()
 
     def refuse(self) -> None:
-        """Read nothing more: what comes is thrown away for a moment, then the connection ends."""
+        """Discard further input for a moment, then close the connection."""
         self._refused = True
         self.persistent = False
         self._waiting.clear()
@@ -247,19 +226,19 @@ class MatrixChannel(Connection):
         self._set_timer(LINGER_SECONDS, self._close)
 
     def abort(self) -> None:
-        """End the connection in the middle of an answer, so that nobody takes it for whole."""
+        """Reset the connection in the middle of an answer, so that it is not taken for complete."""
         if self.transport is not None:
             self.transport.abortConnection()
 
     def registerProducer(self, producer: IPushProducer, _streaming: bool) -> None:
-        """Somebody sends piece by piece, and wants to be told when the client takes no more."""
+        """Forward flow control to the producer of a streamed answer."""
         self._producer = producer
 
     def unregisterProducer(self) -> None:
-        """The last piece was sent."""
+        """Stop forwarding: the streamed answer is complete."""
         self._producer = None
 
-    # What the transport tells of how much the client takes.
+    # Flow control, called by the transport.
 
     def pauseProducing(self) -> None:
         self.is_full = True
@@ -275,10 +254,9 @@ class MatrixChannel(Connection):
         if self._producer is not None:
             self._producer.stopProducing()
 
-    # What the parser calls, in this order.
+    # Called by the parser, in this order.
 
     def on_message_begin(self) -> None:
-        self._is_between = False
         self._uri = b""
         self._lines = []
 
@@ -286,17 +264,16 @@ class MatrixChannel(Connection):
         self._uri += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else it comes after a body in pieces, where nobody looks for it
+        if self._in_head:  # else a trailer of a chunked body, which we ignore
             self._lines.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
         if self._refused or parser is None:
             return
-        uri, lines, size = self._uri, self._lines, self._head_bytes
+        uri, lines = self._uri, self._lines
         self._in_head, self._head_bytes, self._body_bytes = False, 0, 0
-        if not 0 < size <= self._max_header_bytes:  # it came with what is before or after it
-            size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
+        size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
         if len(lines) > MOST_HEADERS or size > self._max_header_bytes:
             self._end_long_head()
             return
@@ -311,7 +288,6 @@ class MatrixChannel(Connection):
             return
         method, keep_alive = parser.get_method().decode("ascii"), parser.should_keep_alive()
         head = Head(method, uri, keep_alive, takes_chunks, lines, last, find_token(last))
-        self._heads, self._read_head = self._heads + 1, head
         length = int(last[b"content-length"]) if b"content-length" in last else None
         if self._exchange is None and not self._waiting:
             self._reading = self._start(head, length)
@@ -331,7 +307,7 @@ class MatrixChannel(Connection):
             reading.take(data)
 
     def on_message_complete(self) -> None:
-        self._in_head = self._is_between = True
+        self._in_head = True
         reading, self._reading = self._reading, None
         if self._refused or reading is None:
             return
@@ -340,32 +316,21 @@ class MatrixChannel(Connection):
         else:
             reading.run()
 
-    # The way of the bytes.
+    # Input.
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser
         if parser is None:
             return
         self._active_at = self._clock.seconds()
-        if self._missing:
-            self._take_more(data)
-            return
-        if self._in_head and not self._head_bytes:
-            self._begun_at = self._active_at
-        is_new = self._is_between and not self._head_bytes
-        if is_new:
-            again = self._same_headers.read(data, self._max_header_bytes)
-            if again is not None and self._exchange is None and not self._waiting:
-                self._take_known(*again)
-                return
-            self._heads = 0
         if self._in_head:
+            if not self._head_bytes:
+                self._begun_at = self._active_at
             self._head_bytes += len(data)
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # Nothing else is spoken here: the request is answered as it stands, and is the last
-            # one.
+            # We support no upgrade: this request is answered as HTTP/1.1, and is the last one.
             self.persistent = False
         except httptools.HttpParserInvalidMethodError:
             self._end(unknown_method() if UNKNOWN_METHOD.match(data) else malformed())
@@ -374,38 +339,6 @@ class MatrixChannel(Connection):
         else:
             if self._in_head and self._head_bytes > self._max_header_bytes:
                 self._end_long_head()
-            elif is_new and self._heads == 1 and self._read_head is not None:
-                self._same_headers.learn(data, self._read_head)
-
-    def _take_known(self, head: Head, length: int, body: bytes) -> None:
-        """A request whose head is known, and as much of its body as has come."""
-        exchange = self._start(head, length)
-        if exchange is not None and body:
-            exchange.take(body)
-        if exchange is None or self._refused:
-            return
-        if len(body) == length:
-            exchange.run()
-        else:
-            self._reading = exchange
-            self._in_head = self._is_between = False
-            self._body_bytes = len(body)
-            self._missing = length - len(body)
-
-    def _take_more(self, data: bytes) -> None:
-        """More of that body, and maybe what follows upon it."""
-        exchange = self._exchange
-        assert exchange is not None, "it is the one whose body is read"
-        piece, rest = data[: self._missing], data[self._missing :]
-        self._missing -= len(piece)
-        self._body_bytes += len(piece)
-        exchange.take(piece)
-        if not (self._missing or self._refused):
-            self._in_head = self._is_between = True
-            self._reading = None
-            exchange.run()
-            if rest:
-                self._feed(rest)
 
     def _start(self, head: Head, length: int | None) -> Exchange | None:
         self.persistent = head.keep_alive
@@ -416,7 +349,7 @@ class MatrixChannel(Connection):
         exchange.begin(head, length)
         if self._refused:
             return None
-        if head.takes_chunks and (expected := head.last.get(b"expect")):  # HTTP/1.0 knows of none
+        if head.takes_chunks and (expected := head.last.get(b"expect")):  # HTTP/1.0 has no Expect
             if expected.lower() != b"100-continue":
                 self._end(unknown_expectation())
                 return None
@@ -425,12 +358,11 @@ class MatrixChannel(Connection):
 
     def _read_at_once(self, size: int) -> None:
         self._read_size = size
-        if self._send_now is not None:  # with TLS it is not this transport that reads
+        if self._send_now is not None:  # with TLS another transport reads
             self.transport.bufferSize = size  # type: ignore[union-attr]
 
     def _advance(self) -> None:
-        """Let the requests that wait have their turn, as long as each is answered at once; then
-        read on."""
+        """Start waiting requests while each is answered at once; then resume reading."""
         if self._advancing:
             return
         self._advancing = True
@@ -446,7 +378,7 @@ class MatrixChannel(Connection):
                     exchange.run()
                 elif self._reading is waiting:
                     self._reading = exchange
-            # or the one whose turn it is has begun to come, and its end lies there
+            # or the rest of the current request is in the buffer
             has_room = self._exchange is None or self._reading is self._exchange
             if has_room and not self._waiting and self._unread and not self._refused:
                 unread, self._unread = self._unread, b""
@@ -473,7 +405,7 @@ class MatrixChannel(Connection):
         self._end(too_long(self._max_header_bytes, is_address=is_address))
 
     def _end(self, answer: bytes) -> None:
-        """Answer for the last time."""
+        """Send a last answer and refuse further input."""
         if self._refused:
             return
         exchange, self._exchange, self._reading = self._exchange, None, None
@@ -482,7 +414,7 @@ class MatrixChannel(Connection):
         self.send(answer)
         self.refuse()
 
-    # Time.
+    # Time-outs.
 
     def _check_idle(self) -> None:
         self._timer = None
@@ -505,7 +437,7 @@ class MatrixChannel(Connection):
 
     def _close(self) -> None:
         if self.transport is not None:
-            self.transport.unregisterProducer()  # or a TLS connection would wait for it
+            self.transport.unregisterProducer()  # a TLS connection would wait for it
             self.transport.loseConnection()
             self._set_timer(ABORT_SECONDS, self.abort)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from homeserver.commands.init_files import write_first_files
+from homeserver.commands.init_files import write_init_files
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.programs import Program, start_program
 
@@ -165,7 +165,7 @@ class ServerFiles:
         self.folder = folder
         self.config = folder / "homeserver.yaml"
         folder.mkdir(exist_ok=True)
-        write_first_files(folder, "localhost", None, os.urandom)
+        write_init_files(folder, "localhost", None, os.urandom)
         section: dict[str, object]
         if isinstance(database, SQLiteConfig):
             section = {"name": "sqlite3", "args": {"database": database.path}}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver.commands.setup import obstacles
+from homeserver.commands.setup import find_problems
 from homeserver.config.colours import DARK, ENOUGH, LIGHT, contrast, for_dark, least_contrast
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.pages import LARGEST_LOGO
@@ -147,7 +147,9 @@ def test_files_that_are_no_logo(tmp_path: Path) -> None:
     ):
         path = tmp_path / "homeserver.yaml"
         path.write_text(f"server_name: example.org\nbranding: {{logo: {name}}}\n")
-        [line] = [line for line in obstacles(load_config([path], {}).config) if "branding" in line]
+        [line] = [
+            line for line in find_problems(load_config([path], {}).config) if "branding" in line
+        ]
         assert line.startswith(f"branding.logo: {tmp_path / name} {complaint}")
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.commands.setup import obstacles
+from homeserver.commands.setup import find_problems
 from homeserver.config.load import ConfigError, load_config
 from homeserver.services.terms.policies import parse_text
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
@@ -367,10 +367,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     config = load_config([path], {}).config
     assert any(
         "user_consent.policies.terms" in line and "cannot be read" in line
-        for line in obstacles(config)
+        for line in find_problems(config)
     )
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    assert any("is not text in UTF-8" in line for line in obstacles(config))
+    assert any("is not text in UTF-8" in line for line in find_problems(config))
 
 
 def test_texts() -> None:

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.protocol.errors import CannotThumbnail, LimitExceeded
+from homeserver.services.media import image_worker, image_workers
 from homeserver.services.media.image_worker import MAX_FRAMES
 from homeserver.services.media.image_workers import SECONDS_A_JOB, ImageJob, ImageWorkers
 from homeserver.services.media.thumbnails import (
@@ -523,3 +524,7 @@ def _kept(tmp_path: Path) -> set[str]:
     return {
         path.name for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()
     }
+
+
+def test_the_server_reads_as_much_as_a_worker_sends() -> None:
+    assert image_workers.MAX_RESULT_BYTES == image_worker.MAX_RESULT_BYTES

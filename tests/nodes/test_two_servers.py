@@ -54,13 +54,13 @@ def test_the_policy_is_read_again_when_the_operator_says_so(town: OwnTown) -> No
     config = town.files[0].config
     written = config.read_text()
     config.write_text("federation_domain_whitelist: 5\n")
-    hang_up(north, "was not read again")
+    hang_up(north, "was not reloaded")
     config.write_text(
         written.replace(
             "federation_domain_whitelist: []", 'federation_domain_whitelist: ["localhost:*"]'
         )
     )
-    hang_up(north, "read the configuration again")
+    hang_up(north, "reloaded the configuration")
     assert len(north.request("GET", query).json["server_keys"]) == 1
 
 

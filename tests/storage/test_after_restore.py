@@ -145,7 +145,7 @@ def test_the_command_wants_all_processes_stopped(
     refused = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     node.close()
     assert refused.returncode == 1
-    assert refused.stderr.startswith("Error: the server runs: stop all its processes first")
+    assert refused.stderr.startswith("Error: the server is running: stop all its processes first")
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("0 devices will publish new one-time keys,")

@@ -342,7 +342,7 @@ def test_the_command(sqlite: SQLiteConfig, postgresql: PostgresConfig, tmp_path:
     def run(target: Path) -> Any:
         return CliRunner().invoke(main, ["copy-database", "--from", str(old), "--to", str(target)])
 
-    assert "is for example.org, and" in run(other).stderr
+    assert "is for example.org, but" in run(other).stderr
     done = run(new)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("copied 2 rows in ")

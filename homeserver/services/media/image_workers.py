@@ -1,4 +1,7 @@
-"""Makes thumbnails in processes of their own. What runs in them is `image_worker`."""
+"""Makes thumbnails in separate processes, which run `image_worker.py`.
+
+The server itself never imports that script, nor Pillow, which decodes untrusted images.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +9,6 @@ from typing import Final, Literal
 
 import msgspec
 
-from homeserver.services.media import image_worker
 from homeserver.services.subprocesses.worker_processes import (
     WorkerDied,
     WorkerProcesses,
@@ -14,12 +16,15 @@ from homeserver.services.subprocesses.worker_processes import (
 )
 from storage.engine.executors import Executor
 
+WORKER: Final = Path(__file__).with_name("image_worker.py")
 SECONDS_A_JOB: Final = 20.0
-"""On the processor."""
+"""CPU time."""
+MAX_RESULT_BYTES: Final = 16 << 20
+"""The same limit as in the worker, which imports nothing of the server."""
 
 
 class ImageJob(msgspec.Struct, frozen=True):
-    """What to make, of which file. Sizes in pixels."""
+    """A thumbnail to make of a file. Sizes are in pixels."""
 
     path: str
     width: int
@@ -28,12 +33,11 @@ class ImageJob(msgspec.Struct, frozen=True):
     animated: bool
     max_pixels: int
     programs: bool = False
-    """Whether ffmpeg and pdftoppm may take a picture out of films and documents."""
+    """Whether ffmpeg and pdftoppm may extract a picture from videos and documents."""
 
 
 Kind = Literal["made", "original", "too large", "no image", "no program", "unknown"]
-"""The last two say nothing of the file: the program for it is not installed or not wanted; the
-process has ended."""
+"""`no program`: the program for such files is missing or disabled. `unknown`: the worker died."""
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -44,33 +48,35 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 class ImageResult(msgspec.Struct, frozen=True):
-    """What came of a job: bytes for `made`; a type for `made` and `original`."""
+    """The result of a job: `data` for `made`; `type` for `made` and `original`."""
 
     kind: Kind
     type: str = ""
     data: bytes = b""
     original_size: tuple[int, int] = (0, 0)
-    """Width and height of the image, as it is shown."""
+    """Width and height of the image as displayed."""
 
 
 class ImageWorkers:
-    """The processes."""
+    """Runs image jobs in worker processes."""
 
     def __init__(
         self, executor: Executor, spent: Callable[[int], float] = processor_seconds
     ) -> None:
-        """`spent`: what a process has taken on the processor."""
+        """`spent`: the CPU time of a process, by its pid."""
         self._processes = WorkerProcesses(
             executor,
-            Path(image_worker.__file__),
+            WORKER,
             SECONDS_A_JOB,
-            max_result_bytes=image_worker.MAX_RESULT_BYTES,
+            max_result_bytes=MAX_RESULT_BYTES,
             spent=spent,
         )
 
     async def run(self, job: ImageJob) -> ImageResult:
-        """Do a job. Of a file that ends its process, or takes too long, nothing is known. Raises
-        `LimitExceeded`."""
+        """Run a job; the result is `unknown` if the worker crashes or takes too long.
+
+        Raises `LimitExceeded`.
+        """
         try:
             line, data = await self._processes.run(job)
         except WorkerDied:
@@ -79,5 +85,5 @@ class ImageWorkers:
         return ImageResult(head.kind, head.type, data, (head.width, head.height))
 
     def close(self) -> None:
-        """End the processes, those that are at work too."""
+        """End the processes, busy ones included."""
         self._processes.close()
