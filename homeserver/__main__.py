@@ -52,7 +52,6 @@ from homeserver.commands.setup import (
 from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
-from homeserver.event_loop import poll_without_names
 from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.large_pages import use_large_pages
@@ -205,7 +204,7 @@ def run(paths: tuple[Path, ...]) -> None:
     )
     outbound = open_outbound(loaded.config, reactor)
     claim_storage(loaded.config)
-    database = open_storage(loaded.config, reactor, observer, poll_without_names(reactor))
+    database = open_storage(loaded.config, reactor, observer)
     try:
         server = build(
             loaded.config,

@@ -29,7 +29,7 @@ from homeserver.services.terms.policies import policies_of
 from homeserver.wiring.databases import database_config_of
 from homeserver.wiring.http_clients import OutboundParts
 from storage.engine.database import Database, open_database
-from storage.engine.executors import InLull, ThreadExecutor, call_at_once
+from storage.engine.executors import ThreadExecutor
 from storage.engine.interface import DatabaseUnavailable, UnsuitableDatabase
 from storage.engine.migrate import MigrationFailed, SchemaTooNew
 from storage.engine.observer import Observer
@@ -126,15 +126,12 @@ def claim_storage(config: Config) -> None:
 
 
 def open_storage(
-    config: Config,
-    reactor: ReactorBase,
-    observer: Observer | None = None,
-    in_lull: InLull = call_at_once,
+    config: Config, reactor: ReactorBase, observer: Observer | None = None
 ) -> Database:
-    """The database, migrated; the end of the command where that fails."""
+    """Open and migrate the database. A failure ends the command."""
     try:
         return open_database(
-            database_config_of(config.storage.database, config.folder), reactor, observer, in_lull
+            database_config_of(config.storage.database, config.folder), reactor, observer
         )
     except DATABASE_ERRORS as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
