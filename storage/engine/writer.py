@@ -191,7 +191,9 @@ class Writer:
         return counters
 
     def _take_writes(self, batch: list[QueuedWrite], started: float) -> Iterator[QueuedWrite]:
-        yield from tuple(batch)  # a batch that runs again
+        """The writes of a batch that runs again, then what waits, each added to the batch before it
+        runs."""
+        yield from tuple(batch)
         while (
             self._waiting
             and len(batch) < MOST_WRITES

@@ -30,7 +30,7 @@ __all__ = ["stepped"]
 FAILING: Final = {
     "nonsense": "SELEC 1",
     "cancelled": "SELECT pg_cancel_backend(pg_backend_pid())",
-    "too slow": "SELECT pg_sleep(60)",
+    "too slow": "SET LOCAL statement_timeout = 1; SELECT pg_sleep(60)",
     "full": "DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$",
     "locked": "LOCK TABLE devices",
 }
@@ -79,18 +79,17 @@ def other(postgresql: PostgresConfig) -> Iterator[Connection]:
 
 @pytest.fixture
 def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stepped]:
-    """A process that gives up soon."""
+    """A process that soon gives up waiting for a lock. Nothing else in it depends on how fast the
+    machine is."""
     connect = PostgresEngine.open
 
     def open_counting(engine: PostgresEngine, settings: Any) -> Any:
-        opened = connect(engine, settings)
+        opened = connect(engine, {**settings, "idle_in_transaction_session_timeout": 0})
         opened.cursor_factory = WaitingCursor
         return opened
 
     monkeypatch.setattr(PostgresEngine, "open", open_counting)
-    stepped = Stepped(
-        PostgresConfig(postgresql.connect, statement_timeout=0.5, write_lock_timeout=0.3)
-    )
+    stepped = Stepped(PostgresConfig(postgresql.connect, write_lock_timeout=0.3))
     cast(Any, stepped.database)._writer._pause = lambda _seconds: None
     for kind, make in WRITES.items():
         write(stepped, kind, make(kind))  # its statements are prepared

@@ -200,29 +200,6 @@ def test_a_write_that_fails_before_it_asks_anything_takes_no_position(
     assert write(node, "next", put("next")) == node.database.streams.current() == int(str(head)) + 1
 
 
-def test_a_lock_that_does_not_come_is_an_outage(postgresql: PostgresConfig) -> None:
-    """Another node holds it for too long."""
-    patient = PostgresConfig(postgresql.connect, write_lock_timeout=0.2)
-    node = Stepped(patient)
-    holder = make_engine(postgresql).connect_writer()
-    holder.begin_write()
-    for name, fn in (
-        ("ask", put("ask")),
-        ("later", put_later("later")),
-        ("last", move("x", "", "y")),
-    ):
-        assert write(node, name, fn) is DatabaseUnavailable
-    node.queue("one", put("one"))
-    node.queue("two", put("two"))
-    node.step()
-    assert {node.results["one"], node.results["two"]} == {DatabaseUnavailable}
-    holder.rollback()
-    holder.close()
-    assert isinstance(write(node, "next", put("next")), int)
-    assert node.names() == ["next"]
-    run_coroutine(node.database.close(), None)
-
-
 @pytest.mark.parametrize("arrives", [True, False])
 def test_a_commit_whose_outcome_is_unknown_is_never_run_again(
     nodes: tuple[Stepped, Stepped], monkeypatch: pytest.MonkeyPatch, *, arrives: bool
