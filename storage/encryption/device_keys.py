@@ -2,11 +2,11 @@
 fallback keys.
 
 Laws:
-- A one-time key is given out once (`storage/encryption/one_time_keys.py`); a fallback key where
-  there is none left.
-- A claim is one write of a fixed number of statements, or, where it is for very many keys, one for
-  each five hundred.
-- Whoever hears of a change of what is left need not ask for it: the change says what it is.
+- A one-time key is given out once (`storage/encryption/one_time_keys.py`), and a fallback key when
+  none is left.
+- A claim is one write with a fixed number of statements, for up to CLAIMED_AT_ONCE keys; a larger
+  claim is several.
+- A change of what a device has left says what changed, so that listeners need not read it.
 - A change of identity keys is a change of the user's list of devices.
 - A device that publishes other identity keys begins anew: its one-time and fallback keys were
   signed with those before, and whoever claimed one could do nothing with it. So it is with the
@@ -17,17 +17,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from msgspec.structs import replace
 
 from storage.devices.devices import announce_device_list
-from storage.encryption.claim_log import LOGGED, ClaimLog, find_marks
 from storage.encryption.cross_signing import select_own_signatures
-from storage.encryption.keys_ahead import KeyOf, KeysAhead
 from storage.encryption.one_time_keys import (
     BLOCK_COLUMNS,
     BLOCKS,
     KeyBlock,
     KeyName,
+    KeyOf,
     add_keys,
     remove_keys,
     take_keys,
@@ -43,11 +41,8 @@ MOST_IDENTITY_BYTES: Final = 1 << 20
 """Of the identity keys of all devices of a user: several hundred have less. All who share a room
 with them fetch these."""
 
-_BLOCK, _FALLBACK, _USED, _DEVICE, _OTHERS, _HEAD, _CLAIM = range(7)
-"""What a row says that a query finds among rows of other kinds."""
-_CLAIMS: Final = (
-    f"SELECT {_CLAIM}, NULL, claim_nid, 0, 0, claimed_ts, NULL, marks FROM ({LOGGED}) AS logged"
-)
+_BLOCK, _FALLBACK, _USED, _DEVICE, _OTHERS, _HEAD = range(6)
+"""The kinds of rows of a query that reads several tables at once."""
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
@@ -70,15 +65,15 @@ class KeyCounts(msgspec.Struct, frozen=True):
 
 
 class KeysLeft(msgspec.Struct, frozen=True):
-    """What a change of the topic KEY_COUNT tells: what the device has left."""
+    """The detail of a change of the topic KEY_COUNT: what the device has left."""
 
     device_id: str
     counts: KeyCounts
 
 
 class KeysClaimed(msgspec.Struct, frozen=True):
-    """What a change of the topic KEY_COUNT tells: of which devices of the users a one-time key was
-    given out, by algorithm."""
+    """The detail of a change of the topic KEY_COUNT: a one-time key was given out for each of
+    these."""
 
     taken: Sequence[KeyOf]
 
@@ -110,11 +105,6 @@ class DeviceKeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # shared by all stores: one that knew of its own claims alone would give out again what
-        # another did
-        self._ahead, self._log = database.remembered.setdefault(
-            DeviceKeyStore, (KeysAhead(), ClaimLog())
-        )
 
     async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
         """What the device has left, and the position up to which all changes are in that: it may be
@@ -142,22 +132,19 @@ class DeviceKeyStore:
     def claim_keys(
         self, txn: WriteTransaction, wishes: Sequence[KeyOf], now_ms: int
     ) -> list[bytes | None]:
-        """The same in one write, for at most CLAIMED_AT_ONCE."""
-        position = txn.next_position()
-        keys = take_keys(txn, wishes, self._ahead, self._log, position, now_ms)
-        if None not in keys:
-            _announce_claims(txn, position, wishes)
-            return keys
+        """Do the same in one write, for at most CLAIMED_AT_ONCE wishes."""
+        keys = take_keys(txn, wishes, now_ms)
         taken = [wish for wish, key in zip(wishes, keys, strict=True) if key is not None]
         if taken:
-            _announce_claims(txn, position, taken)
-        rest = [at for at, key in enumerate(keys) if key is None]
-        by_fallback = _use_fallback_keys(txn, [wishes[at] for at in rest])
-        for at in rest:
-            keys[at] = by_fallback.get(wishes[at])
-        if by_fallback:
-            users = tuple(dict.fromkeys([user_id for user_id, _, _ in by_fallback]))
-            txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
+            _announce_claims(txn, taken)
+        missing = [at for at, key in enumerate(keys) if key is None]
+        if missing:
+            by_fallback = _use_fallback_keys(txn, [wishes[at] for at in missing])
+            for at in missing:
+                keys[at] = by_fallback.get(wishes[at])
+            if by_fallback:
+                users = tuple(dict.fromkeys([user_id for user_id, _, _ in by_fallback]))
+                txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
         return keys
 
     def set_device_keys(
@@ -186,7 +173,7 @@ class DeviceKeyStore:
 
         `remembered_from_ts`: what was given out before then is forgotten.
         """
-        standing, begins_anew = _select_standing(txn, user_id, device_id, self._log), False
+        standing, begins_anew = _select_standing(txn, user_id, device_id), False
         if keys.identity is not None and keys.identity != standing.identity:
             if standing.identity_bytes_of_others + len(keys.identity) > MOST_IDENTITY_BYTES:
                 raise TooManyIdentityKeys
@@ -206,7 +193,7 @@ class DeviceKeyStore:
                 )
         added: dict[str, int] = {}
         if keys.one_time:
-            added, oldest = add_keys(
+            added = add_keys(
                 txn,
                 user_id,
                 device_id,
@@ -215,9 +202,6 @@ class DeviceKeyStore:
                 keys.one_time,
                 remembered_from_ts,
             )
-            for algorithm, run in oldest.items():
-                if not standing.one_time.get(algorithm):
-                    self._ahead.put(txn, (user_id, device_id, algorithm), run)
         unused = dict(standing.unused_fallback)
         for (algorithm, key_id), content in keys.fallback.items():
             if standing.fallback_keys.get(algorithm) == (key_id, content):
@@ -249,7 +233,6 @@ class DeviceKeyStore:
 
     def _remove_signed_keys(self, txn: WriteTransaction, user_id: str, device_id: str) -> None:
         """Remove the one-time and fallback keys of a device."""
-        self._ahead.forget(user_id, device_id)
         remove_keys(txn, user_id, device_id)
         txn.execute_later(
             "DELETE FROM fallback_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id)
@@ -286,8 +269,7 @@ def _remove_signatures_by(txn: WriteTransaction, user_id: str, device_ids: Seque
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
     rows = txn.query(
         f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
-        " AND m.settled < b.number"
-        f" UNION ALL {_CLAIMS}"
+        " AND m.taken < b.number"
         f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, NULL, NULL FROM fallback_keys"
         " WHERE user_id = ? AND device_id = ?"
         f" UNION ALL SELECT {_HEAD}, NULL, value, 0, 0, 0, NULL, NULL FROM counters WHERE name = ?",
@@ -295,8 +277,7 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     )
     found = _by_kind(rows)
     fallback = {algorithm: not used for algorithm, used, *_ in found[_FALLBACK]}
-    logged = _find_logged(found)
-    blocks = _blocks(found, find_marks(logged, [row[1] for row in found[_BLOCK]]) if logged else {})
+    blocks = _blocks(found)
     told = {block.algorithm: 1 for block in blocks if block.is_empty} | _count_left(blocks)
     return _counts(told, {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
 
@@ -340,21 +321,13 @@ _STANDING: Final = (
     f" UNION ALL SELECT {_OTHERS}, NULL, CAST(coalesce(sum(length(keys)), 0) AS BIGINT), 0, 0, 0, NULL, NULL"
     " FROM device_keys WHERE user_id = ? AND device_id <> ?"
 )
-_STANDING_AND_CLAIMS: Final = f"{_STANDING} UNION ALL {_CLAIMS}"
 
 
-def _select_standing(
-    txn: WriteTransaction, user_id: str, device_id: str, log: ClaimLog
-) -> _Standing:
-    is_known = log.is_known(txn)
-    found = _by_kind(
-        txn.query(_STANDING if is_known else _STANDING_AND_CLAIMS, (user_id, device_id) * 5)
-    )
+def _select_standing(txn: WriteTransaction, user_id: str, device_id: str) -> _Standing:
+    found = _by_kind(txn.query(_STANDING, (user_id, device_id) * 5))
     if not found[_DEVICE]:
         raise NoSuchDevice
-    if not is_known:
-        log.learn(txn, _find_logged(found))
-    blocks = _blocks(found, log.find_known(row[1] for row in found[_BLOCK]))
+    blocks = _blocks(found)
     return _Standing(
         found[_DEVICE][0][6],
         int(found[_OTHERS][0][1]),
@@ -367,27 +340,14 @@ def _select_standing(
 
 
 def _by_kind(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {kind: [] for kind in range(7)}
+    found: dict[int, list[Row]] = {kind: [] for kind in range(6)}
     for row in rows:
         found[row[0]].append(row[1:])
     return found
 
 
-def _find_logged(found: Mapping[int, Sequence[Row]]) -> list[Row]:
-    """The rows of the log."""
-    return [(row[1], row[4], row[6]) for row in found[_CLAIM]]
-
-
-def _blocks(
-    found: Mapping[int, Sequence[Row]], logged: Mapping[int, tuple[int, int]]
-) -> list[KeyBlock]:
-    """The blocks as they are, with what the log says of them."""
-    blocks = [KeyBlock(*row[:-1]) for row in found[_BLOCK]]
-    for at, block in enumerate(blocks):
-        taken, claimed_ts = logged.get(block.block_nid, (0, 0))
-        if taken > block.taken:
-            blocks[at] = replace(block, taken=taken, claimed_ts=claimed_ts)
-    return blocks
+def _blocks(found: Mapping[int, Sequence[Row]]) -> list[KeyBlock]:
+    return [KeyBlock(*row[:-1]) for row in found[_BLOCK]]
 
 
 def _count_left(blocks: Iterable[KeyBlock]) -> dict[str, int]:
@@ -448,9 +408,11 @@ def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyOf]) -> dict[K
     return claimed
 
 
-def _announce_claims(txn: WriteTransaction, position: int, taken: Sequence[KeyOf]) -> None:
+def _announce_claims(txn: WriteTransaction, taken: Sequence[KeyOf]) -> None:
     users = tuple(dict.fromkeys([user_id for user_id, _, _ in taken]))
-    txn.announce(Change(position, Topic.KEY_COUNT, user_ids=users, detail=KeysClaimed(taken)))
+    txn.announce(
+        Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=KeysClaimed(taken))
+    )
 
 
 def _announce(txn: WriteTransaction, user_id: str, detail: KeysLeft) -> None:

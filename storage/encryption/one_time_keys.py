@@ -1,43 +1,32 @@
-"""One-time keys, in blocks: what a device uploads together is few rows, and is given out from the
-first on.
+"""One-time keys, in blocks: keys that a device uploads together are few rows, and are given out
+from the first on.
 
-Blocks do not change. How far each is given out stands beside it, in rows that are a few bytes, and
-the rows of hundreds of devices share a page. Where the keys that come next are known from before
-(`storage/encryption/keys_ahead.py`), a claim moves these marks and reads nothing; while nobody else
-writes, it is even known where they are, and the claim is one row, which is settled in the marks
-later (`storage/encryption/claim_log.py`).
+A block does not change. How far it is given out stands in its mark, a row of a few bytes: the marks
+of hundreds of devices share a page.
 
-A key that was given out stays in its block until all of the block were. With the next upload a
-digest takes its place, which is kept until some time has passed, or many others were used: so an
-upload that is repeated because its answer was lost does not bring it back, though others came in
+A key that was given out stays in its block until all keys of the block were. With the next upload a
+digest replaces it, which is kept for some time, or until many others were used. So an upload that
+is repeated because its answer was lost does not bring the key back, even if other uploads came in
 between.
 
 Laws:
-- A key is given out once: a claim moves the mark of its block from the key that it gives out to the
-  next. Where the mark was the database says, but where nobody else has written since it was known.
-  Writes run one after another, on all nodes (`storage/engine/writer.py`).
-- A mark holds if no claim is in the log, or with the log. Who moves marks themselves sees to it
-  that the log is empty.
+- A key is given out once: a claim moves the mark of the block past the key in the write that gives
+  it out. Writes run one after another, on all nodes (`storage/engine/writer.py`).
 - Keys are given out in the order in which they came. spec:
   client-server-api#post_matrixclientv3keysclaim
-- However many keys a write claims, it asks the database nothing, or a fixed number of times.
-- A block that is known is the oldest of which a key is left, or none of it is left: marks go one
-  way, and what is uploaded later is younger.
+- A claim is one statement, however many devices it names.
 - A block is small, whatever is uploaded: SQLite reads the whole of it for a claim.
 - An upload reads the ids of the keys that are left, and digests of a bounded number of those that
-  are not; contents only where an id comes again, or for its digest, once.
+  are not. It reads contents only where an id comes again, and once for the digest.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import partial
 from hashlib import sha256
 from struct import Struct
 from typing import Final
 
 import msgspec
 
-from storage.encryption.claim_log import IS_SETTLED, ClaimLog
-from storage.encryption.keys_ahead import KeyOf, KeyRun, KeysAhead, forget_marks
 from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
@@ -48,11 +37,8 @@ BYTES_A_BLOCK: Final = 32 << 10
 MOST_REMEMBERED: Final = 2000
 """Keys of a device that were given out, of blocks that are used up: an upload looks at all of
 them."""
-READ_AHEAD: Final = 1536
-"""Bytes that a claim reads after a key that it has to read: several keys, as clients make them."""
-MOST_READ_AHEAD: Final = 512 << 10
-"""Bytes that it reads after those that had been read before, all together, unless these are of very
-many devices."""
+KeyOf = tuple[str, str, str]
+"""User, device, algorithm."""
 
 KeyName = tuple[str, str]
 """Algorithm and id."""
@@ -90,13 +76,18 @@ class KeyBlock(msgspec.Struct, frozen=True):
         return 0 if self.is_empty else self.number - self.taken
 
 
-BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.settled, m.claimed_ts, b.names"
+BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.taken, m.claimed_ts, b.names"
 BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.block_nid = b.block_nid"
 
-MOVE_MARK: Final = (
-    "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid = ? AND settled < ?"
-    f" AND {IS_SETTLED} RETURNING block_nid, settled"
+_NEXT_KEY: Final = (
+    f"SELECT b.block_nid AS found_key, substr(b.keys, m.taken * b.width + 1, b.width) FROM {BLOCKS}"
+    " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.taken < b.number AND b.width > 0"
+    " ORDER BY b.block_nid LIMIT 1"
 )
+_MOVE_MARKS: Final = (
+    "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid IN {keys}"
+)
+
 _slot = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _names = msgspec.json.Decoder(list[str])
 _used = Struct(f">q{DIGEST_BYTES}s")
@@ -111,13 +102,14 @@ def add_keys(
     used: bytes,
     keys: Mapping[KeyName, bytes],
     remembered_from_ts: int,
-) -> tuple[dict[str, int], dict[str, KeyRun]]:
-    """Add keys to a device that has these blocks, and of which it is remembered that these were
-    used; how many are new, and those of the oldest block of these, by algorithm. The same one again
-    is no error, nor is it new. One query, if an id comes again or a block is used up. Raises
+) -> dict[str, int]:
+    """Add keys to a device that has these blocks. Return how many are new, by algorithm. Raises
     KeyExists.
 
-    `remembered_from_ts`: what was given out before then is forgotten.
+    The same key again is neither an error nor new. One query, if an id comes again or a block is
+    used up.
+
+    `used`: digests of keys that were given out. `remembered_from_ts`: older digests are dropped.
     """
     contents = _select_contents(txn, user_id, device_id, blocks, keys)
     remembered = [(claimed_ts, digest) for claimed_ts, digest in _used.iter_unpack(used)]
@@ -138,221 +130,21 @@ def add_keys(
         _without(keys, digests, standing) if digests or standing else keys
     ).items():
         new.setdefault(algorithm, {})[key_id] = content
-    first: dict[str, KeyRun] = {}
     if new:
-        first = _insert_blocks(txn, user_id, device_id, new)
+        _insert_blocks(txn, user_id, device_id, new)
         _remember(txn, user_id, device_id, blocks, remembered, just_used, remembered_from_ts)
-    return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}, first
+    return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}
 
 
-def take_keys(
-    txn: WriteTransaction,
-    wishes: Sequence[KeyOf],
-    ahead: KeysAhead,
-    log: ClaimLog,
-    position: int,
-    now_ms: int,
-) -> list[bytes | None]:
-    """Give out a key for each of these that have any: `"ID":CONTENT` in JSON. `position`: that of
-    the claim. No query where all is known and nobody else writes, and at most six else."""
-    known = ahead.get_all(wishes)
-    txn.when_undone(partial(forget_marks, known))
-    if not txn.is_alone:
-        return _take_among_others(txn, wishes, known, ahead, log, now_ms)
-    keys: list[bytes | None] = []
-    marks: list[tuple[int, int]] = []
-    for run in known:
-        if run is not None and run.stretch == txn.stretch and (key := run.take()):
-            keys.append(key)
-            marks.append((run.block_nid, run.taken))
-        else:
-            keys.append(None)
-    if None in keys:
-        rest = [
-            at
-            for at, key in enumerate(keys)
-            if key is None and not ahead.have_none(txn, wishes[at])
-        ]
-        for at, run in zip(
-            rest, _find_runs(txn, {wishes[at]: known[at] for at in rest}, ahead, log), strict=True
-        ):
-            if run is not None and (key := run.take()):
-                keys[at] = key
-                marks.append((run.block_nid, run.taken))
-    if marks:
-        log.add(txn, position, now_ms, marks)
-    return keys
-
-
-def _find_runs(
-    txn: WriteTransaction, known: Mapping[KeyOf, KeyRun | None], ahead: KeysAhead, log: ClaimLog
-) -> list[KeyRun | None]:
-    """The keys that come next, while nobody else writes, where what is known of them says nothing
-    of that."""
-    after: dict[KeyOf, int] = {}
-    for of, run in known.items():
-        if run is None or run.stretch != txn.stretch:
-            after[of] = 0
-        elif run.left == 0:
-            after[of] = run.block_nid
-    runs = dict(known)
-    if after:
-        for of, next_run in zip(after, _find_oldest(txn, after, log), strict=True):
-            before = known[of]
-            if next_run is None:
-                ahead.remove(of)
-                ahead.note_none(txn, of)
-                runs[of] = None
-            elif (
-                before is not None
-                and before.block_nid == next_run.block_nid
-                and before.has(next_run.taken)
-            ):
-                before.taken, before.stretch = next_run.taken, txn.stretch
-            else:
-                runs[of] = next_run
-                ahead.put(txn, of, next_run)
-    behind = [(of, run) for of, run in runs.items() if run is not None and not run.has(run.taken)]
-    if behind:
-        _read_on(txn, behind, ahead)
-    return [*runs.values()]
-
-
-def _find_oldest(
-    txn: WriteTransaction, after: Mapping[KeyOf, int], log: ClaimLog
-) -> list[KeyRun | None]:
-    """Of each of these the block that is given out now, the oldest after that one of which a key is
-    left, and how far; with keys from where its mark stands, which may be before that."""
-    log.learn(txn)
-    rows = [(*of, block_nid) for of, block_nid in after.items()]
-    found = _select_oldest(txn, rows, log)
-    used_up = [at for at, run in enumerate(found) if run is not None and run.left == 0]
-    if used_up:
-        # only the log says so, and may say so of others of these as well
-        of = [rows[at] for at in used_up]
-        blocks = txn.query_each(
-            "SELECT block_nid FROM one_time_key_blocks"
-            " WHERE user_id = ? AND device_id = ? AND algorithm = ? AND block_nid > ?",
-            of,
-        )
-        log.settle_some(txn, [block_nid for each in blocks for (block_nid,) in each])
-        for at, run in zip(used_up, _select_oldest(txn, of, log), strict=True):
-            found[at] = run
-    return found
-
-
-def _select_oldest(
-    txn: WriteTransaction, after: Sequence[tuple[str, str, str, int]], log: ClaimLog
-) -> list[KeyRun | None]:
-    """By the marks, and how far by the log, too."""
-    runs: list[KeyRun | None] = []
-    for rows in txn.query_each(f"SELECT b.block_nid, {_next_keys()}", after):
-        run = None
-        for block_nid, number, settled, width, packed in rows:
-            taken = max(settled, log.find_taken(block_nid))
-            run = KeyRun(block_nid, settled, number, width, packed, taken, txn.stretch)
-        runs.append(run)
-    return runs
-
-
-def _read_on(
-    txn: WriteTransaction, behind: Sequence[tuple[KeyOf, KeyRun]], ahead: KeysAhead
-) -> None:
-    """Read more of these blocks, of which it is known how far they are given out. Who was claimed
-    from several times will be again: so it is the rest of each, if there is room for that."""
-    room = max(READ_AHEAD, MOST_READ_AHEAD // len(behind))
-    found = txn.query_each(
-        "SELECT substr(keys, CAST(? AS INTEGER), CAST(? AS INTEGER)) FROM one_time_key_blocks"
-        " WHERE user_id = ? AND device_id = ? AND algorithm = ? AND block_nid = ?",
-        [(run.taken * run.width + 1, run.width + room, *of, run.block_nid) for of, run in behind],
-    )
-    for (of, run), rows in zip(behind, found, strict=True):
-        for (packed,) in rows:
-            ahead.remove(of)
-            run.first, run.keys = run.taken, packed
-            ahead.put(txn, of, run)
-
-
-def _take_among_others(
-    txn: WriteTransaction,
-    wishes: Sequence[KeyOf],
-    known: Sequence[KeyRun | None],
-    ahead: KeysAhead,
-    log: ClaimLog,
-    now_ms: int,
-) -> list[bytes | None]:
-    """The next keys, where other nodes may have given out some since: the marks are moved."""
-    keys = _move_marks(txn, known, now_ms)
-    rest = [
-        at for at, key in enumerate(keys) if key is None and not ahead.have_none(txn, wishes[at])
-    ]
-    if rest:
-        others = _take_others(txn, [wishes[at] for at in rest], ahead, log, now_ms)
-        for at, key in zip(rest, others, strict=True):
-            keys[at] = key
-    return keys
-
-
-def _move_marks(
-    txn: WriteTransaction, known: Sequence[KeyRun | None], now_ms: int
-) -> list[bytes | None]:
-    """The next keys of those of which it is known what comes next, but not that it does. Those are
-    missing of which something else has become the next; all, where claims have not been settled. No
-    query where nothing is known, or none of it is left."""
-    runs = [run for run in known if run is not None]
-    moved: dict[int, int] = {}
-    if runs:
-        moved = dict(
-            txn.change_each(MOVE_MARK, (now_ms,), [(run.block_nid, run.end) for run in runs])
-        )
-    for run in runs:
-        if run.block_nid in moved:
-            run.taken, run.stretch = moved[run.block_nid] - 1, txn.stretch
-    return [
-        run.take() or None if run is not None and run.block_nid in moved else None for run in known
-    ]
-
-
-def _take_others(
-    txn: WriteTransaction, wishes: Sequence[KeyOf], ahead: KeysAhead, log: ClaimLog, now_ms: int
-) -> list[bytes | None]:
-    """The next keys of those of which nothing is known, or what is no longer so."""
-    log.settle(txn)
-    found = txn.query_each_changing(
-        f"SELECT b.block_nid AS found_key, {_next_keys()}",
-        [(*wish, 0) for wish in wishes],
-        "UPDATE one_time_key_marks SET settled = settled + 1, claimed_ts = ? WHERE block_nid IN {keys}",
-        (now_ms,),
-    )
-    keys: list[bytes | None] = []
-    for wish, rows in zip(wishes, found, strict=True):
-        ahead.remove(wish)
-        key = None
-        for block_nid, number, taken, width, packed in rows:
-            run = KeyRun(block_nid, taken, number, width, packed, taken, txn.stretch)
-            key = run.take()
-            ahead.put(txn, wish, run)
-        if key is None:
-            ahead.note_none(txn, wish)
-        keys.append(key)
-    return keys
-
-
-def _next_keys() -> str:
-    """Columns and the rest of a query for the block that is given out now, by the marks, of those
-    after one: how many keys it has, how many of them were given out, their width, and those that
-    come next."""
-    return (
-        f"b.number, m.settled, b.width, substr(b.keys, m.settled * b.width + 1, b.width + {READ_AHEAD}) FROM {BLOCKS}"
-        " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND b.block_nid > ?"
-        " AND m.settled < b.number AND b.width > 0 ORDER BY b.block_nid LIMIT 1"
-    )
+def take_keys(txn: WriteTransaction, wishes: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
+    """Give out a key for each of these different wishes: `"ID":CONTENT` in JSON, None where no key
+    is left. One query."""
+    found = txn.query_each_changing(_NEXT_KEY, wishes, _MOVE_MARKS, (now_ms,))
+    return [rows[0][1].rstrip(b" ") if rows else None for rows in found]
 
 
 def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
-    """Remove all one-time keys of a device that goes, and what is remembered of them. It takes a
-    position: so other nodes believe no longer that they know where its marks are."""
-    txn.next_position()
+    """Remove all one-time keys of a device, and the digests of those that were given out."""
     of_device = " WHERE user_id = ? AND device_id = ?"
     for sql in (
         f"DELETE FROM one_time_key_marks WHERE block_nid IN (SELECT block_nid FROM one_time_key_blocks{of_device})",
@@ -374,11 +166,9 @@ def empty_blocks(txn: WriteTransaction) -> None:
     txn.execute(
         "UPDATE one_time_key_blocks SET number = 1, width = 0, names = '[]', keys = ?", (b"",)
     )
-    for table in ("one_time_key_marks", "key_claims"):
-        txn.execute(f"DELETE FROM {table}")
-    txn.execute("UPDATE gathered_claims SET marks = NULL")
+    txn.execute("DELETE FROM one_time_key_marks")
     txn.execute(
-        "INSERT INTO one_time_key_marks (block_nid, claimed_ts, settled) SELECT block_nid, 0, 0 FROM one_time_key_blocks"
+        "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) SELECT block_nid, 0, 0 FROM one_time_key_blocks"
     )
 
 
@@ -438,17 +228,13 @@ def _select_contents(
 
 def _insert_blocks(
     txn: WriteTransaction, user_id: str, device_id: str, new: Mapping[str, Mapping[str, bytes]]
-) -> dict[str, KeyRun]:
-    """Add the keys, by algorithm and id; the first block of each algorithm."""
-    oldest: dict[str, KeyRun] = {}
+) -> None:
+    """Add the keys, by algorithm and id."""
     blocks = [(algorithm, slots) for algorithm, keys in new.items() for slots in _divide(keys)]
     first = txn.allocate("one_time_key", len(blocks))
     for block_nid, (algorithm, slots) in enumerate(blocks, first):
         width = max(map(len, slots.values()))
         packed = b"".join([slot.ljust(width) for slot in slots.values()])
-        oldest.setdefault(
-            algorithm, KeyRun(block_nid, 0, len(slots), width, packed, stretch=txn.stretch)
-        )
         txn.execute_later(
             "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -464,10 +250,9 @@ def _insert_blocks(
             ),
         )
         txn.execute_later(
-            "INSERT INTO one_time_key_marks (block_nid, claimed_ts, settled) VALUES (?, 0, 0)",
+            "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) VALUES (?, 0, 0)",
             (block_nid,),
         )
-    return oldest
 
 
 def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:

@@ -162,7 +162,7 @@ class ToDeviceStore:
         `known`: what was known of them before. None where that holds, as no device came or went
         since; no query.
         """
-        holds = known is not None and txn.find_position(DEVICES_CHANGED) <= known.upto
+        holds = known is not None and txn.counter(DEVICES_CHANGED) <= known.upto
         return None if holds else self.get_devices(txn, user_ids)
 
     def get_devices(self, txn: Transaction, user_ids: Collection[str]) -> Mapping[str, Recipients]:

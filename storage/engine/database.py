@@ -21,13 +21,11 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage.engine.executors import Executor, InLull, ThreadExecutor, call_at_once
-from storage.engine.head import Head
+from storage.engine.executors import Executor, ThreadExecutor
 from storage.engine.interface import (
     Connection,
     DatabaseUnavailable,
     Engine,
-    HeadLine,
     NodeCalls,
     Row,
     SQLValue,
@@ -73,28 +71,18 @@ class Database:
         observer: Observer,
         clock: Callable[[], float] = time.perf_counter,
         open_readers: Iterable[Connection] = (),
-        reactor: ReactorBase | None = None,
-        in_lull: InLull = call_at_once,
     ) -> None:
-        """`writer` has to be an executor that runs one job at a time; `open_readers`: connections
-        for reading that there are already. `reactor`: reads what the head of the sequence is asked
-        by, where the engine has something for that. `in_lull`: when the writer begins, should it
-        have been idle, or wait for more."""
+        """`writer` must run one job at a time. `open_readers` are read connections to start
+        with."""
         self.engine = engine
         self.streams = streams
-        self.remembered: dict[Any, Any] = {}
-        """What parts of storage remember from write to write, under keys of their own: one memory,
-        whoever writes here."""
         self._readers = readers
-        self._writer = Writer(engine, writer, streams, observer, clock, in_lull=in_lull)
+        self._writer = Writer(engine, writer, streams, observer, clock)
         self._observer = observer
         self._clock = clock
         self._idle = deque(open_readers)
         """Connections for reading that nobody uses; whichever thread needs one takes it."""
         self._closed = False
-        self._head: Head | None = None
-        if reactor is not None and not engine.reads_on_calling_thread:
-            self._head = Head(reactor, self._connect_head, self._read_head, observer, clock)
         self._wait_for_nodes: Callable[[int], Awaitable[None]] | None = None
 
     async def read(
@@ -213,11 +201,8 @@ class Database:
         return self.streams.current()
 
     async def get_head(self) -> int:
-        """The position of the latest change that is committed, whoever wrote it; for asking often.
-        Raises DatabaseUnavailable."""
-        if self._closed:
-            raise DatabaseUnavailable("the database is closed")
-        return await (self._read_head() if self._head is None else self._head.get())
+        """Read the position of the latest commit, of any node. Raises DatabaseUnavailable."""
+        return await self.read_quickly("get_head", select_head)
 
     async def poll(self) -> None:
         """As `catch_up`, if there is anything; for asking often."""
@@ -230,25 +215,10 @@ class Database:
         if self._closed:
             return
         self._closed = True
-        if self._head is not None:
-            self._head.close()
         await self._writer.close()
         await self._readers.close()
         while self._idle:
             self._idle.pop().close()
-
-    async def _read_head(self) -> int:
-        return await self.read_quickly("get_head", select_head)
-
-    async def _connect_head(self) -> HeadLine | None:
-        try:
-            return await self._read_in_pool(
-                "connect_head", lambda _txn: self.engine.connect_head(), (), False
-            )
-        except (self.engine.errors, OSError) as error:
-            raise DatabaseUnavailable(
-                f"the head cannot be asked by a line of its own: {error}"
-            ) from error
 
     async def _read_in_pool(
         self, name: str, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool
@@ -378,10 +348,7 @@ def make_engine(config: DatabaseConfig) -> SQLiteEngine | PostgresEngine:
 
 
 def open_database(
-    config: DatabaseConfig,
-    reactor: ReactorBase,
-    observer: Observer | None = None,
-    in_lull: InLull = call_at_once,
+    config: DatabaseConfig, reactor: ReactorBase, observer: Observer | None = None
 ) -> Database:
     """Open, migrate, and start the threads. Blocks, so it belongs to start-up.
 
@@ -397,6 +364,4 @@ def open_database(
         ThreadExecutor(reactor, "database-writer", 1),
         observer or SilentObserver(),
         open_readers=[engine.connect_reader() for _ in range(engine.readers_at_start)],
-        reactor=reactor,
-        in_lull=in_lull,
     )

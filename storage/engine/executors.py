@@ -22,15 +22,6 @@ from zope.interface import implementer
 T = TypeVar("T")
 
 
-class InLull(Protocol):
-    """Calls a function once what has come to this process by now was read; on the reactor's thread,
-    from there."""
-
-    def __call__(self, function: Callable[[], None], *, patient: bool = False) -> None:
-        """`patient`: once what comes next was read, if that is within a millisecond or so, and all
-        who wait by then are patient."""
-
-
 class Executor(Protocol):
     """Runs jobs, and brings what comes of them back."""
 
@@ -43,12 +34,6 @@ class Executor(Protocol):
     def close(self) -> Deferred[None]:
         """Fires when all that was submitted is done and delivered, or when waiting longer makes no
         sense."""
-
-
-def call_at_once(function: Callable[[], None], *, patient: bool = False) -> None:
-    """For who knows of no lulls."""
-    del patient
-    function()
 
 
 async def run_in(executor: Executor, work: Callable[[], T]) -> T:

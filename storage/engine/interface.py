@@ -13,7 +13,7 @@ Laws of SQL that runs on both:
 - Whole numbers have 64 bits.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 SQLValue = str | int | float | bytes | bool | None
@@ -22,6 +22,8 @@ Row = tuple[Any, ...]
 LARGEST_CHUNK = 512
 """How many keys go into one statement of `query_in`."""
 
+READ_COUNTERS: Final = "SELECT name, value FROM counters"
+SAVE_COUNTER: Final = "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 FOR_ITS_ARGUMENTS: Final = "/* planned for its arguments */ "
 """Stands before a statement that PostgreSQL is to plan each time, as what is best depends on its
@@ -44,22 +46,8 @@ class DatabaseUnavailable(Exception):
     """
 
 
-class OthersWrote(Exception):
-    """The database is not as this process had left it, which had been taken for granted: the
-    transaction has to begin anew, with what is there now."""
-
-
-class NotBegun(Exception):
-    """The transaction could not begin, since that of another process has not ended in time: nothing
-    was done, and whoever waits to write would wait for the same."""
-
-
 class NodeCallsLost(Exception):
     """The other nodes are not heard any more."""
-
-
-class HeadLineLost(Exception):
-    """The head of the sequence cannot be asked any more by that line."""
 
 
 class UnsuitableDatabase(Exception):
@@ -102,25 +90,14 @@ class Connection(Protocol):
         numbers."""
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
-    def execute_trusting(self, sql: str, args: Sequence[SQLValue]) -> int | None:
-        """As `execute`, where one row will most likely be changed. None: what comes of it is found
-        out later, and raised if no row is."""
-
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
-        """One statement, whose result nobody needs, after those before and before those that
-        come."""
+        """Run one statement in its order without waiting for its result. A later call may raise its
+        error: `savepoint` at the latest."""
 
     def execute_in_later(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]
     ) -> None:
         """Likewise; `keys` is not empty and not longer than LARGEST_CHUNK."""
-
-    def change_each(
-        self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
-    ) -> list[Row]:
-        """What `UPDATE … WHERE … RETURNING …` gives for each of these rows of arguments, which
-        follow upon those before, each of another row of the table; in no order. `rows` is not empty
-        and not longer than LARGEST_CHUNK."""
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """As `execute_later`, once for each of the rows."""
@@ -137,59 +114,41 @@ class Connection(Protocol):
     def begin_snapshot(self) -> None:
         """Until `end`, all queries see the database at one moment."""
 
-    def begin_write(self) -> Mapping[str, int]:
-        """Begin the one write transaction that may run at a time, on whatever node; the counters as
-        they stand, not to be changed.
-
-        It may begin with the first statement, or the commit, and the counters be as this connection
-        left them: where another has changed them since, that statement, or the commit, raises
-        OthersWrote and has done nothing. Raises NotBegun, or they do.
-        """
+    def begin_write(self) -> dict[str, int]:
+        """Begin the one write transaction that may run at a time on all nodes, and set its
+        savepoint. Return the counters."""
 
     def begin_migration(self) -> None:
         """Begin a transaction, once no other process migrates."""
 
-    def save(self, *, checked: bool) -> None:
-        """Set the savepoint to which `undo` goes back."""
+    def savepoint(self) -> None:
+        """Keep what was done since the last savepoint, and set the next. Raises the errors of
+        statements that were left for later."""
 
-    def keep(self, *, checked: bool) -> None:
-        """Forget the savepoint, keep what was done since. Where it is to be checked, as `save` was
-        told, that raises what a statement raises that has waited until now; else what follows
-        may."""
-
-    def undo(self) -> None:
-        """Undo what was done since the savepoint. Where a statement was refused that was not to be
-        checked, nobody knows whose it was: then all has to be undone."""
+    def rollback_to_savepoint(self) -> None:
+        """Undo what was done since the last savepoint."""
 
     def call_nodes(self, position: int) -> None:
         """With the commit, call the other nodes to take in what is written up to that position,
         where there may be others."""
 
-    def check_session(self) -> None:
-        """Raise what a statement would raise if the connection was lost, as far as that can be
-        seen: of a commit that is lost with it nobody would know what became of it."""
+    def commit(self, counters: Mapping[str, int]) -> None:
+        """Write these counters and commit. When this returns, everything is durable.
 
-    def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
-        """Write the changed counters, do what still waits to be done, and commit. When this
-        returns, all is durable.
-
-        Where nothing was asked since the begin, counters that are not among those looked at may be
-        others than then.
+        When it raises and `transaction_has_failed` then, a statement before the COMMIT failed, and
+        nothing was committed.
         """
 
     def rollback(self) -> None: ...
     def end(self) -> None:
         """Leave a snapshot."""
 
-    def is_trusting(self) -> bool:
-        """Whether it is still to be found out what comes of anything that was left to
-        `execute_trusting`."""
-
-    def transaction_is_whole(self) -> bool:
-        """False once an error has spoilt the transaction, or the part of it after the savepoint."""
-
     def transaction_is_open(self) -> bool:
         """False where an error ended the whole transaction, or the connection."""
+
+    def transaction_has_failed(self) -> bool:
+        """Whether the server has answered that a statement failed, and the transaction can only be
+        rolled back."""
 
     def is_usable(self) -> bool:
         """False when the connection is lost and has to be replaced."""
@@ -209,23 +168,6 @@ class NodeCalls(Protocol):
 
     def take(self) -> Sequence[Any]:
         """What was called since the last time; waits for nothing. Raises NodeCallsLost."""
-
-    def close(self) -> None: ...
-
-
-class HeadLine(Protocol):
-    """A connection that the reactor reads, by which one asks for the head of the sequence and for
-    nothing else."""
-
-    def fileno(self) -> int:
-        """The same until `close`, whatever befalls the connection."""
-
-    def ask(self) -> None:
-        """Ask, when there is no question on its way. Waits for nothing. Raises HeadLineLost."""
-
-    def take(self) -> int | None:
-        """What was answered; None where that is not whole yet, or nothing was asked. Waits for
-        nothing. Raises HeadLineLost."""
 
     def close(self) -> None: ...
 
@@ -264,14 +206,11 @@ class Engine(Protocol):
     def connect_node(self) -> NodeCalls | None:
         """None where there are no other nodes. Blocks."""
 
-    def connect_head(self) -> HeadLine | None:
-        """None where nobody else writes. Blocks."""
-
-    def is_worth_retrying(self, error: Exception) -> bool:
+    def is_worth_retrying(self, error: BaseException) -> bool:
         """Whether the same transaction, run again, may well succeed (a conflict, a connection lost
         before the commit)."""
 
-    def is_outage(self, error: Exception) -> bool:
+    def is_outage(self, error: BaseException) -> bool:
         """Whether the database cannot do its work now (a full disk, a lost server), whatever it was
         asked to do."""
 

@@ -14,7 +14,7 @@ _OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
 timeout."""
 
 
-def is_worth_retrying(error: Exception) -> bool:
+def is_worth_retrying(error: BaseException) -> bool:
     """See `storage.engine.interface.Engine.is_worth_retrying`."""
     if not isinstance(error, psycopg2.Error):
         return False
@@ -28,7 +28,7 @@ def is_worth_retrying(error: Exception) -> bool:
     )
 
 
-def is_outage(error: Exception) -> bool:
+def is_outage(error: BaseException) -> bool:
     """See `storage.engine.interface.Engine.is_outage`."""
     if not isinstance(error, psycopg2.Error):
         return False

@@ -10,42 +10,15 @@ from functools import lru_cache
 
 from storage.engine.interface import SQLValue
 from storage.engine.prepared import Argument, array_of, with_places
-from storage.engine.transaction import POSITION
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
-"""The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
-PREPARE_WRITES = (
-    f"PREPARE take_lock AS SELECT pg_advisory_xact_lock({WRITE_LOCK}); "
-    "PREPARE read_counters AS SELECT name, value FROM counters; "
-    "PREPARE check_counters (bigint) AS SELECT 1 / (coalesce(sum(value + 1), 0) = $1)::int FROM counters; "
-    f"PREPARE check_and_move (bigint, bigint) AS UPDATE counters SET value = $2 WHERE name = '{POSITION}'"
-    " AND 1 / ((SELECT coalesce(sum(value + 1), 0) FROM counters) = $1)::int = 1; "
-    f"PREPARE lock_and_move (bigint, bigint) AS UPDATE counters SET value = $2 WHERE name = '{POSITION}'"
-    f" AND pg_advisory_xact_lock({WRITE_LOCK}) IS NOT NULL AND 1 / (value = $1)::int = 1; "
-    "PREPARE lock_and_move_two (bigint, bigint, text, bigint, bigint) AS"
-    " UPDATE counters SET value = CASE WHEN name = $3 THEN $5 ELSE $2 END"
-    f" WHERE name IN ('{POSITION}', $3) AND pg_advisory_xact_lock({WRITE_LOCK}) IS NOT NULL"
-    " AND 1 / (value = CASE WHEN name = $3 THEN $4 ELSE $1 END)::int = 1; "
-    "PREPARE add_counter (text, bigint) AS INSERT INTO counters (name, value) VALUES ($1, $2); "
-    "PREPARE save_counter (text, bigint) AS UPDATE counters SET value = $2 WHERE name = $1"
-)
-"""What every batch does, planned once: a statement costs the server a dozen microseconds, however
-little it does.
-
-A counter only grows, and none goes, so none has changed or come while the sum is the same; else
-that is a division by zero. What is checked has to have been committed while the lock was waited
-for. So what looks at all counters comes in a statement after that with the lock, while
-`lock_and_move` looks at the one row that it changes: of that, having waited, the server looks at
-the latest version (READ COMMITTED). So does `lock_and_move_two`, of another counter besides.
-"""
+"""Key of the advisory lock that a writer holds from begin to commit ("Mahalla" in ASCII)."""
 
 NOT_TEXT = "\U0010ffff"
 """Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps
 free of characters."""
 
 _VALUES = re.compile(r"\bVALUES\s*(\([^()]*\))", re.IGNORECASE)
-
-_UNLESS_THERE = " ON CONFLICT DO NOTHING"
 
 _KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
 
@@ -98,33 +71,6 @@ def for_each_changing(sql: str, types: tuple[str, ...], change: str) -> str:
     before it."""
     changed = _with_keys(change, "IN (SELECT found_key FROM found)")
     return f"WITH found AS MATERIALIZED ({for_each(sql, types)}), changed AS ({changed}) SELECT * FROM found"
-
-
-def for_all(
-    sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
-) -> tuple[str, Sequence[Argument]]:
-    """One `UPDATE … WHERE … RETURNING …` for many rows of arguments after those before, and its
-    arguments."""
-    return _for_all(sql, len(before), column_types(rows[0])), (*adapt(before), *columns_of(rows))
-
-
-@lru_cache(maxsize=1024)
-def _for_all(sql: str, before: int, types: tuple[str, ...]) -> str:
-    parts = sql.split("?")
-    each = "?".join(parts[: before + 1])
-    each += "".join(f"wanted.a{at}{part}" for at, part in enumerate(parts[before + 1 :]))
-    names = ", ".join(f"a{at}" for at in range(len(types)))
-    change, where, rest = each.partition(" WHERE ")
-    return f"{change} FROM unnest({arrays_of(types)}) AS wanted ({names}){where}{rest}"
-
-
-@lru_cache(maxsize=64)
-def must_change(sql: str) -> str:
-    """A statement that raises where this one would change no row."""
-    insert = sql.removesuffix(_UNLESS_THERE)
-    if insert != sql:
-        return insert
-    return f"WITH changed AS ({sql} RETURNING 1) SELECT sqrt(count(*) - 1) FROM changed"
 
 
 def arrays_of(types: Iterable[str]) -> str:

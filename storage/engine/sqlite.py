@@ -8,7 +8,7 @@ asked for.
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
@@ -19,15 +19,14 @@ import msgspec
 
 from storage.engine.interface import (
     LARGEST_CHUNK,
+    READ_COUNTERS,
+    SAVE_COUNTER,
     Connection,
-    HeadLine,
     NodeCalls,
     Row,
     SQLValue,
     UnsuitableDatabase,
 )
-
-SAVE_COUNTERS = "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 LOG_PATIENCE: Final = 0.2
 """Seconds that the emptying of the log waits for readers: writers wait with it."""
@@ -112,17 +111,13 @@ def _lengthen(log: Path) -> None:
 class SQLiteConnection:
     """A connection to the file. See `storage.engine.interface.Connection`."""
 
-    __slots__ = ("_connection", "_counters", "_execute", "_log", "_version")
+    __slots__ = ("_connection", "_execute", "_log")
 
     def __init__(self, connection: sqlite3.Connection, log: Path | None = None) -> None:
         """`log`: to be lengthened before the first write."""
         self._log = log
         self._connection = connection
         self._execute = connection.execute
-        self._counters: dict[str, int] | None = None
-        """As this connection knows them; None: they are to be read."""
-        self._version = 0
-        """A number that changes whenever another connection has written."""
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
         return self._execute(sql, args).fetchall()
@@ -177,9 +172,6 @@ class SQLiteConnection:
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
         return self._execute(sql, args).rowcount
 
-    def execute_trusting(self, sql: str, args: Sequence[SQLValue]) -> int:
-        return self.execute(sql, args)
-
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
         self._execute(sql, args)
 
@@ -187,12 +179,6 @@ class SQLiteConnection:
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]
     ) -> None:
         self._execute_in(sql, keys, before, ())
-
-    def change_each(
-        self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
-    ) -> list[Row]:
-        execute = self._execute
-        return [row for args in rows for row in execute(sql, (*before, *args)).fetchall()]
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         self._connection.executemany(sql, rows)
@@ -220,62 +206,41 @@ class SQLiteConnection:
         if self._connection.in_transaction:
             self._execute("COMMIT")
 
-    def begin_write(self) -> Mapping[str, int]:
+    def begin_write(self) -> dict[str, int]:
         self._execute("BEGIN IMMEDIATE")
-        ((version,),) = self._execute("PRAGMA data_version").fetchall()
         if self._log is not None:
             _lengthen(self._log)
             self._log = None
-        if self._counters is None or version != self._version:
-            self._counters = dict(self._execute("SELECT name, value FROM counters").fetchall())
-            self._version = version
-        return self._counters
+        self._execute("SAVEPOINT one")
+        return dict(self._execute(READ_COUNTERS).fetchall())
 
     def begin_migration(self) -> None:
-        self._counters = None
         self._execute("BEGIN IMMEDIATE")
 
-    def save(self, *, checked: bool) -> None:  # nothing waits
+    def savepoint(self) -> None:
+        self._execute("RELEASE one")
         self._execute("SAVEPOINT one")
 
-    def keep(self, *, checked: bool) -> None:
-        self._execute("RELEASE one")
-
-    def undo(self) -> None:
+    def rollback_to_savepoint(self) -> None:
         self._execute("ROLLBACK TO one")
-        self._execute("RELEASE one")
 
     def call_nodes(self, position: int) -> None:
         """There are none."""
 
-    def check_session(self) -> None:
-        """There is none."""
-
-    def commit(self, counters: dict[str, int], looked_at: Collection[str] = ()) -> None:
+    def commit(self, counters: Mapping[str, int]) -> None:
         if counters:
-            self._connection.executemany(SAVE_COUNTERS, counters.items())
-        known, self._counters = self._counters, None  # should the commit fail
-        try:
-            self._execute("COMMIT")
-        except sqlite3.OperationalError:
-            # a transaction that is open would say that it was a statement that failed, and not the
-            # commit
-            self.rollback()
-            raise
-        self._counters = None if known is None else known | counters
+            self._connection.executemany(SAVE_COUNTER, counters.items())
+        self._execute("COMMIT")
 
     def rollback(self) -> None:
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 
-    def is_trusting(self) -> bool:
-        return False
-
-    def transaction_is_whole(self) -> bool:
-        return self._connection.in_transaction
-
     def transaction_is_open(self) -> bool:
         return self._connection.in_transaction
+
+    def transaction_has_failed(self) -> bool:
+        return False
 
     def is_usable(self) -> bool:
         return True
@@ -333,13 +298,10 @@ class SQLiteEngine:
     def connect_node(self) -> NodeCalls | None:
         return None
 
-    def connect_head(self) -> HeadLine | None:
-        return None
-
-    def is_worth_retrying(self, error: Exception) -> bool:
+    def is_worth_retrying(self, error: BaseException) -> bool:
         return False  # one writer, which has waited `busy_timeout` for other processes already
 
-    def is_outage(self, error: Exception) -> bool:
+    def is_outage(self, error: BaseException) -> bool:
         return (
             isinstance(error, sqlite3.OperationalError)
             and error.sqlite_errorcode & 0xFF in _OUTAGES

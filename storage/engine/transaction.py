@@ -5,8 +5,7 @@ Laws:
 - An SQL error may not be caught inside the function: it undoes the function's whole work.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from storage.engine.interface import LARGEST_CHUNK, Connection, Row, SQLValue
@@ -14,26 +13,6 @@ from storage.engine.streams import Change
 
 POSITION = "position"
 """The counter that is the one sequence."""
-
-
-class Latest:
-    """The latest names of those that came, each once."""
-
-    __slots__ = ("_most", "_names")
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        # of a dict whose first entries went it takes long to find the first
-        self._names: OrderedDict[bytes, None] = OrderedDict()
-
-    def add(self, name: bytes) -> bool:
-        """Whether it was not among them; from now on it is."""
-        if name in self._names:
-            return False
-        self._names[name] = None
-        if len(self._names) > self._most:
-            self._names.popitem(last=False)
-        return True
 
 
 class Transaction:
@@ -133,56 +112,19 @@ def select_head(txn: Transaction) -> int:
 class WriteTransaction(Transaction):
     """What a write may do besides."""
 
-    __slots__ = (
-        "_before",
-        "_counters",
-        "_trusts",
-        "assumed",
-        "callbacks",
-        "changes",
-        "everywhere",
-        "is_alone",
-        "known",
-        "looked_at",
-        "stretch",
-        "undoings",
-    )
+    __slots__ = ("callbacks", "changes", "counters", "everywhere", "known")
 
-    def __init__(
-        self,
-        connection: Connection,
-        before: Mapping[str, int],
-        counters: dict[str, int],
-        stretch: int | None = None,
-        is_alone: bool = False,
-        trusts: Latest | None = None,
-    ) -> None:
-        """`before`: the counters as the batch found them; `counters`: those that are others since,
-        to which this write adds. `trusts`: the names of rows that came lately; None where nothing
-        may be taken for granted."""
-        self._connection = connection
-        self.queries = 0
-        self._before = before
-        self._counters = counters
-        self._trusts = trusts
-        self.assumed = False
-        """Whether anything was taken for granted."""
-        self.looked_at: set[str] = set()
-        """Counters: those that the write does not rest on may have changed since its begin."""
-        self.stretch = stretch
-        """The number of the stretch that this write is of: batches of this process between which no
-        other has taken a position. So what it learnt in a write of the same stretch still holds, if
-        it changes with a position alone. None: nothing is known of that."""
-        self.is_alone = is_alone
-        """Whether the stretch is so long that others are unlikely to be at work."""
-        self.undoings: list[Callable[[], None]] = []
+    def __init__(self, connection: Connection, counters: dict[str, int]) -> None:
+        """`counters`: as they stand; this write changes them in place."""
+        super().__init__(connection)
+        self.counters = counters
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
         self.everywhere = 0
         """The position up to which all nodes must have heard before the write is acknowledged."""
         self.known: dict[Any, Any] = {}
-        """What parts of storage have learnt of the database in this write, each under keys of its
-        own: nobody else writes meanwhile."""
+        """What parts of storage have read in this write, each under keys of its own: nobody else
+        writes meanwhile."""
 
     def execute(self, sql: str, args: Sequence[SQLValue] = ()) -> int:
         """Run one statement; the number of rows that it changed."""
@@ -198,24 +140,6 @@ class WriteTransaction(Transaction):
         """
         self.queries += 1
         self._connection.execute_later(sql, args)
-
-    def change_one(self, sql: str, args: Sequence[SQLValue], name: bytes = b"") -> bool:
-        """Run one statement that will most likely change one row, and whether it did: an `UPDATE …
-        WHERE …`, or an `INSERT … ON CONFLICT DO NOTHING` of a row that may have a name.
-
-        PostgreSQL gets it as with `execute_later`, and it is taken for granted that it did, but for
-        a row that came lately. If it did not, the write is undone, and run again: then that is
-        asked for.
-        """
-        self.queries += 1
-        if self._trusts is not None and (not name or self._trusts.add(name)):
-            changed = self._connection.execute_trusting(sql, args)
-            if changed is None:
-                self.assumed = True
-                return True
-        else:
-            changed = self._connection.execute(sql, args)
-        return changed == 1
 
     def query_each_changing(
         self,
@@ -247,23 +171,6 @@ class WriteTransaction(Transaction):
             self.queries += 1
             self._connection.execute_in_later(sql, keys[start : start + LARGEST_CHUNK], before)
 
-    def change_each(
-        self, sql: str, before: Sequence[SQLValue], rows: Sequence[Sequence[SQLValue]]
-    ) -> list[Row]:
-        """What `UPDATE … WHERE … RETURNING …` gives for each of these rows of arguments, which
-        follow upon those before, each of another row of the table; in no order.
-
-        PostgreSQL is asked once for all, in bounded chunks. Each column has text in every row, or a
-        whole number in every row.
-        """
-        changed: list[Row] = []
-        for start in range(0, len(rows), LARGEST_CHUNK):
-            self.queries += 1
-            changed += self._connection.change_each(
-                sql, before, rows[start : start + LARGEST_CHUNK]
-            )
-        return changed
-
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """Run one statement for each of the rows, in their order, as one batch. As with
         `execute_later`, PostgreSQL may get it with what follows, and what it raises, that
@@ -290,31 +197,23 @@ class WriteTransaction(Transaction):
         """Take `count` consecutive numbers of a named counter (`room`, `event`, `token`, …); the
         first of them.
 
-        The first number of a new counter is 1. A write that fails may leave a gap.
+        The first number of a new counter is 1.
         """
         if count < 0:
             raise ValueError(f"cannot take {count} numbers of {counter}")
         value = self.counter(counter)
         if count:
-            self._counters[counter] = value + count
+            self.counters[counter] = value + count
         return value + 1
 
     def counter(self, name: str) -> int:
-        """How many numbers of a named counter have been taken; of what other processes took, as of
-        when the batch began."""
-        self.looked_at.add(name)
-        return self.find_position(name)
+        """How many numbers of a named counter have been taken."""
+        return self.counters.get(name, 0)
 
     def note_position(self, name: str, position: int) -> None:
-        """Keep a position that this write has taken under a name: nothing else may take numbers of
-        that counter."""
-        self._counters[name] = position
-
-    def find_position(self, name: str) -> int:
-        """What was noted last under that name, as `counter` says it. Who changes it takes a
-        position, so one rests on that."""
-        value = self._counters.get(name)
-        return self._before.get(name, 0) if value is None else value
+        """Store a position of this write under a name. `counter` reads it; nothing else may take
+        numbers of it."""
+        self.counters[name] = position
 
     def announce(self, change: Change) -> None:
         """Publish this change to the readers of streams once this write is committed."""
@@ -330,9 +229,3 @@ class WriteTransaction(Transaction):
         """Run this on the reactor thread once this write is committed, before the write is
         acknowledged."""
         self.callbacks.append(callback)
-
-    def when_undone(self, callback: Callable[[], None]) -> None:
-        """For a write that changes what is remembered beside the database: forget that, should the
-        write be undone, or nobody know whether it is. Runs on the writer's thread, before anything
-        else is written."""
-        self.undoings.append(callback)

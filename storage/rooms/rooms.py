@@ -169,8 +169,8 @@ def select_head(txn: Transaction, room_nid: int) -> Head:
 
 
 def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: Head) -> bool:
-    """Replace the head if it still has the expected version; whether it had."""
-    return txn.change_one(
+    """Replace the head if it still has the expected version. Return whether it had."""
+    changed = txn.execute(
         "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?, joined_count = ?,"
         " invited_count = ?, partial_join = ? WHERE room_nid = ? AND head_version = ?",
         (
@@ -185,6 +185,7 @@ def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head:
             expected_version,
         ),
     )
+    return changed == 1
 
 
 def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:

@@ -97,11 +97,10 @@ def add_transaction(
     With an event, the response is None: it is the event's id.
     """
     key = transaction.compute_key()
-    added = txn.change_one(
+    added = txn.execute(
         "INSERT INTO sent_transactions (request, created_ts, event_nid, device_id, txn_id, response)"
         " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (key, created_ts, event_nid, transaction.device_id, transaction.txn_id, response),
-        key,
     )
     if not added:
         earlier = select_response(txn, transaction)

@@ -1987,7 +1987,7 @@ CREATE TABLE one_time_key_marks (
     -- Time of the latest claim; 0: none.
     claimed_ts BIGINT NOT NULL,
     -- Number of keys that were claimed.
-    settled INTEGER NOT NULL
+    taken INTEGER NOT NULL
 ) ROOMY;
 
 -- Digests of claimed keys whose block was deleted, so that a repeated upload does not offer them
@@ -2000,30 +2000,6 @@ CREATE TABLE used_one_time_keys (
     -- For each key, the latest last: time of the claim (8 bytes) and digest of the key (16 bytes).
     used BYTES NOT NULL,
     PRIMARY KEY (user_id, device_id)
-);
-
--- Log of claims that are not counted in one_time_key_marks yet. Written by
--- storage/encryption/claim_log.py.
-CREATE TABLE key_claims (
-    -- Stream position of the claim.
-    claim_nid ROW_NUMBER NOT NULL PRIMARY KEY,
-    -- Time of the claim.
-    claimed_ts BIGINT NOT NULL,
-    -- For each block: its number (8 bytes) and the number of claimed keys (2 bytes).
-    marks BYTES NOT NULL
-);
-
--- Summary of the log of claims: at most one row. Written by storage/encryption/claim_log.py.
-CREATE TABLE gathered_claims (
-    -- Always 0.
-    id BIGINT NOT NULL PRIMARY KEY,
-    -- Position of the last claim in key_claims that is included.
-    upto BIGINT NOT NULL,
-    -- Time of that claim. NULL: `marks` is NULL.
-    claimed_ts BIGINT,
-    -- As in key_claims, for all claims up to `upto` that are not counted in one_time_key_marks yet.
-    -- NULL: there are none.
-    marks BYTES
 );
 
 -- Cross-signing keys of local users. Written by storage/encryption/cross_signing.py.

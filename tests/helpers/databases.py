@@ -23,7 +23,7 @@ from psycopg2.extensions import connection, make_dsn
 from twisted.internet.defer import Deferred, succeed
 
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
-from storage.engine.executors import Executor, InlineExecutor, InLull, call_at_once
+from storage.engine.executors import Executor, InlineExecutor
 from storage.engine.migrate import SCHEMA, migrate
 from storage.engine.observer import Observer, SilentObserver
 from storage.engine.postgres import PostgresEngine
@@ -90,7 +90,6 @@ def open_inline(
     writer: Executor | None = None,
     clock: Callable[[], float] = time.perf_counter,
     readers: Executor | None = None,
-    in_lull: InLull = call_at_once,
 ) -> Database:
     """An open database that does everything at once, on the thread that asks. The schema is there
     already."""
@@ -105,7 +104,6 @@ def open_inline(
         observer or SilentObserver(),
         clock,
         open_readers=[connection],
-        in_lull=in_lull,
     )
 
 

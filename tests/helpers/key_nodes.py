@@ -10,9 +10,8 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from storage.devices.devices import DeviceRow, DeviceStore
-from storage.encryption.claim_log import ClaimLog
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, NewKeys
-from storage.encryption.keys_ahead import MOST_BYTES, KeyOf, KeysAhead
+from storage.encryption.one_time_keys import KeyOf
 from storage.engine.database import (
     Database,
     DatabaseUnavailable,
@@ -35,7 +34,7 @@ STATEMENTS = {
     "query_with",
     "execute_later",
     "execute_in_later",
-    "change_each",
+    "savepoint",
 }
 
 
@@ -70,16 +69,13 @@ class Node:
     """A process, and what it asked of the database."""
 
     def __init__(
-        self,
-        config: SQLiteConfig | PostgresConfig,
-        monkeypatch: pytest.MonkeyPatch,
-        most_bytes: int = MOST_BYTES,
+        self, config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self._config, self._monkeypatch = config, monkeypatch
         self.counter = QueryCounter()
         self.writer = SteppedExecutor()
         self.database: Database = open_inline(config, self.counter, self.writer)
-        self.remember_at_most(most_bytes)
+        self.store = DeviceKeyStore(self.database)
         engine = self.database.engine
         connect = engine.connect_writer
         self.connections: list[Losing] = []
@@ -90,20 +86,10 @@ class Node:
 
         monkeypatch.setattr(engine, "connect_writer", connect_losing)
 
-    def remember_at_most(self, most_bytes: int) -> None:
-        """Of keys that come next; what is known is forgotten."""
-        self._most_bytes, self.ahead = most_bytes, KeysAhead(most_bytes)
-        self.database.remembered[DeviceKeyStore] = self.ahead, ClaimLog()
-        self.use_another_store()
-
-    def use_another_store(self) -> None:
-        """What it knows is that of the one before."""
-        self.store = DeviceKeyStore(self.database)
-
     def restarted(self) -> "Node":
         """Another process in its place."""
         self.close()
-        return Node(self._config, self._monkeypatch, self._most_bytes)
+        return Node(self._config, self._monkeypatch)
 
     def close(self) -> None:
         run_coroutine(self.database.close(), None)
@@ -154,7 +140,7 @@ class Node:
         return counts.one_time.get(algorithm, 0)
 
     def write(self, times: int) -> None:
-        """Something else. After a few of these it believes to be alone."""
+        """Something else."""
         for _ in range(times):
             self.run(self.database.write("other", lambda txn: txn.next_position()))
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import cast
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from homeserver.services.encryption import one_time_key_counts
 from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
-from storage.encryption.keys_ahead import KeyOf
+from storage.encryption.one_time_keys import KeyOf
 from storage.engine.database import SQLiteConfig
 from storage.engine.streams import Change, Streams, Topic
 from tests.helpers.databases import open_inline
@@ -136,14 +135,11 @@ steps = st.lists(
 )
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, deadline=None)
 @given(steps)
 def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
-    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[KeyOf]]]
+    steps: list[tuple[str, list[KeyOf]]],
 ) -> None:
-    monkeypatch.setattr(one_time_key_counts, "MOST_UNCOUNTED", 2)
     disk = Disk()
     counts = KeyCountsInMemory(disk.streams, cast("DeviceKeyStore", disk), capacity=2)
     asking: list[Asking] = []

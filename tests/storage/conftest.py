@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.encryption import claim_log, one_time_keys
-from storage.engine import postgres, writer
+from storage.encryption import one_time_keys
 from storage.engine.database import PostgresConfig, SQLiteConfig, make_engine
 from storage.engine.interface import Engine
 from tests.helpers.databases import PostgresTemplates
@@ -46,15 +45,6 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture
-def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a block that has to be read, the next two keys or three are known; who has written twice
-    believes to be alone; claims are gathered after three, and settled where they are of more than
-    two blocks."""
-    monkeypatch.setattr(one_time_keys, "READ_AHEAD", 40)
-    monkeypatch.setattr(one_time_keys, "MOST_READ_AHEAD", 100)
-    monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
-    monkeypatch.setattr(postgres, "STEADY", 2)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one-time keys have five keys at most."""
     monkeypatch.setattr(one_time_keys, "KEYS_A_BLOCK", 5)
-    monkeypatch.setattr(claim_log, "MOST_CLAIMS", 3)
-    monkeypatch.setattr(claim_log, "MOST_MARKS", 5)
-    monkeypatch.setattr(claim_log, "MOST_GATHERED", 2)

@@ -1,5 +1,5 @@
-"""What befalls one write, or the connection, of those that share a transaction: the others are done
-where that can be, once; who cannot be helped is told soon; the writer goes on."""
+"""Failures of one write, or of the connection, when many share a transaction: the others are done
+once where that is possible, the rest fails soon, and the writer goes on."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +19,10 @@ from storage.engine.database import (
     make_engine,
 )
 from storage.engine.interface import Connection
-from storage.engine.postgres import STEADY, PostgresEngine
-from storage.engine.writer import LONG_ENOUGH
+from storage.engine.postgres import PostgresEngine
 from tests.conftest import run_coroutine
 from tests.storage.test_faults_amid_writes import Odd
-from tests.storage.test_steady_writer import INSERT, put_later, settle, write
-from tests.storage.test_trusting_writer import INSERT_ONE
+from tests.storage.test_postgres_writer import INSERT, INSERT_ONE, put_later, write
 from tests.storage.test_writer import Stepped, put, stepped
 
 __all__ = ["stepped"]
@@ -32,7 +30,7 @@ __all__ = ["stepped"]
 FAILING: Final = {
     "nonsense": "SELEC 1",
     "cancelled": "SELECT pg_cancel_backend(pg_backend_pid())",
-    "too slow": "SELECT pg_sleep(60)",
+    "too slow": "SET LOCAL statement_timeout = 1; SELECT pg_sleep(60)",
     "full": "DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$",
     "locked": "LOCK TABLE devices",
 }
@@ -58,18 +56,17 @@ class WaitingCursor(cursor):
             raise
 
 
-def surely(name: str) -> Callable[[WriteTransaction], int]:
-    """Something is taken for granted before anything is asked."""
+def once(name: str) -> Callable[[WriteTransaction], int]:
+    """It depends on what is there."""
 
     def fn(txn: WriteTransaction) -> int:
-        txn.change_one(INSERT_ONE, (name, ""), name.encode())
-        txn.query("SELECT 1")
+        assert txn.execute(INSERT_ONE, (name, ""))
         return txn.next_position()
 
     return fn
 
 
-WRITES: Final = {"asks": put, "later": put_later, "surely": surely}
+WRITES: Final = {"asks": put, "later": put_later, "once": once}
 
 
 @pytest.fixture
@@ -80,24 +77,20 @@ def other(postgresql: PostgresConfig) -> Iterator[Connection]:
     connection.close()
 
 
-@pytest.fixture(params=[False, True], ids=["first", "steady"])
-def node(
-    postgresql: PostgresConfig, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Stepped]:
-    """Of little patience, just begun, or with batches that begin with what they ask."""
+@pytest.fixture
+def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stepped]:
+    """A process that soon gives up waiting for a lock. Nothing else in it depends on how fast the
+    machine is."""
     connect = PostgresEngine.open
 
     def open_counting(engine: PostgresEngine, settings: Any) -> Any:
-        opened = connect(engine, settings)
+        opened = connect(engine, {**settings, "idle_in_transaction_session_timeout": 0})
         opened.cursor_factory = WaitingCursor
         return opened
 
     monkeypatch.setattr(PostgresEngine, "open", open_counting)
-    stepped = Stepped(
-        PostgresConfig(postgresql.connect, statement_timeout=0.5, write_lock_timeout=0.3)
-    )
+    stepped = Stepped(PostgresConfig(postgresql.connect, write_lock_timeout=0.3))
     cast(Any, stepped.database)._writer._pause = lambda _seconds: None
-    settle(stepped, STEADY + LONG_ENOUGH if request.param else 1)
     for kind, make in WRITES.items():
         write(stepped, kind, make(kind))  # its statements are prepared
     write(stepped, "clear", lambda txn: txn.execute("DELETE FROM jobs"))
@@ -121,7 +114,7 @@ def queue(
 
 
 @pytest.mark.parametrize(
-    "order", [("asks", "asks", "later"), ("later", "asks", "asks"), ("surely",), ("later",)]
+    "order", [("asks", "asks", "later"), ("later", "asks", "asks"), ("once",), ("later",)]
 )
 def test_a_lock_that_does_not_come_is_waited_for_once(
     node: Stepped, other: Connection, order: tuple[str, ...]
@@ -163,26 +156,22 @@ def test_a_statement_that_is_refused_or_given_up_fails_only_whose_it_is(
         write(node, f"clear {number}", lambda txn: txn.execute("DELETE FROM jobs"))
 
 
-@pytest.mark.parametrize("how", ["at once", "surely", "surely, later"])
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("why", FAILING)
-def test_who_is_alone_fails_for_what_it_asked_and_waits_for_it_once(
-    node: Stepped, other: Connection, why: str, how: str
+def test_a_lone_write_fails_for_what_it_asked_and_runs_once(
+    node: Stepped, other: Connection, why: str, *, later: bool
 ) -> None:
-    """That something was taken for granted before may be why a statement makes no sense, but why
-    none is answered it is not."""
     other.execute_script("BEGIN; LOCK TABLE devices")
     tries: list[int] = []
 
-    def fn(txn: WriteTransaction) -> bool:
-        is_sure = how != "at once" and txn.change_one(INSERT_ONE, ("undone", ""), b"undone")
-        tries.append(txn.assumed)
-        (txn.execute_later if how == "surely, later" else txn.query)(FAILING[why])
-        return is_sure
+    def fn(txn: WriteTransaction) -> None:
+        tries.append(1)
+        (txn.execute_later if later else txn.query)(FAILING[why])
 
     outcome = write(node, "alone", fn)
     expected = node.database.engine.errors if why == "nonsense" else DatabaseUnavailable
     assert issubclass(outcome, expected)  # type: ignore[arg-type]
-    assert len(tries) == 1 + (why == "nonsense" and tries[0])
+    assert len(tries) == 1
     assert isinstance(write(node, "next", put("next")), int)
     assert node.names() == ["next"]
 
@@ -228,7 +217,6 @@ def test_what_was_lost_before_its_commit_was_sent_is_run_again(
 def test_the_writer_goes_on_whatever_a_write_raises_when_its_transaction_is_gone(
     stepped: Stepped, *, company: bool
 ) -> None:
-    settle(stepped)
     engine = stepped.database.engine
     gone = (
         "SELECT pg_terminate_backend(pg_backend_pid(), 5000)"

@@ -1,5 +1,5 @@
-"""The counters of an SQLite database, which a connection remembers as long as it alone writes: no
-number may be given out twice."""
+"""The counters of an SQLite database: no number may be given out twice, whichever connection
+counts."""
 
 import sqlite3
 from pathlib import Path

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from storage.engine.database import PostgresConfig, WriteTransaction
 from storage.state.keys import StateKey, StateKeys
 from tests.conftest import run_coroutine
-from tests.storage.test_steady_writer import settle, write
+from tests.storage.test_postgres_writer import write
 from tests.storage.test_writer import Stepped
 
 
@@ -56,8 +56,6 @@ def test_two_nodes_give_each_pair_one_number(
     """Whoever writes in between, and whichever of the writes of a batch fail."""
     write(nodes[0], "clear", lambda txn: txn.execute("DELETE FROM state_keys"))
     known = [StateKeys(0 if forgetful else 1000) for _ in nodes]
-    for node in nodes:
-        settle(node)
     given: dict[StateKey, int] = {}
 
     def number(

@@ -484,7 +484,7 @@ async def test_a_step_of_the_job_looks_at_few_of_very_many_floors(database: Data
 
         connection.set_progress_handler(count, 100)
         connection.execute("BEGIN")
-        _sweep(WriteTransaction(SQLiteConnection(connection), {}, {}), 50, -(1 << 62), 0)
+        _sweep(WriteTransaction(SQLiteConnection(connection), {}), 50, -(1 << 62), 0)
         connection.execute("ROLLBACK")
         connection.close()
         assert steps < 100, "some hundred instructions for each of fifty would be many"

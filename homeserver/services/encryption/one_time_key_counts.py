@@ -1,32 +1,28 @@
-"""How many one-time keys devices have left: on the path of every /sync, so from memory.
+"""Cache of the number of one-time keys that devices have left: every /sync needs it.
 
-It is read for a device once. From then on uploads say what is left, and claims what was given out.
+A device is read once. From then on uploads say what is left, and claims are counted down.
 
 Laws:
-- Who asks is told what the device had left at a moment no earlier than what had been heard of by
-  then.
-- A key that was given out is counted down once. What is read may be ahead of what is heard of, so
-  it is known of each device up to where all is in it; and what is read is kept only if nothing
-  later was heard of meanwhile.
-- What is kept is bounded, by users, and by devices that were claimed from and have not asked since.
+- A device is told what it had left at some moment no earlier than what this process had heard of
+  when it asked.
+- A claimed key is counted down once. A read may be ahead of the stream, so each entry has the
+  position as of which it is true, and a read is cached only if nothing later was heard meanwhile.
+- The cache is bounded by users.
 
 spec: client-server-api#end-to-end-encryption
 """
 
-from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
-from storage.encryption.keys_ahead import KeyOf
+from storage.encryption.one_time_keys import KeyOf
 from storage.engine.streams import Change, Streams, Topic
 
-MOST_UNCOUNTED: Final = 2000
-"""Devices (for each algorithm) of which keys were given out that are still to be counted down: that
-takes 1 us for each."""
 USUAL_ALGORITHM: Final = "signed_curve25519"
 
 
@@ -38,45 +34,28 @@ def with_zero(counts: KeyCounts) -> KeyCounts:
     return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
 
 
-class _Left(msgspec.Struct):
-    """What is known of a device."""
+class _Entry(msgspec.Struct):
+    """The counts of a device."""
 
     counts: KeyCounts
-    upto: int
-    """The position up to which all changes are in it."""
-
-    def count_down(self, taken: Mapping[str, int]) -> None:
-        """So many keys were given out, by algorithm."""
-        left = {
-            algorithm: count - taken.get(algorithm, 0)
-            for algorithm, count in self.counts.one_time.items()
-        }
-        self.counts = with_zero(
-            replace(
-                self.counts,
-                one_time={algorithm: count for algorithm, count in left.items() if count},
-            )
-        )
+    since: int
+    """The position as of which they were stored. Later claims are counted down as they are heard
+    of."""
 
 
 class KeyCountsInMemory:
     """What devices have left. For the reactor thread."""
 
     def __init__(self, streams: Streams, keys: DeviceKeyStore, *, capacity: int) -> None:
-        """`capacity`: of how many users' devices it is kept."""
+        """`capacity`: the number of users whose devices are cached."""
         self._keys = keys
         self._capacity = capacity
-        self._known: OrderedDict[str, dict[str, _Left]] = OrderedDict()
+        self._known: OrderedDict[str, dict[str, _Entry]] = OrderedDict()
         """By user and device."""
         self._heard_upto = 0
-        """Up to where changes of anybody's keys were heard of."""
-        self._read_upto = 0
-        """Up to where what was read of a device may be ahead of what was heard of."""
-        self._taken: Counter[KeyOf] = Counter()
-        """How many keys were given out that are still to be counted down, where something is known:
-        devices are asked for more often than they ask."""
-        streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
-        streams.watch(self._heed_others)
+        """The position of the latest change of any key that was heard of."""
+        streams.subscribe(self._on_changes, Topic.KEY_COUNT, Topic.DEVICE)
+        streams.watch(self._on_remote_write)
 
     async def get(self, user_id: str, device_id: str) -> KeyCounts:
         """What a device has left."""
@@ -87,75 +66,48 @@ class KeyCountsInMemory:
         if position < self._heard_upto:
             return with_zero(
                 counts
-            )  # it was true when it was asked for; what came meanwhile is not in it
-        self._read_upto = max(self._read_upto, position)
-        return self._note(user_id, device_id, counts, position)
+            )  # true when it was asked for, but changes that came meanwhile are not in it
+        return self._put(user_id, device_id, counts, position)
 
     def find(self, user_id: str, device_id: str) -> KeyCounts | None:
-        """The same as far as it is in memory."""
-        known = self._left_of(user_id, device_id)
-        if known is None:
+        """The same as far as it is cached."""
+        entry = self._known.get(user_id, {}).get(device_id)
+        if entry is None:
             return None
         self._known.move_to_end(user_id)
-        if self._taken:
-            taken = self._pop_taken(user_id, device_id, known.counts)
-            if taken:
-                known.count_down(taken)
-        return known.counts
+        return entry.counts
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.KEY_COUNT or change.topic is Topic.DEVICE:
                 self._heard_upto = max(self._heard_upto, change.position)
                 detail = change.detail
                 if isinstance(detail, KeysClaimed):
-                    self._note_claim(change.position, detail.taken)
+                    self._count_down(change.position, detail.taken)
                 elif isinstance(detail, KeysLeft) and change.user_id is not None:
-                    self._note(change.user_id, detail.device_id, detail.counts, change.position)
+                    self._put(change.user_id, detail.device_id, detail.counts, change.position)
                 else:
                     for user_id in change.user_ids if change.user_id is None else (change.user_id,):
                         self._known.pop(user_id, None)
 
-    def _note(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
+    def _put(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
         known = with_zero(counts)
-        self._pop_taken(user_id, device_id, known)  # that is in it
-        self._known.setdefault(user_id, {})[device_id] = _Left(known, position)
+        self._known.setdefault(user_id, {})[device_id] = _Entry(known, position)
         self._known.move_to_end(user_id)
         if len(self._known) > self._capacity:
             self._known.popitem(last=False)
         return known
 
-    def _note_claim(self, position: int, taken: Sequence[KeyOf]) -> None:
-        if position <= self._read_upto:  # what was read of some may have it in it already
-            taken = [wish for wish in taken if self._is_behind(wish, position)]
-        self._taken.update(taken)
-        if len(self._taken) > MOST_UNCOUNTED:
-            for (user_id, device_id, algorithm), number in self._taken.items():
-                known = self._left_of(user_id, device_id)
-                if known is not None:
-                    known.count_down({algorithm: number})
-            self._taken.clear()
+    def _count_down(self, position: int, taken: Sequence[KeyOf]) -> None:
+        for user_id, device_id, algorithm in taken:
+            entry = self._known.get(user_id, {}).get(device_id)
+            if entry is not None and entry.since < position:
+                left = {**entry.counts.one_time, algorithm: entry.counts.one_time[algorithm] - 1}
+                if not left[algorithm]:
+                    del left[algorithm]
+                entry.counts = with_zero(replace(entry.counts, one_time=left))
 
-    def _is_behind(self, wish: KeyOf, position: int) -> bool:
-        known = self._left_of(*wish[:2])
-        return known is not None and known.upto < position
-
-    def _left_of(self, user_id: str, device_id: str) -> _Left | None:
-        of_user = self._known.get(user_id)
-        return None if of_user is None else of_user.get(device_id)
-
-    def _pop_taken(self, user_id: str, device_id: str, counts: KeyCounts) -> dict[str, int]:
-        """Of a device that has keys of these algorithms, how many were given out, by algorithm,
-        that have not been counted down."""
-        taken: dict[str, int] = {}
-        for algorithm in counts.one_time:
-            number = self._taken.pop((user_id, device_id, algorithm), 0)
-            if number:
-                taken[algorithm] = number
-        return taken
-
-    def _heed_others(self, _after: int, upto: int) -> None:
+    def _on_remote_write(self, _after: int, upto: int) -> None:
         """Another node may have given keys out."""
         self._heard_upto = max(self._heard_upto, upto)
         self._known.clear()
-        self._taken.clear()

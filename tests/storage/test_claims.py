@@ -1,5 +1,5 @@
-"""One-time keys of which a process knows what comes next: each is given out once, in order,
-whatever other processes do meanwhile, and whatever fails."""
+"""Claims of one-time keys: each key is given out once, in order, whatever other processes do
+meanwhile, and whatever fails."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,21 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.encryption import claim_log
-from storage.encryption.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore
-from storage.encryption.keys_ahead import BYTES_BESIDE, MOST_BYTES
-from storage.engine import writer
+from storage.encryption.device_keys import CLAIMED_AT_ONCE, NewKeys
 from storage.engine.database import (
     DatabaseUnavailable,
     PostgresConfig,
     SQLiteConfig,
     WriteTransaction,
 )
-from storage.engine.interface import OthersWrote
-from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, names_of, wishes_for
+from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, content, names_of, wishes_for
 
 OTHER = "other"
-DEVICES = ("A", "B", "C")
 OWNERS = (("A", ALGORITHM), ("B", ALGORITHM), ("B", OTHER))
 """Of the history: devices, each with an algorithm."""
 
@@ -39,7 +34,7 @@ def nodes(
 
 owners = st.integers(0, len(OWNERS) - 1)
 some_owners = st.lists(owners, unique=True, min_size=1)
-failures = st.sampled_from([ZeroDivisionError(), OthersWrote(), DatabaseUnavailable("gone")])
+failures = st.sampled_from([ZeroDivisionError(), DatabaseUnavailable("gone")])
 steps = st.lists(
     st.one_of(
         st.tuples(
@@ -52,13 +47,10 @@ steps = st.lists(
             st.sampled_from(["fail", "begin anew"]), st.integers(0, 1), owners, st.integers(1, 3)
         ),
         st.tuples(
-            st.sampled_from(["remove", "write", "restart", "another store"]),
-            st.integers(0, 1),
-            owners,
-            st.just(4),
+            st.sampled_from(["remove", "write", "restart"]), st.integers(0, 1), owners, st.just(4)
         ),
         st.tuples(
-            st.sampled_from(["claim", "alone", "lose", "fail claims", "together"]),
+            st.sampled_from(["claim", "lose", "fail claims", "together"]),
             st.integers(0, 1),
             some_owners,
             st.integers(1, 12),
@@ -74,21 +66,19 @@ steps = st.lists(
 )
 
 
-@pytest.mark.usefixtures("short_runs")
+@pytest.mark.usefixtures("small_blocks")
 @settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(steps, st.sampled_from([0, BYTES_BESIDE + 300, 2 * BYTES_BESIDE + 600, MOST_BYTES]))
+@given(steps)
 def test_keys_are_given_out_in_order_and_once_at_whichever_node(
-    nodes: list[Node], steps: list[tuple[str, int, Any, int]], most_bytes: int
+    nodes: list[Node], steps: list[tuple[str, int, Any, int]]
 ) -> None:
     left: list[list[str]] = [[] for _ in OWNERS]
     given: list[list[str]] = [[] for _ in OWNERS]
     have_identity: set[str] = set()
     for device_id, _ in OWNERS:
         nodes[0].remove(device_id)
-    for node in nodes:
-        node.remember_at_most(most_bytes)
 
     def take(owners: Sequence[int]) -> list[str | None]:
         taken: list[str | None] = []
@@ -136,8 +126,6 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
             have_identity.discard(device_id)
         elif step == "restart":
             nodes[at] = node.restarted()
-        elif step == "another store":
-            node.use_another_store()
         elif step == "break":
             claimed, owner, failure = what
             device_id, algorithm = OWNERS[owner]
@@ -154,8 +142,6 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
                 assert names_of(second) == take(claimed)
         else:
             wishes = [(ALICE, *OWNERS[each]) for each in what]
-            if step == "alone":
-                node.write(3)
             for number_of_claim in range(times):
                 if step == "fail claims" and number_of_claim % 2 == 0:
                     node.fail_to_claim(wishes)
@@ -173,142 +159,72 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
                 assert each.count(*owner) == len(names_left)
 
 
-@pytest.mark.usefixtures("short_runs")
-def test_what_is_not_settled_is_bounded_over_restarts(
-    database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: list[int] = []
-    for number in range(7):
-        node = Node(database_config, monkeypatch)
-        node.write(3)
-        node.upload(f"D{number}", ["a", "b", "c"])
-        assert [node.claim(f"D{number}") for _ in range(2)] == [["a"], ["b"]]
-        (rows,) = node.run(node.database.read("read", lambda txn: txn.query(claim_log.LOGGED)))
-        found.append(len(claim_log.read_marks(rows)))
-        (rows,) = node.run(
-            node.database.read("read", lambda txn: txn.query("SELECT claim_nid FROM key_claims"))
-        )
-        assert len(rows) <= 3, "they go when they are gathered"
-        node.close()
-    assert max(found) == 3, "blocks: more are settled"
-    assert found[-1] < 3
-
-
-@pytest.mark.usefixtures("short_runs")
-def test_what_is_in_the_log_is_not_believed_once_another_node_was_alone(nodes: list[Node]) -> None:
+@pytest.mark.usefixtures("small_blocks")
+def test_nodes_that_claim_in_turn_give_out_each_key_once(nodes: list[Node]) -> None:
     for device_id in "AB":
-        nodes[0].upload(device_id, [f"{device_id}{number}" for number in range(20)])
-    for number in range(0, 20, 2):
-        node = nodes[number // 2 % 2]
-        node.write(3)
-        node.upload("C", [f"C{number}"])
-        assert node.claim("C") == [f"C{number}"], "known, and in the log"
-        for more in range(2):
-            assert node.claim("A", "B") == [f"A{number + more}", f"B{number + more}"]
-            assert node.count("A") == 19 - number - more
+        nodes[0].upload(device_id, [f"{device_id}{number}" for number in range(12)])
+    for number in range(12):
+        assert nodes[number % 2].claim("A", "B") == [f"A{number}", f"B{number}"]
+        assert {node.count("A") for node in nodes} == {11 - number}
     assert nodes[0].claim("A", "B") == [None, None]
 
 
-@pytest.mark.usefixtures("short_runs")
-def test_two_stores_of_a_process_give_out_no_key_twice(nodes: list[Node]) -> None:
-    """What each of them does is no other process's: they are alone together."""
+def test_an_undone_claim_takes_no_key(nodes: list[Node]) -> None:
     node, _ = nodes
-    node.upload("A", [f"k{number}" for number in range(20)])
-    stores = node.store, DeviceKeyStore(node.database)
-    given: list[str | None] = []
-    for number in range(20):
-        node.store = stores[number % 2]
-        given += node.claim("A")
-    assert given == [f"k{number}" for number in range(20)]
+    node.upload("A", ["a", "b"])
+    node.fail_to_claim(wishes_for("A"))
+    assert [node.claim("A") for _ in range(3)] == [["a"], ["b"], [None]]
 
 
-@pytest.mark.usefixtures("short_runs")
-def test_what_a_failed_write_had_settled_is_not_taken_for_settled(nodes: list[Node]) -> None:
-    node, other = nodes
-    other.upload("A", [f"k{number}" for number in range(5)])
-    node.write(3)
-    assert [node.claim("A") for _ in range(3)] == [["k0"], ["k1"], ["k2"]], (
-        "the latter two are in the log"
-    )
-    node.fail_to_claim(wishes_for("A"))  # it has to read what comes next, and settles before
-    assert node.claim("A") == ["k3"]
-    assert node.count("A") == 1
-
-
-@pytest.mark.usefixtures("short_runs")
-def test_a_batch_that_is_run_again_does_not_believe_that_none_is_left(nodes: list[Node]) -> None:
-    """It gave out the last one before, and then looked for another."""
-    node, _ = nodes
-
-    def add_again(txn: WriteTransaction) -> None:
-        txn.execute_later("INSERT INTO counters (name, value) VALUES ('position', 1)")
-
-    async def be_refused() -> list[bytes | None]:
-        with pytest.raises(node.database.engine.errors):
-            await node.database.write("refused", add_again)
-        return []
-
-    node.write(3)
-    node.upload("A", ["a"])
-    claims = [node.store.do_claim(wishes_for("A"), 1000) for _ in range(2)]
-    assert list(map(names_of, node.run(*claims, be_refused()))) == [["a"], [None], []]
-
-
-def test_claims_of_very_many_keys_are_settled_too(
-    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More marks than one statement moves."""
-    monkeypatch.setattr(writer, "LONG_ENOUGH", 2)
+def test_claims_of_very_many_keys(nodes: list[Node]) -> None:
+    """More keys than one statement takes."""
     node, other = nodes
     devices = [f"D{number}" for number in range(2 * CLAIMED_AT_ONCE)]
     for device_id in devices:
-        node.upload(device_id, ["a", "b", "c", "d"])
-    for name in "abc":
-        assert node.claim(*devices) == [name] * len(devices)
+        node.upload(device_id, ["a", "b"])
+    assert node.claim(*devices) == ["a"] * len(devices)
     assert {node.count(device_id) for device_id in devices[::50]} == {1}
-    assert other.claim(*devices) == ["d"] * len(devices)
+    assert other.claim(*devices) == ["b"] * len(devices)
     assert node.claim(*devices) == [None] * len(devices)
 
 
-@pytest.mark.usefixtures("short_runs")
-def test_what_was_settled_is_not_looked_through_again(
-    postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [1, 40])
+def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploaded(
+    nodes: list[Node], number: int
 ) -> None:
-    """As long as somebody reads an old state, as a backup does, PostgreSQL keeps the rows that have
-    gone since."""
-    node = Node(postgresql, monkeypatch)
-    node.write(3)
-    node.upload("A", [f"k{number}" for number in range(41)])
-    assert node.claim("A") == ["k0"]
-    engine = node.database.engine
-    backup = engine.connect_reader()
-    backup.begin_snapshot()
-    assert len(backup.query("SELECT claim_nid FROM key_claims", ())) == 1
-    for number in range(1, 41):
-        assert node.claim("A") == [f"k{number}"]
-    reader = engine.connect_reader()
-    for sql in (claim_log.LOGGED, f"SELECT 1 WHERE {claim_log.IS_SETTLED}"):
-        plan = "\n".join([line for (line,) in reader.query(f"EXPLAIN (ANALYZE) {sql}", ())])
-        assert "Index Cond: (claim_nid >" in plan
-        assert "Rows Removed" not in plan
-    for connection in (backup, reader):
-        connection.close()
-    node.close()
+    node, _ = nodes
+    devices = [f"D{each}" for each in range(number)]
+    for upload in range(3):
+        for device_id in devices:
+            node.upload(device_id, [f"{device_id} {upload}"])
 
-
-def test_what_was_uploaded_here_is_claimed_without_being_read(nodes: list[Node]) -> None:
-    node, other = nodes
-    for device_id in DEVICES:
-        node.upload(device_id, [f"{device_id}{number}" for number in range(4)])
-    for number in range(3):
+    def cost(*device_ids: str) -> int:
         node.counter.clear()
-        assert node.claim(*DEVICES) == [f"{device_id}{number}" for device_id in DEVICES]
-        assert dict(node.counter.queries) == {"claim_keys": 1}
-    assert other.claim(*DEVICES) == [f"{device_id}3" for device_id in DEVICES]
-    assert node.claim(*DEVICES) == [None] * len(DEVICES)
+        node.claim(*device_ids)
+        return node.counter.queries["claim_keys"]
+
+    assert [cost(*devices) for _ in range(3)] == [1, 1, 1]
+    assert cost(*devices) == 2, "none is left: whether there is a fallback key"
 
 
-def test_what_is_known_of_one_algorithm_says_nothing_of_another(nodes: list[Node]) -> None:
+def test_how_long_a_key_is_remembered_begins_with_its_claim(nodes: list[Node]) -> None:
+    node, _ = nodes
+    names = [f"A{number}" for number in range(5)]
+
+    def put(txn: WriteTransaction) -> int:
+        keys = {(ALGORITHM, name): content(name) for name in (*names, "more")}
+        return node.store.put_keys(txn, ALICE, "A", NewKeys(None, keys, {}), 5).one_time[ALGORITHM]
+
+    node.upload("A", names)
+    for ts in range(1, 6):
+        node.run(node.store.do_claim([(ALICE, "A", ALGORITHM)], ts))
+    for _ in range(2):
+        assert node.run(node.database.write("upload", put)) == [1], (
+            "the last of the block was given out no longer ago"
+        )
+
+
+def test_keys_of_one_algorithm_are_not_those_of_another(nodes: list[Node]) -> None:
     node, _ = nodes
     node.upload("A", ["a", "b"])
     node.upload("A", ["c", "d"], OTHER)
@@ -319,10 +235,8 @@ def test_what_is_known_of_one_algorithm_says_nothing_of_another(nodes: list[Node
     assert node.claim("A") == ["b"]
 
 
-@pytest.mark.usefixtures("short_runs")
-def test_nothing_is_known_of_a_device_that_has_gone(nodes: list[Node]) -> None:
+def test_a_device_that_has_gone_has_no_keys(nodes: list[Node]) -> None:
     node, _ = nodes
-    node.write(3)
     for algorithm in (ALGORITHM, OTHER):
         node.upload("A", ["a", "b"], algorithm)
         assert node.claim("A", algorithm=algorithm) == ["a"]
@@ -331,8 +245,7 @@ def test_nothing_is_known_of_a_device_that_has_gone(nodes: list[Node]) -> None:
         assert node.claim("A", algorithm=algorithm) == [None]
 
 
-def test_younger_keys_are_not_taken_for_the_next(nodes: list[Node]) -> None:
-    """An upload is known; the one before, at another node, has keys left."""
+def test_keys_of_the_oldest_upload_come_first_whichever_node_took_it(nodes: list[Node]) -> None:
     node, other = nodes
     other.upload("A", ["a", "b"])
     node.upload("A", ["c"])
