@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer, User

@@ -18,8 +18,8 @@ import msgspec
 from joserfc import jwt
 from joserfc.jwk import OKPKey, RSAKey
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from tests.helpers.server import START
 
 ISSUER = "https://login.example.com"

@@ -16,8 +16,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urljoin
 from urllib.request import HTTPCookieProcessor, HTTPRedirectHandler, Request, build_opener
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from tests.helpers.browser import Browser, Page
 from tests.helpers.server import TestServer
 

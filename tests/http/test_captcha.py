@@ -7,8 +7,8 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from federation.protocol.request_signing import encode_request, parse_authorization
 from federation.protocol.signing import SigningKey
 from storage.accounts.accounts import AccountRow, AccountStore

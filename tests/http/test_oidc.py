@@ -13,7 +13,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OKPKey, RSAKey
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.http_client import WebAnswer
 from federation.protocol.ids import UserID
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from storage.engine.database import Database

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import msgspec
 import pytest
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.http_client import WebAnswer
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, TEMPLATES, OpenIDProvider

@@ -23,7 +23,9 @@ async def test_a_post_without_tls(far: FarSide) -> None:
     )
     assert (answer.status, answer.body) == (200, b"{}")
     assert far.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
-    assert far.requests[0].endswith(b"X-A: b\r\nContent-Length: 4\r\n\r\nbody")
+    head, _, body = far.requests[0].partition(b"\r\n\r\n")
+    assert {b"X-A: b", b"Content-Length: 4"} <= set(head.split(b"\r\n"))
+    assert body == b"body"
 
 
 async def test_an_authority_in_the_environment_is_one_of_the_system(
@@ -99,7 +101,7 @@ async def test_what_comes_after_the_body_is_no_part_of_the_head(far: FarSide) ->
         )
     )
     answer = await far.client().request("GET", f"http://127.0.0.1:{port}/")
-    assert answer.headers == {"retry-after": "60", "transfer-encoding": "chunked"}
+    assert answer.headers == {"retry-after": "60"}
 
 
 @pytest.mark.parametrize(

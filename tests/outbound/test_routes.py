@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from twisted.internet.task import Clock
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from federation.peers.routes import FIRST_PAUSE, GRACE_SECONDS, Routes
 from federation.protocol.discovery import Hop, Service
 from federation.protocol.ids import ServerName

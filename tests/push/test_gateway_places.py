@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from homeserver.observe.push import PushMetrics
 from homeserver.services.pushers.gateways import (
     AT_ONCE,

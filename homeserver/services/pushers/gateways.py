@@ -26,8 +26,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from federation.http_client.retry_after import read_retry_after
 from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
 from homeserver.services.pushers.pushers import place_of
@@ -73,7 +73,7 @@ class Web(Protocol):
         redirects: int = 0,
         only_https: bool = False,
     ) -> WebAnswer:
-        """As `GuardedClient.request`. Raises OutboundError."""
+        """As `HttpClient.request`. Raises OutboundError."""
         ...
 
 

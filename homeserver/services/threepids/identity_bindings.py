@@ -24,8 +24,8 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.http_client.http_client import WebAnswer
 from federation.peers.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Limit, Requester

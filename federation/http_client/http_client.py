@@ -1,0 +1,223 @@
+"""HTTP requests to addresses that others gave us: well-known files, push gateways, previews of
+links, identity servers.
+
+Requests go through treq, on an `IAgent` that checks each address and certificate
+(`federation.http_client.agent`). This module adds a limit for the time and for the body, and
+redirects.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urljoin, urlsplit
+
+import msgspec
+from hyperlink import EncodedURL
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from federation.http_client.body import BodyReader, TakeBody
+from federation.http_client.errors import OutboundError
+from federation.http_client.time_limit import within
+
+MAX_URL_CHARS: Final = 8192
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class WebAnswer(msgspec.Struct, frozen=True):
+    """A whole answer, and the address from which it came in the end.
+
+    Names of headers are in lower case; the last of equal ones wins.
+    """
+
+    url: str
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class HttpClient:
+    """Asks servers that are not trusted."""
+
+    def __init__(self, clock: IReactorTime, agent: IAgent) -> None:
+        self._clock = clock
+        self._treq = HTTPClient(agent, _NoCookies(), _Body)
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+        take: TakeBody | None = None,
+    ) -> WebAnswer:
+        """Send a request, and follow so many redirects, all within so many seconds.
+
+        A GET follows redirects with the same headers. For another method, or without `redirects`,
+        the redirect is the answer. `max_bytes`: of the body, unpacked; `take` takes a body that is
+        too long for memory. Raises OutboundError for whatever prevents a whole answer, including an
+        address that is malformed or must not be contacted.
+        """
+        return await within(
+            self._clock,
+            seconds,
+            self._follow(method, url, headers, body, max_bytes, redirects, only_https, take),
+        )
+
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        *,
+        max_bytes: int,
+        take: TakeBody | None,
+    ) -> WebAnswer:
+        """Send one request to a URL that is known to be well-formed; without a time limit. Raises
+        OutboundError."""
+        fields = Headers()
+        for name, value in headers:
+            fields.addRawHeader(name, value)
+        if not fields.hasHeader("User-Agent"):
+            fields.addRawHeader("User-Agent", "Mahalla")
+        response = await self._treq.request(
+            method,
+            _parse_url(url),
+            headers=fields,
+            data=body,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._clock,  # type: ignore[arg-type]  # for a time limit, which is not used
+        )
+        found = _read_headers(response)
+        encoding = found.pop("content-encoding", "")
+        reader = BodyReader(response.code, found, encoding, max_bytes=max_bytes, take=take)
+        response.deliverBody(reader)
+        return WebAnswer(url, response.code, found, await reader.done)
+
+    async def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        max_bytes: int,
+        redirects: int,
+        only_https: bool,
+        take: TakeBody | None,
+    ) -> WebAnswer:
+        while True:
+            checked = _check_url(url, only_https)
+            answer = await self.exchange(
+                method, checked, headers, body, max_bytes=max_bytes, take=take
+            )
+            location = answer.headers.get("location")
+            if (
+                answer.status not in _REDIRECTS
+                or location is None
+                or method != "GET"
+                or not redirects
+            ):
+                return msgspec.structs.replace(answer, url=url)
+            redirects -= 1
+            try:
+                url = urljoin(url, location)
+            except ValueError as error:
+                raise OutboundError(
+                    "it redirects to an address that is none", retryable=False
+                ) from error
+
+
+class _ExactURL(EncodedURL):
+    """A URL that is sent as it is.
+
+    Otherwise hyperlink would quote it anew, where a signature may cover it, and refuse hosts that
+    are IPv6 literals or have an underscore.
+    """
+
+    def to_uri(self) -> "EncodedURL":
+        return self
+
+
+class _NoCookies(IndexableCookieJar):
+    """Sends no cookie and keeps none."""
+
+    def add_cookie_header(self, request: object) -> None:
+        """Add none."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Keep none."""
+
+
+@implementer(IBodyProducer)
+class _Body:
+    """The body of a request, which is in memory already."""
+
+    def __init__(self, body: bytes) -> None:
+        self.length = len(body)
+        self._body = body
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Do nothing: all was written at once."""
+
+    def resumeProducing(self) -> None:
+        """Do nothing: all was written at once."""
+
+    def stopProducing(self) -> None:
+        """Do nothing: all was written at once."""
+
+
+def _read_headers(response: IResponse) -> dict[str, str]:
+    headers = {
+        name.decode("latin-1").lower(): values[-1].decode("latin-1")
+        for name, values in response.headers.getAllRawHeaders()
+    }
+    if isinstance(response.length, int):
+        headers["content-length"] = str(response.length)
+    return headers
+
+
+def _parse_url(url: str) -> EncodedURL:
+    try:
+        return _ExactURL.from_text(url)
+    except ValueError as error:
+        raise OutboundError("its address is none", retryable=False) from error
+
+
+def _check_url(url: str, only_https: bool) -> str:
+    """The URL, without its fragment. Raises OutboundError if it is malformed or of a kind that is
+    not asked."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise OutboundError("its address is none", retryable=False) from error
+    is_printable = all("!" <= each <= "~" for each in url)
+    if (
+        len(url) > MAX_URL_CHARS
+        or not host
+        or not is_printable
+        or parts.username is not None
+        or port == 0
+    ):
+        raise OutboundError("its address is none that is asked", retryable=False)
+    if parts.scheme not in ("https",) if only_https else parts.scheme not in ("https", "http"):
+        raise OutboundError(
+            f"{parts.scheme or 'nothing'} is no scheme that is asked", retryable=False
+        )
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}{parts.path or '/'}{query}"
