@@ -23,17 +23,18 @@ MAX_ANSWER_BYTES: Final = 16 << 10
 
 
 class BadProxy(ValueError):
-    """The address of a proxy is none."""
+    """The address of a proxy is malformed."""
 
 
 class Proxy(msgspec.Struct, frozen=True):
-    """Where it is, and how it knows us."""
+    """An HTTP proxy, and our credentials there."""
 
     host: str
     port: int
     authorization: str | None = None
     exceptions: tuple[str, ...] = ()
-    """Hosts that are asked directly: names with all under them, addresses, networks, or `*`."""
+    """Hosts that are connected to directly: names with their subdomains, addresses, networks, or
+    `*`."""
 
     def serves(self, host: str) -> bool:
         """Whether requests to a host (a name, or an address without brackets) go through it."""
@@ -45,7 +46,7 @@ class Proxy(msgspec.Struct, frozen=True):
 
 
 def read_proxy(url: str, exceptions: Sequence[str] = ()) -> Proxy:
-    """A proxy as in `http://user:password@proxy.example:3128`. Raises BadProxy."""
+    """Read a proxy as in `http://user:password@proxy.example:3128`. Raises BadProxy."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname, parts.port
