@@ -3,12 +3,13 @@
 Twisted's `HTTPConnectionPool` keeps the connections to one host, and its `Agent` speaks on them.
 `ConnectionPool` adds what they have no setting for:
 
-- a limit for requests at the same time, to one host and in all, and for idle connections; no trace
-  is left of a host that nobody talks to any more;
-- an idle connection may have been closed by the server a moment ago. A request that has no further
-  effect when it is repeated, PUT included, is then sent again on another connection. For a POST
-  only a connection is used that was busy just before;
-- a body whose end is the end of the connection is whole only if the connection was closed properly.
+- a limit for requests at the same time, to one host and in all, and for idle connections; no
+  trace is left of a host that nobody talks to any more;
+- an idle connection may have been closed by the server a moment ago. A request that has no
+  further effect when it is repeated, PUT included, is then sent again on another connection. For
+  a POST only a connection is used that was busy just before;
+- a body whose end is the end of the connection is whole only if the connection was closed
+  properly.
 """
 
 from collections.abc import Callable, Coroutine, Hashable
@@ -138,7 +139,7 @@ class ConnectionPool:
                     continue
                 raise reason from error
             attempt.connection.end_head()
-            if not 200 <= response.code <= 999:
+            if response.version[0] != b"HTTP" or not 200 <= response.code <= 999:
                 attempt.connection.loseConnection()
                 raise OutboundError("its answer is no proper HTTP")
             return response, attempt.connection
@@ -258,9 +259,13 @@ class _GuardedResponse(proxyForInterface(IResponse)):  # type: ignore[misc]
         super().__init__(response)
         self._connection = connection
         self._end = end
-        if response.headers.getRawHeaders(b"Content-Encoding") == [b"gzip"]:
-            # treq unpacks gzip without a bound. x-gzip means the same: RFC 9110, section 8.4.1.3.
-            response.headers.setRawHeaders(b"Content-Encoding", [b"x-gzip"])
+        # treq unpacks gzip without a bound. It leaves x-gzip, which means the same (RFC 9110,
+        # section 8.4.1.3), to our own reader.
+        values = b",".join(response.headers.getRawHeaders(b"Content-Encoding", ()))
+        codings = [each.strip() for each in values.split(b",")]
+        if b"gzip" in codings:
+            renamed = b",".join(b"x-gzip" if each == b"gzip" else each for each in codings)
+            response.headers.setRawHeaders(b"Content-Encoding", [renamed])
 
     def deliverBody(self, protocol: IProtocol) -> None:
         self.original.deliverBody(_Body(protocol, self._connection, self._end))

@@ -1,7 +1,7 @@
 """The guard between a socket and Twisted's HTTP client protocol.
 
-The other side is not trusted: the head of an answer has a limit, data that was not asked for ends
-the connection, and so does a certificate for another name, before anything is sent.
+The other side is not trusted: the head of an answer has a limit, data that was not asked for
+ends the connection, and so does a certificate for another name, before anything is sent.
 """
 
 from collections.abc import Callable
@@ -119,8 +119,7 @@ class GuardedConnection(ProtocolWrapper):
             self.loseConnection()
             return
         if self._head_bytes is not None:
-            # The end of the head is not known to be in this data, but it is in as much as is
-            # allowed, or the head is too long
+            # This data may hold the end of the head, unless as much as is allowed came before
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._problem = OutboundError("the head of its answer is too long", retryable=False)
                 self.loseConnection()

@@ -1,8 +1,8 @@
 """Opens connections to the addresses of a host, or through a proxy.
 
-All addresses are tried, of both families by turns, each a moment after the last (RFC 8305), so that
-a broken IPv6 or a dead machine costs a quarter of a second. `AddressPolicy` checks the very address
-that the socket is opened to.
+All addresses are tried, of both families by turns, each a moment after the last (RFC 8305), so
+that a broken IPv6 or a dead machine costs a quarter of a second. `AddressPolicy` checks the very
+address that the socket is opened to.
 """
 
 from collections.abc import Sequence
@@ -53,8 +53,8 @@ class Connector:
         """Connect a protocol of the factory, once the other side is checked. Its transport is a
         `GuardedConnection`.
 
-        `host`: a name, or an address without brackets. Raises OutboundError. Has no time limit: the
-        caller sets one.
+        `host`: a name, or an address without brackets. Raises OutboundError. Has no time limit:
+        the caller sets one.
         """
         guards: IProtocolFactory = GuardFactory(factory, tls)
         if tls is not None:

@@ -62,10 +62,10 @@ class HttpClient:
     ) -> WebAnswer:
         """Send a request, and follow so many redirects, all within so many seconds.
 
-        A GET follows redirects with the same headers. For another method, or without `redirects`,
-        the redirect is the answer. `max_bytes`: of the body, unpacked; `take` takes a body that is
-        too long for memory. Raises OutboundError for whatever prevents a whole answer, including an
-        address that is malformed or must not be contacted.
+        A GET follows redirects with the same headers. For another method, or without
+        `redirects`, the redirect is the answer. `max_bytes`: of the body, unpacked; `take` takes
+        a body that is too long for memory. Raises OutboundError for whatever prevents a whole
+        answer, including an address that is malformed or must not be contacted.
         """
         return await within(
             self._clock,
@@ -141,8 +141,8 @@ class HttpClient:
 class _ExactURL(EncodedURL):
     """A URL that is sent as it is.
 
-    Otherwise hyperlink would quote it anew, where a signature may cover it, and refuse hosts that
-    are IPv6 literals or have an underscore.
+    Otherwise hyperlink would quote it anew, where a signature may cover it, and refuse hosts
+    that are IPv6 literals or have an underscore.
     """
 
     def to_uri(self) -> "EncodedURL":

@@ -1,7 +1,8 @@
 """Connections through an HTTP proxy, by CONNECT: the proxy learns the host, and nothing of what is
 sent to it.
 
-The proxy looks up names, so it has to check the addresses behind them, and not the `AddressPolicy`.
+The proxy looks up names, so it has to check the addresses behind them, and not the
+`AddressPolicy`.
 """
 
 from base64 import b64encode

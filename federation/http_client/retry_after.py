@@ -17,8 +17,8 @@ def read_retry_after(headers: Mapping[str, str], now: float) -> int:
     """Return how long to wait, in milliseconds. The header has a number of seconds or a date; 0 if
     neither, or the date is over.
 
-    Names of headers are in lower case. `now`: in seconds since 1970; the `Date` of the answer, if
-    it has one, counts instead.
+    Names of headers are in lower case. `now`: in seconds since 1970; the `Date` of the answer,
+    if it has one, counts instead.
     """
     text = headers.get("retry-after", "")
     if text.isascii() and text.isdecimal():

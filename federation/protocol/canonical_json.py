@@ -8,10 +8,10 @@ key that stands twice in an object, the last value counts (as in every other ser
 it open); hashes and signatures are made over the value, so a second reading of the same bytes by
 another rule cannot get past them.
 
-Whatever is not on the path of events uses `canonicaljson.encode_canonical_json` directly. Here is
-the faster encoder of that path, of EDUs and of requests: msgspec's sorted output is canonical JSON,
-but for floats, which it writes differently from everyone else (`1e16`, not `1e+16`). Values of old
-rooms and EDUs that carry floats go through canonicaljson. A property test compares both.
+Code off the path of events uses `canonicaljson.encode_canonical_json` directly. This module has the
+faster encoder for events, EDUs and requests: msgspec's sorted output is canonical JSON, but for
+floats, which it writes differently from everyone else (`1e16`, not `1e+16`). Values of old rooms
+and EDUs that carry floats go through canonicaljson. A property test compares both encoders.
 
 spec: appendices#canonical-json, rooms/v6#canonical-json
 """

@@ -1,9 +1,9 @@
 """Ed25519 keys and signed JSON objects.
 
 A signature is made over the canonical JSON of an object without its `signatures` and `unsigned`.
-Keys, key files and signed objects are signedjson's. Events are signed by `event_signing`, in their
-redacted form, and requests by `request_signing`: both encode faster, and use the same keys. Whether
-a key belongs to a server, and was valid at the time, the keyring decides.
+Keys, key files and signed objects are signedjson's. Events are signed by `event_signing`, in
+their redacted form, and requests by `request_signing`: both encode faster, and use the same
+keys. Whether a key belongs to a server, and was valid at the time, the keyring decides.
 
 Keys are made of seeds that the caller draws: this package has no randomness of its own.
 

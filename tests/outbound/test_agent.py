@@ -296,6 +296,20 @@ async def test_what_unpacks_to_too_much_is_refused(far: FarSide) -> None:
     assert "longer than" in str(error)
 
 
+@pytest.mark.parametrize("lines", [["gzip, gzip"], ["gzip", "gzip"], ["identity, gzip"], ["br"]])
+async def test_what_is_packed_in_another_way_is_not_unpacked(
+    far: FarSide, lines: list[str]
+) -> None:
+    twice = gzip.compress(gzip.compress(b"0" * (20 << 20)))
+    port = far.listen(
+        lambda _: ok(twice, *[f"Content-Encoding: {each}" for each in lines]), "127.0.0.1"
+    )
+    error = await refused(
+        far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=64 << 20)
+    )
+    assert "not asked for" in str(error)
+
+
 @pytest.mark.parametrize(("mebibytes", "is_read"), [(15, True), (20, False)])
 async def test_a_long_answer_that_is_packed_too_tightly_is_refused(
     far: FarSide, mebibytes: int, is_read: bool
@@ -342,7 +356,17 @@ async def test_a_head_without_end_is_not_read(far: FarSide) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"220 mail.example ESMTP\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
+    "answer",
+    [
+        b"220 mail.example ESMTP\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: x\r\n\r\n",
+        b"HTTP/1.1 -5 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 1000 OK\r\nContent-Length: 0\r\n\r\n",
+        b"ICY/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
+    ],
+    ids=["another protocol", "length", "coding", "negative", "large", "name", "line"],
 )
 async def test_what_is_no_http(far: FarSide, answer: bytes) -> None:
     port = far.listen(lambda _: answer, "127.0.0.1")
