@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from canonicaljson import encode_canonical_json
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
@@ -258,4 +259,4 @@ def with_signatures(content: bytes, signatures: Sequence[KeySignature]) -> msgsp
         merged.setdefault(signature.signer_user_id, {})[signature.signer_key_id] = (
             signature.signature
         )
-    return msgspec.Raw(encode_canonical({**keys, "signatures": merged}))
+    return msgspec.Raw(encode_canonical_json({**keys, "signatures": merged}))

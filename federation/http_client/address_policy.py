@@ -1,8 +1,8 @@
-"""Which addresses this server contacts. Asked about the very address that a socket is opened to,
-never about a name.
+"""Decides which addresses this server contacts.
 
-So that a name which resolves to something else a moment later (DNS rebinding) gains nothing. An
-IPv4 address that is dressed as IPv6 (mapped, 6to4, NAT64) counts as what it leads to.
+It is asked about the very address that a socket is opened to, never about a name, so that DNS
+rebinding gains nothing. An IPv6 address that stands for an IPv4 address (mapped, 6to4, NAT64,
+Teredo) is checked as both.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ _COMPATIBLE: Final = IPv6Network("::/96")
 
 
 class AddressPolicy:
-    """Networks that are never contacted, and exceptions from them."""
+    """Networks that are never contacted, and exceptions to them."""
 
     def __init__(self, denied: Iterable[str], allowed: Iterable[str] = ()) -> None:
         """Networks as in `10.0.0.0/8`, `fe80::/10`, or single addresses. Raises ValueError."""
@@ -22,7 +22,7 @@ class AddressPolicy:
         self._allowed = [ip_network(each, strict=False) for each in allowed]
 
     def allows(self, address: str) -> bool:
-        """Whether this IPv4 or IPv6 address may be contacted; what is no address may not."""
+        """Whether this IPv4 or IPv6 address may be contacted. A text that is no address may not."""
         try:
             found = ip_address(address.partition("%")[0])
         except ValueError:

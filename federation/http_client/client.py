@@ -1,44 +1,43 @@
-"""HTTP to addresses that others gave us: well-known files, push gateways, previews of links,
-identity servers.
+"""HTTP requests to addresses that others gave us: well-known files, push gateways, previews of
+links, identity servers.
 
-Every address on the way, redirects included, is asked of the `AddressPolicy`; time and size have
-limits.
+Requests go through treq, on an `IAgent` that checks each address and certificate
+(`federation.http_client.agent`). This module adds a limit for the time and for the body, and
+redirects.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
-from twisted.internet.interfaces import IReactorTime
+from hyperlink import EncodedURL
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
 
-from federation.http_client.connection import Connection, Received
-from federation.http_client.connector import Dialler
+from federation.http_client.body import BodyReader, TakeBody
 from federation.http_client.errors import OutboundError
-from federation.http_client.pool import Pool
-from federation.http_client.request import REPEATABLE, TakeBody, encode_request, within
-from federation.http_client.tls import TlsTrust
+from federation.http_client.time_limit import within
 
-MAX_URL_CHARS = 8192
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_URL_CHARS: Final = 8192
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class WebAnswer(msgspec.Struct, frozen=True):
-    """What came back, whole, and from which address in the end. Names of headers are in lower
-    case."""
+    """A whole answer, and the address from which it came in the end.
+
+    Names of headers are in lower case; the last of equal ones wins.
+    """
 
     url: str
     status: int
     headers: dict[str, str]
     body: bytes
-
-
-class _Target(msgspec.Struct, frozen=True):
-    secure: bool
-    host: str
-    port: int
-    authority: str
-    path: str
 
 
 class Web(Protocol):
@@ -56,19 +55,16 @@ class Web(Protocol):
         redirects: int = 0,
         only_https: bool = False,
     ) -> WebAnswer:
-        """As `GuardedClient.request`. Raises OutboundError."""
+        """As `HttpClient.request`. Raises OutboundError."""
         ...
 
 
-class GuardedClient:
+class HttpClient:
     """Asks servers that are not trusted."""
 
-    def __init__(self, clock: IReactorTime, dialler: Dialler, pool: Pool, trust: TlsTrust) -> None:
-        """`dialler`: with the policy for addresses."""
+    def __init__(self, clock: IReactorTime, agent: IAgent) -> None:
         self._clock = clock
-        self._dialler = dialler
-        self._pool = pool
-        self._trust = trust
+        self._treq = HTTPClient(agent, _NoCookies(), _Body)
 
     async def request(
         self,
@@ -83,18 +79,50 @@ class GuardedClient:
         only_https: bool = False,
         take: TakeBody | None = None,
     ) -> WebAnswer:
-        """One request, and as many redirects as are allowed, all within so many seconds.
+        """Send a request, and follow so many redirects, all within so many seconds.
 
-        A GET follows redirects with the same headers; without `redirects`, or with another method,
-        the redirect is the answer. `max_bytes`: of the body, unpacked; `take` gets it where it is
-        too long for memory. Raises OutboundError for whatever prevents a whole answer, an address
-        that may not be contacted or is none included.
+        A GET follows redirects with the same headers. For another method, or without
+        `redirects`, the redirect is the answer. `max_bytes`: of the body, unpacked; `take` takes
+        a body that is too long for memory. Raises OutboundError for whatever prevents a whole
+        answer, including an address that is malformed or must not be contacted.
         """
         return await within(
             self._clock,
             seconds,
             self._follow(method, url, headers, body, max_bytes, redirects, only_https, take),
         )
+
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        *,
+        max_bytes: int,
+        take: TakeBody | None,
+    ) -> WebAnswer:
+        """Send one request to a URL that is known to be well-formed; without a time limit. Raises
+        OutboundError."""
+        fields = Headers()
+        for name, value in headers:
+            fields.addRawHeader(name, value)
+        if not fields.hasHeader("User-Agent"):
+            fields.addRawHeader("User-Agent", "Mahalla")
+        response = await self._treq.request(
+            method,
+            _parse_url(url),
+            headers=fields,
+            data=body,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._clock,  # type: ignore[arg-type]  # for a time limit, which is not used
+        )
+        found = _read_headers(response)
+        encoding = found.pop("content-encoding", "")
+        reader = BodyReader(response.code, found, encoding, max_bytes=max_bytes, take=take)
+        response.deliverBody(reader)
+        return WebAnswer(url, response.code, found, await reader.done)
 
     async def _follow(
         self,
@@ -108,17 +136,18 @@ class GuardedClient:
         take: TakeBody | None,
     ) -> WebAnswer:
         while True:
-            received = await self._ask(
-                method, _read_url(url, only_https), headers, body, max_bytes, take
+            checked = _check_url(url, only_https)
+            answer = await self.exchange(
+                method, checked, headers, body, max_bytes=max_bytes, take=take
             )
-            location = received.headers.get("location")
+            location = answer.headers.get("location")
             if (
-                received.status not in _REDIRECTS
+                answer.status not in _REDIRECTS
                 or location is None
                 or method != "GET"
                 or not redirects
             ):
-                return WebAnswer(url, received.status, received.headers, received.body)
+                return msgspec.structs.replace(answer, url=url)
             redirects -= 1
             try:
                 url = urljoin(url, location)
@@ -127,45 +156,87 @@ class GuardedClient:
                     "it redirects to an address that is none", retryable=False
                 ) from error
 
-    async def _ask(
-        self,
-        method: str,
-        target: _Target,
-        headers: Sequence[tuple[str, str]],
-        body: bytes,
-        max_bytes: int,
-        take: TakeBody | None,
-    ) -> Received:
-        async def dial() -> Connection:
-            tls = self._trust.towards(target.host) if target.secure else None
-            return await self._dialler.dial(target.host, target.port, tls)
 
-        try:
-            request = encode_request(method, target.path, target.authority, headers, body)
-        except ValueError as error:
-            raise OutboundError("its address is none", retryable=False) from error
-        key = (self, target.secure, target.host, target.port)
-        return await self._pool.exchange(
-            key, dial, request, max_bytes, repeatable=method in REPEATABLE, take=take
-        )
+class _ExactURL(EncodedURL):
+    """A URL that is sent as it is.
+
+    Otherwise hyperlink would quote it anew, where a signature may cover it, and refuse hosts
+    that are IPv6 literals or have an underscore.
+    """
+
+    def to_uri(self) -> "EncodedURL":
+        return self
 
 
-def _read_url(url: str, only_https: bool) -> _Target:
-    """Raises OutboundError for what is no address of the web that we ask."""
+class _NoCookies(IndexableCookieJar):
+    """Sends no cookie and keeps none."""
+
+    def add_cookie_header(self, request: object) -> None:
+        """Add none."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Keep none."""
+
+
+@implementer(IBodyProducer)
+class _Body:
+    """The body of a request, which is in memory already."""
+
+    def __init__(self, body: bytes) -> None:
+        self.length = len(body)
+        self._body = body
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Do nothing: all was written at once."""
+
+    def resumeProducing(self) -> None:
+        """Do nothing: all was written at once."""
+
+    def stopProducing(self) -> None:
+        """Do nothing: all was written at once."""
+
+
+def _read_headers(response: IResponse) -> dict[str, str]:
+    headers = {
+        name.decode("latin-1").lower(): values[-1].decode("latin-1")
+        for name, values in response.headers.getAllRawHeaders()
+    }
+    if isinstance(response.length, int):
+        headers["content-length"] = str(response.length)
+    return headers
+
+
+def _parse_url(url: str) -> EncodedURL:
+    try:
+        return _ExactURL.from_text(url)
+    except ValueError as error:
+        raise OutboundError("its address is none", retryable=False) from error
+
+
+def _check_url(url: str, only_https: bool) -> str:
+    """The URL, without its fragment. Raises OutboundError if it is malformed or of a kind that is
+    not asked."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise OutboundError("its address is none", retryable=False) from error
-    if len(url) > MAX_URL_CHARS or not host or not url.isascii() or parts.username is not None:
+    is_printable = all("!" <= each <= "~" for each in url)
+    if (
+        len(url) > MAX_URL_CHARS
+        or not host
+        or not is_printable
+        or parts.username is not None
+        or port == 0
+    ):
         raise OutboundError("its address is none that is asked", retryable=False)
     if parts.scheme not in ("https",) if only_https else parts.scheme not in ("https", "http"):
         raise OutboundError(
             f"{parts.scheme or 'nothing'} is no scheme that is asked", retryable=False
         )
-    secure = parts.scheme == "https"
-    authority = f"[{host}]" if ":" in host else host
-    if port is not None:
-        authority = f"{authority}:{port}"
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return _Target(secure, host, port or (443 if secure else 80), authority, path)
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}{parts.path or '/'}{query}"

@@ -1,33 +1,26 @@
-"""Opening connections: to the addresses of a name that may be contacted, and to the first of them
-that answers.
+"""Opens connections to the addresses of a host, or through a proxy.
 
-Addresses of both families are tried in turn, the next one a moment after the last (RFC 8305), so
-that a broken IPv6 or a dead machine costs a quarter of a second. Each is asked of the
-`AddressPolicy`, and the socket is opened to that very address.
+All addresses are tried, of both families by turns, each a moment after the last (RFC 8305), so
+that a broken IPv6 or a dead machine costs a quarter of a second. `AddressPolicy` checks the very
+address that the socket is opened to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
 from itertools import chain, zip_longest
+from typing import cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, FailureGroup, race
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IProtocol,
-    IProtocolFactory,
-    IReactorTCP,
-    IReactorTime,
-)
-from twisted.internet.protocol import Factory, Protocol
-from twisted.protocols.tls import TLSMemoryBIOFactory
-from twisted.python.failure import Failure
+from twisted.internet.error import ConnectingCancelledError
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTCP, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 
 from federation.http_client.address_policy import AddressPolicy
-from federation.http_client.connection import Connection
+from federation.http_client.connection import GuardedConnection, GuardFactory
 from federation.http_client.errors import OutboundError
-from federation.http_client.proxy import Proxy, Tunnel
+from federation.http_client.proxy import Proxy, Tunnel, TunnelFactory
 from federation.http_client.resolver import NameNotFound, Names
 from federation.http_client.tls import TlsName
 
@@ -36,12 +29,8 @@ SECONDS_TO_CONNECT = 10.0
 """For one address."""
 
 
-MakeAttempt = Callable[[], tuple[Connection, IProtocolFactory]]
-"""Makes a connection, and the factory of what is connected."""
-
-
-class Dialler:
-    """Opens connections."""
+class Connector:
+    """Opens guarded connections."""
 
     def __init__(
         self,
@@ -51,31 +40,67 @@ class Dialler:
         addresses: AddressPolicy,
         proxy: Proxy | None = None,
     ) -> None:
-        """`proxy`: for what is spoken with TLS."""
+        """`proxy`: for connections with TLS."""
         self._tcp = tcp
         self._clock = clock
         self._names = names
         self._addresses = addresses
         self._proxy = proxy
 
-    async def dial(self, host: str, port: int, tls: TlsName | None) -> Connection:
-        """A connection that may be used, its other side checked. `host`: a name, or an address
-        without brackets.
+    async def connect(
+        self, host: str, port: int, tls: TlsName | None, factory: IProtocolFactory
+    ) -> IProtocol:
+        """Connect a protocol of the factory, once the other side is checked. Its transport is a
+        `GuardedConnection`.
 
-        Raises OutboundError. Takes as long as it takes: whoever waits sets the time.
+        `host`: a name, or an address without brackets. Raises OutboundError. Has no time limit:
+        the caller sets one.
         """
+        guards: IProtocolFactory = GuardFactory(factory, tls)
+        if tls is not None:
+            guards = TLSMemoryBIOFactory(tls, True, guards, self._clock)
+            guards.noisy = False
         if tls is not None and self._proxy is not None and self._proxy.serves(host):
-            return await self._dial_through(self._proxy, host, port, tls)
-        addresses = self._allowed([host] if _is_address(host) else await self._look_up(host))
-        return await self._race(addresses, port, lambda: _attempt(tls))
+            connected = await self._connect_through(self._proxy, host, port, guards)
+        else:
+            addresses = self._allowed([host] if _is_address(host) else await self._look_up(host))
+            connected = await self._connect_first(addresses, port, guards)
+        guard = connected if tls is None else cast(TLSMemoryBIOProtocol, connected).wrappedProtocol
+        return await cast(GuardedConnection, guard).ready
 
-    async def _dial_through(self, proxy: Proxy, host: str, port: int, tls: TlsName) -> Connection:
+    async def _connect_through(
+        self, proxy: Proxy, host: str, port: int, factory: IProtocolFactory
+    ) -> IProtocol:
         if _is_address(host):
             self._allowed([host])
         addresses = [proxy.host] if _is_address(proxy.host) else await self._look_up(proxy.host)
-        return await self._race(
-            addresses, proxy.port, lambda: _attempt_through(proxy, host, port, tls)
+        tunnel = await self._connect_first(
+            addresses, proxy.port, TunnelFactory(proxy, host, port, factory)
         )
+        return await cast(Tunnel, tunnel).ready
+
+    async def _connect_first(
+        self, addresses: Sequence[str], port: int, factory: IProtocolFactory
+    ) -> IProtocol:
+        if not addresses:
+            raise OutboundError("it has no address")
+        ordered = _interleave(addresses)
+        attempts = []
+        for number, address in enumerate(ordered):
+            kind = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
+            endpoint = kind(self._tcp, address, port, timeout=SECONDS_TO_CONNECT)
+            attempts.append(
+                deferLater(self._clock, number * SECONDS_BETWEEN, endpoint.connect, factory)
+            )
+        try:
+            _, connected = await race(attempts)
+        except FailureGroup as group:
+            failures = group.failures
+            if any(each.check(CancelledError, ConnectingCancelledError) for each in failures):
+                raise CancelledError from group
+            text = failures[-1].getErrorMessage()
+            raise OutboundError(f"no connection to {ordered[-1]} port {port}: {text}") from group
+        return cast(IProtocol, connected)
 
     def _allowed(self, addresses: Sequence[str]) -> list[str]:
         allowed = [each for each in addresses if self._addresses.allows(each)]
@@ -85,115 +110,11 @@ class Dialler:
             )
         return allowed
 
-    async def _race(self, addresses: Sequence[str], port: int, make: MakeAttempt) -> Connection:
-        connection = await _Race(self._tcp, self._clock, _interleave(addresses), port, make).run()
-        return await connection.ready
-
     async def _look_up(self, host: str) -> Sequence[str]:
         try:
             return await self._names.lookup_addresses(host)
         except NameNotFound as error:
             raise OutboundError(str(error)) from error
-
-
-class _Race:
-    """Attempts at several addresses; the first that connects wins, and the others are given up."""
-
-    def __init__(
-        self,
-        tcp: IReactorTCP,
-        clock: IReactorTime,
-        addresses: Sequence[str],
-        port: int,
-        make: MakeAttempt,
-    ) -> None:
-        self._tcp = tcp
-        self._clock = clock
-        self._left = list(addresses)
-        self._port = port
-        self._make = make
-        self._attempts: list[Deferred[IProtocol]] = []
-        self._done: Deferred[Connection] = Deferred()
-        self._next: IDelayedCall | None = None
-        self._failure: OutboundError | None = None
-
-    async def run(self) -> Connection:
-        self._try_next()
-        try:
-            return await self._done
-        finally:
-            self._stop()
-
-    def _try_next(self) -> None:
-        if self._next is not None and self._next.active():
-            self._next.cancel()
-        if not self._left:
-            if not self._attempts and not self._done.called:
-                self._done.errback(self._failure or OutboundError("it has no address"))
-            return
-        address = self._left.pop(0)
-        if self._left:
-            self._next = self._clock.callLater(SECONDS_BETWEEN, self._try_next)
-        kind = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
-        connection, factory = self._make()
-        attempt = kind(self._tcp, address, self._port, timeout=SECONDS_TO_CONNECT).connect(factory)
-        self._attempts.append(attempt)
-        attempt.addCallbacks(
-            lambda _: self._win(attempt, connection),
-            lambda failure: self._lose(attempt, address, failure),
-        )
-
-    def _win(self, attempt: Deferred[IProtocol], connection: Connection) -> None:
-        self._attempts.remove(attempt)
-        if self._done.called:
-            connection.abort()
-        else:
-            self._done.callback(connection)
-
-    def _lose(self, attempt: Deferred[IProtocol], address: str, failure: Failure) -> None:
-        self._attempts.remove(attempt)
-        self._failure = OutboundError(
-            f"no connection to {address} port {self._port}: {failure.getErrorMessage()}"
-        )
-        if not self._done.called:
-            self._try_next()
-
-    def _stop(self) -> None:
-        self._left.clear()
-        if self._next is not None and self._next.active():
-            self._next.cancel()
-        for attempt in list(self._attempts):
-            attempt.cancel()
-
-
-class _One(Factory):
-    """Builds the protocol that it was made for."""
-
-    noisy = False
-
-    def __init__(self, protocol: Protocol) -> None:
-        self._protocol = protocol
-
-    def buildProtocol(self, addr: IAddress | None) -> Protocol:
-        return self._protocol
-
-
-def _attempt(tls: TlsName | None) -> tuple[Connection, IProtocolFactory]:
-    connection = Connection(tls)
-    return connection, _One(connection) if tls is None else _within(connection, tls)
-
-
-def _attempt_through(
-    proxy: Proxy, host: str, port: int, tls: TlsName
-) -> tuple[Connection, IProtocolFactory]:
-    connection = Connection(tls)
-    return connection, _One(Tunnel(proxy, host, port, connection, _within(connection, tls)))
-
-
-def _within(connection: Connection, tls: TlsName) -> TLSMemoryBIOFactory:
-    factory = TLSMemoryBIOFactory(tls, True, _One(connection))
-    factory.noisy = False
-    return factory
 
 
 def _interleave(addresses: Sequence[str]) -> list[str]:

@@ -1,11 +1,14 @@
-"""What may go wrong between us and a server that is asked."""
+"""Errors of requests to other machines."""
 
 from twisted.internet.defer import CancelledError
 
 
 class OutboundError(Exception):
-    """No whole answer came. `retryable`: it may come if the same is asked later. `status`: of the
-    answer whose head came, if one did."""
+    """No whole answer was received.
+
+    `retryable`: the same request may succeed later. `status`: of the answer, if its head was
+    received.
+    """
 
     def __init__(self, text: str, *, retryable: bool = True, status: int | None = None) -> None:
         super().__init__(text)
@@ -14,19 +17,19 @@ class OutboundError(Exception):
 
 
 class TooLong(OutboundError):
-    """The answer is longer than was to be read."""
+    """The answer is longer than the limit."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text, retryable=False, status=status)
 
 
 class ConnectionGone(OutboundError):
-    """The connection ended before the first byte of the answer: a request may not even have been
-    seen."""
+    """The connection ended before the first byte of the answer. The server may not have seen the
+    request."""
 
 
 class CutOff(CancelledError):
-    """Nobody waits any longer for the answer, whose head has come, with this status."""
+    """The request was cancelled after the head of the answer was received, with this status."""
 
     def __init__(self, status: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Going out through an HTTP proxy, by CONNECT: the proxy sees the host and nothing of what is said
-to it.
+"""Connections through an HTTP proxy, by CONNECT: the proxy learns the host, and nothing of what is
+sent to it.
 
-Through a proxy names are looked up by it, so the addresses behind names are its business, not the
-`AddressPolicy`'s.
+The proxy looks up names, so it has to check the addresses behind them, and not the
+`AddressPolicy`.
 """
 
 from base64 import b64encode
@@ -12,30 +12,30 @@ from typing import Final, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
-from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import ITCPTransport
-from twisted.internet.protocol import Protocol
-from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.internet.address import HostnameAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, ITCPTransport
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from federation.http_client.connection import Connection
 from federation.http_client.errors import OutboundError
 
 MAX_ANSWER_BYTES: Final = 16 << 10
 
 
 class BadProxy(ValueError):
-    """The address of a proxy is none."""
+    """The address of a proxy is malformed."""
 
 
 class Proxy(msgspec.Struct, frozen=True):
-    """Where it is, and how it knows us."""
+    """An HTTP proxy, and our credentials there."""
 
     host: str
     port: int
     authorization: str | None = None
     exceptions: tuple[str, ...] = ()
-    """Hosts that are asked directly: names with all under them, addresses, networks, or `*`."""
+    """Hosts that are connected to directly: names with their subdomains, addresses, networks, or
+    `*`."""
 
     def serves(self, host: str) -> bool:
         """Whether requests to a host (a name, or an address without brackets) go through it."""
@@ -47,7 +47,7 @@ class Proxy(msgspec.Struct, frozen=True):
 
 
 def read_proxy(url: str, exceptions: Sequence[str] = ()) -> Proxy:
-    """A proxy as in `http://user:password@proxy.example:3128`. Raises BadProxy."""
+    """Read a proxy as in `http://user:password@proxy.example:3128`. Raises BadProxy."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname, parts.port
@@ -63,62 +63,75 @@ def read_proxy(url: str, exceptions: Sequence[str] = ()) -> Proxy:
 
 
 class Tunnel(Protocol):
-    """Asks the proxy for a way to a host, and then lets the connection have it."""
+    """Asks the proxy for a way to a host. `ready` fires with the protocol that is connected through
+    it."""
 
-    def __init__(
-        self,
-        proxy: Proxy,
-        host: str,
-        port: int,
-        connection: Connection,
-        wrapped: TLSMemoryBIOFactory,
-    ) -> None:
-        """`wrapped` makes the TLS around `connection`."""
+    def __init__(self, proxy: Proxy, host: str, port: int, inner: IProtocolFactory) -> None:
+        self.ready: Deferred[IProtocol] = Deferred(lambda _: self._abort())
         self._proxy = proxy
+        self._host = host
+        self._port = port
         self._target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._connection = connection
-        self._wrapped = wrapped
-        self._inner: Protocol | None = None
-        self._came = b""
+        self._factory = inner
+        self._inner: IProtocol | None = None
+        self._received = b""
 
     def connectionMade(self) -> None:
         lines = [f"CONNECT {self._target} HTTP/1.1", f"Host: {self._target}"]
         if self._proxy.authorization is not None:
             lines.append(f"Proxy-Authorization: {self._proxy.authorization}")
-        self._connection.carried_by(cast(ITCPTransport, self.transport))
         cast(ITCPTransport, self.transport).write("\r\n".join((*lines, "", "")).encode())
 
     def dataReceived(self, data: bytes) -> None:
         if self._inner is not None:
             self._inner.dataReceived(data)
             return
-        self._came += data
-        head, end, rest = self._came.partition(b"\r\n\r\n")
+        self._received += data
+        head, end, rest = self._received.partition(b"\r\n\r\n")
         if not end:
-            if len(self._came) > MAX_ANSWER_BYTES:
+            if len(self._received) > MAX_ANSWER_BYTES:
                 self._refuse("the proxy does not come to an end")
             return
         words = head.split(b"\r\n")[0].split(b" ")
         if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or words[1] != b"200":
             self._refuse(f"the proxy says {b' '.join(words[1:])[:80].decode('latin-1')!a}")
             return
-        inner = self._wrapped.buildProtocol(None)
+        inner = self._factory.buildProtocol(HostnameAddress(self._host.encode("ascii"), self._port))
         assert inner is not None
-        self._inner = cast(Protocol, inner)
-        self._inner.makeConnection(cast(ITCPTransport, self.transport))
+        self._inner = inner
+        inner.makeConnection(cast(ITCPTransport, self.transport))
+        self.ready.callback(inner)
         if rest:
-            self._inner.dataReceived(rest)
+            inner.dataReceived(rest)
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._inner is not None:
             self._inner.connectionLost(reason)
-        elif not self._connection.ready.called:
-            self._connection.ready.errback(OutboundError("the proxy closed the connection"))
+        elif not self.ready.called:
+            self.ready.errback(OutboundError("the proxy closed the connection"))
 
     def _refuse(self, text: str) -> None:
-        if not self._connection.ready.called:
-            self._connection.ready.errback(OutboundError(text))
+        self._abort()
+        if not self.ready.called:
+            self.ready.errback(OutboundError(text))
+
+    def _abort(self) -> None:
         cast(ITCPTransport, self.transport).abortConnection()
+
+
+class TunnelFactory(Factory):
+    """Makes tunnels to one host, in which protocols of another factory are connected."""
+
+    noisy = False
+
+    def __init__(self, proxy: Proxy, host: str, port: int, inner: IProtocolFactory) -> None:
+        self._proxy = proxy
+        self._host = host
+        self._port = port
+        self._inner = inner
+
+    def buildProtocol(self, addr: IAddress | None) -> Tunnel:
+        return Tunnel(self._proxy, self._host, self._port, self._inner)
 
 
 def _is_covered(host: str, exception: str) -> bool:

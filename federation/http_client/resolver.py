@@ -1,4 +1,4 @@
-"""From names to addresses and services, by the system's resolver and by DNS.
+"""Looks up the addresses and services of names, by the system's resolver and by DNS.
 
 Addresses come from the system (`getaddrinfo`: hosts file and all, in threads of their own),
 services (SRV) from the name servers that the system is set up with.
@@ -18,7 +18,7 @@ from federation.protocol.discovery import Service
 from storage.engine.executors import Executor, run_in
 
 SRV_SECONDS = (2, 4)
-"""How long an answer to a question for services is waited for: at first, and once more."""
+"""Time limits for the first and the second query for services."""
 MAX_ADDRESSES = 20
 """Of one name."""
 MAX_SERVICES = 20
@@ -26,32 +26,31 @@ MAX_NAME_CHARS, MAX_LABEL_CHARS = 253, 63
 
 
 class NameNotFound(Exception):
-    """There is no such name, or it could not be found out."""
+    """The name does not exist, or the look-up failed."""
 
 
 class Services(msgspec.Struct, frozen=True):
-    """The SRV records of a name, none for a name without, and for how many seconds they are
-    good."""
+    """The SRV records of a name, if it has any, and their time to live in seconds."""
 
     records: tuple[Service, ...]
     seconds: float
 
 
 class Names(Protocol):
-    """Finds what names stand for."""
+    """Looks up names."""
 
     async def lookup_addresses(self, host: str) -> Sequence[str]:
-        """IPv4 and IPv6 addresses, best first. Raises NameNotFound."""
+        """Return IPv4 and IPv6 addresses, best first. Raises NameNotFound."""
         ...
 
     async def lookup_services(self, name: str) -> Services:
-        """The SRV records of `_service._tcp.host`. Raises NameNotFound only where nobody can
-        tell."""
+        """Return the SRV records of `_service._tcp.host`. Raises NameNotFound if no name server
+        answers."""
         ...
 
 
 class SystemNames:
-    """As this machine knows them."""
+    """Looks up names as this machine does."""
 
     def __init__(
         self,
@@ -59,8 +58,7 @@ class SystemNames:
         threads: Executor,
         name_servers: Sequence[tuple[str, int]] | None = None,
     ) -> None:
-        """`threads`: where `getaddrinfo` may take its time. `name_servers`: others than the
-        system's for services."""
+        """`threads` run `getaddrinfo`. `name_servers`: for services, instead of the system's."""
         self._threads = threads
         self._resolver = Resolver(
             resolv=None if name_servers else "/etc/resolv.conf",
@@ -107,7 +105,7 @@ class SystemNames:
 
 
 def _check(name: str) -> None:
-    """Raises NameNotFound for what DNS cannot even be asked for. spec: RFC 1035, section 2.3.4"""
+    """Raises NameNotFound for a text that cannot be a name in DNS. spec: RFC 1035, section 2.3.4"""
     labels = name.removesuffix(".").split(".")
     if len(name) > MAX_NAME_CHARS or not all(0 < len(label) <= MAX_LABEL_CHARS for label in labels):
         raise NameNotFound(f"{name!a} can be no name")

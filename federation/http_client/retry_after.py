@@ -1,4 +1,4 @@
-"""How long whoever was asked wants to be left alone.
+"""Reads `Retry-After`: how long to wait before the next request.
 
 spec: client-server-api#rate-limiting; RFC 9110, section 10.2.3
 """
@@ -9,14 +9,16 @@ from typing import Final
 from federation.protocol.http_dates import read_http_date
 
 MOST_DIGITS: Final = 9
-"""Of the seconds; more are taken for none."""
+"""Of a number of seconds; a longer number is ignored."""
 MOST_SECONDS: Final = 10**MOST_DIGITS - 1
 
 
 def read_retry_after(headers: Mapping[str, str], now: float) -> int:
-    """How long `Retry-After` asks to wait, in milliseconds: a number of seconds, or until a date; 0
-    where it says neither, or a time that is over. Names are in lower case. `now`: in seconds since
-    1970; where the answer has a date itself, that counts, by the same clock.
+    """Return how long to wait, in milliseconds. The header has a number of seconds or a date; 0 if
+    neither, or the date is over.
+
+    Names of headers are in lower case. `now`: in seconds since 1970; the `Date` of the answer,
+    if it has one, counts instead.
     """
     text = headers.get("retry-after", "")
     if text.isascii() and text.isdecimal():

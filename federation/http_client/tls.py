@@ -1,7 +1,8 @@
-"""TLS to other servers: whom we believe, and that the other side is who we asked for.
+"""TLS to other servers: the trusted authorities, and the check that a certificate is for the right
+name.
 
-OpenSSL checks the chain of certificates during the handshake; `check_identity` checks afterwards,
-and before anything is sent, that the certificate is for the right name.
+OpenSSL checks the chain of certificates during the handshake. `check_identity` checks the name
+afterwards, before anything is sent.
 """
 
 from collections.abc import Sequence
@@ -33,11 +34,12 @@ class BadAuthorities(Exception):
 
 
 class TlsTrust:
-    """Whom we believe. Reading the system's authorities takes some milliseconds, so there is one of
-    these."""
+    """The trusted authorities. Reading those of the system takes some milliseconds, so make one
+    instance and share it."""
 
     def __init__(self, authorities: Sequence[Path] | None = None, *, verify: bool = True) -> None:
-        """`authorities`: PEM files instead of the system's. Without `verify` anybody is believed.
+        """`authorities`: PEM files instead of the system's. Without `verify`, no certificate is
+        checked.
 
         Raises BadAuthorities.
         """
@@ -54,14 +56,14 @@ class TlsTrust:
         self._context: Context = options.getContext()
 
     def towards(self, name: str) -> "TlsName":
-        """For one connection to a server of that name (a host name, or an address without
-        brackets)."""
+        """Expect a server of that name (a host name, or an address without brackets) on one
+        connection."""
         return TlsName(self._context, name, self.verifies)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class TlsName:
-    """Makes the connection's TLS, with the name in its greeting, and checks who answered."""
+    """Makes the TLS of one connection, with the name in SNI, and checks the certificate's name."""
 
     def __init__(self, context: Context, name: str, verifies: bool) -> None:
         self._context = context
@@ -76,7 +78,7 @@ class TlsName:
         return connection
 
     def check_identity(self, connection: Connection) -> None:
-        """Raises OutboundError where the certificate is for somebody else."""
+        """Raises OutboundError if the certificate is for another name."""
         if not self._verifies:
             return
         try:

@@ -1,18 +1,22 @@
-"""The wire to other servers as it is in production: finds a server, connects, and exchanges a
-request with it.
+"""The production `Wire`: finds a server, connects to it, and sends it a request.
 
-Redirects are not followed. A route whose hosts do not answer is asked for again the next time.
+Redirects are not followed. A route whose hosts do not answer is looked up again the next time.
 
 spec: server-server-api#resolving-server-names
 """
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime
+from twisted.web.client import URI
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
 
-from federation.http_client.connection import Connection, Received
-from federation.http_client.connector import Dialler
+from federation.http_client.agent import ConnectionPool
+from federation.http_client.client import HttpClient
+from federation.http_client.connector import Connector
 from federation.http_client.errors import OutboundError, TooLong
-from federation.http_client.pool import Pool
-from federation.http_client.request import REPEATABLE, encode_request, within
+from federation.http_client.time_limit import within
 from federation.http_client.tls import TlsTrust
 from federation.peers.routes import Routes
 from federation.peers.wire import WireAnswer, WireRequest
@@ -21,60 +25,82 @@ from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName, is_server_name
 
 
-class Agent:
-    """A `Wire`."""
+@implementer(IAgent)
+class FederationAgent:
+    """An agent for URLs whose host and port are the name of a Matrix server."""
 
     def __init__(
-        self, clock: IReactorTime, routes: Routes, dialler: Dialler, pool: Pool, trust: TlsTrust
+        self, routes: Routes, connector: Connector, pool: ConnectionPool, trust: TlsTrust
     ) -> None:
-        self._clock = clock
         self._routes = routes
-        self._dialler = dialler
+        self._connector = connector
         self._pool = pool
         self._trust = trust
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
-        """Raises RemoteError."""
-        try:
-            received = await within(
-                self._clock, request.seconds, self._exchange(destination, request)
-            )
-        except TooLong as error:
-            raise AnswerTooLong(destination, str(error)) from error
-        except OutboundError as error:
-            raise RemoteError(destination, str(error), retryable=error.retryable) from error
-        return WireAnswer(received.status, received.headers, received.body)
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,  # noqa: N803
+    ) -> Deferred[IResponse]:
+        return Deferred.fromCoroutine(
+            self._request(method, uri, headers or Headers(), bodyProducer)
+        )
 
-    async def _exchange(self, destination: ServerName, request: WireRequest) -> Received:
-        if not is_server_name(destination):  # identifiers in events may name such
-            raise OutboundError("no server can have this name", retryable=False)
+    async def _request(
+        self, method: bytes, uri: bytes, headers: Headers, body: IBodyProducer | None
+    ) -> IResponse:
+        destination = ServerName(URI.fromBytes(uri).netloc.decode("ascii"))
         route = await self._routes.find(destination)
-        encoded = encode_request(
-            request.method, request.uri, route.host_header, request.headers, request.body
-        )
+        headers = headers.copy()
+        headers.setRawHeaders("Host", [route.host_header])
 
-        async def dial() -> Connection:
-            return await self._dial(destination, route)
+        async def connect(factory: IProtocolFactory) -> IProtocol:
+            return await self._connect(destination, route, factory)
 
-        # Servers that lead to the same host share its connections: that host proved who it is
+        # Servers that lead to the same host share its connections: that host proved its identity
         key = ("matrix", route.host_header, route.tls_name)
-        return await self._pool.exchange(
-            key,
-            dial,
-            encoded,
-            request.max_bytes,
-            repeatable=request.method in REPEATABLE,
-            take=request.take,
-        )
+        return await self._pool.request(key, connect, method, uri, headers, body)
 
-    async def _dial(self, destination: ServerName, route: Route) -> Connection:
+    async def _connect(
+        self, destination: ServerName, route: Route, factory: IProtocolFactory
+    ) -> IProtocol:
+        """Connect to the first host of a route that answers."""
         failure = OutboundError("it says that it takes no part in federation", retryable=False)
         for hop in route.hops:
             try:
-                return await self._dialler.dial(
-                    hop.host, hop.port, self._trust.towards(route.tls_name)
-                )
+                tls = self._trust.towards(route.tls_name)
+                return await self._connector.connect(hop.host, hop.port, tls, factory)
             except OutboundError as error:
                 failure = error
         self._routes.doubt(destination)
         raise failure
+
+
+class HttpWire:
+    """A `Wire`."""
+
+    def __init__(self, clock: IReactorTime, agent: FederationAgent) -> None:
+        self._clock = clock
+        self._client = HttpClient(clock, agent)
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        """Raises RemoteError."""
+        try:
+            if not is_server_name(destination):  # identifiers in events may name such
+                raise OutboundError("no server can have this name", retryable=False)
+            work = self._client.exchange(
+                request.method,
+                f"https://{destination}{request.uri}",
+                request.headers,
+                request.body,
+                max_bytes=request.max_bytes,
+                take=request.take,
+            )
+            answer = await within(self._clock, request.seconds, work)
+        except TooLong as error:
+            raise AnswerTooLong(destination, str(error)) from error
+        except OutboundError as error:
+            raise RemoteError(destination, str(error), retryable=error.retryable) from error
+        return WireAnswer(answer.status, answer.headers, answer.body)

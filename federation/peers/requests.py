@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from federation.http_client.request import TakeBody
+from federation.http_client.body import TakeBody
 from federation.http_client.retry_after import read_retry_after
 from federation.peers.identity import ServerIdentity
 from federation.peers.policy import Policy

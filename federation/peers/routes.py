@@ -20,8 +20,8 @@ from twisted.logger import Logger
 
 from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
-from federation.http_client.request import within
 from federation.http_client.resolver import NameNotFound, Names, Services
+from federation.http_client.time_limit import within
 from federation.peers.shared_work import SharedWork
 from federation.protocol.discovery import (
     Route,
@@ -50,7 +50,7 @@ MAX_REMEMBERED = 10_000
 
 
 class Web(Protocol):
-    """Where files are fetched from: a `GuardedClient`."""
+    """The client that fetches well-known files: an `HttpClient`."""
 
     async def request(
         self,

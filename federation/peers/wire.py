@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from federation.http_client.request import TakeBody
+from federation.http_client.body import TakeBody
 from federation.protocol.ids import ServerName
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+from canonicaljson import encode_canonical_json
 
-from federation.protocol.canonical_json import check_readable, encode_canonical
+from federation.protocol.canonical_json import check_readable
 from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.signing import KEY_BYTES, decode_base64
 
@@ -47,7 +48,7 @@ def parse_identity_keys(keys: Mapping[str, Any], user_id: str, device_id: str) -
     if identity.user_id != user_id or identity.device_id != device_id:
         raise InvalidParam("device_keys are for another user or device")
     check_readable(keys, MAX_KEY_DEPTH)
-    return encode_canonical({key: value for key, value in keys.items() if key != "unsigned"})
+    return encode_canonical_json({key: value for key, value in keys.items() if key != "unsigned"})
 
 
 def parse_cross_signing_key(user_id: str, usage: str, key: Mapping[str, Any]) -> PublicKey:
@@ -67,7 +68,9 @@ def parse_cross_signing_key(user_id: str, usage: str, key: Mapping[str, Any]) ->
     if not isinstance(key.get("signatures", {}), dict):
         raise InvalidParam(f"The signatures of the {usage} key are no object")
     check_readable(key, MAX_KEY_DEPTH)
-    content = encode_canonical({name: value for name, value in key.items() if name != "unsigned"})
+    content = encode_canonical_json(
+        {name: value for name, value in key.items() if name != "unsigned"}
+    )
     return PublicKey(public_key, content)
 
 

@@ -1,8 +1,9 @@
-"""Ed25519 keys and signed JSON: who vouches for a JSON object, and under which key.
+"""Ed25519 keys and signed JSON objects.
 
 A signature is made over the canonical JSON of an object without its `signatures` and `unsigned`.
-Events are signed in their redacted form: `event_signing` does that. Whether a key belongs to a
-server, and was valid at the time, is for the keyring to say; here keys are given.
+Keys, key files and signed objects are signedjson's. Events are signed by `event_signing`, in
+their redacted form, and requests by `request_signing`: both encode faster, and use the same
+keys. Whether a key belongs to a server, and was valid at the time, the keyring decides.
 
 Keys are made of seeds that the caller draws: this package has no randomness of its own.
 
@@ -13,17 +14,24 @@ import re
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from typing import Any, Final
 
-from nacl.bindings import crypto_sign, crypto_sign_BYTES, crypto_sign_open, crypto_sign_seed_keypair
+import signedjson.sign
+from nacl.bindings import crypto_sign_BYTES, crypto_sign_open
 from nacl.exceptions import CryptoError
+from signedjson.key import (
+    decode_signing_key_base64,
+    decode_verify_key_bytes,
+    read_signing_keys,
+    write_signing_keys,
+)
+from signedjson.sign import SignatureVerifyException, verify_signed_json
 
-from federation.protocol.canonical_json import encode_canonical
-from federation.protocol.errors import InvalidParam
+from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.ids import KeyID, parse_key_id
 
 ALGORITHM: Final = "ed25519"
-SEED_BYTES: Final = 32
 KEY_BYTES: Final = 32
 
 _KEY_NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -45,9 +53,9 @@ def decode_base64(text: str) -> bytes:
 
 
 class SigningKey:
-    """A private Ed25519 key with the id that it is published under."""
+    """A private Ed25519 key with the id under which it is published."""
 
-    __slots__ = ("_secret", "key_id", "public_key", "seed")
+    __slots__ = ("key", "key_id", "public_key", "seed")
 
     def __init__(self, name: str, seed: bytes) -> None:
         """`name` is the part of the key id after `ed25519:`; `seed` is 32 random bytes. Raises
@@ -56,53 +64,47 @@ class SigningKey:
             raise ValueError(
                 f"The name of a signing key may only have letters, digits and _: {name!r}"
             )
-        if len(seed) != SEED_BYTES:
-            raise ValueError(
-                f"The seed of a signing key must have {SEED_BYTES} bytes, not {len(seed)}"
-            )
+        self.key = decode_signing_key_base64(ALGORITHM, name, encode_base64(seed))
+        """As signedjson has it."""
         self.key_id = KeyID(f"{ALGORITHM}:{name}")
         self.seed = seed
-        self.public_key: bytes
-        self._secret: bytes
-        self.public_key, self._secret = crypto_sign_seed_keypair(seed)
+        self.public_key = bytes(self.key.verify_key)
 
     def __repr__(self) -> str:
         return f"<SigningKey {self.key_id}>"
 
     def sign(self, message: bytes) -> str:
-        """The signature in unpadded base64."""
-        signed: bytes = crypto_sign(message, self._secret)
-        return b64encode(signed[:crypto_sign_BYTES])[:86].decode()
+        """Make a signature, in unpadded base64."""
+        return b64encode(self.key.sign(message).signature)[:86].decode()
 
 
 def parse_signing_keys(text: str) -> list[SigningKey]:
-    """The keys of a signing-key file: a line for each, `ed25519 NAME SEED` with the seed in
+    """Read the keys of a signing-key file: a line for each, `ed25519 NAME SEED`, the seed in
     unpadded base64.
 
-    Empty lines and lines that begin with `#` are passed over. Raises `ValueError` with the number
-    of the line.
+    Skips empty lines and lines that begin with `#`. Raises `ValueError` with the number of the
+    line.
     """
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
-        if len(words) != 3 or words[0] != ALGORITHM:
-            raise ValueError(f"line {number}: want `{ALGORITHM} NAME SEED`")
         try:
-            keys.append(SigningKey(words[1], decode_base64(words[2])))
-        except (InvalidParam, ValueError) as error:
-            raise ValueError(f"line {number}: {error}") from error
+            (key,) = read_signing_keys([line])
+            keys.append(SigningKey(key.version, key.encode()))
+        except ValueError as error:
+            form = f"`{ALGORITHM} NAME SEED` with the seed in unpadded base64"
+            raise ValueError(f"line {number}: want {form}: {error}") from error
     if not keys:
         raise ValueError("there is no signing key in it")
     return keys
 
 
 def format_signing_keys(keys: Iterable[SigningKey]) -> str:
-    """The text of a signing-key file; `parse_signing_keys` reads it."""
-    return "".join(
-        f"{ALGORITHM} {key.key_id.partition(':')[2]} {encode_base64(key.seed)}\n" for key in keys
-    )
+    """Write the text of a signing-key file, as `parse_signing_keys` reads it."""
+    text = StringIO()
+    write_signing_keys(text, [each.key for each in keys])
+    return text.getvalue()
 
 
 def parse_public_key(key_id: str, key: str) -> bytes:
@@ -128,17 +130,14 @@ def is_signature_valid(public_key: bytes, message: bytes, signature: str) -> boo
     return True
 
 
-def encode_signed_part(value: Mapping[str, Any]) -> bytes:
-    """What a signature of a JSON object is made over. Raises `BadJson`."""
-    return encode_canonical(
-        {key: item for key, item in value.items() if key != "signatures" and key != "unsigned"}
-    )
-
-
 def sign_json(value: Mapping[str, Any], entity: str, key: SigningKey) -> dict[str, Any]:
-    """A copy of a JSON object with the entity's (a server's or a user's) signature added to those
-    it has."""
-    return add_signature(value, entity, key.key_id, key.sign(encode_signed_part(value)))
+    """Copy a JSON object and add the signature of an entity (a server or a user). Raises
+    `BadJson`."""
+    signatures = {name: dict(of_entity) for name, of_entity in value.get("signatures", {}).items()}
+    try:
+        return signedjson.sign.sign_json({**value, "signatures": signatures}, entity, key.key)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadJson(f"This value has no canonical JSON form: {error}") from error
 
 
 def add_signature(
@@ -185,8 +184,25 @@ def are_signatures_valid(
 
 
 def is_signed_by(value: Mapping[str, Any], entity: str, public_keys: Mapping[KeyID, bytes]) -> bool:
-    """Whether the entity has signed this JSON object with one of these keys of its own."""
+    """Whether one of these keys at least signed this JSON object for the entity, and no signature
+    by one of them is wrong.
+
+    An object that has no canonical JSON form is signed by nobody.
+    """
     signatures = signatures_of(value, entity)
-    return bool(signatures) and are_signatures_valid(
-        encode_signed_part(value), signatures, public_keys
+    known = [key_id for key_id in signatures if key_id in public_keys]
+    return bool(known) and all(
+        _is_signature_on(value, entity, key_id, signatures[key_id], public_keys[key_id])
+        for key_id in known
     )
+
+
+def _is_signature_on(
+    value: Mapping[str, Any], entity: str, key_id: KeyID, signature: str, public_key: bytes
+) -> bool:
+    try:
+        decode_base64(signature)  # signedjson overlooks characters that are not base64
+        verify_signed_json(dict(value), entity, decode_verify_key_bytes(key_id, public_key))
+    except (InvalidParam, SignatureVerifyException, TypeError, ValueError, RecursionError):
+        return False
+    return True

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeGuard
 
 import msgspec
+from canonicaljson import encode_canonical_json
 
 from federation.peers.requests import RefusedByRemote, Requests, path_of
-from federation.protocol.canonical_json import check_readable, encode_canonical
+from federation.protocol.canonical_json import check_readable
 from federation.protocol.device_keys import (
     MAX_KEY_DEPTH,
     PublicKey,
@@ -213,7 +214,7 @@ def _encode(key: object) -> bytes | None:
         return None
     try:
         check_readable(key, MAX_KEY_DEPTH)
-        encoded = encode_canonical(key)
+        encoded = encode_canonical_json(key)
     except MatrixError:
         return None
     return encoded if len(encoded) <= MAX_KEYS_BYTES else None

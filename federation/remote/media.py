@@ -16,8 +16,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from federation.http_client.body import TakeBody
 from federation.http_client.errors import OutboundError
-from federation.http_client.request import TakeBody
 from federation.peers.requests import Query, RefusedByRemote, Requests, path_of
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName

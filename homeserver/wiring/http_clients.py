@@ -9,15 +9,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTCP, IReactorTime
 
 from federation.http_client.address_policy import AddressPolicy
-from federation.http_client.client import GuardedClient
-from federation.http_client.connector import Dialler
+from federation.http_client.agent import ConnectionPool, WebAgent
+from federation.http_client.body import TakeBody
+from federation.http_client.client import HttpClient
+from federation.http_client.connector import Connector
 from federation.http_client.errors import OutboundError
-from federation.http_client.pool import Pool
 from federation.http_client.proxy import Proxy, read_proxy
-from federation.http_client.request import TakeBody
 from federation.http_client.resolver import Names, SystemNames
 from federation.http_client.tls import TlsTrust
-from federation.peers.agent import Agent
+from federation.peers.agent import FederationAgent, HttpWire
 from federation.peers.routes import Routes
 from homeserver.config.configuration import Config
 from homeserver.config.outgoing import Federation
@@ -49,7 +49,7 @@ class OutboundParts:
         self._threads = threads
         self._clock = cast(IReactorTime, reactor)
         self._names = names if names is not None else SystemNames(reactor, threads)
-        self._pool = Pool(self._clock)
+        self._pool = ConnectionPool(self._clock)
         self._system_trust = TlsTrust()
         trust = TlsTrust(
             federation.federation_custom_ca_list or None,
@@ -57,13 +57,11 @@ class OutboundParts:
         )
         addresses = AddressPolicy(federation.ip_range_blacklist, federation.ip_range_whitelist)
         self._proxy = proxy_of(federation, environment)
-        dialler = Dialler(
-            cast(IReactorTCP, reactor), self._clock, self._names, addresses, self._proxy
-        )
-        self._peers = GuardedClient(self._clock, dialler, self._pool, trust)
+        connector = self._connector(addresses)
+        self._peers = HttpClient(self._clock, WebAgent(self._pool, connector, trust))
         routes = Routes(self._clock, self._peers, self._names, draw)
-        self.wire = Agent(self._clock, routes, dialler, self._pool, trust)
-        self.client = GuardedClient(self._clock, dialler, self._pool, self._system_trust)
+        self.wire = HttpWire(self._clock, FederationAgent(routes, connector, self._pool, trust))
+        self.client = HttpClient(self._clock, WebAgent(self._pool, connector, self._system_trust))
         previews = config.previews
         self.previews = self.client_for(
             previews.url_preview_ip_range_blacklist, previews.url_preview_ip_range_whitelist
@@ -93,18 +91,20 @@ class OutboundParts:
         )
         return answer.status
 
-    def client_for(self, denied: Iterable[str], allowed: Iterable[str]) -> GuardedClient:
-        """A client with ranges of addresses of its own, as previews of links have."""
-        addresses = AddressPolicy(denied, allowed)
-        dialler = Dialler(
-            cast(IReactorTCP, self._reactor), self._clock, self._names, addresses, self._proxy
-        )
-        return GuardedClient(self._clock, dialler, self._pool, self._system_trust)
+    def client_for(self, denied: Iterable[str], allowed: Iterable[str]) -> HttpClient:
+        """A client with an address policy of its own, as previews of links have."""
+        connector = self._connector(AddressPolicy(denied, allowed))
+        return HttpClient(self._clock, WebAgent(self._pool, connector, self._system_trust))
 
     def close(self) -> Deferred[None]:
         """Close connections that nobody uses, and look up no more names."""
         self._pool.close()
         return self._threads.close()
+
+    def _connector(self, addresses: AddressPolicy) -> Connector:
+        return Connector(
+            cast(IReactorTCP, self._reactor), self._clock, self._names, addresses, self._proxy
+        )
 
 
 def proxy_of(federation: Federation, environment: Mapping[str, str]) -> Proxy | None:

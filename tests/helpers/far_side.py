@@ -3,7 +3,7 @@ them.
 
 far = FarSide(tmp_path) port = far.listen(lambda request: ok(b'{"server": {}}'), "south.example")
 far.names.addresses["south.example"] = ["127.0.0.1"] answer = await
-far.agent().exchange(ServerName(f"south.example:{port}"), WireRequest("GET", "/_matrix/x"))
+far.wire().exchange(ServerName(f"south.example:{port}"), WireRequest("GET", "/_matrix/x"))
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
+    IProtocol,
+    IProtocolFactory,
     IReactorSSL,
     IReactorTCP,
     IReactorTime,
@@ -24,14 +26,13 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol, ServerFactory
 
 from federation.http_client.address_policy import AddressPolicy
-from federation.http_client.client import GuardedClient
-from federation.http_client.connection import Connection
-from federation.http_client.connector import Dialler
-from federation.http_client.pool import Pool
+from federation.http_client.agent import ConnectionPool, WebAgent
+from federation.http_client.client import HttpClient
+from federation.http_client.connector import Connector
 from federation.http_client.proxy import Proxy
 from federation.http_client.resolver import NameNotFound, Services
 from federation.http_client.tls import TlsName, TlsTrust
-from federation.peers.agent import Agent
+from federation.peers.agent import FederationAgent, HttpWire
 from federation.peers.routes import Routes
 from federation.protocol.discovery import Service
 from homeserver.http.listeners import TlsContext
@@ -70,13 +71,15 @@ class FakeNames:
         return Services(tuple(self.services.get(name, ())), 300)
 
 
-class MovedDialler(Dialler):
-    """Dials other ports than it is told, since a test cannot listen on 443."""
+class MovedConnector(Connector):
+    """Connects to other ports than it is told, since a test cannot listen on 443."""
 
     ports: dict[int, int]
 
-    async def dial(self, host: str, port: int, tls: TlsName | None) -> Connection:
-        return await super().dial(host, self.ports.get(port, port), tls)
+    async def connect(
+        self, host: str, port: int, tls: TlsName | None, factory: IProtocolFactory
+    ) -> IProtocol:
+        return await super().connect(host, self.ports.get(port, port), tls, factory)
 
 
 class Speaker(Protocol):
@@ -135,7 +138,7 @@ class FarSide:
         self.connections: list[Speaker] = []
         self.moved: dict[int, int] = {}
         """Ports that are dialled instead of others."""
-        self.pool = Pool(CLOCK)
+        self.pool = ConnectionPool(CLOCK)
         self.proxy: Proxy | None = None
         self._ports: list[IListeningPort] = []
 
@@ -161,25 +164,30 @@ class FarSide:
     def trust(self) -> TlsTrust:
         return TlsTrust([self.authority.path])
 
-    def dialler(self, allowed: Sequence[str] = LOOPBACK) -> Dialler:
-        dialler = MovedDialler(
+    def connector(self, allowed: Sequence[str] = LOOPBACK) -> Connector:
+        connector = MovedConnector(
             cast(IReactorTCP, installed_reactor),
             CLOCK,
             self.names,
             AddressPolicy(PRIVATE, allowed),
             self.proxy,
         )
-        dialler.ports = self.moved
-        return dialler
+        connector.ports = self.moved
+        return connector
 
     def client(
         self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None
-    ) -> GuardedClient:
-        return GuardedClient(CLOCK, self.dialler(allowed), self.pool, trust or self.trust())
+    ) -> HttpClient:
+        return HttpClient(
+            CLOCK, WebAgent(self.pool, self.connector(allowed), trust or self.trust())
+        )
 
-    def agent(self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None) -> Agent:
+    def wire(self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None) -> HttpWire:
         routes = Routes(CLOCK, self.client(allowed), self.names, lambda: 0.5)
-        return Agent(CLOCK, routes, self.dialler(allowed), self.pool, trust or self.trust())
+        return HttpWire(
+            CLOCK,
+            FederationAgent(routes, self.connector(allowed), self.pool, trust or self.trust()),
+        )
 
     async def end(self) -> None:
         """Close all."""

@@ -3,8 +3,10 @@ with them."""
 
 from typing import Any, Protocol
 
+from canonicaljson import encode_canonical_json
+
 from federation.protocol.ids import KeyID
-from federation.protocol.signing import SigningKey, add_signature, encode_base64, encode_signed_part
+from federation.protocol.signing import SigningKey, add_signature, encode_base64
 from tests.helpers.server import User
 
 V3 = "/_matrix/client/v3"
@@ -29,8 +31,11 @@ class PersonalKey:
         self.key_id = KeyID(f"ed25519:{name or self.public}")
 
     def sign(self, content: dict[str, Any], user: Owner) -> dict[str, Any]:
+        signed = {
+            key: value for key, value in content.items() if key not in ("signatures", "unsigned")
+        }
         return add_signature(
-            content, user.user_id, self.key_id, self._key.sign(encode_signed_part(content))
+            content, user.user_id, self.key_id, self._key.sign(encode_canonical_json(signed))
         )
 
 

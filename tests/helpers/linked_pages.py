@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
+from federation.http_client.body import TakeBody
 from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
-from federation.http_client.request import TakeBody
 
 PIECE_BYTES = 8192
 

@@ -23,9 +23,9 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.http_client.body import TakeBody
 from federation.http_client.client import Web, WebAnswer
 from federation.http_client.errors import OutboundError
-from federation.http_client.request import TakeBody
 from federation.peers.member_lists import Fetch
 from federation.peers.wire import Wire, WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError

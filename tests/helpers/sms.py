@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from federation.http_client.body import TakeBody
 from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
-from federation.http_client.request import TakeBody
 
 
 class SMSGateway:

@@ -8,9 +8,9 @@ from shutil import which
 import pytest
 from twisted.internet.defer import Deferred
 
+from federation.http_client.body import TakeBody
 from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
-from federation.http_client.request import TakeBody
 from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer

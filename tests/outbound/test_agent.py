@@ -4,9 +4,12 @@ and what is refused."""
 import gzip
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from federation.http_client.tls import TlsTrust
 from federation.peers.wire import WireAnswer, WireRequest
@@ -30,7 +33,7 @@ def host_of(request: bytes) -> str:
 async def ask(
     far: FarSide, name: str, request: WireRequest = GET, allowed: Sequence[str] = LOOPBACK
 ) -> WireAnswer:
-    return await far.agent(allowed).exchange(ServerName(name), request)
+    return await far.wire(allowed).exchange(ServerName(name), request)
 
 
 async def refused(
@@ -89,9 +92,9 @@ async def test_a_well_known_file_is_fetched_once_and_connections_are_kept(far: F
     port = far.listen(lambda _: ok(b"{}"), "matrix.south.example")
     far.moved[443] = far.listen(well_known(f"matrix.south.example:{port}"), "south.example")
     far.names.addresses |= {"south.example": ["127.0.0.1"], "matrix.south.example": ["127.0.0.1"]}
-    agent = far.agent()
+    wire = far.wire()
     for _ in range(3):
-        await agent.exchange(ServerName("south.example"), GET)
+        await wire.exchange(ServerName("south.example"), GET)
     assert [request.split(b" ")[1] for request in far.requests] == [
         b"/.well-known/matrix/server",
         *[GET.uri.encode()] * 3,
@@ -250,8 +253,8 @@ async def test_any_certificate_will_do_where_none_is_checked(far: FarSide, tmp_p
     port = far.listen(
         lambda _: ok(b"{}"), certificate=Authority(tmp_path, "unknown").issue("other.example")
     )
-    agent = far.agent(trust=TlsTrust(verify=False))
-    assert (await agent.exchange(ServerName(f"127.0.0.1:{port}"), GET)).status == 200
+    wire = far.wire(trust=TlsTrust(verify=False))
+    assert (await wire.exchange(ServerName(f"127.0.0.1:{port}"), GET)).status == 200
 
 
 # ---- where we do not go
@@ -291,6 +294,20 @@ async def test_what_unpacks_to_too_much_is_refused(far: FarSide) -> None:
         far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=1 << 20)
     )
     assert "longer than" in str(error)
+
+
+@pytest.mark.parametrize("lines", [["gzip, gzip"], ["gzip", "gzip"], ["identity, gzip"], ["br"]])
+async def test_what_is_packed_in_another_way_is_not_unpacked(
+    far: FarSide, lines: list[str]
+) -> None:
+    twice = gzip.compress(gzip.compress(b"0" * (20 << 20)))
+    port = far.listen(
+        lambda _: ok(twice, *[f"Content-Encoding: {each}" for each in lines]), "127.0.0.1"
+    )
+    error = await refused(
+        far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=64 << 20)
+    )
+    assert "not asked for" in str(error)
 
 
 @pytest.mark.parametrize(("mebibytes", "is_read"), [(15, True), (20, False)])
@@ -339,7 +356,17 @@ async def test_a_head_without_end_is_not_read(far: FarSide) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"220 mail.example ESMTP\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
+    "answer",
+    [
+        b"220 mail.example ESMTP\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: x\r\n\r\n",
+        b"HTTP/1.1 -5 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 1000 OK\r\nContent-Length: 0\r\n\r\n",
+        b"ICY/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
+    ],
+    ids=["another protocol", "length", "coding", "negative", "large", "name", "line"],
 )
 async def test_what_is_no_http(far: FarSide, answer: bytes) -> None:
     port = far.listen(lambda _: answer, "127.0.0.1")
@@ -382,7 +409,7 @@ async def test_a_server_that_says_nothing_is_given_up_and_its_connection_ends(fa
     port = far.listen(lambda _: None, "127.0.0.1")
     error = await refused(far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=0.3))
     assert error.retryable
-    assert far.pool.count_kept() == 0
+    assert far.pool.count_idle() == 0
 
 
 async def test_interim_answers_are_passed_over(far: FarSide) -> None:
@@ -401,10 +428,23 @@ async def test_redirects_of_the_api_are_not_followed(far: FarSide) -> None:
     assert (await ask(far, f"127.0.0.1:{port}")).status == 302
 
 
-async def test_two_answers_to_one_request_are_not_taken_for_two(far: FarSide) -> None:
-    port = far.listen(lambda _: ok(b'{"a": 1}') + ok(b'{"b": 2}'), "127.0.0.1")
-    assert "more came" in str(await refused(far, f"127.0.0.1:{port}"))
-    assert far.pool.count_kept() == 0
+async def test_a_second_answer_is_not_taken_for_the_one_to_the_next_request(far: FarSide) -> None:
+    answers = [ok(b"1") + ok(b"surplus"), ok(b"2")]
+    port = far.listen(lambda _: answers.pop(0), "127.0.0.1")
+    wire, name = far.wire(), ServerName(f"127.0.0.1:{port}")
+    assert (await wire.exchange(name, GET)).body == b"1"
+    assert (await wire.exchange(name, GET)).body == b"2"
+
+
+async def test_an_idle_connection_on_which_data_comes_is_closed(far: FarSide) -> None:
+    port = far.listen(lambda _: ok(b"1"), "127.0.0.1")
+    wire, name = far.wire(), ServerName(f"127.0.0.1:{port}")
+    await wire.exchange(name, GET)
+    far.connections[0].write(ok(b"surplus"))
+    await deferLater(CLOCK, 0.2, lambda: None)
+    assert far.pool.count_idle() == 0
+    assert (await wire.exchange(name, GET)).body == b"1"
+    assert len(far.connections) == 2
 
 
 # ---- connections that are kept
@@ -415,29 +455,96 @@ async def test_a_kept_connection_that_was_closed_is_replaced_for_what_may_be_rep
 ) -> None:
     answers = [ok(b"1"), b"", ok(b"2")]
     port = far.listen(lambda _: answers.pop(0), "127.0.0.1")
-    agent, name = far.agent(), ServerName(f"127.0.0.1:{port}")
-    assert (await agent.exchange(name, GET)).body == b"1"
-    assert (await agent.exchange(name, GET)).body == b"2"
+    wire, name = far.wire(), ServerName(f"127.0.0.1:{port}")
+    assert (await wire.exchange(name, GET)).body == b"1"
+    assert (await wire.exchange(name, GET)).body == b"2"
     assert len(far.connections) == 2
 
 
 async def test_a_post_is_not_sent_twice(far: FarSide) -> None:
     answers = [ok(b"1"), b"", ok(b"2")]
     port = far.listen(lambda _: answers.pop(0), "127.0.0.1")
-    agent, name = far.agent(), ServerName(f"127.0.0.1:{port}")
+    wire, name = far.wire(), ServerName(f"127.0.0.1:{port}")
     post = WireRequest(
         "POST", "/_matrix/x", (("Content-Type", "application/json"),), b"{}", seconds=30
     )
-    assert (await agent.exchange(name, post)).body == b"1"
+    assert (await wire.exchange(name, post)).body == b"1"
     with pytest.raises(RemoteError):
-        await agent.exchange(name, post)
+        await wire.exchange(name, post)
     assert len(far.requests) == 2
+
+
+async def test_a_post_is_not_sent_on_a_connection_that_was_idle_for_some_seconds(
+    far: FarSide,
+) -> None:
+    port = far.listen(lambda _: ok(b"{}"), "127.0.0.1")
+    wire, name = far.wire(), ServerName(f"127.0.0.1:{port}")
+    post = WireRequest(
+        "POST", "/_matrix/x", (("Content-Type", "application/json"),), b"{}", seconds=30
+    )
+    for _ in range(2):
+        await wire.exchange(name, post)
+    assert len(far.connections) == 1
+    await deferLater(CLOCK, 3.1, lambda: None)
+    await wire.exchange(name, GET)
+    assert len(far.connections) == 1
+    await deferLater(CLOCK, 3.1, lambda: None)
+    await wire.exchange(name, post)
+    assert len(far.connections) == 2
+
+
+async def test_eight_requests_at_most_go_to_one_host_at_once(far: FarSide) -> None:
+    port = far.listen(lambda _: None, "127.0.0.1")
+    wire, name = far.wire(), ServerName(f"127.0.0.1:{port}")
+    asked = [Deferred.fromCoroutine(wire.exchange(name, GET)) for _ in range(12)]
+    await deferLater(CLOCK, 0.5, lambda: None)
+    assert len(far.requests) == 8
+    for each in far.connections:
+        each.write(ok(b"1"))
+    await deferLater(CLOCK, 0.5, lambda: None)
+    assert (len(far.requests), len(far.connections)) == (12, 8)
+    for each in far.connections:
+        each.write(ok(b"2"))
+    assert sorted([(await each).body for each in asked]) == [b"1"] * 8 + [b"2"] * 4
+
+
+@pytest.mark.parametrize(
+    "answer", [ok(b"{}", "Connection: close"), b"nothing good\r\n\r\n", b"", None]
+)
+async def test_a_host_leaves_no_trace_when_its_connections_are_closed(
+    far: FarSide, answer: bytes | None
+) -> None:
+    port = far.listen(lambda _: answer, "127.0.0.1")
+    request = WireRequest("GET", "/_matrix/x", seconds=0.3)
+    name = ServerName(f"127.0.0.1:{port}")
+    with nullcontext() if answer and answer.startswith(b"HTTP") else pytest.raises(RemoteError):
+        await far.wire().exchange(name, request)
+    await refused(far, "nowhere.example:1")
+    await deferLater(CLOCK, 0.1, lambda: None)
+    assert far.pool.count_hosts() == 0
+
+
+async def test_a_connection_before_http_1_1_is_not_kept(far: FarSide) -> None:
+    port = far.listen(lambda _: ok(b"{}").replace(b"HTTP/1.1", b"HTTP/1.0"), "127.0.0.1")
+    assert (await ask(far, f"127.0.0.1:{port}")).body == b"{}"
+    assert far.pool.count_idle() == 0
+
+
+async def test_an_answer_of_unknown_length_is_not_whole_where_its_connection_breaks(
+    far: FarSide,
+) -> None:
+    def answer(_: bytes) -> bytes:
+        CLOCK.callLater(0.1, far.connections[-1].end)
+        return b"HTTP/1.1 200 OK\r\n\r\nhalf"
+
+    port = far.listen(answer, "127.0.0.1")
+    assert "broke within the answer" in str(await refused(far, f"127.0.0.1:{port}"))
 
 
 async def test_a_connection_is_closed_where_the_server_says_so(far: FarSide) -> None:
     port = far.listen(lambda _: ok(b"{}", "Connection: close"), "127.0.0.1")
-    agent, name = far.agent(), ServerName(f"127.0.0.1:{port}")
-    await agent.exchange(name, GET)
-    await agent.exchange(name, GET)
+    wire, name = far.wire(), ServerName(f"127.0.0.1:{port}")
+    await wire.exchange(name, GET)
+    await wire.exchange(name, GET)
     assert len(far.connections) == 2
-    assert far.pool.count_kept() == 0
+    assert far.pool.count_idle() == 0

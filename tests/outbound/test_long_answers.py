@@ -46,7 +46,7 @@ def question(taker: Taker, max_bytes: int = 1 << 30, seconds: float = 30) -> Wir
 
 async def test_a_long_answer_is_never_in_memory(far: FarSide) -> None:
     data = bytes(30 << 20)
-    taker, wire = Taker(), far.agent()
+    taker, wire = Taker(), far.wire()
     server = place(far, lambda _: ok(data, "Content-Type: a/b"))
     tracemalloc.start()
     try:
@@ -66,7 +66,7 @@ async def test_what_is_packed_is_unpacked_in_pieces(far: FarSide) -> None:
     packed = gzip.compress(bytes(30 << 20))
     taker = Taker()
     server = place(far, lambda _: ok(packed, "Content-Encoding: gzip"))
-    await far.agent().exchange(server, question(taker))
+    await far.wire().exchange(server, question(taker))
     assert taker.size == 30 << 20
     assert taker.largest <= 256 << 10
 
@@ -75,11 +75,11 @@ async def test_an_error_is_kept_as_others_are_if_it_is_short(far: FarSide) -> No
     taker = Taker()
     body = [b"{}"]
     server = place(far, lambda _: ok(body[0]).replace(b"200 OK", b"404 No"))
-    answer = await far.agent().exchange(server, question(taker))
+    answer = await far.wire().exchange(server, question(taker))
     assert (answer.status, answer.body, taker.size) == (404, b"{}", 0)
     body[0] = bytes(100_000)
     with pytest.raises(RemoteError, match="longer"):
-        await far.agent().exchange(server, question(taker))
+        await far.wire().exchange(server, question(taker))
 
 
 @pytest.mark.parametrize("headers", [[], ["Content-Encoding: gzip"]])
@@ -87,13 +87,13 @@ async def test_limits_count_for_long_answers_too(far: FarSide, headers: list[str
     body = gzip.compress(bytes(20_000)) if headers else bytes(20_000)
     server = place(far, lambda _: ok(body, *headers))
     with pytest.raises(RemoteError, match="longer than 10000"):
-        await far.agent().exchange(server, question(Taker(), max_bytes=10_000))
+        await far.wire().exchange(server, question(Taker(), max_bytes=10_000))
 
 
 async def test_who_takes_may_say_that_it_is_enough(far: FarSide) -> None:
     server = place(far, lambda _: ok(bytes(1 << 20)))
     with pytest.raises(RemoteError, match="enough"):
-        await far.agent().exchange(server, question(Taker(most=1000)))
+        await far.wire().exchange(server, question(Taker(most=1000)))
 
 
 async def test_an_answer_without_end_ends_with_its_time(far: FarSide) -> None:
@@ -102,7 +102,7 @@ async def test_an_answer_without_end_ends_with_its_time(far: FarSide) -> None:
     )
     taker = Taker()
     with pytest.raises(RemoteError, match="within"):
-        await far.agent().exchange(server, question(taker, seconds=2))
+        await far.wire().exchange(server, question(taker, seconds=2))
     assert taker.size == 1
 
 
@@ -116,9 +116,9 @@ async def test_a_broken_answer_is_an_error(far: FarSide) -> None:
 
     ended = place(far, end)
     with pytest.raises(RemoteError):
-        await far.agent().exchange(ended, question(Taker()))
+        await far.wire().exchange(ended, question(Taker()))
     with pytest.raises(RemoteError):
-        await far.agent().exchange(server, question(Taker(), seconds=0.5))
+        await far.wire().exchange(server, question(Taker(), seconds=0.5))
 
 
 async def test_a_client_hands_over_what_is_behind_a_redirect(far: FarSide) -> None:

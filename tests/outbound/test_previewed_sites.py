@@ -12,8 +12,9 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IReactorTCP
 
 from federation.http_client.address_policy import AddressPolicy
-from federation.http_client.client import GuardedClient
-from federation.http_client.connector import Dialler
+from federation.http_client.agent import WebAgent
+from federation.http_client.client import HttpClient
+from federation.http_client.connector import Connector
 from federation.http_client.errors import OutboundError
 from federation.http_client.resolver import Names, SystemNames
 from homeserver.config.outgoing import PRIVATE_NETWORKS
@@ -30,14 +31,14 @@ MAX_PICTURE = 100_000
 def _reader(
     far: FarSide, names: Names | None = None, allowed: Sequence[str] = (), seconds: float = 30.0
 ) -> SiteReader:
-    dialler = Dialler(
+    connector = Connector(
         cast(IReactorTCP, installed_reactor),
         CLOCK,
         names or SystemNames(cast(ReactorBase, installed_reactor), InlineExecutor()),
         AddressPolicy(PRIVATE_NETWORKS, allowed),
         None,
     )
-    web = GuardedClient(CLOCK, dialler, far.pool, far.trust())
+    web = HttpClient(CLOCK, WebAgent(far.pool, connector, far.trust()))
     return SiteReader(web, CLOCK, PreviewRules((), None), (), MAX_PICTURE, seconds)
 
 

@@ -99,14 +99,15 @@ async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(
 ) -> None:
     far.proxy = read_proxy(f"http://us%40er:p:w@127.0.0.1:{office.port}")
     port = far.listen(lambda _: ok(b"{}"), "south.example")
-    agent, name = far.agent(), ServerName(f"south.example:{port}")
-    assert (await agent.exchange(name, GET)).body == b"{}"
-    assert (await agent.exchange(name, GET)).body == b"{}"
+    wire, name = far.wire(), ServerName(f"south.example:{port}")
+    assert (await wire.exchange(name, GET)).body == b"{}"
+    assert (await wire.exchange(name, GET)).body == b"{}"
     assert office.asked == [
         f"CONNECT south.example:{port} HTTP/1.1\r\nHost: south.example:{port}\r\n"
         "Proxy-Authorization: Basic dXNAZXI6cDp3\r\n\r\n".encode()
     ]
-    assert far.requests[0].startswith(b"GET /_matrix/x HTTP/1.1\r\nHost: south.example")
+    assert far.requests[0].startswith(b"GET /_matrix/x HTTP/1.1\r\n")
+    assert f"\r\nHost: south.example:{port}\r\n".encode() in far.requests[0]
 
 
 async def test_a_certificate_for_somebody_else_is_refused_there_too(
@@ -115,7 +116,7 @@ async def test_a_certificate_for_somebody_else_is_refused_there_too(
     far.proxy = Proxy("127.0.0.1", office.port)
     port = far.listen(lambda _: ok(b"{}"), "other.example")
     with pytest.raises(RemoteError, match="not for south"):
-        await far.agent().exchange(ServerName(f"south.example:{port}"), GET)
+        await far.wire().exchange(ServerName(f"south.example:{port}"), GET)
     assert far.requests == []
 
 
@@ -124,7 +125,7 @@ async def test_an_address_that_is_not_allowed_is_not_asked_for(
 ) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     with pytest.raises(RemoteError, match="does not contact"):
-        await far.agent(allowed=()).exchange(ServerName("10.0.0.1:5"), GET)
+        await far.wire(allowed=()).exchange(ServerName("10.0.0.1:5"), GET)
     assert office.asked == []
 
 
@@ -143,14 +144,14 @@ async def test_what_a_proxy_may_answer(
     far.proxy = Proxy("127.0.0.1", office.port)
     office.answer = answer
     with pytest.raises(RemoteError, match=text):
-        await far.agent().exchange(ServerName("south.example:5"), GET)
+        await far.wire().exchange(ServerName("south.example:5"), GET)
 
 
 async def test_a_proxy_that_says_nothing_is_given_up(far: FarSide, office: Office) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     office.answer = b""
     with pytest.raises(RemoteError, match=r"within 0\.2 seconds"):
-        await far.agent().exchange(
+        await far.wire().exchange(
             ServerName("south.example:5"), WireRequest("GET", "/_matrix/x", seconds=0.2)
         )
 
@@ -159,7 +160,7 @@ async def test_exceptions_are_asked_directly(far: FarSide, office: Office) -> No
     far.proxy = Proxy("127.0.0.1", office.port, exceptions=("south.example",))
     port = far.listen(lambda _: ok(b"{}"), "south.example")
     far.names.addresses["south.example"] = ["127.0.0.1"]
-    assert (await far.agent().exchange(ServerName(f"south.example:{port}"), GET)).status == 200
+    assert (await far.wire().exchange(ServerName(f"south.example:{port}"), GET)).status == 200
     assert office.asked == []
 
 

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from signedjson.types import SigningKey as OtherKey
 
-from federation.protocol.errors import InvalidParam
+from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.ids import KeyID
 from federation.protocol.signing import (
     SigningKey,
+    are_signatures_valid,
     decode_base64,
     encode_base64,
     format_signing_keys,
@@ -24,7 +26,7 @@ from federation.protocol.signing import (
     sign_json,
     signatures_of,
 )
-from tests.protocol.strategies import json_values, strict_objects
+from tests.protocol.strategies import json_values, strict_objects, texts
 from tests.protocol.vectors import cases, load, signing_key
 
 KEY = signing_key()
@@ -72,13 +74,37 @@ def test_a_published_key_response_is_validly_signed() -> None:
     assert not is_signed_by({**response, "valid_until_ts": 1}, "domain", PUBLIC)
 
 
-@settings(max_examples=100)
-@given(strict_objects)
-def test_it_equals_the_signedjson_package(value: dict[str, Any]) -> None:
+@settings(max_examples=200)
+@given(strict_objects | st.dictionaries(texts, json_values, max_size=4))
+def test_the_path_of_events_makes_and_accepts_the_signatures_of_signedjson(
+    value: dict[str, Any],
+) -> None:
     value.pop("signatures", None)
     signed = sign_json(value, "example.com", KEY)
     assert signed == signedjson.sign.sign_json(dict(value), "example.com", _other_key())
     assert is_signed_by(signed, "example.com", PUBLIC)
+    value.pop("unsigned", None)
+    message = encode_canonical(value)
+    assert signatures_of(signed, "example.com") == {KEY.key_id: KEY.sign(message)}
+    assert are_signatures_valid(message, signatures_of(signed, "example.com"), PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\ud800", float("nan"), {1: 2, "a": 3}, object(), 10**5000],
+    ids=["surrogate", "nan", "keys", "object", "integer"],
+)
+def test_what_has_no_canonical_form_is_not_signed(value: object) -> None:
+    with pytest.raises(BadJson):
+        sign_json({"a": value}, "example.com", KEY)
+    assert not is_signed_by({"a": value, "signatures": {"x": {KEY.key_id: "A" * 86}}}, "x", PUBLIC)
+
+
+@pytest.mark.parametrize("change", ["!", " ", "\n"])
+def test_a_signature_with_other_characters_than_base64_is_wrong(change: str) -> None:
+    signed = sign_json({"a": 1}, "x", KEY)
+    signed["signatures"]["x"][KEY.key_id] += change
+    assert not is_signed_by(signed, "x", PUBLIC)
 
 
 def test_unsigned_and_other_signatures_are_not_covered() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.http_client.request import TakeBody
+from federation.http_client.body import TakeBody
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from canonicaljson import encode_canonical_json
 
 from federation.devices.local_devices import present_key, signatures_by_target, with_signatures
 from federation.devices.published_keys import ShownKeys
-from federation.protocol.canonical_json import check_readable, encode_canonical, encode_checked
+from federation.protocol.canonical_json import check_readable, encode_checked
 from federation.protocol.device_keys import MAX_KEY_DEPTH, MAX_KEY_NAME, parse_identity_keys
 from federation.protocol.errors import BadJson, InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
@@ -205,11 +206,12 @@ def _named(field: str, written: msgspec.Raw) -> dict[tuple[str, str], bytes]:
     if written == _NONE:
         return {}
     keys: Mapping[str, Key]
+    encode: Callable[[object], bytes]
     try:
         keys, encode = _read_usual(written), encode_checked
     except ValueError:
         try:
-            keys, encode = _read(bytes(written)), encode_canonical
+            keys, encode = _read(bytes(written)), encode_canonical_json
         except BadJson as error:
             raise BadJson(f"{field}: {error.text}") from None
         for key in keys.values():

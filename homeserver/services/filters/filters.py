@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from canonicaljson import encode_canonical_json
 
-from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLarge
 from federation.protocol.ids import UserID
 from homeserver.api.requester import Requester
@@ -52,7 +52,7 @@ class Filters:
         """
         if caller.user_id != user_id:
             raise Forbidden("You may add filters for yourself only")
-        canonical = encode_canonical(definition)
+        canonical = encode_canonical_json(definition)
         if len(canonical) > LARGEST_FILTER:
             raise TooLarge("A filter may have at most 64 KiB")
         parse_filter(canonical)

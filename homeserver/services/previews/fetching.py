@@ -17,9 +17,10 @@ from urllib.parse import urljoin
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.http_client.body import TakeBody
 from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
-from federation.http_client.request import TakeBody, within
+from federation.http_client.time_limit import within
 from federation.protocol.errors import InvalidParam, MatrixError
 from homeserver.services.previews.rules import PreviewRules, parse_url
 from storage.media.spool import Spool
@@ -36,8 +37,7 @@ _PAGES: Final = frozenset({"text/html", "application/xhtml+xml", "application/xm
 
 
 class PreviewWeb(Protocol):
-    """What asks sites: `federation.http_client.client.GuardedClient`, with the networks of
-    previews."""
+    """An `HttpClient` with the address policy of previews."""
 
     async def request(
         self,

@@ -21,13 +21,13 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
+from canonicaljson import encode_canonical_json
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.http_client.client import Web, WebAnswer
 from federation.http_client.errors import OutboundError
 from federation.peers.identity import ServerIdentity
-from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import MatrixError, OtherServerFailed, ServerNotTrusted
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.request_signing import make_authorization
@@ -126,7 +126,7 @@ class IdentityBindings:
             self._limiter.check(Limit.THREEPID, caller.user_id)
         body = {"sid": sid, "client_secret": client_secret, "mxid": caller.user_id}
         answer = await self._ask(
-            f"{self._url}{_PATH}/bind", f"Bearer {token}", encode_canonical(body)
+            f"{self._url}{_PATH}/bind", f"Bearer {token}", encode_canonical_json(body)
         )
         _check(answer)
         try:
@@ -228,7 +228,7 @@ class IdentityBindings:
             self._url if self._url is not None and _host_of(self._url) == row.id_server else None
         )
         url = f"{known or f'https://{row.id_server}'}{_PATH}/unbind"
-        body = encode_canonical(
+        body = encode_canonical_json(
             {"mxid": row.user_id, "threepid": {"medium": row.medium, "address": row.address}}
         )
         signed = make_authorization(

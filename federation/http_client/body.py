@@ -1,0 +1,142 @@
+"""Reads the body of an answer within bounds.
+
+The other side is not trusted. The body has a limit as it arrives and once it is unpacked. It is
+unpacked in pieces, so that a small packet never becomes a large string, and a long body that is
+kept in memory must not be packed too tightly. A body that exceeds a bound ends its connection.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Final, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ITransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+
+from federation.http_client.errors import CutOff, OutboundError, TooLong
+
+TakeBody = Callable[[int, Mapping[str, str]], Callable[[bytes], None] | None]
+"""Called with the status and the headers of an answer. Returns a function that takes the body piece
+by piece, so that the whole body is never in memory, or None if the body is to be kept in memory.
+Both may raise OutboundError to end it."""
+
+MAX_UNTAKEN_BYTES: Final = 64 << 10
+"""Limit of a body that `take` does not want: an error, in most cases."""
+FREELY_UNPACKED_BYTES: Final = 16 << 20
+MAX_UNPACKED_TIMES: Final = 50
+"""Beyond FREELY_UNPACKED_BYTES, a body that is kept in memory may be at most so many times as long
+as it was packed. Events, with their hashes and signatures, are three or four times as long."""
+PIECE_BYTES: Final = 256 << 10
+"""How much is unpacked at a time."""
+_GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
+
+
+class BodyReader(Protocol):
+    """Receives one body. `done` fires with it, or with b"" if `take` took it; cancel it to end the
+    connection."""
+
+    def __init__(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        encoding: str,
+        *,
+        max_bytes: int,
+        take: TakeBody | None = None,
+    ) -> None:
+        """`encoding`: the content coding. Names in `headers` are in lower case."""
+        self.done: Deferred[bytes] = Deferred(self._cut_off)
+        self._status = status
+        self._headers = headers
+        self._encoding = encoding.lower()
+        self._max_bytes = max_bytes
+        self._take = take
+        self._chunks: list[bytes] = []
+        self._give: Callable[[bytes], None] = self._chunks.append
+        self._is_kept = True
+        self._size = 0
+        self._packed_size = 0
+        self._unpacker: zlib._Decompress | None = None
+
+    def connectionMade(self) -> None:
+        try:
+            self._begin()
+        except Exception as error:
+            self._end(error)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.done.called:
+            return
+        try:
+            self._read(data)
+        except zlib.error:
+            self._end(OutboundError("its answer is packed wrongly", retryable=False))
+        except Exception as error:
+            self._end(error)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.done.called:
+            return
+        if reason.check(ResponseDone) is not None:
+            self.done.callback(b"".join(self._chunks))
+        else:
+            self._end(reason.value)
+
+    def _begin(self) -> None:
+        if self._take is not None:
+            give = self._take(self._status, self._headers)
+            if give is None:
+                self._max_bytes = min(self._max_bytes, MAX_UNTAKEN_BYTES)
+            else:
+                self._give, self._is_kept = give, False
+        if int(self._headers.get("content-length", "0")) > self._max_bytes:
+            raise self._too_long()
+        if self._encoding in ("gzip", "x-gzip", "deflate"):
+            self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+        elif self._encoding not in ("identity", ""):
+            raise OutboundError(
+                "its answer is packed in a way that was not asked for", retryable=False
+            )
+
+    def _read(self, data: bytes) -> None:
+        self._packed_size += len(data)
+        if self._packed_size > self._max_bytes:
+            raise self._too_long()
+        if self._unpacker is None:
+            self._pass(data)
+            return
+        while True:
+            piece = self._unpacker.decompress(data, PIECE_BYTES)
+            self._pass(piece)
+            if self._is_kept and self._size > max(
+                FREELY_UNPACKED_BYTES, self._packed_size * MAX_UNPACKED_TIMES
+            ):
+                raise OutboundError("its answer is packed too tightly", retryable=False)
+            data = self._unpacker.unconsumed_tail
+            if not data and len(piece) < PIECE_BYTES:
+                return
+
+    def _pass(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._max_bytes:
+            raise self._too_long()
+        self._give(data)
+
+    def _too_long(self) -> OutboundError:
+        return TooLong(f"its answer is longer than {self._max_bytes} bytes", self._status)
+
+    def _cut_off(self, done: Deferred[bytes]) -> None:
+        self._close()
+        done.errback(CutOff(self._status))
+
+    def _end(self, error: BaseException | None) -> None:
+        if isinstance(error, OutboundError):
+            error.status = self._status
+        self._close()
+        self.done.errback(error)
+
+    def _close(self) -> None:
+        self._chunks.clear()
+        cast(ITransport, self.transport).loseConnection()

@@ -1,0 +1,25 @@
+"""Time limits for work that a remote server can make slow."""
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from federation.http_client.errors import CutOff, OutboundError
+
+T = TypeVar("T")
+
+
+async def within(clock: IReactorTime, seconds: float, work: Coroutine[Deferred[Any], Any, T]) -> T:
+    """Return the result of the work. After so many seconds, cancel it and raise OutboundError."""
+
+    def end(result: T | Failure, _seconds: float) -> T:
+        if not isinstance(result, Failure):
+            return result
+        cause = result.value
+        status = cause.status if isinstance(cause, CutOff | OutboundError) else None
+        raise OutboundError(f"it did not answer within {seconds:g} seconds", status=status)
+
+    return await Deferred.fromCoroutine(work).addTimeout(seconds, clock, end)
