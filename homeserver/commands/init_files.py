@@ -14,7 +14,7 @@ from homeserver.services.tokens.secret_tokens import RandomBytes
 CONFIG_NAME = "homeserver.yaml"
 
 FIRST_CONFIG = """\
-# A homeserver for {server_name}. Every option is told in docs/configuration.md and homeserver.yaml.sample;
+# A homeserver for {server_name}. Every option is in docs/operators/configuration.md and homeserver.yaml.sample;
 # `python -m homeserver config check` says whether this file is right.
 
 server_name: {quoted_name}
@@ -22,7 +22,7 @@ server_name: {quoted_name}
 listeners:
   - port: 8008
     bind_addresses: ["::1", "127.0.0.1"]
-    # behind a reverse proxy: true, so that the address of a client is known
+    # true behind a reverse proxy, which sends the address of the client
     x_forwarded: false
     resources:
       - names: [client, federation]
@@ -37,8 +37,8 @@ database:
 
 signing_key_path: {key_name}
 
-# Accounts are made with `python -m homeserver create-user`. To let people make their own: true, and with it
-# `registration_requires_token: true`, or `enable_registration_without_verification: true` for everybody.
+# Administrators make accounts with `python -m homeserver create-user`. To let people register: true, together with
+# `registration_requires_token: true`, or with `enable_registration_without_verification: true` for everybody.
 enable_registration: false
 """
 

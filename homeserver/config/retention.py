@@ -1,4 +1,4 @@
-"""Options about how long messages are kept. See docs/retention.md."""
+"""Options about how long messages are kept. See docs/operators/retention.md."""
 
 from dataclasses import dataclass
 

@@ -66,7 +66,9 @@ class Rooms:
         "The most events of a room in one answer to /sync or sliding sync, whatever the client asks for; -1: no bound.",
         minimum=-1,
     )
-    retention: Retention = section(Retention, "How long messages are kept; see docs/retention.md.")
+    retention: Retention = section(
+        Retention, "How long messages are kept; see docs/operators/retention.md."
+    )
     forgotten_room_retention_period: Duration | None = option(
         None,
         "How long after the last user of this server has forgotten a room its messages are deleted for good; without it, never.",

@@ -48,8 +48,8 @@ def _check_icap(url: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaScanning:
-    """Scanners of files; see docs/scanning.md. Without any of the first three nothing is scanned,
-    unless a plug-in does it."""
+    """Scanners of files; see docs/operators/scanning.md. Without any of the first three nothing is
+    scanned, unless a plug-in does it."""
 
     clamd: str | None = option(
         None,

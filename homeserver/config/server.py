@@ -376,7 +376,7 @@ class Storage:
     )
     media_scanning: MediaScanning = section(
         MediaScanning,
-        "Scanners that look into files before anybody gets them; see docs/scanning.md. Off while none is named.",
+        "Scanners that look into files before anybody gets them; see docs/operators/scanning.md. Off while none is named.",
     )
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),

@@ -379,7 +379,7 @@ class Upstream:
     jwt_config: JWT = section(JWT, "Signing in with a token that another program signed.")
     plugins: tuple[Plugin, ...] = option(
         (),
-        "Plug-ins that know passwords, or refuse accounts and sign-ins; see docs/plugins.md.",
+        "Plug-ins that know passwords, or refuse accounts and sign-ins; see docs/operators/plugins.md.",
         example="[{module: our_plugins.OfficeHours, config: {from: 7, until: 19}}]",
     )
     sso: SSO = section(SSO, "What holds for OpenID Connect, CAS and SAML.")
