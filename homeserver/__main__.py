@@ -116,9 +116,9 @@ def routes() -> None:
         click.echo(f"{method} {path}")
 
 
-@main.command(short_help="Print what Prometheus is told, and what it means.")
+@main.command(short_help="Print all metrics with their meaning.")
 def metrics() -> None:
-    """Print what the server tells Prometheus, as the page of the documentation."""
+    """Print all metrics with their meaning, as the page of the documentation."""
     click.echo(write_metrics_page(), nl=False)
 
 
@@ -128,7 +128,7 @@ def metrics() -> None:
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
     default=".",
-    help="Where; here by default.",
+    help="The folder for both files; the current one by default.",
 )
 @click.option(
     "--public-baseurl", help="The address under which clients reach the server, with https://."
@@ -156,13 +156,13 @@ def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
 
 @main.group()
 def config() -> None:
-    """Check configuration files, or tell all options."""
+    """Check configuration files, or print all options."""
 
 
 @config.command("check")
 @config_option
 def check(paths: tuple[Path, ...]) -> None:
-    """Say whether the files are right, and what in them has no effect."""
+    """List the errors of the files, and the options that have no effect."""
     loaded = load(paths)
     for notice in loaded.notices:
         click.echo(notice)
@@ -177,7 +177,7 @@ def check(paths: tuple[Path, ...]) -> None:
 
 
 @config.command("sample")
-@click.option("--docs", is_flag=True, help="As the page of the documentation instead.")
+@click.option("--docs", is_flag=True, help="Print the page of the documentation instead.")
 def sample(docs: bool) -> None:
     """Print a configuration file with every option."""
     click.echo(write_docs() if docs else write_sample(), nl=False)
@@ -266,7 +266,7 @@ def run(paths: tuple[Path, ...]) -> None:
 @main.command("create-user", short_help="Make an account.")
 @config_option
 @click.argument("name")
-@click.option("--admin", is_flag=True, help="An administrator of the server.")
+@click.option("--admin", is_flag=True, help="Make the account an administrator of the server.")
 @click.option(
     "--password-file",
     type=click.File(),
@@ -292,7 +292,7 @@ def create_user(
         except (
             WeakPassword
         ) as error:  # whoever runs the server decides; perhaps it is for the first sign-in alone
-            click.echo(f"warning: {error.text}; people may not choose such a one", err=True)
+            click.echo(f"warning: {error.text}; people could not choose this password", err=True)
         wish = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
         return (await accounts.registration.do_register_privileged(wish)).user_id
 
@@ -305,14 +305,14 @@ def create_user(
 @click.option(
     "--uses",
     type=click.IntRange(1, 1_000_000),
-    help="For so many accounts; without bound by default.",
+    help="How many accounts it is for; no limit by default.",
 )
 @click.option(
-    "--days", type=click.IntRange(1, 36_500), help="For so many days; without bound by default."
+    "--days", type=click.IntRange(1, 36_500), help="How many days it is valid; no limit by default."
 )
 def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: int | None) -> None:
-    """Make a token that lets its holder register, where `registration_requires_token` is true;
-    print it."""
+    """Make and print a token with which people can register if `registration_requires_token` is
+    true."""
     config = load(paths).config
 
     async def make(accounts: AccountParts) -> str:
@@ -324,24 +324,21 @@ def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: i
         config.registration.enable_registration and config.registration.registration_requires_token
     ):
         click.echo(
-            "It is good once `enable_registration` and `registration_requires_token` are true.",
+            "It works once `enable_registration` and `registration_requires_token` are true.",
             err=True,
         )
 
 
-@main.command("rescan-media", short_help="Have the server scan its files again.")
+@main.command("rescan-media", short_help="Let the server scan its files again.")
 @config_option
-@click.option(
-    "--days", type=click.IntRange(1, 36_500), help="Only files that have come within so many days."
-)
+@click.option("--days", type=click.IntRange(1, 36_500), help="Only files of the last so many days.")
 @click.option(
     "--follow",
     is_flag=True,
-    help="Tell how far it is until it has ended; also of one that is under way already.",
+    help="Show the progress until the end, also of a scan that is running already.",
 )
 def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> None:
-    """Have the running server scan its files again, in the background; it goes on after a
-    restart."""
+    """Let the running server scan its files again, in the background. A restart continues it."""
     config = load(paths).config
     if not scans_files(config):
         raise click.ClickException("this server scans no files: `media_scanning` names no scanner")
@@ -352,7 +349,7 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
         now = int(clock.seconds() * 1000)
         since = 0 if days is None else now - days * 24 * 3600 * 1000
         if await store.start("administrator", now, since) is not None:
-            click.echo("begun; the server takes it up within a minute")
+            click.echo("started; the server begins within a minute")
         elif not follow:
             raise AlreadyUnderWay
         if follow:
@@ -361,11 +358,13 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
     run_with_database(config, rescan)
 
 
-@main.command("after-restore", short_help="Make a restored database fit for use.")
+@main.command("after-restore", short_help="Prepare a restored database for use.")
 @config_option
 def after_restore(paths: tuple[Path, ...]) -> None:
-    """Make a database that was restored from a backup fit for use, before the server is started:
-    clients and other servers know what came after the backup."""
+    """Prepare a database that was restored from a backup, before the server is started.
+
+    Clients and other servers know what came after the backup, and the database does not.
+    """
     config = load(paths).config
     where = database_config_of(config.storage.database, config.folder)
     if isinstance(where, SQLiteConfig) and not Path(where.path).exists():
@@ -401,14 +400,14 @@ def after_restore(paths: tuple[Path, ...]) -> None:
     "source",
     type=click.Path(path_type=Path, exists=True),
     required=True,
-    help="Configures the database to copy.",
+    help="The configuration with the database to copy.",
 )
 @click.option(
     "--to",
     "target",
     type=click.Path(path_type=Path, exists=True),
     required=True,
-    help="Configures the empty one.",
+    help="The configuration with the empty database.",
 )
 def copy(source: Path, target: Path) -> None:
     """Copy a whole database into an empty one, while the server is stopped: from SQLite to

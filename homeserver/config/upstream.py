@@ -341,7 +341,7 @@ class SSO:
 class JWT:
     """Signing in with a token that another program signed (`org.matrix.login.jwt`)."""
 
-    enabled: bool = option(False, "Whether people sign in with them.")
+    enabled: bool = option(False, "Lets people sign in with such tokens.")
     secret: Secret | None = option(None, "The secret, or the public key in PEM.")
     algorithm: str | None = option(None, "The algorithm, such as `HS256` or `RS256`.")
     subject_claim: str = option("sub", "The claim with the local part of the user id.")

@@ -342,7 +342,7 @@ async def test_a_rescan_is_begun_and_followed_to_its_end(data: Path) -> None:
         file.write("media_scanning: {forbidden_types: [application/zip]}\n")
     begun = run_command("rescan-media", "-c", str(config), "--days", "3")
     assert begun.returncode == 0, begun.stderr
-    assert begun.stdout == "begun; the server takes it up within a minute\n"
+    assert begun.stdout == "started; the server begins within a minute\n"
     database = open_inline(SQLiteConfig(str(data / "homeserver.db")))
     store = rescan_store_of(load_config([config], {}).config.storage.media_scanning, database)
     rescan, _ = await store.get()
@@ -451,7 +451,7 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         )
         assert made.stdout == "made @alice:example.org, an administrator\n", made.stderr
         assert made.stderr == (
-            "warning: The password must have at least 8 characters; people may not choose such a one\n"
+            "warning: The password must have at least 8 characters; people could not choose this password\n"
         )
         again = run_command("create-user", "-c", str(config), "alice")
         assert (again.returncode, again.stdout, again.stderr) == (
