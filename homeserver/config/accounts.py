@@ -64,13 +64,13 @@ class DisplayNames:
     maximum_length: int = option(256, "The most characters.", minimum=1, maximum=256)
     pattern: str | None = option(
         None,
-        "A regular expression that the whole name must match; `null`: any name will do.",
+        "A regular expression that the whole name must match. `null`: any name.",
         example='"[^@:]+"',
         check=_check_expression,
     )
     forbidden: tuple[str, ...] = option(
         (),
-        "Regular expressions that no part of a name may match, in capital or small letters.",
+        "Regular expressions that no part of a name may match, in upper or lower case.",
         example='["administrat", "support team"]',
         check=_check_expressions,
     )
@@ -78,54 +78,52 @@ class DisplayNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """Who may make an account."""
+    """Registration."""
 
-    enable_registration: bool = option(False, "Whether people may make accounts themselves.")
+    enable_registration: bool = option(False, "Lets people make accounts themselves.")
     enable_registration_without_verification: bool = option(
         False,
-        "Whether they may do so without a token or another proof. A server that is reached from the internet and says "
-        "yes here is found by senders of spam within days.",
+        "Lets them do so without a token or another proof. Spammers find such a server on the internet within days.",
     )
     registration_requires_token: bool = option(
-        False, "Whether a registration token, made by an administrator, is needed."
+        False, "Requires a registration token, which an administrator makes."
     )
     registration_requires_approval: bool = option(
         False,
-        "Whether a new account waits until an administrator has approved it (MSC3866), also one of somebody for whom an identity "
-        "provider vouches. Those that administrators make do not wait. They approve on the page `/_mahalla/approvals`, or "
-        "by `PUT /_mahalla/admin/v1/users/{user_id}/approval`.",
+        "New accounts wait until an administrator approves them (MSC3866), also those of people "
+        "from an identity provider, but not those that administrators make. Approve on the page "
+        "`/_mahalla/approvals`, or with `PUT /_mahalla/admin/v1/users/{user_id}/approval`.",
     )
     registration_approval_letters: Mapping[str, str] = option(
         {},
-        "E-mail addresses of administrators who are told that an account waits, each with the language of the letter. While one "
-        "waits, none tells of the next for an hour.",
+        "E-mail addresses of administrators who are notified that an account waits, each with the "
+        "language of the e-mail. At most one e-mail an hour.",
         example='{"admin@example.org": en}',
         check=_check_letters,
     )
     registration_shared_secret: Secret | None = option(
         None,
-        "Who knows this secret may make any account, administrators too, even when registration is closed.",
+        "Whoever knows this secret may make any account, administrators too, even while registration is closed.",
     )
     allow_guest_access: bool = option(
-        False, "Whether people without an account may look around as guests."
+        False, "Lets people without an account look around as guests."
     )
     inhibit_user_in_use_error: bool = option(
-        False,
-        "Whether the question if a name is free is always answered with yes, so that names cannot be found out.",
+        False, "Always answers that a name is free, so that names cannot be found out."
     )
     reserved_usernames: tuple[str, ...] = option(
         (),
-        "User names that people cannot take: names, wildcards (`*`, `?`), and regular expressions between slashes. "
-        "Administrators can.",
+        "User names that only administrators can give: names, wildcards (`*`, `?`), and regular "
+        "expressions between slashes.",
         example='["admin*", "support", "/(rector|dean)[0-9]*/"]',
         check=_check_names,
     )
-    display_names: DisplayNames = section(DisplayNames, "What people may be called.")
-    enable_set_displayname: bool = option(True, "Whether people may change their displayed name.")
-    enable_set_avatar_url: bool = option(True, "Whether people may change their picture.")
+    display_names: DisplayNames = section(DisplayNames, "Rules for display names.")
+    enable_set_displayname: bool = option(True, "Lets people change their display name.")
+    enable_set_avatar_url: bool = option(True, "Lets people change their picture.")
     auto_join_rooms: tuple[str, ...] = option(
         (),
-        "Rooms (aliases or ids) that every new account joins, as far as they exist and let it in; guests do not.",
+        "Rooms (aliases or ids) that every new account joins, if they exist and allow it. Guests do not join.",
         example='["#everyone:example.org"]',
         check=_check_rooms,
     )
@@ -137,32 +135,28 @@ class PasswordPolicy:
 
     enabled: bool = option(
         True,
-        "Whether the rules below hold, for passwords that people choose, and those that administrators give them in the API. On the "
-        "command line (`create-user`) a weak one is taken with a warning.",
+        "Enforces the rules below for passwords that people choose, and for those that "
+        "administrators set over the API. On the command line (`create-user`) a weak one is "
+        "accepted with a warning.",
     )
     minimum_length: int = option(8, "The fewest characters.", minimum=0, maximum=512)
-    require_digit: bool = option(False, "Whether it must have a digit.")
-    require_symbol: bool = option(
-        False, "Whether it must have a sign that is neither letter nor digit."
-    )
-    require_lowercase: bool = option(False, "Whether it must have a small letter.")
-    require_uppercase: bool = option(False, "Whether it must have a capital letter.")
+    require_digit: bool = option(False, "Requires a digit.")
+    require_symbol: bool = option(False, "Requires a character that is neither letter nor digit.")
+    require_lowercase: bool = option(False, "Requires a lowercase letter.")
+    require_uppercase: bool = option(False, "Requires an uppercase letter.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordConfig:
-    """Signing in with a password."""
+    """Sign-in with a password."""
 
     enabled: Literal[True, False, "only_for_reauth"] = option(
-        True,
-        "Whether people sign in with passwords; `only_for_reauth`: only to confirm who they are.",
+        True, "Lets people sign in with passwords. `only_for_reauth`: only to confirm an action."
     )
-    localdb_enabled: bool = option(
-        True, "Whether the passwords in this server's own database count."
-    )
+    localdb_enabled: bool = option(True, "Uses the passwords in this server's own database.")
     pepper: Secret | None = option(
         None,
-        "A secret that is mixed into every password before it is hashed. To change it makes all passwords void.",
+        "A secret that is mixed into every password before hashing. Changing it makes all passwords invalid.",
     )
     policy: PasswordPolicy = section(PasswordPolicy, "Rules for new passwords.")
 
@@ -176,25 +170,25 @@ class AccountValidity:
     """Accounts that are good for a time, and are renewed."""
 
     enabled: bool = option(
-        False, "Whether accounts end. What is past its day can be used again once it is renewed."
+        False, "Makes accounts expire. An expired account can be used again once it is renewed."
     )
     period: Duration | None = option(
         None,
-        "For how long a new or renewed account is good. Needed with `enabled`.",
+        "How long a new or renewed account is valid. Required with `enabled`.",
         minimum=3_600_000,
         example="180d",
     )
     renew_at: Duration | None = option(
         None,
-        "How long before the end its owner gets a letter with a link that renews the account; `null`: nobody does, and "
-        "administrators renew accounts. It needs `email` and `public_baseurl`.",
+        "How long before the end the owner gets an e-mail with a link that renews the account. "
+        "`null`: only administrators renew accounts. Needs `email` and `public_baseurl`.",
         minimum=60_000,
         example="2w",
     )
     renew_email_subject: str | None = option(
         None,
-        "The subject of that letter, in these words for everybody; `%(app)s` stands for `email.app_name`. `null`: in the reader's "
-        "language.",
+        "The subject of that e-mail, the same for everybody. `%(app)s` stands for "
+        "`email.app_name`. `null`: in the reader's language.",
         check=_check_subject,
         example="Renew your %(app)s account",
     )
@@ -206,8 +200,9 @@ class UIAuth:
 
     session_timeout: Duration = option(
         Duration(0),
-        "For how long a confirmation is good for further actions on the same device; 0: for that one only. It never is for a new "
-        "password, the end of the account, a new address, and a token to sign in with.",
+        "How long a confirmation counts for more actions on the same device. 0: for one action "
+        "only. It never counts for a new password, the end of the account, a new address or a "
+        "login token.",
         minimum=0,
     )
 
@@ -216,13 +211,11 @@ class UIAuth:
 class LoginFromSession:
     """Signing in on a second client with a token that the first one asked for."""
 
-    enabled: bool = option(False, "Whether people may do so.")
-    require_ui_auth: bool = option(
-        True, "Whether they confirm with their password that they want it."
-    )
+    enabled: bool = option(False, "Allows it.")
+    require_ui_auth: bool = option(True, "Requires people to confirm it with their password.")
     token_timeout: Duration = option(
         Duration(120_000),
-        "How long a token is good for.",
+        "How long such a token is valid.",
         minimum=1000,
         maximum=3_600_000,
         example="2m",
@@ -235,18 +228,20 @@ class ApplicationPasswords:
 
     enabled: bool = option(
         True,
-        "Whether people may make them, and programs sign in with them: bots and old clients that know nothing but a password, of "
-        "accounts that sign in with an identity provider. Who has one signs in without that provider.",
+        "Lets people make them, and programs sign in with them: bots and old clients that know "
+        "only passwords, for accounts that use an identity provider. Whoever has one signs in "
+        "without that provider.",
     )
     in_login_flows: bool = option(
         False,
-        "Whether `GET /login` names the sign-in with a password where `password_config` has none for people. Some clients try "
-        "nothing that is not named; others then ask everybody for a password.",
+        "Announces sign-in with a password in `GET /login` even if `password_config` allows none "
+        "for people. Some clients try only what is announced; others then ask everybody for a "
+        "password.",
     )
     limit: int = option(20, "How many an account may have.", minimum=1, maximum=1000)
     longest_lifetime: Duration | None = option(
         None,
-        "After how long each ends at the latest, with its sessions; `null`: people choose.",
+        "After how long each ends at the latest, with its sessions. `null`: people choose.",
         minimum=1,
         example="365d",
     )
@@ -258,7 +253,10 @@ class AuditRecords:
     administrators."""
 
     keep_for: Duration = option(
-        Duration(90 * 24 * 3600 * 1000), "How long.", minimum=24 * 3600 * 1000, example="90d"
+        Duration(90 * 24 * 3600 * 1000),
+        "How long they are kept.",
+        minimum=24 * 3600 * 1000,
+        example="90d",
     )
 
 
@@ -269,17 +267,17 @@ class OAuth:
 
     enabled: bool = option(
         True,
-        "Whether apps may sign people in so. It needs `public_baseurl`; the older sign-in stays beside it.",
+        "Lets apps sign people in with OAuth 2.0. Needs `public_baseurl`. The classic sign-in stays available.",
     )
     qr_code: Literal["off", "signed_in", "everybody"] = option(
         "signed_in",
-        "Who may begin a sign-in by QR code: nobody; who is signed in on another device; or everybody, which older apps "
-        "(MSC4108 of 2024) need, and new devices that show the code. The server passes 4 KiB on between the two devices for some "
-        "minutes.",
+        "Who may start a sign-in by QR code: nobody; people who are signed in on another device; "
+        "or everybody, which older apps (MSC4108 of 2024) and new devices that show the code "
+        "need. The server relays 4 KiB between the two devices for some minutes.",
     )
     trusted_services: Mapping[str, Secret] = option(
         {},
-        "Services that may ask whose an access token is (RFC 7662), by name, with their secrets.",
+        "Services that may ask who an access token belongs to (RFC 7662), by name, with their secrets.",
         example='{"calendar": "a long random text"}',
     )
 
@@ -290,55 +288,54 @@ class Sessions:
 
     bcrypt_rounds: int = option(
         12,
-        "How costly a password is to hash. Passwords are kept as Argon2id; 12 is today's recommended cost, each step "
-        "doubles or halves it, and 4 is for test data only.",
+        "How expensive a password is to hash. Passwords are stored as Argon2id; 12 is today's "
+        "recommended cost, each step doubles or halves it, and 4 is for test data only.",
         minimum=4,
         maximum=20,
     )
-    password_config: PasswordConfig = section(PasswordConfig, "Signing in with a password.")
+    password_config: PasswordConfig = section(PasswordConfig, "Sign-in with a password.")
     session_lifetime: Duration | None = option(
-        None,
-        "After how long a sign-in ends, whatever happens; `null`: never.",
-        minimum=1,
-        example="24h",
+        None, "After how long every session ends. `null`: never.", minimum=1, example="24h"
     )
     refreshable_access_token_lifetime: Duration = option(
         Duration(300_000),
-        "How long an access token lives that its client can refresh.",
+        "How long an access token is valid that the client can refresh.",
         minimum=1,
         example="5m",
     )
     refresh_token_lifetime: Duration | None = option(
         None,
-        "How long a refresh token lives when it is not used; `null`: for ever.",
+        "How long an unused refresh token is valid. `null`: for ever.",
         minimum=1,
         example="24h",
     )
     nonrefreshable_access_token_lifetime: Duration | None = option(
         None,
-        "How long an access token lives that cannot be refreshed; `null`: for ever.",
+        "How long an access token is valid that cannot be refreshed. `null`: for ever.",
         minimum=1,
         example="24h",
     )
     accept_token_in_query: bool = option(
         True,
-        "Whether requests may show their access token as `access_token` in the address, as old clients do. Addresses end up in "
-        "the logs of proxies: where all clients send the header `Authorization`, switch it off.",
+        "Accepts the access token as `access_token` in the address, as old clients send it. "
+        "Addresses end up in the logs of proxies: switch it off if all clients send the header "
+        "`Authorization`.",
     )
     login_via_existing_session: LoginFromSession = section(
-        LoginFromSession, "Signing in on a second client by the first."
+        LoginFromSession, "Signing in a second client with the help of the first."
     )
     application_passwords: ApplicationPasswords = section(
         ApplicationPasswords, "Passwords for programs that cannot sign in otherwise."
     )
     user_ips_max_age: Duration | None = option(
         Duration(28 * 24 * 3600 * 1000),
-        "How long it is kept from which address, and with what program, a device was used last; `null`: as long as the device is "
-        "signed in. That it was used, and when, is kept; what is recorded of an account has a time of its own (`audit`).",
+        "How long the server keeps the address and program with which a device was last used. "
+        "`null`: as long as the device is signed in. The time of the last use is kept; audit "
+        "records have a lifetime of their own (`audit`).",
         minimum=24 * 3600 * 1000,
         example="28d",
     )
-    audit: AuditRecords = section(AuditRecords, "What is kept of what happens to accounts.")
+    audit: AuditRecords = section(AuditRecords, "Audit records of accounts.")
     oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
-    account_validity: AccountValidity = section(AccountValidity, "Accounts that end.")
-    ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.")
+    account_validity: AccountValidity = section(AccountValidity, "Accounts that expire.")
+    ui_auth: UIAuth = section(UIAuth, "Confirming one's identity before important actions.")

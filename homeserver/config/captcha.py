@@ -29,36 +29,39 @@ def _check_sources(sources: tuple[str, ...]) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captcha:
-    """A captcha (reCAPTCHA, hCaptcha, Turnstile) before somebody registers."""
+    """Captcha at registration (reCAPTCHA, hCaptcha, Turnstile)."""
 
     enable_registration_captcha: bool = option(
         False,
-        "Whether people solve a captcha before they get an account. The defaults below are those of reCAPTCHA (version 2, "
-        "checkbox). Browsers of people who register load the script of whoever makes the captcha, who so learns of them.",
+        "Requires a captcha before registration. The defaults below are those of reCAPTCHA "
+        "(version 2, checkbox). Browsers of people who register load the script of the captcha "
+        "service, which thereby learns about them.",
     )
     recaptcha_public_key: Secret | None = option(
-        None,
-        "The public key, which apps and the page to register show to whoever makes the captcha (`site key`).",
+        None, "The public key (site key), which apps and the registration page use."
     )
     recaptcha_private_key: Secret | None = option(
-        None, "The secret key. A plug-in that has `check_captcha` needs none."
+        None, "The secret key. Not needed with a plug-in that has `check_captcha`."
     )
     recaptcha_siteverify_api: str = option(
         "https://www.recaptcha.net/recaptcha/api/siteverify",
-        "Where solutions are checked. hCaptcha: `https://api.hcaptcha.com/siteverify`; Turnstile: "
-        "`https://challenges.cloudflare.com/turnstile/v0/siteverify`.",
+        "Where solutions are verified. hCaptcha: `https://api.hcaptcha.com/siteverify`; "
+        "Turnstile: `https://challenges.cloudflare.com/turnstile/v0/siteverify`.",
         check=_check_address,
     )
     recaptcha_script: str = option(
         "https://www.recaptcha.net/recaptcha/api.js",
-        "The script that shows the captcha on this server's own pages. hCaptcha: `https://js.hcaptcha.com/1/api.js`; Turnstile: "
-        "`https://challenges.cloudflare.com/turnstile/v0/api.js?compat=recaptcha`. Apps of the older API that show it themselves, "
-        "such as Element Web, load the script of reCAPTCHA whatever is said here.",
+        "The script that shows the captcha on this server's pages. hCaptcha: "
+        "`https://js.hcaptcha.com/1/api.js`; Turnstile: "
+        "`https://challenges.cloudflare.com/turnstile/v0/api.js?compat=recaptcha`. Older apps "
+        "that show a captcha themselves, such as Element Web, always load the script of "
+        "reCAPTCHA.",
         check=_check_address,
     )
     recaptcha_sources: tuple[str, ...] = option(
         ("https://www.recaptcha.net/recaptcha/", "https://www.gstatic.com/recaptcha/"),
-        "From where that script may load more scripts, frames and styles, as a `Content-Security-Policy` says it. hCaptcha: "
-        "`[https://hcaptcha.com, https://*.hcaptcha.com]`; Turnstile: `[https://challenges.cloudflare.com]`.",
+        "From where that script may load more scripts, frames and styles, as in a "
+        "`Content-Security-Policy`. hCaptcha: `[https://hcaptcha.com, https://*.hcaptcha.com]`; "
+        "Turnstile: `[https://challenges.cloudflare.com]`.",
         check=_check_sources,
     )

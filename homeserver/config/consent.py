@@ -53,14 +53,14 @@ def _check_policies(policies: Mapping[str, "Policy"]) -> str | None:
 class PolicyDocument:
     """A document, in one language."""
 
-    name: str = required("What it is called in this language.", example="Terms of use")
+    name: str = required("Its title in this language.", example="Terms of use")
     url: str | None = option(
-        None, "Where it is.", example="https://example.org/terms-1.2-en.html", check=_check_url
+        None, "Its address.", example="https://example.org/terms-1.2-en.html", check=_check_url
     )
     path: Path | None = option(
         None,
-        "Or the file with its text, which this server then shows: UTF-8, an empty line between paragraphs, `# ` before "
-        "headings, `- ` before points of a list.",
+        "Or a file with its text, which this server shows: UTF-8, an empty line between "
+        "paragraphs, `# ` before headings, `- ` before list items.",
         example="terms-en.txt",
     )
 
@@ -70,7 +70,7 @@ class Policy:
     """Something that people agree to."""
 
     version: str = required(
-        "Its version. With another one everybody is asked again.",
+        "Its version. With a new version everybody is asked again.",
         example='"1.2"',
         check=_check_version,
     )
@@ -85,16 +85,17 @@ class UserConsent:
 
     policies: Mapping[str, Policy] = option(
         {},
-        "The documents: terms of service, privacy, each with a version and the text in some languages.",
+        "The documents, each with a version and the text in some languages.",
         example='{terms: {version: "1.2", documents: {en: {name: Terms of use, url: "https://example.org/terms"}}}}',
         check=_check_policies,
     )
     require_at_registration: bool = option(
-        True, "Whether people agree when they make an account in an app."
+        True, "Asks people to agree when they register in an app."
     )
     block_events_error: str | None = option(
         None,
-        "What apps tell people who have not agreed to the versions of now: until they have, they may read, but not write. "
-        "`%(consent_uri)s` stands for the page where they agree. `null`: they may write all the same.",
+        "The error that apps show to people who have not agreed to the current versions. Until "
+        "they do, they may read but not write. `%(consent_uri)s` stands for the page on which "
+        "they agree. `null`: they may write.",
         example='"Please read and accept our terms first: %(consent_uri)s"',
     )

@@ -23,7 +23,7 @@ class Email:
 
     smtp_host: str | None = option(
         None,
-        "The mail server that takes our letters; `null`: this server sends none.",
+        "The mail server that accepts our e-mails. `null`: this server sends none.",
         example="mail.example.org",
     )
     smtp_port: int | None = option(
@@ -34,16 +34,16 @@ class Email:
         example="587",
     )
     smtp_user: str | None = option(
-        None, "The name to sign in there with; `null`: without signing in."
+        None, "The user name at the mail server. `null`: no authentication."
     )
     smtp_pass: Secret | None = option(None, "The password for that.")
-    force_tls: bool = option(False, "Whether TLS begins with the first byte, as on port 465.")
+    force_tls: bool = option(False, "Uses TLS from the first byte, as on port 465.")
     require_transport_security: bool = option(
-        False, "Whether nothing is sent unless the mail server offers STARTTLS."
+        False, "Sends nothing unless the mail server offers STARTTLS."
     )
-    enable_tls: bool = option(True, "Whether STARTTLS is used where it is offered.")
+    enable_tls: bool = option(True, "Uses STARTTLS if it is offered.")
     tlsname: str | None = option(
-        None, "The name in the mail server's certificate, where it is not `smtp_host`."
+        None, "The name in the mail server's certificate, if it is not `smtp_host`."
     )
     notif_from: str | None = option(
         None,
@@ -52,32 +52,34 @@ class Email:
     )
     app_name: str | None = option(
         None,
-        "What the service is called in letters. `null`: Matrix; in the subject of letters about what somebody has not read, "
-        "what the app calls itself that they switched these on with, if it does.",
+        "The name of the service in e-mails. `null`: Matrix; in the subject of e-mails about "
+        "missed messages, the name of the app with which they were switched on, if known.",
         example="Example Chat",
     )
     enable_notifs: bool = option(
         False,
-        "Whether people get letters about what they have not read, where they want them. Needs `public_baseurl`, for the "
-        "link that ends them.",
+        "Sends e-mails about missed messages to people who want them. Needs `public_baseurl`, for "
+        "the link that ends them.",
     )
     notif_for_new_users: bool = option(
-        True,
-        "With `enable_notifs`: whether who makes an account with an e-mail address gets them from the start.",
+        True, "With `enable_notifs`: switches them on for new accounts with an e-mail address."
     )
     notif_delay_before_mail: Duration = option(
         Duration(600_000),
-        "How long somebody may take to read a message before a letter tells of it.",
+        "How long a message must be unread before an e-mail mentions it.",
         minimum=0,
     )
     client_base_url: str = option(
         "https://matrix.to",
-        "The client to which the links in letters lead: matrix.to, or the address of an Element Web.",
+        "The client to which links in e-mails lead: matrix.to, or the address of an Element Web.",
         example="https://chat.example.org",
         check=_check_base_url,
     )
     validation_token_lifetime: Duration = option(
-        Duration(3_600_000), "How long the link in a letter works.", minimum=60_000, example="1h"
+        Duration(3_600_000),
+        "How long the link in an e-mail is valid.",
+        minimum=60_000,
+        example="1h",
     )
 
 
@@ -107,7 +109,7 @@ class AllowedThreepid:
 
     medium: str = option(
         "email",
-        "`email`, or `msisdn` for telephone numbers, which are digits that begin with the code of the country.",
+        "`email`, or `msisdn` for telephone numbers: digits that begin with the country code.",
     )
     pattern: str = option(
         ".*", "A regular expression that the address must match.", example="'^[^@]+@example\\.org$'"
@@ -121,24 +123,25 @@ class Mail:
     email: Email = section(Email, "Sending e-mail.")
     registrations_require_3pid: tuple[str, ...] = option(
         (),
-        "What everybody must confirm who makes an account: `email`, `msisdn` (a telephone number), or both.",
+        "What everybody must confirm at registration: `email`, `msisdn` (a telephone number), or both.",
         example="[email]",
     )
     allowed_local_3pids: tuple[AllowedThreepid, ...] | None = option(
         None,
-        "The only addresses and telephone numbers that people may use; `null`: any.",
+        "The only addresses and telephone numbers that people may use. `null`: any.",
         example="[{medium: email, pattern: '^[^@]+@example\\.org$'}]",
     )
     enable_3pid_changes: bool = option(
-        True, "Whether people may add and remove their own addresses and telephone numbers."
+        True, "Lets people add and remove their own addresses and telephone numbers."
     )
     next_link_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only hosts that people are led on to (`next_link`, which whoever asks for a letter may choose) when they have confirmed an "
-        "address; `[]`: none; `null`: any, which the page names before they go.",
+        "The only hosts to which people are sent on (`next_link`, chosen by whoever requests the "
+        "e-mail) after they confirmed an address. `[]`: none. `null`: any, which the page names "
+        "first.",
         example="[element.example.org]",
     )
     request_token_inhibit_3pid_errors: bool = option(
         False,
-        "Whether nobody is told if an address or a telephone number belongs to an account, but by a message to it.",
+        "Does not reveal whether an address or a telephone number belongs to an account, except in a message to it.",
     )

@@ -29,9 +29,9 @@ class DirectoryAttributes:
     )
     subject: str = option(
         "entryUUID",
-        "What never changes of an entry, and nobody gets again (Active Directory: `objectGUID`).",
+        "An identifier that never changes and is never reused (Active Directory: `objectGUID`).",
     )
-    name: str | None = option("cn", "The displayed name.")
+    name: str | None = option("cn", "The display name.")
     mail: str | None = option("mail", "The e-mail addresses.")
 
 
@@ -39,69 +39,63 @@ class DirectoryAttributes:
 class LDAPProvider:
     """A directory."""
 
-    idp_id: str = option(
-        "ldap", "What it is called in the database; never to be changed.", check=check_idp_id
-    )
+    idp_id: str = option("ldap", "Its name in the database. Never change it.", check=check_idp_id)
     uri: tuple[str, ...] = required(
-        "Its addresses; the next is asked where one does not answer.",
+        "Its addresses. If one does not answer, the next is asked.",
         example='["ldaps://ldap.example.org"]',
         check=_check_uris,
     )
     start_tls: bool = option(
         True,
-        "Whether a connection to `ldap://` is secured before anything is said; without it passwords go in the clear.",
+        "Secures a connection to `ldap://` before anything is sent. Without it passwords are sent unencrypted.",
     )
     tls_ca_file: Path | None = option(
-        None, "The authorities that its certificate must come from; `null`: the system's."
+        None, "The certificate authorities of the directory. `null`: those of the system."
     )
     mode: Literal["search", "bind"] = option(
         "search",
-        "`search`: the entry is looked for by `bind_dn`; `bind`: it is `ATTRIBUTE=NAME,BASE`, and people look for it "
-        "themselves. Leavers are found in the mode `search` only.",
+        "`search`: `bind_dn` looks the entry up. `bind`: the entry is `ATTRIBUTE=NAME,BASE`, and "
+        "people read it themselves. People who left are found only with `search`.",
     )
-    base: str = required("Under which entry people are.", example="ou=people,dc=example,dc=org")
-    bind_dn: str | None = option(None, "Who looks for people; `null`: nobody in particular.")
+    base: str = required("The entry below which people are.", example="ou=people,dc=example,dc=org")
+    bind_dn: str | None = option(None, "The account that looks people up. `null`: anonymous.")
     bind_password: Secret | None = option(None, "The password of `bind_dn`.")
     filter: str | None = option(
         None,
-        "What an entry must fit besides, such as membership in a group. Who fits no more has left.",
+        "An additional filter, such as membership in a group. A person who no longer matches has left.",
         example="'(memberOf=cn=matrix,ou=groups,dc=example,dc=org)'",
     )
-    attributes: DirectoryAttributes = section(
-        DirectoryAttributes, "What its attributes are called."
-    )
+    attributes: DirectoryAttributes = section(DirectoryAttributes, "The names of attributes.")
     allow_existing_users: bool = option(
-        False, "Whether somebody gets the account that has their name and was made otherwise."
+        False,
+        "Gives a person the existing account with the same name, even if it was made otherwise.",
     )
-    enable_registration: bool = option(True, "Whether people without an account get one.")
+    enable_registration: bool = option(True, "Makes accounts for people who have none.")
     update_profile_information: bool = option(
         True,
-        "Whether names and e-mail addresses are taken over at each sign-in, and when they change in the directory, and not for new accounts"
-        " only: also that an address which the directory said before is another one now.",
+        "Updates names and e-mail addresses at each sign-in and when they change in the "
+        "directory, and not for new accounts only. An address that the directory replaced is "
+        "replaced here too.",
     )
     leavers: Literal["deactivate", "lock", "keep"] = option(
         "deactivate",
-        "What becomes of the account of somebody whom the directory has no more: it ends for good, or it is locked until "
-        "the directory has them again, or it stays.",
+        "What happens to the account of somebody who is no longer in the directory: it is closed "
+        "for good, locked until the directory has them again, or kept.",
     )
     leavers_check_interval: Duration = option(
         Duration(20_000),
-        "How often it is asked who is there.",
+        "How often the directory is asked who is there.",
         minimum=5_000,
         maximum=3_600_000,
         example="20s",
     )
     leavers_at_most: float = option(
         0.1,
-        "The share of its people that may have left at once (one may always). More is taken for a fault of the "
-        "directory: nothing is done, and the log says so.",
+        "The share of its people that may leave at once (one person always may). More is taken "
+        "for a fault of the directory: nothing is done, and the log says so.",
         minimum=0.0,
         maximum=1.0,
     )
     timeout: Duration = option(
-        Duration(10_000),
-        "How long it may take to answer.",
-        minimum=500,
-        maximum=60_000,
-        example="10s",
+        Duration(10_000), "How long an answer may take.", minimum=500, maximum=60_000, example="10s"
     )

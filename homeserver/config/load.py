@@ -34,21 +34,21 @@ REASONS = {
     "workers": "every node is the same program here; there are no workers to set up",
     "tuning": "this server needs no tuning of this kind",
     "log": "logging is set up in the section `log`",
-    "macaroons": "access tokens here are random, there is no secret that they are made with",
-    "statistics": "this server reports to nobody",
-    "process": "left to systemd or whatever starts the server",
-    "plugins": "plug-ins written for Synapse do not run here; for those of this server there is `plugins`",
-    "object_store": "for a store such as S3 there is `media_object_store`",
+    "macaroons": "access tokens are random here, and not derived from a secret",
+    "statistics": "this server sends no reports",
+    "process": "this is the task of systemd, or of another program that starts the server",
+    "plugins": "plug-ins written for Synapse do not run here; use `plugins` for those of this server",
+    "object_store": "use `media_object_store` for a store such as S3",
     "oauth": "this server signs people in by OAuth 2.0 itself (`oauth`)",
-    "names": "other servers are never told how people call their devices",
-    "identity": "this server asks no identity server",
-    "presence": "it is called `presence.enabled`, on unless that says otherwise",
+    "names": "other servers never get the names of devices",
+    "identity": "this server looks nobody up at identity servers",
+    "presence": "use `presence.enabled`, which is on by default",
     "obsolete": "Synapse itself has dropped or never documented it",
-    "experimental": "a switch for experiments in Synapse; what is served here is in the documentation",
-    "policies": "here each document has its version, name and text in `user_consent.policies`",
-    "redacted": "what is redacted is taken away at once here; nobody reads it again",
+    "experimental": "this is for experiments in Synapse",
+    "policies": "use `user_consent.policies`, where each document has its version, name and text",
+    "redacted": "redacted content is removed at once here",
     "default": "this server always does it",
-    "providers": "this server has no providers of its own, and asks those of `oembed.additional_providers` alone",
+    "providers": "this server has no built-in providers; it asks only those of `oembed.additional_providers`",
 }
 """Why a key of Synapse has no effect here, by the word in `synapse_keys.tsv`."""
 
@@ -195,7 +195,7 @@ def _alone(config: Config) -> list[Problem]:
         notices.append(
             Problem(
                 ("email", "enable_notifs"),
-                "has no effect without `email.smtp_host`: this server sends no letters",
+                "has no effect without `email.smtp_host`: this server sends no e-mails",
             )
         )
     shows_figures = [
@@ -358,7 +358,7 @@ def _check_account_validity(config: Config) -> list[Problem]:
         problems.append(
             Problem(
                 (*place, "renew_at"),
-                "needs `email.smtp_host` and `public_baseurl`: letters, and their links",
+                "needs `email.smtp_host` and `public_baseurl`: e-mails, and their links",
             )
         )
     return problems
@@ -401,7 +401,7 @@ def _check_mail(config: Config) -> list[Problem]:
     mail = config.mail
     if mail.email.smtp_host is not None and config.name.public_baseurl is None:
         problems.append(
-            Problem(("email",), "needs `public_baseurl`: letters have links to this server")
+            Problem(("email",), "needs `public_baseurl`: e-mails have links to this server")
         )
     try:
         sender_of(mail.email, config.server_name)

@@ -7,11 +7,11 @@ from homeserver.config.option import Size, option, section
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caches:
-    """What was read from the database and is kept."""
+    """Caches of what was read from the database."""
 
     global_factor: float = option(
         0.5,
-        "How much is kept of everything: twice the number, and about twice the memory of all caches.",
+        "Scales all caches: twice the number, about twice the memory.",
         minimum=0.01,
         maximum=100,
     )
@@ -19,12 +19,13 @@ class Caches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """How much is kept in memory."""
+    """Caches."""
 
     event_cache_size: Size = option(
         Size(100 << 10),
-        "Events that are kept, before `caches.global_factor` is counted in; one takes about 2 KB, and "
-        "of large ones fewer are kept, so that all take at most 4 KB on average. The number may have the unit `K`.",
+        "How many events are cached, before `caches.global_factor` is applied. One takes about 2 "
+        "KB; of large ones fewer are cached, so that the average is at most 4 KB. The number may "
+        "have the unit `K`.",
         minimum=100,
     )
-    caches: Caches = section(Caches, "What was read from the database and is kept.")
+    caches: Caches = section(Caches, "Caches of what was read from the database.")

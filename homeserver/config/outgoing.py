@@ -43,9 +43,9 @@ class KeyServer:
     """A server that is believed about other servers' keys."""
 
     server_name: str = required("Its name.")
-    verify_keys: Mapping[str, str] = option({}, "Its own keys, when they are known beforehand.")
+    verify_keys: Mapping[str, str] = option({}, "Its own keys, if they are known beforehand.")
     accept_keys_insecurely: bool = option(
-        False, "Whether an answer without a known key of its own is believed."
+        False, "Accepts its answers without a known key of its own."
     )
 
 
@@ -67,27 +67,26 @@ def _check_proxy(url: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peering:
-    """How this server talks with others."""
+    """Communication with other servers."""
 
-    enabled: bool = option(True, "Whether it talks with other servers at all.")
+    enabled: bool = option(True, "Talks with other servers at all.")
     partial_state_joins: bool = option(
         True,
-        "Whether a large room is entered before all of its members are known: people can read and write in it at once, and "
+        "Joins large rooms before all members are known. People can read and write at once, and "
         "the rest is fetched in the background.",
     )
     destination_min_retry_interval: Duration = option(
         Duration(5_000),
-        "After how long a server that could not be reached is tried again. One that asks us something, or sends something, is "
-        "tried at once.",
+        "After how long an unreachable server is tried again. A server that contacts us is tried at once.",
         minimum=1000,
         example="5s",
     )
     destination_retry_multiplier: float = option(
-        3, "How many times as long each further pause is.", minimum=1, maximum=100
+        3, "The factor by which each further pause grows.", minimum=1, maximum=100
     )
     destination_max_retry_interval: Duration = option(
         Duration(3_600_000),
-        "How long a pause is at most.",
+        "The longest pause.",
         minimum=60_000,
         maximum=31_536_000_000,
         example="1h",
@@ -99,22 +98,22 @@ class FederationMemberList:
     """The signed list of the servers of a closed federation."""
 
     url: str | None = option(None, "Its address.", example="https://federation.example/members.jws")
-    path: Path | None = option(None, "Or the file that it is in.")
+    path: Path | None = option(None, "Or the file with it.")
     verify_keys: tuple[str, ...] = option(
         (),
-        "The Ed25519 keys that sign it, in base64: whoever holds one of them may sign.",
+        "The Ed25519 keys that sign it, in base64. Whoever holds one of them may sign.",
         example='["Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw"]',
     )
     authorities: tuple[Path, ...] = option(
         (),
-        "Or the certificate authorities to which the certificate that comes with it (`x5c`) must lead, PEM files.",
+        "Or the certificate authorities (PEM files) to which the certificate in the list (`x5c`) must lead.",
     )
     signer: str | None = option(
         None, "The name for which that certificate must be.", example="federation.example"
     )
     refresh_interval: Duration = option(
         Duration(3_600_000),
-        "How often it is looked for a newer one; each minute when less than that is left of the one in force.",
+        "How often a newer list is looked for; every minute when the current one expires in less than this.",
         minimum=60_000,
     )
 
@@ -126,47 +125,49 @@ class FederationMemberList:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """Other Matrix servers."""
+    """Federation."""
 
-    federation: Peering = section(Peering, "How this server talks with others.")
+    federation: Peering = section(Peering, "Communication with other servers.")
     federation_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only servers to talk with; `null`: all, `[]`: none. Names, wildcards (`*`, `?`), and regular expressions "
-        "between slashes. Read again on SIGHUP.",
+        "The only servers to talk with. `null`: all, `[]`: none. Names, wildcards (`*`, `?`), and "
+        "regular expressions between slashes. Read again on SIGHUP.",
         example='["university.example", "*.ministry.example", "/school-[0-9]+[.]example/"]',
         check=_check_patterns,
     )
     federation_domain_blacklist: tuple[str, ...] = option(
         (),
-        "Servers never to talk with, whatever else allows them; patterns as above, with any port. Read again on SIGHUP.",
+        "Servers never to talk with, whatever else allows them. Patterns as above, with any port. "
+        "Read again on SIGHUP.",
         example='["spam.example", "*.spam.example"]',
         check=_check_patterns,
     )
     federation_policy_simulation: bool = option(
         False,
-        "Whether the lists above and below refuse nothing, and the log says what they would refuse. Read again on SIGHUP.",
+        "Refuses nothing because of the lists above and below, and logs what would be refused. Read again on SIGHUP.",
     )
     federation_member_list: FederationMemberList = section(
         FederationMemberList,
-        "The signed list of the servers of a closed federation, and what each may do: no other is talked with. Read again "
-        "on SIGHUP.",
+        "The signed list of the servers of a closed federation, and what each may do. No other "
+        "server is talked with. Read again on SIGHUP.",
     )
     allow_profile_lookup_over_federation: bool = option(
         True,
-        "Whether other servers may ask for people's profiles. The name and the picture that somebody has in a room are known to the "
-        "servers in it all the same.",
+        "Lets other servers ask for people's profiles. Servers in a room know the names and pictures in it anyway.",
     )
     federation_verify_certificates: bool = option(
-        True, "Whether other servers must have valid certificates. Only for tests: false."
+        True, "Requires valid certificates of other servers. `false` is for tests only."
     )
     federation_custom_ca_list: tuple[Path, ...] = option(
         (),
-        "Certificate authorities of other servers, PEM files, to trust instead of the system's. Whoever else is asked (an identity "
-        "server, who checks captchas, providers) needs one of the system's, or of the file `SSL_CERT_FILE` of the environment.",
+        "Certificate authorities (PEM files) for other servers, instead of the system's. "
+        "Everything else (identity servers, captcha services, identity providers) needs an "
+        "authority of the system, or of the file that the environment variable `SSL_CERT_FILE` "
+        "names.",
     )
     trusted_key_servers: tuple[KeyServer, ...] = option(
         (),
-        "Servers to ask for other servers' keys when those do not answer themselves. None unless you name one.",
+        "Servers to ask for other servers' keys if these do not answer. None by default.",
         example="[{server_name: matrix.example.org}]",
     )
     ip_range_blacklist: tuple[Network, ...] = option(
@@ -175,15 +176,14 @@ class Federation:
     )
     https_proxy: str | None = option(
         None,
-        "An HTTP proxy for whatever this server asks with TLS. Without this option the variable `https_proxy` of the "
-        "environment counts.",
+        "An HTTP proxy for all outgoing TLS connections. Default: the environment variable `https_proxy`.",
         example="http://proxy.example.org:3128",
         check=_check_proxy,
     )
     no_proxy_hosts: tuple[str, ...] | None = option(
         None,
-        "Names (with all under them), addresses and networks that are asked without the proxy. Without this option the "
-        "variable `no_proxy` counts.",
+        "Names (with all below them), addresses and networks that are contacted without the "
+        "proxy. Default: the environment variable `no_proxy`.",
         example='["example.org", "10.0.0.0/8"]',
     )
     ip_range_whitelist: tuple[Network, ...] = option(
@@ -204,11 +204,12 @@ def _check_transports(transports: tuple[Mapping[str, JSON], ...]) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixRTC:
-    """What calls of several people go through."""
+    """Calls with several people."""
 
     transports: tuple[Mapping[str, JSON], ...] = option(
         (),
-        "The systems, best first: told to clients as they are, and in `/.well-known/matrix/client` too.",
+        "The systems that carry calls, best first. They are passed to clients unchanged, also in "
+        "`/.well-known/matrix/client`.",
         example='[{type: livekit, livekit_service_url: "https://livekit.example.org"}]',
         check=_check_transports,
     )
@@ -216,9 +217,9 @@ class MatrixRTC:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calls:
-    """Calls: what they go through, for several people, and for two who find no direct way."""
+    """Calls."""
 
-    matrix_rtc: MatrixRTC = section(MatrixRTC, "What calls of several people go through.")
+    matrix_rtc: MatrixRTC = section(MatrixRTC, "Calls with several people.")
 
     turn_uris: tuple[str, ...] = option(
         (), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]'
@@ -226,10 +227,12 @@ class Calls:
     turn_shared_secret: Secret | None = option(
         None, "The secret that the TURN servers share with this server."
     )
-    turn_username: str | None = option(None, "The user of TURN servers that share no secret.")
+    turn_username: str | None = option(
+        None, "The user name for TURN servers without a shared secret."
+    )
     turn_password: Secret | None = option(None, "Its password.")
-    turn_user_lifetime: Duration = option(Duration(3_600_000), "How long a credential is good for.")
-    turn_allow_guests: bool = option(False, "Whether guests may use the TURN servers.")
+    turn_user_lifetime: Duration = option(Duration(3_600_000), "How long a credential is valid.")
+    turn_allow_guests: bool = option(False, "Lets guests use the TURN servers.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +251,8 @@ class Others:
 
     app_service_config_files: tuple[Path, ...] = option(
         (),
-        "Registration files of application services (bridges, bots). They sign in, register and act for their users, and have their "
-        "names to themselves; no transactions are sent to them yet.",
+        "Registration files of application services (bridges, bots). They sign in, register and "
+        "act for their users, and have their namespaces to themselves. Transactions are not sent "
+        "to them yet.",
     )
     redis: Redis = section(Redis, "Redis or Valkey, for more than one node.", not_yet=True)

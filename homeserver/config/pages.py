@@ -95,33 +95,34 @@ class Branding:
 
     name: str | None = option(
         None,
-        "What the service is called on pages and in letters; `null`: the server's name.",
+        "The name of the service on pages and in e-mails. `null`: the server's name.",
         example="Example University",
         check=_check_name,
     )
     logo: Path | None = option(
         None,
-        "A file with a logo (PNG, JPEG, GIF, WebP or SVG, up to 256K). Letters carry it with them, but for SVG and WebP, "
-        "which mail programs do not show.",
+        "A file with a logo (PNG, JPEG, GIF, WebP or SVG, up to 256K). It is sent along with "
+        "e-mails, except SVG and WebP, which mail programs do not show.",
         example="logo.png",
     )
-    logo_dark: Path | None = option(None, "The logo for dark pages, where it is another one.")
+    logo_dark: Path | None = option(None, "The logo for dark pages, if it is another one.")
     logo_url: str | None = option(
         None,
-        "The https address of a logo, where there is no file. Its server learns who opens the pages; letters do without it.",
+        "The HTTPS address of a logo, if there is no file. Its server learns who opens the pages. "
+        "E-mails do not contain it.",
         example="https://www.example.org/logo.png",
         check=_check_logo_url,
     )
     colour: str | None = option(
         None,
-        "The colour of links and buttons, as `#rrggbb`; `null`: that of this software. White text must be legible on it, "
-        "and the colour on white (a contrast of 4.5:1).",
+        "The colour of links and buttons, as `#rrggbb`. `null`: the default colour. White text "
+        "must be legible on it, and the colour on white (contrast 4.5:1).",
         example='"#1d4f91"',
         check=_check_light,
     )
     colour_dark: str | None = option(
         None,
-        "The same for people whose screen is dark; `null`: `colour`, lighter where need be.",
+        "The same for dark screens. `null`: `colour`, made lighter if necessary.",
         example='"#8ab4f8"',
         check=_check_dark,
     )
@@ -129,9 +130,7 @@ class Branding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pages:
-    """Pages and letters."""
+    """Pages and e-mails."""
 
-    branding: Branding = section(Branding, "Whose pages and letters they are, and in what colours.")
-    user_consent: UserConsent = section(
-        UserConsent, "What people agree to: terms of service, privacy."
-    )
+    branding: Branding = section(Branding, "Name, logo and colours of pages and e-mails.")
+    user_consent: UserConsent = section(UserConsent, "Terms of service and privacy policies.")

@@ -39,18 +39,20 @@ class OEmbed:
 
     additional_providers: tuple[Path, ...] = option(
         (),
-        "Files that name such sites, in the form of the list at https://oembed.com/providers.json: they are asked for a document about a "
-        "page in place of the page. Without any only documents are asked for that a page names.",
+        "Files that name sites with oEmbed documents, in the format of "
+        "https://oembed.com/providers.json. These are asked instead of the page. Without any, "
+        "only documents that a page names are used.",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class URLPreviews:
-    """Previews of linked pages."""
+    """Link previews."""
 
     url_preview_enabled: bool = option(
         False,
-        "Whether the server fetches linked pages to show previews of them: then their sites see that somebody here reads of them.",
+        "Fetches linked pages to show previews of them. The linked sites then learn that somebody "
+        "here reads about them.",
     )
     url_preview_ip_range_blacklist: tuple[Network, ...] = option(
         tuple(Network(each) for each in PRIVATE_NETWORKS),
@@ -61,8 +63,9 @@ class URLPreviews:
     )
     url_preview_url_blacklist: tuple[Mapping[str, str], ...] = option(
         (),
-        "Pages without previews: patterns for parts of their address (`scheme`, `netloc`, `hostname`, `port`, `path`, `query`), all of "
-        "which must fit. With `*` and `?`, or a regular expression that begins with `^`.",
+        "Pages without previews: patterns for parts of their address (`scheme`, `netloc`, "
+        "`hostname`, `port`, `path`, `query`), which must all match. With `*` and `?`, or a "
+        "regular expression that begins with `^`.",
         example='[{hostname: "*.internal.example"}, {scheme: "http", netloc: "^[0-9.]+$"}]',
         check=_check_patterns,
     )
@@ -73,7 +76,7 @@ class URLPreviews:
         check=_check_patterns,
     )
     url_preview_accept_language: tuple[str, ...] = option(
-        ("en",), "The languages in which pages are asked for, best first.", check=_check_languages
+        ("en",), "The languages in which pages are requested, best first.", check=_check_languages
     )
     max_spider_size: Size = option(
         Size(10 * 1024 * 1024),
@@ -81,4 +84,4 @@ class URLPreviews:
         minimum=1,
         example="10M",
     )
-    oembed: OEmbed = section(OEmbed, "Previews of pages out of oEmbed documents.")
+    oembed: OEmbed = section(OEmbed, "Previews from oEmbed documents.")

@@ -7,33 +7,31 @@ from homeserver.config.option import Duration, option, section
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Push:
-    """Telling people's devices of what happens, through push gateways."""
+    """Push notifications through push gateways."""
 
-    enabled: bool = option(
-        True, "Whether anything is pushed; without, pushers can be set and wait."
-    )
+    enabled: bool = option(True, "Sends notifications. Without it, pushers can be set and wait.")
     include_content: bool = option(
         True,
-        "Whether gateways, and letters about what people missed, are told what people write. Apps that ask for it "
-        "(`event_id_only`) are told no content in any case.",
+        "Includes message content in notifications to gateways, and in e-mails about missed "
+        "messages. Apps that ask for `event_id_only` never get content.",
     )
     group_unread_count_by_room: bool = option(
-        True,
-        "Whether the number on an app's icon is that of rooms with something unread; else that of messages.",
+        True, "The number on an app's icon counts rooms with something unread. `false`: messages."
     )
     jitter_delay: Duration = option(
         Duration(0),
-        "Up to so long a push waits, by chance: who sees messages and pushes go by learns less of who talks with whom.",
+        "Delays each push by a random time up to this. An observer of messages and pushes then "
+        "learns less about who talks with whom.",
         maximum=600_000,
         example="10s",
     )
     allow_plain_http: bool = option(
-        False, "Whether gateways may be addressed with http://, as inside a network of one's own."
+        False, "Allows gateways with http://, for use inside your own network."
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notifications:
-    """Notifications."""
+    """Push notifications."""
 
-    push: Push = section(Push, "Telling people's devices of what happens, through push gateways.")
+    push: Push = section(Push, "Push notifications through push gateways.")

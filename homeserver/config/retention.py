@@ -1,4 +1,4 @@
-"""Options about how long messages are kept. See docs/retention.md."""
+"""Options about how long messages are kept. See docs/operators/retention.md."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,12 @@ class RetentionPolicy:
 
     min_lifetime: Duration | None = option(
         None,
-        "How long messages are meant to be kept at least: clients are told, this server deletes none because of it.",
+        "How long messages should be kept at least. It is passed on to clients; this server "
+        "deletes nothing because of it.",
         minimum=0,
     )
     max_lifetime: Duration | None = option(
-        None, "How long messages are kept; without it, for ever.", minimum=0, example="1y"
+        None, "How long messages are kept. Without it, for ever.", minimum=0, example="1y"
     )
 
 
@@ -24,12 +25,12 @@ class PurgeJob:
     """How often the messages of some rooms are looked through."""
 
     shortest_max_lifetime: Duration | None = option(
-        None, "Rooms that keep their messages longer than this; without it, any.", minimum=0
+        None, "Rooms with a longer lifetime than this. Without it, any.", minimum=0
     )
     longest_max_lifetime: Duration | None = option(
-        None, "Rooms that keep their messages so long at most; without it, any.", minimum=0
+        None, "Rooms with at most this lifetime. Without it, any.", minimum=0
     )
-    interval: Duration = required("The time between two looks.", minimum=1000)
+    interval: Duration = required("The time between two runs.", minimum=1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,26 +39,22 @@ class Retention:
 
     enabled: bool = option(
         False,
-        "Whether messages go by age, as `default_policy` and the rooms themselves (`m.room.retention`) say. What is older is shown to "
-        "nobody, and deleted for good soon after. Whoever may change a room's settings may then have its messages deleted here.",
+        "Deletes messages by age, as `default_policy` and the rooms (`m.room.retention`) say. "
+        "Older messages are hidden at once, and deleted for good soon after. People who may "
+        "change a room's settings can then have its messages deleted here.",
     )
-    default_policy: RetentionPolicy = section(RetentionPolicy, "For rooms that say nothing.")
+    default_policy: RetentionPolicy = section(RetentionPolicy, "The rule for rooms that set none.")
     allowed_lifetime_min: Duration | None = option(
-        None,
-        "Rooms that want their messages to go sooner keep them so long.",
-        minimum=0,
-        example="1d",
+        None, "The shortest lifetime. Rooms that ask for less get this.", minimum=0, example="1d"
     )
     allowed_lifetime_max: Duration | None = option(
-        None,
-        "Rooms that want to keep their messages longer keep them so long.",
-        minimum=0,
-        example="5y",
+        None, "The longest lifetime. Rooms that ask for more get this.", minimum=0, example="5y"
     )
     purge_jobs: tuple[PurgeJob, ...] | None = option(
         (),
-        "How often what is not shown any more is deleted: for each room by the first of these that is for a lifetime such as its own; "
-        "without one, each hour. Until then it still counts as unread: with an interval of a day, badges may be a day late.",
+        "How often hidden messages are deleted. The first entry that covers a room's lifetime "
+        "counts; without one, every hour. Until then a message still counts as unread: with an "
+        "interval of a day, badges may be a day late.",
         example="[{longest_max_lifetime: 3d, interval: 10m}, {shortest_max_lifetime: 3d, interval: 1d}]",
     )
 

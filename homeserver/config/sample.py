@@ -1,5 +1,4 @@
-"""The options told to people: the sample file, and the page of the documentation, made from the
-declarations."""
+"""Generates the sample configuration and the page of all options from the declarations."""
 
 import json
 from collections.abc import Iterator
@@ -26,34 +25,28 @@ from homeserver.config.yaml_text import Place
 WIDTH = 100
 
 SAMPLE_HEAD = """\
-# The options of a homeserver. Only `server_name` must be given; everything else is commented out, and shows its default,
-# or an example.
-# `python -m homeserver config check` says whether a file is right, and what in it has no effect.
+# All options of a homeserver. Only `server_name` is required. Everything else is commented out, and shows its default or
+# an example.
+# `python -m homeserver config check` lists the errors of a file, and the options that have no effect.
 #
 # Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of this file.
-# A secret may stand in a file of its own (`registration_shared_secret_path: FILE`) or in the environment
+# A secret may be in a file of its own (`registration_shared_secret_path: FILE`) or in the environment
 # (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
 """
 
 DOCS_HEAD = """\
-# Configuration
+# All options
 
-`homeserver.yaml` is one YAML file. [`homeserver.yaml.sample`](../homeserver.yaml.sample) shows every option with its
-default; `python -m homeserver init` writes a short one to begin with. This page is made from the same declarations, by
-`scripts/write_sample_config`.
+`homeserver.yaml` is one YAML file. [configure.md](configure.md) explains how to change and check it.
+[`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default. This page and the sample are
+generated from the same declarations.
 
-- The names are those that operators of Synapse know, wherever the meaning is the same. A file made for Synapse is read;
-  what of it has no effect is said by `python -m homeserver config check` and once at start.
-- An unknown option is an error, and so is a value that does not fit; all errors are shown at once.
+- The names are those that operators of Synapse know, wherever the meaning is the same.
 - Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes are written `512K`,
   `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of the configuration file.
-- `--config` may be given several times, and may name a folder, whose `*.yaml` are read in order of name: an option in a
-  later file replaces that of an earlier one.
-- YAML is read as version 1.2 has it (`no` and `off` are words), but where an option is true or false, `yes`, `no`, `on`
-  and `off` are understood too.
-- A *secret* may stand in a file of its own (option `NAME_path` or `NAME_file`) or in the environment (the variable that
-  is named with it, or the same with `_FILE` for the name of a file). The environment comes first.
-- *Not yet*: the option is understood and checked, but nothing acts on it so far.
+- A *secret* may be in a file of its own (option `NAME_path` or `NAME_file`) or in the environment (the variable that is
+  named with it, or the same with `_FILE` for the name of a file). The environment comes first.
+- *Not yet*: the option is known and checked, but has no effect so far.
 """
 
 
@@ -127,7 +120,7 @@ def _title(kind: type[Any]) -> str:
 
 
 def write_docs() -> str:
-    """The text of `docs/configuration.md`."""
+    """The text of `docs/operators/configuration.md`."""
     lines = [DOCS_HEAD]
     for kind in GROUPS.values():
         lines.append(f"## {_title(kind)}\n")

@@ -48,12 +48,12 @@ def _check_icap(url: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaScanning:
-    """Scanners of files; see docs/scanning.md. Without any of the first three nothing is scanned,
-    unless a plug-in does it."""
+    """Scanners of files; see docs/operators/scanning.md. Without any of the first three nothing is
+    scanned, unless a plug-in does it."""
 
     clamd: str | None = option(
         None,
-        "Where ClamAV's daemon is: a Unix socket, or host and port.",
+        "The address of ClamAV's daemon: a Unix socket, or host and port.",
         example="unix:/run/clamav/clamd.ctl",
         check=_check_clamd,
     )
@@ -65,11 +65,11 @@ class MediaScanning:
     )
     forbidden_types: tuple[str, ...] = option(
         (),
-        "Types that no file may have, as it begins and not as its sender says.",
+        "Types that are refused, recognised by how the file begins and not by what its sender declares.",
         example="[application/x-msdownload, application/x-executable]",
     )
     icap_method: Literal["RESPMOD", "REQMOD"] = option(
-        "RESPMOD", "Whether files are shown to it as answers of the web, or as requests."
+        "RESPMOD", "Whether files are shown to it as responses or as requests."
     )
     files: tuple[Literal["local", "remote", "previews"], ...] = option(
         ("local", "remote", "previews"),
@@ -77,16 +77,17 @@ class MediaScanning:
     )
     max_size: Size = option(
         Size(100 * 1024 * 1024),
-        "The largest file that is scanned. The scanner must take it: for clamd `StreamMaxLength` and `MaxFileSize`.",
+        "The largest file that is scanned. The scanner must accept it; for clamd see "
+        "`StreamMaxLength` and `MaxFileSize`.",
         minimum=1,
         example="100M",
     )
     larger_files: Literal["refuse", "pass"] = option(
-        "refuse", "Whether larger files are refused, or given out unscanned."
+        "refuse", "Whether larger files are refused, or given out without a scan."
     )
     unreachable: Literal["hold", "pass"] = option(
         "hold",
-        "Whether files wait while a scanner cannot be asked, or are given out, and scanned later.",
+        "While a scanner cannot be reached: hold files back, or give them out and scan them later.",
     )
     time_limit: Duration = option(
         Duration(60_000), "How long the scan of one file may take.", minimum=1000
@@ -96,27 +97,27 @@ class MediaScanning:
     )
     encrypted_concurrency: int = option(
         2,
-        "How many encrypted files are looked into at the same time, for clients that show their keys, beside those others.",
+        "How many encrypted files are scanned at the same time, in addition, for clients that show their keys.",
         minimum=1,
         maximum=64,
     )
     upload_wait: Duration = option(
         Duration(5000),
-        "How long an upload waits for its scan, so that who has sent something harmful reads so at once. After that it is answered, and "
-        "nobody gets the file before it is scanned.",
+        "How long an upload waits for its scan, so that the sender of a harmful file gets the "
+        "error at once. After that the upload is answered, and nobody gets the file before it is "
+        "scanned.",
         minimum=0,
         maximum=60_000,
     )
     rescan_on_new_signatures: bool = option(
-        True,
-        "Whether files are scanned again, in the background, once scanners know more than they knew.",
+        True, "Scans files again, in the background, when the scanners have new signatures."
     )
     rescan_interval: Duration = option(
-        Duration(DAY), "How often at most.", minimum=60_000, example="1d"
+        Duration(DAY), "The shortest time between two such scans.", minimum=60_000, example="1d"
     )
     rescan_newer_than: Duration | None = option(
         Duration(30 * DAY),
-        "Only files that have come within this time; `null`: all.",
+        "Only files that came within this time. `null`: all.",
         minimum=60_000,
         example="30d",
     )

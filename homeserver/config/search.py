@@ -13,28 +13,26 @@ Language = Literal["uz", "kaa", "ru", "en"]
 class UserDirectory:
     """The directory of people."""
 
-    enabled: bool = option(True, "Whether people can search for people; without, nobody is found.")
+    enabled: bool = option(True, "Lets people search for people. Without it, nobody is found.")
     search_all_users: bool = option(
-        False,
-        "Whether everyone with an account here is found, also by people who share no room with them.",
+        False, "Finds every account of this server, also for people who share no room with them."
     )
-    prefer_local_users: bool = option(False, "Whether people of this server come first.")
-    exclude_remote_users: bool = option(False, "Whether only people of this server are found.")
-    show_locked_users: bool = option(False, "Whether people whose account is locked are found.")
+    prefer_local_users: bool = option(False, "Lists people of this server first.")
+    exclude_remote_users: bool = option(False, "Finds only people of this server.")
+    show_locked_users: bool = option(False, "Finds people whose account is locked.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """Finding messages and people."""
+    """Search."""
 
     enable_search: bool = option(
-        True,
-        "Whether messages are indexed and can be searched for; without, what was indexed is forgotten.",
+        True, "Indexes messages for search. Without it, the index is emptied."
     )
     search_languages: tuple[Language, ...] = option(
         ("uz", "kaa", "ru", "en"),
-        "The languages whose spellings of a word count as one: the two scripts of Uzbek and Karakalpak, ё and е in "
-        "Russian. A change has all messages indexed anew.",
+        "The languages whose spellings of a word are treated alike: the two scripts of Uzbek and "
+        "Karakalpak, ё and е in Russian. A change indexes all messages again.",
         example="[uz, ru]",
     )
     user_directory: UserDirectory = section(UserDirectory, "The directory of people.")

@@ -60,10 +60,10 @@ def _check_policy_key(key: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Name:
-    """The name of the server and the addresses under which it is known."""
+    """Server name and addresses."""
 
     server_name: str = required(
-        "The part of user ids after the colon. It cannot be changed later.",
+        "The part of user ids after the colon. It can never be changed.",
         example="example.org",
         check=_check_server_name,
     )
@@ -75,30 +75,29 @@ class Name:
     )
     serve_server_wellknown: bool = option(
         False,
-        "Whether `/.well-known/matrix/server` sends other servers to port 443 of `server_name` instead of 8448.",
+        "Serves `/.well-known/matrix/server`, which sends other servers to port 443 of `server_name` instead of 8448.",
     )
     extra_well_known_client_content: Mapping[str, JSON] = option(
         {},
-        "Further content of `/.well-known/matrix/client`.",
+        "Additional content of `/.well-known/matrix/client`.",
         example='{"org.example": {"theme": "dark"}}',
     )
     default_identity_server: str | None = option(
         None,
-        "An identity server that clients are told of in `/.well-known/matrix/client`, and at which people may let themselves be found "
-        "by an address (`/account/3pid/bind`); no other is asked.",
+        "An identity server, announced in `/.well-known/matrix/client`. People may let others "
+        "find them there by an address (`/account/3pid/bind`). No other identity server is asked.",
         example="https://identity.example.org",
         check=_check_optional_url,
     )
     web_client_location: str | None = option(
         None,
-        "Where browsers are led that come to `/`, such as your Element; without it there is a page about this server.",
+        "Where `/` redirects browsers to, such as your Element Web. Without it, `/` shows a page about this server.",
         example="https://chat.example.org/",
         check=_check_optional_url,
     )
     admin_contact: str | None = option(
         None,
-        "Where people may write to the administrators (`mailto:…` or `https://…`). Shown in "
-        "`/.well-known/matrix/support`.",
+        "How to reach the administrators (`mailto:…` or `https://…`). Shown in `/.well-known/matrix/support`.",
         example="mailto:admin@example.org",
     )
     support_page: str | None = option(
@@ -108,8 +107,9 @@ class Name:
     )
     policy_server_public_key: str | None = option(
         None,
-        "The Ed25519 key (unpadded base64) of a policy server that answers for `server_name`. Shown in "
-        "`/.well-known/matrix/policy_server`, where clients look for it when a room is to use that server.",
+        "The Ed25519 key (unpadded base64) of a policy server that answers for `server_name`. "
+        "Shown in `/.well-known/matrix/policy_server`, where clients look it up when a room is to "
+        "use that server.",
         check=_check_policy_key,
     )
 
@@ -133,44 +133,39 @@ class Resource:
         ],
         ...,
     ] = required(
-        "`client`, `federation` (with `keys`), `media`, `keys`, `openid`, `health`, `metrics`; the others have no effect."
+        "`client`, `federation` (includes `keys`), `media`, `keys`, `openid`, `health`, "
+        "`metrics`. The others have no effect."
     )
-    compress: bool = option(False, "Whether large answers are compressed.")
+    compress: bool = option(False, "Compresses large responses.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
     """A socket: a TCP port, with or without TLS, or a Unix socket."""
 
-    port: int | None = option(
-        None, "A TCP port; 0 takes any that is free.", minimum=0, maximum=65535
-    )
+    port: int | None = option(None, "A TCP port. 0 takes any free port.", minimum=0, maximum=65535)
     path: Path | None = option(None, "A Unix socket, instead of a port.")
     mode: Permissions = option(
         Permissions(0o666), "The permissions of the Unix socket.", minimum=0, maximum=0o777
     )
     bind_addresses: tuple[str, ...] = option(
         ("::", "0.0.0.0"),
-        "The addresses to listen on. One that this machine does not have is an error, except `::` and `::1`.",
+        "The addresses to listen on. An address that this machine does not have is an error, except `::` and `::1`.",
     )
     type: Literal["http", "metrics", "manhole"] = option(
-        "http", "`http`, or `metrics` for the figures alone. `manhole` has no effect."
+        "http", "`http`, or `metrics` for metrics only. `manhole` has no effect."
     )
     tls: bool = option(
-        False,
-        "Whether this port speaks TLS; with `tls_certificate_path` and `tls_private_key_path`.",
+        False, "Uses TLS on this port. Needs `tls_certificate_path` and `tls_private_key_path`."
     )
     x_forwarded: bool = option(
-        False,
-        "Whether the client's address is taken from X-Forwarded-For, as it must be behind a reverse proxy.",
+        False, "Takes the client's address from `X-Forwarded-For`. Required behind a reverse proxy."
     )
-    tag: str | None = option(None, "A name of the listener for the log.")
-    request_id_header: str | None = option(
-        None, "A header of the proxy that carries the id of a request."
-    )
+    tag: str | None = option(None, "A name of the listener in the log.")
+    request_id_header: str | None = option(None, "A header of the proxy that carries a request id.")
     resources: tuple[Resource, ...] = option(
         (Resource(names=("client", "federation")),),
-        "What is served here.",
+        "The endpoints served here.",
         example="[{names: [client, federation]}]",
     )
 
@@ -180,11 +175,11 @@ DEFAULT_LISTENER = Listener(port=8008, bind_addresses=("::1", "127.0.0.1"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """Where the server listens."""
+    """Listeners."""
 
     listeners: tuple[Listener, ...] = option(
         (DEFAULT_LISTENER,),
-        "The sockets of this server.",
+        "The sockets on which this server listens.",
         example=(
             "\n"
             "  - port: 8008\n"
@@ -196,7 +191,7 @@ class Network:
         ),
     )
     tls_certificate_path: Path | None = option(
-        None, "The certificate chain of the listeners with `tls`, in PEM."
+        None, "The certificate chain in PEM, for listeners with `tls`."
     )
     tls_private_key_path: Path | None = option(None, "Its private key, in PEM.")
 
@@ -211,8 +206,9 @@ class Database:
     )
     args: Mapping[str, JSON] = option(
         {},
-        "For SQLite `database`, the file. For PostgreSQL what libpq understands (`host`, `port`, `user`, `password`, "
-        "`dbname`, …), and `cp_min` and `cp_max`, the bounds of the pool of connections.",
+        "For SQLite `database`, the file. For PostgreSQL every parameter of libpq (`host`, "
+        "`port`, `user`, `password`, `dbname`, …), and `cp_min` and `cp_max`, the bounds of the "
+        "connection pool.",
         example=(
             "\n"
             "    user: mahalla\n"
@@ -224,8 +220,7 @@ class Database:
         ),
     )
     password: Secret | None = option(
-        None,
-        "The password of PostgreSQL, where it shall not stand in `args`; see the forms of a secret.",
+        None, "The password for PostgreSQL, if it is not in `args`. See the forms of a secret."
     )
 
 
@@ -235,29 +230,29 @@ class MediaRetention:
 
     remote_media_lifetime: Duration | None = option(
         None,
-        "How long copies of files of other servers are kept after somebody has read them last; without it, for ever. "
-        "They are fetched again when they are asked for.",
+        "How long copies of other servers' files are kept after the last access. Without it, for "
+        "ever. They are fetched again on request.",
         minimum=3600 * 1000 * 2,
         example="90d",
     )
     local_media_lifetime: Duration | None = option(
         None,
-        "The same for files of this server's users, which are lost then, whoever refers to them. Files that an administrator has "
-        "protected or quarantined stay.",
+        "The same for files of this server's users. They are lost then, whoever refers to them. "
+        "Protected and quarantined files stay.",
         minimum=3600 * 1000 * 2,
         example="2y",
     )
     remote_media_max_age: Duration | None = option(
         None,
-        "How long copies of files of other servers are kept after they were fetched, whoever reads them; without it, for ever. They "
-        "are fetched again when they are asked for.",
+        "How long copies of other servers' files are kept after they were fetched. Without it, "
+        "for ever. They are fetched again on request.",
         minimum=3600 * 1000 * 2,
         example="1y",
     )
     local_media_max_age: Duration | None = option(
         None,
-        "How long files of this server's users are kept after they were uploaded, whoever reads them: then they are lost, pictures of "
-        "people and rooms too. Files that an administrator has protected or quarantined stay.",
+        "How long files of this server's users are kept after they were uploaded. They are lost "
+        "then, pictures of people and rooms too. Protected and quarantined files stay.",
         minimum=3600 * 1000 * 2,
         example="5y",
     )
@@ -265,132 +260,137 @@ class MediaRetention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """Where things are kept."""
+    """Database and files."""
 
     database: Database = section(Database, "The database.")
     media_store_path: Path = option(
         Path("media_store"),
-        "The folder for uploaded files; it must be on one file system, on a disk.",
+        "The folder for uploaded files. It must be on one file system, on a disk.",
     )
     media_free_disk_floor: Size = option(
         Size(256 * 1024 * 1024),
-        "With less than this free on that disk no file is taken in, and no thumbnail kept.",
+        "With less than this free on that disk, uploads are refused and thumbnails are not stored.",
         minimum=0,
         example="256M",
     )
     media_object_store: MediaObjectStore = section(
         MediaObjectStore,
-        "A store of objects for files, such as S3, besides or in place of the folder.",
+        "An object store for files, such as S3, in addition to the folder or instead of it.",
     )
     max_upload_size: Size = option(
         Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M"
     )
     max_upload_size_by_type: Mapping[str, Size] = option(
         {},
-        "The same by type, as the uploader says it, or by its first half. Encrypted files are `application/octet-stream`.",
+        "The same by media type, as the uploader declares it, or by its first half. Encrypted "
+        "files are `application/octet-stream`.",
         example='{"video/*": 200M, "application/octet-stream": 100M}',
     )
     media_upload_limits: tuple[MediaUploadLimit, ...] = option(
         (),
-        "How much one user may upload in spans of time; all of them hold.",
+        "How much one user may upload in spans of time. All of them apply.",
         example="[{time_period: 1h, max_size: 500M}, {time_period: 4w, max_size: 10G}]",
     )
     media_user_quota: Size | None = option(
         None,
-        "How many bytes of files one user may have; deleting some makes room.",
+        "How many bytes of files one user may have. Deleting files makes room.",
         minimum=0,
         example="20G",
     )
     media_limits_info_uri: str | None = option(
         None,
-        "A page about these limits, for whom they stop; without it, `public_baseurl`.",
+        "A page about these limits, for people who reach them. Default: `public_baseurl`.",
         check=_check_optional_url,
     )
     max_pending_media_uploads: int = option(
-        5, "How many files that are announced, but not uploaded yet, one user may have.", minimum=1
+        5, "How many reserved and unfilled file addresses one user may have.", minimum=1
     )
     unused_expiration_time: Duration = option(
         Duration(24 * 3600 * 1000),
-        "How long an announced file may take to be uploaded.",
+        "How long a reserved file address may stay unfilled.",
         minimum=1000,
         example="24h",
     )
     enable_authenticated_media: bool = option(
         True,
-        "Whether files that are uploaded or fetched from now on are only for those who sign in. Those that were uploaded while it "
-        "was off stay open to everybody who knows their address.",
+        "Gives files that are uploaded or fetched from now on only to people who are signed in. "
+        "Files that were uploaded while this was off stay open to everybody who knows their "
+        "address.",
     )
     legacy_media_freeze_date: str | None = option(
         None,
-        "A day, which begins at midnight in UTC: files that came since then are only for those who sign in, though "
-        "`enable_authenticated_media` was off when they came.",
+        "A day that begins at midnight UTC. Files since then are only for people who are signed "
+        "in, even if `enable_authenticated_media` was off when they came.",
         example='"2025-06-01"',
         check=_check_day,
     )
     legacy_media_endpoints: bool = option(
         True,
-        "Whether files are given out without a token at all, by the endpoints of before Matrix 1.11 (`/_matrix/media/v3/download` and "
-        "`thumbnail`): those from before `enable_authenticated_media`. Servers from before then fetch files by them too.",
+        "Serves files without a token at the endpoints of before Matrix 1.11 "
+        "(`/_matrix/media/v3/download` and `thumbnail`): those from before "
+        "`enable_authenticated_media`. Old servers fetch files there too.",
     )
     remove_photo_locations: bool = option(
         False,
-        "Whether a photograph that people upload is kept without what its notes (Exif, XMP, IPTC) say of where it was taken. The picture "
-        "is not changed. JPEG, PNG, WebP, HEIC and AVIF; other kinds are kept as they are, unless `refuse_other_locations`, and so are "
-        "encrypted files.",
+        "Removes the place where a photograph was taken from uploads (Exif, XMP, IPTC). The "
+        "picture is not changed. JPEG, PNG, WebP, HEIC and AVIF. Other formats are kept as they "
+        "are, unless `refuse_other_locations`; so are encrypted files.",
     )
     refuse_other_locations: bool = option(
         False,
-        "With `remove_photo_locations`: whether files are refused that may say where they were taken, and out of which that is not taken: "
-        "films (MP4, QuickTime, Matroska, WebM, AVI, ASF), sounds in MP4, TIFF and raw pictures of cameras (such as DNG), GIF, PSD, "
-        "JPEG 2000 and JPEG XL. What is encrypted cannot be seen, and is kept.",
+        "With `remove_photo_locations`: refuses files that may contain a place which cannot be "
+        "removed: films (MP4, QuickTime, Matroska, WebM, AVI, ASF), sounds in MP4, TIFF and raw "
+        "camera files (such as DNG), GIF, PSD, JPEG 2000 and JPEG XL. Encrypted files cannot be "
+        "inspected, and are accepted.",
     )
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024),
-        "The largest image, in pixels, that thumbnails are made of.",
+        "The largest image, in pixels, of which thumbnails are made.",
         minimum=1,
         example="32M",
     )
     thumbnail_sizes: tuple[ThumbnailSize, ...] = option(
         (),
-        "The only sizes in which thumbnails are made: of the method that is asked for the smallest that is large enough, or the "
-        "largest. Without any they are made in whatever size is asked for, rounded up along a ladder of seventeen.",
+        "The only sizes of thumbnails. The smallest one of the requested method that is large "
+        "enough is used, or else the largest. Without any, every size is served, rounded up to "
+        "one of seventeen steps.",
         example="[{width: 96, height: 96, method: crop}, {width: 800, height: 600, method: scale}]",
     )
     dynamic_thumbnails: bool = option(
-        False,
-        "Whether thumbnails are made in other sizes too, although `thumbnail_sizes` names some.",
+        False, "Makes thumbnails in other sizes too, although `thumbnail_sizes` names some."
     )
     thumbnails_at_upload: bool = option(
         False,
-        "Whether thumbnails are made as soon as a picture, film or document is uploaded, and not when somebody asks for the first "
-        "time: in the sizes of `thumbnail_sizes`, or else in the five that the specification names.",
+        "Makes thumbnails as soon as a picture, film or document is uploaded, and not at the "
+        "first request: in the sizes of `thumbnail_sizes`, or in the five of the specification.",
     )
     thumbnails_by_programs: bool = option(
         True,
-        "Whether thumbnails of films are made by ffmpeg and of PDF documents by pdftoppm, where these are installed. They get files "
-        "that strangers made, with limits of time and memory, and no network.",
+        "Makes thumbnails of films with ffmpeg and of PDF documents with pdftoppm, if these are "
+        "installed. They run on untrusted files, with limits on time and memory, and without "
+        "network.",
     )
     media_retention: MediaRetention = section(MediaRetention, "How long files are kept.")
     media_deletion: MediaDeletion = section(
-        MediaDeletion, "When files go that nobody refers to any more."
+        MediaDeletion, "Deletion of files to which nothing refers any more."
     )
     media_scanning: MediaScanning = section(
         MediaScanning,
-        "Scanners that look into files before anybody gets them; see docs/scanning.md. Off while none is named.",
+        "Scanners that check files before anybody gets them; see docs/operators/scanning.md. Off while none is named.",
     )
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
-        "Servers of which no files are given out, copies that are here already included.",
+        "Servers whose files are never given out, including copies that are here already.",
         example='["evil.example"]',
     )
     remote_media_download_per_second: Size = option(
         Size(87 * 1024),
-        "Bytes a second, in the long run, that this server fetches from others for one client address.",
+        "How many bytes a second, on average, are fetched from other servers for one client address.",
         minimum=1,
         example="87K",
     )
     remote_media_download_burst_count: Size = option(
-        Size(500 * 1024 * 1024), "How many bytes of that at once.", minimum=1, example="500M"
+        Size(500 * 1024 * 1024), "How many of these bytes at once.", minimum=1, example="500M"
     )
 
 
@@ -398,56 +398,54 @@ class Storage:
 class Log:
     """What is logged, and how."""
 
-    level: Literal["debug", "info", "warn", "error"] = option("info", "From which level on.")
-    format: Literal["text", "json"] = option("text", "Lines for people, or a JSON object each.")
-    file: Path | None = option(None, "The file; without it the standard error output.")
+    level: Literal["debug", "info", "warn", "error"] = option(
+        "info", "The lowest level that is logged."
+    )
+    format: Literal["text", "json"] = option("text", "Lines for people, or one JSON object a line.")
+    file: Path | None = option(None, "The log file. Without it, the standard error output.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What can be seen from outside of how the server fares."""
+    """Logs and metrics."""
 
     log: Log = section(Log, "The log.")
-    enable_metrics: bool = option(
-        False, "Whether `/metrics` on listeners with that resource has figures to show."
-    )
+    enable_metrics: bool = option(False, "Serves `/metrics` on listeners with that resource.")
     slow_request_threshold: Duration = option(
         Duration(1000),
-        "Requests that take longer are logged as slow; waiting for news in /sync does not count.",
+        "Requests that take longer are logged as slow. Waiting for news in /sync does not count.",
     )
     slow_query_threshold: Duration = option(
-        Duration(200), "Transactions of the database that take longer are logged."
+        Duration(200), "Database transactions that take longer are logged."
     )
-    pid_file: Path | None = option(
-        None, "A file to write the id of the process to while the server runs."
-    )
+    pid_file: Path | None = option(None, "A file that holds the process id while the server runs.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OldKey:
     """A key that signed for this server once."""
 
-    key: str = required("The public key, in unpadded base64.")
-    expired_ts: int = required("Until when it was used, in milliseconds since 1970.", minimum=0)
+    key: str = required("The public key in unpadded base64.")
+    expired_ts: int = required("When it was retired, in milliseconds since 1970.", minimum=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """The keys with which this server signs."""
+    """Signing keys."""
 
     signing_key_path: Path | None = option(
-        None, "The file with the signing key; without it SERVER_NAME.signing.key beside this file."
+        None, "The file with the signing key. Default: SERVER_NAME.signing.key beside this file."
     )
     key_refresh_interval: Duration = option(
         Duration(24 * 3600 * 1000),
-        "How long others may go by the keys that this server publishes before they ask anew. They are published anew when half "
-        "of it is over; nobody goes by them for more than a week.",
+        "How long others may use the published keys before they ask again. They are renewed after "
+        "half of it. Nobody uses them longer than a week.",
         minimum=3600 * 1000,
         maximum=365 * 24 * 3600 * 1000,
         example="1d",
     )
     old_signing_keys: Mapping[str, OldKey] = option(
         {},
-        "Keys that are no longer used, so that others can still check what they signed.",
+        "Retired keys, so that others can still verify what they signed.",
         example='{"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: 1576767829750}}',
     )

@@ -69,35 +69,37 @@ class SMSGateway:
 
     url: str | None = option(
         None,
-        "Where a `POST` sends a message; any answer of 200 to 299 says that it was taken. `null`: no messages are sent, unless by "
-        "a plug-in (`send_text_message`), and this server takes no telephone numbers. An address in a network that is closed to "
-        "requests (`ip_range_blacklist`) has to be in `ip_range_whitelist`.",
+        "Where a `POST` sends a message. Any status from 200 to 299 means that it was accepted. "
+        "`null`: no messages are sent unless by a plug-in (`send_text_message`), and the server "
+        "accepts no telephone numbers. A gateway in a denied range (`ip_range_blacklist`) must be "
+        "in `ip_range_whitelist`.",
         example="https://sms.example.org/send",
         check=_check_url,
     )
-    token: Secret | None = option(None, "What the header `Authorization: Bearer …` says there.")
+    token: Secret | None = option(None, "The token for the header `Authorization: Bearer …`.")
     headers: Mapping[str, Secret] = option(
-        {}, "Further headers.", example='{"X-Api-Key": "a long text"}', check=_check_headers
+        {}, "Additional headers.", example='{"X-Api-Key": "a long text"}', check=_check_headers
     )
-    format: Literal["json", "form"] = option("json", "How the body is written.")
+    format: Literal["json", "form"] = option("json", "The format of the body.")
     body: Mapping[str, JSON] = option(
         {"to": "+{number}", "from": "{sender}", "text": "{text}"},
-        "What is in the body. `{number}` stands for the digits of the number, which begin with the code of the country, `{text}` "
-        "for the message, `{sender}` for `sender`, `{id}` for a new text of 24 letters.",
+        "The body. `{number}` stands for the digits of the number, beginning with the country "
+        "code, `{text}` for the message, `{sender}` for `sender`, `{id}` for a new text of 24 "
+        "letters.",
         example='{"messages": [{"recipient": "{number}", "message-id": "{id}", "sms": {"content": {"text": "{text}"}}}]}',
         check=_check_body,
     )
-    sender: str = option("", "From whom messages come, as the gateway wants it.")
+    sender: str = option("", "The sender of messages, as the gateway expects it.")
     code_lifetime: Duration = option(
         Duration(600_000),
-        "How long a code is good, and what was shown with it.",
+        "How long a code is valid, and what was confirmed with it.",
         minimum=60_000,
         maximum=3_600_000,
         example="10m",
     )
     most_per_day: int = option(
         200,
-        "How many messages are sent on a day (UTC) in all, so that nobody runs up a bill.",
+        "How many messages are sent in a day (UTC) in total, so that nobody runs up a bill.",
         minimum=1,
     )
 
@@ -108,5 +110,5 @@ class TextMessages:
 
     sms_gateway: SMSGateway = section(SMSGateway, "Sending text messages.")
     disable_msisdn_registration: bool = option(
-        False, "Whether nobody is asked for a telephone number who makes an account."
+        False, "Asks nobody for a telephone number at registration."
     )

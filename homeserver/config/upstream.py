@@ -44,9 +44,9 @@ class AttributeRequirement:
 
     attribute: str = required("The claim or attribute.", example="groups")
     value: str | None = option(
-        None, "The value that must be among its values; neither this nor `one_of`: any."
+        None, "The required value. With neither this nor `one_of`: any value."
     )
-    one_of: tuple[str, ...] = option((), "Or several, of which one must be.")
+    one_of: tuple[str, ...] = option((), "Or several values, of which one is required.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class ClaimTemplates:
     """What of the claims becomes what, as small Jinja2 templates in which `user` has the claims."""
 
     subject_claim: str = option(
-        "sub", "The claim that says who it is for the provider: what never changes there."
+        "sub", "The claim that identifies a person at the provider and never changes."
     )
     subject_template: str | None = option(
         None, "Or a template for it.", example="'{{ user.sub }}'", check=_check_template
@@ -77,21 +77,21 @@ class ClaimTemplates:
         check=_check_template,
     )
     confirm_localpart: bool = option(
-        False, "Whether people are shown that name first, and may choose another."
+        False, "Shows people that name first, and lets them choose another."
     )
     display_name_template: str | None = option(
-        None, "The displayed name.", example="'{{ user.name }}'", check=_check_template
+        None, "The display name.", example="'{{ user.name }}'", check=_check_template
     )
     email_template: str | None = option(
         None,
-        "The e-mail address, taken as confirmed unless the claim `email_verified` denies it.",
+        "The e-mail address. It counts as confirmed unless the claim `email_verified` is false.",
         example="'{{ user.email }}'",
         check=_check_template,
     )
     groups_template: str | None = option(
         None,
-        "The groups, one in a line, as `attribute_requirements` then finds them by the attribute `groups`; for a claim that is no"
-        " list of names, or stands within another.",
+        "The groups, one in a line, for `attribute_requirements` with the attribute `groups`. For "
+        "a claim that is not a list of names, or is nested in another.",
         example="\"{{ user.realm_access.roles | join('\\n') }}\"",
         check=_check_template,
     )
@@ -105,9 +105,9 @@ class ClaimTemplates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimMapping:
-    """From claims to an account."""
+    """Mapping from claims to accounts."""
 
-    module: str | None = option(None, "Only the built-in templates.", not_yet=True)
+    module: str | None = option(None, "Only the built-in templates are available.", not_yet=True)
     config: ClaimTemplates = section(ClaimTemplates, "The templates.")
 
 
@@ -116,86 +116,85 @@ class OIDCProvider:
     """A provider of OpenID Connect."""
 
     idp_id: str = required(
-        "What it is called in addresses and in the database; never to be changed.",
-        check=check_idp_id,
+        "Its name in addresses and in the database. Never change it.", check=check_idp_id
     )
-    idp_name: str = required("What people read on its button.")
+    idp_name: str = required("The text on its button.")
     idp_icon: str | None = option(
         None,
-        "Its icon on buttons, of a file on this server or another.",
+        "The icon on its button: a file on this server or another.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
     idp_brand: str | None = option(None, "A brand that clients know, such as `google`.")
-    discover: bool = option(
-        True, "Whether its addresses are found at `/.well-known/openid-configuration`."
+    discover: bool = option(True, "Finds its addresses at `/.well-known/openid-configuration`.")
+    issuer: str = required("Its issuer, as in its discovery document.", check=_check_url)
+    client_id: str = required("The client id of this server at the provider.")
+    client_secret: Secret | None = option(None, "The client secret.")
+    client_secret_jwt_key: JwtKey | None = option(
+        None, "Or a key with which such secrets are made."
     )
-    issuer: str = required("What it calls itself, as in its discovery document.", check=_check_url)
-    client_id: str = required("What this server is called there.")
-    client_secret: Secret | None = option(None, "The secret that goes with it.")
-    client_secret_jwt_key: JwtKey | None = option(None, "Or a key to make such secrets with.")
     client_auth_method: Literal["client_secret_basic", "client_secret_post", "none"] = option(
-        "client_secret_basic", "How the secret is shown."
+        "client_secret_basic", "How the client secret is sent."
     )
     pkce_method: Literal["auto", "always", "never"] = option(
-        "auto", "Whether PKCE is used; `auto`: where the provider says that it knows it."
+        "auto", "Whether PKCE is used. `auto`: if the provider announces it."
     )
     id_token_signing_alg_values_supported: tuple[str, ...] = option(
-        ("RS256",), "The algorithms with which it may sign ID tokens."
+        ("RS256",), "The accepted signing algorithms of ID tokens."
     )
-    scopes: tuple[str, ...] = option(("openid",), "What is asked for.")
+    scopes: tuple[str, ...] = option(("openid",), "The requested scopes.")
     authorization_endpoint: str | None = option(
-        None, "Without discovery: where people sign in.", check=_check_url
+        None, "Without discovery: the authorization endpoint.", check=_check_url
     )
     token_endpoint: str | None = option(
-        None, "Without discovery: where codes become tokens.", check=_check_url
+        None, "Without discovery: the token endpoint.", check=_check_url
     )
     userinfo_endpoint: str | None = option(
-        None, "Without discovery: where claims are asked for.", check=_check_url
+        None, "Without discovery: the userinfo endpoint.", check=_check_url
     )
-    jwks_uri: str | None = option(None, "Without discovery: where its keys are.", check=_check_url)
+    jwks_uri: str | None = option(
+        None, "Without discovery: the address of its keys.", check=_check_url
+    )
     skip_verification: bool = option(
         False,
-        "Whether it may be reached without TLS and may call itself otherwise than `issuer` says; for tests only.",
+        "Allows a provider without TLS, and one whose issuer differs from `issuer`. For tests only.",
     )
     user_profile_method: Literal["auto", "userinfo_endpoint"] = option(
-        "auto",
-        "`userinfo_endpoint`: the claims are asked for there, and not taken from the ID token.",
+        "auto", "`userinfo_endpoint`: claims are fetched there, and not taken from the ID token."
     )
     auth_time_required: bool = option(
         True,
-        "Whether it must say when somebody proved who they are (`auth_time`), where they are to do so once more. `false` is for a "
-        "provider that never says so: then whoever has a browser that is signed in there confirms what they like without being asked.",
+        "Requires the provider to say when somebody proved who they are (`auth_time`) if they are "
+        "asked again. `false` is for a provider that never says so: then anybody at a browser "
+        "that is signed in there can confirm actions.",
     )
     redirect_uri: str | None = option(
         None,
-        "Where people come back to. Of itself `PUBLIC_BASEURL/_synapse/client/oidc/callback` where there is one provider, and "
-        "`PUBLIC_BASEURL/_synapse/client/oidc/callback/oidc-IDP_ID` for each where there are several. Providers that share one must "
-        "say who they are in their answers (`iss`). What it is, is told at each start and by `config check`: to add a second provider "
-        "without a change at the first, give the first the address here that it knows.",
+        "Where people return to. Default: `PUBLIC_BASEURL/_synapse/client/oidc/callback` with one "
+        "provider, `PUBLIC_BASEURL/_synapse/client/oidc/callback/oidc-IDP_ID` for each with "
+        "several. Providers that share one must send `iss` in their answers. The log at start and "
+        "`config check` show it. To add a second provider without a change at the first, enter "
+        "here the address that the first one knows.",
         check=_check_url,
     )
     additional_authorization_parameters: Mapping[str, str] = option(
-        {},
-        "Further parameters of the address where people sign in.",
-        example='{"acr_values": "2fa"}',
+        {}, "Additional parameters of the authorization request.", example='{"acr_values": "2fa"}'
     )
     allow_existing_users: bool = option(
-        False,
-        "Whether somebody gets the account that has the name which `localpart_template` makes.",
+        False, "Gives a person the existing account whose name `localpart_template` yields."
     )
-    enable_registration: bool = option(True, "Whether people without an account get one.")
-    user_mapping_provider: ClaimMapping = section(ClaimMapping, "From claims to an account.")
+    enable_registration: bool = option(True, "Makes accounts for people who have none.")
+    user_mapping_provider: ClaimMapping = section(ClaimMapping, "Mapping from claims to accounts.")
     backchannel_logout_enabled: bool = option(
         False,
-        "Whether it may end sessions here, at `PUBLIC_BASEURL/_synapse/client/oidc/backchannel_logout`.",
+        "Lets it end sessions here, at `PUBLIC_BASEURL/_synapse/client/oidc/backchannel_logout`.",
     )
     backchannel_logout_ignore_sub: bool = option(
-        False, "Whether only the session that it names is looked at then, and not the person."
+        False, "Considers only the session that it names, and not the person."
     )
     attribute_requirements: tuple[AttributeRequirement, ...] = option(
         (),
-        "What the claims of everybody who signs in must have.",
+        "Requirements on the claims of everybody who signs in.",
         example="[{attribute: groups, value: staff}]",
     )
 
@@ -207,43 +206,43 @@ class OIDCProvider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CAS:
-    """A Central Authentication Service."""
+    """A CAS server (Central Authentication Service)."""
 
-    enabled: bool = option(False, "Whether people sign in with it.")
-    idp_name: str = option("CAS", "What people read on its button.")
+    enabled: bool = option(False, "Lets people sign in with it.")
+    idp_name: str = option("CAS", "The text on its button.")
     idp_icon: str | None = option(
         None,
-        "Its icon on buttons, of a file on this server or another.",
+        "The icon on its button: a file on this server or another.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
     idp_brand: str | None = option(None, "A brand that clients know.")
     server_url: str | None = option(
         None,
-        "Its address: `/login` is under it.",
+        "Its address. `/login` is below it.",
         example="https://cas.example.org/cas",
         check=_check_url,
     )
     protocol_version: Literal[2, 3] | None = option(
         None,
-        "The version of its protocol: 3 tells attributes; `null`: 3, as nearly every server today.",
+        "The version of the protocol. 3 delivers attributes. `null`: 3, as nearly every server today.",
     )
     displayname_attribute: str | None = option(
-        None, "The attribute with the displayed name.", example="name"
+        None, "The attribute with the display name.", example="name"
     )
     required_attributes: Mapping[str, str | None] = option(
         {},
-        "Attributes that who signs in must have, with a value or with any (`null`).",
+        "Attributes that a person must have, with a value or with any value (`null`).",
         example="{userGroup: staff}",
     )
     allow_existing_users: bool = option(
         False,
-        "Whether somebody gets the account that has the name which CAS says. Synapse always gives it: say `true` when "
-        "its accounts were taken over.",
+        "Gives a person the existing account with the name that CAS says. Synapse always does; "
+        "set `true` if accounts were taken over from there.",
     )
-    enable_registration: bool = option(True, "Whether people without an account get one.")
-    allow_numeric_ids: bool = option(False, "Whether a name may be digits only.")
-    numeric_ids_prefix: str = option("u", "What is put before such a name.")
+    enable_registration: bool = option(True, "Makes accounts for people who have none.")
+    allow_numeric_ids: bool = option(False, "Allows names of digits only.")
+    numeric_ids_prefix: str = option("u", "A prefix for such names.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,15 +251,16 @@ class SAMLTemplates:
 
     mxid_source_attribute: str = option("uid", "The attribute with the name of a new account.")
     mxid_mapping: Literal["hexencode", "dotreplace"] = option(
-        "hexencode", "What becomes of characters that names may not have: their code, or a dot."
+        "hexencode",
+        "How characters are replaced that names may not have: by their code, or by a dot.",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SAMLMapping:
-    """From attributes to an account."""
+    """Mapping from attributes to accounts."""
 
-    module: str | None = option(None, "Only the built-in mapping.", not_yet=True)
+    module: str | None = option(None, "Only the built-in mapping is available.", not_yet=True)
     config: SAMLTemplates = section(SAMLTemplates, "Its settings.")
 
 
@@ -269,44 +269,43 @@ class SAML2:
     """A SAML 2 identity provider."""
 
     enabled: bool = option(
-        True, "Whether people sign in with it, where `sp_config` or `config_path` is given."
+        True, "Lets people sign in with it, if `sp_config` or `config_path` is given."
     )
-    idp_name: str = option("SAML", "What people read on its button.")
+    idp_name: str = option("SAML", "The text on its button.")
     idp_icon: str | None = option(
         None,
-        "Its icon on buttons, of a file on this server or another.",
+        "The icon on its button: a file on this server or another.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
     idp_brand: str | None = option(None, "A brand that clients know.")
     sp_config: Mapping[str, JSON] = option(
         {},
-        "Settings of pysaml2 for this server as a service provider; what is left out is filled in.",
+        "Settings of pysaml2 for this server as a service provider. Missing ones are filled in.",
         example="{metadata: {local: [idp.xml]}}",
     )
     config_path: Path | None = option(None, "Or a Python file with them in `CONFIG`.", not_yet=True)
     metadata_refresh_interval: Duration = option(
         Duration(6 * 3600 * 1000),
-        "How often metadata are fetched anew that `sp_config.metadata.remote` gives an address of.",
+        "How often the metadata of `sp_config.metadata.remote` are fetched again.",
         minimum=60_000,
         example="6h",
     )
     saml_session_lifetime: Duration = option(
-        Duration(900_000),
-        "How long somebody may take to sign in there.",
-        minimum=1000,
-        example="15m",
+        Duration(900_000), "How long a sign-in there may take.", minimum=1000, example="15m"
     )
     allow_existing_users: bool = option(
-        False, "Whether somebody gets the account that has the name which the attribute makes."
+        False, "Gives a person the existing account whose name the attribute yields."
     )
-    user_mapping_provider: SAMLMapping = section(SAMLMapping, "From attributes to an account.")
+    user_mapping_provider: SAMLMapping = section(
+        SAMLMapping, "Mapping from attributes to accounts."
+    )
     attribute_requirements: tuple[AttributeRequirement, ...] = option(
         (),
-        "What the attributes of everybody who signs in must have.",
+        "Requirements on the attributes of everybody who signs in.",
         example="[{attribute: userGroup, value: staff}]",
     )
-    idp_entityid: str | None = option(None, "Which provider, where the metadata have several.")
+    idp_entityid: str | None = option(None, "Which provider, if the metadata have several.")
 
     @property
     def metadata_urls(self) -> tuple[str, ...]:
@@ -327,14 +326,14 @@ class SSO:
 
     client_whitelist: tuple[str, ...] = option(
         (),
-        "Beginnings of the addresses of clients that people need not confirm: who is signed in with one of these gets "
-        "no question whether to go on there. End them with a slash.",
+        "Beginnings of the addresses of trusted clients. People who sign in with one of these are "
+        "not asked whether to continue there. End them with a slash.",
         example='["https://element.example.org/"]',
     )
     update_profile_information: bool = option(
         False,
-        "Whether name, picture and e-mail addresses are taken over at each sign-in, and not for new accounts only: also that an address"
-        " which the provider said before is another one now.",
+        "Updates name, picture and e-mail addresses at each sign-in, and not for new accounts "
+        "only. An address that the provider replaced is replaced here too.",
     )
 
 
@@ -342,13 +341,13 @@ class SSO:
 class JWT:
     """Signing in with a token that another program signed (`org.matrix.login.jwt`)."""
 
-    enabled: bool = option(False, "Whether people sign in with them.")
+    enabled: bool = option(False, "Lets people sign in with such tokens.")
     secret: Secret | None = option(None, "The secret, or the public key in PEM.")
     algorithm: str | None = option(None, "The algorithm, such as `HS256` or `RS256`.")
     subject_claim: str = option("sub", "The claim with the local part of the user id.")
-    display_name_claim: str | None = option(None, "The claim with the displayed name.")
-    issuer: str | None = option(None, "Who must have issued it.")
-    audiences: tuple[str, ...] = option((), "For whom it must be: one of these.")
+    display_name_claim: str | None = option(None, "The claim with the display name.")
+    issuer: str | None = option(None, "The required issuer.")
+    audiences: tuple[str, ...] = option((), "The accepted audiences.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,12 +355,12 @@ class Plugin:
     """A plug-in."""
 
     module: str = required("The class, as `package.module.Class`.")
-    config: Mapping[str, JSON] = option({}, "What it is made with.")
+    config: Mapping[str, JSON] = option({}, "The settings with which it is made.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """Who else may say who somebody is."""
+    """Identity providers."""
 
     oidc_providers: tuple[OIDCProvider, ...] = option(
         (),
@@ -371,18 +370,18 @@ class Upstream:
     )
     ldap_providers: tuple[LDAPProvider, ...] = option(
         (),
-        "Directories that passwords are checked with.",
+        "LDAP directories that check passwords.",
         example='[{uri: ["ldaps://ldap.example.org"], base: "ou=people,dc=example,dc=org"}]',
     )
-    cas_config: CAS = section(CAS, "A Central Authentication Service.")
+    cas_config: CAS = section(CAS, "A CAS server (Central Authentication Service).")
     saml2_config: SAML2 = section(SAML2, "A SAML 2 identity provider.")
-    jwt_config: JWT = section(JWT, "Signing in with a token that another program signed.")
+    jwt_config: JWT = section(JWT, "Sign-in with a token that another program signed.")
     plugins: tuple[Plugin, ...] = option(
         (),
-        "Plug-ins that know passwords, or refuse accounts and sign-ins; see docs/plugins.md.",
+        "Plug-ins that check passwords, or refuse accounts and sign-ins; see docs/operators/plugins.md.",
         example="[{module: our_plugins.OfficeHours, config: {from: 7, until: 19}}]",
     )
-    sso: SSO = section(SSO, "What holds for OpenID Connect, CAS and SAML.")
+    sso: SSO = section(SSO, "Settings for OpenID Connect, CAS and SAML.")
 
     @property
     def buttons(self) -> tuple[tuple[str, str, str | None], ...]:

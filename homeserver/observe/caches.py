@@ -40,15 +40,15 @@ class CacheMetrics(Collector):
         """What Prometheus reads."""
         lookups = CounterMetricFamily(
             "mahalla_cache_lookups",
-            "Things looked for in a cache: hit, or miss",
+            "Lookups in a cache, by result: hit or miss",
             labels=("cache", "outcome"),
         )
         entries = GaugeMetricFamily(
-            "mahalla_cache_entries", "Things that a cache holds", labels=("cache",)
+            "mahalla_cache_entries", "Entries of a cache", labels=("cache",)
         )
         weights = GaugeMetricFamily(
             "mahalla_cache_bytes",
-            "About how much memory a cache takes that is bounded by it",
+            "Approximate memory of a cache that is bounded by memory",
             labels=("cache",),
         )
         for name, cache in self._caches.items():

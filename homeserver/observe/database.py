@@ -41,10 +41,13 @@ COUNTED_AT_ONCE: Final = 256
 """Transactions, and commits."""
 _LABELS = ("kind", "name")
 _FAMILIES = (
-    ("mahalla_database_transactions", "Reads and writes, by kind and name"),
-    ("mahalla_database_seconds", "Time that they ran, without waiting and without the commit"),
-    ("mahalla_database_waiting_seconds", "Time that they waited for a thread or for their batch"),
-    ("mahalla_database_queries", "Statements that they ran"),
+    ("mahalla_database_transactions", "Transactions, by kind (read or write) and name"),
+    ("mahalla_database_seconds", "Time in transactions, without waiting and without the commit"),
+    (
+        "mahalla_database_waiting_seconds",
+        "Time that transactions waited for a thread or for their batch",
+    ),
+    ("mahalla_database_queries", "SQL statements, by kind and name of the transaction"),
 )
 
 
@@ -102,14 +105,10 @@ class DatabaseMetrics(Collector):
                 family.add_metric(labels, value)
         yield from families
         for name, text, histogram in (
-            (
-                "mahalla_database_batch_writes",
-                "Writes that one commit made durable",
-                self._batch_writes,
-            ),
+            ("mahalla_database_batch_writes", "Writes in one commit", self._batch_writes),
             (
                 "mahalla_database_commit_seconds",
-                "Time of a commit, with its fsync",
+                "Time of a commit, with fsync",
                 self._commit_seconds,
             ),
         ):
@@ -118,7 +117,7 @@ class DatabaseMetrics(Collector):
             )
         yield GaugeMetricFamily(
             "mahalla_database_writes_waiting",
-            "Writes that waited when a batch was done",
+            "Writes that were waiting when a batch was done",
             value=self._still_waiting,
         )
 

@@ -10,19 +10,19 @@ class FederationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pdus = Counter(
             "mahalla_federation_pdus",
-            "Events from other servers, by what became of them",
+            "Events from other servers, by result",
             labelnames=("verdict",),
             registry=registry,
         )
         self._waiting = Gauge(
             "mahalla_federation_inbox_events",
-            "Events from other servers that wait for others which are missing here",
+            "Events from other servers that wait for missing events",
             registry=registry,
         )
 
         self._partial = Gauge(
             "mahalla_federation_partial_rooms",
-            "Rooms that were entered and of whose state a part is still being fetched",
+            "Partial-state rooms: joined, and their state is still being fetched",
             registry=registry,
         )
 
@@ -45,13 +45,13 @@ class MemberListMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._refreshes = Counter(
             "mahalla_federation_member_list_refreshes",
-            "Times that it was looked for a newer list of the federation's members, by whether what was found is good",
+            "Checks for a newer member list, by result: good or refused",
             labelnames=("result",),
             registry=registry,
         )
         self._expires = Gauge(
             "mahalla_federation_member_list_expires_seconds",
-            "When the list of the federation's members that is in force expires (seconds since 1970); 0 without one",
+            "When the member list in force expires (seconds since 1970); 0 without one",
             registry=registry,
         )
 
@@ -68,12 +68,12 @@ class AuditMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._checked = Counter(
             "mahalla_room_states_checked",
-            "States of rooms with other servers that were computed anew from the past and compared",
+            "States of federated rooms that were recomputed and compared",
             registry=registry,
         )
         self._differing = Counter(
             "mahalla_room_states_differing",
-            "Those of them that are not what is stored; the log names rooms, events and entries",
+            "Recomputed states that differ from the stored ones; must stay 0. The log names rooms, events and entries",
             registry=registry,
         )
 

@@ -81,7 +81,7 @@ class HttpMetrics(Collector):
         self._count()
         requests = CounterMetricFamily(
             "mahalla_http_requests",
-            "Requests answered, by endpoint, method and status; 499: the client went away first",
+            "Requests, by endpoint, method and status; 499: the client disconnected first",
             labels=("endpoint", "method", "code"),
         )
         for (endpoint, method, code), count in self._requests.items():
@@ -89,14 +89,14 @@ class HttpMetrics(Collector):
         yield requests
         seconds = HistogramMetricFamily(
             "mahalla_http_request_seconds",
-            "Time from the last byte of a request to its answer",
+            "Time from the last byte of a request to its response",
             labels=("endpoint",),
         )
         for endpoint, times in self._times.items():
             seconds.add_metric((endpoint,), times.buckets(), times.total)
         yield seconds
         yield GaugeMetricFamily(
-            "mahalla_http_requests_in_flight", "Requests being answered", value=self.in_flight
+            "mahalla_http_requests_in_flight", "Requests in progress", value=self.in_flight
         )
 
 
@@ -104,7 +104,7 @@ class MailMetrics:
     """Tells of letters in /metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        text = "Attempts to send a letter, by outcome: sent, failed (it is tried again), given_up"
+        text = "Attempts to send an e-mail, by outcome: sent, failed (will be retried), given_up"
         self._letters = Counter("mahalla_letters", text, ("outcome",), registry=registry)
 
     def count(self, outcome: str) -> None:
@@ -116,7 +116,9 @@ class TextMessageMetrics:
     """Tells of text messages in /metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        text = "Text messages, by outcome: sent, failed (nobody took them), refused (there were enough on the day)"
+        text = (
+            "Text messages, by outcome: sent, failed (not accepted), refused (daily limit reached)"
+        )
         self._messages = Counter("mahalla_text_messages", text, ("outcome",), registry=registry)
 
     def count(self, outcome: str) -> None:
@@ -153,18 +155,18 @@ class JobMetrics(Collector):
         """What Prometheus reads."""
         labels = ("job",)
         steps = CounterMetricFamily(
-            "mahalla_job_steps", "Steps of a job, also those that failed", labels=labels
+            "mahalla_job_steps", "Steps of a job, including failed ones", labels=labels
         )
         failures = CounterMetricFamily(
-            "mahalla_job_failures", "Steps that failed, by job", labels=labels
+            "mahalla_job_failures", "Failed steps, by job", labels=labels
         )
-        items = CounterMetricFamily("mahalla_job_items", "Things a job has done", labels=labels)
-        seconds = CounterMetricFamily(
-            "mahalla_job_seconds", "Time that a job's steps took", labels=labels
+        items = CounterMetricFamily(
+            "mahalla_job_items", "Items that a job processed", labels=labels
         )
+        seconds = CounterMetricFamily("mahalla_job_seconds", "Time in a job's steps", labels=labels)
         finished = GaugeMetricFamily(
             "mahalla_job_last_finished_timestamp_seconds",
-            "When a job last had nothing left to do",
+            "When a job last had nothing left to do (seconds since 1970)",
             labels=labels,
         )
         for name, counts in self._jobs.items():
@@ -182,7 +184,7 @@ class SearchMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.behind = Gauge(
             "mahalla_search_events_behind",
-            "Events that the search has not come to yet",
+            "Events that are not indexed for search yet",
             registry=registry,
         )
 
@@ -193,16 +195,14 @@ class RetentionMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.paused = Gauge(
             "mahalla_retention_paused",
-            "1 while no message is deleted by age, since the clock jumped or the server was away for long",
+            "1 while deletion by age is paused because the clock jumped or the server was off for long",
             registry=registry,
         )
         self.unreadable = Counter(
             "mahalla_retention_unreadable",
-            "Stored events that were to be deleted and could not be read, each time that they were met",
+            "Stored events that could not be read when they were to be deleted, counted each time",
             registry=registry,
         )
         self.failures = Counter(
-            "mahalla_retention_failures",
-            "Purges, and rooms with old messages, that failed",
-            registry=registry,
+            "mahalla_retention_failures", "Failed purges, by age or on request", registry=registry
         )

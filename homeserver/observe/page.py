@@ -1,16 +1,17 @@
-"""The page of the documentation that tells every metric; made from the metrics themselves."""
+"""Generates the page of all metrics from the metrics themselves."""
 
 from prometheus_client import CollectorRegistry
 
 from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.federation import FederationMetrics, MemberListMetrics
+from homeserver.observe.federation import AuditMetrics, FederationMetrics, MemberListMetrics
 from homeserver.observe.metrics import (
     HttpMetrics,
     JobMetrics,
     MailMetrics,
     RetentionMetrics,
     SearchMetrics,
+    TextMessageMetrics,
 )
 from homeserver.observe.push import PushMetrics, WaitingMetrics
 from homeserver.observe.scanning import ScanMetrics
@@ -18,11 +19,12 @@ from homeserver.observe.sender import SenderMetrics
 
 _HEAD = """# Metrics
 
-With `enable_metrics: true`, listeners with the resource `metrics` (or of type `metrics`) show these at `/metrics`, in
-Prometheus' text format. Times are seconds. Names and labels are fixed words of this program; of what clients send only the
-names of push gateways are in them, of thirty that have taken a push. This page is written by `python -m homeserver metrics`.
+With `enable_metrics: true`, listeners with the resource `metrics` (or of type `metrics`) serve these at `/metrics`, in
+Prometheus' text format. [monitoring.md](monitoring.md) says how to set that up, and what to raise an alarm for. Times are in
+seconds. Names and labels are fixed, except the names of push gateways: thirty at most, and only gateways that have accepted a
+push. `mahalla metrics` prints this page.
 
-| metric | type | what it tells |
+| metric | type | meaning |
 |---|---|---|
 """
 
@@ -30,6 +32,7 @@ names of push gateways are in them, of thirty that have taken a push. This page 
 def write_metrics_page() -> str:
     """The page, in Markdown."""
     registry = CollectorRegistry()
+    AuditMetrics(registry)
     CacheMetrics(registry, {})
     HttpMetrics(registry)
     MailMetrics(registry)
@@ -42,6 +45,7 @@ def write_metrics_page() -> str:
     ScanMetrics(registry)
     SearchMetrics(registry)
     SenderMetrics(registry, dict)
+    TextMessageMetrics(registry)
     WaitingMetrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)
     return _HEAD + "".join(

@@ -23,10 +23,10 @@ REJECTED: Final = "rejected"
 UNREADABLE: Final = "unreadable"
 _BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 QUEUES: Final[Mapping[str, str]] = {
-    "waiting": "Pushes that wait for their turn, or for a gateway that cannot be reached",
-    "pushers_waiting": "Pushers for which something waits",
-    "pushers_failing": "Pushers whose last push was not taken",
-    "gateways_failing": "Push gateways that could not be reached when last tried",
+    "waiting": "Pushes that wait for their turn, or for an unreachable gateway",
+    "pushers_waiting": "Pushers with something waiting",
+    "pushers_failing": "Pushers whose last push failed",
+    "gateways_failing": "Push gateways that could not be reached at the last try",
 }
 
 
@@ -63,8 +63,8 @@ class PushMetrics(Collector):
         """What Prometheus reads."""
         pushes = CounterMetricFamily(
             "mahalla_pushes",
-            "Requests to push gateways, by gateway and outcome: sent, rejected (the pusher is removed), unreadable (sent, and answered with"
-            " what is no answer of a push gateway), failed",
+            "Requests to push gateways, by gateway and outcome: sent, rejected (the pusher is "
+            "removed), unreadable (sent, but the response is not that of a push gateway), failed",
             labels=("gateway", "outcome"),
         )
         for key, count in self._pushes.items():
@@ -72,7 +72,7 @@ class PushMetrics(Collector):
         yield pushes
         yield HistogramMetricFamily(
             "mahalla_push_seconds",
-            "Time until a push gateway answered",
+            "Response time of push gateways",
             buckets=self._seconds.buckets(),
             sum_value=self._seconds.total,
         )
@@ -88,13 +88,14 @@ class WaitingMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pushers = Gauge(
             "mahalla_pushers",
-            "Pushers that are enabled, counted every five minutes, by kind (http, email) and by how they stand (well, failing)",
+            "Enabled pushers, counted every five minutes, by kind (http, email) and state (well, failing)",
             labelnames=("kind", "state"),
             registry=registry,
         )
         self._waiting = Gauge(
             "mahalla_to_device_waiting",
-            "Messages to devices not fetched yet, counted every five minutes: of our users (local); of others their EDUs (remote)",
+            "To-device messages not fetched yet, counted every five minutes: of our users "
+            "(local); EDUs for other servers (remote)",
             labelnames=("where",),
             registry=registry,
         )

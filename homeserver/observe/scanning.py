@@ -9,19 +9,17 @@ class ScanMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.scans = Counter(
             "mahalla_media_scans",
-            "Files that were shown to the scanners, by outcome: clean, harmful, failed (it is tried again)",
+            "Scanned files, by outcome: clean, harmful, failed (will be retried)",
             ("outcome",),
             registry=registry,
         )
-        self.seconds = Counter(
-            "mahalla_media_scan_seconds", "Time that scans took", registry=registry
-        )
+        self.seconds = Counter("mahalla_media_scan_seconds", "Time in scans", registry=registry)
         self.bytes = Counter(
-            "mahalla_media_scan_bytes", "Bytes of files that were scanned", registry=registry
+            "mahalla_media_scan_bytes", "Bytes of scanned files", registry=registry
         )
         self.waiting = Gauge(
             "mahalla_media_scans_waiting",
-            "Files that wait for a scan: for the first one, or for another",
+            "Files that wait for a scan, the first or another",
             ("scan",),
             registry=registry,
         )

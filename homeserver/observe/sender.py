@@ -9,18 +9,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 SENT: Final[Mapping[str, str]] = {
-    "transactions": "Transactions that other servers have taken",
-    "failures": "Transactions that could not be brought to their server",
-    "events": "Events in the transactions that were taken, each destination counted",
-    "refused_events": "Events that their destination said it could not take",
-    "edus": "EDUs in the transactions that were taken",
-    "given_up": "Events and EDUs that their destination refused alone, and is not sent any more",
+    "transactions": "Transactions that other servers accepted",
+    "failures": "Transactions that could not be delivered",
+    "events": "Events in accepted transactions, counted for each destination",
+    "refused_events": "Events that a destination reported as refused",
+    "edus": "EDUs in accepted transactions",
+    "given_up": "Events and EDUs that a destination refused even alone, and that were given up",
 }
 DESTINATIONS: Final[Mapping[str, str]] = {
-    "active": "Servers that there is something to send to, or that cannot be reached",
-    "failing": "Servers that could not be reached when last tried",
-    "asked_to_wait": "Servers that asked to be sent nothing for a while when last tried: they are there",
-    "behind": "Servers that have missed events and catch up room by room",
+    "active": "Servers with something to send, or that cannot be reached",
+    "failing": "Servers that could not be reached at the last try",
+    "asked_to_wait": "Servers that answered 429 at the last try and are left alone for a while",
+    "behind": "Servers that missed events and catch up room by room",
 }
 
 

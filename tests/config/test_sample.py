@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("homeserver.yaml.sample", write_sample()), ("docs/configuration.md", write_docs())],
+    [("homeserver.yaml.sample", write_sample()), ("docs/operators/configuration.md", write_docs())],
 )
 def test_what_is_generated_is_fresh(name: str, text: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == text, "run scripts/write_sample_config"

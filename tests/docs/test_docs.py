@@ -1,8 +1,10 @@
-"""The documentation names everything that there is to name, and its links lead somewhere."""
+"""The documentation is complete, its links and examples work, and operators' pages name no source
+files."""
 
 import re
 import subprocess
 from pathlib import Path
+from textwrap import dedent
 
 import click
 import pytest
@@ -13,7 +15,9 @@ from homeserver.services.sync.sync import MAX_TIMEOUT_MS
 from tests.docs.module_map import module_map
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+OPERATORS = ROOT / "docs" / "operators"
+COMMANDS = (OPERATORS / "commands.md").read_text(encoding="utf-8")
+SCRIPT_PAGE = (ROOT / "docs" / "developers" / "scripts.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -27,8 +31,14 @@ MODULES = sorted(
 MODULE_MAP = ROOT / "docs" / "developers" / "modules.md"
 HOW_TOS = frozenset({"add_a_table.md", "add_an_endpoint.md"})
 """They speak of files that the reader is to make."""
+COOKIES = frozenset({"mahalla_session", "mahalla_visitor", "mahalla_upstream"})
+"""Names in the sources that look like metrics."""
+NAMED_FILES = {
+    "irc-registration.yaml": "{id: irc, as_token: 0123456789abcdef, hs_token: b, sender_localpart: irc, namespaces: {}}",
+}
+"""Files that examples name and that must exist."""
 _PATH = re.compile(
-    r"(?<!/v1/)\b(?:homeserver|federation|storage|tests|scripts|docs)/[\w./{},-]*[\w}/]"
+    r"(?<!/v1/)(?<!_matrix/)\b(?:homeserver|federation|storage|tests|scripts|docs)/[\w./{},-]*[\w}/]"
 )
 
 
@@ -44,6 +54,20 @@ def paths_in(text: str) -> set[str]:
     return found
 
 
+OPERATOR_PAGES = [page for page in PAGES if page.parent == OPERATORS]
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors_in(text: str) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[str]:
     names = []
     for name, command in group.commands.items():
@@ -55,13 +79,21 @@ def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands(main))
-def test_every_command_is_told(command: str) -> None:
-    assert f"| `{command}" in COMMANDS
+def test_every_command_is_documented(command: str) -> None:
+    assert f"| `mahalla {command}" in COMMANDS
+
+
+@pytest.mark.parametrize("page", OPERATOR_PAGES, ids=page_name)
+def test_commands_of_operators_pages_exist(page: Path) -> None:
+    known = commands(main)
+    for block in re.findall(r"```sh\n(.*?)```", TEXTS[page], re.DOTALL):
+        for line in re.findall(r"^ *(?:\(cd \S+ && )?mahalla (.*)$", block, re.MULTILINE):
+            assert any(line.startswith(command) for command in known), line
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.name))
-def test_every_script_is_told_and_helps(script: Path) -> None:
-    assert f"| `scripts/{script.name}` |" in COMMANDS
+def test_every_script_is_documented_and_has_help(script: Path) -> None:
+    assert f"| `scripts/{script.name}` |" in SCRIPT_PAGE
     helped = subprocess.run(
         [script, "--help"], capture_output=True, text=True, timeout=120, check=False
     )
@@ -69,11 +101,25 @@ def test_every_script_is_told_and_helps(script: Path) -> None:
     assert helped.stdout.startswith("usage: scripts/" + script.name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", TEXTS[page]):
+        if "://" in target:
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors_in(TEXTS[file.resolve()]), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", OPERATOR_PAGES, ids=page_name)
+def test_operators_pages_name_no_source_files(page: Path) -> None:
+    assert re.findall(r"\b(?:homeserver|federation|storage|tests)/[\w/]+\.\w+", TEXTS[page]) == []
+
+
+def test_every_operators_page_is_in_the_index() -> None:
+    index = TEXTS[OPERATORS / "README.md"]
+    assert [page.name for page in OPERATOR_PAGES if f"]({page.name})" not in index] == ["README.md"]
 
 
 def test_the_map_of_modules_is_up_to_date() -> None:
@@ -89,21 +135,36 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "example", re.findall(r"```yaml\n(.*?)```", TEXTS[ROOT / "docs" / "accounts.md"], re.DOTALL)
+    "example",
+    [
+        pytest.param(dedent(example), id=f"{page.name}-{number}")
+        for page in OPERATOR_PAGES
+        if page.name != "configuration.md"  # its examples are parts, and test_sample.py reads them
+        for number, example in enumerate(
+            re.findall(r"^ *```yaml\n(.*?)```", TEXTS[page], re.DOTALL | re.MULTILINE)
+        )
+        if not example.startswith("    ")  # a part of an option of the example before
+    ],
 )
-def test_examples_of_ways_in_are_right(tmp_path: Path, example: str) -> None:
+def test_examples_of_configurations_are_right(tmp_path: Path, example: str) -> None:
+    """A whole example is a configuration without errors, and has no option without effect."""
+    for name in re.findall(r"_path: ([\w.-]+)$", example, re.MULTILINE):
+        (tmp_path / name).write_text("a secret of some length", encoding="utf-8")
+    for name in NAMED_FILES:
+        (tmp_path / name).write_text(NAMED_FILES[name], encoding="utf-8")
     file = tmp_path / "homeserver.yaml"
     base = "" if "public_baseurl" in example else "public_baseurl: https://example.org/\n"
     file.write_text(f"server_name: example.org\n{base}{example}", encoding="utf-8")
-    assert load_config([file], {}).notices == ()
+    notices = [str(notice) for notice in load_config([file], {}).notices]
+    assert all("acts in part" in notice for notice in notices), notices
 
 
-def test_every_metric_is_told() -> None:
+def test_every_metric_is_documented() -> None:
     sources = "".join((ROOT / module).read_text(encoding="utf-8") for module in MODULES)
     metrics = set(re.findall(r'"(mahalla_[a-z0-9_]+)"', sources))
-    told = "\n".join(TEXTS.values())
+    page = TEXTS[OPERATORS / "metrics.md"]
     assert metrics
-    assert sorted(metric for metric in metrics if metric not in told) == []
+    assert sorted(metric for metric in metrics - COOKIES if metric not in page) == []
 
 
 def test_proxies_of_the_examples_wait_longer_than_clients() -> None:

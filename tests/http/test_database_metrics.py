@@ -54,8 +54,10 @@ def test_slow_transactions_are_logged() -> None:
 
 
 def test_the_page_is_fresh() -> None:
-    written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert written == write_metrics_page(), "run `python -m homeserver metrics > docs/metrics.md`"
+    written = (ROOT / "docs" / "operators" / "metrics.md").read_text(encoding="utf-8")
+    assert written == write_metrics_page(), (
+        "run `python -m homeserver metrics > docs/operators/metrics.md`"
+    )
 
 
 async def test_a_database_that_is_away_is_no_bug(
