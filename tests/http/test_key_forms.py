@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from homeserver.services.encryption import one_time_key_counts
 from tests.helpers.keys import V3, claim, one_time_keys, sync, upload
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient
@@ -96,9 +95,8 @@ claimed_or_asked = st.lists(
 )
 @given(claimed_or_asked)
 def test_each_device_is_told_what_it_has_left_whoever_claimed_and_asked_meanwhile(
-    server: TestServer, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, list[int]]]
+    server: TestServer, steps: list[tuple[str, list[int]]]
 ) -> None:
-    monkeypatch.setattr(one_time_key_counts, "MOST_UNCOUNTED", 1)
     users = [server.register(f"u{token_hex(8)}") for _ in range(3)]
     sliding = [SlidingClient(user, extensions={"e2ee": {"enabled": True}}) for user in users]
     since: list[str | None] = [None] * 3
