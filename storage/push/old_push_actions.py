@@ -1,8 +1,8 @@
-"""Removes what events were to users (`event_push_actions.py`) when they were read long ago, so that
-the table does not grow for ever.
+"""Deletes push actions (`event_push_actions.py`) of events that were read long ago, so that the
+table stays bounded.
 
-Law: below the floor of a user in a room nobody looks at events any more: without their rows they
-would be something else.
+Law: no reader looks at events below the floor of a user in a room. Without their rows these would
+get the default action.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.rooms.receipts import UNTHREADED
 
 REMOVED_AT_ONCE: Final = 500
-"""Rows of one user in one room; further ones wait for the next time."""
+"""Rows of one user in one room per step; further ones wait for the next."""
 
 Place = tuple[str, int]
-"""A user, and a room by its number: rows are walked through in this order."""
+"""A user and a room number: rows are read in this order."""
 FIRST: Final[Place] = ("", 0)
 
 
@@ -28,20 +28,20 @@ class _Old(msgspec.Struct, frozen=True):
 
 
 class OldOutcomeStore:
-    """The table of floors, and what lies below them."""
+    """Reads the floors, and deletes rows below them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_floors(self, user_id: str) -> Mapping[int, int]:
-        """By room up to which position nothing is known of what events were to the user; rooms in
-        which all is are missing."""
+        """Return by room the position up to which the user's rows are deleted; rooms with all rows
+        are missing."""
         return await self._database.read_quickly("get_outcome_floors", _select_floors, user_id)
 
     async def remove(self, after: Place, before_ts: int, limit: int) -> tuple[Place | None, int]:
-        """Look at so many places after one, and remove the rows there of events that were sent
-        before a time (milliseconds since 1970) and are read: the last place, None where there are
-        no more; and at how many was looked."""
+        """Read up to `limit` places after one, and delete their rows of read events that were sent
+        before a time (ms since 1970). Return the last place, None at the end, and the number of
+        places read."""
         found = await self._database.read("get_old_outcomes", _select_old, after, before_ts, limit)
         if any(each.positions for each in found):
             await self._database.write(
@@ -70,7 +70,7 @@ def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> l
 
 
 def _next_place(txn: Transaction, after: Place) -> Place | None:
-    """One probe of the key, or two, however many rows a place has."""
+    """Return the next place by one probe of the key, or two, however many rows a place has."""
     user_id, room_nid = after
     found = txn.query_one(
         "SELECT user_id, room_nid FROM push_outcomes WHERE user_id = ? AND room_nid > ? ORDER BY room_nid LIMIT 1",
