@@ -178,7 +178,7 @@ class EventStore:
     async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
         """Return stored references to events that now arrive in the room. Two queries."""
         return await self._database.read_quickly(
-            "get_waiting", _select_waiting, room_nid, list(event_ids)
+            "get_earlier_references", _select_waiting, room_nid, list(event_ids)
         )
 
     async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:

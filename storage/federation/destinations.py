@@ -104,7 +104,7 @@ class DestinationStore:
         """Return users who joined, left, or changed their profile by their own event in that range,
         in order; remote users included."""
         return await self._database.read_quickly(
-            "get_own_moves", _select_own_changes, after, upto, limit
+            "get_own_membership_changes", _select_own_changes, after, upto, limit
         )
 
     async def get_receipts_to_send(

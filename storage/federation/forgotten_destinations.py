@@ -63,10 +63,12 @@ class ForgottenDestinationStore:
     async def forget(self, ages: Ages, limit: int) -> list[str]:
         """Delete some of the rows that are no longer needed. Return their servers."""
         found = await self._database.read(
-            "get_forgettable_destinations", _select_forgettable, ages, limit
+            "get_unneeded_destinations", _select_forgettable, ages, limit
         )
         return (
-            await self._database.write("forget_destinations", _forget, ages, found) if found else []
+            await self._database.write("remove_unneeded_destinations", _forget, ages, found)
+            if found
+            else []
         )
 
 

@@ -93,7 +93,7 @@ class InboxStore:
 
     def __init__(self, database: Database, places: Places | None = None) -> None:
         self._database = database
-        self._places = places or Places()
+        self._limits = places or Places()
 
     async def add(
         self,
@@ -216,7 +216,7 @@ class InboxStore:
         server."""
         if not new:
             return True
-        places, added = self._places, _Share(len(new), sum(len(row.pdu) for row in new))
+        limits, added = self._limits, _Share(len(new), sum(len(row.pdu) for row in new))
         together, of_domain, of_one = added, added, added
         for name, of, count, size in txn.query(
             "SELECT origin, domain, count(*), SUM(size) FROM inbox WHERE is_outside = ? GROUP BY origin, domain",
@@ -230,20 +230,20 @@ class InboxStore:
                 of_one += share
         if is_outside:
             return (
-                together.fits(places.outside_together, places.outside_bytes)
-                and of_domain.count <= places.outside_of_domain
-                and of_one.count <= places.outside
+                together.fits(limits.outside_together, limits.outside_bytes)
+                and of_domain.count <= limits.outside_of_domain
+                and of_one.count <= limits.outside
             )
         if not (
-            together.fits(places.together, places.bytes_together)
-            and of_domain.fits(places.of_domain, places.bytes_of_domain)
-            and of_one.size <= places.bytes_of_one
+            together.fits(limits.together, limits.bytes_together)
+            and of_domain.fits(limits.of_domain, limits.bytes_of_domain)
+            and of_one.size <= limits.bytes_of_one
         ):
             return False
-        if together.fits(places.together // 2, places.bytes_together // 2):
+        if together.fits(limits.together // 2, limits.bytes_together // 2):
             return True
         return (
-            of_one.count <= places.when_scarce and of_domain.count <= places.of_domain_when_scarce
+            of_one.count <= limits.when_scarce and of_domain.count <= limits.of_domain_when_scarce
         )
 
     def _fits_server_limits(
@@ -254,9 +254,9 @@ class InboxStore:
         new: Collection[NewInboxRow],
         judge: str | None,
     ) -> bool:
-        places = self._places
+        limits = self._limits
         ((stored_count,),) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
-        if stored_count + len(new) > places.all:
+        if stored_count + len(new) > limits.all:
             return not new
         more = sum(not row.is_naming for row in new)
         if judge is None or not more:
@@ -267,9 +267,9 @@ class InboxStore:
             (judge, room_nid, origin),
         )
         return bool(
-            unjudged + more <= places.unjudged
-            and by_one + more <= places.unjudged_by_one
-            and of_room + more <= places.unjudged_of_room
+            unjudged + more <= limits.unjudged
+            and by_one + more <= limits.unjudged_by_one
+            and of_room + more <= limits.unjudged_of_room
         )
 
 

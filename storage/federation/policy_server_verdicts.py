@@ -27,7 +27,7 @@ class PolicyJudgementStore:
     ) -> Mapping[str, bool]:
         """Return the stored verdicts by event: whether it may be shown."""
         read = self._database.read_quickly if len(event_ids) <= 50 else self._database.read
-        return await read("get_policy_judgements", _select, room_nid, public_key, list(event_ids))
+        return await read("get_policy_verdicts", _select, room_nid, public_key, list(event_ids))
 
     async def add_judgements(
         self, room_nid: int, public_key: bytes, verdicts: Mapping[str, bool], judged_ts: int
@@ -35,7 +35,7 @@ class PolicyJudgementStore:
         """Store verdicts. Deletes those that are too old, and those beyond the limit of the
         room."""
         await self._database.write(
-            "add_policy_judgements", self._add, room_nid, public_key, dict(verdicts), judged_ts
+            "add_policy_verdicts", self._add, room_nid, public_key, dict(verdicts), judged_ts
         )
 
     def _add(

@@ -129,7 +129,7 @@ class LocalContents:
         self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
     ) -> Set[bytes] | None:
         return await self._files.remove_unused(
-            hashes, lambda: self._database.write("forget_media", forget)
+            hashes, lambda: self._database.write("remove_media", forget)
         )
 
     async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:

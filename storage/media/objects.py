@@ -103,7 +103,7 @@ class MediaObjectStore:
 
     async def forget(self, names: Sequence[str]) -> None:
         """Delete the rows of deleted objects."""
-        await self._database.write("forget_media_objects", _forget, tuple(names))
+        await self._database.write("remove_media_objects", _forget, tuple(names))
 
     async def get_missing(self, after: bytes, limit: int) -> Missing:
         """Read `limit` contents in the order of their hashes, after `after`, and return those

@@ -45,7 +45,9 @@ class QuarantineStore:
     async def set_held(self, addresses: Iterable[MediaAddress], by: str) -> int:
         """Quarantine these files and all with the same bytes. Return how many. Remote files without
         a copy are quarantined when a copy arrives."""
-        return await self._database.write("hold_media", self._quarantine_files, list(addresses), by)
+        return await self._database.write(
+            "quarantine_media", self._quarantine_files, list(addresses), by
+        )
 
     async def set_user_held(self, user_id: str, by: str) -> int:
         """Quarantine a user's uploads. Return how many."""
@@ -54,7 +56,7 @@ class QuarantineStore:
             sql = "SELECT DISTINCT hash FROM media WHERE user_id = ? AND quarantined = 0 AND protected = 0 AND hash IS NOT NULL"
             return self._set(txn, [bytes(hash) for (hash,) in txn.query(sql, (user_id,))], by)
 
-        return await self._database.write("hold_media_of_user", write)
+        return await self._database.write("quarantine_media_of_user", write)
 
     async def set_room_held(self, room_id: str, by: str) -> int:
         """Quarantine the files in a room's events, without avatars of its members. Return how
@@ -68,7 +70,7 @@ class QuarantineStore:
             )
             return self._quarantine_files(txn, [MediaAddress(*row) for row in rows], by)
 
-        return await self._database.write("hold_media_of_room", write)
+        return await self._database.write("quarantine_media_of_room", write)
 
     async def set_free(self, address: MediaAddress) -> int | None:
         """Release a file and all with the same bytes. Return how many; None if it neither exists
@@ -80,11 +82,11 @@ class QuarantineStore:
                 return None
             return self._release(txn, [address])
 
-        return await self._database.write("free_media", write)
+        return await self._database.write("release_media", write)
 
     async def set_all_free(self, addresses: Sequence[MediaAddress]) -> int:
         """Release these files and all with the same bytes. Return how many."""
-        return await self._database.write("free_some_media", self._release, addresses)
+        return await self._database.write("release_some_media", self._release, addresses)
 
     async def set_protected(self, media_ids: Set[str], *, protected: bool) -> int:
         """Protect local files from quarantine and automatic deletion, or unprotect them. Return how

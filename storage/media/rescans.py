@@ -92,7 +92,7 @@ class MediaRescanStore:
                 _write_state(txn, msgspec.structs.replace(state, version=version, is_due=is_due))
             return is_due
 
-        return await self._database.write("note_scanner_version", write)
+        return await self._database.write("record_scanner_version", write)
 
     async def mark(self, limit: int, now_ms: int) -> int:
         """Read `limit` contents and mark those to scan. Return how many were read. Also records the

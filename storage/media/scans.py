@@ -129,7 +129,7 @@ class MediaScanStore:
                     (until_ms, hash),
                 )
 
-        await self._database.write("put_off_media_scan", write)
+        await self._database.write("postpone_media_scan", write)
 
     async def note_failure(self, hash: bytes, now_ms: int, pause_ms: int, longest_ms: int) -> None:
         """Record that the scan failed while others succeed. The pause before a retry doubles each
@@ -153,13 +153,13 @@ class MediaScanStore:
             else:
                 txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (hash,))
 
-        await self._database.write("note_media_scan_failure", write)
+        await self._database.write("record_media_scan_failure", write)
 
     async def forget_inside(self, before_ms: int, limit: int) -> int:
         """Delete at most `limit` clean verdicts on decrypted contents from before then. Return how
         many. The next request scans them again."""
         return await self._database.write(
-            "forget_media_scans_inside", _remove_inside, before_ms, limit
+            "remove_media_scans_inside", _remove_inside, before_ms, limit
         )
 
     async def forget_unused(self, hash: bytes) -> None:
@@ -168,7 +168,7 @@ class MediaScanStore:
         def write(txn: WriteTransaction) -> None:
             forget_scans(txn, {hash} - select_used_hashes(txn, (hash,)))
 
-        await self._database.write("forget_media_scan", write)
+        await self._database.write("remove_media_scan", write)
 
     def note(self, txn: WriteTransaction, hash: bytes, until_ms: int) -> ScanState:
         """Record the content of a new file. Return its state. A harmful file is quarantined.

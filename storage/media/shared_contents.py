@@ -294,7 +294,7 @@ class SharedContents:
             return unused
 
         removed = await self._files.remove_unused(
-            hashes, lambda: self._database.write("forget_media", forget_both)
+            hashes, lambda: self._database.write("remove_media", forget_both)
         )
         if removed:
             self._delete_soon(removed)

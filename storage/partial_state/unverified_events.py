@@ -66,32 +66,36 @@ class UnprovedStore:
     async def get_rooms(self) -> Mapping[int, int | None]:
         """Return the rooms with recorded events, and when the next one is retried; None: all have
         been added."""
-        return await self._database.read_quickly("get_unproved_rooms", _select_rooms)
+        return await self._database.read_quickly("get_rooms_with_unverified_events", _select_rooms)
 
     async def get_of_room(self, room_nid: int) -> list[UnprovedRow]:
         """Return the recorded events of a room, the shallowest first."""
-        return await self._database.read_quickly("get_unproved_of_room", _select, room_nid)
+        return await self._database.read_quickly("get_unverified_events", _select, room_nid)
 
     async def find(
         self, room_nid: int, event_ids: Collection[str]
     ) -> Mapping[str, tuple[PartOf, int | None]]:
         """Return those of the events that are recorded: their set, and their number after they have
         been added."""
-        return await self._database.read_quickly("find_unproved", _find, room_nid, list(event_ids))
+        return await self._database.read_quickly(
+            "find_unverified_events", _find, room_nid, list(event_ids)
+        )
 
     async def add(self, room_nid: int, events: Sequence[LeftOut], next_attempt: int) -> None:
         """Record events."""
-        await self._database.write("add_unproved", add_unproved, room_nid, events, next_attempt)
+        await self._database.write(
+            "add_unverified_events", add_unproved, room_nid, events, next_attempt
+        )
 
     async def note_attempt(self, room_nid: int, next_attempts: Mapping[str, int]) -> None:
         """Record failed attempts, and when to retry."""
         await self._database.write(
-            "note_unproved_attempt", _record_attempt, room_nid, next_attempts
+            "record_unverified_attempt", _record_attempt, room_nid, next_attempts
         )
 
     async def remove(self, room_nid: int, event_ids: Iterable[str]) -> None:
         """Remove events that are of no use."""
-        await self._database.write("remove_unproved", _remove, room_nid, list(event_ids))
+        await self._database.write("remove_unverified_events", _remove, room_nid, list(event_ids))
 
 
 def add_unproved(

@@ -134,7 +134,7 @@ class PushOutcomeStore:
     async def get_outcomes(self, user_id: str, rooms: Mapping[int, int]) -> Mapping[int, int]:
         """Return the user's own rows in these rooms after these positions: outcomes by position."""
         return await self._database.read_quickly(
-            "get_push_outcomes", _select_outcomes, user_id, dict(rooms)
+            "get_push_actions", _select_outcomes, user_id, dict(rooms)
         )
 
     async def get_notified(

@@ -36,16 +36,18 @@ class OldOutcomeStore:
     async def get_floors(self, user_id: str) -> Mapping[int, int]:
         """Return by room the position up to which the user's rows are deleted; rooms with all rows
         are missing."""
-        return await self._database.read_quickly("get_outcome_floors", _select_floors, user_id)
+        return await self._database.read_quickly("get_push_action_floors", _select_floors, user_id)
 
     async def remove(self, after: Place, before_ts: int, limit: int) -> tuple[Place | None, int]:
         """Read up to `limit` places after one, and delete their rows of read events that were sent
         before a time (ms since 1970). Return the last place, None at the end, and the number of
         places read."""
-        found = await self._database.read("get_old_outcomes", _select_old, after, before_ts, limit)
+        found = await self._database.read(
+            "get_old_push_actions", _select_old, after, before_ts, limit
+        )
         if any(each.positions for each in found):
             await self._database.write(
-                "remove_old_outcomes", _remove, [each for each in found if each.positions]
+                "remove_old_push_actions", _remove, [each for each in found if each.positions]
             )
         return found[-1].place if len(found) == limit else None, len(found)
 

@@ -119,7 +119,7 @@ class HistoryPurgeStore:
             " WHERE finished_ts < ? ORDER BY finished_ts LIMIT ?)"
         )
         return await self._database.write(
-            "forget_history_purges", lambda txn: txn.execute(sql, (before_ms, limit))
+            "remove_history_purges", lambda txn: txn.execute(sql, (before_ms, limit))
         )
 
     async def get_extent(self, room_nid: int, types: Sequence[str]) -> Extent:
@@ -213,7 +213,7 @@ class HistoryPurgeStore:
             )
             return Forgotten(rooms[-1][0] if rooms else after, len(rooms))
 
-        return await self._database.write("note_forgotten_rooms", write)
+        return await self._database.write("record_forgotten_rooms", write)
 
     async def begin_forgotten(self, before_ms: int, now_ms: int, make_id: str) -> bool:
         """Start the purge of a room that no local user has remembered since `before_ms`. Return

@@ -47,8 +47,8 @@ class RegainingStore:
         self._database = database
 
     async def give_up(self, room_nid: int, before_ms: int, before_depth: int, limit: int) -> int:
-        """Stop fetching messages of a room that were sent before a time, or that stand above a
-        depth: at most `limit`. Return how many."""
+        """Stop fetching messages of a room that were sent before a time and are above a depth: at
+        most `limit`. Return how many."""
 
         def write(txn: WriteTransaction) -> int:
             return txn.execute(
@@ -58,7 +58,7 @@ class RegainingStore:
                 (room_nid, before_ms, before_depth, limit),
             )
 
-        return await self._database.write("give_up_forgotten", write)
+        return await self._database.write("stop_fetching_forgotten", write)
 
 
 def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Regained]) -> int:

@@ -161,7 +161,7 @@ class PurgingStore:
             )
             return len(rows)
 
-        return await self._database.write("forget_purged_days", write)
+        return await self._database.write("remove_purged_days", write)
 
     def purge(
         self,

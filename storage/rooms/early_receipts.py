@@ -43,7 +43,7 @@ class EarlyReceiptStore:
     async def keep(self, server: str, receipts: Sequence[EarlyReceipt]) -> frozenset[str]:
         """Store receipts until their events arrive. Return the events that have arrived already:
         receipts at these are not stored."""
-        return await self._database.write("keep_early_receipts", _add, server, receipts)
+        return await self._database.write("add_early_receipts", _add, server, receipts)
 
 
 def select_awaited(txn: Transaction, event_id: str) -> tuple[int | None, bool]:

@@ -136,7 +136,7 @@ class MembershipStore:
         """Return the current memberships of users of these rooms whose membership changed after
         `since`, later changes included."""
         return await self._database.read(
-            "get_moved_members", _select_changed, list(room_nids), since
+            "get_changed_members", _select_changed, list(room_nids), since
         )
 
     async def get_shared_rooms(
@@ -150,19 +150,19 @@ class MembershipStore:
         """Return those of the others whom a user of the same server as `user_id` has invited to a
         room that `user_id` is joined to."""
         return await self._database.read(
-            "get_invited_by_ours", _select_invited, user_id, list(others)
+            "get_invited_by_own_server", _select_invited, user_id, list(others)
         )
 
     async def get_rooms_of_ours(self, room_nids: Iterable[int]) -> set[int]:
         """Return those of the rooms that a local user is joined to."""
         return await self._database.read(
-            "get_rooms_of_ours", _select_rooms_with_local_members, list(room_nids)
+            "get_rooms_with_local_members", _select_rooms_with_local_members, list(room_nids)
         )
 
     async def get_users_with_ours(self, user_ids: Iterable[str]) -> set[str]:
         """Return those of the users who share a room with a local user."""
         return await self._database.read_quickly(
-            "get_users_with_ours", select_users_with_ours, list(user_ids)
+            "get_users_sharing_rooms", select_users_with_ours, list(user_ids)
         )
 
     async def get_rooms_with_server(
@@ -184,7 +184,7 @@ class MembershipStore:
         ids, after `after`. Reads the memberships of all these guests.
         """
         return await self._database.read(
-            "get_unwelcome_guests", _select_disallowed_guests, limit, room_nid, after
+            "get_disallowed_guests", _select_disallowed_guests, limit, room_nid, after
         )
 
     async def forget_left(self, limit: int) -> int:
@@ -202,7 +202,7 @@ class MembershipStore:
 
         if not await self._database.read_quickly("has_departures", _has_departures):
             return 0
-        return await self._database.write("forget_left", write)
+        return await self._database.write("forget_left_rooms", write)
 
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
         """Mark a left room as forgotten. Does nothing if the user has rejoined or was invited

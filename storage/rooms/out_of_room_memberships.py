@@ -67,7 +67,7 @@ class OutsideMembershipStore:
         """Return the last out-of-room event of each of these users in a room. It counts while the
         membership's event is `OUTSIDE`."""
         return await self._database.read_quickly(
-            "get_outside_memberships", _select, room_nid, list(user_ids)
+            "get_out_of_room_memberships", _select, room_nid, list(user_ids)
         )
 
     async def get_outside_of(
@@ -75,26 +75,26 @@ class OutsideMembershipStore:
     ) -> Mapping[int, OutsideRow]:
         """Return the same for one user, by room. One query."""
         return await self._database.read_quickly(
-            "get_outside_of_user", _select_of_user, user_id, list(room_nids)
+            "get_out_of_room_of_user", _select_of_user, user_id, list(room_nids)
         )
 
     async def get_waiting(self, room_nid: int, user_id: str) -> Sequence[OutsideRow]:
         """Return the user's queued invites to the room, beyond the one that clients see, in order
         of arrival."""
         return await self._database.read_quickly(
-            "get_waiting_invites", _select_queued, room_nid, user_id
+            "get_queued_invites", _select_queued, room_nid, user_id
         )
 
     async def remove_waiting(self, room_nid: int, user_id: str, event_ids: Collection[str]) -> bool:
         """Remove queued invites that were rescinded. Return whether there were any."""
         return await self._database.write(
-            "remove_waiting_invites", _remove_queued, room_nid, user_id, event_ids
+            "remove_queued_invites", _remove_queued, room_nid, user_id, event_ids
         )
 
     async def get_room(self, room_id: str, version: str, now_ms: int) -> RoomRow:
         """Return the room; add it if it is unknown. If we have been in it, its version may differ
         from the one given."""
-        return await self._database.write("note_room", note_room, room_id, version, now_ms)
+        return await self._database.write("get_or_add_room", note_room, room_id, version, now_ms)
 
     async def set_outside(
         self,
@@ -114,7 +114,7 @@ class OutsideMembershipStore:
         leave since `now` (ms), each with the id of the event from it that this leave ends.
         """
         return await self._database.write(
-            "set_outside_membership", _set, row, new, may_end, untold or {}, now
+            "set_out_of_room_membership", _set, row, new, may_end, untold or {}, now
         )
 
 

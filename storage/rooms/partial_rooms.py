@@ -53,7 +53,7 @@ class PartialRoomStore:
 
     async def get_gathered(self, room_nid: int) -> bytes | None:
         """Return the root of the part that has been fetched of the state before the join."""
-        return await self._database.read_quickly("get_gathered_state", select_gathered, room_nid)
+        return await self._database.read_quickly("get_fetched_state", select_gathered, room_nid)
 
     async def get_servers(self, room_nid: int) -> list[str]:
         """Return the servers in the room at our join, as listed by `send_join`."""

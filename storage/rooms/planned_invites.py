@@ -73,7 +73,7 @@ class PlannedInviteStore:
                 )
             return bool(held_lease)
 
-        return await self._database.write("go_on_with_planned_invites", write)
+        return await self._database.write("advance_planned_invites", write)
 
     async def give_back(self, room_nid: int, held_until: int) -> None:
         """End the lease of a room, so that other nodes may continue at once."""
@@ -84,7 +84,7 @@ class PlannedInviteStore:
                 (room_nid, held_until),
             )
 
-        await self._database.write("give_planned_invites_back", write)
+        await self._database.write("end_planned_invites_lease", write)
 
 
 def add_planned_invites(

@@ -55,7 +55,7 @@ class RelatedRedactionStore:
 
     async def put_off(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
         """Schedule the next attempt after `tries` failures."""
-        await self._database.write("put_related_redactions_off", _put_off, request, due_ts, tries)
+        await self._database.write("postpone_related_redactions", _put_off, request, due_ts, tries)
 
     async def reopen(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
         """Schedule work for relations that arrived after the request was finished. Does nothing if

@@ -77,10 +77,10 @@ class SentTransactionStore:
         """Delete up to `limit` records older than that, among those not read yet. Return `limit`,
         or 0 at the end of the table; the next call starts again."""
         old, cleaned_upto = await self._database.read(
-            "look_for_old_sent", _select_old, self._cleaned_upto, created_ts, limit
+            "get_old_sent_transactions", _select_old, self._cleaned_upto, created_ts, limit
         )
         if old:
-            await self._database.write("remove_old_sent", _remove, old)
+            await self._database.write("remove_old_sent_transactions", _remove, old)
         self._cleaned_upto = cleaned_upto or b""
         return 0 if cleaned_upto is None else limit
 
