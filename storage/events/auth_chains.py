@@ -40,7 +40,10 @@ _SELECT_LASTS = (
 _SELECT_LINKS = (
     "SELECT chain, place, target_chain, target_place FROM auth_chain_links WHERE chain IN {keys}"
 )
-_SELECT_LINKS_TO = "SELECT chain, place, target_chain, target_place FROM auth_chain_links WHERE target_chain IN {keys}"
+_SELECT_LINKS_TO = (
+    "SELECT chain, place, target_chain, target_place FROM auth_chain_links"
+    " WHERE target_chain IN {keys}"
+)
 _INSERT_PLACE = "INSERT INTO auth_chain_places (event_nid, chain, place) VALUES (?, ?, ?)"
 _INSERT_LINK = (
     "INSERT INTO auth_chain_links (chain, place, target_chain, target_place) VALUES (?, ?, ?, ?)"

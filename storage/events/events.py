@@ -136,7 +136,8 @@ class LostContent(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = (
-    "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts, flags, state_root,"
+    "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts,"
+    " flags, state_root,"
     " replaces, redacted_by, pdu, current_root, thread_root"
 )
 
@@ -213,7 +214,8 @@ def select_progress(
     """Return for each event a value that orders receipts at it: its arrival, or 0 for a backfilled
     event, then its place in the order of the room. Unknown events are missing."""
     rows = txn.query_in(
-        "SELECT event_id, COALESCE(position, 0), depth, event_nid FROM events WHERE event_id IN {keys} AND room_nid = ?",
+        "SELECT event_id, COALESCE(position, 0), depth, event_nid FROM events"
+        " WHERE event_id IN {keys} AND room_nid = ?",
         event_ids,
         after=(room_nid,),
     )
@@ -223,7 +225,8 @@ def select_progress(
 def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, tuple[str, str]]:
     """Return the (type, state_key) of those of the events that are state events."""
     rows = txn.query_in(
-        "SELECT event_nid, type, state_key FROM events WHERE event_nid IN {keys} AND state_key IS NOT NULL",
+        "SELECT event_nid, type, state_key FROM events"
+        " WHERE event_nid IN {keys} AND state_key IS NOT NULL",
         event_nids,
     )
     return {nid: (type, state_key) for nid, type, state_key in rows}
@@ -231,7 +234,8 @@ def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, 
 
 def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> dict[str, StateEntry]:
     rows = txn.query_in(
-        "SELECT event_id, event_nid, type, state_key, flags FROM events WHERE room_nid = ? AND event_id IN {keys}",
+        "SELECT event_id, event_nid, type, state_key, flags FROM events"
+        " WHERE room_nid = ? AND event_id IN {keys}",
         event_ids,
         before=(room_nid,),
     )

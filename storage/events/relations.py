@@ -232,7 +232,8 @@ def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
         ],
     )
     txn.execute_many(
-        "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type, sender, origin_server_ts,"
+        "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type,"
+        " sender, origin_server_ts,"
         " annotation, is_whole) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [
             (
@@ -259,7 +260,8 @@ def remove_relations(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Remove the relations of several redacted events."""
     nids = list(event_nids)
     thread_children = txn.query_in(
-        f"SELECT target, room_nid, sender, event_nid FROM relations WHERE event_nid IN {{keys}} AND rel_type = '{THREAD}'",
+        "SELECT target, room_nid, sender, event_nid FROM relations"
+        f" WHERE event_nid IN {{keys}} AND rel_type = '{THREAD}'",
         nids,
     )
     txn.execute_many("DELETE FROM relations WHERE event_nid = ?", [(nid,) for nid in nids])
@@ -272,7 +274,8 @@ def _select_parents(txn: Transaction, event_ids: Collection[str]) -> Mapping[str
     # all children of it. It is ordered, though one row is enough: otherwise PostgreSQL expects to
     # find one soon without an index.
     lookups = ", ".join(
-        f"(SELECT r.rel_type FROM relations AS r WHERE r.target = w.event_id AND r.rel_type = '{rel_type}'"
+        "(SELECT r.rel_type FROM relations AS r"
+        f" WHERE r.target = w.event_id AND r.rel_type = '{rel_type}'"
         " ORDER BY r.depth LIMIT 1)"
         for rel_type in _AGGREGATED
     )
@@ -280,8 +283,10 @@ def _select_parents(txn: Transaction, event_ids: Collection[str]) -> Mapping[str
         "wanted",
         ["event_id"],
         [(event_id,) for event_id in event_ids],
-        f"SELECT w.event_id, {lookups} FROM wanted AS w WHERE (SELECT 1 FROM relations AS r WHERE r.target = w.event_id"
-        f" AND r.rel_type >= '{_AGGREGATED[0]}' AND r.rel_type <= '{_AGGREGATED[-1]}' ORDER BY r.rel_type LIMIT 1) = 1",
+        f"SELECT w.event_id, {lookups} FROM wanted AS w WHERE (SELECT 1 FROM relations AS r"
+        " WHERE r.target = w.event_id"
+        f" AND r.rel_type >= '{_AGGREGATED[0]}' AND r.rel_type <= '{_AGGREGATED[-1]}'"
+        " ORDER BY r.rel_type LIMIT 1) = 1",
     )
     return {
         event_id: found
@@ -350,9 +355,11 @@ def _children_sql(rel_types: frozenset[str], ignored_senders: int, *, until_left
     if REPLACE in rel_types:
         parts.append(
             "SELECT r.rel_type, r.event_nid, r.origin_server_ts, r.event_id FROM relations AS r"
-            f" WHERE r.target = ? AND r.room_nid = ? AND r.rel_type = '{REPLACE}' AND r.is_whole = 1"
+            f" WHERE r.target = ? AND r.room_nid = ? AND r.rel_type = '{REPLACE}'"
+            " AND r.is_whole = 1"
             " AND r.sender = ? AND r.type = ?"
-            f" AND EXISTS (SELECT 1 FROM events AS p WHERE p.event_nid = ? AND p.redacted_by IS NULL){wanted}"
+            " AND EXISTS (SELECT 1 FROM events AS p"
+            f" WHERE p.event_nid = ? AND p.redacted_by IS NULL){wanted}"
             f" ORDER BY r.origin_server_ts DESC, r.event_id DESC LIMIT {CANDIDATES}"
         )
     if REFERENCE in rel_types:
@@ -440,14 +447,19 @@ def _select_page(
     ordered = f"ORDER BY depth {order}, event_nid {order} LIMIT ?"
     conditions, args = _conditions(room_nid, wanted)
     if wanted.levels == 1:
-        sql = f"SELECT depth, event_nid FROM relations AS r WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
+        sql = (
+            "SELECT depth, event_nid FROM relations AS r"
+            f" WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
+        )
         rows = txn.query(sql, (target, *args, *place_args, limit))
     else:
         # CROSS JOIN makes SQLite go from parents to children, too
         rows = txn.query(
             "WITH RECURSIVE found (event_id, depth, event_nid, level) AS ("
-            f"SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r WHERE r.target = ? AND {conditions}"
-            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f CROSS JOIN relations AS r"
+            "SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r"
+            f" WHERE r.target = ? AND {conditions}"
+            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f CROSS"
+            " JOIN relations AS r"
             f" WHERE r.target = f.event_id AND f.level < ? AND {conditions})"
             f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
             (target, *args, wanted.levels, *args, *place_args, limit),
@@ -483,7 +495,8 @@ def _select_threads(
         f" WHERE r.room_nid = ?{thread_condition.format('r')} AND (r.depth, r.event_nid) <= (?, ?)"
         + (f" AND r.sender NOT IN ({marks})" if ignored_senders else "")
         + f" AND NOT EXISTS (SELECT 1 FROM {table} AS n WHERE n.target = r.target"
-        f"{thread_condition.format('n')} AND +n.room_nid = r.room_nid AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
+        f"{thread_condition.format('n')} AND +n.room_nid = r.room_nid"
+        " AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
         + (" AND (n.depth, n.event_nid) <= (?, ?)" if within else "")
         + (f" AND n.sender NOT IN ({marks})" if ignored_senders else "")
         + ")"
@@ -512,7 +525,8 @@ def _has_annotation(
     txn: Transaction, room_nid: int, target: str, type: str, sender: str, annotation: str
 ) -> bool:
     row = txn.query_one(
-        f"SELECT 1 FROM relations WHERE target = ? AND rel_type = '{ANNOTATION}' AND room_nid = ? AND type = ?"
+        f"SELECT 1 FROM relations WHERE target = ? AND rel_type = '{ANNOTATION}' AND room_nid = ?"
+        " AND type = ?"
         " AND sender = ? AND annotation = ? LIMIT 1",
         (target, room_nid, type, sender, annotation),
     )

@@ -23,11 +23,15 @@ def add_senders(txn: WriteTransaction, children: Sequence[tuple[str, int, str, i
     inserted; children in `relations` are counted already."""
     if children:
         txn.execute_many(
-            "INSERT INTO thread_senders (target, room_nid, sender, count, depth, event_nid) SELECT ?, ?, ?, 1, ?, ?"
-            " WHERE NOT EXISTS (SELECT 1 FROM relations WHERE target = ? AND rel_type = 'm.thread' AND depth = ?"
-            " AND event_nid = ?) ON CONFLICT (target, room_nid, sender) DO UPDATE SET count = thread_senders.count + 1,"
+            "INSERT INTO thread_senders (target, room_nid, sender, count, depth,"
+            " event_nid) SELECT ?, ?, ?, 1, ?, ?"
+            " WHERE NOT EXISTS (SELECT 1 FROM relations"
+            " WHERE target = ? AND rel_type = 'm.thread' AND depth = ?"
+            " AND event_nid = ?) ON CONFLICT (target, room_nid, sender) DO UPDATE"
+            " SET count = thread_senders.count + 1,"
             f" depth = CASE WHEN {_IS_LATER} THEN excluded.depth ELSE thread_senders.depth END,"
-            f" event_nid = CASE WHEN {_IS_LATER} THEN excluded.event_nid ELSE thread_senders.event_nid END",
+            f" event_nid = CASE WHEN {_IS_LATER} THEN excluded.event_nid"
+            " ELSE thread_senders.event_nid END",
             [(*child, child[0], child[3], child[4]) for child in children],
         )
 
@@ -43,9 +47,12 @@ def subtract_senders(txn: WriteTransaction, children: Sequence[tuple[str, int, s
     )
     # the plus makes databases walk back along the key of the thread
     txn.execute_many(
-        "UPDATE thread_senders SET (depth, event_nid) = (SELECT r.depth, r.event_nid FROM relations AS r"
-        " WHERE r.target = thread_senders.target AND r.rel_type = 'm.thread' AND +r.room_nid = thread_senders.room_nid"
-        f" AND r.sender = thread_senders.sender ORDER BY r.depth DESC, r.event_nid DESC LIMIT 1) WHERE {_KEY}"
+        "UPDATE thread_senders SET (depth, event_nid) = (SELECT r.depth, r.event_nid"
+        " FROM relations AS r"
+        " WHERE r.target = thread_senders.target AND r.rel_type = 'm.thread'"
+        " AND +r.room_nid = thread_senders.room_nid"
+        " AND r.sender = thread_senders.sender ORDER BY r.depth DESC, r.event_nid DESC LIMIT 1)"
+        f" WHERE {_KEY}"
         " AND event_nid = ?",
         children,
     )

@@ -57,9 +57,12 @@ class Gaps(msgspec.Struct, frozen=True):
 
 
 GAPS_SQL: Final = (
-    "SELECT 0, event_id, depth FROM backward_extremities WHERE room_nid = ? AND depth >= ? AND depth <= ?"
-    " UNION ALL SELECT * FROM (SELECT 1, event_id, depth FROM events WHERE room_nid = ? AND depth >= ? AND depth <= ?"
-    f" AND {IS_FORGOTTEN} ORDER BY depth DESC, event_nid DESC LIMIT 1) AS forgotten ORDER BY depth DESC"
+    "SELECT 0, event_id, depth FROM backward_extremities"
+    " WHERE room_nid = ? AND depth >= ? AND depth <= ?"
+    " UNION ALL SELECT * FROM (SELECT 1, event_id, depth FROM events"
+    " WHERE room_nid = ? AND depth >= ? AND depth <= ?"
+    f" AND {IS_FORGOTTEN} ORDER BY depth DESC, event_nid DESC LIMIT 1) AS forgotten"
+    " ORDER BY depth DESC"
 )
 
 
@@ -165,7 +168,8 @@ def _select_latest(
     txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int
 ) -> dict[int, list[Arrival]]:
     sql = (
-        "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        "SELECT position, event_nid FROM events"
+        " WHERE room_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?"
     )
     return _select_ranges(txn, sql, ranges, limit)
@@ -175,7 +179,8 @@ def _select_next(
     txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int
 ) -> dict[int, list[Arrival]]:
     sql = (
-        "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        "SELECT position, event_nid FROM events"
+        " WHERE room_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position LIMIT ?"
     )
     return _select_ranges(txn, sql, ranges, limit)
@@ -197,7 +202,8 @@ def _select_places(txn: Transaction, event_nids: list[int]) -> dict[int, Place]:
 
 def _select_place_at(txn: Transaction, room_nid: int, position: int) -> Place:
     row = txn.query_one(
-        "SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ? ORDER BY position DESC LIMIT 1",
+        "SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ?"
+        " ORDER BY position DESC LIMIT 1",
         (room_nid, position),
     )
     return Place(*row) if row is not None else START
@@ -205,7 +211,8 @@ def _select_place_at(txn: Transaction, room_nid: int, position: int) -> Place:
 
 def _select_deepest_at(txn: Transaction, room_nid: int, position: int) -> Place:
     row = txn.query_one(
-        "SELECT depth, event_nid FROM (SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ?"
+        "SELECT depth, event_nid FROM (SELECT depth, event_nid FROM events"
+        " WHERE room_nid = ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?) AS latest ORDER BY depth DESC, event_nid DESC LIMIT 1",
         (room_nid, position, LATEST_ARRIVALS),
     )
@@ -255,7 +262,8 @@ def _select_by_time(
     args = (room_nid, ts, *(place or ()), limit)
     # messages and state have an index each
     parts = [
-        f"SELECT * FROM (SELECT origin_server_ts, event_nid FROM events WHERE room_nid = ? AND origin_server_ts {bound} ?"
+        "SELECT * FROM (SELECT origin_server_ts, event_nid FROM events"
+        f" WHERE room_nid = ? AND origin_server_ts {bound} ?"
         f"{further} AND {IS_SHOWN} AND {kind} {ordered}) AS part{number}"
         for number, kind in enumerate((IS_UNPURGED_MESSAGE, "state_key IS NOT NULL"))
     ]
@@ -279,7 +287,8 @@ def _select_around(
 
 def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int | None:
     row = txn.query_one(
-        "SELECT event_nid FROM events WHERE room_nid = ? AND position > ? ORDER BY position LIMIT 1",
+        "SELECT event_nid FROM events WHERE room_nid = ? AND position > ?"
+        " ORDER BY position LIMIT 1",
         (room_nid, position),
     )
     return row[0] if row is not None else None
@@ -318,6 +327,7 @@ def move_backward_extremities(
         txn.execute_many(
             "INSERT INTO backward_extremities (room_nid, event_id, depth) VALUES (?, ?, ?)"
             " ON CONFLICT (room_nid, event_id) DO UPDATE SET depth = CASE"
-            " WHEN excluded.depth > backward_extremities.depth THEN excluded.depth ELSE backward_extremities.depth END",
+            " WHEN excluded.depth > backward_extremities.depth THEN excluded.depth"
+            " ELSE backward_extremities.depth END",
             rows,
         )

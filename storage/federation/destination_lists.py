@@ -12,8 +12,10 @@ from storage.federation.destinations import LEASE
 Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "told_upto"]
 
 _STATES: Final = (
-    "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
-    " CASE WHEN failing_since_ts IS NULL THEN 0 WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
+    "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE"
+    " WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
+    " CASE WHEN failing_since_ts IS NULL THEN 0"
+    " WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
     " ELSE pause_ms END,"
     " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END, asked_until_ts FROM destinations"
 )
@@ -84,7 +86,8 @@ def _select_all(txn: Transaction) -> dict[str, DestinationSummary]:
     """Return all servers with the columns of `destinations`."""
     found = {row[0]: DestinationSummary(*row) for row in txn.query(_STATES)}
     names = txn.query(
-        "SELECT server FROM room_servers UNION SELECT server FROM partial_servers UNION SELECT server FROM destination_rooms"
+        "SELECT server FROM room_servers UNION SELECT server FROM partial_servers"
+        " UNION SELECT server FROM destination_rooms"
         " UNION SELECT server FROM destination_users UNION SELECT server FROM outgoing_to_device"
     )
     for (server,) in names:
@@ -114,7 +117,8 @@ def _select_one(txn: Transaction, server: str) -> DestinationSummary | None:
     row = txn.query_one(f"{_STATES} WHERE server = ?", (server,))
     if row is None:
         row = txn.query_one(
-            "SELECT server FROM room_servers WHERE server = ? UNION ALL SELECT server FROM partial_servers WHERE server = ?"
+            "SELECT server FROM room_servers WHERE server = ? UNION ALL SELECT server"
+            " FROM partial_servers WHERE server = ?"
             " UNION ALL SELECT server FROM destination_rooms WHERE server = ?"
             " UNION ALL SELECT server FROM destination_users WHERE server = ?"
             " UNION ALL SELECT server FROM outgoing_to_device WHERE server = ? LIMIT 1",
@@ -180,8 +184,10 @@ def _select_rooms(
     )
     since: dict[int, int] = dict(
         txn.query(
-            "SELECT p.room_nid, r.position FROM partial_servers AS p JOIN partial_rooms AS r ON r.room_nid = p.room_nid"
-            " WHERE p.server = ? UNION ALL SELECT room_nid, since FROM room_servers WHERE server = ?",
+            "SELECT p.room_nid, r.position FROM partial_servers AS p"
+            " JOIN partial_rooms AS r ON r.room_nid = p.room_nid"
+            " WHERE p.server = ? UNION ALL SELECT room_nid, since FROM room_servers"
+            " WHERE server = ?",
             (server, server),
         )
     )

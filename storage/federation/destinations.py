@@ -188,14 +188,16 @@ class DestinationStore:
     def set_reached(self, txn: WriteTransaction, server: str, now_ms: int) -> None:
         """Record that the server is reachable again."""
         txn.execute(
-            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0, asked_until_ts = 0 WHERE server = ?",
+            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0,"
+            " asked_until_ts = 0 WHERE server = ?",
             (now_ms, server),
         )
 
 
 def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
     rows = txn.query(
-        "SELECT server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts FROM destinations"
+        "SELECT server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts"
+        " FROM destinations"
     )
     return {row[0]: DestinationRow(*row) for row in rows}
 
@@ -210,7 +212,8 @@ def _select_failing_since(txn: Transaction, server: str) -> int | None:
 
 def _select_failing(txn: Transaction, servers: Collection[str], source: Word) -> list[str]:
     rows = txn.query_in(
-        "SELECT server FROM destinations WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard < ?",
+        "SELECT server FROM destinations"
+        " WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard < ?",
         servers,
         after=(int(source),),
     )
@@ -251,7 +254,8 @@ def _select_backlogs(txn: Transaction) -> dict[str, Backlog]:
 
 def _select_events(txn: Transaction, after: int, upto: int, limit: int) -> list[EventToSend]:
     rows = txn.query(
-        "SELECT position, event_nid, room_nid, sender, type FROM events WHERE position > ? AND position <= ?"
+        "SELECT position, event_nid, room_nid, sender, type FROM events"
+        " WHERE position > ? AND position <= ?"
         f" AND (flags & {_TO_SEND}) <> 0 ORDER BY position LIMIT ?",
         (after, upto, limit),
     )
@@ -263,7 +267,8 @@ def _select_events(txn: Transaction, after: int, upto: int, limit: int) -> list[
 
 def _select_own_changes(txn: Transaction, after: int, upto: int, limit: int) -> list[OwnMove]:
     rows = txn.query(
-        "SELECT position, event_nid, room_nid, sender FROM events WHERE position > ? AND position <= ?"
+        "SELECT position, event_nid, room_nid, sender FROM events"
+        " WHERE position > ? AND position <= ?"
         " AND type = 'm.room.member' AND state_key = sender ORDER BY position LIMIT ?",
         (after, upto, limit),
     )
@@ -273,7 +278,8 @@ def _select_own_changes(txn: Transaction, after: int, upto: int, limit: int) -> 
 def _select_receipts(txn: Transaction, after: int, upto: int, limit: int) -> list[ReceiptToSend]:
     rows = txn.query(
         "SELECT position, room_nid, user_id, thread_id, event_id, ts FROM receipts"
-        " WHERE receipt_type = 'm.read' AND position > ? AND position <= ? ORDER BY position LIMIT ?",
+        " WHERE receipt_type = 'm.read' AND position > ? AND position <= ?"
+        " ORDER BY position LIMIT ?",
         (after, upto, limit),
     )
     return [ReceiptToSend(*row) for row in rows]
@@ -281,7 +287,8 @@ def _select_receipts(txn: Transaction, after: int, upto: int, limit: int) -> lis
 
 def _select_missed(txn: Transaction, room_nid: int, after: int, upto: int, limit: int) -> list[int]:
     rows = txn.query(
-        f"SELECT event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ? AND (flags & {_TO_SEND}) <> 0"
+        "SELECT event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        f" AND (flags & {_TO_SEND}) <> 0"
         " ORDER BY position DESC LIMIT ?",
         (room_nid, after, upto, limit),
     )
@@ -292,7 +299,8 @@ def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tupl
     # by position, which selects few rows: not by membership, as tens of thousands may have left the
     # room in its lifetime
     rows = txn.query(
-        "SELECT user_id, position FROM memberships WHERE room_nid = ? AND position >= ? AND is_local = 0"
+        "SELECT user_id, position FROM memberships"
+        " WHERE room_nid = ? AND position >= ? AND is_local = 0"
         " AND membership || '' IN ('leave', 'ban')",
         (room_nid, since),
     )
@@ -301,9 +309,12 @@ def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tupl
 
 def _add_failure(txn: WriteTransaction, row: DestinationRow, backlog: Backlog) -> None:
     txn.execute(
-        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (server) DO UPDATE SET failing_since_ts = excluded.failing_since_ts, tried_ts = excluded.tried_ts,"
-        " pause_ms = excluded.pause_ms, error = excluded.error, asked_until_ts = excluded.asked_until_ts",
+        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error,"
+        " asked_until_ts) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (server) DO UPDATE"
+        " SET failing_since_ts = excluded.failing_since_ts, tried_ts = excluded.tried_ts,"
+        " pause_ms = excluded.pause_ms, error = excluded.error,"
+        " asked_until_ts = excluded.asked_until_ts",
         (
             row.server,
             row.failing_since_ts,
@@ -323,7 +334,8 @@ def _add_backlogs(txn: WriteTransaction, backlogs: Mapping[str, Backlog]) -> Non
         for nid, position in backlog.rooms.items()
     )
     txn.execute_many(
-        "INSERT INTO destination_rooms (server, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO destination_rooms (server, room_nid, position) VALUES (?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
         rooms,
     )
     users: Iterable[tuple[str, str, int]] = (
@@ -332,6 +344,7 @@ def _add_backlogs(txn: WriteTransaction, backlogs: Mapping[str, Backlog]) -> Non
         for user_id, stream_id in backlog.users.items()
     )
     txn.execute_many(
-        "INSERT INTO destination_users (server, user_id, stream_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO destination_users (server, user_id, stream_id) VALUES (?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
         users,
     )

@@ -185,7 +185,8 @@ class InboxStore:
             raise InboxFull(origin)
         first = txn.allocate("inbox", len(new))
         txn.execute_many(
-            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge, is_outside, size, domain)"
+            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge,"
+            " is_outside, size, domain)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
                 (
@@ -219,7 +220,8 @@ class InboxStore:
         limits, added = self._limits, _Share(len(new), sum(len(row.pdu) for row in new))
         together, of_domain, of_one = added, added, added
         for name, of, count, size in txn.query(
-            "SELECT origin, domain, count(*), SUM(size) FROM inbox WHERE is_outside = ? GROUP BY origin, domain",
+            "SELECT origin, domain, count(*), SUM(size) FROM inbox WHERE is_outside = ?"
+            " GROUP BY origin, domain",
             (int(is_outside),),
         ):
             share = _Share(count, int(size))
@@ -262,7 +264,8 @@ class InboxStore:
         if judge is None or not more:
             return True
         ((unjudged, by_one, of_room),) = txn.query(
-            "SELECT count(*), count(CASE WHEN judge = ? THEN 1 END), count(CASE WHEN room_nid = ? THEN 1 END)"
+            "SELECT count(*), count(CASE WHEN judge = ? THEN 1 END), count(CASE"
+            " WHEN room_nid = ? THEN 1 END)"
             " FROM inbox WHERE origin = ? AND judge IS NOT NULL",
             (judge, room_nid, origin),
         )
@@ -283,11 +286,15 @@ def _select_policy_server(txn: Transaction, room_nid: int, origin: str) -> str |
 
 def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
     rows = txn.query(
-        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_outside, i.pdu FROM inbox AS i JOIN"
-        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_outside ORDER BY turn, attempts, inbox_nid) AS place FROM"
+        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_outside, i.pdu"
+        " FROM inbox AS i JOIN"
+        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_outside"
+        " ORDER BY turn, attempts, inbox_nid) AS place FROM"
         " (SELECT inbox_nid, is_outside, attempts, ROW_NUMBER() OVER"
-        " (PARTITION BY is_outside, origin ORDER BY attempts, inbox_nid) AS turn FROM inbox WHERE room_nid = ?) AS turns)"
-        " AS places ON places.inbox_nid = i.inbox_nid WHERE places.place <= ? ORDER BY i.is_outside, places.place",
+        " (PARTITION BY is_outside, origin ORDER BY attempts, inbox_nid) AS turn FROM inbox"
+        " WHERE room_nid = ?) AS turns)"
+        " AS places ON places.inbox_nid = i.inbox_nid WHERE places.place <= ?"
+        " ORDER BY i.is_outside, places.place",
         (room_nid, limit),
     )
     return [

@@ -65,7 +65,10 @@ class UntoldLeaveStore:
             leave = UntoldLeave(
                 room_nid, user_id, server, event_id, since_ts, due, attempts + 1, ended
             )
-            sql = "UPDATE untold_leaves SET due_ts = ?, attempts = ? WHERE room_nid = ? AND user_id = ? AND server = ?"
+            sql = (
+                "UPDATE untold_leaves SET due_ts = ?, attempts = ?"
+                " WHERE room_nid = ? AND user_id = ? AND server = ?"
+            )
             txn.execute(sql, (leave.due_ts, leave.attempts, room_nid, user_id, server))
             return leave
 
@@ -78,7 +81,8 @@ class UntoldLeaveStore:
 
         def write(txn: WriteTransaction) -> None:
             txn.execute(
-                "UPDATE untold_leaves SET due_ts = ? WHERE room_nid = ? AND user_id = ? AND server = ? AND due_ts = ?",
+                "UPDATE untold_leaves SET due_ts = ?"
+                " WHERE room_nid = ? AND user_id = ? AND server = ? AND due_ts = ?",
                 (due, leave.room_nid, leave.user_id, leave.server, leave.due_ts),
             )
             sql = (
@@ -107,7 +111,10 @@ class UntoldLeaveStore:
         callers."""
 
         def write(txn: WriteTransaction) -> None:
-            sql = "UPDATE untold_leaves SET due_ts = ? WHERE room_nid = (SELECT room_nid FROM rooms WHERE room_id = ?)"
+            sql = (
+                "UPDATE untold_leaves SET due_ts = ? WHERE room_nid = (SELECT room_nid FROM rooms"
+                " WHERE room_id = ?)"
+            )
             txn.execute(sql, (due, room_id))
 
         await self._database.write("set_pending_leaves_due", write)
@@ -127,7 +134,10 @@ class UntoldLeaveStore:
         """Remove a leave that was sent, or that is no longer to be sent."""
 
         def write(txn: WriteTransaction) -> None:
-            sql = "DELETE FROM untold_leaves WHERE room_nid = ? AND user_id = ? AND server = ? AND event_id = ?"
+            sql = (
+                "DELETE FROM untold_leaves WHERE room_nid = ? AND user_id = ? AND server = ?"
+                " AND event_id = ?"
+            )
             txn.execute(sql, (leave.room_nid, leave.user_id, leave.server, leave.event_id))
 
         await self._database.write("remove_pending_leave", write)
@@ -148,20 +158,25 @@ def set_untold_leaves(
         pending = txn.query_one("SELECT COUNT(*) FROM untold_leaves WHERE server = ?", (server,))
         if pending is not None and pending[0] < MOST_FOR_A_SERVER:
             txn.execute(
-                "INSERT INTO untold_leaves (room_nid, user_id, server, event_id, since_ts, due_ts, ended)"
+                "INSERT INTO untold_leaves (room_nid, user_id, server, event_id, since_ts,"
+                " due_ts, ended)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (room_nid, user_id, server, event_id, now, now, ended),
             )
 
 
 def _select_servers(txn: Transaction, now: int, limit: int) -> list[str]:
-    sql = "SELECT server FROM untold_leaves WHERE due_ts <= ? GROUP BY server ORDER BY MIN(due_ts) LIMIT ?"
+    sql = (
+        "SELECT server FROM untold_leaves WHERE due_ts <= ? GROUP BY server"
+        " ORDER BY MIN(due_ts) LIMIT ?"
+    )
     return [server for (server,) in txn.query(sql, (now, limit))]
 
 
 def _is_unchanged(txn: Transaction, leave: UntoldLeave) -> bool:
     row = txn.query_one(
-        "SELECT event_id, due_ts FROM untold_leaves WHERE room_nid = ? AND user_id = ? AND server = ?",
+        "SELECT event_id, due_ts FROM untold_leaves"
+        " WHERE room_nid = ? AND user_id = ? AND server = ?",
         (leave.room_nid, leave.user_id, leave.server),
     )
     return row is not None and tuple(row) == (leave.event_id, leave.due_ts)

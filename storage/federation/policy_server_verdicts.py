@@ -47,7 +47,8 @@ class PolicyJudgementStore:
         judged_ts: int,
     ) -> None:
         txn.execute_many(
-            "INSERT INTO policy_judgements (room_nid, public_key, event_id, allowed, judged_ts) VALUES (?, ?, ?, ?, ?)"
+            "INSERT INTO policy_judgements (room_nid, public_key, event_id, allowed, judged_ts)"
+            " VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (room_nid, public_key, event_id)"
             " DO UPDATE SET allowed = excluded.allowed, judged_ts = excluded.judged_ts",
             [
@@ -57,7 +58,8 @@ class PolicyJudgementStore:
         )
         txn.execute("DELETE FROM policy_judgements WHERE judged_ts < ?", (judged_ts - MAX_AGE_MS,))
         oldest_excess = txn.query_one(
-            "SELECT judged_ts FROM policy_judgements WHERE room_nid = ? ORDER BY judged_ts DESC LIMIT 1 OFFSET ?",
+            "SELECT judged_ts FROM policy_judgements WHERE room_nid = ?"
+            " ORDER BY judged_ts DESC LIMIT 1 OFFSET ?",
             (room_nid, self._most_of_room),
         )
         if oldest_excess is not None:
@@ -71,7 +73,8 @@ def _select(
     txn: Transaction, room_nid: int, public_key: bytes, event_ids: Collection[str]
 ) -> dict[str, bool]:
     rows = txn.query_in(
-        "SELECT event_id, allowed FROM policy_judgements WHERE room_nid = ? AND public_key = ? AND event_id IN {keys}",
+        "SELECT event_id, allowed FROM policy_judgements"
+        " WHERE room_nid = ? AND public_key = ? AND event_id IN {keys}",
         event_ids,
         before=[room_nid, public_key],
     )

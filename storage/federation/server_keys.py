@@ -77,7 +77,8 @@ class ServerKeyStore:
         """As `set_keys`, in a transaction."""
         _add_keys(txn, server, keys)
         txn.execute(
-            "INSERT INTO server_key_documents (server_name, document, valid_until, fetched_at) VALUES (?, ?, ?, ?)"
+            "INSERT INTO server_key_documents (server_name, document, valid_until, fetched_at)"
+            " VALUES (?, ?, ?, ?)"
             " ON CONFLICT (server_name) DO UPDATE SET document = excluded.document,"
             " valid_until = excluded.valid_until, fetched_at = excluded.fetched_at",
             (server, document.document, document.valid_until, document.fetched_at),
@@ -103,12 +104,16 @@ def _get_keys(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredSer
     document = {
         server: (valid_until, fetched_at)
         for server, valid_until, fetched_at in txn.query_in(
-            "SELECT server_name, valid_until, fetched_at FROM server_key_documents WHERE server_name IN {keys}",
+            "SELECT server_name, valid_until, fetched_at FROM server_key_documents"
+            " WHERE server_name IN {keys}",
             servers,
         )
     }
     keys: dict[str, dict[str, StoredKey]] = {server: {} for server in document}
-    sql = "SELECT server_name, key_id, public_key, valid_until FROM server_keys WHERE server_name IN {keys}"
+    sql = (
+        "SELECT server_name, key_id, public_key, valid_until FROM server_keys"
+        " WHERE server_name IN {keys}"
+    )
     for server, key_id, public_key, valid_until in txn.query_in(sql, servers):
         keys.setdefault(server, {})[key_id] = StoredKey(bytes(public_key), valid_until)
     return {
@@ -117,7 +122,10 @@ def _get_keys(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredSer
 
 
 def _get_documents(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredDocument]:
-    sql = "SELECT server_name, document, valid_until, fetched_at FROM server_key_documents WHERE server_name IN {keys}"
+    sql = (
+        "SELECT server_name, document, valid_until, fetched_at FROM server_key_documents"
+        " WHERE server_name IN {keys}"
+    )
     return {
         server: StoredDocument(bytes(document), valid_until, fetched_at)
         for server, document, valid_until, fetched_at in txn.query_in(sql, servers)

@@ -37,7 +37,8 @@ def _get_document(txn: Transaction, purpose: str) -> SignedDocument | None:
 
 def _set_document(txn: WriteTransaction, purpose: str, document: SignedDocument) -> None:
     txn.execute(
-        "INSERT INTO signed_documents (purpose, document, fetched_at) VALUES (?, ?, ?) ON CONFLICT (purpose)"
+        "INSERT INTO signed_documents (purpose, document, fetched_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (purpose)"
         " DO UPDATE SET document = excluded.document, fetched_at = excluded.fetched_at",
         (purpose, document.document, document.fetched_at),
     )

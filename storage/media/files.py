@@ -1,6 +1,6 @@
 """The media folder: each content is stored once, under its SHA-256.
 
-    content/ab/cd/abcd…           a complete content: it appears by a link, never while it is written
+    content/ab/cd/abcd…           a complete content: it appears by a link, never half-written
     thumbnails/ab/cd/abcd…/NAME   thumbnails of it; may be deleted at any time
     incoming/*.part               a content that is being written or read, locked by its user
     incoming/HASH.*               a placed content that is not in the database yet, or no longer

@@ -92,7 +92,10 @@ class MediaListStore:
         """Return files of local users in the order of their ids, after `after`. Without a user or a
         room this reads all files."""
         where, args = self._conditions(filter, own=True)
-        sql = f"SELECT {COLUMNS} FROM media WHERE hash IS NOT NULL AND user_id <> ''{where} AND media_id > ? ORDER BY media_id LIMIT ?"
+        sql = (
+            f"SELECT {COLUMNS} FROM media WHERE hash IS NOT NULL AND user_id <> ''{where}"
+            " AND media_id > ? ORDER BY media_id LIMIT ?"
+        )
         rows = await self._database.read(
             "find_uploads", lambda txn: txn.query(sql, (*args, after.media_id, limit))
         )
@@ -104,7 +107,10 @@ class MediaListStore:
         """Return copies of remote files in the order of their content URIs, after `after`. Without
         a room this reads all copies, or all of one server."""
         where, args = self._conditions(filter, own=False)
-        sql = f"SELECT {COPY_COLUMNS} FROM remote_media WHERE (origin, media_id) > (?, ?){where} ORDER BY origin, media_id LIMIT ?"
+        sql = (
+            f"SELECT {COPY_COLUMNS} FROM remote_media WHERE (origin, media_id) > (?, ?){where}"
+            " ORDER BY origin, media_id LIMIT ?"
+        )
         rows = await self._database.read(
             "find_media_copies", lambda txn: txn.query(sql, (*after, *args, limit))
         )
@@ -126,7 +132,10 @@ class MediaListStore:
                 ("user_id = ?", filter.user_id),
             ]
         else:
-            in_room = f"(origin, media_id) IN (SELECT k.origin, k.media_id{_IN_ROOM}{elsewhere} AND k.origin <> ?)"
+            in_room = (
+                f"(origin, media_id) IN (SELECT k.origin, k.media_id{_IN_ROOM}{elsewhere}"
+                " AND k.origin <> ?)"
+            )
             conditions.append(("origin = ?", filter.origin))
         given = [(sql, arg) for sql, arg in conditions if arg is not None]
         where, args = "".join(f" AND {sql}" for sql, _ in given), [arg for _, arg in given]
@@ -143,14 +152,19 @@ class MediaListStore:
         `keep_profiles`: nor avatars of users, members or rooms.
         """
         kept = (
-            " AND NOT EXISTS (SELECT 1 FROM known_media AS k WHERE k.origin = ? AND k.media_id = m.media_id AND ("
-            f"EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid AND s.kind = {int(Setting.PROFILE)})"
+            " AND NOT EXISTS (SELECT 1 FROM known_media AS k"
+            " WHERE k.origin = ? AND k.media_id = m.media_id AND ("
+            "EXISTS (SELECT 1 FROM media_in_settings AS s"
+            f" WHERE s.media_nid = k.media_nid AND s.kind = {int(Setting.PROFILE)})"
             " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
             f" AND e.role IN ({int(Role.MEMBER)}, {int(Role.ROOM)}))))"
         )
         sql = (
-            "SELECT m.media_id FROM media AS m WHERE m.hash IS NOT NULL AND m.user_id <> '' AND m.quarantined = 0 AND m.protected = 0"
-            f" AND m.last_access_ts < ? AND m.size > ? AND m.media_id > ?{kept if keep_profiles else ''}"
+            "SELECT m.media_id FROM media AS m"
+            " WHERE m.hash IS NOT NULL AND m.user_id <> '' AND m.quarantined = 0"
+            " AND m.protected = 0"
+            " AND m.last_access_ts < ? AND m.size > ?"
+            f" AND m.media_id > ?{kept if keep_profiles else ''}"
             " ORDER BY m.media_id LIMIT ?"
         )
         args = (before_ms, larger_than, after, *((self._own,) if keep_profiles else ()), limit)
@@ -173,11 +187,13 @@ class MediaListStore:
 
 
 _IN_ROOM: Final = (
-    " FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid JOIN known_media AS k ON k.media_nid = e.media_nid"
+    " FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
+    " JOIN known_media AS k ON k.media_nid = e.media_nid"
     f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}"
 )
 _ONLY_IN_ROOM: Final = (
-    " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
+    " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o"
+    " WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
     " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = e.media_nid)"
 )
 

@@ -43,7 +43,8 @@ class MediaRow(msgspec.Struct, frozen=True):
 
 
 COLUMNS: Final = (
-    "media_id, user_id, hash, type, size, name, created_ts, expires_ts, last_access_ts, authenticated, quarantined, "
+    "media_id, user_id, hash, type, size, name, created_ts, expires_ts, last_access_ts,"
+    " authenticated, quarantined, "
     "protected, quarantined_by"
 )
 
@@ -73,7 +74,8 @@ class MediaStore:
     def count_reserved(self, txn: Transaction, user_id: str, now_ms: int) -> int:
         """Count the open reservations of a user."""
         row = txn.query_one(
-            "SELECT COUNT(*) FROM media WHERE expires_ts IS NOT NULL AND expires_ts > ? AND user_id = ?",
+            "SELECT COUNT(*) FROM media WHERE expires_ts IS NOT NULL AND expires_ts > ?"
+            " AND user_id = ?",
             (now_ms, user_id),
         )
         return 0 if row is None else int(row[0])
@@ -120,7 +122,8 @@ class MediaStore:
         """Fill a reservation; False if it is filled already, or gone. The file takes the creation
         time of its content, and the `authenticated` given here."""
         sql = (
-            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, created_ts = ?, last_access_ts = ?, "
+            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL,"
+            " created_ts = ?, last_access_ts = ?, "
             "authenticated = ? WHERE media_id = ? AND hash IS NULL"
         )
         columns = (content.hash, content.type, content.size, content.name)
@@ -168,7 +171,8 @@ def _set_accessed(txn: WriteTransaction, media_id: str, now_ms: int) -> None:
 
 def _remove_expired(txn: WriteTransaction, now_ms: int, limit: int) -> int:
     sql = (
-        "DELETE FROM media WHERE media_id IN (SELECT media_id FROM media WHERE expires_ts IS NOT NULL "
+        "DELETE FROM media WHERE media_id IN (SELECT media_id FROM media"
+        " WHERE expires_ts IS NOT NULL "
         "AND expires_ts <= ? ORDER BY expires_ts LIMIT ?)"
     )
     return txn.execute(sql, (now_ms, limit))

@@ -74,7 +74,10 @@ class MediaObjectStore:
                 "UPDATE media_objects SET state = 'leaving', until_ts = 0 WHERE name = ?", (name,)
             )
             return True
-        sql = "UPDATE media_objects SET state = 'here', until_ts = 0 WHERE name = ? AND state = 'coming'"
+        sql = (
+            "UPDATE media_objects SET state = 'here', until_ts = 0"
+            " WHERE name = ? AND state = 'coming'"
+        )
         return txn.execute(sql, (name,)) > 0
 
     def is_here(self, txn: Transaction, hash: bytes) -> bool:
@@ -135,7 +138,8 @@ def _select_here(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, 
 
 def _add_coming(txn: WriteTransaction, name: str, hash: bytes, size: int, until_ms: int) -> None:
     txn.execute(
-        "INSERT INTO media_objects (name, hash, size, state, until_ts) VALUES (?, ?, ?, 'coming', ?)",
+        "INSERT INTO media_objects (name, hash, size, state, until_ts)"
+        " VALUES (?, ?, ?, 'coming', ?)",
         (name, hash, size, until_ms),
     )
 
@@ -154,7 +158,10 @@ def _take_leaving(
         "UPDATE media_objects SET state = 'leaving' WHERE state = 'coming' AND until_ts < ?",
         (now_ms,),
     )
-    sql = "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND name > ? ORDER BY name LIMIT ?"
+    sql = (
+        "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND name > ?"
+        " ORDER BY name LIMIT ?"
+    )
     return [LeavingObject(row[0], row[1] == 0) for row in txn.query(sql, (after, limit))]
 
 
@@ -177,7 +184,10 @@ def _select_missing(txn: Transaction, after: bytes, limit: int) -> Missing:
     # Not the missing ones alone: the database would walk all others to find the next
     seen: dict[bytes, int] = {}
     for table in ("media", "remote_media"):
-        sql = f"SELECT hash, MAX(size) FROM {table} WHERE hash > ? GROUP BY hash ORDER BY hash LIMIT ?"
+        sql = (
+            f"SELECT hash, MAX(size) FROM {table} WHERE hash > ? GROUP BY hash"
+            " ORDER BY hash LIMIT ?"
+        )
         seen.update((bytes(hash), int(size)) for hash, size in txn.query(sql, (after, limit)))
     contents = sorted(seen.items())[:limit]
     here = _select_here(txn, tuple(hash for hash, _ in contents))
@@ -196,13 +206,17 @@ def _select_missing_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
 
 
 def _select_some(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:
-    sql = "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'here' ORDER BY hash LIMIT ?"
+    sql = (
+        "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'here'"
+        " ORDER BY hash LIMIT ?"
+    )
     return [StoredObject(row[0], bytes(row[1]), row[2]) for row in txn.query(sql, (after, limit))]
 
 
 def _count(txn: Transaction) -> tuple[Tally, Tally]:
     total = txn.query_one(
-        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM (SELECT hash, size FROM media WHERE hash IS NOT NULL "
+        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM (SELECT hash, size FROM media"
+        " WHERE hash IS NOT NULL "
         "UNION SELECT hash, size FROM remote_media) AS contents"
     )
     stored = txn.query_one(

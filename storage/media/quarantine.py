@@ -53,7 +53,10 @@ class QuarantineStore:
         """Quarantine a user's uploads. Return how many."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = "SELECT DISTINCT hash FROM media WHERE user_id = ? AND quarantined = 0 AND protected = 0 AND hash IS NOT NULL"
+            sql = (
+                "SELECT DISTINCT hash FROM media"
+                " WHERE user_id = ? AND quarantined = 0 AND protected = 0 AND hash IS NOT NULL"
+            )
             return self._set(txn, [bytes(hash) for (hash,) in txn.query(sql, (user_id,))], by)
 
         return await self._database.write("quarantine_media_of_user", write)
@@ -64,8 +67,10 @@ class QuarantineStore:
 
         def write(txn: WriteTransaction) -> int:
             rows = txn.query(
-                "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
-                f" JOIN known_media AS k ON k.media_nid = e.media_nid WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}",
+                "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r"
+                " JOIN media_in_events AS e ON e.room_nid = r.room_nid"
+                " JOIN known_media AS k ON k.media_nid = e.media_nid"
+                f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}",
                 (room_id,),
             )
             return self._quarantine_files(txn, [MediaAddress(*row) for row in rows], by)
@@ -130,7 +135,8 @@ class QuarantineStore:
         """Quarantine all files with these bytes, which a scanner found harmful. Return the
         uploaders of the local files that this quarantines."""
         sql = (
-            "SELECT DISTINCT user_id FROM media WHERE hash = ? AND quarantined = 0 AND protected = 0 AND user_id <> ''"
+            "SELECT DISTINCT user_id FROM media"
+            " WHERE hash = ? AND quarantined = 0 AND protected = 0 AND user_id <> ''"
             " ORDER BY user_id"
         )
         users = [str(user_id) for (user_id,) in txn.query(sql, (hash,))]
@@ -142,8 +148,10 @@ class QuarantineStore:
     ) -> int:
         others = [address for address in addresses if address.origin != self._own]
         txn.execute_many(
-            "INSERT INTO held_addresses (origin, media_id, by_user_id) SELECT ?, ?, ? WHERE NOT EXISTS"
-            " (SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?) ON CONFLICT (origin, media_id) DO NOTHING",
+            "INSERT INTO held_addresses (origin, media_id, by_user_id) SELECT ?, ?, ?"
+            " WHERE NOT EXISTS"
+            " (SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?)"
+            " ON CONFLICT (origin, media_id) DO NOTHING",
             [(*address, by, *address) for address in others],
         )
         return self._set(txn, self._hashes(txn, addresses), by)
@@ -199,7 +207,10 @@ class QuarantineStore:
             )
         changed: list[MediaAddress] = []
         for hash in hashes:
-            update = f"SET quarantined = {quarantined}, quarantined_by = ? WHERE hash = ? AND quarantined = {1 - quarantined}"
+            update = (
+                f"SET quarantined = {quarantined}, quarantined_by = ?"
+                f" WHERE hash = ? AND quarantined = {1 - quarantined}"
+            )
             rows = txn.query(f"UPDATE media {update}{protected} RETURNING media_id", (by, hash))
             changed += [MediaAddress(self._own, media_id) for (media_id,) in rows]
             rows = txn.query(f"UPDATE remote_media {update} RETURNING origin, media_id", (by, hash))
@@ -207,7 +218,8 @@ class QuarantineStore:
         if changed:
             first = txn.allocate(_COUNTER, len(changed))
             txn.execute_many(
-                "INSERT INTO quarantine_changes (change_nid, origin, media_id, quarantined) VALUES (?, ?, ?, ?)",
+                "INSERT INTO quarantine_changes (change_nid, origin, media_id, quarantined)"
+                " VALUES (?, ?, ?, ?)",
                 [(number, *address, quarantined) for number, address in enumerate(changed, first)],
             )
         return len(changed)
@@ -217,7 +229,8 @@ def _select_changes(
     txn: Transaction, after: int, limit: int
 ) -> tuple[Sequence[QuarantineChange], int]:
     sql = (
-        "SELECT change_nid, origin, media_id, quarantined FROM quarantine_changes WHERE change_nid > ?"
+        "SELECT change_nid, origin, media_id, quarantined FROM quarantine_changes"
+        " WHERE change_nid > ?"
         " ORDER BY change_nid LIMIT ?"
     )
     changes = [

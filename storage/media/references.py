@@ -102,11 +102,15 @@ def referred_sql(own: str) -> tuple[str, tuple[str, str]]:
         "(EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid)"
         " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
         # the avatar of an erased account
-        f" AND NOT (e.role = {int(Role.MEMBER)} AND k.origin = ? AND EXISTS (SELECT 1 FROM media AS o"
-        " JOIN accounts AS a ON a.user_id = o.user_id WHERE o.media_id = k.media_id AND a.erased = 1))"
-        " AND (EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = e.room_nid AND m.is_local = 1"
+        f" AND NOT (e.role = {int(Role.MEMBER)} AND k.origin = ? AND EXISTS (SELECT 1"
+        " FROM media AS o"
+        " JOIN accounts AS a ON a.user_id = o.user_id"
+        " WHERE o.media_id = k.media_id AND a.erased = 1))"
+        " AND (EXISTS (SELECT 1 FROM memberships AS m"
+        " WHERE m.room_nid = e.room_nid AND m.is_local = 1"
         " AND m.forgotten = 0)"
-        " OR (k.origin = ? AND EXISTS (SELECT 1 FROM rooms AS r WHERE r.room_nid = e.room_nid AND r.joined_count > 0)))))"
+        " OR (k.origin = ? AND EXISTS (SELECT 1 FROM rooms AS r"
+        " WHERE r.room_nid = e.room_nid AND r.joined_count > 0)))))"
     )
     return sql, (own, own)
 
@@ -128,7 +132,8 @@ def put_setting(
         _record_uploader(txn, [(numbers[address], address, user_id) for address in addresses])
     now = set(numbers.values())
     txn.execute_many(
-        "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ? AND media_nid = ?",
+        "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ?"
+        " AND media_nid = ?",
         [(user_id, int(kind), name, nid) for nid in before - now],
     )
     txn.execute_many(
@@ -199,10 +204,16 @@ def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62)
 
     Encrypted events are not searched.
     """
-    sql = "SELECT event_nid FROM events WHERE event_nid > ? AND event_nid <= ? ORDER BY event_nid LIMIT ?"
+    sql = (
+        "SELECT event_nid FROM events WHERE event_nid > ? AND event_nid <= ?"
+        " ORDER BY event_nid LIMIT ?"
+    )
     numbers = _column(txn.query(sql, (after, at_most, limit)))
     upto = max(numbers, default=after)
-    sql = f"{_EVENTS} WHERE event_nid > ? AND event_nid <= ? AND type <> '{_ENCRYPTED}' ORDER BY event_nid"
+    sql = (
+        f"{_EVENTS} WHERE event_nid > ? AND event_nid <= ? AND type <> '{_ENCRYPTED}'"
+        " ORDER BY event_nid"
+    )
     rows = txn.query(sql, (after, upto)) if numbers else []
     found = [each for each in _find_references(txn, _with_uris(rows)) if each.addresses]
     mentions = bounded(found, lambda each: len(each.addresses))
@@ -331,7 +342,10 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
     done = [(kind, nid, user_id) for kind, nid, user_id, *_ in rows if kind == Recheck.FILE]
     for kind, nid, user_id, upto, _ in rows:
         if kind == Recheck.ROOM:
-            sql = "SELECT event_nid, media_nid FROM media_in_events WHERE room_nid = ? AND event_nid > ?"
+            sql = (
+                "SELECT event_nid, media_nid FROM media_in_events"
+                " WHERE room_nid = ? AND event_nid > ?"
+            )
             found = txn.query(f"{sql} ORDER BY event_nid LIMIT {PART}", (nid, upto))
             rechecked |= {media_nid for _, media_nid in found}
         elif kind == Recheck.USER:
@@ -365,9 +379,11 @@ def _set_unreferenced(
     ]:
         places = ", ".join("?" * len(part))
         txn.execute(
-            f"UPDATE known_media AS k SET unreferenced_ts = ?, cause = ? WHERE media_nid IN ({places})"
+            "UPDATE known_media AS k SET unreferenced_ts = ?, cause = ?"
+            f" WHERE media_nid IN ({places})"
             " AND unreferenced_ts IS NULL AND (by_uploader = 1 OR origin <> ?"
-            f" OR NOT EXISTS (SELECT 1 FROM media AS u WHERE u.media_id = k.media_id)) AND NOT {condition}",
+            " OR NOT EXISTS (SELECT 1 FROM media AS u"
+            f" WHERE u.media_id = k.media_id)) AND NOT {condition}",
             (now_ms, cause, *part, own, *args),
         )
 
@@ -425,9 +441,11 @@ def _select_kept(txn: Transaction, own: str, event_nids: Collection[int]) -> Map
     """Return the local files in events of rooms that only this server has forgotten: other servers
     still show these messages."""
     rows = txn.query_in(
-        "SELECT e.event_nid, e.media_nid FROM events AS v JOIN rooms AS r ON r.room_nid = v.room_nid AND r.joined_count > 0"
+        "SELECT e.event_nid, e.media_nid FROM events AS v"
+        " JOIN rooms AS r ON r.room_nid = v.room_nid AND r.joined_count > 0"
         " JOIN media_in_events AS e ON e.room_nid = v.room_nid AND e.event_nid = v.event_nid"
-        " JOIN known_media AS k ON k.media_nid = e.media_nid AND k.origin = ? WHERE v.event_nid IN {keys}",
+        " JOIN known_media AS k ON k.media_nid = e.media_nid AND k.origin = ?"
+        " WHERE v.event_nid IN {keys}",
         event_nids,
         before=(own,),
     )
@@ -446,10 +464,13 @@ def _record_edits(txn: WriteTransaction, event_nids: Collection[int]) -> None:
             "INSERT INTO media_rechecks (kind, nid, user_id, upto, cause)"
             " SELECT DISTINCT 0, r.event_nid, '', 0, c.cause FROM media_rechecks AS c"
             " JOIN events AS p ON p.event_nid = c.nid"
-            f" JOIN relations AS r ON r.target = p.event_id AND r.room_nid = p.room_nid AND r.rel_type = '{REPLACE}'"
+            " JOIN relations AS r ON r.target = p.event_id AND r.room_nid = p.room_nid"
+            f" AND r.rel_type = '{REPLACE}'"
             " JOIN media_in_events AS e ON e.room_nid = r.room_nid AND e.event_nid = r.event_nid"
-            f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({places}) AND NOT EXISTS (SELECT 1 FROM relations AS s"
-            f" WHERE s.event_nid = p.event_nid AND s.rel_type = '{REPLACE}') ON CONFLICT DO NOTHING",
+            f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({places}) AND NOT EXISTS"
+            " (SELECT 1 FROM relations AS s"
+            f" WHERE s.event_nid = p.event_nid AND s.rel_type = '{REPLACE}')"
+            " ON CONFLICT DO NOTHING",
             part,
         )
 
@@ -466,15 +487,19 @@ def _find_references(txn: Transaction, rows: Sequence[Row]) -> list[EventMention
     ]
     outdated = _column(
         txn.query_in(
-            "SELECT r.event_nid FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
-            f" WHERE r.rel_type = '{REPLACE}' AND p.redacted_by IS NOT NULL AND (p.flags & {_TIMELINE}) <> 0"
-            " AND p.sender = r.sender AND p.type = r.type AND p.state_key IS NULL AND r.event_nid IN {keys}",
+            "SELECT r.event_nid FROM relations AS r"
+            " JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
+            f" WHERE r.rel_type = '{REPLACE}' AND p.redacted_by IS NOT NULL"
+            f" AND (p.flags & {_TIMELINE}) <> 0"
+            " AND p.sender = r.sender AND p.type = r.type AND p.state_key IS NULL"
+            " AND r.event_nid IN {keys}",
             [each.event_nid for each in found],
         )
     )
     outdated |= _column(
         txn.query_in(
-            "SELECT e.event_nid FROM events AS e JOIN memberships AS m ON m.room_nid = e.room_nid AND m.user_id = e.state_key"
+            "SELECT e.event_nid FROM events AS e"
+            " JOIN memberships AS m ON m.room_nid = e.room_nid AND m.user_id = e.state_key"
             " WHERE m.event_nid > e.event_nid AND e.event_nid IN {keys}",
             [each.event_nid for each in found if each.role is Role.MEMBER],
         )
@@ -488,7 +513,8 @@ def _role(type: str) -> Role:
 
 def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) -> None:
     txn.execute_many(
-        "INSERT INTO media_in_events (media_nid, event_nid, room_nid, role) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO media_in_events (media_nid, event_nid, room_nid, role) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
         rows,
     )
 
@@ -497,7 +523,8 @@ def _record_uploader(txn: WriteTransaction, found: Iterable[tuple[int, MediaAddr
     """Record the references by these users to files that they uploaded."""
     txn.execute_many(
         "UPDATE known_media SET by_uploader = 1 WHERE media_nid = ? AND by_uploader = 0"
-        " AND EXISTS (SELECT 1 FROM media AS m WHERE m.media_id = known_media.media_id AND m.user_id = ?)",
+        " AND EXISTS (SELECT 1 FROM media AS m"
+        " WHERE m.media_id = known_media.media_id AND m.user_id = ?)",
         [
             (nid, user_id)
             for nid, address, user_id in found
@@ -509,7 +536,10 @@ def _record_uploader(txn: WriteTransaction, found: Iterable[tuple[int, MediaAddr
 def _set_referenced(txn: WriteTransaction, media_nids: Iterable[int]) -> None:
     for part in _chunks(sorted(media_nids)):
         places = ", ".join("?" * len(part))
-        sql = f"UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid IN ({places}) AND unreferenced_ts IS NOT NULL"
+        sql = (
+            "UPDATE known_media SET unreferenced_ts = NULL"
+            f" WHERE media_nid IN ({places}) AND unreferenced_ts IS NOT NULL"
+        )
         txn.execute(sql, part)
 
 

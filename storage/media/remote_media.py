@@ -25,7 +25,10 @@ class RemoteMediaRow(msgspec.Struct, frozen=True):
     """The user id that quarantined it, or `system`."""
 
 
-COPY_COLUMNS: Final = "origin, media_id, hash, type, size, name, created_ts, last_access_ts, authenticated, quarantined, quarantined_by"
+COPY_COLUMNS: Final = (
+    "origin, media_id, hash, type, size, name, created_ts, last_access_ts, authenticated,"
+    " quarantined, quarantined_by"
+)
 
 
 class RemoteMediaStore:
@@ -86,6 +89,7 @@ def make_copy(row: Row) -> RemoteMediaRow:
 
 def _set_accessed(txn: WriteTransaction, origin: str, media_id: str, now_ms: int) -> None:
     txn.execute(
-        "UPDATE remote_media SET last_access_ts = ? WHERE origin = ? AND media_id = ? AND last_access_ts < ?",
+        "UPDATE remote_media SET last_access_ts = ?"
+        " WHERE origin = ? AND media_id = ? AND last_access_ts < ?",
         (now_ms, origin, media_id, now_ms),
     )

@@ -74,7 +74,10 @@ class Removed(msgspec.Struct, frozen=True):
 
 
 NOTHING: Final = Removed((), frozenset())
-_COLUMNS = "deletion_nid, deleted_ts, origin, media_id, user_id, hash, type, size, created_ts, reason, by_user_id"
+_COLUMNS = (
+    "deletion_nid, deleted_ts, origin, media_id, user_id, hash, type, size, created_ts, reason,"
+    " by_user_id"
+)
 
 
 class MediaRemovalStore:
@@ -111,7 +114,8 @@ class MediaRemovalStore:
             else ("remote_media", "COALESCE(?, origin)", "")
         )
         sql = (
-            f"SELECT {origin}, media_id, hash FROM {table} WHERE hash IS NOT NULL AND quarantined = 0{kept}"
+            f"SELECT {origin}, media_id, hash FROM {table}"
+            f" WHERE hash IS NOT NULL AND quarantined = 0{kept}"
             f" AND {column} < ? ORDER BY {column} LIMIT ?"
         )
 
@@ -129,7 +133,8 @@ class MediaRemovalStore:
             rows = [
                 (self._own, *row)
                 for row in txn.query_in(
-                    "SELECT media_id, hash FROM media WHERE hash IS NOT NULL AND media_id IN {keys}",
+                    "SELECT media_id, hash FROM media"
+                    " WHERE hash IS NOT NULL AND media_id IN {keys}",
                     own,
                 )
             ]
@@ -160,7 +165,8 @@ class MediaRemovalStore:
         """Delete at most `limit` old records of deletions. Return how many."""
         sql = (
             "DELETE FROM deleted_media WHERE deletion_nid IN"
-            " (SELECT deletion_nid FROM deleted_media WHERE deleted_ts < ? ORDER BY deleted_ts LIMIT ?)"
+            " (SELECT deletion_nid FROM deleted_media WHERE deleted_ts < ?"
+            " ORDER BY deleted_ts LIMIT ?)"
         )
         return await self._database.write(
             "remove_deletion_records", lambda txn: txn.execute(sql, (before_ms, limit))
@@ -175,7 +181,8 @@ class MediaRemovalStore:
             return NOTHING
         condition, args = referred_sql(self._own)
         sql = (
-            f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid, cause FROM known_media AS k"
+            f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid, cause"
+            " FROM known_media AS k"
             " WHERE k.origin = ? AND k.media_id = ? AND k.unreferenced_ts <= ?"
         )
         free: dict[Reason, list[MediaAddress]] = {}
@@ -254,14 +261,16 @@ class MediaRemovalStore:
         rows = txn.query(
             f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
             " JOIN media AS m ON m.media_id = k.media_id"
-            " WHERE k.origin = ? AND k.unreferenced_ts <= ? AND m.hash IS NOT NULL AND m.quarantined = 0"
+            " WHERE k.origin = ? AND k.unreferenced_ts <= ? AND m.hash IS NOT NULL"
+            " AND m.quarantined = 0"
             " AND m.protected = 0 ORDER BY k.unreferenced_ts LIMIT ?",
             (self._own, before_ms, limit),
         )
         rows += txn.query(
             f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
             " JOIN remote_media AS m ON m.origin = k.origin AND m.media_id = k.media_id"
-            " WHERE k.unreferenced_ts <= ? AND m.quarantined = 0 ORDER BY k.unreferenced_ts LIMIT ?",
+            " WHERE k.unreferenced_ts <= ? AND m.quarantined = 0"
+            " ORDER BY k.unreferenced_ts LIMIT ?",
             (before_ms, limit),
         )
         return _removable(rows[:limit])
@@ -269,8 +278,10 @@ class MediaRemovalStore:
     def _remove_missing(self, txn: WriteTransaction, before_ms: int, limit: int) -> int:
         rows = txn.query(
             f"{FOR_ITS_ARGUMENTS}SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
-            " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r WHERE r.origin = k.origin"
-            " AND r.media_id = k.media_id) AND NOT (k.origin = ? AND EXISTS (SELECT 1 FROM media AS m"
+            " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r"
+            " WHERE r.origin = k.origin"
+            " AND r.media_id = k.media_id) AND NOT (k.origin = ? AND EXISTS (SELECT 1"
+            " FROM media AS m"
             " WHERE m.media_id = k.media_id)) ORDER BY k.unreferenced_ts LIMIT ?",
             (before_ms, self._own, limit),
         )
@@ -282,8 +293,10 @@ def _remove_uris(txn: WriteTransaction, addresses: Sequence[tuple[str, str]]) ->
     """Delete the rows of missing files. Keep rows that an expired reference still names, so the
     content URI cannot be reused."""
     txn.execute_many(
-        "DELETE FROM known_media WHERE origin = ? AND media_id = ? AND NOT EXISTS (SELECT 1 FROM media_in_events AS e"
-        " WHERE e.media_nid = known_media.media_nid) AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s"
+        "DELETE FROM known_media WHERE origin = ? AND media_id = ? AND NOT EXISTS (SELECT 1"
+        " FROM media_in_events AS e"
+        " WHERE e.media_nid = known_media.media_nid) AND NOT EXISTS (SELECT 1"
+        " FROM media_in_settings AS s"
         " WHERE s.media_nid = known_media.media_nid)",
         addresses,
     )
@@ -301,7 +314,10 @@ def _removable(rows: Iterable[Row]) -> list[Removable]:
 def _select_deletions(
     txn: Transaction, before_number: int | None, limit: int
 ) -> Sequence[Deletion]:
-    sql = f"SELECT {_COLUMNS} FROM deleted_media WHERE deletion_nid < ? ORDER BY deletion_nid DESC LIMIT ?"
+    sql = (
+        f"SELECT {_COLUMNS} FROM deleted_media WHERE deletion_nid < ?"
+        " ORDER BY deletion_nid DESC LIMIT ?"
+    )
     rows = txn.query(sql, (2**62 if before_number is None else before_number, limit))
     return [
         Deletion(number, deleted_ts, origin, media_id, user_id, bytes(hash), *rest)

@@ -173,7 +173,8 @@ class MediaRescanStore:
         found: dict[bytes, tuple[bytes, int, int]] = {}
         for table, created_ts in self._tables():
             rows: list[Row] = txn.query(
-                f"SELECT hash, MAX({created_ts}), MAX(size) FROM {table} WHERE hash > ? GROUP BY hash ORDER BY hash LIMIT ?",
+                f"SELECT hash, MAX({created_ts}), MAX(size) FROM {table} WHERE hash > ?"
+                " GROUP BY hash ORDER BY hash LIMIT ?",
                 (after, limit),
             )
             for hash, latest, size in rows:

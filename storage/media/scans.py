@@ -91,7 +91,10 @@ class MediaScanStore:
 
     async def get_findings(self, start: int, limit: int) -> Sequence[ScanRow]:
         """Return harmful contents, the latest first."""
-        sql = f"SELECT {_COLUMNS} FROM media_scans WHERE state >= 2 ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?"
+        sql = (
+            f"SELECT {_COLUMNS} FROM media_scans WHERE state >= 2"
+            " ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?"
+        )
         rows = await self._database.read(
             "get_media_findings", lambda txn: txn.query(sql, (limit, start))
         )
@@ -216,7 +219,8 @@ _IS_CLEAN_INSIDE: Final = f"state = {ScanState.CLEAN:d} AND digest <> hash"
 
 def _remove_inside(txn: WriteTransaction, before_ms: int, limit: int) -> int:
     return txn.execute(
-        f"DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans WHERE {_IS_CLEAN_INSIDE}"
+        "DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans"
+        f" WHERE {_IS_CLEAN_INSIDE}"
         " AND scanned_ts < ? ORDER BY scanned_ts LIMIT ?)",
         (before_ms, limit),
     )
@@ -226,7 +230,8 @@ def _limit_inside(txn: WriteTransaction, hash: bytes) -> None:
     """Delete all but the latest clean verdicts on decrypted contents of a file; if there are many,
     some at a time."""
     txn.execute(
-        f"DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans WHERE hash = ? AND {_IS_CLEAN_INSIDE}"
+        "DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans"
+        f" WHERE hash = ? AND {_IS_CLEAN_INSIDE}"
         " ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?)",
         (hash, MOST_INSIDE, MOST_INSIDE),
     )
@@ -247,7 +252,8 @@ def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
     sql = (
         "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
         f" SELECT ?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.FIRST:d}, ? WHERE EXISTS"
-        " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media WHERE hash = ?)"
+        " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media"
+        " WHERE hash = ?)"
         " ON CONFLICT (digest) DO NOTHING"
     )
     return txn.execute(sql, (hash, hash, until_ms, hash, hash)) > 0
@@ -258,7 +264,8 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
     done = txn.execute(
         f"INSERT INTO media_scans ({_WRITTEN}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
         " ON CONFLICT (digest) DO UPDATE SET state = excluded.state, version = excluded.version,"
-        " scanned_ts = excluded.scanned_ts, found = excluded.found, by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
+        " scanned_ts = excluded.scanned_ts, found = excluded.found,"
+        " by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
         " until_ts = 0 WHERE media_scans.state < 2",
         (
             row.digest,
@@ -277,7 +284,10 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
 def _take(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
     rows: list[Row] = []
     for wanted in (Wanted.FIRST, Wanted.AGAIN):
-        sql = f"SELECT digest FROM media_scans WHERE wanted = {wanted:d} AND wanted > 0 AND until_ts <= ? ORDER BY until_ts LIMIT ?"
+        sql = (
+            "SELECT digest FROM media_scans"
+            f" WHERE wanted = {wanted:d} AND wanted > 0 AND until_ts <= ? ORDER BY until_ts LIMIT ?"
+        )
         rows += txn.query(sql, (now_ms, limit - len(rows)))
     hashes = [bytes(row[0]) for row in rows]
     txn.execute_many(

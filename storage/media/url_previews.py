@@ -98,7 +98,8 @@ def _select(txn: Transaction, url: str, now_ms: int) -> PreviewRow | None:
 
 def _put(txn: WriteTransaction, row: PreviewRow) -> None:
     txn.execute(
-        "INSERT INTO url_previews (url, body, media_id, expires_ts) VALUES (?, ?, ?, ?) ON CONFLICT (url) DO UPDATE SET "
+        "INSERT INTO url_previews (url, body, media_id, expires_ts) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (url) DO UPDATE SET "
         "body = excluded.body, media_id = excluded.media_id, expires_ts = excluded.expires_ts",
         (row.url, row.body, row.media_id, row.expires_ts),
     )
@@ -116,6 +117,7 @@ def _select_old(txn: Transaction, before_ms: int, limit: int) -> Sequence[tuple[
     sql = (
         "SELECT m.media_id, m.hash FROM preview_pictures p JOIN media m ON m.media_id = p.media_id "
         "WHERE p.made_ts < ? AND m.quarantined = 0 "
-        "AND NOT EXISTS (SELECT 1 FROM url_previews u WHERE u.media_id = p.media_id) ORDER BY p.made_ts LIMIT ?"
+        "AND NOT EXISTS (SELECT 1 FROM url_previews u WHERE u.media_id = p.media_id)"
+        " ORDER BY p.made_ts LIMIT ?"
     )
     return [(row[0], bytes(row[1])) for row in txn.query(sql, (before_ms, limit))]

@@ -78,9 +78,12 @@ class MediaUsageStore:
 
 def _select_users(txn: Transaction, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
     rows = txn.query(
-        "SELECT u.user_id, p.value, u.files, u.bytes FROM (SELECT user_id, COUNT(*) AS files, SUM(size) AS bytes FROM media"
-        " WHERE hash IS NOT NULL AND user_id <> '' AND created_ts >= ? AND created_ts <= ? GROUP BY user_id) AS u"
-        " LEFT JOIN profiles AS p ON p.user_id = u.user_id AND p.field = 'displayname' ORDER BY u.user_id",
+        "SELECT u.user_id, p.value, u.files, u.bytes"
+        " FROM (SELECT user_id, COUNT(*) AS files, SUM(size) AS bytes FROM media"
+        " WHERE hash IS NOT NULL AND user_id <> '' AND created_ts >= ? AND created_ts <= ?"
+        " GROUP BY user_id) AS u"
+        " LEFT JOIN profiles AS p ON p.user_id = u.user_id AND p.field = 'displayname'"
+        " ORDER BY u.user_id",
         (from_ms, 2**62 if until_ms is None else until_ms),
     )
     return [
@@ -95,13 +98,16 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
         for table in ("media", "remote_media")
     )
     sizes = " UNION ALL ".join(
-        f"SELECT k.media_nid, m.size FROM known_media AS k JOIN {table} AS m ON m.media_id = k.media_id AND {where}"
+        "SELECT k.media_nid, m.size FROM known_media AS k"
+        f" JOIN {table} AS m ON m.media_id = k.media_id AND {where}"
         for table, where in (("media", "k.origin = ?"), ("remote_media", "k.origin = m.origin"))
     )
     largest_rooms = txn.query(
         "SELECT r.room_id, COUNT(*), SUM(s.size) FROM"
-        f" (SELECT DISTINCT room_nid, media_nid FROM media_in_events WHERE role <> {int(Role.MEMBER)}) AS e"
-        f" JOIN ({sizes}) AS s ON s.media_nid = e.media_nid JOIN rooms AS r ON r.room_nid = e.room_nid"
+        " (SELECT DISTINCT room_nid, media_nid FROM media_in_events"
+        f" WHERE role <> {int(Role.MEMBER)}) AS e"
+        f" JOIN ({sizes}) AS s ON s.media_nid = e.media_nid"
+        " JOIN rooms AS r ON r.room_nid = e.room_nid"
         " GROUP BY r.room_id ORDER BY 3 DESC, r.room_id LIMIT ?",
         (own, rooms),
     )
@@ -111,7 +117,8 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
         _amount(txn, "SELECT COUNT(*), SUM(size) FROM remote_media"),
         _amount(
             txn,
-            f"SELECT COUNT(*), SUM(size) FROM (SELECT hash, MAX(size) AS size FROM ({both}) AS b GROUP BY hash) AS c",
+            f"SELECT COUNT(*), SUM(size) FROM (SELECT hash, MAX(size) AS size FROM ({both}) AS b"
+            " GROUP BY hash) AS c",
         ),
         _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'here'"),
         int(quarantined[0]) if quarantined is not None else 0,
@@ -119,7 +126,8 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
         [
             (origin, Amount(int(count), int(size)))
             for origin, count, size in txn.query(
-                "SELECT origin, COUNT(*), SUM(size) FROM remote_media GROUP BY origin ORDER BY 3 DESC, origin LIMIT ?",
+                "SELECT origin, COUNT(*), SUM(size) FROM remote_media GROUP BY origin"
+                " ORDER BY 3 DESC, origin LIMIT ?",
                 (servers,),
             )
         ],
@@ -131,8 +139,10 @@ def _select_room(txn: Transaction, own: str, room_id: str) -> RoomUsage | None:
     if room is None:
         return None
     shown = (
-        "SELECT COUNT(*), SUM(m.size) FROM known_media AS k JOIN {table} AS m ON m.media_id = k.media_id AND {where} WHERE k.media_nid IN"
-        f" (SELECT media_nid FROM media_in_events WHERE room_nid = ? AND role <> {int(Role.MEMBER)})"
+        "SELECT COUNT(*), SUM(m.size) FROM known_media AS k"
+        " JOIN {table} AS m ON m.media_id = k.media_id AND {where} WHERE k.media_nid IN"
+        " (SELECT media_nid FROM media_in_events"
+        f" WHERE room_nid = ? AND role <> {int(Role.MEMBER)})"
     )
     return RoomUsage(
         _amount(txn, shown.format(table="media", where="k.origin = ?"), (own, room[0])),

@@ -40,7 +40,8 @@ from storage.state.state_tree import StateTreeStore
 CHUNK = 500
 _SELECT_SHOWN = (
     "SELECT e.event_nid FROM partial_events AS p JOIN events AS e ON e.event_nid = p.event_nid"
-    f" WHERE p.room_nid = ? AND (p.flags & {EventFlag.TIMELINE}) <> 0 AND (e.flags & {EventFlag.TIMELINE}) = 0"
+    f" WHERE p.room_nid = ? AND (p.flags & {EventFlag.TIMELINE}) <> 0"
+    f" AND (e.flags & {EventFlag.TIMELINE}) = 0"
 )
 """Events of a room that are not in the timeline yet, and will be."""
 
@@ -238,7 +239,8 @@ class StateCompletion:
                 thread_root=each.thread_root,
             )
             txn.execute(
-                "UPDATE events SET position = ?, flags = ?, current_root = ?, thread_root = ? WHERE event_nid = ?",
+                "UPDATE events SET position = ?, flags = ?, current_root = ?, thread_root = ?"
+                " WHERE event_nid = ?",
                 (row.position, row.flags, row.current_root, row.thread_root, row.event_nid),
             )
             outcomes += [
@@ -254,7 +256,8 @@ class StateCompletion:
     def _hide(txn: WriteTransaction, room_nid: int, event_nids: Collection[int]) -> None:
         """Remove events from the timeline, with the rows derived from them."""
         rows = txn.query_in(
-            "SELECT event_nid, position, flags FROM events WHERE event_nid IN {keys} AND position IS NOT NULL",
+            "SELECT event_nid, position, flags FROM events"
+            " WHERE event_nid IN {keys} AND position IS NOT NULL",
             event_nids,
         )
         hidden = [

@@ -105,7 +105,8 @@ def add_unproved(
     row = txn.query_one("SELECT count(*) FROM unproved_state WHERE room_nid = ?", (room_nid,))
     room = MOST_OF_ROOM - (0 if row is None else int(row[0]))
     txn.execute_many(
-        "INSERT INTO unproved_state (room_nid, event_id, depth, pdu, part_of, next_attempt) VALUES (?, ?, ?, ?, ?, ?)"
+        "INSERT INTO unproved_state (room_nid, event_id, depth, pdu, part_of, next_attempt)"
+        " VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, event_id) DO UPDATE SET part_of = excluded.part_of"
         " WHERE unproved_state.part_of < excluded.part_of",
         [
@@ -185,14 +186,16 @@ class UnprovedWriter:
 
 def _select_rooms(txn: Transaction) -> dict[int, int | None]:
     rows = txn.query(
-        "SELECT room_nid, min(CASE WHEN event_nid IS NULL THEN next_attempt END) FROM unproved_state GROUP BY room_nid"
+        "SELECT room_nid, min(CASE WHEN event_nid IS NULL THEN next_attempt END)"
+        " FROM unproved_state GROUP BY room_nid"
     )
     return dict(rows)
 
 
 def _select(txn: Transaction, room_nid: int) -> list[UnprovedRow]:
     rows = txn.query(
-        "SELECT event_id, depth, pdu, part_of, event_nid, attempts FROM unproved_state WHERE room_nid = ?"
+        "SELECT event_id, depth, pdu, part_of, event_nid, attempts FROM unproved_state"
+        " WHERE room_nid = ?"
         " ORDER BY depth, event_id",
         (room_nid,),
     )
@@ -206,7 +209,8 @@ def _find(
     txn: Transaction, room_nid: int, event_ids: Collection[str]
 ) -> dict[str, tuple[PartOf, int | None]]:
     rows = txn.query_in(
-        "SELECT event_id, part_of, event_nid FROM unproved_state WHERE event_id IN {keys} AND room_nid = ?",
+        "SELECT event_id, part_of, event_nid FROM unproved_state"
+        " WHERE event_id IN {keys} AND room_nid = ?",
         event_ids,
         after=[room_nid],
     )
@@ -215,7 +219,8 @@ def _find(
 
 def _record_attempt(txn: WriteTransaction, room_nid: int, next_attempts: Mapping[str, int]) -> None:
     txn.execute_many(
-        "UPDATE unproved_state SET attempts = attempts + 1, next_attempt = ? WHERE room_nid = ? AND event_id = ?",
+        "UPDATE unproved_state SET attempts = attempts + 1, next_attempt = ?"
+        " WHERE room_nid = ? AND event_id = ?",
         [(next_attempt, room_nid, event_id) for event_id, next_attempt in next_attempts.items()],
     )
 

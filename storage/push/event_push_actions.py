@@ -32,7 +32,8 @@ _MOST_THREADS = 5000
 _COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.OUTCOMES}) <> 0"
 _IS_HIGHLIGHTED = f"(e.flags & {EventFlag.CALLS_ROOM}) <> 0"
 _EVENTS = (
-    f" FROM events AS e LEFT JOIN push_outcomes AS o ON (e.flags & {EventFlag.OUTCOMES}) <> 0 AND o.user_id = ?"
+    f" FROM events AS e LEFT JOIN push_outcomes AS o ON (e.flags & {EventFlag.OUTCOMES}) <> 0"
+    " AND o.user_id = ?"
     " AND o.room_nid = e.room_nid AND o.position = e.position"
 )
 _ROWS = " FROM push_outcomes AS o JOIN events AS e ON e.event_nid = o.event_nid AND o.user_id = ?"
@@ -54,7 +55,8 @@ _ALL = _ActionSource(
     _EVENTS,
     _COUNTED,
     "e",
-    f"COALESCE(o.outcome, CASE WHEN {_IS_HIGHLIGHTED} THEN 3 ELSE (e.flags & {EventFlag.NOTIFIES}) / 8 END)",
+    f"COALESCE(o.outcome, CASE WHEN {_IS_HIGHLIGHTED} THEN 3"
+    f" ELSE (e.flags & {EventFlag.NOTIFIES}) / 8 END)",
 )
 _HIGHLIGHTING = _ActionSource(_EVENTS, _IS_HIGHLIGHTED, "e", "COALESCE(o.outcome, 3)")
 _OWN = _ActionSource(_ROWS, f"(e.flags & {EventFlag.CALLS_ROOM}) = 0", "o", "o.outcome")
@@ -183,7 +185,8 @@ class PushOutcomeStore:
 def add_outcomes(txn: WriteTransaction, rows: Sequence[tuple[str, int, int, int, int]]) -> None:
     """Insert (user, room, position, event, outcome)."""
     txn.execute_many(
-        "INSERT INTO push_outcomes (user_id, room_nid, position, event_nid, outcome) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO push_outcomes (user_id, room_nid, position, event_nid, outcome)"
+        " VALUES (?, ?, ?, ?, ?)",
         rows,
     )
 
@@ -210,8 +213,10 @@ def _within(source: _ActionSource, ignored: Sequence[str]) -> str:
     """Return the SQL condition on events. Takes the room, the bounds of the span, and the senders
     who do not count."""
     return (
-        f" WHERE {source.place}.room_nid = ? AND {source.place}.position > ? AND {source.place}.position <= ?"
-        f" AND {source.where} AND e.redacted_by IS NULL AND e.sender NOT IN ({', '.join('?' * len(ignored))})"
+        f" WHERE {source.place}.room_nid = ? AND {source.place}.position > ?"
+        f" AND {source.place}.position <= ?"
+        f" AND {source.where} AND e.redacted_by IS NULL"
+        f" AND e.sender NOT IN ({', '.join('?' * len(ignored))})"
     )
 
 
@@ -272,7 +277,8 @@ def _select_unread(
         for span in spans:
             for source in _BY_ATTENTION[span.attention] if span.upto > after else ():
                 sql = (
-                    f"{_marks(len(bounds) // 2)} SELECT e.position, e.event_nid, e.room_nid, {source.outcome}"
+                    f"{_marks(len(bounds) // 2)} SELECT e.position, e.event_nid, e.room_nid,"
+                    f" {source.outcome}"
                     f"{_unread(source, excluded)} ORDER BY {source.place}.position DESC LIMIT ?"
                 )
                 args = (
@@ -328,8 +334,10 @@ def _unread(source: _ActionSource, excluded: Sequence[str]) -> str:
     Takes the user, and the arguments of `_within`."""
     return (
         f"{source.tables} LEFT JOIN marks ON marks.thread = COALESCE(e.thread_root, '{MAIN}')"
-        f"{_within(source, excluded)} AND {source.outcome} > 0 AND e.position > COALESCE(marks.upto,"
-        " CASE WHEN e.thread_root IS NULL THEN 0 ELSE (SELECT upto FROM marks WHERE thread = '') END)"
+        f"{_within(source, excluded)} AND {source.outcome} > 0"
+        " AND e.position > COALESCE(marks.upto,"
+        " CASE WHEN e.thread_root IS NULL THEN 0 ELSE (SELECT upto FROM marks"
+        " WHERE thread = '') END)"
     )
 
 
@@ -343,14 +351,18 @@ def _select_own_messages(
     found = txn.query_each(
         f"SELECT COALESCE(e.thread_root, '{MAIN}'), max(e.position) FROM events AS e"
         f" WHERE e.room_nid = ? AND e.position > ? AND e.position <= ? AND {_COUNTED}"
-        f" AND (e.flags & {EventFlag.NOTIFIES}) <> 0 AND e.sender = ? GROUP BY COALESCE(e.thread_root, '{MAIN}')",
+        f" AND (e.flags & {EventFlag.NOTIFIES}) <> 0 AND e.sender = ?"
+        f" GROUP BY COALESCE(e.thread_root, '{MAIN}')",
         [(room_nid, spans[0].after, spans[-1].upto, user_id) for room_nid, spans in rooms.items()],
     )
     return dict(zip(rooms, map(dict, found), strict=True))
 
 
 def _select_purged(txn: Transaction, position: int) -> dict[int, int]:
-    sql = "SELECT room_nid, MAX(counted_upto) FROM purged_messages WHERE position > ? AND counted_upto > 0 GROUP BY room_nid"
+    sql = (
+        "SELECT room_nid, MAX(counted_upto) FROM purged_messages"
+        " WHERE position > ? AND counted_upto > 0 GROUP BY room_nid"
+    )
     return dict(txn.query(sql, (position,)))
 
 
@@ -359,7 +371,8 @@ def _select_outcomes(txn: Transaction, user_id: str, rooms: dict[int, int]) -> d
     for room_nid, after in rooms.items():
         found.update(
             txn.query(
-                "SELECT position, outcome FROM push_outcomes WHERE user_id = ? AND room_nid = ? AND position > ?",
+                "SELECT position, outcome FROM push_outcomes"
+                " WHERE user_id = ? AND room_nid = ? AND position > ?",
                 (user_id, room_nid, after),
             )
         )

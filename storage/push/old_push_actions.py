@@ -75,10 +75,12 @@ def _next_place(txn: Transaction, after: Place) -> Place | None:
     """Return the next place by one probe of the key, or two, however many rows a place has."""
     user_id, room_nid = after
     found = txn.query_one(
-        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id = ? AND room_nid > ? ORDER BY room_nid LIMIT 1",
+        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id = ? AND room_nid > ?"
+        " ORDER BY room_nid LIMIT 1",
         (user_id, room_nid),
     ) or txn.query_one(
-        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id > ? ORDER BY user_id, room_nid LIMIT 1",
+        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id > ?"
+        " ORDER BY user_id, room_nid LIMIT 1",
         (user_id,),
     )
     return None if found is None else (found[0], found[1])

@@ -120,7 +120,8 @@ class PushAttentionStore:
                 rows.append((user_id, room_id, position, new))
                 if changes is not None and len(changes) >= KEPT_CHANGES:
                     txn.execute(
-                        "DELETE FROM push_attention WHERE user_id = ? AND room_id = ? AND position = ?",
+                        "DELETE FROM push_attention"
+                        " WHERE user_id = ? AND room_id = ? AND position = ?",
                         (user_id, room_id, changes[0][0]),
                     )
         ended = [
@@ -136,7 +137,8 @@ class PushAttentionStore:
             )
         if rows:
             txn.execute_many(
-                "INSERT INTO push_attention (user_id, room_id, position, attention) VALUES (?, ?, ?, ?)",
+                "INSERT INTO push_attention (user_id, room_id, position, attention)"
+                " VALUES (?, ?, ?, ?)",
                 rows,
             )
 
@@ -157,7 +159,8 @@ def _select_rules(
         "SELECT user_id, room_id, position, attention, content FROM"
         " (SELECT user_id, room_id, position, attention, NULL AS content FROM push_attention"
         " UNION ALL SELECT user_id, room_id, 0, 0, content FROM account_data"
-        f" WHERE room_id = '{GLOBAL}' AND type = 'm.push_rules' AND deleted = 0) AS own WHERE user_id IN {{keys}}",
+        f" WHERE room_id = '{GLOBAL}' AND type = 'm.push_rules' AND deleted = 0) AS own"
+        f" WHERE user_id IN {{keys}}",
         user_ids,
     )
     rules = {row[0]: bytes(row[4]) for row in rows if row[4] is not None}
@@ -183,7 +186,8 @@ def _histories(rows: Iterable[tuple[str, str, int, int]]) -> dict[str, Attention
 def _select_members(txn: Transaction, room_nid: int) -> list[str]:
     rows = txn.query(
         "SELECT m.user_id FROM memberships AS m JOIN account_data AS a ON a.user_id = m.user_id"
-        f" WHERE m.room_nid = ? AND m.membership = 'join' AND m.is_local = 1 AND a.room_id = '{GLOBAL}'"
+        " WHERE m.room_nid = ? AND m.membership = 'join' AND m.is_local = 1"
+        f" AND a.room_id = '{GLOBAL}'"
         " AND a.type = 'm.push_rules'",
         (room_nid,),
     )
@@ -192,12 +196,15 @@ def _select_members(txn: Transaction, room_nid: int) -> list[str]:
 
 def _select_changed(txn: Transaction, room_nid: int, since: int) -> dict[str, bool]:
     rows = txn.query(
-        "SELECT user_id, membership FROM memberships WHERE room_nid = ? AND is_local = 1 AND position > ?",
+        "SELECT user_id, membership FROM memberships"
+        " WHERE room_nid = ? AND is_local = 1 AND position > ?",
         (room_nid, since),
     )
     rows += txn.query(
-        "SELECT m.user_id, m.membership FROM account_data AS a JOIN memberships AS m ON m.user_id = a.user_id"
-        f" AND m.room_nid = ? WHERE a.type = 'm.push_rules' AND a.room_id = '{GLOBAL}' AND a.position > ?",
+        "SELECT m.user_id, m.membership FROM account_data AS a"
+        " JOIN memberships AS m ON m.user_id = a.user_id"
+        f" AND m.room_nid = ? WHERE a.type = 'm.push_rules' AND a.room_id = '{GLOBAL}'"
+        " AND a.position > ?",
         (room_nid, since),
     )
     return {user_id: membership == "join" for user_id, membership in rows}

@@ -90,16 +90,19 @@ HIDING = (
 """The types of account data that hold a user's ignored users and accepted invites."""
 _FILTER_CHANGES = (
     "SELECT position, user_id FROM account_data WHERE room_id = ''"
-    f" AND type IN ({', '.join(map(repr, HIDING))}) AND position > ? AND position <= ? ORDER BY position LIMIT ?"
+    f" AND type IN ({', '.join(map(repr, HIDING))}) AND position > ? AND position <= ?"
+    " ORDER BY position LIMIT ?"
 )
 _REMOVALS = [
-    "SELECT position, room_nid FROM purged_messages WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+    "SELECT position, room_nid FROM purged_messages WHERE position > ? AND position <= ?"
+    " ORDER BY position LIMIT ?",
     "SELECT position, room_nid FROM events WHERE type = 'm.room.redaction'"
     " AND position > ? AND position <= ? ORDER BY position LIMIT ?",
 ]
 _EVENTS = (
     "SELECT position, event_nid, room_nid, type, sender, state_key, flags, thread_root FROM events"
-    f" WHERE position > ? AND position <= ? AND (flags & {_MAY_NOTIFY}) <> 0 ORDER BY position LIMIT ?"
+    f" WHERE position > ? AND position <= ? AND (flags & {_MAY_NOTIFY}) <> 0"
+    " ORDER BY position LIMIT ?"
 )
 
 

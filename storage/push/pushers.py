@@ -82,12 +82,17 @@ class GatewayRow(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = (
-    "pusher_nid, user_id, app_id, pushkey, kind, app_display_name, device_display_name, profile_tag, lang, data,"
-    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts, pause_ms, success_ts, due_ts, error"
+    "pusher_nid, user_id, app_id, pushkey, kind, app_display_name, device_display_name,"
+    " profile_tag, lang, data,"
+    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts,"
+    " pause_ms, success_ts, due_ts, error"
 )
 
 
-_STOPPED = "SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1 OR a.is_over = 1)"
+_STOPPED = (
+    "SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1"
+    " OR a.is_over = 1)"
+)
 _ACTIVE = f"enabled = 1 AND NOT EXISTS ({_STOPPED})"
 _ACTIVE_OF_FEW = f"enabled = 1 AND ({_STOPPED} LIMIT 1) IS NULL"
 """With a LIMIT PostgreSQL reads the account of one pusher after the other, and does not scan all
@@ -265,7 +270,8 @@ class PusherStore:
         txn.execute(sql, (pusher_nid, forget_before_ts))
         if pauses:
             txn.execute_many(
-                "INSERT INTO email_pauses (pusher_nid, room_nid, sent_ts, pause_ms) VALUES (?, ?, ?, ?)"
+                "INSERT INTO email_pauses (pusher_nid, room_nid, sent_ts, pause_ms)"
+                " VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (pusher_nid, room_nid)"
                 " DO UPDATE SET sent_ts = excluded.sent_ts, pause_ms = excluded.pause_ms",
                 [
@@ -308,7 +314,10 @@ def _select_one(txn: Transaction, pusher_nid: int) -> PusherRow | None:
 
 def _select_active(txn: Transaction, user_ids: list[str]) -> dict[str, list[PusherRow]]:
     found: dict[str, list[PusherRow]] = {}
-    sql = f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE_OF_FEW} ORDER BY pusher_nid"
+    sql = (
+        f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE_OF_FEW}"
+        " ORDER BY pusher_nid"
+    )
     for row in map(_row, txn.query_in(sql, user_ids)):
         found.setdefault(row.user_id, []).append(row)
     return found
@@ -335,7 +344,8 @@ def _count(txn: Transaction) -> dict[tuple[str, str], int]:
 
 def _select_gateways(txn: Transaction, limit: int) -> list[GatewayRow]:
     rows = txn.query(
-        "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0 ELSE 1 END) AS failing,"
+        "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0"
+        " ELSE 1 END) AS failing,"
         " MIN(failing_since_ts), MAX(success_ts) FROM pushers WHERE enabled = 1 GROUP BY gateway"
         " ORDER BY failing DESC, pushers DESC, gateway LIMIT ?",
         (limit,),
@@ -353,7 +363,8 @@ def _select_changed(txn: Transaction, after: int, upto: int) -> set[str]:
 
 def _select_due(txn: Transaction, now_ms: int, limit: int) -> list[PusherRow]:
     sql = (
-        f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE_OF_FEW}"
+        f"SELECT {_COLUMNS} FROM pushers"
+        f" WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE_OF_FEW}"
         " ORDER BY due_ts LIMIT ?"
     )
     return list(map(_row, txn.query(sql, (now_ms, limit))))
@@ -375,8 +386,10 @@ def _select_pauses(txn: Transaction, pusher_nid: int) -> dict[int, EmailPause]:
 
 def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None, ...]]) -> None:
     txn.execute_many(
-        "UPDATE pushers SET position = CASE WHEN position > ? THEN position ELSE ? END, failing_since_ts = ?,"
-        " tried_ts = ?, pause_ms = ?, success_ts = COALESCE(?, success_ts), error = ? WHERE pusher_nid = ?",
+        "UPDATE pushers SET position = CASE WHEN position > ? THEN position"
+        " ELSE ? END, failing_since_ts = ?,"
+        " tried_ts = ?, pause_ms = ?, success_ts = COALESCE(?, success_ts), error = ?"
+        " WHERE pusher_nid = ?",
         [(row[0], *row) for row in rows],
     )
 

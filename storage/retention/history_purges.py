@@ -70,10 +70,14 @@ class Forgotten(msgspec.Struct, frozen=True):
 
 
 _COLUMNS: Final = (
-    "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid, messages, by_user_id,"
+    "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid,"
+    " messages, by_user_id,"
     " created_ts, upto_nid, finished_ts, error"
 )
-_IS_REMEMBERED: Final = "EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = r.room_nid AND m.is_local = 1 AND m.forgotten = 0)"
+_IS_REMEMBERED: Final = (
+    "EXISTS (SELECT 1 FROM memberships AS m"
+    " WHERE m.room_nid = r.room_nid AND m.is_local = 1 AND m.forgotten = 0)"
+)
 
 
 class HistoryPurgeStore:
@@ -102,7 +106,8 @@ class HistoryPurgeStore:
 
         def read(txn: Transaction) -> HistoryPurge | None:
             row = txn.query_one(
-                f"SELECT {_COLUMNS} FROM history_purges WHERE finished_ts IS NULL ORDER BY created_ts, purge_id LIMIT 1"
+                f"SELECT {_COLUMNS} FROM history_purges WHERE finished_ts IS NULL"
+                " ORDER BY created_ts, purge_id LIMIT 1"
             )
             return None if row is None else _purge(row)
 
@@ -127,9 +132,12 @@ class HistoryPurgeStore:
 
         def read(txn: Transaction) -> Extent:
             row = txn.query_one(
-                f"SELECT e.event_nid FROM events AS e WHERE e.room_nid = ? AND e.position IS NOT NULL AND {IS_SHOWN}"
-                f" AND e.state_key IS NULL AND e.redacted_by IS NULL AND e.type IN ({', '.join('?' * len(types))})"
-                " AND NOT EXISTS (SELECT 1 FROM relations AS r WHERE r.event_nid = e.event_nid AND r.rel_type IN (?, ?))"
+                "SELECT e.event_nid FROM events AS e"
+                f" WHERE e.room_nid = ? AND e.position IS NOT NULL AND {IS_SHOWN}"
+                " AND e.state_key IS NULL AND e.redacted_by IS NULL"
+                f" AND e.type IN ({', '.join('?' * len(types))})"
+                " AND NOT EXISTS (SELECT 1 FROM relations AS r"
+                " WHERE r.event_nid = e.event_nid AND r.rel_type IN (?, ?))"
                 " ORDER BY e.position DESC LIMIT 1",
                 (room_nid, *types, REPLACE, ANNOTATION),
             )
@@ -144,7 +152,8 @@ class HistoryPurgeStore:
         def read(txn: Transaction) -> frozenset[int]:
             row = txn.query_one(
                 "SELECT e.event_id, r.target FROM events AS e"
-                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid AND r.rel_type = ? WHERE e.event_nid = ?",
+                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid AND r.rel_type = ?"
+                " WHERE e.event_nid = ?",
                 (THREAD, kept_nid),
             )
             if row is None:
@@ -158,7 +167,8 @@ class HistoryPurgeStore:
             }
             rows = txn.query_in(
                 "SELECT e.event_nid, e.event_id, r.target, r.rel_type FROM events AS e"
-                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid WHERE e.event_nid IN {keys}",
+                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid"
+                " WHERE e.event_nid IN {keys}",
                 nids,
             )
             return frozenset(
@@ -178,9 +188,12 @@ class HistoryPurgeStore:
 
         def read(txn: Transaction) -> Mapping[int, Message | None]:
             rows = txn.query_in(
-                "SELECT x.event_nid, e.state_key, e.event_nid, e.event_id, e.depth, e.origin_server_ts, e.sender"
-                " FROM redactions AS x JOIN events AS e ON e.event_id = x.redacts AND e.redacted_by = x.event_nid"
-                f" WHERE x.event_nid IN {{keys}} AND e.room_nid = ? AND (e.flags & {EventFlag.PURGED}) = 0",
+                "SELECT x.event_nid, e.state_key, e.event_nid, e.event_id, e.depth,"
+                " e.origin_server_ts, e.sender"
+                " FROM redactions AS x JOIN events AS e ON e.event_id = x.redacts"
+                " AND e.redacted_by = x.event_nid"
+                f" WHERE x.event_nid IN {{keys}} AND e.room_nid = ?"
+                f" AND (e.flags & {EventFlag.PURGED}) = 0",
                 nids,
                 after=(room_nid,),
             )
@@ -208,7 +221,8 @@ class HistoryPurgeStore:
                 [(nid,) for nid, remembered in rooms if remembered],
             )
             txn.execute_many(
-                "INSERT INTO forgotten_rooms (room_nid, since_ts) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO forgotten_rooms (room_nid, since_ts) VALUES (?, ?)"
+                " ON CONFLICT DO NOTHING",
                 [(nid, now_ms) for nid, remembered in rooms if not remembered],
             )
             return Forgotten(rooms[-1][0] if rooms else after, len(rooms))
@@ -221,9 +235,12 @@ class HistoryPurgeStore:
 
         def write(txn: WriteTransaction) -> bool:
             row = txn.query_one(
-                f"SELECT r.room_nid, CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM forgotten_rooms AS r"
-                " WHERE r.since_ts <= ? AND r.purged_ts IS NULL AND NOT EXISTS (SELECT 1 FROM history_purges AS p"
-                " WHERE p.room_nid = r.room_nid AND p.finished_ts IS NULL) ORDER BY r.since_ts, r.room_nid LIMIT 1",
+                f"SELECT r.room_nid, CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END"
+                " FROM forgotten_rooms AS r"
+                " WHERE r.since_ts <= ? AND r.purged_ts IS NULL AND NOT EXISTS (SELECT 1"
+                " FROM history_purges AS p"
+                " WHERE p.room_nid = r.room_nid AND p.finished_ts IS NULL)"
+                " ORDER BY r.since_ts, r.room_nid LIMIT 1",
                 (before_ms,),
             )
             if row is None:
@@ -265,7 +282,8 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
     if txn.query_one(sql, (purge.room_nid,)) is not None:
         raise PurgeUnderWay
     txn.execute(
-        f"INSERT INTO history_purges ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+        f"INSERT INTO history_purges ({_COLUMNS})"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
         (
             purge.purge_id,
             purge.room_nid,
@@ -310,7 +328,8 @@ def move_purge(
         (messages, purge.purge_id),
     )
     txn.execute(
-        "UPDATE history_purges SET after_ts = ?, after_nid = ? WHERE purge_id = ? AND (after_ts, after_nid) < (?, ?)",
+        "UPDATE history_purges SET after_ts = ?, after_nid = ?"
+        " WHERE purge_id = ? AND (after_ts, after_nid) < (?, ?)",
         (*after, purge.purge_id, *after),
     )
 
@@ -322,7 +341,10 @@ def _select_latest(txn: Transaction) -> int:
 
 
 def _set_finished(txn: WriteTransaction, purge_id: str, now_ms: int, error: str | None) -> None:
-    sql = "UPDATE history_purges SET finished_ts = ?, error = ? WHERE purge_id = ? AND finished_ts IS NULL"
+    sql = (
+        "UPDATE history_purges SET finished_ts = ?, error = ?"
+        " WHERE purge_id = ? AND finished_ts IS NULL"
+    )
     txn.execute(sql, (now_ms, error, purge_id))
 
 

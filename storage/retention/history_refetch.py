@@ -53,7 +53,8 @@ class RegainingStore:
         def write(txn: WriteTransaction) -> int:
             return txn.execute(
                 f"UPDATE events SET flags = flags & {_GIVEN_UP} WHERE event_nid IN"
-                f" (SELECT event_nid FROM events WHERE room_nid = ? AND {IS_FORGOTTEN} AND origin_server_ts < ? AND depth < ?"
+                " (SELECT event_nid FROM events"
+                f" WHERE room_nid = ? AND {IS_FORGOTTEN} AND origin_server_ts < ? AND depth < ?"
                 " ORDER BY depth, event_nid LIMIT ?)",
                 (room_nid, before_ms, before_depth, limit),
             )
@@ -64,14 +65,16 @@ class RegainingStore:
 def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Regained]) -> int:
     """Restore the content of messages of a room, and show them again. Return how many."""
     rows = txn.query_in(
-        "SELECT event_nid, redacted_by, event_id, depth, type, sender, origin_server_ts, flags FROM events"
+        "SELECT event_nid, redacted_by, event_id, depth, type, sender, origin_server_ts, flags"
+        " FROM events"
         f" WHERE event_nid IN {{keys}} AND room_nid = ? AND {IS_FORGOTTEN}",
         [each.event_nid for each in regained],
         after=(room_nid,),
     )
     redactions: dict[int, set[int]] = {nid: set() for nid, *_ in rows}
     for nid, redaction_nid in txn.query_in(
-        "SELECT e.event_nid, x.event_nid FROM events AS e JOIN redactions AS x ON x.redacts = e.event_id"
+        "SELECT e.event_nid, x.event_nid FROM events AS e"
+        " JOIN redactions AS x ON x.redacts = e.event_id"
         " WHERE e.event_nid IN {keys}",
         redactions,
     ):

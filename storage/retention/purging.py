@@ -117,7 +117,10 @@ class PurgingStore:
         first: at most `limit`, and as many as one write may purge for their content URIs."""
 
         def read(txn: Transaction) -> Sequence[Message]:
-            sql = f"{_SELECT} AND origin_server_ts < ? AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
+            sql = (
+                f"{_SELECT} AND origin_server_ts < ?"
+                f" AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
+            )
             return _messages(txn.query(sql, (room_nid, before_ms, *after, limit)))
 
         return await self._database.read("get_older_messages", read)
@@ -142,7 +145,8 @@ class PurgingStore:
             day, room_nid, cause = after or (2**40, 0, "")
             rows = txn.query(
                 "SELECT p.day, p.room_nid, p.cause, r.room_id, p.messages FROM purged_messages AS p"
-                " JOIN rooms AS r ON r.room_nid = p.room_nid WHERE (p.day, p.room_nid, p.cause) < (?, ?, ?)"
+                " JOIN rooms AS r ON r.room_nid = p.room_nid"
+                " WHERE (p.day, p.room_nid, p.cause) < (?, ?, ?)"
                 " ORDER BY p.day DESC, p.room_nid DESC, p.cause DESC LIMIT ?",
                 (day, room_nid, cause, limit),
             )
@@ -154,7 +158,10 @@ class PurgingStore:
         """Delete old records. Return how many rows."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = "SELECT room_nid, day, cause FROM purged_messages WHERE day < ? ORDER BY day LIMIT ?"
+            sql = (
+                "SELECT room_nid, day, cause FROM purged_messages WHERE day < ?"
+                " ORDER BY day LIMIT ?"
+            )
             rows = txn.query(sql, (before_ms // DAY_MS, limit))
             txn.execute_many(
                 "DELETE FROM purged_messages WHERE room_nid = ? AND day = ? AND cause = ?", rows
@@ -176,7 +183,8 @@ class PurgingStore:
         # by number alone: with a condition on the room PostgreSQL would read `messages_by_time` for
         # the complete room
         found = txn.query_in(
-            "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events WHERE event_nid IN {keys}",
+            "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events"
+            " WHERE event_nid IN {keys}",
             pruned,
         )
         rows = [
@@ -214,9 +222,11 @@ class PurgingStore:
         counted = max((at for _, _, at, flags in rows if at and flags & _PUSH_FLAGS), default=0)
         txn.execute(
             "INSERT INTO purged_messages (room_nid, day, cause, messages, position, counted_upto)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, day, cause) DO UPDATE SET position = excluded.position,"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, day, cause) DO UPDATE"
+            " SET position = excluded.position,"
             " messages = purged_messages.messages + excluded.messages, counted_upto = CASE"
-            " WHEN purged_messages.counted_upto > excluded.counted_upto THEN purged_messages.counted_upto"
+            " WHEN purged_messages.counted_upto > excluded.counted_upto THEN"
+            " purged_messages.counted_upto"
             " ELSE excluded.counted_upto END",
             (room_nid, now_ms // DAY_MS, cause.value, len(nids), position, counted),
         )

@@ -31,7 +31,10 @@ class RoomLifetimeStore:
         one)."""
 
         def read(txn: Transaction) -> tuple[list[RoomLifetime], int]:
-            sql = "SELECT room_nid, max_lifetime, position FROM room_lifetimes WHERE position > ? ORDER BY position"
+            sql = (
+                "SELECT room_nid, max_lifetime, position FROM room_lifetimes WHERE position > ?"
+                " ORDER BY position"
+            )
             rows = [RoomLifetime(*row) for row in txn.query(sql, (position,))]
             return rows, rows[-1].position if rows else position
 
@@ -55,7 +58,8 @@ def set_lifetime(txn: WriteTransaction, room_nid: int, max_lifetime: int | None)
     position = txn.next_position()
     txn.execute(
         "INSERT INTO room_lifetimes (room_nid, max_lifetime, position) VALUES (?, ?, ?)"
-        " ON CONFLICT (room_nid) DO UPDATE SET max_lifetime = excluded.max_lifetime, position = excluded.position",
+        " ON CONFLICT (room_nid) DO UPDATE"
+        " SET max_lifetime = excluded.max_lifetime, position = excluded.position",
         (room_nid, max_lifetime, position),
     )
     txn.announce(

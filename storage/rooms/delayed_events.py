@@ -47,8 +47,10 @@ class DelayedEventRow(msgspec.Struct, frozen=True):
 
 
 _COLUMNS: Final = (
-    "delay_id, user_id, device_id, appservice_id, room_id, type, state_key, content, origin_server_ts, delay_ms,"
-    " running_since, send_ts, leased_until, finalised_ts, outcome, reason, event_id, error, sticky_ms"
+    "delay_id, user_id, device_id, appservice_id, room_id, type, state_key, content,"
+    " origin_server_ts, delay_ms,"
+    " running_since, send_ts, leased_until, finalised_ts, outcome, reason, event_id, error,"
+    " sticky_ms"
 )
 _SELECT: Final = f"SELECT {_COLUMNS} FROM delayed_events"
 
@@ -76,7 +78,10 @@ class DelayedEventStore:
         """Return a user's events that were sent or cancelled, the latest first."""
 
         def read(txn: Transaction) -> list[DelayedEventRow]:
-            sql = f"{_SELECT} WHERE user_id = ? AND finalised_ts IS NOT NULL ORDER BY finalised_ts DESC, delay_id LIMIT ?"
+            sql = (
+                f"{_SELECT} WHERE user_id = ? AND finalised_ts IS NOT NULL"
+                " ORDER BY finalised_ts DESC, delay_id LIMIT ?"
+            )
             return _rows(txn.query(sql, (user_id, limit)))
 
         return await self._database.read("get_finalised_events", read)
@@ -85,7 +90,10 @@ class DelayedEventStore:
         """Whether an event is due that no node leases."""
 
         def read(txn: Transaction) -> bool:
-            sql = "SELECT 1 FROM delayed_events WHERE send_ts IS NOT NULL AND send_ts <= ? AND leased_until <= ? LIMIT 1"
+            sql = (
+                "SELECT 1 FROM delayed_events"
+                " WHERE send_ts IS NOT NULL AND send_ts <= ? AND leased_until <= ? LIMIT 1"
+            )
             return txn.query_one(sql, (now, now)) is not None
 
         return await self._database.read_quickly("has_due_events", read)
@@ -106,7 +114,8 @@ class DelayedEventStore:
         """Count a user's events that are still to be sent. Return the count and when the next is
         due."""
         row = txn.query_one(
-            "SELECT COUNT(*), MIN(send_ts) FROM delayed_events WHERE user_id = ? AND finalised_ts IS NULL",
+            "SELECT COUNT(*), MIN(send_ts) FROM delayed_events"
+            " WHERE user_id = ? AND finalised_ts IS NULL",
             (user_id,),
         )
         assert row is not None
@@ -115,7 +124,8 @@ class DelayedEventStore:
     def add_event(self, txn: WriteTransaction, row: DelayedEventRow) -> None:
         """Schedule an event."""
         txn.execute(
-            "INSERT INTO delayed_events (delay_id, user_id, device_id, appservice_id, room_id, type, state_key, content,"
+            "INSERT INTO delayed_events (delay_id, user_id, device_id, appservice_id, room_id,"
+            " type, state_key, content,"
             " origin_server_ts, delay_ms, running_since, send_ts, sticky_ms, leased_until)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             (
@@ -162,7 +172,8 @@ class DelayedEventStore:
         """Lease due events, in the order of their send times."""
         rows = _rows(
             txn.query(
-                f"{_SELECT} WHERE send_ts IS NOT NULL AND send_ts <= ? AND leased_until <= ? ORDER BY send_ts, delay_id"
+                f"{_SELECT} WHERE send_ts IS NOT NULL AND send_ts <= ? AND leased_until <= ?"
+                " ORDER BY send_ts, delay_id"
                 " LIMIT ?",
                 (now, now, limit),
             )
@@ -180,7 +191,8 @@ class DelayedEventStore:
     def set_cancelled(self, txn: WriteTransaction, row: DelayedEventRow, now: int) -> bool:
         """Cancel an event on request; False if it is sent, cancelled or leased."""
         changed = txn.execute(
-            "UPDATE delayed_events SET send_ts = NULL, finalised_ts = ?, outcome = 'cancel', reason = 'action'"
+            "UPDATE delayed_events SET send_ts = NULL, finalised_ts = ?, outcome = 'cancel',"
+            " reason = 'action'"
             " WHERE delay_id = ? AND send_ts IS NOT NULL AND leased_until <= ?",
             (now, row.delay_id, now),
         )
@@ -204,7 +216,8 @@ class DelayedEventStore:
 
         def write(txn: WriteTransaction) -> int:
             rows = txn.query(
-                "SELECT delay_id FROM delayed_events WHERE finalised_ts IS NOT NULL AND finalised_ts < ?"
+                "SELECT delay_id FROM delayed_events"
+                " WHERE finalised_ts IS NOT NULL AND finalised_ts < ?"
                 " ORDER BY finalised_ts LIMIT ?",
                 (before, limit),
             )
@@ -228,7 +241,8 @@ class DelayedEventStore:
         error: bytes | None,
     ) -> None:
         txn.execute(
-            "UPDATE delayed_events SET send_ts = NULL, leased_until = 0, finalised_ts = ?, outcome = ?, reason = ?,"
+            "UPDATE delayed_events SET send_ts = NULL, leased_until = 0, finalised_ts = ?,"
+            " outcome = ?, reason = ?,"
             " event_id = ?, error = ? WHERE delay_id = ? AND finalised_ts IS NULL",
             (now, outcome, reason, event_id, error, row.delay_id),
         )
@@ -246,7 +260,10 @@ class DelayedEventStore:
 
 def forget_contents(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Erase the content of delayed events whose sent event loses its content."""
-    sql = "UPDATE delayed_events SET content = ? WHERE event_id = (SELECT event_id FROM events WHERE event_nid = ?)"
+    sql = (
+        "UPDATE delayed_events SET content = ? WHERE event_id = (SELECT event_id FROM events"
+        " WHERE event_nid = ?)"
+    )
     txn.execute_many(sql, [(b"{}", nid) for nid in event_nids])
 
 

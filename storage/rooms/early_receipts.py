@@ -62,7 +62,8 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
     are valid."""
     events = {row.event_id: row for row in rows}
     waiting = txn.query_in(
-        "SELECT event_id, room_nid, user_id, thread_id, ts FROM early_receipts WHERE event_id IN {keys}",
+        "SELECT event_id, room_nid, user_id, thread_id, ts FROM early_receipts"
+        " WHERE event_id IN {keys}",
         events,
     )
     txn.execute_many(
@@ -72,7 +73,8 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
         (room_nid, user_id)
         for room_nid in {row.room_nid for row in events.values()}
         for (user_id,) in txn.query_in(
-            "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND user_id IN {keys}",
+            "SELECT user_id FROM memberships"
+            " WHERE room_nid = ? AND membership = 'join' AND user_id IN {keys}",
             {user_id for _, _, user_id, _, _ in waiting},
             before=(room_nid,),
         )
@@ -112,7 +114,8 @@ def _add(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) -
     txn.execute_many(
         "INSERT INTO early_receipts (room_nid, number, ts, user_id, thread_id, event_id, server)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_id, thread_id) DO UPDATE SET"
-        " number = excluded.number, ts = excluded.ts, event_id = excluded.event_id, server = excluded.server",
+        " number = excluded.number, ts = excluded.ts, event_id = excluded.event_id,"
+        " server = excluded.server",
         [
             (
                 receipt.room_nid,
@@ -128,7 +131,8 @@ def _add(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) -
     )
     oldest = "SELECT number FROM early_receipts {} ORDER BY number DESC LIMIT 1 OFFSET ?"
     txn.execute(
-        f"DELETE FROM early_receipts WHERE server = ? AND number <= ({oldest.format('WHERE server = ?')})",
+        "DELETE FROM early_receipts WHERE server = ?"
+        f" AND number <= ({oldest.format('WHERE server = ?')})",
         (server, server, MOST_OF_SERVER),
     )
     txn.execute(f"DELETE FROM early_receipts WHERE number <= ({oldest.format('')})", (MOST,))

@@ -63,7 +63,8 @@ class NewMembership(msgspec.Struct, frozen=True):
 FORGET_LEFT: Final = "forget_left_rooms"
 """The key of the job's progress: the position up to which left rooms are forgotten."""
 _COLUMNS = (
-    "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten,"
+    "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name,"
+    " avatar_url, forgotten,"
     " left_position, joined_position"
 )
 
@@ -220,9 +221,12 @@ def _select_disallowed_guests(
     of_room = "" if room_nid is None else " AND m.room_nid = ?"
     # CROSS JOIN makes SQLite begin with the guests, who are few
     return txn.query(
-        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a CROSS JOIN memberships AS m"
-        " JOIN rooms AS r ON r.room_nid = m.room_nid JOIN room_summaries AS s ON s.room_nid = m.room_nid"
-        " WHERE a.is_guest = 1 AND a.user_id > ? AND m.user_id = a.user_id AND m.membership = 'join'"
+        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a CROSS"
+        " JOIN memberships AS m"
+        " JOIN rooms AS r ON r.room_nid = m.room_nid"
+        " JOIN room_summaries AS s ON s.room_nid = m.room_nid"
+        " WHERE a.is_guest = 1 AND a.user_id > ? AND m.user_id = a.user_id"
+        " AND m.membership = 'join'"
         f" AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} ORDER BY a.user_id LIMIT ?",
         (after, *(() if room_nid is None else (room_nid,)), limit),
     )
@@ -233,7 +237,8 @@ def _select_departures(txn: Transaction, after: int, limit: int) -> list[tuple[i
     position."""
     return txn.query(
         "SELECT room_nid, user_id, forgotten, position FROM memberships"
-        " WHERE is_local = 1 AND membership IN ('leave', 'ban') AND position > ? ORDER BY position LIMIT ?",
+        " WHERE is_local = 1 AND membership IN ('leave', 'ban') AND position > ?"
+        " ORDER BY position LIMIT ?",
         (after, limit),
     )
 
@@ -260,7 +265,8 @@ def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> Non
         f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership,"
         " event_nid = excluded.event_nid, sender = excluded.sender, position = excluded.position,"
-        " display_name = excluded.display_name, avatar_url = excluded.avatar_url, forgotten = excluded.forgotten,"
+        " display_name = excluded.display_name, avatar_url = excluded.avatar_url,"
+        " forgotten = excluded.forgotten,"
         " left_position = excluded.left_position, joined_position = excluded.joined_position",
         [
             (
@@ -284,14 +290,18 @@ def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> Non
 
 def has_members_of_ours(txn: Transaction, room_nid: int) -> bool:
     """Whether a local user is joined to the room."""
-    sql = "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1 LIMIT 1"
+    sql = (
+        "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1"
+        " LIMIT 1"
+    )
     return txn.query_one(sql, (room_nid,)) is not None
 
 
 def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
     """Count the joined and the invited users of a room."""
     rows = txn.query(
-        "SELECT membership, count(*) FROM memberships WHERE room_nid = ? AND membership IN ('join', 'invite')"
+        "SELECT membership, count(*) FROM memberships"
+        " WHERE room_nid = ? AND membership IN ('join', 'invite')"
         " GROUP BY membership",
         (room_nid,),
     )
@@ -345,7 +355,8 @@ def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
 
 def _select_profiles(txn: Transaction, room_nid: int) -> list[tuple[str, str | None, str | None]]:
     return txn.query(
-        "SELECT user_id, display_name, avatar_url FROM memberships WHERE room_nid = ? AND membership = 'join'"
+        "SELECT user_id, display_name, avatar_url FROM memberships"
+        " WHERE room_nid = ? AND membership = 'join'"
         " ORDER BY event_nid",
         (room_nid,),
     )
@@ -395,7 +406,8 @@ def select_new_invites(txn: Transaction, after: int, upto: int, limit: int) -> l
 
 def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
     rows = txn.query(
-        "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1",
+        "SELECT user_id FROM memberships"
+        " WHERE room_nid = ? AND membership = 'join' AND is_local = 1",
         (room_nid,),
     )
     return [user_id for (user_id,) in rows]
@@ -437,7 +449,8 @@ def _select_invited(txn: Transaction, user_id: str, others: list[str]) -> set[st
     )
     rooms = {nid for (nid,) in mine}
     rows = txn.query_in(
-        "SELECT user_id, room_nid, sender FROM memberships WHERE user_id IN {keys} AND membership = 'invite'",
+        "SELECT user_id, room_nid, sender FROM memberships"
+        " WHERE user_id IN {keys} AND membership = 'invite'",
         others,
     )
     ours = _server_of(user_id)
@@ -452,7 +465,8 @@ def _server_of(user_id: str) -> str:
 
 def _select_rooms_with_local_members(txn: Transaction, room_nids: list[int]) -> set[int]:
     rows = txn.query_in(
-        "SELECT r.room_nid FROM rooms AS r WHERE r.room_nid IN {keys} AND EXISTS (SELECT 1 FROM memberships AS m"
+        "SELECT r.room_nid FROM rooms AS r WHERE r.room_nid IN {keys} AND EXISTS (SELECT 1"
+        " FROM memberships AS m"
         " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.is_local = 1)",
         room_nids,
     )
@@ -464,8 +478,10 @@ def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: i
     One query."""
     rows = txn.query_in(
         "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
-        " AND theirs.membership = 'join' AND theirs.room_nid <> ? AND EXISTS (SELECT 1 FROM memberships AS ours"
-        " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join' AND ours.is_local = 1)",
+        " AND theirs.membership = 'join' AND theirs.room_nid <> ? AND EXISTS (SELECT 1"
+        " FROM memberships AS ours"
+        " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join'"
+        " AND ours.is_local = 1)",
         user_ids,
         after=(besides,),
     )
@@ -475,7 +491,8 @@ def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: i
 def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> dict[int, set[str]]:
     rows = txn.query_in(
         "SELECT DISTINCT room_nid, membership FROM memberships WHERE room_nid IN {keys}"
-        " AND membership IN ('join', 'invite', 'knock') AND substr(user_id, CAST(length(user_id) - ? AS INTEGER)) = ?",
+        " AND membership IN ('join', 'invite', 'knock')"
+        " AND substr(user_id, CAST(length(user_id) - ? AS INTEGER)) = ?",
         room_nids,
         after=(len(server), f":{server}"),
     )
@@ -486,7 +503,10 @@ def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> 
 
 
 def _set_all_forgotten(txn: WriteTransaction, user_id: str) -> None:
-    sql = "SELECT room_nid FROM memberships WHERE user_id = ? AND membership IN ('leave', 'ban') AND forgotten = 0"
+    sql = (
+        "SELECT room_nid FROM memberships"
+        " WHERE user_id = ? AND membership IN ('leave', 'ban') AND forgotten = 0"
+    )
     for (room_nid,) in txn.query(sql, (user_id,)):
         _set_forgotten(txn, room_nid, user_id)
 

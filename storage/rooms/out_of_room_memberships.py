@@ -179,7 +179,8 @@ def _set(
 
 def _select_queued(txn: Transaction, room_nid: int, user_id: str) -> list[OutsideRow]:
     rows = txn.query(
-        f"SELECT {_COLUMNS} FROM waiting_invites WHERE room_nid = ? AND user_id = ? ORDER BY number",
+        f"SELECT {_COLUMNS} FROM waiting_invites WHERE room_nid = ? AND user_id = ?"
+        " ORDER BY number",
         (room_nid, user_id),
     )
     return [_row(row) for row in rows]
@@ -207,7 +208,8 @@ def _queue_invite(txn: WriteTransaction, row: OutsideRow, new: NewMembership) ->
     )
     number = txn.allocate("waiting_invite")
     txn.execute(
-        f"INSERT INTO waiting_invites ({_COLUMNS}, number, membership) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO waiting_invites ({_COLUMNS}, number, membership)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (*structs.astuple(row), number, msgspec.json.encode(new)),
     )
 
@@ -229,7 +231,8 @@ def _put(
 ) -> None:
     txn.execute(
         f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (room_nid, user_id) DO UPDATE SET event_id = excluded.event_id, server = excluded.server,"
+        " ON CONFLICT (room_nid, user_id) DO UPDATE"
+        " SET event_id = excluded.event_id, server = excluded.server,"
         " version = excluded.version, pdu = excluded.pdu, stripped_state = excluded.stripped_state",
         (
             row.room_nid,

@@ -142,7 +142,8 @@ def note_completed(
     """Record that more of a room's state is known from a position on. `event_nid` is any event of
     the room."""
     txn.execute(
-        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident, completed) VALUES (?, ?, ?, '', ?)"
+        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident, completed)"
+        " VALUES (?, ?, ?, '', ?)"
         " ON CONFLICT (room_nid) DO UPDATE SET completed = excluded.completed",
         (room_nid, event_nid, position, position),
     )
@@ -155,7 +156,8 @@ def add_partial_events(
     """Record events (number, whether its state is assumed) that are stored with partial state."""
     first = txn.allocate("partial_event", len(events))
     txn.execute_many(
-        "INSERT INTO partial_events (room_nid, place, event_nid, is_past, has_gap) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO partial_events (room_nid, place, event_nid, is_past, has_gap)"
+        " VALUES (?, ?, ?, ?, ?)",
         [
             (room_nid, first + index, event_nid, int(past), int(has_gap))
             for index, (event_nid, has_gap) in enumerate(events)
@@ -200,7 +202,8 @@ def select_partial_roots(txn: Transaction, room_nid: int) -> set[bytes]:
     rows = txn.query(
         "SELECT gathered FROM partial_rooms WHERE room_nid = ? AND gathered IS NOT NULL"
         " UNION SELECT state_root FROM partial_events WHERE room_nid = ? AND state_root IS NOT NULL"
-        " UNION SELECT current_root FROM partial_events WHERE room_nid = ? AND current_root IS NOT NULL",
+        " UNION SELECT current_root FROM partial_events"
+        " WHERE room_nid = ? AND current_root IS NOT NULL",
         (room_nid, room_nid, room_nid),
     )
     return {bytes(root) for (root,) in rows}
@@ -219,7 +222,8 @@ def _select_servers(txn: Transaction, room_nid: int) -> list[str]:
 
 def _select_events(txn: Transaction, room_nid: int, after: int, limit: int) -> list[PartialEvent]:
     rows = txn.query(
-        "SELECT place, event_nid, is_past, has_gap FROM partial_events WHERE room_nid = ? AND place > ?"
+        "SELECT place, event_nid, is_past, has_gap FROM partial_events"
+        " WHERE room_nid = ? AND place > ?"
         " ORDER BY place LIMIT ?",
         (room_nid, after, limit),
     )
@@ -245,8 +249,10 @@ def _is_free(txn: Transaction, room_nid: int, now_ms: int) -> bool:
 def _select_incomplete(txn: Transaction) -> list[int]:
     rows = txn.query(
         "SELECT p.room_nid FROM partial_rooms AS p JOIN rooms AS r ON r.room_nid = p.room_nid"
-        " WHERE r.partial_join IS NOT NULL AND (p.completed IS NULL OR EXISTS (SELECT 1 FROM memberships AS m"
-        " WHERE m.room_nid = p.room_nid AND m.membership = 'join' AND m.is_local = 1)) ORDER BY p.room_nid"
+        " WHERE r.partial_join IS NOT NULL AND (p.completed IS NULL OR EXISTS (SELECT 1"
+        " FROM memberships AS m"
+        " WHERE m.room_nid = p.room_nid AND m.membership = 'join' AND m.is_local = 1))"
+        " ORDER BY p.room_nid"
     )
     return [room_nid for (room_nid,) in rows]
 

@@ -92,7 +92,8 @@ def add_planned_invites(
 ) -> None:
     """Add pending invites in this order, leased to the caller until `held_until`."""
     txn.execute_many(
-        "INSERT INTO planned_invites (room_nid, user_id, turn, sender, content, due_ts) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO planned_invites (room_nid, user_id, turn, sender, content, due_ts)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
         [
             (
                 room_nid,

@@ -162,7 +162,8 @@ def _select_both(
 ) -> tuple[dict[int, list[ReceiptRow]], dict[int, list[ReceiptRow]]]:
     sql = (
         f"SELECT {_COLUMNS}, 1 AS own FROM receipts WHERE room_nid = ? AND user_id = ? UNION ALL"
-        f" SELECT {_COLUMNS}, 0 AS own FROM receipts WHERE room_nid = ? AND position > ? AND position <= ?"
+        f" SELECT {_COLUMNS}, 0 AS own FROM receipts"
+        " WHERE room_nid = ? AND position > ? AND position <= ?"
     )
     rooms = dict.fromkeys((*ranges, *room_nids))
     requested, empty = set(room_nids), (0, 0)
@@ -233,7 +234,8 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> No
     row = ReceiptRow(*key, receipt.event_id, receipt.event_position, receipt.ts, position)
     txn.execute(
         f"INSERT INTO receipts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (room_nid, user_id, receipt_type, thread_id) DO UPDATE SET event_id = excluded.event_id,"
+        " ON CONFLICT (room_nid, user_id, receipt_type, thread_id) DO UPDATE"
+        " SET event_id = excluded.event_id,"
         " event_position = excluded.event_position, ts = excluded.ts, position = excluded.position",
         (*key, row.event_id, row.event_position, row.ts, row.position),
     )
@@ -261,6 +263,7 @@ def _remove_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str
         (*added[:3], UNTHREADED, MAIN_THREAD, added[3]),
     )
     txn.execute_many(
-        "DELETE FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ? AND thread_id = ?",
+        "DELETE FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ?"
+        " AND thread_id = ?",
         [(*added[:3], thread_id) for (thread_id,) in rows[MOST_THREADS - 1 :]],
     )

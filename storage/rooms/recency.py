@@ -34,7 +34,8 @@ class RoomRecencyStore:
 
 def _select_latest(txn: Transaction, room_nids: list[int]) -> dict[int, int]:
     rows = txn.query_in(
-        "SELECT r.room_nid, (SELECT e.position FROM events AS e WHERE e.room_nid = r.room_nid AND e.position IS NOT NULL"
+        "SELECT r.room_nid, (SELECT e.position FROM events AS e"
+        " WHERE e.room_nid = r.room_nid AND e.position IS NOT NULL"
         " ORDER BY e.position DESC LIMIT 1) FROM rooms AS r WHERE r.room_nid IN {keys}",
         room_nids,
     )
@@ -44,7 +45,10 @@ def _select_latest(txn: Transaction, room_nids: list[int]) -> dict[int, int]:
 def _select_of_types(
     txn: Transaction, room_nids: list[int], types: Collection[str]
 ) -> dict[int, int]:
-    sql = "SELECT position, type FROM events WHERE room_nid = ? AND position IS NOT NULL ORDER BY position DESC LIMIT ?"
+    sql = (
+        "SELECT position, type FROM events WHERE room_nid = ? AND position IS NOT NULL"
+        " ORDER BY position DESC LIMIT ?"
+    )
     found: dict[int, int] = {}
     for room_nid in room_nids:
         for limit in (FIRST_LOOK, FURTHEST_LOOK):

@@ -84,7 +84,8 @@ def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]
     """Add requests, or renew existing ones; the result redacts what either request does."""
     txn.execute_many(
         f"INSERT INTO related_redactions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, 0)"
-        " ON CONFLICT (target, sender, rel_type) DO UPDATE SET due_ts = excluded.due_ts, tries = 0, reason = excluded.reason,"
+        " ON CONFLICT (target, sender, rel_type) DO UPDATE"
+        " SET due_ts = excluded.due_ts, tries = 0, reason = excluded.reason,"
         " only_own = related_redactions.only_own * excluded.only_own",
         [
             (

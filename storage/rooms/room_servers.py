@@ -49,14 +49,16 @@ def count_servers(
     for server, change in changes.items():
         if change > 0:
             txn.execute(
-                "INSERT INTO room_servers (room_nid, server, joined_count, since) VALUES (?, ?, ?, ?)"
+                "INSERT INTO room_servers (room_nid, server, joined_count, since)"
+                " VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (room_nid, server) DO UPDATE SET"
                 " joined_count = room_servers.joined_count + excluded.joined_count",
                 (room_nid, server, change, positions[server]),
             )
         elif change < 0:
             txn.execute(
-                "UPDATE room_servers SET joined_count = joined_count + ? WHERE room_nid = ? AND server = ?",
+                "UPDATE room_servers SET joined_count = joined_count + ?"
+                " WHERE room_nid = ? AND server = ?",
                 (change, room_nid, server),
             )
             txn.execute(

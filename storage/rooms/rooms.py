@@ -129,7 +129,8 @@ def add_room(
     """Add a room with an empty head. Raises RoomExists."""
     room_nid = txn.allocate("room")
     added = txn.execute(
-        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
+        " creation_ts)"
         " VALUES (?, ?, ?, 0, '[]', 0, ?) ON CONFLICT DO NOTHING",
         (room_nid, room_id, version, creation_ts),
     )
@@ -172,7 +173,8 @@ def select_head(txn: Transaction, room_nid: int) -> Head:
 def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: Head) -> bool:
     """Replace the head if it still has the expected version. Return whether it had."""
     changed = txn.execute(
-        "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?, joined_count = ?,"
+        "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?,"
+        " joined_count = ?,"
         " invited_count = ?, partial_join = ? WHERE room_nid = ? AND head_version = ?",
         (
             head.version,

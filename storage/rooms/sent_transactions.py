@@ -98,7 +98,8 @@ def add_transaction(
     """
     key = transaction.compute_key()
     added = txn.execute(
-        "INSERT INTO sent_transactions (request, created_ts, event_nid, device_id, txn_id, response)"
+        "INSERT INTO sent_transactions (request, created_ts, event_nid, device_id, txn_id,"
+        " response)"
         " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (key, created_ts, event_nid, transaction.device_id, transaction.txn_id, response),
     )
@@ -111,7 +112,8 @@ def add_transaction(
 def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | None:
     """The form of `get_response` for use inside a transaction."""
     row = txn.query_one(
-        "SELECT t.response, e.event_id FROM sent_transactions AS t LEFT JOIN events AS e ON e.event_nid = t.event_nid"
+        "SELECT t.response, e.event_id FROM sent_transactions AS t LEFT"
+        " JOIN events AS e ON e.event_nid = t.event_nid"
         " WHERE t.request = ?",
         (transaction.compute_key(),),
     )
@@ -140,7 +142,8 @@ def _select_old(
     )
     upto: bytes = AFTER_ALL if ahead is None else ahead[0]
     old = txn.query(
-        "SELECT request, created_ts FROM sent_transactions WHERE request > ? AND request <= ? AND created_ts < ?"
+        "SELECT request, created_ts FROM sent_transactions"
+        " WHERE request > ? AND request <= ? AND created_ts < ?"
         " ORDER BY request LIMIT ?",
         (after, upto, created_ts, limit),
     )

@@ -73,7 +73,8 @@ def set_children(txn: WriteTransaction, room_nid: int, children: Mapping[int, Ne
     ]
     if rows:
         txn.execute_many(
-            "INSERT INTO space_children (room_nid, child_id, event_nid, origin_server_ts, child_order, suggested)"
+            "INSERT INTO space_children (room_nid, child_id, event_nid, origin_server_ts,"
+            " child_order, suggested)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             rows,
         )
@@ -92,7 +93,8 @@ def remove_child_of_event(
 def _select_children(txn: Transaction, room_nids: list[int]) -> dict[int, list[ChildRow]]:
     # all children of one space are in one chunk of keys, so each is ordered
     rows = txn.query_in(
-        "SELECT room_nid, child_id, event_nid, suggested FROM space_children WHERE room_nid IN {keys}"
+        "SELECT room_nid, child_id, event_nid, suggested FROM space_children"
+        " WHERE room_nid IN {keys}"
         " ORDER BY room_nid, child_order IS NULL, child_order, origin_server_ts, child_id",
         room_nids,
     )

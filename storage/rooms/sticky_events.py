@@ -46,7 +46,10 @@ class StickyEventStore:
         """Return all events that are sticky now, by position."""
 
         def read(txn: Transaction) -> list[StickyRow]:
-            sql = f"SELECT {_COLUMNS} FROM sticky_events WHERE expires_ts > ? AND waits = 0 ORDER BY position"
+            sql = (
+                f"SELECT {_COLUMNS} FROM sticky_events WHERE expires_ts > ? AND waits = 0"
+                " ORDER BY position"
+            )
             return [_row(row) for row in txn.query(sql, (now_ms,))]
 
         return await self._database.read("get_sticky_events", read)
@@ -56,7 +59,8 @@ class StickyEventStore:
 
         def read(txn: Transaction) -> list[StickyRow]:
             sql = (
-                f"SELECT {_COLUMNS} FROM sticky_events WHERE room_nid = ? AND sender = ? AND waits = 1"
+                f"SELECT {_COLUMNS} FROM sticky_events"
+                " WHERE room_nid = ? AND sender = ? AND waits = 1"
                 " AND expires_ts > ? ORDER BY position"
             )
             return [_row(row) for row in txn.query(sql, (room_nid, sender, now_ms))]
@@ -67,7 +71,10 @@ class StickyEventStore:
         """Return the rooms and senders of all held events."""
 
         def read(txn: Transaction) -> set[tuple[int, str]]:
-            sql = "SELECT DISTINCT room_nid, sender FROM sticky_events WHERE waits = 1 AND expires_ts > ?"
+            sql = (
+                "SELECT DISTINCT room_nid, sender FROM sticky_events"
+                " WHERE waits = 1 AND expires_ts > ?"
+            )
             return {(room_nid, sender) for room_nid, sender in txn.query(sql, (now_ms,))}
 
         return await self._database.read("get_senders_of_held_sticky_events", read)
@@ -85,7 +92,10 @@ class StickyEventStore:
         """Delete up to `limit` expired rows. Return how many."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = "SELECT event_nid FROM sticky_events WHERE expires_ts <= ? ORDER BY expires_ts LIMIT ?"
+            sql = (
+                "SELECT event_nid FROM sticky_events WHERE expires_ts <= ?"
+                " ORDER BY expires_ts LIMIT ?"
+            )
             nids = txn.query(sql, (now_ms, limit))
             txn.execute_many("DELETE FROM sticky_events WHERE event_nid = ?", nids)
             return len(nids)

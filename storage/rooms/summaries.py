@@ -67,7 +67,8 @@ FEW_ROOMS = 20
 cheaper."""
 
 _COLUMNS = (
-    "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias, s.avatar_url, s.join_rule,"
+    "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias,"
+    " s.avatar_url, s.join_rule,"
     " s.history_visibility, s.guest_access, s.room_type, s.encryption, s.federates, s.allowed_rooms"
 )
 _FROM = "FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid"
@@ -247,7 +248,8 @@ def _select_rosters(
 ) -> dict[int, Roster]:
     rows = txn.query_in(
         "SELECT r.room_nid, s.name, s.canonical_alias, r.joined_count, r.invited_count"
-        " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid WHERE r.room_nid IN {keys}",
+        " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid"
+        " WHERE r.room_nid IN {keys}",
         room_nids,
     )
     nameless = [room_nid for room_nid, name, alias, _, _ in rows if not name and not alias]

@@ -45,7 +45,10 @@ class ThreadSubscriptionStore:
         """Return the subscribers of a thread."""
 
         def read(txn: Transaction) -> frozenset[str]:
-            sql = "SELECT user_id FROM thread_subscriptions WHERE room_id = ? AND root = ? AND subscribed = 1"
+            sql = (
+                "SELECT user_id FROM thread_subscriptions"
+                " WHERE room_id = ? AND root = ? AND subscribed = 1"
+            )
             return frozenset(user_id for (user_id,) in txn.query(sql, (room_id, root)))
 
         return await self._database.read_quickly("get_thread_followers", read)
@@ -54,7 +57,10 @@ class ThreadSubscriptionStore:
         """Return the roots of the threads of a room that a user subscribes to."""
 
         def read(txn: Transaction) -> frozenset[str]:
-            sql = "SELECT root FROM thread_subscriptions WHERE user_id = ? AND room_id = ? AND subscribed = 1"
+            sql = (
+                "SELECT root FROM thread_subscriptions"
+                " WHERE user_id = ? AND room_id = ? AND subscribed = 1"
+            )
             return frozenset(root for (root,) in txn.query(sql, (user_id, room_id)))
 
         return await self._database.read_quickly("get_followed_threads", read)
@@ -125,7 +131,8 @@ def _set(
     txn.execute(
         "INSERT INTO thread_subscriptions (user_id, room_id, root, subscribed, automatic, position)"
         " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, room_id, root) DO UPDATE SET"
-        " subscribed = excluded.subscribed, automatic = excluded.automatic, position = excluded.position",
+        " subscribed = excluded.subscribed, automatic = excluded.automatic,"
+        " position = excluded.position",
         (user_id, room_id, root, int(subscribed), int(automatic), position),
     )
     txn.announce(Change(position, Topic.THREAD_SUBSCRIPTION, room_id=room_id, user_id=user_id))
@@ -135,7 +142,8 @@ def _select_one(
     txn: Transaction, user_id: str, room_id: str, root: str
 ) -> ThreadSubscriptionRow | None:
     row = txn.query_one(
-        f"SELECT {_COLUMNS} FROM thread_subscriptions WHERE user_id = ? AND room_id = ? AND root = ?",
+        f"SELECT {_COLUMNS} FROM thread_subscriptions"
+        " WHERE user_id = ? AND room_id = ? AND root = ?",
         (user_id, room_id, root),
     )
     return None if row is None else _row(row)
@@ -145,7 +153,8 @@ def _select_changes(
     txn: Transaction, user_id: str, after: int, upto: int, limit: int
 ) -> list[ThreadSubscriptionRow]:
     rows = txn.query(
-        f"SELECT {_COLUMNS} FROM thread_subscriptions WHERE user_id = ? AND position > ? AND position <= ?"
+        f"SELECT {_COLUMNS} FROM thread_subscriptions"
+        " WHERE user_id = ? AND position > ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?",
         (user_id, after, upto, limit),
     )

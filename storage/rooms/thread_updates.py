@@ -36,17 +36,21 @@ listed again, and its newest event is that of the walk."""
 _SELECT_EVENTS = (
     "SELECT e.position, e.event_nid, e.depth, e.sender, r.rel_type, r.target FROM ("
     "SELECT position, event_nid, depth, sender FROM events"
-    " WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ? AND position <= ? ORDER BY position DESC, event_nid DESC LIMIT ?"
+    " WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ? AND position <= ?"
+    " ORDER BY position DESC, event_nid DESC LIMIT ?"
     ") AS e LEFT JOIN relations AS r ON r.event_nid = e.event_nid"
 )
 _LATEST = (
-    "SELECT position FROM events WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ? AND position <= ?"
+    "SELECT position FROM events WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ?"
+    " AND position <= ?"
     " ORDER BY position DESC, event_nid DESC LIMIT 1"
 )
 _SELECT_REPLIES = (
     "SELECT e.position, e.event_nid, e.depth, e.sender FROM ("
-    f"SELECT event_nid FROM relations WHERE target = ? AND rel_type = '{THREAD}' ORDER BY depth DESC, event_nid DESC LIMIT ?"
-    ") AS r LEFT JOIN events AS e ON e.event_nid = r.event_nid AND e.room_nid = ? AND e.thread_root IS NOT NULL"
+    f"SELECT event_nid FROM relations WHERE target = ? AND rel_type = '{THREAD}'"
+    " ORDER BY depth DESC, event_nid DESC LIMIT ?"
+    ") AS r LEFT JOIN events AS e ON e.event_nid = r.event_nid AND e.room_nid = ?"
+    " AND e.thread_root IS NOT NULL"
 )
 
 

@@ -48,7 +48,8 @@ _SELECT_NODES = "SELECT node, content FROM state_nodes WHERE room_nid = ? AND no
 _INSERT_NODE = """
     INSERT INTO state_nodes (room_nid, node, content, cycle)
     VALUES (?, ?, ?, COALESCE((SELECT cycle FROM state_collections WHERE room_nid = ?), 0))
-    ON CONFLICT (room_nid, node) DO UPDATE SET cycle = excluded.cycle WHERE state_nodes.cycle < excluded.cycle
+    ON CONFLICT (room_nid, node) DO UPDATE SET cycle = excluded.cycle
+    WHERE state_nodes.cycle < excluded.cycle
 """
 
 
