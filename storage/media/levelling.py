@@ -148,12 +148,12 @@ class Levelling:
         self._log_at = self._clock.seconds() + TELL_SECONDS
         total, in_store = await self._table.count()
         self.log.info(
-            "{there} of {every} files are in the object store,"
-            " {there_bytes} of {every_bytes} bytes",
+            "{in_store} of {total} files are in the object store,"
+            " {in_store_bytes} of {total_bytes} bytes",
             in_store=in_store.contents,
             total=total.contents,
-            there_bytes=in_store.bytes,
-            every_bytes=total.bytes,
+            in_store_bytes=in_store.bytes,
+            total_bytes=total.bytes,
         )
 
 
