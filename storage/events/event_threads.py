@@ -19,8 +19,8 @@ MOST_HOPS = 3
 """The number of related events that are followed to find a thread."""
 _LINKS = (
     "e.thread_root, r.rel_type, r.target, e.redacted_by, x.redacts FROM events AS e"
-    " LEFT JOIN relations AS r ON r.event_nid = e.event_nid LEFT"
-    " JOIN redactions AS x ON x.event_nid = e.event_nid"
+    " LEFT JOIN relations AS r ON r.event_nid = e.event_nid"
+    " LEFT JOIN redactions AS x ON x.event_nid = e.event_nid"
 )
 
 

@@ -458,8 +458,8 @@ def _select_page(
             "WITH RECURSIVE found (event_id, depth, event_nid, level) AS ("
             "SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r"
             f" WHERE r.target = ? AND {conditions}"
-            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f CROSS"
-            " JOIN relations AS r"
+            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f"
+            " CROSS JOIN relations AS r"
             f" WHERE r.target = f.event_id AND f.level < ? AND {conditions})"
             f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
             (target, *args, wanted.levels, *args, *place_args, limit),

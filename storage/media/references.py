@@ -102,8 +102,8 @@ def referred_sql(own: str) -> tuple[str, tuple[str, str]]:
         "(EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid)"
         " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
         # the avatar of an erased account
-        f" AND NOT (e.role = {int(Role.MEMBER)} AND k.origin = ? AND EXISTS (SELECT 1"
-        " FROM media AS o"
+        f" AND NOT (e.role = {int(Role.MEMBER)} AND k.origin = ?"
+        " AND EXISTS (SELECT 1 FROM media AS o"
         " JOIN accounts AS a ON a.user_id = o.user_id"
         " WHERE o.media_id = k.media_id AND a.erased = 1))"
         " AND (EXISTS (SELECT 1 FROM memberships AS m"

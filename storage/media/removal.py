@@ -280,8 +280,8 @@ class MediaRemovalStore:
             f"{FOR_ITS_ARGUMENTS}SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
             " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r"
             " WHERE r.origin = k.origin"
-            " AND r.media_id = k.media_id) AND NOT (k.origin = ? AND EXISTS (SELECT 1"
-            " FROM media AS m"
+            " AND r.media_id = k.media_id) AND NOT (k.origin = ?"
+            " AND EXISTS (SELECT 1 FROM media AS m"
             " WHERE m.media_id = k.media_id)) ORDER BY k.unreferenced_ts LIMIT ?",
             (before_ms, self._own, limit),
         )
@@ -293,10 +293,10 @@ def _remove_uris(txn: WriteTransaction, addresses: Sequence[tuple[str, str]]) ->
     """Delete the rows of missing files. Keep rows that an expired reference still names, so the
     content URI cannot be reused."""
     txn.execute_many(
-        "DELETE FROM known_media WHERE origin = ? AND media_id = ? AND NOT EXISTS (SELECT 1"
-        " FROM media_in_events AS e"
-        " WHERE e.media_nid = known_media.media_nid) AND NOT EXISTS (SELECT 1"
-        " FROM media_in_settings AS s"
+        "DELETE FROM known_media WHERE origin = ? AND media_id = ?"
+        " AND NOT EXISTS (SELECT 1 FROM media_in_events AS e"
+        " WHERE e.media_nid = known_media.media_nid)"
+        " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s"
         " WHERE s.media_nid = known_media.media_nid)",
         addresses,
     )

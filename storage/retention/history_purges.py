@@ -237,8 +237,8 @@ class HistoryPurgeStore:
             row = txn.query_one(
                 f"SELECT r.room_nid, CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END"
                 " FROM forgotten_rooms AS r"
-                " WHERE r.since_ts <= ? AND r.purged_ts IS NULL AND NOT EXISTS (SELECT 1"
-                " FROM history_purges AS p"
+                " WHERE r.since_ts <= ? AND r.purged_ts IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM history_purges AS p"
                 " WHERE p.room_nid = r.room_nid AND p.finished_ts IS NULL)"
                 " ORDER BY r.since_ts, r.room_nid LIMIT 1",
                 (before_ms,),

@@ -221,8 +221,8 @@ def _select_disallowed_guests(
     of_room = "" if room_nid is None else " AND m.room_nid = ?"
     # CROSS JOIN makes SQLite begin with the guests, who are few
     return txn.query(
-        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a CROSS"
-        " JOIN memberships AS m"
+        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a"
+        " CROSS JOIN memberships AS m"
         " JOIN rooms AS r ON r.room_nid = m.room_nid"
         " JOIN room_summaries AS s ON s.room_nid = m.room_nid"
         " WHERE a.is_guest = 1 AND a.user_id > ? AND m.user_id = a.user_id"
@@ -465,8 +465,8 @@ def _server_of(user_id: str) -> str:
 
 def _select_rooms_with_local_members(txn: Transaction, room_nids: list[int]) -> set[int]:
     rows = txn.query_in(
-        "SELECT r.room_nid FROM rooms AS r WHERE r.room_nid IN {keys} AND EXISTS (SELECT 1"
-        " FROM memberships AS m"
+        "SELECT r.room_nid FROM rooms AS r WHERE r.room_nid IN {keys}"
+        " AND EXISTS (SELECT 1 FROM memberships AS m"
         " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.is_local = 1)",
         room_nids,
     )
@@ -478,8 +478,8 @@ def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: i
     One query."""
     rows = txn.query_in(
         "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
-        " AND theirs.membership = 'join' AND theirs.room_nid <> ? AND EXISTS (SELECT 1"
-        " FROM memberships AS ours"
+        " AND theirs.membership = 'join' AND theirs.room_nid <> ?"
+        " AND EXISTS (SELECT 1 FROM memberships AS ours"
         " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join'"
         " AND ours.is_local = 1)",
         user_ids,

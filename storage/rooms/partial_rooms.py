@@ -249,8 +249,8 @@ def _is_free(txn: Transaction, room_nid: int, now_ms: int) -> bool:
 def _select_incomplete(txn: Transaction) -> list[int]:
     rows = txn.query(
         "SELECT p.room_nid FROM partial_rooms AS p JOIN rooms AS r ON r.room_nid = p.room_nid"
-        " WHERE r.partial_join IS NOT NULL AND (p.completed IS NULL OR EXISTS (SELECT 1"
-        " FROM memberships AS m"
+        " WHERE r.partial_join IS NOT NULL AND (p.completed IS NULL OR"
+        " EXISTS (SELECT 1 FROM memberships AS m"
         " WHERE m.room_nid = p.room_nid AND m.membership = 'join' AND m.is_local = 1))"
         " ORDER BY p.room_nid"
     )

@@ -112,8 +112,8 @@ def add_transaction(
 def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | None:
     """The form of `get_response` for use inside a transaction."""
     row = txn.query_one(
-        "SELECT t.response, e.event_id FROM sent_transactions AS t LEFT"
-        " JOIN events AS e ON e.event_nid = t.event_nid"
+        "SELECT t.response, e.event_id FROM sent_transactions AS t"
+        " LEFT JOIN events AS e ON e.event_nid = t.event_nid"
         " WHERE t.request = ?",
         (transaction.compute_key(),),
     )
