@@ -104,11 +104,11 @@ def select_roots(
     rows = txn.query_in(f"SELECT e.event_nid, {_LINKS} WHERE e.event_nid IN {{keys}}", event_nids)
     walks = {nid: ThreadWalk() for nid, *_ in rows}
     parents = {nid: walks[nid].step(_read_links(links)) for nid, *links in rows}
-    while wanted := {parent for parent in parents.values() if parent is not None}:
+    while parent_ids := {parent for parent in parents.values() if parent is not None}:
         sql = f"SELECT e.event_id, {_LINKS} WHERE e.event_id IN {{keys}} AND e.room_nid = ?"
         found = {
             event_id: _read_links(links)
-            for event_id, *links in txn.query_in(sql, wanted, after=(room_nid,))
+            for event_id, *links in txn.query_in(sql, parent_ids, after=(room_nid,))
         }
         parents = {
             nid: walks[nid].step(found[parent])

@@ -301,22 +301,24 @@ def _select_children(
     rel_types: Set[str],
     reader: str,
     ignored: list[str],
-    left: Mapping[int, int] | None,
+    left_positions: Mapping[int, int] | None,
 ) -> dict[int, list[Children]]:
     ignored_senders = ignored[:_MOST_IGNORED]
     rows: list[list[int | str]] = []
     for parent in parents:
-        there = (parent.event_id, parent.room_nid)
-        until = () if left is None else (left[parent.nid],)
+        parent_args = (parent.event_id, parent.room_nid)
+        until = () if left_positions is None else (left_positions[parent.nid],)
         row: list[int | str] = []
         if THREAD in rel_types:
-            row += (*there, *until, reader, *there, *until)
+            row += (*parent_args, *until, reader, *parent_args, *until)
         if REPLACE in rel_types:
-            row += (*there, parent.sender, parent.type, parent.nid, *until)
+            row += (*parent_args, parent.sender, parent.type, parent.nid, *until)
         if REFERENCE in rel_types:
-            row += (*there, *until)
+            row += (*parent_args, *until)
         rows.append(row)
-    sql = _children_sql(frozenset(rel_types), len(ignored_senders), until_left=left is not None)
+    sql = _children_sql(
+        frozenset(rel_types), len(ignored_senders), until_left=left_positions is not None
+    )
     found: dict[int, list[Children]] = {}
     for parent, children in zip(parents, txn.query_each(sql, rows, ignored_senders), strict=True):
         groups = _group(children)
@@ -333,24 +335,24 @@ def _children_sql(rel_types: frozenset[str], ignored_senders: int, *, until_left
     Each part reads a range of an index no longer than its result, plus the rows that are filtered
     out.
     """
-    wanted = " AND r.sender NOT IN (SELECT sender FROM unwanted)" if ignored_senders else ""
+    condition = " AND r.sender NOT IN (SELECT sender FROM unwanted)" if ignored_senders else ""
     if until_left:
-        wanted += (
+        condition += (
             " AND EXISTS (SELECT 1 FROM events AS c WHERE c.event_nid = r.event_nid"
             " AND (c.position IS NULL OR c.position <= ?))"
         )
-        counted, count = f"relations AS r WHERE r.rel_type = '{THREAD}' AND", "count(*)"
+        count_source, count = f"relations AS r WHERE r.rel_type = '{THREAD}' AND", "count(*)"
     else:
-        counted, count = "thread_senders AS r WHERE", "CAST(sum(r.count) AS BIGINT)"
+        count_source, count = "thread_senders AS r WHERE", "CAST(sum(r.count) AS BIGINT)"
     # the plus makes databases go by the parent, along the key
     parts: list[str] = []
     if THREAD in rel_types:
         parts += (
             "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
-            f" WHERE r.target = ? AND r.rel_type = '{THREAD}' AND +r.room_nid = ?{wanted}"
+            f" WHERE r.target = ? AND r.rel_type = '{THREAD}' AND +r.room_nid = ?{condition}"
             f" ORDER BY r.depth DESC, r.event_nid DESC LIMIT {CANDIDATES}",
             f"SELECT '{_COUNTED}', {count}, max(CASE WHEN r.sender = ? THEN 1 ELSE 0 END), ''"
-            f" FROM {counted} r.target = ? AND r.room_nid = ?{wanted}",
+            f" FROM {count_source} r.target = ? AND r.room_nid = ?{condition}",
         )
     if REPLACE in rel_types:
         parts.append(
@@ -359,21 +361,21 @@ def _children_sql(rel_types: frozenset[str], ignored_senders: int, *, until_left
             " AND r.is_whole = 1"
             " AND r.sender = ? AND r.type = ?"
             " AND EXISTS (SELECT 1 FROM events AS p"
-            f" WHERE p.event_nid = ? AND p.redacted_by IS NULL){wanted}"
+            f" WHERE p.event_nid = ? AND p.redacted_by IS NULL){condition}"
             f" ORDER BY r.origin_server_ts DESC, r.event_id DESC LIMIT {CANDIDATES}"
         )
     if REFERENCE in rel_types:
         parts.append(
             "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
-            f" WHERE r.target = ? AND r.rel_type = '{REFERENCE}' AND +r.room_nid = ?{wanted}"
+            f" WHERE r.target = ? AND r.rel_type = '{REFERENCE}' AND +r.room_nid = ?{condition}"
             f" ORDER BY r.depth, r.event_nid LIMIT {MOST_REFERENCES}"
         )
-    listed = (
+    with_clause = (
         f"WITH unwanted (sender) AS (VALUES {', '.join(['(?)'] * ignored_senders)}) "
         if ignored_senders
         else ""
     )
-    return listed + " UNION ALL ".join(
+    return with_clause + " UNION ALL ".join(
         f"SELECT * FROM ({part}) AS part{at}" for at, part in enumerate(parts)
     )
 
@@ -394,41 +396,44 @@ def _group(rows: Iterable[Row]) -> list[Children]:
     ]
 
 
-def _conditions(room_nid: int, wanted: Wanted) -> tuple[str, list[int | str]]:
+def _conditions(room_nid: int, filter: Wanted) -> tuple[str, list[int | str]]:
     """Return the SQL condition on children, as `r`, with its values."""
     # the plus keeps databases from searching all threads of the room: they must go by the parent
     conditions, args = "+r.room_nid = ?", list[int | str]([room_nid])
-    for column, value in (("rel_type", wanted.rel_type), ("type", wanted.type)):
+    for column, value in (("rel_type", filter.rel_type), ("type", filter.type)):
         if value is not None:
             conditions += f" AND r.{column} = ?"
             args.append(value)
     return conditions, args
 
 
-def _find_levels(txn: Transaction, room_nid: int, target: str, wanted: Wanted, most: int) -> int:
-    conditions, args = _conditions(room_nid, wanted)
+def _find_levels(
+    txn: Transaction, room_nid: int, target: str, filter: Wanted, max_descendants: int
+) -> int:
+    conditions, args = _conditions(room_nid, filter)
     sql = (
         f"SELECT r.event_id FROM relations AS r WHERE r.target IN {{keys}} AND {conditions} LIMIT ?"
     )
-    parents, left = [target], most
-    for level in range(wanted.levels):
+    parents, remaining = [target], max_descendants
+    for level in range(filter.levels):
         children: list[str] = []
         for start in range(0, len(parents), LARGEST_CHUNK):
             chunk = parents[start : start + LARGEST_CHUNK]
             children += [
-                row[0] for row in txn.query_in(sql, chunk, after=(*args, left + 1 - len(children)))
+                row[0]
+                for row in txn.query_in(sql, chunk, after=(*args, remaining + 1 - len(children)))
             ]
-            if len(children) > left:
+            if len(children) > remaining:
                 return max(level, 1)
-        parents, left = children, left - len(children)
-    return wanted.levels
+        parents, remaining = children, remaining - len(children)
+    return filter.levels
 
 
 def _select_page(
     txn: Transaction,
     room_nid: int,
     target: str,
-    wanted: Wanted,
+    filter: Wanted,
     start: Place,
     end: Place | None,
     direction: Direction,
@@ -445,8 +450,8 @@ def _select_page(
         bounds += f" AND (depth, event_nid) {'>' if backwards else '<='} (?, ?)"
         place_args += [end.depth, end.event_nid]
     ordered = f"ORDER BY depth {order}, event_nid {order} LIMIT ?"
-    conditions, args = _conditions(room_nid, wanted)
-    if wanted.levels == 1:
+    conditions, args = _conditions(room_nid, filter)
+    if filter.levels == 1:
         sql = (
             "SELECT depth, event_nid FROM relations AS r"
             f" WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
@@ -462,7 +467,7 @@ def _select_page(
             " CROSS JOIN relations AS r"
             f" WHERE r.target = f.event_id AND f.level < ? AND {conditions})"
             f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
-            (target, *args, wanted.levels, *args, *place_args, limit),
+            (target, *args, filter.levels, *args, *place_args, limit),
         )
     return [(Place(depth, nid), nid) for depth, nid in rows]
 

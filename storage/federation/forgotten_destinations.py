@@ -82,23 +82,23 @@ def _select_expired(txn: Transaction, ages: Ages, limit: int) -> list[str]:
 
 def _remove(txn: WriteTransaction, ages: Ages, servers: list[str], limit: int) -> int:
     """Delete expired messages; servers that became reachable meanwhile are left alone."""
-    left = limit
+    remaining = limit
     sql = f"SELECT d.server FROM destinations AS d WHERE {_EXPIRED} AND d.server IN {{keys}}"
     expired = txn.query_in(sql, servers, (ages.dead_since, ages.strangers_since))
     for (server,) in expired:
         rows = txn.query(
             "SELECT position FROM outgoing_to_device WHERE server = ? ORDER BY position LIMIT ?",
-            (server, left),
+            (server, remaining),
         )
         if rows:
             txn.execute(
                 "DELETE FROM outgoing_to_device WHERE server = ? AND position <= ?",
                 (server, rows[-1][0]),
             )
-        left -= len(rows)
-        if not left:
+        remaining -= len(rows)
+        if not remaining:
             break
-    return limit - left
+    return limit - remaining
 
 
 def _select_forgettable(txn: Transaction, ages: Ages, limit: int) -> list[str]:

@@ -4,8 +4,8 @@
 changed through it together:
 - `add`: the bytes become durable, then the row, in one transaction that `write` fills. If `write`
   fails, there is neither.
-- `remove_unused`: `forget` deletes rows and returns, in the same transaction, the contents that no
-  row uses any more. Only then are the bytes deleted. No other code may delete bytes.
+- `remove_unused`: `remove_rows` deletes rows and returns, in the same transaction, the contents
+  that no row uses any more. Only then are the bytes deleted. No other code may delete bytes.
 
 After a crash between these steps, `sweep` (at start-up, and by a job) deletes contents without a
 row.
@@ -72,14 +72,14 @@ class Contents(Protocol):
         ...
 
     async def remove_unused(
-        self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
+        self, hashes: Set[bytes], remove_rows: Callable[[WriteTransaction], Set[bytes]]
     ) -> Set[bytes] | None:
-        """Delete contents: `forget` deletes rows, and returns those of `hashes` that no row uses
-        any more.
+        """Delete contents: `remove_rows` deletes rows, and returns those of `hashes` that no row
+        uses any more.
 
         Returns these after their bytes and thumbnails are deleted. None: other processes are
-        writing, so nothing was done and `forget` was not called; retry. Raises the error of
-        `forget`, and OSError.
+        writing, so nothing was done and `remove_rows` was not called; retry. Raises the error of
+        `remove_rows`, and OSError.
         """
         ...
 
@@ -126,10 +126,10 @@ class LocalContents:
         return None
 
     async def remove_unused(
-        self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
+        self, hashes: Set[bytes], remove_rows: Callable[[WriteTransaction], Set[bytes]]
     ) -> Set[bytes] | None:
         return await self._files.remove_unused(
-            hashes, lambda: self._database.write("remove_media", forget)
+            hashes, lambda: self._database.write("remove_media", remove_rows)
         )
 
     async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:

@@ -264,13 +264,14 @@ class MediaFiles:
             os.close(lock)
 
     async def remove_unused(
-        self, hashes: Set[bytes], forget: Callable[[], Awaitable[Set[bytes]]]
+        self, hashes: Set[bytes], remove_rows: Callable[[], Awaitable[Set[bytes]]]
     ) -> Set[bytes] | None:
-        """Delete contents that no row uses after `forget` has deleted rows. Return these contents.
+        """Delete contents that no row uses after `remove_rows` has deleted rows. Return these
+        contents.
 
-        None: other processes are writing, so nothing was done and `forget` was not called. An entry
-        in `incoming` is added before the rows are deleted and removed after the contents: a crash
-        between leaves it for the next sweep.
+        None: other processes are writing, so nothing was done and `remove_rows` was not called. An
+        entry in `incoming` is added before the rows are deleted and removed after the contents: a
+        crash between leaves it for the next sweep.
         """
         lock = await self._lock.take_alone()
         if lock is None:
@@ -279,7 +280,7 @@ class MediaFiles:
         # the entries hold them
         try:
             entries = self._add_entries(hashes)
-            unused = await forget()
+            unused = await remove_rows()
             for hash in unused:
                 self.content_path(hash).unlink(missing_ok=True)
         finally:

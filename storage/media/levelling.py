@@ -136,12 +136,12 @@ class Levelling:
             self._after = b""  # start again next time, to retry what could not be moved
         return len(batch)
 
-    async def _restore_one(self, found: StoredObject, *, is_used: bool) -> None:
-        if not is_used or await self._contents.bring_back(found):
-            await self._database.write("retire_media_object", self._retire, found)
+    async def _restore_one(self, stored: StoredObject, *, is_used: bool) -> None:
+        if not is_used or await self._contents.bring_back(stored):
+            await self._database.write("retire_media_object", self._retire, stored)
 
-    def _retire(self, txn: WriteTransaction, found: StoredObject) -> None:
-        self._table.set_leaving(txn, {found.hash})
+    def _retire(self, txn: WriteTransaction, stored: StoredObject) -> None:
+        self._table.set_leaving(txn, {stored.hash})
 
     async def _log_progress(self) -> None:
         """Log the progress. It counts all files, so not after each step."""
@@ -204,9 +204,9 @@ class Trimming:
     def _find_oldest(self) -> int:
         if self._most_bytes is None:
             return 0
-        left = self._most_bytes
+        remaining = self._most_bytes
         for age in sorted(self._bytes_by_age, reverse=True):
-            left -= self._bytes_by_age[age]
-            if left < 0:
+            remaining -= self._bytes_by_age[age]
+            if remaining < 0:
                 return age + 1
         return 0

@@ -151,7 +151,7 @@ class MediaListStore:
 
         `keep_profiles`: nor avatars of users, members or rooms.
         """
-        kept = (
+        not_an_avatar = (
             " AND NOT EXISTS (SELECT 1 FROM known_media AS k"
             " WHERE k.origin = ? AND k.media_id = m.media_id AND ("
             "EXISTS (SELECT 1 FROM media_in_settings AS s"
@@ -164,7 +164,7 @@ class MediaListStore:
             " WHERE m.hash IS NOT NULL AND m.user_id <> '' AND m.quarantined = 0"
             " AND m.protected = 0"
             " AND m.last_access_ts < ? AND m.size > ?"
-            f" AND m.media_id > ?{kept if keep_profiles else ''}"
+            f" AND m.media_id > ?{not_an_avatar if keep_profiles else ''}"
             " ORDER BY m.media_id LIMIT ?"
         )
         args = (before_ms, larger_than, after, *((self._own,) if keep_profiles else ()), limit)

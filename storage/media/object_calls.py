@@ -81,7 +81,7 @@ class ObjectCalls:
         `late` gets, on the reactor's thread, a result that arrives when nobody waits any more.
         """
         call = Call(self._clock)
-        waiting: Deferred[T] = Deferred()
+        result_deferred: Deferred[T] = Deferred()
 
         def job() -> None:
             result: T | Failure
@@ -101,13 +101,13 @@ class ObjectCalls:
         def on_result(result: T | Failure) -> None:
             self._finish(call, is_long, is_well=not isinstance(result, Failure))
             if not call.is_given_up:
-                waiting.callback(result)
+                result_deferred.callback(result)
             elif late is not None and not isinstance(result, Failure):
                 late(result)
 
         def give_up() -> None:
             call.is_given_up = True
-            waiting.errback(
+            result_deferred.errback(
                 ObjectStoreFailed(f"the object store was silent for {self._patience:g} seconds")
             )
 
@@ -121,7 +121,7 @@ class ObjectCalls:
         watch.begin()
         self._start(call, job, is_long)
         try:
-            return await waiting
+            return await result_deferred
         finally:
             call.is_given_up = True
             watch.end()

@@ -26,8 +26,8 @@ class Progress(msgspec.Struct, frozen=True):
 
 def select_progress(txn: Transaction) -> Progress:
     """Return the progress."""
-    note = select_note(txn, NOTE)
-    return Progress() if note is None else msgspec.json.decode(note, type=Progress)
+    stored = select_note(txn, NOTE)
+    return Progress() if stored is None else msgspec.json.decode(stored, type=Progress)
 
 
 def put_events(txn: WriteTransaction, after: int, upto: int) -> None:
@@ -49,11 +49,11 @@ def catch_up(txn: WriteTransaction, at_most: int) -> bool:
     none is left, so that every reference is known."""
     progress = select_progress(txn)
     upto = progress.upto
-    for left in range(at_most, 0, -AT_ONCE):
-        batch = select_batch(txn, upto, min(AT_ONCE, left))
+    for remaining in range(at_most, 0, -AT_ONCE):
+        batch = select_batch(txn, upto, min(AT_ONCE, remaining))
         put_batch(txn, batch)
         upto = batch.upto
-        is_last = batch.count < min(AT_ONCE, left) and not batch.is_cut
+        is_last = batch.count < min(AT_ONCE, remaining) and not batch.is_cut
         if is_last or batch.is_cut:
             break
     note_events(txn, upto)

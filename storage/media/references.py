@@ -305,16 +305,16 @@ def number_media(
     txn: WriteTransaction, addresses: Collection[MediaAddress]
 ) -> Mapping[MediaAddress, int]:
     """Return the numbers of files; assign numbers to new ones."""
-    wanted = sorted(addresses)
+    ordered = sorted(addresses)
     found = (
         txn.query_each(
-            "SELECT media_nid FROM known_media WHERE origin = ? AND media_id = ?", wanted
+            "SELECT media_nid FROM known_media WHERE origin = ? AND media_id = ?", ordered
         )
-        if wanted
+        if ordered
         else []
     )
-    numbers = {address: rows[0][0] for address, rows in zip(wanted, found, strict=True) if rows}
-    new = [address for address in wanted if address not in numbers]
+    numbers = {address: rows[0][0] for address, rows in zip(ordered, found, strict=True) if rows}
+    new = [address for address in ordered if address not in numbers]
     if new:
         first = txn.allocate("media", len(new))
         numbers.update(zip(new, range(first, first + len(new)), strict=True))

@@ -108,14 +108,14 @@ class MediaRemovalStore:
     async def _get_before(
         self, column: Literal["last_access_ts", "created_ts"], before_ms: int, limit: int, own: bool
     ) -> Sequence[Removable]:
-        table, origin, kept = (
+        table, origin, condition = (
             ("media", "?", " AND protected = 0 AND user_id <> ''")
             if own
             else ("remote_media", "COALESCE(?, origin)", "")
         )
         sql = (
             f"SELECT {origin}, media_id, hash FROM {table}"
-            f" WHERE hash IS NOT NULL AND quarantined = 0{kept}"
+            f" WHERE hash IS NOT NULL AND quarantined = 0{condition}"
             f" AND {column} < ? ORDER BY {column} LIMIT ?"
         )
 
@@ -126,10 +126,10 @@ class MediaRemovalStore:
 
     async def get_files(self, addresses: Iterable[MediaAddress]) -> Sequence[Removable]:
         """Return those of these files that exist."""
-        wanted = list(addresses)
+        requested = list(addresses)
 
         def read(txn: Transaction) -> list[Removable]:
-            own = [address.media_id for address in wanted if address.origin == self._own]
+            own = [address.media_id for address in requested if address.origin == self._own]
             rows = [
                 (self._own, *row)
                 for row in txn.query_in(
@@ -138,7 +138,7 @@ class MediaRemovalStore:
                     own,
                 )
             ]
-            others = [address for address in wanted if address.origin != self._own]
+            others = [address for address in requested if address.origin != self._own]
             sql = (
                 "SELECT origin, media_id, hash FROM remote_media WHERE origin = ? AND media_id = ?"
             )
@@ -185,7 +185,7 @@ class MediaRemovalStore:
             " FROM known_media AS k"
             " WHERE k.origin = ? AND k.media_id = ? AND k.unreferenced_ts <= ?"
         )
-        free: dict[Reason, list[MediaAddress]] = {}
+        unreferenced: dict[Reason, list[MediaAddress]] = {}
         for file in files:
             row = txn.query_one(sql, (*args, *file.address, before_ms))
             if row is not None and row[0]:
@@ -193,9 +193,10 @@ class MediaRemovalStore:
                     "UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid = ?", (row[1],)
                 )
             elif row is not None:
-                free.setdefault(Reason(row[2]), []).append(file.address)
+                unreferenced.setdefault(Reason(row[2]), []).append(file.address)
         removed = [
-            self.remove(txn, addresses, reason, now_ms) for reason, addresses in free.items()
+            self.remove(txn, addresses, reason, now_ms)
+            for reason, addresses in unreferenced.items()
         ]
         unused = {hash for each in removed for hash in each.unused}
         return Removed([address for each in removed for address in each.addresses], unused)
@@ -216,11 +217,12 @@ class MediaRemovalStore:
 
         `unread_since`: only those that nobody has read since.
         """
-        kept = "" if held_too else " AND quarantined = 0"
-        own_kept = kept and kept + " AND protected = 0"
+        condition = "" if held_too else " AND quarantined = 0"
+        own_condition = condition and condition + " AND protected = 0"
         if unread_since is not None:
-            kept, own_kept = (
-                f"{each} AND last_access_ts < {unread_since:d}" for each in (kept, own_kept)
+            condition, own_condition = (
+                f"{each} AND last_access_ts < {unread_since:d}"
+                for each in (condition, own_condition)
             )
         rows = [
             (MediaAddress(origin, media_id), user_id, bytes(hash), type, size, created_ts)
@@ -228,12 +230,12 @@ class MediaRemovalStore:
             for origin, media_id, user_id, hash, type, size, created_ts in (
                 txn.query(
                     "DELETE FROM media WHERE media_id = ? AND hash IS NOT NULL"
-                    f"{own_kept} RETURNING ?, media_id, user_id, hash, type, size, created_ts",
+                    f"{own_condition} RETURNING ?, media_id, user_id, hash, type, size, created_ts",
                     (address.media_id, self._own),
                 )
                 if address.origin == self._own
                 else txn.query(
-                    f"DELETE FROM remote_media WHERE origin = ? AND media_id = ?{kept}"
+                    f"DELETE FROM remote_media WHERE origin = ? AND media_id = ?{condition}"
                     " RETURNING origin, media_id, NULL, hash, type, size, created_ts",
                     address,
                 )

@@ -118,12 +118,12 @@ class S3:
     def address(self, name: str, type: str, disposition: str) -> str | None:
         if self._customer:
             return None  # the requester would need the key
-        wanted = {"ResponseContentType": type, "ResponseContentDisposition": disposition}
+        headers = {"ResponseContentType": type, "ResponseContentDisposition": disposition}
         with _failing():
             return str(
                 self._client.generate_presigned_url(
                     "get_object",
-                    {"Bucket": self._bucket, "Key": name, **wanted},
+                    {"Bucket": self._bucket, "Key": name, **headers},
                     ExpiresIn=ADDRESS_SECONDS,
                 )
             )

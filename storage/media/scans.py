@@ -114,7 +114,7 @@ class MediaScanStore:
         return {
             Wanted.AGAIN: 0,
             Wanted.FIRST: 0,
-            **{Wanted(wanted): int(count) for wanted, count in rows},
+            **{Wanted(request): int(count) for request, count in rows},
         }
 
     async def take_wanted(self, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
@@ -283,10 +283,11 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
 
 def _take(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
     rows: list[Row] = []
-    for wanted in (Wanted.FIRST, Wanted.AGAIN):
+    for request in (Wanted.FIRST, Wanted.AGAIN):
         sql = (
             "SELECT digest FROM media_scans"
-            f" WHERE wanted = {wanted:d} AND wanted > 0 AND until_ts <= ? ORDER BY until_ts LIMIT ?"
+            f" WHERE wanted = {request:d} AND wanted > 0 AND until_ts <= ?"
+            " ORDER BY until_ts LIMIT ?"
         )
         rows += txn.query(sql, (now_ms, limit - len(rows)))
     hashes = [bytes(row[0]) for row in rows]

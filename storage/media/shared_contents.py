@@ -286,15 +286,15 @@ class SharedContents:
     # Deleting.
 
     async def remove_unused(
-        self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
+        self, hashes: Set[bytes], remove_rows: Callable[[WriteTransaction], Set[bytes]]
     ) -> Set[bytes] | None:
-        def forget_both(txn: WriteTransaction) -> Set[bytes]:
-            unused = forget(txn)
+        def remove_both(txn: WriteTransaction) -> Set[bytes]:
+            unused = remove_rows(txn)
             self._table.set_leaving(txn, unused)
             return unused
 
         removed = await self._files.remove_unused(
-            hashes, lambda: self._database.write("remove_media", forget_both)
+            hashes, lambda: self._database.write("remove_media", remove_both)
         )
         if removed:
             self._delete_soon(removed)

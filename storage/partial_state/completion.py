@@ -220,16 +220,16 @@ class StateCompletion:
 
     @staticmethod
     def _deliver(
-        txn: WriteTransaction, room: RoomRow, root: bytes | None, news: Sequence[LateNews]
+        txn: WriteTransaction, room: RoomRow, root: bytes | None, messages: Sequence[LateNews]
     ) -> dict[int, int]:
         """Deliver messages that were rejected at their arrival. Return their positions by number.
         `root`: the current state, which is not the one after them."""
-        if not news:
+        if not messages:
             return {}
-        first = txn.next_position(len(news))
-        stored = select_events(txn, [each.event_nid for each in news])
+        first = txn.next_position(len(messages))
+        stored = select_events(txn, [each.event_nid for each in messages])
         outcomes = []
-        for position, each in enumerate(news, first):
+        for position, each in enumerate(messages, first):
             flags = EventFlag.TIMELINE | EventFlag.RESOLVED | each.flags
             row = structs.replace(
                 stored[each.event_nid],
@@ -250,7 +250,7 @@ class StateCompletion:
             txn.announce(Change(position, Topic.EVENT, room.room_id, row.sender, row))
         if outcomes:
             add_outcomes(txn, outcomes)
-        return {each.event_nid: position for position, each in enumerate(news, first)}
+        return {each.event_nid: position for position, each in enumerate(messages, first)}
 
     @staticmethod
     def _hide(txn: WriteTransaction, room_nid: int, event_nids: Collection[int]) -> None:

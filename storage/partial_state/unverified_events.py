@@ -135,20 +135,20 @@ class UnprovedWriter:
         txn: WriteTransaction,
         room: RoomRow,
         head: Head,
-        noted: Mapping[str, int],
+        recorded: Mapping[str, int],
         entries: Mapping[tuple[str, str], int],
         effects: Collection[tuple[int, StateEffect]],
     ) -> Head:
         """Add entries, by key, to the current state and to the state after the extremities. Raises
         HeadMoved.
 
-        `noted`: the numbers, by id, of events that need no further check. Clients get the room as
-        one whose state was just completed.
+        `recorded`: the numbers, by id, of events that need no further check. Clients get the room
+        as one whose state was just completed.
         """
         nid = room.room_nid
         txn.execute_many(
             "UPDATE unproved_state SET event_nid = ? WHERE room_nid = ? AND event_id = ?",
-            [(event_nid, nid, event_id) for event_id, event_nid in noted.items()],
+            [(event_nid, nid, event_id) for event_id, event_nid in recorded.items()],
         )
         if not entries:
             return head
@@ -159,12 +159,12 @@ class UnprovedWriter:
         )
         for event_nid, root in roots:
             before = None if root is None else bytes(root)
-            there = self._trees.get_entries_in(txn, nid, before, entries)
+            present = self._trees.get_entries_in(txn, nid, before, entries)
             after = self._trees.apply(
                 txn,
                 nid,
                 before,
-                {key: number for key, number in entries.items() if key not in there},
+                {key: number for key, number in entries.items() if key not in present},
             )
             txn.execute(
                 "UPDATE events SET state_root = ?, flags = flags | ? WHERE event_nid = ?",

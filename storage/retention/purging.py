@@ -182,14 +182,14 @@ class PurgingStore:
         not been purged before."""
         # by number alone: with a condition on the room PostgreSQL would read `messages_by_time` for
         # the complete room
-        found = txn.query_in(
+        candidates = txn.query_in(
             "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events"
             " WHERE event_nid IN {keys}",
             pruned,
         )
         rows = [
             (nid, event_id, position, flags)
-            for nid, event_id, position, flags, of_room, state_key in found
+            for nid, event_id, position, flags, of_room, state_key in candidates
             if of_room == room_nid and state_key is None and not flags & EventFlag.PURGED
         ]
         nids = [nid for nid, *_ in rows]

@@ -61,7 +61,7 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
     """Apply the stored receipts of these events, which are written in this transaction, where they
     are valid."""
     events = {row.event_id: row for row in rows}
-    waiting = txn.query_in(
+    stored = txn.query_in(
         "SELECT event_id, room_nid, user_id, thread_id, ts FROM early_receipts"
         " WHERE event_id IN {keys}",
         events,
@@ -75,7 +75,7 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
         for (user_id,) in txn.query_in(
             "SELECT user_id FROM memberships"
             " WHERE room_nid = ? AND membership = 'join' AND user_id IN {keys}",
-            {user_id for _, _, user_id, _, _ in waiting},
+            {user_id for _, _, user_id, _, _ in stored},
             before=(room_nid,),
         )
     }
@@ -96,7 +96,7 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
                 events[event_id].position,
                 ts,
             )
-            for event_id, room_nid, user_id, thread_id, ts in waiting
+            for event_id, room_nid, user_id, thread_id, ts in stored
             if (room_nid, user_id) in joined
             and room_nid == events[event_id].room_nid
             and stands_in(thread_id, event_id, standings[event_id])

@@ -101,7 +101,7 @@ class OutsideMembershipStore:
         row: OutsideRow,
         new: NewMembership,
         may_end: MayEnd,
-        untold: Mapping[str, str] | None = None,
+        pending_servers: Mapping[str, str] | None = None,
         now: int = 0,
     ) -> bool:
         """Store a membership and announce it. Return False, and change nothing, if the user has
@@ -110,11 +110,11 @@ class OutsideMembershipStore:
         An invite that may not replace the stored membership is queued. Raises Untouchable if any
         other membership may not replace it, or if the queue is full.
 
-        `may_end` runs in a database thread. `untold`: the servers that still have to receive the
+        `may_end` runs in a database thread. `pending_servers`: those that still have to receive the
         leave since `now` (ms), each with the id of the event from it that this leave ends.
         """
         return await self._database.write(
-            "set_out_of_room_membership", _set, row, new, may_end, untold or {}, now
+            "set_out_of_room_membership", _set, row, new, may_end, pending_servers or {}, now
         )
 
 
@@ -146,7 +146,7 @@ def _set(
     row: OutsideRow,
     new: NewMembership,
     may_end: MayEnd,
-    untold: Mapping[str, str],
+    pending_servers: Mapping[str, str],
     now: int,
 ) -> bool:
     present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)
@@ -171,7 +171,7 @@ def _set(
         _remove_queued(txn, row.room_nid, row.user_id, [each.event_id for each in queued])
         queued = []
     _put(txn, row, new, present)
-    set_untold_leaves(txn, row.room_nid, row.user_id, row.event_id, untold, now)
+    set_untold_leaves(txn, row.room_nid, row.user_id, row.event_id, pending_servers, now)
     if queued and new.membership != "invite":
         _promote_first(txn, queued[0])
     return True

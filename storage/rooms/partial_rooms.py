@@ -174,14 +174,14 @@ class FoundRow(msgspec.Struct, frozen=True):
     current_root: bytes | None
 
 
-def set_found(txn: WriteTransaction, room_nid: int, found: Mapping[int, FoundRow]) -> None:
+def set_found(txn: WriteTransaction, room_nid: int, rows: Mapping[int, FoundRow]) -> None:
     """Store the recomputed columns of events, by place."""
     txn.execute_many(
         "UPDATE partial_events SET flags = ?, state_root = ?, replaces = ?, current_root = ?"
         " WHERE room_nid = ? AND place = ?",
         [
             (row.flags, row.state_root, row.replaces, row.current_root, room_nid, place)
-            for place, row in found.items()
+            for place, row in rows.items()
         ],
     )
 

@@ -98,7 +98,7 @@ class ReceiptStore:
         )
 
     async def set_receipts(self, receipts: Sequence[NewReceipt]) -> None:
-        """Move receipts forward, those that do not stand there or further on already."""
+        """Move receipts forward, unless they already stand there or further on."""
         await self._database.write("set_receipts", set_receipts, receipts)
 
 
@@ -195,7 +195,7 @@ def _select_of_user(
 
 
 def set_receipts(txn: WriteTransaction, receipts: Sequence[NewReceipt]) -> None:
-    """Move receipts forward, unless they already stand there or further on."""
+    """The form of `ReceiptStore.set_receipts` for use inside a transaction."""
     for new in receipts:
         row = ReceiptRow(
             new.room_nid,

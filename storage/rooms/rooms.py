@@ -105,7 +105,7 @@ class RoomStore:
         return await self._database.read("get_public_flags", _select_public, list(room_nids))
 
     async def set_public(self, room_nid: int, is_public: bool) -> None:
-        """List the room in this server's public directory, or take it out."""
+        """List the room in this server's public directory, or remove it."""
         await self._database.write("set_room_public", set_public, room_nid, is_public)
 
     def _cache(self, rows: Sequence[tuple[RoomRow, bool]]) -> list[RoomRow]:
@@ -192,7 +192,7 @@ def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head:
 
 
 def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:
-    """List the room in this server's public directory, or remove it."""
+    """The form of `RoomStore.set_public` for use inside a write."""
     txn.execute("UPDATE rooms SET is_public = ? WHERE room_nid = ?", (int(is_public), room_nid))
 
 

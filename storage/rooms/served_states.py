@@ -93,12 +93,12 @@ class ToldStates:
         only_beyond: bool,
     ) -> ToldState:
         state, chain = self._read(txn, room_nid, root, choose, further)
-        every = {*state, *chain}
+        all_nids = {*state, *chain}
         if only_beyond:
             chain -= set(state)
-        sizes = select_sizes(txn, every)
-        if len(every) <= WITH_PDUS and sum(sizes.values()) <= WITH_BYTES:
-            return ToldState(state, sorted(chain), select_pdus(txn, every), {})
+        sizes = select_sizes(txn, all_nids)
+        if len(all_nids) <= WITH_PDUS and sum(sizes.values()) <= WITH_BYTES:
+            return ToldState(state, sorted(chain), select_pdus(txn, all_nids), {})
         return ToldState(state, sorted(chain), None, sizes)
 
     def _read_ids(

@@ -142,10 +142,10 @@ def _select(
             nid: position for nid, rows in zip(pending, latest, strict=True) for (position,) in rows
         }
     reached: int | None = last if pending else None
-    left, size = MOST_WALKED, max(FIRST_WALKED, 2 * limit)
-    while pending and left > 0:
+    remaining, size = MOST_WALKED, max(FIRST_WALKED, 2 * limit)
+    while pending and remaining > 0:
         rooms = nlargest(MOST_ROOMS, pending, key=pending.__getitem__)
-        batch = max(FEWEST_WALKED, min(left, size) // len(rooms))
+        batch = max(FEWEST_WALKED, min(remaining, size) // len(rooms))
         walked = txn.query_each(
             _SELECT_EVENTS, [(nid, after, pending[nid], batch) for nid in rooms]
         )
@@ -161,7 +161,7 @@ def _select(
                 del pending[nid]
             else:
                 pending[nid] = min(row[0] for row in rows) - 1
-            left -= len(rows)
+            remaining -= len(rows)
         size *= 4
         listed |= _read_replies(txn, found, after, upto, last, ignored)
         threads.update((key, thread) for key, thread in found.items() if key not in listed)

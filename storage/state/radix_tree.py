@@ -173,8 +173,8 @@ class RadixTree(msgspec.Struct, frozen=True):
     def gather(self, load: Load, roots: Iterable[bytes], keys: Iterable[int]) -> dict[bytes, bytes]:
         """Load all nodes on the paths from the roots to the keys."""
         nodes: dict[bytes, bytes] = {}
-        wanted_keys = sorted(set(keys))
-        level: dict[bytes, Collection[int]] = dict.fromkeys(roots, wanted_keys)
+        sorted_keys = sorted(set(keys))
+        level: dict[bytes, Collection[int]] = dict.fromkeys(roots, sorted_keys)
         while level:
             nodes.update(self._load_all(load, level.keys() - nodes.keys()))
             # equal subtrees are one node, so a node may be wanted for the keys of several places

@@ -140,12 +140,12 @@ class StateTreeStore:
         self, room_nid: int, root: bytes | None, keys: Iterable[StateKey]
     ) -> Mapping[StateKey, int]:
         """Return the event_nids of the keys that are set."""
-        wanted = tuple(keys)
-        entries = self.get_cached(room_nid, root, wanted)
+        requested = tuple(keys)
+        entries = self.get_cached(room_nid, root, requested)
         if entries is not None:
             return entries
         return await self._database.read(
-            "get_state_entries", self.get_entries_in, room_nid, root, wanted
+            "get_state_entries", self.get_entries_in, room_nid, root, requested
         )
 
     def get_entries_in(
@@ -178,13 +178,17 @@ class StateTreeStore:
     ) -> Mapping[bytes | None, Mapping[StateKey, int]]:
         """Return the same keys of several states of a room, as needed for the visibility of many
         events: as many queries as for one."""
-        wanted_roots, wanted = tuple(dict.fromkeys(roots)), tuple(keys)
+        distinct_roots, requested = tuple(dict.fromkeys(roots)), tuple(keys)
         found: dict[bytes | None, Mapping[StateKey, int]] = {}
-        for root in wanted_roots:
-            entries = self.get_cached(room_nid, root, wanted)
+        for root in distinct_roots:
+            entries = self.get_cached(room_nid, root, requested)
             if entries is None:
                 return await self._database.read(
-                    "get_state_entries_of", self.get_entries_of_in, room_nid, wanted_roots, wanted
+                    "get_state_entries_of",
+                    self.get_entries_of_in,
+                    room_nid,
+                    distinct_roots,
+                    requested,
                 )
             found[root] = entries
         return found
@@ -197,8 +201,8 @@ class StateTreeStore:
         keys: Iterable[StateKey],
     ) -> Mapping[bytes | None, Mapping[StateKey, int]]:
         """As `get_entries_of`."""
-        wanted_roots = tuple(dict.fromkeys(roots))
-        return self._read_entries(self._source(txn, room_nid), wanted_roots, tuple(keys))
+        distinct_roots = tuple(dict.fromkeys(roots))
+        return self._read_entries(self._source(txn, room_nid), distinct_roots, tuple(keys))
 
     def _read_entries(
         self, source: _NodeSource, roots: Collection[bytes | None], keys: Collection[StateKey]
