@@ -1,7 +1,7 @@
 """Connections that are kept for the next request to the same place.
 
-Bounds: so many requests at the same time to one place, the rest wait in line; so many in all; so
-many connections that are kept though nobody uses them, and for so long.
+Bounds: the requests at the same time, to one place and in all, where the rest wait in turns of
+places; the unused connections that are kept, and for how long.
 
 A kept connection may have been closed by the other side a moment ago. A request that changes
 nothing when it comes twice is then sent again, once, on a new one; for another only a connection is
@@ -11,12 +11,12 @@ taken that was used just now.
 from collections.abc import Awaitable, Callable, Hashable
 
 import msgspec
-from twisted.internet.defer import DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from federation.http_client.connection import Connection, Received
 from federation.http_client.errors import ConnectionGone
 from federation.http_client.request import TakeBody
+from federation.peers.fair_semaphore import FairSemaphore
 
 AT_ONCE = 8
 """Requests to one place."""
@@ -30,7 +30,6 @@ repeated."""
 
 
 class _Place(msgspec.Struct):
-    line: DeferredSemaphore = msgspec.field(default_factory=lambda: DeferredSemaphore(AT_ONCE))
     kept: list[tuple[Connection, float, IDelayedCall]] = msgspec.field(default_factory=list)
     """With when each was last used, the newest last."""
     users: int = 0
@@ -42,7 +41,7 @@ class Pool:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._places: dict[Hashable, _Place] = {}
-        self._all = DeferredSemaphore(AT_ONCE_IN_ALL)
+        self._requests: FairSemaphore[Hashable] = FairSemaphore(AT_ONCE_IN_ALL, AT_ONCE)
         self._kept = 0
 
     async def exchange(
@@ -60,17 +59,8 @@ class Pool:
         place = self._places.setdefault(key, _Place())
         place.users += 1
         try:
-            await place.line.acquire()
-            try:
-                await self._all.acquire()
-                try:
-                    return await self._exchange(
-                        key, place, dial, request, max_bytes, repeatable, take
-                    )
-                finally:
-                    self._all.release()
-            finally:
-                place.line.release()
+            async with self._requests.hold(key):
+                return await self._exchange(key, place, dial, request, max_bytes, repeatable, take)
         finally:
             place.users -= 1
             self._clean(key, place)

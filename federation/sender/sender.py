@@ -31,14 +31,20 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import Policy
-from federation.peers.unresponsive_servers import Silences
 from federation.protocol.ids import ServerName, UserID, is_server_name
 from federation.rooms.events import RoomEvents
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
 from federation.sender.deliveries import Deliveries
-from federation.sender.destination import MAX_QUEUED, SHORT_SILENCE_MS, Destination, QueuedEvent
+from federation.sender.destination import (
+    MAX_QUEUED,
+    SHORT_SILENCE_MS,
+    SILENT_MS,
+    Destination,
+    QueuedEvent,
+)
 from storage.cluster.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
 from storage.devices.device_list_log import DeviceListLog
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
@@ -81,7 +87,7 @@ class Sender:
         deliveries: Deliveries,
         identity: ServerIdentity,
         policy: Policy,
-        silences: Silences,
+        silences: PeerBackoff[ServerName],
         now_ms: Callable[[], int],
     ) -> None:
         self._clock = clock
@@ -133,7 +139,7 @@ class Sender:
 
     def heard_from(self, server: ServerName) -> None:
         """A server has proved that it is there."""
-        self._silences.heard_from(server)
+        self._silences.record_answer(server)
         if self._has_lease:
             self._deliveries.heard_from(server)
         elif len(self._spoke_here) < MAX_HEARD:
@@ -158,12 +164,12 @@ class Sender:
     def would_wait_in_vain(self, server: ServerName) -> bool:
         """Whether the server could not be reached a moment ago, or somebody else waited for it, so
         that nobody should wait for it now."""
-        return self.is_failing(server) or self._silences.length(server) > 0
+        return self.is_failing(server) or self._silences.left_ms(server) > 0
 
     async def is_away(self, server: ServerName) -> bool:
         """Whether the server has not answered for longer than one takes to start again. One query,
         where another node sends. One that asked us to wait has answered."""
-        if self._silences.length(server) * 1000 >= SHORT_SILENCE_MS:
+        if self._silences.failing_ms(server) >= SHORT_SILENCE_MS:
             return True
         if self._has_lease:
             destination = self._deliveries.peek(server)
@@ -185,8 +191,12 @@ class Sender:
 
     def note_silence(self, server: ServerName, asked_at: float) -> None:
         """The server has not answered something else that we asked, at that second of the clock."""
-        self._silences.note(server, asked_at)
-        self._deliveries.note_silence(server, self._clock.seconds() - asked_at)
+        seconds = self._clock.seconds() - asked_at
+        if (
+            seconds * 1000 >= SILENT_MS
+        ):  # to find out at once that a server is away costs nobody time
+            self._silences.record_failure(server, asked_at_ms=int(asked_at * 1000))
+        self._deliveries.note_silence(server, seconds)
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
         """Tell the other servers in a room something that is soon out of date; the latest under a

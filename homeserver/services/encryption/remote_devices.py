@@ -28,8 +28,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.requests import RefusedByRemote, asked_wait_ms, is_away
-from federation.peers.retry_after import Patience
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
@@ -96,7 +96,7 @@ class RemoteDevices:
         """Whose lists were fetched at once of late, and when that began, in this order."""
         self._resynced_upto = ""
         self._swept_upto = ""
-        self._patience = Patience(lambda: int(clock.seconds() * 1000))
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(lambda: int(clock.seconds() * 1000))
         """Of those that asked us to wait with questions for lists, when nobody waits for the
         answer."""
         self._asked: set[ServerName] = set()
@@ -306,7 +306,7 @@ class RemoteDevices:
     def _may_ask(self, server: ServerName) -> bool:
         """Whether a server may be asked for what nobody waits for: it can be reached, as far as is
         known, and has not asked us to wait."""
-        return not self._sender.is_failing(server) and not self._patience.left_ms(server)
+        return not self._sender.is_failing(server) and not self._backoff.left_ms(server)
 
     def _resync(self, user_id: str) -> None:
         """Fetch a list in the background, as soon as there is room for that; later if it has been
@@ -336,7 +336,7 @@ class RemoteDevices:
                 "the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error
             )
             self._note(domain_of(user_id), asked_at, error)
-            self._patience.note(domain_of(user_id), error)
+            self._backoff.record_failure(domain_of(user_id), error)
             return isinstance(error, RefusedByRemote) and not asked_wait_ms(error)
         except Exception:  # a bug of ours; nobody waits for this
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
