@@ -119,10 +119,13 @@ class FairSemaphore(Generic[K]):
 
     @contextmanager
     def hold_now(self, *keys: K) -> Iterator[None]:
-        """Hold a permit without waiting for it. Raises the refusal where there is none."""
+        """Hold a permit without waiting. Raises the refusal: of a key without a share left, or of
+        all keys."""
         claim = _Claim(keys)
         if not self._has_room(claim):
-            raise self._refusal(None)
+            raise self._refusal(
+                next((key for key in keys if self._held[key] >= self._share(key)), None)
+            )
         self._take(claim)
         try:
             yield

@@ -26,10 +26,10 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.requests import RefusedByRemote, asked_wait_ms, is_away
+from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
@@ -90,7 +90,7 @@ class RemoteDevices:
         self._membership_store = membership_store
         self._sender = sender
         self._is_local = is_local
-        self._fetching: dict[str, list[Deferred[None]]] = {}
+        self._fetching: SharedWork[str, None] = SharedWork()
         self._slots = DeferredSemaphore(CONCURRENT_RESYNCS)
         self._resyncs: dict[str, float] = {}
         """Whose lists were fetched at once of late, and when that began, in this order."""
@@ -275,26 +275,14 @@ class RemoteDevices:
     async def _fetch(self, user_id: str, seconds: float) -> None:
         """Fetch a list and keep it; who asks while it is on its way waits for the same. Raises
         RemoteError, Forbidden."""
-        waiting = self._fetching.get(user_id)
-        if waiting is not None:
-            done: Deferred[None] = Deferred()
-            waiting.append(done)
-            await done
-            return
-        self._fetching[user_id] = waiting = []
-        outcome: Failure | None = None
-        try:
+
+        async def fetch() -> None:
             asked_at = await self._store.get_position(user_id)
             found = await self._remote.get_list(user_id, seconds)
             rows, cross_signing = _rows(user_id, found.keys), _cross_signing(user_id, found.keys)
             await self._store.set_list(user_id, found.stream_id, rows, cross_signing, asked_at)
-        except Exception:
-            outcome = Failure()
-            raise
-        finally:
-            del self._fetching[user_id]
-            for done in waiting:
-                done.callback(None) if outcome is None else done.errback(outcome)
+
+        await self._fetching.run(user_id, fetch)
 
     def _note(self, server: ServerName, asked_at: float, failure: Exception | None) -> None:
         """Let the sender know whether the server answers what it was asked then."""
@@ -317,7 +305,7 @@ class RemoteDevices:
         ):
             del self._resyncs[oldest[0]]
         if (
-            user_id in self._fetching
+            self._fetching.is_under_way(user_id)
             or user_id in self._resyncs
             or not self._may_ask(domain_of(user_id))
         ):
