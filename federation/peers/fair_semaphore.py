@@ -138,6 +138,13 @@ class FairSemaphore(Generic[K]):
         if claim in self._queues:
             self._queues.move_to_end(claim, last=False)
 
+    def refuse_waiting(self, refusal: Callable[[], MatrixError], *keys: K) -> None:
+        """Let all waiters for the keys fail, each with an error of its own."""
+        claim = _Claim(keys)
+        for turn in list(self._queues.get(claim, ())):
+            self._leave_queue(claim, turn)
+            turn.errback(refusal())
+
     def recheck(self) -> None:
         """Admit waiters whose share has risen."""
         self._admit()

@@ -1,15 +1,15 @@
 """Bounds how hard one server may press with requests, so that a busy or hostile one delays only
 itself.
 
-A server has a number of requests answered at the same time; further ones wait. Once it has sent
-more than a number of requests in a window, each further one is delayed. Once too many of its
+A number of requests of a server is answered at the same time; further ones wait. A server that
+sends more often than so many times in a window has its requests delayed. Once too many of its
 requests wait, further ones are refused (429).
 
 spec: client-server-api#rate-limiting
 """
 
 import sys
-from collections import deque
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -17,11 +17,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from federation.peers.fair_semaphore import FairSemaphore
+from federation.peers.token_buckets import Rate, TokenBuckets
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
 
 MAX_REMEMBERED: Final = 5_000
-"""Servers whose requests are counted. Beyond that, idle ones are forgotten."""
+"""Servers whose requests are counted."""
 
 
 class PeerLimits(msgspec.Struct, frozen=True):
@@ -29,16 +30,10 @@ class PeerLimits(msgspec.Struct, frozen=True):
 
     window: float
     asks_in_window: int
-    """Further requests in the window are delayed."""
+    """Further requests are delayed until the server has sent less for a window. 0: each is."""
     delay: float
     most_waiting: int
     at_once: int
-
-
-class _Peer(msgspec.Struct):
-    asked: deque[float] = msgspec.field(default_factory=deque)
-    """The times of the latest requests, as many as matter."""
-    delayed: int = 0
 
 
 class PeerQueue:
@@ -47,30 +42,20 @@ class PeerQueue:
     def __init__(self, clock: IReactorTime, limits: PeerLimits) -> None:
         self._clock = clock
         self._limits = limits
+        asks = max(limits.asks_in_window, 1)
+        rate = Rate(asks / limits.window, asks)  # a bucket refills in a window
+        self._asked = TokenBuckets(clock.seconds, rate, max_buckets=MAX_REMEMBERED)
+        self._delayed: Counter[ServerName] = Counter()
         self._semaphore: FairSemaphore[ServerName] = FairSemaphore(sys.maxsize, limits.at_once)
-        self._peers: dict[ServerName, _Peer] = {}
 
     async def enter(self, server: ServerName) -> None:
         """Wait until the request may be answered. Raises LimitExceeded."""
-        limits = self._limits
-        peer = self._peers.get(server)
-        if peer is None:
-            if len(self._peers) >= MAX_REMEMBERED:
-                self._forget()
-            peer = self._peers[server] = _Peer()
-        if peer.delayed + self._semaphore.waiting(server) >= max(limits.most_waiting, 1):
-            raise LimitExceeded(retry_after_ms=max(1, int(limits.window * 1000)))
-        now = self._clock.seconds()
-        asked = peer.asked
-        asked.append(now)
-        while asked and (asked[0] <= now - limits.window or len(asked) > limits.asks_in_window + 1):
-            asked.popleft()
-        if len(asked) > limits.asks_in_window and limits.delay > 0:
-            peer.delayed += 1
-            try:
-                await deferLater(self._clock, limits.delay)
-            finally:
-                peer.delayed -= 1
+        if self._delayed[server] + self._semaphore.waiting(server) >= max(
+            self._limits.most_waiting, 1
+        ):
+            raise LimitExceeded(retry_after_ms=max(1, int(self._limits.window * 1000)))
+        if self._asks_too_often(server) and self._limits.delay > 0:
+            await self._delay(server)
         await self._semaphore.acquire(server)
 
     def leave(self, server: ServerName) -> None:
@@ -78,14 +63,20 @@ class PeerQueue:
         self._semaphore.release(server)
 
     def count_remembered(self) -> int:
-        """How many servers are known."""
-        return len(self._peers)
+        """How many servers' requests are counted."""
+        return len(self._asked)
 
-    def _forget(self) -> None:
-        since = self._clock.seconds() - self._limits.window
-        for server, peer in list(self._peers.items()):
-            is_idle = not (
-                peer.delayed or self._semaphore.waiting(server) or self._semaphore.held(server)
-            )
-            if is_idle and (not peer.asked or peer.asked[-1] <= since):
-                del self._peers[server]
+    def _asks_too_often(self, server: ServerName) -> bool:
+        """Count a request. Delayed ones count too, up to a window's worth, so that a server which
+        goes on pressing is delayed each time."""
+        wait = self._asked.wait(server)
+        if wait < self._limits.window:
+            self._asked.take(server)
+        return wait > 0 or not self._limits.asks_in_window
+
+    async def _delay(self, server: ServerName) -> None:
+        self._delayed[server] += 1
+        try:
+            await deferLater(self._clock, self._limits.delay)
+        finally:
+            self._delayed -= Counter({server: 1})

@@ -23,6 +23,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from federation.peers.token_buckets import Rate
 from federation.protocol.endpoint import Limit, RequestContext, Requester
 from homeserver.http.body_budget import HeldBodies
 from homeserver.http.channel import MatrixChannel
@@ -33,7 +34,7 @@ from homeserver.http.guard import (
     SignatureChecker,
     TokenChecker,
 )
-from homeserver.http.rate_limits import Rate, RateLimiter
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Handler, Router
 from homeserver.http.site import Site, SiteOptions
 from homeserver.observe.access import AccessRecord

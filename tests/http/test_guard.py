@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from federation.peers.token_buckets import Rate
 from federation.protocol.endpoint import Auth, Limit, Peer, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, Unauthorized
 from federation.protocol.ids import DeviceID, ServerName, UserID
-from homeserver.http.rate_limits import Rate
 from storage.engine.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.server import TestServer

@@ -2,8 +2,8 @@
 
 import pytest
 
+from federation.peers.token_buckets import Rate
 from federation.protocol.endpoint import Limit, Requester
-from homeserver.http.rate_limits import Rate
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User

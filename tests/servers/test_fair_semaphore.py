@@ -168,6 +168,20 @@ async def test_a_waiter_is_refused_after_the_longest_wait() -> None:
     assert (semaphore.free, semaphore.waiting_in_all, clock.getDelayedCalls()) == (1, 0, [])
 
 
+async def test_waiters_of_a_key_can_be_refused() -> None:
+    semaphore: FairSemaphore[str] = FairSemaphore(1, 1)
+    acquire(semaphore, WEST)
+    norths, south = [acquire(semaphore, NORTH) for _ in range(2)], acquire(semaphore, SOUTH)
+    semaphore.refuse_waiting(LimitExceeded, WEST)  # nobody waits for it
+    semaphore.refuse_waiting(LimitExceeded, NORTH)
+    for each in norths:
+        with pytest.raises(LimitExceeded):
+            await each
+    assert semaphore.waiting_in_all == 1
+    semaphore.release(WEST)
+    assert south.called
+
+
 def test_slow_keys_share_what_one_key_may_hold_for_a_while() -> None:
     clock = Clock()
     semaphore: FairSemaphore[str] = FairSemaphore(3, 2, waits=Waits(clock, slow_after=5))

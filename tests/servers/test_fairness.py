@@ -65,6 +65,36 @@ def test_who_asks_too_often_waits_before_each_further_request() -> None:
     assert enter(turns).called
 
 
+def test_a_server_that_goes_on_pressing_is_delayed_each_time_until_it_has_paused_for_a_window() -> (
+    None
+):
+    clock = Clock()
+    turns = PeerQueue(
+        clock, PeerLimits(window=1.0, asks_in_window=5, delay=0.1, most_waiting=9, at_once=99)
+    )
+    for _ in range(5):
+        assert enter(turns).called
+    for _ in range(60):
+        asked = enter(turns)
+        assert not asked.called
+        clock.advance(0.1)
+        assert asked.called
+    clock.advance(1.3)
+    assert enter(turns).called
+
+
+def test_a_limit_of_no_requests_delays_each() -> None:
+    clock = Clock()
+    turns = PeerQueue(
+        clock, PeerLimits(window=1.0, asks_in_window=0, delay=0.5, most_waiting=9, at_once=9)
+    )
+    for _ in range(3):
+        asked = enter(turns)
+        assert not asked.called
+        clock.advance(5)
+        assert asked.called
+
+
 def test_who_goes_away_leaves_its_place_to_the_next() -> None:
     clock = Clock()
     turns = PeerQueue(
