@@ -13,8 +13,9 @@ Laws:
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from itertools import chain
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -70,7 +71,11 @@ class FairSemaphore(Generic[K]):
         self._held_by_slow = 0
         self._waiting: Counter[K] = Counter()
         self._queues: OrderedDict[_Claim[K], deque[Deferred[None]]] = OrderedDict()
+        self._queues_of: dict[K, dict[_Claim[K], None]] = {}
+        """The claims that wait for each key, in the order of `_queues`."""
         self._waiting_in_all = 0
+        self._freed: dict[tuple[K, ...] | None, None] = {}
+        """Keys whose waiters are to be looked at; None: all waiters."""
         self._is_admitting = False
         self.seconds_waited = 0.0
         """The time that all waiters together have waited, where `waits` has a clock."""
@@ -137,6 +142,8 @@ class FairSemaphore(Generic[K]):
         claim = _Claim(keys)
         if claim in self._queues:
             self._queues.move_to_end(claim, last=False)
+            for key in keys:
+                self._queues_of[key] = {claim: None, **self._queues_of[key]}
 
     def refuse_waiting(self, refusal: Callable[[], MatrixError], *keys: K) -> None:
         """Let all waiters for the keys fail, each with an error of its own."""
@@ -147,7 +154,7 @@ class FairSemaphore(Generic[K]):
 
     def recheck(self) -> None:
         """Admit waiters whose share has risen."""
-        self._admit()
+        self._admit(None)
 
     # ---- waiting
 
@@ -157,8 +164,7 @@ class FairSemaphore(Generic[K]):
             self._take(claim)  # no other waiter could have had it
             return
         turn: Deferred[None] = Deferred(lambda _: self._leave_queue(claim, turn))
-        self._queues.setdefault(claim, deque()).append(turn)
-        self._count_waiting(claim, 1)
+        self._enter_queue(claim, turn)
         began = self._now()
         if self._waits is not None and self._waits.longest is not None:
             turn.addTimeout(self._waits.longest, self._waits.clock)
@@ -179,16 +185,31 @@ class FairSemaphore(Generic[K]):
             if most is not None and self._waiting[key] >= most:
                 raise self._refusal(key)
 
-    def _leave_queue(self, claim: "_Claim[K]", turn: Deferred[None]) -> None:
-        queue = self._queues[claim]
-        queue.remove(turn)
-        if not queue:
-            del self._queues[claim]
-        self._count_waiting(claim, -1)
+    def _enter_queue(self, claim: "_Claim[K]", turn: Deferred[None]) -> None:
+        if claim not in self._queues:
+            self._queues[claim] = deque()
+            for key in claim.keys:
+                self._queues_of.setdefault(key, {})[claim] = None
+        self._queues[claim].append(turn)
+        self._waiting_in_all += 1
+        _add(self._waiting, claim.keys, 1)
 
-    def _count_waiting(self, claim: "_Claim[K]", change: int) -> None:
-        self._waiting_in_all += change
-        _add(self._waiting, claim.keys, change)
+    def _leave_queue(self, claim: "_Claim[K]", turn: Deferred[None]) -> None:
+        self._waiting_in_all -= 1
+        _add(self._waiting, claim.keys, -1)
+        self._queues[claim].remove(turn)
+        if not self._queues[claim]:
+            del self._queues[claim]
+            for key in claim.keys:
+                del self._queues_of[key][claim]
+                if not self._queues_of[key]:
+                    del self._queues_of[key]
+
+    def _move_to_end(self, claim: "_Claim[K]") -> None:
+        if claim in self._queues:
+            self._queues.move_to_end(claim)
+            for key in claim.keys:
+                self._queues_of[key][claim] = self._queues_of[key].pop(claim)
 
     # ---- permits
 
@@ -207,27 +228,39 @@ class FairSemaphore(Generic[K]):
         _add(self._held, claim.keys, 1)
 
     def _release(self, claim: "_Claim[K]") -> None:
+        # what others lack, unless it is a permit, is a share of their own keys
+        concerns_all = self._free <= 0 or claim.is_slow
         self._free += 1
         self._held_by_slow -= claim.is_slow
         _add(self._held, claim.keys, -1)
-        self._admit()
+        self._admit(None if concerns_all else claim.keys)
 
-    def _admit(self) -> None:
-        """Give waiters what permits there are. An admitted waiter may release at once: then the
-        loop that runs goes on, so the stack does not grow with the queue."""
+    def _admit(self, keys: tuple[K, ...] | None) -> None:
+        """Give permits to the waiters for these keys, or to any. An admitted waiter may release at
+        once: then the loop that runs goes on, so the stack does not grow with the queue."""
+        self._freed[keys] = None
         if self._is_admitting:
             return
         self._is_admitting = True
         try:
-            while (claim := next(filter(self._has_room, self._queues), None)) is not None:
+            while self._freed:
+                freed = next(iter(self._freed))
+                claim = next(filter(self._has_room, self._waiting_for(freed)), None)
+                if claim is None:
+                    del self._freed[freed]
+                    continue
                 turn = self._queues[claim][0]
                 self._leave_queue(claim, turn)
-                if claim in self._queues:
-                    self._queues.move_to_end(claim)
+                self._move_to_end(claim)
                 self._take(claim)
                 turn.callback(None)
         finally:
             self._is_admitting = False
+
+    def _waiting_for(self, keys: tuple[K, ...] | None) -> Iterable["_Claim[K]"]:
+        if keys is None:
+            return self._queues
+        return chain.from_iterable(self._queues_of.get(key, ()) for key in keys)
 
     # ---- slow keys
 
