@@ -13,8 +13,8 @@ from homeserver.services.sliding_sync.connections import (
     SentRoom,
     StateChanges,
 )
+from homeserver.services.sliding_sync.pos import MOST_ADDED
 from homeserver.services.sliding_sync.request import RequiredState, RoomConfig
-from homeserver.services.sliding_sync.state_names import MOST_ADDED
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import both_ways

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sliding_sync.order import FILTERS_KEPT
+from homeserver.services.sliding_sync.room_order import FILTERS_KEPT
 from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from homeserver.services.sliding_sync.state_names import MOST_ADDED, added_in, added_to
+from homeserver.services.sliding_sync.pos import MOST_ADDED, added_in, added_to
 from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say, texts

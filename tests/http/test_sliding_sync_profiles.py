@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sliding_sync import portions, profiles
+from homeserver.services.sliding_sync import batches, profiles
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, say
 from tests.http.test_sliding_sync_extensions import ended
@@ -299,8 +299,8 @@ def test_people_of_rooms_that_did_not_fit_into_the_answer(
     client.sync()
     for room_id in rooms:
         say(alice, room_id, "long")
-    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 1)
-    monkeypatch.setattr(portions, "LARGEST_ANSWER", 400)
+    monkeypatch.setattr(batches, "MOST_EVENTS_AT_ONCE", 1)
+    monkeypatch.setattr(batches, "LARGEST_RESPONSE", 400)
     client.body["extensions"] = {NAME: {"enabled": True}}
     answers = [client.sync() for _ in range(3)]
     assert [list(answer["rooms"]) for answer in answers] == [

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sliding_sync import portions, profiles
+from homeserver.services.sliding_sync import batches, profiles
 from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, create
@@ -70,8 +70,8 @@ def test_all_profiles_in_view_are_known(
     monkeypatch.setattr(profiles, "MOST_WHOLE", chance.choice([2, 3, 500]))
     monkeypatch.setattr(profiles, "MOST_PARTS", chance.choice([1, 2, 16]))
     if chance.random() < 0.5:
-        monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 1)
-        monkeypatch.setattr(portions, "LARGEST_ANSWER", 1000)
+        monkeypatch.setattr(batches, "MOST_EVENTS_AT_ONCE", 1)
+        monkeypatch.setattr(batches, "LARGEST_RESPONSE", 1000)
     server = TestServer(tmp_path, sqlite_database)
     alice, *others = people = [
         server.register(name) for name in ("alice", "bob", "carol", "dave", "erin", "frank")

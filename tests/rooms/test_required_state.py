@@ -5,7 +5,12 @@ from random import Random
 
 from federation.protocol.events import StateKey
 from homeserver.services.sliding_sync.request import ANY, MEMBER, Clause, Pattern, RequiredState
-from homeserver.services.sliding_sync.required_state import AVATAR, NAME, AskedState, RequiredStates
+from homeserver.services.sliding_sync.required_state import (
+    AVATAR,
+    NAME,
+    RequiredStates,
+    StateRequest,
+)
 from storage.engine.database import Database, WriteTransaction
 from storage.state.state_tree import StateTreeStore
 
@@ -46,7 +51,7 @@ async def test_what_is_told_is_what_matches(database: Database) -> None:
         wanted = RequiredState(clauses, lazy_members=True)
         members = chance.sample(KEYS, chance.randrange(3))
         asked = [
-            AskedState(room_nid, root, wanted, members) for room_nid, root in enumerate(roots, 1)
+            StateRequest(room_nid, root, wanted, members) for room_nid, root in enumerate(roots, 1)
         ]
         questions += reader.question(wanted) is not None
         for reading in (reader, RequiredStates(StateTreeStore(database))):

@@ -21,13 +21,13 @@ from msgspec.structs import replace
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
+from homeserver.services.sliding_sync.pos import added_in, added_to, name_of, stored_nid
 from homeserver.services.sliding_sync.request import (
     Clause,
     RequiredState,
     RoomConfig,
     SlidingRequest,
 )
-from homeserver.services.sliding_sync.state_names import added_in, added_to, name_of, stored_nid
 from homeserver.services.streams.sync_tokens import SyncToken, split_pos
 from storage.encryption.to_device import DevicesGone
 from storage.engine.streams import Change, Streams, Topic
@@ -55,12 +55,12 @@ _weight: Final = itemgetter(1)
 
 
 class UnknownPos(MatrixError):
-    """The client has to begin anew."""
+    """The client has to begin force."""
 
     errcode, status, default_text = (
         "M_UNKNOWN_POS",
         400,
-        "This position is unknown or has expired: begin anew",
+        "This position is unknown or has expired: begin force",
     )
 
 
@@ -85,7 +85,7 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-class ProfilesLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class PendingProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """More people came into view than one answer tells of: the next ones go on."""
 
     room_nids: list[int]
@@ -93,7 +93,7 @@ class ProfilesLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Of the members of these rooms, those whose user ids come after this one."""
 
 
-class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class SentProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a client has of people's profiles since it asks for them."""
 
     fields: frozenset[str]
@@ -102,7 +102,7 @@ class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
     told then."""
     lazily: frozenset[int]
     """Those where it is told of people as their events need them."""
-    left: tuple[ProfilesLeft, ...] = ()
+    left: tuple[PendingProfiles, ...] = ()
     """Whose whole profiles it is still to be told."""
 
 
@@ -117,7 +117,7 @@ class ConnectionState:
         rooms: dict[int, SentRoom] = NOTHING,
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
-        profiles: ToldProfiles | None = None,
+        profiles: SentProfiles | None = None,
     ) -> None:
         """`profiles`: None: it does not ask for them."""
         self.added: Sequence[tuple[int, bool]] | None = None
@@ -253,7 +253,7 @@ class Connections:
         """By user and device: the `conn_id`s that are remembered, the one that was changed last at
         the end."""
         self._weight = 0
-        streams.subscribe(self._hear, Topic.DEVICES_GONE)
+        streams.subscribe(self._on_changes, Topic.DEVICES_GONE)
 
     def __len__(self) -> int:
         """Connections in memory."""
@@ -281,16 +281,16 @@ class Connections:
         return Connection(key, token, name, known.states[name][0])
 
     async def keep(
-        self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False
+        self, former: Connection, state: ConnectionState, token: SyncToken, *, force: bool = False
     ) -> str:
         """The `pos` of an answer after which the client has this, which came from what it had.
         Written before it is told, if it has more that is new than a name has room for, or is to
-        have a number of its own (`anew`)."""
+        have a number of its own (`force`)."""
         name = former.state_name
         if name is None:
             name = await self._store_state(former, state)
-        elif anew or state is not former.state:
-            longer = None if anew or state.added is None else added_to(name, state.added)
+        elif force or state is not former.state:
+            longer = None if force or state.added is None else added_to(name, state.added)
             if longer is None:
                 name = await self._store_state(former, state)
             else:
@@ -389,7 +389,7 @@ class Connections:
             if not of_device:
                 del self._of_devices[key.user_id, key.device_id]
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         """Devices that go take their connections with them."""
         for change in changes:
             if isinstance(change.detail, DevicesGone) and change.user_id is not None:
@@ -433,7 +433,7 @@ class StateChanges:
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
-    def set_profiles(self, told: ToldProfiles | None) -> None:
+    def set_profiles(self, told: SentProfiles | None) -> None:
         """So much was told of profiles."""
         if told != self._profiles:
             self._profiles = told
@@ -501,7 +501,7 @@ class _Blob(msgspec.Struct, array_like=True):
     profile_fields: list[str] | None = None
     direct: list[int] = []
     """The rooms that were told to be direct chats."""
-    profiles_left: tuple[ProfilesLeft, ...] = ()
+    profiles_left: tuple[PendingProfiles, ...] = ()
     profile_rooms: list[int] = []
     profiles_lazily: list[int] = []
 
@@ -551,7 +551,7 @@ def _decode(blob: bytes) -> ConnectionState:
     told = None
     if stored.profile_fields is not None:
         rooms_told, lazily = frozenset(stored.profile_rooms), frozenset(stored.profiles_lazily)
-        told = ToldProfiles(
+        told = SentProfiles(
             frozenset(stored.profile_fields), rooms_told, lazily, stored.profiles_left
         )
     return ConnectionState(rooms, stored.receipts, stored.account_data, told)

@@ -17,24 +17,24 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents
 from homeserver.services.rooms.invited_rooms import InvitedRooms
-from homeserver.services.sliding_sync.labels import (
+from homeserver.services.sliding_sync.filter_data import (
     CREATE,
     ENCRYPTION,
     NAME,
     NO_TAGS,
     TRAITS,
-    Labels,
-    RoomTraits,
+    RoomTags,
+    RoomTraitCache,
 )
-from homeserver.services.sliding_sync.order import (
+from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
+from homeserver.services.sliding_sync.room_order import (
     OUTSIDE,
     FilteredRooms,
     NewestFirst,
     RoomOrder,
     RoomOrders,
 )
-from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
-from homeserver.services.sync.sync import LEFT
+from homeserver.services.sync.rooms import LEFT
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomRow, RoomStore
 
@@ -57,7 +57,7 @@ class RoomFilters:
         rooms: RoomStore,
         invited: InvitedRooms,
         states: CurrentStates,
-        traits: RoomTraits,
+        traits: RoomTraitCache,
         orders: RoomOrders,
     ) -> None:
         self._engine = engine
@@ -74,7 +74,7 @@ class RoomFilters:
         order: RoomOrder,
         candidates: Collection[MembershipRow],
         rows: Mapping[int, MembershipRow],
-        labels: Labels,
+        labels: RoomTags,
     ) -> Collection[MembershipRow]:
         """Those of the rooms that the filters let through, in order. `rows`: the user's rooms by
         number."""
@@ -89,7 +89,7 @@ class RoomFilters:
         return shown
 
     async def _kept(
-        self, filters: ListFilters, order: RoomOrder, labels: Labels
+        self, filters: ListFilters, order: RoomOrder, labels: RoomTags
     ) -> dict[int, MembershipRow]:
         kept = order.filtered.get(filters)
         if kept is not None and kept.labels is labels:
@@ -108,7 +108,7 @@ class RoomFilters:
         return rooms
 
     async def _match(
-        self, filters: ListFilters, candidates: Collection[MembershipRow], labels: Labels
+        self, filters: ListFilters, candidates: Collection[MembershipRow], labels: RoomTags
     ) -> tuple[list[MembershipRow], bool]:
         """The rooms that fit all filters but that by spaces; and whether all was known of them."""
         shown = list(candidates)
@@ -206,7 +206,7 @@ def _types(filters: ListFilters) -> frozenset[str]:
     return frozenset(types)
 
 
-def _has_labels(filters: ListFilters, room: RoomRow, labels: Labels) -> bool:
+def _has_labels(filters: ListFilters, room: RoomRow, labels: RoomTags) -> bool:
     if filters.is_dm is not None and (room.room_id in labels.direct) != filters.is_dm:
         return False
     tags = labels.tags.get(room.room_id, NO_TAGS)

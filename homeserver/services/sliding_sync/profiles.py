@@ -19,11 +19,11 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from homeserver.services.sliding_sync.connections import (
     Connection,
-    ProfilesLeft,
-    ToldProfiles,
+    PendingProfiles,
+    SentProfiles,
     UnknownPos,
 )
-from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.engine.streams import Topic
 from storage.profiles.profiles import ProfileStore
@@ -38,7 +38,7 @@ MOST_CHANGES: Final = 5_000
 """So many fields of profiles may have changed since a client's last answer, whosoever they are."""
 
 
-class ProfileNews:
+class ProfileReader:
     """Reads what of profiles is new to a connection."""
 
     def __init__(
@@ -62,12 +62,12 @@ class ProfileNews:
         connection: Connection,
         scope: Set[int],
         lazy: Set[int],
-        works: Sequence[RoomWork],
+        updates: Sequence[SlidingRoomUpdate],
         upto: int,
-    ) -> tuple[dict[str, Any], ToldProfiles]:
+    ) -> tuple[dict[str, Any], SentProfiles]:
         """By user: fields that are set, fields that are set no longer; None for who shares no room
         any more. And what the client has then. `scope`: the rooms in view, `lazy` those of them
-        whose members come lazily; `works` those of which the answer tells something.
+        whose members come lazily; `updates` those of which the answer tells something.
 
         Raises UnknownPos.
         """
@@ -76,12 +76,12 @@ class ProfileNews:
         if former is not None and connection.position < upto:
             users = await self._changes(user_id, fields, connection.position, upto)
         if former is None or not (former.fields >= EVERY_FIELD or former.fields >= fields):
-            former = ToldProfiles(frozenset(), frozenset(), frozenset())
-        seen = {work.room.room_nid: work for work in works if work.room.room_nid in scope}
+            former = SentProfiles(frozenset(), frozenset(), frozenset())
+        seen = {update.room.room_nid: update for update in updates if update.room.room_nid in scope}
         people, others, whole = await self._who_comes(former, scope, lazy, seen)
         left = former.left
         told, left = await self._members(
-            user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left
+            user_id, [*left, PendingProfiles(sorted(whole), "")] if whole else left
         )
         told |= people
         found = await self._profiles.get_profiles(sorted(told | others))
@@ -92,10 +92,14 @@ class ProfileNews:
             if shown and users.get(owner, {}) is not None:
                 users.setdefault(owner, {})["updated"] = shown
         rooms, lazily = former.rooms - scope | scope - lazy, former.lazily - scope | lazy
-        return users, ToldProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
+        return users, SentProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
 
     async def _who_comes(
-        self, former: ToldProfiles, scope: Set[int], lazy: Set[int], works: Mapping[int, RoomWork]
+        self,
+        former: SentProfiles,
+        scope: Set[int],
+        lazy: Set[int],
+        updates: Mapping[int, SlidingRoomUpdate],
     ) -> tuple[set[str], set[str], set[int]]:
         """Who comes into view with these rooms and is in one of them, who else does, and the rooms
         of which all members do.
@@ -103,7 +107,7 @@ class ProfileNews:
         They do not where members come lazily, unless events that need them came before their
         profiles were asked for.
         """
-        begun = {nid for nid, work in works.items() if work.initial}
+        begun = {nid for nid, update in updates.items() if update.initial}
         whole = {
             *(scope - lazy - former.rooms),
             *(begun - lazy),
@@ -111,13 +115,13 @@ class ProfileNews:
         }
         people: set[str] = set()
         others: set[str] = set()
-        for nid, work in works.items():
-            named, members = work.people, await self._memberships.local_members(nid)
+        for nid, update in updates.items():
+            named, members = update.people, await self._memberships.local_members(nid)
             if nid not in lazy:
-                named |= work.state.changed_members.keys() & members
+                named |= update.state.changed_members.keys() & members
             if nid in whole or len(named) > MOST_WHOLE:
                 whole.add(nid)
-                named = work.people_shown
+                named = update.people_shown
             people |= named & members
             others |= named - members
         return people, others, whole
@@ -132,8 +136,8 @@ class ProfileNews:
         )
 
     async def _members(
-        self, user_id: UserID, waiting: Sequence[ProfilesLeft]
-    ) -> tuple[set[str], tuple[ProfilesLeft, ...]]:
+        self, user_id: UserID, waiting: Sequence[PendingProfiles]
+    ) -> tuple[set[str], tuple[PendingProfiles, ...]]:
         """The next of this server's users who are in rooms of which all are to be told; those who
         are left then."""
         told: set[str] = set()
@@ -150,7 +154,9 @@ class ProfileNews:
             told.update(further[:room])
             if len(further) > room:
                 after = further[room - 1] if room else part.after
-                return told, _merged([ProfilesLeft(part.room_nids, after), *waiting[number + 1 :]])
+                return told, _merged(
+                    [PendingProfiles(part.room_nids, after), *waiting[number + 1 :]]
+                )
         return told, ()
 
     async def _changes(
@@ -229,12 +235,14 @@ class ProfileNews:
         return behind
 
 
-def _merged(left: Sequence[ProfilesLeft]) -> tuple[ProfilesLeft, ...]:
+def _merged(left: Sequence[PendingProfiles]) -> tuple[PendingProfiles, ...]:
     """The same people, those of many parts from their beginning: it is no harm to be told of
     somebody again."""
     if len(left) <= MOST_PARTS:
         return tuple(left)
-    return (ProfilesLeft(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),)
+    return (
+        PendingProfiles(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),
+    )
 
 
 def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:

@@ -20,7 +20,7 @@ ALIAS: Final = StateKey("m.room.canonical_alias", "")
 AVATAR: Final = StateKey("m.room.avatar", "")
 
 
-class StateOfRoom(msgspec.Struct, gc=False):
+class RequestedState(msgspec.Struct, gc=False):
     """The entries that an answer has of a room: numbers of events by key."""
 
     entries: dict[StateKey, int] = {}
@@ -35,7 +35,7 @@ class StateOfRoom(msgspec.Struct, gc=False):
     """Entries that are no longer set."""
 
 
-class Question(msgspec.Struct, frozen=True, gc=False):
+class StateQuery(msgspec.Struct, frozen=True, gc=False):
     """What is asked for, as entries and types of which there are few in any room."""
 
     wanted: RequiredState
@@ -53,7 +53,9 @@ class Question(msgspec.Struct, frozen=True, gc=False):
         """What is asked for by name, with some memberships."""
         return [*self.asked, *map(StateKey, repeat(MEMBER), members)]
 
-    def pick(self, keys: Sequence[StateKey], found: Mapping[tuple[str, str], int]) -> StateOfRoom:
+    def pick(
+        self, keys: Sequence[StateKey], found: Mapping[tuple[str, str], int]
+    ) -> RequestedState:
         """The state that is told, of what was found of these entries, of `besides`, and of the
         types."""
         nids = list(map(found.get, keys))
@@ -62,10 +64,10 @@ class Question(msgspec.Struct, frozen=True, gc=False):
             for type_, state_key in found:
                 if type_ in self.types and self.wanted.matches(type_, state_key):
                     entries[StateKey(type_, state_key)] = found[type_, state_key]
-        return StateOfRoom(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
+        return RequestedState(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
 
 
-class AskedState(msgspec.Struct, frozen=True, gc=False):
+class StateRequest(msgspec.Struct, frozen=True, gc=False):
     """A state of a room, and what is asked for of it."""
 
     room_nid: int
@@ -80,16 +82,16 @@ class RequiredStates:
 
     def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
-        self._latest: tuple[RequiredState, Question | None] | None = None
+        self._latest: tuple[RequiredState, StateQuery | None] | None = None
 
-    async def get_wholes(self, asked: Sequence[AskedState]) -> list[StateOfRoom]:
-        """Of each state all that is asked for. As far as that is a `Question`, what is not in
+    async def get_wholes(self, asked: Sequence[StateRequest]) -> list[RequestedState]:
+        """Of each state all that is asked for. As far as that is a `StateQuery`, what is not in
         memory is read at once for all."""
         states = list(map(self.find_whole, asked))
         if None not in states:
             return [state for state in states if state is not None]
         missing = [each for each, state in zip(asked, states, strict=True) if state is None]
-        read: dict[int, StateOfRoom] = {}
+        read: dict[int, RequestedState] = {}
         questions = [
             (each, question, question.to_tell(each.members))
             for each in missing
@@ -112,9 +114,9 @@ class RequiredStates:
             for each, state in zip(asked, states, strict=True)
         ]
 
-    def find_whole(self, asked: AskedState) -> StateOfRoom | None:
+    def find_whole(self, asked: StateRequest) -> RequestedState | None:
         """All that is asked for of a state, at once; None where that needs the database, or is more
-        than a `Question`."""
+        than a `StateQuery`."""
         question = self.question(asked.wanted)
         if question is None:
             return None
@@ -124,17 +126,11 @@ class RequiredStates:
         )
         return None if found is None else question.pick(keys, found)
 
-    def find_member(self, room_nid: int, root: bytes | None, user_id: str) -> int | None:
-        """The number of a membership event, at once; None where there is none, or that needs the
-        database."""
-        key = StateKey(MEMBER, user_id)
-        return (self._trees.get_cached(room_nid, root, (key,)) or {}).get(key)
-
-    async def _get_whole(self, asked: AskedState) -> StateOfRoom:
+    async def _get_whole(self, asked: StateRequest) -> RequestedState:
         wanted = asked.wanted
         entries = await self._read(asked.room_nid, asked.root, wanted, [NAME, AVATAR])
         named = {key: entries.get(key) for key in (NAME, AVATAR)}
-        state = StateOfRoom(
+        state = RequestedState(
             {key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True
         )
         if asked.members:
@@ -154,10 +150,10 @@ class RequiredStates:
 
     async def get_changed(
         self, room_nid: int, former: bytes | None, root: bytes | None, wanted: RequiredState
-    ) -> StateOfRoom:
+    ) -> RequestedState:
         """What is asked for and differs from a former state."""
         if former == root:
-            return StateOfRoom()
+            return RequestedState()
         changes = {
             StateKey(*key): new
             for key, (_, new) in (await self._trees.get_diff(room_nid, former, root)).items()
@@ -167,7 +163,7 @@ class RequiredStates:
             for key, nid in changes.items()
             if key.type == MEMBER and nid is not None
         }
-        return StateOfRoom(
+        return RequestedState(
             {key: nid for key, nid in changes.items() if nid is not None and wanted.matches(*key)},
             {key: changes[key] for key in (NAME, AVATAR) if key in changes},
             any(key.type == MEMBER or key in (NAME, ALIAS) for key in changes),
@@ -184,7 +180,7 @@ class RequiredStates:
         )
         return {StateKey(*key): nid for key, nid in found.items()}
 
-    def question(self, wanted: RequiredState) -> Question | None:
+    def question(self, wanted: RequiredState) -> StateQuery | None:
         """None where anything may be wanted, or all members. The rooms of an answer mostly have one
         question: it is kept."""
         if self._latest is None or self._latest[0] is not wanted:
@@ -204,7 +200,7 @@ class RequiredStates:
                     wanted.lazy_members,
                 )
                 is_shared = not any(clause.exclude for clause in wanted.clauses)
-                question = Question(
+                question = StateQuery(
                     wanted, asked, besides, types, members, shared if is_shared else None
                 )
             self._latest = (wanted, question)

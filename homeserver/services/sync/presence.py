@@ -1,5 +1,5 @@
-"""What /sync tells of who is there: of those with whom the user shares a room, as it changes, and
-as rooms come to be shared.
+"""The `presence` section: of users who share a room, when their presence changes or when they come
+to share one.
 
 spec: client-server-api#presence
 """
@@ -20,13 +20,14 @@ from homeserver.services.sync.request import Range, SyncRequest
 from storage.rooms.memberships import MembershipRow
 
 FEW: Final = 50
-"""Up to so many people are asked for their rooms; of more the rooms are asked for them."""
+"""Up to this number of people, look at the rooms of each; of more, look at the people of each
+room."""
 
 Rows = Mapping[int, MembershipRow]
 
 
-class PresenceReader:
-    """Makes the presence section of answers."""
+class PresenceSection:
+    """Reads the presence section."""
 
     def __init__(
         self,
@@ -38,8 +39,8 @@ class PresenceReader:
         server_name: ServerName,
         tells_offline: bool,
     ) -> None:
-        """`tells_offline`: an initial answer tells of those too who are not there, which costs as
-        much as there are."""
+        """`tells_offline`: an initial sync includes users who are offline, at the cost of looking
+        at all of them."""
         self._presence = presence
         self._memberships = memberships
         self._recent = recent
@@ -48,34 +49,34 @@ class PresenceReader:
         self._tells_offline = tells_offline
 
     def watch(self, request: SyncRequest, listener: Listener) -> None:
-        """Wake the listener for presence too, if the request wants it."""
+        """Wake the listener on changes of presence too, if the request wants them."""
         if self._is_wanted(request):
             self._presence.telling.watch(listener)
 
     def unwatch(self, listener: Listener) -> None:
-        """End that."""
+        """Undo `watch`."""
         self._presence.telling.unwatch(listener)
 
     async def read(
         self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]
     ) -> list[msgspec.Raw]:
-        """The m.presence events for an answer over that range."""
+        """Return the m.presence events for the range."""
         if not self._is_wanted(request):
             return []
         user_id = request.caller.user_id
-        first = request.since is None or request.full_state
+        is_full = request.since is None or request.full_state
         changed = self._presence.roster.get_changed(
-            None if request.since is None or first else request.since.ephemeral
+            None if request.since is None or is_full else request.since.ephemeral
         )
-        newcomers = [] if first else self._new_rooms(span, rows)
-        if not changed and not newcomers and not (first and self._tells_offline):
+        new_joins = [] if is_full else self._new_rooms(span, rows)
+        if not changed and not new_joins and not (is_full and self._tells_offline):
             return []
         joined = {room_nid for room_nid, row in rows.items() if row.membership == "join"}
         shared = await self._sharing(user_id, joined, changed)
-        for row in newcomers:
+        for row in new_joins:
             shared |= await self._met(user_id, row)
         people = [person for person in shared.values() if person.user_id not in ignored]
-        if first and self._tells_offline:
+        if is_full and self._tells_offline:
             others = await self._all_local(joined)
             people += [
                 Person(UserID(other))
@@ -92,8 +93,7 @@ class PresenceReader:
         return self._presence.is_on and request.filter.presence.allows("m.presence", None)
 
     def _event(self, person: Person | RemotePerson, second: int) -> msgspec.Raw:
-        """The event about a person, encoded once for all who are told of them in the same
-        second."""
+        """The event about a person, encoded once for all readers in the same second."""
         encoded = person.encoded
         if encoded is None or encoded[0] != second or encoded[1] is not person.shown:
             content = self._presence.content_of(person, person.shown)
@@ -102,8 +102,7 @@ class PresenceReader:
         return msgspec.Raw(encoded[2])
 
     def _new_rooms(self, span: Range, rows: Rows) -> list[MembershipRow]:
-        """Who has come into the user's rooms, the user into new ones among them, as far as that is
-        remembered."""
+        """The joins in the user's rooms, their own included, as far as they are in memory."""
         return [
             row
             for row in self._recent.memberships_since(span.since) or ()

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
-from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sync.lazy_members import Member
 
-LARGEST_ANSWER: Final = 4 * 1024 * 1024
+LARGEST_RESPONSE: Final = 4 * 1024 * 1024
 """In bytes of events: with what goes beyond it an answer ends."""
 MOST_EVENTS_AT_ONCE: Final = 500
 """So many events of timelines are looked for before it is asked how large they are."""
@@ -30,32 +30,36 @@ async def make_entries(
     entries: RoomEntries,
     request: SlidingRequest,
     connection: Connection,
-    works: Sequence[RoomWork],
+    updates: Sequence[SlidingRoomUpdate],
     upto: int,
-    sent_members: set[Member],
-    newly_sent: set[Member],
-) -> tuple[dict[str, dict[str, Any]], Sequence[RoomWork]]:
-    """The entries by room id, as many as an answer has room for; and the works that they are of.
+    confirmed_members: set[Member],
+    new_members: set[Member],
+) -> tuple[dict[str, dict[str, Any]], Sequence[SlidingRoomUpdate]]:
+    """The entries by room id, as many as an answer has room for; and the updates that they are of.
 
     For the sets see `RoomEntries.make`.
     """
-    if len(works) == 1:
-        return await entries.make(request, connection, works, upto, sent_members, newly_sent), works
+    if len(updates) == 1:
+        return await entries.make(
+            request, connection, updates, upto, confirmed_members, new_members
+        ), updates
     made: dict[str, dict[str, Any]] = {}
     told, size = 0, 0
     opened = request.subscriptions
-    works = sorted(
-        works,
-        key=lambda work: (work.room.room_id in opened, entries.find_latest(work)),
+    updates = sorted(
+        updates,
+        key=lambda update: (update.room.room_id in opened, entries.find_latest(update)),
         reverse=True,
     )
-    for portion in _portions_of(works):
-        made |= await entries.make(request, connection, portion, upto, sent_members, newly_sent)
+    for portion in _portions_of(updates):
+        made |= await entries.make(
+            request, connection, portion, upto, confirmed_members, new_members
+        )
         told += len(portion)
         size += sum(map(_size, portion))
-        if size > LARGEST_ANSWER:
+        if size > LARGEST_RESPONSE:
             break
-    return made, works[:told]
+    return made, updates[:told]
 
 
 def _load_of(config: RoomConfig, *, initial: bool) -> int:
@@ -66,17 +70,17 @@ def _load_of(config: RoomConfig, *, initial: bool) -> int:
     return events
 
 
-def _portions_of(works: Sequence[RoomWork]) -> Iterator[Sequence[RoomWork]]:
+def _portions_of(updates: Sequence[SlidingRoomUpdate]) -> Iterator[Sequence[SlidingRoomUpdate]]:
     """One as a rule: as many as may be made before it is known how large they are."""
     begin, load = 0, 0
     loads: dict[tuple[int, bool], int] = {}
-    for index, work in enumerate(works):
-        case = (id(work.config), work.initial)  # mostly the same of all rooms
+    for index, update in enumerate(updates):
+        case = (id(update.config), update.initial)  # mostly the same of all rooms
         events = loads.get(case)
         if events is None:
-            events = loads[case] = _load_of(work.config, initial=work.initial)
+            events = loads[case] = _load_of(update.config, initial=update.initial)
         if load and load + events > MOST_EVENTS_AT_ONCE:
-            yield works[begin:index]
+            yield updates[begin:index]
             begin, load = index, 0
         load += events
-    yield works[begin:]
+    yield updates[begin:]

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from federation.protocol.ids import UserID
 from homeserver.services.ephemeral.typing import Typing
-from homeserver.services.sliding_sync.kept import KeptOfConnections
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.streams.sync_tokens import SyncToken
 from storage.engine.streams import Streams
 from storage.sync.sliding_connections import ConnectionKey
@@ -36,7 +36,7 @@ ROOM: Final = 100
 """Bytes for a room of a view, about."""
 
 
-class View(msgspec.Struct, frozen=True, gc=False):
+class TypingView(msgspec.Struct, frozen=True, gc=False):
     """What a client has been told at some position."""
 
     rooms: frozenset[int]
@@ -49,23 +49,23 @@ class View(msgspec.Struct, frozen=True, gc=False):
     """As in `SyncToken`, of the rooms in view."""
 
 
-class Typists(msgspec.Struct, frozen=True, gc=False):
+class TypingChanges(msgspec.Struct, frozen=True, gc=False):
     """Who types, as far as a client is to be told."""
 
     rooms: Mapping[int, Sequence[UserID]]
-    is_news: bool
+    has_changes: bool
     """Whether something has changed since the client heard last, or came into view."""
-    view: View
+    view: TypingView
     """What the client has been told with that."""
 
 
-class TypingViews:
+class SentTyping:
     """The views of all connections. For the reactor thread."""
 
     def __init__(self, typing: Typing, streams: Streams, *, capacity: int) -> None:
         """`capacity`: about how many bytes are kept."""
         self._typing = typing
-        self._views = KeptOfConnections[Mapping[str, View]](streams, capacity=capacity)
+        self._views = ConnectionCache[Mapping[str, TypingView]](streams, capacity=capacity)
 
     @property
     def weight(self) -> int:
@@ -79,15 +79,15 @@ class TypingViews:
         before: SyncToken | None,
         rooms: Set[int],
         begun: Set[int] = frozenset(),
-    ) -> Typists:
+    ) -> TypingChanges:
         """Who types in the rooms that are in view now, where a client that has come with this `pos`
         has to be told. `before`: what it stands at. With the rooms in `begun` it begins anew."""
         if before is None:
             found = self._typing.get_changed(rooms, None)
-            return Typists(
+            return TypingChanges(
                 found,
                 bool(found),
-                View(frozenset(rooms), {}, typed=self._typing.name_typed((), found)),
+                TypingView(frozenset(rooms), {}, typed=self._typing.name_typed((), found)),
             )
         changed: Set[int] = frozenset()
         if not self._typing.is_quiet_since(before.ephemeral):
@@ -96,12 +96,12 @@ class TypingViews:
         typed = [nid for nid in before.typed if nid in rooms]
         told: dict[int, Sequence[UserID]] = dict.fromkeys(self._typing.find_over(typed), ())
         if view is None:
-            is_news = bool(changed or told)
+            has_changes = bool(changed or told)
             told.update(self._typing.get_known(rooms))
-            view = View(
+            view = TypingView(
                 frozenset(rooms), {}, is_whole=False, typed=self._typing.name_typed(typed, told)
             )
-            return Typists(told, is_news, view)
+            return TypingChanges(told, has_changes, view)
         if changed:
             told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
         if begun:
@@ -118,18 +118,18 @@ class TypingViews:
                     nid in view.left
                 ):  # that nobody types any more, to who has not given up what they knew
                     told.update(self._typing.get_changed([nid], view.left[nid]))
-            view = View(frozenset(rooms), *_left(view, before, rooms), view.typed)
+            view = TypingView(frozenset(rooms), *_left(view, before, rooms), view.typed)
         names = self._typing.name_typed(typed, told) if typed or told else ()
         if names != view.typed:
             view = replace(view, typed=names)
-        return Typists(told, bool(told), view)
+        return TypingChanges(told, bool(told), view)
 
-    def find(self, key: ConnectionKey, pos: str | None) -> View | None:
+    def find(self, key: ConnectionKey, pos: str | None) -> TypingView | None:
         """What a client has been told that has this `pos`, if that is known."""
         kept = self._views.get(key)
         return None if kept is None or pos is None else kept[0].get(pos)
 
-    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: View) -> bool:
+    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: TypingView) -> bool:
         """A client that has come with the one `pos` is told this, with the answer that has the
         other one. False, and it is not kept, where an answer with that `pos` told the client
         something else, of rooms where somebody types or did lately."""
@@ -165,7 +165,7 @@ class TypingViews:
         return True
 
 
-def _left(view: View, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:
+def _left(view: TypingView, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:
     """The rooms out of view, and whether these are all."""
     left = {**view.left, **dict.fromkeys(view.rooms - rooms, before.ephemeral)}
     for nid in rooms - view.rooms:

@@ -23,14 +23,14 @@ NO_TAGS: Final[frozenset[str]] = frozenset()
 CHANGES_KEPT: Final = 10_000
 
 
-class Labels(msgspec.Struct, frozen=True, gc=False):
+class RoomTags(msgspec.Struct, frozen=True, gc=False):
     """What a user says of rooms, by the rooms' ids."""
 
     direct: frozenset[str]
     tags: Mapping[str, frozenset[str]]
 
 
-class RoomLabels:
+class RoomTagCache:
     """Reads what users say of their rooms."""
 
     def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
@@ -38,24 +38,24 @@ class RoomLabels:
         self._store = store
         self._streams = streams
         self._capacity = capacity
-        self._known: OrderedDict[str, Labels] = OrderedDict()
-        self._changes_heard = 0
-        streams.subscribe(self._hear, Topic.ACCOUNT_DATA)
-        streams.watch(self._heed_others)
+        self._known: OrderedDict[str, RoomTags] = OrderedDict()
+        self._version = 0
+        streams.subscribe(self._on_changes, Topic.ACCOUNT_DATA)
+        streams.watch(self._on_remote_write)
 
-    async def of_user(self, user_id: UserID) -> Labels:
+    async def of_user(self, user_id: UserID) -> RoomTags:
         """The labels of one user."""
         known = self._known.get(user_id)
         if known is not None:
             self._known.move_to_end(user_id)
             return known
         while True:
-            heard = self._changes_heard
+            heard = self._version
             direct = await self._store.get_entry(user_id, None, DIRECT)
             tags = await self._store.get_rooms_entries(user_id, TAGS)
-            if heard == self._changes_heard:
+            if heard == self._version:
                 break
-        labels = Labels(
+        labels = RoomTags(
             _parse_direct(direct) if direct is not None else frozenset(),
             {room_id: _parse_tags(content) for room_id, content in tags.items()},
         )
@@ -64,23 +64,23 @@ class RoomLabels:
             self._known.popitem(last=False)
         return labels
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.ACCOUNT_DATA and change.user_id is not None:
-                self._changes_heard += 1
+                self._version += 1
                 self._known.pop(change.user_id, None)
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, of whom is not known here."""
         told = self._streams.told(after, upto)
-        self._changes_heard += 1
+        self._version += 1
         if told is None:
             self._known.clear()
         else:
-            self._hear(told)
+            self._on_changes(told)
 
 
-class RoomTraits:
+class RoomTraitCache:
     """Knows name, type and encryption of rooms."""
 
     def __init__(self, store: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
@@ -89,21 +89,21 @@ class RoomTraits:
         self._streams = streams
         self._capacity = capacity
         self._known: dict[int, SummaryRow] = {}
-        self._changes_heard = 0
+        self._version = 0
         self._changes: list[tuple[int, str]] = []
         """In which rooms state of which type was set, the latest ones."""
         self._changes_before = 0
-        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS)
+        streams.watch(self._on_remote_write)
 
     async def of_rooms(self, room_nids: Collection[int]) -> Mapping[int, SummaryRow]:
         """The traits of these rooms at least. The mapping is the cache's own: read, don't keep."""
         while missing := [nid for nid in room_nids if nid not in self._known]:
             if len(self._known) > self._capacity:
                 self._known, missing = {}, list(room_nids)
-            heard, known = self._changes_heard, self._known
+            heard, known = self._version, self._known
             read = await self._store.get_summaries(missing)
-            if heard == self._changes_heard and known is self._known:
+            if heard == self._version and known is self._known:
                 known.update(read)
                 break
         return self._known
@@ -120,27 +120,27 @@ class RoomTraits:
         news = self._changes[mark - self._changes_before :]
         return {nid for nid, type in news if type in types} if news else frozenset()
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, EventRow | EventNews):
                 # the resolution of a fork may have set any of them, or taken it back
                 types = TRAITS if row.flags & EventFlag.RESOLVED else TRAITS & {row.type}
                 if types:
-                    self._changes_heard += 1
+                    self._version += 1
                     self._known.pop(row.room_nid, None)
                 for type in types:
                     self._note(row.room_nid, type)
             elif change.topic in (Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS):
                 self._forget_all()  # all of a room's state may be another, though no event says so
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, in which rooms is not known here."""
         told = self._streams.told(after, upto)
         if told is None:
             self._forget_all()
         else:
-            self._hear(told)
+            self._on_changes(told)
 
     def _note(self, room_nid: int, type: str) -> None:
         self._changes.append((room_nid, type))
@@ -149,7 +149,7 @@ class RoomTraits:
             self._changes_before += CHANGES_KEPT
 
     def _forget_all(self) -> None:
-        self._changes_heard += 1
+        self._version += 1
         self._known = {}
         self._changes_before = self.mark() + 1
         self._changes = []

@@ -41,8 +41,8 @@ class RoomRecency:
         self._bumps: dict[int, int] = {}
         self.generation = 0
         """Another one once something of the latest positions was forgotten."""
-        streams.subscribe(self._hear, Topic.EVENT)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.EVENT)
+        streams.watch(self._on_remote_write)
 
     @property
     def known(self) -> Mapping[int, int]:
@@ -80,7 +80,7 @@ class RoomRecency:
                 _merge(known, missing, read)
         return self._bumps
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, EventRow | EventNews):
@@ -91,13 +91,13 @@ class RoomRecency:
             elif change.topic is Topic.EVENT:
                 self._forget_all()
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, in which rooms is not known here."""
         told = self._streams.told(after, upto)
         if told is None:
             self._forget_all()
         else:
-            self._hear(told)
+            self._on_changes(told)
 
     def _forget_all(self) -> None:
         # whoever holds the mappings goes on with what they knew

@@ -14,9 +14,9 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
-from homeserver.services.sliding_sync.labels import Labels
-from homeserver.services.sliding_sync.recency import RoomRecency
+from homeserver.services.sliding_sync.filter_data import RoomTags
 from homeserver.services.sliding_sync.request import ListFilters
+from homeserver.services.sliding_sync.room_recency import RoomRecency
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
@@ -46,10 +46,10 @@ class NewestFirst(Collection[MembershipRow]):
 class FilteredRooms(msgspec.Struct):
     """Those of one user's rooms that a filter lets through, in the order of all of them."""
 
-    labels: Labels
+    labels: RoomTags
     """What the user said of rooms then."""
     traits_mark: int
-    """When it was known what the rooms are (`RoomTraits.mark`)."""
+    """When it was known what the rooms are (`RoomTraitCache.mark`)."""
     rooms: dict[int, MembershipRow]
 
 
@@ -91,9 +91,9 @@ class RoomOrders:
         self._capacity = capacity
         self._known: OrderedDict[str, RoomOrder] = OrderedDict()
         self._weight = 0
-        self._changes_heard = 0
-        streams.subscribe(self._hear, Topic.MEMBERSHIP)
-        streams.watch(self._heed_others)
+        self._version = 0
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
+        streams.watch(self._on_remote_write)
 
     async def of_user(self, user_id: UserID) -> RoomOrder:
         """The order of now."""
@@ -108,12 +108,12 @@ class RoomOrders:
                 return known
         self._forget(user_id)
         while True:
-            heard, upto = self._changes_heard, self._streams.current()
+            heard, upto = self._version, self._streams.current()
             rows = (await self._memberships.of_user(user_id)).values()
             latest = await self._recency.latest(
                 [row.room_nid for row in rows if row.membership == "join"]
             )
-            if heard == self._changes_heard:
+            if heard == self._version:
                 break
         order = _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
         self._remember(user_id, order)
@@ -159,23 +159,23 @@ class RoomOrders:
         if order is not None:
             self._weight -= _weigh(order)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.MEMBERSHIP:
-                self._changes_heard += 1
+                self._version += 1
                 if change.user_id is not None:
                     self._forget(change.user_id)
                 else:
                     self._forget_all()
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, of whom is not known here."""
-        self._changes_heard += 1
+        self._version += 1
         told = self._streams.told(after, upto)
         if told is None:
             self._forget_all()
         else:
-            self._hear(told)
+            self._on_changes(told)
 
     def _forget_all(self) -> None:
         self._known.clear()

@@ -18,7 +18,7 @@ from storage.sync.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
 T = TypeVar("T")
 
 
-class KeptOfConnections(Generic[T]):
+class ConnectionCache(Generic[T]):
     """One thing of each connection, of as many of a device as are stored. For the reactor
     thread."""
 
@@ -29,7 +29,7 @@ class KeptOfConnections(Generic[T]):
         """By user and device: what is kept by `conn_id`, and about how many bytes it takes."""
         self.weight = 0
         """About how many bytes are kept."""
-        streams.subscribe(self._hear, Topic.DEVICES_GONE)
+        streams.subscribe(self._on_changes, Topic.DEVICES_GONE)
 
     def get(self, key: ConnectionKey) -> tuple[T, int] | None:
         """What is kept, and its weight."""
@@ -63,7 +63,7 @@ class KeptOfConnections(Generic[T]):
         if gone is not None:
             self.weight -= sum(each for _, each in gone.values())
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if isinstance(change.detail, DevicesGone) and change.user_id is not None:
                 for device_id in change.detail.device_ids:

@@ -10,7 +10,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.account_data.ignored_users import IGNORED_USERS
 from homeserver.services.push.unread_counts import READ_TYPES, UnreadCounts
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.recounts import Recounts
+from homeserver.services.sync.unread_changes import UnreadChanges
 from storage.account_data.account_data import AccountData, AccountDataStore
 from storage.engine.streams import Topic
 from storage.rooms.memberships import MembershipRow
@@ -19,7 +19,7 @@ from storage.rooms.receipts import ReceiptStore
 NONE: Final[frozenset[int]] = frozenset()
 
 
-class CountNews:
+class SlidingUnreadChanges:
     """Finds them. For the reactor thread."""
 
     def __init__(
@@ -32,7 +32,7 @@ class CountNews:
         self._recent = recent
         self._receipts = receipts
         self._account_data = account_data
-        self._recounts = Recounts(recent, unread)
+        self._recounts = UnreadChanges(recent, unread)
 
     async def find(
         self,
