@@ -149,7 +149,7 @@ class Talk(RuleBasedStateMachine):
     def begin(self, seed: int, short: bool) -> None:
         if short:  # answers end early, and go on in the next ones
             self.patch.setattr(batches, "LARGEST_RESPONSE", 2500)
-            self.patch.setattr(batches, "MOST_EVENTS_AT_ONCE", 5)
+            self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 5)
             self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
         alice, *others = self.people
         for at, version in enumerate(Random(seed).choices(VERSIONS, k=ROOMS)):
@@ -396,7 +396,7 @@ def test_the_short_way_of_sliding_sync_gives_what_the_full_way_gives() -> None:
 def test_it_goes_by_bytes_not_by_what_is_asked(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "MOST_EVENTS_AT_ONCE", 30)
+    monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 30)
     alice = server.register("alice")
     room_ids = [create(alice) for _ in range(4)]
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=20)})

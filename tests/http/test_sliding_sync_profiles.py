@@ -299,7 +299,7 @@ def test_people_of_rooms_that_did_not_fit_into_the_answer(
     client.sync()
     for room_id in rooms:
         say(alice, room_id, "long")
-    monkeypatch.setattr(batches, "MOST_EVENTS_AT_ONCE", 1)
+    monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
     monkeypatch.setattr(batches, "LARGEST_RESPONSE", 400)
     client.body["extensions"] = {NAME: {"enabled": True}}
     answers = [client.sync() for _ in range(3)]

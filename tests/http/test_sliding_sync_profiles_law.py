@@ -70,7 +70,7 @@ def test_all_profiles_in_view_are_known(
     monkeypatch.setattr(profiles, "MOST_WHOLE", chance.choice([2, 3, 500]))
     monkeypatch.setattr(profiles, "MOST_PARTS", chance.choice([1, 2, 16]))
     if chance.random() < 0.5:
-        monkeypatch.setattr(batches, "MOST_EVENTS_AT_ONCE", 1)
+        monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
         monkeypatch.setattr(batches, "LARGEST_RESPONSE", 1000)
     server = TestServer(tmp_path, sqlite_database)
     alice, *others = people = [

@@ -57,7 +57,7 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
 def test_rooms_that_do_not_fit_come_in_the_next_answers(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "MOST_EVENTS_AT_ONCE", 2)
+    monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 2)
     monkeypatch.setattr(batches, "LARGEST_RESPONSE", 5000)
     alice = server.register("alice")
     old, older, *oldest = ids = [create(alice) for _ in range(5)]
@@ -103,7 +103,7 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(
 
 
 def test_what_is_open_comes_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "MOST_EVENTS_AT_ONCE", 1)
+    monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
     monkeypatch.setattr(batches, "LARGEST_RESPONSE", 100)
     alice = server.register("alice")
     opened, old, new = (create(alice) for _ in range(3))

@@ -399,7 +399,7 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     remembered."""
     if seed % 2:
         monkeypatch.setattr(batches, "LARGEST_RESPONSE", 2500)
-        monkeypatch.setattr(batches, "MOST_EVENTS_AT_ONCE", 3)
+        monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)
         monkeypatch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "KEPT", 4)

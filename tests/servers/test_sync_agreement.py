@@ -101,7 +101,7 @@ class Towns(RuleBasedStateMachine):
             self.patch.setattr(ConnectionCache, "get", lambda _self, _key: None)
         if short:  # answers of sliding sync end early, and go on in the next ones
             self.patch.setattr(batches, "LARGEST_RESPONSE", 2500)
-            self.patch.setattr(batches, "MOST_EVENTS_AT_ONCE", 3)
+            self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)
             self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
         for at, preset in ((0, "public_chat"), (1, "public_chat"), (0, "private_chat")):
             self.create(at, preset)

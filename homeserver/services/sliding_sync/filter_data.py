@@ -1,5 +1,5 @@
-"""What lists filter by, from memory: direct chats and tags of users, and what rooms are. For the
-reactor thread."""
+"""The data that lists filter by, in memory: users' direct chats and tags, and traits of rooms. For
+the reactor thread."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence, Set
@@ -20,21 +20,21 @@ ENCRYPTION: Final = "m.room.encryption"
 NAME: Final = "m.room.name"
 TRAITS: Final = frozenset({CREATE, ENCRYPTION, NAME})
 NO_TAGS: Final[frozenset[str]] = frozenset()
-CHANGES_KEPT: Final = 10_000
+MAX_CHANGES: Final = 10_000
 
 
 class RoomTags(msgspec.Struct, frozen=True, gc=False):
-    """What a user says of rooms, by the rooms' ids."""
+    """A user's direct chats (`m.direct`) and tags (`m.tag`), by room id."""
 
     direct: frozenset[str]
     tags: Mapping[str, frozenset[str]]
 
 
 class RoomTagCache:
-    """Reads what users say of their rooms."""
+    """Reads and caches direct chats and tags."""
 
     def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: how many users are remembered."""
+        """`capacity`: the number of users in the cache."""
         self._store = store
         self._streams = streams
         self._capacity = capacity
@@ -44,16 +44,16 @@ class RoomTagCache:
         streams.watch(self._on_remote_write)
 
     async def of_user(self, user_id: UserID) -> RoomTags:
-        """The labels of one user."""
+        """Return the direct chats and tags of a user."""
         known = self._known.get(user_id)
         if known is not None:
             self._known.move_to_end(user_id)
             return known
         while True:
-            heard = self._version
+            version = self._version
             direct = await self._store.get_entry(user_id, None, DIRECT)
             tags = await self._store.get_rooms_entries(user_id, TAGS)
-            if heard == self._version:
+            if version == self._version:
                 break
         labels = RoomTags(
             _parse_direct(direct) if direct is not None else frozenset(),
@@ -71,49 +71,50 @@ class RoomTagCache:
                 self._known.pop(change.user_id, None)
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, of whom is not known here."""
-        told = self._streams.told(after, upto)
+        """Another node wrote: apply its changes if they are known, else clear the cache."""
+        changes = self._streams.told(after, upto)
         self._version += 1
-        if told is None:
+        if changes is None:
             self._known.clear()
         else:
-            self._on_changes(told)
+            self._on_changes(changes)
 
 
 class RoomTraitCache:
-    """Knows name, type and encryption of rooms."""
+    """Reads and caches name, type and encryption of rooms."""
 
     def __init__(self, store: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: how many rooms are remembered."""
+        """`capacity`: the number of rooms in the cache."""
         self._store = store
         self._streams = streams
         self._capacity = capacity
         self._known: dict[int, SummaryRow] = {}
         self._version = 0
         self._changes: list[tuple[int, str]] = []
-        """In which rooms state of which type was set, the latest ones."""
+        """The latest changes: room and type of state event."""
         self._changes_before = 0
         streams.subscribe(self._on_changes, Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS)
         streams.watch(self._on_remote_write)
 
     async def of_rooms(self, room_nids: Collection[int]) -> Mapping[int, SummaryRow]:
-        """The traits of these rooms at least. The mapping is the cache's own: read, don't keep."""
+        """Return the traits of these rooms at least. The mapping is the cache's own: do not keep
+        it."""
         while missing := [nid for nid in room_nids if nid not in self._known]:
             if len(self._known) > self._capacity:
                 self._known, missing = {}, list(room_nids)
-            heard, known = self._version, self._known
+            version, known = self._version, self._known
             read = await self._store.get_summaries(missing)
-            if heard == self._version and known is self._known:
+            if version == self._version and known is self._known:
                 known.update(read)
                 break
         return self._known
 
     def mark(self) -> int:
-        """For `changed_since`."""
+        """Return a mark for `changed_since`."""
         return self._changes_before + len(self._changes)
 
     def changed_since(self, mark: int, types: Set[str]) -> Set[int] | None:
-        """The rooms in which such state was set since the mark was taken; None where that is not
+        """Return the rooms whose state of these types changed since the mark; None if that is not
         known."""
         if mark < self._changes_before:
             return None
@@ -124,31 +125,31 @@ class RoomTraitCache:
         for change in changes:
             row = change.detail
             if isinstance(row, EventRow | EventNews):
-                # the resolution of a fork may have set any of them, or taken it back
+                # state resolution may have changed any of them
                 types = TRAITS if row.flags & EventFlag.RESOLVED else TRAITS & {row.type}
                 if types:
                     self._version += 1
                     self._known.pop(row.room_nid, None)
                 for type in types:
-                    self._note(row.room_nid, type)
+                    self._add_change(row.room_nid, type)
             elif change.topic in (Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS):
-                self._forget_all()  # all of a room's state may be another, though no event says so
+                self._clear()  # the whole state of a room may have changed without an event
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, in which rooms is not known here."""
-        told = self._streams.told(after, upto)
-        if told is None:
-            self._forget_all()
+        """Another node wrote: apply its changes if they are known, else clear the cache."""
+        changes = self._streams.told(after, upto)
+        if changes is None:
+            self._clear()
         else:
-            self._on_changes(told)
+            self._on_changes(changes)
 
-    def _note(self, room_nid: int, type: str) -> None:
+    def _add_change(self, room_nid: int, type: str) -> None:
         self._changes.append((room_nid, type))
-        if len(self._changes) > 2 * CHANGES_KEPT:
-            del self._changes[:CHANGES_KEPT]
-            self._changes_before += CHANGES_KEPT
+        if len(self._changes) > 2 * MAX_CHANGES:
+            del self._changes[:MAX_CHANGES]
+            self._changes_before += MAX_CHANGES
 
-    def _forget_all(self) -> None:
+    def _clear(self) -> None:
         self._version += 1
         self._known = {}
         self._changes_before = self.mark() + 1

@@ -194,7 +194,7 @@ class RoomLists:
         ]
         hidden: set[int] = set()
         removed: list[MembershipRow] = []
-        for row in order.unsure:
+        for row in order.conditional:
             sent = sent_rooms.get(row.room_nid)
             if row.membership in OUTSIDE:
                 if await self._permissions.hides(row):

@@ -1,9 +1,9 @@
-"""The profiles of people in the rooms that a client looks at, and what changes in them.
+"""The profiles extension: profiles of users in the rooms that a client looks at, and their changes.
 
-Told are the profiles of this server's own users: of those of others it keeps none. A profile comes
-whole when its owner comes into view: with the room, the first time that it is given, or with what
-the client gets of the room later; where members come lazily, with the events or memberships that
-need them. Later changes are told of everyone with whom the user shares a room, in view or not.
+Only local users have profiles here. The whole profile is sent when its owner comes into view: with
+the first entry of a room, or with a later one; with lazily loaded members, when events or
+memberships need them. Later, changes are sent of all users who share a room with the client's user,
+in view or not.
 
 Proposal: MSC4262.
 """
@@ -30,16 +30,15 @@ from storage.profiles.profiles import ProfileStore
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
 EVERY_FIELD: Final = frozenset({"*"})
-MOST_WHOLE: Final = 500
-"""How many profiles are in one answer of those who are only members of a room that came into view;
-the next ones go on."""
-MOST_PARTS: Final = 16
-MOST_CHANGES: Final = 5_000
-"""So many fields of profiles may have changed since a client's last answer, whosoever they are."""
+MAX_PROFILES: Final = 500
+"""Profiles in one response of users who are merely members of a room; the next responses go on."""
+MAX_PARTS: Final = 16
+MAX_CHANGES: Final = 5_000
+"""Fields of any profiles that may have changed since a client's last response."""
 
 
 class ProfileReader:
-    """Reads what of profiles is new to a connection."""
+    """Reads the profiles that are new to a connection."""
 
     def __init__(
         self,
@@ -65,11 +64,11 @@ class ProfileReader:
         updates: Sequence[SlidingRoomUpdate],
         upto: int,
     ) -> tuple[dict[str, Any], SentProfiles]:
-        """By user: fields that are set, fields that are set no longer; None for who shares no room
-        any more. And what the client has then. `scope`: the rooms in view, `lazy` those of them
-        whose members come lazily; `updates` those of which the answer tells something.
+        """Return the news by user (None for one who shares no room any more), and what the client
+        has then.
 
-        Raises UnknownPos.
+        `scope`: the rooms in view; `lazy`: those with lazily loaded members; `updates`: the rooms
+        in the response. Raises UnknownPos.
         """
         former = connection.state.profiles
         users: dict[str, Any] = {}
@@ -78,15 +77,15 @@ class ProfileReader:
         if former is None or not (former.fields >= EVERY_FIELD or former.fields >= fields):
             former = SentProfiles(frozenset(), frozenset(), frozenset())
         seen = {update.room.room_nid: update for update in updates if update.room.room_nid in scope}
-        people, others, whole = await self._who_comes(former, scope, lazy, seen)
+        people, others, whole = await self._find_newcomers(former, scope, lazy, seen)
         left = former.left
-        told, left = await self._members(
+        sent, left = await self._members(
             user_id, [*left, PendingProfiles(sorted(whole), "")] if whole else left
         )
-        told |= people
-        found = await self._profiles.get_profiles(sorted(told | others))
-        for owner in await self._who_are_strangers(user_id, found.keys() - told):
-            del found[owner]  # what changes in their profiles would not be told
+        sent |= people
+        found = await self._profiles.get_profiles(sorted(sent | others))
+        for owner in await self._find_strangers(user_id, found.keys() - sent):
+            del found[owner]  # later changes of their profiles would not be sent
         for owner, profile in found.items():
             shown = _wanted(fields, profile)
             if shown and users.get(owner, {}) is not None:
@@ -94,24 +93,24 @@ class ProfileReader:
         rooms, lazily = former.rooms - scope | scope - lazy, former.lazily - scope | lazy
         return users, SentProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
 
-    async def _who_comes(
+    async def _find_newcomers(
         self,
         former: SentProfiles,
         scope: Set[int],
         lazy: Set[int],
         updates: Mapping[int, SlidingRoomUpdate],
     ) -> tuple[set[str], set[str], set[int]]:
-        """Who comes into view with these rooms and is in one of them, who else does, and the rooms
-        of which all members do.
+        """The members who come into view, other users who do, and the rooms of which all members
+        do.
 
-        They do not where members come lazily, unless events that need them came before their
-        profiles were asked for.
+        With lazily loaded members, all members come into view only if the client has events from
+        before it asked for profiles.
         """
-        begun = {nid for nid, update in updates.items() if update.initial}
+        initial = {nid for nid, update in updates.items() if update.initial}
         whole = {
             *(scope - lazy - former.rooms),
-            *(begun - lazy),
-            *(lazy - former.rooms - former.lazily - begun),
+            *(initial - lazy),
+            *(lazy - former.rooms - former.lazily - initial),
         }
         people: set[str] = set()
         others: set[str] = set()
@@ -119,15 +118,15 @@ class ProfileReader:
             named, members = update.people, await self._memberships.local_members(nid)
             if nid not in lazy:
                 named |= update.state.changed_members.keys() & members
-            if nid in whole or len(named) > MOST_WHOLE:
+            if nid in whole or len(named) > MAX_PROFILES:
                 whole.add(nid)
                 named = update.people_shown
             people |= named & members
             others |= named - members
         return people, others, whole
 
-    async def _who_are_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
-        """Those of the people who share no room with the user, mostly since they have left."""
+    async def _find_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
+        """The people who share no room with the user, mostly because they left."""
         people = people - {user_id}
         return (
             people - (await self._membership_store.get_shared_rooms(user_id, people)).keys()
@@ -138,39 +137,38 @@ class ProfileReader:
     async def _members(
         self, user_id: UserID, waiting: Sequence[PendingProfiles]
     ) -> tuple[set[str], tuple[PendingProfiles, ...]]:
-        """The next of this server's users who are in rooms of which all are to be told; those who
-        are left then."""
-        told: set[str] = set()
+        """The next local members of rooms of which all members are to be sent, and those who are
+        left."""
+        sent: set[str] = set()
         own = await self._memberships.of_user(user_id) if waiting else {}
         for number, part in enumerate(waiting):
             members: set[str] = set()
             for room_nid in part.room_nids:
                 if room_nid in own and own[room_nid].membership == "join":
                     members |= await self._memberships.local_members(room_nid)
-            room = MOST_WHOLE - len(told)
+            room = MAX_PROFILES - len(sent)
             further = nsmallest(
-                room + 1, (member for member in members - told if member > part.after)
+                room + 1, (member for member in members - sent if member > part.after)
             )
-            told.update(further[:room])
+            sent.update(further[:room])
             if len(further) > room:
                 after = further[room - 1] if room else part.after
-                return told, _merged(
+                return sent, _merged(
                     [PendingProfiles(part.room_nids, after), *waiting[number + 1 :]]
                 )
-        return told, ()
+        return sent, ()
 
     async def _changes(
         self, user_id: UserID, fields: Set[str], since: int, upto: int
     ) -> dict[str, Any]:
-        """Raises UnknownPos for who was away for so long that to begin anew is less than all that
-        changed."""
+        """The changed profiles. Raises UnknownPos if too many changed since the client was here."""
         changed: Mapping[str, Mapping[str, bytes | None]] = {}
         if self._recent.users_since(Topic.PROFILE, since) != set():
-            found = await self._profiles.get_changes(since, upto, MOST_CHANGES)
+            found = await self._profiles.get_changes(since, upto, MAX_CHANGES)
             if found is None:
                 raise UnknownPos
             changed = found
-        gone = await self._who_left(user_id, since, upto)
+        gone = await self._find_departed(user_id, since, upto)
         others = {*changed, *gone} - {user_id}
         if not others and not changed:
             return {}
@@ -196,12 +194,11 @@ class ProfileReader:
                 users[owner] = entry
         return users
 
-    async def _who_left(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
-        """Those of this server's users who left a room of the user's, or whom the user left behind
-        there."""
+    async def _find_departed(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
+        """The local users who left a room of the user's, or are in a room that the user left."""
         own = await self._memberships.of_user(user_id)
         recent = self._recent.memberships_since(since)
-        if recent is None:  # who moved again after `upto` is among them by that move
+        if recent is None:  # a user who moved again after `upto` is among them by that move
             moves = await self._membership_store.get_moved_members(own, since)
         else:
             moves = [row for row in recent if row.position <= upto]
@@ -218,14 +215,13 @@ class ProfileReader:
         gone = {member for _, member in left}
         elsewhere = [row for row in rows if own[row.room_nid].membership != "join"]
         if elsewhere:
-            gone |= await self._whom_left_behind(user_id, elsewhere, since)
+            gone |= await self._find_left_behind(user_id, elsewhere, since)
         return gone - {user_id}
 
-    async def _whom_left_behind(
+    async def _find_left_behind(
         self, user_id: UserID, rows: Sequence[MembershipRow], since: int
     ) -> set[str]:
-        """Who was in the rooms that the user has left since then; of who came after them the user
-        hears nothing."""
+        """The members, at that time, of the rooms that the user has left since."""
         before = await self._states.joined_at(rows, since)
         behind: set[str] = set()
         for room_nid in {room_nid for room_nid, member in before if member == user_id}:
@@ -236,9 +232,9 @@ class ProfileReader:
 
 
 def _merged(left: Sequence[PendingProfiles]) -> tuple[PendingProfiles, ...]:
-    """The same people, those of many parts from their beginning: it is no harm to be told of
-    somebody again."""
-    if len(left) <= MOST_PARTS:
+    """Merge too many parts into one, which starts from the beginning: profiles may be sent
+    twice."""
+    if len(left) <= MAX_PARTS:
         return tuple(left)
     return (
         PendingProfiles(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),

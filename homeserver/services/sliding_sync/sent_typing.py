@@ -1,15 +1,16 @@
-"""In which rooms a client of sliding sync was told who types, and up to when: a room may leave its
-windows and come back. Then the client is told anew who types there: it gave up what it knew, or
-should have. Proposal: MSC4508.
+"""The typing notifications that clients of sliding sync were sent: in which rooms, and up to which
+position.
 
-What a client was told goes by the `pos` of the answer, which may get lost: so no two answers with
-different views have the same one.
+A room may leave the windows of a client and come back. Then the client gets the typing users again:
+it dropped what it knew, or should have. Proposal: MSC4508.
 
-In memory alone: typing is over in seconds. Of a client of which it is not known, since the server
-was started anew or remembers others, everything that is known of who types is told: what it had
-before can only be put right by that. It does not end waiting by itself, or a client that is
-forgotten again and again would never wait. That nobody types any more where it was told so before a
-start is known from its `pos` (`SyncToken.typed`).
+What a client was sent is recorded under the `pos` of the response. A response may get lost, so no
+two responses with different views have the same `pos`.
+
+The record is in memory only, since typing ends within seconds. A client without a record, after a
+restart or an eviction, gets everything that is known, to correct what it had before. That alone
+does not end its waiting, or a client that is evicted again and again would never wait. In which
+rooms it shows somebody typing is also known from its `pos` (`SyncToken.typed`).
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -25,51 +26,50 @@ from homeserver.services.streams.sync_tokens import SyncToken
 from storage.engine.streams import Streams
 from storage.sync.sliding_connections import ConnectionKey
 
-MOST_ROOMS_LEFT: Final = 500
-"""Rooms out of view that are remembered of a connection, the latest to leave."""
+MAX_FORMER_ROOMS: Final = 500
+"""Rooms that left the view of a connection and are recorded, the latest ones."""
 ENTRY: Final = 512
-"""Bytes for a connection, about."""
-MOST_ANSWERS: Final = 8
-"""As many as states of a connection are kept: mostly two, the `pos` with which the client came and
-that of the answer."""
+"""Bytes of a connection, about."""
+MAX_RESPONSES: Final = 8
+"""Recorded responses of a connection, as many as its stored states: mostly two."""
 ROOM: Final = 100
-"""Bytes for a room of a view, about."""
+"""Bytes of a room in a view, about."""
 
 
 class TypingView(msgspec.Struct, frozen=True, gc=False):
-    """What a client has been told at some position."""
+    """What a client knows of typing users at some position."""
 
     rooms: frozenset[int]
-    """Those in view: of them all is told up to that position."""
+    """The rooms in view: everything up to that position was sent."""
     left: Mapping[int, int]
-    """Those that were before, and the ephemeral position up to which all is told of each."""
+    """Rooms that left the view, with the ephemeral position up to which everything was sent."""
     is_whole: bool = True
-    """Whether these are all that ever were in view."""
+    """Whether these are all rooms that ever were in view."""
     typed: tuple[int, ...] = ()
     """As in `SyncToken`, of the rooms in view."""
 
 
 class TypingChanges(msgspec.Struct, frozen=True, gc=False):
-    """Who types, as far as a client is to be told."""
+    """The typing notifications of a response."""
 
     rooms: Mapping[int, Sequence[UserID]]
     has_changes: bool
-    """Whether something has changed since the client heard last, or came into view."""
+    """Whether anything changed, or came into view, since the client's last response."""
     view: TypingView
-    """What the client has been told with that."""
+    """What the client knows with these."""
 
 
 class SentTyping:
-    """The views of all connections. For the reactor thread."""
+    """Records the views of all connections. For the reactor thread."""
 
     def __init__(self, typing: Typing, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: about how many bytes are kept."""
+        """`capacity`: the size in bytes, about."""
         self._typing = typing
         self._views = ConnectionCache[Mapping[str, TypingView]](streams, capacity=capacity)
 
     @property
     def weight(self) -> int:
-        """About how many bytes are kept."""
+        """The size of all views in bytes, about."""
         return self._views.weight
 
     def move(
@@ -78,10 +78,13 @@ class SentTyping:
         pos: str | None,
         before: SyncToken | None,
         rooms: Set[int],
-        begun: Set[int] = frozenset(),
+        initial: Set[int] = frozenset(),
     ) -> TypingChanges:
-        """Who types in the rooms that are in view now, where a client that has come with this `pos`
-        has to be told. `before`: what it stands at. With the rooms in `begun` it begins anew."""
+        """Return the typing users of the rooms in view, as far as a client with this `pos` needs
+        them.
+
+        `before` is the token in the `pos`. The client starts over with the rooms in `initial`.
+        """
         if before is None:
             found = self._typing.get_changed(rooms, None)
             return TypingChanges(
@@ -104,19 +107,19 @@ class SentTyping:
             return TypingChanges(told, has_changes, view)
         if changed:
             told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
-        if begun:
-            told.update(self._typing.get_changed(begun & rooms, None))
+        if initial:
+            told.update(self._typing.get_changed(initial & rooms, None))
         if rooms != view.rooms:
             for nid in rooms - view.rooms:
                 if nid not in view.left and not view.is_whole:
                     told.update(
                         self._typing.get_known([nid])
-                    )  # it may be one of those that are no longer remembered
+                    )  # it may have been in view and is no longer recorded
                     continue
                 told.update(self._typing.get_changed([nid], None))
                 if (
                     nid in view.left
-                ):  # that nobody types any more, to who has not given up what they knew
+                ):  # also that nobody types any more, if the client did not drop what it knew
                     told.update(self._typing.get_changed([nid], view.left[nid]))
             view = TypingView(frozenset(rooms), *_left(view, before, rooms), view.typed)
         names = self._typing.name_typed(typed, told) if typed or told else ()
@@ -125,14 +128,17 @@ class SentTyping:
         return TypingChanges(told, bool(told), view)
 
     def find(self, key: ConnectionKey, pos: str | None) -> TypingView | None:
-        """What a client has been told that has this `pos`, if that is known."""
+        """Return the view of a client with this `pos`, if it is recorded."""
         kept = self._views.get(key)
         return None if kept is None or pos is None else kept[0].get(pos)
 
     def keep(self, key: ConnectionKey, before: str | None, pos: str, view: TypingView) -> bool:
-        """A client that has come with the one `pos` is told this, with the answer that has the
-        other one. False, and it is not kept, where an answer with that `pos` told the client
-        something else, of rooms where somebody types or did lately."""
+        """Record the view of a response. `before` is the `pos` of the request, `pos` that of the
+        response.
+
+        Returns False and records nothing if another response with the same `pos` differs, in rooms
+        where somebody types or did lately.
+        """
         kept = self._views.get(key)
         told = None if kept is None else kept[0].get(pos)
         if told is not None and told is not view:
@@ -144,20 +150,16 @@ class SentTyping:
         if kept is not None and before is not None and len(kept[0]) <= 2:
             answers = list(kept[0].items())
             if answers[0][1] is view and answers[-1][1] is view and answers[-1][0] == before:
-                self._views.replace(
-                    key, {before: view, pos: view}
-                )  # mostly: it is told what it was told before
+                self._views.replace(key, {before: view, pos: view})  # mostly nothing changed
                 return True
         known = {} if kept is None or before is None else dict(kept[0])
-        if (
-            before in known
-        ):  # the client has that for sure, and with it no longer what it had before
+        if before in known:  # the client has that one for sure, so older ones are out of date
             for each in list(known):
                 if each == before:
                     break
                 del known[each]
         known[pos] = view
-        while len(known) > MOST_ANSWERS:
+        while len(known) > MAX_RESPONSES:
             del known[next(iter(known))]
         views = {id(each): each for each in known.values()}
         weight = ENTRY + ROOM * sum(len(each.rooms) + len(each.left) for each in views.values())
@@ -166,11 +168,11 @@ class SentTyping:
 
 
 def _left(view: TypingView, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:
-    """The rooms out of view, and whether these are all."""
+    """The rooms that left the view, and whether these are all."""
     left = {**view.left, **dict.fromkeys(view.rooms - rooms, before.ephemeral)}
     for nid in rooms - view.rooms:
         left.pop(nid, None)
-    too_many = len(left) - MOST_ROOMS_LEFT
+    too_many = len(left) - MAX_FORMER_ROOMS
     for nid in list(left)[:too_many] if too_many > 0 else ():
         del left[nid]
     return left, view.is_whole and too_many <= 0

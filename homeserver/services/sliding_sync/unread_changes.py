@@ -1,6 +1,7 @@
-"""Rooms whose counts of unread messages may be others although no event says so: their user has
-read them on another device, or ignores somebody else than before, or messages were purged. What is
-known from memory to be as it was costs no query.
+"""Rooms whose unread counts may have changed although no event says so.
+
+Either the user read them on another device, or changed whom they ignore, or messages were purged.
+If memory says that nothing of this happened, it costs no query.
 """
 
 from collections.abc import Mapping, Set
@@ -20,7 +21,7 @@ NONE: Final[frozenset[int]] = frozenset()
 
 
 class SlidingUnreadChanges:
-    """Finds them. For the reactor thread."""
+    """Finds such rooms. For the reactor thread."""
 
     def __init__(
         self,
@@ -42,8 +43,8 @@ class SlidingUnreadChanges:
         sent: Set[int],
         rows: Mapping[int, MembershipRow],
     ) -> Set[int]:
-        """Those of the `sent` rooms, as far as the user is in them, whose counts may be others than
-        at a position."""
+        """Return those of the `sent` rooms, if the user is joined, whose counts may have changed
+        since a position."""
         if since >= upto or not sent:
             return NONE
         found = self._recent.read_since(user_id, since)
