@@ -67,8 +67,8 @@ def test_all_profiles_in_view_are_known(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     chance = Random(seed)
-    monkeypatch.setattr(profiles, "MOST_WHOLE", chance.choice([2, 3, 500]))
-    monkeypatch.setattr(profiles, "MOST_PARTS", chance.choice([1, 2, 16]))
+    monkeypatch.setattr(profiles, "MAX_PROFILES", chance.choice([2, 3, 500]))
+    monkeypatch.setattr(profiles, "MAX_PARTS", chance.choice([1, 2, 16]))
     if chance.random() < 0.5:
         monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
         monkeypatch.setattr(batches, "LARGEST_RESPONSE", 1000)

@@ -403,14 +403,14 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "KEPT", 4)
-        monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._forget_all)
+        monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._clear)
     if seed % 3 == 2:  # what was sent to connections
         monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
         find = Connections.find
 
         async def find_and_forget(self: Connections, request: SlidingRequest) -> Connection:
             found = await find(self, request)
-            self._forget(found.key)
+            self._drop(found.key)
             return found
 
         monkeypatch.setattr(Connections, "find", find_and_forget)

@@ -45,6 +45,7 @@ from storage.engine.streams import Topic
 from storage.events.relations import THREAD
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomStore
+from storage.rooms.sticky_events import StickyRow
 
 GLOBAL: Final = 0
 """Stands for global account data, in place of a room number."""
@@ -258,37 +259,49 @@ class ExtensionReader:
             response.add("account_data", data, has_changes=bool(data["global"] or data["rooms"]))
 
     async def _account_data(self, reading: Reading, scope: set[int]) -> dict[str, Any]:
-        """Return what is new in the scope, and everything of rooms that begin anew; note what is
-        missed outside."""
-        user_id, upto, changes = (
-            reading.request.caller.user_id,
-            reading.token.position,
-            reading.changes,
-        )
-        position, known = reading.connection.position, reading.connection.state.account_data
-        has_changed = position < upto and self._parts.recent.concerns_user(
-            user_id, Topic.ACCOUNT_DATA, position
-        )
+        """Return what is new in the scope, and everything of rooms that begin anew."""
+        user_id, changes = reading.request.caller.user_id, reading.changes
+        known = reading.connection.state.account_data
         initial = {update.room.room_nid for update in reading.updates if update.initial}
         new = (scope - known.keys()) | (scope & initial)
         missed = {nid: since for nid, since in not_live(known) if nid in scope and nid not in new}
         found = await self._read_account_data(user_id, new)
-        if known and (has_changed or missed):
-            since = min([position, *missed.values()])
-            latest = await self._by_room(
-                await self._parts.account_data.get_account_data_since(user_id, since, upto)
-            )
-            for nid, data in latest.items():
-                if nid in missed or (has_changed and nid in scope and nid not in new):
-                    found[nid] = data
-                elif has_changed and nid not in scope and known.get(nid) == LIVE:
-                    changes.set_account_data(nid, position)
+        if known:
+            found |= await self._find_changed_account_data(reading, scope, new, missed)
         for nid in (*new, *missed):
             changes.set_account_data(nid, LIVE)
         by_nid = await self._parts.rooms.get_rooms_by_nid(nid for nid in found if nid != GLOBAL)
         rooms = {by_nid[nid].room_id: _events(data) for nid, data in found.items() if nid != GLOBAL}
         everywhere = account_data_events(user_id, found.get(GLOBAL, {}), first=GLOBAL in new)
         return {"global": everywhere, "rooms": rooms}
+
+    async def _find_changed_account_data(
+        self, reading: Reading, scope: set[int], new: set[int], missed: Mapping[int, int]
+    ) -> dict[int, Mapping[str, bytes]]:
+        """What changed in rooms that the client has, and what it missed; note what it misses
+        outside the scope."""
+        user_id, upto, position = (
+            reading.request.caller.user_id,
+            reading.token.position,
+            reading.connection.position,
+        )
+        has_changed = position < upto and self._parts.recent.concerns_user(
+            user_id, Topic.ACCOUNT_DATA, position
+        )
+        if not has_changed and not missed:
+            return {}
+        since = min([position, *missed.values()])
+        latest = await self._by_room(
+            await self._parts.account_data.get_account_data_since(user_id, since, upto)
+        )
+        found: dict[int, Mapping[str, bytes]] = {}
+        known = reading.connection.state.account_data
+        for nid, data in latest.items():
+            if nid in missed or (has_changed and nid in scope and nid not in new):
+                found[nid] = data
+            elif has_changed and nid not in scope and known.get(nid) == LIVE:
+                reading.changes.set_account_data(nid, position)
+        return found
 
     async def _read_account_data(
         self, user_id: UserID, new: set[int]
@@ -345,15 +358,9 @@ class ExtensionReader:
         ignored = await self._parts.ignored.of_user(reading.request.caller.user_id)
         shown = {seen.event.nid for update in reading.updates for seen in update.shown}
         ranges = {nid: (0 if nid in new else since, upto) for nid in joined}
-        found = await sticky.find(ranges, shown, ignored)
-        positions = sorted(
-            row.position for rows in found.values() for row in rows if row.position > since
+        found, reached = _cut_sticky(
+            await sticky.find(ranges, shown, ignored), since, upto, wanted.limit
         )
-        reached = positions[wanted.limit - 1] if len(positions) > wanted.limit else upto
-        for nid in list(found):
-            found[nid] = [row for row in found[nid] if row.position <= reached]
-            if not found[nid]:
-                del found[nid]
         if not found:
             return {}
         events = await sticky.present(reading.request.caller, joined, found)
@@ -373,6 +380,19 @@ class ExtensionReader:
         ]
         rows += [selection.rows[nid] for nid in selection.subscribed.values() if nid in some]
         return {row.room_nid: row for row in rows if row.membership == "join"}
+
+
+def _cut_sticky(
+    found: Mapping[int, Sequence[StickyRow]], since: int, upto: int, limit: int
+) -> tuple[dict[int, list[StickyRow]], int]:
+    """Keep the oldest sticky events up to the limit; return the position up to which they go,
+    too."""
+    positions = sorted(
+        row.position for rows in found.values() for row in rows if row.position > since
+    )
+    reached = positions[limit - 1] if len(positions) > limit else upto
+    kept = {nid: [row for row in rows if row.position <= reached] for nid, rows in found.items()}
+    return {nid: rows for nid, rows in kept.items() if rows}, reached
 
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:

@@ -115,7 +115,7 @@ class RoomFilters:
         is_complete = True
         if filters.is_invite is not None:
             shown = [row for row in shown if (row.membership == "invite") == filters.is_invite]
-        if filters.is_dm is not None or filters.tags is not None or filters.not_tags is not None:
+        if filters.by_account_data:
             names = await self._rooms.get_rooms_by_nid(row.room_nid for row in shown)
             shown = [row for row in shown if _has_labels(filters, names[row.room_nid], labels)]
         if filters.by_state:

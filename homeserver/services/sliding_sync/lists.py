@@ -178,8 +178,7 @@ class RoomLists:
             return False
         if _stays_listed(row):
             return True
-        sent = connection.state.rooms.get(row.room_nid)
-        return sent is not None and row.position > connection.since(sent.upto)
+        return _is_newer(row, connection)
 
     async def _candidates(
         self, order: RoomOrder, connection: Connection
@@ -190,24 +189,27 @@ class RoomLists:
         departed = [
             row
             for row in (order.departed[nid] for nid in order.departed.keys() & sent_rooms.keys())
-            if row.position > connection.since(sent_rooms[row.room_nid].upto)
+            if _is_newer(row, connection)
         ]
         hidden: set[int] = set()
-        removed: list[MembershipRow] = []
         for row in order.conditional:
-            sent = sent_rooms.get(row.room_nid)
             if row.membership in OUTSIDE:
                 if await self._permissions.hides(row):
                     hidden.add(row.room_nid)
-            elif sent is None or row.position <= connection.since(sent.upto):
-                removed.append(row)
-        hidden |= {row.room_nid for row in removed if not row.was_joined}
+            elif not row.was_joined and not _is_newer(row, connection):
+                hidden.add(row.room_nid)
         if not departed and not hidden:
             return NewestFirst(order.rooms)
         latest = self._recency.known
         shown = [row for row in order.rooms.values() if row.room_nid not in hidden] + departed
         shown.sort(key=lambda row: latest_change(row, latest), reverse=True)
         return shown
+
+
+def _is_newer(row: MembershipRow, connection: Connection) -> bool:
+    """Whether the client has the room, and not yet this membership."""
+    sent = connection.state.rooms.get(row.room_nid)
+    return sent is not None and row.position > connection.since(sent.upto)
 
 
 class _Configs:

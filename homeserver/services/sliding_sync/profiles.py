@@ -177,20 +177,7 @@ class ProfileReader:
         for owner, values in changed.items():
             if owner != user_id and owner not in shared:
                 continue
-            entry: dict[str, Any] = {}
-            updated = _wanted(
-                fields, {field: value for field, value in values.items() if value is not None}
-            )
-            removed = [
-                field
-                for field, value in values.items()
-                if value is None and _is_wanted(fields, field)
-            ]
-            if updated:
-                entry["updated"] = updated
-            if removed:
-                entry["removed"] = removed
-            if entry:
+            if entry := _changed_fields(fields, values):
                 users[owner] = entry
         return users
 
@@ -239,6 +226,22 @@ def _merged(left: Sequence[PendingProfiles]) -> tuple[PendingProfiles, ...]:
     return (
         PendingProfiles(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),
     )
+
+
+def _changed_fields(fields: Set[str], values: Mapping[str, bytes | None]) -> dict[str, Any]:
+    """The JSON of a changed profile; empty if the client wants none of the changed fields."""
+    entry: dict[str, Any] = {}
+    updated = _wanted(
+        fields, {field: value for field, value in values.items() if value is not None}
+    )
+    removed = [
+        field for field, value in values.items() if value is None and _is_wanted(fields, field)
+    ]
+    if updated:
+        entry["updated"] = updated
+    if removed:
+        entry["removed"] = removed
+    return entry
 
 
 def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:

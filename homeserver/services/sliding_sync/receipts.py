@@ -73,9 +73,8 @@ class ReceiptReader:
         found: dict[int, list[ReceiptRow]] = {}
         changed, own = await self._read(ranges, user_id, whole)
         for nid, rows in changed.items():
-            if rows:
-                sent = connection.since(known[nid]) if nid in known else upto
-                found[nid] = _on_shown(rows, timelines.get(nid, ()), sent, firsts.get(nid, upto))
+            sent = connection.since(known[nid]) if nid in known else upto
+            found[nid] = _on_shown(rows, timelines.get(nid, ()), sent, firsts.get(nid, upto))
         for nid, rows in own.items():
             found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
         self.end(request, connection, scope, changes)

@@ -123,6 +123,11 @@ class ListFilters(msgspec.Struct, frozen=True, gc=False):
     name_like: str | None = None
 
     @property
+    def by_account_data(self) -> bool:
+        """Whether the filters depend on the user's direct chats and tags."""
+        return any(value is not None for value in (self.is_dm, self.tags, self.not_tags))
+
+    @property
     def by_state(self) -> bool:
         """Whether the filters depend on the state of rooms."""
         return any(

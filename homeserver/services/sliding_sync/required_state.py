@@ -145,22 +145,24 @@ class RequiredStates:
         """Return what is asked for and differs from a former state."""
         if former == root:
             return RequestedState()
-        changes = {
-            StateKey(*key): new
-            for key, (_, new) in (await self._trees.get_diff(room_nid, former, root)).items()
-        }
-        members = {
-            key.state_key: nid
-            for key, nid in changes.items()
-            if key.type == MEMBER and nid is not None
-        }
-        return RequestedState(
-            {key: nid for key, nid in changes.items() if nid is not None and wanted.matches(*key)},
-            {key: changes[key] for key in (NAME, AVATAR) if key in changes},
-            any(key.type == MEMBER or key in (NAME, ALIAS) for key in changes),
-            members,
-            [key for key, nid in changes.items() if nid is None and wanted.matches(*key)],
-        )
+        diff = await self._trees.get_diff(room_nid, former, root)
+        state, removed = RequestedState(), list[StateKey]()
+        for (type_, state_key), (_, nid) in diff.items():
+            key = StateKey(type_, state_key)
+            if type_ == MEMBER or key in (NAME, ALIAS):
+                state.naming_changed = True
+            if type_ == MEMBER and nid is not None:
+                state.changed_members[state_key] = nid
+            if key in (NAME, AVATAR):
+                state.named[key] = nid
+            if not wanted.matches(type_, state_key):
+                continue
+            if nid is None:
+                removed.append(key)
+            else:
+                state.entries[key] = nid
+        state.removed = removed
+        return state
 
     async def get_members(
         self, room_nid: int, root: bytes | None, user_ids: Iterable[str]

@@ -42,15 +42,8 @@ def make_contents(
     )
     if required or removed or update.initial:
         entry["required_state"] = [*required, *removed]
-    for key, field_name, content_key in ((NAME, "name", "name"), (AVATAR, "avatar", "url")):
-        if key not in state.named:
-            continue
-        nid = state.named[key]
-        value = events[nid].event.content.get(content_key) if nid is not None else None
-        if isinstance(value, str) and value:
-            entry[field_name] = value
-        elif not update.initial and (stable or field_name == "avatar"):
-            entry[field_name] = None
+    if state.named:
+        _add_naming(entry, update, events, stable)
     return entry
 
 
@@ -121,6 +114,25 @@ def _add_timeline(
         entry["limited"] = True
     if update.expanded:
         entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
+
+
+def _add_naming(
+    entry: dict[str, Any],
+    update: SlidingRoomUpdate,
+    events: Mapping[int, StoredEvent],
+    stable: bool,
+) -> None:
+    """Add name and avatar, or null where one was unset."""
+    named = update.state.named
+    for key, field_name, content_key in ((NAME, "name", "name"), (AVATAR, "avatar", "url")):
+        if key not in named:
+            continue
+        nid = named[key]
+        value = events[nid].event.content.get(content_key) if nid is not None else None
+        if isinstance(value, str) and value:
+            entry[field_name] = value
+        elif not update.initial and (stable or field_name == "avatar"):
+            entry[field_name] = None
 
 
 def _add_summary(entry: dict[str, Any], summary: Summary) -> None:

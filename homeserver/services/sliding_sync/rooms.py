@@ -81,19 +81,22 @@ class RoomEntries:
     ) -> dict[str, dict[str, Any]]:
         """Return the entries by room id, of rooms with news. Fills in the updates, and adds to
         `new_members`."""
-        entries: dict[str, dict[str, Any]] = {}
+        plain: dict[str, dict[str, Any]] = {}
         others: list[SlidingRoomUpdate] = []
         for update in updates:
             entry = self._make_plain(request, connection, update, upto, confirmed_members)
             if entry is None:
                 others.append(update)
             else:
-                entries[update.room.room_id] = entry
-        if others:
-            entries |= await self._make(
-                request, connection, others, upto, confirmed_members, new_members
-            )
-        return entries
+                plain[update.room.room_id] = entry
+        if not others:
+            return plain
+        made = await self._make(request, connection, others, upto, confirmed_members, new_members)
+        if not plain:
+            return made
+        made |= plain
+        ids = [update.room.room_id for update in updates]
+        return {room_id: made[room_id] for room_id in ids if room_id in made}
 
     def _make_plain(
         self,
@@ -255,7 +258,6 @@ class RoomEntries:
     async def _fill_timelines(
         self, user_id: UserID, updates: Sequence[SlidingRoomUpdate], upto: int, ignored: Set[str]
     ) -> None:
-        parts = self._parts
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
         for update in updates:
             if update.sent is not None and not update.initial:
@@ -266,28 +268,34 @@ class RoomEntries:
         arrivals = await self._get_arrivals(by_limit)
         for update in updates:
             arrived, update.limited = arrivals[update.room.room_nid]
-            if update.left_before:
-                arrived = visible_after_leaving(arrived, update.own, update.own.left_position)
-            update.shown = without_ignored(
-                await parts.visibility.filter(user_id, update.own, arrived), ignored
-            )
-            update.counts_changed = update.counts_changed or has_hidden_redaction(
-                arrived, update.shown
-            )
-            update.shown, has_hole = after_holes(update.shown, arrived)
-            update.limited = update.limited or has_hole
-            update.newest = arrived[-1] if arrived else None
-            if len(update.shown) > 1:
-                trim(update)
-            update.timeline_members = members_of(update.shown)
-            update.is_new_timeline = update.initial or update.limited or update.expanded
-            update.state_unchanged = (
-                not update.is_new_timeline
-                and not update.left_before
-                and all(map(_leaves_state, arrived))
-            )
+            await self._fill_timeline(user_id, update, arrived, ignored)
         await self._add_earlier_members(
             user_id, [update for update in updates if update.lacks_members], ignored
+        )
+
+    async def _fill_timeline(
+        self,
+        user_id: UserID,
+        update: SlidingRoomUpdate,
+        arrived: Sequence[StoredEvent],
+        ignored: Set[str],
+    ) -> None:
+        if update.left_before:
+            arrived = visible_after_leaving(arrived, update.own, update.own.left_position)
+        seen = await self._parts.visibility.filter(user_id, update.own, arrived)
+        update.shown = without_ignored(seen, ignored)
+        update.counts_changed = update.counts_changed or has_hidden_redaction(arrived, update.shown)
+        update.shown, has_hole = after_holes(update.shown, arrived)
+        update.limited = update.limited or has_hole
+        update.newest = arrived[-1] if arrived else None
+        if len(update.shown) > 1:
+            trim(update)
+        update.timeline_members = members_of(update.shown)
+        update.is_new_timeline = update.initial or update.limited or update.expanded
+        update.state_unchanged = (
+            not update.is_new_timeline
+            and not update.left_before
+            and all(map(_leaves_state, arrived))
         )
 
     async def _add_earlier_members(

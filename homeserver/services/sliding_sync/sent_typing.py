@@ -87,45 +87,48 @@ class SentTyping:
         """
         if before is None:
             found = self._typing.get_changed(rooms, None)
-            return TypingChanges(
-                found,
-                bool(found),
-                TypingView(frozenset(rooms), {}, typed=self._typing.name_typed((), found)),
-            )
+            typed = self._typing.name_typed((), found)
+            return TypingChanges(found, bool(found), TypingView(frozenset(rooms), {}, typed=typed))
         changed: Set[int] = frozenset()
         if not self._typing.is_quiet_since(before.ephemeral):
             changed = self._typing.changed_rooms(before.ephemeral) & rooms
         view = self.find(key, pos)
-        typed = [nid for nid in before.typed if nid in rooms]
-        told: dict[int, Sequence[UserID]] = dict.fromkeys(self._typing.find_over(typed), ())
+        shown = [nid for nid in before.typed if nid in rooms]
+        sent: dict[int, Sequence[UserID]] = dict.fromkeys(self._typing.find_over(shown), ())
         if view is None:
-            has_changes = bool(changed or told)
-            told.update(self._typing.get_known(rooms))
-            view = TypingView(
-                frozenset(rooms), {}, is_whole=False, typed=self._typing.name_typed(typed, told)
+            has_changes = bool(changed or sent)
+            sent.update(self._typing.get_known(rooms))
+            typed = self._typing.name_typed(shown, sent)
+            return TypingChanges(
+                sent, has_changes, TypingView(frozenset(rooms), {}, is_whole=False, typed=typed)
             )
-            return TypingChanges(told, has_changes, view)
         if changed:
-            told.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
+            sent.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
         if initial:
-            told.update(self._typing.get_changed(initial & rooms, None))
+            sent.update(self._typing.get_changed(initial & rooms, None))
         if rooms != view.rooms:
-            for nid in rooms - view.rooms:
-                if nid not in view.left and not view.is_whole:
-                    told.update(
-                        self._typing.get_known([nid])
-                    )  # it may have been in view and is no longer recorded
-                    continue
-                told.update(self._typing.get_changed([nid], None))
-                if (
-                    nid in view.left
-                ):  # also that nobody types any more, if the client did not drop what it knew
-                    told.update(self._typing.get_changed([nid], view.left[nid]))
+            sent.update(self._find_entering(view, rooms - view.rooms))
             view = TypingView(frozenset(rooms), *_left(view, before, rooms), view.typed)
-        names = self._typing.name_typed(typed, told) if typed or told else ()
-        if names != view.typed:
-            view = replace(view, typed=names)
-        return TypingChanges(told, bool(told), view)
+        typed = self._typing.name_typed(shown, sent) if shown or sent else ()
+        if typed != view.typed:
+            view = replace(view, typed=typed)
+        return TypingChanges(sent, bool(sent), view)
+
+    def _find_entering(self, view: TypingView, room_nids: Set[int]) -> dict[int, Sequence[UserID]]:
+        """Who types in rooms that come into view."""
+        found: dict[int, Sequence[UserID]] = {}
+        for nid in room_nids:
+            if nid not in view.left and not view.is_whole:
+                found.update(
+                    self._typing.get_known([nid])
+                )  # it may have been in view and is no longer recorded
+                continue
+            found.update(self._typing.get_changed([nid], None))
+            if (
+                nid in view.left
+            ):  # also that nobody types any more, if the client did not drop what it knew
+                found.update(self._typing.get_changed([nid], view.left[nid]))
+        return found
 
     def find(self, key: ConnectionKey, pos: str | None) -> TypingView | None:
         """Return the view of a client with this `pos`, if it is recorded."""
@@ -139,32 +142,40 @@ class SentTyping:
         Returns False and records nothing if another response with the same `pos` differs, in rooms
         where somebody types or did lately.
         """
-        kept = self._views.get(key)
-        told = None if kept is None else kept[0].get(pos)
-        if told is not None and told is not view:
-            others = {nid for nid, _ in told.left.items() ^ view.left.items()} | (
-                told.rooms ^ view.rooms
-            )
-            if self._typing.get_known(others):
-                return False
-        if kept is not None and before is not None and len(kept[0]) <= 2:
-            answers = list(kept[0].items())
-            if answers[0][1] is view and answers[-1][1] is view and answers[-1][0] == before:
-                self._views.replace(key, {before: view, pos: view})  # mostly nothing changed
-                return True
-        known = {} if kept is None or before is None else dict(kept[0])
-        if before in known:  # the client has that one for sure, so older ones are out of date
-            for each in list(known):
-                if each == before:
-                    break
-                del known[each]
+        cached = self._views.get(key)
+        views = {} if cached is None else cached[0]
+        if self._differs(views.get(pos), view):
+            return False
+        is_unchanged = 0 < len(views) <= 2 and all(each is view for each in views.values())
+        if before is not None and is_unchanged and list(views)[-1] == before:
+            self._views.replace(key, {before: view, pos: view})  # mostly
+            return True
+        known = {} if before is None else _since(views, before)
         known[pos] = view
         while len(known) > MAX_RESPONSES:
             del known[next(iter(known))]
-        views = {id(each): each for each in known.values()}
-        weight = ENTRY + ROOM * sum(len(each.rooms) + len(each.left) for each in views.values())
+        distinct = {id(each): each for each in known.values()}
+        weight = ENTRY + ROOM * sum(len(each.rooms) + len(each.left) for each in distinct.values())
         self._views.put(key, known, weight)
         return True
+
+    def _differs(self, sent: TypingView | None, view: TypingView) -> bool:
+        """Whether another response with the same `pos` sent something else."""
+        if sent is None or sent is view:
+            return False
+        others = {nid for nid, _ in sent.left.items() ^ view.left.items()} | (
+            sent.rooms ^ view.rooms
+        )
+        return bool(self._typing.get_known(others))
+
+
+def _since(views: Mapping[str, TypingView], pos: str) -> dict[str, TypingView]:
+    """The views from a response on, if it is recorded: the client has that one, so older ones are
+    out of date."""
+    if pos not in views:
+        return dict(views)
+    keys = list(views)
+    return {key: views[key] for key in keys[keys.index(pos) :]}
 
 
 def _left(view: TypingView, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:

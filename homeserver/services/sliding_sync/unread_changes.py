@@ -60,10 +60,16 @@ class SlidingUnreadChanges:
             if (row := rows.get(nid)) is not None and row.membership == "join"
         }
         if found is None:
-            receipts = await self._receipts.get_receipts_of_user(user_id, joined)
-            found = {
-                nid
-                for nid, own in receipts.items()
-                if any(row.position > since and row.receipt_type in READ_TYPES for row in own)
-            }
+            found = await self._find_read(user_id, since, joined)
         return (found | await self._recounts.find(user_id, since, joined, data)) & joined.keys()
+
+    async def _find_read(
+        self, user_id: UserID, since: int, joined: Mapping[int, MembershipRow]
+    ) -> set[int]:
+        """The rooms in which the user's own receipts moved, from the database."""
+        receipts = await self._receipts.get_receipts_of_user(user_id, joined)
+        return {
+            nid
+            for nid, own in receipts.items()
+            if any(row.position > since and row.receipt_type in READ_TYPES for row in own)
+        }

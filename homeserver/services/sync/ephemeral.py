@@ -68,12 +68,8 @@ class EphemeralSection:
                 by_nid[nid].ephemeral += receipt_events(visible)
         if not is_current:
             return None
-        own = {
-            nid: [row for row in receipts[nid] if row.user_id == user_id]
-            for nid, (after, _) in ranges.items()
-            if after == 0
-        }
-        return OwnReceipts(own, heard)
+        read_whole = [nid for nid, (after, _) in ranges.items() if after == 0]
+        return OwnReceipts({nid: _of_user(receipts[nid], user_id) for nid in read_whole}, heard)
 
     def fill_typing(
         self,
@@ -133,6 +129,10 @@ class EphemeralSection:
         ]
         ended = dict.fromkeys(typing.find_over(since.typed) & set(known), ())
         return {**ended, **typing.get_changed(known, since.ephemeral), **found}
+
+
+def _of_user(receipts: Iterable[ReceiptRow], user_id: UserID) -> list[ReceiptRow]:
+    return [row for row in receipts if row.user_id == user_id]
 
 
 def typing_event(typing: Iterable[UserID], ignored: Set[str]) -> dict[str, Any]:

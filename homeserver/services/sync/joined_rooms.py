@@ -516,36 +516,52 @@ class JoinedRooms:
         Of a whole state, other memberships are left out unless they `changed`: the client may have
         kept the room while its user was away.
         """
-        needed = {str(each.event.event.sender) for each in update.shown}
-        if update.summary is not None:
-            needed |= {hero.user_id for hero in update.summary.heroes}
-        if update.full_state:
-            needed.add(str(request.caller.user_id))
-            needed.update(key.state_key for key in changed if key.type == MEMBER)
-            entries = without_members(entries, needed)
         room_nid = update.room.room_nid
+        needed = _needed_members(request, update, changed)
+        if update.full_state:
+            entries = without_members(entries, needed)
         redundant = request.filter.room.state.include_redundant_members or update.full_state
         missing = [
-            StateKey(MEMBER, user_id)
-            for user_id in needed
-            if StateKey(MEMBER, user_id) not in entries
-            and (redundant or (room_nid, user_id) not in confirmed)
+            key
+            for key in (StateKey(MEMBER, user_id) for user_id in needed)
+            if key not in entries and (redundant or (room_nid, key.state_key) not in confirmed)
         ]
         if missing:
-            entries = entries | await self._states.get_some(point, missing)
-            lacking = [key for key in missing if key not in entries]
-            if lacking and update.has_partial_state and update.arrived:
-                known = await self._states.get_some(
-                    StatePoint(room_nid, update.arrived[-1].state_root), lacking
-                )
-                entries = known | entries
+            entries = await self._add_members(update, point, entries, missing)
         new_members.update((room_nid, key.state_key) for key in entries if key.type == MEMBER)
         if not request.state_after:  # else clients take no state from timelines
-            shown = [seen.event.event for seen in update.shown if seen.event.event.type == MEMBER]
-            new_members.update(
-                (room_nid, event.state_key) for event in shown if event.state_key is not None
-            )
+            new_members.update((room_nid, user_id) for user_id in _members_in(update.shown))
         return entries
+
+    async def _add_members(
+        self, update: RoomUpdate, point: StatePoint, entries: Entries, missing: Sequence[StateKey]
+    ) -> Entries:
+        """Add memberships; with partial state, also those that the newest event came with."""
+        entries = entries | await self._states.get_some(point, missing)
+        if not update.has_partial_state or not update.arrived:
+            return entries
+        lacking = [key for key in missing if key not in entries]
+        if not lacking:
+            return entries
+        newest = StatePoint(update.room.room_nid, update.arrived[-1].state_root)
+        return await self._states.get_some(newest, lacking) | entries
+
+
+def _needed_members(request: SyncRequest, update: RoomUpdate, changed: Entries) -> set[str]:
+    """The users whose memberships a client needs that loads members lazily."""
+    needed = {str(each.event.event.sender) for each in update.shown}
+    if update.summary is not None:
+        needed |= {hero.user_id for hero in update.summary.heroes}
+    if update.full_state:
+        needed.add(str(request.caller.user_id))
+        needed.update(key.state_key for key in changed if key.type == MEMBER)
+    return needed
+
+
+def _members_in(timeline: Sequence[Seen]) -> list[str]:
+    """The users whose membership events a timeline has."""
+    events = [seen.event.event for seen in timeline if seen.event.event.type == MEMBER]
+    return [event.state_key for event in events if event.state_key is not None]
 
 
 def batches_of(

@@ -24,6 +24,7 @@ FEW: Final = 50
 room."""
 
 Rows = Mapping[int, MembershipRow]
+People = dict[str, Person | RemotePerson]
 
 
 class PresenceSection:
@@ -63,31 +64,41 @@ class PresenceSection:
         """Return the m.presence events for the range."""
         if not self._is_wanted(request):
             return []
-        user_id = request.caller.user_id
-        is_full = request.since is None or request.full_state
-        changed = self._presence.roster.get_changed(
-            None if request.since is None or is_full else request.since.ephemeral
-        )
-        new_joins = [] if is_full else self._new_rooms(span, rows)
-        if not changed and not new_joins and not (is_full and self._tells_offline):
-            return []
-        joined = {room_nid for room_nid, row in rows.items() if row.membership == "join"}
-        shared = await self._sharing(user_id, joined, changed)
+        if request.since is None or request.full_state:
+            found = await self._find_all(request.caller.user_id, rows)
+        else:
+            found = await self._find_changed(
+                request.caller.user_id, request.since.ephemeral, span, rows
+            )
+        wanted, second = request.filter.presence, int(self._clock.seconds())
+        return [
+            self._event(person, second)
+            for user_id, person in found.items()
+            if user_id not in ignored and (wanted.is_open or wanted.allows("m.presence", user_id))
+        ]
+
+    async def _find_all(self, user_id: UserID, rows: Rows) -> People:
+        """The users who share a room, for an initial sync."""
+        present = self._presence.roster.get_changed(None)
+        if not present and not self._tells_offline:
+            return {}
+        joined = _joined(rows)
+        found = await self._sharing(user_id, joined, present)
+        if self._tells_offline:
+            offline = (await self._all_local(joined)) - found.keys()
+            found |= {other: Person(UserID(other)) for other in offline}
+        return found
+
+    async def _find_changed(self, user_id: UserID, since: int, span: Range, rows: Rows) -> People:
+        """The users who share a room and changed, or came to share one."""
+        changed = self._presence.roster.get_changed(since)
+        new_joins = self._find_new_joins(span, rows)
+        if not changed and not new_joins:
+            return {}
+        found = await self._sharing(user_id, _joined(rows), changed)
         for row in new_joins:
-            shared |= await self._met(user_id, row)
-        people = [person for person in shared.values() if person.user_id not in ignored]
-        if is_full and self._tells_offline:
-            others = await self._all_local(joined)
-            people += [
-                Person(UserID(other))
-                for other in others
-                if other not in shared and other not in ignored
-            ]
-        wanted = request.filter.presence
-        if not wanted.is_open:
-            people = [person for person in people if wanted.allows("m.presence", person.user_id)]
-        second = int(self._clock.seconds())
-        return [self._event(person, second) for person in people]
+            found |= await self._met(user_id, row)
+        return found
 
     def _is_wanted(self, request: SyncRequest) -> bool:
         return self._presence.is_on and request.filter.presence.allows("m.presence", None)
@@ -101,7 +112,7 @@ class PresenceSection:
             encoded = person.encoded = (second, person.shown, msgspec.json.encode(event))
         return msgspec.Raw(encoded[2])
 
-    def _new_rooms(self, span: Range, rows: Rows) -> list[MembershipRow]:
+    def _find_new_joins(self, span: Range, rows: Rows) -> list[MembershipRow]:
         """The joins in the user's rooms, their own included, as far as they are in memory."""
         return [
             row
@@ -111,9 +122,12 @@ class PresenceSection:
             and rows[row.room_nid].membership == "join"
         ]
 
-    async def _met(self, user_id: UserID, row: MembershipRow) -> dict[str, Person | RemotePerson]:
-        """Whom the user meets by somebody's coming: everybody in the room by their own. Who is
-        offline is told too: the client may remember them otherwise."""
+    async def _met(self, user_id: UserID, row: MembershipRow) -> People:
+        """The users whom the user meets by a join: everybody in the room by their own, else the new
+        member.
+
+        A new member who is offline is included: the client may have another state of them.
+        """
         if row.user_id != user_id:
             other = UserID(row.user_id)
             return {other: self._presence.roster.find(other) or Person(other)}
@@ -131,10 +145,10 @@ class PresenceSection:
 
     async def _sharing(
         self, user_id: UserID, joined: set[int], people: Collection[Person | RemotePerson]
-    ) -> dict[str, Person | RemotePerson]:
-        """Those of the people who are in one of these rooms; the user themselves among them."""
-        found: dict[str, Person | RemotePerson] = {}
-        unknown: dict[str, Person | RemotePerson] = {}
+    ) -> People:
+        """The people who are in one of these rooms, and the user."""
+        found: People = {}
+        unknown: People = {}
         for person in people:
             other = person.user_id
             if other == user_id:
@@ -161,3 +175,7 @@ class PresenceSection:
         for room_nid in room_nids:
             found |= await self._memberships.local_members(room_nid)
         return found
+
+
+def _joined(rows: Rows) -> set[int]:
+    return {room_nid for room_nid, row in rows.items() if row.membership == "join"}

@@ -83,18 +83,9 @@ class RoomStates:
     ) -> list[list[StoredEvent]]:
         """Load the events of each (state, room id) that the filter allows, with one read for
         all."""
-        if not any(entries for entries, _ in states):
+        numbers = [_wanted_nids(entries, room_id, wanted) for entries, room_id in states]
+        if not any(numbers):
             return [[] for _ in states]
-        numbers = [
-            [
-                nid
-                for key, nid in entries.items()
-                if wanted.passes_all_events or wanted.allows(key.type, None)
-            ]
-            if wanted.allows_room(room_id)
-            else []
-            for entries, room_id in states
-        ]
         events = await self._events.get_events({nid for nids in numbers for nid in nids})
         if wanted.passes_all_events:
             return [[events[nid] for nid in nids] for nids in numbers]
@@ -102,6 +93,15 @@ class RoomStates:
             [events[nid] for nid in nids if wanted.allows_event(events[nid].event)]
             for nids in numbers
         ]
+
+
+def _wanted_nids(entries: Entries, room_id: str, wanted: RoomEventFilter) -> list[int]:
+    """The numbers of the events that the filter allows, as far as their types tell."""
+    if not wanted.allows_room(room_id):
+        return []
+    if wanted.passes_all_events:
+        return list(entries.values())
+    return [nid for key, nid in entries.items() if wanted.allows(key.type, None)]
 
 
 def without_members(entries: Entries, kept: Set[str]) -> Entries:
