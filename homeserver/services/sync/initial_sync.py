@@ -37,15 +37,11 @@ from homeserver.services.rooms.invited_rooms import InvitedRooms
 from homeserver.services.rooms.reading import Reader, RoomReading
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
-from homeserver.services.sync.presence import PresenceReader
+from homeserver.services.sync.ephemeral import receipt_events, typing_event, visible_receipts
+from homeserver.services.sync.presence import PresenceSection
 from homeserver.services.sync.request import STATE_BEFORE, Range, SyncRequest
-from homeserver.services.sync.sync import (
-    LEFT,
-    MAX_TIMEOUT_MS,
-    receipt_events,
-    typing_event,
-    visible_receipts,
-)
+from homeserver.services.sync.rooms import LEFT
+from homeserver.services.sync.sync import MAX_TIMEOUT_MS
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.streams import Streams
 from storage.events.timelines import Direction, TimelineStore
@@ -83,7 +79,7 @@ class OldSyncParts(msgspec.Struct, frozen=True):
     recent: RecentChanges
     ignored: IgnoredUsers
     permissions: InvitePermissions
-    presence: PresenceReader
+    presence: PresenceSection
     recency: RoomRecencyStore
     invited: InvitedRooms
 
