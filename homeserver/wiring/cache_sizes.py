@@ -26,7 +26,7 @@ class CacheSizes:
         self.account_data_bytes = scaled(16 << 20)
         self.answer_bytes = scaled(16 << 20)
         self.sent_typing_bytes = scaled(32 << 20)
-        """Of the newest events of rooms, as all who begin with these rooms get them."""
+        """The typing notifications that clients of sliding sync were sent."""
         self.filter_bytes = scaled(16 << 20)
         self.lazy_members = scaled(500_000)
         self.state_bytes = scaled(64 << 20)
