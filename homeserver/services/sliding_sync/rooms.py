@@ -33,8 +33,8 @@ from homeserver.services.sliding_sync.room_entry import (
 )
 from homeserver.services.sliding_sync.room_order import OUTSIDE
 from homeserver.services.sliding_sync.room_update import RoomParts, SlidingRoomUpdate
-from homeserver.services.sync.joined_rooms import after_holes, visible_after_leaving
 from homeserver.services.sync.lazy_members import Member
+from homeserver.services.sync.room_update import after_holes, visible_after_leaving
 
 _event_nid: Final = attrgetter("event_nid")
 _leaves_state: Final = attrgetter("leaves_state")
@@ -108,7 +108,7 @@ class RoomEntries:
     ) -> dict[str, Any] | None:
         """The entry of a room that has only plain messages; None if there is more, or less."""
         sent, own, config = update.sent, update.own, update.config
-        if sent is None or update.initial or own.membership != "join" or not sent.covers(config):
+        if sent is None or update.initial or not sent.covers(config):
             return None
         bump = self._parts.recency.known_bumps.get(update.room.room_nid)
         if bump is None or not update.has_new_events:

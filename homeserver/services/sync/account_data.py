@@ -12,8 +12,8 @@ from federation.protocol.ids import RoomID
 from homeserver.services.account_data.room_account_data_cache import KeptAccountData
 from homeserver.services.push.push_rules import account_data_events
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.joined_rooms import RoomUpdate
 from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.room_update import RoomUpdate
 from storage.account_data.account_data import AccountData, AccountDataStore
 from storage.engine.streams import Topic
 

@@ -11,8 +11,8 @@ from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.push.unread_counts import OwnReceipts, UnreadCounts
 from homeserver.services.rooms.receipt_cache import KeptReceipts
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.joined_rooms import RoomUpdate
 from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.room_update import RoomUpdate
 from storage.engine.streams import Streams
 from storage.rooms.receipts import ReceiptRow
 

@@ -19,12 +19,11 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.joins.out_of_room import is_outside
 from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visibility import Seen, Visibility
 from homeserver.services.account_data.ignored_users import without_ignored
 from homeserver.services.filters.event_filters import RoomEventFilter, limit_of
-from homeserver.services.push.unread_counts import COUNTED, RoomUnread, has_hidden_redaction
+from homeserver.services.push.unread_counts import has_hidden_redaction
 from homeserver.services.rooms.aggregations import Aggregations
 from homeserver.services.rooms.client_events import (
     NO_REASONS,
@@ -46,15 +45,17 @@ from homeserver.services.sync.room_state import (
     undo,
     without_members,
 )
-from homeserver.services.sync.room_summary import RoomSummaries, Summary
-from storage.events.events import EventFlag
-from storage.rooms.memberships import MembershipRow
-from storage.rooms.rooms import RoomRow
+from homeserver.services.sync.room_summary import RoomSummaries
+from homeserver.services.sync.room_update import (
+    RoomUpdate,
+    after_holes,
+    end_of,
+    own_since_leaving,
+    visible_after_leaving,
+)
 
 SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
 """State events that may change the summary of a room."""
-_is_after_hole: Final = EventFlag.AFTER_HOLE.__and__
-_flags: Final = attrgetter("flags")
 _event_nid: Final = attrgetter("event_nid")
 _arrivals: Final = attrgetter("arrivals")
 _leaves_state: Final = attrgetter("leaves_state")
@@ -67,65 +68,6 @@ LARGEST_TIMELINES: Final = 16 << 20
 """Bytes of events after which further rooms get their newest event only, and are `limited`."""
 FETCHED_PER_SHOWN: Final = 5
 """Events that are read for each one in the timeline, if a filter leaves some out."""
-
-
-class RoomUpdate(msgspec.Struct, gc=False):
-    """What is new in one room, while the response is made."""
-
-    room: RoomRow
-    own: MembershipRow
-    since: int
-    """The position up to which the client has the room; 0 if it has nothing."""
-    full_state: bool
-    """The client gets the whole state, not only what changed."""
-    has_partial_state: bool = False
-    has_rejoined: bool = False
-    """The user left and joined again since then."""
-    arrived: Sequence[StoredEvent] = ()
-    """The events that were read, shown or not, oldest first."""
-    resolved: bool = False
-    """State resolution changed more of the current state than the new events set."""
-    shown: Sequence[Seen] = ()
-    encoded: Sequence[msgspec.Raw] | None = None
-    """The shown events as the device gets them; None until `to_json` makes them."""
-    limited: bool = False
-    prev_batch: str | None = None
-    state: Sequence[StoredEvent] = ()
-    summary: Summary | None = None
-    ephemeral: list[Any] = []
-    sticky: Sequence[msgspec.Raw] = ()
-    counts: RoomUnread | None = None
-    """The unread counts, if they are known already."""
-    counts_changed: bool = False
-    """The unread counts may have changed although no event says so."""
-    account_data: list[Any] = []
-
-    @property
-    def starts_over(self) -> bool:
-        """Whether the client may lack everything beside the timeline, such as receipts."""
-        return self.since == 0 or self.has_rejoined
-
-    @property
-    def left_at(self) -> int | None:
-        """The position at which the user left; None if they were never in the room."""
-        return self.own.left_position
-
-    def has_changes(self, ignored: Set[str]) -> bool:
-        """Whether a client that has the room up to `since` has to be told anything."""
-        return bool(
-            self.full_state
-            or self.shown
-            or self.limited
-            or self.state
-            or self.ephemeral
-            or self.sticky
-            or self.account_data
-            or self.counts_changed
-            or any(
-                event.flags & COUNTED and event.event.sender not in ignored
-                for event in self.arrived
-            )
-        )
 
 
 class JoinedRooms:
@@ -202,7 +144,7 @@ class JoinedRooms:
     ) -> bool:
         """Fill in a room that has only plain messages, and return True; else do nothing."""
         filter = request.filter
-        if update.own.membership != "join" or update.full_state or update.starts_over:
+        if update.full_state or update.starts_over:
             return False
         if not filter.passes_all_messages or filter.room.state.include_redundant_members:
             return False
@@ -348,7 +290,7 @@ class JoinedRooms:
             limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1
         )
         stretches = await self._timelines.get_latest(
-            {update.room.room_nid: (update.since, _end(update, span)) for update in updates},
+            {update.room.room_nid: (update.since, end_of(update, span)) for update in updates},
             fetched,
         )
         size = 0
@@ -431,7 +373,7 @@ class JoinedRooms:
         after that event, and the state before the timeline is the right one.
         """
         for update in updates:
-            own = _own_since_leaving(update)
+            own = own_since_leaving(update)
             if not (update.resolved or own or len(update.shown) < len(update.arrived)):
                 continue
             last = {
@@ -462,7 +404,7 @@ class JoinedRooms:
             if update.arrived
         }
         others = {
-            update.room.room_nid: _end(update, span) for update in updates if not update.arrived
+            update.room.room_nid: end_of(update, span) for update in updates if not update.arrived
         }
         for update in updates:
             if update.left_at is not None and update.left_at < update.own.position:
@@ -479,7 +421,7 @@ class JoinedRooms:
         new_members: set[Member],
     ) -> Entries:
         undone = {} if request.state_after else undo(seen.event for seen in update.shown)
-        point = StatePoint(update.room.room_nid, end, _own_since_leaving(update) | undone)
+        point = StatePoint(update.room.room_nid, end, own_since_leaving(update) | undone)
         changed: Entries = {}
         if update.full_state:
             states = self._states
@@ -613,17 +555,6 @@ def _set_prev_batch(update: RoomUpdate, span: Range) -> None:
         update.prev_batch = str(SyncToken(span.upto, 0))
 
 
-def _own_since_leaving(update: RoomUpdate) -> dict[StateKey, int | None]:
-    """The user's own membership, if it changed since they left.
-
-    A membership outside the room, such as an invite declined after this server left, is not part of
-    the room's state.
-    """
-    if update.left_at is None or update.left_at == update.own.position or is_outside(update.own):
-        return {}
-    return {StateKey(MEMBER, update.own.user_id): update.own.event_nid}
-
-
 def own_state_after(request: SyncRequest, update: RoomUpdate) -> list[StoredEvent]:
     """The state of a room that the user was never in: their own membership, if they ask for
     `state_after`."""
@@ -636,37 +567,3 @@ def own_state_after(request: SyncRequest, update: RoomUpdate) -> list[StoredEven
         if each.event.event.state_key is not None and each.event.event.key == key
     ]
     return [event for event in own[-1:] if wanted.allows_event(event.event)]
-
-
-def visible_after_leaving(
-    arrived: Iterable[StoredEvent], own: MembershipRow, left_at: int | None
-) -> list[StoredEvent]:
-    """The events that a former member may see: those up to their leaving, and changes of their
-    membership."""
-    key = StateKey(MEMBER, own.user_id)
-    until = left_at or 0
-    return [
-        event
-        for event in arrived
-        if (event.position or 0) <= until
-        or (event.event.state_key is not None and event.event.key == key)
-    ]
-
-
-def after_holes(
-    seen: Sequence[Seen], arrived: Sequence[StoredEvent]
-) -> tuple[Sequence[Seen], bool]:
-    """Drop the events before a hole in the history, and return whether there was one.
-
-    A timeline has no holes: the client fetches the missing events by going back from `prev_batch`.
-    """
-    if not any(map(_is_after_hole, map(_flags, arrived))):
-        return seen, False
-    first = max(event.position or 0 for event in arrived if event.is_after_hole)
-    return [each for each in seen if (each.event.position or 0) >= first], True
-
-
-def _end(update: RoomUpdate, span: Range) -> int:
-    """The position up to which the user sees the room: for a former member, that of their
-    membership."""
-    return span.upto if update.own.membership == "join" else min(span.upto, update.own.position)

@@ -2,8 +2,10 @@
 
 This is the usual news of a waiting client. `PlainMessages.read` makes the timeline of such a room
 from memory, without a query and without waiting. The full way makes everything else of a response.
-So a feature that adds a section is never excluded here; one that changes how a message in a
-timeline looks, or who sees it, adds its condition to `PlainMessages.read`, and nowhere else.
+So a feature that adds a section is never excluded here. One that changes how a message in a
+timeline looks, or who sees it, adds its condition to `PlainMessages.read`, or to
+`StoredEvent.is_plain_message` if it is a property of the event, and nowhere else. The two callers
+check only that the client has the room and asks for nothing that needs more than these messages.
 
 The law: the short way gives what the full way gives for the same room
 (`tests/helpers/both_ways.py`).
@@ -73,8 +75,10 @@ class PlainMessages:
         """Return what arrived in since < position ≤ upto in a room that the client already has.
 
         None if any of it is more than a plain message, or is not in memory. `own` is the caller's
-        membership, a join. `known_members`: the members that the client has, None if it has all.
+        membership. `known_members`: the members that the client has, None if it has all.
         """
+        if own.membership != "join":
+            return None
         user_id, room_nid = caller.user_id, own.room_nid
         arrivals = self._timelines.find_all(room_nid, since, upto)
         if not arrivals or len(arrivals) > limit:
@@ -83,7 +87,7 @@ class PlainMessages:
         if events is None:
             return None  # not in memory
         if not self._visibility.shows_plainly(own, events):
-            return None  # state, redactions, soft-failed, purged, expired, from before the join …
+            return None  # state, soft-failed, redacted, purged, expired, from before the join …
         ignored = self._ignored.known_of(user_id)
         if ignored is None:
             return None  # not in memory

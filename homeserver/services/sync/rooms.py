@@ -28,9 +28,10 @@ from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.account_data import AccountDataSection
 from homeserver.services.sync.ephemeral import EphemeralSection
-from homeserver.services.sync.joined_rooms import JoinedRooms, RoomUpdate, own_state_after
+from homeserver.services.sync.joined_rooms import JoinedRooms, own_state_after
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.response import add_unread_counts
+from homeserver.services.sync.room_update import RoomUpdate
 from homeserver.services.sync.sticky_events import StickyEventReader
 from storage.account_data.account_data import AccountData
 from storage.rooms.memberships import MembershipRow
