@@ -264,6 +264,20 @@ def test_a_room_that_comes_into_view_takes_the_full_way_first(
     assert len(compared) == before + 1
 
 
+def test_a_room_with_less_timeline_than_a_window_asks_for_takes_the_full_way_first(
+    town: Town, compared: Compared
+) -> None:
+    alice, bob, rooms = town
+    client = _follow(alice, 9, first=a_list([0, 0], limit=7))
+    before = len(compared)
+    say(bob, rooms[0], "one")  # it moves into the window that asks for more
+    assert texts(client.sync()["rooms"][rooms[0]])[-1] == "one"
+    assert len(compared) == before
+    say(bob, rooms[0], "two")
+    assert texts(client.sync()["rooms"][rooms[0]]) == ["two"]
+    assert len(compared) == before + 1
+
+
 @pytest.mark.parametrize("what", MORE)
 def test_other_news_in_view_keeps_no_room_from_the_short_way(
     town: Town, compared: Compared, what: str
