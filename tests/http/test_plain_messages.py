@@ -135,7 +135,7 @@ NOT_PLAIN: dict[str, Callable[[User, User, str], object]] = {
     "ignored": lambda alice, bob, _room: _ignore(alice, bob),
     "too many": lambda _alice, bob, room: [say(bob, room, f"{number}") for number in range(11)],
 }
-"""What takes a message out of the short way."""
+"""Changes that take a message out of the short way."""
 
 
 @pytest.mark.parametrize("what", NOT_PLAIN)

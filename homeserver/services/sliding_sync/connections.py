@@ -65,7 +65,7 @@ class UnknownPos(MatrixError):
 
 
 class SentRoom(msgspec.Struct, frozen=True, gc=False):
-    """What a client was sent of a room."""
+    """The part of a room that a client was sent."""
 
     upto: int
     """LIVE, or the position up to which the room was sent."""
@@ -106,7 +106,7 @@ class SentProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class ConnectionState:
-    """What a client has, by room number; missing rooms were never sent. Immutable."""
+    """The data that a client has, by room number; missing rooms were never sent. Immutable."""
 
     __slots__ = (
         "_direct_checked",

@@ -72,7 +72,7 @@ class ExtensionParts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
-    """What all extensions of one response are read from."""
+    """The input from which all extensions of one response are read."""
 
     request: SlidingRequest
     connection: Connection
@@ -92,7 +92,7 @@ class ExtensionResponse(msgspec.Struct, gc=False):
     has_changes: bool = False
     """Whether there is anything for which the client need not wait any longer."""
     typing: TypingView | None = None
-    """Who types, as the client knows with this response; None if it did not ask."""
+    """The typing users that the client knows with this response; None if it did not ask."""
 
     def add(self, name: str, content: object, *, has_changes: bool) -> None:
         """Add an extension."""
@@ -259,7 +259,7 @@ class ExtensionReader:
             response.add("account_data", data, has_changes=bool(data["global"] or data["rooms"]))
 
     async def _account_data(self, reading: Reading, scope: set[int]) -> dict[str, Any]:
-        """Return what is new in the scope, and everything of rooms that begin anew."""
+        """Return what is new in the scope, and everything of rooms that start over."""
         user_id, changes = reading.request.caller.user_id, reading.changes
         known = reading.connection.state.account_data
         initial = {update.room.room_nid for update in reading.updates if update.initial}
@@ -278,8 +278,8 @@ class ExtensionReader:
     async def _find_changed_account_data(
         self, reading: Reading, scope: set[int], new: set[int], missed: Mapping[int, int]
     ) -> dict[int, Mapping[str, bytes]]:
-        """What changed in rooms that the client has, and what it missed; note what it misses
-        outside the scope."""
+        """Find what changed in rooms that the client has, and what it missed; note what it
+        misses outside the scope."""
         user_id, upto, position = (
             reading.request.caller.user_id,
             reading.token.position,

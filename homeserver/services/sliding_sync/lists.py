@@ -45,7 +45,7 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     subscribed: Mapping[str, int]
     """The numbers of the subscribed rooms, by id."""
     configs: Mapping[int, RoomConfig]
-    """What is wanted of each room in a window or subscription; many share one object."""
+    """The config of each room in a window or subscription; many share one object."""
     rows: Mapping[int, MembershipRow]
     """The user's memberships."""
     joined: frozenset[int]

@@ -1,4 +1,4 @@
-"""What is new in one room, while the response is made, and the services that room entries are read
+"""The news of one room, while the response is made, and the services that room entries are read
 from."""
 
 from collections.abc import Sequence, Set
@@ -26,18 +26,18 @@ from storage.rooms.rooms import RoomRow
 
 
 class SlidingRoomUpdate(msgspec.Struct, gc=False):
-    """What is new in a room."""
+    """The news of a room."""
 
     room: RoomRow
     own: MembershipRow
     config: RoomConfig
     sent: SentRoom | None
-    """What the client has of it; None if it was never sent."""
+    """The part of it that the client has; None if it was never sent."""
     is_direct: bool
     since: int = 0
     """The position up to which the client has it; 0 if it has nothing."""
     initial: bool = False
-    """The client begins anew with the room."""
+    """The client starts over with the room."""
     may_have_changes: bool = False
     has_new_events: bool = False
     counts_changed: bool = False

@@ -408,7 +408,7 @@ class RoomEntries:
         confirmed_members: set[Member],
         new_members: set[Member],
     ) -> None:
-        """Find all the state that is asked for, of rooms with which the client begins anew."""
+        """Find all the state that is asked for, of rooms with which the client starts over."""
         if not updates:
             return
         requests: list[StateRequest] = []

@@ -37,7 +37,7 @@ ROOM: Final = 100
 
 
 class TypingView(msgspec.Struct, frozen=True, gc=False):
-    """What a client knows of typing users at some position."""
+    """The typing users that a client knows at some position."""
 
     rooms: frozenset[int]
     """The rooms in view: everything up to that position was sent."""
@@ -56,7 +56,7 @@ class TypingChanges(msgspec.Struct, frozen=True, gc=False):
     has_changes: bool
     """Whether anything changed, or came into view, since the client's last response."""
     view: TypingView
-    """What the client knows with these."""
+    """The typing users that the client knows with these."""
 
 
 class SentTyping:
@@ -115,7 +115,7 @@ class SentTyping:
         return TypingChanges(sent, bool(sent), view)
 
     def _find_entering(self, view: TypingView, room_nids: Set[int]) -> dict[int, Sequence[UserID]]:
-        """Who types in rooms that come into view."""
+        """Find the typing users of rooms that come into view."""
         found: dict[int, Sequence[UserID]] = {}
         for nid in room_nids:
             if nid not in view.left and not view.is_whole:

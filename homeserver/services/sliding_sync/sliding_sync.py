@@ -92,11 +92,11 @@ class SlidingResponse(msgspec.Struct, frozen=True, gc=False):
     """Whether there is anything for which the client need not wait any longer."""
     token: SyncToken
     state: ConnectionState
-    """What the client has with this response."""
+    """The state of the connection with this response."""
     new_members: set[Member]
     """The lazily loaded members that it carries."""
     typing: TypingView | None = None
-    """Who types, as the client knows with this response; None if it did not ask."""
+    """The typing users that the client knows with this response; None if it did not ask."""
 
 
 class SlidingSync:
@@ -285,7 +285,7 @@ class SlidingSync:
         return updates
 
     async def _is_initial(self, update: SlidingRoomUpdate, completed: int | None) -> bool:
-        """Whether the client begins anew with the room."""
+        """Whether the client starts over with the room."""
         own, since = update.own, update.since
         if update.sent is None or (completed or 0) > since:
             return True

@@ -111,11 +111,11 @@ class EphemeralSection:
     def _find_typing(
         self, request: SyncRequest, updates: Sequence[RoomUpdate]
     ) -> Mapping[int, Sequence[UserID]]:
-        """Who types, in the rooms where the client has to be told.
+        """Find the typing users of the rooms where the client needs them.
 
-        A client that may know nothing of a room is told where anybody types. One that may know the
-        room is also told where nobody types any more, even if this node never knew that somebody
-        did: the client's token says so.
+        A client that may know nothing of a room needs them if anybody types. One that may know the
+        room also needs to know that nobody types any more, even if this node never knew that
+        somebody did: the client's token says so.
         """
         typing, since = self._typing, request.since
         new = [update.room.room_nid for update in updates if since is None or update.starts_over]

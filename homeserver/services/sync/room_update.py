@@ -1,4 +1,4 @@
-"""What is new in one room, while a response of /sync is made."""
+"""The news of one room, while a response of /sync is made."""
 
 from collections.abc import Iterable, Sequence, Set
 from operator import attrgetter
@@ -23,7 +23,7 @@ _flags: Final = attrgetter("flags")
 
 
 class RoomUpdate(msgspec.Struct, gc=False):
-    """What is new in one room, while the response is made."""
+    """The news of one room."""
 
     room: RoomRow
     own: MembershipRow
@@ -64,7 +64,7 @@ class RoomUpdate(msgspec.Struct, gc=False):
         return self.own.left_position
 
     def has_changes(self, ignored: Set[str]) -> bool:
-        """Whether a client that has the room up to `since` has to be told anything."""
+        """Whether the response has anything for a client that has the room up to `since`."""
         return bool(
             self.full_state
             or self.shown

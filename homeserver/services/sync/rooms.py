@@ -42,12 +42,12 @@ LEFT: Final = frozenset({"leave", "ban"})
 
 
 class UserState(msgspec.Struct, frozen=True, gc=False):
-    """What is known of the user before the rooms are read."""
+    """The user's data that is read before the rooms."""
 
     memberships: Mapping[int, MembershipRow]
     ignored: Set[str]
     account_data: AccountData
-    """What is new in it."""
+    """The new part of it."""
     recounted: Set[int]
     """Rooms whose unread counts may have changed although no event says so."""
 
@@ -102,7 +102,7 @@ class RoomSection:
     ) -> tuple[dict[str, Any], SyncToken]:
         """Return the parts of the section that are not empty, and the token of the response.
 
-        The token names the rooms in which the client is told that somebody types.
+        The token names the rooms in which the client shows somebody typing.
         """
         rows = await self._find_candidates(request, span, user)
         if not rows:
