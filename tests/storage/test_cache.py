@@ -316,6 +316,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.loads: list[tuple[tuple[str, ...], Deferred[Mapping[str, list[int]]]]] = []
         self.arrived: list[tuple[Deferred[Mapping[str, list[int]]], Mapping[str, list[int]]]] = []
         """Answers of the database that have not reached the reader yet."""
+        self.read_before: tuple[str, int, list[int]] | None = None
         self.cache: StreamCache[str, list[int]] = StreamCache(
             self.streams,
             Topic.PROFILE,
@@ -344,12 +345,14 @@ class CacheMachine(RuleBasedStateMachine):
     def _announced(self, key: str, position: int) -> list[int]:
         return [each for each in self._value(key) if each <= position]
 
-    @rule(keys=st.lists(KEYS, min_size=1, max_size=3))
-    def read(self, keys: list[str]) -> None:
-        position = self.streams.current()
+    @rule(keys=st.lists(KEYS, min_size=1, max_size=3), is_answered=st.booleans())
+    def read(self, keys: list[str], is_answered: bool) -> None:
+        position, waiting = self.streams.current(), len(self.loads)
         self.reads.append(
             (Deferred.fromCoroutine(self.cache.get_many(keys)), tuple(keys), position)
         )
+        while is_answered and len(self.loads) > waiting:
+            self.query(waiting)
         self.look()
 
     @precondition(lambda self: self.loads)
@@ -368,15 +371,17 @@ class CacheMachine(RuleBasedStateMachine):
         self.look()
 
     @rule(
-        keys=st.lists(KEYS, min_size=1, max_size=3),
-        is_remote=st.booleans(),
-        is_described=st.booleans(),
+        keys=st.lists(KEYS, min_size=1, max_size=2),
+        origin=st.sampled_from(["here", "here", "described", "undescribed"]),
+        is_announced=st.booleans(),
     )
-    def commit(self, keys: list[str], is_remote: bool, is_described: bool) -> None:
+    def commit(self, keys: list[str], origin: str, is_announced: bool) -> None:
         first = len(self.committed) + 1
         rows = list(enumerate(keys, first))
         self.committed += rows
-        self.unannounced.append((rows, is_remote, is_described))
+        self.unannounced.append((rows, origin != "here", origin == "described"))
+        while is_announced and self.unannounced:
+            self.announce()
 
     @precondition(lambda self: self.unannounced)
     @rule()
@@ -391,7 +396,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.streams.publish(changes, upto)
         self.look()
 
-    @precondition(lambda self: self.reads)
+    @precondition(lambda self: len(self.reads) > 3)
     @rule(which=st.integers(0, 9))
     def cancel(self, which: int) -> None:
         deferred, _, _ = self.reads.pop(which % len(self.reads))
@@ -402,10 +407,18 @@ class CacheMachine(RuleBasedStateMachine):
         self.look()
 
     @rule(key=KEYS)
-    def prime(self, key: str) -> None:
-        """A value that was read for another purpose."""
-        since = self.cache.changes
-        self.cache.put(key, self._value(key), since=since)
+    def read_elsewhere(self, key: str) -> None:
+        """A value is read for another purpose."""
+        self.read_before = (key, self.cache.changes, self._value(key))
+
+    @precondition(lambda self: self.read_before is not None)
+    @rule()
+    def put(self) -> None:
+        """A value that was read for another purpose is stored."""
+        if self.read_before is not None:
+            key, since, value = self.read_before
+            self.cache.put(key, value, since=since)
+        self.read_before = None
 
     def look(self) -> None:
         """Every read that has ended returned nothing older than what its reader had seen."""
@@ -441,4 +454,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 def test_a_read_never_returns_a_value_older_than_its_reader() -> None:
-    run_machine(CacheMachine, 80, 40)
+    run_machine(CacheMachine, 100, 30)
