@@ -213,7 +213,7 @@ class StreamCache(Generic[K, V]):
         self,
         streams: Streams,
         *topics: Topic,
-        load: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
+        load: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]] | None = None,
         keys_of: Callable[[Change], Iterable[K] | None],
         update: Callable[[V, Change], bool] | None = None,
         max_entries: int | None = None,
@@ -224,7 +224,7 @@ class StreamCache(Generic[K, V]):
         """A cache that listens to changes of these topics.
 
         - `load` reads values. It returns one for every key that it is given, also for a key that
-          does not exist: so that is cached too.
+          does not exist: so that is cached too. None: values come by `put` only.
         - `keys_of`: the keys that a change invalidates; None: all keys. A change of another node
           may lack its room id and its detail, or have an `EventNews` in place of an `EventRow`.
         - `update` changes a cached value in place, by a change of this node that concerns it, and
@@ -297,6 +297,10 @@ class StreamCache(Generic[K, V]):
         """The value of a key, if it is here; else None, and no miss is counted."""
         return self._values.get(key) if key in self._values else None
 
+    def find_many(self, keys: Collection[K]) -> dict[K, V]:
+        """The values of these keys that are here."""
+        return self._values.get_many(keys)
+
     def put(self, key: K, value: V, *, since: int) -> bool:
         """Store a value that was read for another purpose, unless something has changed since;
         returns whether it was stored. `since`: `changes` before that read began."""
@@ -324,6 +328,8 @@ class StreamCache(Generic[K, V]):
     async def _run(self, load: _Load[K, V], keys: Sequence[K]) -> None:
         failure: Failure | None = None
         try:
+            if self._load is None:
+                raise LookupError("This cache has nothing that loads values")
             read = await self._load(keys)
             for key in keys:
                 if self._loads.get(key) is load:
