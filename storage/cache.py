@@ -74,7 +74,7 @@ class LRU(Generic[K, V]):
         max_weight: int | None = None,
         weigh: Callable[[K, V], int] | None = None,
         largest_share: int = 1,
-        on_remove: Callable[[K, V], None] | None = None,
+        on_remove: Callable[[K, V], object] | None = None,
     ) -> None:
         """`weigh`: the weight of an entry, as `max_weight` counts it. An entry that weighs more
         than one part in `largest_share` of `max_weight` is not stored. `on_remove` is called for
