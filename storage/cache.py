@@ -105,6 +105,10 @@ class LRU(Generic[K, V]):
         """The entries, the least recently used first; not as a use of them."""
         return self._entries.items()
 
+    def values(self) -> Collection[V]:
+        """The values, in the order of `items`."""
+        return self._entries.values()
+
     def get(self, key: K) -> V | None:
         """The value, or None if it is not here."""
         entries = self._entries

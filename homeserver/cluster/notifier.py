@@ -147,8 +147,8 @@ class Notifier:
         self._scheduled = False
         self._rooms: dict[int, None] = {}
         self._people: dict[str, None] = {}
-        streams.subscribe(self._hear)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes)
+        streams.watch(self._on_remote_write)
         if others is not None:
             others.wait_for(self._hear_late, self._give_up)
 
@@ -219,7 +219,7 @@ class Notifier:
         if len(self._left) > USERS_REMEMBERED:
             self._left.popitem(last=False)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._listeners:
             return
         for change in changes:
@@ -244,17 +244,17 @@ class Notifier:
 
     # other nodes
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, whom it concerns is not known here, or
         not yet."""
         told = self._streams.told(after, upto)
         if told is not None:
-            self._hear(told)
+            self._on_changes(told)
         elif self._others is None:
             self.wake_users(self._listeners)
 
     def _hear_late(self, _ranges: Sequence[Range], changes: Sequence[Change]) -> None:
-        self._hear(changes)
+        self._on_changes(changes)
 
     def _give_up(self, _ranges: Sequence[Range]) -> None:
         self.wake_users(self._listeners)

@@ -37,7 +37,7 @@ from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.tokens.secret_tokens import hash_token, is_damaged
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.login.access_tokens import AccessTokenRow, PairUse, TokenStore
 
@@ -111,8 +111,8 @@ class AccessTokens:
         self._trusted_until = inf
         self._taking_in = 0
         self._settling: list[Deferred[None]] = []
-        streams.subscribe(self._heed, Topic.ACCOUNT)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.ACCOUNT, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     def ask_for_consent(self, consents: OwedConsents) -> None:
         """From now on tell of who is asked who has not agreed to terms that they have to agree
@@ -280,12 +280,12 @@ class AccessTokens:
         if not of_user:
             del self._by_user[user_id]
 
-    def _heed(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.ACCOUNT and change.user_id is not None:
                 self._forget(change.user_id)
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         self._taking_in += 1
         Deferred.fromCoroutine(self._forget_changed(after, upto))
 
