@@ -277,8 +277,8 @@ class StreamCache(Generic[K, V]):
         return (await self.get_many((key,)))[key]
 
     async def get_many(self, keys: Iterable[K]) -> dict[K, V]:
-        """The values of some keys, each no older than this call: one load for all that are not
-        here."""
+        """The values of some keys, each no older than this call. One load for all that are
+        missing."""
         wanted = tuple(keys)
         found = self._values.get_many(wanted)
         while missing := [key for key in wanted if key not in found]:

@@ -1,5 +1,4 @@
-"""Rooms that were joined with partial state: a cache of them, and waiting for the rest of the
-state.
+"""Rooms that were joined with partial state: a cache of them, and waiting for the rest.
 
 The head of a room, which the engine caches, says whether its state is partial. This table also
 has rooms that have been completed since: clients that were told nothing of such a room are then

@@ -1,5 +1,4 @@
-"""A cache of the newest events of rooms in client form, shared by all readers who see all of them
-plainly.
+"""A cache of the newest events of rooms in client form, shared by readers who see them plainly.
 
 Laws:
 - A page is valid as long as the room's newest events are these, and the cache of events has these
