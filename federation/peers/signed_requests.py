@@ -13,7 +13,6 @@ which one came in vain a moment ago.
 spec: server-server-api#request-authentication
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -29,6 +28,7 @@ from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.errors import MatrixError, NotJson, Unauthorized
 from federation.protocol.ids import KeyID
 from federation.protocol.request_signing import RequestSignature, check_request, parse_authorization
+from storage.cache import LRU
 
 MAX_SIGNATURES = 5
 """On one request."""
@@ -55,7 +55,7 @@ class SignedRequests:
         self._policy = policy
         self._identity = identity
         self._now_ms = now_ms
-        self._resting: OrderedDict[str, int] = OrderedDict()
+        self._resting: LRU[str, int] = LRU(max_entries=MOST_RESTING)
         """Addresses, and until when they rest."""
 
     async def get_peer(
@@ -85,7 +85,7 @@ class SignedRequests:
             self._check(known, keys, method, uri, content)
         except Unauthorized:
             if len(body) > SHORT_BODY and (
-                self._resting.get(address, 0) > self._now_ms()
+                (self._resting.peek(address) or 0) > self._now_ms()
                 or has_too_many_values(body, MOST_VALUES)
             ):
                 raise
@@ -103,10 +103,7 @@ class SignedRequests:
         return Peer(origin)
 
     def _let_rest(self, address: str) -> None:
-        self._resting[address] = self._now_ms() + REST_MS
-        self._resting.move_to_end(address)
-        if len(self._resting) > MOST_RESTING:
-            self._resting.popitem(last=False)
+        self._resting.put(address, self._now_ms() + REST_MS)
 
     def check_head(self, authorization: list[str], uri: str) -> None:
         """Whether the body of a request is worth taking in, by what comes before it. Raises

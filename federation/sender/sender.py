@@ -112,8 +112,8 @@ class Sender:
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
         self._rounds_end: Deferred[LoopingCall] | None = None
-        streams.subscribe(self._hear, *TOPICS)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, *TOPICS)
+        streams.watch(self._on_remote_write)
 
     def start(self) -> None:
         """Send from now on, as soon as no other node does."""
@@ -214,7 +214,7 @@ class Sender:
     # ---------------------------------------------------------------------------------------------------
     # the stream
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._has_lease:
             return
         for change in changes:
@@ -252,7 +252,7 @@ class Sender:
         self._newcomers[row.room_nid, _server_of(row.user_id)] = row.position
         return True
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
+    def _on_remote_write(self, _after: int, _upto: int) -> None:
         if self._has_lease:
             self._heard |= TOPICS
             self._schedule()

@@ -11,13 +11,18 @@ from prometheus_client.registry import Collector
 class Counted(Protocol):
     """A cache that counts."""
 
-    hits: int
-    """Things that were there."""
-    misses: int
-    """Things that had to be read."""
+    @property
+    def hits(self) -> int:
+        """Entries that were in the cache."""
+        ...
+
+    @property
+    def misses(self) -> int:
+        """Entries that had to be read."""
+        ...
 
     def __len__(self) -> int:
-        """Things that are there now."""
+        """Entries in the cache now."""
         ...
 
 
@@ -25,8 +30,10 @@ class Counted(Protocol):
 class Weighed(Protocol):
     """A cache that is bounded by the size of what it holds."""
 
-    weight: int
-    """About how many bytes that is."""
+    @property
+    def weight(self) -> int:
+        """About how many bytes that is."""
+        ...
 
 
 class CacheMetrics(Collector):

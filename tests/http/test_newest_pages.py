@@ -123,7 +123,7 @@ def test_what_is_heard_of_an_event_holds_for_a_page_though_nothing_arrives_in_th
     for number in range(3):
         begin(carol, number)
     pages, streams = server.app.rooms.sliding.entries._parts.pages, sqlite_database.streams
-    (page,) = pages._pages.values()
+    ((_, page),) = pages._pages.items()
     room_nid, limit = page.key
     event, head = page.events[-1], streams.current()
 
@@ -166,7 +166,7 @@ def test_pages_are_bounded_by_bytes(
             assert begin(people[2], number, limit=limit)["initial"]
             weights.add(pages.weight)
             assert 0 <= pages.weight <= LARGEST_SHARE * 20_000
-            assert pages.weight == sum(page.weight for page in pages._pages.values())
+            assert pages.weight == sum(page.weight for _, page in pages._pages.items())
             for page in pages._pages.values():
                 of_events = sum(event.weight for event in page.events)
                 assert (

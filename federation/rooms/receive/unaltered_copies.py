@@ -19,7 +19,6 @@ spec: server-server-api#checks-performed-on-receipt-of-a-pdu,
 server-server-api#get_matrixfederationv1eventeventid
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hmac import compare_digest
 from typing import Final
@@ -41,6 +40,7 @@ from federation.rooms.membership_templates import MEMBER
 from federation.rooms.receive.batch import Outcome
 from federation.rooms.receive.check_sources import Questions
 from federation.rooms.room_servers import RoomServers, longest_in
+from storage.cache import LRU
 
 AT_ONCE: Final = 20
 """Events of one batch that are asked for at the same time."""
@@ -75,7 +75,7 @@ class TrueCopies:
         self._policy = policy
         self._own = own
         self._seconds = seconds
-        self._vain: OrderedDict[str, float] = OrderedDict()
+        self._vain: LRU[str, float] = LRU(max_entries=MOST_REMEMBERED)
         """Until when events, by id, and servers, by name, are not asked for."""
         self._asking: SharedWork[str, Event | None] = SharedWork()
 
@@ -135,13 +135,10 @@ class TrueCopies:
         return None
 
     def _rests(self, name: str) -> bool:
-        return self._seconds() < self._vain.get(name, 0.0)
+        return self._seconds() < (self._vain.peek(name) or 0.0)
 
     def _remember(self, name: str, seconds: float = REST) -> None:
-        self._vain[name] = self._seconds() + seconds
-        self._vain.move_to_end(name)
-        if len(self._vain) > MOST_REMEMBERED:
-            self._vain.popitem(last=False)
+        self._vain.put(name, self._seconds() + seconds)
 
 
 class Taken(msgspec.Struct, frozen=True):

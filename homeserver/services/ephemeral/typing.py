@@ -94,7 +94,7 @@ class Typing:
         """Of these notices (rooms and users) those that no other node has told."""
         self._changed: OrderedDict[int, int] = OrderedDict()
         """Position of the latest change by room, the latest last."""
-        streams.subscribe(self._hear, Topic.MEMBERSHIP)
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
         if notes is not None:
             notes.register(KIND, TypingNote, self._hear_node)
             notes.register(CROSSED, CrossedNote, self._hear_crossed)
@@ -251,7 +251,7 @@ class Typing:
         known = [nid for nid in dict.fromkeys(before) if nid not in told]
         return tuple([*known, *(nid for nid, users in told.items() if users)][-MOST_TYPED:])
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._ends:
             return
         for change in changes:

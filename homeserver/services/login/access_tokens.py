@@ -37,8 +37,9 @@ from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.tokens.secret_tokens import hash_token, is_damaged
 from storage.accounts.accounts import AccountStore
+from storage.cache import LRU
 from storage.engine.database import Database
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.login.access_tokens import AccessTokenRow, PairUse, TokenStore
 
@@ -99,9 +100,10 @@ class AccessTokens:
         self._tokens = tokens
         self._accounts = accounts
         self._last_seen = last_seen
-        self._most_remembered = most_remembered
-        self._remembered: dict[bytes, _Known] = {}
-        """By hashes of tokens. None of them is forgotten."""
+        self._remembered: LRU[bytes, _Known] = LRU(
+            max_entries=most_remembered, on_remove=self._on_removed
+        )
+        """By hash of the token."""
         self._at_hand: dict[str, _Known] = {}
         """By tokens that came of late: after a rest a hash costs more than all else that is done to
         find out who asks."""
@@ -112,8 +114,8 @@ class AccessTokens:
         self._trusted_until = inf
         self._taking_in = 0
         self._settling: list[Deferred[None]] = []
-        streams.subscribe(self._heed, Topic.ACCOUNT)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.ACCOUNT, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     def ask_for_consent(self, consents: OwedConsents) -> None:
         """From now on tell of who is asked who has not agreed to terms that they have to agree
@@ -264,29 +266,24 @@ class AccessTokens:
             raise UnknownToken("The access token was replaced by another", soft_logout=True)
 
     def _remember(self, token_hash: bytes, owner: Requester, expires: float) -> None:
-        if len(self._remembered) >= self._most_remembered:
-            self._forget_token(next(iter(self._remembered)))
-        self._forget_token(token_hash)
-        self._remembered[token_hash] = _Known(owner, expires)
+        self._remembered.put(token_hash, _Known(owner, expires))
         self._by_user.setdefault(owner.user_id, {})[owner.token_nid] = token_hash
 
-    def _forget_token(self, token_hash: bytes) -> None:
-        known = self._remembered.pop(token_hash, None)
-        if known is None or known.owner is None:
-            return
+    def _on_removed(self, _token_hash: bytes, known: _Known) -> None:
         owner, known.owner = known.owner, None
-        user_id = owner.user_id
-        of_user = self._by_user[user_id]
+        if owner is None:
+            return
+        of_user = self._by_user[owner.user_id]
         of_user.pop(owner.token_nid, None)
         if not of_user:
-            del self._by_user[user_id]
+            del self._by_user[owner.user_id]
 
-    def _heed(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.ACCOUNT and change.user_id is not None:
                 self._forget(change.user_id)
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         self._taking_in += 1
         Deferred.fromCoroutine(self._forget_changed(after, upto))
 
@@ -310,4 +307,4 @@ class AccessTokens:
         for forgotten in self._forgotten_meanwhile:
             forgotten.add(user_id)
         for token_hash in tuple(self._by_user.get(user_id, {}).values()):
-            self._forget_token(token_hash)
+            self._remembered.pop(token_hash)

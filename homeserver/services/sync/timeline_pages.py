@@ -1,18 +1,15 @@
-"""The newest events of rooms as whoever sees all of them plainly gets them, put together once for
-all readers: who begins with a room is shown the same as everybody else who does.
+"""A cache of the newest events of rooms in client form, shared by readers who see them plainly.
 
 Laws:
-- A page holds as long as the room's newest events are these, and the cache of events has these very
-  objects: what a redaction, a purge, or another node changed is read anew there, and the page is
-  made anew here.
-- Of what is told beside an event only its age differs from reader to reader, but for transaction
-  ids (of what a reader sent), children, and what is not plain: who is told of these gets no page.
-- That its events have no children is asked anew once anybody has had a child since.
+- A page is valid as long as the room's newest events are these, and the cache of events has these
+  very objects. A redaction, a purge or a write of another node replaces the objects there.
+- Only the age of an event differs between readers of a page. A reader who gets transaction ids,
+  children, or events that are not plain gets no page.
+- Whether its events have children is asked again once any event has got a child.
 
 For the reactor thread.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import repeat
 from operator import attrgetter
@@ -30,12 +27,13 @@ from homeserver.services.rooms.client_events import (
     are_without_transactions,
     form_of_page,
 )
+from storage.cache import LRU
 from storage.events.timelines import Arrival
 
 MEMBER: Final = "m.room.member"
 LARGEST_SHARE: Final = 16
-"""A page that takes more than one part in so many of all that may be kept is not kept: it would
-push out those of many rooms."""
+"""A page that takes more than one part in so many of the capacity is not cached: it would evict
+those of many rooms."""
 
 _event_nid: Final = attrgetter("event_nid")
 _origin_server_ts: Final = attrgetter("event.origin_server_ts")
@@ -80,7 +78,7 @@ class Page(msgspec.Struct, gc=False):
 
 
 class NewestPages:
-    """Keeps pages."""
+    """Caches pages."""
 
     def __init__(
         self,
@@ -92,23 +90,27 @@ class NewestPages:
         *,
         capacity: int,
     ) -> None:
-        """`capacity`: about how many bytes the pages may take, with their events."""
+        """`capacity`: about how many bytes, with the events."""
         self._timelines = timelines
         self._events = events
         self._aggregations = aggregations
         self._client_events = client_events
         self._now_ms = now_ms
-        self._capacity = capacity
-        self._pages: OrderedDict[tuple[int, int], Page] = OrderedDict()
-        """By room and by how many events were asked for."""
-        self.weight = 0
-        """About how many bytes the pages take."""
+        self._pages: LRU[tuple[int, int], Page] = LRU(
+            max_weight=capacity, weigh=lambda _, page: page.weight, largest_share=LARGEST_SHARE
+        )
+        """By room and by the limit."""
         self.hits = 0
         self.misses = 0
 
     def __len__(self) -> int:
-        """Pages that are kept."""
+        """Pages in the cache."""
         return len(self._pages)
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes the pages take."""
+        return self._pages.weight
 
     def find(self, room_nid: int, upto: int, limit: int) -> Page | None:
         """The newest events with position ≤ up to, as many as that at most. None where they are not
@@ -121,10 +123,9 @@ class NewestPages:
         if page is not None:
             is_same = page.arrivals == stretch.arrivals and page.limited == stretch.limited
             if is_same and self._events.holds(page.nids, page.events):
-                self._pages.move_to_end(key)
                 self.hits += 1
                 return page
-            self._drop(key)
+            self._pages.pop(key)
         self.misses += 1
         nids = list(map(_event_nid, stretch.arrivals))
         events = self._events.find_all(nids)
@@ -135,7 +136,7 @@ class NewestPages:
         for sender, event in zip(map(_sender_of, events), events, strict=True):
             senders.setdefault(sender, []).append(event)
         shown = list(map(Seen, events, repeat("join")))
-        page = self._pages[key] = Page(
+        page = Page(
             key,
             stretch.arrivals,
             stretch.limited,
@@ -146,10 +147,10 @@ class NewestPages:
             people_in(shown),
             senders,
             sum(map(len, map(_pdu, events))),
-            0,
+            sum(map(_weight, events)),
             list(map(_origin_server_ts, events)),
         )
-        self._grow(page, sum(map(_weight, events)))
+        self._pages.put(key, page)
         return page
 
     def present(
@@ -178,18 +179,10 @@ class NewestPages:
         page.beside, page.beside_weight = beside, weight
         self._grow(page, more)
 
-    def _drop(self, key: tuple[int, int]) -> None:
-        self.weight -= self._pages.pop(key).weight
-
     def _grow(self, page: Page, size: int) -> None:
         page.weight += size
-        if self._pages.get(page.key) is not page:
-            return  # it was dropped at once
-        self.weight += size
-        if page.weight * LARGEST_SHARE > self._capacity:
-            self._drop(page.key)
-        while self.weight > self._capacity:
-            self._drop(next(iter(self._pages)))
+        if self._pages.peek(page.key) is page:  # else it was dropped
+            self._pages.reweigh(page.key)
 
 
 def people_in(timeline: Sequence[Seen]) -> set[str]:
