@@ -67,6 +67,19 @@ _MISSING = object()
 class LRU(Generic[K, V]):
     """A map with a bound by entries, by weight, or by both. `get` and `get_many` count as use."""
 
+    __slots__ = (
+        "_entries",
+        "_max_entries",
+        "_max_entry",
+        "_max_weight",
+        "_on_remove",
+        "_weigh",
+        "_weights",
+        "hits",
+        "misses",
+        "weight",
+    )
+
     def __init__(
         self,
         *,

@@ -9,7 +9,7 @@ Laws:
   is a token that came of a refresh at its first use, which is such a change itself.
 - What is remembered of a token is one record, whoever has it: forgetting blots it out
   (`_forget_token`).
-- Memory is bounded: the token that was learnt first is forgotten first.
+- Memory is bounded: the least recently used token is forgotten first.
 - Until its account is past its day a token is remembered at most: then it is read again.
 - Unknown tokens are not remembered, and damaged ones are refused without a query.
 - The first use of a token from a refresh ends the pair that it replaced, before the request goes
@@ -104,7 +104,7 @@ class AccessTokens:
             max_entries=most_remembered, on_remove=self._on_removed
         )
         """By hash of the token."""
-        self._at_hand: dict[str, _Known] = {}
+        self._at_hand: LRU[str, _Known] = LRU(max_entries=MOST_AT_HAND)
         """By tokens that came of late: after a rest a hash costs more than all else that is done to
         find out who asks."""
         self._by_user: dict[str, dict[int, bytes]] = {}
@@ -156,9 +156,7 @@ class AccessTokens:
     def _find_by_hash(self, token: str) -> _Known | None:
         known = self._remembered.get(hash_token(token))
         if known is not None and len(token) <= LONGEST_USUAL:
-            if len(self._at_hand) >= MOST_AT_HAND:
-                self._at_hand.clear()
-            self._at_hand[token] = known
+            self._at_hand.put(token, known)
         return known
 
     def check_again(self, caller: Requester) -> Awaitable[None] | None:
