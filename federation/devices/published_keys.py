@@ -80,6 +80,11 @@ class KeysOfPeople:
         streams.subscribe(self._on_changes, Topic.DEVICE, Topic.SIGNATURE, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
+    @property
+    def cache(self) -> LRU[str, _Known]:
+        """The keys by user, for metrics."""
+        return self._keys
+
     async def get_published(
         self,
         ours: Collection[str],

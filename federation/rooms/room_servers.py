@@ -68,6 +68,11 @@ class RoomServers:
         found = self._rooms.find(room_nid)
         return found if found is not None else (await self.in_rooms([room_nid]))[room_nid]
 
+    @property
+    def cache(self) -> StreamCache[int, Servers]:
+        """The servers by room, for metrics."""
+        return self._rooms
+
     async def in_rooms(self, room_nids: Iterable[int]) -> Mapping[int, Servers]:
         """The other servers in each of the rooms."""
         wanted = set(room_nids)

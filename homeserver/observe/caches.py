@@ -1,4 +1,4 @@
-"""Metrics of caches: how often what was looked for was there."""
+"""Metrics of caches: hits, misses and sizes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
@@ -36,8 +36,28 @@ class Weighed(Protocol):
         ...
 
 
+class Entries:
+    """A cache without its weight: for one that has no weight, or weighs by another unit."""
+
+    def __init__(self, cache: Counted) -> None:
+        self._cache = cache
+
+    @property
+    def hits(self) -> int:
+        """Entries that were in the cache."""
+        return self._cache.hits
+
+    @property
+    def misses(self) -> int:
+        """Entries that had to be read."""
+        return self._cache.misses
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+
 class CacheMetrics(Collector):
-    """Tells of caches in /metrics."""
+    """Exports the counters of caches."""
 
     def __init__(self, registry: CollectorRegistry, caches: Mapping[str, Counted]) -> None:
         self._caches = caches

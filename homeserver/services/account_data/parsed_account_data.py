@@ -41,6 +41,11 @@ class ParsedAccountData(Generic[T]):
             weigh=lambda _, parsed: parsed[1],
         )
 
+    @property
+    def cache(self) -> StreamCache[UserID, tuple[T, int]]:
+        """The account data by user, for metrics."""
+        return self._cache
+
     async def of_user(self, user_id: UserID) -> T:
         """The parsed account data of a user."""
         return (await self._cache.get(user_id))[0]

@@ -30,6 +30,11 @@ class DevicesOfUsers:
         )
 
     @property
+    def cache(self) -> StreamCache[str, Recipients]:
+        """The devices by user, for metrics."""
+        return self._users
+
+    @property
     def changes(self) -> int:
         """A count of changes, to be read before a write, for `keep`."""
         return self._users.changes

@@ -28,6 +28,11 @@ class EncryptedRooms:
             max_entries=capacity,
         )
 
+    @property
+    def cache(self) -> StreamCache[int, bool]:
+        """The rooms, for metrics."""
+        return self._cache
+
     async def among(self, room_nids: Iterable[int]) -> set[int]:
         """Those of the rooms that are encrypted."""
         found = await self._cache.get_many(set(room_nids))

@@ -57,6 +57,11 @@ class KeyCountsInMemory:
         streams.subscribe(self._on_changes, Topic.KEY_COUNT, Topic.DEVICE, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
+    @property
+    def cache(self) -> LRU[str, dict[str, _Entry]]:
+        """The counts by user and device, for metrics."""
+        return self._known
+
     async def get(self, user_id: str, device_id: str) -> KeyCounts:
         """What a device has left."""
         known = self.find(user_id, device_id)

@@ -41,6 +41,11 @@ class Filters:
         )
 
     @property
+    def cache(self) -> LRU[tuple[UserID, str], _Cached]:
+        """The filters by user and id, for metrics."""
+        return self._cache
+
+    @property
     def weight(self) -> int:
         """About how many bytes the cached filters take."""
         return self._cache.weight

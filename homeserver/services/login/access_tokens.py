@@ -117,6 +117,11 @@ class AccessTokens:
         streams.subscribe(self._on_changes, Topic.ACCOUNT, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
+    @property
+    def cache(self) -> LRU[bytes, _Known]:
+        """The tokens by hash, for metrics. Lookups by the token itself are not counted."""
+        return self._remembered
+
     def ask_for_consent(self, consents: OwedConsents) -> None:
         """From now on tell of who is asked who has not agreed to terms that they have to agree
         to."""

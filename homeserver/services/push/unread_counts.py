@@ -178,6 +178,11 @@ class UnreadCounts:
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
+    def cache(self) -> LRU[tuple[str, int], _Count]:
+        """The counts by user and room, for metrics."""
+        return self._counts
+
+    @property
     def heard(self) -> int:
         """How often something happened after which what was read before, such as receipts, may be
         outdated."""

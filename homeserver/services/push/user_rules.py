@@ -50,6 +50,11 @@ class OwnRules:
             streams, Topic.ACCOUNT_DATA, load=self._load, keys_of=_users_of, max_entries=capacity
         )
 
+    @property
+    def cache(self) -> StreamCache[UserID, UserRules]:
+        """The rules by user, for metrics."""
+        return self._cache
+
     async def of_user(self, user_id: UserID) -> UserRules:
         """The rules of one user."""
         return await self._cache.get(user_id)

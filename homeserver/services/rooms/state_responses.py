@@ -43,6 +43,11 @@ class RoomAnswers:
             weigh=_weigh,
         )
 
+    @property
+    def cache(self) -> StreamCache[int, _Answers]:
+        """The responses by room, for metrics."""
+        return self._rooms
+
     async def get(
         self, state: StateView, question: Question, make: Callable[[], Awaitable[object]]
     ) -> msgspec.Raw:
