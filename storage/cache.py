@@ -31,6 +31,9 @@ Writes of another node are announced when they become readable here, with the ch
 node has described. Where it has not described them, or its message is late or lost, all values
 are dropped.
 
+A pure function of few arguments has `functools.lru_cache`. Ordered maps from which each entry is
+taken once, as in `federation.sender`, are queues.
+
 Not moved here, since they are not values by key that a change invalidates:
 
 - `RoomEvents`, `RoomEngine`, `AccessTokens`, `KeysOfPeople`: a write of another node does not

@@ -80,7 +80,11 @@ class _Queue(msgspec.Struct):
 
 
 class RoomEngine:
-    """Reads rooms as they are now, and moves them on. For the reactor thread."""
+    """Reads the current state of rooms, and adds events. For the reactor thread.
+
+    Its snapshots are no `StreamCache`: a write replaces one and checks its version, and after a
+    write of another node one is read again.
+    """
 
     def __init__(
         self,

@@ -160,7 +160,10 @@ class StoredEvent:
 
 class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor
-    thread."""
+    thread.
+
+    No `StreamCache`: after a write of another node it asks which events changed, and keeps the rest.
+    """
 
     def __init__(
         self, store: EventStore, rooms: RoomStore, streams: Streams, *, capacity: int

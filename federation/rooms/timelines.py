@@ -59,7 +59,10 @@ class Stretch(msgspec.Struct, frozen=True, gc=False):
 
 
 class Timelines:
-    """Answers what arrived in rooms, by their tails and otherwise from storage."""
+    """Reads what arrived in rooms, from cached tails or from storage.
+
+    No `StreamCache`: a new event extends a tail, which knows from which position it is complete.
+    """
 
     def __init__(self, store: TimelineStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: rooms."""

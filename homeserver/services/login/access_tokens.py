@@ -74,7 +74,11 @@ class _Known(msgspec.Struct):
 
 
 class AccessTokens:
-    """Checks access tokens."""
+    """Checks access tokens.
+
+    No `StreamCache`: after a write of another node it asks whose tokens changed, and a token that
+    was revoked is cleared for everybody who still holds its record.
+    """
 
     _log = Logger()
 

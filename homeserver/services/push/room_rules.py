@@ -70,7 +70,10 @@ class _Happened(NamedTuple):
 
 
 class RoomRules:
-    """Classes by room."""
+    """Classes by room.
+
+    No `StreamCache`: a change of one user moves that user to another class on the next read.
+    """
 
     def __init__(
         self,

@@ -147,7 +147,10 @@ def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[Seen]
 
 
 class UnreadCounts:
-    """Counts by user and room."""
+    """Counts by user and room.
+
+    No `StreamCache`: each count has its own position, and newer events are added to it on read.
+    """
 
     def __init__(
         self,

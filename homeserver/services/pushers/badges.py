@@ -56,7 +56,10 @@ class ShownNumbers:
 
 
 class Badges:
-    """Numbers by user."""
+    """Numbers by user.
+
+    No `StreamCache`: a change marks one room of a user, and the number is corrected by that room.
+    """
 
     def __init__(
         self,

@@ -17,7 +17,10 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 
 
 class ChildlessEvents:
-    """Their ids. For the reactor thread."""
+    """Ids of events without children. For the reactor thread.
+
+    No `LRU`: readers test many ids at once against one set, so it is emptied when it is full.
+    """
 
     def __init__(self, streams: Streams, *, capacity: int) -> None:
         """`capacity` is in events; a place in the set takes some 40 bytes."""

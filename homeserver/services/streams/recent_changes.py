@@ -170,7 +170,10 @@ class _News:
 
 
 class RecentChanges:
-    """The newest changes of the one sequence."""
+    """The newest changes of the one sequence.
+
+    No `StreamCache`: an index by position, not values by key.
+    """
 
     def __init__(self, streams: Streams, others: NewsOfOthers | None = None) -> None:
         """`others`: who knows what other nodes write; None where there are none."""
