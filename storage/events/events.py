@@ -178,7 +178,7 @@ class EventStore:
     async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
         """Return stored references to events that now arrive in the room. Two queries."""
         return await self._database.read_quickly(
-            "get_earlier_references", _select_waiting, room_nid, list(event_ids)
+            "get_earlier_references", _select_earlier_references, room_nid, list(event_ids)
         )
 
     async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
@@ -253,7 +253,7 @@ def make_row(row: Row) -> EventRow:
     return EventRow(*row)
 
 
-def _select_waiting(txn: Transaction, room_nid: int, event_ids: list[str]) -> Waiting:
+def _select_earlier_references(txn: Transaction, room_nid: int, event_ids: list[str]) -> Waiting:
     redactions: dict[str, list[int]] = {}
     rows = txn.query_in(
         "SELECT redacts, event_nid FROM redactions WHERE redacts IN {keys} ORDER BY event_nid",

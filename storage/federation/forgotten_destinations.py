@@ -24,7 +24,7 @@ _IS_BEHIND: Final = (
 _EXPIRED: Final = f"(d.failing_since_ts < ? OR (d.failing_since_ts < ? AND NOT {_SHARES}))"
 """SQL condition: messages for such a server are deleted. Parameters: `dead_since`,
 `strangers_since` of `Ages`."""
-_FORGETTABLE: Final = (
+_UNNEEDED: Final = (
     f"d.tried_ts < ? AND NOT {_SHARES} AND NOT {_HAS_MESSAGES} AND (d.failing_since_ts < ?"
     f" OR NOT {_IS_BEHIND})"
 )
@@ -58,7 +58,9 @@ class ForgottenDestinationStore:
             "get_expired_destinations", _select_expired, ages, limit
         )
         return (
-            await self._database.write("remove_expired_to_device", _remove, ages, expired, limit)
+            await self._database.write(
+                "remove_expired_to_device", _remove_expired, ages, expired, limit
+            )
             if expired
             else 0
         )
@@ -66,10 +68,12 @@ class ForgottenDestinationStore:
     async def forget(self, ages: Ages, limit: int) -> list[str]:
         """Delete some of the rows that are no longer needed. Return their servers."""
         found = await self._database.read(
-            "get_unneeded_destinations", _select_forgettable, ages, limit
+            "get_unneeded_destinations", _select_unneeded, ages, limit
         )
         return (
-            await self._database.write("remove_unneeded_destinations", _forget, ages, found)
+            await self._database.write(
+                "remove_unneeded_destinations", _remove_unneeded, ages, found
+            )
             if found
             else []
         )
@@ -80,7 +84,7 @@ def _select_expired(txn: Transaction, ages: Ages, limit: int) -> list[str]:
     return [server for (server,) in txn.query(sql, (ages.dead_since, ages.strangers_since, limit))]
 
 
-def _remove(txn: WriteTransaction, ages: Ages, servers: list[str], limit: int) -> int:
+def _remove_expired(txn: WriteTransaction, ages: Ages, servers: list[str], limit: int) -> int:
     """Delete expired messages; servers that became reachable meanwhile are left alone."""
     remaining = limit
     sql = f"SELECT d.server FROM destinations AS d WHERE {_EXPIRED} AND d.server IN {{keys}}"
@@ -101,14 +105,14 @@ def _remove(txn: WriteTransaction, ages: Ages, servers: list[str], limit: int) -
     return limit - remaining
 
 
-def _select_forgettable(txn: Transaction, ages: Ages, limit: int) -> list[str]:
-    sql = f"SELECT d.server FROM destinations AS d WHERE {_FORGETTABLE} LIMIT ?"
+def _select_unneeded(txn: Transaction, ages: Ages, limit: int) -> list[str]:
+    sql = f"SELECT d.server FROM destinations AS d WHERE {_UNNEEDED} LIMIT ?"
     return [server for (server,) in txn.query(sql, (ages.tried_before, ages.dead_since, limit))]
 
 
-def _forget(txn: WriteTransaction, ages: Ages, servers: list[str]) -> list[str]:
+def _remove_unneeded(txn: WriteTransaction, ages: Ages, servers: list[str]) -> list[str]:
     """Delete destinations; those that became needed meanwhile are left alone."""
-    sql = f"SELECT d.server FROM destinations AS d WHERE {_FORGETTABLE} AND d.server IN {{keys}}"
+    sql = f"SELECT d.server FROM destinations AS d WHERE {_UNNEEDED} AND d.server IN {{keys}}"
     deleted = [
         (server,) for (server,) in txn.query_in(sql, servers, (ages.tried_before, ages.dead_since))
     ]

@@ -20,7 +20,7 @@ class PolicyJudgementStore:
 
     def __init__(self, database: Database, *, most_of_room: int = MOST_OF_ROOM) -> None:
         self._database = database
-        self._most_of_room = most_of_room
+        self._max_per_room = most_of_room
 
     async def get_judgements(
         self, room_nid: int, public_key: bytes, event_ids: Collection[str]
@@ -60,7 +60,7 @@ class PolicyJudgementStore:
         oldest_excess = txn.query_one(
             "SELECT judged_ts FROM policy_judgements WHERE room_nid = ?"
             " ORDER BY judged_ts DESC LIMIT 1 OFFSET ?",
-            (room_nid, self._most_of_room),
+            (room_nid, self._max_per_room),
         )
         if oldest_excess is not None:
             txn.execute(

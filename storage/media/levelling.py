@@ -41,7 +41,7 @@ class Levelling:
         self._contents = contents
         self._clock = clock
         self._table = MediaObjectStore(database)
-        self._after = b""
+        self._walked_upto = b""
         self._failed: bytes | None = None
         """The content whose last move failed."""
         self._moved = 0
@@ -61,7 +61,7 @@ class Levelling:
         else:
             done = await self._send(limit)
         self._moved += done
-        if not self._after:
+        if not self._walked_upto:
             await self._end_walk()
         elif done and self._clock.seconds() >= self._log_at:
             await self._log_progress()
@@ -87,13 +87,13 @@ class Levelling:
         """Write objects for contents without one."""
         done = 0
         for _ in range(LOOKS):
-            missing = await self._table.get_missing(self._after, LOOKED_AT)
+            missing = await self._table.get_missing(self._walked_upto, LOOKED_AT)
             for hash, size in missing.found[: limit - done]:
                 await self._move(hash, partial(self._write, hash, size))
             done += min(len(missing.found), limit - done)
             if done == limit and missing.found:
                 break
-            self._after = missing.last or b""
+            self._walked_upto = missing.last or b""
             if missing.last is None:
                 break
         return done
@@ -115,10 +115,10 @@ class Levelling:
             await work()
         except OSError:
             if hash == self._failed:
-                self._after = hash
+                self._walked_upto = hash
             self._failed = hash
             raise
-        self._after = hash
+        self._walked_upto = hash
 
     def _record(self, txn: WriteTransaction, name: str, hash: bytes) -> None:
         """Record the object; it is removed again if no file uses its content by now."""
@@ -127,13 +127,13 @@ class Levelling:
 
     async def _restore(self, limit: int) -> int:
         """Move contents from the store to the folder."""
-        batch = await self._table.get_some(self._after, limit)
+        batch = await self._table.get_some(self._walked_upto, limit)
         used = await MediaStore(self._database).get_used_hashes({each.hash for each in batch})
         for each in batch:
             await self._move(each.hash, partial(self._restore_one, each, is_used=each.hash in used))
         await self._contents.do_take_away(limit)
         if len(batch) < limit:
-            self._after = b""  # start again next time, to retry what could not be moved
+            self._walked_upto = b""  # start again next time, to retry what could not be moved
         return len(batch)
 
     async def _restore_one(self, stored: StoredObject, *, is_used: bool) -> None:

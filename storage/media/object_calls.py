@@ -62,10 +62,10 @@ class ObjectCalls:
         self._executor = executor
         self._clock = clock
         self._patience = patience
-        self._long_free = long_at_once
-        self._long_waiting: deque[Callable[[], None]] = deque()
+        self._free_long_slots = long_at_once
+        self._waiting_long_calls: deque[Callable[[], None]] = deque()
         self._running: set[Call] = set()
-        self._moved = 0
+        self._moved_bytes = 0
         """Bytes of finished calls, plus a bonus for each that succeeded."""
 
     async def run(
@@ -129,7 +129,9 @@ class ObjectCalls:
     def _bytes_of(self, call: Call) -> int:
         """Return the bytes that this call moved or, before it starts, all calls."""
         return (
-            call.bytes if call.is_begun else self._moved + sum(each.bytes for each in self._running)
+            call.bytes
+            if call.is_begun
+            else self._moved_bytes + sum(each.bytes for each in self._running)
         )
 
     def _silent_until(self, call: Call) -> float:
@@ -146,19 +148,19 @@ class ObjectCalls:
 
         if not is_long:
             begin()
-        elif self._long_free:
-            self._long_free -= 1
+        elif self._free_long_slots:
+            self._free_long_slots -= 1
             begin()
         else:
-            self._long_waiting.append(begin)
+            self._waiting_long_calls.append(begin)
 
     def _finish(self, call: Call, is_long: bool, *, is_well: bool) -> None:
         self._running.discard(call)
-        self._moved += call.bytes + (LEAST_BYTES if is_well else 0)
-        if is_long and self._long_waiting:
-            self._long_waiting.popleft()()
+        self._moved_bytes += call.bytes + (LEAST_BYTES if is_well else 0)
+        if is_long and self._waiting_long_calls:
+            self._waiting_long_calls.popleft()()
         elif is_long:
-            self._long_free += 1
+            self._free_long_slots += 1
 
 
 class _SilenceTimer:

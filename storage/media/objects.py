@@ -106,7 +106,7 @@ class MediaObjectStore:
 
     async def forget(self, names: Sequence[str]) -> None:
         """Delete the rows of deleted objects."""
-        await self._database.write("remove_media_objects", _forget, tuple(names))
+        await self._database.write("remove_media_objects", _remove, tuple(names))
 
     async def get_missing(self, after: bytes, limit: int) -> Missing:
         """Read `limit` contents in the order of their hashes, after `after`, and return those
@@ -122,7 +122,7 @@ class MediaObjectStore:
 
     async def get_some(self, after: bytes, limit: int) -> Sequence[StoredObject]:
         """Return at most `limit` objects in the order of their hashes, after `after`."""
-        return await self._database.read("get_some_media_objects", _select_some, after, limit)
+        return await self._database.read("get_some_media_objects", _select_batch, after, limit)
 
     async def count(self) -> tuple[Tally, Tally]:
         """Count all contents of files, and those in objects."""
@@ -173,7 +173,7 @@ def _select_leaving_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
     return [LeavingObject(row[0], row[1] == 0) for row in rows]
 
 
-def _forget(txn: WriteTransaction, names: tuple[str, ...]) -> None:
+def _remove(txn: WriteTransaction, names: tuple[str, ...]) -> None:
     txn.execute_many(
         "DELETE FROM media_objects WHERE name = ? AND state = 'leaving'",
         [(name,) for name in names],
@@ -205,7 +205,7 @@ def _select_missing_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
     return sorted((hash, size) for hash, size in sizes.items() if hash not in here)
 
 
-def _select_some(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:
+def _select_batch(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:
     sql = (
         "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'here'"
         " ORDER BY hash LIMIT ?"

@@ -69,8 +69,8 @@ MOST_INSIDE: Final = 20
 """The maximum of clean verdicts on decrypted contents per content."""
 MOST_DOUBLED: Final = 20
 """The maximum of doublings of the pause."""
-_WRITTEN: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
-_COLUMNS: Final = f"{_WRITTEN}, failures, until_ts"
+_RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
+_COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, until_ts"
 
 
 class MediaScanStore:
@@ -119,7 +119,9 @@ class MediaScanStore:
 
     async def take_wanted(self, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
         """Lease at most `limit` waiting contents until `until_ms`, first those without a result."""
-        return await self._database.write("take_wanted_media_scans", _take, now_ms, until_ms, limit)
+        return await self._database.write(
+            "take_wanted_media_scans", _lease, now_ms, until_ms, limit
+        )
 
     async def put_off(self, hash: bytes, until_ms: int) -> None:
         """Let a job retry the scan then, since no scanner is available. A file from before scanning
@@ -262,7 +264,7 @@ def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
 def _put(txn: WriteTransaction, row: ScanRow) -> None:
     """Insert or replace a result, unless it was harmful."""
     done = txn.execute(
-        f"INSERT INTO media_scans ({_WRITTEN}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
+        f"INSERT INTO media_scans ({_RESULT_COLUMNS}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
         " ON CONFLICT (digest) DO UPDATE SET state = excluded.state, version = excluded.version,"
         " scanned_ts = excluded.scanned_ts, found = excluded.found,"
         " by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
@@ -281,7 +283,7 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
         txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (row.digest,))
 
 
-def _take(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
+def _lease(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
     rows: list[Row] = []
     for request in (Wanted.FIRST, Wanted.AGAIN):
         sql = (

@@ -96,7 +96,7 @@ class SharedContents:
         self._table = MediaObjectStore(database)
         self._fetching: dict[bytes, list[Deferred[bool]]] = {}
         self._recent: set[bytes] = set()
-        self._gone: set[bytes] = set()
+        self._deleted: set[bytes] = set()
         """Contents that were just deleted, whose objects still exist."""
         self._is_deleting = False
         self._deleted_upto = ""
@@ -302,23 +302,23 @@ class SharedContents:
 
     def _delete_soon(self, hashes: Set[bytes]) -> None:
         """Delete the objects of unused contents in the background."""
-        self._gone |= hashes
+        self._deleted |= hashes
         if not self._is_deleting:
             self._is_deleting = True
-            Deferred.fromCoroutine(self._delete_gone()).addErrback(
+            Deferred.fromCoroutine(self._delete_pending()).addErrback(
                 lambda failure: self.log.failure(
                     "objects of deleted files will be deleted later", failure
                 )
             )
 
-    async def _delete_gone(self) -> None:
+    async def _delete_pending(self) -> None:
         try:
-            while self._gone:
-                hashes, self._gone = self._gone, set()
+            while self._deleted:
+                hashes, self._deleted = self._deleted, set()
                 await self._delete(await self._table.get_leaving_of(hashes))
         except ObjectStoreFailed as error:
             self.log.warn("objects of deleted files will be deleted later: {error}", error=error)
-            self._gone.clear()
+            self._deleted.clear()
         finally:
             self._is_deleting = False
 

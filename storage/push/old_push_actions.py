@@ -22,7 +22,7 @@ Place = tuple[str, int]
 FIRST: Final[Place] = ("", 0)
 
 
-class _Old(msgspec.Struct, frozen=True):
+class _OldRows(msgspec.Struct, frozen=True):
     place: Place
     positions: Sequence[int]
 
@@ -60,11 +60,11 @@ def _select_floors(txn: Transaction, user_id: str) -> dict[int, int]:
     )
 
 
-def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> list[_Old]:
-    found: list[_Old] = []
+def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> list[_OldRows]:
+    found: list[_OldRows] = []
     place = _next_place(txn, after)
     while place is not None:
-        found.append(_Old(place, _select_positions(txn, place, before_ts)))
+        found.append(_OldRows(place, _select_positions(txn, place, before_ts)))
         if len(found) == limit:
             break
         place = _next_place(txn, place)
@@ -104,7 +104,7 @@ def _select_positions(txn: Transaction, place: Place, before_ts: int) -> list[in
     return [position for (position,) in rows]
 
 
-def _remove(txn: WriteTransaction, old: Sequence[_Old]) -> None:
+def _remove(txn: WriteTransaction, old: Sequence[_OldRows]) -> None:
     for each in old:
         txn.execute_many(
             "DELETE FROM push_outcomes WHERE user_id = ? AND room_nid = ? AND position = ?",

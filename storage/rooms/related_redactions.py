@@ -40,7 +40,7 @@ class RelatedRedaction(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = "target, sender, rel_type, room_nid, reason, only_own, due_ts, tries"
-_IS_IT = "target = ? AND sender = ? AND rel_type = ?"
+_BY_KEY = "target = ? AND sender = ? AND rel_type = ?"
 
 
 class RelatedRedactionStore:
@@ -51,11 +51,11 @@ class RelatedRedactionStore:
 
     async def set_finished(self, request: RelatedRedaction) -> None:
         """Record that the lease holder has redacted all existing relations."""
-        await self._database.write("set_related_redactions_finished", _put_off, request, None, 0)
+        await self._database.write("set_related_redactions_finished", _postpone, request, None, 0)
 
     async def put_off(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
         """Schedule the next attempt after `tries` failures."""
-        await self._database.write("postpone_related_redactions", _put_off, request, due_ts, tries)
+        await self._database.write("postpone_related_redactions", _postpone, request, due_ts, tries)
 
     async def reopen(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
         """Schedule work for relations that arrived after the request was finished. Does nothing if
@@ -74,7 +74,7 @@ class RelatedRedactionStore:
         def write(txn: WriteTransaction) -> list[RelatedRedaction]:
             due = _select_due(txn, now, limit)
             for request in due:
-                _put_off(txn, request, until, request.tries)
+                _postpone(txn, request, until, request.tries)
             return [msgspec.structs.replace(request, due_ts=until) for request in due]
 
         return await self._database.write("take_related_redactions", write)
@@ -102,18 +102,18 @@ def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]
     )
 
 
-def _put_off(
+def _postpone(
     txn: WriteTransaction, request: RelatedRedaction, due_ts: int | None, tries: int
 ) -> None:
     txn.execute(
-        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_IS_IT} AND due_ts = ?",
+        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_BY_KEY} AND due_ts = ?",
         (due_ts, tries, request.target, request.sender, request.rel_type, request.due_ts),
     )
 
 
 def _reopen(txn: WriteTransaction, request: RelatedRedaction, due_ts: int, tries: int) -> None:
     txn.execute(
-        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_IS_IT} AND due_ts IS NULL",
+        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_BY_KEY} AND due_ts IS NULL",
         (due_ts, tries, request.target, request.sender, request.rel_type),
     )
 
