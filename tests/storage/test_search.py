@@ -86,7 +86,7 @@ async def test_keys_are_taken_as_they_are(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("key", ['"', "a b", "'", "\\", "", "\ue0001"])
 async def test_what_is_no_key_is_refused(shelf: Shelf, key: str) -> None:
-    with pytest.raises(ValueError, match="not a key"):
+    with pytest.raises(ValueError, match="not a valid index key"):
         await shelf.find(term(key))
 
 
