@@ -54,7 +54,10 @@ class AccountDataStore:
 
     def get_account_data_in(self, txn: Transaction, user_id: str) -> AccountData:
         """As `get_account_data`, in a transaction."""
-        sql = "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND deleted = 0 ORDER BY position"
+        sql = (
+            "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND deleted = 0"
+            " ORDER BY position"
+        )
         return _collect(txn.query(sql, (user_id,)))
 
     async def get_account_data_since(self, user_id: str, since: int, upto: int) -> AccountData:
@@ -68,7 +71,8 @@ class AccountDataStore:
     ) -> AccountData:
         """As `get_account_data_since`, in a transaction."""
         sql = (
-            "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND position > ? AND position <= ?"
+            "SELECT room_id, type, content FROM account_data"
+            " WHERE user_id = ? AND position > ? AND position <= ?"
             " ORDER BY position"
         )
         return _collect(txn.query(sql, (user_id, since, upto)))
@@ -92,7 +96,8 @@ class AccountDataStore:
 
         def read(txn: Transaction) -> dict[str, bytes]:
             sql = (
-                "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND type IN {keys}"
+                "SELECT type, content FROM account_data"
+                " WHERE user_id = ? AND room_id = ? AND type IN {keys}"
                 " AND deleted = 0"
             )
             return {
@@ -111,7 +116,8 @@ class AccountDataStore:
         def read(txn: Transaction) -> dict[str, dict[str, bytes]]:
             places = ", ".join("?" * len(types))
             sql = (
-                f"SELECT user_id, type, content FROM account_data WHERE room_id = ? AND type IN ({places})"
+                "SELECT user_id, type, content FROM account_data"
+                f" WHERE room_id = ? AND type IN ({places})"
                 " AND deleted = 0 AND user_id IN {keys}"
             )
             found: dict[str, dict[str, bytes]] = {}
@@ -135,7 +141,8 @@ class AccountDataStore:
     ) -> bytes | None:
         """As `get_entry`, in a transaction."""
         row = txn.query_one(
-            "SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ? AND deleted = 0",
+            "SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?"
+            " AND deleted = 0",
             (user_id, room_id or GLOBAL, type_),
         )
         return None if row is None else bytes(row[0])
@@ -172,7 +179,8 @@ class AccountDataStore:
         if growth != AccountDataSums():
             _grow(txn, user_id, growth)
         txn.execute(
-            "INSERT INTO account_data (user_id, room_id, type, content, deleted, position) VALUES (?, ?, ?, ?, ?, ?)"
+            "INSERT INTO account_data (user_id, room_id, type, content, deleted, position)"
+            " VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content,"
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
@@ -221,7 +229,8 @@ def _growth(
     """By how much what the user keeps grows with an entry that counts so, in the place of the one
     that is there."""
     row = txn.query_one(
-        "SELECT length(content), deleted FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?",
+        "SELECT length(content), deleted FROM account_data"
+        " WHERE user_id = ? AND room_id = ? AND type = ?",
         (user_id, room_id or GLOBAL, type_),
     )
     if row is None:
@@ -231,8 +240,10 @@ def _growth(
 
 def _grow(txn: WriteTransaction, user_id: str, growth: AccountDataSums) -> None:
     txn.execute(
-        "INSERT INTO account_data_sums (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?) ON CONFLICT (user_id) DO UPDATE"
-        " SET entries = account_data_sums.entries + excluded.entries, bytes = account_data_sums.bytes + excluded.bytes,"
+        "INSERT INTO account_data_sums (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (user_id) DO UPDATE"
+        " SET entries = account_data_sums.entries + excluded.entries,"
+        " bytes = account_data_sums.bytes + excluded.bytes,"
         " deleted = account_data_sums.deleted + excluded.deleted",
         (user_id, growth.entries, growth.size, growth.deleted),
     )
@@ -241,7 +252,8 @@ def _grow(txn: WriteTransaction, user_id: str, growth: AccountDataSums) -> None:
 def _forget_deleted(txn: WriteTransaction, user_id: str) -> None:
     """Those that were deleted first: who has not heard of them since, will not."""
     gone = txn.execute(
-        "DELETE FROM account_data WHERE user_id = ? AND deleted = 1 AND position <= (SELECT position FROM account_data"
+        "DELETE FROM account_data WHERE user_id = ? AND deleted = 1"
+        " AND position <= (SELECT position FROM account_data"
         " WHERE user_id = ? AND deleted = 1 ORDER BY position DESC LIMIT 1 OFFSET ?)",
         (user_id, user_id, MOST_DELETED),
     )
@@ -260,7 +272,8 @@ def _select_of_rooms(
     txn: Transaction, user_id: str, room_ids: list[str]
 ) -> dict[str, dict[str, bytes]]:
     sql = (
-        "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND room_id IN {keys} AND deleted = 0"
+        "SELECT room_id, type, content FROM account_data"
+        " WHERE user_id = ? AND room_id IN {keys} AND deleted = 0"
         " ORDER BY position"
     )
     return _collect(txn.query_in(sql, room_ids, before=(user_id,))).rooms
@@ -268,7 +281,8 @@ def _select_of_rooms(
 
 def _select_of_type(txn: Transaction, user_id: str, type_: str) -> dict[str, bytes]:
     rows = txn.query(
-        "SELECT room_id, content FROM account_data WHERE user_id = ? AND type = ? AND room_id <> ? AND deleted = 0",
+        "SELECT room_id, content FROM account_data"
+        " WHERE user_id = ? AND type = ? AND room_id <> ? AND deleted = 0",
         (user_id, type_, GLOBAL),
     )
     return {room_id: bytes(content) for room_id, content in rows}

@@ -17,7 +17,10 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_KEPT: Final = 100
 """Of a user."""
-_LATEST: Final = "SELECT stream_id FROM device_list_log WHERE user_id = ? AND device_id IS NOT NULL ORDER BY stream_id DESC LIMIT 1"
+_LATEST: Final = (
+    "SELECT stream_id FROM device_list_log WHERE user_id = ? AND device_id IS NOT NULL"
+    " ORDER BY stream_id DESC LIMIT 1"
+)
 
 
 class LoggedChange(msgspec.Struct, frozen=True):
@@ -66,7 +69,8 @@ def log_changes(
     # what the list as a whole is known by stays
     txn.execute_later(
         "DELETE FROM device_list_log WHERE user_id = ? AND stream_id <="
-        " (SELECT stream_id FROM device_list_log WHERE user_id = ? ORDER BY stream_id DESC LIMIT 1 OFFSET ?)"
+        " (SELECT stream_id FROM device_list_log WHERE user_id = ?"
+        " ORDER BY stream_id DESC LIMIT 1 OFFSET ?)"
         f" AND stream_id <> coalesce(({_LATEST}), 0)",
         (user_id, user_id, MOST_KEPT, user_id),
     )
@@ -80,7 +84,8 @@ def select_stream_id(txn: Transaction, user_id: str) -> int:
 
 def _select_users(txn: Transaction, after: int, upto: int) -> dict[str, int]:
     rows: Iterable[tuple[str, int]] = txn.query(
-        "SELECT user_id, min(stream_id) FROM device_list_log WHERE stream_id > ? AND stream_id <= ? GROUP BY user_id",
+        "SELECT user_id, min(stream_id) FROM device_list_log"
+        " WHERE stream_id > ? AND stream_id <= ? GROUP BY user_id",
         (after, upto),
     )
     return dict(rows)
@@ -88,7 +93,8 @@ def _select_users(txn: Transaction, after: int, upto: int) -> dict[str, int]:
 
 def _select(txn: Transaction, user_id: str, since: int) -> list[LoggedChange]:
     rows = txn.query(
-        "SELECT user_id, stream_id, prev_id, device_id FROM device_list_log WHERE user_id = ? AND stream_id >= ?"
+        "SELECT user_id, stream_id, prev_id, device_id FROM device_list_log"
+        " WHERE user_id = ? AND stream_id >= ?"
         " ORDER BY stream_id",
         (user_id, since),
     )

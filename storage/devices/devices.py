@@ -106,7 +106,10 @@ class DeviceStore:
         query."""
 
         def read(txn: Transaction, keys: tuple[str, ...]) -> set[str]:
-            sql = "SELECT user_id FROM device_list_positions WHERE position > ? AND position <= ? AND user_id IN {keys}"
+            sql = (
+                "SELECT user_id FROM device_list_positions"
+                " WHERE position > ? AND position <= ? AND user_id IN {keys}"
+            )
             return {row[0] for row in txn.query_in(sql, keys, before=(since, upto))}
 
         return await self._database.read("get_changed_device_lists", read, tuple(user_ids))
@@ -125,7 +128,8 @@ class DeviceStore:
         """Make the device where there is none of that id; False where there is: then it keeps its
         name."""
         added = txn.execute(
-            f"INSERT INTO devices ({_COLUMNS}, seen_hour, made_ts, device_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            f"INSERT INTO devices ({_COLUMNS}, seen_hour, made_ts, device_nid)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
             (
                 device.user_id,
@@ -162,7 +166,8 @@ class DeviceStore:
 
         def write(txn: WriteTransaction, rows: list[tuple[str | int, ...]]) -> None:
             txn.execute_many(
-                "UPDATE devices SET last_seen_ts = ?, last_seen_ip = ?, last_seen_user_agent = ?, seen_hour = ?"
+                "UPDATE devices SET last_seen_ts = ?, last_seen_ip = ?, last_seen_user_agent = ?,"
+                " seen_hour = ?"
                 " WHERE user_id = ? AND device_id = ?",
                 rows,
             )
@@ -208,7 +213,8 @@ def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int
 
 def _select_old_addresses(txn: Transaction, before: int, limit: int) -> list[tuple[str, str]]:
     return txn.query(
-        "SELECT user_id, device_id FROM devices WHERE seen_hour <= ? AND last_seen_ts < ? ORDER BY seen_hour LIMIT ?",
+        "SELECT user_id, device_id FROM devices WHERE seen_hour <= ? AND last_seen_ts < ?"
+        " ORDER BY seen_hour LIMIT ?",
         (before // HOUR_MS, before, limit),
     )
 

@@ -78,7 +78,8 @@ class UserDirectoryStore:
         """Users about whom there is a note, with its position; those of the longest ago first."""
         return dict(
             txn.query(
-                "SELECT user_id, position FROM directory_changes ORDER BY position, user_id LIMIT ?",
+                "SELECT user_id, position FROM directory_changes"
+                " ORDER BY position, user_id LIMIT ?",
                 (limit,),
             )
         )
@@ -95,7 +96,8 @@ class UserDirectoryStore:
         """What the rooms that they are in show of users; who is in none is missing."""
         rows = txn.query_in(
             "SELECT m.user_id, m.display_name, m.avatar_url, m.position,"
-            " CASE WHEN s.join_rule = 'public' OR s.history_visibility = 'world_readable' THEN 1 ELSE 0 END"
+            " CASE WHEN s.join_rule = 'public' OR s.history_visibility = 'world_readable' THEN 1"
+            " ELSE 0 END"
             " FROM memberships AS m JOIN room_summaries AS s ON s.room_nid = m.room_nid"
             " WHERE m.user_id IN {keys} AND m.membership = 'join'",
             user_ids,
@@ -127,7 +129,8 @@ class UserDirectoryStore:
             keys += [(word, row.user_id) for word in words]
         if rows:
             txn.execute_many(
-                "INSERT INTO directory_users (user_id, is_local, display_name, avatar_url, name_keys)"
+                "INSERT INTO directory_users (user_id, is_local, display_name, avatar_url,"
+                " name_keys)"
                 " VALUES (?, ?, ?, ?, ?)",
                 rows,
             )
@@ -143,7 +146,8 @@ class UserDirectoryStore:
     def note_everyone(self, txn: WriteTransaction) -> None:
         """Everybody's keys have to be made anew."""
         txn.execute(
-            "INSERT INTO directory_changes (user_id, position) SELECT user_id, 0 FROM directory_users WHERE TRUE"
+            "INSERT INTO directory_changes (user_id, position) SELECT user_id, 0"
+            " FROM directory_users WHERE TRUE"
             " ON CONFLICT DO NOTHING"
         )
 
@@ -151,7 +155,8 @@ class UserDirectoryStore:
 # With a LIMIT PostgreSQL asks this of one user after the other, and does not first gather everybody
 # of whom it is true.
 _SHARES = (
-    "(SELECT 1 FROM memberships AS m JOIN memberships AS o ON o.room_nid = m.room_nid AND o.user_id = ?"
+    "(SELECT 1 FROM memberships AS m JOIN memberships AS o ON o.room_nid = m.room_nid"
+    " AND o.user_id = ?"
     " AND o.membership = 'join' WHERE m.user_id = u.user_id AND m.membership = 'join' LIMIT 1)"
 )
 _IS_IN_PUBLIC = (
@@ -164,10 +169,12 @@ _IS_IN_PUBLIC = (
 def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
     matching, args = _matching(query)
     select = (
-        f"{FOR_ITS_ARGUMENTS}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url, u.name_keys"
+        f"{FOR_ITS_ARGUMENTS}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url,"
+        " u.name_keys"
         f" FROM ({matching}) AS k JOIN directory_users AS u ON u.user_id = k.user_id"
         " LEFT JOIN accounts AS a ON a.user_id = u.user_id"
-        " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0 OR ? = 1) AND "
+        " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0"
+        " OR ? = 1) AND "
     )
     args.append(int(query.with_locked))
     found = [
@@ -178,7 +185,8 @@ def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
     ]
     rest = txn.query(
         f"{select}{_SHARES} IS NULL"
-        f" AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_IS_IN_PUBLIC} IS NOT NULL) LIMIT ?",
+        f" AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_IS_IN_PUBLIC} IS NOT NULL)"
+        " LIMIT ?",
         (*args, query.user_id, int(query.everyone_local), MOST_FOUND),
     )
     return [*found, *(FoundUser(_row(row), shares_room=False) for row in rest)]
@@ -195,7 +203,10 @@ def _matching(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
         bounds: list[str] = [beginning, beginning + LAST]
         for other in words[1:]:
             ranges = " OR ".join(["(x.word >= ? AND x.word < ?)"] * len(other))
-            conditions += f" AND EXISTS (SELECT 1 FROM directory_keys AS x WHERE x.user_id = d.user_id AND ({ranges}))"
+            conditions += (
+                " AND EXISTS (SELECT 1 FROM directory_keys AS x"
+                f" WHERE x.user_id = d.user_id AND ({ranges}))"
+            )
             bounds += [bound for each in other for bound in (each, each + LAST)]
         parts.append(conditions)
         args += [*bounds, query.user_id, int(query.locals_only), MOST_MATCHES]
@@ -209,8 +220,10 @@ def _matching(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
             MOST_MATCHES,
         ]
     selects = [
-        "SELECT * FROM (SELECT d.user_id FROM directory_keys AS d JOIN directory_users AS l ON l.user_id = d.user_id"
-        f" WHERE d.word >= ? AND d.word < ?{conditions} AND d.user_id <> ? AND (l.is_local = 1 OR ? = 0)"
+        "SELECT * FROM (SELECT d.user_id FROM directory_keys AS d"
+        " JOIN directory_users AS l ON l.user_id = d.user_id"
+        f" WHERE d.word >= ? AND d.word < ?{conditions} AND d.user_id <> ? AND (l.is_local = 1"
+        " OR ? = 0)"
         f" ORDER BY d.word, d.user_id LIMIT ?) AS p{number}"
         for number, conditions in enumerate(parts)
     ]

@@ -52,7 +52,8 @@ class OutgoingMailStore:
         """Queue a letter."""
         mail_nid = txn.allocate("mail")
         sql = (
-            "INSERT INTO outgoing_mail (mail_nid, next_ts, created_ts, attempts, recipient, message, pusher_nid, told_position)"
+            "INSERT INTO outgoing_mail (mail_nid, next_ts, created_ts, attempts, recipient,"
+            " message, pusher_nid, told_position)"
             " VALUES (?, ?, ?, 0, ?, ?, ?, ?)"
         )
         pusher = (None, None) if tells is None else (tells.pusher_nid, tells.told_position)
@@ -68,7 +69,8 @@ class OutgoingMailStore:
         def read(txn: Transaction) -> tuple[int | None, list[int]] | None:
             rows = txn.query(
                 "SELECT m.pusher_nid, e.event_nid FROM outgoing_mail AS m"
-                " LEFT JOIN outgoing_mail_events AS e ON e.mail_nid = m.mail_nid WHERE m.mail_nid = ? ORDER BY e.event_nid",
+                " LEFT JOIN outgoing_mail_events AS e ON e.mail_nid = m.mail_nid"
+                " WHERE m.mail_nid = ? ORDER BY e.event_nid",
                 (mail_nid,),
             )
             return (rows[0][0], [nid for _, nid in rows if nid is not None]) if rows else None
@@ -85,13 +87,17 @@ class OutgoingMailStore:
 
         def write(txn: WriteTransaction) -> list[OutgoingMailRow]:
             rows = txn.query(
-                "SELECT mail_nid, created_ts, attempts, recipient, message FROM outgoing_mail WHERE next_ts <= ?"
+                "SELECT mail_nid, created_ts, attempts, recipient, message FROM outgoing_mail"
+                " WHERE next_ts <= ?"
                 " ORDER BY next_ts LIMIT ?",
                 (now, limit),
             )
             taken = [OutgoingMailRow(*row) for row in rows]
             for row in taken:
-                sql = "UPDATE outgoing_mail SET next_ts = ?, attempts = attempts + 1 WHERE mail_nid = ?"
+                sql = (
+                    "UPDATE outgoing_mail SET next_ts = ?, attempts = attempts + 1"
+                    " WHERE mail_nid = ?"
+                )
                 txn.execute(sql, (until, row.mail_nid))
             return taken
 
@@ -114,7 +120,10 @@ class OutgoingMailStore:
         """A letter was taken."""
 
         def write(txn: WriteTransaction) -> None:
-            sql = f"UPDATE pushers SET failing_since_ts = NULL, tried_ts = ?, success_ts = ?, error = NULL WHERE {_PUSHER}"
+            sql = (
+                "UPDATE pushers SET failing_since_ts = NULL, tried_ts = ?, success_ts = ?, error"
+                f" = NULL WHERE {_PUSHER}"
+            )
             txn.execute(sql, (now, now, mail_nid))
             _remove(txn, [mail_nid])
 
@@ -147,7 +156,10 @@ def _set_due(txn: WriteTransaction, mail_nid: int, next_ts: int) -> None:
 
 
 def _note_failure(txn: WriteTransaction, mail_nid: int, now: int, error: str) -> None:
-    sql = f"UPDATE pushers SET failing_since_ts = COALESCE(failing_since_ts, ?), tried_ts = ?, error = ? WHERE {_PUSHER}"
+    sql = (
+        "UPDATE pushers SET failing_since_ts = COALESCE(failing_since_ts, ?),"
+        f" tried_ts = ?, error = ? WHERE {_PUSHER}"
+    )
     txn.execute(sql, (now, now, error, mail_nid))
 
 
@@ -162,7 +174,8 @@ def withdraw_letters(txn: WriteTransaction, event_nids: Collection[int]) -> None
 
 def _withdraw(txn: WriteTransaction, mail_nids: Collection[int]) -> None:
     pushers = txn.query_in(
-        "SELECT told_position, pusher_nid FROM outgoing_mail WHERE pusher_nid IS NOT NULL AND mail_nid IN {keys}",
+        "SELECT told_position, pusher_nid FROM outgoing_mail"
+        " WHERE pusher_nid IS NOT NULL AND mail_nid IN {keys}",
         mail_nids,
     )
     sql = "UPDATE pushers SET position = ?, due_ts = 0 WHERE pusher_nid = ? AND position > ?"

@@ -97,8 +97,10 @@ class CrossSigningStore:
         if not new:
             return
         txn.execute_many(
-            "INSERT INTO key_signatures (target_user_id, target_key, signer_user_id, signer_key_id, signature)"
-            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (target_user_id, target_key, signer_user_id, signer_key_id)"
+            "INSERT INTO key_signatures (target_user_id, target_key, signer_user_id, signer_key_id,"
+            " signature)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (target_user_id, target_key, signer_user_id,"
+            " signer_key_id)"
             " DO UPDATE SET signature = excluded.signature",
             [
                 (
@@ -125,8 +127,10 @@ class CrossSigningStore:
         if others:
             position = txn.next_position()
             txn.execute_many(
-                "INSERT INTO user_signature_positions (signer_user_id, target_user_id, position) VALUES (?, ?, ?)"
-                " ON CONFLICT (signer_user_id, target_user_id) DO UPDATE SET position = excluded.position",
+                "INSERT INTO user_signature_positions (signer_user_id, target_user_id, position)"
+                " VALUES (?, ?, ?)"
+                " ON CONFLICT (signer_user_id, target_user_id)"
+                " DO UPDATE SET position = excluded.position",
                 [(signer, target, position) for target in others],
             )
             txn.announce(Change(position, Topic.SIGNATURE, user_id=signer))
@@ -163,7 +167,8 @@ def put_cross_signing_keys(
             )
             continue
         txn.execute(
-            "INSERT INTO cross_signing_keys (user_id, usage, public_key, content) VALUES (?, ?, ?, ?)"
+            "INSERT INTO cross_signing_keys (user_id, usage, public_key, content)"
+            " VALUES (?, ?, ?, ?)"
             " ON CONFLICT (user_id, usage) DO UPDATE SET public_key = excluded.public_key,"
             " content = excluded.content",
             (user_id, usage, key.public_key, key.content),
@@ -176,7 +181,8 @@ def _remove_signatures(txn: WriteTransaction, old: CrossSigningKey) -> None:
     it."""
     user_id = old.user_id
     txn.execute(
-        "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?",
+        "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?"
+        " AND signer_user_id = ?",
         (user_id, old.public_key, user_id),
     )
     if txn.execute(
@@ -200,7 +206,8 @@ def has_cross_signing_key(txn: Transaction, user_id: str, public_key: str) -> bo
 def select_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, dict[str, CrossSigningKey]]:
     """By user and usage; one query."""
     rows = txn.query_in(
-        "SELECT user_id, usage, public_key, content FROM cross_signing_keys WHERE user_id IN {keys}",
+        "SELECT user_id, usage, public_key, content FROM cross_signing_keys"
+        " WHERE user_id IN {keys}",
         user_ids,
     )
     found: dict[str, dict[str, CrossSigningKey]] = {}
@@ -215,7 +222,8 @@ def select_own_signatures(
     """By user the signatures on their keys that they made themselves; one query."""
     return _by_target(
         txn.query_in(
-            f"SELECT {_SIGNATURE} FROM key_signatures WHERE target_user_id IN {{keys}} AND signer_user_id = target_user_id",
+            f"SELECT {_SIGNATURE} FROM key_signatures"
+            f" WHERE target_user_id IN {{keys}} AND signer_user_id = target_user_id",
             user_ids,
         )
     )
@@ -238,7 +246,8 @@ def _by_target(rows: Iterable[Row]) -> dict[str, list[KeySignature]]:
 
 def _select_signed(txn: Transaction, signer: str, since: int, upto: int) -> set[str]:
     rows = txn.query(
-        "SELECT target_user_id FROM user_signature_positions WHERE signer_user_id = ? AND position > ?"
+        "SELECT target_user_id FROM user_signature_positions"
+        " WHERE signer_user_id = ? AND position > ?"
         " AND position <= ?",
         (signer, since, upto),
     )

@@ -38,7 +38,8 @@ class DehydratedDeviceStore:
         """Keep this one, in the place of the one before."""
         txn.execute(
             "INSERT INTO dehydrated_devices (user_id, device_id, device_data) VALUES (?, ?, ?)"
-            " ON CONFLICT (user_id) DO UPDATE SET device_id = excluded.device_id, device_data = excluded.device_data",
+            " ON CONFLICT (user_id) DO UPDATE SET device_id = excluded.device_id,"
+            " device_data = excluded.device_data",
             (device.user_id, device.device_id, device.device_data),
         )
 

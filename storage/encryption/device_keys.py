@@ -209,7 +209,8 @@ class DeviceKeyStore:
             unused[algorithm] = True
             txn.execute_later(
                 "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, content, used)"
-                " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET"
+                " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (user_id, device_id, algorithm)"
+                " DO UPDATE SET"
                 " used = 0, key_id = excluded.key_id, content = excluded.content",
                 (user_id, device_id, algorithm, key_id, content),
             )
@@ -259,7 +260,8 @@ def _remove_signatures_by(txn: WriteTransaction, user_id: str, device_ids: Seque
     ]
     if made:
         txn.execute_many(
-            "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?"
+            "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?"
+            " AND signer_user_id = ?"
             " AND signer_key_id = ?",
             made,
         )
@@ -268,7 +270,8 @@ def _remove_signatures_by(txn: WriteTransaction, user_id: str, device_ids: Seque
 
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
     rows = txn.query(
-        f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
+        f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS}"
+        " WHERE b.user_id = ? AND b.device_id = ?"
         " AND m.taken < b.number"
         f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, NULL, NULL FROM fallback_keys"
         " WHERE user_id = ? AND device_id = ?"
@@ -285,8 +288,10 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
     """The keys of all devices of these users of ours that have published any; one query."""
     rows = txn.query_in(
-        "SELECT k.user_id, k.device_id, k.keys, d.display_name FROM device_keys AS k LEFT JOIN devices AS d"
-        " ON d.user_id = k.user_id AND d.device_id = k.device_id WHERE k.user_id IN {keys} ORDER BY k.device_id",
+        "SELECT k.user_id, k.device_id, k.keys, d.display_name FROM device_keys AS k"
+        " LEFT JOIN devices AS d"
+        " ON d.user_id = k.user_id AND d.device_id = k.device_id WHERE k.user_id IN {keys}"
+        " ORDER BY k.device_id",
         user_ids,
     )
     found: dict[str, list[DeviceKeysRow]] = {}
@@ -316,9 +321,12 @@ _STANDING: Final = (
     " WHERE user_id = ? AND device_id = ?"
     f" UNION ALL SELECT {_USED}, NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys"
     " WHERE user_id = ? AND device_id = ?"
-    f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
-    " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?"
-    f" UNION ALL SELECT {_OTHERS}, NULL, CAST(coalesce(sum(length(keys)), 0) AS BIGINT), 0, 0, 0, NULL, NULL"
+    f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d"
+    " LEFT JOIN device_keys AS k"
+    " ON k.user_id = d.user_id AND k.device_id = d.device_id"
+    " WHERE d.user_id = ? AND d.device_id = ?"
+    f" UNION ALL SELECT {_OTHERS}, NULL, CAST(coalesce(sum(length(keys)), 0) AS BIGINT), 0, 0, 0,"
+    " NULL, NULL"
     " FROM device_keys WHERE user_id = ? AND device_id <> ?"
 )
 
@@ -402,7 +410,8 @@ def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyOf]) -> dict[K
             unused.append(wish)
     if unused:
         txn.execute_many(
-            "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?",
+            "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ?"
+            " AND algorithm = ?",
             unused,
         )
     return claimed

@@ -298,7 +298,8 @@ def _put_keys(
     if newest is not None and newest.version != version:
         raise NotCurrentBackup(newest.version)
     found = txn.query_each(
-        f"SELECT {_KEY_COLUMNS} FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        f"SELECT {_KEY_COLUMNS} FROM backed_up_keys"
+        " WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
         [(user_id, version, key.room_id, key.session_id) for key in keys],
     )
     present = {(row[0], row[1]): _key(row) for rows in found for row in rows}
@@ -314,9 +315,11 @@ def _put_keys(
     if added and backup.key_count + added > most_keys:
         raise BackupFull
     txn.execute_many(
-        f"INSERT INTO backed_up_keys (user_id, version, {_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO backed_up_keys (user_id, version, {_KEY_COLUMNS})"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (user_id, version, room_id, session_id) DO UPDATE SET"
-        " first_message_index = excluded.first_message_index, forwarded_count = excluded.forwarded_count,"
+        " first_message_index = excluded.first_message_index, forwarded_count ="
+        " excluded.forwarded_count,"
         " is_verified = excluded.is_verified, session_data = excluded.session_data",
         [
             (
@@ -359,7 +362,8 @@ def _remove_keys(
 
 def _delete(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[Row]) -> None:
     txn.execute_many(
-        "DELETE FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        "DELETE FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ?"
+        " AND session_id = ?",
         [(user_id, version, *key) for key in keys],
     )
 

@@ -81,7 +81,8 @@ BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.bloc
 
 _NEXT_KEY: Final = (
     f"SELECT b.block_nid AS found_key, substr(b.keys, m.taken * b.width + 1, b.width) FROM {BLOCKS}"
-    " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.taken < b.number AND b.width > 0"
+    " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.taken < b.number"
+    " AND b.width > 0"
     " ORDER BY b.block_nid LIMIT 1"
 )
 _MOVE_MARKS: Final = (
@@ -147,7 +148,8 @@ def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
     """Remove all one-time keys of a device, and the digests of those that were given out."""
     of_device = " WHERE user_id = ? AND device_id = ?"
     for sql in (
-        f"DELETE FROM one_time_key_marks WHERE block_nid IN (SELECT block_nid FROM one_time_key_blocks{of_device})",
+        "DELETE FROM one_time_key_marks WHERE block_nid IN (SELECT block_nid"
+        f" FROM one_time_key_blocks{of_device})",
         f"DELETE FROM one_time_key_blocks{of_device}",
         f"DELETE FROM used_one_time_keys{of_device}",
     ):
@@ -160,15 +162,18 @@ def empty_blocks(txn: WriteTransaction) -> None:
     that: some clients take zero for unchanged."""
     txn.execute(
         "DELETE FROM one_time_key_blocks WHERE EXISTS (SELECT 1 FROM one_time_key_blocks AS o"
-        " WHERE o.user_id = one_time_key_blocks.user_id AND o.device_id = one_time_key_blocks.device_id"
-        " AND o.algorithm = one_time_key_blocks.algorithm AND o.block_nid < one_time_key_blocks.block_nid)"
+        " WHERE o.user_id = one_time_key_blocks.user_id"
+        " AND o.device_id = one_time_key_blocks.device_id"
+        " AND o.algorithm = one_time_key_blocks.algorithm"
+        " AND o.block_nid < one_time_key_blocks.block_nid)"
     )
     txn.execute(
         "UPDATE one_time_key_blocks SET number = 1, width = 0, names = '[]', keys = ?", (b"",)
     )
     txn.execute("DELETE FROM one_time_key_marks")
     txn.execute(
-        "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) SELECT block_nid, 0, 0 FROM one_time_key_blocks"
+        "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) SELECT block_nid, 0, 0"
+        " FROM one_time_key_blocks"
     )
 
 
@@ -209,7 +214,8 @@ def _select_contents(
         or any((block.algorithm, key_id) in keys for key_id in _names.decode(block.names))
     ]
     rows: Iterable[Row] = txn.query_in(
-        "SELECT block_nid, width, names, keys FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
+        "SELECT block_nid, width, names, keys FROM one_time_key_blocks"
+        " WHERE user_id = ? AND device_id = ?"
         " AND block_nid IN {keys}",
         wanted,
         before=(user_id, device_id),
@@ -236,7 +242,8 @@ def _insert_blocks(
         width = max(map(len, slots.values()))
         packed = b"".join([slot.ljust(width) for slot in slots.values()])
         txn.execute_later(
-            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
+            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number,"
+            " width, names, keys)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 user_id,
@@ -294,7 +301,8 @@ def _remember(
     if used_up:
         txn.execute_in_later("DELETE FROM one_time_key_marks WHERE block_nid IN {keys}", used_up)
         txn.execute_in_later(
-            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND block_nid IN {keys}",
+            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
+            " AND block_nid IN {keys}",
             used_up,
             before=(user_id, device_id),
         )

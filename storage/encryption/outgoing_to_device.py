@@ -59,7 +59,8 @@ class OutgoingToDeviceStore:
         for server, position, _ in rows:
             if position % LOOK_EVERY == 0:
                 oldest_kept = txn.query_one(
-                    "SELECT position FROM outgoing_to_device WHERE server = ? ORDER BY position DESC LIMIT 1 OFFSET ?",
+                    "SELECT position FROM outgoing_to_device WHERE server = ?"
+                    " ORDER BY position DESC LIMIT 1 OFFSET ?",
                     (server, self._most_waiting),
                 )
                 if oldest_kept is not None:
@@ -76,14 +77,16 @@ class OutgoingToDeviceStore:
     ) -> bool:
         """Note a message that came from a server; False where it is noted already."""
         added = txn.execute(
-            "INSERT INTO received_to_device (sender, message_id, received_ts, origin) VALUES (?, ?, ?, ?)"
+            "INSERT INTO received_to_device (sender, message_id, received_ts, origin)"
+            " VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
             (sender, message_id, now_ms, origin),
         )
         self._noted += added
         if added and self._noted % LOOK_EVERY == 0:
             too_old = txn.query_one(
-                "SELECT received_ts FROM received_to_device WHERE origin = ? ORDER BY received_ts DESC LIMIT 1 OFFSET ?",
+                "SELECT received_ts FROM received_to_device WHERE origin = ?"
+                " ORDER BY received_ts DESC LIMIT 1 OFFSET ?",
                 (origin, self._most_noted),
             )
             if too_old is not None:
@@ -99,7 +102,10 @@ class OutgoingToDeviceStore:
 
 
 def _select(txn: Transaction, server: str, limit: int) -> list[DeviceMessage]:
-    sql = "SELECT position, content FROM outgoing_to_device WHERE server = ? ORDER BY position LIMIT ?"
+    sql = (
+        "SELECT position, content FROM outgoing_to_device WHERE server = ?"
+        " ORDER BY position LIMIT ?"
+    )
     return [DeviceMessage(*row) for row in txn.query(sql, (server, limit))]
 
 
@@ -115,7 +121,8 @@ def _count(txn: Transaction) -> dict[str, int]:
 
 def _forget(txn: WriteTransaction, before_ts: int, limit: int) -> int:
     rows: Iterable[tuple[str, str]] = txn.query(
-        "SELECT sender, message_id FROM received_to_device WHERE received_ts < ? ORDER BY received_ts LIMIT ?",
+        "SELECT sender, message_id FROM received_to_device WHERE received_ts < ?"
+        " ORDER BY received_ts LIMIT ?",
         (before_ts, limit),
     )
     gone = list(rows)

@@ -120,7 +120,8 @@ def select_remote_devices(
 ) -> dict[str, list[DeviceKeysRow]]:
     """The devices that are kept of these users; one query."""
     rows = txn.query_in(
-        "SELECT user_id, device_id, keys, display_name FROM remote_devices WHERE user_id IN {keys} ORDER BY device_id",
+        "SELECT user_id, device_id, keys, display_name FROM remote_devices WHERE user_id IN {keys}"
+        " ORDER BY device_id",
         user_ids,
     )
     found: dict[str, list[DeviceKeysRow]] = {}
@@ -141,7 +142,8 @@ def note_newly_shared(
     tracked = set(_select_lists(txn, sorted(came))) if came else set[str]()
     if is_entered:
         rows = txn.query(
-            "SELECT l.user_id FROM memberships AS m JOIN remote_device_lists AS l ON l.user_id = m.user_id"
+            "SELECT l.user_id FROM memberships AS m"
+            " JOIN remote_device_lists AS l ON l.user_id = m.user_id"
             " WHERE m.room_nid = ? AND m.membership = 'join'",
             (room_nid,),
         )
@@ -160,7 +162,10 @@ def _select_known(txn: Transaction, after: str, limit: int) -> list[str]:
 
 
 def _select_stale(txn: Transaction, after: str, limit: int) -> list[str]:
-    sql = "SELECT user_id FROM remote_device_lists WHERE is_stale = 1 AND user_id > ? ORDER BY user_id LIMIT ?"
+    sql = (
+        "SELECT user_id FROM remote_device_lists WHERE is_stale = 1 AND user_id > ?"
+        " ORDER BY user_id LIMIT ?"
+    )
     return [user_id for (user_id,) in txn.query(sql, (after, limit))]
 
 
@@ -190,7 +195,8 @@ def _set_list(
     keys_changed = put_cross_signing_keys(txn, user_id, ("master", "self_signing"), cross_signing)
     txn.execute(
         "INSERT INTO remote_device_lists (user_id, stream_id, is_stale) VALUES (?, ?, ?)"
-        " ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, is_stale = excluded.is_stale",
+        " ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id,"
+        " is_stale = excluded.is_stale",
         (user_id, stream_id, int(is_overtaken)),
     )
     if was_tracked and (keys_changed or before != {row.device_id: row for row in devices}):
@@ -214,8 +220,10 @@ def _take_change(txn: WriteTransaction, change: DeviceChange, most: int, most_by
         return True
     if device is not None and _has_room(txn, device, most, most_bytes):
         txn.execute(
-            "INSERT INTO remote_devices (user_id, device_id, keys, display_name) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys, display_name = excluded.display_name",
+            "INSERT INTO remote_devices (user_id, device_id, keys, display_name)"
+            " VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys,"
+            " display_name = excluded.display_name",
             (user_id, device_id, device.keys, device.display_name),
         )
     else:
@@ -240,7 +248,10 @@ def _select_device(txn: Transaction, user_id: str, device_id: str) -> bytes | No
 def _has_room(txn: Transaction, device: DeviceKeysRow, most: int, most_bytes: int) -> bool:
     """Whether the device can be kept beside the others of its user, of which nothing is read but
     how much they are."""
-    sql = "SELECT count(*), coalesce(sum(length(keys)), 0) FROM remote_devices WHERE user_id = ? AND device_id <> ?"
+    sql = (
+        "SELECT count(*), coalesce(sum(length(keys)), 0) FROM remote_devices"
+        " WHERE user_id = ? AND device_id <> ?"
+    )
     ((number, size),) = txn.query(sql, (device.user_id, device.device_id))
     return int(number) < most and int(size) + len(device.keys) <= most_bytes
 

@@ -207,7 +207,8 @@ class ToDeviceStore:
             if position % LOOK_EVERY:
                 continue
             newest_to_go = txn.query_one(
-                "SELECT position FROM to_device_messages WHERE device_nid = ? ORDER BY position DESC LIMIT 1 OFFSET ?",
+                "SELECT position FROM to_device_messages WHERE device_nid = ?"
+                " ORDER BY position DESC LIMIT 1 OFFSET ?",
                 (device_nid, self._most_waiting),
             )
             if newest_to_go is not None:
@@ -314,11 +315,13 @@ _KEPT, _LOG, _OLDEST, _DEVICE, _FLOOR, _HEAD = _KINDS = range(6)
 _SELECT: Final = (
     f"SELECT {_KEPT}, m.position, m.content FROM ("
     f"SELECT position, content FROM to_device_messages WHERE device_nid = {_NID} AND position > ?"
-    f" AND position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.device_nid = {_NID}), 0)"
+    " AND position > coalesce((SELECT f.position FROM to_device_floors AS f"
+    f" WHERE f.device_nid = {_NID}), 0)"
     " AND position <= ? ORDER BY position LIMIT ?) AS m"
     f" UNION ALL SELECT {_LOG}, first_position, devices FROM to_device_log WHERE first_position > ?"
     f" UNION ALL SELECT {_OLDEST}, {OLDEST_ROW}, NULL"
-    f" UNION ALL SELECT {_DEVICE}, device_nid, NULL FROM devices WHERE user_id = ? AND device_id = ?"
+    f" UNION ALL SELECT {_DEVICE}, device_nid, NULL FROM devices"
+    " WHERE user_id = ? AND device_id = ?"
     f" UNION ALL SELECT {_FLOOR}, position, NULL FROM to_device_floors WHERE device_nid = {_NID}"
     f" UNION ALL SELECT {_HEAD}, value, NULL FROM counters WHERE name = ?"
 )
@@ -412,7 +415,8 @@ def _delete_range(
 ) -> None:
     upto = min(upto, txn.counter(POSITION))
     txn.execute_later(
-        f"DELETE FROM to_device_messages WHERE device_nid = {_NID} AND position >= ? AND position <= ?",
+        f"DELETE FROM to_device_messages WHERE device_nid = {_NID} AND position >= ?"
+        " AND position <= ?",
         (user_id, device_id, first, upto),
     )
     _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
@@ -424,7 +428,8 @@ def _set_floor_for_log(
     """The device has all up to that position: where there may be something of it in the log, it is
     not read any more."""
     txn.execute_later(
-        "INSERT INTO to_device_floors (device_nid, position) SELECT d.device_nid, ? FROM devices AS d"
+        "INSERT INTO to_device_floors (device_nid, position) SELECT d.device_nid, ?"
+        " FROM devices AS d"
         f" WHERE d.user_id = ? AND d.device_id = ? AND {OLDEST_ROW} <= ? {_RAISE}",
         (upto, user_id, device_id, gone_before, upto),
     )

@@ -141,7 +141,10 @@ def append(
 
 def select_oldest(txn: Transaction, gone_before: int, number: int) -> list[LogRow]:
     """The oldest rows; those before that position are known to have left the log."""
-    sql = "SELECT first_position, sent_ts, devices FROM to_device_log WHERE first_position >= ? ORDER BY first_position LIMIT ?"
+    sql = (
+        "SELECT first_position, sent_ts, devices FROM to_device_log WHERE first_position >= ?"
+        " ORDER BY first_position LIMIT ?"
+    )
     return [LogRow(*row) for row in txn.query(sql, (gone_before, number))]
 
 
@@ -163,7 +166,8 @@ def select_waiting(
     found = {
         first: (opening, contents)
         for first, opening, contents in txn.query_in(
-            "SELECT first_position, opening, contents FROM to_device_log WHERE first_position IN {keys}",
+            "SELECT first_position, opening, contents FROM to_device_log"
+            " WHERE first_position IN {keys}",
             [row.first for row, _ in wanted],
         )
     }
@@ -192,7 +196,8 @@ def select_events(txn: Transaction, places: Sequence[Place]) -> dict[int, bytes]
     """The events that lie there, by position; those are missing whose row is no longer in the
     log."""
     sql = (
-        "SELECT p.position, l.opening, substr(l.contents, CAST(p.start + 1 AS INTEGER), CAST(p.length AS INTEGER))"
+        "SELECT p.position, l.opening, substr(l.contents, CAST(p.start + 1 AS INTEGER),"
+        " CAST(p.length AS INTEGER))"
         " FROM places AS p JOIN to_device_log AS l ON l.first_position = p.first_position"
     )
     rows = txn.query_with("places", ("position", "first_position", "start", "length"), places, sql)

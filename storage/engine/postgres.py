@@ -340,7 +340,8 @@ class PostgresEngine:
         if encoding != "UTF8" or collation.upper() not in _COLLATIONS:
             raise UnsuitableDatabase(
                 f"{self.where} has encoding {encoding} and collation {collation},"
-                " but needs UTF8 and C: create it with CREATE DATABASE … ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
+                " but needs UTF8 and C: create it with CREATE DATABASE … ENCODING 'UTF8' LOCALE 'C'"
+                " TEMPLATE template0"
             )
 
     def empty_log(self) -> bool:

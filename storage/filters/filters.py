@@ -32,7 +32,10 @@ class FilterStore:
         noted; 0: it was not."""
 
         def read(txn: Transaction) -> tuple[str, int] | None:
-            sql = "SELECT definition, touched_ts * is_used FROM filters WHERE user_id = ? AND filter_id = ?"
+            sql = (
+                "SELECT definition, touched_ts * is_used FROM filters"
+                " WHERE user_id = ? AND filter_id = ?"
+            )
             row = txn.query_one(sql, (user_id, filter_id))
             return None if row is None else (str(row[0]), int(row[1]))
 
@@ -66,7 +69,8 @@ def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: in
     )
     number = max((filter_id for filter_id, *_ in rows), default=-1) + 1
     txn.execute(
-        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used) VALUES (?, ?, ?, ?, ?, 0)",
+        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used)"
+        " VALUES (?, ?, ?, ?, ?, 0)",
         (user_id, number, definition, _digest(definition), now_ms),
     )
     used = [row for row in rows if row[2]]
@@ -87,7 +91,8 @@ def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: in
 
 def _note_used(txn: WriteTransaction, user_id: str, filter_id: int, now_ms: int) -> None:
     txn.execute(
-        "UPDATE filters SET touched_ts = CASE WHEN touched_ts < ? THEN ? ELSE touched_ts END, is_used = 1"
+        "UPDATE filters SET touched_ts = CASE WHEN touched_ts < ? THEN ? ELSE touched_ts END,"
+        " is_used = 1"
         " WHERE user_id = ? AND filter_id = ? AND (touched_ts < ? OR is_used = 0)",
         (now_ms, now_ms, user_id, filter_id, now_ms),
     )

@@ -80,14 +80,16 @@ def settle_restored(txn: WriteTransaction) -> Settled:
     txn.execute("UPDATE device_list_positions SET position = ?", (position,))
     txn.execute(
         "INSERT INTO key_backups (user_id, version, algorithm, auth_data, etag, key_count, deleted)"
-        " SELECT u.user_id, ? + coalesce((SELECT max(b.version) FROM key_backups AS b WHERE b.user_id = u.user_id), 0), '', ?, 0, 0, 1"
+        " SELECT u.user_id, ? + coalesce((SELECT max(b.version) FROM key_backups AS b"
+        " WHERE b.user_id = u.user_id), 0), '', ?, 0, 0, 1"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u",
         (NUMBERS, b"{}"),
     )
     # one for each user that nobody has uploaded, as it has no digest
     txn.execute(
         "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used)"
-        " SELECT u.user_id, ? + coalesce((SELECT max(f.filter_id) FROM filters AS f WHERE f.user_id = u.user_id), 0), '{}', ?, 0, 0"
+        " SELECT u.user_id, ? + coalesce((SELECT max(f.filter_id) FROM filters AS f"
+        " WHERE f.user_id = u.user_id), 0), '{}', ?, 0, 0"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u WHERE true"
         " ON CONFLICT (user_id, digest) DO UPDATE SET filter_id = excluded.filter_id",
         (NUMBERS, b""),

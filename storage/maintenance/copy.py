@@ -90,7 +90,8 @@ def copy_database(
         found = reading.get_schema_version()
         if found != version:
             raise CannotCopy(
-                f"{source.where} has schema version {found}, and this program has {version}: start the server on it once "
+                f"{source.where} has schema version {found}, and this program has {version}: start"
+                " the server on it once "
                 "with this version of Mahalla, stop it, and copy then"
             )
         migrate(target)
@@ -133,7 +134,8 @@ def _copy(source: CopySide, target: CopySide, where: str, tell: Callable[[Step],
             tell(Step("comparing", table, compared.rows, counts[table], done, whole))
         if (compared.rows, compared.digest) != (sums[table].rows, sums[table].digest):
             raise CannotCopy(
-                f"{where} gave back other rows of {table} than it was given ({sums[table].rows} given, {compared.rows} "
+                f"{where} gave back other rows of {table} than it was given ({sums[table].rows}"
+                f" given, {compared.rows} "
                 "back); nothing was kept"
             )
     target.commit()
@@ -151,12 +153,14 @@ def _check_target(tables: Mapping[str, Sequence[str]], target: CopySide, where: 
             if set(there.get(name, ())) != set(tables.get(name, ()))
         )
         raise CannotCopy(
-            f"{where} does not have the same tables as the source ({', '.join(different)}): give a new, empty database"
+            f"{where} does not have the same tables as the source ({', '.join(different)}): give a"
+            " new, empty database"
         )
     filled = [name for name in there if target.count_rows(name)]
     if filled:
         raise CannotCopy(
-            f"{where} is not empty (there are rows in {', '.join(filled)}): give a new, empty database; what is there is "
+            f"{where} is not empty (there are rows in {', '.join(filled)}): give a new,"
+            " empty database; what is there is "
             "never overwritten"
         )
 

@@ -52,7 +52,8 @@ class PostgresSide:
         for table, column in self._query(
             "SELECT table_name::text, column_name::text FROM information_schema.tables "
             "JOIN information_schema.columns USING (table_schema, table_name) "
-            "WHERE table_schema = current_schema() AND table_type = 'BASE TABLE' ORDER BY table_name, ordinal_position"
+            "WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'"
+            " ORDER BY table_name, ordinal_position"
         ):
             if table != NOT_COPIED:
                 tables.setdefault(table, []).append(column)
@@ -86,7 +87,8 @@ class PostgresSide:
     def _is_alone(self) -> bool:
         for _ in range(TRIES):  # a session lives on for a moment after its client is gone
             ((locked, others),) = self._query(
-                f"SELECT pg_try_advisory_lock({WRITE_LOCK}), (SELECT COUNT(*) FROM pg_stat_activity WHERE datname = "
+                f"SELECT pg_try_advisory_lock({WRITE_LOCK}), (SELECT COUNT(*) FROM pg_stat_activity"
+                " WHERE datname = "
                 "current_database() AND pid <> pg_backend_pid() AND application_name = "
                 "current_setting('application_name'))"
             )

@@ -42,7 +42,10 @@ _PART = """
     WHERE room_nid = ? AND (depth, event_nid) > (?, ?) AND {} ORDER BY depth, event_nid LIMIT ?) AS part
 """
 # what is shown and what is not have an index each
-_SELECT_EVENTS = f"{_PART.format(IS_SHOWN)} UNION ALL {_PART.format(IS_UNSHOWN)} ORDER BY depth, event_nid LIMIT ?"
+_SELECT_EVENTS = (
+    f"{_PART.format(IS_SHOWN)} UNION ALL {_PART.format(IS_UNSHOWN)}"
+    " ORDER BY depth, event_nid LIMIT ?"
+)
 _SELECT_UNMARKED = (
     "SELECT node, content FROM state_nodes WHERE room_nid = ? AND node IN {keys} AND cycle < ?"
 )

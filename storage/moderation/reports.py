@@ -55,7 +55,8 @@ class ReportFilter(msgspec.Struct, frozen=True):
 
 _COLUMNS = "report_nid, received_ts, kind, user_id, room_id, event_id, target_user_id, reason"
 _SELECT = (
-    "SELECT p.report_nid, s.name, s.canonical_alias, p.received_ts, p.kind, p.user_id, p.room_id, p.event_id,"
+    "SELECT p.report_nid, s.name, s.canonical_alias, p.received_ts, p.kind, p.user_id, p.room_id,"
+    " p.event_id,"
     " p.target_user_id, p.reason FROM reports AS p LEFT JOIN rooms AS r ON r.room_id = p.room_id"
     " LEFT JOIN room_summaries AS s ON s.room_nid = r.room_nid"
 )

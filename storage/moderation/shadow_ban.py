@@ -20,7 +20,10 @@ class UnshownRoomStore:
         """Those of the rooms that the user has put into the directory, or taken out."""
 
         def read(txn: Transaction, keys: tuple[int, ...]) -> dict[int, bool]:
-            sql = "SELECT room_nid, is_public FROM unshown_listings WHERE user_id = ? AND room_nid IN {keys}"
+            sql = (
+                "SELECT room_nid, is_public FROM unshown_listings"
+                " WHERE user_id = ? AND room_nid IN {keys}"
+            )
             return {
                 room_nid: bool(is_public)
                 for room_nid, is_public in txn.query_in(sql, keys, (user_id,))

@@ -56,7 +56,8 @@ class PresenceStore:
 
         def read(txn: Transaction) -> list[PresenceRow]:
             rows = txn.query(
-                f"{_SELECT} WHERE (position > ? OR position = ?) AND state = 'offline' ORDER BY position DESC LIMIT ?",
+                f"{_SELECT} WHERE (position > ? OR position = ?) AND state = 'offline'"
+                " ORDER BY position DESC LIMIT ?",
                 (after, UNTOLD, limit),
             )
             return [PresenceRow(*row) for row in rows]
@@ -66,8 +67,10 @@ class PresenceStore:
     def set_states(self, txn: WriteTransaction, rows: Iterable[PresenceRow]) -> None:
         """Write how these users are there now."""
         txn.execute_many(
-            "INSERT INTO presence_states (user_id, state, status_msg, last_active_ts, position) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (user_id) DO UPDATE SET state = excluded.state, status_msg = excluded.status_msg,"
+            "INSERT INTO presence_states (user_id, state, status_msg, last_active_ts, position)"
+            " VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (user_id) DO UPDATE SET state = excluded.state,"
+            " status_msg = excluded.status_msg,"
             " last_active_ts = excluded.last_active_ts, position = excluded.position",
             [
                 (row.user_id, row.state, row.status_msg, row.last_active_ts, row.position)

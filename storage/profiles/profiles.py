@@ -104,7 +104,8 @@ class ProfileStore:
         position = txn.next_position()
         txn.execute(
             "INSERT INTO profiles (user_id, field, value, position) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value, position = excluded.position",
+            " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value,"
+            " position = excluded.position",
             (user_id, field, value, position),
         )
         txn.execute(
@@ -129,7 +130,8 @@ class ProfileStore:
             (user_id, field, position),
         )
         txn.execute(
-            "DELETE FROM profile_removals WHERE user_id = ? AND position <= (SELECT position FROM profile_removals"
+            "DELETE FROM profile_removals WHERE user_id = ? AND position <= (SELECT position"
+            " FROM profile_removals"
             " WHERE user_id = ? ORDER BY position DESC LIMIT 1 OFFSET ?)",
             (user_id, user_id, REMOVALS_KEPT),
         )

@@ -126,7 +126,8 @@ class SearchStore:
         conditions, args = " AND {nid} <= ?", list[SQLValue]([query.upto])
         if query.rooms is None:
             conditions += (
-                " AND EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = s.room_nid AND m.user_id = ?"
+                " AND EXISTS (SELECT 1 FROM memberships AS m"
+                " WHERE m.room_nid = s.room_nid AND m.user_id = ?"
                 " AND m.forgotten = 0)"
             )
             args.append(query.user_id)
@@ -178,14 +179,16 @@ class SearchStore:
         # they may have been purged since they were read
         gone = _column(
             txn.query_in(
-                f"SELECT event_nid FROM events WHERE event_nid IN {{keys}} AND (flags & {EventFlag.PURGED}) <> 0",
+                f"SELECT event_nid FROM events WHERE event_nid IN {{keys}}"
+                f" AND (flags & {EventFlag.PURGED}) <> 0",
                 {nid for row in rows for nid in (row.event_nid, row.text_nid)},
             )
         )
         rows = [row for row in rows if gone.isdisjoint((row.event_nid, row.text_nid))]
         if rows:
             txn.execute_many(
-                "INSERT INTO searchable_events (event_nid, text_nid, room_nid, position, ts, kind, sender, words)"
+                "INSERT INTO searchable_events (event_nid, text_nid, room_nid, position, ts, kind,"
+                " sender, words)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
@@ -209,7 +212,10 @@ class SearchStore:
     def remove_texts(self, txn: WriteTransaction, event_nids: Collection[int]) -> None:
         """These events say nothing any more. What was found by them is looked at once more: an edit
         of it is gone."""
-        edited = "SELECT event_nid FROM searchable_events WHERE text_nid IN {keys} AND text_nid <> event_nid"
+        edited = (
+            "SELECT event_nid FROM searchable_events"
+            " WHERE text_nid IN {keys} AND text_nid <> event_nid"
+        )
         edits = _column(txn.query_in(edited, event_nids)).difference(event_nids)
         if self.put_texts(txn, [*event_nids, *edits], ()):
             put_note(txn, SETTLE, _BEGUN)
@@ -276,7 +282,10 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
     ]
     rows += txn.query_in("SELECT event_nid, type FROM events WHERE event_nid IN {keys}", placed)
     touched = {nid for nid, type in rows if type in types}
-    redacted = "SELECT e.event_nid FROM redactions AS r JOIN events AS e ON e.event_id = r.redacts WHERE r.event_nid "
+    redacted = (
+        "SELECT e.event_nid FROM redactions AS r JOIN events AS e ON e.event_id = r.redacts"
+        " WHERE r.event_nid "
+    )
     found = txn.query(redacted + "> ? AND r.event_nid <= ?", (after, upto)) + txn.query_in(
         redacted + "IN {keys}", placed
     )
@@ -284,7 +293,8 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
     touched |= gone
     touched |= _column(
         txn.query_in(
-            "SELECT event_nid FROM searchable_events WHERE text_nid IN {keys} AND text_nid <> event_nid",
+            "SELECT event_nid FROM searchable_events"
+            " WHERE text_nid IN {keys} AND text_nid <> event_nid",
             gone,
         )
     )
@@ -314,15 +324,18 @@ def select_texts(txn: Transaction, event_nids: Iterable[int], types: Collection[
         return []
     encrypted = _column(
         txn.query_in(
-            "SELECT room_nid FROM room_summaries WHERE room_nid IN {keys} AND encryption IS NOT NULL",
+            "SELECT room_nid FROM room_summaries"
+            " WHERE room_nid IN {keys} AND encryption IS NOT NULL",
             {row.room_nid for row in rows.values()},
         )
     )
     edits = txn.query_in(
         "SELECT p.event_nid, r.event_nid, r.origin_server_ts, r.event_id,"
-        " CASE WHEN r.is_whole = 1 AND r.sender = p.sender AND r.type = p.type AND p.state_key IS NULL THEN 1 ELSE 0 END"
+        " CASE WHEN r.is_whole = 1 AND r.sender = p.sender AND r.type = p.type"
+        " AND p.state_key IS NULL THEN 1 ELSE 0 END"
         " FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
-        f" WHERE r.rel_type = '{REPLACE}' AND (p.flags & {_TIMELINE}) <> 0 AND p.event_nid IN {{keys}}",
+        f" WHERE r.rel_type = '{REPLACE}' AND (p.flags & {_TIMELINE}) <> 0"
+        f" AND p.event_nid IN {{keys}}",
         touched,
     )
     known = {child for _, child, *_ in edits}

@@ -107,9 +107,12 @@ def _insert(
     known = 0 if former is None else former
     others = MOST_OF_A_CONNECTION - 2  # beside the former and the new one
     txn.execute_later(
-        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND (state_nid < ?"
-        " OR state_nid <> ? AND state_nid <= (SELECT s.state_nid FROM sliding_connections AS s WHERE s.user_id = ?"
-        " AND s.device_id = ? AND s.conn_id = ? AND s.state_nid <> ? ORDER BY s.state_nid DESC LIMIT 1 OFFSET ?))",
+        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
+        " AND (state_nid < ?"
+        " OR state_nid <> ? AND state_nid <= (SELECT s.state_nid FROM sliding_connections AS s"
+        " WHERE s.user_id = ?"
+        " AND s.device_id = ? AND s.conn_id = ? AND s.state_nid <> ?"
+        " ORDER BY s.state_nid DESC LIMIT 1 OFFSET ?))",
         (*_args(key), known, known, *_args(key), known, others),
     )
     txn.execute_later(
@@ -119,7 +122,8 @@ def _insert(
     )
     if former is None:
         beside = txn.query(
-            "SELECT conn_id FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id <> ?"
+            "SELECT conn_id FROM sliding_connections"
+            " WHERE user_id = ? AND device_id = ? AND conn_id <> ?"
             " GROUP BY conn_id ORDER BY max(used_ts) DESC, conn_id",
             _args(key),
         )
@@ -130,11 +134,13 @@ def _insert(
 
 def _delete_unused(txn: WriteTransaction, unused_since: int, limit: int) -> int:
     unused = txn.query(
-        "SELECT user_id, device_id, conn_id, state_nid FROM sliding_connections WHERE used_ts < ? LIMIT ?",
+        "SELECT user_id, device_id, conn_id, state_nid FROM sliding_connections"
+        " WHERE used_ts < ? LIMIT ?",
         (unused_since, limit),
     )
     txn.execute_many(
-        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid = ?",
+        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
+        " AND state_nid = ?",
         unused,
     )
     return len(unused)
@@ -142,7 +148,8 @@ def _delete_unused(txn: WriteTransaction, unused_since: int, limit: int) -> int:
 
 def _touch(txn: WriteTransaction, key: ConnectionKey, now_ms: int) -> None:
     txn.execute(
-        "UPDATE sliding_connections SET used_ts = ? WHERE user_id = ? AND device_id = ? AND conn_id = ?",
+        "UPDATE sliding_connections SET used_ts = ?"
+        " WHERE user_id = ? AND device_id = ? AND conn_id = ?",
         (now_ms, *_args(key)),
     )
 
