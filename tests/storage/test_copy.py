@@ -315,7 +315,7 @@ def test_no_source_is_made(sqlite: SQLiteConfig, tmp_path: Path) -> None:
     with pytest.raises(CannotCopy, match="there is no database at"):
         copy(SQLiteConfig(str(missing)), sqlite)
     assert not missing.exists()
-    with pytest.raises(CannotCopy, match="to itself"):
+    with pytest.raises(CannotCopy, match="source and target are the same"):
         copy(sqlite, sqlite)
 
 
