@@ -32,16 +32,16 @@ class LeaseStore:
         now_ms: int,
         expires_ts: int,
         *,
-        by_force: bool,
-        instead_of: str | None = None,
+        force: bool,
+        replacing: str | None = None,
     ) -> Lease | None:
-        """Take the lease if it is free. Return None if another holder has it. `by_force`: take it
-        from any holder. `instead_of`: take it from this holder, which is gone.
+        """Take the lease if it is free. Return None if another holder has it. `force`: take it
+        from any holder. `replacing`: take it from this holder, which is gone.
 
         A lease that is taken for the first time starts at the end of the sequence.
         """
         return await self._database.write(
-            "take_lease", _take, self._name, holder, now_ms, expires_ts, by_force, instead_of
+            "take_lease", _take, self._name, holder, now_ms, expires_ts, force, replacing
         )
 
     async def renew(
@@ -70,8 +70,8 @@ def _take(
     holder: str,
     now_ms: int,
     expires_ts: int,
-    by_force: bool,
-    instead_of: str | None,
+    force: bool,
+    replacing: str | None,
 ) -> Lease | None:
     row = txn.query_one(
         "SELECT holder, expires_ts, run, position FROM leases WHERE name = ?", (name,)
@@ -83,7 +83,7 @@ def _take(
             (name, holder, expires_ts, position),
         )
         return Lease(1, position)
-    if not by_force and row[0] not in (holder, instead_of) and row[1] > now_ms:
+    if not force and row[0] not in (holder, replacing) and row[1] > now_ms:
         return None
     txn.execute(
         "UPDATE leases SET holder = ?, expires_ts = ?, run = run + 1 WHERE name = ?",

@@ -50,13 +50,13 @@ class NodeLease:
     async def take(self, now_ms: int, expires_ts: int) -> Lease | None:
         """Take the lease if no running node has it. Return None if one has."""
         name = self._name()
-        lease = await self._store.take(name, now_ms, expires_ts, by_force=self.is_alone)
+        lease = await self._store.take(name, now_ms, expires_ts, force=self.is_alone)
         if lease is None:
             gone, before, is_first = await self._find_gone(), self._gone, self._is_first
             self._gone = gone
             if gone is not None and (is_first or gone == before):
                 lease = await self._store.take(
-                    name, now_ms, expires_ts, by_force=False, instead_of=gone
+                    name, now_ms, expires_ts, force=False, replacing=gone
                 )
         self._is_first = False
         if lease is not None:

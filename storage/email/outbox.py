@@ -46,7 +46,7 @@ class OutgoingMailStore:
         recipient: str,
         message: bytes,
         now: int,
-        tells: LetterOf | None = None,
+        notification: LetterOf | None = None,
     ) -> None:
         """Queue an e-mail."""
         mail_nid = txn.allocate("mail")
@@ -55,11 +55,15 @@ class OutgoingMailStore:
             " message, pusher_nid, told_position)"
             " VALUES (?, ?, ?, 0, ?, ?, ?, ?)"
         )
-        pusher = (None, None) if tells is None else (tells.pusher_nid, tells.told_position)
+        pusher = (
+            (None, None)
+            if notification is None
+            else (notification.pusher_nid, notification.told_position)
+        )
         txn.execute(sql, (mail_nid, now, now, recipient, message, *pusher))
-        if tells is not None:
+        if notification is not None:
             sql = "INSERT INTO outgoing_mail_events (event_nid, mail_nid) VALUES (?, ?)"
-            txn.execute_many(sql, [(nid, mail_nid) for nid in sorted(set(tells.event_nids))])
+            txn.execute_many(sql, [(nid, mail_nid) for nid in sorted(set(notification.event_nids))])
 
     async def get_told(self, mail_nid: int) -> tuple[int | None, list[int]] | None:
         """Return the pusher of an e-mail (None for other kinds of e-mail) and the numbers of the

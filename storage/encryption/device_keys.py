@@ -166,7 +166,7 @@ class DeviceKeyStore:
         user_id: str,
         device_id: str,
         keys: NewKeys,
-        remembered_from_ts: int,
+        digests_from_ts: int,
     ) -> KeyCounts:
         """Publish the uploaded keys of a device. Return its key counts.
 
@@ -174,7 +174,7 @@ class DeviceKeyStore:
         neither an error nor new. A fallback key that is new counts as unused. One query, and that
         of `add_keys`. Raises NoSuchDevice, KeyExists, TooManyIdentityKeys.
 
-        `remembered_from_ts`: digests of keys that were claimed before this time are deleted.
+        `digests_from_ts`: digests of keys that were claimed before this time are deleted.
         """
         current, is_reset = _select_current(txn, user_id, device_id), False
         if keys.identity is not None and keys.identity != current.identity:
@@ -203,7 +203,7 @@ class DeviceKeyStore:
                 current.blocks,
                 current.used,
                 keys.one_time,
-                remembered_from_ts,
+                digests_from_ts,
             )
         unused = dict(current.unused_fallback)
         for (algorithm, key_id), content in keys.fallback.items():

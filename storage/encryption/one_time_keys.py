@@ -101,7 +101,7 @@ def add_keys(
     blocks: Sequence[KeyBlock],
     used: bytes,
     keys: Mapping[KeyName, bytes],
-    remembered_from_ts: int,
+    digests_from_ts: int,
 ) -> dict[str, int]:
     """Add keys to a device that has these blocks. Return the number of new keys by algorithm.
     Raises KeyExists.
@@ -109,7 +109,7 @@ def add_keys(
     The same key again is neither an error nor new. One query, if an ID is uploaded again or a block
     is used up.
 
-    `used`: digests of claimed keys. `remembered_from_ts`: older digests are dropped.
+    `used`: digests of claimed keys. `digests_from_ts`: older digests are dropped.
     """
     contents = _select_contents(txn, user_id, device_id, blocks, keys)
     stored = [(claimed_ts, digest) for claimed_ts, digest in _used.iter_unpack(used)]
@@ -132,7 +132,7 @@ def add_keys(
         new.setdefault(algorithm, {})[key_id] = content
     if new:
         _insert_blocks(txn, user_id, device_id, new)
-        _store_digests(txn, user_id, device_id, blocks, stored, just_used, remembered_from_ts)
+        _store_digests(txn, user_id, device_id, blocks, stored, just_used, digests_from_ts)
     return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}
 
 

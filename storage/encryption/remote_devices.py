@@ -73,24 +73,30 @@ class RemoteDeviceStore:
         stream_id: int,
         devices: Sequence[DeviceKeysRow],
         cross_signing: Sequence[CrossSigningKey],
-        asked_at: int,
+        requested_at: int,
     ) -> None:
-        """Replace a cached list by a complete one. `asked_at` is the position (`get_position`) at
-        the time of the request. If there is a later one, something changed meanwhile, and the list
-        is stale."""
+        """Replace a cached list by a complete one. `requested_at` is the position (`get_position`)
+        at the time of the request. If there is a later one, something changed meanwhile, and the
+        list is stale."""
         await self._database.write(
-            "set_remote_list", _replace_list, user_id, stream_id, devices, cross_signing, asked_at
+            "set_remote_list",
+            _replace_list,
+            user_id,
+            stream_id,
+            devices,
+            cross_signing,
+            requested_at,
         )
 
-    async def take_change(self, change: DeviceChange, most: int, most_bytes: int) -> bool:
+    async def take_change(self, change: DeviceChange, max_devices: int, max_bytes: int) -> bool:
         """Apply a change of a device. If it neither follows the stored list nor is known already,
         the list becomes stale. Return whether it did.
 
-        A device is not stored if the user already has `most` devices, or if all would exceed
-        `most_bytes` bytes of keys.
+        A device is not stored if the user already has `max_devices` devices, or if all would exceed
+        `max_bytes` bytes of keys.
         """
         return await self._database.write(
-            "take_remote_change", _take_change, change, most, most_bytes
+            "take_remote_change", _take_change, change, max_devices, max_bytes
         )
 
     async def set_cross_signing(self, user_id: str, keys: Sequence[CrossSigningKey]) -> None:
@@ -130,16 +136,16 @@ def select_remote_devices(
 
 
 def note_newly_shared(
-    txn: WriteTransaction, room_nid: int, came: Set[str], *, is_entered: bool
+    txn: WriteTransaction, room_nid: int, arrived: Set[str], *, is_first_local: bool
 ) -> None:
     """Mark the lists of users who share a room with us since this write as stale: we received no
-    updates about them before. `came`: remote users who joined the room; `is_entered`: the first
-    local user joined it.
+    updates about them before. `arrived`: remote users who joined the room; `is_first_local`: the
+    first local user joined it.
 
     Costs one query if no list of any of them is cached.
     """
-    tracked = set(_select_lists(txn, sorted(came))) if came else set[str]()
-    if is_entered:
+    tracked = set(_select_lists(txn, sorted(arrived))) if arrived else set[str]()
+    if is_first_local:
         rows = txn.query(
             "SELECT l.user_id FROM memberships AS m"
             " JOIN remote_device_lists AS l ON l.user_id = m.user_id"
@@ -181,9 +187,9 @@ def _replace_list(
     stream_id: int,
     devices: Sequence[DeviceKeysRow],
     cross_signing: Sequence[CrossSigningKey],
-    asked_at: int,
+    requested_at: int,
 ) -> None:
-    is_overtaken = select_positions(txn, [user_id]).get(user_id, 0) != asked_at
+    is_overtaken = select_positions(txn, [user_id]).get(user_id, 0) != requested_at
     before = {row.device_id: row for row in select_remote_devices(txn, [user_id]).get(user_id, ())}
     was_tracked = bool(_select_lists(txn, [user_id]))
     txn.execute("DELETE FROM remote_devices WHERE user_id = ?", (user_id,))
@@ -202,7 +208,9 @@ def _replace_list(
         announce_device_list(txn, user_id)
 
 
-def _take_change(txn: WriteTransaction, change: DeviceChange, most: int, most_bytes: int) -> bool:
+def _take_change(
+    txn: WriteTransaction, change: DeviceChange, max_devices: int, max_bytes: int
+) -> bool:
     user_id, device_id, device = change.user_id, change.device_id, change.device
     tracked = _select_lists(txn, [user_id]).get(user_id)
     if tracked is None:
@@ -217,7 +225,7 @@ def _take_change(txn: WriteTransaction, change: DeviceChange, most: int, most_by
             return False  # already applied
         _mark_stale(txn, [user_id])
         return True
-    if device is not None and _fits(txn, device, most, most_bytes):
+    if device is not None and _fits(txn, device, max_devices, max_bytes):
         txn.execute(
             "INSERT INTO remote_devices (user_id, device_id, keys, display_name)"
             " VALUES (?, ?, ?, ?)"
@@ -244,7 +252,7 @@ def _select_device(txn: Transaction, user_id: str, device_id: str) -> bytes | No
     return None if row is None else bytes(row[0])
 
 
-def _fits(txn: Transaction, device: DeviceKeysRow, most: int, most_bytes: int) -> bool:
+def _fits(txn: Transaction, device: DeviceKeysRow, max_devices: int, max_bytes: int) -> bool:
     """Return whether the device can be stored beside the user's other devices. Reads only their
     number and size."""
     sql = (
@@ -252,7 +260,7 @@ def _fits(txn: Transaction, device: DeviceKeysRow, most: int, most_bytes: int) -
         " WHERE user_id = ? AND device_id <> ?"
     )
     ((number, size),) = txn.query(sql, (device.user_id, device.device_id))
-    return int(number) < most and int(size) + len(device.keys) <= most_bytes
+    return int(number) < max_devices and int(size) + len(device.keys) <= max_bytes
 
 
 def _follows(change: DeviceChange, tracked: TrackedList) -> bool:

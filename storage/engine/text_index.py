@@ -49,9 +49,9 @@ class TextIndex(Protocol):
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         """Remove texts, as they were added, that are about to leave `searchable_events`."""
 
-    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
+    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
         """Continue to remove the remains of deleted texts from the database file, about this many
-        pages. Return whether there is more to do. `anew`: texts were deleted since the removal
+        pages. Return whether there is more to do. `restart`: texts were deleted since the removal
         began."""
 
     def clear(self, txn: WriteTransaction) -> None:
@@ -97,14 +97,14 @@ class SQLiteTextIndex:
             [(text.event_nid, _with_room_key(text)) for text in texts],
         )
 
-    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
+    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
         # FTS5 records deletions separately; the words stay until all segments of the index are
         # merged. spec: https://www.sqlite.org/fts5.html#the_merge_command (fewer than two changes
         # means that there was nothing to do)
         before = _total_changes(txn)
         txn.execute(
             "INSERT INTO searchable_text (searchable_text, rank) VALUES ('merge', ?)",
-            (-pages if anew else pages,),
+            (-pages if restart else pages,),
         )
         return _total_changes(txn) - before >= 2
 
@@ -150,7 +150,7 @@ class PostgresTextIndex:
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         """Do nothing: PostgreSQL updates the index."""
 
-    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
+    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
         """Do nothing: VACUUM removes deleted texts."""
         return False
 

@@ -169,8 +169,8 @@ class RoomWriter:
                 # before the effects: an event of the same batch that replaces the target takes
                 # precedence
                 redact_event(txn, room.room_nid, row.event_nid, row.position, event.redaction)
-        begins = head.version == 0 and current is None
-        joined, invited = apply_effects(txn, room.room_nid, effects, begins=begins)
+        is_new_room = head.version == 0 and current is None
+        joined, invited = apply_effects(txn, room.room_nid, effects, is_new_room=is_new_room)
         joined, invited = head.joined_count + joined, head.invited_count + invited
         if current is not None and current.recount:
             joined, invited = count_members(txn, room.room_nid)

@@ -50,10 +50,10 @@ def apply_effects(
     room_nid: int,
     effects: Sequence[tuple[int, int, StateEffect]],
     *,
-    begins: bool = False,
+    is_new_room: bool = False,
 ) -> tuple[int, int]:
     """Apply the effects of new entries of the current state. Return the changes of the joined and
-    invited counts. `begins`: the room is new, so it has no other members."""
+    invited counts. `is_new_room`: the room is new, so it has no other members."""
     summary: dict[str, SQLValue] = {}
     members: dict[str, list[tuple[int, int, NewMembership]]] = {}
     children: dict[int, NewChild] = {}
@@ -107,10 +107,12 @@ def apply_effects(
             servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
             positions.setdefault(server, position)
         rows.append(_make_row(room_nid, nid, position, new, old, changes))
-    is_entered = not begins and bool(arrived[True]) and not has_members_of_ours(txn, room_nid)
+    is_first_local = (
+        not is_new_room and bool(arrived[True]) and not has_members_of_ours(txn, room_nid)
+    )
     put_memberships(txn, rows)
-    if arrived[False] or is_entered:
-        note_newly_shared(txn, room_nid, arrived[False], is_entered=is_entered)
+    if arrived[False] or is_first_local:
+        note_newly_shared(txn, room_nid, arrived[False], is_first_local=is_first_local)
     _recheck_avatars(txn, [(before[row.user_id], row) for row in rows if row.user_id in before])
     for row in rows:
         txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))

@@ -236,7 +236,7 @@ class SearchStore:
         state = select_note(txn, SETTLE)
         if state in (None, _DONE):
             return None
-        more = self._index.settle(txn, pages, anew=state == _PENDING)
+        more = self._index.settle(txn, pages, restart=state == _PENDING)
         put_note(txn, SETTLE, _RUNNING if more else _DONE)
         return more
 

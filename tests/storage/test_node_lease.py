@@ -12,7 +12,7 @@ async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
     postgres_database: Database, holder: str
 ) -> None:
     assert (
-        await LeaseStore(postgres_database, "push").take(holder, 1000, 31_000, by_force=False)
+        await LeaseStore(postgres_database, "push").take(holder, 1000, 31_000, force=False)
         is not None
     )
     lease = NodeLease(postgres_database, "push", "b", lambda: 7)
@@ -23,7 +23,7 @@ async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
 
 async def test_a_holder_whose_number_nobody_has_is_gone(postgres_database: Database) -> None:
     assert (
-        await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, by_force=False)
+        await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, force=False)
         is not None
     )
     assert await NodeLease(postgres_database, "push", "b", lambda: 7).take(2000, 32_000) is not None
@@ -35,10 +35,10 @@ async def test_a_lease_is_taken_from_nobody_but_who_is_gone(
 ) -> None:
     """Another node has taken it just before."""
     store = LeaseStore(postgres_database, "push")
-    assert await store.take("a@5", 1000, 31_000, by_force=False) is not None
+    assert await store.take("a@5", 1000, 31_000, force=False) is not None
 
     async def get_nodes() -> set[int]:
-        await store.take("c@6", 2000, 32_000, by_force=False, instead_of="a@5")
+        await store.take("c@6", 2000, 32_000, force=False, replacing="a@5")
         return {6, 7}
 
     monkeypatch.setattr(postgres_database, "get_nodes", get_nodes)
