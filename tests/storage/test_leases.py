@@ -1,4 +1,4 @@
-"""Who does what one node does at a time, on both databases."""
+"""Leases, on both databases."""
 
 from storage.cluster.leases import LeaseStore
 from storage.engine.database import Database
@@ -25,15 +25,15 @@ async def test_the_lease_has_one_holder(database: Database) -> None:
     assert other.run == 1
 
 
-async def test_a_lease_is_renewed_by_who_did_not_hear_that_it_was(database: Database) -> None:
+async def test_a_renewal_whose_response_was_lost_can_be_repeated(database: Database) -> None:
     lease = LeaseStore(database, "push")
     assert await lease.take("a", 1000, 31_000, force=False) is not None
     assert await lease.renew("a", 31_000, 5, name="b")
-    assert await lease.renew("a", 41_000, 6, name="b"), "the connection broke as it was renewed"
+    assert await lease.renew("a", 41_000, 6, name="b"), "the connection broke during the renewal"
     assert not await lease.renew("a", 41_000, 6, name="c")
 
 
-async def test_a_lease_is_taken_from_who_is_gone_and_from_nobody_else(database: Database) -> None:
+async def test_a_lease_is_taken_only_from_the_named_holder(database: Database) -> None:
     lease = LeaseStore(database, "push")
     assert await lease.get_holder() is None
     assert await lease.take("a", 1000, 31_000, force=False) is not None

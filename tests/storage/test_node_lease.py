@@ -1,4 +1,4 @@
-"""A lease as a node takes it: at once from one that is seen to be gone."""
+"""The lease of a node: taken at once from a node that is known to be gone."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from storage.engine.database import Database
 
 
 @pytest.mark.parametrize("holder", ["1234", "a@0", "a@", "a@b", "a@-1"])
-async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
+async def test_a_lease_of_an_unknown_node_is_taken_after_it_expires(
     postgres_database: Database, holder: str
 ) -> None:
     assert (
@@ -21,7 +21,7 @@ async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
     assert await lease.take(32_000, 62_000) is not None
 
 
-async def test_a_holder_whose_number_nobody_has_is_gone(postgres_database: Database) -> None:
+async def test_a_lease_of_a_vanished_node_is_taken_at_once(postgres_database: Database) -> None:
     assert (
         await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, force=False)
         is not None
@@ -30,10 +30,10 @@ async def test_a_holder_whose_number_nobody_has_is_gone(postgres_database: Datab
     assert await LeaseStore(postgres_database, "push").get_holder() == "b@7"
 
 
-async def test_a_lease_is_taken_from_nobody_but_who_is_gone(
+async def test_a_lease_is_not_taken_from_a_holder_that_just_took_it(
     postgres_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another node has taken it just before."""
+    """Another node takes it just before."""
     store = LeaseStore(postgres_database, "push")
     assert await store.take("a@5", 1000, 31_000, force=False) is not None
 
