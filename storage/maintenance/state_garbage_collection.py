@@ -1,6 +1,6 @@
 """Deletes state nodes that no event and no head of a room needs any more.
 
-States are orphaned when events are removed (retention, a purge). Whoever removes events calls
+States are orphaned when events are removed (retention, a purge). Code that removes events calls
 `note_garbage` for the room in the same transaction, and a job calls `step` until nothing is left to
 do. (A head that was resolved from several states also leaves a few nodes when the next event
 replaces it. They are deleted with the others. Nodes that are orphaned during a collection may be
