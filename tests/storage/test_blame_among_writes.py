@@ -1,4 +1,4 @@
-"""Which write of a batch fails, and with which error."""
+"""Proves which write of a batch fails, and with which error."""
 
 from typing import Any, cast
 

@@ -434,7 +434,7 @@ def test_bytes_are_passed_unchanged(database: Database, value: bytes) -> None:
 def test_bytes_with_sql_syntax_are_passed_unchanged(
     postgresql: PostgresConfig, value: bytes, conforming: str
 ) -> None:
-    """Whatever setting the operator chose for the database."""
+    """With either setting of the database."""
     setter = make_engine(postgresql).connect_writer()
     setter.execute_script(
         f"ALTER DATABASE {postgresql.connect['dbname']}"
