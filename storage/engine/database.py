@@ -155,8 +155,8 @@ class Database:
         write = QueuedWrite(name, fn, args, kwargs, copy_context(), self._clock(), Deferred())
         self._writer.add(write)
         result: T = await write.deferred
-        if write.everywhere and self._wait_for_nodes is not None:
-            await self._wait_for_nodes(write.everywhere)
+        if write.required_position and self._wait_for_nodes is not None:
+            await self._wait_for_nodes(write.required_position)
         return result
 
     def wait_for_nodes(self, wait: Callable[[int], Awaitable[None]]) -> None:

@@ -31,28 +31,28 @@ from storage.engine.interface import (
 )
 from storage.engine.postgres_config import PostgresConfig, describe
 from storage.engine.postgres_errors import is_outage, is_worth_retrying
-from storage.engine.postgres_notify import CHANNEL, PostgresNodeCalls, changed_payload
+from storage.engine.postgres_notify import CHANNEL, PostgresNodeCalls, confirmed_write_payload
 from storage.engine.postgres_statements import (
     WRITE_LOCK,
     adapt,
-    arrays_of,
+    array_parameters,
     column_types,
-    columns_of,
-    for_each,
-    for_each_changing,
-    for_keys,
-    values_of,
+    expand_keys,
+    make_lateral_change,
+    make_lateral_query,
+    split_values,
+    transpose,
 )
 from storage.engine.postgres_values import BYTES, encode_rows
-from storage.engine.prepared import NUMBERS, Argument, NumberArray, Prepared
+from storage.engine.prepared import NUMERIC_TYPES, Argument, NumberArray, Prepared
 
 _TAKE_WRITE_LOCK = f"SELECT pg_advisory_xact_lock({WRITE_LOCK})".encode()
 MIGRATION_LOCK = WRITE_LOCK + 1
 
-FEWEST_COPIED = 4
+MIN_COPY_ROWS = 4
 """The number of rows from which COPY costs less than INSERT. COPY needs one more round trip. Fewer
 rows are inserted by a statement each."""
-AT_ONCE = 500
+ROWS_PER_MESSAGE = 500
 """The most rows in one message."""
 
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
@@ -88,7 +88,7 @@ class PostgresConnection:
         before: Sequence[SQLValue],
         after: Sequence[SQLValue],
     ) -> list[Row]:
-        self._run(*for_keys(sql, keys, before, after))
+        self._run(*expand_keys(sql, keys, before, after))
         return self._cursor.fetchall()
 
     def query_each(
@@ -97,7 +97,8 @@ class PostgresConnection:
         if len(rows) == 1:
             return [self.query(sql, (*before, *rows[0]))]
         self._run(
-            for_each(sql, column_types(rows[0]), len(before)), (*columns_of(rows), *adapt(before))
+            make_lateral_query(sql, column_types(rows[0]), len(before)),
+            (*transpose(rows), *adapt(before)),
         )
         return self._group_by_row(len(rows))
 
@@ -105,8 +106,8 @@ class PostgresConnection:
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
     ) -> list[list[Row]]:
         self._run(
-            for_each_changing(sql, column_types(rows[0]), change),
-            (*columns_of(rows), *adapt(before)),
+            make_lateral_change(sql, column_types(rows[0]), change),
+            (*transpose(rows), *adapt(before)),
         )
         return self._group_by_row(len(rows))
 
@@ -118,10 +119,10 @@ class PostgresConnection:
         sql: str,
         args: Sequence[SQLValue],
     ) -> list[Row]:
-        table = f"SELECT * FROM unnest({arrays_of(column_types(rows[0]))})"
+        table = f"SELECT * FROM unnest({array_parameters(column_types(rows[0]))})"
         self._run(
             f"WITH {name} ({', '.join(columns)}) AS ({table}) {sql}",
-            (*columns_of(rows), *adapt(args)),
+            (*transpose(rows), *adapt(args)),
         )
         return self._cursor.fetchall()
 
@@ -135,13 +136,13 @@ class PostgresConnection:
     def execute_in_later(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]
     ) -> None:
-        self._defer(*for_keys(sql, keys, before, ()))
+        self._defer(*expand_keys(sql, keys, before, ()))
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         coming = iter(map(adapt, rows))
-        first = list(islice(coming, FEWEST_COPIED))
-        values = values_of(sql) if len(first) == FEWEST_COPIED else None
-        together = first + list(islice(coming, AT_ONCE - FEWEST_COPIED))
+        first = list(islice(coming, MIN_COPY_ROWS))
+        values = split_values(sql) if len(first) == MIN_COPY_ROWS else None
+        together = first + list(islice(coming, ROWS_PER_MESSAGE - MIN_COPY_ROWS))
         while together:
             if values is None:
                 self._deferred += [
@@ -151,16 +152,16 @@ class PostgresConnection:
                 before, row, after = values
                 listed = b",".join([self._cursor.mogrify(row, args) for args in together])
                 self._deferred.append(b"%b%b%b" % (before, listed, after))
-            if len(together) < AT_ONCE:
+            if len(together) < ROWS_PER_MESSAGE:
                 return  # sent with the next statement
             self._flush()
-            together = list(islice(coming, AT_ONCE))
+            together = list(islice(coming, ROWS_PER_MESSAGE))
 
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]
     ) -> None:
         names = ", ".join(columns)
-        if len(rows) < FEWEST_COPIED:
+        if len(rows) < MIN_COPY_ROWS:
             self.execute_many(
                 f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})", rows
             )
@@ -207,7 +208,9 @@ class PostgresConnection:
 
     def call_nodes(self, position: int) -> None:
         self._deferred.append(
-            self._cursor.mogrify("SELECT pg_notify(%s, %s)", (CHANNEL, changed_payload(position)))
+            self._cursor.mogrify(
+                "SELECT pg_notify(%s, %s)", (CHANNEL, confirmed_write_payload(position))
+            )
         )
 
     def commit(self, counters: Mapping[str, int]) -> None:
@@ -240,7 +243,7 @@ class PostgresConnection:
         self._connection.close()
 
     def _group_by_row(self, number: int) -> list[list[Row]]:
-        """Return the rows that `for_each` found, grouped by row of arguments."""
+        """Return the rows that `make_lateral_query` found, grouped by row of arguments."""
         found: list[list[Row]] = [[] for _ in range(number)]
         for row in self._cursor.fetchall():
             found[row[0] - 1].append(row[1:])
@@ -262,7 +265,7 @@ class PostgresConnection:
     def _fill_in(self, text: str, args: Sequence[Argument]) -> bytes:
         """Return a statement with its arguments filled in. Numbers are formatted here, which is
         faster than the driver's adaptation."""
-        if args and NUMBERS.issuperset(map(type, args)):
+        if args and NUMERIC_TYPES.issuperset(map(type, args)):
             return (
                 text % tuple([f"'{each}'" if type(each) is NumberArray else each for each in args])
             ).encode()

@@ -98,7 +98,7 @@ def parse_call(payload: str) -> Call | None:
     return None
 
 
-def changed_payload(position: int) -> str:
+def confirmed_write_payload(position: int) -> str:
     """Return the payload that `parse_call` parses as `Changed`."""
     return f"{_CHANGED} {position}"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from storage.engine.interface import SQLValue
-from storage.engine.prepared import Argument, array_of, with_placeholders
+from storage.engine.prepared import Argument, make_array, with_placeholders
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
 """Key of the advisory lock that a writer holds from begin to commit ("Mahalla" in ASCII)."""
@@ -41,17 +41,17 @@ def _with_keys(sql: str, keys: str) -> str:
     return replaced
 
 
-def for_keys(
+def expand_keys(
     sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
 ) -> tuple[str, Sequence[Argument]]:
     """Return the statement for a list of keys, and its arguments."""
     if len(keys) == 1:
         return _with_one(sql), (*adapt(before), *adapt(keys), *adapt(after))
-    return _with_any(sql), (*adapt(before), array_of(_adapt_column(keys)), *adapt(after))
+    return _with_any(sql), (*adapt(before), make_array(_adapt_column(keys)), *adapt(after))
 
 
 @lru_cache(maxsize=1024)
-def for_each(sql: str, types: tuple[str, ...], before: int = 0) -> str:
+def make_lateral_query(sql: str, types: tuple[str, ...], before: int = 0) -> str:
     """Return one statement for many rows of arguments, which are passed as columns. Its first
     result column is the number of the row. After the columns come the `before` arguments, which
     precede those of each row."""
@@ -60,22 +60,22 @@ def for_each(sql: str, types: tuple[str, ...], before: int = 0) -> str:
     each += "".join(f"wanted.a{at}{part}" for at, part in enumerate(parts[before + 1 :]))
     names = ", ".join(f"a{at}" for at in range(len(types)))
     return (
-        f"SELECT wanted.nr, found.* FROM unnest({arrays_of(types)})"
+        f"SELECT wanted.nr, found.* FROM unnest({array_parameters(types)})"
         f" WITH ORDINALITY AS wanted ({names}, nr)"
         f" CROSS JOIN LATERAL ({each}) AS found"
     )
 
 
 @lru_cache(maxsize=1024)
-def for_each_changing(sql: str, types: tuple[str, ...], change: str) -> str:
-    """Return a statement as from `for_each` that also changes the rows it finds. All parts of a
-    statement see the tables as they were before it."""
+def make_lateral_change(sql: str, types: tuple[str, ...], change: str) -> str:
+    """Return a statement as from `make_lateral_query` that also changes the rows it finds. All
+    parts of a statement see the tables as they were before it."""
     changed = _with_keys(change, "IN (SELECT found_key FROM found)")
-    found = for_each(sql, types)
+    found = make_lateral_query(sql, types)
     return f"WITH found AS MATERIALIZED ({found}), changed AS ({changed}) SELECT * FROM found"
 
 
-def arrays_of(types: Iterable[str]) -> str:
+def array_parameters(types: Iterable[str]) -> str:
     return ", ".join(f"?::{type}[]" for type in types)
 
 
@@ -83,12 +83,12 @@ def column_types(row: Sequence[SQLValue]) -> tuple[str, ...]:
     return tuple(["text" if isinstance(value, str) else "bigint" for value in row])
 
 
-def columns_of(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
-    return [array_of(_adapt_column(column)) for column in zip(*rows, strict=True)]
+def transpose(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
+    return [make_array(_adapt_column(column)) for column in zip(*rows, strict=True)]
 
 
 @lru_cache(maxsize=1024)
-def values_of(sql: str) -> tuple[bytes, str, bytes] | None:
+def split_values(sql: str) -> tuple[bytes, str, bytes] | None:
     """Split an INSERT statement at its VALUES: the text before them, the template of a row, and the
     text after. Return None if the statement has to run row by row.
 

@@ -35,11 +35,11 @@ class NumberArray(str):
     __slots__ = ()
 
 
-NUMBERS: Final = frozenset({int, NumberArray})
+NUMERIC_TYPES: Final = frozenset({int, NumberArray})
 
 Argument = SQLValue | list[SQLValue]
 
-MOST_PREPARED: Final = 200
+MAX_PREPARED: Final = 200
 """The most prepared statements in a session. Each takes about 30 KB on the server."""
 
 _PREPARABLE = re.compile(
@@ -59,7 +59,7 @@ _Key = tuple[str, tuple[str, ...]]
 """A statement and the types of its arguments."""
 
 
-def array_of(values: Sequence[SQLValue]) -> Argument:
+def make_array(values: Sequence[SQLValue]) -> Argument:
     """Return several values as one argument."""
     kinds = set(map(type, values))
     if kinds == {str}:
@@ -79,7 +79,7 @@ class Prepared:
 
     __slots__ = ("_calls", "_deallocation", "_last", "_most")
 
-    def __init__(self, most: int = MOST_PREPARED) -> None:
+    def __init__(self, most: int = MAX_PREPARED) -> None:
         self._most = most
         self._calls: OrderedDict[_Key, tuple[str, str]] = OrderedDict()
         """For each prepared statement: its name on the server, and the text that executes it."""

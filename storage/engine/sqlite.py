@@ -28,10 +28,10 @@ from storage.engine.interface import (
     UnsuitableDatabase,
 )
 
-LOG_PATIENCE: Final = 0.2
+CHECKPOINT_TIMEOUT: Final = 0.2
 """Seconds that a truncating checkpoint waits for readers. Writers wait as long."""
 
-LOG_BYTES: Final = (1000 + 64) * (4096 + 24)
+WAL_BYTES: Final = (1000 + 64) * (4096 + 24)
 """The usual maximum length of the log. At this number of pages a commit moves them to the database,
 SQLite's default, and the log is written from its beginning again."""
 _PAGE: Final = 4096
@@ -100,7 +100,7 @@ def _extend_log(log: Path) -> None:
     with suppress(OSError), log.open("r+b", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
-            while (at := file.tell()) < LOG_BYTES:
+            while (at := file.tell()) < WAL_BYTES:
                 # in pages: for one large write Linux uses large folios, and searches them at each
                 # later write
                 file.write(bytes(_PAGE - at % _PAGE))
@@ -314,7 +314,7 @@ class SQLiteEngine:
             )
 
     def empty_log(self) -> bool:
-        connection = self._connect(timeout=LOG_PATIENCE)
+        connection = self._connect(timeout=CHECKPOINT_TIMEOUT)
         try:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:

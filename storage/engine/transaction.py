@@ -111,7 +111,7 @@ def select_head(txn: Transaction) -> int:
 class WriteTransaction(Transaction):
     """A write transaction."""
 
-    __slots__ = ("callbacks", "changes", "counters", "everywhere", "known")
+    __slots__ = ("callbacks", "changes", "counters", "known", "required_position")
 
     def __init__(self, connection: Connection, counters: dict[str, int]) -> None:
         """`counters` are the current values. This write changes them in place."""
@@ -119,7 +119,7 @@ class WriteTransaction(Transaction):
         self.counters = counters
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
-        self.everywhere = 0
+        self.required_position = 0
         """The position that all nodes must have applied before the write is acknowledged; 0 if
         none."""
         self.known: dict[Any, Any] = {}
@@ -221,7 +221,7 @@ class WriteTransaction(Transaction):
     def hold_everywhere(self, position: int) -> None:
         """Acknowledge this write only when all nodes have applied everything up to this position.
         They are notified with the commit."""
-        self.everywhere = max(self.everywhere, position)
+        self.required_position = max(self.required_position, position)
         self._connection.call_nodes(position)
 
     def after_commit(self, callback: Callable[[], None]) -> None:

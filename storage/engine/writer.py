@@ -8,16 +8,16 @@ Laws:
   positions are committed in order on all nodes, and the counters that a write sees are true until
   the commit.
 - Each write has a savepoint. If a write raises, or the database refuses its statement, only this
-  write is undone: it takes no numbers, publishes nothing, and harms no other write. Its caller
-  gets the error.
+  write is undone: it takes no numbers, publishes nothing, and harms no other write. Its caller gets
+  the error.
 - A write is acknowledged after the commit, on the reactor thread, after the streams and its own
   callbacks have run. Nothing is acknowledged that is not durable.
 - A batch that fails before its COMMIT is sent has changed nothing. It runs again where that may
-  help: after a conflict or a lost connection, at most TRIES times. So a write function may run more
-  than once.
+  help: after a conflict or a lost connection, at most MAX_ATTEMPTS times. So a write function may
+  run more than once.
 - When the COMMIT fails, its outcome is unknown. The batch never runs again, and its callers get
-  `DatabaseUnavailable`. One exception: if the server reports that the transaction has failed and
-  is still open, a statement sent with the COMMIT failed, so the batch failed before its COMMIT.
+  `DatabaseUnavailable`. One exception: if the server reports that the transaction has failed and is
+  still open, a statement sent with the COMMIT failed, so the batch failed before its COMMIT.
 - When a batch fails, all its writes get `DatabaseUnavailable`, also those that had failed alone:
   their error may be the effect of a write that is undone.
 - When a transaction cannot begin (no connection, or another process holds the lock for too long),
@@ -45,17 +45,17 @@ from storage.engine.observer import Observer
 from storage.engine.streams import Change, Streams
 from storage.engine.transaction import POSITION, WriteTransaction
 
-MOST_WRITES = 256
+MAX_BATCH_WRITES = 256
 """The most writes in a batch."""
 
-LONGEST_BATCH = 0.05
+MAX_BATCH_SECONDS = 0.05
 """Seconds after which a batch takes no further write, so that its writes do not wait long for their
 commit."""
 
-TRIES = 3
+MAX_ATTEMPTS = 3
 """The number of times that a batch runs if its error may be temporary."""
 
-PAUSE = 0.1
+RETRY_SECONDS = 0.1
 """Seconds before the second try; twice as many before the third. A restarting PostgreSQL is back
 sooner."""
 
@@ -75,7 +75,7 @@ class QueuedWrite(msgspec.Struct):
     failure: Failure | None = None
     changes: Sequence[Change] = ()
     callbacks: Sequence[Callable[[], None]] = ()
-    everywhere: int = 0
+    required_position: int = 0
     queries: int = 0
     waited: float = 0.0
     took: float = 0.0
@@ -165,10 +165,10 @@ class Writer:
                 is_undone = not is_committing or connection.transaction_has_failed()
                 may_succeed = self._may_succeed(error)
                 self._disconnect()
-                if not (is_undone and may_succeed) or attempt == TRIES:
+                if not (is_undone and may_succeed) or attempt == MAX_ATTEMPTS:
                     self._fail(batch, error, also_waiting=not is_begun)
                     return
-            self._pause(PAUSE * attempt)
+            self._pause(RETRY_SECONDS * attempt)
             attempt += 1
         began_at, head = before.get(POSITION, 0), counters.get(POSITION, 0)
         ended = self._clock()
@@ -195,8 +195,8 @@ class Writer:
         yield from tuple(batch)
         while (
             self._waiting
-            and len(batch) < MOST_WRITES
-            and (not batch or self._clock() - started < LONGEST_BATCH)
+            and len(batch) < MAX_BATCH_WRITES
+            and (not batch or self._clock() - started < MAX_BATCH_SECONDS)
         ):
             batch.append(self._waiting.popleft())
             yield batch[-1]
@@ -223,10 +223,10 @@ class Writer:
                 write.fail(error)
         else:
             counters = txn.counters
-            write.changes, write.callbacks, write.everywhere = (
+            write.changes, write.callbacks, write.required_position = (
                 txn.changes,
                 txn.callbacks,
-                txn.everywhere,
+                txn.required_position,
             )
         write.queries = txn.queries
         write.took = self._clock() - began
@@ -252,7 +252,7 @@ class Writer:
             self._log.warn("Could not close the writer's connection: {error}", error=error)
 
     def _fail(self, batch: list[QueuedWrite], error: BaseException, *, also_waiting: bool) -> None:
-        while also_waiting and self._waiting and len(batch) < MOST_WRITES:
+        while also_waiting and self._waiting and len(batch) < MAX_BATCH_WRITES:
             batch.append(self._waiting.popleft())
         self._log.error("A batch of {count} writes failed: {error}", count=len(batch), error=error)
         for write in batch:

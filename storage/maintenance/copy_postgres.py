@@ -13,7 +13,7 @@ import psycopg2
 from storage.engine.interface import Row, SQLValue
 from storage.engine.postgres import PostgresEngine
 from storage.engine.postgres_statements import NOT_TEXT, WRITE_LOCK
-from storage.maintenance.copy_side import BATCH, NOT_COPIED, CannotCopy
+from storage.maintenance.copy_side import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
 
 TRIES = 10
 """How often to look for other sessions, every tenth of a second."""
@@ -42,7 +42,7 @@ class PostgresSide:
         )
 
     def get_schema_version(self) -> int:
-        if self._query(f"SELECT to_regclass('{NOT_COPIED}')") == [(None,)]:
+        if self._query(f"SELECT to_regclass('{SCHEMA_VERSION_TABLE}')") == [(None,)]:
             return 0
         ((version,),) = self._query("SELECT COALESCE(MAX(version), 0) FROM schema_version")
         return int(version)
@@ -55,7 +55,7 @@ class PostgresSide:
             "WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'"
             " ORDER BY table_name, ordinal_position"
         ):
-            if table != NOT_COPIED:
+            if table != SCHEMA_VERSION_TABLE:
                 tables.setdefault(table, []).append(column)
         return tables
 

@@ -14,7 +14,7 @@ BATCH = 500
 """Rows that are read and written at a time. An event has at most 64 KiB of content: 32 MiB in
 memory at worst."""
 
-NOT_COPIED = "schema_version"
+SCHEMA_VERSION_TABLE = "schema_version"
 """The table that describes the database itself. Each side has its own."""
 
 
@@ -29,8 +29,8 @@ class CopySide(Protocol):
         """Return the schema version; 0 for a database without a schema."""
 
     def get_tables(self) -> Mapping[str, Sequence[str]]:
-        """Return the columns of all tables except NOT_COPIED, as read from the database; without
-        its own indexes."""
+        """Return the columns of all tables except SCHEMA_VERSION_TABLE, as read from the database;
+        without its own indexes."""
 
     def count_rows(self, table: str) -> int: ...
     def read_rows(self, table: str, columns: Sequence[str]) -> Iterator[Sequence[Row]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from storage.engine.interface import Row
 from storage.engine.sqlite import SQLiteEngine
 from storage.engine.text_index import SQLITE_REBUILD, SQLITE_TABLE
-from storage.maintenance.copy_side import BATCH, NOT_COPIED, CannotCopy
+from storage.maintenance.copy_side import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
 
 SECONDS_TO_WAIT = 1
 
@@ -43,7 +43,7 @@ class SQLiteSide:
 
     def get_schema_version(self) -> int:
         if not self._connection.execute(
-            "SELECT 1 FROM sqlite_master WHERE name = ?", (NOT_COPIED,)
+            "SELECT 1 FROM sqlite_master WHERE name = ?", (SCHEMA_VERSION_TABLE,)
         ).fetchall():
             return 0
         ((version,),) = self._connection.execute(
@@ -56,7 +56,7 @@ class SQLiteSide:
             "SELECT name FROM sqlite_master WHERE type = 'table'"
             r" AND name NOT LIKE 'sqlite\_%' ESCAPE '\' AND name <> ?"
             " AND substr(name, 1, length(?)) <> ? ORDER BY name",
-            (NOT_COPIED, SQLITE_TABLE, SQLITE_TABLE),
+            (SCHEMA_VERSION_TABLE, SQLITE_TABLE, SQLITE_TABLE),
         ).fetchall()
         return {
             name: [

@@ -24,7 +24,7 @@ from storage.engine.database import (
     make_engine,
 )
 from storage.engine.interface import Connection
-from storage.engine.postgres import AT_ONCE, PostgresEngine
+from storage.engine.postgres import ROWS_PER_MESSAGE, PostgresEngine
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import POSITION
 from tests.conftest import run_coroutine
@@ -175,7 +175,7 @@ def make_write(kind: str, name: str, version: str) -> Callable[[WriteTransaction
                 txn.execute_later(INSERT, (name,))
             case "many" | "breaks many":
                 last = "there" if kind == "breaks many" else name
-                names = [(f"{name} {number}",) for number in range(AT_ONCE)]
+                names = [(f"{name} {number}",) for number in range(ROWS_PER_MESSAGE)]
                 txn.execute_many(INSERT, [*names, (last,)])
                 txn.execute_many("DELETE FROM jobs WHERE name = ?", names)
             case "copies":

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from storage.engine.sqlite import LOG_BYTES, SQLiteConfig, SQLiteConnection, SQLiteEngine
+from storage.engine.sqlite import WAL_BYTES, SQLiteConfig, SQLiteConnection, SQLiteEngine
 
 
 def make_database(path: Path) -> Path:
@@ -55,7 +55,7 @@ def test_committed_writes_survive_a_crash(tmp_path: Path) -> None:
             shutil.copy(path, crashed)
             shutil.copy(log, crashed.with_name(f"{crashed.name}-wal"))
             assert numbers(crashed) == list(range(number + 1))
-    assert log.stat().st_size == LOG_BYTES + -LOG_BYTES % 4096
+    assert log.stat().st_size == WAL_BYTES + -WAL_BYTES % 4096
     connection.close()
     assert numbers(path) == list(range(50))
 
@@ -94,7 +94,7 @@ def test_a_longer_log_is_not_truncated(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     log = make_database(path)
     other = sqlite3.connect(path)
-    other.execute("INSERT INTO kept VALUES (0, randomblob(?))", (2 * LOG_BYTES,))
+    other.execute("INSERT INTO kept VALUES (0, randomblob(?))", (2 * WAL_BYTES,))
     other.commit()
     length = log.stat().st_size
     connection = connect(path)
