@@ -249,13 +249,13 @@ def _add_usage(txn: WriteTransaction, user_id: str, growth: AccountDataSums) -> 
 
 def _trim_deleted(txn: WriteTransaction, user_id: str) -> None:
     """Delete the oldest deleted entries, which no active client still needs."""
-    gone = txn.execute(
+    trimmed = txn.execute(
         "DELETE FROM account_data WHERE user_id = ? AND deleted = 1"
         " AND position <= (SELECT position FROM account_data"
         " WHERE user_id = ? AND deleted = 1 ORDER BY position DESC LIMIT 1 OFFSET ?)",
         (user_id, user_id, MOST_DELETED),
     )
-    _add_usage(txn, user_id, AccountDataSums(deleted=-gone))
+    _add_usage(txn, user_id, AccountDataSums(deleted=-trimmed))
 
 
 def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:

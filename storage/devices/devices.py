@@ -202,8 +202,8 @@ class DeviceStore:
         rows = [(user_id, device_id) for device_id in device_ids]
         if rows:
             txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
-            gone = announce_device_list(txn, user_id, [device_id for _, device_id in rows])
-            txn.note_position(DEVICES_CHANGED, gone)
+            position = announce_device_list(txn, user_id, [device_id for _, device_id in rows])
+            txn.note_position(DEVICES_CHANGED, position)
 
 
 def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int]:

@@ -118,9 +118,9 @@ class UserDirectoryStore:
         users: Iterable[tuple[DirectoryRow, Iterable[str]]],
     ) -> None:
         """Replace the entries of the queued users by these users, each with their words."""
-        gone = [(user_id,) for user_id in changes]
-        txn.execute_many("DELETE FROM directory_keys WHERE user_id = ?", gone)
-        txn.execute_many("DELETE FROM directory_users WHERE user_id = ?", gone)
+        stale = [(user_id,) for user_id in changes]
+        txn.execute_many("DELETE FROM directory_keys WHERE user_id = ?", stale)
+        txn.execute_many("DELETE FROM directory_users WHERE user_id = ?", stale)
         rows: list[tuple[SQLValue, ...]] = []
         keys: list[tuple[str, str]] = []
         for row, words in users:
@@ -184,13 +184,13 @@ def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
             f"{select}{_SHARED_ROOM} IS NOT NULL LIMIT ?", (*args, query.user_id, MOST_FOUND)
         )
     ]
-    rest = txn.query(
+    others = txn.query(
         f"{select}{_SHARED_ROOM} IS NULL"
         f" AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_PUBLIC_ROOM} IS NOT NULL)"
         " LIMIT ?",
         (*args, query.user_id, int(query.everyone_local), MOST_FOUND),
     )
-    return [*found, *(FoundUser(_row(row), shares_room=False) for row in rest)]
+    return [*found, *(FoundUser(_row(row), shares_room=False) for row in others)]
 
 
 def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:

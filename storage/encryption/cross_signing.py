@@ -138,10 +138,10 @@ class CrossSigningStore:
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove the keys of one local user and the signatures they made, which reveal contacts.
         Signatures by other users stay."""
-        gone = txn.execute("DELETE FROM cross_signing_keys WHERE user_id = ?", (user_id,))
-        gone += txn.execute("DELETE FROM key_signatures WHERE signer_user_id = ?", (user_id,))
+        deleted = txn.execute("DELETE FROM cross_signing_keys WHERE user_id = ?", (user_id,))
+        deleted += txn.execute("DELETE FROM key_signatures WHERE signer_user_id = ?", (user_id,))
         txn.execute("DELETE FROM user_signature_positions WHERE signer_user_id = ?", (user_id,))
-        if gone:
+        if deleted:
             announce_device_list(txn, user_id)
             txn.announce(Change(txn.next_position(), Topic.SIGNATURE, user_id=user_id))
 

@@ -235,9 +235,9 @@ def _sweep(txn: WriteTransaction, limit: int) -> int:
 def _remove_some(txn: WriteTransaction, user_id: str, version: int, limit: int) -> None:
     """Delete some keys of a deleted version."""
     sql = "SELECT room_id, session_id FROM backed_up_keys WHERE user_id = ? AND version = ? LIMIT ?"
-    gone = txn.query(sql, (user_id, version, limit))
-    _delete(txn, user_id, version, gone)
-    if len(gone) < limit:
+    keys = txn.query(sql, (user_id, version, limit))
+    _delete(txn, user_id, version, keys)
+    if len(keys) < limit:
         txn.execute(
             "UPDATE key_backups SET key_count = 0 WHERE user_id = ? AND version = ?",
             (user_id, version),
@@ -351,15 +351,15 @@ def _remove_keys(
     end."""
     backup = _find(txn, user_id, version)
     where, args = _where(user_id, version, room_id, session_id)
-    gone = txn.query(
+    keys = txn.query(
         f"SELECT room_id, session_id FROM backed_up_keys{where} AND (room_id, session_id) > (?, ?)"
         " ORDER BY room_id, session_id LIMIT ?",
         (*args, *after, REMOVED_AT_ONCE),
     )
-    _delete(txn, user_id, version, gone)
-    if gone:
-        backup = _changed(txn, backup, backup.key_count - len(gone))
-    return backup, (gone[-1][0], gone[-1][1]) if len(gone) == REMOVED_AT_ONCE else None
+    _delete(txn, user_id, version, keys)
+    if keys:
+        backup = _changed(txn, backup, backup.key_count - len(keys))
+    return backup, (keys[-1][0], keys[-1][1]) if len(keys) == REMOVED_AT_ONCE else None
 
 
 def _delete(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[Row]) -> None:

@@ -127,6 +127,6 @@ def _delete_received(txn: WriteTransaction, before_ts: int, limit: int) -> int:
         " ORDER BY received_ts LIMIT ?",
         (before_ts, limit),
     )
-    gone = list(rows)
-    txn.execute_many("DELETE FROM received_to_device WHERE sender = ? AND message_id = ?", gone)
-    return len(gone)
+    deleted = list(rows)
+    txn.execute_many("DELETE FROM received_to_device WHERE sender = ? AND message_id = ?", deleted)
+    return len(deleted)

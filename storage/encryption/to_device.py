@@ -229,9 +229,9 @@ class ToDeviceStore:
             if newest is not None:
                 _delete(txn, *newest)
         if device_ids:
-            gone = DevicesGone(tuple(device_ids))
+            deleted = DevicesGone(tuple(device_ids))
             txn.announce(
-                Change(txn.next_position(), Topic.DEVICES_GONE, user_id=user_id, detail=gone)
+                Change(txn.next_position(), Topic.DEVICES_GONE, user_id=user_id, detail=deleted)
             )
 
     async def count_messages(self) -> int:
@@ -285,9 +285,9 @@ class ToDeviceStore:
             if not places:
                 return messages
             events = to_device_log.select_events(txn, places)
-            gone = [place.row for place in places if place.position not in events]
-            if gone:
-                self._log.forget(max(gone))
+            moved = [place.row for place in places if place.position not in events]
+            if moved:
+                self._log.forget(max(moved))
                 continue
             messages += [DeviceMessage(*event) for event in events.items()]
             return sorted(messages, key=_position)[:limit]
@@ -305,8 +305,8 @@ class ToDeviceStore:
         left = _take_rows(old, limit)
         waiting = _find_undelivered(txn, chain.from_iterable([row.read() for row in left]))
         if waiting:
-            kept = to_device_log.select_waiting(txn, left, waiting)
-            self._insert(txn, sorted(kept, key=itemgetter(1, 0)))
+            undelivered = to_device_log.select_waiting(txn, left, waiting)
+            self._insert(txn, sorted(undelivered, key=itemgetter(1, 0)))
         last = left[-1].first
         to_device_log.remove(txn, last, sum([row.number() for row in left]))
         return limit, last
@@ -371,13 +371,13 @@ def _find_undelivered(txn: Transaction, logged: Iterable[tuple[int, int]]) -> se
     )
     above = [(position, nid) for position, nid in messages if position > floors.get(nid, 0)]
     nids = {nid for _, nid in above}
-    there = {
+    existing = {
         nid
         for (nid,) in txn.query_in(
             "SELECT device_nid FROM devices WHERE device_nid IN {keys}", nids
         )
     }
-    return {position for position, nid in above if nid in there}
+    return {position for position, nid in above if nid in existing}
 
 
 def _delete_upto(
@@ -392,12 +392,12 @@ def _delete_upto(
 
 
 def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
-    further = txn.query_one(
+    beyond_chunk = txn.query_one(
         "SELECT position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
         " ORDER BY position LIMIT 1 OFFSET ?",
         (device_nid, upto, REMOVED_AT_ONCE),
     )
-    if further is None:
+    if beyond_chunk is None:
         txn.execute_later(
             "DELETE FROM to_device_messages WHERE device_nid = ? AND position <= ?",
             (device_nid, upto),
@@ -453,16 +453,16 @@ def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> t
         "SELECT device_nid, position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
     )
     each = limit // max(1, len(occupied)) + 1
-    gone = (
+    deleted = (
         txn.query_each(f"{below} ORDER BY position LIMIT ?", [(*floor, each) for floor in occupied])
         if occupied
         else []
     )
     txn.execute_many(
         "DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?",
-        chain.from_iterable(gone),
+        chain.from_iterable(deleted),
     )
-    left = {nid for (nid, _), rows in zip(occupied, gone, strict=True) if len(rows) == each}
+    left = {nid for (nid, _), rows in zip(occupied, deleted, strict=True) if len(rows) == each}
     done = [
         (nid,)
         for nid, floor in floors

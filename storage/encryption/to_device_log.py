@@ -274,10 +274,10 @@ class LogIndex:
 
     def _drop_before(self, first: int) -> None:
         self._gone_before = max(self._gone_before, first)
-        gone = bisect_left(self._rows, first)
-        if not gone:
+        count = bisect_left(self._rows, first)
+        if not count:
             return
-        for row, devices in zip(self._rows[:gone], self._devices[:gone], strict=True):
+        for row, devices in zip(self._rows[:count], self._devices[:count], strict=True):
             nids = _read_devices(devices)
             for nid in set(nids):
                 positions = self._by_nid[nid]
@@ -286,7 +286,7 @@ class LogIndex:
                     del self._by_nid[nid]
                 else:
                     del positions[:keep]
-        del self._rows[:gone], self._devices[:gone]
+        del self._rows[:count], self._devices[:count]
 
 
 def _read_devices(devices: bytes) -> tuple[int, ...]:

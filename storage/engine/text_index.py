@@ -197,23 +197,23 @@ def _with_room_key(text: IndexedText) -> str:
 def _index_query(
     terms: Sequence[Term],
     rooms: Collection[int] | None,
-    both: str,
-    either: str,
-    spell: Callable[[str, bool], str],
+    and_sign: str,
+    or_sign: str,
+    format_key: Callable[[str, bool], str],
 ) -> str:
     """Return the index query in the language of the database. All keys of a sequence have to be in
     the text."""
-    asked = [
+    clauses = [
         [
-            both.join(spell(_check_key(key), term.is_prefix) for key in keys)
+            and_sign.join(format_key(_check_key(key), term.is_prefix) for key in keys)
             for keys in term.alternatives
         ]
         for term in terms
     ]
     if rooms is not None and len(rooms) <= MOST_ROOM_KEYS:
-        asked.append([spell(f"{ROOM_MARK}{room_nid}", False) for room_nid in rooms])
-    return both.join(
-        f"({either.join(f'({each})' for each in alternatives)})" for alternatives in asked
+        clauses.append([format_key(f"{ROOM_MARK}{room_nid}", False) for room_nid in rooms])
+    return and_sign.join(
+        f"({or_sign.join(f'({each})' for each in alternatives)})" for alternatives in clauses
     )
 
 

@@ -139,20 +139,20 @@ def _copy(source: CopySide, target: CopySide, where: str, report: Callable[[Step
 
 
 def _check_target(tables: Mapping[str, Sequence[str]], target: CopySide, where: str) -> None:
-    there = target.get_tables()
-    if {name: set(columns) for name, columns in there.items()} != {
+    present = target.get_tables()
+    if {name: set(columns) for name, columns in present.items()} != {
         name: set(tables[name]) for name in tables
     }:
         different = sorted(
             name
-            for name in {*there, *tables}
-            if set(there.get(name, ())) != set(tables.get(name, ()))
+            for name in {*present, *tables}
+            if set(present.get(name, ())) != set(tables.get(name, ()))
         )
         raise CannotCopy(
             f"{where} does not have the same tables as the source ({', '.join(different)}):"
             " use a new, empty database"
         )
-    filled = [name for name in there if target.count_rows(name)]
+    filled = [name for name in present if target.count_rows(name)]
     if filled:
         raise CannotCopy(
             f"{where} is not empty (there are rows in {', '.join(filled)}): use a new,"

@@ -178,14 +178,14 @@ class SearchStore:
                 "DELETE FROM searchable_events WHERE event_nid = ?", [(row[0],) for row in old]
             )
         # events may have been purged since they were read
-        gone = _column(
+        purged = _column(
             txn.query_in(
                 f"SELECT event_nid FROM events WHERE event_nid IN {{keys}}"
                 f" AND (flags & {EventFlag.PURGED}) <> 0",
                 {nid for row in rows for nid in (row.event_nid, row.text_nid)},
             )
         )
-        rows = [row for row in rows if gone.isdisjoint((row.event_nid, row.text_nid))]
+        rows = [row for row in rows if purged.isdisjoint((row.event_nid, row.text_nid))]
         if rows:
             txn.execute_many(
                 "INSERT INTO searchable_events (event_nid, text_nid, room_nid, position, ts, kind,"
@@ -290,13 +290,13 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
     found = txn.query(redacted + "> ? AND r.event_nid <= ?", (after, upto)) + txn.query_in(
         redacted + "IN {keys}", placed
     )
-    gone = {nid for (nid,) in found}
-    touched |= gone
+    redacted_nids = {nid for (nid,) in found}
+    touched |= redacted_nids
     touched |= _column(
         txn.query_in(
             "SELECT event_nid FROM searchable_events"
             " WHERE text_nid IN {keys} AND text_nid <> event_nid",
-            gone,
+            redacted_nids,
         )
     )
     children = (
