@@ -75,7 +75,10 @@ def make_array(values: Sequence[SQLValue]) -> Argument:
 
 
 class Prepared:
-    """The prepared statements of one session."""
+    """The prepared statements of one session.
+
+    Not an `LRU`: `storage.cache` is a higher layer, and an eviction has to deallocate a statement.
+    """
 
     __slots__ = ("_calls", "_deallocation", "_last", "_most")
 
