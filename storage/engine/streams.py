@@ -67,21 +67,21 @@ class Topic(Enum):
     """To-device messages were queued for other servers."""
 
     __hash__ = object.__hash__
-    """Each is itself alone. That of Enum is a function in Python, and topics are looked up with
-    every change and request."""
+    """Identity hash: the one of Enum is a Python function, and every change and request looks
+    topics up."""
 
 
 class Stage(IntEnum):
-    """When a subscriber hears of a commit: all of one stage before any of the next."""
+    """The order of subscribers after a commit: all of one stage come before any of the next."""
 
     CACHE = 0
-    """Caches, so that nobody reads an old value who was woken by the commit."""
+    """Caches, so that a reader that the commit wakes never reads an old value."""
     NOTIFY = 1
-    """Everybody else."""
+    """All other subscribers."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """One durable change: where in the sequence, of what kind, whom it concerns."""
+    """One durable change: its position, kind, and the room and users concerned."""
 
     position: int
     topic: Topic
@@ -123,12 +123,12 @@ class Streams:
     def __init__(self, current: int = 0) -> None:
         self._current = current
         self._subscribers: tuple[tuple[Stage, Subscriber, frozenset[Topic]], ...] = ()
-        """In the order in which they hear."""
+        """In the order in which they are called."""
         self._watchers: tuple[tuple[Stage, Watcher], ...] = ()
-        self._tellers: tuple[Teller, ...] = ()
-        self._explainer: Explainer | None = None
-        self._hearers: dict[frozenset[Topic], tuple[Subscriber, ...]] = {}
-        """Who hears of commits with just these topics, as far as there were some."""
+        self._commit_listeners: tuple[Teller, ...] = ()
+        self._remote_changes: Explainer | None = None
+        self._by_topics: dict[frozenset[Topic], tuple[Subscriber, ...]] = {}
+        """The subscribers to call for commits with exactly these topics, cached."""
 
     def current(self) -> int:
         """Return the highest position up to which everything is committed and published."""
@@ -138,35 +138,35 @@ class Streams:
         self, subscriber: Subscriber, *topics: Topic, stage: Stage = Stage.NOTIFY
     ) -> Callable[[], None]:
         """Call the subscriber after every later commit with a change of these topics (none: any),
-        with all changes of the commit. Within a stage, the first to subscribe comes first.
-        Returns a function that ends the subscription."""
+        with all changes of the commit. Within a stage, subscribers are called in the order of
+        subscription. Return a function that ends the subscription."""
         entry = (stage, subscriber, frozenset(topics or Topic))
         self._subscribers = tuple(sorted([*self._subscribers, entry], key=_stage))
-        self._hearers = {}
+        self._by_topics = {}
 
         def unsubscribe() -> None:
             self._subscribers = tuple(other for other in self._subscribers if other is not entry)
-            self._hearers = {}
+            self._by_topics = {}
 
         return unsubscribe
 
     def watch(self, watcher: Watcher, *, stage: Stage = Stage.NOTIFY) -> None:
-        """Call the watcher when positions become visible that other processes wrote."""
+        """Call the watcher when positions written by other processes become visible."""
         self._watchers = tuple(sorted([*self._watchers, (stage, watcher)], key=_stage))
 
-    def ask(self, explainer: Explainer) -> None:
+    def ask(self, source: Explainer) -> None:
         """Set the source of changes made by other processes."""
-        self._explainer = explainer
+        self._remote_changes = source
 
     def told(self, after: int, upto: int) -> Sequence[Change] | None:
         """For watchers: return the changes that another process made in this range, in order, with
         `EventNews` instead of event rows. Return None if they are not known, or not yet."""
-        return None if self._explainer is None else self._explainer(after, upto)
+        return None if self._remote_changes is None else self._remote_changes(after, upto)
 
-    def tell(self, teller: Teller) -> None:
+    def tell(self, listener: Teller) -> None:
         """Call this function after every commit of this process, even one without changes, with the
         positions that it took. For notifying other processes."""
-        self._tellers += (teller,)
+        self._commit_listeners += (listener,)
 
     def publish(self, changes: Sequence[Change], head: int) -> None:
         """Notify the subscribers of the changes of a commit. `head` is the highest position that
@@ -174,21 +174,21 @@ class Streams:
         ordered = sorted(changes, key=_position) if len(changes) > 1 else changes
         after, self._current = self._current, max(self._current, head)
         if after < self._current:
-            for teller in self._tellers:
+            for listener in self._commit_listeners:
                 try:
-                    teller(after, head, ordered)
+                    listener(after, head, ordered)
                 except Exception:
-                    self._log.failure("A commit listener failed: {teller}", teller=teller)
+                    self._log.failure("A commit listener failed: {listener}", listener=listener)
         if not ordered:
             return
         topics = frozenset([change.topic for change in ordered])
-        hearers = self._hearers.get(topics)
-        if hearers is None:
-            hearers = tuple(
+        subscribers = self._by_topics.get(topics)
+        if subscribers is None:
+            subscribers = tuple(
                 each for _, each, wanted in self._subscribers if not wanted.isdisjoint(topics)
             )
-            self._hearers[topics] = hearers
-        for subscriber in hearers:
+            self._by_topics[topics] = subscribers
+        for subscriber in subscribers:
             try:
                 subscriber(ordered)
             except Exception:
