@@ -80,7 +80,7 @@ async def test_the_states_of_servers_are_listed_page_by_page(database: Database)
     await database.write("test", store.set_reached, PEER, 30)
     await database.write("test", waiting.add_messages, {third: b"x"})
     lease = LeaseStore(database, LEASE)
-    await lease.take("me", 0, 1, by_force=True)
+    await lease.take("me", 0, 1, force=True)
     await lease.renew("me", 1, 300)
 
     first = DestinationSummary(

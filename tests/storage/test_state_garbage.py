@@ -46,13 +46,14 @@ class RoomModel:
 
     def _create(self, txn: WriteTransaction) -> None:
         txn.execute(
-            "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+            "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
+            " creation_ts)"
             " VALUES (?, ?, '11', 0, '[]', 0, 0)",
             (self.room_nid, f"!{self.room_nid}"),
         )
 
     async def add_event(self, base: int, changes: State, depth: int, moves_head: bool) -> None:
-        """Add an event whose state differs from that of another, or (0) of the head."""
+        """Add an event whose state differs from that of another event, or (0) of the head."""
         nids = [0, *self.events]
         root, state = self.head if (nid := nids[base % len(nids)]) == 0 else self.events[nid]
         event_nid = next(EVENTS)
@@ -75,7 +76,8 @@ class RoomModel:
         root = self.states.apply(txn, self.room_nid, root, changes)
         txn.execute(
             "INSERT INTO events"
-            " (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu, state_root)"
+            " (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu,"
+            " state_root)"
             " VALUES (?, ?, ?, ?, 'm', '@a:b', 1, 0, ?, ?)",
             (event_nid, f"${event_nid}", self.room_nid, depth, b"{}", root),
         )
@@ -206,7 +208,7 @@ async def test_nodes_made_again_at_any_moment_of_a_collection_stay(database: Dat
         going_on = True
         for _ in range(steps):
             going_on = await database.write("step", collector.step)
-        # the nodes are in the cache of the store all the time
+        # the nodes stay in the cache of the store
         await room.add_event(0, {key(70): 5}, depth=0, moves_head=False)
         while await database.write("step", collector.step):
             await room.check()
@@ -219,7 +221,7 @@ async def test_a_head_based_on_a_state_without_an_event_stays(database: Database
     room = RoomModel(database, StateTreeStore(database), collector)
     await room.create()
     await room.remove_event(0)
-    # marked as new in this collection, while most of what is below it is not
+    # marked as new in this collection, unlike most nodes below it
     await room.resolve({key(0): 2})
     while await database.write("step", collector.step):
         await room.check()
