@@ -382,7 +382,7 @@ def test_that_the_disk_is_full_is_a_line_of_the_log(server: TestServer, alice: U
         each for each in told if each["log_namespace"].startswith("homeserver.services.presence")
     ]
     assert [formatEvent(each) for each in lines] == [
-        "could not write who is there: the disk is full"
+        "presence could not be stored: the disk is full"
     ]
     assert "log_failure" not in lines[0]
 

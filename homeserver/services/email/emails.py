@@ -218,7 +218,7 @@ class Letters:
             ),
             link,
             _("Renew the account"),
-            _("After that day you cannot use it until you renew it. Nothing is deleted."),
+            _("After that day it cannot be used until it is renewed. Nothing of it is deleted."),
         )
 
     def write(self, language: Language, letter: Letter, recipient: str, now: float) -> bytes:
