@@ -157,7 +157,7 @@ class Presence:
         if status_msg != (None if known is None else known.status_msg):
             await self.roster.do_write_status(user_id, state, status_msg)
             self._send_new_status(user_id)
-        device = self._meet(caller, state, is_new_choice=True)
+        device = self._update_device(caller, state, is_new_choice=True)
         device.last_sync_end = self._clock.seconds()
         person = self.roster.people[user_id]
         person.status_msg, person.is_read = status_msg, True
