@@ -304,7 +304,7 @@ def test_what_cannot_be_read_holds_up_nothing(tmp_path: Path, sqlite: SQLiteConf
     failed, damaged, whole = (status(root, purge_id) for purge_id in purges)
     assert failed == {
         "status": "failed",
-        "error": "The server failed; its log says more",
+        "error": "An internal error: see the server's log",
         "messages": 0,
     }
     assert damaged == {"status": "complete", "messages": 1}
