@@ -74,7 +74,7 @@ def parse_sync_token(text: str) -> SyncToken:
 
 def split_pos(text: str) -> tuple[SyncToken, str] | None:
     """Split a `pos` of sliding sync into the token and the name of the connection state
-    (`sliding_sync/state_names.py`). Return None if it is malformed."""
+    (`sliding_sync/pos.py`). Return None if it is malformed."""
     match = _POS.fullmatch(text)
     if match is None:
         return None
