@@ -1,11 +1,10 @@
-"""Which devices our users have, from memory: a message to each device of a large room asks the
-database nothing.
+"""Cache of the devices of local users: a message to every device of a large room needs no query.
 
 Laws:
-- A user is forgotten when the stream tells that their devices changed, everybody when another
-  process wrote. What a change overtakes while it is read is not kept.
-- So what is known here is what there was at the head of the stream. Whether a device came or went
-  since, anywhere, is seen in the write (`ToDeviceStore.get_recipients`).
+- A change of a user's devices invalidates the user; a write of another process invalidates all. A
+  result that a change overtakes while it is read is not cached.
+- So the cache is true at the head of the stream. The write itself detects devices that were added
+  or removed since (`ToDeviceStore.get_recipients`).
 
 For the reactor thread.
 """
@@ -17,12 +16,12 @@ from storage.encryption.to_device import KnownDevices, Recipients
 from storage.engine.streams import Change, Streams, Topic
 
 CAPACITY: Final = 50_000
-"""Devices and users, some 200 bytes each; of the names of users that somebody makes up every 200
-bytes count as one."""
+"""Devices and users, about 200 bytes each. Every 200 bytes of a user ID count as one more, since
+user IDs can be made up."""
 
 
 class DevicesOfUsers:
-    """A cache of the devices of our users."""
+    """Caches the devices of local users."""
 
     def __init__(self, streams: Streams, *, capacity: int = CAPACITY) -> None:
         self._streams = streams
@@ -30,13 +29,13 @@ class DevicesOfUsers:
         self._users: dict[str, Recipients] = {}
         self._weight = 0
         self.changes = 0
-        """Rises whenever something is forgotten."""
-        streams.subscribe(self._hear, Topic.DEVICE)
-        streams.watch(self._heed_others)
+        """Increases with every invalidation."""
+        streams.subscribe(self._on_changes, Topic.DEVICE)
+        streams.watch(self._on_remote_write)
 
     def find(self, user_ids: Set[str]) -> KnownDevices | None:
-        """The devices of these users, and maybe of others, to be looked at now; None if not all of
-        them are known."""
+        """Return the cached devices of these users, and maybe of others; None unless all are
+        cached. The result is valid only until the next change."""
         return (
             KnownDevices(self._users, self._streams.current())
             if user_ids <= self._users.keys()
@@ -44,7 +43,7 @@ class DevicesOfUsers:
         )
 
     def keep(self, found: Mapping[str, Recipients], changes: int) -> None:
-        """The devices of these users were read, when `changes` was that."""
+        """Cache devices that were read when `self.changes` was `changes`."""
         if changes != self.changes:
             return
         for user_id, devices in found.items():
@@ -59,14 +58,14 @@ class DevicesOfUsers:
         if devices is not None:
             self._weight -= _weight(user_id, devices)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.DEVICE and change.user_id is not None:
                 self.changes += 1
                 self._drop(change.user_id)
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another process wrote: whose devices is not known here."""
+    def _on_remote_write(self, _after: int, _upto: int) -> None:
+        """Invalidate all: another process may have changed any device."""
         self.changes += 1
         self._users.clear()
         self._weight = 0
