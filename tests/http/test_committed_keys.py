@@ -14,7 +14,7 @@ from tests.helpers.server import TestServer, User
 
 
 class BusyReactor:
-    """A writer that commits at once. Its notifications wait in a queue while the reactor is busy."""
+    """A writer that commits at once; its notifications wait while the reactor is busy."""
 
     def __init__(self) -> None:
         self.is_busy = False

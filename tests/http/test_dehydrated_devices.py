@@ -1,4 +1,4 @@
-"""Dehydrated devices (MSC3814): one for each user, listed as other devices, and read without loss."""
+"""Dehydrated devices (MSC3814): one per user, listed as other devices, and read without loss."""
 
 from typing import Any
 from urllib.parse import quote

@@ -516,7 +516,8 @@ def put_in_room(server: TestServer, user_id: str, like: User) -> None:
     def write(txn: WriteTransaction) -> None:
         columns = "room_nid, membership, event_nid, position, sender"
         txn.execute(
-            f"INSERT INTO memberships (user_id, is_local, {columns}) SELECT ?, 0, {columns} FROM memberships"
+            f"INSERT INTO memberships (user_id, is_local, {columns}) "
+            f"SELECT ?, 0, {columns} FROM memberships"
             " WHERE user_id = ?",
             (user_id, like.user_id),
         )

@@ -51,7 +51,7 @@ class SlidingTown(Town):
         assert left == before - now, (told, now)
 
     def _sync(self, who: int, since: str | None = None) -> Any:
-        """Do one sync. `since` is the client's own token; the first response has no device lists."""
+        """Do one sync. `since` is the client's token; the first response has no lists."""
         if who == len(self.clients):
             self.clients.append(
                 SlidingClient(self.people[who], "encryption", extensions=EXTENSIONS)

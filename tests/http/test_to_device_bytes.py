@@ -1,4 +1,4 @@
-"""The rate limit in bytes of messages that one user sends to devices, which may never fetch them."""
+"""The rate limit in bytes of to-device messages, which their devices may never fetch."""
 
 from pathlib import Path
 from typing import Any

@@ -253,7 +253,10 @@ class World:
 
     def lost(self) -> int:
         """Return stored messages that no device waits for and that were not acknowledged."""
-        sql = "SELECT count(*) FROM to_device_messages AS m WHERE NOT EXISTS (SELECT 1 FROM devices AS d WHERE d.device_nid = m.device_nid)"
+        sql = (
+            "SELECT count(*) FROM to_device_messages AS m WHERE NOT EXISTS "
+            "(SELECT 1 FROM devices AS d WHERE d.device_nid = m.device_nid)"
+        )
         (row,) = self.nodes[0].run(self.databases[0].read("count", lambda txn: txn.query(sql)))
         return int(row[0])
 

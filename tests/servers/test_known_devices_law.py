@@ -172,7 +172,7 @@ class World:
             self.network.settle()
 
     def _do_look(self, who: int, _where: int) -> None:
-        """Sync, and query the keys of changed users; again later if their server does not answer."""
+        """Sync, and query keys of changed users; later again if their server is silent."""
         client = self.clients[who]
         answer = sync(client.user, client.since)
         client.since = answer["next_batch"]

@@ -106,7 +106,9 @@ class _PlainConnection(_Connection):
 
     tls_name: str | None = None
 
-    def starttls(self, *, context: ssl.SSLContext | None = None) -> tuple[int, bytes]:  # type: ignore[override]
+    def starttls(  # type: ignore[override]
+        self, *, context: ssl.SSLContext | None = None
+    ) -> tuple[int, bytes]:
         if self.tls_name is not None:
             self._host = self.tls_name
         return super().starttls(context=context)
