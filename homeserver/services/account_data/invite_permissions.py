@@ -98,7 +98,7 @@ class InvitePermissions:
             raise InviteBlocked(f"{user_id} does not accept invites from you")
 
     async def hides(self, row: MembershipRow) -> bool:
-        """Whether the membership is an invite that is hidden from the user."""
+        """Return whether the membership is an invite that is hidden from the user."""
         return (
             row.membership == "invite"
             and await self.judge(UserID(row.user_id), UserID(row.sender)) is not Verdict.ALLOW

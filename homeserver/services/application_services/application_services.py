@@ -74,7 +74,7 @@ class ApplicationService(msgspec.Struct, frozen=True):
     rate_limited: bool
 
     def acts_for(self, user_id: str) -> bool:
-        """Whether this is the service's own user, or one in its namespaces."""
+        """Return whether this is the service's own user, or one in its namespaces."""
         return user_id == self.sender or any(
             namespace.pattern.match(user_id) for namespace in self.users
         )
@@ -98,14 +98,15 @@ class ApplicationServices:
         return self._by_token.get(hash_token(token)) if self._by_token else None
 
     def is_reserved(self, user_id: UserID) -> bool:
-        """Whether the name is reserved for an application service (`ReservedNames`)."""
+        """Return whether the name is reserved for an application service (`ReservedNames`)."""
         return any(
             user_id == service.sender or _is_exclusive(service.users, user_id)
             for service in self._by_id.values()
         )
 
     def may_use(self, service: ApplicationService, user_id: str) -> bool:
-        """Whether a service may act for this user: no other service has the user exclusively."""
+        """Return whether a service may act for this user: no other service has the user
+        exclusively."""
         others = (other for other in self._by_id.values() if other is not service)
         return service.acts_for(user_id) and not any(
             user_id == other.sender or _is_exclusive(other.users, user_id) for other in others

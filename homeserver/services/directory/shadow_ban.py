@@ -52,7 +52,7 @@ class UnshownRooms:
         return [*(alias for alias in found if alias not in moved), *here]
 
     async def is_listed(self, caller: Requester | None, room_nid: int) -> bool:
-        """Whether the caller sees the room in the directory."""
+        """Return whether the caller sees the room in the directory."""
         if caller is not None and caller.is_shadow_banned:
             made = await self._store.get_listings(caller.user_id, [room_nid])
             if room_nid in made:
@@ -70,7 +70,7 @@ class UnshownRooms:
         self._store.set_listing(txn, user_id, room_nid, is_public)
 
     async def is_removed(self, caller: Requester, alias: str) -> bool:
-        """Whether the caller removed an alias that still exists for others."""
+        """Return whether the caller removed an alias that still exists for others."""
         return (await self._store.get_aliases(caller.user_id, [alias])).get(alias, 0) is None
 
     async def do_move_alias(self, user_id: UserID, alias: str, room_nid: int | None) -> None:

@@ -221,11 +221,11 @@ class Letters:
             _("After that day it cannot be used until it is renewed. Nothing of it is deleted."),
         )
 
-    def write(self, language: Language, letter: Letter, recipient: str, now: float) -> bytes:
+    def write(self, language: Language, content: Letter, recipient: str, now: float) -> bytes:
         """Render an e-mail as a MIME message. Raises ValueError if the recipient is not a valid
         address."""
-        message = self._build_headers(letter.subject, recipient, now)
-        self._set_body(message, language, "notice", {"notice": letter})
+        message = self._build_headers(content.subject, recipient, now)
+        self._set_body(message, language, "notice", {"notice": content})
         return message.as_bytes()
 
     def write_digest(self, language: Language, digest: Digest, recipient: str, now: float) -> bytes:

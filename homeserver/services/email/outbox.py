@@ -77,20 +77,20 @@ class Outbox:
         self._is_missed = is_missed
 
     def add(
-        self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str
+        self, txn: WriteTransaction, language: Language, content: Letter, recipient: str
     ) -> None:
         """Queue an e-mail in the caller's write. Raises ValueError if the recipient is not a valid
         address."""
-        message = self.letters.write(language, letter, recipient, self._clock.seconds())
+        message = self.letters.write(language, content, recipient, self._clock.seconds())
         self.add_written(txn, message, recipient, None)
 
     def offer(
-        self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str
+        self, txn: WriteTransaction, language: Language, content: Letter, recipient: str
     ) -> bool:
         """Queue an e-mail as `add` does, but return False if the recipient, for example an address
         from an identity provider, is not a valid address."""
         try:
-            self.add(txn, language, letter, recipient)
+            self.add(txn, language, content, recipient)
         except ValueError:
             return False
         return True
@@ -148,8 +148,8 @@ class Outbox:
             self._timer = self._clock.callLater(min(seconds, LONGEST_SLEEP), self.wake)
 
     def _is_stopped(self) -> bool:
-        """Whether `stop` was called. A method, so that the type checker expects the value to change
-        while we wait."""
+        """Return whether `stop` was called. A method, so that the type checker expects the value to
+        change while we wait."""
         return self._stopped
 
     async def _send(self, row: OutgoingMailRow) -> None:
@@ -172,7 +172,7 @@ class Outbox:
             await self._store.note_sent(row.mail_nid, self._now())
 
     async def _is_still_due(self, row: OutgoingMailRow) -> bool:
-        """Whether an e-mail still has to be sent. Withdraw a digest that is out of date."""
+        """Return whether an e-mail still has to be sent. Withdraw a digest that is out of date."""
         about = await self._store.get_told(row.mail_nid)
         if about is None:
             return False  # it was withdrawn since it was taken from the queue

@@ -219,7 +219,7 @@ class CrossSigning:
 
 
 def _is_new(key: CrossSigningKey, present: Keys) -> bool:
-    """Whether the key differs from the stored one. Signatures do not count."""
+    """Return whether the key differs from the stored one. Signatures do not count."""
     old = present.get(key.usage)
     return old is None or _without_signatures(
         msgspec.json.decode(old.content)

@@ -72,7 +72,7 @@ class CrossSigningResets:
         await self._database.write("allow_reset", write)
 
     async def is_allowed(self, user_id: UserID) -> bool:
-        """Whether the user has a valid permission."""
+        """Return whether the user has a valid permission."""
         return await self._store.get_until(user_id) > self._now()
 
     async def ask(

@@ -159,7 +159,7 @@ class DehydratedDevices:
 def _has_identity(
     txn: Transaction, device: DeviceRow, device_keys: Mapping[str, Any] | None
 ) -> bool:
-    """Whether the device has published these identity keys. Signatures do not count."""
+    """Return whether the device has published these identity keys. Signatures do not count."""
     for row in select_device_keys(txn, [device.user_id]).get(device.user_id, ()):
         if row.device_id == device.device_id and device_keys is not None:
             return bool(msgspec.json.decode(row.keys)["keys"] == device_keys["keys"])

@@ -223,7 +223,7 @@ class DeviceLists:
         return {user_id for _, user_id in joined}
 
     async def _was_encrypted(self, room_nid: int, position: int) -> bool:
-        """Whether a room that is encrypted now was encrypted at a position."""
+        """Return whether a room that is encrypted now was encrypted at a position."""
         (room,) = (await self._rooms.get_rooms_by_nid([room_nid])).values()
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         event = await snapshot.state.get(ENCRYPTION)

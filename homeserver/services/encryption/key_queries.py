@@ -153,7 +153,7 @@ class EveryonesKeys:
         """Add keys to a response that already has `size` bytes of keys, and return the failures by
         server. Raises TooLarge."""
         local, by_server = await self._group_by_server(wanted)
-        asked, failures = await self._ask_all(
+        asked, failures = await self._request_all(
             caller, by_server, timeout_ms, self._remote.get_keys, lambda _: 1
         )
         remote = [user_id for users in by_server.values() for user_id in users]
@@ -202,11 +202,11 @@ class EveryonesKeys:
             claimed |= await self._own_devices.do_claim(piece)
         if not by_server:
             return {"one_time_keys": claimed, "failures": {}}
-        remote, failures = await self._ask_all(caller, by_server, timeout_ms, self._claim, len)
+        remote, failures = await self._request_all(caller, by_server, timeout_ms, self._claim, len)
         return {"one_time_keys": {**claimed, **remote}, "failures": failures}
 
     def _are_local(self, user_ids: Iterable[str]) -> bool:
-        """Whether all IDs end in our server name. Malformed ones among them have no keys."""
+        """Return whether all IDs end in our server name. Malformed ones among them have no keys."""
         servers = {server for _, _, server in map(_partition, user_ids)}
         return servers <= {self._identity.server_name}
 
@@ -239,19 +239,19 @@ class EveryonesKeys:
         )
         return set(strangers[MOST_STRANGERS:])
 
-    async def _ask_all(
+    async def _request_all(
         self,
         caller: Requester,
         by_server: Mapping[ServerName, Mapping[str, T]],
         timeout_ms: int,
-        ask: Callable[
+        request: Callable[
             [ServerName, Mapping[str, T], float],
             Awaitable[tuple[Mapping[str, V], Exception | None]],
         ],
         weigh: Callable[[T], int],
     ) -> tuple[dict[str, V], dict[str, dict[str, str]]]:
         """Send each server requests of a bounded size, one after another, until the timeout. Return
-        the results by user, and the failures by server. `ask` raises nothing."""
+        the results by user, and the failures by server. `request` raises nothing."""
         until = self._clock.seconds() + min(max(timeout_ms, MIN_TIMEOUT_MS), MAX_TIMEOUT_MS) / 1000
         found: dict[str, V] = {}
         too_many = await self._find_too_many(caller, by_server)
@@ -260,19 +260,19 @@ class EveryonesKeys:
             for server in too_many
         }
 
-        async def ask_one(server: ServerName, users: Mapping[str, T]) -> None:
+        async def request_one(server: ServerName, users: Mapping[str, T]) -> None:
             for piece in _split_by_weight(users, weigh):
                 seconds = until - self._clock.seconds()
                 if seconds <= 0:
                     failures.setdefault(server, {"error": "It did not answer in time"})
                     break
-                answer, failure = await ask(server, piece, seconds)
+                answer, failure = await request(server, piece, seconds)
                 found.update(answer)
                 if failure is not None:
                     failures[server] = {"error": str(failure)}
 
         asked = [(server, users) for server, users in by_server.items() if server not in too_many]
-        await gatherResults([Deferred.fromCoroutine(ask_one(*each)) for each in asked])
+        await gatherResults([Deferred.fromCoroutine(request_one(*each)) for each in asked])
         return found, failures
 
     async def _read(

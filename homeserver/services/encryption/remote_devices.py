@@ -167,14 +167,14 @@ class RemoteDevices:
             self._record(server, asked_at, failure)
 
     async def _may_be_starting(self, server: ServerName, user_ids: Iterable[str]) -> bool:
-        """Whether a server that does not answer may do so soon. A server whose users share no room
-        with local ones may not exist: it is not retried."""
+        """Return whether a server that does not answer may do so soon. A server whose users share
+        no room with local ones may not exist: it is not retried."""
         return not await self._sender.is_away(server) and bool(
             await self._membership_store.get_users_with_ours(user_ids)
         )
 
     async def shares_room(self, user_id: str) -> bool:
-        """Whether a local user shares a room with this user."""
+        """Return whether a local user shares a room with this user."""
         rows = await self._memberships.of_user(UserID(user_id))
         for room_nid in [nid for nid, row in rows.items() if row.membership == "join"]:
             if await self._memberships.local_members(room_nid):
@@ -289,8 +289,8 @@ class RemoteDevices:
             self._sender.note_silence(server, asked_at)
 
     def _may_resync(self, server: ServerName) -> bool:
-        """Whether background requests to a server are allowed: it is not failing and did not ask us
-        to wait."""
+        """Return whether background requests to a server are allowed: it is not failing and did not
+        ask us to wait."""
         return not self._sender.is_failing(server) and not self._backoff.left_ms(server)
 
     def _resync(self, user_id: str) -> None:

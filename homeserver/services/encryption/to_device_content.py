@@ -61,7 +61,7 @@ def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
 
 
 def is_unreadable(content: Mapping[str, Any]) -> bool:
-    """Whether a content from another server fails the checks for our own clients."""
+    """Return whether a content from another server fails the checks for our own clients."""
     try:
         check_readable(content, MAX_SENT_DEPTH)
     except BadJson:

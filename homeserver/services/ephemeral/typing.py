@@ -207,7 +207,7 @@ class Typing:
         return {room_nid for room_nid in room_nids if room_nid not in self._timers}
 
     def is_quiet_since(self, since: int | None) -> bool:
-        """Whether nobody types, and nobody stopped after `since`."""
+        """Return whether nobody types, and nobody stopped after `since`."""
         return not self._timers and (since is None or since == self._counter.position)
 
     def changed_rooms(self, since: int) -> set[int]:

@@ -52,7 +52,7 @@ class EventFilter(msgspec.Struct, frozen=True):
         )
 
     def allows(self, type: str, sender: str | None) -> bool:
-        """Whether content of that type and sender (None: without sender) passes."""
+        """Return whether content of that type and sender (None: without sender) passes."""
         if self.is_open:
             return True
         if not _allows_type(self.types, self.not_types, type):
@@ -103,11 +103,11 @@ class RoomEventFilter(EventFilter, frozen=True, dict=True):
         return self.rel_types is not None or bool(self.not_rel_types)
 
     def allows_room(self, room_id: str) -> bool:
-        """Whether events of the room can pass."""
+        """Return whether events of the room can pass."""
         return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)
 
     def allows_event(self, event: Event) -> bool:
-        """Whether an event of an allowed room passes, without regard to its children."""
+        """Return whether an event of an allowed room passes, without regard to its children."""
         if not self.allows(event.type, event.sender):
             return False
         if self._asks_for_parents and not self._allows_relation(event):
@@ -138,7 +138,7 @@ class RoomFilter(msgspec.Struct, frozen=True):
     account_data: RoomEventFilter = RoomEventFilter()
 
     def allows_room(self, room_id: str) -> bool:
-        """Whether the response includes the room."""
+        """Return whether the response includes the room."""
         return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)
 
 

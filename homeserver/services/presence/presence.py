@@ -192,7 +192,7 @@ class Presence:
         return self.content_of(person, person.current(self._clock.seconds(), self._times))
 
     async def shares_room(self, user_id: UserID, other: UserID) -> bool:
-        """Whether both users are joined to a common room."""
+        """Return whether both users are joined to a common room."""
         mine, theirs = (
             await self._memberships.of_user(user_id),
             await self._memberships.of_user(other),
@@ -343,7 +343,8 @@ class Presence:
         return device
 
     def _may_choose(self, caller: Requester) -> bool:
-        """Whether a new state in /sync counts. Beyond the rate limit it is ignored, not refused."""
+        """Return whether a new state in /sync counts. Beyond the rate limit it is ignored, not
+        refused."""
         if not caller.rate_limited:
             return True
         try:

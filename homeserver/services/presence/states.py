@@ -56,7 +56,7 @@ class Device(msgspec.Struct):
     """When the last of them ended."""
 
     def is_present(self, now: float, times: PresenceTimes) -> bool:
-        """Whether the device counts as present."""
+        """Return whether the device counts as present."""
         return self.open_syncs > 0 or now - self.last_sync_end < times.grace - SLACK
 
 

@@ -216,7 +216,7 @@ class HistoryPurges:
             return message.event_nid not in kept and self._is_wanted(purge, message)
 
         def is_needed(message: Message) -> bool:
-            """Whether the message redacts an event that stays."""
+            """Return whether the message redacts an event that stays."""
             if message.event_nid not in redacted:
                 return False
             target = redacted[message.event_nid]

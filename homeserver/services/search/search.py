@@ -364,8 +364,8 @@ class MessageSearch:
 
 
 def _is_surely_seen(own: MembershipRow | None, hit: Hit) -> bool:
-    """Whether the user joined before the event and is still joined: then every history visibility
-    shows it."""
+    """Return whether the user joined before the event and is still joined: then every history
+    visibility shows it."""
     return (
         own is not None
         and own.membership == "join"

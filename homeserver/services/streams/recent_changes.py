@@ -167,7 +167,7 @@ class RecentChanges:
         return None if changes_since is None else changes_since.rooms_of(user_id)
 
     def concerns_user(self, user_id: UserID, topic: Topic, position: int) -> bool:
-        """Whether the user may have changes of a topic after the position."""
+        """Return whether the user may have changes of a topic after the position."""
         changes_since = self._since(position)
         return changes_since is None or user_id in changes_since.users.get(topic, NOBODY)
 
@@ -202,7 +202,7 @@ class RecentChanges:
         return None if changes_since is None else changes_since.purged
 
     def concerns_device_lists(self, position: int) -> bool:
-        """Whether device lists may have changed after the position."""
+        """Return whether device lists may have changed after the position."""
         changes_since = self._since(position)
         return (
             changes_since is None

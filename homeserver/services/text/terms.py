@@ -44,8 +44,8 @@ def format_words(lines: Iterable[Sequence[str]]) -> str:
 
 
 def matches(terms: Iterable[Term], words: str) -> bool:
-    """Whether a text in the format of `format_words` contains all terms. The index decides the
-    same."""
+    """Return whether a text in the format of `format_words` contains all terms. The index decides
+    the same."""
     return all(
         any(_pattern(keys, term.is_prefix) in words for keys in term.alternatives) for term in terms
     )

@@ -200,7 +200,7 @@ class _Uzbek(_Speller):
 
 
 def is_unspaced(key: str) -> bool:
-    """Whether the key is of a script without spaces."""
+    """Return whether the key is of a script without spaces."""
     return _UNSPACED.match(key) is not None
 
 
