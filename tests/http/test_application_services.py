@@ -158,7 +158,7 @@ def test_it_logs_its_users_in(server: TestServer) -> None:
 def test_its_token_may_come_in_the_query_string(
     tmp_path: Path, sqlite_database: Database, taken: bool
 ) -> None:
-    """Where such tokens are accepted at all. spec: client-server-api#using-access-tokens"""
+    """If the server accepts such tokens at all. spec: client-server-api#using-access-tokens"""
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     config = f"app_service_config_files: [irc.yaml]\naccept_token_in_query: {str(taken).lower()}\n"
     server = TestServer(tmp_path, sqlite_database, config)

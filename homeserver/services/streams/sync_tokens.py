@@ -39,8 +39,8 @@ MOST_TYPED: Final = 32
 
 
 class SyncToken(msgspec.Struct, frozen=True, gc=False):
-    """What a client has received: durable changes up to one position, ephemeral ones up to
-    another."""
+    """The position of a client, which has received all durable changes up to one position and all
+    ephemeral ones up to another."""
 
     position: int
     ephemeral: int

@@ -7,7 +7,7 @@ of its Latin spelling. In Russian ё becomes е. Scripts without spaces (Chinese
 Thai, …) are split into overlapping pairs of characters.
 
 Laws:
-- Keys contain only letters, digits and combining marks, at least one: no space, quote or
+- Keys contain only alphanumeric characters and combining marks, at least one: no space, quote or
   punctuation.
 - A language whose keys equal those of another one for the complete text adds nothing.
 - The same text always has the same keys while `Folding.name` is the same.
@@ -56,7 +56,7 @@ _ACCENTS: Final = (
     (0xFE20, 0xFE2F),
 )
 
-# Letters that Unicode does not decompose into a letter and a mark.
+# Characters that Unicode does not decompose into a base character and a mark.
 _LETTERS: Final = {
     "ı": "i",
     "ł": "l",
@@ -164,7 +164,7 @@ class Folding:
         if prepared.isascii():
             keys = _split_keys(prepared.translate(self._plain))
             return [keys] if keys else []
-        # casefolding may leave letters and marks apart
+        # casefolding may separate characters and their marks
         prepared = unicodedata.normalize("NFC", prepared)
         found: list[list[str]] = []
         for spell in self._spellers:
