@@ -1,25 +1,21 @@
 """Cache of users' account data: a client that has read all of it then reads one room after another.
 
-Laws:
-- The cache holds all account data of a user, except for rooms with changes since, which are read
-  again. A change of global account data makes the next complete read query everything.
-- A result that a change overtakes while it is read is not cached.
-- An entry is evicted when a device of the user is removed, and when all data of the user is removed
-  at once by an erasure.
+After a change in a room, the user's other rooms stay cached, and that room is read again when it is
+needed. The same goes for global account data. A user is evicted when a device or all of their data
+is removed.
 
 For the reactor thread.
 """
 
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from storage.account_data.account_data import AccountData, AccountDataStore
+from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 
-HEEDED: Final = (Topic.ACCOUNT_DATA, Topic.DEVICES_GONE)
 ENTRY: Final = 200
 """Approximate overhead in bytes of an entry, of a room and of a user."""
 MOST_CHANGED: Final = 200
@@ -38,6 +34,34 @@ class _CachedUser(msgspec.Struct, gc=False):
     changed: set[str] = set()
     """Rooms with changes since: they are not in `rooms`, but count in `size`."""
 
+    def update(self, change: Change) -> bool:
+        """Apply a change. Return False if the user has to be evicted."""
+        room_id = change.room_id
+        if change.topic is not Topic.ACCOUNT_DATA or (room_id is None and change.detail is None):
+            return False
+        if room_id is None:
+            if self.everywhere is not None:
+                self.size += ENTRY - _weigh(self.everywhere)
+                self.everywhere = None
+            return True
+        former = self.rooms.pop(room_id, None)
+        if former is not None:
+            self.size -= _weigh(former)
+        if room_id not in self.changed:
+            self.changed.add(room_id)
+            self.size += ENTRY
+        return len(self.changed) <= MOST_CHANGED
+
+    def put_rooms(self, room_ids: Collection[str], read: Mapping[str, dict[str, bytes]]) -> None:
+        """Add the data that was read of changed rooms. Rooms that another call has read meanwhile
+        are skipped."""
+        for room_id in self.changed.intersection(room_ids):
+            self.changed.remove(room_id)
+            self.size -= ENTRY
+            if room_id in read:
+                self.rooms[room_id] = read[room_id]
+                self.size += _weigh(read[room_id])
+
 
 class KeptAccountData:
     """Reads account data, through a cache."""
@@ -45,121 +69,79 @@ class KeptAccountData:
     def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: in bytes, approximately."""
         self._store = store
-        self._capacity = capacity
-        self._users: OrderedDict[str, _CachedUser] = OrderedDict()
-        self.weight = 0
-        """Approximate size in bytes."""
-        self.hits = 0
-        self.misses = 0
-        self._version = 0
-        streams.subscribe(self._on_changes, *HEEDED)
-        streams.watch(self._on_remote_write)
+        self._users: StreamCache[str, _CachedUser] = StreamCache(
+            streams,
+            Topic.ACCOUNT_DATA,
+            Topic.DEVICES_GONE,
+            load=self._load,
+            keys_of=lambda change: None if change.user_id is None else (change.user_id,),
+            update=_CachedUser.update,
+            max_weight=capacity,
+            weigh=lambda _, of_user: of_user.size,
+            largest_share=LARGEST_SHARE,
+        )
+        self._rooms_read = 0
 
     def __len__(self) -> int:
         """Return the number of cached users."""
         return len(self._users)
 
+    @property
+    def weight(self) -> int:
+        """The approximate size of the cache in bytes."""
+        return self._users.weight
+
+    @property
+    def hits(self) -> int:
+        """The number of reads without a query."""
+        return self._users.hits
+
+    @property
+    def misses(self) -> int:
+        """The number of reads with a query."""
+        return self._users.misses + self._rooms_read
+
     async def of_user(self, user_id: str) -> AccountData:
         """Return all account data of a user."""
-        cached = self._users.get(user_id)
-        if cached is not None and cached.changed and cached.everywhere is not None:
-            await self.of_rooms(user_id, tuple(cached.changed))
-            cached = self._users.get(user_id)
-        if cached is not None and cached.everywhere is not None and not cached.changed:
-            self._users.move_to_end(user_id)
-            self.hits += 1
-            return AccountData(cached.everywhere, dict(cached.rooms))
-        self.misses += 1
-        version = self._version
-        data = await self._store.get_account_data(user_id)
-        if version == self._version:
-            self._evict(user_id)
-            size = _weigh(data.everywhere) + sum(map(_weigh, data.rooms.values()))
-            if size * LARGEST_SHARE <= self._capacity:
-                self._users[user_id] = _CachedUser(dict(data.everywhere), dict(data.rooms), size)
-                self.weight += size
-                self._shrink()
-        return data
+        while True:
+            of_user = await self._users.get(user_id)
+            if of_user.everywhere is None:
+                self._users.invalidate(user_id)
+            elif of_user.changed:
+                await self._read_rooms(user_id, of_user, tuple(of_user.changed))
+            else:
+                return AccountData(of_user.everywhere, dict(of_user.rooms))
 
     async def of_rooms(
         self, user_id: str, room_ids: Collection[str]
     ) -> dict[str, dict[str, bytes]]:
         """Return a user's account data of some rooms, by room. Rooms without any are missing."""
-        cached = self._users.get(user_id)
-        if cached is None:
-            self.misses += 1
+        of_user = self._users.find(user_id)
+        if of_user is None:
+            self._rooms_read += 1
             return await self._store.get_rooms_account_data(user_id, room_ids)
-        self._users.move_to_end(user_id)
-        changed = cached.changed.intersection(room_ids)
-        if changed:
-            self.misses += 1
-            version = self._version
-            read = await self._store.get_rooms_account_data(user_id, room_ids)
-            if version == self._version and self._users.get(user_id) is cached:
-                # a concurrent call may have read some of the changed rooms
-                for room_id in changed & cached.changed:
-                    cached.changed.remove(room_id)
-                    self._grow(cached, -ENTRY)
-                    if room_id in read:
-                        cached.rooms[room_id] = read[room_id]
-                        self._grow(cached, _weigh(read[room_id]))
-                if cached.size * LARGEST_SHARE > self._capacity:
-                    self._evict(user_id)
-                self._shrink()
-            return read
-        self.hits += 1
-        return {room_id: cached.rooms[room_id] for room_id in room_ids if room_id in cached.rooms}
+        if not of_user.changed.isdisjoint(room_ids):
+            return await self._read_rooms(user_id, of_user, room_ids)
+        return {room_id: of_user.rooms[room_id] for room_id in room_ids if room_id in of_user.rooms}
 
-    def _grow(self, cached: _CachedUser, size: int) -> None:
-        cached.size += size
-        self.weight += size
+    async def _read_rooms(
+        self, user_id: str, of_user: _CachedUser, room_ids: Collection[str]
+    ) -> dict[str, dict[str, bytes]]:
+        self._rooms_read += 1
+        changes = self._users.changes
+        read = await self._store.get_rooms_account_data(user_id, room_ids)
+        if changes == self._users.changes and self._users.find(user_id) is of_user:
+            of_user.put_rooms(room_ids, read)
+            self._users.reweigh(user_id)
+        return read
 
-    def _shrink(self) -> None:
-        while self.weight > self._capacity:
-            self._evict(next(iter(self._users)))
-
-    def _evict(self, user_id: str) -> None:
-        cached = self._users.pop(user_id, None)
-        if cached is not None:
-            self.weight -= cached.size
-
-    def _on_changes(self, changes: Iterable[Change]) -> None:
-        for change in changes:
-            if change.topic not in HEEDED:
-                continue
-            self._version += 1
-            user_id, room_id = change.user_id, change.room_id
-            if user_id is None:
-                self._evict_all()
-            elif change.topic is not Topic.ACCOUNT_DATA or (
-                room_id is None and change.detail is None
-            ):
-                self._evict(user_id)
-            elif (cached := self._users.get(user_id)) is None:
-                continue
-            elif room_id is None:
-                if cached.everywhere is not None:
-                    self._grow(cached, ENTRY - _weigh(cached.everywhere))
-                    cached.everywhere = None
-            else:
-                former = cached.rooms.pop(room_id, None)
-                if former is not None:
-                    self._grow(cached, -_weigh(former))
-                if room_id not in cached.changed:
-                    cached.changed.add(room_id)
-                    self._grow(cached, ENTRY)
-                if len(cached.changed) > MOST_CHANGED:
-                    self._evict(user_id)
-                self._shrink()
-
-    def _on_remote_write(self, _after: int, _upto: int) -> None:
-        """Evict all: another node may have changed any user's data."""
-        self._version += 1
-        self._evict_all()
-
-    def _evict_all(self) -> None:
-        self._users.clear()
-        self.weight = 0
+    async def _load(self, user_ids: Sequence[str]) -> Mapping[str, _CachedUser]:
+        found: dict[str, _CachedUser] = {}
+        for user_id in user_ids:
+            data = await self._store.get_account_data(user_id)
+            size = _weigh(data.everywhere) + sum(map(_weigh, data.rooms.values()))
+            found[user_id] = _CachedUser(dict(data.everywhere), dict(data.rooms), size)
+        return found
 
 
 def _weigh(entries: Mapping[str, bytes]) -> int:

@@ -9,7 +9,6 @@ For the reactor thread.
 """
 
 import sys
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -30,6 +29,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.remote.directory import DirectoryQuery, DirectoryRequests
+from storage.cache import LRU
 
 SECONDS_REMEMBERED: Final = 30
 ANSWERS_REMEMBERED: Final = 2000
@@ -65,8 +65,11 @@ class RemoteDirectory:
         self._requests = requests
         self._policy = policy
         self._clock = clock
-        self._cache: OrderedDict[Hashable, _CachedResult] = OrderedDict()
-        self._size = 0
+        self._cache: LRU[Hashable, _CachedResult] = LRU(
+            max_entries=ANSWERS_REMEMBERED,
+            max_weight=BYTES_REMEMBERED,
+            weigh=lambda _, cached: cached.size,
+        )
         self._queries: SharedWork[Hashable, _CachedResult] = SharedWork()
         self._slots: FairSemaphore[ServerName] = FairSemaphore(
             sys.maxsize,
@@ -104,7 +107,7 @@ class RemoteDirectory:
 
         key = ("alias", alias)
         if anew:
-            self._evict(key)
+            self._cache.pop(key)
         return await self._find(server, key, ask, ALIAS)
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
@@ -119,7 +122,7 @@ class RemoteDirectory:
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
     ) -> T:
         self._policy.check_destination(server, _PATHS[what])
-        cached = self._cache.get(key)
+        cached = self._cache.peek(key)
         if cached is None or cached.until <= self._clock.seconds():
             cached = await self._queries.run(key, lambda: self._query(server, key, ask, what))
         if isinstance(cached.value, MatrixError):
@@ -138,21 +141,9 @@ class RemoteDirectory:
             except RemoteError as error:
                 value = _explain(error, what)
         size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
-        result = _CachedResult(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
-        self._add(key, result)
-        return result
-
-    def _add(self, key: Hashable, result: _CachedResult) -> None:
-        self._evict(key)
-        self._cache[key] = result
-        self._size += result.size
-        while len(self._cache) > ANSWERS_REMEMBERED or self._size > BYTES_REMEMBERED:
-            self._evict(next(iter(self._cache)))
-
-    def _evict(self, key: Hashable) -> None:
-        cached = self._cache.pop(key, None)
-        if cached is not None:
-            self._size -= cached.size
+        cached = _CachedResult(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
+        self._cache.put(key, cached)
+        return cached
 
 
 def _explain(error: RemoteError, what: str) -> MatrixError:

@@ -6,21 +6,22 @@ Laws:
 - A count is never older than the last change that this process had seen when the device asked.
 - A claimed key is counted down once. A read may be ahead of the stream, so each entry holds the
   position as of which it is true. A read is cached only if no later change arrived meanwhile.
-- The cache is bounded by users.
+- The cache is bounded by users. It is no `StreamCache`, since a claim carries a difference, not the
+  count that is left.
 
 spec: client-server-api#end-to-end-encryption
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
+from storage.cache import LRU
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
 from storage.encryption.one_time_keys import KeyOf
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 
 USUAL_ALGORITHM: Final = "signed_curve25519"
 
@@ -47,13 +48,17 @@ class KeyCountsInMemory:
     def __init__(self, streams: Streams, keys: DeviceKeyStore, *, capacity: int) -> None:
         """`capacity`: the number of users whose devices are cached."""
         self._keys = keys
-        self._capacity = capacity
-        self._counts: OrderedDict[str, dict[str, _Entry]] = OrderedDict()
+        self._counts: LRU[str, dict[str, _Entry]] = LRU(max_entries=capacity)
         """By user and device."""
         self._latest_change = 0
         """The position of the latest change of any key that this process has seen."""
-        streams.subscribe(self._on_changes, Topic.KEY_COUNT, Topic.DEVICE)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, Topic.KEY_COUNT, Topic.DEVICE, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+
+    @property
+    def cache(self) -> LRU[str, dict[str, _Entry]]:
+        """The counts by user and device, for metrics."""
+        return self._counts
 
     async def get(self, user_id: str, device_id: str) -> KeyCounts:
         """Return the counts of a device, from the database if they are not cached."""
@@ -68,11 +73,8 @@ class KeyCountsInMemory:
 
     def find(self, user_id: str, device_id: str) -> KeyCounts | None:
         """Return the counts of a device if they are cached."""
-        entry = self._counts.get(user_id, {}).get(device_id)
-        if entry is None:
-            return None
-        self._counts.move_to_end(user_id)
-        return entry.counts
+        entry = (self._counts.get(user_id) or {}).get(device_id)
+        return None if entry is None else entry.counts
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -85,19 +87,18 @@ class KeyCountsInMemory:
                     self._put(change.user_id, detail.device_id, detail.counts, change.position)
                 else:
                     for user_id in change.user_ids if change.user_id is None else (change.user_id,):
-                        self._counts.pop(user_id, None)
+                        self._counts.pop(user_id)
 
     def _put(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
         known = with_zero(counts)
-        self._counts.setdefault(user_id, {})[device_id] = _Entry(known, position)
-        self._counts.move_to_end(user_id)
-        if len(self._counts) > self._capacity:
-            self._counts.popitem(last=False)
+        of_user = self._counts.peek(user_id) or {}
+        of_user[device_id] = _Entry(known, position)
+        self._counts.put(user_id, of_user)
         return known
 
     def _count_down(self, position: int, taken: Sequence[KeyOf]) -> None:
         for user_id, device_id, algorithm in taken:
-            entry = self._counts.get(user_id, {}).get(device_id)
+            entry = (self._counts.peek(user_id) or {}).get(device_id)
             if entry is not None and entry.since < position:
                 left = {**entry.counts.one_time, algorithm: entry.counts.one_time[algorithm] - 1}
                 if not left[algorithm]:

@@ -15,7 +15,6 @@ Laws:
 spec: server-server-api#device-management
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
@@ -42,6 +41,7 @@ from federation.remote.keys import (
 )
 from federation.rooms.memberships import Memberships
 from federation.sender.sender import Sender
+from storage.cache import LRU
 from storage.encryption.cross_signing import CrossSigningKey
 from storage.encryption.device_keys import DeviceKeysRow
 from storage.encryption.remote_devices import DeviceChange, RemoteDeviceStore
@@ -96,7 +96,7 @@ class RemoteDevices:
         """Servers that asked us to wait with background fetches."""
         self._resyncing: set[ServerName] = set()
         """Servers from which stale lists are being fetched."""
-        self._signing_key_digests: OrderedDict[str, bytes] = OrderedDict()
+        self._signing_key_digests: LRU[str, bytes] = LRU(max_entries=MAX_SIGNING_KEY_DIGESTS)
         """Digests of the latest m.signing_key_update by user."""
 
     async def get_keys(
@@ -221,15 +221,12 @@ class RemoteDevices:
             put_cross_signing_key(keys, user_id, usage, content.get(f"{usage}_key"))
         found = _cross_signing(user_id, keys)
         digest = sha256(b"".join([key.content for key in found])).digest()
-        digests = self._signing_key_digests
-        if digests.get(user_id) == digest and not await self._store.get_lists([user_id]):
-            # a repetition: no stored list to compare with, and users were notified the first time
+        is_repeated = self._signing_key_digests.peek(user_id) == digest
+        if is_repeated and not await self._store.get_lists([user_id]):
+            # no stored list to compare with, and users were notified the first time
             return
         await self._store.set_cross_signing(user_id, found)
-        digests[user_id] = digest
-        digests.move_to_end(user_id)
-        if len(digests) > MAX_SIGNING_KEY_DIGESTS:
-            digests.popitem(last=False)
+        self._signing_key_digests.put(user_id, digest)
 
     async def do_resync(self, limit: int) -> int:
         """Start to fetch up to `limit` stale lists from reachable servers. Return the number of

@@ -8,7 +8,6 @@ token names the rooms for which it received typing users.
 spec: client-server-api#typing-notifications
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -21,6 +20,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.cluster.notifier import Notifier
 from homeserver.cluster.notify import NodeNotes
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
+from homeserver.services.streams.latest_changes import LatestChanges
 from homeserver.services.streams.sync_tokens import MOST_TYPED, SyncToken
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
@@ -84,15 +84,14 @@ class Typing:
         self._memberships = memberships
         self._notes = notes
         self._subscribers: tuple[Subscriber, ...] = ()
-        self._start = counter.position
         self._unknown_until = clock.seconds() + MAX_TIMEOUT_MS / 1000 + REMOTE_GRACE_SECONDS
         """Until then, users may stop typing who started before the start of this node."""
         self._timers: dict[int, dict[UserID, IDelayedCall]] = {}
         """The timeouts of typing users by room."""
         self._from_this_node: set[tuple[int, UserID]] = set()
         """The typing users (with rooms) that this node received itself."""
-        self._changed: OrderedDict[int, int] = OrderedDict()
-        """Position of the latest change by room, the latest last."""
+        self._changed: LatestChanges[int] = LatestChanges(MAX_ROOMS, counter.position)
+        """The latest change of each room."""
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
         if notes is not None:
             notes.register(KIND, TypingNote, self._on_note)
@@ -187,13 +186,14 @@ class Typing:
         users or recent changes.
         """
         found: dict[int, list[UserID]] = {}
+        start = self._changed.complete_from
         for room_nid in room_nids:
-            if since is None or not self._start <= since <= self._counter.position:
+            if since is None or not start <= since <= self._counter.position:
                 if room_nid in self._timers or (
-                    since is not None and since < self._start and room_nid in self._changed
+                    since is not None and since < start and room_nid in self._changed
                 ):
                     found[room_nid] = list(self._timers.get(room_nid, ()))
-            elif self._changed.get(room_nid, 0) > since:
+            elif self._changed.get(room_nid) > since:
                 found[room_nid] = list(self._timers.get(room_nid, ()))
         return found
 
@@ -214,16 +214,11 @@ class Typing:
         """Return the rooms with changes after `since`; for an old position as `get_changed`."""
         if since == self._counter.position:
             return set()
-        if since < self._start:
-            return self._timers.keys() | self._changed.keys()
+        if since < self._changed.complete_from:
+            return self._timers.keys() | set(self._changed)
         if since > self._counter.position:
             return set(self._timers)
-        changed: set[int] = set()
-        for room_nid in reversed(self._changed):
-            if self._changed[room_nid] <= since:
-                break
-            changed.add(room_nid)
-        return changed
+        return set(self._changed.since(since))
 
     async def only_own(self, user_id: UserID, token: SyncToken) -> SyncToken:
         """Return the token without rooms that the user is not joined to. A client can make up a
@@ -296,10 +291,6 @@ class Typing:
             self._send_note(room_nid, user_id, int(left * 1000), is_own=False)
 
     def _record_change(self, room_nid: int, position: int | None) -> None:
-        self._changed[room_nid] = (
-            self._counter.next() if position is None else self._counter.take(position)
-        )
-        self._changed.move_to_end(room_nid)
-        if len(self._changed) > MAX_ROOMS:
-            _, self._start = self._changed.popitem(last=False)
+        taken = self._counter.next() if position is None else self._counter.take(position)
+        self._changed.record(room_nid, taken)
         self._notifier.wake_room(room_nid)

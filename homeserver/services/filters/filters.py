@@ -3,7 +3,6 @@
 spec: client-server-api#filtering
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +13,7 @@ from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLar
 from federation.protocol.ids import UserID
 from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import NO_FILTER, Filter, parse_filter
+from storage.cache import LRU
 from storage.filters.filters import FilterStore
 
 MAX_FILTER_BYTES: Final = 65536
@@ -38,10 +38,19 @@ class Filters:
         """`capacity`: of the cache, in bytes, approximately."""
         self._store = store
         self._now_ms = now_ms
-        self._capacity = capacity
-        self.weight = 0
-        """Approximate bytes of the cached filters."""
-        self._cache: OrderedDict[tuple[UserID, str], _CachedFilter] = OrderedDict()
+        self._cache: LRU[tuple[UserID, str], _CachedFilter] = LRU(
+            max_weight=capacity, weigh=lambda _, cached: cached.weight
+        )
+
+    @property
+    def cache(self) -> LRU[tuple[UserID, str], _CachedFilter]:
+        """The filters by user and ID, for metrics."""
+        return self._cache
+
+    @property
+    def weight(self) -> int:
+        """The approximate size of the cached filters in bytes."""
+        return self._cache.weight
 
     async def do_add(
         self, caller: Requester, user_id: UserID, definition: dict[str, object]
@@ -89,21 +98,12 @@ class Filters:
                 raise InvalidParam(error.text) from None
             cached = _CachedFilter(parse_filter(definition), _weigh(definition), used_ms)
             if key not in self._cache:  # two requests may have read it at once
-                self._add(key, cached)
-        else:
-            self._cache.move_to_end(key)
+                self._cache.put(key, cached)
         now_ms = self._now_ms()
         if cached.used_ms <= now_ms - USE_INTERVAL_MS:
             cached.used_ms = now_ms
             await self._store.note_used(user_id, int(text), now_ms)
         return cached.filter
-
-    def _add(self, key: tuple[UserID, str], cached: _CachedFilter) -> None:
-        self._cache[key] = cached
-        self.weight += cached.weight
-        while self.weight > self._capacity:
-            _, evicted = self._cache.popitem(last=False)
-            self.weight -= evicted.weight
 
     async def _find(self, user_id: UserID, filter_id: str) -> tuple[str, int]:
         found = None

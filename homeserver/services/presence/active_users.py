@@ -3,7 +3,6 @@
 Users who are offline and had no recent broadcast are evicted. For the reactor thread.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -16,6 +15,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.presence.remote_users import RemotePeople
 from homeserver.services.presence.states import RESTART, Device, Person, RemotePerson, Shown, State
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
+from homeserver.services.streams.latest_changes import LatestChanges
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.presence.presence import UNTOLD, PresenceRow, PresenceStore
@@ -53,10 +53,8 @@ class Roster:
         self._counter = counter
         self.people: dict[UserID, Person] = {}
         """Local users."""
-        self._broadcasts: OrderedDict[UserID, int] = OrderedDict()
-        """Position of the latest broadcast about each user, the latest last."""
-        self._broadcasts_from = counter.position
-        """The position from which `_broadcasts` is complete."""
+        self._broadcasts: LatestChanges[UserID] = LatestChanges(MAX_BROADCASTS, counter.position)
+        """The latest broadcast about each user."""
         self._unwritten: dict[UserID, Person] = {}
         self._writing = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
         self._writing.clock = clock
@@ -77,15 +75,9 @@ class Roster:
         """
         if since == self._counter.position:
             return ()
-        if since is not None and self._broadcasts_from <= since <= self._counter.position:
-            recent: list[Person | RemotePerson] = []
-            for user_id in reversed(self._broadcasts):
-                if self._broadcasts[user_id] <= since:
-                    break
-                person = self.find(user_id)
-                if person is not None:
-                    recent.append(person)
-            return recent
+        if since is not None and self._broadcasts.complete_from <= since <= self._counter.position:
+            recent = map(self.find, self._broadcasts.since(since))
+            return [person for person in recent if person is not None]
         return [
             person
             for person in self.get_people()
@@ -102,10 +94,8 @@ class Roster:
         if isinstance(person, Person) and has_stored_change:
             self._unwritten[person.user_id] = person
         person.shown = shown
-        self._broadcasts[person.user_id] = self._counter.next()
-        self._broadcasts.move_to_end(person.user_id)
-        while len(self._broadcasts) > MAX_BROADCASTS:
-            oldest, self._broadcasts_from = self._broadcasts.popitem(last=False)
+        oldest = self._broadcasts.record(person.user_id, self._counter.next())
+        if oldest is not None:
             self.forget_idle(oldest)
 
     def forget_idle(self, user_id: UserID) -> None:
@@ -160,15 +150,17 @@ class Roster:
             if state != "offline":
                 person.devices[RESTART] = Device(state, 0, now)
                 present.append(person)
-        self._broadcasts = OrderedDict(
-            sorted([*broadcasts.items(), *self._broadcasts.items()], key=lambda each: each[1])
-        )
+        complete_from = self._broadcasts.complete_from
         if len(gone) == MAX_BROADCASTS // 2:  # there may be more, which were not read
             since = min(
-                (row.position for row in gone if row.position != UNTOLD),
-                default=self._broadcasts_from,
+                (row.position for row in gone if row.position != UNTOLD), default=complete_from
             )
-        self._broadcasts_from = min(self._broadcasts_from, since)
+        latest = {**broadcasts, **dict(self._broadcasts.items())}
+        self._broadcasts = LatestChanges(MAX_BROADCASTS, min(complete_from, since))
+        for user_id, position in sorted(latest.items(), key=lambda each: each[1]):
+            oldest = self._broadcasts.record(user_id, position)
+            if oldest is not None:
+                self.forget_idle(oldest)
         return present
 
     async def stop(self) -> None:
@@ -186,7 +178,7 @@ class Roster:
                 person.shown.state,
                 person.status_msg,
                 None if person.last_active is None else int(person.last_active * 1000),
-                self._broadcasts.get(person.user_id, self._counter.position),
+                self._broadcasts.get(person.user_id) or self._counter.position,
             )
             for person in people.values()
             if person.is_read and person.is_stored

@@ -1,6 +1,5 @@
 """Cache of the presence of remote users. For the reactor thread."""
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -9,6 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
 from homeserver.services.presence.states import LONGEST_STATUS, RemotePerson, Shown, State
+from storage.cache import LRU
 
 MAX_REMOTE: Final = 50_000
 """Capacity in users."""
@@ -34,11 +34,11 @@ class RemotePeople:
         """`server_name`: this server's own."""
         self._clock = clock
         self._server_name = server_name
-        self._people: OrderedDict[UserID, RemotePerson] = OrderedDict()
+        self._people: LRU[UserID, RemotePerson] = LRU(max_entries=MAX_REMOTE)
 
     def get(self, user_id: UserID) -> RemotePerson | None:
         """Return a user's presence if it is cached."""
-        return self._people.get(user_id)
+        return self._people.peek(user_id)
 
     def values(self) -> Iterable[RemotePerson]:
         """Return all cached presence."""
@@ -57,19 +57,15 @@ class RemotePeople:
                 update.currently_active and update.state == "online",
                 None if update.status_msg is None else update.status_msg[:LONGEST_STATUS],
             )
-            person = self._people.get(update.user_id)
+            person = self._people.peek(update.user_id)
             if person is None:
-                person = self._people[update.user_id] = RemotePerson(
-                    update.user_id, reported, None, now
-                )
+                person = RemotePerson(update.user_id, reported, None, now)
             person.reported, person.reported_at = reported, now
             ago = update.last_active_ago
             person.last_active = None if ago is None else now - max(ago, 0) / 1000
-            self._people.move_to_end(update.user_id)
+            self._people.put(update.user_id, person)
             if person.reported != person.shown:
                 changed.append(update.user_id)
-        while len(self._people) > MAX_REMOTE:
-            self._people.popitem(last=False)
         return changed
 
     def expire(self, limit: int) -> Sequence[UserID]:
@@ -84,8 +80,9 @@ class RemotePeople:
                 now,
                 Shown("offline", False, person.reported.status_msg),
             )
-            self._people.move_to_end(person.user_id)
             expired.append(person.user_id)
             if person.shown.state == "offline":
-                del self._people[person.user_id]
+                self._people.pop(person.user_id)
+            else:
+                self._people.put(person.user_id, person)
         return expired

@@ -16,7 +16,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.timelines import count_upto
 from homeserver.cluster.incoming_changes import NewsOfOthers
 from homeserver.cluster.outgoing_changes import Range, without
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventNews, EventRow
 from storage.retention.purging import PurgedMessages
 from storage.rooms.memberships import MembershipRow
@@ -138,7 +138,10 @@ class _ChangesSince:
 
 
 class RecentChanges:
-    """Caches the newest changes of the main sequence."""
+    """An index of the newest changes of the main sequence.
+
+    It is no `StreamCache`, since it has no values by key.
+    """
 
     def __init__(self, streams: Streams, others: NewsOfOthers | None = None) -> None:
         """`others`: the changes of other nodes; None on a single node."""
@@ -153,8 +156,8 @@ class RecentChanges:
         """The number of users in entries that name several."""
         self._since_position: dict[int, _ChangesSince] = {}
         """The changes after a position, cached until the next change."""
-        streams.subscribe(self._on_changes)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
         if others is not None:
             others.wait_for(self._on_late_changes, self._on_lost_ranges)
 
