@@ -289,7 +289,7 @@ def test_invalid_registration_files(tmp_path: Path, text: str, said: str) -> Non
         load_config([path], {})
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_limitations_and_missing_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     path = tmp_path / "homeserver.yaml"
     path.write_text(

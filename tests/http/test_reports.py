@@ -101,7 +101,7 @@ def test_reports_of_rooms_and_users_need_a_reason(alice: User, body: dict[str, A
     assert refused(alice.post(user_path("@bob:example.org"), body)) == (400, "M_BAD_JSON")
 
 
-def test_unknown_rooms_and_users(alice: User) -> None:
+def test_malformed_room_and_user_ids(alice: User) -> None:
     assert refused(alice.post(user_path("nobody"), {"reason": ""})) == (400, "M_INVALID_PARAM")
     assert refused(alice.post(room_path("nothing", "report"), {"reason": ""})) == (
         400,
