@@ -112,8 +112,8 @@ def test_letters(tmp_path: Path, sqlite_database: Database, kind: str) -> None:
     assert 'src="http' not in text
     pictures = [part for part in letter.walk() if part.get_content_maintype() == "image"]
     if kind == "PNG":
-        assert 'src="cid:logo@letter"' in text
-        assert [part["content-id"] for part in pictures] == ["<logo@letter>"]
+        assert 'src="cid:logo@email"' in text
+        assert [part["content-id"] for part in pictures] == ["<logo@email>"]
         assert pictures[0].get_content() == picture(8, 8)
     else:
         assert "cid:" not in text

@@ -1,4 +1,4 @@
-"""Devices of accounts as administrators list, make, name and remove them, by Synapse's paths."""
+"""Administrators list, create, rename and remove devices of accounts, with Synapse's paths."""
 
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,13 @@ def outcome(answer: Answer) -> tuple[int, str | None]:
 
 
 def ends(root: User, user: User) -> list[tuple[str, str | None, str | None]]:
-    """Which devices were signed out, oldest first, by whom and whence."""
+    """Return the signed-out devices, the oldest first, with the actor and the IP address."""
     records = root.get(f"/_mahalla/admin/v1/users/{user.user_id}/audit?limit=1000").json["records"]
     ended = [each for each in reversed(records) if each["event"] == "session_ended"]
     return [(each["device_id"], each["by"], each["address"]) for each in ended]
 
 
-def test_devices_are_listed_with_when_and_whence_they_were_seen(
+def test_devices_are_listed_with_time_and_address_of_their_last_use(
     server: TestServer, root: User, alice: User
 ) -> None:
     phone = sign_in(server, alice, "PHONE", initial_device_display_name="Phone")
@@ -130,14 +130,14 @@ def test_the_dehydrated_device_is_marked(root: User, alice: User) -> None:
     }
     assert marked == {alice.device_id: False, DEHYDRATED: True}
     assert outcome(root.post(devices(alice), {"device_id": DEHYDRATED})) == (201, None), (
-        "it is there"
+        "it is listed"
     )
     assert root.delete(devices(alice, DEHYDRATED)).status == 200
     assert alice.get("/_matrix/client/v1/dehydrated_device").status == 404
     assert ids(root, alice) == [alice.device_id]
 
 
-def test_a_device_is_made_without_a_session(server: TestServer, root: User, alice: User) -> None:
+def test_a_device_is_created_without_a_session(server: TestServer, root: User, alice: User) -> None:
     bob = server.register("bob")
     for _ in range(2):
         made = root.post(devices(alice), {"device_id": "a/b c"})
@@ -151,7 +151,7 @@ def test_a_device_is_made_without_a_session(server: TestServer, root: User, alic
     assert laptop.get(f"{V3}/devices/{quote('a/b c', safe='')}").json["display_name"] == "Laptop"
 
 
-def test_a_device_that_is_there_stays_as_it_is(root: User, alice: User) -> None:
+def test_an_existing_device_is_unchanged(root: User, alice: User) -> None:
     _, keys = identity_keys(alice)
     upload(alice, device_keys=keys)
     assert root.post(devices(alice), {"device_id": alice.device_id}).status == 201
@@ -171,28 +171,28 @@ def test_a_device_that_is_there_stays_as_it_is(root: User, alice: User) -> None:
         ({"device_id": "a" * 256}, "M_INVALID_PARAM"),
     ],
 )
-def test_what_is_no_id_of_a_device_makes_none(
+def test_an_invalid_device_id_is_refused(
     root: User, alice: User, body: dict[str, Any], errcode: str
 ) -> None:
     assert outcome(root.post(devices(alice), body)) == (400, errcode)
     assert ids(root, alice) == [alice.device_id]
 
 
-def test_no_device_is_named_like_a_cross_signing_key(root: User, alice: User) -> None:
+def test_no_device_has_the_name_of_a_cross_signing_key(root: User, alice: User) -> None:
     key, master = cross_signing_key(alice, "master", 3)
     assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
     assert outcome(root.post(devices(alice), {"device_id": key.public})) == (403, "M_FORBIDDEN")
     assert ids(root, alice) == [alice.device_id]
 
 
-def test_a_closed_account_gets_no_device(root: User, alice: User) -> None:
+def test_a_deactivated_account_gets_no_device(root: User, alice: User) -> None:
     assert root.post(f"/_synapse/admin/v1/deactivate/{alice.user_id}", {}).status == 200
     assert outcome(root.post(devices(alice), {"device_id": "NEW"})) == (400, "M_INVALID_PARAM")
     assert root.get(devices(alice)).json == {"devices": [], "total": 0}
     assert root.delete(devices(alice, alice.device_id)).status == 200
 
 
-def test_a_device_is_named(root: User, alice: User) -> None:
+def test_a_device_is_renamed(root: User, alice: User) -> None:
     path = devices(alice, alice.device_id)
     assert root.put(path, {"display_name": "N" * 100}).json == {}
     assert root.get(path).json["display_name"] == "N" * 100
@@ -207,7 +207,7 @@ def test_a_device_is_named(root: User, alice: User) -> None:
         assert outcome(root.put(devices(alice, "NONE"), body)) == (404, "M_NOT_FOUND")
 
 
-def test_a_device_that_is_removed_is_signed_out_with_all_that_is_kept_for_it(
+def test_a_removed_device_is_signed_out_and_its_data_is_deleted(
     server: TestServer, root: User, alice: User
 ) -> None:
     bob = server.register("bob")
@@ -238,7 +238,7 @@ def test_a_device_that_is_removed_is_signed_out_with_all_that_is_kept_for_it(
     assert claim(bob, phone) is None
     assert alice.get(f"{V3}/pushers").json == {"pushers": []}
     assert sync(sign_in(server, alice, "PHONE"))["to_device"]["events"] == [], (
-        "what waited has gone with it"
+        "its pending messages were deleted with it"
     )
     assert alice.get(WHOAMI).status == 200
 
@@ -277,13 +277,13 @@ def test_several_devices_are_removed(server: TestServer, root: User, alice: User
     assert kept.get(WHOAMI).status == 200
     gone = [device_id for device_id, _, _ in ends(root, alice)]
     assert sorted(gone) == sorted([*named, "PHONE", alice.device_id]), (
-        "once each, and nothing of what never was"
+        "each once, and nothing about unknown devices"
     )
     assert root.post(delete_devices(alice), {"devices": wanted}).status == 200
     assert len(ends(root, alice)) == len(gone)
 
 
-def test_what_is_no_list_of_devices_removes_none(root: User, alice: User) -> None:
+def test_a_malformed_list_of_devices_removes_none(root: User, alice: User) -> None:
     assert (root.post(delete_devices(alice), {"devices": []}).json, alice.get(WHOAMI).status) == (
         {},
         200,
@@ -302,7 +302,7 @@ def test_what_is_no_list_of_devices_removes_none(root: User, alice: User) -> Non
     assert alice.get(WHOAMI).status == 200
 
 
-def test_devices_of_one_user_are_not_those_of_another(
+def test_devices_of_other_users_are_not_affected(
     server: TestServer, root: User, alice: User
 ) -> None:
     bob = sign_in(server, server.register("bob"), alice.device_id)
@@ -317,7 +317,7 @@ def test_an_administrators_own_device(server: TestServer, root: User) -> None:
     assert [outcome(each.get(WHOAMI))[0] for each in (root, other)] == [401, 200]
 
 
-def test_owners_are_not_told_whence_an_administrator_came(
+def test_owners_do_not_see_the_address_of_an_administrator(
     server: TestServer, root: User, alice: User
 ) -> None:
     phone = sign_in(server, alice, "PHONE")
@@ -345,7 +345,9 @@ def test_owners_are_not_told_whence_an_administrator_came(
         ("nobody", (400, "M_INVALID_PARAM")),
     ],
 )
-def test_whose_devices_there_are_not(root: User, user_id: str, expected: tuple[int, str]) -> None:
+def test_unknown_users_and_devices_are_not_found(
+    root: User, user_id: str, expected: tuple[int, str]
+) -> None:
     for answer in every_call(root, user_id, "X"):
         assert outcome(answer) == expected
 
@@ -361,9 +363,9 @@ def every_call(caller: User, user_id: str, device_id: str) -> list[Answer]:
     ]
 
 
-def test_who_may_ask(server: TestServer, root: User, alice: User) -> None:
+def test_only_administrators_are_allowed(server: TestServer, root: User, alice: User) -> None:
     for answer in every_call(alice, alice.user_id, alice.device_id):
-        assert outcome(answer) == (403, "M_FORBIDDEN"), "not even about oneself"
+        assert outcome(answer) == (403, "M_FORBIDDEN"), "not even for oneself"
     assert server.get(devices(alice)).errcode == "M_MISSING_TOKEN"
     assert ids(root, alice) == [alice.device_id]
     assert root.get(devices(alice, alice.device_id)).json["display_name"] is None

@@ -1,4 +1,4 @@
-"""Messages to devices and tokens that nobody gave out."""
+"""To-device messages and tokens that the server never returned."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from tests.helpers.server import TestServer
 from tests.http.test_to_device import log_in, numbers_of
 
 
-def test_a_token_of_after_all_there_is_hides_nothing_that_comes(server: TestServer) -> None:
-    """Tokens are what a client says: of a floor that is set for them all later messages have to be
-    after."""
+def test_a_token_beyond_the_current_position_hides_no_later_message(server: TestServer) -> None:
+    """A client can send any token. It must not set a minimum position that later messages would
+    have to exceed."""
     alice, bob = server.register("alice"), server.register("bob")
     others = [log_in(server, bob).device_id for _ in range(FEWEST_LOGGED)]
     since = sync(bob)["next_batch"]
@@ -31,5 +31,5 @@ def test_a_token_of_after_all_there_is_hides_nothing_that_comes(server: TestServ
             Path(server.config.folder), server.app.database, seed=5, now=server.clock.seconds()
         )
         bob.server = anew
-        assert numbers_of(sync(bob, since)) == [number + 1], "in the database as well"
+        assert numbers_of(sync(bob, since)) == [number + 1], "also in the database"
         bob.server = server
