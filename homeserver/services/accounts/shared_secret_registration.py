@@ -1,8 +1,8 @@
-"""Making accounts for who knows the shared secret, whatever the rules of registration.
+"""Shared-secret registration: creates accounts regardless of the rules of registration.
 
-A nonce is kept in the database, so that any node takes it; it is good for one request, right or
-wrong, within a minute. The texts "HMAC incorrect" and "User ID already taken" are looked for by
-scripts that call this.
+A nonce is stored in the database, so that every node accepts it. It is valid for one request, right
+or wrong, within a minute. Scripts that use this API search for the texts "HMAC incorrect" and
+"User ID already taken".
 """
 
 import hmac
@@ -21,7 +21,7 @@ from storage.login.uia import UIASessionRow, UIAStore
 
 _OPERATION: Final = "POST shared-secret registration"
 _NONCE_LIFETIME: Final = 60.0
-_LONGEST: Final = 512
+_MAX_LENGTH: Final = 512
 _USER_TYPES: Final = frozenset({"bot", "support"})
 
 
@@ -30,8 +30,7 @@ class NotEnabled(MatrixError):
 
 
 class SignedWish(msgspec.Struct, frozen=True):
-    """A request, with what shows that its sender knows the secret. `wish.username` is as it was
-    sent."""
+    """A registration with the MAC of the shared secret. `wish.username` is as it was sent."""
 
     nonce: str | None
     mac: str | None
@@ -39,7 +38,7 @@ class SignedWish(msgspec.Struct, frozen=True):
 
 
 class SharedSecretRegistration:
-    """Gives out nonces, and makes accounts. `secret` None: not enabled."""
+    """Issues nonces and creates accounts. `secret`: None disables it."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class SharedSecretRegistration:
         self._secret = secret
 
     async def do_make_nonce(self) -> str:
-        """A nonce for one request. Raises `NotEnabled`."""
+        """Create a nonce for one request. Raises `NotEnabled`."""
         if self._secret is None:
             raise NotEnabled
         nonce = self._secret_text.nonce()
@@ -70,8 +69,11 @@ class SharedSecretRegistration:
         return nonce
 
     async def do_register(self, signed: SignedWish) -> Registered:
-        """Make the account. Raises `NotEnabled`, `MissingParam`, `InvalidParam`, `Forbidden`, and
-        as `Registration.do_register_privileged`."""
+        """Create the account.
+
+        Raises `NotEnabled`, `MissingParam`, `InvalidParam`, `Forbidden`, and what
+        `Registration.do_register_privileged` raises.
+        """
         if self._secret is None:
             raise NotEnabled
         if signed.nonce is None:
@@ -103,8 +105,8 @@ class SharedSecretRegistration:
 
 
 def compute_mac(secret: str, nonce: str, wish: Wish) -> str:
-    """HMAC-SHA1 over nonce, name, password, `admin` or `notadmin` and the user type, if any; NUL
-    between them."""
+    """Return the HMAC-SHA1 over nonce, name, password, `admin` or `notadmin`, and the user type if
+    there is one, separated by NUL."""
     parts = [
         nonce,
         wish.username or "",
@@ -119,5 +121,5 @@ def compute_mac(secret: str, nonce: str, wish: Wish) -> str:
 def _check_text(name: str, text: str | None) -> None:
     if not text:
         raise MissingParam(f"{name} must be specified")
-    if len(text) > _LONGEST or "\0" in text:
+    if len(text) > _MAX_LENGTH or "\0" in text:
         raise InvalidParam(f"Invalid {name}")
