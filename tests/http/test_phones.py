@@ -103,7 +103,7 @@ def test_an_account_with_a_confirmed_number(server: TestServer, gateway: SMSGate
     assert gateway.last == {
         "to": f"+{NUMBER}",
         "from": "Example",
-        "text": f"{gateway.code} is your code for example.org. Give it to nobody.",
+        "text": f"{gateway.code} is your code for example.org. Do not share it.",
     }
     creds = {"sid": asked.json["sid"], "client_secret": SECRET}
     wish = {"username": "alice", "password": "wonderland"}
