@@ -223,7 +223,7 @@ class Registration:
         return user_id
 
     async def check_available(self, username: str) -> None:
-        """Check that a user name is free; does not reveal existing users if the operator forbids it.
+        """Check that a user name is free, without revealing users if the operator forbids it.
 
         Raises what `check_username` raises, and `Forbidden`.
         """

@@ -1,5 +1,5 @@
-"""Application passwords: each for one program, such as a bot or an old client, that has no other way
-to sign in.
+"""Application passwords: each for one program that has no other way to sign in (a bot, an old
+client).
 
 Laws:
 - A password is shown once, to its owner, and stored as an Argon2id hash.

@@ -1,4 +1,4 @@
-"""Rendezvous sessions for the sign-in by QR code: a payload of at most 4 KiB, shared by two devices.
+"""Rendezvous sessions for the sign-in by QR code: a small payload, shared by two devices.
 
 Laws:
 - The payload is encrypted between the two devices; the server passes it on and trusts none of it.

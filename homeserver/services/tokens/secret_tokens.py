@@ -91,7 +91,7 @@ class SecretText:
         return self._text(ascii_letters, 24)
 
     def media_id(self) -> str:
-        """Return 24 letters, 136 bits; its holder may download the file where no token is needed."""
+        """Return 24 letters, 136 bits; its holder may download it where no token is needed."""
         return self._text(ascii_letters, 24)
 
     def login_token(self) -> str:
@@ -107,7 +107,7 @@ class SecretText:
         return self._text(ascii_letters, 24)
 
     def openid_token(self) -> str:
-        """Return 24 letters, 136 bits; proves the owner's identity to other services for an hour."""
+        """Return 24 letters, 136 bits; proves the owner's identity to other services."""
         return self._text(ascii_letters, 24)
 
     def room(self) -> str:
