@@ -55,7 +55,7 @@ class AccountValidityStore:
     def set_end(
         self, txn: WriteTransaction, user_id: str, expires_ts: int, *, letter: bool = True
     ) -> None:
-        """Set the expiry time of an account. `letter`: whether to e-mail its owner before it."""
+        """Set the expiry time of an account. With `letter`, its owner gets an e-mail before it."""
         sql = (
             "UPDATE accounts SET expires_ts = ?, renewal_letter = ?, is_over = 0 WHERE user_id = ?"
         )

@@ -100,7 +100,7 @@ class BrowserSessionStore:
     ) -> list[tuple[bytes, str, str]]:
         """Return like `get_browsers_of_session` for all names with a prefix.
 
-        `beginning`: the prefix; letters, digits and dots.
+        `beginning`: the prefix, of alphanumeric characters and dots.
         """
         sql = (
             "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session >= ?"

@@ -33,7 +33,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.oauth.oauth import OAuthStore
 
 FRESH_MS: Final = 15 * 60 * 1000
-"""How recent a sign-in must be to authenticate the user of an account without password."""
+"""Maximum age of a sign-in that authenticates the user of an account without password."""
 
 
 class WrongProof(Forbidden):

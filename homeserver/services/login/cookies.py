@@ -53,8 +53,8 @@ class Cookies:
     ) -> str:
         """Return the header value that sets a cookie.
 
-        `seconds`: its lifetime; None: until the browser is closed. `value`: 16 to 200 letters,
-        digits, `-` and `_`.
+        `seconds`: its lifetime; None: until the browser is closed. `value`: 16 to 200 of
+        `A-Za-z0-9_-`.
         """
         return self._header(
             context, name, f"{value}.{self._sign(self._full_name(context, name), value)}", seconds

@@ -107,7 +107,7 @@ class _Prepared(msgspec.Struct, frozen=True):
 def parse_phone_number(country: str, number: str) -> phonenumbers.PhoneNumber:
     """Parse a number as people write it.
 
-    `country`: where it is dialled like this, as two letters of ISO 3166-1; empty: the number has
+    `country`: where it is dialled like this, as an ISO 3166-1 alpha-2 code; empty: the number has
     its country code. Raises `InvalidNumber`.
     """
     if len(number) > _MAX_LENGTH:

@@ -63,11 +63,11 @@ class SecretText:
         return body + _checksum(body)
 
     def oauth_code(self) -> str:
-        """Return 32 letters and digits, 190 bits; its holder signs in if the bound client does."""
+        """Return 32 alphanumeric characters, 190 bits, valid for the client it is bound to."""
         return self._text(_ALPHABET, 32)
 
     def user_code(self) -> str:
-        """Return eight letters for people to type, 34 bits."""
+        """Return eight capital letters for people to type, 34 bits."""
         return self._text(_USER_CODE_LETTERS, 8)
 
     def device_id(self) -> str:
@@ -87,39 +87,39 @@ class SecretText:
         return self._text(digits, 6)
 
     def session_id(self) -> str:
-        """Return 24 letters, 136 bits; its holder may continue the session."""
+        """Return 24 characters, 136 bits; its holder may continue the session."""
         return self._text(ascii_letters, 24)
 
     def media_id(self) -> str:
-        """Return 24 letters, 136 bits; its holder may download it where no token is needed."""
+        """Return 24 characters, 136 bits; its holder may download it where no token is needed."""
         return self._text(ascii_letters, 24)
 
     def login_token(self) -> str:
-        """Return 32 letters and digits, 190 bits; its holder signs in."""
+        """Return 32 alphanumeric characters, 190 bits; its holder signs in."""
         return self._text(_ALPHABET, 32)
 
     def browser_token(self) -> str:
-        """Return the value of a browser cookie: 32 letters and digits, 190 bits."""
+        """Return the value of a browser cookie: 32 alphanumeric characters, 190 bits."""
         return self._text(_ALPHABET, 32)
 
     def rendezvous_id(self) -> str:
-        """Return 24 letters, 136 bits; its holder may read and replace the payload."""
+        """Return 24 characters, 136 bits; its holder may read and replace the payload."""
         return self._text(ascii_letters, 24)
 
     def openid_token(self) -> str:
-        """Return 24 letters, 136 bits; proves the owner's identity to other services."""
+        """Return 24 characters, 136 bits; proves the owner's identity to other services."""
         return self._text(ascii_letters, 24)
 
     def room(self) -> str:
-        """Return the localpart of a room id, for room versions without hashed ids: 24 letters."""
+        """Return the localpart of a room id, for versions without hashed ids: 24 characters."""
         return self._text(ascii_letters, 24)
 
     def delay_id(self) -> str:
-        """Return 24 letters, 136 bits; its holder may manage the delayed event."""
+        """Return 24 characters, 136 bits; its holder may manage the delayed event."""
         return self._text(ascii_letters, 24)
 
     def purge_id(self) -> str:
-        """Return the id of a purge: 24 letters."""
+        """Return the id of a purge: 24 characters."""
         return self._text(ascii_letters, 24)
 
     def nonce(self) -> str:
@@ -131,7 +131,7 @@ class SecretText:
         return body + _checksum(body)
 
     def _text(self, alphabet: str, length: int) -> str:
-        # 24 bits a letter, far more than needed, make the bias of the remainder negligible.
+        # 24 bits a character, far more than needed, make the bias of the remainder negligible.
         number = int.from_bytes(self._random(length * 3), "big")
         letters = []
         for _ in range(length):
