@@ -55,7 +55,7 @@ class InvalidAddress(InvalidParam):
 def parse_email_address(text: str) -> str:
     """Return an address in its canonical form, in lower case. Raises `InvalidAddress`.
 
-    spec: appendices#e-mail-addresses
+    spec: appendices#e-mail
     """
     address = text.strip().lower()
     if len(address) > _MAX_LENGTH or not _ADDRESS.fullmatch(address) or ".." in address:
