@@ -79,7 +79,7 @@ class Accounts:
         Raises `WeakPassword`, and what `AccountConfirmation.check_confirmed` raises.
         """
         self._passwords.check_policy(new_password)
-        era = await self._confirmation.check_confirmed(
+        epoch = await self._confirmation.check_confirmed(
             caller, "POST account/password", auth, address
         )
         await self.do_set_password(
@@ -87,7 +87,7 @@ class Accounts:
             new_password,
             log_out_but=caller if log_out_others else None,
             ip=address,
-            era=era,
+            era=epoch,
         )
 
     async def do_reset_password(
@@ -166,11 +166,11 @@ class Accounts:
         Return as `Deactivation.do_deactivate`. Raises what `AccountConfirmation.check_confirmed`
         raises.
         """
-        era = await self._confirmation.check_confirmed(
+        epoch = await self._confirmation.check_confirmed(
             caller, "POST account/deactivate", auth, address
         )
         return await self._deactivation.do_deactivate(
-            caller.user_id, erase=erase, ip=address, era=era
+            caller.user_id, erase=erase, ip=address, era=epoch
         )
 
     async def get_account(self, user_id: UserID) -> AccountRow:

@@ -184,14 +184,14 @@ class Registration:
         self._limiter = limiter
         self._rules = rules
         self._reserved = reserved
-        self._newcomers: Newcomers = NoNewcomers()
+        self._new_account_tasks: Newcomers = NoNewcomers()
         self._addresses: Addresses | None = None
         self.server_name = server_name
         self._flows = flows_of(rules)
 
-    def greet_with(self, newcomers: Newcomers) -> None:
+    def greet_with(self, tasks: Newcomers) -> None:
         """Set the tasks for new accounts; they do not run for guests."""
-        self._newcomers = newcomers
+        self._new_account_tasks = tasks
 
     def tell_addresses(self, addresses: Addresses) -> None:
         """Set the handler for e-mail addresses of new accounts."""
@@ -259,7 +259,7 @@ class Registration:
                 return row.token
         raise RuntimeError("the random source repeats its output")
 
-    async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
+    async def do_register(self, request: Wish, auth: AuthData | None, address: str) -> Registered:
         """Create an account, once the UIA stages are complete.
 
         Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`, `WeakPassword`,
@@ -268,35 +268,35 @@ class Registration:
         `UserAwaitingApproval` after it has created an account that needs approval.
         """
         self.check_open()
-        wish = replace(wish, address=address)
+        request = replace(request, address=address)
         taken: MatrixError | None = None
-        if wish.guest_token is not None:
-            await self._check_guest(wish.guest_token, wish.username)
-        elif wish.username is not None:
+        if request.guest_token is not None:
+            await self._check_guest(request.guest_token, request.username)
+        elif request.username is not None:
             try:
-                await self.check_username(wish.username)
+                await self.check_username(request.username)
             except UserInUse as error:
                 # Raise at once, unless this may be a repeated request whose session has created
                 # this account.
                 if (auth is None or auth.get("session") is None) and self._rules.names_can_be_asked:
                     raise
                 taken = error
-        if wish.password is not None:
-            self._passwords.check_policy(wish.password)
+        if request.password is not None:
+            self._passwords.check_policy(request.password)
         operation = Operation("POST register", None, address)
         confirmation = await self._uia.check(operation, self._flows, auth, keep=True)
         if confirmation.result is not None:
-            return await self._repeat(wish, UserID(confirmation.result), address)
+            return await self._repeat(request, UserID(confirmation.result), address)
         if taken is not None:
             raise taken
         proved = confirmation.completed.get(EMAIL_IDENTITY)
         emails = [] if proved is None else [parse_proof(proved).address]
-        await self._check_allowed(wish.username, emails, address)
+        await self._check_allowed(request.username, emails, address)
         try:
             with self._limiter.counting(Limit.REGISTRATION, address_key(address)):
-                registered = await self._make(wish, confirmation)
+                registered = await self._make(request, confirmation)
         except SessionUsed:  # by a concurrent request: return the account it has created
-            return await self.do_register(wish, auth, address)
+            return await self.do_register(request, auth, address)
         if self._rules.needs_approval and self._approvals is not None:
             raise await self._approvals.refusal(registered.user_id)
         return registered
@@ -316,46 +316,46 @@ class Registration:
         if account.suspended:
             raise UserSuspended
 
-    async def do_register_privileged(self, wish: Wish) -> Registered:
+    async def do_register_privileged(self, request: Wish) -> Registered:
         """Create an account for an administrator, regardless of the rules.
 
         Raises `InvalidUsername`, `Exclusive`, `UserInUse`.
         """
-        if wish.username is not None:
-            await self.check_username(wish.username, privileged=True)
-        return await self._make(wish, None)
+        if request.username is not None:
+            await self.check_username(request.username, privileged=True)
+        return await self._make(request, None)
 
     def parse_username(self, username: str) -> UserID:
         """Return the user id for a name, reserved or not. Raises `InvalidUsername`."""
         return self._user_id(username, privileged=True, for_service=True)
 
-    async def do_register_for_service(self, wish: Wish, service_id: str) -> Registered:
+    async def do_register_for_service(self, request: Wish, service_id: str) -> Registered:
         """Create an account without password in the namespace of an application service.
 
         Raises `InvalidUsername`, `UserInUse`.
         """
-        own = replace(wish, password=None, is_admin=False, guest_token=None)
+        own = replace(request, password=None, is_admin=False, guest_token=None)
         return await self._make(own, None, service_id=service_id)
 
-    async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
+    async def do_register_vouched(self, request: Wish, also: Also) -> UserID:
         """Create an account for a user authenticated by an identity provider; begin no session.
 
         Works also where registration is closed. `also`: runs in the write. Raises `Forbidden`,
         `InvalidUsername`, `Exclusive`, `UserInUse`, and what `also` raises.
         """
-        assert wish.username is not None
-        await self._check_allowed(wish.username, wish.emails, "")
+        assert request.username is not None
+        await self._check_allowed(request.username, request.emails, "")
         now = self._now()
         account = AccountRow(
-            await self.check_username(wish.username),
+            await self.check_username(request.username),
             None,
             now,
             awaiting_ts=now if self._rules.needs_approval else None,
-            awaiting_languages=wish.languages if self._rules.needs_approval else None,
+            awaiting_languages=request.languages if self._rules.needs_approval else None,
         )
-        await self._database.write("register", self._write, account, None, None, wish, also)
+        await self._database.write("register", self._write, account, None, None, request, also)
         if account.awaiting_ts is None:
-            await self._newcomers.welcome(UserID(account.user_id))
+            await self._new_account_tasks.welcome(UserID(account.user_id))
         return UserID(account.user_id)
 
     async def _check_allowed(
@@ -380,7 +380,7 @@ class Registration:
 
     async def _make(
         self,
-        wish: Wish,
+        request: Wish,
         confirmation: Confirmation | None,
         *,
         is_guest: bool = False,
@@ -388,14 +388,14 @@ class Registration:
     ) -> Registered:
         password_hash = (
             None
-            if wish.password is None
-            else await self._passwords.hash(wish.password, wish.address)
+            if request.password is None
+            else await self._passwords.hash(request.password, request.address)
         )
         needs_approval = self._rules.needs_approval and confirmation is not None
-        for _ in range(1 if wish.username is not None else _ATTEMPTS):
+        for _ in range(1 if request.username is not None else _ATTEMPTS):
             user_id = self._user_id(
-                wish.username or self._secret_text.localpart(),
-                privileged=confirmation is None or wish.guest_token is not None,
+                request.username or self._secret_text.localpart(),
+                privileged=confirmation is None or request.guest_token is not None,
                 for_service=service_id is not None,
             )
             account = AccountRow(
@@ -403,21 +403,23 @@ class Registration:
                 password_hash=password_hash,
                 created_ts=self._now(),
                 is_guest=is_guest,
-                is_admin=wish.is_admin,
-                user_type=wish.user_type,
+                is_admin=request.is_admin,
+                user_type=request.user_type,
                 awaiting_ts=self._now() if needs_approval else None,
-                awaiting_languages=wish.languages if needs_approval else None,
+                awaiting_languages=request.languages if needs_approval else None,
                 appservice_id=service_id,
             )
-            session = None if wish.inhibit_login or needs_approval else self._session(wish, user_id)
+            session = (
+                None if request.inhibit_login or needs_approval else self._session(request, user_id)
+            )
             try:
                 await self._database.write(
-                    "register", self._write, account, session, confirmation, wish
+                    "register", self._write, account, session, confirmation, request
                 )
             except UserInUse:
                 continue
             if not is_guest and service_id is None and not needs_approval:
-                await self._newcomers.welcome(user_id)
+                await self._new_account_tasks.welcome(user_id)
             return Registered(user_id, session)
         raise UserInUse("User ID already taken")
 
@@ -427,7 +429,7 @@ class Registration:
         account: AccountRow,
         session: NewSession | None,
         confirmation: Confirmation | None,
-        wish: Wish,
+        request: Wish,
         also: Also | None = None,
     ) -> None:
         """Store the account and all that belongs to it, in one write.
@@ -436,7 +438,7 @@ class Registration:
         """
         if confirmation is not None:
             self._uia.claim(txn, confirmation, account.user_id)
-        was_guest = wish.guest_token is not None
+        was_guest = request.guest_token is not None
         if not (
             self._accounts.set_upgraded(txn, account)
             if was_guest
@@ -448,8 +450,8 @@ class Registration:
             UserID(account.user_id),
             Happened.REGISTERED,
             account.created_ts,
-            ip=wish.address,
-            by=wish.by,
+            ip=request.address,
+            by=request.by,
         )
         if account.is_admin:
             note(
@@ -457,19 +459,19 @@ class Registration:
                 UserID(account.user_id),
                 Happened.ADMIN_GRANTED,
                 account.created_ts,
-                ip=wish.address,
-                by=wish.by,
+                ip=request.address,
+                by=request.by,
             )
         if was_guest and account.awaiting_ts is not None:
             self._sessions.remove_sessions(txn, UserID(account.user_id))
         if not was_guest:
             # Until the user sets a display name, rooms show the localpart, not the full user id.
-            name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
+            name = msgspec.json.encode(request.display_name or localpart_of(account.user_id))
             self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if account.awaiting_ts is not None and self._approvals is not None:
             self._approvals.note_waiting(txn, UserID(account.user_id), account.awaiting_ts)
         elif not account.is_guest and account.appservice_id is None:
-            self._newcomers.note(txn, UserID(account.user_id))
+            self._new_account_tasks.note(txn, UserID(account.user_id))
         if session is not None:
             self._sessions.add(txn, session)
         if confirmation is not None:
@@ -486,34 +488,34 @@ class Registration:
                     UserID(account.user_id),
                     Happened.TERMS_ACCEPTED,
                     account.created_ts,
-                    ip=wish.address,
+                    ip=request.address,
                 )
             for stage in (EMAIL_IDENTITY, MSISDN_IDENTITY):
                 proved = confirmation.completed.get(stage)
                 if proved is not None:
-                    self._add_validated(txn, account, parse_proof(proved), wish)
-        for address in wish.emails:
-            vouched_by = frozenset(() if wish.vouched_by is None else (wish.vouched_by,))
+                    self._add_validated(txn, account, parse_proof(proved), request)
+        for address in request.emails:
+            vouched_by = frozenset(() if request.vouched_by is None else (request.vouched_by,))
             row = ThreepidRow(
                 EMAIL, address, account.user_id, account.created_ts, account.created_ts, vouched_by
             )
             if self._threepids.add_threepid(txn, row):
-                self._record_address(txn, account, EMAIL, address, wish)
+                self._record_address(txn, account, EMAIL, address, request)
         if also is not None:
             also(txn, UserID(account.user_id))
 
     def _add_validated(
-        self, txn: WriteTransaction, account: AccountRow, proof: Proof, wish: Wish
+        self, txn: WriteTransaction, account: AccountRow, proof: Proof, request: Wish
     ) -> None:
         row = ThreepidRow(
             proof.medium, proof.address, account.user_id, proof.validated_ts, account.created_ts
         )
         if not self._threepids.add_threepid(txn, row):
             raise ThreepidInUse
-        self._record_address(txn, account, proof.medium, proof.address, wish)
+        self._record_address(txn, account, proof.medium, proof.address, request)
 
     def _record_address(
-        self, txn: WriteTransaction, account: AccountRow, medium: str, address: str, wish: Wish
+        self, txn: WriteTransaction, account: AccountRow, medium: str, address: str, request: Wish
     ) -> None:
         what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
         note(
@@ -521,22 +523,24 @@ class Registration:
             UserID(account.user_id),
             what,
             account.created_ts,
-            ip=wish.address,
-            by=wish.by,
+            ip=request.address,
+            by=request.by,
             detail=address,
         )
         if self._addresses is not None and medium == EMAIL:
-            self._addresses.note_address(txn, UserID(account.user_id), address, wish.languages)
+            self._addresses.note_address(txn, UserID(account.user_id), address, request.languages)
 
-    async def _repeat(self, wish: Wish, user_id: UserID, address: str) -> Registered:
+    async def _repeat(self, request: Wish, user_id: UserID, address: str) -> Registered:
         """Return the account that an earlier request in the same UIA session created.
 
         Checks its password, and that the account is usable.
         """
         account = (await self._accounts.get_accounts([user_id]))[user_id]
-        verdict = await self._passwords.verify(wish.password or "", account.password_hash, address)
-        same_name = wish.username is None or self._user_id(wish.username) == user_id
-        no_password = account.password_hash is None and wish.password is None
+        verdict = await self._passwords.verify(
+            request.password or "", account.password_hash, address
+        )
+        same_name = request.username is None or self._user_id(request.username) == user_id
+        no_password = account.password_hash is None and request.password is None
         if (
             account.deactivated_ts is not None
             or not same_name
@@ -546,19 +550,19 @@ class Registration:
         if account.awaiting_ts is not None and self._approvals is not None:
             raise await self._approvals.refusal(user_id)
         await self._sign_in.check_usable(account, "password", address)
-        session = None if wish.inhibit_login else self._session(wish, user_id, account.era)
+        session = None if request.inhibit_login else self._session(request, user_id, account.era)
         if session is not None:
             await self._sessions.do_begin(session)
         return Registered(user_id, session, account.era)
 
-    def _session(self, wish: Wish, user_id: UserID, era: int | None = None) -> NewSession:
+    def _session(self, request: Wish, user_id: UserID, era: int | None = None) -> NewSession:
         return self._sessions.prepare(
             user_id,
-            address=wish.address,
+            address=request.address,
             era=era,
-            device_id=wish.device_id,
-            device_name=wish.device_name,
-            refreshable=wish.refreshable,
+            device_id=request.device_id,
+            device_name=request.device_name,
+            refreshable=request.refreshable,
         )
 
     def is_reserved(self, user_id: UserID) -> bool:

@@ -80,17 +80,17 @@ class SharedSecretRegistration:
             raise MissingParam("nonce must be specified")
         if not await self._database.write("use_nonce", self._use_nonce, signed.nonce):
             raise InvalidParam("unrecognised nonce")
-        wish = signed.wish
-        _check_text("username", wish.username)
-        _check_text("password", wish.password)
-        if wish.user_type is not None and wish.user_type not in _USER_TYPES:
+        request = signed.wish
+        _check_text("username", request.username)
+        _check_text("password", request.password)
+        if request.user_type is not None and request.user_type not in _USER_TYPES:
             raise InvalidParam("user_type must be bot or support")
         if signed.mac is None:
             raise MissingParam("mac must be specified")
-        expected = compute_mac(self._secret, signed.nonce, wish)
+        expected = compute_mac(self._secret, signed.nonce, request)
         if not hmac.compare_digest(expected.encode(), signed.mac.encode("utf-8", "replace")):
             raise Forbidden("HMAC incorrect")
-        return await self._registration.do_register_privileged(wish)
+        return await self._registration.do_register_privileged(request)
 
     def _use_nonce(self, txn: WriteTransaction, nonce: str) -> bool:
         nonce_hash = hash_secret(nonce)
@@ -104,17 +104,17 @@ class SharedSecretRegistration:
         )
 
 
-def compute_mac(secret: str, nonce: str, wish: Wish) -> str:
+def compute_mac(secret: str, nonce: str, request: Wish) -> str:
     """Return the HMAC-SHA1 over nonce, name, password, `admin` or `notadmin`, and the user type if
     there is one, separated by NUL."""
     parts = [
         nonce,
-        wish.username or "",
-        wish.password or "",
-        "admin" if wish.is_admin else "notadmin",
+        request.username or "",
+        request.password or "",
+        "admin" if request.is_admin else "notadmin",
     ]
-    if wish.user_type:
-        parts.append(wish.user_type)
+    if request.user_type:
+        parts.append(request.user_type)
     return hmac.new(secret.encode(), "\0".join(parts).encode("utf-8", "replace"), sha1).hexdigest()
 
 

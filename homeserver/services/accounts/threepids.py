@@ -86,17 +86,17 @@ class Threepids:
         Raises `Forbidden`, `ThreepidAuthFailed`, `ThreepidInUse`, `AuthenticationRequired`.
         """
         proof = await self._check(caller.user_id, sid, client_secret)
-        era = await self._confirmation.check_confirmed(
+        epoch = await self._confirmation.check_confirmed(
             caller, f"POST account/3pid/add {sid}", auth, ip
         )
-        await self._database.write("add_threepid", self._add, caller.user_id, proof, ip, era)
+        await self._database.write("add_threepid", self._add, caller.user_id, proof, ip, epoch)
 
     async def do_take(
-        self, user_id: UserID, sid: str, client_secret: str, ip: str, era: Era
+        self, user_id: UserID, sid: str, client_secret: str, ip: str, epoch: Era
     ) -> None:
         """Do `do_add` for a user who has confirmed it in another way, in this credential epoch."""
         proof = await self._check(user_id, sid, client_secret)
-        await self._database.write("add_threepid", self._add, user_id, proof, ip, era)
+        await self._database.write("add_threepid", self._add, user_id, proof, ip, epoch)
 
     async def _check(self, user_id: UserID, sid: str, client_secret: str) -> Proof:
         self.check_changes()
@@ -107,8 +107,10 @@ class Threepids:
             raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
         return proof
 
-    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str, era: Era) -> None:
-        check_era(txn, user_id, era)
+    def _add(
+        self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str, epoch: Era
+    ) -> None:
+        check_era(txn, user_id, epoch)
         self._validations.use(txn, proof)
         row = ThreepidRow(proof.medium, proof.address, user_id, proof.validated_ts, self._now_ms())
         if not self._store.add_threepid(txn, row):

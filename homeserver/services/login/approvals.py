@@ -79,11 +79,11 @@ class Approvals:
         self._languages = languages
         self._letters_to = dict(letters_to)
         self._base_url = base_url.rstrip("/")
-        self._newcomers: Newcomers | None = None
+        self._new_account_tasks: Newcomers | None = None
 
-    def greet_with(self, newcomers: Newcomers) -> None:
+    def greet_with(self, tasks: Newcomers) -> None:
         """Set the tasks for accounts that are approved."""
-        self._newcomers = newcomers
+        self._new_account_tasks = tasks
 
     async def check(self, user_id: UserID) -> None:
         """Raise `UserAwaitingApproval` if the account awaits approval."""
@@ -130,8 +130,8 @@ class Approvals:
             if not self._accounts.set_awaiting(txn, user_id, None):
                 return False
             note(txn, user_id, Happened.APPROVED, self._now(), by=by)
-            if self._newcomers is not None:
-                self._newcomers.note(txn, user_id)
+            if self._new_account_tasks is not None:
+                self._new_account_tasks.note(txn, user_id)
             if self._outbox is not None:
                 for address in addresses:
                     email = self._outbox.letters.account_approved(
@@ -141,8 +141,8 @@ class Approvals:
             return True
 
         approved = await self._database.write("approve_account", write)
-        if approved and self._newcomers is not None:
-            await self._newcomers.welcome(user_id)
+        if approved and self._new_account_tasks is not None:
+            await self._new_account_tasks.welcome(user_id)
         return approved
 
     async def do_withdraw(self, user_id: UserID, *, by: UserID) -> None:

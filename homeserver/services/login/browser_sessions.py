@@ -74,13 +74,13 @@ class BrowserSessions:
         self,
         user_id: UserID,
         context: RequestContext,
-        era: int,
+        epoch: int,
         origin: str | None = None,
         proved_ts: int | None = None,
     ) -> str:
         """Begin a session for an authenticated user of a usable account.
 
-        Ends the previous session of this browser. `era`: the credential epoch at authentication.
+        Ends the previous session of this browser. `epoch`: the credential epoch at authentication.
         `origin`: the sign-in at an identity provider, as JSON. `proved_ts`: when the provider
         authenticated the user; None: now, by this server. Return the cookie for the response
         (`Response.cookies`). Raises what `check_era` raises.
@@ -90,7 +90,7 @@ class BrowserSessions:
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, era)
+            check_era(txn, user_id, epoch)
             check_sign_in(txn, origin)
             if old is not None:
                 self._end(txn, hash_token(old), context.client_ip, unless_of=user_id)
@@ -112,9 +112,9 @@ class BrowserSessions:
         row = await self._store.get_browser_session(token_hash, self._now())
         if row is None or self._validity.is_over(row.account_expires_ts):
             return None
-        era = InBrowser(row.era, token_hash)
+        epoch = InBrowser(row.era, token_hash)
         return BrowserSession(
-            UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, era
+            UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, epoch
         )
 
     async def do_end_others(

@@ -103,9 +103,9 @@ class LoginTokens:
         if await self._application_passwords.is_program(caller):
             raise Forbidden("A session of an application password cannot sign in other clients")
         self._limiter.check_only(Limit.LOGIN_ACCOUNT, caller.user_id)
-        era = None
+        epoch = None
         if self._confirmed:
-            era = await self._confirmation.check_confirmed(
+            epoch = await self._confirmation.check_confirmed(
                 caller, "POST login/get_token", auth, address
             )
         self._limiter.check(Limit.LOGIN_ACCOUNT, caller.user_id)
@@ -113,8 +113,8 @@ class LoginTokens:
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
-            if era is not None:
-                check_era(txn, caller.user_id, era)
+            if epoch is not None:
+                check_era(txn, caller.user_id, epoch)
             check_session(txn, caller)
             self._store.add_login_token(
                 txn, hash_token(token), caller.user_id, now + self._lifetime_ms
@@ -131,7 +131,7 @@ class LoginTokens:
         await self._database.write("add_login_token", write)
         return token, self._lifetime_ms
 
-    async def do_give_to(self, user_id: UserID, origin: Origin | None, era: Era) -> str:
+    async def do_give_to(self, user_id: UserID, origin: Origin | None, epoch: Era) -> str:
         """Issue a token for the client of a user who has signed in in a browser.
 
         `origin`: the sign-in at an identity provider, if any. Raises what `check_era` raises.
@@ -141,7 +141,7 @@ class LoginTokens:
         encoded_origin = None if origin is None else msgspec.json.encode(origin).decode()
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, era)
+            check_era(txn, user_id, epoch)
             check_sign_in(txn, encoded_origin)
             self._store.add_login_token(txn, hash_token(token), user_id, expires_ts, encoded_origin)
 
