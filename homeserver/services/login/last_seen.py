@@ -19,6 +19,7 @@ from federation.api.request import find_user_agent
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
 from homeserver.services.audit.audit import Happened
+from storage.cache import LRU
 from storage.devices.devices import DeviceSighting, DeviceStore
 from storage.engine.database import DatabaseUnavailable
 
@@ -53,7 +54,7 @@ class LastSeen:
         self._devices = devices
         self._granularity = granularity
         self._interval = interval
-        self._recent: dict[tuple[UserID, DeviceID, str], float] = {}
+        self._recent: LRU[tuple[UserID, DeviceID, str], float] = LRU(max_entries=_MAX_RECENT)
         self._pending: dict[tuple[UserID, DeviceID], dict[str, DeviceSighting]] = {}
         """Sightings by address key (`address_key`), the latest last."""
         self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
@@ -75,15 +76,13 @@ class LastSeen:
         """Record a request of the device. `headers`: its headers, with lower-case names."""
         key = (user_id, device_id, ip)
         now = self._clock.seconds()
-        if now - self._recent.get(key, 0.0) < self._granularity:
+        if now - (self._recent.peek(key) or 0.0) < self._granularity:
             return
         pending = self._pending.setdefault((user_id, device_id), {})
         address = address_key(ip)
         if pending.pop(address, None) is None and len(pending) >= _MAX_ADDRESSES:
             return
-        if len(self._recent) >= _MAX_RECENT:
-            self._recent.clear()
-        self._recent[key] = now
+        self._recent.put(key, now)
         agent = find_user_agent(headers).replace("\0", "")
         pending[address] = DeviceSighting(
             user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address
