@@ -102,9 +102,7 @@ def test_a_repeated_request_gets_the_same_account(server: AccountsServer) -> Non
     assert other_name.status == 403
 
 
-async def test_a_repeated_request_of_a_locked_account_is_refused(
-    server: AccountsServer,
-) -> None:
+async def test_a_repeat_for_a_locked_account_is_refused(server: AccountsServer) -> None:
     session = server.request("POST", "register", {}).json["session"]
     body = {"username": "bob", "password": "wonderland", "auth": {**DUMMY, "session": session}}
     assert server.request("POST", "register", body).status == 200
@@ -237,9 +235,7 @@ async def test_a_suspended_guest_is_not_upgraded(sqlite_database: Database) -> N
     assert server.request("POST", "register", body).json["user_id"] == guest.id
 
 
-async def test_a_guest_suspended_during_the_upgrade_stays_a_guest(
-    database: Database,
-) -> None:
+async def test_a_guest_suspended_during_the_upgrade_stays_a_guest(database: Database) -> None:
     """The write checks it too."""
     store = AccountStore(database)
     await database.write(
@@ -273,7 +269,7 @@ def test_a_guest_has_a_generated_name_and_limited_rights(sqlite_database: Databa
         RegistrationRules(enabled=True),
     ],
 )
-def test_closed_registration_refuses_all_requests(
+def test_closed_registration_refuses_requests(
     sqlite_database: Database, rules: RegistrationRules
 ) -> None:
     server = AccountsServer(sqlite_database, rules=rules)
@@ -482,9 +478,7 @@ def _shared(
     return server.request("POST", ADMIN_PATH, signed)
 
 
-def test_shared_secret_registration_creates_accounts_with_single_use_nonces(
-    database: Database,
-) -> None:
+def test_shared_secret_registration_uses_each_nonce_once(database: Database) -> None:
     server = AccountsServer(database, rules=RegistrationRules())
 
     def nonce() -> str:

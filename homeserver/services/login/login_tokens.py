@@ -8,7 +8,8 @@ Laws:
   sessions), a sign-out everywhere, a lock and a deactivation revoke it, also while it is being
   issued or used.
 
-spec: client-server-api#post_matrixclientv1loginget_token, client-server-api#post_matrixclientv3login
+spec: client-server-api#post_matrixclientv1loginget_token,
+client-server-api#post_matrixclientv3login
 """
 
 from typing import Final
