@@ -267,7 +267,7 @@ def test_without_a_terminal_a_password_has_to_be_given(data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "told"),
-    [("folder", "it is a folder"), ("nowhere/homeserver.db", "there is no folder")],
+    [("folder", "it is a directory"), ("nowhere/homeserver.db", "the directory ")],
 )
 def test_a_database_that_cannot_be_opened_says_why(data: Path, place: str, told: str) -> None:
     config = data / "homeserver.yaml"
