@@ -1,5 +1,5 @@
-"""What administrators do with one account: whether it is an administrator's, its password, its end.
-The paths are Synapse's."""
+"""Actions on one account, for administrators: deactivate it, reset its password, make it an
+administrator. The paths are Synapse's."""
 
 import msgspec
 
@@ -13,7 +13,7 @@ _V1 = "/_synapse/admin/v1"
 
 
 class Deactivate(msgspec.Struct, frozen=True):
-    """Whether what others see of the account goes too."""
+    """The deactivation request. `erase` also hides the user's messages and profile from others."""
 
     erase: bool = False
 
@@ -35,7 +35,7 @@ async def post_deactivate_user(
     user_id: UserID,
     body: Deactivate = Deactivate(),
 ) -> dict[str, object]:
-    """End an account for good. Raises `InvalidParam`, `NotFound`."""
+    """Deactivate an account permanently. Raises `InvalidParam`, `NotFound`."""
     return {
         "id_server_unbind_result": await users.do_close(user_id, caller.user_id, erase=body.erase)
     }
@@ -45,7 +45,7 @@ async def post_deactivate_user(
 async def post_reset_password(
     users: UserAdministration, caller: Requester, *, user_id: UserID, body: NewPassword
 ) -> Empty:
-    """Give an account a new password. Raises `InvalidParam`, `NotFound`, `WeakPassword`."""
+    """Set a new password. Raises `InvalidParam`, `NotFound`, `WeakPassword`."""
     changes = Changes(password=body.new_password, logout_devices=body.logout_devices)
     await users.do_change(user_id, changes, caller.user_id)
     return EMPTY
@@ -53,7 +53,7 @@ async def post_reset_password(
 
 @endpoint("GET", f"{_V1}/users/{{user_id}}/admin", auth=Auth.ADMIN)
 async def get_administrator(users: UserAdministration, *, user_id: UserID) -> Administrator:
-    """Whether the account is an administrator's. Raises `InvalidParam`, `NotFound`."""
+    """Return whether the account is an administrator. Raises `InvalidParam`, `NotFound`."""
     return Administrator(await users.is_administrator(user_id))
 
 
@@ -61,13 +61,14 @@ async def get_administrator(users: UserAdministration, *, user_id: UserID) -> Ad
 async def put_administrator(
     users: UserAdministration, caller: Requester, *, user_id: UserID, body: Administrator
 ) -> Empty:
-    """Make it one, or no more. Raises `InvalidParam`, `NotFound`."""
+    """Make the account an administrator, or a normal user again. Raises `InvalidParam`,
+    `NotFound`."""
     await users.do_change(user_id, Changes(is_admin=body.admin), caller.user_id)
     return EMPTY
 
 
 @endpoint("GET", f"{_V1}/username_available", auth=Auth.ADMIN)
 async def get_username_available(users: UserAdministration, *, username: str) -> dict[str, object]:
-    """Whether an account of this name could be made: yes, or an error that says why not."""
+    """Return that a user name is available. Raises an error with the reason if it is not."""
     await users.check_free(username)
     return {"available": True}

@@ -1,4 +1,4 @@
-"""What an administrator sees of an account and lays on it, in the client-server API.
+"""Locks, suspensions and sessions of accounts, for administrators, in the client-server API.
 
 spec: client-server-api#server-administration
 """
@@ -28,7 +28,7 @@ class Suspend(msgspec.Struct, frozen=True):
     auth=Auth.ADMIN,
 )
 async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> Lock:
-    """Whether the account is locked."""
+    """Return whether the account is locked."""
     return Lock((await moderation.get_account(user_id)).locked)
 
 
@@ -41,7 +41,7 @@ async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> Lock:
 async def put_lock(
     moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Lock
 ) -> Lock:
-    """Lock the account, or unlock it."""
+    """Lock or unlock the account."""
     await moderation.do_moderate(caller, user_id, locked=body.locked)
     return body
 
@@ -53,7 +53,7 @@ async def put_lock(
     auth=Auth.ADMIN,
 )
 async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> Suspend:
-    """Whether the account is suspended."""
+    """Return whether the account is suspended."""
     return Suspend((await moderation.get_account(user_id)).suspended)
 
 
@@ -66,7 +66,7 @@ async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> Susp
 async def put_suspend(
     moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Suspend
 ) -> Suspend:
-    """Suspend the account, or lift that."""
+    """Suspend the account, or lift the suspension."""
     await moderation.do_moderate(caller, user_id, suspended=body.suspended)
     return body
 
@@ -81,7 +81,8 @@ async def put_suspend(
 async def get_whois(
     moderation: AccountModeration, caller: Requester, *, user_id: UserID
 ) -> dict[str, object]:
-    """Whence somebody was last signed in: for themselves, and for administrators."""
+    """Return when and from where each device was last seen. Users may ask about themselves only,
+    administrators about everybody."""
     devices = await moderation.get_sightings(caller, user_id)
     return {
         "user_id": user_id,

@@ -30,7 +30,7 @@ class RemoveMany(msgspec.Struct, frozen=True, kw_only=True):
 
 @endpoint("GET", "/_matrix/client/v3/devices", "/_matrix/client/r0/devices", auth=Auth.GUEST)
 async def get_devices(devices: Devices, caller: Requester) -> dict[str, object]:
-    """All of them."""
+    """Return all devices of the caller."""
     return {"devices": [_device(device) for device in await devices.get_devices(caller.user_id)]}
 
 
@@ -43,7 +43,7 @@ async def get_devices(devices: Devices, caller: Requester) -> dict[str, object]:
 async def get_device(
     devices: Devices, caller: Requester, *, device_id: DeviceID
 ) -> dict[str, object]:
-    """One of them."""
+    """Return one device of the caller."""
     return _device(await devices.get_device(caller.user_id, device_id))
 
 
@@ -58,7 +58,7 @@ async def get_device(
 async def put_device(
     devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename
 ) -> Response | Empty:
-    """Rename one; an application service makes one so."""
+    """Rename a device. An application service may also create one."""
     if await devices.do_make(caller, parse_device_id(device_id), body.display_name):
         return Response(HTTPStatus.CREATED, {}, {})
     await devices.do_rename(caller.user_id, device_id, body.display_name)
@@ -80,7 +80,7 @@ async def delete_device(
     device_id: DeviceID,
     body: Remove = Remove(),
 ) -> Empty:
-    """Remove one, once that is confirmed."""
+    """Delete a device, after user-interactive authentication."""
     await devices.do_remove(caller, [device_id], body.auth, context.client_ip)
     return EMPTY
 
@@ -95,7 +95,7 @@ async def delete_device(
 async def post_delete_devices(
     devices: Devices, caller: Requester, context: RequestContext, *, body: RemoveMany
 ) -> Empty:
-    """Remove some, once that is confirmed."""
+    """Delete several devices, after user-interactive authentication."""
     await devices.do_remove(
         caller, [parse_device_id(each) for each in body.devices], body.auth, context.client_ip
     )

@@ -1,7 +1,7 @@
-"""Signing in, and renewing what one is signed in with.
+"""Log in, and refresh access tokens.
 
-Only sign-ins count against the limit of sign-ins: a whole office renews its tokens from one
-address, every few minutes.
+Only logins count against the login rate limit: a whole office behind one address may refresh its
+tokens every few minutes.
 
 spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
 """
@@ -27,11 +27,11 @@ from homeserver.services.upstream.jwt import JWTSignIn
 
 
 class UnknownLoginType(MatrixError):
-    default_text = "This server does not know this way to sign in"
+    default_text = "This server does not support this login type"
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):
-    """How somebody signs in. `user`, `medium` and `address` are older forms of `identifier`."""
+    """The login request. `user`, `medium` and `address` are older forms of `identifier`."""
 
     type: str
     identifier: dict[str, object] | None = None
@@ -61,7 +61,7 @@ async def get_login(
     jwt_sign_in: JWTSignIn,
     acting: ActingServices,
 ) -> dict[str, object]:
-    """Ways to sign in."""
+    """Return the login types that this server offers."""
     flows: list[dict[str, object]] = []
     if sign_in.is_told_to_clients:
         flows.append({"type": "m.login.password"})
@@ -76,7 +76,7 @@ async def get_login(
     if acting.are_there:
         flows.append({"type": SERVICE_TYPE})
     if not flows:
-        raise Unrecognized("This server has no sign-in of the older kind")
+        raise Unrecognized("This server offers no legacy login")
     return {"flows": flows}
 
 
@@ -98,7 +98,7 @@ async def post_login(
     body: Login,
     access_token: str = "",
 ) -> dict[str, object]:
-    """Sign in. `access_token`: an application service's, which may come in the address."""
+    """Log in. An application service may send its token in the `access_token` query parameter."""
     device_id = None if body.device_id is None else parse_device_id(body.device_id)
     device_name = check_device_name(body.initial_device_display_name)
     by_token = {
@@ -119,7 +119,7 @@ async def post_login(
     if body.type not in ("m.login.password", SERVICE_TYPE):
         raise UnknownLoginType
     if body.type != SERVICE_TYPE and not sign_in.takes_passwords:
-        raise Forbidden("This server has no sign-in with a password")
+        raise Forbidden("This server does not accept passwords")
     older = {"user": body.user, "medium": body.medium, "address": body.address}
     name = parse_identifier(
         {
@@ -165,7 +165,7 @@ async def post_get_token(
     *,
     body: GetToken = GetToken(),
 ) -> dict[str, object]:
-    """A token with which another client of the caller signs in."""
+    """Create a login token, with which another client of the caller logs in."""
     token, lifetime = await login_tokens.do_give(caller, body.auth, context.client_ip)
     return {"login_token": token, "expires_in_ms": lifetime}
 

@@ -1,4 +1,4 @@
-"""Reporting events, rooms and users. spec: client-server-api#reporting-content"""
+"""Report events, rooms and users. spec: client-server-api#reporting-content"""
 
 from typing import Annotated
 
@@ -15,13 +15,13 @@ Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class WithReason(msgspec.Struct, frozen=True):
-    """Why; may be blank."""
+    """The reason, which may be blank."""
 
     reason: Reason
 
 
 class MaybeReason(msgspec.Struct, frozen=True):
-    """Why, if one wants to say."""
+    """The optional reason."""
 
     reason: Reason | None = None
 

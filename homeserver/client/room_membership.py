@@ -1,4 +1,4 @@
-"""Coming into rooms and leaving them. spec: client-server-api#room-membership"""
+"""Join, leave, invite, kick and ban. spec: client-server-api#room-membership"""
 
 from typing import Annotated, Any
 
@@ -18,27 +18,28 @@ Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class WithReason(msgspec.Struct, frozen=True):
-    """Why."""
+    """The optional reason of a membership change."""
 
     reason: Reason | None = None
 
 
 class Join(msgspec.Struct, frozen=True):
-    """`third_party_signed` proves that the user has an address that was invited."""
+    """The join request. `third_party_signed` proves that the user owns an invited third-party
+    identifier."""
 
     reason: Reason | None = None
     third_party_signed: dict[str, Any] | None = None
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Someone else's membership."""
+    """The user whose membership changes."""
 
     user_id: str
     reason: Reason | None = None
 
 
 class Invitation(msgspec.Struct, frozen=True):
-    """Whom to invite: a user, or an address with the identity server that knows it."""
+    """The user to invite, or a third-party identifier with its identity server."""
 
     user_id: str | None = None
     reason: Reason | None = None
@@ -102,7 +103,7 @@ async def knock_room(
     body: WithReason = WithReason(),
     via: Servers = None,
 ) -> dict[str, str]:
-    """Ask to be let into a room."""
+    """Knock on a room."""
     room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
     return {"room_id": await memberships.do_knock(caller, room_id, body.reason, servers)}
 
@@ -115,14 +116,14 @@ async def leave_room(
     room_id: RoomID,
     body: WithReason = WithReason(),
 ) -> Empty:
-    """Leave a room, or decline an invite."""
+    """Leave a room, or reject an invite."""
     await memberships.do_leave(caller, room_id, body.reason)
     return EMPTY
 
 
 @endpoint("POST", *_paths("forget"), auth=Auth.USER, limit=Limit.FORGET, while_suspended=True)
 async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID) -> Empty:
-    """Forget a room that one has left."""
+    """Forget a room that the caller has left."""
     await memberships.do_forget(caller, room_id)
     return EMPTY
 
@@ -131,12 +132,13 @@ async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_i
 async def invite_user(
     memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Invitation
 ) -> Empty:
-    """Invite someone."""
+    """Invite a user."""
     if body.user_id is None:
         if body.address is None:
             raise MissingParam("user_id is missing")
         raise InvalidParam(
-            "This server does not invite by e-mail address or phone number; ask the person for their user ID"
+            "This server does not invite by e-mail address or phone number; "
+            "ask the person for their user ID"
         )
     await memberships.do_invite(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
@@ -146,7 +148,7 @@ async def invite_user(
 async def kick_user(
     memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
 ) -> Empty:
-    """Remove someone."""
+    """Kick a user."""
     await memberships.do_kick(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
@@ -155,7 +157,7 @@ async def kick_user(
 async def ban_user(
     memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
 ) -> Empty:
-    """Ban someone."""
+    """Ban a user."""
     await memberships.do_ban(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
@@ -175,11 +177,11 @@ async def unban_user(
 async def get_joined_rooms(
     memberships: RoomMemberships, caller: Requester
 ) -> dict[str, list[RoomID]]:
-    """The rooms that the caller is in."""
+    """Return the rooms that the caller has joined."""
     return {"joined_rooms": list(await memberships.get_joined_rooms(caller.user_id))}
 
 
 def _check(room_id_or_alias: str) -> str:
     if not is_room_id(room_id_or_alias) and not is_room_alias(room_id_or_alias):
-        raise InvalidParam(f"{room_id_or_alias[:255]!r} is neither a room id nor a room alias")
+        raise InvalidParam(f"{room_id_or_alias[:255]!r} is neither a room ID nor a room alias")
     return room_id_or_alias

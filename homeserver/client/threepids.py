@@ -1,4 +1,4 @@
-"""E-mail addresses and telephone numbers of people, and what an identity server knows of them.
+"""E-mail addresses and phone numbers of users, and their bindings at identity servers.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -22,7 +22,7 @@ from homeserver.services.threepids.validation import ADD, PASSWORD_RESET, REGIST
 
 
 class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody says who wants a letter."""
+    """The request for a validation e-mail."""
 
     client_secret: str
     email: str
@@ -31,7 +31,7 @@ class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestCode(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody says who wants a code by text message."""
+    """The request for a code by text message."""
 
     client_secret: str
     country: str
@@ -74,7 +74,7 @@ class RemoveThreepid(msgspec.Struct, frozen=True, kw_only=True):
     "GET", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER
 )
 async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, object]:
-    """The caller's addresses."""
+    """Return the caller's addresses and phone numbers."""
     return {
         "threepids": [
             {
@@ -99,8 +99,11 @@ async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, ob
 async def post_threepid_add(
     threepids: Threepids, caller: Requester, context: RequestContext, *, body: AddThreepid
 ) -> Empty:
-    """Add an address that was confirmed. Who is suspended may add some, and remove none, so that
-    they can be written to. spec: client-server-api#account-suspension"""
+    """Add a validated address.
+
+    A suspended user may add addresses, so that they stay reachable, but remove none. spec:
+    client-server-api#account-suspension
+    """
     await threepids.do_add(caller, body.sid, body.client_secret, body.auth, context.client_ip)
     return EMPTY
 
@@ -115,7 +118,7 @@ async def post_threepid_add(
 async def post_threepid_delete(
     threepids: Threepids, bindings: IdentityBindings, caller: Requester, *, body: RemoveThreepid
 ) -> dict[str, object]:
-    """Remove an address, and unbind it at the identity server where this server had bound it."""
+    """Remove an address, and unbind it if this server bound it at an identity server."""
     await threepids.do_remove(caller.user_id, body.medium, body.address)
     return {
         "id_server_unbind_result": await bindings.try_unbind(
@@ -134,7 +137,7 @@ async def post_threepid_delete(
 async def post_threepid_unbind(
     bindings: IdentityBindings, caller: Requester, *, body: UnbindThreepid
 ) -> dict[str, object]:
-    """Unbind an address at the identity server where this server had bound it. Raises as
+    """Unbind an address that this server bound at an identity server. Raises as
     `IdentityBindings.do_unbind`."""
     result = await bindings.do_unbind(caller.user_id, body.medium, body.address, body.id_server)
     return {"id_server_unbind_result": result}
@@ -149,8 +152,8 @@ async def post_threepid_unbind(
 async def post_threepid_bind(
     bindings: IdentityBindings, caller: Requester, context: RequestContext, *, body: BindThreepid
 ) -> Empty:
-    """Let the caller be found by an address that they have confirmed at the identity server. Raises
-    as `IdentityBindings.do_bind`."""
+    """Bind an address that the identity server validated, so that others can find the caller by it.
+    Raises as `IdentityBindings.do_bind`."""
     await bindings.do_bind(
         caller,
         body.id_server,
@@ -166,9 +169,9 @@ async def post_threepid_bind(
     "POST", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER
 )
 async def post_threepid_the_old_way() -> Empty:
-    """Refused: addresses are confirmed by this server (`/account/3pid/add`), whatever an identity
-    server says."""
-    raise ServerNotTrusted("This server adds addresses that it has confirmed itself")
+    """Refuse: this server validates addresses itself (`/account/3pid/add`) and trusts no identity
+    server for that."""
+    raise ServerNotTrusted("This server only adds addresses that it has validated itself")
 
 
 @endpoint(
@@ -184,7 +187,7 @@ async def post_token_to_add(
     *,
     body: RequestToken,
 ) -> dict[str, object]:
-    """A letter to an address that is to be added to an account."""
+    """Send an e-mail to validate an address that the caller wants to add."""
     return await _request(validation, languages, context, ADD, body)
 
 
@@ -201,7 +204,7 @@ async def post_token_to_register(
     *,
     body: RequestToken,
 ) -> dict[str, object]:
-    """A letter to an address of somebody who is about to make an account."""
+    """Send an e-mail to validate the address of a user who registers."""
     return await _request(validation, languages, context, REGISTER, body)
 
 
@@ -218,7 +221,7 @@ async def post_token_to_reset(
     *,
     body: RequestToken,
 ) -> dict[str, object]:
-    """A letter to somebody who has forgotten their password."""
+    """Send an e-mail to a user who wants to reset their password."""
     return await _request(validation, languages, context, PASSWORD_RESET, body)
 
 
@@ -231,7 +234,7 @@ async def post_token_to_reset(
 async def post_code_to_add(
     phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
 ) -> dict[str, object]:
-    """A code to a number that is to be added to an account."""
+    """Send a code to validate a phone number that the caller wants to add."""
     return await _request_code(phones, languages, context, ADD, body)
 
 
@@ -244,7 +247,7 @@ async def post_code_to_add(
 async def post_code_to_register(
     phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
 ) -> dict[str, object]:
-    """A code to a number of somebody who is about to make an account."""
+    """Send a code to validate the phone number of a user who registers."""
     return await _request_code(phones, languages, context, REGISTER, body)
 
 
@@ -257,13 +260,13 @@ async def post_code_to_register(
 async def post_code_to_reset(
     phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
 ) -> dict[str, object]:
-    """A code to somebody who has forgotten their password."""
+    """Send a code to a user who wants to reset their password."""
     return await _request_code(phones, languages, context, PASSWORD_RESET, body)
 
 
 @endpoint("POST", SUBMIT_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=4096)
 async def post_submitted_code(phones: PhoneValidation, *, body: SubmittedCode) -> dict[str, object]:
-    """The code that somebody has typed (`submit_url`). Raises as `PhoneValidation.do_submit`.
+    """Check the code that the user typed (the `submit_url`). Raises as `PhoneValidation.do_submit`.
     spec: identity-service-api#post_matrixidentityv2validatemsisdnsubmittoken"""
     await phones.do_submit(body.sid, body.client_secret, body.token)
     return {"success": True}
@@ -296,8 +299,9 @@ async def _request_code(
     purpose: str,
     body: RequestCode,
 ) -> dict[str, object]:
-    """`msisdn` besides what the specification says: clients show it."""
-    asked = await phones.do_request_token(
+    """Send a code, and answer with `msisdn` in addition to the fields of the specification: clients
+    show it."""
+    validation = await phones.do_request_token(
         purpose,
         body.country,
         body.phone_number,
@@ -308,4 +312,4 @@ async def _request_code(
         context.client_ip,
         may_tell=True,
     )
-    return {"sid": asked.sid, "submit_url": phones.submit_url, "msisdn": asked.number}
+    return {"sid": validation.sid, "submit_url": phones.submit_url, "msisdn": validation.number}
