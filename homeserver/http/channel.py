@@ -68,9 +68,9 @@ class MatrixChannel(Connection):
     __slots__ = (
         "_active_at",
         "_advancing",
-        "_begun_at",
         "_body_bytes",
         "_clock",
+        "_discarded",
         "_exchange",
         "_head_bytes",
         "_idle_timeout",
@@ -80,12 +80,12 @@ class MatrixChannel(Connection):
         "_max_header_bytes",
         "_parser",
         "_producer",
-        "_read_on",
+        "_read_more",
         "_read_size",
         "_reading",
         "_refused",
         "_send_now",
-        "_thrown_away",
+        "_started_at",
         "_timer",
         "_unread",
         "_uri",
@@ -118,21 +118,21 @@ class MatrixChannel(Connection):
         self._max_header_bytes = max_header_bytes
         self._parser: httptools.HttpRequestParser | None = None
         self._send_now: Callable[[bytes], int] | None = None
-        self._read_on: Callable[[], object] | None = None
+        self._read_more: Callable[[], object] | None = None
         self._exchange: Exchange | None = None
         self._reading: Exchange | Waiting | None = None
         self._waiting: deque[Waiting] = deque()
         self._unread = b""
         self._advancing = False
         self._refused = False
-        self._thrown_away = 0
+        self._discarded = 0
         self._read_size = USUAL_READ
         self._uri = b""
         self._lines: list[tuple[bytes, bytes]] = []
         """Headers of the request being parsed."""
         self._head_bytes = 0
         self._body_bytes = 0
-        self._begun_at = 0.0
+        self._started_at = 0.0
         """When the first byte of the request being parsed arrived."""
         self._in_head = True
         self._active_at = 0.0
@@ -148,11 +148,11 @@ class MatrixChannel(Connection):
             # With TLS these belong to the socket below and would bypass the encryption.
             get_handle: Callable[[], socket] | None = getattr(transport, "getHandle", None)
             self._send_now = None if get_handle is None else get_handle().send
-            self._read_on = getattr(transport, "doRead", None)
+            self._read_more = getattr(transport, "doRead", None)
         if ITCPTransport.providedBy(transport):
             # Answers are written whole. Nagle's algorithm would delay the last packet by 40 ms.
             transport.setTcpNoDelay(True)
-        self._read_at_once(USUAL_READ)
+        self._set_read_size(USUAL_READ)
         self.peer_address = normalise(str(getattr(transport.getPeer(), "host", ""))) or ""
         # A pull producer is resumed whenever the write buffer is empty.
         transport.registerProducer(self, self._send_now is None)
@@ -162,18 +162,18 @@ class MatrixChannel(Connection):
 
     def dataReceived(self, data: bytes) -> None:
         if self._refused:
-            self._throw_away(len(data))
+            self._discard(len(data))
         elif self._waiting or self._unread:
-            self._keep_unread(data)
+            self._buffer_unread(data)
         else:
             was_usual = self._read_size == USUAL_READ
             self._feed(data)
             is_long = was_usual and len(data) == USUAL_READ and self._read_size != USUAL_READ
-            if is_long and self._read_on is not None and not self._refused:
+            if is_long and self._read_more is not None and not self._refused:
                 # More of the body has arrived: reading it now saves a turn of the reactor.
-                self._read_on()
+                self._read_more()
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 - as Twisted has it
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self._set_timer(None)
         exchange, self._exchange, self._reading = self._exchange, None, None
         self._waiting.clear()
@@ -325,7 +325,7 @@ class MatrixChannel(Connection):
         self._active_at = self._clock.seconds()
         if self._in_head:
             if not self._head_bytes:
-                self._begun_at = self._active_at
+                self._started_at = self._active_at
             self._head_bytes += len(data)
         try:
             parser.feed_data(data)
@@ -344,7 +344,7 @@ class MatrixChannel(Connection):
         self.persistent = head.keep_alive
         size = USUAL_READ if length is None or length <= USUAL_READ else LONG_READ
         if size != self._read_size:
-            self._read_at_once(size)
+            self._set_read_size(size)
         exchange = self._exchange = self._make_exchange(self)
         exchange.begin(head, length)
         if self._refused:
@@ -356,7 +356,7 @@ class MatrixChannel(Connection):
             self.send(CONTINUE)
         return exchange
 
-    def _read_at_once(self, size: int) -> None:
+    def _set_read_size(self, size: int) -> None:
         self._read_size = size
         if self._send_now is not None:  # with TLS another transport reads
             self.transport.bufferSize = size  # type: ignore[union-attr]
@@ -390,19 +390,19 @@ class MatrixChannel(Connection):
         if self._exchange is None and (self._waiting or self._unread) and not self._refused:
             self._clock.callLater(0, self._advance)
 
-    def _keep_unread(self, data: bytes) -> None:
+    def _buffer_unread(self, data: bytes) -> None:
         self._unread += data
         if len(self._unread) > MOST_WAITING_BYTES and self.transport is not None:
             self.transport.pauseProducing()
 
-    def _throw_away(self, size: int) -> None:
-        self._thrown_away += size
-        if self._thrown_away > LINGER_BYTES:
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > LINGER_BYTES:
             self._close()
 
     def _end_long_head(self) -> None:
-        is_address = 2 * len(self._uri) > self._max_header_bytes
-        self._end(too_long(self._max_header_bytes, is_address=is_address))
+        is_uri = 2 * len(self._uri) > self._max_header_bytes
+        self._end(too_long(self._max_header_bytes, is_uri=is_uri))
 
     def _end(self, answer: bytes) -> None:
         """Send a last answer and refuse further input."""
@@ -430,7 +430,7 @@ class MatrixChannel(Connection):
             self._set_timer(self._idle_timeout - quiet, self._check_idle)
 
     def _is_too_slow(self, now: float) -> bool:
-        taken = now - self._begun_at
+        taken = now - self._started_at
         if self._in_head:
             return self._head_bytes > 0 and taken >= self._idle_timeout
         return self._body_bytes <= FREE_BYTES and taken >= MOST_SECONDS

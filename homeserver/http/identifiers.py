@@ -1,6 +1,6 @@
-"""How identifiers in paths and queries are read: the parser of each type.
+"""The parsers of identifiers in paths and queries.
 
-They are the protocol core's, so a malformed identifier never reaches a handler.
+They are those of the protocol core, so a malformed identifier never reaches a handler.
 """
 
 from collections.abc import Callable, Mapping

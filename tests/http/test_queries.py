@@ -10,7 +10,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
-from homeserver.http.parameters import MAX_REMEMBERED, REMEMBERED, bind, find_fields
+from homeserver.http.parameters import CACHED_FIELDS, MAX_CACHED_FIELD, bind, find_fields
 
 
 @endpoint("GET", "/read", auth=Auth.USER)
@@ -91,13 +91,13 @@ def test_the_first_of_each_name_counts_and_what_nobody_asks_for_is_passed_over()
 
 def test_what_comes_again_is_remembered_and_what_differs_each_time_is_not() -> None:
     reader = bind(get_read.__dict__["__endpoint__"]).query
-    for number in range(3 * REMEMBERED):
+    for number in range(3 * CACHED_FIELDS):
         reader.read(
             f"since={number}&timeout=30000&full=true&mode=a&other=%20&access_token=%20".encode(), {}
         )
-    assert set(reader._known) == {"timeout=30000", "full=true", "mode=a"}
-    for number in range(3 * REMEMBERED):
+    assert set(reader._cached) == {"timeout=30000", "full=true", "mode=a"}
+    for number in range(3 * CACHED_FIELDS):
         reader.read(f"since=%20{number}".encode(), {})
-        assert len(reader._known) <= REMEMBERED
-    reader.read(b"since=%20" + b"a" * MAX_REMEMBERED, {})
-    assert not any(len(each) > MAX_REMEMBERED for each in reader._known)
+        assert len(reader._cached) <= CACHED_FIELDS
+    reader.read(b"since=%20" + b"a" * MAX_CACHED_FIELD, {})
+    assert not any(len(each) > MAX_CACHED_FIELD for each in reader._cached)

@@ -186,7 +186,7 @@ def test_what_is_kept_of_a_query_is_of_one_endpoint_and_no_mistake_is(client: Cl
 def kept(client: Client) -> set[str]:
     """What of queries is in memory."""
     routes = [route for leaf in client.site.router._table.leaves() for route in leaf.values()]
-    return {part for route in routes for part in route.binding.query._known}
+    return {part for route in routes for part in route.binding.query._cached}
 
 
 @pytest.mark.parametrize(
@@ -443,16 +443,16 @@ def _unknown_limit() -> Any:
     ("declare", "words"),
     [
         (_missing_parameter, "no parameter b"),
-        (_missing_service, "nobody provides the service Bell"),
+        (_missing_service, "no such service is provided: Bell"),
         (_unreadable_type, "cannot be read from text"),
         (_untyped, "has no type"),
         (_nobody_to_ask, "auth is none"),
         (_not_optional, "must be `Requester | None`"),
-        (_no_checker, "no checker is wired"),
+        (_no_checker, "there is no checker for it"),
         (_alias_leaves_out_too_much, "leaves out event_id"),
         (_relative, "does not begin with a slash"),
         (_body_of_text, "cannot be read"),
-        (_unknown_limit, "nobody says how large max_upload_size is"),
+        (_unknown_limit, "the size of max_upload_size is not given"),
     ],
 )
 def test_a_wrong_declaration_is_a_sentence(declare: Any, words: str) -> None:
