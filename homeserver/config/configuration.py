@@ -1,7 +1,7 @@
-"""The whole configuration: its groups, in the order of the sample file.
+"""The complete configuration: its groups, in the order of the sample file.
 
-In YAML the options of a group stand at the top level of the file; the groups are there for the
-code, so that each part of the server is given only what it needs (`app.py` passes groups, sections
+In YAML the options of a group are at the top level of the file. The groups exist for the code, so
+that each part of the server gets only the options that it needs (`app.py` passes groups, sections
 or single values, never `Config`).
 """
 
@@ -26,7 +26,7 @@ from homeserver.config.upstream import Upstream
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All that a configuration file says, checked, with defaults filled in."""
+    """A checked configuration, with defaults filled in."""
 
     name: Name
     network: Network
@@ -51,7 +51,7 @@ class Config:
     others: Others
     observation: Observation
     folder: Path
-    """Where the (first) configuration file is; not an option."""
+    """The folder of the (first) configuration file; not an option."""
 
     @property
     def server_name(self) -> str:
@@ -59,7 +59,7 @@ class Config:
 
     @property
     def signing_key_path(self) -> Path:
-        """The file with the signing key, named or by default."""
+        """Return the path of the signing key, configured or by default."""
         return self.keys.signing_key_path or self.folder / f"{self.name.server_name}.signing.key"
 
 
@@ -87,4 +87,4 @@ GROUPS: dict[str, type] = {
     "others": Others,
     "observation": Observation,
 }
-"""Every group of `Config`, by its name there."""
+"""All groups of `Config` by attribute name."""

@@ -1,4 +1,4 @@
-"""Options about how much is kept in memory."""
+"""Options about caches."""
 
 from dataclasses import dataclass
 

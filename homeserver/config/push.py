@@ -1,4 +1,4 @@
-"""Options about notifications."""
+"""Options about push notifications."""
 
 from dataclasses import dataclass
 

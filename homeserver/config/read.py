@@ -1,12 +1,11 @@
-"""From the plain values of a file to a section: every value checked, every complaint collected.
+"""Converts plain values of a file into sections, checks them, and collects all errors.
 
-A value that does not fit costs one `Problem` and the default stands in for it, so that a reader
-sees all that is wrong with a file at once. A key that no option has goes to `Reading.unknown`;
-`load.py` knows what to think of it.
+A wrong value is one `Problem`, and the default replaces it, so that one run shows all errors of a
+file. Unknown keys go to `Reading.unknown`; `load.py` decides about them.
 
-Secrets are found in four places, the first that has one wins: the environment (`MAHALLA_` and the
-option's path in capitals), the file that the environment names (`…_FILE`), the option itself, and
-the file that `<option>_path` or `<option>_file` names.
+Secrets are looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
+the file that the environment names (`…_FILE`), the option itself, and the file that `<option>_path`
+or `<option>_file` names.
 """
 
 import ipaddress
@@ -50,8 +49,7 @@ WORDS_FOR_BOOL = {"yes": True, "on": True, "no": False, "off": False}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with one value. `str()` is the sentence for people, without the name of the
-    file."""
+    """An error in one value. `str()` is a sentence for people, without the file name."""
 
     place: Place
     text: str
@@ -62,27 +60,27 @@ class Problem:
 
 @dataclass(slots=True)
 class Reading:
-    """What is known while a file is read, and what was found wrong."""
+    """The state while files are read: the inputs and the problems found so far."""
 
     folder: Path
-    """Where relative paths start."""
+    """The folder where relative paths start."""
     environment: Mapping[str, str]
     problems: list[Problem] = field(default_factory=list)
     unknown: list[tuple[Place, Any, Sequence[str]]] = field(default_factory=list)
-    """Keys that no option has: where, the value, and the keys that may stand there."""
+    """Unknown keys: the place, the value, and the known keys of that section."""
     used: set[Place] = field(default_factory=set)
-    """Options that the file sets."""
+    """The options that the file sets."""
 
     def complain(self, place: Place, text: str) -> None:
         self.problems.append(Problem(place, text))
 
 
 class Unfit(Exception):
-    """A value is not what its option wants. `str()` says what that is."""
+    """A value does not fit its option. `str()` says what is expected."""
 
 
 def spell_place(place: Place) -> str:
-    """`("listeners", 0, "port")` as `listeners[0].port`."""
+    """Format a place: `("listeners", 0, "port")` becomes `listeners[0].port`."""
     text = ""
     for step in place:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
@@ -90,23 +88,23 @@ def spell_place(place: Place) -> str:
 
 
 def show(value: object) -> str:
-    """A value as an error message shows it: short."""
+    """Format a value for an error message, shortened."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def types_of(kind: type[Any]) -> Mapping[str, Any]:
-    """The type of each option of a section."""
+    """Return the type of each option of a section."""
     return _types_of(cast(Hashable, kind))
 
 
 _types_of = cache(get_type_hints)
-"""To compile what the annotations say takes longer than to read a file."""
+"""Cached: evaluating the annotations takes longer than reading a file."""
 
 
 def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading) -> Any:
-    """Make a section of type `kind` from the mapping that stands at `place`; None when a required
-    option is missing."""
+    """Make a section of type `kind` from the mapping at `place`. Return None if a required option
+    is missing."""
     known: list[str] = []
     made = read_fields(kind, values, place, reading, known)
     for key in values:
@@ -118,8 +116,8 @@ def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, readi
 def read_fields(
     kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading, known: list[str]
 ) -> dict[str, Any] | None:
-    """Read the options of `kind` that stand in `values`; adds the keys that it looked for to
-    `known`."""
+    """Read the options of `kind` from `values`. Add the looked-up keys to `known`. Return None if a
+    required option is missing."""
     types = types_of(kind)
     made: dict[str, Any] = {}
     complete = True
@@ -135,7 +133,7 @@ def read_fields(
             known.extend(declared.name + suffix for suffix in SECRET_FILE_SUFFIXES)
             found = _find_secret(declared.name, values, place, reading, found)
         elif is_dataclass(types[declared.name]) and found in (MISSING, None):
-            found = {}  # what is in the section may have a secret in the environment
+            found = {}  # a secret in the section may come from the environment
         if found is MISSING:
             if default is MISSING:
                 reading.complain(
@@ -159,7 +157,7 @@ def read_fields(
 
 
 def is_secret(kind: Any) -> bool:
-    """Whether a type is `Secret`, or that or None."""
+    """Return whether the type is `Secret` or `Secret | None`."""
     return kind is Secret or Secret in get_args(kind)
 
 
@@ -197,12 +195,13 @@ def _secret_in_file(path: str, place: Place, reading: Reading) -> Any:
 
 
 def environment_name(place: Place) -> str:
-    """The variable that overrides the secret at `place`: `MAHALLA_REGISTRATION_SHARED_SECRET`."""
+    """Return the environment variable that overrides the secret at `place`, such as
+    `MAHALLA_REGISTRATION_SHARED_SECRET`."""
     return ENVIRONMENT_PREFIX + "_".join(str(step) for step in place).upper()
 
 
 def read_value(kind: Any, found: Any, place: Place, reading: Reading, default: Any = None) -> Any:
-    """One value as the type `kind`. Raises `Unfit`; what is wrong inside a section is put into
+    """Convert one value to the type `kind`. Raises `Unfit`; problems inside a section go to
     `reading`."""
     if kind is JSON:
         return found
@@ -231,7 +230,7 @@ def _read_inner_section(kind: Any, found: Any, place: Place, reading: Reading, d
 
 
 def with_defaults(kind: Any, default: Any, found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A limit's own defaults (`rc_login: {…}`) fill in what the file leaves out of it."""
+    """Fill in a rate limit's own defaults (`rc_login: {…}`) where the file sets only a part."""
     if not isinstance(default, kind) or any(
         is_dataclass(getattr(default, each.name)) for each in fields(kind)
     ):
@@ -265,7 +264,7 @@ def _read_mapping(kind: Any, found: Any, place: Place, reading: Reading) -> dict
             values[name] = read_value(kind, each, (*place, name), reading)
         except Unfit as unfit:
             reading.complain((*place, name), f"got {show(each)}; {unfit}")
-    if is_dataclass(kind):  # what is missing in a section has been told
+    if is_dataclass(kind):  # a missing option in a section is already reported
         return {name: value for name, value in values.items() if value is not None}
     return values
 
@@ -279,7 +278,7 @@ def _read_choice(choices: Sequence[object], found: Any) -> object:
     for choice in choices:
         if choice == word and isinstance(choice, bool) == isinstance(word, bool):
             return choice
-    if found is False and "off" in choices:  # `off` as the YAML of old would have it
+    if found is False and "off" in choices:  # `off` in YAML 1.1
         return "off"
     raise Unfit(f"want one of {', '.join(_yaml_word(choice) for choice in choices)}")
 
@@ -324,9 +323,7 @@ def _read_bool(found: Any) -> bool:
 
 
 def _read_permissions(found: Any) -> Permissions:
-    if isinstance(found, str) and re.fullmatch(
-        r"0[0-7]{3,4}", found
-    ):  # as the YAML of old would have it
+    if isinstance(found, str) and re.fullmatch(r"0[0-7]{3,4}", found):  # octal in YAML 1.1
         return Permissions(int(found, 8))
     if _is_plain_number(found) and isinstance(found, int):
         return Permissions(found)
@@ -355,8 +352,7 @@ def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
 
 
 def spell_number(number: float, value_type: Any) -> str:
-    """A number as people write it in the file: a duration or a size with the largest unit that it
-    is a multiple of."""
+    """Format a number as in the file: a duration or size gets the largest unit that divides it."""
     kind = without_none(value_type)
     if kind is Permissions:
         return f"0o{number:03o}"
@@ -368,13 +364,13 @@ def spell_number(number: float, value_type: Any) -> str:
 
 
 def without_none(value_type: Any) -> Any:
-    """What an option that may be left out is otherwise."""
+    """Return the type of an optional option without None."""
     inner = [each for each in get_args(value_type) if each is not NoneType]
     return inner[0] if len(inner) == 1 and NoneType in get_args(value_type) else value_type
 
 
 def check_bounds(value: Any, value_type: Any, description: Description) -> None:
-    """Hold a value against the bounds of its option. Raises `Unfit`."""
+    """Check a value against the bounds of its option. Raises `Unfit`."""
     if value is None:
         return
     if _is_plain_number(value):
@@ -387,7 +383,8 @@ def check_bounds(value: Any, value_type: Any, description: Description) -> None:
 
 
 def each_option(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any, Field[Any]]]:
-    """Every option of a section and of the sections in it: where, its type, its declaration."""
+    """Iterate over all options of a section and its inner sections, with place, type and
+    declaration."""
     types = types_of(kind)
     for declared in fields(kind):
         here = (*place, declared.name)

@@ -1,4 +1,4 @@
-"""Options about rooms: how they are made, who finds them, what of people is shown."""
+"""Options about rooms, presence and profiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +63,8 @@ class Rooms:
     )
     filter_timeline_limit: int = option(
         100,
-        "The most events of a room in one answer to /sync or sliding sync, whatever the client requests. -1: no limit.",
+        "The most events of a room in one answer to /sync or sliding sync, whatever the client "
+        "requests. -1: no limit.",
         minimum=-1,
     )
     retention: Retention = section(
@@ -80,7 +81,7 @@ class Rooms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """Who is there."""
+    """Presence: who is online."""
 
     enabled: Literal[True, False, "untracked"] = option(
         True, "Shows people who is online. `untracked`: only people of other servers."

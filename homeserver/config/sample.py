@@ -25,33 +25,34 @@ from homeserver.config.yaml_text import Place
 WIDTH = 100
 
 SAMPLE_HEAD = """\
-# All options of a homeserver. Only `server_name` is required. Everything else is commented out, and shows its default or
-# an example.
-# `python -m homeserver config check` lists the errors of a file, and the options that have no effect.
+# All options of a homeserver. Only `server_name` is required. Everything else is commented out, and
+# shows its default or an example.
+# `python -m homeserver config check` lists the errors of a file, and the options without effect.
 #
-# Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of this file.
-# A secret may be in a file of its own (`registration_shared_secret_path: FILE`) or in the environment
-# (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
+# Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of
+# this file. A secret may be in a file of its own (`registration_shared_secret_path: FILE`) or in the
+# environment (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
 """
 
 DOCS_HEAD = """\
 # All options
 
-`homeserver.yaml` is one YAML file. [configure.md](configure.md) explains how to change and check it.
-[`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default. This page and the sample are
-generated from the same declarations.
+`homeserver.yaml` is one YAML file. [configure.md](configure.md) explains how to change and check
+it. [`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default.
+This page and the sample are generated from the same declarations.
 
 - The names are those that operators of Synapse know, wherever the meaning is the same.
-- Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes are written `512K`,
-  `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of the configuration file.
-- A *secret* may be in a file of its own (option `NAME_path` or `NAME_file`) or in the environment (the variable that is
-  named with it, or the same with `_FILE` for the name of a file). The environment comes first.
+- Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes
+  are written `512K`, `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of the
+  configuration file.
+- A *secret* may be in a file of its own (option `NAME_path` or `NAME_file`) or in the environment
+  (the named variable, or the same with `_FILE` for a file name). The environment comes first.
 - *Not yet*: the option is known and checked, but has no effect so far.
 """
 
 
 def write_sample() -> str:
-    """The text of `homeserver.yaml.sample`."""
+    """Return the text of `homeserver.yaml.sample`."""
     lines = [SAMPLE_HEAD]
     for kind in GROUPS.values():
         lines.append(f"\n{'#' * 4} {_title(kind)}\n")
@@ -80,12 +81,13 @@ def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterato
 
 
 def _is_limit(declared: Field[Any]) -> bool:
-    """A rate limit goes on one line, with the defaults of its own that it was declared with."""
+    """Return whether the option is a rate limit, which is shown on one line with its own
+    defaults."""
     return is_dataclass(declared.default)
 
 
 def spell(value: Any, value_type: Any) -> str:
-    """A default, as YAML in one line."""
+    """Format a default as YAML in one line."""
     kind = without_none(value_type)
     if value is None:
         return "null"
@@ -120,7 +122,7 @@ def _title(kind: type[Any]) -> str:
 
 
 def write_docs() -> str:
-    """The text of `docs/operators/configuration.md`."""
+    """Return the text of `docs/operators/configuration.md`."""
     lines = [DOCS_HEAD]
     for kind in GROUPS.values():
         lines.append(f"## {_title(kind)}\n")
@@ -168,7 +170,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
 
 
 def _section_in(value_type: Any) -> type[Any] | None:
-    """The section that a type is, or that its list or mapping is made of."""
+    """Return the section that a type is, or that its list or mapping contains."""
     candidates = [value_type, *get_args(without_none(value_type))]
     return next(
         (each for each in candidates if isinstance(each, type) and is_dataclass(each)), None

@@ -1,4 +1,4 @@
-"""Options about finding: messages by what they say, people by their names."""
+"""Options about message search and the user directory."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,12 +6,12 @@ from typing import Literal
 from homeserver.config.option import option, section
 
 Language = Literal["uz", "kaa", "ru", "en"]
-"""Languages whose ways of writing the search knows: Uzbek, Karakalpak, Russian, English."""
+"""The languages whose spelling variants the search knows: Uzbek, Karakalpak, Russian, English."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserDirectory:
-    """The directory of people."""
+    """The user directory."""
 
     enabled: bool = option(True, "Lets people search for people. Without it, nobody is found.")
     search_all_users: bool = option(

@@ -1,5 +1,4 @@
-"""Options about the server as such: its name, where it listens, where it keeps things, what it
-logs."""
+"""Options about the server itself: its name, listeners, database, media, logs and keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from homeserver.config.scanning import MediaScanning
 
 
 def _check_server_name(name: str) -> str | None:
-    # 230 and not 255 characters, so that user ids have room for a name
+    # 230 and not 255 characters, to leave space for the localpart of user ids
     if is_server_name(name) and len(name) <= 230:
         return None
-    return "must be a host name, with :PORT if need be, as in user ids: no https://, no path"
+    return "must be a host name with an optional :PORT, as in user IDs: no https://, no path"
 
 
 def _check_optional_url(url: str | None) -> str | None:
@@ -47,7 +46,7 @@ def _check_day(day: str | None) -> str | None:
         fits = day is None or date.fromisoformat(day).isoformat() == day
     except ValueError:
         fits = False
-    return None if fits else "must be a day, as 2025-06-01"
+    return None if fits else "must be a date such as 2025-06-01"
 
 
 def _check_policy_key(key: str) -> str | None:
@@ -75,7 +74,8 @@ class Name:
     )
     serve_server_wellknown: bool = option(
         False,
-        "Serves `/.well-known/matrix/server`, which sends other servers to port 443 of `server_name` instead of 8448.",
+        "Serves `/.well-known/matrix/server`, which sends other servers to port 443 of "
+        "`server_name` instead of 8448.",
     )
     extra_well_known_client_content: Mapping[str, JSON] = option(
         {},
@@ -91,13 +91,15 @@ class Name:
     )
     web_client_location: str | None = option(
         None,
-        "Where `/` redirects browsers to, such as your Element Web. Without it, `/` shows a page about this server.",
+        "Where `/` redirects browsers to, such as your Element Web. Without it, `/` shows a page "
+        "about this server.",
         example="https://chat.example.org/",
         check=_check_optional_url,
     )
     admin_contact: str | None = option(
         None,
-        "How to reach the administrators (`mailto:…` or `https://…`). Shown in `/.well-known/matrix/support`.",
+        "How to reach the administrators (`mailto:…` or `https://…`). Shown in "
+        "`/.well-known/matrix/support`.",
         example="mailto:admin@example.org",
     )
     support_page: str | None = option(
@@ -116,7 +118,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """What a listener serves."""
+    """The endpoints of a listener."""
 
     names: tuple[
         Literal[
@@ -141,7 +143,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A socket: a TCP port, with or without TLS, or a Unix socket."""
+    """A listening socket: a TCP port, with or without TLS, or a Unix socket."""
 
     port: int | None = option(None, "A TCP port. 0 takes any free port.", minimum=0, maximum=65535)
     path: Path | None = option(None, "A Unix socket, instead of a port.")
@@ -150,7 +152,8 @@ class Listener:
     )
     bind_addresses: tuple[str, ...] = option(
         ("::", "0.0.0.0"),
-        "The addresses to listen on. An address that this machine does not have is an error, except `::` and `::1`.",
+        "The addresses to listen on. An address that this machine does not have is an error, "
+        "except `::` and `::1`.",
     )
     type: Literal["http", "metrics", "manhole"] = option(
         "http", "`http`, or `metrics` for metrics only. `manhole` has no effect."
@@ -198,11 +201,12 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
-    """Where everything but media is kept."""
+    """The database."""
 
     name: Literal["sqlite3", "psycopg2"] = option(
         "sqlite3",
-        "`sqlite3` for SQLite (one node, nothing to set up) or `psycopg2` for PostgreSQL 13 or newer.",
+        "`sqlite3` for SQLite (one node, nothing to set up) or `psycopg2` for PostgreSQL 13 or "
+        "newer.",
     )
     args: Mapping[str, JSON] = option(
         {},
@@ -226,7 +230,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaRetention:
-    """How long files are kept."""
+    """How long media are kept."""
 
     remote_media_lifetime: Duration | None = option(
         None,
@@ -376,7 +380,8 @@ class Storage:
     )
     media_scanning: MediaScanning = section(
         MediaScanning,
-        "Scanners that check files before anybody gets them; see docs/operators/scanning.md. Off while none is named.",
+        "Scanners that check files before anybody gets them; see docs/operators/scanning.md. Off "
+        "while none is named.",
     )
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
@@ -385,7 +390,8 @@ class Storage:
     )
     remote_media_download_per_second: Size = option(
         Size(87 * 1024),
-        "How many bytes a second, on average, are fetched from other servers for one client address.",
+        "How many bytes a second, on average, are fetched from other servers for one client "
+        "address.",
         minimum=1,
         example="87K",
     )
@@ -396,7 +402,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """What is logged, and how."""
+    """Logging."""
 
     level: Literal["debug", "info", "warn", "error"] = option(
         "info", "The lowest level that is logged."
@@ -423,7 +429,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OldKey:
-    """A key that signed for this server once."""
+    """A retired signing key of this server."""
 
     key: str = required("The public key in unpadded base64.")
     expired_ts: int = required("When it was retired, in milliseconds since 1970.", minimum=0)
@@ -447,5 +453,8 @@ class Keys:
     old_signing_keys: Mapping[str, OldKey] = option(
         {},
         "Retired keys, so that others can still verify what they signed.",
-        example='{"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: 1576767829750}}',
+        example=(
+            '{"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: '
+            "1576767829750}}"
+        ),
     )

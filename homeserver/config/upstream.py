@@ -1,5 +1,4 @@
-"""Options about signing in with somebody else's word: OpenID Connect, CAS, SAML 2 and tokens of
-other programs."""
+"""Options about identity providers: OpenID Connect, CAS, SAML 2, JWT and plug-ins."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ def _check_icon(uri: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeRequirement:
-    """Something that who signs in must have."""
+    """A condition on the claims or attributes of a user who logs in."""
 
     attribute: str = required("The claim or attribute.", example="groups")
     value: str | None = option(
@@ -51,7 +50,7 @@ class AttributeRequirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtKey:
-    """A client secret that is made, as Sign in with Apple wants it."""
+    """A key that signs client secrets, as Sign in with Apple requires."""
 
     key: Secret = required("The private key, in PEM; or `key_file`.")
     jwt_header: Mapping[str, JSON] = required(
@@ -62,7 +61,7 @@ class JwtKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimTemplates:
-    """What of the claims becomes what, as small Jinja2 templates in which `user` has the claims."""
+    """Jinja2 templates that map claims to account data. `user` holds the claims."""
 
     subject_claim: str = option(
         "sub", "The claim that identifies a person at the provider and never changes."
@@ -113,7 +112,7 @@ class ClaimMapping:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OIDCProvider:
-    """A provider of OpenID Connect."""
+    """An OpenID Connect provider."""
 
     idp_id: str = required(
         "Its name in addresses and in the database. Never change it.", check=check_idp_id
@@ -157,7 +156,8 @@ class OIDCProvider:
     )
     skip_verification: bool = option(
         False,
-        "Allows a provider without TLS, and one whose issuer differs from `issuer`. For tests only.",
+        "Allows a provider without TLS, and one whose issuer differs from `issuer`. For tests "
+        "only.",
     )
     user_profile_method: Literal["auto", "userinfo_endpoint"] = option(
         "auto", "`userinfo_endpoint`: claims are fetched there, and not taken from the ID token."
@@ -200,7 +200,7 @@ class OIDCProvider:
 
     @property
     def provider_id(self) -> str:
-        """What it is called in addresses and in the database. Synapse calls it so too."""
+        """Return the id in URLs and in the database, which is the same as in Synapse."""
         return self.idp_id if self.idp_id == "oidc" else f"oidc-{self.idp_id}"
 
 
@@ -225,7 +225,8 @@ class CAS:
     )
     protocol_version: Literal[2, 3] | None = option(
         None,
-        "The version of the protocol. 3 delivers attributes. `null`: 3, as nearly every server today.",
+        "The version of the protocol. 3 delivers attributes. `null`: 3, as nearly every server "
+        "today.",
     )
     displayname_attribute: str | None = option(
         None, "The attribute with the display name.", example="name"
@@ -247,7 +248,7 @@ class CAS:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SAMLTemplates:
-    """What of the attributes becomes what."""
+    """The mapping from SAML attributes to account data."""
 
     mxid_source_attribute: str = option("uid", "The attribute with the name of a new account.")
     mxid_mapping: Literal["hexencode", "dotreplace"] = option(
@@ -309,20 +310,20 @@ class SAML2:
 
     @property
     def metadata_urls(self) -> tuple[str, ...]:
-        """The addresses that metadata are fetched from."""
+        """Return the addresses from which metadata are fetched."""
         metadata = self.sp_config.get("metadata")
         remote = metadata.get("remote") if isinstance(metadata, dict) else None
         return tuple(str(each["url"]) for each in remote) if remote else ()
 
     @property
     def is_used(self) -> bool:
-        """Whether there is a provider."""
+        """Whether a SAML provider is configured."""
         return self.enabled and bool(self.sp_config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SSO:
-    """What holds for all of them."""
+    """Settings that all of these providers share."""
 
     client_whitelist: tuple[str, ...] = option(
         (),
@@ -339,7 +340,7 @@ class SSO:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JWT:
-    """Signing in with a token that another program signed (`org.matrix.login.jwt`)."""
+    """Login with a token that another program signed (`org.matrix.login.jwt`)."""
 
     enabled: bool = option(False, "Lets people sign in with such tokens.")
     secret: Secret | None = option(None, "The secret, or the public key in PEM.")
@@ -365,8 +366,10 @@ class Upstream:
     oidc_providers: tuple[OIDCProvider, ...] = option(
         (),
         "Providers of OpenID Connect.",
-        example="[{idp_id: keycloak, idp_name: Keycloak, issuer: https://login.example.org/realms/us, "
-        "client_id: matrix, client_secret: SECRET}]",
+        example=(
+            "[{idp_id: keycloak, idp_name: Keycloak, issuer: https://login.example.org/realms/us, "
+            "client_id: matrix, client_secret: SECRET}]"
+        ),
     )
     ldap_providers: tuple[LDAPProvider, ...] = option(
         (),
@@ -378,15 +381,16 @@ class Upstream:
     jwt_config: JWT = section(JWT, "Sign-in with a token that another program signed.")
     plugins: tuple[Plugin, ...] = option(
         (),
-        "Plug-ins that check passwords, or refuse accounts and sign-ins; see docs/operators/plugins.md.",
+        "Plug-ins that check passwords, or refuse accounts and sign-ins; see "
+        "docs/operators/plugins.md.",
         example="[{module: our_plugins.OfficeHours, config: {from: 7, until: 19}}]",
     )
     sso: SSO = section(SSO, "Settings for OpenID Connect, CAS and SAML.")
 
     @property
     def buttons(self) -> tuple[tuple[str, str, str | None], ...]:
-        """Id, name and icon of all providers where people sign in with a browser, in the order in
-        which people see them."""
+        """Return id, name and icon of all providers that use a browser, in the order of the
+        buttons."""
         saml = (
             (("saml", self.saml2_config.idp_name, self.saml2_config.idp_icon),)
             if self.saml2_config.is_used
@@ -405,10 +409,10 @@ class Upstream:
 
     @property
     def browser_ids(self) -> tuple[str, ...]:
-        """Their ids."""
+        """Return the ids of all providers that use a browser."""
         return tuple(provider_id for provider_id, _name, _icon in self.buttons)
 
     @property
     def directory_ids(self) -> tuple[str, ...]:
-        """The ids of all directories."""
+        """Return the ids of all LDAP directories."""
         return tuple(provider.idp_id for provider in self.ldap_providers)

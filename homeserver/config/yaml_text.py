@@ -1,9 +1,8 @@
-"""YAML as people mean it: plain values, where each stands in its file, and none of YAML's old
-surprises.
+"""Parses YAML into plain values with their line numbers, without the surprises of YAML 1.1.
 
-`no`, `on` and `off` are text, `12:30` is not a number of minutes, a date is text, and a key that
-stands twice is an error (YAML 1.2's core schema; an option that is true or false takes `yes` and
-`no` all the same, see `read.py`).
+`no`, `on` and `off` are text, `12:30` is not a number of minutes, a date is text, and a repeated
+key is an error (the core schema of YAML 1.2). An option that is true or false still accepts `yes`
+and `no`; see `read.py`.
 """
 
 import re
@@ -13,10 +12,10 @@ from typing import Any
 import yaml
 
 Place = tuple[str | int, ...]
-"""Where a value is: the keys and list positions that lead to it."""
+"""The path of a value: the keys and list positions that lead to it."""
 
 MAX_VALUES = 100_000
-"""More values than any configuration has; stops a file whose aliases multiply without end."""
+"""More values than any configuration has. Stops files whose aliases expand without limit."""
 
 MAX_DEPTH = 50
 
@@ -29,20 +28,19 @@ _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)?(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?")
 
 
 class NotYaml(Exception):
-    """The text is not YAML, or not of the kind that a configuration is. `str()` says what and
-    where."""
+    """The text is not valid YAML, or not a configuration. `str()` says what is wrong and where."""
 
 
 @dataclass(slots=True)
 class Document:
-    """What a file says, and on which line it says each thing."""
+    """The values of a file, and their line numbers."""
 
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[Place, int] = field(default_factory=dict)
 
 
 def parse_yaml(text: str) -> Document:
-    """Read one YAML document whose top is a mapping. Raises `NotYaml`."""
+    """Parse one YAML document whose top level is a mapping. Raises `NotYaml`."""
     try:
         top = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -79,11 +77,11 @@ def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
                 value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
             ):
                 if not isinstance(each, yaml.MappingNode):
-                    raise NotYaml(f"line {line}: `<<` takes in mappings only")
+                    raise NotYaml(f"line {line}: `<<` can only merge mappings")
                 merged = _value(each, place, lines) | merged
             continue
         if key in values:
-            raise NotYaml(f"line {line}: {key} stands here a second time")
+            raise NotYaml(f"line {line}: {key} is repeated")
         lines[(*place, key)] = line
         values[key] = _value(value_node, (*place, key), lines)
     return merged | values
@@ -96,7 +94,7 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
         return text
     if tag not in {"str", "int", "float", "bool", "null", "timestamp", "value", "merge"}:
         raise NotYaml(
-            f"line {node.start_mark.line + 1}: {node.tag} has no place in a configuration"
+            f"line {node.start_mark.line + 1}: {node.tag} is not allowed in a configuration"
         )
     if text in _TRUE:
         return True

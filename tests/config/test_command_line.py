@@ -213,7 +213,7 @@ def test_check_tells_of_parameters_that_postgresql_has_not(
 def test_a_missing_configuration_is_said(tmp_path: Path) -> None:
     checked = call("config", "check", "-c", tmp_path / "homeserver.yaml")
     assert checked.exit_code == 1
-    assert "there is no such file; `--config` says where it is" in checked.output
+    assert "file not found; give its path with `--config`" in checked.output
 
 
 def test_an_account_may_be_named_in_whole(data: Path) -> None:
