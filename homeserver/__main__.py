@@ -3,8 +3,8 @@
 import gc
 
 if __name__ == "__main__":
-    # Imports create 200,000 objects that stay. Collecting meanwhile takes a third of a start.
-    # See `tune_garbage_collector`.
+    # Imports create 200,000 objects that stay. Garbage collection meanwhile takes a third of the
+    # start time. See `tune_garbage_collector`.
     gc.disable()
 
 import os
@@ -174,7 +174,7 @@ def check(paths: tuple[Path, ...]) -> None:
         loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl
     ):
         click.echo(line)
-    click.echo(f"The configuration of {loaded.config.server_name} is right.")
+    click.echo(f"The configuration of {loaded.config.server_name} is valid.")
 
 
 @config.command("sample")
@@ -281,7 +281,7 @@ def create_user(
 
     async def register(accounts: AccountParts) -> str:
         await accounts.registration.check_username(localpart, privileged=True)
-        # checked first, so that nobody thinks of a password in vain
+        # checked first, so that the operator does not enter a password in vain
         if password_file is not None:
             password = password_file.readline().rstrip("\n")
         else:
@@ -289,9 +289,9 @@ def create_user(
         try:
             accounts.passwords.check_policy(password)
         except WeakPassword as error:  # the operator decides; it may be for the first login only
-            click.echo(f"warning: {error.text}; users may not choose such a password", err=True)
-        wish = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
-        return (await accounts.registration.do_register_privileged(wish)).user_id
+            click.echo(f"warning: {error.text}; users cannot choose such a password", err=True)
+        request = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
+        return (await accounts.registration.do_register_privileged(request)).user_id
 
     user_id = run_with_accounts(loaded.config, register)
     click.echo(f"created {user_id}" + (", an administrator" if admin else ""))
@@ -503,7 +503,7 @@ def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) 
     except MatrixError as error:
         raise click.ClickException(error.text) from error
     except (DatabaseUnavailable, sqlite3.OperationalError, psycopg2.OperationalError) as error:
-        # it opened, but the disk is full, or we lack the permission
+        # the database was opened, but the disk is full, or permission is missing
         raise click.ClickException(
             f"cannot use the database, {database.engine.where}: {str(error).strip()}"
         ) from error

@@ -38,7 +38,7 @@ from storage.engine.sqlite import SQLiteConfig
 
 WAITING_THREADS = 8
 MOST_WAITING_OF_ONE = 2
-"""Threads for one client address; as many for SAML messages, and for checks of LDAP accounts."""
+"""The thread limit for one client address, for SAML messages, and for checks of LDAP accounts."""
 HASHING_THREADS = 2
 MOST_HASHES = 1000
 MOST_HASHES_OF_ONE = 200

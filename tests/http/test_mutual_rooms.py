@@ -1,4 +1,4 @@
-"""Rooms in common with somebody. spec: client-server-api#mutual-rooms"""
+"""Rooms shared with another user. spec: client-server-api#mutual-rooms"""
 
 from urllib.parse import urlencode
 
