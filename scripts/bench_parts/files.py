@@ -21,8 +21,9 @@ from pathlib import Path
 from bench_parts.processes import cpu_seconds, peak_memory_kb, reset_peak
 from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
+from tests.helpers.ports import free_port
 from tests.helpers.running import ServerFiles
-from tests.helpers.town import Town, free_port, python_of_synapse
+from tests.helpers.town import Town, python_of_synapse
 
 KB, MB = 1000, 1_000_000
 PARALLEL = 100

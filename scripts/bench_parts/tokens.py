@@ -15,6 +15,8 @@ from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inli
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer
 
+UNLIMITED = "rc_refresh: {account: {per_second: 10000, burst_count: 10000}}\n"
+
 
 def main() -> int:
     """Measure and print everything."""
@@ -22,13 +24,12 @@ def main() -> int:
         folder = Path(name)
         template = make_sqlite_template(folder)
         (folder / "server").mkdir()
-        server = TestServer(
-            folder / "server", open_inline(copy_sqlite(template, folder / "server")), CONFIG
-        )
+        database = open_inline(copy_sqlite(template, folder / "server"))
+        server = TestServer(folder / "server", database, CONFIG + UNLIMITED)
         alice = server.register("alice")
         program, browser = Program(server), Browser(server)
         tokens = server.app.accounts.access_tokens
-        context = RequestContext("1", "GET", "/", "127.0.0.1", "bench")
+        context = RequestContext("1", "GET", b"/", "127.0.0.1", {b"user-agent": b"bench"})
 
         def check() -> None:
             step = tokens.get_requester(alice.token, context)
