@@ -79,7 +79,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     long_poll: bool = False
     resource: str = "client"
     cost: float = 1
-    limit_of_admins: Limit = Limit.NONE
+    admin_limit: Limit = Limit.NONE
 
     @property
     def name(self) -> str:
@@ -92,7 +92,7 @@ def endpoint(
     *paths: str,
     auth: Auth,
     limit: Limit = Limit.NONE,
-    limit_of_admins: Limit = Limit.NONE,
+    admin_limit: Limit = Limit.NONE,
     cost: float = 1,
     max_body: int | BodyLimit = 65536,
     cancellable: bool | None = None,
@@ -106,7 +106,7 @@ def endpoint(
     """Declare a handler. The first path is the stable one; others are older or unstable spellings.
 
     - `cost`: how much a request counts against `limit`; less than 1 if most requests only read.
-    - `limit_of_admins`: a separate limit for administrators, if it is configured.
+    - `admin_limit`: a separate limit for administrators, if it is configured.
     - `max_body`: a number of bytes or an option; a longer body is refused before it is read
       (M_TOO_LARGE).
     - `cancellable`: cancel the handler when its client disconnects; the default for GETs and long
@@ -141,7 +141,7 @@ def endpoint(
             long_poll=long_poll,
             resource=resource,
             cost=cost,
-            limit_of_admins=limit_of_admins,
+            admin_limit=admin_limit,
         )
         return handler
 

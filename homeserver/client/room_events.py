@@ -107,7 +107,7 @@ class Redaction(msgspec.Struct, frozen=True):
     *_paths("redact/{event_id}/{txn_id}"),
     auth=Auth.GUEST,
     limit=Limit.MESSAGE,
-    limit_of_admins=Limit.ADMIN_REDACTION,
+    admin_limit=Limit.ADMIN_REDACTION,
     while_suspended=True,
 )
 async def redact_event(

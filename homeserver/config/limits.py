@@ -16,9 +16,15 @@ class RateLimit:
     burst_count: float = option(10.0, "How many at once.", minimum=1)
 
 
-def limit(per_second: float, burst_count: float, text: str, *, not_yet: bool = False) -> RateLimit:
+def limit(
+    per_second: float, burst_count: float, text: str, *, not_implemented: bool = False
+) -> RateLimit:
     """Declare a rate limit with its own defaults."""
-    return option(RateLimit(per_second=per_second, burst_count=burst_count), text, not_yet=not_yet)
+    return option(
+        RateLimit(per_second=per_second, burst_count=burst_count),
+        text,
+        not_implemented=not_implemented,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +191,7 @@ class Limits:
         TextMessageLimits, "Codes by text message (`sms_gateway`)."
     )
     rc_third_party_invite: RateLimit = limit(
-        0.2, 10, "Invitations by e-mail address.", not_yet=True
+        0.2, 10, "Invitations by e-mail address.", not_implemented=True
     )
     rc_media_create: RateLimit = limit(10, 50, "Uploads, and reserved file addresses, by one user.")
     rc_media_scan: RateLimit = limit(

@@ -232,7 +232,7 @@ def options_without_effect() -> set[Place]:
     silent: set[Place] = set()
     for kind in GROUPS.values():
         for place, _kind, declared in each_option(kind):
-            if description_of(declared).not_yet:
+            if description_of(declared).not_implemented:
                 silent.add(place)
     return silent
 

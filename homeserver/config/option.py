@@ -58,7 +58,7 @@ class Description:
     maximum: float | None = None
     example: str | None = None
     """The value in the sample file, as YAML, if the default is not helpful."""
-    not_yet: bool = False
+    not_implemented: bool = False
     """The option is known but not implemented yet; `config check` and start-up say so."""
     check: Callable[[Any], str | None] | None = None
     """A further check of the value. Returns what is wrong, as in `must be …`, or None."""
@@ -71,12 +71,12 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     example: str | None = None,
-    not_yet: bool = False,
+    not_implemented: bool = False,
     check: Callable[[Any], str | None] | None = None,
 ) -> T:
     """Declare an option with a default. `minimum` and `maximum` are in the unit of the value
     (bytes, milliseconds)."""
-    metadata = {"description": Description(help, minimum, maximum, example, not_yet, check)}
+    metadata = {"description": Description(help, minimum, maximum, example, not_implemented, check)}
     if isinstance(default, dict):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -96,9 +96,12 @@ def required(
     )
 
 
-def section(kind: type[T], help: str, *, not_yet: bool = False) -> T:
+def section(kind: type[T], help: str, *, not_implemented: bool = False) -> T:
     """Declare a section inside a section. If it is missing, its options have their defaults."""
-    return field(default_factory=kind, metadata={"description": Description(help, not_yet=not_yet)})
+    return field(
+        default_factory=kind,
+        metadata={"description": Description(help, not_implemented=not_implemented)},
+    )
 
 
 def description_of(declared: Field[Any]) -> Description:

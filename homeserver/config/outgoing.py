@@ -259,4 +259,4 @@ class Others:
         "act for their users, and have their namespaces to themselves. Transactions are not sent "
         "to them yet.",
     )
-    redis: Redis = section(Redis, "Redis or Valkey, for more than one node.", not_yet=True)
+    redis: Redis = section(Redis, "Redis or Valkey, for more than one node.", not_implemented=True)

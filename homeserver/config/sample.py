@@ -66,7 +66,7 @@ def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterato
     description = description_of(declared)
     default = default_of(declared)
     indent = "  " * depth
-    remark = "NOT YET: " if description.not_yet else ""
+    remark = "NOT YET: " if description.not_implemented else ""
     for line in wrap(remark + description.help, WIDTH - 2 * depth, break_on_hyphens=False):
         yield f"#{indent}# {line}" if depth else f"# {line}"
     if default is MISSING:
@@ -157,7 +157,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
                 facts.append(f"{word} {spell_number(bound, value_type)}")
         if is_secret(value_type):
             facts.append(f"secret, `{environment_name(here)}`")
-        if description.not_yet:
+        if description.not_implemented:
             facts.append("**not yet**")
         yield f"### `{name}`\n\n{description.help}\n\n*{', '.join(facts)}*\n"
         if description.example and "\n" in description.example:

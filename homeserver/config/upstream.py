@@ -106,7 +106,9 @@ class ClaimTemplates:
 class ClaimMapping:
     """Mapping from claims to accounts."""
 
-    module: str | None = option(None, "Only the built-in templates are available.", not_yet=True)
+    module: str | None = option(
+        None, "Only the built-in templates are available.", not_implemented=True
+    )
     config: ClaimTemplates = section(ClaimTemplates, "The templates.")
 
 
@@ -261,7 +263,9 @@ class SAMLTemplates:
 class SAMLMapping:
     """Mapping from attributes to accounts."""
 
-    module: str | None = option(None, "Only the built-in mapping is available.", not_yet=True)
+    module: str | None = option(
+        None, "Only the built-in mapping is available.", not_implemented=True
+    )
     config: SAMLTemplates = section(SAMLTemplates, "Its settings.")
 
 
@@ -285,7 +289,9 @@ class SAML2:
         "Settings of pysaml2 for this server as a service provider. Missing ones are filled in.",
         example="{metadata: {local: [idp.xml]}}",
     )
-    config_path: Path | None = option(None, "Or a Python file with them in `CONFIG`.", not_yet=True)
+    config_path: Path | None = option(
+        None, "Or a Python file with them in `CONFIG`.", not_implemented=True
+    )
     metadata_refresh_interval: Duration = option(
         Duration(6 * 3600 * 1000),
         "How often the metadata of `sp_config.metadata.remote` are fetched again.",

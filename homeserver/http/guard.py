@@ -249,9 +249,9 @@ class Guard:
         if (
             caller is not None
             and caller.is_admin
-            and self._limiter.has_rate(declaration.limit_of_admins)
+            and self._limiter.has_rate(declaration.admin_limit)
         ):
-            limit = declaration.limit_of_admins
+            limit = declaration.admin_limit
         if limit is _UNLIMITED or (caller is not None and not caller.rate_limited):
             return
         key = address_key(client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id

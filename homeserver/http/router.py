@@ -292,7 +292,7 @@ def _read(
 
 
 def _is_limited(declaration: Endpoint) -> bool:
-    has_limit = declaration.limit is not Limit.NONE or declaration.limit_of_admins is not Limit.NONE
+    has_limit = declaration.limit is not Limit.NONE or declaration.admin_limit is not Limit.NONE
     return has_limit and declaration.auth is not Auth.SERVER
 
 

@@ -1,4 +1,4 @@
-"""Each option has an effect unless it is marked `not_yet`; a marked one has none.
+"""Each option has an effect unless it is marked `not_implemented`; a marked one has none.
 
 The tests search the source. An option counts as read if the code contains `.option` of a variable
 or attribute with the name of its section (or a name in `READ_AS`). A rate limit counts as read if
@@ -65,7 +65,7 @@ def leaves() -> Iterator[tuple[Place, bool]]:
     for group, kind in GROUPS.items():
         silent: set[Place] = set()
         for place, type_, declared in each_option(kind):
-            if description_of(declared).not_yet or place[:-1] in silent:
+            if description_of(declared).not_implemented or place[:-1] in silent:
                 silent.add(place)
             is_limit = RateLimit in (type_, *get_args(type_))
             if is_limit or (
@@ -94,7 +94,7 @@ def readers_of(place: Place) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("place", OPTIONS, ids=lambda place: ".".join(map(str, place[1:])))
 def test_an_option_has_an_effect_or_is_marked(place: Place, read: set[tuple[str, str]]) -> None:
     assert bool(readers_of(place) & read) is not OPTIONS[place], (
-        "the option is read: remove `not_yet`"
+        "the option is read: remove `not_implemented`"
         if OPTIONS[place]
-        else "nothing reads the option: mark it `not_yet` or implement it"
+        else "nothing reads the option: mark it `not_implemented` or implement it"
     )
