@@ -1,4 +1,5 @@
-"""A coroutine that is begun: to its end at once, or whenever what it waits for is there."""
+"""Coroutines that are started with `begin`: they end at once, or resume when an awaited Deferred
+fires."""
 
 from collections.abc import Awaitable
 from typing import cast
@@ -12,9 +13,9 @@ from homeserver.observe.context import CURRENT, RequestInfo
 
 
 class _Seen(list[object]):
-    """What a coroutine came to know."""
+    """The values that a coroutine recorded."""
 
-    async def note(self, *awaited: Awaitable[object]) -> None:
+    async def record(self, *awaited: Awaitable[object]) -> None:
         CURRENT.set(RequestInfo("r1", "test"))
         for each in awaited:
             try:
@@ -25,16 +26,16 @@ class _Seen(list[object]):
         self.append(info and info.request_id)
 
 
-def test_what_need_not_wait_has_ended_and_leaves_the_context_as_it_was() -> None:
+def test_a_coroutine_that_never_waits_ends_at_once_in_its_own_context() -> None:
     seen = _Seen()
-    assert begin(seen.note(succeed(1), succeed(2))) is None
+    assert begin(seen.record(succeed(1), succeed(2))) is None
     assert seen == [1, 2, "r1"]
     assert CURRENT.get() is None
 
 
-def test_what_waits_goes_on_with_each_result_and_each_failure_in_its_own_context() -> None:
+def test_a_waiting_coroutine_resumes_with_results_and_failures_in_its_own_context() -> None:
     seen, first, second, third = _Seen(), Deferred[int](), Deferred[int](), Deferred[int]()
-    task = begin(seen.note(first, second, third))
+    task = begin(seen.record(first, second, third))
     assert task is not None
     second.callback(2)
     assert seen == []
@@ -46,11 +47,11 @@ def test_what_waits_goes_on_with_each_result_and_each_failure_in_its_own_context
     assert CURRENT.get() is None
 
 
-def test_a_deferred_that_waits_for_another_is_waited_for() -> None:
+def test_a_chained_deferred_is_awaited() -> None:
     seen, outer, inner = _Seen(), Deferred[int](), Deferred[int]()
     outer.addCallback(lambda _: inner)
     outer.callback(0)
-    task = begin(seen.note(outer))
+    task = begin(seen.record(outer))
     assert task is not None
     assert seen == []
     inner.callback(1)
@@ -58,7 +59,7 @@ def test_a_deferred_that_waits_for_another_is_waited_for() -> None:
     assert task.has_ended
 
 
-def test_cancelling_ends_what_is_awaited() -> None:
+def test_cancel_cancels_the_awaited_deferred() -> None:
     cancelled: list[Deferred[int]] = []
     seen: list[object] = []
 
