@@ -22,6 +22,7 @@ from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
 from federation.http_client.resolver import NameNotFound, Names, Services
 from federation.http_client.time_limit import within
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.shared_work import SharedWork
 from federation.protocol.discovery import (
     Route,
@@ -38,9 +39,8 @@ WELL_KNOWN_BYTES = 50 << 10
 WELL_KNOWN_SECONDS = 10.0
 """For the whole of it, redirects included."""
 MAX_REDIRECTS = 5
-FIRST_PAUSE = 60.0
-LONGEST_PAUSE = 3600.0
-"""Before a server without a valid file is asked again."""
+RETRIES = BackoffSchedule(60_000, 3_600_000)
+"""Of questions for the file of a server without a valid one."""
 GRACE_SECONDS = 6 * 3600.0
 """For so long after it has run out a file is believed whose server does not answer."""
 SERVICE_SECONDS = 8.0
@@ -116,7 +116,7 @@ class Routes:
         file = self._files.get(name)
         delegated = file.delegated if file is not None else None
         if file is not None and delegated is not None:
-            soon = self._clock.seconds() + FIRST_PAUSE
+            soon = self._clock.seconds() + RETRIES.first_ms / 1000
             if soon < file.until:
                 self._files[name] = _File(delegated, soon, believed_until=file.believed_until)
         for service in service_names(host_of(delegated or name)):
@@ -152,9 +152,7 @@ class Routes:
         if delegated is not None:
             file = _File(delegated, now + seconds, believed_until=now + seconds + GRACE_SECONDS)
         else:
-            pause = min(
-                max(2 * before.pause if before is not None else 0.0, FIRST_PAUSE), LONGEST_PAUSE
-            )
+            pause = RETRIES.after(0 if before is None else before.pause * 1000) / 1000
             if (
                 not answered
                 and before is not None

@@ -94,10 +94,3 @@ class PartialRooms:
         self.known = None
         for room_nid in list(self._waiting):
             self.tell(room_nid)
-
-
-def was_whole(partial: Mapping[int, PartialRoom], room_nid: int, position: int) -> bool:
-    """Whether all of a room's state was here at a position. `partial`: the rooms that were entered
-    with a part of it."""
-    room = partial.get(room_nid)
-    return room is None or (room.completed is not None and room.completed <= position)

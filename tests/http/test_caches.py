@@ -58,15 +58,7 @@ def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Databa
     alice = server.register("alice")
     say(alice, create(alice), "hello")
     text = server.get("/metrics").body.decode()
-    for cache in (
-        "events",
-        "rooms",
-        "memberships",
-        "timelines",
-        "receipts",
-        "account_data",
-        "newest_pages",
-    ):
+    for cache in ("events", "rooms", "memberships", "timelines", "receipts", "account_data"):
         for line in (
             f'mahalla_cache_lookups_total{{cache="{cache}",outcome="hit"}}',
             f'mahalla_cache_lookups_total{{cache="{cache}",outcome="miss"}}',

@@ -24,6 +24,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
@@ -49,9 +50,7 @@ from storage.partial_state.unverified_events import (
 from storage.persist.room_writer import Appended, HeadMoved, StateChange
 from storage.rooms.rooms import RoomRow, RoomStore
 
-FIRST_REST: Final = 5.0
-"""Seconds; twice as long after each attempt in vain."""
-LONGEST_REST: Final = 6 * 3600.0
+RETRIES: Final = BackoffSchedule(5_000, 6 * 3_600_000)
 MAX_ATTEMPTS: Final = 60
 """About two weeks; afterwards it is put in only if somebody cites it."""
 LOOK_EVERY: Final = 600.0
@@ -138,8 +137,8 @@ class UnprovedStates:
 
     def first_attempt(self) -> int:
         """When what is noted now is tried, in milliseconds."""
-        self._arm(FIRST_REST)
-        return self._now_ms() + int(FIRST_REST * 1000)
+        self._arm(RETRIES.first_ms / 1000)
+        return self._now_ms() + RETRIES.first_ms
 
     async def note(self, room_nid: int, left_out: Sequence[LeftOut]) -> None:
         """Keep what was left out of a state."""
@@ -356,4 +355,4 @@ def _is_useless(outcome: Outcome) -> bool:
 def _rest_ms(attempts: int) -> int:
     if attempts >= MAX_ATTEMPTS:
         return 2**52
-    return int(min(FIRST_REST * 2 ** min(attempts, 20), LONGEST_REST) * 1000)
+    return RETRIES.nth(attempts + 1)

@@ -9,16 +9,18 @@ Laws:
 For the reactor thread.
 """
 
-from collections import Counter, OrderedDict
+import sys
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.policy import Policy
 from federation.peers.requests import RefusedByRemote
+from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     Forbidden,
     LimitExceeded,
@@ -64,8 +66,14 @@ class RemoteDirectory:
         self._clock = clock
         self._remembered: OrderedDict[Hashable, _Remembered] = OrderedDict()
         self._size = 0
-        self._asking: dict[Hashable, list[Deferred[None]]] = {}
-        self._questions: Counter[str] = Counter()
+        self._asking: SharedWork[Hashable, _Remembered] = SharedWork()
+        self._questions: FairSemaphore[ServerName] = FairSemaphore(
+            sys.maxsize,
+            QUESTIONS_AT_ONCE,
+            refusal=lambda server: LimitExceeded(
+                f"{server} is being asked a lot already", retry_after_ms=1000
+            ),
+        )
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         """The whole profile of another server's user, or one field. Raises NotFound, Forbidden,
@@ -109,14 +117,10 @@ class RemoteDirectory:
     async def _find(
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
     ) -> T:
-        while key in self._asking:
-            done: Deferred[None] = Deferred()
-            self._asking[key].append(done)
-            await done
         self._policy.check_destination(server, _PATHS[what])
         known = self._remembered.get(key)
         if known is None or known.until <= self._clock.seconds():
-            known = await self._ask(server, key, ask, what)
+            known = await self._asking.run(key, lambda: self._ask(server, key, ask, what))
         if isinstance(known.value, MatrixError):
             # one of its own for each: an exception that was raised holds all that the request had
             raise type(known.value)(known.value.text)
@@ -126,26 +130,16 @@ class RemoteDirectory:
     async def _ask(
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
     ) -> _Remembered:
-        if self._questions[server] >= QUESTIONS_AT_ONCE:
-            raise LimitExceeded(f"{server} is being asked a lot already", retry_after_ms=1000)
-        self._questions[server] += 1
-        self._asking[key] = []
         value: T | MatrixError
-        try:
+        with self._questions.hold_now(server):
             try:
                 value = await ask()
             except RemoteError as error:
                 value = _explain(error, what)
-            size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
-            known = _Remembered(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
-            self._remember(key, known)
-            return known
-        finally:
-            self._questions[server] -= 1
-            if not self._questions[server]:
-                del self._questions[server]
-            for waiting in self._asking.pop(key):
-                waiting.callback(None)
+        size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
+        known = _Remembered(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
+        self._remember(key, known)
+        return known
 
     def _remember(self, key: Hashable, known: _Remembered) -> None:
         self._forget(key)

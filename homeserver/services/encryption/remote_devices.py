@@ -26,10 +26,10 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.requests import RefusedByRemote, asked_wait_ms, is_away
-from federation.peers.retry_after import Patience
+from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
@@ -90,13 +90,13 @@ class RemoteDevices:
         self._membership_store = membership_store
         self._sender = sender
         self._is_local = is_local
-        self._fetching: dict[str, list[Deferred[None]]] = {}
+        self._fetching: SharedWork[str, None] = SharedWork()
         self._slots = DeferredSemaphore(CONCURRENT_RESYNCS)
         self._resyncs: dict[str, float] = {}
         """Whose lists were fetched at once of late, and when that began, in this order."""
         self._resynced_upto = ""
         self._swept_upto = ""
-        self._patience = Patience(lambda: int(clock.seconds() * 1000))
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(lambda: int(clock.seconds() * 1000))
         """Of those that asked us to wait with questions for lists, when nobody waits for the
         answer."""
         self._asked: set[ServerName] = set()
@@ -275,26 +275,14 @@ class RemoteDevices:
     async def _fetch(self, user_id: str, seconds: float) -> None:
         """Fetch a list and keep it; who asks while it is on its way waits for the same. Raises
         RemoteError, Forbidden."""
-        waiting = self._fetching.get(user_id)
-        if waiting is not None:
-            done: Deferred[None] = Deferred()
-            waiting.append(done)
-            await done
-            return
-        self._fetching[user_id] = waiting = []
-        outcome: Failure | None = None
-        try:
+
+        async def fetch() -> None:
             asked_at = await self._store.get_position(user_id)
             found = await self._remote.get_list(user_id, seconds)
             rows, cross_signing = _rows(user_id, found.keys), _cross_signing(user_id, found.keys)
             await self._store.set_list(user_id, found.stream_id, rows, cross_signing, asked_at)
-        except Exception:
-            outcome = Failure()
-            raise
-        finally:
-            del self._fetching[user_id]
-            for done in waiting:
-                done.callback(None) if outcome is None else done.errback(outcome)
+
+        await self._fetching.run(user_id, fetch)
 
     def _note(self, server: ServerName, asked_at: float, failure: Exception | None) -> None:
         """Let the sender know whether the server answers what it was asked then."""
@@ -306,7 +294,7 @@ class RemoteDevices:
     def _may_ask(self, server: ServerName) -> bool:
         """Whether a server may be asked for what nobody waits for: it can be reached, as far as is
         known, and has not asked us to wait."""
-        return not self._sender.is_failing(server) and not self._patience.left_ms(server)
+        return not self._sender.is_failing(server) and not self._backoff.left_ms(server)
 
     def _resync(self, user_id: str) -> None:
         """Fetch a list in the background, as soon as there is room for that; later if it has been
@@ -317,7 +305,7 @@ class RemoteDevices:
         ):
             del self._resyncs[oldest[0]]
         if (
-            user_id in self._fetching
+            self._fetching.is_under_way(user_id)
             or user_id in self._resyncs
             or not self._may_ask(domain_of(user_id))
         ):
@@ -336,7 +324,7 @@ class RemoteDevices:
                 "the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error
             )
             self._note(domain_of(user_id), asked_at, error)
-            self._patience.note(domain_of(user_id), error)
+            self._backoff.record_failure(domain_of(user_id), error)
             return isinstance(error, RefusedByRemote) and not asked_wait_ms(error)
         except Exception:  # a bug of ours; nobody waits for this
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)

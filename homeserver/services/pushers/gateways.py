@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from federation.http_client.client import Web
 from federation.http_client.errors import OutboundError
 from federation.http_client.retry_after import read_retry_after
+from federation.peers.backoff_schedule import BackoffSchedule
 from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
 from homeserver.services.pushers.pushers import place_of
 
@@ -43,9 +44,7 @@ QUICK_REMEMBERED: Final = 1000
 """Gateways that answered quickly."""
 SECONDS: Final = 20.0
 MAX_ANSWER_BYTES: Final = 64 * 1024
-FIRST_PAUSE_MS: Final = 5_000
-LONGEST_PAUSE_MS: Final = 10 * 60_000
-GROWTH: Final = 2
+RETRIES: Final = BackoffSchedule(5_000, 10 * 60_000)
 UNREADABLE_SECONDS: Final = 24 * 3600.0
 """So often it is logged of a gateway that its answers cannot be read."""
 UNREADABLE_REMEMBERED: Final = 1000
@@ -240,7 +239,7 @@ class Gateways:
     def _note_silence(self, place: str) -> None:
         gateway = self._gateways.get(place)
         if gateway is not None and (gateway.timer is None or not gateway.timer.active()):
-            gateway.pause_ms = min(max(FIRST_PAUSE_MS, gateway.pause_ms * GROWTH), LONGEST_PAUSE_MS)
+            gateway.pause_ms = RETRIES.after(gateway.pause_ms)
             gateway.timer = self._clock.callLater(gateway.pause_ms / 1000, self._pump, gateway)
 
     def _note_answer(self, place: str) -> None:

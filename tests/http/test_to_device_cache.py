@@ -4,20 +4,15 @@ import tracemalloc
 
 import pytest
 
-from homeserver.services.sync import recent_messages
-from homeserver.services.sync.recent_messages import (
-    MOST_BYTES,
-    SORTED_AT_ONCE,
-    RecentMessages,
-    read,
-)
+from homeserver.services.sync import to_device_cache
+from homeserver.services.sync.to_device_cache import MAX_BYTES, MAX_UNSORTED, ToDeviceCache, read
 from storage.encryption.to_device import NewMessages
 from storage.engine.streams import Change, Streams, Topic
 
 
 def test_contents_are_kept_once_and_no_more_than_fit() -> None:
     streams = Streams()
-    recent = RecentMessages(streams)
+    recent = ToDeviceCache(streams)
     contents = [b'"%b"' % (b"%d" % number * 50_000) for number in range(10, 400)]
     tracemalloc.start()
     try:
@@ -42,15 +37,15 @@ def test_contents_are_kept_once_and_no_more_than_fit() -> None:
         for at in range(len(contents))
         if (found := recent.since(("@a:example.org", "D"), at)) is not None
     ]
-    assert sum(len(message.content) for message in read(last[0][1])) <= MOST_BYTES + 100_000
+    assert sum(len(message.content) for message in read(last[0][1])) <= MAX_BYTES + 100_000
 
 
 def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device never finds what it has, however many others have theirs; what is not remembered is
     asked of the database."""
-    monkeypatch.setattr(recent_messages, "MOST_FLOORS", 10)
+    monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 10)
     streams = Streams()
-    recent = RecentMessages(streams)
+    recent = ToDeviceCache(streams)
     devices = [("@a:example.org", f"D{number}") for number in range(30)]
     for round_ in range(3):
         recipients = [(user_id, device_id, 1) for user_id, device_id in devices]
@@ -75,9 +70,9 @@ def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.Monke
 def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """When floors are too many, nothing that goes with them is taken for something that was never
     sent."""
-    monkeypatch.setattr(recent_messages, "MOST_FLOORS", 4)
+    monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 4)
     streams = Streams()
-    recent = RecentMessages(streams)
+    recent = ToDeviceCache(streams)
     streams.publish([], 10)
     news = NewMessages(11, b"", [("@a:example.org", "D", 1)], [b"1"])
     streams.publish([Change(11, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 11)
@@ -91,10 +86,10 @@ def test_what_is_not_sorted_yet_is_found_and_goes_in_its_turn() -> None:
     """A few at once, by many requests, while nobody reads: found in order, and the oldest gone
     first, as if each had been read at once."""
     streams, others = Streams(), Streams()
-    lazy, eager = RecentMessages(streams, most_bytes=2500), RecentMessages(others, most_bytes=2500)
+    lazy, eager = ToDeviceCache(streams, max_bytes=2500), ToDeviceCache(others, max_bytes=2500)
     devices = [("@a:example.org", "D"), ("@a:example.org", "E"), ("@b:example.org", "D")]
     position = 1
-    for number in range(5 * SORTED_AT_ONCE):
+    for number in range(5 * MAX_UNSORTED):
         to = [(*device, 1) for device in devices[: 1 + number % 3]]
         news = NewMessages(position, b"", to, [b"%d" % number * 10] * len(to))
         position += len(to)

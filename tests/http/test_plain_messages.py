@@ -1,6 +1,7 @@
-"""Where messages alone are new, answers are made in a shorter way: that it is taken where it may
-be, and nowhere else. Each answer that is made so is compared with that of the longer way
-(`compared`)."""
+"""Rooms with plain messages take the short way of both kinds of sync, and no others do.
+
+`compared` makes each such response in the full way too, and compares.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import pytest
 
 from homeserver.services.streams.recent_changes import LAST_FEW
-from homeserver.services.sync import devices
-from homeserver.services.sync.sync import Sync
+from homeserver.services.sync import device_sections
+from tests.helpers.both_ways import Compared
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import bodies, sync
 from tests.http.sliding import STABLE, SlidingClient, a_list, act, create, put_state, say, texts
@@ -52,23 +53,22 @@ def _send_to(user: User, other: User, number: int = 1) -> None:
     assert user.put(f"/_matrix/client/v3/sendToDevice/org.example/{number}", body).status == 200
 
 
-TO_DEVICE = "message to the device"
 MORE: dict[str, Callable[[User, User, str], None]] = {
     "state": lambda _alice, bob, room: put_state(bob, room, "m.room.topic", {"topic": "new"}),
     "membership": lambda _alice, bob, room: act(bob, room, "leave"),
     "receipt": lambda _alice, bob, room: _receipt(bob, room),
     "own account data": lambda alice, _bob, _room: _account_data(alice),
     "typing": lambda _alice, bob, room: _type(bob, room),
-    TO_DEVICE: lambda alice, bob, _room: _send_to(bob, alice),
+    "message to the device": lambda alice, bob, _room: _send_to(bob, alice),
 }
-"""What a client has to be told of beside messages."""
+"""News beside messages."""
 
 
-def test_messages_are_told_in_the_shorter_way(town: Town, compared: list[object]) -> None:
+def test_plain_messages_take_the_short_way(town: Town, compared: Compared) -> None:
     alice, bob, rooms = town
     since = sync(alice)["next_batch"]
     since = sync(alice, since)["next_batch"]
-    _account_data(bob)  # what others alone are told of does not matter
+    _account_data(bob)  # news for others alone
     say(bob, rooms[0], "one")
     say(bob, rooms[2], "two")
     before = len(compared)
@@ -80,9 +80,7 @@ def test_messages_are_told_in_the_shorter_way(town: Town, compared: list[object]
     }
 
 
-def test_of_many_changes_since_the_token_none_is_left_out(
-    town: Town, compared: list[object]
-) -> None:
+def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: Compared) -> None:
     """The last few are looked at first."""
     alice, bob, rooms = town
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
@@ -103,56 +101,89 @@ def test_of_many_changes_since_the_token_none_is_left_out(
     assert len(compared) == before + len(tokens)
 
 
-@pytest.mark.parametrize("wanted", [None, LAZILY])
-def test_the_usual_answer_is_there_at_once(
-    town: Town,
-    compared: list[object],
-    monkeypatch: pytest.MonkeyPatch,
-    wanted: dict[str, Any] | None,
-) -> None:
-    """Nothing is waited for, also where nothing is new."""
-    alice, bob, rooms = town
-    since = sync(alice, filter=wanted)["next_batch"]
-    since = sync(alice, since, wanted)["next_batch"]
-    say(bob, rooms[0], "one")
-    before = len(compared)
-    monkeypatch.setattr(Sync, "_answer", None)  # all other ways
-    answer = sync(alice, since, wanted)
-    quiet = sync(alice, answer["next_batch"], wanted)
-    assert bodies(answer["rooms"]["join"][rooms[0]]) == ["one"]
-    assert "rooms" not in quiet
-    assert len(compared) == before + 2
-
-
-@pytest.mark.parametrize("what", sorted(MORE.keys() - {TO_DEVICE}))
-def test_what_else_is_new_takes_the_longer_way(
-    town: Town, compared: list[object], what: str
+@pytest.mark.parametrize("what", MORE)
+def test_other_news_keeps_no_room_from_the_short_way(
+    town: Town, compared: Compared, what: str
 ) -> None:
     alice, bob, rooms = town
-    since = sync(alice)["next_batch"]
-    since = sync(alice, since)["next_batch"]
+    since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     say(bob, rooms[0], "one")
     MORE[what](alice, bob, rooms[1])
+    before = len(compared)
+    assert bodies(sync(alice, since)["rooms"]["join"][rooms[0]]) == ["one"]
+    assert len(compared) == before + 1
+
+
+def _ignore(user: User, other: User) -> None:
+    path = f"/_matrix/client/v3/user/{user.user_id}/account_data/m.ignored_user_list"
+    assert user.put(path, {"ignored_users": {other.user_id: {}}}).status == 200
+
+
+def _rejoin(user: User, room_id: str) -> None:
+    act(user, room_id, "leave")
+    act(user, room_id, "join")
+
+
+def _redact(user: User, room_id: str, event_id: str) -> None:
+    assert user.put(f"/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/1", {}).status == 200
+
+
+NOT_PLAIN: dict[str, Callable[[User, User, str], object]] = {
+    "state": lambda _alice, bob, room: put_state(bob, room, "m.room.topic", {"topic": "new"}),
+    "membership": lambda alice, _bob, room: _rejoin(alice, room),
+    "redacted": lambda _alice, bob, room: _redact(bob, room, say(bob, room, "oops")),
+    "ignored": lambda alice, bob, _room: _ignore(alice, bob),
+    "too many": lambda _alice, bob, room: [say(bob, room, f"{number}") for number in range(11)],
+}
+"""Changes that take a message out of the short way."""
+
+
+@pytest.mark.parametrize("what", NOT_PLAIN)
+def test_a_message_that_is_not_plain_takes_the_full_way(
+    town: Town, compared: Compared, what: str
+) -> None:
+    alice, bob, rooms = town
+    since = sync(alice, sync(alice)["next_batch"])["next_batch"]
+    say(bob, rooms[0], "one")
+    NOT_PLAIN[what](alice, bob, rooms[0])
     before = len(compared)
     sync(alice, since)
     assert len(compared) == before
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_messages_to_the_device_are_told_in_the_shorter_way(
-    town: Town, compared: list[object], beside: bool
+def test_a_lazily_loaded_sender_who_is_not_known_takes_the_full_way(
+    town: Town, compared: Compared
 ) -> None:
+    alice, bob, rooms = town
+    carol = alice.server.register("carol")
+    act(carol, rooms[0], "join")
+    for number in range(6):
+        say(bob, rooms[0], f"{number}")
+    since = sync(alice, filter=LAZILY)["next_batch"]
+    since = sync(alice, since, LAZILY)["next_batch"]
+    before = len(compared)
+    say(carol, rooms[0], "hello")
+    answer = sync(alice, since, LAZILY)
+    state = answer["rooms"]["join"][rooms[0]]["state"]["events"]
+    assert [event["state_key"] for event in state] == [carol.user_id]
+    assert len(compared) == before
+    say(carol, rooms[0], "again")
+    sync(alice, answer["next_batch"], LAZILY)
+    assert len(compared) == before + 1
+
+
+@pytest.mark.parametrize("with_message", [False, True])
+@pytest.mark.usefixtures("compared")
+def test_messages_to_the_device_come_until_it_has_them(town: Town, with_message: bool) -> None:
     alice, bob, rooms = town
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     for number in (1, 2):
         _send_to(bob, alice, number)
-        if beside:
+        if with_message:
             say(bob, rooms[0], f"say-{number}")
-    before = len(compared)
     answer = sync(alice, since)
-    assert len(compared) == before + 1
     assert [event["content"]["n"] for event in answer["to_device"]["events"]] == [1, 2]
-    if beside:
+    if with_message:
         assert bodies(answer["rooms"]["join"][rooms[0]]) == ["say-1", "say-2"]
     assert sync(alice, since)["to_device"] == answer["to_device"], (
         "until it comes back with the token of the answer"
@@ -163,22 +194,21 @@ def test_messages_to_the_device_are_told_in_the_shorter_way(
     assert sync(alice, later["next_batch"])["to_device"]["events"] == []
 
 
-def test_more_messages_to_the_device_than_an_answer_takes_are_told_in_the_longer_way(
-    town: Town, compared: list[object], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("compared")
+def test_more_messages_to_the_device_than_a_response_takes_come_in_turn(
+    town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob, _ = town
-    monkeypatch.setattr(devices, "MESSAGES_AN_ANSWER", 2)
+    monkeypatch.setattr(device_sections, "MESSAGES_PER_RESPONSE", 2)
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     for number in range(5):
         _send_to(bob, alice, number)
-    before = len(compared)
-    told: list[int] = []
+    sent: list[int] = []
     for _ in range(3):
         answer = sync(alice, since)
-        told += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        sent += [event["content"]["n"] for event in answer["to_device"]["events"]]
         since = answer["next_batch"]
-    assert told == [0, 1, 2, 3, 4]
-    assert len(compared) == before + 1, "the last one"
+    assert sent == [0, 1, 2, 3, 4]
 
 
 def _follow(user: User, last: int, **lists: Any) -> SlidingClient:
@@ -189,7 +219,7 @@ def _follow(user: User, last: int, **lists: Any) -> SlidingClient:
     return client
 
 
-def test_messages_in_view_are_told_in_the_shorter_way(town: Town, compared: list[object]) -> None:
+def test_plain_messages_in_view_take_the_short_way(town: Town, compared: Compared) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     for turn in ("one", "two"):
@@ -205,10 +235,7 @@ def test_messages_in_view_are_told_in_the_shorter_way(town: Town, compared: list
         client.sync()
 
 
-def test_one_message_after_the_other_is_told_in_the_shorter_way(
-    town: Town, compared: list[object]
-) -> None:
-    """What the client looks at is known from each answer to the next."""
+def test_one_message_after_the_other_takes_the_short_way(town: Town, compared: Compared) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     before = len(compared)
@@ -220,8 +247,8 @@ def test_one_message_after_the_other_is_told_in_the_shorter_way(
     assert len(compared) == before + 4
 
 
-def test_a_message_that_brings_a_room_into_view_takes_the_shorter_way(
-    town: Town, compared: list[object]
+def test_a_room_that_comes_into_view_takes_the_full_way_first(
+    town: Town, compared: Compared
 ) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 1)
@@ -231,19 +258,19 @@ def test_a_message_that_brings_a_room_into_view_takes_the_shorter_way(
     assert list(brought) == [rooms[0]]
     assert brought[rooms[0]]["initial"] is True
     assert texts(brought[rooms[0]])[-1] == "one"
-    assert len(compared) == before + 1
+    assert len(compared) == before
     say(bob, rooms[0], "two")
     assert texts(client.sync()["rooms"][rooms[0]]) == ["two"]
-    assert len(compared) == before + 2
+    assert len(compared) == before + 1
 
 
-def test_a_room_that_is_in_one_window_alone_takes_the_longer_way(
-    town: Town, compared: list[object]
+def test_a_room_with_less_timeline_than_a_window_asks_for_takes_the_full_way_first(
+    town: Town, compared: Compared
 ) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9, first=a_list([0, 0], limit=7))
     before = len(compared)
-    say(bob, rooms[0], "one")
+    say(bob, rooms[0], "one")  # it moves into the window that asks for more
     assert texts(client.sync()["rooms"][rooms[0]])[-1] == "one"
     assert len(compared) == before
     say(bob, rooms[0], "two")
@@ -252,21 +279,19 @@ def test_a_room_that_is_in_one_window_alone_takes_the_longer_way(
 
 
 @pytest.mark.parametrize("what", MORE)
-def test_what_else_is_new_in_view_takes_the_longer_way(
-    town: Town, compared: list[object], what: str
+def test_other_news_in_view_keeps_no_room_from_the_short_way(
+    town: Town, compared: Compared, what: str
 ) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
     MORE[what](alice, bob, rooms[1])
     before = len(compared)
-    client.sync()
-    assert len(compared) == before
+    assert texts(client.sync()["rooms"][rooms[0]]) == ["one"]
+    assert len(compared) == before + 1
 
 
-def test_who_asks_for_something_else_takes_the_longer_way(
-    town: Town, compared: list[object]
-) -> None:
+def test_a_client_that_asks_for_more_takes_the_full_way(town: Town, compared: Compared) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
@@ -277,7 +302,7 @@ def test_who_asks_for_something_else_takes_the_longer_way(
 
 
 @pytest.mark.usefixtures("compared")
-def test_an_answer_that_was_lost_is_made_again(town: Town) -> None:
+def test_a_lost_response_is_made_again(town: Town) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     pos = client.pos
@@ -289,7 +314,7 @@ def test_an_answer_that_was_lost_is_made_again(town: Town) -> None:
 
 
 @pytest.mark.usefixtures("compared")
-def test_an_invite_that_was_declined_is_told_once_and_then_in_no_view(server: TestServer) -> None:
+def test_a_declined_invite_is_sent_once(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="private_chat", invite=[alice.user_id])
     body = {

@@ -1,6 +1,7 @@
-"""Rooms whose counts of unread messages may be others although no event says so: their user has
-read them on another device, or ignores somebody else than before, or messages were purged. What is
-known from memory to be as it was costs no query.
+"""Rooms whose unread counts may have changed although no event says so.
+
+Either the user read them on another device, or changed whom they ignore, or messages were purged.
+If memory says that nothing of this happened, it costs no query.
 """
 
 from collections.abc import Mapping, Set
@@ -10,7 +11,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.account_data.ignored_users import IGNORED_USERS
 from homeserver.services.push.unread_counts import READ_TYPES, UnreadCounts
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.recounts import Recounts
+from homeserver.services.sync.unread_changes import UnreadChanges
 from storage.account_data.account_data import AccountData, AccountDataStore
 from storage.engine.streams import Topic
 from storage.rooms.memberships import MembershipRow
@@ -19,8 +20,8 @@ from storage.rooms.receipts import ReceiptStore
 NONE: Final[frozenset[int]] = frozenset()
 
 
-class CountNews:
-    """Finds them. For the reactor thread."""
+class SlidingUnreadChanges:
+    """Finds such rooms. For the reactor thread."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class CountNews:
         self._recent = recent
         self._receipts = receipts
         self._account_data = account_data
-        self._recounts = Recounts(recent, unread)
+        self._recounts = UnreadChanges(recent, unread)
 
     async def find(
         self,
@@ -42,8 +43,8 @@ class CountNews:
         sent: Set[int],
         rows: Mapping[int, MembershipRow],
     ) -> Set[int]:
-        """Those of the `sent` rooms, as far as the user is in them, whose counts may be others than
-        at a position."""
+        """Return those of the `sent` rooms, if the user is joined, whose counts may have changed
+        since a position."""
         if since >= upto or not sent:
             return NONE
         found = self._recent.read_since(user_id, since)
@@ -59,10 +60,16 @@ class CountNews:
             if (row := rows.get(nid)) is not None and row.membership == "join"
         }
         if found is None:
-            receipts = await self._receipts.get_receipts_of_user(user_id, joined)
-            found = {
-                nid
-                for nid, own in receipts.items()
-                if any(row.position > since and row.receipt_type in READ_TYPES for row in own)
-            }
+            found = await self._find_read(user_id, since, joined)
         return (found | await self._recounts.find(user_id, since, joined, data)) & joined.keys()
+
+    async def _find_read(
+        self, user_id: UserID, since: int, joined: Mapping[int, MembershipRow]
+    ) -> set[int]:
+        """The rooms in which the user's own receipts moved, from the database."""
+        receipts = await self._receipts.get_receipts_of_user(user_id, joined)
+        return {
+            nid
+            for nid, own in receipts.items()
+            if any(row.position > since and row.receipt_type in READ_TYPES for row in own)
+        }

@@ -1,15 +1,14 @@
-"""The latest messages to devices, in memory: a device that keeps up gets them without a question to
-the database.
+"""The latest to-device messages, in memory: a device that keeps up gets them without a query.
 
-They are in the database all the same, until the device has them or is gone. For the reactor thread.
+They are stored in the database too, until the device has them or is deleted. For the reactor
+thread.
 
 Laws:
-- To keep what was sent costs little, and nothing for each device: for whom it is is found out when
-  somebody reads, of several requests together, as each touches what is known of all its users. Of
-  what is for many each request is looked through by its readers; else a reader looks at what is for
-  their user. Events are made only of what an answer takes.
-- What a device has, or what was for a device that is gone, is below the device's floor, and never
-  found again.
+- Adding messages costs nothing per device. They are sorted by recipient when somebody reads,
+  several requests together. A request to many recipients is not sorted: its readers look through
+  it. An event is made only when a response takes it.
+- Each device has a floor: messages at or below it were delivered, or were for a deleted device, and
+  are never found again.
 """
 
 from bisect import bisect_right
@@ -21,29 +20,29 @@ from typing import Final
 from storage.encryption.to_device import DeviceMessage, DevicesGone, NewMessages
 from storage.engine.streams import Change, Streams, Topic
 
-MOST_BYTES: Final = 16 << 20
-"""Of contents; what many devices are sent alike at once counts once."""
-MOST_MESSAGES: Final = 50_000
-MOST_FLOORS: Final = 50_000
+MAX_BYTES: Final = 16 << 20
+"""Size of all contents; the same content to many devices counts once."""
+MAX_MESSAGES: Final = 50_000
+MAX_FLOORS: Final = 50_000
 MANY: Final = 64
-"""So many that were sent at once are found by their request; fewer are found by their users."""
+"""Messages of one request from which on it is not sorted by recipient."""
 
-SORTED_AT_ONCE: Final = 32
-"""Requests that wait to be sorted by their users at most, so that no reader waits for long."""
+MAX_UNSORTED: Final = 32
+"""Requests that may wait to be sorted, so that no reader waits for long."""
 
 DeviceKey = tuple[str, str]
 """User and device."""
 
 Found = tuple[int, str, NewMessages]
-"""The position of a message, the id of its device, and what was sent at once with it: `read` makes
-the event."""
+"""The position of a message, the id of its device, and the request that it came with; for
+`read`."""
 
 _position: Final = itemgetter(0)
 _user_id: Final = itemgetter(0)
 
 
 def read(found: Iterable[Found]) -> list[DeviceMessage]:
-    """The messages there."""
+    """Make the messages."""
     return [
         DeviceMessage(
             position, b"%b%b}" % (news.opening, news.contents[position - news.first])
@@ -52,8 +51,8 @@ def read(found: Iterable[Found]) -> list[DeviceMessage]:
     ]
 
 
-class _Sent:
-    """What was sent at once."""
+class _SentRequest:
+    """The messages of one request."""
 
     __slots__ = ("_by_user", "last", "news", "size")
 
@@ -69,13 +68,13 @@ class _Sent:
         self._by_user: dict[str, Sequence[int]] | None = None
 
     def to(self, user_id: str) -> Sequence[int]:
-        """Which of them are for devices of the user."""
+        """Return the indexes of the messages for devices of the user."""
         if self._by_user is None:
             self._by_user = self._index()
         return self._by_user.get(user_id, ())
 
     def _index(self) -> dict[str, Sequence[int]]:
-        """Which of them are for the devices of each user."""
+        """The indexes of the messages, by user."""
         users = list(map(_user_id, self.news.recipients))
         found: dict[str, Sequence[int]] = dict(
             zip(users, zip(range(len(users)), strict=True), strict=True)
@@ -88,28 +87,28 @@ class _Sent:
         return found
 
 
-class RecentMessages:
-    """What was sent to devices of late by this node."""
+class ToDeviceCache:
+    """The latest messages that this node sent to devices."""
 
-    def __init__(self, streams: Streams, *, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, streams: Streams, *, max_bytes: int = MAX_BYTES) -> None:
         self._streams = streams
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._complete_from = streams.current()
         self._by_user: defaultdict[str, list[Found]] = defaultdict(list)
-        """What was sent a few at once, by the users who got it, in order."""
+        """The messages of small requests by user, in order."""
         self._unsorted: list[NewMessages] = []
-        """What is still to be put there, in order."""
-        self._many: deque[_Sent] = deque()
-        self._order: deque[_Sent] = deque()
+        """Small requests that are not sorted yet, in order."""
+        self._many: deque[_SentRequest] = deque()
+        self._order: deque[_SentRequest] = deque()
         self._number = 0
         self._bytes = 0
         self._floors: dict[DeviceKey, int] = {}
-        streams.subscribe(self._hear, Topic.TO_DEVICE, Topic.DEVICES_GONE)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.TO_DEVICE, Topic.DEVICES_GONE)
+        streams.watch(self._on_remote_write)
 
     def since(self, device: DeviceKey, position: int) -> Sequence[Found] | None:
-        """Where all messages to the device after the position are, in order; None if that reaches
-        further back than is kept."""
+        """Return all messages to the device after the position, in order; None if some are not in
+        memory."""
         if position < self._complete_from:
             return None
         if self._unsorted:
@@ -130,21 +129,21 @@ class RecentMessages:
             for index in sent.to(user_id):
                 if news.recipients[index][1] == device_id and news.first + index > floor:
                     messages.append((news.first + index, device_id, news))
-        messages.sort()  # no position is there twice
+        messages.sort()  # positions are unique
         return messages
 
     def forget(self, device: DeviceKey, upto: int) -> None:
-        """The device has those up to that position."""
-        # never of after all there is, whatever token a client comes with
+        """Drop the messages to the device up to the position: it has them."""
+        # a token may be from after the head
         self._floors[device] = max(min(upto, self._streams.current()), self._floors.get(device, 0))
-        if len(self._floors) > MOST_FLOORS:
+        if len(self._floors) > MAX_FLOORS:
             self._floors = {
                 key: floor for key, floor in self._floors.items() if floor > self._complete_from
             }
-            if len(self._floors) > MOST_FLOORS // 2:
+            if len(self._floors) > MAX_FLOORS // 2:
                 self._clear(self._streams.current())
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if isinstance(change.detail, DevicesGone) and change.user_id is not None:
                 for device_id in change.detail.device_ids:
@@ -153,15 +152,15 @@ class RecentMessages:
                 self._add(change.detail)
             elif change.topic is Topic.TO_DEVICE:
                 self._clear(change.position)
-        while self._bytes > self._most_bytes or self._number > MOST_MESSAGES:
+        while self._bytes > self._max_bytes or self._number > MAX_MESSAGES:
             self._remove_oldest()
 
     def _add(self, news: NewMessages) -> None:
-        sent = _Sent(news)
+        sent = _SentRequest(news)
         number = len(news.contents)
         if number < MANY:
             self._unsorted.append(news)
-            if len(self._unsorted) >= SORTED_AT_ONCE:
+            if len(self._unsorted) >= MAX_UNSORTED:
                 self._sort()
         else:
             self._many.append(sent)
@@ -191,8 +190,8 @@ class RecentMessages:
                     del self._by_user[user_id]
         self._complete_from = max(self._complete_from, sent.last)
 
-    def _heed_others(self, _after: int, upto: int) -> None:
-        """Another node wrote: to whom is not known here."""
+    def _on_remote_write(self, _after: int, upto: int) -> None:
+        """Clear the cache: another node wrote, and the recipients are not known here."""
         self._clear(upto)
 
     def _clear(self, upto: int) -> None:

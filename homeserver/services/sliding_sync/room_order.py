@@ -1,9 +1,9 @@
-"""The rooms of users in the order of lists, from memory: kept up by what has changed since they
-were looked at last, so that a list costs no more for somebody in thousands of rooms.
+"""The rooms of users in the order of lists, in memory.
 
-A dictionary keeps the order in which its keys were set. So it holds the rooms, the one with the
-oldest news first: whatever the stream tells of a room is the newest of all, and moves it to the
-end. For the reactor thread.
+An order is brought up to date with the rooms that changed since it was used last, so a list costs
+no more for a user in thousands of rooms. It is a dictionary, which keeps the order in which keys
+are set: the room with the oldest event comes first, and a room with a new event moves to the end.
+For the reactor thread.
 """
 
 from collections import OrderedDict
@@ -14,21 +14,21 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
-from homeserver.services.sliding_sync.labels import Labels
-from homeserver.services.sliding_sync.recency import RoomRecency
+from homeserver.services.sliding_sync.filter_data import RoomTags
 from homeserver.services.sliding_sync.request import ListFilters
+from homeserver.services.sliding_sync.room_recency import RoomRecency
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
 OUTSIDE: Final = frozenset({"invite", "knock"})
-FILTERS_KEPT: Final = 8
-"""So many filters of one user are kept: clients have a few lists, and ask for the same ones again
-and again."""
+MAX_FILTERS: Final = 8
+"""Cached filters of one user: clients have a few lists and ask for the same ones again and
+again."""
 
 
 class NewestFirst(Collection[MembershipRow]):
-    """The rooms of a dictionary that has the oldest ones first."""
+    """The rooms of an order, the newest first."""
 
     def __init__(self, rooms: dict[int, MembershipRow]) -> None:
         self._rooms = rooms
@@ -44,35 +44,35 @@ class NewestFirst(Collection[MembershipRow]):
 
 
 class FilteredRooms(msgspec.Struct):
-    """Those of one user's rooms that a filter lets through, in the order of all of them."""
+    """The rooms of a user that pass a filter, in the same order."""
 
-    labels: Labels
-    """What the user said of rooms then."""
+    labels: RoomTags
+    """The user's tags and direct chats at that time."""
     traits_mark: int
-    """When it was known what the rooms are (`RoomTraits.mark`)."""
+    """The time at which the rooms' traits were read (`RoomTraitCache.mark`)."""
     rooms: dict[int, MembershipRow]
 
 
 class RoomOrder(msgspec.Struct):
-    """One user's rooms. Who reads it does so at once: it changes."""
+    """The rooms of one user. It changes, so read it without waiting in between."""
 
     user_id: UserID
     upto: int
-    """What came after this position is not in it."""
+    """The position up to which changes are applied."""
     generation: int
-    """Of the memory of latest events that it was made from."""
+    """The generation of `RoomRecency` that it was made from."""
     rooms: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
-    """Those that a list may show, by number, the one with the oldest news first."""
-    unsure: list[MembershipRow] = msgspec.field(default_factory=list)
-    """Those of them that it shows on conditions: the user is invited, knocks, or was removed."""
+    """The rooms that a list may show, by number, the one with the oldest event first."""
+    conditional: list[MembershipRow] = msgspec.field(default_factory=list)
+    """Those that are shown on conditions: the user is invited, knocks, or was removed."""
     departed: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
-    """Rooms that the user has left, by number: a list shows them once."""
+    """Rooms that the user left, by number: a list shows them once."""
     filtered: dict[ListFilters, FilteredRooms] = msgspec.field(default_factory=dict)
-    """By the filters of lists that were asked for lately what they show of `rooms`."""
+    """The rooms that pass each of the latest filters."""
 
 
 class RoomOrders:
-    """Knows the order of users' rooms."""
+    """Keeps the orders of users' rooms."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class RoomOrders:
         *,
         capacity: int,
     ) -> None:
-        """`capacity`: about how many rooms of all users are remembered."""
+        """`capacity`: the number of rooms in all orders, about."""
         self._memberships = memberships
         self._recency = recency
         self._recent = recent
@@ -91,12 +91,12 @@ class RoomOrders:
         self._capacity = capacity
         self._known: OrderedDict[str, RoomOrder] = OrderedDict()
         self._weight = 0
-        self._changes_heard = 0
-        streams.subscribe(self._hear, Topic.MEMBERSHIP)
-        streams.watch(self._heed_others)
+        self._version = 0
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
+        streams.watch(self._on_remote_write)
 
     async def of_user(self, user_id: UserID) -> RoomOrder:
-        """The order of now."""
+        """Return the current order."""
         known = self._known.get(user_id)
         if known is not None and known.generation == self._recency.generation:
             upto = self._streams.current()
@@ -108,12 +108,12 @@ class RoomOrders:
                 return known
         self._forget(user_id)
         while True:
-            heard, upto = self._changes_heard, self._streams.current()
+            version, upto = self._version, self._streams.current()
             rows = (await self._memberships.of_user(user_id)).values()
             latest = await self._recency.latest(
                 [row.room_nid for row in rows if row.membership == "join"]
             )
-            if heard == self._changes_heard:
+            if version == self._version:
                 break
         order = _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
         self._remember(user_id, order)
@@ -122,11 +122,11 @@ class RoomOrders:
     def keep_filtered(
         self, order: RoomOrder, filters: ListFilters, filtered: FilteredRooms
     ) -> None:
-        """Keep what filters show of an order, while that is kept; the filters that were kept first
-        go when they are many."""
+        """Cache the result of a filter with its order; the oldest filter is dropped if there are
+        too many."""
         is_known = self._known.get(order.user_id) is order
         former = _weigh(order)
-        if len(order.filtered) >= FILTERS_KEPT and filters not in order.filtered:
+        if len(order.filtered) >= MAX_FILTERS and filters not in order.filtered:
             del order.filtered[next(iter(order.filtered))]
         order.filtered[filters] = filtered
         if is_known:
@@ -159,25 +159,25 @@ class RoomOrders:
         if order is not None:
             self._weight -= _weigh(order)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.MEMBERSHIP:
-                self._changes_heard += 1
+                self._version += 1
                 if change.user_id is not None:
                     self._forget(change.user_id)
                 else:
-                    self._forget_all()
+                    self._clear()
 
-    def _heed_others(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, of whom is not known here."""
-        self._changes_heard += 1
-        told = self._streams.told(after, upto)
-        if told is None:
-            self._forget_all()
+    def _on_remote_write(self, after: int, upto: int) -> None:
+        """Another node wrote: apply its changes if they are known, else drop all orders."""
+        self._version += 1
+        changes = self._streams.told(after, upto)
+        if changes is None:
+            self._clear()
         else:
-            self._hear(told)
+            self._on_changes(changes)
 
-    def _forget_all(self) -> None:
+    def _clear(self) -> None:
         self._known.clear()
         self._weight = 0
 
@@ -198,7 +198,7 @@ def _arrange(
             continue
         elif row.membership in OUTSIDE or row.membership == "ban" or row.sender != user_id:
             shown.append((row.position, row))
-            order.unsure.append(row)
+            order.conditional.append(row)
         else:
             order.departed[row.room_nid] = row
     shown.sort(key=lambda each: each[0])

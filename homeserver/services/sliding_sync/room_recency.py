@@ -1,8 +1,7 @@
-"""When rooms last saw an event, from memory: what lists are sorted by, and what tells news without
-a query.
+"""The positions of the newest events of rooms, in memory: lists are sorted by them.
 
-Whatever the stream tells of a room is its newest; so a value is read once, if ever. For the reactor
-thread.
+An event that the stream announces is the room's newest, so a value is read from the database once
+at most. For the reactor thread.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -26,51 +25,51 @@ BUMPING: Final = frozenset(
         "org.matrix.msc3672.beacon_info",
     }
 )
-"""Types of events that move a room up in the eyes of people."""
+"""Event types that move a room up in a list (`bump_stamp`)."""
 
 
 class RoomRecency:
-    """Newest positions by room."""
+    """The newest positions by room."""
 
     def __init__(self, store: RoomRecencyStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: of how many rooms they are kept."""
+        """`capacity`: the number of rooms that are cached."""
         self._store = store
         self._streams = streams
         self._capacity = capacity
         self._latest: dict[int, int] = {}
         self._bumps: dict[int, int] = {}
         self.generation = 0
-        """Another one once something of the latest positions was forgotten."""
-        streams.subscribe(self._hear, Topic.EVENT)
-        streams.watch(self._heed_others)
+        """Changes when any of the latest positions was dropped."""
+        streams.subscribe(self._on_changes, Topic.EVENT)
+        streams.watch(self._on_remote_write)
 
     @property
     def known(self) -> Mapping[int, int]:
-        """What is known of the latest positions. The mapping is the cache's own: read, don't
-        keep."""
+        """The latest positions in memory. The mapping is the cache's own: do not keep it."""
         return self._latest
 
     @property
     def known_bumps(self) -> Mapping[int, int]:
-        """As `known`, of the events that move rooms up."""
+        """The same for events that move rooms up."""
         return self._bumps
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
-        """The position of the newest event, for these rooms at least. The mapping is the cache's
-        own: read, don't keep."""
+        """Return the positions of the newest events, of these rooms at least.
+
+        The mapping is the cache's own: do not keep it.
+        """
         while missing := list(filterfalse(self._latest.__contains__, room_nids)):
             if len(self._latest) > self._capacity:
                 self._latest, missing = {}, list(room_nids)
                 self.generation += 1
             known = self._latest
             read = await self._store.get_latest_positions(missing)
-            if known is self._latest:  # else others wrote meanwhile
+            if known is self._latest:  # else the cache was cleared in the meantime
                 _merge(known, missing, read)
         return self._latest
 
     async def bumps(self, room_nids: Collection[int]) -> Mapping[int, int]:
-        """The position of the newest event that moves a room up; 0 where none is near. As for
-        `latest`."""
+        """Return the same for events that move rooms up; 0 if there is no recent one."""
         while missing := list(filterfalse(self._bumps.__contains__, room_nids)):
             if len(self._bumps) > self._capacity:
                 self._bumps, missing = {}, list(room_nids)
@@ -80,7 +79,7 @@ class RoomRecency:
                 _merge(known, missing, read)
         return self._bumps
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, EventRow | EventNews):
@@ -89,22 +88,22 @@ class RoomRecency:
                     if row.type in BUMPING:
                         self._bumps[row.room_nid] = row.position
             elif change.topic is Topic.EVENT:
-                self._forget_all()
+                self._clear()
 
-    def _heed_others(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, in which rooms is not known here."""
-        told = self._streams.told(after, upto)
-        if told is None:
-            self._forget_all()
+    def _on_remote_write(self, after: int, upto: int) -> None:
+        """Another node wrote: apply its changes if they are known, else clear the cache."""
+        changes = self._streams.told(after, upto)
+        if changes is None:
+            self._clear()
         else:
-            self._hear(told)
+            self._on_changes(changes)
 
-    def _forget_all(self) -> None:
-        # whoever holds the mappings goes on with what they knew
+    def _clear(self) -> None:
+        # callers that hold the old mappings keep them
         self._latest, self._bumps = {}, {}
         self.generation += 1
 
 
 def _merge(known: dict[int, int], room_nids: Sequence[int], read: Mapping[int, int]) -> None:
-    for nid in room_nids:  # the stream may have told of something newer than what was read
+    for nid in room_nids:  # the stream may have announced a newer event than the one read
         known[nid] = max(read.get(nid, 0), known.get(nid, 0))

@@ -1,8 +1,7 @@
-"""Sticky events as readers get them: all of a room's that they have not heard of, whatever the
-timeline has room for.
+"""Sticky events: all new ones of a room, also those that do not fit into the timeline.
 
-Who is in the room is told of them, also of those from before their time: history visibility does
-not apply. Those of users whom the reader ignores are left out, and what is kept no longer.
+Every member of the room gets them, also those from before they joined: history visibility does not
+apply. Events of ignored users and expired events are left out.
 
 Proposal: MSC4354.
 """
@@ -20,8 +19,8 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.sticky_events import StickyRow
 
 
-class StickyReader:
-    """Reads the sticky events of rooms for one of their members."""
+class StickyEventReader:
+    """Reads sticky events for a member of their rooms."""
 
     def __init__(
         self,
@@ -36,14 +35,13 @@ class StickyReader:
         self._client_events = client_events
 
     async def rooms(self) -> Set[int]:
-        """The rooms that may have sticky events."""
+        """Return the rooms that may have sticky events."""
         return await self._sticky.rooms()
 
     async def find(
         self, ranges: Mapping[int, tuple[int, int]], shown: Collection[int], ignored: Set[str]
     ) -> dict[int, list[StickyRow]]:
-        """For each room (after, up to): its sticky events in between that are not `shown` already;
-        only rooms with any."""
+        """Return, for each room (after, up to), its sticky events that are not `shown` already."""
         found: dict[int, list[StickyRow]] = {}
         for room_nid, rows in (await self._sticky.in_rooms(ranges)).items():
             wanted = [
@@ -59,7 +57,7 @@ class StickyReader:
         own: Mapping[int, MembershipRow],
         found: Mapping[int, list[StickyRow]],
     ) -> dict[int, list[msgspec.Raw]]:
-        """The events by room, as the caller's device gets them; only rooms with any."""
+        """Encode the events for the caller's device, by room."""
         events = await self._events.get_events(
             row.event_nid for rows in found.values() for row in rows
         )
@@ -77,7 +75,7 @@ class StickyReader:
                     caller.user_id, own.get(room_nid), present
                 )
             }
-            # what came before they were there, and would not be theirs to see if it were not sticky
+            # events from before the join, which are visible only because they are sticky
             further = [Seen(event, "leave") for event in present if event.nid not in visible]
             further = await self._visibility.without_erased(own.get(room_nid), further)
             all_seen = visible | {seen.event.nid: seen for seen in further}

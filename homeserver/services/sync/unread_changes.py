@@ -1,6 +1,7 @@
-"""Rooms whose counts of unread messages may be others though nothing happened there that a client
-is told of: its user ignores somebody else than before, or messages were purged that they had not
-read. What another node purged is read from the database.
+"""Rooms whose unread counts may have changed although no event, receipt or other change says so.
+
+Either the user changed whom they ignore, or unread messages were purged. What another node purged
+is read from the database.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ from storage.account_data.account_data import AccountData
 from storage.rooms.memberships import MembershipRow
 
 
-class Recounts:
-    """Finds them. For the reactor thread."""
+class UnreadChanges:
+    """Finds such rooms. For the reactor thread."""
 
     def __init__(self, recent: RecentChanges, unread: UnreadCounts) -> None:
         self._recent = recent
@@ -23,13 +24,12 @@ class Recounts:
     async def find(
         self, user_id: UserID, since: int, rows: Mapping[int, MembershipRow], data: AccountData
     ) -> set[int]:
-        """The rooms, of those that the user is joined to. `data`: what they changed of their
-        account data after that position."""
+        """Return those of the joined rooms. `data`: the user's account data that changed since the
+        position."""
         joined = {nid: row for nid, row in rows.items() if row.membership == "join"}
         found: set[int] = set()
         if IGNORED_USERS in data.everywhere:
-            # of whom the user ignored before nothing is known: all rooms where anything is unread
-            # of anybody
+            # whom the user ignored before is not known: take all rooms with any unread event
             events = await self._unread.get_events(
                 user_id, joined.values(), frozenset(), after=0, limit=1
             )
@@ -37,8 +37,8 @@ class Recounts:
         purged = self._recent.purged_since(since)
         if purged is None:
             purged = await self._unread.purged_since(since)
-        concerned = [joined[nid] for nid in purged if nid in joined]
-        if concerned:
-            marks = await self._unread.read_marks(user_id, concerned)
+        affected = [joined[nid] for nid in purged if nid in joined]
+        if affected:
+            marks = await self._unread.read_marks(user_id, affected)
             found |= {nid for nid, mark in marks.items() if mark.everything < purged[nid]}
         return found
