@@ -1,4 +1,4 @@
-"""How options are declared, and the types that they may have.
+"""Declares options, and defines the types that they may have.
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Sessions:

@@ -14,7 +14,7 @@ from federation.protocol.ids import ServerName, parse_new_user_id
 from homeserver.config.yaml_text import NotYaml, parse_yaml
 
 SHORTEST_TOKEN = 16
-"""In characters. Whoever knows an `as_token` acts for all users in its namespaces."""
+"""In characters. A caller with an `as_token` acts for all users in its namespaces."""
 
 
 class Namespace(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Metrics of caches: how often what was looked for was there."""
+"""Metrics of caches: hits, misses, entries and sizes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
@@ -9,35 +9,35 @@ from prometheus_client.registry import Collector
 
 
 class Counted(Protocol):
-    """A cache that counts."""
+    """A cache with hit and miss counts."""
 
     hits: int
-    """Things that were there."""
+    """Look-ups that found an entry."""
     misses: int
-    """Things that had to be read."""
+    """Look-ups that found none."""
 
     def __len__(self) -> int:
-        """Things that are there now."""
+        """Return the number of entries."""
         ...
 
 
 @runtime_checkable
 class Weighed(Protocol):
-    """A cache that is bounded by the size of what it holds."""
+    """A cache that is bounded by the size of its entries."""
 
     weight: int
-    """About how many bytes that is."""
+    """The approximate size in bytes."""
 
 
 class CacheMetrics(Collector):
-    """Tells of caches in /metrics."""
+    """Metrics of caches."""
 
     def __init__(self, registry: CollectorRegistry, caches: Mapping[str, Counted]) -> None:
         self._caches = caches
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """Return the metrics for Prometheus."""
         lookups = CounterMetricFamily(
             "mahalla_cache_lookups",
             "Lookups in a cache, by result: hit or miss",
