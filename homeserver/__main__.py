@@ -32,15 +32,15 @@ from federation.protocol.errors import MatrixError, WeakPassword
 from homeserver.app import Server, build
 from homeserver.commands.init_files import (
     CONFIG_NAME,
-    CannotInit,
+    InitFailed,
     write_init_files,
     write_missing_key,
 )
 from homeserver.commands.process import (
+    PidFile,
     ask_for_password,
     begin_logging,
     on_hangup,
-    pid_file,
     run_until_done,
     stop_on_signals,
     tune_garbage_collector,
@@ -49,17 +49,17 @@ from homeserver.commands.setup import (
     DATABASE_ERRORS,
     claim_storage,
     find_problems,
-    hashing_threads,
     load,
     open_outbound,
     open_storage,
     read_key,
+    start_hashing_threads,
     waiting_threads,
 )
 from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
-from homeserver.http.listeners import advice_on
+from homeserver.http.listeners import describe_listen_error
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
@@ -149,7 +149,7 @@ def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
             made: Sequence[Path] = [write_missing_key(existing, server_name, os.urandom)]
         else:
             made = write_init_files(folder, server_name, public_baseurl, os.urandom)
-    except (CannotInit, OSError) as error:
+    except (InitFailed, OSError) as error:
         raise click.ClickException(str(error)) from error
     for path in made:
         click.echo(f"created {path}")
@@ -213,7 +213,7 @@ def run(paths: tuple[Path, ...]) -> None:
             clock,
             database,
             key=key,
-            threads=hashing_threads(reactor),
+            threads=start_hashing_threads(reactor),
             directory_threads=waiting_threads(reactor),
             media_threads=start_media_threads(reactor, loaded.config.storage),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
@@ -249,7 +249,7 @@ def run(paths: tuple[Path, ...]) -> None:
                 cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor)
             )
         except (CannotListenError, OSError, SSL.Error) as error:
-            failures.append(f"cannot listen: {advice_on(error)}")
+            failures.append(f"cannot listen: {describe_listen_error(error)}")
             reactor.stop()
 
     tune_garbage_collector()
@@ -257,7 +257,7 @@ def run(paths: tuple[Path, ...]) -> None:
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
     reactor.addSystemEventTrigger("after", "shutdown", log_file.flush)
-    with pid_file(loaded.config.observation.pid_file):
+    with PidFile(loaded.config.observation.pid_file):
         reactor.run()
     if failures:
         raise click.ClickException(failures[0])
@@ -476,7 +476,7 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
             clock,
             database,
             limiter,
-            hashing_threads(reactor),
+            start_hashing_threads(reactor),
             os.urandom,
             mail,
             None,

@@ -33,14 +33,14 @@ from federation.rooms.serving.remote_spaces import RemoteHierarchies
 from homeserver.api.endpoint import BodyLimit
 from homeserver.cluster.jobs import Jobs
 from homeserver.config.configuration import Config
-from homeserver.config.server import Listener
+from homeserver.config.server import ListenerOptions
 from homeserver.http.body_budget import HeldBodies
 from homeserver.http.guard import Guard
 from homeserver.http.listeners import (
     TcpListener,
     TlsContext,
     UnixListener,
-    address_of,
+    format_address,
     listen_tcp,
     listen_unix,
 )
@@ -143,7 +143,7 @@ class Server:
         self._tls: list[TlsContext] = []
         self.other_nodes = accounts.other_nodes
 
-    def site(self, listener: Listener) -> Site:
+    def site(self, listener: ListenerOptions) -> Site:
         """Return the site of one listener."""
         names = frozenset(name for resource in listener.resources for name in resource.names)
         if "federation" in names:
@@ -199,14 +199,14 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.start(IReactorFDSet(tcp, None))
         for port in self._ports:
-            self.log.info("listening on {address}", address=address_of(port))
+            self.log.info("listening on {address}", address=format_address(port))
 
     def start_jobs(self) -> None:
         """Start the background jobs."""
         self._jobs.start()
 
     def _listen(
-        self, listener: Listener, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX
+        self, listener: ListenerOptions, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX
     ) -> Sequence[IListeningPort]:
         site = self.site(listener)
         if listener.path is not None:
@@ -482,7 +482,7 @@ def build(
     )
     router = Router(
         SOURCES,
-        by_type(services),
+        index_by_type(services),
         guard=Guard(
             limiter,
             tokens=accounts.access_tokens,
@@ -547,6 +547,6 @@ def build(
     )
 
 
-def by_type(services: Sequence[object]) -> Mapping[type, object]:
+def index_by_type(services: Sequence[object]) -> Mapping[type, object]:
     """Index services by type, as handlers ask for them."""
     return {type(service): service for service in services}

@@ -14,15 +14,15 @@ class Peer(msgspec.Struct, frozen=True):
     server_name: ServerName
 
 
-LONGEST_USER_AGENT: Final = 500
+MAX_USER_AGENT: Final = 500
 
 
 def find_user_agent(headers: Mapping[bytes, bytes]) -> str:
-    """Return the client's `User-Agent`, cut to `LONGEST_USER_AGENT`.
+    """Return the client's `User-Agent`, cut to `MAX_USER_AGENT`.
 
     `headers`: by lower-case name.
     """
-    return headers.get(b"user-agent", b"").decode("utf-8", "replace")[:LONGEST_USER_AGENT]
+    return headers.get(b"user-agent", b"").decode("utf-8", "replace")[:MAX_USER_AGENT]
 
 
 class RequestContext(msgspec.Struct, frozen=True, gc=False):

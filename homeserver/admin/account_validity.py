@@ -9,7 +9,7 @@ from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.renewal import Renewals
 
 
-class Validity(msgspec.Struct, frozen=True, kw_only=True):
+class ValidityBody(msgspec.Struct, frozen=True, kw_only=True):
     """The request. `expiration_ts`: milliseconds since 1970; if absent, the configured period from
     now."""
 
@@ -20,7 +20,7 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
 
 @endpoint("POST", "/_synapse/admin/v1/account_validity/validity", auth=Auth.ADMIN)
 async def post_account_validity(
-    renewals: Renewals, accounts: Accounts, caller: Requester, *, body: Validity
+    renewals: Renewals, accounts: Accounts, caller: Requester, *, body: ValidityBody
 ) -> dict[str, object]:
     """Set when an account expires, and whether its owner gets a renewal e-mail before. Raises
     `NotFound`, `InvalidParam`, and `Forbidden` if accounts do not expire."""

@@ -13,7 +13,7 @@ from homeserver.services.login.approvals import Approvals
 MAX_PAGE_SIZE: Final = 1000
 
 
-class Approval(msgspec.Struct, frozen=True):
+class ApprovalBody(msgspec.Struct, frozen=True):
     approved: bool
 
 
@@ -32,8 +32,8 @@ async def get_waiting_accounts(approvals: Approvals, *, limit: int = 100) -> dic
 
 @endpoint("PUT", "/_mahalla/admin/v1/users/{user_id}/approval", auth=Auth.ADMIN)
 async def put_approval(
-    approvals: Approvals, caller: Requester, *, user_id: UserID, body: Approval
-) -> Approval:
+    approvals: Approvals, caller: Requester, *, user_id: UserID, body: ApprovalBody
+) -> ApprovalBody:
     """Approve an account, or withdraw its approval."""
     if body.approved:
         await approvals.do_approve(user_id, by=caller.user_id)

@@ -21,17 +21,17 @@ _DEVICES = f"{_USER}/devices"
 _DEVICE = f"{_DEVICES}/{{device_id}}"
 
 
-class NewDevice(msgspec.Struct, frozen=True):
+class NewDeviceBody(msgspec.Struct, frozen=True):
     device_id: str | UnsetType = UNSET
 
 
-class Rename(msgspec.Struct, frozen=True):
+class AdminRenameDeviceBody(msgspec.Struct, frozen=True):
     """The new name. Without a name the device keeps its current one."""
 
     display_name: str | None = None
 
 
-class RemoveMany(msgspec.Struct, frozen=True):
+class AdminDeleteDevicesBody(msgspec.Struct, frozen=True):
     """The devices to delete. The bound is high: clean-up tools send all devices that a bot has
     created over years."""
 
@@ -51,7 +51,7 @@ async def get_devices_of_user(devices: DeviceAdministration, *, user_id: UserID)
 
 @endpoint("POST", _DEVICES, auth=Auth.ADMIN)
 async def post_device_of_user(
-    devices: DeviceAdministration, *, user_id: UserID, body: NewDevice
+    devices: DeviceAdministration, *, user_id: UserID, body: NewDeviceBody
 ) -> Response:
     """Create a device without a session. Answers 201 even if it exists already. Raises as
     `DeviceAdministration.do_make`."""
@@ -71,7 +71,11 @@ async def get_device_of_user(
 
 @endpoint("PUT", _DEVICE, auth=Auth.ADMIN)
 async def put_device_of_user(
-    devices: DeviceAdministration, *, user_id: UserID, device_id: DeviceID, body: Rename = Rename()
+    devices: DeviceAdministration,
+    *,
+    user_id: UserID,
+    device_id: DeviceID,
+    body: AdminRenameDeviceBody = AdminRenameDeviceBody(),
 ) -> Empty:
     """Rename a device. Raises as `DeviceAdministration.do_rename`."""
     await devices.do_rename(user_id, device_id, body.display_name)
@@ -100,7 +104,7 @@ async def post_delete_devices_of_user(
     context: RequestContext,
     *,
     user_id: UserID,
-    body: RemoveMany,
+    body: AdminDeleteDevicesBody,
 ) -> Empty:
     """Delete several devices and end their sessions. Raises as `delete_device_of_user`."""
     if body.devices is UNSET:

@@ -17,7 +17,7 @@ from homeserver.services.upstream.links import UpstreamLinks
 PATH = "/_mahalla/admin/v1/users/{user_id}/external_ids"
 
 
-class Link(msgspec.Struct, frozen=True):
+class LinkBody(msgspec.Struct, frozen=True):
     """The request. `external_id` is the user's id at the provider (`sub`, `entryUUID`, …)."""
 
     external_id: str
@@ -60,7 +60,7 @@ async def get_external_ids(links: UpstreamLinks, *, user_id: UserID) -> dict[str
 
 @endpoint("PUT", PATH + "/{provider}", auth=Auth.ADMIN)
 async def put_external_id(
-    links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str, body: Link
+    links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str, body: LinkBody
 ) -> Empty:
     """Link an account to an identity of a provider. Raises `NotFound`, `InvalidParam`,
     `LinkTaken`."""

@@ -47,7 +47,7 @@ async def get_users_media(
     page = await media.get_uploads(user_id, _order(order_by, dir), from_, limit)
     scans = await media.get_scans(page.rows)
     answer: dict[str, Any] = {
-        "media": [shown_upload(row, scans) for row in page.rows],
+        "media": [describe_upload(row, scans) for row in page.rows],
         "total": page.count,
     }
     if from_ + limit < page.count:
@@ -84,8 +84,10 @@ async def get_media_info(
     row = await media.get_file(server_name, media_id)
     scans = await media.get_scans([row])
     if isinstance(row, RemoteMediaRow):
-        return {"media_info": shown_copy(row, scans)}
-    return {"media_info": {"media_origin": None, "filesystem_id": None, **shown_upload(row, scans)}}
+        return {"media_info": describe_copy(row, scans)}
+    return {
+        "media_info": {"media_origin": None, "filesystem_id": None, **describe_upload(row, scans)}
+    }
 
 
 @endpoint("DELETE", f"{_V1}/media/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
@@ -365,7 +367,7 @@ def _amount(amount: Amount) -> Mapping[str, int]:
     return {"media_count": amount.count, "media_length": amount.size}
 
 
-def shown_upload(row: MediaRow, scans: Scans) -> dict[str, Any]:
+def describe_upload(row: MediaRow, scans: Scans) -> dict[str, Any]:
     """Describe a local file for administrators."""
     content = row.content
     return {
@@ -385,7 +387,7 @@ def shown_upload(row: MediaRow, scans: Scans) -> dict[str, Any]:
     }
 
 
-def shown_copy(row: RemoteMediaRow, scans: Scans) -> dict[str, Any]:
+def describe_copy(row: RemoteMediaRow, scans: Scans) -> dict[str, Any]:
     """Describe the cached copy of a remote file for administrators."""
     return {
         "media_origin": row.origin,

@@ -10,7 +10,7 @@ import msgspec
 
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import parse_room_id, parse_server_name, parse_user_id
-from homeserver.admin.media import shown_copy, shown_upload
+from homeserver.admin.media import describe_copy, describe_upload
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.services.media.administration import Acted, MediaAdministration
@@ -28,7 +28,7 @@ MAX_NUMBER: Final = 2**53 - 1
 """An upper bound of all times and sizes."""
 
 
-class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MediaSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A selection of files. Times are milliseconds since 1970, sizes bytes. An unknown field is
     refused: ignoring a misspelt filter would select too much."""
 
@@ -67,7 +67,7 @@ async def get_selected_media(
     limit: int = 100,
 ) -> dict[str, Any]:
     """Return the selected files in the order of their content URIs."""
-    selection = Selection(
+    selection = MediaSelection(
         of=of,
         user_id=user_id,
         room_id=room_id,
@@ -87,7 +87,9 @@ async def get_selected_media(
     scans = await media.get_scans(found)
     answer: dict[str, Any] = {
         "media": [
-            shown_copy(row, scans) if isinstance(row, RemoteMediaRow) else shown_upload(row, scans)
+            describe_copy(row, scans)
+            if isinstance(row, RemoteMediaRow)
+            else describe_upload(row, scans)
             for row in found
         ]
     }
@@ -98,7 +100,7 @@ async def get_selected_media(
 
 @endpoint("POST", f"{_OURS}/delete", auth=Auth.ADMIN)
 async def delete_selected_media(
-    media: MediaAdministration, caller: Requester, *, body: Selection
+    media: MediaAdministration, caller: Requester, *, body: MediaSelection
 ) -> dict[str, Any]:
     """Delete the selected files. Quarantined and protected files stay, unless the selection asks
     for just those."""
@@ -111,7 +113,7 @@ async def delete_selected_media(
 
 @endpoint("POST", f"{_OURS}/quarantine", auth=Auth.ADMIN)
 async def quarantine_selected_media(
-    media: MediaAdministration, caller: Requester, *, body: Selection
+    media: MediaAdministration, caller: Requester, *, body: MediaSelection
 ) -> dict[str, Any]:
     """Quarantine the selected files and all files with the same content, except protected ones."""
     wanted, after = _parse_selection(body)
@@ -123,7 +125,7 @@ async def quarantine_selected_media(
 
 @endpoint("POST", f"{_OURS}/unquarantine", auth=Auth.ADMIN)
 async def unquarantine_selected_media(
-    media: MediaAdministration, *, body: Selection
+    media: MediaAdministration, *, body: MediaSelection
 ) -> dict[str, Any]:
     """Release the selected files and all files with the same content from quarantine."""
     wanted, after = _parse_selection(body)
@@ -133,21 +135,23 @@ async def unquarantine_selected_media(
 
 
 @endpoint("POST", f"{_OURS}/protect", auth=Auth.ADMIN)
-async def protect_selected_media(media: MediaAdministration, *, body: Selection) -> dict[str, Any]:
+async def protect_selected_media(
+    media: MediaAdministration, *, body: MediaSelection
+) -> dict[str, Any]:
     """Protect the selected local files against quarantine and automatic deletion."""
     return await _protect(media, body, protected=True)
 
 
 @endpoint("POST", f"{_OURS}/unprotect", auth=Auth.ADMIN)
 async def unprotect_selected_media(
-    media: MediaAdministration, *, body: Selection
+    media: MediaAdministration, *, body: MediaSelection
 ) -> dict[str, Any]:
     """Remove the protection of the selected local files."""
     return await _protect(media, body, protected=False)
 
 
 async def _protect(
-    media: MediaAdministration, selection: Selection, *, protected: bool
+    media: MediaAdministration, selection: MediaSelection, *, protected: bool
 ) -> dict[str, Any]:
     wanted, after = _parse_selection(selection)
     if selection.of == "remote":
@@ -159,12 +163,12 @@ async def _protect(
     )
 
 
-def _parse_selection(selection: Selection) -> tuple[Wished, MediaAddress]:
+def _parse_selection(selection: MediaSelection) -> tuple[Wished, MediaAddress]:
     """Return the file filter, and the address after which the page begins. Raises InvalidParam."""
     return _filter(selection), _after(selection, MAX_BATCH)
 
 
-def _filter(selection: Selection) -> Wished:
+def _filter(selection: MediaSelection) -> Wished:
     for name in ("from_ts", "until_ts", "size_gt"):
         number = getattr(selection, name)
         if number is not None and not -1 <= number <= MAX_NUMBER:
@@ -188,7 +192,7 @@ def _filter(selection: Selection) -> Wished:
     )
 
 
-def _after(selection: Selection, max_limit: int) -> MediaAddress:
+def _after(selection: MediaSelection, max_limit: int) -> MediaAddress:
     if not 0 < selection.limit <= max_limit:
         raise InvalidParam(f"limit must be between 1 and {max_limit}")
     if not selection.after:

@@ -20,7 +20,7 @@ Time = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 From = Annotated[str | None, Names("from")]
 
 
-class Purge(msgspec.Struct, frozen=True):
+class PurgeBody(msgspec.Struct, frozen=True):
     """The purge request."""
 
     purge_up_to_ts: Time | None = None
@@ -30,7 +30,7 @@ class Purge(msgspec.Struct, frozen=True):
 
 @endpoint("POST", f"{_V1}/purge_history/{{room_id}}", auth=Auth.ADMIN)
 async def purge_history(
-    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, body: Purge
+    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, body: PurgeBody
 ) -> dict[str, str]:
     """Start to delete the events before an event or a time. Events of local users stay, unless
     `delete_local_events` is set. Raises NotFound, BadJson, MatrixError."""
@@ -44,14 +44,18 @@ async def purge_history_before(
     *,
     room_id: RoomID,
     event_id: EventID,
-    body: Purge = Purge(),
+    body: PurgeBody = PurgeBody(),
 ) -> dict[str, str]:
     """Start a purge up to the event in the path, which itself stays. Raises as `purge_history`."""
     return await _begin(purges, caller, room_id, event_id, body)
 
 
 async def _begin(
-    purges: HistoryPurges, caller: Requester, room_id: RoomID, event_id: EventID | None, body: Purge
+    purges: HistoryPurges,
+    caller: Requester,
+    room_id: RoomID,
+    event_id: EventID | None,
+    body: PurgeBody,
 ) -> dict[str, str]:
     if event_id is None and body.purge_up_to_ts is None:
         raise BadJson("Either purge_up_to_ts or purge_up_to_event_id is required")

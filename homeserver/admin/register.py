@@ -18,7 +18,7 @@ from homeserver.services.profiles.profiles import Profiles
 _PATH = "/_synapse/admin/v1/register"
 
 
-class Register(msgspec.Struct, frozen=True, kw_only=True):
+class AdminRegisterBody(msgspec.Struct, frozen=True, kw_only=True):
     """The registration request. Any truthy `admin` counts. An empty or null `user_type` means
     none."""
 
@@ -47,7 +47,7 @@ async def post_register(
     profiles: Profiles,
     context: RequestContext,
     *,
-    body: Register,
+    body: AdminRegisterBody,
 ) -> dict[str, object]:
     """Register an account."""
     request = Wish(

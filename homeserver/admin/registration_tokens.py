@@ -14,7 +14,7 @@ from storage.accounts.registration_tokens import RegistrationTokenRow
 _PATH = "/_synapse/admin/v1/registration_tokens"
 
 
-class NewToken(msgspec.Struct, frozen=True, kw_only=True):
+class NewTokenBody(msgspec.Struct, frozen=True, kw_only=True):
     """A new registration token. Without `token`, one of `length` characters is generated.
     `expiry_time` is in milliseconds since 1970."""
 
@@ -24,7 +24,7 @@ class NewToken(msgspec.Struct, frozen=True, kw_only=True):
     expiry_time: int | None = None
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class TokenLimitsBody(msgspec.Struct, frozen=True, kw_only=True):
     """New limits. An absent field keeps its value; null removes the limit."""
 
     uses_allowed: int | UnsetType | None = UNSET
@@ -41,7 +41,7 @@ async def get_registration_tokens(
 
 @endpoint("POST", f"{_PATH}/new", auth=Auth.ADMIN)
 async def post_registration_token(
-    tokens: RegistrationTokens, caller: Requester, *, body: NewToken = NewToken()
+    tokens: RegistrationTokens, caller: Requester, *, body: NewTokenBody = NewTokenBody()
 ) -> dict[str, Any]:
     """Create a registration token. Raises `InvalidParam`."""
     made = await tokens.do_make(
@@ -58,7 +58,7 @@ async def get_registration_token(tokens: RegistrationTokens, *, token: str) -> d
 
 @endpoint("PUT", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
 async def put_registration_token(
-    tokens: RegistrationTokens, caller: Requester, *, token: str, body: Limits
+    tokens: RegistrationTokens, caller: Requester, *, token: str, body: TokenLimitsBody
 ) -> dict[str, Any]:
     """Change the limits of a registration token. Raises `NotFound`, `InvalidParam`."""
     return _describe(

@@ -12,18 +12,18 @@ from homeserver.services.administration.users import Changes, UserAdministration
 _V1 = "/_synapse/admin/v1"
 
 
-class Deactivate(msgspec.Struct, frozen=True):
+class AdminDeactivateBody(msgspec.Struct, frozen=True):
     """The deactivation request. `erase` also hides the user's messages and profile from others."""
 
     erase: bool = False
 
 
-class NewPassword(msgspec.Struct, frozen=True, kw_only=True):
+class NewPasswordBody(msgspec.Struct, frozen=True, kw_only=True):
     new_password: str
     logout_devices: bool = True
 
 
-class Administrator(msgspec.Struct, frozen=True):
+class AdministratorBody(msgspec.Struct, frozen=True):
     admin: bool
 
 
@@ -33,7 +33,7 @@ async def post_deactivate_user(
     caller: Requester,
     *,
     user_id: UserID,
-    body: Deactivate = Deactivate(),
+    body: AdminDeactivateBody = AdminDeactivateBody(),
 ) -> dict[str, object]:
     """Deactivate an account permanently. Raises `InvalidParam`, `NotFound`."""
     return {
@@ -43,7 +43,7 @@ async def post_deactivate_user(
 
 @endpoint("POST", f"{_V1}/reset_password/{{user_id}}", auth=Auth.ADMIN)
 async def post_reset_password(
-    users: UserAdministration, caller: Requester, *, user_id: UserID, body: NewPassword
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: NewPasswordBody
 ) -> Empty:
     """Set a new password. Raises `InvalidParam`, `NotFound`, `WeakPassword`."""
     changes = Changes(password=body.new_password, logout_devices=body.logout_devices)
@@ -52,14 +52,14 @@ async def post_reset_password(
 
 
 @endpoint("GET", f"{_V1}/users/{{user_id}}/admin", auth=Auth.ADMIN)
-async def get_administrator(users: UserAdministration, *, user_id: UserID) -> Administrator:
+async def get_administrator(users: UserAdministration, *, user_id: UserID) -> AdministratorBody:
     """Return whether the account is an administrator. Raises `InvalidParam`, `NotFound`."""
-    return Administrator(await users.is_administrator(user_id))
+    return AdministratorBody(await users.is_administrator(user_id))
 
 
 @endpoint("PUT", f"{_V1}/users/{{user_id}}/admin", auth=Auth.ADMIN)
 async def put_administrator(
-    users: UserAdministration, caller: Requester, *, user_id: UserID, body: Administrator
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: AdministratorBody
 ) -> Empty:
     """Make the account an administrator, or a normal user again. Raises `InvalidParam`,
     `NotFound`."""

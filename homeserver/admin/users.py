@@ -27,21 +27,21 @@ From = Annotated[int, Names("from")]
 Direction = Literal["f", "b"]
 
 
-class Address(msgspec.Struct, frozen=True):
+class ThreepidBody(msgspec.Struct, frozen=True):
     """A third-party identifier, which counts as validated."""
 
     medium: str
     address: str
 
 
-class Link(msgspec.Struct, frozen=True):
+class ExternalIDBody(msgspec.Struct, frozen=True):
     """The user's id at an identity provider."""
 
     auth_provider: str
     external_id: str
 
 
-class PutUser(msgspec.Struct, frozen=True, kw_only=True):
+class PutUserBody(msgspec.Struct, frozen=True, kw_only=True):
     """The wanted state of an account. An absent field stays unchanged. A list replaces the stored
     one."""
 
@@ -49,8 +49,8 @@ class PutUser(msgspec.Struct, frozen=True, kw_only=True):
     logout_devices: bool = True
     displayname: str | UnsetType | None = UNSET
     avatar_url: str | UnsetType | None = UNSET
-    threepids: list[Address] | UnsetType = UNSET
-    external_ids: list[Link] | UnsetType = UNSET
+    threepids: list[ThreepidBody] | UnsetType = UNSET
+    external_ids: list[ExternalIDBody] | UnsetType = UNSET
     admin: bool | UnsetType = UNSET
     deactivated: bool | UnsetType = UNSET
     locked: bool | UnsetType = UNSET
@@ -114,7 +114,7 @@ async def get_user(users: UserAdministration, *, user_id: UserID) -> dict[str, A
 
 @endpoint("PUT", _V2 + "/{user_id}", auth=Auth.ADMIN)
 async def put_user(
-    users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUser
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUserBody
 ) -> Response:
     """Create an account (201), or change one. Raises as `UserAdministration.do_put`."""
     made = await users.do_put(user_id, _changes(body), caller.user_id)
@@ -245,7 +245,7 @@ def _consent_fields(consents: Sequence[ConsentRow]) -> dict[str, Any]:
     return {"consent_version": ", ".join(versions) or None, "consent_ts": last}
 
 
-def _changes(body: PutUser) -> Changes:
+def _changes(body: PutUserBody) -> Changes:
     return Changes(
         password=body.password,
         logout_devices=body.logout_devices,

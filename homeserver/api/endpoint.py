@@ -52,7 +52,7 @@ class Auth(Enum):
     """A server's X-Matrix signature."""
 
 
-MAYBE_NOBODY = frozenset({Auth.OPTIONAL, Auth.IF_USABLE})
+OPTIONAL_AUTH = frozenset({Auth.OPTIONAL, Auth.IF_USABLE})
 """The requester may be None with these."""
 
 

@@ -13,13 +13,13 @@ from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.accounts import Accounts
 
 
-class ChangePassword(msgspec.Struct, frozen=True, kw_only=True):
+class ChangePasswordBody(msgspec.Struct, frozen=True, kw_only=True):
     new_password: str
     logout_devices: bool = True
     auth: dict[str, object] | None = None
 
 
-class Deactivate(msgspec.Struct, frozen=True, kw_only=True):
+class DeactivateBody(msgspec.Struct, frozen=True, kw_only=True):
     erase: bool = False
     auth: dict[str, object] | None = None
 
@@ -43,7 +43,11 @@ async def get_whoami(caller: Requester) -> dict[str, object]:
     while_suspended=True,
 )
 async def post_password(
-    accounts: Accounts, caller: Requester | None, context: RequestContext, *, body: ChangePassword
+    accounts: Accounts,
+    caller: Requester | None,
+    context: RequestContext,
+    *,
+    body: ChangePasswordBody,
 ) -> Empty:
     """Change the password. A caller without a token resets it by a confirmed e-mail address or
     phone number."""
@@ -72,7 +76,7 @@ async def post_deactivate(
     caller: Requester,
     context: RequestContext,
     *,
-    body: Deactivate = Deactivate(),
+    body: DeactivateBody = DeactivateBody(),
 ) -> dict[str, object]:
     """Deactivate the account, and unbind the addresses that this server bound at an identity
     server."""

@@ -13,11 +13,11 @@ from homeserver.services.administration.account_actions import AccountModeration
 _UNSTABLE = "/_matrix/client/unstable/uk.timedout.msc4323/admin"
 
 
-class Lock(msgspec.Struct, frozen=True):
+class LockBody(msgspec.Struct, frozen=True):
     locked: bool
 
 
-class Suspend(msgspec.Struct, frozen=True):
+class SuspendBody(msgspec.Struct, frozen=True):
     suspended: bool
 
 
@@ -27,9 +27,9 @@ class Suspend(msgspec.Struct, frozen=True):
     f"{_UNSTABLE}/lock/{{user_id}}",
     auth=Auth.ADMIN,
 )
-async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> Lock:
+async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> LockBody:
     """Return whether the account is locked."""
-    return Lock((await moderation.get_account(user_id)).locked)
+    return LockBody((await moderation.get_account(user_id)).locked)
 
 
 @endpoint(
@@ -39,8 +39,8 @@ async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> Lock:
     auth=Auth.ADMIN,
 )
 async def put_lock(
-    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Lock
-) -> Lock:
+    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: LockBody
+) -> LockBody:
     """Lock or unlock the account."""
     await moderation.do_moderate(caller, user_id, locked=body.locked)
     return body
@@ -52,9 +52,9 @@ async def put_lock(
     f"{_UNSTABLE}/suspend/{{user_id}}",
     auth=Auth.ADMIN,
 )
-async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> Suspend:
+async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> SuspendBody:
     """Return whether the account is suspended."""
-    return Suspend((await moderation.get_account(user_id)).suspended)
+    return SuspendBody((await moderation.get_account(user_id)).suspended)
 
 
 @endpoint(
@@ -64,8 +64,8 @@ async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> Susp
     auth=Auth.ADMIN,
 )
 async def put_suspend(
-    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Suspend
-) -> Suspend:
+    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: SuspendBody
+) -> SuspendBody:
     """Suspend the account, or lift the suspension."""
     await moderation.do_moderate(caller, user_id, suspended=body.suspended)
     return body

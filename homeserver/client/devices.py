@@ -15,15 +15,15 @@ from homeserver.services.devices.devices import Devices
 from storage.devices.devices import DeviceRow
 
 
-class Rename(msgspec.Struct, frozen=True):
+class RenameDeviceBody(msgspec.Struct, frozen=True):
     display_name: str | None = None
 
 
-class Remove(msgspec.Struct, frozen=True):
+class DeleteDeviceBody(msgspec.Struct, frozen=True):
     auth: dict[str, object] | None = None
 
 
-class RemoveMany(msgspec.Struct, frozen=True, kw_only=True):
+class DeleteDevicesBody(msgspec.Struct, frozen=True, kw_only=True):
     devices: Annotated[list[str], msgspec.Meta(max_length=1000)]
     auth: dict[str, object] | None = None
 
@@ -56,7 +56,7 @@ async def get_device(
     while_suspended=True,
 )
 async def put_device(
-    devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename
+    devices: Devices, caller: Requester, *, device_id: DeviceID, body: RenameDeviceBody
 ) -> Response | Empty:
     """Rename a device. An application service may also create one."""
     if await devices.do_make(caller, parse_device_id(device_id), body.display_name):
@@ -78,7 +78,7 @@ async def delete_device(
     context: RequestContext,
     *,
     device_id: DeviceID,
-    body: Remove = Remove(),
+    body: DeleteDeviceBody = DeleteDeviceBody(),
 ) -> Empty:
     """Delete a device, after user-interactive authentication."""
     await devices.do_remove(caller, [device_id], body.auth, context.client_ip)
@@ -93,7 +93,7 @@ async def delete_device(
     while_suspended=True,
 )
 async def post_delete_devices(
-    devices: Devices, caller: Requester, context: RequestContext, *, body: RemoveMany
+    devices: Devices, caller: Requester, context: RequestContext, *, body: DeleteDevicesBody
 ) -> Empty:
     """Delete several devices, after user-interactive authentication."""
     await devices.do_remove(

@@ -29,7 +29,7 @@ async def upload_keys(
     return {"one_time_key_counts": dict(await keys.do_upload(caller, body))}
 
 
-class KeyQuery(msgspec.Struct, frozen=True):
+class KeyQueryBody(msgspec.Struct, frozen=True):
     """Device ids by user. An empty list means all devices of the user."""
 
     device_keys: dict[str, list[str]]
@@ -44,13 +44,15 @@ class KeyQuery(msgspec.Struct, frozen=True):
     limit=Limit.KEY_REQUEST,
     while_suspended=True,
 )
-async def query_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
+async def query_keys(
+    keys: EveryonesKeys, caller: Requester, *, body: KeyQueryBody
+) -> dict[str, Any]:
     """Return the device keys and cross-signing keys of users."""
     keys.check_asked(caller, len(body.device_keys))
     return await keys.get_keys(caller, body.device_keys, body.timeout)
 
 
-class KeyClaim(msgspec.Struct, frozen=True):
+class KeyClaimBody(msgspec.Struct, frozen=True):
     """Key algorithms by user and device."""
 
     one_time_keys: dict[str, dict[str, str]]
@@ -65,7 +67,9 @@ class KeyClaim(msgspec.Struct, frozen=True):
     limit=Limit.KEY_REQUEST,
     while_suspended=True,
 )
-async def claim_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
+async def claim_keys(
+    keys: EveryonesKeys, caller: Requester, *, body: KeyClaimBody
+) -> dict[str, Any]:
     """Claim one-time keys of devices."""
     keys.check_claimed(caller, sum(map(len, body.one_time_keys.values())))
     return await keys.do_claim(caller, body.one_time_keys, body.timeout)
@@ -81,7 +85,7 @@ async def get_keys_changes(
     )
 
 
-class CrossSigningUpload(KeySet, frozen=True):
+class CrossSigningBody(KeySet, frozen=True):
     """Cross-signing keys, with the authentication that replacing them needs."""
 
     auth: dict[str, Any] | None = None
@@ -100,7 +104,7 @@ async def upload_cross_signing_keys(
     caller: Requester,
     context: RequestContext,
     *,
-    body: CrossSigningUpload,
+    body: CrossSigningBody,
 ) -> Empty:
     """Set the caller's cross-signing keys."""
     await cross_signing.do_upload(caller, body, body.auth, context.client_ip)

@@ -30,7 +30,7 @@ class UnknownLoginType(MatrixError):
     default_text = "This server does not support this login type"
 
 
-class Login(msgspec.Struct, frozen=True, kw_only=True):
+class LoginBody(msgspec.Struct, frozen=True, kw_only=True):
     """The login request. `user`, `medium` and `address` are older forms of `identifier`."""
 
     type: str
@@ -45,11 +45,11 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
     refresh_token: bool = False
 
 
-class GetToken(msgspec.Struct, frozen=True):
+class GetTokenBody(msgspec.Struct, frozen=True):
     auth: dict[str, object] | None = None
 
 
-class Refresh(msgspec.Struct, frozen=True):
+class RefreshBody(msgspec.Struct, frozen=True):
     refresh_token: str
 
 
@@ -95,7 +95,7 @@ async def post_login(
     discovery: ClientDiscovery,
     context: RequestContext,
     *,
-    body: Login,
+    body: LoginBody,
     access_token: str = "",
 ) -> dict[str, object]:
     """Log in. An application service may send its token in the `access_token` query parameter."""
@@ -163,7 +163,7 @@ async def post_get_token(
     caller: Requester,
     context: RequestContext,
     *,
-    body: GetToken = GetToken(),
+    body: GetTokenBody = GetTokenBody(),
 ) -> dict[str, object]:
     """Create a login token, with which another client of the caller logs in."""
     token, lifetime = await login_tokens.do_give(caller, body.auth, context.client_ip)
@@ -179,7 +179,7 @@ async def post_get_token(
     limit=Limit.REFRESH,
 )
 async def post_refresh(
-    sessions: Sessions, context: RequestContext, *, body: Refresh
+    sessions: Sessions, context: RequestContext, *, body: RefreshBody
 ) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""
     answer = session_answer(None, await sessions.do_refresh(body.refresh_token, context.client_ip))

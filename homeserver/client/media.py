@@ -30,15 +30,15 @@ _OLD_THUMBNAILS = tuple(f"{old}/thumbnail{_ID}" for old in _OLD)
 _UPLOADS = tuple(f"{old}/upload" for old in _OLD)
 _FILLS = tuple(f"{old}/upload{_ID}" for old in _OLD)
 _CONFIGS = (f"{_NEW}/config", *(f"{old}/config" for old in _OLD))
-DEFAULT_WAIT_MS = 20_000
+DEFAULT_TIMEOUT_MS = 20_000
 AllowRedirect = Annotated[bool, Names("allow_redirect", "com.beeper.msc3860.allow_redirect")]
 
 
-class Uploaded(msgspec.Struct, frozen=True):
+class UploadedMedia(msgspec.Struct, frozen=True):
     content_uri: str
 
 
-class Created(msgspec.Struct, frozen=True):
+class ReservedMedia(msgspec.Struct, frozen=True):
     content_uri: str
     unused_expires_at: int
 
@@ -51,9 +51,9 @@ async def post_upload(
     *,
     body: BinaryIO,
     filename: str = "",
-) -> Uploaded:
+) -> UploadedMedia:
     """Upload a file."""
-    return Uploaded(
+    return UploadedMedia(
         await media.do_upload(
             caller.user_id, Upload(body, context.body_size, context.content_type, filename)
         )
@@ -67,9 +67,9 @@ async def post_upload(
     auth=Auth.USER,
     limit=Limit.MEDIA_CREATE,
 )
-async def post_create(media: MediaRepository, caller: Requester) -> Created:
+async def post_create(media: MediaRepository, caller: Requester) -> ReservedMedia:
     """Reserve a content URI for a later upload."""
-    return Created(*await media.do_create(caller.user_id))
+    return ReservedMedia(*await media.do_create(caller.user_id))
 
 
 @endpoint("PUT", *_FILLS, auth=Auth.USER, limit=Limit.MEDIA_CREATE, max_body=BodyLimit.UPLOAD)
@@ -106,7 +106,7 @@ async def get_download(
     server_name: ServerName,
     media_id: str,
     file_name: str = "",
-    timeout_ms: int = DEFAULT_WAIT_MS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
     admin_unsafely_bypass_quarantine: bool = False,
 ) -> Response:
     """Return a file or redirect to it, with its own file name or the given one. Administrators may
@@ -132,7 +132,7 @@ async def get_public_download(
     server_name: ServerName,
     media_id: str,
     file_name: str = "",
-    timeout_ms: int = DEFAULT_WAIT_MS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
     allow_remote: bool = True,
     allow_redirect: AllowRedirect = False,
 ) -> Response:
@@ -159,7 +159,7 @@ async def get_thumbnail(
     height: int,
     method: Method = "scale",
     animated: bool = False,
-    timeout_ms: int = DEFAULT_WAIT_MS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
 ) -> Response:
     """Return a thumbnail of an image. May redirect to the image itself."""
     request = Asked(
@@ -181,7 +181,7 @@ async def get_public_thumbnail(
     height: int,
     method: Method = "scale",
     animated: bool = False,
-    timeout_ms: int = DEFAULT_WAIT_MS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
     allow_remote: bool = True,
     allow_redirect: AllowRedirect = False,
 ) -> Response:

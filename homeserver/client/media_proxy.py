@@ -18,19 +18,19 @@ _PROXY = "/_matrix/media_proxy/unstable"
 _ID = "/{server_name}/{media_id}"
 
 
-class PublicKey(msgspec.Struct, frozen=True):
+class PublicKeyBody(msgspec.Struct, frozen=True):
     public_key: str
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ScanResult(msgspec.Struct, frozen=True):
     clean: bool
     info: str
 
 
 @endpoint("GET", f"{_PROXY}/public_key", auth=Auth.NONE)
-async def get_public_key(proxy: MediaProxy) -> PublicKey:
+async def get_public_key(proxy: MediaProxy) -> PublicKeyBody:
     """Return the public key to which clients may encrypt the keys of encrypted files."""
-    return PublicKey(proxy.get_public_key())
+    return PublicKeyBody(proxy.get_public_key())
 
 
 @endpoint("GET", f"{_PROXY}/download{_ID}", auth=Auth.OPTIONAL, long_poll=True)
@@ -73,9 +73,9 @@ async def get_scan(
     *,
     server_name: ServerName,
     media_id: str,
-) -> Verdict:
+) -> ScanResult:
     """Return whether a file is clean."""
-    return Verdict(*await proxy.scan(server_name, media_id, caller, context))
+    return ScanResult(*await proxy.scan(server_name, media_id, caller, context))
 
 
 @endpoint(
@@ -93,6 +93,6 @@ async def post_download_encrypted(
 )
 async def post_scan_encrypted(
     proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, body: bytes
-) -> Verdict:
+) -> ScanResult:
     """Return whether the decrypted content of a file is clean. The body holds its key."""
-    return Verdict(*await proxy.scan_encrypted(body, caller, context))
+    return ScanResult(*await proxy.scan_encrypted(body, caller, context))

@@ -52,12 +52,14 @@ async def get_own_media(
     return answer
 
 
-class Deleted(msgspec.Struct, frozen=True):
+class DeletedMedia(msgspec.Struct, frozen=True):
     deleted: list[str]
 
 
 @endpoint("DELETE", f"{_PATH}/{{media_id}}", auth=Auth.USER, before_consent=True)
-async def delete_own_media(uploads: OwnUploads, caller: Requester, *, media_id: str) -> Deleted:
+async def delete_own_media(
+    uploads: OwnUploads, caller: Requester, *, media_id: str
+) -> DeletedMedia:
     """Delete one of the caller's uploads for everybody, even if events refer to it. Raises
     NotFound, Forbidden."""
-    return Deleted([await uploads.do_delete(caller.user_id, media_id)])
+    return DeletedMedia([await uploads.do_delete(caller.user_id, media_id)])

@@ -14,19 +14,19 @@ from homeserver.services.application_services.application_services import LOGIN_
 from homeserver.services.devices.devices import check_device_name
 from homeserver.services.login.sessions import session_answer
 
-COST_OF_ASKING: Final = 0.05
+PREPARATION_COST: Final = 0.05
 """The rate limit cost of a request that only prepares a registration: reading the stages, checking
 the user name, each stage."""
 
 
-class Kind(Enum):
+class AccountKind(Enum):
     """The kind of the account."""
 
     USER = "user"
     GUEST = "guest"
 
 
-class Register(msgspec.Struct, frozen=True, kw_only=True):
+class RegisterBody(msgspec.Struct, frozen=True, kw_only=True):
     """The registration request."""
 
     type: str | None = None
@@ -47,15 +47,15 @@ class Register(msgspec.Struct, frozen=True, kw_only=True):
     "/_matrix/client/r0/register",
     auth=Auth.NONE,
     limit=Limit.REGISTRATION,
-    cost=COST_OF_ASKING,
+    cost=PREPARATION_COST,
 )
 async def post_register(
     registration: Registration,
     acting: ActingServices,
     context: RequestContext,
     *,
-    body: Register = Register(),
-    kind: Kind = Kind.USER,
+    body: RegisterBody = RegisterBody(),
+    kind: AccountKind = AccountKind.USER,
     access_token: str = "",
 ) -> dict[str, object]:
     """Register a user or a guest.
@@ -64,7 +64,7 @@ async def post_register(
     send its token in the `access_token` query parameter.
     """
     device_name = check_device_name(body.initial_device_display_name)
-    if kind is Kind.GUEST:
+    if kind is AccountKind.GUEST:
         registered = await registration.do_register_guest(
             device_name, body.refresh_token, context.client_ip
         )
@@ -93,7 +93,7 @@ async def post_register(
     "/_matrix/client/r0/register/available",
     auth=Auth.NONE,
     limit=Limit.REGISTRATION,
-    cost=COST_OF_ASKING,
+    cost=PREPARATION_COST,
 )
 async def get_available(registration: Registration, *, username: str) -> dict[str, object]:
     """Return that the user name is available. Raises an error with the reason if it is not."""

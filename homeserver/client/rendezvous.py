@@ -29,11 +29,11 @@ _COST_OF_ONE: Final = 0.01
 """The rate limit cost of one request: devices poll about once a second."""
 
 
-class Begin(msgspec.Struct, frozen=True):
+class CreateSessionBody(msgspec.Struct, frozen=True):
     data: str
 
 
-class Write(msgspec.Struct, frozen=True):
+class UpdateSessionBody(msgspec.Struct, frozen=True):
     sequence_token: str
     data: str
 
@@ -51,7 +51,7 @@ async def get_rendezvous_support(
     "POST", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, max_body=_BODY, while_suspended=True
 )
 async def post_rendezvous(
-    rendezvous: Rendezvous, caller: Requester | None, *, body: Begin
+    rendezvous: Rendezvous, caller: Requester | None, *, body: CreateSessionBody
 ) -> dict[str, object]:
     """Create a rendezvous session."""
     rendezvous.check_offered()
@@ -80,7 +80,7 @@ async def get_rendezvous(
 
 @endpoint("PUT", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY)
 async def put_rendezvous(
-    rendezvous: Rendezvous, *, rendezvous_id: str, body: Write
+    rendezvous: Rendezvous, *, rendezvous_id: str, body: UpdateSessionBody
 ) -> dict[str, object]:
     """Replace the data of a session."""
     rendezvous.check_offered()

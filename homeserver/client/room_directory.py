@@ -119,7 +119,7 @@ class DirectoryFilter(msgspec.Struct, frozen=True):
     room_types: Annotated[tuple[str | None, ...], msgspec.Meta(max_length=100)] | None = None
 
 
-class DirectoryQuery(msgspec.Struct, frozen=True):
+class DirectoryQueryBody(msgspec.Struct, frozen=True):
     """A search in the public room directory."""
 
     limit: int | None = None
@@ -134,7 +134,7 @@ async def query_public_rooms(
     directory: RoomDirectory,
     caller: Requester,
     *,
-    body: DirectoryQuery = DirectoryQuery(),
+    body: DirectoryQueryBody = DirectoryQueryBody(),
     server: ServerName | None = None,
 ) -> dict[str, Any]:
     """Return a filtered page of the directory. No local room belongs to a third-party network."""

@@ -21,17 +21,21 @@ from storage.events.timelines import Direction
 from storage.rooms.sticky_events import LONGEST_MS
 
 Content = dict[str, Any]
-Delay = Annotated[int | None, Names("org.matrix.msc4140.delay")]
+DelayMs = Annotated[int | None, Names("org.matrix.msc4140.delay")]
 """The delay in milliseconds after which the event is sent (MSC4140)."""
-Sticky = Annotated[int | None, Names("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms")]
+StickyMs = Annotated[
+    int | None, Names("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms")
+]
 """The time in milliseconds for which the event is sticky: newcomers to the room receive it too
 (MSC4354)."""
-Attached = Annotated[list[str] | None, Names("attach_media", "org.matrix.msc3911.attach_media")]
+AttachedMedia = Annotated[
+    list[str] | None, Names("attach_media", "org.matrix.msc3911.attach_media")
+]
 """Media to attach to the event, which may be encrypted. They are deleted with the event (MSC3911).
 """
 
 
-class Sent(msgspec.Struct, frozen=True):
+class SentEvent(msgspec.Struct, frozen=True):
     event_id: EventID
 
 
@@ -62,9 +66,9 @@ async def send_message(
     txn_id: str,
     body: Content,
     ts: int | None = None,
-    delay: Delay = None,
-    sticky: Sticky = None,
-    attached: Attached = None,
+    delay: DelayMs = None,
+    sticky: StickyMs = None,
+    attached: AttachedMedia = None,
 ) -> Any:
     """Send a message event, once for each transaction id. A suspended user may redact their own
     events."""
@@ -81,7 +85,7 @@ async def send_message(
         caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky)
     )
     if files:
-        await references.do_attach(msgspec.json.decode(answer, type=Sent).event_id, files)
+        await references.do_attach(msgspec.json.decode(answer, type=SentEvent).event_id, files)
     return answer
 
 
@@ -91,7 +95,7 @@ RelationTypes = Annotated[
 ]
 
 
-class Redaction(msgspec.Struct, frozen=True):
+class RedactionBody(msgspec.Struct, frozen=True):
     """The reason of a redaction, and the relation types whose child events are redacted too (`*`
     for all; MSC3912)."""
 
@@ -118,7 +122,7 @@ async def redact_event(
     room_id: RoomID,
     event_id: EventID,
     txn_id: str,
-    body: Redaction = Redaction(),
+    body: RedactionBody = RedactionBody(),
 ) -> msgspec.Raw:
     """Redact an event."""
     presence.note_active(caller)
@@ -147,9 +151,9 @@ async def set_room_state(
     state_key: str = "",
     body: Content,
     ts: int | None = None,
-    delay: Delay = None,
-    sticky: Sticky = None,
-    attached: Attached = None,
+    delay: DelayMs = None,
+    sticky: StickyMs = None,
+    attached: AttachedMedia = None,
 ) -> dict[str, str]:
     """Set a state entry. A suspended user may only leave the room."""
     presence.note_active(caller)

@@ -13,17 +13,17 @@ from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.rooms.membership import RoomMemberships
 
-Servers = Annotated[list[str] | None, Names("via", "server_name")]
+ViaServers = Annotated[list[str] | None, Names("via", "server_name")]
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
-class WithReason(msgspec.Struct, frozen=True):
+class MembershipBody(msgspec.Struct, frozen=True):
     """The optional reason of a membership change."""
 
     reason: Reason | None = None
 
 
-class Join(msgspec.Struct, frozen=True):
+class JoinBody(msgspec.Struct, frozen=True):
     """The join request. `third_party_signed` proves that the user owns an invited third-party
     identifier."""
 
@@ -31,14 +31,14 @@ class Join(msgspec.Struct, frozen=True):
     third_party_signed: dict[str, Any] | None = None
 
 
-class Target(msgspec.Struct, frozen=True):
+class TargetBody(msgspec.Struct, frozen=True):
     """The user whose membership changes."""
 
     user_id: str
     reason: Reason | None = None
 
 
-class Invitation(msgspec.Struct, frozen=True):
+class InviteBody(msgspec.Struct, frozen=True):
     """The user to invite, or a third-party identifier with its identity server."""
 
     user_id: str | None = None
@@ -56,7 +56,7 @@ def _paths(action: str) -> tuple[str, str]:
 
 @endpoint("POST", *_paths("join"), auth=Auth.GUEST, limit=Limit.JOIN)
 async def join_room(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Join = Join()
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: JoinBody = JoinBody()
 ) -> dict[str, str]:
     """Join a room by its id."""
     return {
@@ -76,8 +76,8 @@ async def join_room_or_alias(
     caller: Requester,
     *,
     room_id_or_alias: str,
-    body: Join = Join(),
-    via: Servers = None,
+    body: JoinBody = JoinBody(),
+    via: ViaServers = None,
 ) -> dict[str, str]:
     """Join a room by its id or an alias."""
     room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
@@ -100,8 +100,8 @@ async def knock_room(
     caller: Requester,
     *,
     room_id_or_alias: str,
-    body: WithReason = WithReason(),
-    via: Servers = None,
+    body: MembershipBody = MembershipBody(),
+    via: ViaServers = None,
 ) -> dict[str, str]:
     """Knock on a room."""
     room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
@@ -114,7 +114,7 @@ async def leave_room(
     caller: Requester,
     *,
     room_id: RoomID,
-    body: WithReason = WithReason(),
+    body: MembershipBody = MembershipBody(),
 ) -> Empty:
     """Leave a room, or reject an invite."""
     await memberships.do_leave(caller, room_id, body.reason)
@@ -130,7 +130,7 @@ async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_i
 
 @endpoint("POST", *_paths("invite"), auth=Auth.USER)
 async def invite_user(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Invitation
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: InviteBody
 ) -> Empty:
     """Invite a user."""
     if body.user_id is None:
@@ -146,7 +146,7 @@ async def invite_user(
 
 @endpoint("POST", *_paths("kick"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def kick_user(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: TargetBody
 ) -> Empty:
     """Kick a user."""
     await memberships.do_kick(caller, room_id, parse_user_id(body.user_id), body.reason)
@@ -155,7 +155,7 @@ async def kick_user(
 
 @endpoint("POST", *_paths("ban"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def ban_user(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: TargetBody
 ) -> Empty:
     """Ban a user."""
     await memberships.do_ban(caller, room_id, parse_user_id(body.user_id), body.reason)
@@ -164,7 +164,7 @@ async def ban_user(
 
 @endpoint("POST", *_paths("unban"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def unban_user(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: TargetBody
 ) -> Empty:
     """Lift a ban."""
     await memberships.do_unban(caller, room_id, parse_user_id(body.user_id), body.reason)

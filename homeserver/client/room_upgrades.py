@@ -11,7 +11,7 @@ from homeserver.api.requester import Requester
 from homeserver.services.rooms.upgrade import RoomUpgrade
 
 
-class Upgrade(msgspec.Struct, frozen=True):
+class UpgradeBody(msgspec.Struct, frozen=True):
     """The new version, and creators besides the caller if the version allows several."""
 
     new_version: str
@@ -26,7 +26,7 @@ class Upgrade(msgspec.Struct, frozen=True):
     limit=Limit.ROOM_CREATION,
 )
 async def upgrade_room(
-    upgrades: RoomUpgrade, caller: Requester, *, room_id: RoomID, body: Upgrade
+    upgrades: RoomUpgrade, caller: Requester, *, room_id: RoomID, body: UpgradeBody
 ) -> dict[str, str]:
     """Replace a room with a new room of another version."""
     new_id = await upgrades.do_upgrade(

@@ -26,20 +26,20 @@ from homeserver.services.sliding_sync.request import (
     TypingRequest,
 )
 
-MOST_MESSAGES: Final = 100
-MOST_FIELDS: Final = 100
-MOST_NAMES: Final = 500
+MAX_MESSAGES: Final = 100
+MAX_FIELDS: Final = 100
+MAX_NAMES: Final = 500
 """The largest number of spaces, tags, lists or rooms that one field may name."""
 UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
 UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
 UNSTABLE_SUBSCRIPTIONS: Final = "io.element.msc4308.thread_subscriptions"
 UNSTABLE_THREADS: Final = "io.element.msc4360.threads"
 UNSTABLE_TYPING: Final = "org.matrix.msc4508.typing"
-LONGEST_PATTERN: Final = 255
+MAX_PATTERN_LENGTH: Final = 255
 """The largest length of a type or state key; no event has a longer one."""
 
-Text = Annotated[str, msgspec.Meta(max_length=LONGEST_PATTERN)]
-Names = Annotated[list[Text], msgspec.Meta(max_length=MOST_NAMES)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_PATTERN_LENGTH)]
+NameList = Annotated[list[Text], msgspec.Meta(max_length=MAX_NAMES)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -55,8 +55,8 @@ class RoomsExtension(msgspec.Struct, frozen=True):
     """An extension that may be limited to some rooms."""
 
     enabled: bool | None = None
-    lists: Names | None = None
-    rooms: Names | None = None
+    lists: NameList | None = None
+    rooms: NameList | None = None
 
 
 class ProfilesExtension(RoomsExtension, frozen=True):
@@ -120,7 +120,7 @@ def read_extensions(body: ExtensionsBody) -> Extensions:
 def _sticky(name: str, body: SinceExtension | None) -> StickyRequest | None:
     if body is None or not body.enabled:
         return None
-    limit = MOST_MESSAGES if body.limit is None else max(1, min(body.limit, MOST_MESSAGES))
+    limit = MAX_MESSAGES if body.limit is None else max(1, min(body.limit, MAX_MESSAGES))
     return StickyRequest(name, _since(name, body.since), limit)
 
 
@@ -140,8 +140,8 @@ def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | No
     scope = _scope(body)
     if body is None or scope is None:
         return None
-    if body.fields is not None and len(body.fields) > MOST_FIELDS:
-        raise InvalidParam(f"At most {MOST_FIELDS} profile fields can be requested by name")
+    if body.fields is not None and len(body.fields) > MAX_FIELDS:
+        raise InvalidParam(f"At most {MAX_FIELDS} profile fields can be requested by name")
     return ProfilesRequest(
         name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields)
     )
@@ -167,7 +167,7 @@ def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:
         return None
     return ToDeviceRequest(
         _since("to_device", body.since),
-        max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES)),
+        max(1, min(MAX_MESSAGES if body.limit is None else body.limit, MAX_MESSAGES)),
     )
 
 

@@ -12,9 +12,9 @@ from federation.protocol.ids import UserID, is_opaque_id, is_room_id
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.client.sliding_extensions import (
-    MOST_NAMES,
+    MAX_NAMES,
     ExtensionsBody,
-    Names,
+    NameList,
     Natural,
     Text,
     read_extensions,
@@ -36,19 +36,19 @@ from homeserver.services.sliding_sync.request import (
 )
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 
-MOST_LISTS: Final = 100
-MOST_SUBSCRIPTIONS: Final = 100
-MOST_RANGES: Final = 100
-MOST_PATTERNS: Final = 200
-LONGEST_UNSTABLE_KEY: Final = 64
+MAX_LISTS: Final = 100
+MAX_SUBSCRIPTIONS: Final = 100
+MAX_RANGES: Final = 100
+MAX_PATTERNS: Final = 200
+MAX_UNSTABLE_KEY_LENGTH: Final = 64
 """The longest list key, in the unstable form. The stable form allows any opaque identifier."""
-LONGEST_CONN_ID: Final = 255
-MOST_EVENTS: Final = 1000
+MAX_CONN_ID_LENGTH: Final = 255
+MAX_EVENTS: Final = 1000
 MAX_BODY: Final = 256 * 1024
-ALL_OF_MEMBERS: Final = frozenset({ALL_MEMBERS, (ANY, ANY)})
+ALL_MEMBER_PATTERNS: Final = frozenset({ALL_MEMBERS, (ANY, ANY)})
 LAZY: Final = "$LAZY"
 ME: Final = "$ME"
-FAR: Final = 2**53
+MAX_INDEX: Final = 2**53
 
 CACHED_CONFIGS: Final = 512
 MAX_CACHED_PATTERNS: Final = 50
@@ -56,7 +56,7 @@ CACHED_BODIES: Final = 1024
 MAX_CACHED_BODY: Final = 4096
 """The longest body to cache, in bytes. Longer bodies are parsed each time."""
 
-RoomTypes = Annotated[list[Text | None], msgspec.Meta(max_length=MOST_NAMES)]
+RoomTypes = Annotated[list[Text | None], msgspec.Meta(max_length=MAX_NAMES)]
 PresenceState = Literal["offline", "online", "unavailable"]
 _PRESENCE_STATES: Final[Mapping[str, PresenceState]] = {
     "offline": "offline",
@@ -69,14 +69,14 @@ class FiltersBody(msgspec.Struct, frozen=True):
     """The filters of a list, in both forms."""
 
     is_dm: bool | None = None
-    spaces: Names | None = None
+    spaces: NameList | None = None
     is_encrypted: bool | None = None
     is_invite: bool | None = None
     is_invited: bool | None = None
     room_types: RoomTypes | None = None
     not_room_types: RoomTypes | None = None
-    tags: Names | None = None
-    not_tags: Names | None = None
+    tags: NameList | None = None
+    not_tags: NameList | None = None
     room_name_like: Text | None = None
 
 
@@ -87,7 +87,7 @@ class PatternBody(msgspec.Struct, frozen=True):
     state_key: Text | None = None
 
 
-class RequiredBody(msgspec.Struct, frozen=True):
+class RequiredStateBody(msgspec.Struct, frozen=True):
     """The required state, in the stable form."""
 
     include: tuple[PatternBody, ...] | None = None
@@ -114,7 +114,7 @@ class StableRoom(msgspec.Struct, frozen=True):
     """The requested timeline and state of a room."""
 
     timeline_limit: Natural
-    required_state: RequiredBody | None = None
+    required_state: RequiredStateBody | None = None
 
 
 class StableList(StableRoom, frozen=True):
@@ -233,11 +233,11 @@ async def post_sliding_sync(
 def _check(
     conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapping[str, object]
 ) -> None:
-    if conn_id is not None and (len(conn_id) > LONGEST_CONN_ID or "\0" in conn_id):
+    if conn_id is not None and (len(conn_id) > MAX_CONN_ID_LENGTH or "\0" in conn_id):
         raise InvalidParam("The conn_id is too long or contains a NUL")
-    if len(lists) > MOST_LISTS or len(subscriptions) > MOST_SUBSCRIPTIONS:
+    if len(lists) > MAX_LISTS or len(subscriptions) > MAX_SUBSCRIPTIONS:
         raise InvalidParam(
-            f"At most {MOST_LISTS} lists and {MOST_SUBSCRIPTIONS} subscriptions are allowed"
+            f"At most {MAX_LISTS} lists and {MAX_SUBSCRIPTIONS} subscriptions are allowed"
         )
     if not all(map(is_opaque_id, lists)):
         raise InvalidParam(
@@ -260,8 +260,8 @@ def _parse_unstable(body: bytes, user_id: UserID, max_events: int) -> _UnstableR
     decoded: UnstableBody = _decode_unstable(body)
     lists, subscriptions = decoded.lists or {}, decoded.room_subscriptions or {}
     _check(decoded.conn_id, lists, subscriptions)
-    if any(len(name) > LONGEST_UNSTABLE_KEY for name in lists):
-        raise InvalidParam(f"A list key may have at most {LONGEST_UNSTABLE_KEY} characters")
+    if any(len(name) > MAX_UNSTABLE_KEY_LENGTH for name in lists):
+        raise InvalidParam(f"A list key may have at most {MAX_UNSTABLE_KEY_LENGTH} characters")
     return _UnstableRequest(
         decoded.conn_id or "",
         decoded.txn_id,
@@ -327,17 +327,17 @@ def _stable_list(wanted: StableList, max_events: int) -> ListRequest:
 
 
 def _stable_config(wanted: StableRoom, max_events: int) -> RoomConfig:
-    required = wanted.required_state or RequiredBody()
+    required = wanted.required_state or RequiredStateBody()
     patterns = len(required.include or ()) + len(required.exclude or ())
     make = _cached_stable_config if patterns <= MAX_CACHED_PATTERNS else _make_stable_config
     return make(_timeline_limit(wanted.timeline_limit, max_events), required)
 
 
-def _make_stable_config(timeline_limit: int, required: RequiredBody) -> RoomConfig:
+def _make_stable_config(timeline_limit: int, required: RequiredStateBody) -> RoomConfig:
     include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
     _check_patterns([*include, *exclude])
     clauses = {Clause(include, exclude)} if include else set()
-    if required.lazy_members and include & ALL_OF_MEMBERS:
+    if required.lazy_members and include & ALL_MEMBER_PATTERNS:
         # Only the needed members and the named ones are sent, not all
         others, named = (
             include - {ALL_MEMBERS},
@@ -366,8 +366,8 @@ def _patterns(bodies: Iterable[PatternBody]) -> frozenset[Pattern]:
 
 
 def _check_patterns(patterns: Sequence[Pattern]) -> None:
-    if len(patterns) > MOST_PATTERNS:
-        raise InvalidParam(f"A required_state may have at most {MOST_PATTERNS} entries")
+    if len(patterns) > MAX_PATTERNS:
+        raise InvalidParam(f"A required_state may have at most {MAX_PATTERNS} entries")
     if any("\0" in part for pattern in patterns for part in pattern):
         raise InvalidParam("A type or state key in required_state contains a NUL")
 
@@ -375,17 +375,17 @@ def _check_patterns(patterns: Sequence[Pattern]) -> None:
 def _ranges(ranges: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]] | None:
     if ranges is None:
         return None
-    if len(ranges) > MOST_RANGES:
-        raise InvalidParam(f"A list may have at most {MOST_RANGES} ranges")
+    if len(ranges) > MAX_RANGES:
+        raise InvalidParam(f"A list may have at most {MAX_RANGES} ranges")
     if any(first > last for first, last in ranges):
         raise InvalidParam("A range may not end before it begins")
-    return [(min(first, FAR), min(last, FAR)) for first, last in ranges]
+    return [(min(first, MAX_INDEX), min(last, MAX_INDEX)) for first, last in ranges]
 
 
 def _timeline_limit(limit: int | None, max_events: int) -> int:
     """Clamp a requested limit to the operator's limit `max_events`; a negative one means no
     limit."""
-    return min(limit or 0, MOST_EVENTS if max_events < 0 else min(max_events, MOST_EVENTS))
+    return min(limit or 0, MAX_EVENTS if max_events < 0 else min(max_events, MAX_EVENTS))
 
 
 def _filters(body: FiltersBody | None) -> ListFilters:

@@ -40,7 +40,7 @@ _UNSTABLE_ERRORS: Final = {
 }
 
 
-class Subscription(msgspec.Struct, frozen=True):
+class SubscriptionBody(msgspec.Struct, frozen=True):
     """The subscription request."""
 
     automatic: str | None = None
@@ -65,7 +65,7 @@ async def put_thread_subscription(
     *,
     room_id: RoomID,
     root: EventID,
-    body: Subscription = Subscription(),
+    body: SubscriptionBody = SubscriptionBody(),
 ) -> Empty:
     """Subscribe to a thread."""
     cause = None if body.automatic is None else EventID(body.automatic)

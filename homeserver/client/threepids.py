@@ -21,7 +21,7 @@ from homeserver.services.threepids.phone_validation import SUBMIT_PATH, PhoneVal
 from homeserver.services.threepids.validation import ADD, PASSWORD_RESET, REGISTER
 
 
-class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
+class RequestTokenBody(msgspec.Struct, frozen=True, kw_only=True):
     """The request for a validation e-mail."""
 
     client_secret: str
@@ -30,7 +30,7 @@ class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
     next_link: str | None = None
 
 
-class RequestCode(msgspec.Struct, frozen=True, kw_only=True):
+class RequestCodeBody(msgspec.Struct, frozen=True, kw_only=True):
     """The request for a code by text message."""
 
     client_secret: str
@@ -40,32 +40,32 @@ class RequestCode(msgspec.Struct, frozen=True, kw_only=True):
     next_link: str | None = None
 
 
-class SubmittedCode(msgspec.Struct, frozen=True, kw_only=True):
+class SubmitCodeBody(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     client_secret: str
     token: str
 
 
-class AddThreepid(msgspec.Struct, frozen=True, kw_only=True):
+class AddThreepidBody(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     client_secret: str
     auth: dict[str, object] | None = None
 
 
-class BindThreepid(msgspec.Struct, frozen=True, kw_only=True):
+class BindThreepidBody(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     client_secret: str
     id_server: str
     id_access_token: str
 
 
-class UnbindThreepid(msgspec.Struct, frozen=True, kw_only=True):
+class UnbindThreepidBody(msgspec.Struct, frozen=True, kw_only=True):
     medium: str
     address: str
     id_server: str | None = None
 
 
-class RemoveThreepid(msgspec.Struct, frozen=True, kw_only=True):
+class DeleteThreepidBody(msgspec.Struct, frozen=True, kw_only=True):
     medium: str
     address: str
 
@@ -97,7 +97,7 @@ async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, ob
     before_consent=False,
 )
 async def post_threepid_add(
-    threepids: Threepids, caller: Requester, context: RequestContext, *, body: AddThreepid
+    threepids: Threepids, caller: Requester, context: RequestContext, *, body: AddThreepidBody
 ) -> Empty:
     """Add a validated address.
 
@@ -116,7 +116,7 @@ async def post_threepid_add(
     before_consent=True,
 )
 async def post_threepid_delete(
-    threepids: Threepids, bindings: IdentityBindings, caller: Requester, *, body: RemoveThreepid
+    threepids: Threepids, bindings: IdentityBindings, caller: Requester, *, body: DeleteThreepidBody
 ) -> dict[str, object]:
     """Remove an address, and unbind it if this server bound it at an identity server."""
     await threepids.do_remove(caller.user_id, body.medium, body.address)
@@ -135,7 +135,7 @@ async def post_threepid_delete(
     before_consent=True,
 )
 async def post_threepid_unbind(
-    bindings: IdentityBindings, caller: Requester, *, body: UnbindThreepid
+    bindings: IdentityBindings, caller: Requester, *, body: UnbindThreepidBody
 ) -> dict[str, object]:
     """Unbind an address that this server bound at an identity server. Raises as
     `IdentityBindings.do_unbind`."""
@@ -150,7 +150,11 @@ async def post_threepid_unbind(
     auth=Auth.USER,
 )
 async def post_threepid_bind(
-    bindings: IdentityBindings, caller: Requester, context: RequestContext, *, body: BindThreepid
+    bindings: IdentityBindings,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    body: BindThreepidBody,
 ) -> Empty:
     """Bind an address that the identity server validated, so that others can find the caller by it.
     Raises as `IdentityBindings.do_bind`."""
@@ -168,7 +172,7 @@ async def post_threepid_bind(
 @endpoint(
     "POST", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER
 )
-async def post_threepid_the_old_way() -> Empty:
+async def post_threepid_legacy() -> Empty:
     """Refuse: this server validates addresses itself (`/account/3pid/add`) and trusts no identity
     server for that."""
     raise ServerNotTrusted("This server only adds addresses that it has validated itself")
@@ -185,7 +189,7 @@ async def post_token_to_add(
     languages: Languages,
     context: RequestContext,
     *,
-    body: RequestToken,
+    body: RequestTokenBody,
 ) -> dict[str, object]:
     """Send an e-mail to validate an address that the caller wants to add."""
     return await _request(validation, languages, context, ADD, body)
@@ -202,7 +206,7 @@ async def post_token_to_register(
     languages: Languages,
     context: RequestContext,
     *,
-    body: RequestToken,
+    body: RequestTokenBody,
 ) -> dict[str, object]:
     """Send an e-mail to validate the address of a user who registers."""
     return await _request(validation, languages, context, REGISTER, body)
@@ -219,7 +223,7 @@ async def post_token_to_reset(
     languages: Languages,
     context: RequestContext,
     *,
-    body: RequestToken,
+    body: RequestTokenBody,
 ) -> dict[str, object]:
     """Send an e-mail to a user who wants to reset their password."""
     return await _request(validation, languages, context, PASSWORD_RESET, body)
@@ -232,7 +236,7 @@ async def post_token_to_reset(
     auth=Auth.NONE,
 )
 async def post_code_to_add(
-    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCodeBody
 ) -> dict[str, object]:
     """Send a code to validate a phone number that the caller wants to add."""
     return await _request_code(phones, languages, context, ADD, body)
@@ -245,7 +249,7 @@ async def post_code_to_add(
     auth=Auth.NONE,
 )
 async def post_code_to_register(
-    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCodeBody
 ) -> dict[str, object]:
     """Send a code to validate the phone number of a user who registers."""
     return await _request_code(phones, languages, context, REGISTER, body)
@@ -258,14 +262,16 @@ async def post_code_to_register(
     auth=Auth.NONE,
 )
 async def post_code_to_reset(
-    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCodeBody
 ) -> dict[str, object]:
     """Send a code to a user who wants to reset their password."""
     return await _request_code(phones, languages, context, PASSWORD_RESET, body)
 
 
 @endpoint("POST", SUBMIT_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=4096)
-async def post_submitted_code(phones: PhoneValidation, *, body: SubmittedCode) -> dict[str, object]:
+async def post_submitted_code(
+    phones: PhoneValidation, *, body: SubmitCodeBody
+) -> dict[str, object]:
     """Check the code that the user typed (the `submit_url`). Raises as `PhoneValidation.do_submit`.
     spec: identity-service-api#post_matrixidentityv2validatemsisdnsubmittoken"""
     await phones.do_submit(body.sid, body.client_secret, body.token)
@@ -277,7 +283,7 @@ async def _request(
     languages: Languages,
     context: RequestContext,
     purpose: str,
-    body: RequestToken,
+    body: RequestTokenBody,
 ) -> dict[str, object]:
     sid = await validation.do_request_token(
         purpose,
@@ -297,7 +303,7 @@ async def _request_code(
     languages: Languages,
     context: RequestContext,
     purpose: str,
-    body: RequestCode,
+    body: RequestCodeBody,
 ) -> dict[str, object]:
     """Send a code, and answer with `msisdn` in addition to the fields of the specification: clients
     show it."""

@@ -8,10 +8,10 @@ changes), may arrive later, or never.
 Laws:
 
 - For each range that was unknown when it became readable, subscribers learn each part as it
-  arrives, or within `PATIENCE` that it is lost.
+  arrives, or within `LATE_SECONDS` that it is lost.
 - Subscribers learn nothing about positions that are not readable yet.
-- A message about positions that do not become readable within `EARLY` is dropped: a later commit
-  may reuse these positions.
+- A message about positions that do not become readable within `PENDING_SECONDS` is dropped: a later
+  commit may reuse these positions.
 
 For the reactor thread.
 """
@@ -22,19 +22,19 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.cluster.notify import NodeNotes
-from homeserver.cluster.outgoing_changes import KIND, Range, Written, without
+from homeserver.cluster.outgoing_changes import KIND, CommitMessage, Range, without
 from storage.engine.streams import Change, Streams
 
-PATIENCE: Final = 0.5
+LATE_SECONDS: Final = 0.5
 """The time in seconds to wait for a late message."""
-MOST_EARLY: Final = 1_000
+MAX_PENDING: Final = 1_000
 """The largest number of messages about positions that are not readable yet."""
-EARLY: Final = 30.0
+PENDING_SECONDS: Final = 30.0
 """The time in seconds that such messages are kept: a node polls once a second."""
 
-Late = Callable[[Sequence[Range], Sequence[Change]], None]
+OnLate = Callable[[Sequence[Range], Sequence[Change]], None]
 """Called with ranges whose changes arrived after they became readable, and these changes."""
-Lost = Callable[[Sequence[Range]], None]
+OnLost = Callable[[Sequence[Range]], None]
 """Called with ranges whose changes will never be known."""
 
 
@@ -45,29 +45,29 @@ class NewsOfOthers:
         self._streams = streams
         self._clock = clock
         self._notes = notes
-        self._pending: list[tuple[float, Written]] = []
+        self._pending: list[tuple[float, CommitMessage]] = []
         """Messages about positions that may not be readable yet, with their arrival times, oldest
         first."""
         self._unknown: list[Range] = []
         """Ranges that are readable but not known."""
         self._last: tuple[Range, Sequence[Change] | None] | None = None
-        self._subscribers: list[tuple[Late, Lost]] = []
-        notes.register(KIND, Written, self._on_message)
+        self._subscribers: list[tuple[OnLate, OnLost]] = []
+        notes.register(KIND, CommitMessage, self._on_message)
         streams.ask(self._find_changes)
         streams.watch(self._on_remote_write)
 
-    def wait_for(self, late: Late, lost: Lost) -> None:
+    def wait_for(self, late: OnLate, lost: OnLost) -> None:
         """Subscribe to changes that were not known in time."""
         self._subscribers.append((late, lost))
 
-    def _on_message(self, _node: int, written: Written) -> None:
+    def _on_message(self, _node: int, written: CommitMessage) -> None:
         if written.ranges:
-            self._pending = [*self._pending, (self._clock.seconds(), written)][-MOST_EARLY:]
+            self._pending = [*self._pending, (self._clock.seconds(), written)][-MAX_PENDING:]
             if written.upto <= self._streams.current():
                 self._deliver()
 
-    def _fresh_messages(self) -> list[Written]:
-        oldest = self._clock.seconds() - EARLY
+    def _fresh_messages(self) -> list[CommitMessage]:
+        oldest = self._clock.seconds() - PENDING_SECONDS
         if self._pending and self._pending[0][0] < oldest:
             self._pending = [
                 (arrived_at, message)
@@ -120,7 +120,7 @@ class NewsOfOthers:
             elif late:
                 self._report_lost(late)
         if self._unknown and self._notes.is_connected:
-            self._clock.callLater(PATIENCE, self._give_up, self._unknown[-1][1])
+            self._clock.callLater(LATE_SECONDS, self._give_up, self._unknown[-1][1])
         elif self._unknown:
             self._give_up(current)
 

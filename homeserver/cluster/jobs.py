@@ -32,17 +32,17 @@ from storage.media.folder_lock import FolderGone
 
 STEP_SECONDS: Final = 0.1
 """The target duration of a step."""
-SHORTEST_PAUSE: Final = 0.1
+MIN_PAUSE: Final = 0.1
 FIRST_BATCH: Final = 50
-LARGEST_BATCH: Final = 5000
-LONGEST_REST: Final = 300.0
+MAX_BATCH: Final = 5000
+MAX_RETRY_SECONDS: Final = 300.0
 """The longest time in seconds until a failed job is retried."""
-FIRST_SILENCE: Final = 60.0
-LONGEST_SILENCE: Final = 6 * 3600.0
+FIRST_LOG_INTERVAL: Final = 60.0
+MAX_LOG_INTERVAL: Final = 6 * 3600.0
 """The time in seconds between two log lines about a job that keeps failing in the same way."""
-MOST_KINDS: Final = 20
+MAX_FAILURE_KINDS: Final = 20
 """The number of failure kinds that are distinguished."""
-MOST_FRAMES: Final = 64
+MAX_FRAMES: Final = 64
 """The number of stack frames that distinguish them: errors that are re-raised repeatedly have more
 each time."""
 
@@ -84,7 +84,7 @@ class _LogState(msgspec.Struct):
     """The log state of one kind of failure."""
 
     logged: float
-    interval: float = FIRST_SILENCE
+    interval: float = FIRST_LOG_INTERVAL
 
 
 class _Failing(msgspec.Struct):
@@ -139,20 +139,20 @@ class _Runner:
         kind = _failure_kind(error)
         state = failing.kinds.get(kind)
         if state is None:
-            if len(failing.kinds) == MOST_KINDS:
+            if len(failing.kinds) == MAX_FAILURE_KINDS:
                 del failing.kinds[next(iter(failing.kinds))]
             failing.kinds[kind] = _LogState(now)
             return True
         if now - state.logged < state.interval:
             return False
-        state.logged, state.interval = now, min(2 * state.interval, LONGEST_SILENCE)
+        state.logged, state.interval = now, min(2 * state.interval, MAX_LOG_INTERVAL)
         return True
 
     def _record_success(self) -> None:
         """Log that the job works again, unless it failed recently: a step without pending items
         proves nothing."""
         failing, now = self._failing, self._clock.seconds()
-        if failing is not None and now - failing.failed >= FIRST_SILENCE:
+        if failing is not None and now - failing.failed >= FIRST_LOG_INTERVAL:
             self._failing = None
             self._log.info(
                 "the job {job} works again: it failed {tries} times in {seconds} s",
@@ -174,13 +174,13 @@ class _Runner:
                     job=self._job.name,
                     error=str(error).strip(),
                 )
-            pause = min(self._job.interval, LONGEST_REST)
+            pause = min(self._job.interval, MAX_RETRY_SECONDS)
         except Exception as error:
             if self._should_log(error):
                 self._log.failure(
                     "the job {job} failed; it will be retried later", job=self._job.name
                 )
-            pause = min(self._job.interval, LONGEST_REST)
+            pause = min(self._job.interval, MAX_RETRY_SECONDS)
         else:
             self._record_success()
             took = self._clock.seconds() - started
@@ -192,8 +192,8 @@ class _Runner:
             else:
                 # At most double the batch: one quick step says little about the next.
                 fitting = round(self._batch * min(2.0, STEP_SECONDS / max(took, 0.001)))
-                self._batch = min(LARGEST_BATCH, max(1, fitting))
-                pause = max(SHORTEST_PAUSE, took)
+                self._batch = min(MAX_BATCH, max(1, fitting))
+                pause = max(MIN_PAUSE, took)
         self._counts.steps += 1
         self._running = False
         if self._stopped is not None:
@@ -203,5 +203,5 @@ class _Runner:
 
 
 def _failure_kind(error: Exception) -> _Kind:
-    frames = islice(walk_tb(error.__traceback__), MOST_FRAMES)
+    frames = islice(walk_tb(error.__traceback__), MAX_FRAMES)
     return type(error), frozenset((frame.f_code.co_filename, line) for frame, line in frames)

@@ -33,17 +33,17 @@ from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.receipts import ReceiptRow
 from storage.rooms.sticky_events import StickyRow
 
-WAKES_A_TURN = 25
-PAUSE = 1.0
+WAKES_PER_TURN = 25
+RETRY_SECONDS = 1.0
 """The time in seconds until the database is tried again."""
-TOLD_TO_ALL = frozenset({Topic.DEVICE, Topic.PROFILE})
+SHARED_TOPICS = frozenset({Topic.DEVICE, Topic.PROFILE})
 """The topics that concern everyone who shares a room with the user."""
 PRIVATE_RECEIPT = "m.read.private"
-GAP = 10.0
+SYNC_GAP_SECONDS = 10.0
 """The longest time in seconds that an active client needs between two syncs."""
-FEW_DEVICES = 8
+MAX_DEVICES_UNCHECKED = 8
 """With more devices of a user, outdated entries are removed."""
-USERS_REMEMBERED = 20_000
+MAX_USERS_TRACKED = 20_000
 """The number of users whose last listening times are kept."""
 
 
@@ -143,7 +143,7 @@ class Notifier:
         self._at_rooms: dict[int, set[Listener]] = {}
         """Listeners by the room that they view."""
         self._left: OrderedDict[str, dict[str | None, float]] = OrderedDict()
-        """When the devices of each user stopped listening, at least those of the last `GAP` s."""
+        """When each user's devices stopped listening, at least in the last `SYNC_GAP_SECONDS`."""
         self._to_wake: dict[Listener, None] = {}
         self._scheduled = False
         self._rooms: dict[int, None] = {}
@@ -164,11 +164,11 @@ class Notifier:
 
     def is_syncing(self, user_id: str, besides: str | None = None) -> bool:
         """Return whether a device of the user other than `besides` is listening, or was within
-        `GAP` seconds."""
+        `SYNC_GAP_SECONDS` seconds."""
         listening = (listener.device_id for listener in self._listeners.get(user_id, ()))
         if any(device_id is None or device_id != besides for device_id in listening):
             return True
-        since = self._clock.seconds() - GAP
+        since = self._clock.seconds() - SYNC_GAP_SECONDS
         left = self._left.get(user_id, {})
         return any(
             at >= since and (device_id is None or device_id != besides)
@@ -214,11 +214,11 @@ class Notifier:
         devices = self._left.setdefault(listener.user_id, {})
         devices[listener.device_id] = now
         self._left.move_to_end(listener.user_id)
-        if len(devices) > FEW_DEVICES:
+        if len(devices) > MAX_DEVICES_UNCHECKED:
             self._left[listener.user_id] = {
-                device_id: at for device_id, at in devices.items() if at >= now - GAP
+                device_id: at for device_id, at in devices.items() if at >= now - SYNC_GAP_SECONDS
             }
-        if len(self._left) > USERS_REMEMBERED:
+        if len(self._left) > MAX_USERS_TRACKED:
             self._left.popitem(last=False)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
@@ -234,7 +234,7 @@ class Notifier:
                 isinstance(row, PurgedMessages) and row.counted_upto
             ):
                 self._rooms[row.room_nid] = None
-            if change.topic in TOLD_TO_ALL and change.user_id is not None:
+            if change.topic in SHARED_TOPICS and change.user_id is not None:
                 self._users[change.user_id] = None
                 self._schedule()
             if change.topic is not Topic.EVENT and change.user_id is not None:
@@ -291,9 +291,9 @@ class Notifier:
                 "the listeners to wake are not known; trying again: {error}", error=error
             )
             self._users, self._rooms = {**users, **self._users}, {**rooms, **self._rooms}
-            delay = PAUSE
+            delay = RETRY_SECONDS
         finally:
-            for listener in list(self._to_wake)[:WAKES_A_TURN]:
+            for listener in list(self._to_wake)[:WAKES_PER_TURN]:
                 if self._to_wake.pop(listener, 0) is None:
                     listener.hear()
             self._scheduled = False

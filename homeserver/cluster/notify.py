@@ -21,13 +21,13 @@ from storage.engine.interface import DatabaseUnavailable
 
 INTERVAL: Final = 0.02
 """The shortest time in seconds between two sends."""
-MOST_WAITING: Final = 10_000
-MOST_AT_ONCE: Final = 20
+MAX_QUEUED: Final = 10_000
+MAX_PAYLOADS: Final = 20
 """The largest number of payloads that are sent together; the rest follows with the next send."""
-LONGEST_BODY: Final = 7_000
+MAX_PAYLOAD_BYTES: Final = 7_000
 """The largest payload in bytes: PostgreSQL's NOTIFY takes less than 8,000."""
 
-Tell = Callable[[Sequence[str]], Awaitable[None]]
+Send = Callable[[Sequence[str]], Awaitable[None]]
 """Sends these payloads to all other nodes. Raises DatabaseUnavailable."""
 
 
@@ -38,7 +38,7 @@ class NodeNotes:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._send: Tell | None = None
+        self._send: Send | None = None
         self._subscribers: dict[str, list[Callable[[int, bytes], None]]] = {}
         self._on_connect: list[tuple[str, object]] = []
         self._queue: dict[tuple[str, Hashable], object] = {}
@@ -47,7 +47,7 @@ class NodeNotes:
         self._is_scheduled = False
         self._not_before = 0.0
 
-    def connect(self, send: Tell | None) -> None:
+    def connect(self, send: Send | None) -> None:
         """Set how other nodes are reached; None disconnects. Queued messages are dropped on
         disconnect: they would be outdated."""
         connects = send is not None and self._send is None
@@ -84,7 +84,7 @@ class NodeNotes:
         """Queue a message, replacing a queued one with the same key."""
         if self._send is None:
             return
-        if len(self._queue) < MOST_WAITING or (kind, key) in self._queue:
+        if len(self._queue) < MAX_QUEUED or (kind, key) in self._queue:
             self._queue[kind, key] = message
         if not self._is_scheduled:
             self._is_scheduled = True
@@ -136,12 +136,12 @@ class NodeNotes:
         payloads: list[str] = []
         taken: list[bytes] = []
         length = 0
-        while self._queue and len(payloads) < MOST_AT_ONCE:
+        while self._queue and len(payloads) < MAX_PAYLOADS:
             first = next(iter(self._queue))
             encoded = msgspec.json.encode((first[0], self._queue.pop(first)))
-            if len(encoded) > LONGEST_BODY:
+            if len(encoded) > MAX_PAYLOAD_BYTES:
                 continue
-            if length + len(encoded) > LONGEST_BODY:
+            if length + len(encoded) > MAX_PAYLOAD_BYTES:
                 payloads.append(_payload(taken))
                 taken, length = [], 0
             taken.append(encoded)

@@ -1,8 +1,8 @@
 """Describes commits to the other nodes, so that they invalidate and wake only what changed.
 
-A `News` holds what other nodes need to know about a change. Messages of a few kilobytes carry them,
-together with the ranges of positions that this node wrote. For a commit with very many changes,
-other nodes learn only its range.
+A `RemoteChange` holds what other nodes need to know about a change. Messages of a few kilobytes
+carry them, together with the ranges of positions that this node wrote. For a commit with very many
+changes, other nodes learn only its range.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,12 +23,12 @@ from storage.rooms.sticky_events import StickyRow
 
 KIND: Final = "written"
 """The kind of these messages."""
-LONGEST: Final = 6_000
+MAX_MESSAGE_BYTES: Final = 6_000
 """The largest size of the changes in a message, in bytes. The rest of a message takes less than a
 thousand."""
-MOST_CHANGES: Final = 1_000
+MAX_CHANGES: Final = 1_000
 """The largest number of changes of a commit that are described."""
-MOST_RANGES: Final = 20
+MAX_RANGES: Final = 20
 
 _position: Final = attrgetter("position")
 
@@ -36,7 +36,7 @@ Range = tuple[int, int]
 """A range of positions: (after, upto) excludes the first and includes the last."""
 
 
-class News(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class RemoteChange(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One change."""
 
     position: int = msgspec.field(name="p")
@@ -64,11 +64,11 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return Change(self.position, self.topic, None, self.user_id, detail, self.user_ids)
 
 
-class Written(msgspec.Struct, frozen=True, array_like=True):
+class CommitMessage(msgspec.Struct, frozen=True, array_like=True):
     """A message with ranges of positions and their changes."""
 
     ranges: list[Range]
-    news: list[News]
+    news: list[RemoteChange]
     is_known: bool = True
     """False if the changes in the ranges are too many to describe."""
 
@@ -88,8 +88,8 @@ class _Draft(msgspec.Struct, array_like=True):
     def has_room(self, length: int) -> bool:
         return (
             self.is_known
-            and len(self.ranges) < MOST_RANGES
-            and length + sum(map(len, self.news)) <= LONGEST
+            and len(self.ranges) < MAX_RANGES
+            and length + sum(map(len, self.news)) <= MAX_MESSAGE_BYTES
         )
 
 
@@ -104,13 +104,13 @@ class Writing:
     def _on_commit(self, after: int, upto: int, changes: Sequence[Change]) -> None:
         if not self._notes.is_connected:
             return
-        if len(changes) > MOST_CHANGES:
+        if len(changes) > MAX_CHANGES:
             self._add_unknown((after, upto))
             return
         start, news, reached = after, list[msgspec.Raw](), after
         for position, group in groupby(changes, _position):
             encoded = [msgspec.Raw(msgspec.json.encode(_describe(change))) for change in group]
-            if news and sum(map(len, news)) + sum(map(len, encoded)) > LONGEST:
+            if news and sum(map(len, news)) + sum(map(len, encoded)) > MAX_MESSAGE_BYTES:
                 self._add((start, reached), news)
                 start, news = reached, []
             news += encoded
@@ -119,7 +119,7 @@ class Writing:
 
     def _add(self, range: Range, news: list[msgspec.Raw]) -> None:
         length = sum(map(len, news))
-        if length > LONGEST:
+        if length > MAX_MESSAGE_BYTES:
             self._add_unknown(range)
             return
         draft = self._notes.waiting(KIND, self._number)
@@ -151,12 +151,12 @@ def without(ranges: Iterable[Range], removed: Iterable[Range]) -> list[Range]:
     return left
 
 
-def _describe(change: Change) -> News:
+def _describe(change: Change) -> RemoteChange:
     row = change.detail
     event = None
     if isinstance(row, EventRow):
         event = EventNews(row.room_nid, row.position, row.type, row.flags)
-    return News(
+    return RemoteChange(
         change.position,
         change.topic,
         change.user_id,

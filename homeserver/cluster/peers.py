@@ -33,24 +33,24 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.cluster.notify import NodeNotes
-from homeserver.cluster.outgoing_changes import KIND, Written
+from homeserver.cluster.outgoing_changes import KIND, CommitMessage
 from storage.engine.database import Database
 from storage.engine.interface import DatabaseUnavailable, NodeCalls, NodeCallsLost
 from storage.engine.postgres_notify import Changed, Heard, Note
 
-SECONDS: Final = 1.0
+POLL_SECONDS: Final = 1.0
 TRUSTED: Final = 3.0
 """The time in seconds after a poll for which caches are trusted. Covers a few lost polls."""
 GREETING: Final = "[]"
 """The message of a node that has just connected: a node that was alone learns that it has a
 peer."""
-COUNTED_EVERY: Final = 15
+POLLS_BETWEEN_COUNTS: Final = 15
 """The number of polls between two checks whether this node is alone."""
-OWN_CALLS: Final = 1000
+OWN_NOTIFICATIONS: Final = 1000
 """How many of its latest notifications a node recognises as its own."""
 
 
-class Remembered(Protocol):
+class SharedCache(Protocol):
     """A cache of tokens and accounts that other nodes can make untrue."""
 
     def trust_until(self, seconds: float) -> None:
@@ -81,7 +81,7 @@ class OtherNodes:
         self,
         clock: IReactorTime,
         database: Database,
-        remembered: Remembered,
+        remembered: SharedCache,
         notes: NodeNotes,
         monotonic: Callable[[], float],
     ) -> None:
@@ -103,11 +103,11 @@ class OtherNodes:
         self._polls_until_count = 1
         self._greeting_due = False
         self._messages_received = 0
-        self._own_calls: deque[int] = deque(maxlen=OWN_CALLS)
+        self._own_calls: deque[int] = deque(maxlen=OWN_NOTIFICATIONS)
         self._confirmed_by_node: dict[int, int] = {}
         """The position that each node has confirmed."""
         self._waiting: list[_Waiting] = []
-        notes.register(KIND, Written, self._on_remote_write)
+        notes.register(KIND, CommitMessage, self._on_remote_write)
 
     @property
     def node(self) -> int:
@@ -121,7 +121,7 @@ class OtherNodes:
         if readers is not None:
             self._remembered.trust_until(0.0)
             self._database.wait_for_nodes(self._wait_until_confirmed)
-        self._polling.start(SECONDS, now=readers is not None)
+        self._polling.start(POLL_SECONDS, now=readers is not None)
 
     def stop(self) -> None:
         """Stop polling and listening."""
@@ -151,7 +151,7 @@ class OtherNodes:
             self._confirm_calls()
         self._polls_until_count -= 1
         if self._polls_until_count <= 0:
-            self._polls_until_count = COUNTED_EVERY
+            self._polls_until_count = POLLS_BETWEEN_COUNTS
             with suppress(DatabaseUnavailable):
                 await self._count_nodes()
 
@@ -169,7 +169,7 @@ class OtherNodes:
         if nodes <= {connection.node} and received == self._messages_received:
             self._notes.connect(None)
 
-    def _on_remote_write(self, _node: int, written: Written) -> None:
+    def _on_remote_write(self, _node: int, written: CommitMessage) -> None:
         if written.ranges:
             self._written_upto = max(self._written_upto, written.upto)
         if not self._is_catching_up and self._written_upto > self._database.streams.current():

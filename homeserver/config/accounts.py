@@ -71,7 +71,7 @@ class DisplayNames:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registration:
+class RegistrationOptions:
     """Registration."""
 
     enable_registration: bool = option(False, "Lets people make accounts themselves.")
@@ -127,7 +127,7 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordPolicy:
+class PasswordPolicyOptions:
     """Rules for passwords."""
 
     enabled: bool = option(
@@ -144,7 +144,7 @@ class PasswordPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordConfig:
+class PasswordOptions:
     """Password login."""
 
     enabled: Literal[True, False, "only_for_reauth"] = option(
@@ -156,7 +156,7 @@ class PasswordConfig:
         "A secret that is mixed into every password before hashing. Changing it makes all "
         "passwords invalid.",
     )
-    policy: PasswordPolicy = section(PasswordPolicy, "Rules for new passwords.")
+    policy: PasswordPolicyOptions = section(PasswordPolicyOptions, "Rules for new passwords.")
 
 
 def _check_subject(subject: str) -> str | None:
@@ -164,7 +164,7 @@ def _check_subject(subject: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccountValidity:
+class AccountValidityOptions:
     """Accounts that expire and can be renewed."""
 
     enabled: bool = option(
@@ -193,7 +193,7 @@ class AccountValidity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UIAuth:
+class UIAuthOptions:
     """User-interactive authentication."""
 
     session_timeout: Duration = option(
@@ -206,7 +206,7 @@ class UIAuth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoginFromSession:
+class LoginFromSessionOptions:
     """Login on a second client with a token from the first."""
 
     enabled: bool = option(False, "Allows it.")
@@ -221,7 +221,7 @@ class LoginFromSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApplicationPasswords:
+class ApplicationPasswordsOptions:
     """Application passwords: each is for one program, and users create them on the account page."""
 
     enabled: bool = option(
@@ -246,7 +246,7 @@ class ApplicationPasswords:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRecords:
+class AuditRecordsOptions:
     """Audit records of logins, failures and account changes, for users and administrators."""
 
     keep_for: Duration = option(
@@ -258,7 +258,7 @@ class AuditRecords:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OAuth:
+class OAuthOptions:
     """The OAuth 2.0 API: clients send users to this server's own pages and never see a password."""
 
     enabled: bool = option(
@@ -281,7 +281,7 @@ class OAuth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sessions:
+class SessionsOptions:
     """Passwords and access tokens."""
 
     bcrypt_rounds: int = option(
@@ -291,7 +291,7 @@ class Sessions:
         minimum=4,
         maximum=20,
     )
-    password_config: PasswordConfig = section(PasswordConfig, "Sign-in with a password.")
+    password_config: PasswordOptions = section(PasswordOptions, "Sign-in with a password.")
     session_lifetime: Duration | None = option(
         None, "After how long every session ends. `null`: never.", minimum=1, example="24h"
     )
@@ -319,11 +319,11 @@ class Sessions:
         "Addresses end up in the logs of proxies: switch it off if all clients send the header "
         "`Authorization`.",
     )
-    login_via_existing_session: LoginFromSession = section(
-        LoginFromSession, "Signing in a second client with the help of the first."
+    login_via_existing_session: LoginFromSessionOptions = section(
+        LoginFromSessionOptions, "Signing in a second client with the help of the first."
     )
-    application_passwords: ApplicationPasswords = section(
-        ApplicationPasswords, "Passwords for programs that cannot sign in otherwise."
+    application_passwords: ApplicationPasswordsOptions = section(
+        ApplicationPasswordsOptions, "Passwords for programs that cannot sign in otherwise."
     )
     user_ips_max_age: Duration | None = option(
         Duration(28 * 24 * 3600 * 1000),
@@ -333,7 +333,11 @@ class Sessions:
         minimum=24 * 3600 * 1000,
         example="28d",
     )
-    audit: AuditRecords = section(AuditRecords, "Audit records of accounts.")
-    oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
-    account_validity: AccountValidity = section(AccountValidity, "Accounts that expire.")
-    ui_auth: UIAuth = section(UIAuth, "Confirming one's identity before important actions.")
+    audit: AuditRecordsOptions = section(AuditRecordsOptions, "Audit records of accounts.")
+    oauth: OAuthOptions = section(OAuthOptions, "The OAuthOptions 2.0 API.")
+    account_validity: AccountValidityOptions = section(
+        AccountValidityOptions, "Accounts that expire."
+    )
+    ui_auth: UIAuthOptions = section(
+        UIAuthOptions, "Confirming one's identity before important actions."
+    )

@@ -29,7 +29,7 @@ def _check_sources(sources: tuple[str, ...]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Captcha:
+class CaptchaOptions:
     """Captcha at registration (reCAPTCHA, hCaptcha, Turnstile)."""
 
     enable_registration_captcha: bool = option(

@@ -17,15 +17,15 @@ _TINT_SHARE: Final = 1 / 12
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class Backgrounds:
     """The backgrounds of a page: of the page itself and of input fields."""
 
     paper: str
     field: str
 
 
-LIGHT: Final = Ground("#fbfaf6", WHITE)
-DARK: Final = Ground("#10201f", "#0b1817")
+LIGHT: Final = Backgrounds("#fbfaf6", WHITE)
+DARK: Final = Backgrounds("#10201f", "#0b1817")
 """As in `homeserver/web/templates/pages.css`."""
 
 
@@ -40,12 +40,12 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def wash_of(colour: str, ground: Ground) -> str:
+def wash_of(colour: str, ground: Backgrounds) -> str:
     """Return the background of parts that are highlighted with this colour."""
     return _mix(ground.paper, colour, _TINT_SHARE)
 
 
-def least_contrast(colour: str, ground: Ground) -> tuple[float, str]:
+def least_contrast(colour: str, ground: Backgrounds) -> tuple[float, str]:
     """Return the lowest contrast of a colour with its backgrounds, and that background: the page, a
     field, or its own tint."""
     grounds = (ground.paper, ground.field, wash_of(colour, ground))

@@ -8,20 +8,20 @@ or single values, never `Config`).
 from dataclasses import dataclass
 from pathlib import Path
 
-from homeserver.config.accounts import Registration, Sessions
-from homeserver.config.captcha import Captcha
-from homeserver.config.email import Mail
+from homeserver.config.accounts import RegistrationOptions, SessionsOptions
+from homeserver.config.captcha import CaptchaOptions
+from homeserver.config.email import MailOptions
 from homeserver.config.limits import Limits
 from homeserver.config.memory import Memory
-from homeserver.config.outgoing import Calls, Federation, Others
-from homeserver.config.pages import Pages
-from homeserver.config.previews import URLPreviews
-from homeserver.config.push import Notifications
-from homeserver.config.rooms import People, Rooms
+from homeserver.config.outgoing import CallsOptions, Federation, IntegrationOptions
+from homeserver.config.pages import PageOptions
+from homeserver.config.previews import URLPreviewOptions
+from homeserver.config.push import NotificationOptions
+from homeserver.config.rooms import RoomOptions, UserOptions
 from homeserver.config.search import Search
-from homeserver.config.server import Keys, Name, Network, Observation, Storage
-from homeserver.config.sms import TextMessages
-from homeserver.config.upstream import Upstream
+from homeserver.config.server import Keys, MonitoringOptions, Name, NetworkOptions, Storage
+from homeserver.config.sms import TextMessageOptions
+from homeserver.config.upstream import UpstreamOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,27 +29,27 @@ class Config:
     """A checked configuration, with defaults filled in."""
 
     name: Name
-    network: Network
+    network: NetworkOptions
     storage: Storage
     keys: Keys
-    registration: Registration
-    captcha: Captcha
-    sessions: Sessions
-    upstream: Upstream
-    mail: Mail
-    text_messages: TextMessages
-    pages: Pages
-    notifications: Notifications
-    rooms: Rooms
-    people: People
+    registration: RegistrationOptions
+    captcha: CaptchaOptions
+    sessions: SessionsOptions
+    upstream: UpstreamOptions
+    mail: MailOptions
+    text_messages: TextMessageOptions
+    pages: PageOptions
+    notifications: NotificationOptions
+    rooms: RoomOptions
+    people: UserOptions
     search: Search
     memory: Memory
     federation: Federation
     limits: Limits
-    previews: URLPreviews
-    calls: Calls
-    others: Others
-    observation: Observation
+    previews: URLPreviewOptions
+    calls: CallsOptions
+    others: IntegrationOptions
+    observation: MonitoringOptions
     folder: Path
     """The folder of the (first) configuration file; not an option."""
 
@@ -65,26 +65,26 @@ class Config:
 
 GROUPS: dict[str, type] = {
     "name": Name,
-    "network": Network,
+    "network": NetworkOptions,
     "storage": Storage,
     "keys": Keys,
-    "registration": Registration,
-    "captcha": Captcha,
-    "sessions": Sessions,
-    "upstream": Upstream,
-    "mail": Mail,
-    "text_messages": TextMessages,
-    "pages": Pages,
-    "notifications": Notifications,
-    "rooms": Rooms,
-    "people": People,
+    "registration": RegistrationOptions,
+    "captcha": CaptchaOptions,
+    "sessions": SessionsOptions,
+    "upstream": UpstreamOptions,
+    "mail": MailOptions,
+    "text_messages": TextMessageOptions,
+    "pages": PageOptions,
+    "notifications": NotificationOptions,
+    "rooms": RoomOptions,
+    "people": UserOptions,
     "search": Search,
     "memory": Memory,
     "federation": Federation,
     "limits": Limits,
-    "previews": URLPreviews,
-    "calls": Calls,
-    "others": Others,
-    "observation": Observation,
+    "previews": URLPreviewOptions,
+    "calls": CallsOptions,
+    "others": IntegrationOptions,
+    "observation": MonitoringOptions,
 }
 """All groups of `Config` by attribute name."""

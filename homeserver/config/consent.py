@@ -29,7 +29,7 @@ def _check_version(version: str) -> str | None:
     )
 
 
-def _check_documents(documents: Mapping[str, "PolicyDocument"]) -> str | None:
+def _check_documents(documents: Mapping[str, "PolicyDocumentOptions"]) -> str | None:
     if not documents:
         return "must contain the document in at least one language"
     for language, document in documents.items():
@@ -40,13 +40,13 @@ def _check_documents(documents: Mapping[str, "PolicyDocument"]) -> str | None:
     return None
 
 
-def _check_policies(policies: Mapping[str, "Policy"]) -> str | None:
+def _check_policies(policies: Mapping[str, "PolicyOptions"]) -> str | None:
     wrong = [name for name in policies if not _ID.fullmatch(name)]
     return f"must have names of letters, digits and . _ ~ -, not {wrong[0]!r}" if wrong else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyDocument:
+class PolicyDocumentOptions:
     """A policy document in one language."""
 
     name: str = required("Its title in this language.", example="Terms of use")
@@ -62,7 +62,7 @@ class PolicyDocument:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class PolicyOptions:
     """A policy that users agree to."""
 
     version: str = required(
@@ -70,7 +70,7 @@ class Policy:
         example='"1.2"',
         check=_check_version,
     )
-    documents: Mapping[str, PolicyDocument] = required(
+    documents: Mapping[str, PolicyDocumentOptions] = required(
         "The document, by language.", check=_check_documents
     )
 
@@ -79,7 +79,7 @@ class Policy:
 class UserConsent:
     """The policies that users agree to, when they are asked, and what they may do before."""
 
-    policies: Mapping[str, Policy] = option(
+    policies: Mapping[str, PolicyOptions] = option(
         {},
         "The documents, each with a version and the text in some languages.",
         example=(

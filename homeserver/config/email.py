@@ -103,7 +103,7 @@ def sender_of(email: Email, server_name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AllowedThreepid:
+class AllowedThreepidOptions:
     """A pattern of addresses that users may add."""
 
     medium: str = option(
@@ -116,7 +116,7 @@ class AllowedThreepid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mail:
+class MailOptions:
     """E-mail."""
 
     email: Email = section(Email, "Sending e-mail.")
@@ -126,7 +126,7 @@ class Mail:
         "both.",
         example="[email]",
     )
-    allowed_local_3pids: tuple[AllowedThreepid, ...] | None = option(
+    allowed_local_3pids: tuple[AllowedThreepidOptions, ...] | None = option(
         None,
         "The only addresses and telephone numbers that people may use. `null`: any.",
         example="[{medium: email, pattern: '^[^@]+@example\\.org$'}]",

@@ -22,7 +22,7 @@ def _check_uris(uris: tuple[str, ...]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DirectoryAttributes:
+class LDAPAttributes:
     """The names of the LDAP attributes."""
 
     uid: str = option(
@@ -68,7 +68,7 @@ class LDAPProvider:
         "left.",
         example="'(memberOf=cn=matrix,ou=groups,dc=example,dc=org)'",
     )
-    attributes: DirectoryAttributes = section(DirectoryAttributes, "The names of attributes.")
+    attributes: LDAPAttributes = section(LDAPAttributes, "The names of attributes.")
     allow_existing_users: bool = option(
         False,
         "Gives a person the existing account with the same name, even if it was made otherwise.",

@@ -19,15 +19,22 @@ from federation.protocol.ids import is_server_name
 from federation.protocol.signing import parse_public_key
 from homeserver.config.configuration import GROUPS, Config
 from homeserver.config.email import sender_of
-from homeserver.config.oembed_files import complaints_of as provider_complaints
-from homeserver.config.option import description_of
-from homeserver.config.outgoing import FederationMemberList
-from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
-from homeserver.config.registration_files import complaints_of
-from homeserver.config.retention import complaints_of as retention_complaints
+from homeserver.config.oembed_files import find_errors as provider_complaints
+from homeserver.config.option import get_description
+from homeserver.config.outgoing import FederationMemberListOptions
+from homeserver.config.read import (
+    Problem,
+    ReadState,
+    format_place,
+    format_value,
+    iterate_options,
+    read_fields,
+)
+from homeserver.config.registration_files import find_errors
+from homeserver.config.retention import find_errors as retention_complaints
 from homeserver.config.server import Database
 from homeserver.config.upstream_checks import check_upstream
-from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
+from homeserver.config.yaml_text import InvalidYaml, Place, YamlDocument, parse_yaml
 
 REASONS = {
     "later": "not implemented here yet",
@@ -66,27 +73,27 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedConfig:
     """A configuration, and notices about keys without effect."""
 
     config: Config
     notices: tuple[str, ...]
 
 
-def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
+def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> LoadedConfig:
     """Read configuration files. Raises `ConfigError`.
 
     A key in a later file replaces that of an earlier one. A folder stands for its `*.yaml` files in
     the order of their names. `environment` may override secrets.
     """
     files = [file for path in paths for file in _files(path)]
-    sources: dict[str, tuple[Path, Document]] = {}
+    sources: dict[str, tuple[Path, YamlDocument]] = {}
     values: dict[str, Any] = {}
     for file in files:
         document = _read_file(file)
         values |= document.values
         sources |= dict.fromkeys(document.values, (file, document))
-    reading = Reading(folder=files[0].parent.absolute(), environment=environment)
+    reading = ReadState(folder=files[0].parent.absolute(), environment=environment)
     config, notices = _build(values, reading)
     if config is not None:
         wrong = [problem.place for problem in reading.problems]
@@ -98,7 +105,7 @@ def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded
         )
     if reading.problems or config is None:
         raise ConfigError(_locate(reading.problems, files, sources))
-    return Loaded(config, _locate(notices, files, sources))
+    return LoadedConfig(config, _locate(notices, files, sources))
 
 
 def _files(path: Path) -> list[Path]:
@@ -108,7 +115,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path) -> Document:
+def _read_file(path: Path) -> YamlDocument:
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -121,12 +128,14 @@ def _read_file(path: Path) -> Document:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: is not text in UTF-8"]) from error
-    except NotYaml as error:
+    except InvalidYaml as error:
         raise ConfigError([f"{path}: {error}"]) from error
 
 
 def _locate(
-    problems: Sequence[Problem], files: Sequence[Path], sources: Mapping[str, tuple[Path, Document]]
+    problems: Sequence[Problem],
+    files: Sequence[Path],
+    sources: Mapping[str, tuple[Path, YamlDocument]],
 ) -> tuple[str, ...]:
     """Return the problems with file and line, in the order of files and lines."""
     found = []
@@ -144,7 +153,7 @@ def _locate(
     return tuple(text for _, _, text in sorted(found, key=lambda each: each[:2]))
 
 
-def _build(values: Mapping[str, Any], reading: Reading) -> tuple[Config | None, list[Problem]]:
+def _build(values: Mapping[str, Any], reading: ReadState) -> tuple[Config | None, list[Problem]]:
     known: list[str] = []
     groups: dict[str, Any] = {}
     for name, kind in GROUPS.items():
@@ -158,18 +167,18 @@ def _build(values: Mapping[str, Any], reading: Reading) -> tuple[Config | None, 
     return config, notices + _partly_implemented(config) + _missing_companions(config)
 
 
-def _classify_unknown(reading: Reading) -> list[Problem]:
+def _classify_unknown(reading: ReadState) -> list[Problem]:
     """Turn keys of Synapse into notices, and all other unknown keys into problems."""
     synapse = synapse_keys()
     notices = []
     for place, value, known in reading.unknown:
-        pattern = spell_place(tuple(step for step in place if isinstance(step, str)))
+        pattern = format_place(tuple(step for step in place if isinstance(step, str)))
         if pattern in synapse:
             notices.append(Problem(place, f"has no effect: {REASONS[synapse[pattern]]}"))
             continue
         near = _nearest_key(str(place[-1]), place, known, synapse)
         hint = f"; did you mean {near}?" if near else ""
-        reading.complain(place, f"unknown option (its value is {show(value)}){hint}")
+        reading.complain(place, f"unknown option (its value is {format_value(value)}){hint}")
     return notices
 
 
@@ -184,7 +193,7 @@ def _nearest_key(
     return None
 
 
-def _not_implemented(reading: Reading) -> list[Problem]:
+def _not_implemented(reading: ReadState) -> list[Problem]:
     notices = []
     for place in sorted(reading.used & options_without_effect(), key=str):
         notices.append(Problem(place, f"has no effect: {REASONS['later']}"))
@@ -231,8 +240,8 @@ def options_without_effect() -> set[Place]:
     """Return the options that are known but not implemented yet."""
     silent: set[Place] = set()
     for kind in GROUPS.values():
-        for place, _kind, declared in each_option(kind):
-            if description_of(declared).not_implemented:
+        for place, _kind, declared in iterate_options(kind):
+            if get_description(declared).not_implemented:
                 silent.add(place)
     return silent
 
@@ -328,7 +337,7 @@ def _check_together(config: Config) -> list[Problem]:
         problems.append(Problem(("branding", "logo_dark"), "needs `logo`, which light pages show"))
     problems += _check_account_validity(config)
     paths = config.others.app_service_config_files
-    problems += [Problem(("app_service_config_files",), text) for text in complaints_of(paths)]
+    problems += [Problem(("app_service_config_files",), text) for text in find_errors(paths)]
     providers = config.previews.oembed.additional_providers
     problems += [
         Problem(("oembed", "additional_providers"), text) for text in provider_complaints(providers)
@@ -342,7 +351,7 @@ def _check_together(config: Config) -> list[Problem]:
 def _check_database(database: Database) -> list[Problem]:
     place: Place = ("database", "args")
     problems = [
-        Problem((*place, name), f"got {show(value)}; want a whole number")
+        Problem((*place, name), f"got {format_value(value)}; want a whole number")
         for name in ("cp_min", "cp_max")
         if type(value := database.args.get(name, 1)) is not int
     ]
@@ -379,7 +388,7 @@ def _check_account_validity(config: Config) -> list[Problem]:
     return problems
 
 
-def _check_member_list(members: FederationMemberList) -> list[Problem]:
+def _check_member_list(members: FederationMemberListOptions) -> list[Problem]:
     problems = []
     place: Place = ("federation_member_list",)
     if members.url is not None and members.path is not None:

@@ -87,7 +87,7 @@ class MediaObjectStore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ThumbnailSize:
+class ThumbnailSizeOptions:
     """A thumbnail size."""
 
     width: int = required("The width in pixels.", minimum=1, maximum=4096)
@@ -98,7 +98,7 @@ class ThumbnailSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MediaUploadLimit:
+class MediaUploadLimitOptions:
     """The upload quota of one user in a period of time."""
 
     time_period: Duration = required("The span of time, back from now.", minimum=1000)
@@ -106,7 +106,7 @@ class MediaUploadLimit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MediaDeletion:
+class MediaDeletionOptions:
     """Automatic deletion of unreferenced files."""
 
     enabled: bool = option(

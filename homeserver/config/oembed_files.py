@@ -54,7 +54,7 @@ def _read(path: Path) -> Iterator[OEmbedEndpoint]:
             yield OEmbedEndpoint(endpoint.url, patterns)
 
 
-def complaints_of(paths: Sequence[Path]) -> Iterator[str]:
+def find_errors(paths: Sequence[Path]) -> Iterator[str]:
     """Return the error in the files, if any."""
     try:
         read_provider_files(paths)

@@ -104,14 +104,14 @@ def section(kind: type[T], help: str, *, not_implemented: bool = False) -> T:
     )
 
 
-def description_of(declared: Field[Any]) -> Description:
+def get_description(declared: Field[Any]) -> Description:
     """Return the description of a field of a section."""
     described = cast(Mapping[str, object], declared.metadata)["description"]
     assert isinstance(described, Description)
     return described
 
 
-def default_of(declared: Field[Any]) -> Any:
+def get_default(declared: Field[Any]) -> Any:
     """Return the default of a field, or MISSING for a required one."""
     if declared.default_factory is not MISSING:
         return declared.default_factory()

@@ -37,7 +37,7 @@ PRIVATE_NETWORKS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyServer:
+class KeyServerOptions:
     """A trusted notary server for other servers' keys."""
 
     server_name: str = required("Its name.")
@@ -93,7 +93,7 @@ class Peering:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FederationMemberList:
+class FederationMemberListOptions:
     """The signed member list of a closed federation."""
 
     url: str | None = option(None, "Its address.", example="https://federation.example/members.jws")
@@ -148,8 +148,8 @@ class Federation:
         "Refuses nothing because of the lists above and below, and logs what would be refused. "
         "Read again on SIGHUP.",
     )
-    federation_member_list: FederationMemberList = section(
-        FederationMemberList,
+    federation_member_list: FederationMemberListOptions = section(
+        FederationMemberListOptions,
         "The signed list of the servers of a closed federation, and what each may do. No other "
         "server is talked with. Read again on SIGHUP.",
     )
@@ -168,7 +168,7 @@ class Federation:
         "authority of the system, or of the file that the environment variable `SSL_CERT_FILE` "
         "names.",
     )
-    trusted_key_servers: tuple[KeyServer, ...] = option(
+    trusted_key_servers: tuple[KeyServerOptions, ...] = option(
         (),
         "Servers to ask for other servers' keys if these do not answer. None by default.",
         example="[{server_name: matrix.example.org}]",
@@ -207,7 +207,7 @@ def _check_transports(transports: tuple[Mapping[str, JSON], ...]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MatrixRTC:
+class MatrixRTCOptions:
     """Group calls (MatrixRTC)."""
 
     transports: tuple[Mapping[str, JSON], ...] = option(
@@ -220,10 +220,10 @@ class MatrixRTC:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
+class CallsOptions:
     """Calls."""
 
-    matrix_rtc: MatrixRTC = section(MatrixRTC, "Calls with several people.")
+    matrix_rtc: MatrixRTCOptions = section(MatrixRTCOptions, "CallsOptions with several people.")
 
     turn_uris: tuple[str, ...] = option(
         (), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]'
@@ -240,7 +240,7 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Redis:
+class RedisOptions:
     """Redis or Valkey, through which nodes notify each other."""
 
     enabled: bool = option(False, "Whether it is used.")
@@ -250,7 +250,7 @@ class Redis:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Others:
+class IntegrationOptions:
     """Application services, Redis."""
 
     app_service_config_files: tuple[Path, ...] = option(
@@ -259,4 +259,6 @@ class Others:
         "act for their users, and have their namespaces to themselves. Transactions are not sent "
         "to them yet.",
     )
-    redis: Redis = section(Redis, "Redis or Valkey, for more than one node.", not_implemented=True)
+    redis: RedisOptions = section(
+        RedisOptions, "RedisOptions or Valkey, for more than one node.", not_implemented=True
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from homeserver.config.colours import DARK, ENOUGH, LIGHT, Ground, is_colour, least_contrast
+from homeserver.config.colours import DARK, ENOUGH, LIGHT, Backgrounds, is_colour, least_contrast
 from homeserver.config.consent import UserConsent
 from homeserver.config.option import option, section
 
@@ -66,7 +66,7 @@ def _check_logo_url(url: str | None) -> str | None:
     return "must be an https:// address" if wrong else None
 
 
-def _check_colour(colour: str | None, ground: Ground, where: str) -> str | None:
+def _check_colour(colour: str | None, ground: Backgrounds, where: str) -> str | None:
     if colour is None:
         return None
     if not is_colour(colour):
@@ -130,7 +130,7 @@ class Branding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pages:
+class PageOptions:
     """Pages and e-mails."""
 
     branding: Branding = section(Branding, "Name, logo and colours of pages and e-mails.")

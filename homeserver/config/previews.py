@@ -36,7 +36,7 @@ def _check_languages(languages: tuple[str, ...]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OEmbed:
+class OEmbedOptions:
     """Sites that describe pages in oEmbed documents."""
 
     additional_providers: tuple[Path, ...] = option(
@@ -48,7 +48,7 @@ class OEmbed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class URLPreviews:
+class URLPreviewOptions:
     """Link previews."""
 
     url_preview_enabled: bool = option(
@@ -86,4 +86,4 @@ class URLPreviews:
         minimum=1,
         example="10M",
     )
-    oembed: OEmbed = section(OEmbed, "Previews from oEmbed documents.")
+    oembed: OEmbedOptions = section(OEmbedOptions, "Previews from oEmbed documents.")

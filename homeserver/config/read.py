@@ -1,7 +1,7 @@
 """Converts plain values of a file into sections, checks them, and collects all errors.
 
 A wrong value is one `Problem`, and the default replaces it, so that one run shows all errors of a
-file. Unknown keys go to `Reading.unknown`; `load.py` decides about them.
+file. Unknown keys go to `ReadState.unknown`; `load.py` decides about them.
 
 Secrets are looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
 the file that the environment names (`…_FILE`), the option itself, and the file that `<option>_path`
@@ -25,8 +25,8 @@ from homeserver.config.option import (
     Permissions,
     Secret,
     Size,
-    default_of,
-    description_of,
+    get_default,
+    get_description,
 )
 from homeserver.config.yaml_text import Place
 
@@ -55,11 +55,11 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return f"{spell_place(self.place)}: {self.text}" if self.place else self.text
+        return f"{format_place(self.place)}: {self.text}" if self.place else self.text
 
 
 @dataclass(slots=True)
-class Reading:
+class ReadState:
     """The state while files are read: the inputs and the problems found so far."""
 
     folder: Path
@@ -75,11 +75,11 @@ class Reading:
         self.problems.append(Problem(place, text))
 
 
-class Unfit(Exception):
+class InvalidValue(Exception):
     """A value does not fit its option. `str()` says what is expected."""
 
 
-def spell_place(place: Place) -> str:
+def format_place(place: Place) -> str:
     """Format a place: `("listeners", 0, "port")` becomes `listeners[0].port`."""
     text = ""
     for step in place:
@@ -87,7 +87,7 @@ def spell_place(place: Place) -> str:
     return text
 
 
-def show(value: object) -> str:
+def format_value(value: object) -> str:
     """Format a value for an error message, shortened."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
@@ -102,7 +102,9 @@ _types_of = cache(get_type_hints)
 """Cached: evaluating the annotations takes longer than reading a file."""
 
 
-def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading) -> Any:
+def read_section(
+    kind: type[Any], values: Mapping[str, Any], place: Place, reading: ReadState
+) -> Any:
     """Make a section of type `kind` from the mapping at `place`. Return None if a required option
     is missing."""
     known: list[str] = []
@@ -114,7 +116,7 @@ def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, readi
 
 
 def read_fields(
-    kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading, known: list[str]
+    kind: type[Any], values: Mapping[str, Any], place: Place, reading: ReadState, known: list[str]
 ) -> dict[str, Any] | None:
     """Read the options of `kind` from `values`. Add the looked-up keys to `known`. Return None if a
     required option is missing."""
@@ -124,8 +126,8 @@ def read_fields(
     for declared in fields(kind):
         here = (*place, declared.name)
         known.append(declared.name)
-        description = description_of(declared)
-        default = default_of(declared)
+        description = get_description(declared)
+        default = get_default(declared)
         found = values.get(declared.name, MISSING)
         if found is not MISSING:
             reading.used.add(here)
@@ -147,8 +149,8 @@ def read_fields(
         try:
             value = read_value(types[declared.name], found, here, reading, default)
             check_bounds(value, types[declared.name], description)
-        except Unfit as unfit:
-            shown = "a secret" if is_secret(types[declared.name]) else show(found)
+        except InvalidValue as unfit:
+            shown = "a secret" if is_secret(types[declared.name]) else format_value(found)
             reading.complain(here, f"got {shown}; {unfit}")
             complete = complete and default is not MISSING
             value = default
@@ -162,7 +164,7 @@ def is_secret(kind: Any) -> bool:
 
 
 def _find_secret(
-    name: str, values: Mapping[str, Any], place: Place, reading: Reading, found: Any
+    name: str, values: Mapping[str, Any], place: Place, reading: ReadState, found: Any
 ) -> Any:
     variable = environment_name((*place, name))
     if variable in reading.environment:
@@ -179,13 +181,15 @@ def _find_secret(
                 (*place, name + suffix), f"is given, and so is {name}; one of them is enough"
             )
         elif not isinstance(path, str):
-            reading.complain((*place, name + suffix), f"got {show(path)}; want the path of a file")
+            reading.complain(
+                (*place, name + suffix), f"got {format_value(path)}; want the path of a file"
+            )
         else:
             found = _secret_in_file(path, (*place, name + suffix), reading)
     return found
 
 
-def _secret_in_file(path: str, place: Place, reading: Reading) -> Any:
+def _secret_in_file(path: str, place: Place, reading: ReadState) -> Any:
     try:
         return (reading.folder / path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -200,8 +204,8 @@ def environment_name(place: Place) -> str:
     return ENVIRONMENT_PREFIX + "_".join(str(step) for step in place).upper()
 
 
-def read_value(kind: Any, found: Any, place: Place, reading: Reading, default: Any = None) -> Any:
-    """Convert one value to the type `kind`. Raises `Unfit`; problems inside a section go to
+def read_value(kind: Any, found: Any, place: Place, reading: ReadState, default: Any = None) -> Any:
+    """Convert one value to the type `kind`. Raises `InvalidValue`; problems inside a section go to
     `reading`."""
     if kind is JSON:
         return found
@@ -222,9 +226,11 @@ def read_value(kind: Any, found: Any, place: Place, reading: Reading, default: A
     return _read_plain(kind, found, reading)
 
 
-def _read_inner_section(kind: Any, found: Any, place: Place, reading: Reading, default: Any) -> Any:
+def _read_inner_section(
+    kind: Any, found: Any, place: Place, reading: ReadState, default: Any
+) -> Any:
     if not isinstance(found, dict):
-        raise Unfit(f"want a section with {', '.join(each.name for each in fields(kind))}")
+        raise InvalidValue(f"want a section with {', '.join(each.name for each in fields(kind))}")
     made = read_section(kind, with_defaults(kind, default, found), place, reading)
     return default if made is None else made
 
@@ -243,27 +249,27 @@ def _is_plain_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_list(kind: Any, found: Any, place: Place, reading: Reading) -> tuple[Any, ...]:
+def _read_list(kind: Any, found: Any, place: Place, reading: ReadState) -> tuple[Any, ...]:
     if not isinstance(found, list):
-        raise Unfit("want a list")
+        raise InvalidValue("want a list")
     values = []
     for at, each in enumerate(found):
         try:
             values.append(read_value(kind, each, (*place, at), reading))
-        except Unfit as unfit:
-            reading.complain((*place, at), f"got {show(each)}; {unfit}")
+        except InvalidValue as unfit:
+            reading.complain((*place, at), f"got {format_value(each)}; {unfit}")
     return tuple(value for value in values if value is not None)
 
 
-def _read_mapping(kind: Any, found: Any, place: Place, reading: Reading) -> dict[str, Any]:
+def _read_mapping(kind: Any, found: Any, place: Place, reading: ReadState) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise Unfit("want names with values")
+        raise InvalidValue("want names with values")
     values = {}
     for name, each in found.items():
         try:
             values[name] = read_value(kind, each, (*place, name), reading)
-        except Unfit as unfit:
-            reading.complain((*place, name), f"got {show(each)}; {unfit}")
+        except InvalidValue as unfit:
+            reading.complain((*place, name), f"got {format_value(each)}; {unfit}")
     if is_dataclass(kind):  # a missing option in a section is already reported
         return {name: value for name, value in values.items() if value is not None}
     return values
@@ -280,20 +286,20 @@ def _read_choice(choices: Sequence[object], found: Any) -> object:
             return choice
     if found is False and "off" in choices:  # `off` in YAML 1.1
         return "off"
-    raise Unfit(f"want one of {', '.join(_yaml_word(choice) for choice in choices)}")
+    raise InvalidValue(f"want one of {', '.join(_yaml_word(choice) for choice in choices)}")
 
 
 def _yaml_word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _read_plain(kind: Any, found: Any, reading: Reading) -> Any:
+def _read_plain(kind: Any, found: Any, reading: ReadState) -> Any:
     if kind is bool:
         return _read_bool(found)
     if kind is int or kind is float:
         if _is_plain_number(found) and (kind is float or isinstance(found, int)):
             return kind(found)
-        raise Unfit("want a whole number" if kind is int else "want a number")
+        raise InvalidValue("want a whole number" if kind is int else "want a number")
     if kind is Duration:
         return Duration(_with_unit(found, DURATION_UNITS, "a duration such as 30s, 5m, 24h or 7d"))
     if kind is Size:
@@ -307,7 +313,7 @@ def _read_plain(kind: Any, found: Any, reading: Reading) -> Any:
         try:
             ipaddress.ip_network(text, strict=False)
         except ValueError as error:
-            raise Unfit("want an address range such as 10.0.0.0/8") from error
+            raise InvalidValue("want an address range such as 10.0.0.0/8") from error
         return Network(text)
     if kind in (str, Secret):
         return kind(text)
@@ -319,7 +325,7 @@ def _read_bool(found: Any) -> bool:
         return found
     if isinstance(found, str) and found.lower() in WORDS_FOR_BOOL:
         return WORDS_FOR_BOOL[found.lower()]
-    raise Unfit("want true or false")
+    raise InvalidValue("want true or false")
 
 
 def _read_permissions(found: Any) -> Permissions:
@@ -327,7 +333,7 @@ def _read_permissions(found: Any) -> Permissions:
         return Permissions(int(found, 8))
     if _is_plain_number(found) and isinstance(found, int):
         return Permissions(found)
-    raise Unfit("want permissions such as 0o660")
+    raise InvalidValue("want permissions such as 0o660")
 
 
 def _read_text(found: Any) -> str:
@@ -336,8 +342,8 @@ def _read_text(found: Any) -> str:
     if isinstance(found, int) and not isinstance(found, bool):
         return str(found)
     if isinstance(found, float | bool):
-        raise Unfit("want text: put it in quotes")
-    raise Unfit("want text")
+        raise InvalidValue("want text: put it in quotes")
+    raise InvalidValue("want text")
 
 
 def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
@@ -347,11 +353,11 @@ def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
         re.fullmatch(r"(-?[0-9]{1,15})\s*([A-Za-z]?)", found) if isinstance(found, str) else None
     )
     if matched is None or (matched[2] and matched[2] not in units):
-        raise Unfit(f"want {wanted}")
+        raise InvalidValue(f"want {wanted}")
     return int(matched[1]) * units.get(matched[2], 1)
 
 
-def spell_number(number: float, value_type: Any) -> str:
+def format_number(number: float, value_type: Any) -> str:
     """Format a number as in the file: a duration or size gets the largest unit that divides it."""
     kind = without_none(value_type)
     if kind is Permissions:
@@ -370,19 +376,19 @@ def without_none(value_type: Any) -> Any:
 
 
 def check_bounds(value: Any, value_type: Any, description: Description) -> None:
-    """Check a value against the bounds of its option. Raises `Unfit`."""
+    """Check a value against the bounds of its option. Raises `InvalidValue`."""
     if value is None:
         return
     if _is_plain_number(value):
         if description.minimum is not None and value < description.minimum:
-            raise Unfit(f"must be at least {spell_number(description.minimum, value_type)}")
+            raise InvalidValue(f"must be at least {format_number(description.minimum, value_type)}")
         if description.maximum is not None and value > description.maximum:
-            raise Unfit(f"must be at most {spell_number(description.maximum, value_type)}")
+            raise InvalidValue(f"must be at most {format_number(description.maximum, value_type)}")
     if description.check is not None and (wrong := description.check(value)):
-        raise Unfit(wrong)
+        raise InvalidValue(wrong)
 
 
-def each_option(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any, Field[Any]]]:
+def iterate_options(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any, Field[Any]]]:
     """Iterate over all options of a section and its inner sections, with place, type and
     declaration."""
     types = types_of(kind)
@@ -390,4 +396,4 @@ def each_option(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any
         here = (*place, declared.name)
         yield here, types[declared.name], declared
         if is_dataclass(types[declared.name]):
-            yield from each_option(types[declared.name], here)
+            yield from iterate_options(types[declared.name], here)

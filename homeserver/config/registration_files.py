@@ -11,9 +11,9 @@ import msgspec
 
 from federation.protocol.errors import InvalidUsername
 from federation.protocol.ids import ServerName, parse_new_user_id
-from homeserver.config.yaml_text import NotYaml, parse_yaml
+from homeserver.config.yaml_text import InvalidYaml, parse_yaml
 
-SHORTEST_TOKEN = 16
+MIN_TOKEN_LENGTH = 16
 """In characters. A caller with an `as_token` acts for all users in its namespaces."""
 
 
@@ -49,7 +49,7 @@ def read_registration_file(path: Path) -> RegistrationFile:
     try:
         document = parse_yaml(path.read_text(encoding="utf-8"))
         registration = msgspec.convert(document.values, RegistrationFile)
-    except (OSError, UnicodeDecodeError, NotYaml, msgspec.ValidationError) as error:
+    except (OSError, UnicodeDecodeError, InvalidYaml, msgspec.ValidationError) as error:
         raise ValueError(f"{path}: {error}") from error
     try:
         parse_new_user_id(registration.sender_localpart, ServerName("example.org"))
@@ -57,11 +57,11 @@ def read_registration_file(path: Path) -> RegistrationFile:
         raise ValueError(f"{path}: sender_localpart cannot be a user name: {error}") from error
     if (
         not registration.id
-        or len(registration.as_token) < SHORTEST_TOKEN
+        or len(registration.as_token) < MIN_TOKEN_LENGTH
         or not registration.as_token.isascii()
     ):
         raise ValueError(
-            f"{path}: needs `id`, and an `as_token` of at least {SHORTEST_TOKEN} characters"
+            f"{path}: needs `id`, and an `as_token` of at least {MIN_TOKEN_LENGTH} characters"
         )
     for namespace in (
         *registration.namespaces.users,
@@ -87,7 +87,7 @@ def read_registration_files(paths: Sequence[Path]) -> tuple[RegistrationFile, ..
     return files
 
 
-def complaints_of(paths: Sequence[Path]) -> Iterator[str]:
+def find_errors(paths: Sequence[Path]) -> Iterator[str]:
     """Return the error in the files, if any."""
     try:
         read_registration_files(paths)

@@ -6,7 +6,7 @@ from homeserver.config.option import Duration, option, required, section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionPolicy:
+class RetentionPolicyOptions:
     """The rule for rooms that set none."""
 
     min_lifetime: Duration | None = option(
@@ -43,7 +43,9 @@ class Retention:
         "Older messages are hidden at once, and deleted for good soon after. People who may "
         "change a room's settings can then have its messages deleted here.",
     )
-    default_policy: RetentionPolicy = section(RetentionPolicy, "The rule for rooms that set none.")
+    default_policy: RetentionPolicyOptions = section(
+        RetentionPolicyOptions, "The rule for rooms that set none."
+    )
     allowed_lifetime_min: Duration | None = option(
         None, "The shortest lifetime. Rooms that ask for less get this.", minimum=0, example="1d"
     )
@@ -61,7 +63,7 @@ class Retention:
     )
 
 
-def complaints_of(retention: Retention) -> list[tuple[tuple[str | int, ...], str]]:
+def find_errors(retention: Retention) -> list[tuple[tuple[str | int, ...], str]]:
     """Check options that depend on each other. Return places and errors."""
     found: list[tuple[tuple[str | int, ...], str]] = []
     if _exceeds(retention.allowed_lifetime_min, retention.allowed_lifetime_max):

@@ -16,7 +16,7 @@ def _check_room_version(version: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rooms:
+class RoomOptions:
     """Rooms."""
 
     default_room_version: str = option(
@@ -80,7 +80,7 @@ class Rooms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Presence:
+class PresenceOptions:
     """Presence: who is online."""
 
     enabled: Literal[True, False, "untracked"] = option(
@@ -101,10 +101,10 @@ class Presence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class People:
+class UserOptions:
     """Presence, profiles and account data."""
 
-    presence: Presence = section(Presence, "Presence: who is online.")
+    presence: PresenceOptions = section(PresenceOptions, "Presence: who is online.")
     max_account_data_entries: int | None = option(
         50_000,
         "How many entries of account data one user may keep, including deleted ones; clients keep "

@@ -16,10 +16,10 @@ from homeserver.config.option import (
     Permissions,
     Secret,
     Size,
-    default_of,
-    description_of,
+    get_default,
+    get_description,
 )
-from homeserver.config.read import environment_name, is_secret, spell_number, without_none
+from homeserver.config.read import environment_name, format_number, is_secret, without_none
 from homeserver.config.yaml_text import Place
 
 WIDTH = 100
@@ -63,8 +63,8 @@ def write_sample() -> str:
 
 
 def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterator[str]:
-    description = description_of(declared)
-    default = default_of(declared)
+    description = get_description(declared)
+    default = get_default(declared)
     indent = "  " * depth
     remark = "NOT YET: " if description.not_implemented else ""
     for line in wrap(remark + description.help, WIDTH - 2 * depth, break_on_hyphens=False):
@@ -76,7 +76,7 @@ def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterato
         for inner, inner_type in _declarations(value_type):
             yield from _sample_option(inner, inner_type, depth + 1)
     else:
-        text = description.example or spell(default, value_type)
+        text = description.example or format_default(default, value_type)
         yield f"#{indent}{declared.name}: {text}".replace("\n", "\n#").replace(": \n", ":\n")
 
 
@@ -86,23 +86,23 @@ def _is_limit(declared: Field[Any]) -> bool:
     return is_dataclass(declared.default)
 
 
-def spell(value: Any, value_type: Any) -> str:
+def format_default(value: Any, value_type: Any) -> str:
     """Format a default as YAML in one line."""
     kind = without_none(value_type)
     if value is None:
         return "null"
     if kind in (Duration, Size, Permissions):
-        return spell_number(value, kind)
+        return format_number(value, kind)
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         inner = ", ".join(
-            f"{each.name}: {spell(getattr(value, each.name), hints[each.name])}"
+            f"{each.name}: {format_default(getattr(value, each.name), hints[each.name])}"
             for each in fields(value)
         )
         return f"{{{inner}}}"
     if isinstance(value, tuple):
         item = get_args(kind)[0] if get_args(kind) else str
-        return f"[{', '.join(spell(each, item) for each in value)}]"
+        return f"[{', '.join(format_default(each, item) for each in value)}]"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, Path):
@@ -140,8 +140,8 @@ def write_docs() -> str:
 def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
     for declared, value_type in _declarations(kind):
         here = (*place, declared.name)
-        description = description_of(declared)
-        default = default_of(declared)
+        description = get_description(declared)
+        default = get_default(declared)
         name = ".".join(str(step) for step in here)
         facts = [_type_name(value_type)]
         if is_dataclass(value_type) and not _is_limit(declared):
@@ -151,10 +151,10 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
         elif declared.name == "listeners":
             facts.append("default port 8008 of this machine alone")
         elif not (isinstance(default, tuple) and len(default) > 5):
-            facts.append(f"default `{spell(default, value_type)}`")
+            facts.append(f"default `{format_default(default, value_type)}`")
         for word, bound in (("at least", description.minimum), ("at most", description.maximum)):
             if bound is not None and bound != 1:
-                facts.append(f"{word} {spell_number(bound, value_type)}")
+                facts.append(f"{word} {format_number(bound, value_type)}")
         if is_secret(value_type):
             facts.append(f"secret, `{environment_name(here)}`")
         if description.not_implemented:

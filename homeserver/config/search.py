@@ -10,7 +10,7 @@ Language = Literal["uz", "kaa", "ru", "en"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UserDirectory:
+class UserDirectoryOptions:
     """The user directory."""
 
     enabled: bool = option(True, "Lets people search for people. Without it, nobody is found.")
@@ -35,4 +35,4 @@ class Search:
         "Karakalpak, ё and е in Russian. A change indexes all messages again.",
         example="[uz, ru]",
     )
-    user_directory: UserDirectory = section(UserDirectory, "The directory of people.")
+    user_directory: UserDirectoryOptions = section(UserDirectoryOptions, "The directory of people.")

@@ -10,7 +10,12 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
-from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit, ThumbnailSize
+from homeserver.config.media import (
+    MediaDeletionOptions,
+    MediaObjectStore,
+    MediaUploadLimitOptions,
+    ThumbnailSizeOptions,
+)
 from homeserver.config.option import (
     JSON,
     Duration,
@@ -117,7 +122,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resource:
+class ResourceOptions:
     """The endpoints of a listener."""
 
     names: tuple[
@@ -142,7 +147,7 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
+class ListenerOptions:
     """A listening socket: a TCP port, with or without TLS, or a Unix socket."""
 
     port: int | None = option(None, "A TCP port. 0 takes any free port.", minimum=0, maximum=65535)
@@ -166,21 +171,21 @@ class Listener:
     )
     tag: str | None = option(None, "A name of the listener in the log.")
     request_id_header: str | None = option(None, "A header of the proxy that carries a request id.")
-    resources: tuple[Resource, ...] = option(
-        (Resource(names=("client", "federation")),),
+    resources: tuple[ResourceOptions, ...] = option(
+        (ResourceOptions(names=("client", "federation")),),
         "The endpoints served here.",
         example="[{names: [client, federation]}]",
     )
 
 
-DEFAULT_LISTENER = Listener(port=8008, bind_addresses=("::1", "127.0.0.1"))
+DEFAULT_LISTENER = ListenerOptions(port=8008, bind_addresses=("::1", "127.0.0.1"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class NetworkOptions:
     """Listeners."""
 
-    listeners: tuple[Listener, ...] = option(
+    listeners: tuple[ListenerOptions, ...] = option(
         (DEFAULT_LISTENER,),
         "The sockets on which this server listens.",
         example=(
@@ -229,7 +234,7 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MediaRetention:
+class MediaRetentionOptions:
     """How long media are kept."""
 
     remote_media_lifetime: Duration | None = option(
@@ -290,7 +295,7 @@ class Storage:
         "files are `application/octet-stream`.",
         example='{"video/*": 200M, "application/octet-stream": 100M}',
     )
-    media_upload_limits: tuple[MediaUploadLimit, ...] = option(
+    media_upload_limits: tuple[MediaUploadLimitOptions, ...] = option(
         (),
         "How much one user may upload in spans of time. All of them apply.",
         example="[{time_period: 1h, max_size: 500M}, {time_period: 4w, max_size: 10G}]",
@@ -353,7 +358,7 @@ class Storage:
         minimum=1,
         example="32M",
     )
-    thumbnail_sizes: tuple[ThumbnailSize, ...] = option(
+    thumbnail_sizes: tuple[ThumbnailSizeOptions, ...] = option(
         (),
         "The only sizes of thumbnails. The smallest one of the requested method that is large "
         "enough is used, or else the largest. Without any, every size is served, rounded up to "
@@ -374,9 +379,11 @@ class Storage:
         "installed. They run on untrusted files, with limits on time and memory, and without "
         "network.",
     )
-    media_retention: MediaRetention = section(MediaRetention, "How long files are kept.")
-    media_deletion: MediaDeletion = section(
-        MediaDeletion, "Deletion of files to which nothing refers any more."
+    media_retention: MediaRetentionOptions = section(
+        MediaRetentionOptions, "How long files are kept."
+    )
+    media_deletion: MediaDeletionOptions = section(
+        MediaDeletionOptions, "Deletion of files to which nothing refers any more."
     )
     media_scanning: MediaScanning = section(
         MediaScanning,
@@ -401,7 +408,7 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
+class LogOptions:
     """Logging."""
 
     level: Literal["debug", "info", "warn", "error"] = option(
@@ -412,10 +419,10 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
+class MonitoringOptions:
     """Logs and metrics."""
 
-    log: Log = section(Log, "The log.")
+    log: LogOptions = section(LogOptions, "The log.")
     enable_metrics: bool = option(False, "Serves `/metrics` on listeners with that resource.")
     slow_request_threshold: Duration = option(
         Duration(1000),
@@ -428,7 +435,7 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OldKey:
+class OldKeyOptions:
     """A retired signing key of this server."""
 
     key: str = required("The public key in unpadded base64.")
@@ -450,7 +457,7 @@ class Keys:
         maximum=365 * 24 * 3600 * 1000,
         example="1d",
     )
-    old_signing_keys: Mapping[str, OldKey] = option(
+    old_signing_keys: Mapping[str, OldKeyOptions] = option(
         {},
         "Retired keys, so that others can still verify what they signed.",
         example=(

@@ -46,27 +46,27 @@ def _check_headers(headers: Mapping[str, str]) -> str | None:
     return None
 
 
-def texts_in(template: object) -> str:
+def join_texts(template: object) -> str:
     """Join all texts of a template."""
     match template:
         case str():
             return template
         case Mapping():
-            return " ".join(texts_in(value) for value in template.values())
+            return " ".join(join_texts(value) for value in template.values())
         case list() | tuple():
-            return " ".join(texts_in(value) for value in template)
+            return " ".join(join_texts(value) for value in template)
         case _:
             return ""
 
 
 def _check_body(body: Mapping[str, JSON]) -> str | None:
-    texts = texts_in(body)
+    texts = join_texts(body)
     missing = [blank for blank in ("{number}", "{text}") if blank not in texts]
     return f"must contain {' and '.join(missing)}" if missing else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SMSGateway:
+class SMSGatewayOptions:
     """The gateway that sends text messages. With one, users may add phone numbers to their
     accounts."""
 
@@ -111,10 +111,10 @@ class SMSGateway:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextMessages:
+class TextMessageOptions:
     """Text messages."""
 
-    sms_gateway: SMSGateway = section(SMSGateway, "Sending text messages.")
+    sms_gateway: SMSGatewayOptions = section(SMSGatewayOptions, "Sending text messages.")
     disable_msisdn_registration: bool = option(
         False, "Asks nobody for a telephone number at registration."
     )

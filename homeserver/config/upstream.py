@@ -103,7 +103,7 @@ class ClaimTemplates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimMapping:
+class ClaimMappingOptions:
     """Mapping from claims to accounts."""
 
     module: str | None = option(
@@ -186,7 +186,9 @@ class OIDCProvider:
         False, "Gives a person the existing account whose name `localpart_template` yields."
     )
     enable_registration: bool = option(True, "Makes accounts for people who have none.")
-    user_mapping_provider: ClaimMapping = section(ClaimMapping, "Mapping from claims to accounts.")
+    user_mapping_provider: ClaimMappingOptions = section(
+        ClaimMappingOptions, "Mapping from claims to accounts."
+    )
     backchannel_logout_enabled: bool = option(
         False,
         "Lets it end sessions here, at `PUBLIC_BASEURL/_synapse/client/oidc/backchannel_logout`.",
@@ -249,7 +251,7 @@ class CAS:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SAMLTemplates:
+class SAMLTemplatesOptions:
     """The mapping from SAML attributes to account data."""
 
     mxid_source_attribute: str = option("uid", "The attribute with the name of a new account.")
@@ -260,13 +262,13 @@ class SAMLTemplates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SAMLMapping:
+class SAMLMappingOptions:
     """Mapping from attributes to accounts."""
 
     module: str | None = option(
         None, "Only the built-in mapping is available.", not_implemented=True
     )
-    config: SAMLTemplates = section(SAMLTemplates, "Its settings.")
+    config: SAMLTemplatesOptions = section(SAMLTemplatesOptions, "Its settings.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,8 +306,8 @@ class SAML2:
     allow_existing_users: bool = option(
         False, "Gives a person the existing account whose name the attribute yields."
     )
-    user_mapping_provider: SAMLMapping = section(
-        SAMLMapping, "Mapping from attributes to accounts."
+    user_mapping_provider: SAMLMappingOptions = section(
+        SAMLMappingOptions, "Mapping from attributes to accounts."
     )
     attribute_requirements: tuple[AttributeRequirement, ...] = option(
         (),
@@ -328,7 +330,7 @@ class SAML2:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SSO:
+class SSOOptions:
     """Settings that all of these providers share."""
 
     client_whitelist: tuple[str, ...] = option(
@@ -358,7 +360,7 @@ class JWT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plugin:
+class PluginOptions:
     """A plug-in."""
 
     module: str = required("The class, as `package.module.Class`.")
@@ -366,7 +368,7 @@ class Plugin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upstream:
+class UpstreamOptions:
     """Identity providers."""
 
     oidc_providers: tuple[OIDCProvider, ...] = option(
@@ -385,13 +387,13 @@ class Upstream:
     cas_config: CAS = section(CAS, "A CAS server (Central Authentication Service).")
     saml2_config: SAML2 = section(SAML2, "A SAML 2 identity provider.")
     jwt_config: JWT = section(JWT, "Sign-in with a token that another program signed.")
-    plugins: tuple[Plugin, ...] = option(
+    plugins: tuple[PluginOptions, ...] = option(
         (),
         "Plug-ins that check passwords, or refuse accounts and sign-ins; see "
         "docs/operators/plugins.md.",
         example="[{module: our_plugins.OfficeHours, config: {from: 7, until: 19}}]",
     )
-    sso: SSO = section(SSO, "Settings for OpenID Connect, CAS and SAML.")
+    sso: SSOOptions = section(SSOOptions, "Settings for OpenID Connect, CAS and SAML.")
 
     @property
     def buttons(self) -> tuple[tuple[str, str, str | None], ...]:

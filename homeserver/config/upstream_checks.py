@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from homeserver.config.read import Problem
-from homeserver.config.upstream import OIDCProvider, Upstream
+from homeserver.config.upstream import OIDCProvider, UpstreamOptions
 from homeserver.config.yaml_text import Place
 
 
-def check_upstream(upstream: Upstream, public_baseurl: str | None) -> Iterator[Problem]:
+def check_upstream(upstream: UpstreamOptions, public_baseurl: str | None) -> Iterator[Problem]:
     """Return all problems."""
     if upstream.buttons and public_baseurl is None:
         yield Problem(("public_baseurl",), "is required: identity providers redirect users to it")

@@ -17,7 +17,7 @@ MAX_LENGTH: Final = 100
 Networks = Sequence[IPv4Network | IPv6Network]
 
 
-def normalise(address: str) -> str | None:
+def normalise_address(address: str) -> str | None:
     """Return the canonical spelling of an address, or None for invalid text. IPv4-mapped IPv6
     becomes IPv4; zone and port are removed."""
     return _normalise_cached(address) if len(address) <= MAX_LENGTH else None
@@ -39,12 +39,12 @@ def _normalise_cached(address: str) -> str | None:
     return str(parsed)
 
 
-def forwarded_address(headers: Sequence[str], trusted: Networks = ()) -> str | None:
+def find_forwarded_address(headers: Sequence[str], trusted: Networks = ()) -> str | None:
     """Return the client address from the `X-Forwarded-For` headers, or None if they hold no trusted
     one."""
     found = None
     for text in reversed(",".join(headers).split(",")):
-        address = normalise(text)
+        address = normalise_address(text)
         if address is None:
             return found
         found = address

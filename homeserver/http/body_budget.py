@@ -14,10 +14,10 @@ from homeserver.http.rate_limits import address_key
 
 FREE_BYTES: Final = 1 << 16
 """A body up to this size is not counted; a connection costs about as much."""
-MOST_OF_ONE: Final = 48 << 20
+MAX_BYTES_PER_ADDRESS: Final = 48 << 20
 """The limit for one address, in bytes: three of the longest transactions."""
-MOST: Final = 128 << 20
-MOST_SECONDS: Final = 300.0
+MAX_BYTES: Final = 128 << 20
+MAX_SECONDS: Final = 300.0
 """The time that a body may take to arrive."""
 RETRY_AFTER_MS: Final = 5_000
 
@@ -26,7 +26,11 @@ class HeldBodies:
     """Counts buffered body bytes, for all listeners together."""
 
     def __init__(
-        self, clock: IReactorTime, *, most_of_one: int = MOST_OF_ONE, most: int = MOST
+        self,
+        clock: IReactorTime,
+        *,
+        most_of_one: int = MAX_BYTES_PER_ADDRESS,
+        most: int = MAX_BYTES,
     ) -> None:
         self.clock = clock
         self._max_per_address = most_of_one
@@ -39,9 +43,9 @@ class HeldBodies:
         """The number of bytes that are counted now."""
         return self._total
 
-    def begin(self, address: str) -> "HeldBody":
+    def begin(self, address: str) -> "BodyReservation":
         """Start to count a long body from `address`."""
-        return HeldBody(self, address_key(address))
+        return BodyReservation(self, address_key(address))
 
     def add(self, key: str, size: int) -> None:
         """Count more bytes. Raises LimitExceeded; then nothing is counted."""
@@ -67,7 +71,7 @@ class HeldBodies:
             self._by_address.pop(key, None)
 
 
-class HeldBody:
+class BodyReservation:
     """The counted bytes of one request body."""
 
     __slots__ = ("_key", "_size", "_started_at", "_total")
@@ -80,7 +84,7 @@ class HeldBody:
 
     def add(self, size: int) -> None:
         """Count more bytes of the body. Raises LimitExceeded, TooSlow."""
-        if self._total.clock.seconds() - self._started_at > MOST_SECONDS:
+        if self._total.clock.seconds() - self._started_at > MAX_SECONDS:
             raise TooSlow
         self._total.add(self._key, size)
         self._size += size

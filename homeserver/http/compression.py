@@ -8,7 +8,7 @@ _LEVEL: Final = 1
 _GZIP: Final = 31
 
 
-def pays(body: bytes, content_type: str) -> bool:
+def is_worth_compressing(body: bytes, content_type: str) -> bool:
     """Return whether compressing a body of this type is worth it."""
     return len(body) >= MIN_BYTES and content_type.startswith(
         ("application/json", "text/", "application/javascript")

@@ -13,25 +13,25 @@ import msgspec
 _MAX_DIGITS: Final = 18
 
 
-class Part(msgspec.Struct, frozen=True):
+class ByteRange(msgspec.Struct, frozen=True):
     """A byte range, from `start` up to but not including `end`."""
 
     start: int
     end: int
 
 
-class Unsatisfiable(Exception):
+class RangeNotSatisfiable(Exception):
     """The range begins after the end of the file."""
 
 
-def is_held(if_none_match: Sequence[str], etag: str) -> bool:
+def matches_etag(if_none_match: Sequence[str], etag: str) -> bool:
     """Return whether the client already has this version. `etag` includes its quotes."""
     etags = [each.strip().removeprefix("W/") for line in if_none_match for each in line.split(",")]
     return etag in etags or "*" in etags
 
 
-def part_of(range_header: str, if_range: str | None, etag: str, size: int) -> Part | None:
-    """Return the requested range, or None for the whole file. Raises `Unsatisfiable`."""
+def parse_range(range_header: str, if_range: str | None, etag: str, size: int) -> ByteRange | None:
+    """Return the requested range, or None for the whole file. Raises `RangeNotSatisfiable`."""
     unit, equals, ranges = range_header.partition("=")
     if not equals or unit.strip().lower() != "bytes" or "," in ranges or "-" not in ranges:
         return None
@@ -46,13 +46,13 @@ def part_of(range_header: str, if_range: str | None, etag: str, size: int) -> Pa
         return None
     if not first:
         if int(last) == 0 or size == 0:
-            raise Unsatisfiable
-        return Part(max(0, size - int(last)), size)
+            raise RangeNotSatisfiable
+        return ByteRange(max(0, size - int(last)), size)
     if last and int(last) < int(first):
         return None
     if int(first) >= size:
-        raise Unsatisfiable
-    return Part(int(first), min(size, int(last) + 1) if last else size)
+        raise RangeNotSatisfiable
+    return ByteRange(int(first), min(size, int(last) + 1) if last else size)
 
 
 def _is_number(text: str) -> bool:

@@ -4,14 +4,14 @@ from typing import Protocol
 
 import msgspec
 
-from homeserver.http.head import Head
+from homeserver.http.head import RequestHead
 
 
 class Exchange(Protocol):
     """A request from its headers to its response. The channel calls `begin`, `take` for each piece
     of the body, then `run`."""
 
-    def begin(self, head: Head, length: int | None) -> None:
+    def begin(self, head: RequestHead, length: int | None) -> None:
         """The headers have arrived. `length`: the declared length of the body, if any."""
         ...
 
@@ -29,10 +29,10 @@ class Exchange(Protocol):
         ...
 
 
-class Waiting(msgspec.Struct):
+class PipelinedRequest(msgspec.Struct):
     """A pipelined request, received before the previous one was answered."""
 
-    head: Head
+    head: RequestHead
     length: int | None
     pieces: list[bytes] = msgspec.field(default_factory=list)
     is_whole: bool = False

@@ -18,7 +18,7 @@ _log: Final = Logger()
 _FAILED_TEXT: Final = "a request coroutine failed"
 
 
-def begin(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
+def start_coroutine(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
     """Run a coroutine in its own context until it waits. Return the rest of it, or None if it has
     ended.
 

@@ -24,7 +24,7 @@ from federation.protocol.errors import (
     UserSuspended,
 )
 from federation.protocol.ids import ServerName
-from homeserver.api.endpoint import MAYBE_NOBODY, Auth, Endpoint
+from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, Endpoint
 from homeserver.api.limits import PER_ADDRESS, Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
@@ -215,7 +215,7 @@ class Guard:
         self, declaration: Endpoint, credentials: Credentials, context: RequestContext
     ) -> Requester | None:
         if credentials.token is None:
-            if declaration.auth in MAYBE_NOBODY:
+            if declaration.auth in OPTIONAL_AUTH:
                 return None
             raise MissingToken
         caller: Requester | None = None
@@ -235,7 +235,7 @@ class Guard:
             raise UserSuspended
         if caller.consent is not None and not declaration.before_consent:
             caller.check_may_write()
-        if caller.is_guest and declaration.auth not in (Auth.GUEST, *MAYBE_NOBODY):
+        if caller.is_guest and declaration.auth not in (Auth.GUEST, *OPTIONAL_AUTH):
             raise GuestAccessForbidden
         if declaration.auth is Auth.ADMIN and not caller.is_admin:
             raise Forbidden("Only a server administrator may do this")

@@ -17,12 +17,12 @@ HOST: Final = re.compile(
 """A host with an optional port (RFC 3986 section 3.2), or nothing, which a client that knows no
 host must send (RFC 9112 section 3.2). Commas are refused although host names may contain them: they
 mean two merged headers."""
-USUAL: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
+URI_CHARACTERS: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
 """The characters of a URI by RFC 3986. Real URIs may contain others."""
-NOTHING: Final[Sequence[bytes]] = ()
+NO_VALUES: Final[Sequence[bytes]] = ()
 
 
-class Head(msgspec.Struct, frozen=True, gc=False):
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """The request line and headers. Header names are in lower case."""
 
     method: str
@@ -42,13 +42,13 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         """Return the values of a header, in order."""
         value = self.last.get(name)
         if value is None:
-            return NOTHING
+            return NO_VALUES
         if len(self.last) == len(self.lines):  # no header is repeated
             return (value,)
         return [value for each, value in self.lines if each == name]
 
 
-def tells_host(
+def has_valid_host(
     lines: Sequence[tuple[bytes, bytes]], last: Mapping[bytes, bytes], *, must: bool
 ) -> bool:
     """Return whether the headers hold exactly one valid Host, or, unless `must`, none."""
@@ -71,7 +71,7 @@ def find_token(last: Mapping[bytes, bytes]) -> str | None:
     return token.decode("utf-8", "replace").strip() or None if scheme.lower() == b"bearer" else None
 
 
-def without_server(uri: bytes) -> bytes:
+def strip_authority(uri: bytes) -> bytes:
     """Reduce an absolute URI, which proxies receive and servers must accept (RFC 9112 section
     3.2.2), to path and query. Return other URIs unchanged."""
     absolute = ABSOLUTE_URI.match(uri)
@@ -81,7 +81,7 @@ def without_server(uri: bytes) -> bytes:
     return rest if rest.startswith(b"/") else b"/" + rest
 
 
-def find_cookies(head: Head) -> tuple[tuple[str, str], ...]:
+def find_cookies(head: RequestHead) -> tuple[tuple[str, str], ...]:
     """Return the cookies as pairs of name and value."""
     if b"cookie" not in head.last:
         return ()

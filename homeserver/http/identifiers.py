@@ -26,7 +26,7 @@ from federation.protocol.ids import (
 
 TextParser = Callable[[str], object]
 
-IDENTIFIERS: Final[Mapping[object, TextParser]] = MappingProxyType(
+IDENTIFIER_PARSERS: Final[Mapping[object, TextParser]] = MappingProxyType(
     {
         UserID: parse_user_id,
         RoomID: parse_room_id,

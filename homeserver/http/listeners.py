@@ -117,7 +117,7 @@ def listen_unix(
     return reactor.listenUNIX(str(listener.path), site, BACKLOG, listener.mode, wantPID=True)
 
 
-def address_of(port: IListeningPort) -> str:
+def format_address(port: IListeningPort) -> str:
     """Return the address of a port as people write it: `127.0.0.1:8008`, `[::1]:8008`, a path."""
     host = port.getHost()
     if isinstance(host, IPv6Address):
@@ -127,7 +127,7 @@ def address_of(port: IListeningPort) -> str:
     return str(host.name) if isinstance(host, UNIXAddress) else str(host)
 
 
-def advice_on(error: Exception) -> str:
+def describe_listen_error(error: Exception) -> str:
     """Describe a failure to listen, with advice if the cause is known."""
     cause = error.socketError if isinstance(error, CannotListenError) else error
     advice = _ADVICE.get(cause.errno or 0) if isinstance(cause, OSError) else None

@@ -6,9 +6,9 @@ from tempfile import SpooledTemporaryFile
 import msgspec
 
 from federation.protocol.errors import MatrixError
-from homeserver.http.addresses import Networks, forwarded_address
-from homeserver.http.head import Head
-from homeserver.http.page_paths import is_looked_at
+from homeserver.http.addresses import Networks, find_forwarded_address
+from homeserver.http.head import RequestHead
+from homeserver.http.page_paths import is_page_request
 from homeserver.http.responses import Response, error_response
 from storage.media.spool import Spool
 
@@ -32,25 +32,25 @@ class SiteOptions(msgspec.Struct, frozen=True):
     error_page: Callable[[MatrixError, str], Response] | None = None
     """Renders an error as a page, in the language of the given `Accept-Language`."""
 
-    def refuse(self, head: Head, path: bytes, error: MatrixError) -> Response:
+    def refuse(self, head: RequestHead, path: bytes, error: MatrixError) -> Response:
         """Return the error response: a page for a browser that shows one, otherwise JSON."""
-        if self.error_page is None or not is_looked_at(head, path):
+        if self.error_page is None or not is_page_request(head, path):
             return error_response(error)
         return self.error_page(error, head.last.get(b"accept-language", b"").decode("latin-1"))
 
-    def find_client_ip(self, head: Head, peer_address: str) -> str:
+    def find_client_ip(self, head: RequestHead, peer_address: str) -> str:
         """Return the client address, from the proxy's header if proxies are trusted."""
         if self.x_forwarded:
             headers = head.get(b"x-forwarded-for")
             if headers:
-                found = forwarded_address(
+                found = find_forwarded_address(
                     [value.decode("latin-1") for value in headers], self.trusted_proxies
                 )
                 if found is not None:
                     return found
         return peer_address
 
-    def find_request_id(self, head: Head) -> str | None:
+    def find_request_id(self, head: RequestHead) -> str | None:
         """Return the request id that the proxy assigned, if any."""
         if self.request_id_header is None:
             return None

@@ -10,7 +10,7 @@ Laws:
 import re
 from typing import Final
 
-from homeserver.http.head import Head
+from homeserver.http.head import RequestHead
 
 _OWN: Final = b"/_mahalla/"
 _PAGE: Final = re.compile(
@@ -21,11 +21,11 @@ _PAGE: Final = re.compile(
 )
 
 
-def is_looked_at(head: Head, path: bytes) -> bool:
+def is_page_request(head: RequestHead, path: bytes) -> bool:
     """Return whether a browser shows the response as a page."""
     return _PAGE.match(path) is not None and b"text/html" in head.last.get(b"accept", b"")
 
 
-def is_open(path: bytes) -> bool:
+def allows_cors(path: bytes) -> bool:
     """Return whether scripts of other sites may read the response."""
     return not path.startswith(_OWN) or _PAGE.match(path) is None

@@ -31,10 +31,10 @@ from federation.api.endpoint import Names
 from federation.api.request import Peer, RequestContext
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
-from homeserver.api.endpoint import MAYBE_NOBODY, Auth, Endpoint
+from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, Endpoint
 from homeserver.api.requester import Requester
-from homeserver.http.head import USUAL
-from homeserver.http.identifiers import IDENTIFIERS, TextParser
+from homeserver.http.head import URI_CHARACTERS
+from homeserver.http.identifiers import IDENTIFIER_PARSERS, TextParser
 
 MAX_QUERY_FIELDS: Final = 200
 MAX_CACHED_FIELD: Final = 2048
@@ -104,7 +104,7 @@ class _QueryReader:
 
     def read(self, query: bytes, arguments: dict[str, object]) -> None:
         """Add the arguments that a query holds. Raises `InvalidParam`."""
-        if not self._are_plain or query.translate(None, USUAL) or b"%00" in query:
+        if not self._are_plain or query.translate(None, URI_CHARACTERS) or b"%00" in query:
             self.read_fields(find_fields(query), arguments)
             return
         parts = query.decode().split("&")
@@ -226,7 +226,7 @@ def known_services(services: Mapping[type, object]) -> Mapping[Any, object]:
     return {**services, **{each: each for each in _FILLED_IN}}
 
 
-def services_of(
+def find_services(
     declaration: Endpoint, binding: Binding, known: Mapping[Any, object]
 ) -> tuple[object, ...]:
     """Return the positional arguments of a handler. Special types stand for themselves until the
@@ -301,7 +301,7 @@ def bind(declaration: Endpoint) -> Binding:
         parsed_in_path=tuple(each for each in path_parameters.values() if each.parse is not str),
         # unauthenticated requests carry secrets: codes, sessions, secrets of a browser
         query=_QueryReader(
-            query_parameters, cacheable=declaration.auth not in (Auth.NONE, *MAYBE_NOBODY)
+            query_parameters, cacheable=declaration.auth not in (Auth.NONE, *OPTIONAL_AUTH)
         ),
         decode_body=decode_body,
         takes_file=takes_file,
@@ -337,7 +337,7 @@ def _kind(where: str, name: str, hint: Any, auth: Auth) -> object:
     if inner is Requester:
         if auth in (Auth.NONE, Auth.SERVER):
             raise DeclarationError(f"{where}: takes a Requester, but its auth is {auth.value}")
-        if (auth in MAYBE_NOBODY) is not optional:
+        if (auth in OPTIONAL_AUTH) is not optional:
             raise DeclarationError(
                 f"{where}: {name} must be `Requester | None` if, and only if, auth is optional"
             )
@@ -374,7 +374,7 @@ def _describe(where: str, name: str, hint: Any, default: object) -> _Parameter:
 
 def _text_parser(hint: Any) -> TextParser | None:
     if isinstance(hint, NewType):
-        return IDENTIFIERS.get(hint)
+        return IDENTIFIER_PARSERS.get(hint)
     if hint is str:
         return str
     if hint is bool:

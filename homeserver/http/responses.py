@@ -40,17 +40,17 @@ class MemorySource:
         self._data = b""
 
 
-class OtherServerFailed(MatrixError):
+class RemoteServerFailed(MatrixError):
     status, default_text = 502, "Another server could not be reached, or gave an invalid response"
 
 
-class DatabaseAway(MatrixError):
+class DatabaseNotReachable(MatrixError):
     status, default_text = 503, "The server cannot reach its database; try again"
 
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
-class GivenUp(MatrixError):
+class RequestCancelled(MatrixError):
     status, default_text = 503, "The server cancelled this request; try again"
 
 

@@ -15,18 +15,18 @@ import msgspec
 
 from federation.api.request import Peer, RequestContext
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
-from homeserver.api.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, find_declaration
+from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, BodyLimit, Endpoint, find_declaration
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.guard import Guard
-from homeserver.http.head import Head
+from homeserver.http.head import RequestHead
 from homeserver.http.parameters import (
     Binding,
     DeclarationError,
     bind,
     find_fields,
+    find_services,
     known_services,
-    services_of,
 )
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
@@ -44,7 +44,7 @@ Handler = Callable[..., Awaitable[Any]]
 """A function declared with `@endpoint`."""
 
 
-class Route(msgspec.Struct, frozen=True):
+class EndpointRoute(msgspec.Struct, frozen=True):
     """One endpoint at one of its paths."""
 
     path: str
@@ -60,16 +60,16 @@ class Route(msgspec.Struct, frozen=True):
 class Match(msgspec.Struct, frozen=True, gc=False):
     """A route, with the values from the request path."""
 
-    route: Route
+    route: EndpointRoute
     values: list[str]
     max_body: int
     """The largest body in bytes."""
 
 
-class Incoming(Protocol):
+class IncomingRequest(Protocol):
     """A complete request, as the router needs it."""
 
-    head: Head
+    head: RequestHead
     query: bytes
     client_ip: str
     file: BinaryIO | None
@@ -123,7 +123,7 @@ class Router:
             raise DeclarationError(
                 f"{_where(declaration)}: the size of {max_body.value} is not given"
             )
-        self._services[declaration.handler] = services_of(declaration, binding, known)
+        self._services[declaration.handler] = find_services(declaration, binding, known)
 
     def routes(self) -> list[tuple[str, str]]:
         """Return method and path of all endpoints, sorted by path."""
@@ -154,7 +154,7 @@ class Router:
         if route is None and method == "HEAD":
             route = leaf.get("GET")
         if route is None:
-            raise MethodRefused(sorted(leaf))
+            raise MethodNotAllowedHere(sorted(leaf))
         limit = route.declaration.max_body
         max_body = self._body_limits[limit] if isinstance(limit, BodyLimit) else limit
         if is_open and len(before) <= MAX_CACHED_PREFIX:
@@ -171,13 +171,13 @@ class Router:
             assert self._guard.signatures is not None
             self._guard.signatures.check_head(_texts(authorization), uri.decode("latin-1"))
         elif (
-            auth not in (Auth.NONE, *MAYBE_NOBODY)
+            auth not in (Auth.NONE, *OPTIONAL_AUTH)
             and not authorization
             and b"access_token=" not in uri
         ):
             raise MissingToken
 
-    def call(self, match: Match, incoming: Incoming) -> Awaitable[object]:
+    def call(self, match: Match, incoming: IncomingRequest) -> Awaitable[object]:
         """Return the handler's result. Raises whatever the guard, the parameters and the handler
         raise."""
         declaration = match.route.declaration
@@ -194,7 +194,7 @@ class Router:
                 return self._call_handler(match, incoming, caller, None)
         return self._call_as_user(match, incoming)
 
-    async def _call_as_user(self, match: Match, incoming: Incoming) -> object:
+    async def _call_as_user(self, match: Match, incoming: IncomingRequest) -> object:
         """Authenticate the user, then call the handler."""
         route, authorization = match.route, incoming.head.last.get(b"authorization")
         caller = await self._guard.find_caller(
@@ -205,7 +205,7 @@ class Router:
         )
         return await self._call_handler(match, incoming, caller, None)
 
-    async def _call_as_peer(self, match: Match, incoming: Incoming) -> object:
+    async def _call_as_peer(self, match: Match, incoming: IncomingRequest) -> object:
         """Authenticate the server, wait for a free slot, then call the handler."""
         assert self._guard.signatures is not None
         peer = await self._guard.signatures.get_peer(
@@ -226,7 +226,7 @@ class Router:
             turns.leave(peer.server_name)
 
     def _call_handler(
-        self, match: Match, incoming: Incoming, caller: Requester | None, peer: Peer | None
+        self, match: Match, incoming: IncomingRequest, caller: Requester | None, peer: Peer | None
     ) -> Awaitable[object]:
         """Count the authenticated request, parse it and call the handler."""
         route = match.route
@@ -254,7 +254,7 @@ def _texts(values: Sequence[bytes]) -> list[str]:
     return [value.decode("utf-8", "replace") for value in values]
 
 
-class MethodRefused(MethodNotAllowed):
+class MethodNotAllowedHere(MethodNotAllowed):
     """A 405 error that knows the allowed methods."""
 
     def __init__(self, methods: list[str]) -> None:
@@ -265,10 +265,10 @@ class MethodRefused(MethodNotAllowed):
 @cache
 def _read(
     sources: tuple[ModuleType | Handler, ...],
-) -> tuple[PathTable[dict[str, Route]], Sequence[tuple[Endpoint, Binding]]]:
+) -> tuple[PathTable[dict[str, EndpointRoute]], Sequence[tuple[Endpoint, Binding]]]:
     """Read the declarations of all sources, and build their path table. Cached, since all servers
     of a process share them. Raises `DeclarationError`."""
-    table: PathTable[dict[str, Route]] = PathTable()
+    table: PathTable[dict[str, EndpointRoute]] = PathTable()
     endpoints: list[tuple[Endpoint, Binding]] = []
     for declaration in _declarations(sources):
         if not declaration.paths:
@@ -285,7 +285,7 @@ def _read(
                 raise DeclarationError(
                     f"{_where(declaration)}: {declaration.method} {path} is already {other}"
                 )
-            node.leaf[declaration.method] = Route(
+            node.leaf[declaration.method] = EndpointRoute(
                 path, declaration, binding, names, declaration.name, _is_limited(declaration)
             )
     return table, endpoints

@@ -33,31 +33,31 @@ from federation.protocol.errors import (
     TooLarge,
     Unrecognized,
 )
-from homeserver.http.body_budget import FREE_BYTES, HeldBodies, HeldBody
+from homeserver.http.body_budget import FREE_BYTES, BodyReservation, HeldBodies
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.compression import compress, pays
-from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
+from homeserver.http.compression import compress, is_worth_compressing
+from homeserver.http.conditions import ByteRange, RangeNotSatisfiable, matches_etag, parse_range
 from homeserver.http.cors import PREFLIGHT_HEADERS
-from homeserver.http.first_step import Task, begin
-from homeserver.http.head import Head, find_cookies
+from homeserver.http.first_step import Task, start_coroutine
+from homeserver.http.head import RequestHead, find_cookies
 from homeserver.http.options import SiteOptions as SiteOptions
-from homeserver.http.page_paths import is_open
+from homeserver.http.page_paths import allows_cors
 from homeserver.http.responses import (
     JSON_TYPE,
     Bug,
-    DatabaseAway,
+    DatabaseNotReachable,
     File,
-    GivenUp,
-    OtherServerFailed,
     Pieces,
+    RemoteServerFailed,
+    RequestCancelled,
     Response,
     encode_body,
 )
-from homeserver.http.router import Match, MethodRefused, Router
-from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
-from homeserver.http.wire import NO_BODY, TimedLines, header_lines, status_line
+from homeserver.http.router import Match, MethodNotAllowedHere, Router
+from homeserver.http.streaming import ResponseStream, StreamInterrupted, chain_pieces, read_pieces
+from homeserver.http.wire import NO_BODY, DatedHeads, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
-from homeserver.observe.context import CURRENT
+from homeserver.observe.context import CURRENT_REQUEST
 from homeserver.observe.metrics import HttpMetrics
 from storage.engine.interface import DatabaseUnavailable
 
@@ -96,7 +96,7 @@ class MatrixRequest:
         "record",
     )
 
-    head: Head
+    head: RequestHead
     query: bytes
     client_ip: str
     record: AccessRecord
@@ -108,9 +108,9 @@ class MatrixRequest:
         self._match: Match | None = None
         self._refusal: MatrixError | None = None
         self.file: BinaryIO | None = None
-        self._reservation: HeldBody | None = None
+        self._reservation: BodyReservation | None = None
         self._task: Task | None = None
-        self._sending: Stream | None = None
+        self._sending: ResponseStream | None = None
         self._chunks: list[bytes] = []
         self._limit = UNROUTED_MAX_BODY
         self._received = 0
@@ -120,7 +120,7 @@ class MatrixRequest:
 
     # Called by the channel, in this order.
 
-    def begin(self, head: Head, length: int | None) -> None:
+    def begin(self, head: RequestHead, length: int | None) -> None:
         """Find the endpoint, and refuse a body that is too long for it."""
         self.head = head
         self._path, _, self.query = head.uri.partition(b"?")
@@ -183,14 +183,14 @@ class MatrixRequest:
         self._begin()
         if self.head.method == "OPTIONS":
             self._write(
-                HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS if is_open(self._path) else b"", b""
+                HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS if allows_cors(self._path) else b"", b""
             )
         elif self._match is None:
             self._respond_error(self._refusal or Unrecognized())
         else:
             if self.file is not None:
                 self.file.seek(0)
-            self._task = begin(self._serve(self._match))
+            self._task = start_coroutine(self._serve(self._match))
 
     def lost(self) -> None:
         """The client has disconnected: release the request, and cancel its handler if that is
@@ -246,7 +246,7 @@ class MatrixRequest:
         self._respond_error(refusal)
 
     async def _serve(self, match: Match) -> None:
-        CURRENT.set(self.record)
+        CURRENT_REQUEST.set(self.record)
         try:
             answer = await self._site.router.call(match, self)
             if not isinstance(answer, Response):
@@ -261,17 +261,17 @@ class MatrixRequest:
             self._respond_error(error)
         except RemoteError as error:
             self._site.log.info("another server failed: {error}", error=str(error))
-            self._respond_error(OtherServerFailed())
+            self._respond_error(RemoteServerFailed())
         except DatabaseUnavailable as error:
             self._site.log.error(
                 "the database failed request {request_id}: {error}",
                 request_id=self.record.request_id,
                 error=str(error).strip(),
             )
-            self._respond_error(DatabaseAway())
+            self._respond_error(DatabaseNotReachable())
         except CancelledError:
             if not self._lost:
-                self._respond_error(GivenUp())
+                self._respond_error(RequestCancelled())
         except Exception:
             self._respond_bug()
         finally:
@@ -322,7 +322,7 @@ class MatrixRequest:
 
     def _respond_error(self, error: MatrixError) -> None:
         response = self._site.options.refuse(self.head, self._path, error)
-        if isinstance(error, MethodRefused):
+        if isinstance(error, MethodNotAllowedHere):
             response = Response(
                 response.status, {**response.headers, "Allow": error.allow}, response.body
             )
@@ -332,10 +332,10 @@ class MatrixRequest:
         """Send the most common response: JSON with status 200 and no headers of its own."""
         site, body = self._site, encode_body(answer)
         if (
-            not is_open(self._path)
+            not allows_cors(self._path)
             or self.head.method == "HEAD"
             or not self._channel.persistent
-            or (site.options.compress and pays(body, JSON_TYPE))
+            or (site.options.compress and is_worth_compressing(body, JSON_TYPE))
         ):
             self._respond(Response(_OK, _NO_HEADERS, body))
         elif not self._lost:
@@ -346,10 +346,10 @@ class MatrixRequest:
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
         block, content_type = header_lines(
-            response.headers, response.cookies, is_open=is_open(self._path)
+            response.headers, response.cookies, is_open=allows_cors(self._path)
         )
         options = self._site.options
-        if options.compress and pays(body, content_type):
+        if options.compress and is_worth_compressing(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"
             if b"gzip" in b",".join(self.head.get(b"accept-encoding")).lower():
                 body = compress(body)
@@ -359,18 +359,18 @@ class MatrixRequest:
     async def _respond_file(self, response: Response, file: File) -> None:
         """Send a file, the requested range of it, or 304 if the client has it."""
         try:
-            block, _ = header_lines(response.headers, is_open=is_open(self._path))
+            block, _ = header_lines(response.headers, is_open=allows_cors(self._path))
             etag = f'"{file.etag}"'
             block += b"Accept-Ranges: bytes\r\nETag: %s\r\n" % etag.encode()
-            status, part = response.status, Part(0, file.size)
-            if is_held(self._header_lines(b"If-None-Match"), etag):
+            status, part = response.status, ByteRange(0, file.size)
+            if matches_etag(self._header_lines(b"If-None-Match"), etag):
                 self._write(HTTPStatus.NOT_MODIFIED, block, b"")
                 return
             asked = self._header(b"Range")
             if asked is not None and self.head.method == "GET":
                 try:
-                    found = part_of(asked, self._header(b"If-Range"), etag, file.size)
-                except Unsatisfiable:
+                    found = parse_range(asked, self._header(b"If-Range"), etag, file.size)
+                except RangeNotSatisfiable:
                     block += b"Content-Range: bytes */%d\r\n" % file.size
                     self._write(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, block, b"")
                     return
@@ -383,7 +383,7 @@ class MatrixRequest:
                     )
             head = self._head(status, block, b"Content-Length: %d\r\n" % (part.end - part.start))
             end = part.start if self.head.method == "HEAD" else part.end
-            await self._stream(status, head, pieces_of(file.source, part.start, end))
+            await self._stream(status, head, read_pieces(file.source, part.start, end))
         finally:
             file.source.close()
 
@@ -397,7 +397,7 @@ class MatrixRequest:
             return
         if self._lost:
             return
-        block, _ = header_lines(response.headers, is_open=is_open(self._path))
+        block, _ = header_lines(response.headers, is_open=allows_cors(self._path))
         in_chunks = self.head.takes_chunks
         if not in_chunks:
             self._channel.persistent = False
@@ -409,7 +409,10 @@ class MatrixRequest:
             self._on_sent(response.status, 0)
         else:
             await self._stream(
-                response.status, head, chained((first, second), body.pieces), in_chunks=in_chunks
+                response.status,
+                head,
+                chain_pieces((first, second), body.pieces),
+                in_chunks=in_chunks,
             )
 
     async def _stream(
@@ -417,7 +420,7 @@ class MatrixRequest:
     ) -> None:
         if self._lost:
             return
-        stream = self._sending = Stream(self._channel, self._site.clock)
+        stream = self._sending = ResponseStream(self._channel, self._site.clock)
         try:
             await stream.run(head, pieces, in_chunks=in_chunks)
         except Exception as error:
@@ -443,7 +446,7 @@ class MatrixRequest:
                 request_id=self.record.request_id,
                 error=str(error),
             )
-        elif not isinstance(error, (Interrupted, CancelledError)):
+        elif not isinstance(error, (StreamInterrupted, CancelledError)):
             self._site.log.failure(
                 "the response to {request_id} failed while it was sent",
                 request_id=self.record.request_id,
@@ -508,7 +511,7 @@ class Site(ServerFactory):
         self._access_log = access_log
         self._found: dict[tuple[str, bytes], Match] = {}
         """Matches of paths without parameters."""
-        self.heads = TimedLines()
+        self.heads = DatedHeads()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(

@@ -19,12 +19,12 @@ STALL_SECONDS: Final = 120
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
-class Interrupted(Exception):
+class StreamInterrupted(Exception):
     """The response was started and cannot be finished."""
 
 
 @implementer(IPushProducer)
-class Stream:
+class ResponseStream:
     """One streamed response. `run` returns when all is handed to the connection."""
 
     def __init__(self, channel: MatrixChannel, clock: IReactorTime) -> None:
@@ -40,7 +40,7 @@ class Stream:
         self, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False
     ) -> None:
         """Send the head, then the pieces; each is made when the client has read enough. Raises
-        `Interrupted`, and what making a piece raises.
+        `StreamInterrupted`, and what making a piece raises.
 
         The head is sent with the first piece: alone it would be a packet for which the next one
         waits. `in_chunks`: use chunked transfer encoding.
@@ -54,10 +54,10 @@ class Stream:
                 if self._drained is not None:
                     await self._drained
                 if self._stopped:
-                    raise Interrupted
+                    raise StreamInterrupted
                 piece = await anext(pieces, None)
                 if self._stopped:
-                    raise Interrupted
+                    raise StreamInterrupted
                 if piece is None:
                     break
                 if not piece:
@@ -100,19 +100,19 @@ class Stream:
             timer.cancel()
 
 
-async def pieces_of(source: Source, start: int, end: int) -> AsyncIterator[bytes]:
-    """Read a range of a source piece by piece. Raises `Interrupted` if the source is too short, and
-    what reading raises."""
+async def read_pieces(source: Source, start: int, end: int) -> AsyncIterator[bytes]:
+    """Read a range of a source piece by piece. Raises `StreamInterrupted` if the source is
+    too short, and what reading raises."""
     position = start
     while position < end:
         piece = await source.read(position, min(PIECE_BYTES, end - position))
         if not piece:
-            raise Interrupted
+            raise StreamInterrupted
         position += len(piece)
         yield piece
 
 
-async def chained(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def chain_pieces(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the first pieces, then the rest."""
     for piece in first:
         yield piece

@@ -24,7 +24,7 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status
 
 
-class TimedLines:
+class DatedHeads:
     """The `Date` header and the head of a usual response, remade each second. The day is remade
     each day."""
 
@@ -88,7 +88,7 @@ def header_lines(
     return (head.encode() + CORS_HEADERS if is_open else head.encode()), content_type
 
 
-def malformed() -> bytes:
+def malformed_response() -> bytes:
     """Return the complete response to a malformed request, or to one without exactly one Host (RFC
     9112 section 3.2)."""
     return _last_answer(
@@ -96,14 +96,14 @@ def malformed() -> bytes:
     )
 
 
-def unknown_expectation() -> bytes:
+def unknown_expectation_response() -> bytes:
     """Return the complete response to an unsupported Expect header (RFC 9110 section 10.1.1)."""
     return _last_answer(
         HTTPStatus.EXPECTATION_FAILED, "M_UNKNOWN", "The only supported expectation is 100-continue"
     )
 
 
-def too_long(max_bytes: int, *, is_uri: bool) -> bytes:
+def too_long_response(max_bytes: int, *, is_uri: bool) -> bytes:
     """Return the complete response to a head of more than `max_bytes`. `is_uri`: most of it is the
     URI."""
     if is_uri:
@@ -116,14 +116,14 @@ def too_long(max_bytes: int, *, is_uri: bool) -> bytes:
     return _last_answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "M_TOO_LARGE", text)
 
 
-def too_slow() -> bytes:
+def too_slow_response() -> bytes:
     """Return the complete response to a request that takes too long to arrive."""
     return _last_answer(
         HTTPStatus.REQUEST_TIMEOUT, "M_UNKNOWN", "The request took too long to arrive"
     )
 
 
-def unknown_method() -> bytes:
+def unknown_method_response() -> bytes:
     """Return the complete response to an unknown method."""
     return _last_answer(
         HTTPStatus.METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "This is not an HTTP method"

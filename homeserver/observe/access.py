@@ -126,7 +126,7 @@ def _text(record: AccessRecord) -> str:
 
 
 def _uri(record: AccessRecord) -> str:
-    return without_secrets(record.uri.decode("latin-1"))
+    return mask_secrets(record.uri.decode("latin-1"))
 
 
 def _timestamp(moment: float) -> str:
@@ -140,7 +140,7 @@ def _second(seconds: int) -> str:
     return strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds))
 
 
-def without_secrets(uri: str) -> str:
+def mask_secrets(uri: str) -> str:
     """Return a URI with secrets masked: secret path segments, and query fields whose name, or a
     nested URI in whose value (`next`), contains a secret word."""
     path, mark, query = uri.partition("?")

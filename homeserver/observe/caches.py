@@ -22,7 +22,7 @@ class Counted(Protocol):
 
 
 @runtime_checkable
-class Weighed(Protocol):
+class SizedCache(Protocol):
     """A cache that is bounded by the size of its entries."""
 
     weight: int
@@ -55,7 +55,7 @@ class CacheMetrics(Collector):
             lookups.add_metric((name, "hit"), cache.hits)
             lookups.add_metric((name, "miss"), cache.misses)
             entries.add_metric((name,), len(cache))
-            if isinstance(cache, Weighed):
+            if isinstance(cache, SizedCache):
                 weights.add_metric((name,), cache.weight)
         yield lookups
         yield entries

@@ -20,14 +20,14 @@ class RequestInfo(msgspec.Struct):
     caller: str | None = None
 
 
-IDS_AT_ONCE: Final = 64
+BLOCK_SIZE: Final = 64
 
-CURRENT: Final[ContextVar[RequestInfo | None]] = ContextVar("request", default=None)
+CURRENT_REQUEST: Final[ContextVar[RequestInfo | None]] = ContextVar("request", default=None)
 
 
 def make_request_ids() -> Iterator[str]:
     """Yield request ids, unique in a process: hexadecimal numbers, formatted in blocks."""
     return chain.from_iterable(
-        [f"{number:x}" for number in range(first, first + IDS_AT_ONCE)]
-        for first in count(1, IDS_AT_ONCE)
+        [f"{number:x}" for number in range(first, first + BLOCK_SIZE)]
+        for first in count(1, BLOCK_SIZE)
     )

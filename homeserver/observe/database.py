@@ -36,7 +36,7 @@ _SECONDS = (
     1.0,
     5.0,
 )
-COUNTED_AT_ONCE: Final = 256
+BATCH_SIZE: Final = 256
 """The largest queue of transactions and of commits."""
 _LABELS = ("kind", "name")
 _FAMILIES = (
@@ -72,20 +72,20 @@ class DatabaseMetrics(Collector):
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
         """A read has ended."""
         self._transactions.append(("read", name, waited, took, queries))
-        if took >= self._slow_seconds or len(self._transactions) >= COUNTED_AT_ONCE:
+        if took >= self._slow_seconds or len(self._transactions) >= BATCH_SIZE:
             self._check_last()
 
     def write_done(self, name: str, waited: float, took: float, queries: int) -> None:
         """A write has ended, and was committed or rolled back."""
         self._transactions.append(("write", name, waited, took, queries))
-        if took >= self._slow_seconds or len(self._transactions) >= COUNTED_AT_ONCE:
+        if took >= self._slow_seconds or len(self._transactions) >= BATCH_SIZE:
             self._check_last()
 
     def batch_done(self, writes: int, still_waiting: int, took: float, committing: float) -> None:
         """A batch was committed."""
         self._still_waiting = still_waiting
         self._batches.append((writes, committing))
-        if len(self._batches) >= COUNTED_AT_ONCE:
+        if len(self._batches) >= BATCH_SIZE:
             self._count()
         if committing >= self._slow_seconds:
             self._log.warn(
@@ -122,7 +122,7 @@ class DatabaseMetrics(Collector):
     def _check_last(self) -> None:
         """Log the last transaction if it was slow, and count the queue if it is long."""
         kind, name, waited, took, queries = self._transactions[-1]
-        if len(self._transactions) >= COUNTED_AT_ONCE:
+        if len(self._transactions) >= BATCH_SIZE:
             self._count()
         if took >= self._slow_seconds:
             self._log.warn(

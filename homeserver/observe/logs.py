@@ -14,12 +14,12 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from homeserver.observe.context import CURRENT
+from homeserver.observe.context import CURRENT_REQUEST
 
 Write = Callable[[str], object]
 MakeLine = Callable[[], str]
 
-LINES_WAITING: Final = 1000
+MAX_BUFFERED_LINES: Final = 1000
 """The largest number of lines that are buffered."""
 _OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
 """Keys of Twisted's old and new logging that are no fields of the event, besides all that begin
@@ -45,7 +45,7 @@ class LogFile:
         """Buffer a line until the next `write` or `flush`. It is formatted only then, so that no
         request waits for it."""
         self._buffer.append(make_line)
-        if len(self._buffer) > LINES_WAITING:
+        if len(self._buffer) > MAX_BUFFERED_LINES:
             self._write_buffer()
 
     def flush(self) -> None:
@@ -72,7 +72,7 @@ def _should_log(event: LogEvent, minimum: LogLevel) -> bool:
 
 def _fields(event: LogEvent) -> dict[str, object]:
     fields: dict[str, object] = {}
-    request = CURRENT.get()
+    request = CURRENT_REQUEST.get()
     if request is not None:
         fields["request_id"] = request.request_id
         fields["endpoint"] = request.endpoint

@@ -37,7 +37,7 @@ _BUCKETS = (
     30.0,
     60.0,
 )
-COUNTED_AT_ONCE: Final = 256
+BATCH_SIZE: Final = 256
 """Requests are counted in batches, when metrics are read or the batch is full, so that no response
 waits for it."""
 
@@ -61,7 +61,7 @@ class HttpMetrics(Collector):
         """Count a finished request."""
         self.in_flight -= 1
         self._finished.append(record)
-        if len(self._finished) >= COUNTED_AT_ONCE:
+        if len(self._finished) >= BATCH_SIZE:
             self._count()
 
     def _count(self) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from homeserver.observe.histogram import PlainHistogram
 
-MOST_GATEWAYS: Final = 30
+MAX_GATEWAYS: Final = 30
 """The number of gateways with their own label; the rest are `other`."""
 OTHER: Final = "other"
 SENT: Final = "sent"
@@ -46,7 +46,7 @@ class PushMetrics(Collector):
 
     def sent(self, gateway: str, outcome: str, seconds: float) -> None:
         """Count a push that a gateway accepted. `outcome`: one of the constants above."""
-        if len(self._gateways) < MOST_GATEWAYS:
+        if len(self._gateways) < MAX_GATEWAYS:
             self._gateways.add(gateway)
         self._count(gateway, outcome)
         self._seconds.observe(seconds)

@@ -15,8 +15,8 @@ import pytest
 from homeserver.api.limits import Limit
 from homeserver.config.configuration import GROUPS
 from homeserver.config.limits import RateLimit
-from homeserver.config.option import description_of
-from homeserver.config.read import each_option
+from homeserver.config.option import get_description
+from homeserver.config.read import iterate_options
 from homeserver.config.yaml_text import Place
 
 PACKAGE = Path(__file__).parents[2] / "homeserver"
@@ -64,8 +64,8 @@ def leaves() -> Iterator[tuple[Place, bool]]:
     marked."""
     for group, kind in GROUPS.items():
         silent: set[Place] = set()
-        for place, type_, declared in each_option(kind):
-            if description_of(declared).not_implemented or place[:-1] in silent:
+        for place, type_, declared in iterate_options(kind):
+            if get_description(declared).not_implemented or place[:-1] in silent:
                 silent.add(place)
             is_limit = RateLimit in (type_, *get_args(type_))
             if is_limit or (
@@ -75,7 +75,7 @@ def leaves() -> Iterator[tuple[Place, bool]]:
 
 
 def _has_options(kind: type, place: Place) -> bool:
-    return any(other[:-1] == place for other, _type, _declared in each_option(kind))
+    return any(other[:-1] == place for other, _type, _declared in iterate_options(kind))
 
 
 OPTIONS = dict(leaves())

@@ -7,8 +7,8 @@ import pytest
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
 from homeserver.config.configuration import GROUPS
 from homeserver.config.limits import RateLimit
-from homeserver.config.load import REASONS, ConfigError, Loaded, load_config, synapse_keys
-from homeserver.config.read import each_option, spell_place
+from homeserver.config.load import REASONS, ConfigError, LoadedConfig, load_config, synapse_keys
+from homeserver.config.read import format_place, iterate_options
 
 
 class Folder:
@@ -21,7 +21,7 @@ class Folder:
         (self.path / name).write_text(text, encoding="utf-8")
         return self.path / name
 
-    def load(self, text: str, environment: dict[str, str] | None = None) -> Loaded:
+    def load(self, text: str, environment: dict[str, str] | None = None) -> LoadedConfig:
         return load_config([self.write("homeserver.yaml", text)], environment or {})
 
     def errors(self, text: str) -> list[str]:
@@ -400,9 +400,9 @@ def test_a_metrics_listener_without_metrics_is_reported(folder: Folder, shown: s
 
 def test_synapse_keys_contain_none_of_our_options() -> None:
     ours = {
-        spell_place(place)
+        format_place(place)
         for kind in GROUPS.values()
-        for place, _kind, _declared in each_option(kind)
+        for place, _kind, _declared in iterate_options(kind)
     }
     assert not ours & set(synapse_keys())
     assert set(synapse_keys().values()) <= set(REASONS)

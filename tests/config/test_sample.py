@@ -7,7 +7,7 @@ import pytest
 
 from homeserver.config.configuration import GROUPS
 from homeserver.config.load import load_config
-from homeserver.config.read import each_option
+from homeserver.config.read import iterate_options
 from homeserver.config.sample import write_docs, write_sample
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_every_line_of_the_sample_can_be_uncommented(tmp_path: Path) -> None:
 def test_every_option_is_in_the_sample_and_the_page() -> None:
     sample, docs = write_sample(), write_docs()
     for kind in GROUPS.values():
-        for place, _kind, declared in each_option(kind):
+        for place, _kind, declared in iterate_options(kind):
             assert re.search(
                 rf"^# *{place[-1]}:|^{place[-1]}:|{place[-1]}: [0-9.]+", sample, re.MULTILINE
             )

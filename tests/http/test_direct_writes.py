@@ -6,7 +6,7 @@ from typing import Any, cast
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
 
-from homeserver.http.channel import USUAL_READ, MatrixChannel
+from homeserver.http.channel import READ_SIZE, MatrixChannel
 from homeserver.http.site import Site
 from tests.helpers.http import Client
 from tests.helpers.server import TestServer
@@ -123,7 +123,7 @@ def test_a_long_body_gets_one_further_read_in_the_same_turn(
         b"Authorization: Bearer x\r\n"
     )
     request = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
-    pieces = [request[at : at + USUAL_READ] for at in range(0, len(request), USUAL_READ)]
+    pieces = [request[at : at + READ_SIZE] for at in range(0, len(request), READ_SIZE)]
     connection = _Reading(server.client.site, pieces)
     connection.doRead()
     assert connection.reads == 2, "one read by the reactor, and one for the rest"
@@ -138,7 +138,7 @@ def test_a_long_body_gets_one_further_read_in_the_same_turn(
     short = _Reading(server.client.site, [GET])
     short.doRead()
     assert short.reads == 1
-    lost = _Reading(server.client.site, [request[:USUAL_READ]])
+    lost = _Reading(server.client.site, [request[:READ_SIZE]])
     lost.doRead()
     assert lost.reads == 2
     assert not lost.taken

@@ -1,5 +1,5 @@
-"""Coroutines that are started with `begin`: they end at once, or resume when an awaited Deferred
-fires."""
+"""Coroutines that are started with `start_coroutine`: they end at once, or resume when an awaited
+Deferred fires."""
 
 from collections.abc import Awaitable
 from typing import cast
@@ -8,34 +8,34 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from homeserver.http.first_step import begin
-from homeserver.observe.context import CURRENT, RequestInfo
+from homeserver.http.first_step import start_coroutine
+from homeserver.observe.context import CURRENT_REQUEST, RequestInfo
 
 
 class _Seen(list[object]):
     """The values that a coroutine recorded."""
 
     async def record(self, *awaited: Awaitable[object]) -> None:
-        CURRENT.set(RequestInfo("r1", "test"))
+        CURRENT_REQUEST.set(RequestInfo("r1", "test"))
         for each in awaited:
             try:
                 self.append(await each)
             except ValueError as error:
                 self.append(str(error))
-        info = CURRENT.get()
+        info = CURRENT_REQUEST.get()
         self.append(info and info.request_id)
 
 
 def test_a_coroutine_that_never_waits_ends_at_once_in_its_own_context() -> None:
     seen = _Seen()
-    assert begin(seen.record(succeed(1), succeed(2))) is None
+    assert start_coroutine(seen.record(succeed(1), succeed(2))) is None
     assert seen == [1, 2, "r1"]
-    assert CURRENT.get() is None
+    assert CURRENT_REQUEST.get() is None
 
 
 def test_a_waiting_coroutine_resumes_with_results_and_failures_in_its_own_context() -> None:
     seen, first, second, third = _Seen(), Deferred[int](), Deferred[int](), Deferred[int]()
-    task = begin(seen.record(first, second, third))
+    task = start_coroutine(seen.record(first, second, third))
     assert task is not None
     second.callback(2)
     assert seen == []
@@ -44,14 +44,14 @@ def test_a_waiting_coroutine_resumes_with_results_and_failures_in_its_own_contex
     third.callback(3)
     assert seen == ["no", 2, 3, "r1"]
     assert task.has_ended
-    assert CURRENT.get() is None
+    assert CURRENT_REQUEST.get() is None
 
 
 def test_a_chained_deferred_is_awaited() -> None:
     seen, outer, inner = _Seen(), Deferred[int](), Deferred[int]()
     outer.addCallback(lambda _: inner)
     outer.callback(0)
-    task = begin(seen.record(outer))
+    task = start_coroutine(seen.record(outer))
     assert task is not None
     assert seen == []
     inner.callback(1)
@@ -69,7 +69,7 @@ def test_cancel_cancels_the_awaited_deferred() -> None:
         except CancelledError as error:
             seen.append(type(error))
 
-    task = begin(wait(Deferred[int](cancelled.append)))
+    task = start_coroutine(wait(Deferred[int](cancelled.append)))
     assert task is not None
     task.cancel()
     assert len(cancelled) == 1
@@ -89,7 +89,7 @@ def test_a_failure_is_logged(waits: bool) -> None:
         gate.callback(1)
     globalLogPublisher.addObserver(cast(ILogObserver, events.append))
     try:
-        task = begin(fail(gate))
+        task = start_coroutine(fail(gate))
         assert (task is not None) is waits
         if waits:
             gate.callback(1)

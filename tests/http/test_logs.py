@@ -13,9 +13,9 @@ from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site
-from homeserver.observe.access import AccessLines, without_secrets
-from homeserver.observe.context import CURRENT, RequestInfo
-from homeserver.observe.logs import LINES_WAITING, JsonObserver, LogFile, TextObserver
+from homeserver.observe.access import AccessLines, mask_secrets
+from homeserver.observe.context import CURRENT_REQUEST, RequestInfo
+from homeserver.observe.logs import MAX_BUFFERED_LINES, JsonObserver, LogFile, TextObserver
 from homeserver.observe.metrics import HttpMetrics
 from tests.helpers.http import Client, RememberingAccessLog
 from tests.http import endpoints
@@ -76,9 +76,9 @@ def test_buffered_lines_are_written_in_order_and_their_number_is_bounded() -> No
     file.write_soon(lambda: "three\n")
     file.flush()
     assert output.getvalue() == "one\ntwo\nloud\nthree\n"
-    for _ in range(LINES_WAITING + 1):
+    for _ in range(MAX_BUFFERED_LINES + 1):
         file.write_soon(lambda: "more\n")
-    assert output.getvalue().count("more") == LINES_WAITING + 1
+    assert output.getvalue().count("more") == MAX_BUFFERED_LINES + 1
 
 
 def test_a_slow_request_is_a_warning(bell: Bell) -> None:
@@ -141,7 +141,7 @@ def test_a_slow_request_is_a_warning(bell: Bell) -> None:
     ],
 )
 def test_secrets_in_uris_are_masked(uri: str, logged: str) -> None:
-    assert without_secrets(uri) == logged
+    assert mask_secrets(uri) == logged
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_secrets_in_uris_are_masked(uri: str, logged: str) -> None:
 )
 def test_masking_takes_linear_time(query: str) -> None:
     """The queries have megabytes: quadratic parsing would take hours."""
-    assert without_secrets("/a?" + query).count("token") == (
+    assert mask_secrets("/a?" + query).count("token") == (
         1 if "=" not in query else 0
     ) * query.count("token")
 
@@ -157,11 +157,11 @@ def test_masking_takes_linear_time(query: str) -> None:
 def test_every_event_has_its_request() -> None:
     lines: list[str] = []
     log = Logger("part", observer=JsonObserver(lines.append))
-    token = CURRENT.set(RequestInfo("r7", "put_tag", "@a:b"))
+    token = CURRENT_REQUEST.set(RequestInfo("r7", "put_tag", "@a:b"))
     try:
         log.info("event {event_id} rejected", event_id="$x")
     finally:
-        CURRENT.reset(token)
+        CURRENT_REQUEST.reset(token)
     line = json.loads(lines[0])
     assert (line["text"], line["event_id"]) == ("event $x rejected", "$x")
     assert (line["request_id"], line["endpoint"], line["caller"]) == ("r7", "put_tag", "@a:b")

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.head import Head
+from homeserver.http.head import RequestHead
 
 BLOCKS = (
     b"Host: x\r\nAuthorization: Bearer one\r\n\r\n",
@@ -79,11 +79,11 @@ class Recorder:
         self.channel = channel
         self.seen = seen
         self.late = late
-        self.head: Head | None = None
+        self.head: RequestHead | None = None
         self.length: int | None = None
         self.body = b""
 
-    def begin(self, head: Head, length: int | None) -> None:
+    def begin(self, head: RequestHead, length: int | None) -> None:
         self.head, self.length = head, length
 
     def take(self, data: bytes) -> None:

@@ -13,10 +13,10 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from homeserver.http import probes
-from homeserver.http.addresses import forwarded_address, normalise
+from homeserver.http.addresses import find_forwarded_address, normalise_address
 from homeserver.http.channel import LINGER_BYTES, LINGER_SECONDS
 from homeserver.http.site import DISCONNECTED, SiteOptions
-from homeserver.http.wire import TimedLines
+from homeserver.http.wire import DatedHeads
 from tests.helpers.http import Client, Connection, client_for
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
@@ -485,14 +485,14 @@ def test_forwarded_headers_are_trusted_only_behind_a_proxy(client: Client) -> No
     ],
 )
 def test_addresses_are_normalised(written: str, address: str | None) -> None:
-    assert normalise(written) == address
+    assert normalise_address(written) == address
 
 
 def test_addresses_left_of_an_invalid_one_are_not_trusted() -> None:
     trusted = (ip_network("10.0.0.0/8"),)
-    assert forwarded_address(["1.1.1.1, bogus, 10.0.0.1"], trusted) == "10.0.0.1"
-    assert forwarded_address(["1.1.1.1", "2.2.2.2"], trusted) == "2.2.2.2"
-    assert forwarded_address(["10.0.0.1"], trusted) == "10.0.0.1"
+    assert find_forwarded_address(["1.1.1.1, bogus, 10.0.0.1"], trusted) == "10.0.0.1"
+    assert find_forwarded_address(["1.1.1.1", "2.2.2.2"], trusted) == "2.2.2.2"
+    assert find_forwarded_address(["10.0.0.1"], trusted) == "10.0.0.1"
 
 
 def test_a_handler_sees_agent_and_cookies(client: Client) -> None:
@@ -539,7 +539,7 @@ def test_health_and_metrics() -> None:
 
 @given(st.lists(st.integers(0, 3 * 86400), min_size=1, max_size=5))
 def test_the_date_header_follows_the_clock(steps: list[int]) -> None:
-    lines, now = TimedLines(), 1_700_000_000
+    lines, now = DatedHeads(), 1_700_000_000
     for step in steps:
         now += step
         line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()

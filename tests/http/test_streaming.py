@@ -9,7 +9,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from federation.protocol.errors import NotFound
 from homeserver.api.endpoint import Auth, endpoint
-from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
+from homeserver.http.conditions import ByteRange, RangeNotSatisfiable, matches_etag, parse_range
 from homeserver.http.responses import File, MemorySource, Pieces, Response
 from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS
 from storage.engine.interface import DatabaseUnavailable
@@ -354,11 +354,11 @@ def test_an_outdated_copy_gets_the_file(client: Client) -> None:
 
 
 def test_conditions_of_an_empty_file() -> None:
-    assert part_of("bytes=0-", None, '"x"', 1) == Part(0, 1)
+    assert parse_range("bytes=0-", None, '"x"', 1) == ByteRange(0, 1)
     for range_header in ("bytes=0-", "bytes=-1"):
-        with pytest.raises(Unsatisfiable):
-            part_of(range_header, None, '"x"', 0)
-    assert not is_held([], '"x"')
+        with pytest.raises(RangeNotSatisfiable):
+            parse_range(range_header, None, '"x"', 0)
+    assert not matches_etag([], '"x"')
 
 
 # Bodies that are made while they are sent.
