@@ -27,6 +27,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from homeserver.observe.metrics import JobMetrics
+from storage.cache import LRU
 from storage.engine.interface import DatabaseUnavailable
 from storage.media.folder_lock import FolderGone
 
@@ -94,7 +95,9 @@ class _Failing(msgspec.Struct):
     failed: float
     """When it failed last."""
     tries: int = 0
-    kinds: dict[_Kind, _LogState] = msgspec.field(default_factory=dict)
+    kinds: LRU[_Kind, _LogState] = msgspec.field(
+        default_factory=lambda: LRU(max_entries=MAX_FAILURE_KINDS)
+    )
 
 
 class _Runner:
@@ -139,9 +142,7 @@ class _Runner:
         kind = _failure_kind(error)
         state = failing.kinds.get(kind)
         if state is None:
-            if len(failing.kinds) == MAX_FAILURE_KINDS:
-                del failing.kinds[next(iter(failing.kinds))]
-            failing.kinds[kind] = _LogState(now)
+            failing.kinds.put(kind, _LogState(now))
             return True
         if now - state.logged < state.interval:
             return False

@@ -13,7 +13,6 @@ Laws:
   does not delay other requests, and the work of the writer after its commit comes first.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -25,6 +24,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.api.requester import Requester
 from homeserver.cluster.incoming_changes import NewsOfOthers
 from homeserver.cluster.outgoing_changes import Range
+from storage.cache import LRU
 from storage.engine.interface import DatabaseUnavailable
 from storage.engine.streams import Change, Streams, Topic
 from storage.events.events import EventNews, EventRow
@@ -142,7 +142,7 @@ class Notifier:
         self._listeners: dict[str, set[Listener]] = {}
         self._at_rooms: dict[int, set[Listener]] = {}
         """Listeners by the room that they view."""
-        self._left: OrderedDict[str, dict[str | None, float]] = OrderedDict()
+        self._left: LRU[str, dict[str | None, float]] = LRU(max_entries=MAX_USERS_TRACKED)
         """When each user's devices stopped listening, at least in the last `SYNC_GAP_SECONDS`."""
         self._to_wake: dict[Listener, None] = {}
         self._scheduled = False
@@ -169,7 +169,7 @@ class Notifier:
         if any(device_id is None or device_id != besides for device_id in listening):
             return True
         since = self._clock.seconds() - SYNC_GAP_SECONDS
-        left = self._left.get(user_id, {})
+        left = self._left.peek(user_id) or {}
         return any(
             at >= since and (device_id is None or device_id != besides)
             for device_id, at in left.items()
@@ -211,15 +211,13 @@ class Notifier:
 
     def _record_left(self, listener: Listener) -> None:
         now = self._clock.seconds()
-        devices = self._left.setdefault(listener.user_id, {})
+        devices = self._left.peek(listener.user_id) or {}
         devices[listener.device_id] = now
-        self._left.move_to_end(listener.user_id)
         if len(devices) > MAX_DEVICES_UNCHECKED:
-            self._left[listener.user_id] = {
+            devices = {
                 device_id: at for device_id, at in devices.items() if at >= now - SYNC_GAP_SECONDS
             }
-        if len(self._left) > MAX_USERS_TRACKED:
-            self._left.popitem(last=False)
+        self._left.put(listener.user_id, devices)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._listeners:

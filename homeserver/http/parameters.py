@@ -35,6 +35,7 @@ from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, Endpoint
 from homeserver.api.requester import Requester
 from homeserver.http.head import URI_CHARACTERS
 from homeserver.http.identifiers import IDENTIFIER_PARSERS, TextParser
+from storage.cache import LRU
 
 MAX_QUERY_FIELDS: Final = 200
 MAX_CACHED_FIELD: Final = 2048
@@ -98,7 +99,7 @@ class _QueryReader:
         """The parameters that the query must have."""
         self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
         self._cacheable = cacheable
-        self._cached: dict[str, tuple[str, object]] = {}
+        self._cached: LRU[str, tuple[str, object]] = LRU(max_entries=CACHED_FIELDS)
         """Parsed arguments by raw field: clients send the same filter and timeout with each
         /sync."""
 
@@ -135,9 +136,7 @@ class _QueryReader:
             and not name.endswith("oken")
             and len(part) <= MAX_CACHED_FIELD
         ):
-            if len(self._cached) >= CACHED_FIELDS:
-                self._cached.clear()
-            self._cached[part] = parameter.name, argument
+            self._cached.put(part, (parameter.name, argument))
 
     def read_fields(
         self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]

@@ -31,6 +31,7 @@ from homeserver.http.parameters import (
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
 from homeserver.observe.access import AccessRecord
+from storage.cache import LRU
 
 _NONE: Final = Auth.NONE
 _SERVER: Final = Auth.SERVER
@@ -105,7 +106,7 @@ class Router:
         self._body_limits = body_limits or {}
         self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
-        self._recent_matches: dict[tuple[str, bytes], Match] = {}
+        self._recent_matches: LRU[tuple[str, bytes], Match] = LRU(max_entries=CACHED_PREFIXES)
         """Recent matches by method and path prefix, without the last value, for endpoints whose
         last segment may be any text, such as a transaction id."""
         known = known_services(services)
@@ -158,9 +159,7 @@ class Router:
         limit = route.declaration.max_body
         max_body = self._body_limits[limit] if isinstance(limit, BodyLimit) else limit
         if is_open and len(before) <= MAX_CACHED_PREFIX:
-            if len(self._recent_matches) >= CACHED_PREFIXES:
-                self._recent_matches.clear()
-            self._recent_matches[method, before] = Match(route, values[:-1], max_body)
+            self._recent_matches.put((method, before), Match(route, values[:-1], max_body))
         return Match(route, values, max_body)
 
     def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:

@@ -11,10 +11,15 @@ from prometheus_client.registry import Collector
 class Counted(Protocol):
     """A cache with hit and miss counts."""
 
-    hits: int
-    """Look-ups that found an entry."""
-    misses: int
-    """Look-ups that found none."""
+    @property
+    def hits(self) -> int:
+        """Look-ups that found an entry."""
+        ...
+
+    @property
+    def misses(self) -> int:
+        """Look-ups that found none."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -25,8 +30,30 @@ class Counted(Protocol):
 class SizedCache(Protocol):
     """A cache that is bounded by the size of its entries."""
 
-    weight: int
-    """The approximate size in bytes."""
+    @property
+    def weight(self) -> int:
+        """The approximate size in bytes."""
+        ...
+
+
+class Entries:
+    """A cache whose size in bytes is not exported: it has none, or counts another unit."""
+
+    def __init__(self, cache: Counted) -> None:
+        self._cache = cache
+
+    @property
+    def hits(self) -> int:
+        """Look-ups that found an entry."""
+        return self._cache.hits
+
+    @property
+    def misses(self) -> int:
+        """Look-ups that found none."""
+        return self._cache.misses
+
+    def __len__(self) -> int:
+        return len(self._cache)
 
 
 class CacheMetrics(Collector):

@@ -1,5 +1,6 @@
 """Bounds and metrics of caches."""
 
+import re
 from pathlib import Path
 
 from homeserver.config.memory import CacheOptions, Memory
@@ -61,7 +62,25 @@ def test_metrics_count_hits_and_misses(tmp_path: Path, sqlite_database: Database
     alice = server.register("alice")
     say(alice, create(alice), "hello")
     text = server.get("/metrics").body.decode()
-    for cache in ("events", "rooms", "memberships", "timelines", "receipts", "account_data"):
+    for cache in (
+        "events",
+        "rooms",
+        "memberships",
+        "timelines",
+        "room_servers",
+        "state_responses",
+        "encrypted_rooms",
+        "unread_counts",
+        "push_rules",
+        "ignored_users",
+        "published_keys",
+        "key_counts",
+        "access_tokens",
+        "devices",
+        "filters",
+        "receipts",
+        "account_data",
+    ):
         for line in (
             f'mahalla_cache_lookups_total{{cache="{cache}",outcome="hit"}}',
             f'mahalla_cache_lookups_total{{cache="{cache}",outcome="miss"}}',
@@ -72,6 +91,15 @@ def test_metrics_count_hits_and_misses(tmp_path: Path, sqlite_database: Database
     weight = server.app.rooms.events.weight
     assert 0 < weight <= len(server.app.rooms.events) * 8192
     assert f'mahalla_cache_bytes{{cache="events"}} {weight:.1f}' in text
+    assert 'mahalla_cache_entries{cache="access_tokens"} 1.0' in text
+    in_bytes = set(re.findall(r'mahalla_cache_bytes\{cache="(\w+)"', text))
+    assert in_bytes == {
+        "events",
+        "state_responses",
+        "ignored_users",
+        "filters",
+        "account_data",
+    }
     hits = text.partition('mahalla_cache_lookups_total{cache="rooms",outcome="hit"} ')[2].partition(
         "\n"
     )[0]

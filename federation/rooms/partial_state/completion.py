@@ -127,7 +127,7 @@ class Completions:
         self._look: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
-        streams.subscribe(self._hear, Topic.COMPLETENESS, Topic.MEMBERSHIP)
+        streams.subscribe(self._on_changes, Topic.COMPLETENESS, Topic.MEMBERSHIP)
 
     def start(self) -> None:
         """Go on with what was under way when the server stopped; then look at intervals."""
@@ -144,7 +144,7 @@ class Completions:
         for task in list(self._tasks):
             task.cancel()
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.COMPLETENESS and self._started:
                 room = change.detail

@@ -10,7 +10,6 @@ For the reactor thread.
 """
 
 import sys
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -31,6 +30,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.remote.directory import DirectoryQuery, DirectoryRequests
+from storage.cache import LRU
 
 SECONDS_REMEMBERED: Final = 30
 ANSWERS_REMEMBERED: Final = 2000
@@ -49,7 +49,7 @@ _PATHS: Final = {
 T = TypeVar("T")
 
 
-class _Remembered(msgspec.Struct, frozen=True):
+class _Cached(msgspec.Struct, frozen=True):
     until: float
     value: Any
     """The answer, or the MatrixError that there was instead."""
@@ -64,9 +64,12 @@ class RemoteDirectory:
         self._requests = requests
         self._policy = policy
         self._clock = clock
-        self._remembered: OrderedDict[Hashable, _Remembered] = OrderedDict()
-        self._size = 0
-        self._asking: SharedWork[Hashable, _Remembered] = SharedWork()
+        self._cache: LRU[Hashable, _Cached] = LRU(
+            max_entries=ANSWERS_REMEMBERED,
+            max_weight=BYTES_REMEMBERED,
+            weigh=lambda _, cached: cached.size,
+        )
+        self._asking: SharedWork[Hashable, _Cached] = SharedWork()
         self._questions: FairSemaphore[ServerName] = FairSemaphore(
             sys.maxsize,
             QUESTIONS_AT_ONCE,
@@ -103,7 +106,7 @@ class RemoteDirectory:
 
         key = ("alias", alias)
         if anew:
-            self._forget(key)
+            self._cache.pop(key)
         return await self._find(server, key, ask, ALIAS)
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
@@ -118,7 +121,7 @@ class RemoteDirectory:
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
     ) -> T:
         self._policy.check_destination(server, _PATHS[what])
-        known = self._remembered.get(key)
+        known = self._cache.peek(key)
         if known is None or known.until <= self._clock.seconds():
             known = await self._asking.run(key, lambda: self._ask(server, key, ask, what))
         if isinstance(known.value, MatrixError):
@@ -129,7 +132,7 @@ class RemoteDirectory:
 
     async def _ask(
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
-    ) -> _Remembered:
+    ) -> _Cached:
         value: T | MatrixError
         with self._questions.hold_now(server):
             try:
@@ -137,21 +140,9 @@ class RemoteDirectory:
             except RemoteError as error:
                 value = _explain(error, what)
         size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
-        known = _Remembered(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
-        self._remember(key, known)
-        return known
-
-    def _remember(self, key: Hashable, known: _Remembered) -> None:
-        self._forget(key)
-        self._remembered[key] = known
-        self._size += known.size
-        while len(self._remembered) > ANSWERS_REMEMBERED or self._size > BYTES_REMEMBERED:
-            self._forget(next(iter(self._remembered)))
-
-    def _forget(self, key: Hashable) -> None:
-        known = self._remembered.pop(key, None)
-        if known is not None:
-            self._size -= known.size
+        cached = _Cached(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
+        self._cache.put(key, cached)
+        return cached
 
 
 def _explain(error: RemoteError, what: str) -> MatrixError:

@@ -17,7 +17,6 @@ Laws:
 spec: server-server-api#device-management
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
@@ -44,6 +43,7 @@ from federation.remote.keys import (
 )
 from federation.rooms.memberships import Memberships
 from federation.sender.sender import Sender
+from storage.cache import LRU
 from storage.encryption.cross_signing import CrossSigningKey
 from storage.encryption.device_keys import DeviceKeysRow
 from storage.encryption.remote_devices import DeviceChange, RemoteDeviceStore
@@ -101,7 +101,7 @@ class RemoteDevices:
         answer."""
         self._asked: set[ServerName] = set()
         """Servers that are being asked for stale lists."""
-        self._said: OrderedDict[str, bytes] = OrderedDict()
+        self._said: LRU[str, bytes] = LRU(max_entries=MOST_SAID)
         """What servers said last of their users' keys of cross-signing, by user, as digests."""
 
     async def get_keys(
@@ -229,14 +229,11 @@ class RemoteDevices:
             put_cross_signing_key(keys, user_id, usage, content.get(f"{usage}_key"))
         found = _cross_signing(user_id, keys)
         said = sha256(b"".join([key.content for key in found])).digest()
-        if self._said.get(user_id) == said and not await self._store.get_lists([user_id]):
+        if self._said.peek(user_id) == said and not await self._store.get_lists([user_id]):
             # nothing is kept to compare it with, and all were told of it when it was said first
             return
         await self._store.set_cross_signing(user_id, found)
-        self._said[user_id] = said
-        self._said.move_to_end(user_id)
-        if len(self._said) > MOST_SAID:
-            self._said.popitem(last=False)
+        self._said.put(user_id, said)
 
     async def do_resync(self, limit: int) -> int:
         """Begin to fetch some stale lists of servers that can be reached; at how many was looked.

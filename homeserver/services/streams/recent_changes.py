@@ -16,7 +16,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.timelines import count_upto
 from homeserver.cluster.incoming_changes import NewsOfOthers
 from homeserver.cluster.outgoing_changes import Range, without
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventNews, EventRow
 from storage.retention.purging import PurgedMessages
 from storage.rooms.memberships import MembershipRow
@@ -139,7 +139,10 @@ class _News:
 
 
 class RecentChanges:
-    """The newest changes of the one sequence."""
+    """The newest changes of the one sequence.
+
+    No `StreamCache`: an index by position, not values by key.
+    """
 
     def __init__(self, streams: Streams, others: NewsOfOthers | None = None) -> None:
         """`others`: who knows what other nodes write; None where there are none."""
@@ -154,8 +157,8 @@ class RecentChanges:
         """How many users are named in entries that have several."""
         self._gathered: dict[int, _News] = {}
         """By position what happened since, until something does."""
-        streams.subscribe(self._hear)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
         if others is not None:
             others.wait_for(self._hear_late, self._give_up)
 
@@ -225,7 +228,7 @@ class RecentChanges:
             self._gathered[position] = news
         return news
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         self._gathered.clear()
         for change in changes:
             self._add(change)
@@ -268,12 +271,12 @@ class RecentChanges:
         else:
             self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, what is new up to there is not known
         here, or not yet."""
         told = self._streams.told(after, upto)
         if told is not None:
-            self._hear(told)
+            self._on_changes(told)
             return
         self._gathered.clear()
         if self._others is None or len(self._holes) >= MOST_HOLES:
@@ -284,7 +287,7 @@ class RecentChanges:
 
     def _hear_late(self, ranges: Sequence[Range], changes: Sequence[Change]) -> None:
         """What was not known of these stretches is known now."""
-        self._hear([change for change in changes if change.position > self._forgotten_upto])
+        self._on_changes([change for change in changes if change.position > self._forgotten_upto])
         self._holes = without(self._holes, ranges)
         self._look_for_holes()
 
