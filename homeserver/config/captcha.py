@@ -36,7 +36,7 @@ class CaptchaOptions:
         False,
         "Requires a captcha before registration. The defaults below are those of reCAPTCHA "
         "(version 2, checkbox). Browsers of people who register load the script of the captcha "
-        "service, which thereby learns about them.",
+        "service, which learns their IP addresses.",
     )
     recaptcha_public_key: Secret | None = option(
         None, "The public key (site key), which apps and the registration page use."

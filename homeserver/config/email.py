@@ -136,8 +136,8 @@ class MailOptions:
     )
     next_link_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only hosts to which people are sent on (`next_link`, chosen by whoever requests the "
-        "e-mail) after they confirmed an address. `[]`: none. `null`: any, which the page names "
+        "The only hosts to which people are sent on (`next_link`, chosen by the client that "
+        "requests the e-mail) after they confirmed an address. `[]`: none. `null`: any, which the page names "
         "first.",
         example="[element.example.org]",
     )

@@ -41,7 +41,7 @@ class KeyServerOptions:
     """A trusted notary server for other servers' keys."""
 
     server_name: str = required("Its name.")
-    verify_keys: Mapping[str, str] = option({}, "Its own keys, if they are known beforehand.")
+    verify_keys: Mapping[str, str] = option({}, "Its own keys, if they are known in advance.")
     accept_keys_insecurely: bool = option(
         False, "Accepts its answers without a known key of its own."
     )

@@ -41,7 +41,7 @@ DOCS_HEAD = """\
 it. [`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default.
 This page and the sample are generated from the same declarations.
 
-- The names are those that operators of Synapse know, wherever the meaning is the same.
+- The names are those that operators of Synapse know, if the meaning is the same.
 - Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes
   are written `512K`, `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of the
   configuration file.

@@ -246,8 +246,8 @@ class MediaRetentionOptions:
     )
     local_media_lifetime: Duration | None = option(
         None,
-        "The same for files of this server's users. They are lost then, whoever refers to them. "
-        "Protected and quarantined files stay.",
+        "The same for files of this server's users. They are lost for good, even if messages "
+        "refer to them. Protected and quarantined files stay.",
         minimum=3600 * 1000 * 2,
         example="2y",
     )
