@@ -270,7 +270,7 @@ def test_a_server_without_application_services(tmp_path: Path, sqlite_database: 
         ("[]", "key: value"),
         ("id: a", "missing required field"),
         (IRC.replace(TOKEN, "short"), "at least 16 characters"),
-        (IRC.replace("@_irc_.*", "@_irc_("), "no regular expression"),
+        (IRC.replace("@_irc_.*", "@_irc_("), "not a valid regular expression"),
         (IRC.replace("_irc_bot", "Irc Bot"), "sender_localpart cannot be a user name"),
         (IRC.replace("exclusive: true, ", ""), "exclusive"),
         (XMPP.replace("id: xmpp", "id: irc"), "the same id"),
@@ -296,7 +296,7 @@ def test_limitations_and_missing_files_are_reported(tmp_path: Path) -> None:
         "server_name: example.org\napp_service_config_files: [irc.yaml]\n", encoding="utf-8"
     )
     [notice] = load_config([path], {}).notices
-    assert "no transactions are sent to them yet" in notice
+    assert "receive no transactions yet" in notice
     path.write_text(
         "server_name: example.org\napp_service_config_files: [none.yaml]\n", encoding="utf-8"
     )

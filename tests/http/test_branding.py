@@ -141,7 +141,7 @@ def test_files_that_are_no_logo(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<html><svg></svg>")
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(LARGEST_LOGO))
     for name, complaint in (
-        ("page.html", "is no picture of a kind"),
+        ("page.html", "is not a picture that browsers show"),
         ("huge.png", "is larger than 256K"),
         ("nowhere.png", "cannot be read: No such file"),
     ):

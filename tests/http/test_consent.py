@@ -326,20 +326,20 @@ def test_administrators_list_consents(tmp_path: Path, sqlite_database: Database)
     [
         (
             "{terms: {version: '1', documents: {}}}",
-            "must name the document in one language at least",
+            "must contain the document in at least one language",
         ),
         (
             "{terms: {version: '1 2', documents: {en: {name: T, url: 'https://a.example'}}}}",
-            "must have 1 to 255 letters",
+            "must have 1 to 255 characters",
         ),
         ("{terms: {version: '1', documents: {en: {name: T}}}}", "either `url` or `path`"),
         (
             "{terms: {version: '1', documents: {en: {name: T, url: 'javascript:1'}}}}",
-            "must be an address of the web",
+            "must start with http:// or https://",
         ),
         (
             "{terms: {version: '1', documents: {'e n': {name: T, url: 'https://a.example'}}}}",
-            "codes of languages",
+            "must have language codes",
         ),
         (
             "{'a b': {version: '1', documents: {en: {name: T, url: 'https://a.example'}}}}",
