@@ -157,10 +157,10 @@ def test_whence_it_was_done(program: Program, browser: Browser) -> None:
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"code_verifier": "x" * 50}, "code_verifier does not fit the code_challenge"),
+        ({"code_verifier": "x" * 50}, "code_verifier does not match the code_challenge"),
         (
             {"redirect_uri": "https://elsewhere.example/"},
-            "redirect_uri is not the one that the code was asked with",
+            "redirect_uri differs from that of the authorization request",
         ),
     ],
 )
