@@ -154,10 +154,10 @@ def test_an_app_of_the_older_api(chromium: Browser, served: RealServer) -> None:
     carol = Visitor(chromium, served, "en-GB")
     carol.open(f"{REDIRECT}?{urlencode({'redirectUrl': APP + '?a=1'})}")
     carol.fill(name="carol", password="wonderland")
-    assert carol.page.inner_text("h1") == "What you agree to"
+    assert carol.page.inner_text("h1") == "Terms of service"
     carol.page.check("[name=agree_terms]")
     carol.fill()
-    assert carol.page.inner_text("h1") == "Go on to app.example.com?"
+    assert carol.page.inner_text("h1") == "Continue to app.example.com?"
     carol.look()
     with carol.page.expect_request(f"{APP}**") as asked:
         carol.page.click("form:not(.who) button")

@@ -62,7 +62,7 @@ def test_an_app_of_the_web_signs_somebody_in(chromium: Browser, served: RealServ
         alice.fill(name="alice", password="wonderland", password_again="looking glass")
         assert alice.page.locator("[role=alert]").is_visible()
         alice.fill(name="alice", password="wonderland", password_again="wonderland")
-        assert "Let Element use your account?" in alice.page.inner_text("h1")
+        assert "Allow Element to use your account?" in alice.page.inner_text("h1")
         script.stdin.write(alice.go_back_to_app() + "\n")
         script.stdin.flush()
         alice.open(script.stdout.readline().strip())
@@ -76,7 +76,7 @@ def test_an_app_of_the_web_signs_somebody_in(chromium: Browser, served: RealServ
     alice.open("/_mahalla/account")
     alice.page.fill("#display_name", "Alice in Wonderland")
     alice.press("section:has(#display_name) button")
-    assert "Your name is changed." in alice.page.inner_text("[role=status]")
+    assert "Your name was changed." in alice.page.inner_text("[role=status]")
     alice.look()
 
 

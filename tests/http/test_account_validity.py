@@ -129,7 +129,7 @@ def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
     browser.open("/_mahalla/account")
     assert browser.path.startswith(SIGN_IN)
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert (browser.status, "The account was good until a day that is over" in browser.words) == (
+    assert (browser.status, "The account has expired" in browser.words) == (
         403,
         True,
     )
@@ -160,13 +160,13 @@ def test_a_letter_renews_the_account(server: TestServer) -> None:
     assert "Do you want to keep this account?" in browser.words
     assert alice.get(WHOAMI).errcode == EXPIRED  # to open the page renews nothing
     browser.send()
-    assert "It is good until 2024-06-01" in browser.words
+    assert "It is valid until 2024-06-01" in browser.words
     assert alice.get(WHOAMI).status == 200
     server.clock.advance(DAY)
     browser.open(link_of(server))
     assert "The account is renewed" in browser.words
     browser.post(browser.path.partition("?")[0], {"token": link_of(server).partition("=")[2]})
-    assert "It is good until 2024-06-01" in browser.words  # once
+    assert "It is valid until 2024-06-01" in browser.words  # once
     server.clock.advance(89 * DAY)
     assert write_letters(server) == 1  # about the next end
 
@@ -300,7 +300,7 @@ def test_the_page_says_until_when(server: TestServer) -> None:
     browser = Browser(server)
     browser.open("/_mahalla/account")
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert "Your account is good until 2024-02-22" in browser.words
+    assert "Your account is valid until 2024-02-22" in browser.words
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,9 @@ def test_nobody_gets_in_who_waits(server: TestServer) -> None:
     browser.open(Program(server).request())
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
     assert browser.status == 403
-    assert "looks at your account first" in browser.words
+    assert "has to approve your account" in browser.words
     browser.send("/_mahalla/sign_in", name="alice", password="wrong")
-    assert "looks at your account first" not in browser.words
+    assert "has to approve your account" not in browser.words
     assert server.run(server.app.accounts.store.get_accounts(["@alice:example.org"]))
     assert server.run(server.app.accounts.device_store.get_devices(["@alice:example.org"])) == {}
     assert [record for record in told(server) if record[0].startswith("sign_in")] == [
@@ -135,13 +135,13 @@ def test_the_page_for_administrators(server: TestServer) -> None:
     assert "2023-11-14" in browser.words
     form = next(form for form in browser.page.forms if form.fields.get("user_id") == alice)
     browser.post(APPROVALS, {**form.fields, "decision": "approve"})
-    assert "The account is approved." in browser.words
+    assert "The account was approved." in browser.words
     assert alice not in browser.text
     assert sign_in(server, "alice").get("/_matrix/client/v3/account/whoami").status == 200
     form = next(form for form in browser.page.forms if form.fields.get("user_id") == mallory)
     browser.post(APPROVALS, {**form.fields, "decision": "decline"})
-    assert "The account is closed." in browser.words
-    assert "No account waits." in browser.words
+    assert "The account was closed." in browser.words
+    assert "No account is awaiting approval." in browser.words
     login = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "mallory"},
@@ -150,7 +150,7 @@ def test_the_page_for_administrators(server: TestServer) -> None:
     assert server.post(LOGIN, login).status == 403
     # accounts that do not wait are not closed here, whatever a form says
     browser.post(APPROVALS, {**form.fields, "user_id": alice, "decision": "decline"})
-    assert "does not wait any more" in browser.words
+    assert "no longer awaiting approval" in browser.words
     assert sign_in(server, "alice").get("/_matrix/client/v3/account/whoami").status == 200
     browser.post(APPROVALS, {"user_id": alice, "decision": "approve"})
     assert browser.status == 403
@@ -173,7 +173,7 @@ def test_others_do_not_see_it(server: TestServer) -> None:
 
 def confirm(server: TestServer, browser: Browser, address: str) -> None:
     browser.open("/_mahalla/register")
-    browser.send("/_mahalla/register/letter", address=address)
+    browser.send("/_mahalla/register/email", address=address)
     letter = next(letter for to, letter in reversed(server.relay.letters) if to == address)
     text = letter.get_body(("plain",))
     assert text is not None

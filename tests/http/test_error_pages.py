@@ -40,15 +40,15 @@ def test_what_is_not_there(server: TestServer, code: str) -> None:
     for path in ("/_mahalla/nothing", "/_synapse/client/nothing", "/_matrix/static/nothing"):
         browser.open(path)
         assert browser.status == 404
-        assert says(browser, "What you look for is not here (any more).")
+        assert says(browser, "This page does not exist.")
     browser.post("/_mahalla/logo", {})
     assert (browser.status, browser.answer.headers["allow"]) == (405, "GET, OPTIONS")
     browser.open("/_mahalla/sign_in?again=x")
     assert browser.status == 400
-    assert says(browser, "Something that was given is not right.")
+    assert says(browser, "The request is not valid.")
     browser.post("/_mahalla/sign_in", {"name": "x" * 20000})
     assert browser.status == 413
-    assert says(browser, "Something that was given is not right.")
+    assert says(browser, "The request is not valid.")
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -59,7 +59,7 @@ def test_who_comes_too_often(server: TestServer, code: str) -> None:
         browser.send("/_mahalla/sign_in", name="nobody", password="x")
     assert browser.status == 429
     assert browser.answer.headers["retry-after"]
-    assert says(browser, "Too many attempts. Wait %(minutes)s min, then try again.")
+    assert says(browser, "Too many attempts. Try again in %(minutes)s min.")
 
 
 def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.Monk
     assert browser.status == 500
     assert says(
         browser,
-        "Something went wrong on this server. The people who run it find out what, if you tell them this number: %(id)s",
+        "Something went wrong on this server. To report the problem to its administrators, give them this number: %(id)s",
     )
     assert server.get("/_mahalla/account").json["errcode"] == "M_UNKNOWN"
 
@@ -92,21 +92,21 @@ def test_what_was_filled_in_wrongly(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     browser.open("/_mahalla/register")
     browser.send("/_mahalla/register", name="alice", password="x" * 600, password_again="x" * 600)
-    assert says(browser, "A password has 1 to %(count)s characters.")
+    assert says(browser, "A password must have 1 to %(count)s characters.")
     program = Program(server)
     for changed, text in (
         (
             {"client_id": "unknown"},
-            "This server does not know the app (any more). Go back to the app, and sign in anew there.",
+            "This server does not know the app. Return to the app and sign in again.",
         ),
         (
             {"redirect_uri": "https://evil.example/"},
-            "The app wants to be answered at an address that it has not registered here.",
+            "The app uses a return address that it did not register here.",
         ),
     ):
         browser.open(program.request(**changed))
         assert says(browser, text)
-        assert says(browser, "For the people who make the app: %(text)s")
+        assert says(browser, "For the developers of the app: %(text)s")
 
 
 def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
@@ -150,7 +150,7 @@ def test_addresses_and_tokens_that_are_wrong(
     browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + further), languages=code)
     browser.open("/_mahalla/reset_password")
     browser.send("/_mahalla/reset_password", address="\u00e9@b.org")
-    assert says(browser, "This is no e-mail address. Look at it again.")
+    assert says(browser, "This is not a valid e-mail address.")
     browser.open("/_mahalla/register?without_address=true")
     given = {
         "name": "alice",
@@ -159,4 +159,4 @@ def test_addresses_and_tokens_that_are_wrong(
         "registration_token": "bogus",
     }
     browser.send("/_mahalla/register", **given)
-    assert says(browser, "This registration token is not valid (any more).")
+    assert says(browser, "This registration token is not valid.")

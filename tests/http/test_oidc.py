@@ -25,7 +25,7 @@ from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, leave, sign_in
 
-FAILED = "does not answer as it should"
+FAILED = "sign-in service is not working"
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_signatures_that_are_none(server: TestServer, provider: OpenIDProvider) 
         provider.make_token = forgery
         assert FAILED in come_back(provider, server).words
     provider.make_token = provider.sign
-    assert "Go on to" in come_back(provider, server).words
+    assert "Continue to" in come_back(provider, server).words
 
 
 def test_an_algorithm_that_was_not_agreed_on(server: TestServer, provider: OpenIDProvider) -> None:
@@ -122,18 +122,18 @@ def test_an_algorithm_of_the_configuration(
     )
     server.clock.advance(61)
     provider.now += 61
-    assert "Go on to" in come_back(provider, server).words
+    assert "Continue to" in come_back(provider, server).words
 
 
 def test_keys_that_are_new_are_fetched_once_a_minute(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
-    assert "Go on to" in come_back(provider, server).words
+    assert "Continue to" in come_back(provider, server).words
     provider.key = RSAKey.generate_key(2048, parameters={"kid": "two"})
     assert FAILED in come_back(provider, server).words
     server.clock.advance(61)
     provider.now += 61
-    assert "Go on to" in come_back(provider, server).words
+    assert "Continue to" in come_back(provider, server).words
     assert provider.asked.count("/keys") == 2
 
 
@@ -146,7 +146,7 @@ def test_state_and_codes(server: TestServer, provider: OpenIDProvider) -> None:
         assert browser.status == 400
     for query, text in (
         ({"state": state, "code": "wrong"}, FAILED),
-        ({"code": "code0", "state": state}, "was used before"),
+        ({"code": "code0", "state": state}, "was already used"),
     ):
         browser.open(f"{CALLBACK}?{urlencode(query)}")
         assert text in browser.words
@@ -164,7 +164,7 @@ def test_an_answer_of_another_issuer(server: TestServer, provider: OpenIDProvide
     for iss, text in (
         ("", FAILED),
         ("&iss=https://evil.example", FAILED),
-        (f"&iss={ISSUER}", "Go on to"),
+        (f"&iss={ISSUER}", "Continue to"),
     ):
         browser = Browser(server)
         browser.open(provider.sign_in(leave(browser), **ALICE) + iss)
@@ -240,14 +240,17 @@ def test_groups_are_required(
     )
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     for groups, text in (
-        (None, "not among those"),
-        (["pupils"], "not among those"),
-        (["x", "staff"], "Go on to"),
+        (None, "not allowed to use this server"),
+        (["pupils"], "not allowed to use this server"),
+        (["x", "staff"], "Continue to"),
     ):
         assert text in come_back(provider, server, **ALICE, groups=groups).words
     assert told(server)[0] == ("registered", None)
     assert ("linked", "oidc-town") in told(server)
-    assert "not among those" in come_back(provider, server, **ALICE, groups=["pupils"]).words
+    assert (
+        "not allowed to use this server"
+        in come_back(provider, server, **ALICE, groups=["pupils"]).words
+    )
     assert told(server)[-1] == ("sign_in_refused", "not_allowed")
 
 
@@ -263,11 +266,11 @@ def test_groups_are_made_by_a_template(
     )
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     for roles, text in (
-        (None, "not among those"),
-        ([], "not among those"),
-        ([{"name": "not staff"}, {"name": "pupils"}], "not among those"),
+        (None, "not allowed to use this server"),
+        ([], "not allowed to use this server"),
+        ([{"name": "not staff"}, {"name": "pupils"}], "not allowed to use this server"),
         (7, FAILED),
-        ([{"name": "pupils"}, {"name": "staff"}], "Go on to"),
+        ([{"name": "pupils"}, {"name": "staff"}], "Continue to"),
     ):
         realm = {} if roles is None else {"realm_access": {"roles": roles}}
         # the claim of that name does not count
@@ -564,5 +567,5 @@ def test_an_account_past_its_day(
         == 1
     )
     browser = come_back(provider, server)
-    assert (browser.status, "good until a day that is over" in browser.words) == (403, True)
+    assert (browser.status, "account has expired" in browser.words) == (403, True)
     assert alice.get("/_matrix/client/v3/account/whoami").errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

@@ -25,7 +25,7 @@ OTHER = f"""
   client_secret: s2
 """
 SHARED = f"  redirect_uri: https://matrix.example.org{CALLBACK}\n"
-FAILED = "does not answer as it should"
+FAILED = "sign-in service is not working"
 
 
 class HostileBeside(OpenIDProvider):
@@ -105,7 +105,7 @@ def test_each_has_an_address_of_its_own(tmp_path: Path, sqlite_database: Databas
     assert FAILED in browser.words
     leave(browser, "town")
     browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "Go on to" in browser.words
+    assert "Continue to" in browser.words
 
 
 def test_one_keeps_the_address_that_it_knows(tmp_path: Path, sqlite_database: Database) -> None:
@@ -116,7 +116,7 @@ def test_one_keeps_the_address_that_it_knows(tmp_path: Path, sqlite_database: Da
     browser = Browser(server)
     assert leave(browser, "town")["redirect_uri"] == f"https://matrix.example.org{CALLBACK}"
     browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "Go on to" in browser.words
+    assert "Continue to" in browser.words
 
 
 def test_who_shares_an_address_says_who_it_is(tmp_path: Path, sqlite_database: Database) -> None:
@@ -124,7 +124,7 @@ def test_who_shares_an_address_says_who_it_is(tmp_path: Path, sqlite_database: D
     server = TestServer(
         tmp_path, sqlite_database, CONFIG + SHARED + TEMPLATES + OTHER + SHARED, web=provider
     )
-    for iss, text in (("", FAILED), (f"&iss={EVIL}", FAILED), (f"&iss={ISSUER}", "Go on to")):
+    for iss, text in (("", FAILED), (f"&iss={EVIL}", FAILED), (f"&iss={ISSUER}", "Continue to")):
         browser = Browser(server)
         leave(browser, "town")
         browser.open(provider.sign_in(browser.location, **ALICE) + iss)

@@ -386,7 +386,7 @@ def test_administrators_see_it_and_its_owner_does_not(
     browser = Browser(server)
     browser.open("/_mahalla/account")
     browser.send("/_mahalla/sign_in", name="mallory", password="wonderland")
-    assert "The account was made" in browser.words
+    assert "The account was created" in browser.words
     assert "shadow_ban" not in browser.text
 
 

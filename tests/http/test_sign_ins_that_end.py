@@ -71,7 +71,7 @@ def at_the_question(
     """Somebody who is asked whether to go on to their client."""
     browser = browser or Browser(server)
     browser.open(provider.sign_in(leave(browser), **ALICE, sid="p"))
-    assert "Go on to" in browser.words
+    assert "Continue to" in browser.words
     return browser
 
 

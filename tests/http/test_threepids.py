@@ -279,7 +279,7 @@ def test_hosts_that_people_may_be_led_on_to(tmp_path: Path, sqlite_database: Dat
         answer = server.post(f"{V3}/register/email/requestToken", {**body, "next_link": link})
         assert answer.errcode == "M_INVALID_PARAM"
     request_token(server, "register", next_link="https://App.Example:8443/go")
-    assert "Go on to App.Example:8443" in press(server, link_in(server)).body.decode()
+    assert "Continue to App.Example:8443" in press(server, link_in(server)).body.decode()
 
 
 def test_where_a_letter_of_before_leads(server: TestServer, database: Database) -> None:

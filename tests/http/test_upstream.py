@@ -45,7 +45,7 @@ def test_who_comes_first_gets_an_account(server: TestServer, provider: OpenIDPro
     where = leave(browser, CLIENT + "?a=b%26c%26loginToken%3Dold")
     assert where.startswith("https://login.example.com/authorize?")
     browser.open(provider.sign_in(where, **ALICE))
-    assert "Go on to client.example?" in browser.words
+    assert "Continue to client.example?" in browser.words
     assert "@alice:example.org" in browser.words
     assert "form-action 'self' https:" in browser.answer.headers["content-security-policy"]
     browser.send()
@@ -126,7 +126,7 @@ def test_a_name_that_is_taken_is_chosen_anew(server: TestServer, provider: OpenI
     browser.send(username="bob")
     assert "This name is taken" in browser.words
     browser.send(username="not a name")
-    assert "A name may only have" in browser.words
+    assert "A user name may contain only" in browser.words
     browser.send(username="Alice2")
     assert "@alice2:example.org" in browser.words
     browser.send()
@@ -159,7 +159,7 @@ def test_a_page_is_good_once_and_in_one_browser(
     assert browser.status == 303
     browser.post(form.action, form.fields)
     assert browser.status == 400
-    assert "was used before" in _words(browser, back)
+    assert "was already used" in _words(browser, back)
 
 
 def _words(browser: Browser, path: str) -> str:
@@ -172,7 +172,7 @@ def test_what_waits_too_long_is_over(server: TestServer, provider: OpenIDProvide
     browser = Browser(server)
     back = provider.sign_in(leave(browser), **ALICE)
     server.clock.advance(15 * 60)
-    assert "has grown old" in _words(browser, back)
+    assert "This page has expired" in _words(browser, back)
 
 
 def test_a_token_is_good_for_a_minute_and_once(
@@ -215,7 +215,7 @@ def test_a_token_goes_to_no_such_address(server: TestServer) -> None:
 def test_a_client_may_be_an_app(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser, "io.element.app:/done"), **ALICE))
-    assert "Go on to io.element.app:?" in browser.words
+    assert "Continue to io.element.app:?" in browser.words
     assert (
         "form-action 'self' io.element.app:;" in browser.answer.headers["content-security-policy"]
     )
@@ -232,7 +232,7 @@ def test_an_app_goes_over_the_own_page_to_a_provider(
     assert browser.path.startswith("/_mahalla/sign_in")
     browser.follow("Town hall")
     browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "Go on to client.example?" in browser.words
+    assert "Continue to client.example?" in browser.words
     browser.send("/_mahalla/sso")
     assert redeem(server, browser).user_id == "@alice:example.org"
 
@@ -257,10 +257,10 @@ user_consent:
     assert "loginToken" not in browser.text
     browser.send(agree_terms="true")
     if known == "[]":
-        assert "Go on to client.example?" in browser.words
+        assert "Continue to client.example?" in browser.words
         browser.send("/_mahalla/sso")
     else:
-        browser.answer = Answer(303, {"location": browser.page.links["Go on"]}, b"")
+        browser.answer = Answer(303, {"location": browser.page.links["Continue"]}, b"")
     assert redeem(server, browser).user_id == "@alice:example.org"
     browser.open(provider.sign_in(leave(browser), **ALICE))  # who has agreed is asked no more
     assert not browser.path.startswith("/_mahalla/consent")
@@ -270,7 +270,7 @@ def test_an_unknown_provider_is_a_page(server: TestServer) -> None:
     browser = Browser(server)
     browser.open(f"{REDIRECT}/nobody?redirectUrl={CLIENT}")
     assert browser.status == 404
-    assert "no such way to sign in" in browser.words
+    assert "no such sign-in service" in browser.words
 
 
 def test_one_of_several_is_chosen(
@@ -383,7 +383,7 @@ def test_who_is_to_sign_in_again_is_asked_there(
     again(browser, provider, auth_time=START)
     assert browser.path == "/?hello"
     again(browser, provider, auth_time=START - 3600)
-    assert (browser.status, "were not asked there" in browser.words) == (403, True)
+    assert (browser.status, "did not ask you to" in browser.words) == (403, True)
 
 
 def test_a_wrong_password_does_not_forget_that_it_is_to_be_again(server: TestServer) -> None:

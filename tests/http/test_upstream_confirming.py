@@ -47,7 +47,7 @@ def test_something_is_confirmed_with_the_provider(
     assert "@alice:example.org" in browser.words
     browser.send(button="oidc-town")
     browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "it is confirmed" in browser.words
+    assert "operation is confirmed" in browser.words
     assert "window.onAuthDone" in browser.text
     assert "script-src 'sha256-" in browser.answer.headers["content-security-policy"]
     assert _delete(alice, other.device_id, {"session": session})[0] == 200
@@ -61,7 +61,7 @@ def test_who_confirms_is_asked_who_they_are(server: TestServer, provider: OpenID
     browser.send(button="oidc-town")
     assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
     browser.open(provider.sign_in(browser.location, **ALICE, auth_time=START - 3600))
-    assert (browser.status, "were not asked there" in browser.words) == (403, True)
+    assert (browser.status, "did not ask you to" in browser.words) == (403, True)
     assert _delete(alice, alice.device_id, {"session": session})[0] == 401
 
 
@@ -89,7 +89,7 @@ def test_that_the_provider_asks_does_not_hang_on_the_browser(
     browser.send(button="oidc-town")
     assert parse_qs(urlsplit(browser.location).query)["max_age"] == ["0"]
     browser.open(provider.sign_in(without_asking(browser.location), **ALICE))
-    assert ("were not asked there" in browser.words) is required
+    assert ("did not ask you to" in browser.words) is required
     assert _delete(alice, alice.device_id, {"session": session})[0] == (401 if required else 200)
 
 
@@ -102,9 +102,9 @@ def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> N
     browser.send(button="oidc-town")
     browser.open(provider.sign_in(browser.location, sub="2"))
     assert browser.status == 403
-    assert f"owner of this account was to confirm something: {alice.user_id}" in browser.words
-    assert "signed in with Town hall is somebody else: @mallory:example.org" in browser.words
-    assert "sign out of Town hall, begin again in your app" in browser.words
+    assert f"owner of this account has to confirm an operation: {alice.user_id}" in browser.words
+    assert "Another account is signed in at Town hall: @mallory:example.org" in browser.words
+    assert "sign out of Town hall, start again in your app" in browser.words
     assert _delete(alice, alice.device_id, {"session": session})[0] == 401
     # nobody has proved to be alice, and mallory was refused nothing of theirs
     happened = [

@@ -88,11 +88,11 @@ def test_who_is_signed_in_here_as_somebody_else_sees_it(
     browser.open(ACCOUNT)
     browser.send(SIGN_IN, name="bob", password="wonderland")
     browser.open(here)
-    assert "You are @bob:example.org Not you?" in browser.words
+    assert "You are signed in as @bob:example.org Not you?" in browser.words
     assert ("You have no such session" in browser.words) is (action == "device_delete")
     browser.send("/_mahalla/sign_out")
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert "You are @alice:example.org" in browser.words
+    assert "You are signed in as @alice:example.org" in browser.words
     wanted = {
         "cross_signing_reset": "reset",
         "account_deactivate": "deactivate",
@@ -116,7 +116,7 @@ def test_other_sites_press_no_button(program: Program, browser: Browser) -> None
 def test_a_name_is_changed(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
     press(browser, "name", name="Alice <in> Wonderland")
-    assert "Your name is changed." in browser.words
+    assert "Your name was changed." in browser.words
     assert "Alice &lt;in&gt; Wonderland" in browser.text
     found = server.get("/_matrix/client/v3/profile/@alice:example.org").json
     assert found["displayname"] == "Alice <in> Wonderland"
@@ -129,7 +129,7 @@ def test_a_suspended_account_keeps_its_name(server: TestServer, browser: Browser
         server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True)
     )
     press(browser, "name", name="Mallory")
-    assert (browser.status, "Your account is limited for now" in browser.words) == (403, True)
+    assert (browser.status, "Your account is suspended" in browser.words) == (403, True)
     assert (
         server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "alice"
     )
@@ -147,7 +147,7 @@ def test_a_suspended_account_keeps_its_addresses(server: TestServer, browser: Br
     for removal in ("remove_address", "remove_number"):
         browser.open(ACCOUNT)
         press(browser, removal)
-        assert (browser.status, "Your account is limited for now" in browser.words) == (403, True)
+        assert (browser.status, "Your account is suspended" in browser.words) == (403, True)
     known = server.run(threepids.get_threepids(["@alice:example.org"]))["@alice:example.org"]
     assert len(known) == 2
 
@@ -162,7 +162,7 @@ def test_a_password_is_changed(program: Program, browser: Browser) -> None:
     assert "The two passwords differ" in browser.words
     assert alice.get(WHOAMI).status == 200
     press(browser, "password", old_password="wonderland", password="new", password_again="new")
-    assert "Your password is changed" in browser.words  # this browser stays signed in
+    assert "Your password was changed" in browser.words  # this browser stays signed in
     assert alice.get(WHOAMI).status == 401
     other.open(ACCOUNT)
     assert other.path.startswith(SIGN_IN)
@@ -193,7 +193,7 @@ def test_keys_are_replaced_once_that_is_allowed(program: Program, browser: Brows
     press(browser, "reset", old_password="wrong")
     assert alice.post(path, {**second, "auth": auth}).status == 401
     press(browser, "reset", old_password="wonderland")
-    assert "Go back to your app within ten minutes" in browser.words
+    assert "Return to your app within ten minutes" in browser.words
     assert alice.post(path, {**second, "auth": auth}).status == 200
     assert alice.post(path, third).status == 401  # once
     happened = [event for event, _ in told(program.server)]
@@ -271,9 +271,7 @@ def test_what_happened_before_the_last_is_folded(server: TestServer, browser: Br
     browser.open(ACCOUNT)
     browser.send(SIGN_IN, name="alice", password="wrong")
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    shown, folded = browser.text.partition("What happened lately")[2].split(
-        "What happened before that"
-    )
+    shown, folded = browser.text.partition("Recent activity")[2].split("Earlier activity")
     assert "<details>" in shown
     assert shown.count("<li>") == 3
     assert "A wrong password was typed" in shown
@@ -287,8 +285,8 @@ def test_a_session_without_a_name_shows_what_is_known(server: TestServer, browse
     server.client.request("GET", path, token=alice.token, headers=program, ip="10.0.0.7")
     server.run(server.app.accounts.last_seen.flush())
     browser.open(ACCOUNT)
-    shown = browser.words.partition("What happened lately")[0]
-    assert "An app without a name" in shown
+    shown = browser.words.partition("Recent activity")[0]
+    assert "Unnamed app" in shown
     assert shown.count(alice.device_id) == 1
     assert "· 10.0.0.7" in shown
     assert "Thunderbird/140" in shown
@@ -368,7 +366,7 @@ def confirm(server: TestServer) -> str:
     other = Browser(server)
     other.open(link_of(server))
     other.send("/_mahalla/confirm_email")
-    return str(other.page.links["Go on to matrix.example.org"]).removeprefix(
+    return str(other.page.links["Continue to matrix.example.org"]).removeprefix(
         "https://matrix.example.org"
     )
 
@@ -376,18 +374,18 @@ def confirm(server: TestServer) -> str:
 def test_an_address_is_added_and_serves_to_reset_the_password(mailing: TestServer) -> None:
     browser = Browser(mailing)
     sign_in(browser)
-    press(browser, "send_letter", address="Alice@Example.org")
-    assert "A letter is on its way" in browser.words
+    press(browser, "send_email", address="Alice@Example.org")
+    assert "We sent an e-mail" in browser.words
     press(browser, "take_address", old_password="wonderland")
     assert "The address is not confirmed yet" in browser.words
     browser.open(confirm(mailing))
     press(browser, "take_address", old_password="wonderland")
-    assert "The address is added." in browser.words
+    assert "The address was added." in browser.words
     assert "alice@example.org" in browser.words
 
     forgetful = Browser(mailing)
     forgetful.open(SIGN_IN)
-    forgetful.follow("Have you forgotten your password?")
+    forgetful.follow("Forgot your password?")
     forgetful.send(address="nobody@example.org")
     of_nobody = forgetful.words
     forgetful.open("/_mahalla/reset_password")
@@ -398,12 +396,12 @@ def test_an_address_is_added_and_serves_to_reset_the_password(mailing: TestServe
     assert "The address is not confirmed yet" in forgetful.words
     forgetful.open(confirm(mailing))
     forgetful.send(password="new", password_again="new")
-    assert "Your password is set" in forgetful.words
+    assert "Your password was changed" in forgetful.words
     forgetful.follow("Sign in")
     forgetful.send(SIGN_IN, name="alice@example.org", password="new")
     assert forgetful.path == ACCOUNT
     press(forgetful, "remove_address")
-    assert "The address is removed." in forgetful.words
+    assert "The address was removed." in forgetful.words
 
 
 def test_an_account_is_made_with_an_address_and_a_token(
@@ -418,19 +416,19 @@ def test_an_account_is_made_with_an_address_and_a_token(
     program, browser = Program(server), Browser(server)
     browser.open(program.request(prompt="create"))
     browser.send(address="bob@example.org")
-    assert "A letter is on its way to bob@example.org" in browser.words
+    assert "We sent an e-mail to bob@example.org" in browser.words
     browser.open(confirm(server))
     wish = {"name": "bob", "password": "builder", "password_again": "builder"}
     browser.send(**wish, registration_token="wrong")
     assert browser.status == 403
     browser.send(**wish, registration_token=token)
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
     assert "@bob:example.org" in browser.words
 
 
 def test_a_server_without_letters_says_so(browser: Browser) -> None:
     browser.open(SIGN_IN)
-    assert "Have you forgotten your password?" not in browser.words
+    assert "Forgot your password?" not in browser.words
     assert browser.open("/_mahalla/reset_password").status == 404
 
 
@@ -439,6 +437,6 @@ def test_nobody_registers_where_that_is_closed(tmp_path: Path, sqlite_database: 
     browser = Browser(server)
     browser.open("/_mahalla/register")
     assert browser.status == 403
-    assert "Nobody can register here" in browser.words
+    assert "Registration is closed" in browser.words
     metadata: dict[str, Any] = server.get("/_matrix/client/v1/auth_metadata").json
     assert metadata["prompt_values_supported"] == ["login"]

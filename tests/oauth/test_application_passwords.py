@@ -1,4 +1,4 @@
-"""Passwords for programs: made on the account page, good for one thing, and ended with what they
+"""Application passwords: made on the account page, good for one thing, and ended with what they
 let in."""
 
 import re
@@ -78,7 +78,7 @@ def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser)
     browser.open(PAGE)
     assert "Last used 2023-11-14" in browser.words
     press(browser, "end")
-    assert "The password is ended" in browser.words
+    assert "The password was revoked" in browser.words
     assert ("application_password_ended", "Bot") in told(server)
     assert bot.get(WHOAMI).status == 401
     assert by_hand.get(WHOAMI).status == 200
@@ -86,7 +86,7 @@ def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser)
     assert "application_password_ended" in records(server)
     press_again = {**browser.page.forms[0].fields, "do": "end", "password_id": "gone"}
     browser.post(PAGE, press_again)
-    assert "The password is ended" in browser.words
+    assert "The password was revoked" in browser.words
 
 
 def test_it_is_good_for_nothing_else(server: TestServer, browser: Browser) -> None:
@@ -95,7 +95,7 @@ def test_it_is_good_for_nothing_else(server: TestServer, browser: Browser) -> No
     other = Browser(server)
     other.open(SIGN_IN)
     other.send(SIGN_IN, name="alice", password=password)
-    assert (other.status, "The name or the password is wrong." in other.words) == (403, True)
+    assert (other.status, "The user name or the password is wrong." in other.words) == (403, True)
     path = "/_matrix/client/v3/account/deactivate"
     session = bot.post(path).json["session"]
     auth = {
@@ -166,7 +166,7 @@ def test_a_program_sets_no_keys_of_the_account(server: TestServer, browser: Brow
 def test_they_end_by_themselves(server: TestServer, browser: Browser) -> None:
     password = make(browser, days="30")
     bot = User(server, login(server, password).json)
-    assert "Ends 2023-12-14" in browser.words
+    assert "Expires 2023-12-14" in browser.words
     server.clock.advance(30 * 24 * 3600)
     assert login(server, password).errcode == "M_FORBIDDEN"
     assert server.run(server.app.accounts.application_passwords.do_sweep(10)) == 1
@@ -182,15 +182,15 @@ def test_the_operator_bounds_them(tmp_path: Path, sqlite_database: Database) -> 
     browser.open(PAGE)
     browser.send(SIGN_IN, name="alice", password="wonderland")
     make(browser, "One")
-    assert "Ends 2024-02-12" in browser.words
+    assert "Expires 2024-02-12" in browser.words
     press(browser, "make", name="One", old_password="wonderland")
-    assert (browser.status, "You have a password of this name already" in browser.words) == (
+    assert (browser.status, "You already have a password with this name" in browser.words) == (
         400,
         True,
     )
     make(browser, "Two", days="30")
     press(browser, "make", name="Three", old_password="wonderland")
-    assert (browser.status, "as many passwords for programs as you may have" in browser.words) == (
+    assert (browser.status, "maximum number of application passwords" in browser.words) == (
         403,
         True,
     )

@@ -299,7 +299,7 @@ def test_a_browser_is_signed_out_by_time(server: TestServer, browser: Browser) -
     over = [record for record in reversed(records) if record.detail == "time_over"]
     assert [record.ts - began for record in over] == [24 * 3600_000, 49 * 3600_000]
     sign_in()
-    assert "Signed out of this page by itself" in browser.words
+    assert "Signed out of this page automatically" in browser.words
 
 
 def test_an_app_that_is_not_allowed(program: Program, browser: Browser) -> None:
@@ -308,7 +308,7 @@ def test_an_app_that_is_not_allowed(program: Program, browser: Browser) -> None:
     browser.send(program.path_of("authorization_endpoint"), button="deny")
     assert told(program.server)[-1] == ("app_denied", f"Element X ({program.client_id})")
     browser.open("/_mahalla/account")
-    assert "An app was not let in" in browser.words
+    assert "An app was denied" in browser.words
 
 
 def test_data_are_taken_along(server: TestServer, browser: Browser) -> None:

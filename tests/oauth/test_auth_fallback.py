@@ -61,7 +61,7 @@ def test_the_password_on_a_page(server: TestServer, browser: Browser) -> None:
     assert (browser.status, "The password is wrong." in browser.words) == (403, True)
     assert end(alice, other, {"session": session}).status == 401
     browser.send(password="wonderland")
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     assert "onAuthDone" in browser.text
     policy = browser.answer.headers["content-security-policy"]
     assert "script-src 'sha256-" in policy
@@ -100,7 +100,7 @@ def test_an_account_is_made_with_a_token_on_a_page(
     browser.send(token="wrong")
     assert (browser.status, "This registration token is not valid" in browser.words) == (403, True)
     browser.send(token=token)
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     made = server.post(REGISTER, {**body, "auth": {"session": asked["session"]}})
     assert (made.status, made.json["user_id"]) == (200, "@bob:example.org")
     second = server.post(REGISTER, {**body, "username": "carol"}).json
@@ -139,7 +139,7 @@ def test_an_address_is_confirmed_on_a_page(tmp_path: Path, sqlite_database: Data
     browser.send(address="no address")
     assert browser.status == 400
     browser.send(address="bob@example.org")
-    assert "A letter is on its way" in browser.words
+    assert "We sent an e-mail" in browser.words
     browser.send()
     assert "The address is not confirmed yet" in browser.words
     text = server.relay.letters[-1][1].get_body(("plain",))
@@ -149,7 +149,7 @@ def test_an_address_is_confirmed_on_a_page(tmp_path: Path, sqlite_database: Data
     reader.open(link)
     reader.send("/_mahalla/confirm_email")
     browser.send()
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     made = User(server, server.post(REGISTER, {**body, "auth": {"session": session}}).json)
     threepids = made.get("/_matrix/client/v3/account/3pid").json["threepids"]
     assert [each["address"] for each in threepids] == ["bob@example.org"]
@@ -189,7 +189,7 @@ def test_what_was_confirmed_on_a_page_before_the_password_changed(
     session = end(alice, other).json["session"]
     browser.open(fallback("m.login.password", session))
     browser.send(password="wonderland")
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     server.run(
         server.app.people.accounts.do_set_password(UserID(alice.user_id), "another password")
     )

@@ -47,7 +47,7 @@ def test_alice_lets_an_app_in(program: Program, browser: Browser) -> None:
     browser.open(program.request())
     assert browser.path.startswith("/_mahalla/sign_in?next=")
     browser.send(name="alice", password="wonderland")
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
     assert "@alice:example.org" in browser.words
     assert "element.io" in browser.words
     assert (
@@ -139,7 +139,7 @@ def is_asked(browser: Browser, error: str) -> None:
     wrong."""
     assert browser.status == 400
     assert "location" not in browser.answer.headers
-    link = browser.page.links["Go on to io.element.android:"]
+    link = browser.page.links["Continue to io.element.android:"]
     assert link.startswith(f"io.element.android:/?error={error}&")
 
 
@@ -182,7 +182,7 @@ def test_a_parameter_that_stands_there_twice_leads_nowhere(
 ) -> None:
     """spec: RFC 6749 section 3.1"""
     browser.open(f"{program.request(response_mode='query')}&{name}=")
-    assert (browser.status, f"{name} stands there twice" in browser.words) == (400, True)
+    assert (browser.status, f"{name} occurs twice" in browser.words) == (400, True)
 
 
 LED_NOWHERE = [
@@ -247,7 +247,7 @@ def test_somebody_else_takes_over(program: Program, browser: Browser) -> None:
     browser.send("/_mahalla/sign_out")
     browser.send("/_mahalla/sign_in", name="bob", password="builder")
     assert "@bob:example.org" in browser.words
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
 
 
 def test_who_will_sign_in_is_known_beforehand(program: Program, browser: Browser) -> None:
@@ -265,7 +265,7 @@ def test_an_account_is_made_on_the_way(program: Program, browser: Browser) -> No
     browser.send(
         "/_mahalla/register", name="carol", password="christmas", password_again="christmas"
     )
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
     browser.send(program.path_of("authorization_endpoint"), button="allow")
     assert program.take(program.exchange(returned(browser)["code"])).user_id == "@carol:example.org"
 

@@ -69,10 +69,10 @@ def test_the_code_is_typed(program: Program, browser: Browser) -> None:
     sign_in(browser)
     browser.send(LINK, user_code="BCDF-GHJK")
     assert browser.status == 404
-    assert "No device shows this code now" in browser.words
+    assert "This code is wrong or has expired" in browser.words
     browser.send(LINK, user_code=f" {asked['user_code'].lower().replace('-', ' ')} ")
     browser.send(LINK, button="deny")
-    assert "The device was not let in" in browser.words
+    assert "The device was not signed in" in browser.words
     assert error_of(poll(program, asked)) == "access_denied"
     assert error_of(poll(program, asked)) == "invalid_grant"
 

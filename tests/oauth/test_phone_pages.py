@@ -50,33 +50,33 @@ def test_a_number_is_added_and_serves_to_reset_the_password(
     press(browser, "send_code", number="90 123-45-67")
     assert "This is not a mobile number" in browser.words
     press(browser, "send_code", number=NUMBER)
-    assert "A message with a code is on its way." in browser.words
+    assert "We sent a code." in browser.words
     assert not any("998901234567" in path for path in browser.visited)
     press(browser, "take_number", code=gateway.code, old_password="wrong")
     assert "The password is wrong." in browser.words
     press(browser, "take_number", code="no", old_password="wonderland")
     assert "The code is wrong" in browser.words
     press(browser, "take_number", code=gateway.code, old_password="wonderland")
-    assert "The number is added." in browser.words
+    assert "The number was added." in browser.words
     assert "+998901234567" in browser.words
-    assert "A telephone number was added" in browser.words
+    assert "A phone number was added" in browser.words
 
     forgetful = Browser(server)
     forgetful.open(SIGN_IN)
-    forgetful.follow("Have you forgotten your password?")
+    forgetful.follow("Forgot your password?")
     forgetful.send(number=NUMBER)
     forgetful.send(code=gateway.code, password="new", password_again="other")
     assert "The two passwords differ" in forgetful.words
     forgetful.send(code="no", password="new", password_again="new")
     assert "The code is wrong" in forgetful.words
     forgetful.send(code=gateway.code, password="new", password_again="new")
-    assert "Your password is set" in forgetful.words
+    assert "Your password was changed" in forgetful.words
     forgetful.follow("Sign in")
-    assert "Or your telephone number" in forgetful.words
+    assert "Or your phone number" in forgetful.words
     forgetful.send(SIGN_IN, name=NUMBER, password="new")
     assert forgetful.path == ACCOUNT
     press(forgetful, "remove_number")
-    assert "The number is removed." in forgetful.words
+    assert "The number was removed." in forgetful.words
     assert "+998901234567" not in forgetful.words
 
 
@@ -103,8 +103,8 @@ def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGat
             browser.send(code="no", password="looking-glass", password_again="looking-glass")
         read.append(pages)
     assert read[0] == read[1]
-    assert "If an account has this number, a message with a code is on its way to" in read[0][0][1]
-    assert "Ask for a new one." in read[0][-1][1]
+    assert "If an account has this number, we sent a code to" in read[0][0][1]
+    assert "Request a new one." in read[0][-1][1]
     assert {msgspec.json.decode(body)["to"] for _, _, body in gateway.requests} == {"+998901234567"}
 
 
@@ -124,7 +124,7 @@ def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
     browser = Browser(server)
     browser.open("/_mahalla/register")
     browser.send(number=NUMBER)
-    assert "A message with a code is on its way to +998901234567" in browser.words
+    assert "We sent a code to +998901234567" in browser.words
     assert "belongs to an account on example.org already" in gateway.last["text"]
 
 
@@ -154,11 +154,11 @@ def test_a_code_that_was_wrong_too_often_is_asked_for_again(
     press(browser, "send_code", number=NUMBER)
     for _ in range(4):
         press(browser, "take_number", code="no", old_password="wonderland")
-    assert "Ask for a new one." in browser.words
+    assert "Request a new one." in browser.words
     browser.open(ACCOUNT)
     press(browser, "send_code", number=NUMBER)
     press(browser, "take_number", code=gateway.code, old_password="wonderland")
-    assert "The number is added." in browser.words
+    assert "The number was added." in browser.words
 
 
 def test_a_code_is_not_lost_where_somebody_signs_in_once_more(
@@ -185,7 +185,7 @@ def test_a_code_is_not_lost_where_somebody_signs_in_once_more(
     )
     browser.send(SIGN_IN, name="alice", password="wonderland")
     press(browser, "take_number", code=gateway.code, old_password="wonderland")
-    assert "The number is added." in browser.words
+    assert "The number was added." in browser.words
 
 
 def test_an_account_is_made_with_a_number(
@@ -199,7 +199,7 @@ def test_an_account_is_made_with_a_number(
     browser.send(number="12")
     assert "This is not a mobile number" in browser.words
     browser.send(number=NUMBER)
-    assert "A message with a code is on its way to +998901234567" in browser.words
+    assert "We sent a code to +998901234567" in browser.words
     browser.send(code="no")
     assert "The code is wrong" in browser.words
     browser.send(code=gateway.code)

@@ -48,7 +48,7 @@ def test_an_app_of_the_older_api(server: TestServer, browser: Browser) -> None:
     leave(browser, f"redirectUrl={APP}&action=login")
     assert browser.path.startswith(SIGN_IN)
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert "Go on to app.example.com?" in browser.words
+    assert "Continue to app.example.com?" in browser.words
     assert "@alice:example.org" in browser.words
     assert "form-action 'self' https:;" in browser.answer.headers["content-security-policy"]
     browser.send("/_mahalla/sso")
@@ -69,7 +69,7 @@ def test_an_app_that_registers_somebody(server: TestServer, browser: Browser, na
     browser.send(
         "/_mahalla/register", name="bob", password="wonderland", password_again="wonderland"
     )
-    assert "Go on to app.example.com?" in browser.words
+    assert "Continue to app.example.com?" in browser.words
     browser.send("/_mahalla/sso")
     assert redeem(server, browser).user_id == "@bob:example.org"
 
@@ -86,7 +86,7 @@ def test_nothing_leaves_unasked(tmp_path: Path, sqlite_database: Database) -> No
     assert "known.example.evil" in browser.words
     leave(browser, "redirectUrl=https://known.example/app")
     assert browser.status == 200
-    where = browser.page.links["Go on"]
+    where = browser.page.links["Continue"]
     assert re.fullmatch(r"https://known\.example/app\?loginToken=\w+", where)
     assert browser.answer.headers["refresh"] == f"0;url={where}"
     token = where.partition("loginToken=")[2]
@@ -118,11 +118,11 @@ def test_an_app_has_somebody_sign_in_again(program: Program, browser: Browser) -
     browser.send(SIGN_IN, name="alice", password="wonderland")
     assert browser.path.startswith("/_mahalla/oauth/authorize?")
     assert "prompt" not in browser.path
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
     browser.open(program.request(prompt="create"))
     assert browser.path.startswith("/_mahalla/register")
     browser.open(program.request())
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
 
 
 def test_all_other_sessions_are_ended(
@@ -148,7 +148,7 @@ def test_all_other_sessions_are_ended(
     assert alice.get(WHOAMI).status == 200
     browser.post(form.action, form.fields)
     assert "All other sessions have ended." in browser.words
-    assert "In no app." in browser.words
+    assert "You are not signed in with any app." in browser.words
     assert [each.get(WHOAMI).status for each in (app, alice)] == [401, 401]
     assert program.refresh().json["error"] == "invalid_grant"
     other.open("/_mahalla/account")

@@ -85,7 +85,7 @@ def test_who_is_to_sign_in_again_is_asked_there(
     traveller.go(
         f"{cas.url}/cas/login?{urlencode({'service': service})}"
     )  # who leaves `renew` out is not believed
-    assert "does not answer as it should" in traveller.words
+    assert "sign-in service is not working" in traveller.words
 
 
 def test_a_ticket_is_good_once(
@@ -96,13 +96,13 @@ def test_a_ticket_is_good_once(
     traveller.go(START)
     traveller.send(username="alice", password="wonderland")
     (back,) = [path for path in traveller.home.visited if "ticket=" in path]
-    assert "was used before" in _words(traveller, back)
+    assert "was already used" in _words(traveller, back)
     leaving = Traveller(server, BASE)
     leaving.go(START)  # another sign-in that is under way, and the ticket of the first
     flow = parse_qs(urlsplit(parse_qs(urlsplit(leaving.url).query)["service"][0]).query)["flow"][0]
     ticket = parse_qs(urlsplit(back).query)["ticket"][0]
     leaving.go(f"{BASE}_matrix/client/v3/login/cas/ticket?flow={flow}&ticket={ticket}")
-    assert "does not answer as it should" in leaving.words
+    assert "sign-in service is not working" in leaving.words
 
 
 def _words(traveller: Traveller, path: str) -> str:
@@ -117,7 +117,7 @@ def test_who_lacks_an_attribute(
     traveller = Traveller(server, BASE)
     traveller.go(START)
     traveller.send(username="alice", password="wonderland")
-    assert "not among those who may use this server" in traveller.words
+    assert "not allowed to use this server" in traveller.words
 
 
 SUCCESS = """<cas:serviceResponse xmlns:cas="http://www.yale.edu/tp/cas"><cas:authenticationSuccess>

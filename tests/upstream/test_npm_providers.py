@@ -64,7 +64,7 @@ def test_people_sign_in_with_openid_connect(
 def test_who_is_in_another_group_is_refused(server: TestServer) -> None:
     traveller = Traveller(server, BASE)
     sign_in_at_the_town_hall(traveller, "bob")
-    assert "not among those who may use this server" in traveller.words
+    assert "not allowed to use this server" in traveller.words
 
 
 def test_who_does_not_want_to_comes_back(server: TestServer) -> None:
@@ -116,7 +116,7 @@ def test_assertions_that_are_refused(server: TestServer, path: str, reason: str)
     traveller = answer_of(server, f"/saml/{path}")
     with capturedLogs() as logged:
         traveller.send()
-    assert "does not answer as it should" in traveller.words
+    assert "sign-in service is not working" in traveller.words
     assert reason in str([event.get("why") for event in logged])
 
 
@@ -129,16 +129,16 @@ def test_assertions_that_were_changed_or_taken(server: TestServer) -> None:
     second.home.post(
         f"/{ACS}", {**fields, "RelayState": other["RelayState"]}
     )  # the answer to another request
-    assert "does not answer as it should" in second.home.words
+    assert "sign-in service is not working" in second.home.words
     third = answer_of(server)
     good = base64.b64decode(third.page.forms[0].fields["SAMLResponse"]).decode()
     changed = base64.b64encode(good.replace(">alice<", ">admin<").encode()).decode()
     third.send(SAMLResponse=changed)
-    assert "does not answer as it should" in third.words
+    assert "sign-in service is not working" in third.words
     first.send()
     redeem(server, first)
     first.home.post(f"/{ACS}", fields)  # once more
-    assert "was used before" in first.home.words
+    assert "was already used" in first.home.words
     for fields in ({}, {"SAMLResponse": "x", "RelayState": "y"}):
         first.home.post(f"/{ACS}", fields)
         assert first.home.status == 400
@@ -148,7 +148,7 @@ def test_assertions_that_were_changed_or_taken(server: TestServer) -> None:
 def test_who_lacks_an_attribute(server: TestServer) -> None:
     traveller = answer_of(server, user="bob")
     traveller.send()
-    assert "not among those who may use this server" in traveller.words
+    assert "not allowed to use this server" in traveller.words
 
 
 @needs_saml
@@ -184,4 +184,4 @@ def test_an_old_sign_in_is_none_of_now(server: TestServer) -> None:
         server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true"
     )
     later.send()
-    assert "were not asked there" in later.words
+    assert "did not ask you to" in later.words

@@ -335,7 +335,7 @@ def test_who_signs_out_here_is_signed_out_there(
     assert traveller.home.answer.headers["refresh"].startswith(
         f"0;url={providers.url}/saml/logout?SAMLRequest="
     )
-    traveller.go(traveller.page.links["Go on"])
+    traveller.go(traveller.page.links["Continue"])
     assert traveller.home.path.startswith("/_mahalla/sign_in?next=")
     for path in (
         "https://evil.example/",
@@ -363,5 +363,5 @@ def test_with_a_key_of_our_own_the_request_is_signed(
     form = next(form for form in traveller.page.forms if form.action == "/_mahalla/sign_out")
     traveller.go(f"{BASE}_mahalla/sign_out", form.fields)
     assert {"SAMLRequest", "SigAlg", "Signature"} <= parse_qs(
-        urlsplit(traveller.page.links["Go on"]).query
+        urlsplit(traveller.page.links["Continue"]).query
     ).keys()
