@@ -1,5 +1,4 @@
-"""Pages on which people give a telephone number: of the account, to register, for a forgotten
-password."""
+"""Pages with phone numbers: the account page, the registration, the password reset."""
 
 from pathlib import Path
 
@@ -35,14 +34,12 @@ def server(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> Te
 
 
 def press(browser: Browser, do: str, **fields: str) -> None:
-    """Press the button of a form of the account page."""
+    """Submit a form of the account page."""
     form = next(form for form in browser.page.forms if form.fields.get("do") == do)
     browser.post(form.action, {**form.fields, **fields})
 
 
-def test_a_number_is_added_and_serves_to_reset_the_password(
-    server: TestServer, gateway: SMSGateway
-) -> None:
+def test_an_added_number_resets_the_password(server: TestServer, gateway: SMSGateway) -> None:
     server.register("alice")
     browser = Browser(server)
     browser.open(ACCOUNT)
@@ -80,8 +77,10 @@ def test_a_number_is_added_and_serves_to_reset_the_password(
     assert "+998901234567" not in forgetful.words
 
 
-def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGateway) -> None:
-    """Whoever asks for a new password reads the same of every number, to the end."""
+def test_pages_do_not_reveal_whether_a_number_is_known(
+    server: TestServer, gateway: SMSGateway
+) -> None:
+    """The password reset shows the same pages for every number."""
     alice, now = server.register("alice"), int(server.clock.seconds() * 1000)
     row = ThreepidRow("msisdn", "998901234567", alice.user_id, now, now)
     server.run(
@@ -108,7 +107,7 @@ def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGat
     assert {msgspec.json.decode(body)["to"] for _, _, body in gateway.requests} == {"+998901234567"}
 
 
-def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
+def test_registration_with_a_known_number_is_reported_only_by_message(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     server = TestServer(
@@ -128,7 +127,9 @@ def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
     assert "belongs to an account on example.org already" in gateway.last["text"]
 
 
-def test_a_gateway_that_fails_tells_nobody_either(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_failing_gateway_does_not_reveal_known_numbers(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     alice, now = server.register("alice"), int(server.clock.seconds() * 1000)
     row = ThreepidRow("msisdn", "998901234567", alice.user_id, now, now)
     server.run(
@@ -144,9 +145,7 @@ def test_a_gateway_that_fails_tells_nobody_either(server: TestServer, gateway: S
     assert statuses == [200, 200]
 
 
-def test_a_code_that_was_wrong_too_often_is_asked_for_again(
-    server: TestServer, gateway: SMSGateway
-) -> None:
+def test_too_many_wrong_codes_need_a_new_code(server: TestServer, gateway: SMSGateway) -> None:
     server.register("alice")
     browser = Browser(server)
     browser.open(ACCOUNT)
@@ -161,9 +160,7 @@ def test_a_code_that_was_wrong_too_often_is_asked_for_again(
     assert "The number was added." in browser.words
 
 
-def test_a_code_is_not_lost_where_somebody_signs_in_once_more(
-    server: TestServer, gateway: SMSGateway
-) -> None:
+def test_a_code_survives_signing_in_again(server: TestServer, gateway: SMSGateway) -> None:
     alice = server.register("alice")
     store = server.app.accounts.store
     password_hash = server.run(store.get_accounts([alice.user_id]))[alice.user_id].password_hash
@@ -188,7 +185,7 @@ def test_a_code_is_not_lost_where_somebody_signs_in_once_more(
     assert "The number was added." in browser.words
 
 
-def test_an_account_is_made_with_a_number(
+def test_registration_with_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     server = TestServer(
@@ -210,7 +207,7 @@ def test_an_account_is_made_with_a_number(
     assert "+998901234567" in browser.words
 
 
-def test_an_account_is_made_with_an_address_and_a_number(
+def test_registration_with_an_address_and_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     config = (
