@@ -1,5 +1,4 @@
-"""Whoever looks with a browser gets errors as pages, in their language; programs get them as
-JSON."""
+"""Errors are pages in the user's language for browsers, and JSON for other clients."""
 
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 def says(browser: Browser, text: str) -> bool:
-    """Whether the page says it in the language of its reader."""
+    """Return whether the page has the text, translated to the browser's language."""
     assert browser.answer.headers["content-type"].startswith("text/html"), browser.text
     translated = LANGUAGES.choose(browser.languages).gettext(text)
     assert translated != text
@@ -35,7 +34,7 @@ def says(browser: Browser, text: str) -> bool:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_is_not_there(server: TestServer, code: str) -> None:
+def test_unknown_paths_are_a_page(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     for path in ("/_mahalla/nothing", "/_synapse/client/nothing", "/_matrix/static/nothing"):
         browser.open(path)
@@ -52,7 +51,7 @@ def test_what_is_not_there(server: TestServer, code: str) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_who_comes_too_often(server: TestServer, code: str) -> None:
+def test_a_rate_limit_is_a_page(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     for _ in range(9):
         browser.open("/_mahalla/sign_in")
@@ -62,7 +61,9 @@ def test_who_comes_too_often(server: TestServer, code: str) -> None:
     assert says(browser, "Too many attempts. Try again in %(minutes)s min.")
 
 
-def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_a_page_with_its_id(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
@@ -72,12 +73,13 @@ def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.Monk
     assert browser.status == 500
     assert says(
         browser,
-        "Something went wrong on this server. To report the problem to its administrators, give them this number: %(id)s",
+        "Something went wrong on this server. To report the problem to its administrators,"
+        " give them this number: %(id)s",
     )
     assert server.get("/_mahalla/account").json["errcode"] == "M_UNKNOWN"
 
 
-def test_programs_get_json(server: TestServer) -> None:
+def test_other_clients_get_json(server: TestServer) -> None:
     assert server.get("/_mahalla/nothing").errcode == "M_UNRECOGNIZED"
     for path in (
         "/_mahalla/admin/v1/nothing",
@@ -88,7 +90,7 @@ def test_programs_get_json(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_was_filled_in_wrongly(server: TestServer, code: str) -> None:
+def test_invalid_input_is_explained(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     browser.open("/_mahalla/register")
     browser.send("/_mahalla/register", name="alice", password="x" * 600, password_again="x" * 600)
@@ -109,7 +111,7 @@ def test_what_was_filled_in_wrongly(server: TestServer, code: str) -> None:
         assert says(browser, "For the developers of the app: %(text)s")
 
 
-def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
+def test_pages_send_no_cors_headers(server: TestServer) -> None:
     """spec: RFC 9700 section 2.6"""
     program = Program(server)
     for path in (
@@ -143,10 +145,13 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_addresses_and_tokens_that_are_wrong(
+def test_invalid_addresses_and_tokens_are_explained(
     tmp_path: Path, sqlite_database: Database, code: str
 ) -> None:
-    further = "email: {smtp_host: mail.example.org}\nenable_registration: true\nregistration_requires_token: true\n"
+    further = (
+        "email: {smtp_host: mail.example.org}\nenable_registration: true\n"
+        "registration_requires_token: true\n"
+    )
     browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + further), languages=code)
     browser.open("/_mahalla/reset_password")
     browser.send("/_mahalla/reset_password", address="\u00e9@b.org")
