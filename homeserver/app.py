@@ -48,7 +48,7 @@ from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
 from homeserver.observe.access import AccessLog
-from homeserver.observe.caches import CacheMetrics
+from homeserver.observe.caches import CacheMetrics, Entries
 from homeserver.observe.context import make_request_ids
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.calls.rtc_transports import RTCTransports
@@ -500,7 +500,15 @@ def build(
         rooms.presence,
         accounts.last_seen,
     )
-    CacheMetrics(registry, rooms.caches)
+    CacheMetrics(
+        registry,
+        {
+            **rooms.caches,
+            "access_tokens": Entries(accounts.access_tokens.cache),
+            "devices": Entries(encryption.device_cache.cache),
+            "filters": people.filters.cache,
+        },
+    )
     all_jobs = [
         *finding.jobs,
         *retention.jobs,

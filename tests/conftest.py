@@ -30,7 +30,7 @@ from xdist.remote import Producer
 
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
-from tests.helpers.both_ways import both_ways
+from tests.helpers.both_ways import Compared, both_ways
 from tests.helpers.databases import (
     PostgresTemplates,
     copy_sqlite,
@@ -153,9 +153,8 @@ def postgres_templates() -> Iterator[PostgresTemplates]:
 
 
 @pytest.fixture(scope="module")
-def compared() -> Iterator[list[object]]:
-    """Answers of both kinds of sync that are made in a shorter way, each compared with that of the
-    longer one."""
+def compared() -> Iterator[Compared]:
+    """Responses of both kinds of sync with a short way in them, each compared with the full way."""
     with both_ways() as answers:
         yield answers
 

@@ -11,9 +11,12 @@ Laws:
   again (429) is not asked before, itself: notaries may be.
 - A document counts when the server has signed it itself; one that a notary hands us, when the
   notary has signed it too.
-- Whoever has proved nothing yet waits at the door: anybody can name servers in requests, as many as
-  they like, and let each answer slowly. The keys of events, and those of servers that have proved
-  themselves before, are fetched beside that.
+- Requests of servers that have proved nothing yet wait for keys apart from all others: anybody can
+  name any number of servers in requests, and let each answer slowly. The places are shared among
+  the network addresses that requests come from, and among the registered domains that they name.
+  Each may hold as many as it leaves free, so that some are left however hard one presses; the two
+  are counted apart, since many who wait for the same server wait for one question. Servers are
+  asked in turns of domains.
 - Of a server whose keys are pinned no others are believed, and nobody is asked for them.
 - Servers are asked themselves, and then the notaries of the configuration, if there are any. When
   many are wanted at once, as when a large room is joined, the notaries come first: one question
@@ -23,18 +26,19 @@ spec: server-server-api#retrieving-server-keys
 """
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.identity import ServerIdentity
-from federation.peers.retry_after import Patience
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.server_keys import SERVERS_AT_ONCE, RemoteServerKeys
 from federation.peers.shared_work import SharedWork
-from federation.peers.unknown_servers import Door
 from federation.protocol.errors import (
     BadEvent,
     BadJson,
@@ -45,7 +49,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event, encode_reference
-from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.ids import KeyID, ServerName, registered_domain_of
 from federation.protocol.key_documents import (
     MAX_KEYS,
     KeyDocument,
@@ -61,13 +65,12 @@ AT_ONCE = 30
 AT_DOOR = 20
 """Servers of which nothing is known that are asked at the same time since somebody named them."""
 MOST_AT_DOOR = 70
-"""Requests that wait for that; what is more is refused. `unknown_servers.py`: how these are
-shared."""
+"""Requests that wait for that, each held in memory. Further ones are refused."""
 NO_ADDRESS = ""
 """Of those who ask us as a notary: all together count as one that asks."""
 MANY = 10
 """From so many servers on the notaries are asked first."""
-FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 5_000, 300_000
+RETRIES = BackoffSchedule(5_000, 300_000)
 REST_MS = 5_000
 """How long a server that has said its keys is not asked for more of them."""
 MAX_REMEMBERED = 10_000
@@ -94,9 +97,15 @@ class _Known(msgspec.Struct, frozen=True):
     renew_at: int
 
 
-class _Pause(msgspec.Struct, frozen=True):
-    until: int
-    length: int
+class _Party(NamedTuple):
+    """One for which places are counted: the network address or the domain of a request."""
+
+    kind: Literal["address", "domain"]
+    name: str
+
+
+def _parties_of(address: str, server: ServerName) -> tuple[_Party, _Party]:
+    return _Party("address", address), _Party("domain", registered_domain_of(server))
 
 
 class Keyring:
@@ -126,13 +135,26 @@ class Keyring:
         own = VerifyKey(identity.key.public_key, 1 << 60)
         self._own = _Known({**(old_keys or {}), identity.key.key_id: own}, 1 << 60, 1 << 60)
         self._known: dict[ServerName, _Known] = {}
-        self._pauses: dict[ServerName, _Pause] = {}
-        self._rests: dict[ServerName, int] = {}
-        """Of servers that have answered, until when they are not asked again."""
-        self._patience = Patience(now_ms)
+        self._lacking: PeerBackoff[ServerName] = PeerBackoff(
+            now_ms, RETRIES, max_remembered=MAX_REMEMBERED
+        )
+        """Servers whose keys could not be had, from whomever."""
+        self._fresh: PeerBackoff[ServerName] = PeerBackoff(now_ms, max_remembered=MAX_REMEMBERED)
+        """Servers that have just said their keys."""
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
+        """Servers that asked us to wait."""
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
         self._line = DeferredSemaphore(AT_ONCE)
-        self._door = Door(MOST_AT_DOOR, AT_DOOR, FIRST_PAUSE_MS)
+        self._unknown: FairSemaphore[_Party] = FairSemaphore(
+            MOST_AT_DOOR,
+            lambda _party: self._unknown.free,
+            refusal=lambda _party: LimitExceeded(
+                "Too many servers make themselves known just now", retry_after_ms=RETRIES.first_ms
+            ),
+        )
+        """Requests of servers that have proved nothing yet."""
+        self._questions: FairSemaphore[str] = FairSemaphore(AT_DOOR, AT_DOOR // 2)
+        """Questions to such servers, by registered domain."""
 
     async def get_keys(
         self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int
@@ -207,7 +229,7 @@ class Keyring:
         if not at_door:
             return await self._renew(server, at_door=False)
         try:
-            with self._door.place(NO_ADDRESS, server):
+            with self._unknown.hold_now(*_parties_of(NO_ADDRESS, server)):
                 return await self._renew(server, at_door=True)
         except LimitExceeded:
             return False
@@ -215,7 +237,7 @@ class Keyring:
     async def _renew(self, server: ServerName, *, at_door: bool) -> bool:
         if not await self._fetches.run(server, self._fetching(server, at_door)):
             return False
-        self._pauses.pop(server, None)
+        self._lacking.record_answer(server)
         return True
 
     # ---- finding
@@ -251,7 +273,7 @@ class Keyring:
             }
         if caller is not None and lacking and not lacking.keys() & self._known.keys():
             (server,) = lacking
-            with self._door.place(caller, server):
+            with self._unknown.hold_now(*_parties_of(caller, server)):
                 await self._fetch_all(lacking, at_door=True)
         elif lacking:
             await self._fetch_all(lacking, at_door=False)
@@ -286,15 +308,14 @@ class Keyring:
         return bool(keys) and not valid_keys(self._get(server).keys, keys)
 
     def _is_paused(self, server: ServerName) -> bool:
-        pause = self._pauses.get(server)
-        return pause is not None and pause.until > self._now_ms()
+        return self._lacking.left_ms(server) > 0
 
     def _rests_now(self, server: ServerName) -> bool:
-        return self._rests.get(server, 0) > self._now_ms()
+        return self._fresh.left_ms(server) > 0
 
     def _may_ask(self, server: ServerName) -> bool:
         """Whether it has neither just said its keys, nor asked us to wait."""
-        return not self._rests_now(server) and not self._patience.left_ms(server)
+        return not self._rests_now(server) and not self._backoff.left_ms(server)
 
     # ---- fetching
 
@@ -312,9 +333,9 @@ class Keyring:
         for server, keys in lacking.items():
             if self._lacks(server, keys):
                 if server in asked or self._notaries:
-                    self._pause(server)
+                    self._lacking.record_failure(server)
             else:
-                self._pauses.pop(server, None)
+                self._lacking.record_answer(server)
 
     def _fetching(
         self, server: ServerName, at_door: bool
@@ -323,26 +344,24 @@ class Keyring:
 
     async def _fetch(self, server: ServerName, at_door: bool) -> bool:
         """Ask a server for its keys; whether it answered well."""
+        domain = registered_domain_of(server)
         if at_door:
-            await self._door.acquire(server)
+            await self._questions.acquire(domain)
         else:
             await self._line.acquire()
         try:
             document = read_keys(server, await self._remote.fetch(server), self._now_ms())
         except (RemoteError, MatrixError) as error:
             self._log.info("no keys of {server}: {error}", server=server, error=error)
-            self._pause(server)
-            self._patience.note(server, error)
+            self._lacking.record_failure(server)
+            self._backoff.record_failure(server, error)
             return False
         finally:
             if at_door:
-                self._door.release(server)
+                self._questions.release(domain)
             else:
                 self._line.release()
-        self._rests.pop(server, None)
-        self._rests[server] = self._now_ms() + REST_MS
-        if len(self._rests) > MAX_REMEMBERED:
-            del self._rests[next(iter(self._rests))]
+        self._fresh.pause(server, REST_MS)
         await self._keep(document)
         return True
 
@@ -355,7 +374,7 @@ class Keyring:
                 await self._ask_notary(notary, part)
 
     async def _ask_notary(self, notary: Notary, wanted: Wanted) -> None:
-        if self._patience.left_ms(notary.server_name):
+        if self._backoff.left_ms(notary.server_name):
             return
         try:
             documents = await self._remote.query(notary.server_name, wanted)
@@ -363,7 +382,7 @@ class Keyring:
             self._log.info(
                 "the notary {notary} does not help: {error}", notary=notary.server_name, error=error
             )
-            self._patience.note(notary.server_name, error)
+            self._backoff.record_failure(notary.server_name, error)
             return
         for each in documents:
             name = each.get("server_name")
@@ -433,16 +452,6 @@ class Keyring:
 
     def _tell(self, failure: Failure) -> None:
         self._log.failure("keys could not be renewed", failure)
-
-    def _pause(self, server: ServerName) -> None:
-        before = self._pauses.pop(server, None)
-        now = self._now_ms()
-        length = FIRST_PAUSE_MS if before is None else min(2 * before.length, LONGEST_PAUSE_MS)
-        if before is not None and before.until > now:
-            length = before.length  # the same failure, told twice
-        self._pauses[server] = _Pause(now + length, length)
-        if len(self._pauses) > MAX_REMEMBERED:
-            del self._pauses[next(iter(self._pauses))]
 
 
 def _stored(key: VerifyKey) -> StoredKey:

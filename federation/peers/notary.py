@@ -17,6 +17,7 @@ from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring
 from federation.peers.own_keys import OwnKeys
 from federation.peers.policy import Policy
+from federation.peers.token_buckets import Rate, TokenBuckets
 from federation.protocol.errors import TooLarge
 from federation.protocol.ids import KeyID, ServerName, is_server_name
 from federation.protocol.signing import sign_json
@@ -31,6 +32,9 @@ FETCHES_A_SECOND = 2.0
 ANSWER_BYTES = 1 << 20
 """An honest document has about a thousand. Whoever asks can be anybody, and have made long ones
 beforehand."""
+
+_EVERYBODY = ""
+"""The key under which these are counted."""
 
 Criteria = Mapping[str, Mapping[str, int | None]]
 """Servers, their keys, and until when each shall be valid, in milliseconds; None: now. An empty id:
@@ -55,8 +59,9 @@ class KeyNotary:
         self._identity = identity
         self._policy = policy
         self._now_ms = now_ms
-        self._allowance = float(FETCHES_AT_ONCE)
-        self._counted_at = now_ms()
+        self._fetches = TokenBuckets(
+            lambda: now_ms() / 1000, Rate(FETCHES_A_SECOND, FETCHES_AT_ONCE)
+        )
 
     async def get_documents(self, criteria: Criteria) -> list[msgspec.Raw]:
         """What servers say about their keys, signed by us too; servers of which nothing is known
@@ -106,12 +111,9 @@ class KeyNotary:
         }
 
     def _may_fetch(self) -> bool:
-        now = self._now_ms()
-        grown = self._allowance + (now - self._counted_at) / 1000 * FETCHES_A_SECOND
-        self._allowance, self._counted_at = min(grown, float(FETCHES_AT_ONCE)), now
-        if self._allowance < 1:
+        if self._fetches.wait(_EVERYBODY):
             return False
-        self._allowance -= 1
+        self._fetches.take(_EVERYBODY)
         return True
 
     def _sign(self, stored: StoredDocument) -> msgspec.Raw:

@@ -1,108 +1,82 @@
-"""Requests of other servers by turns, so that a busy or hostile one cannot take the room of the
-rest.
+"""Bounds how hard one server may press with requests, so that a busy or hostile one delays only
+itself.
 
-Each server has so many requests answered at the same time, and the rest of its requests wait in
-line. One that asks more often than so many times in a window waits a while before each further
-request; one that has too many waiting is refused (429). Servers do not wait for one another.
+A number of requests of a server is answered at the same time; further ones wait. A server that
+sends more often than so many times in a window has its requests delayed. Once too many of its
+requests wait, further ones are refused (429).
 
 spec: client-server-api#rate-limiting
 """
 
-from collections import deque
+import sys
+from collections import Counter
+from typing import Final
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
+from federation.peers.fair_semaphore import FairSemaphore
+from federation.peers.token_buckets import Rate, TokenBuckets
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
 
-MAX_REMEMBERED = 5_000
-"""Servers that are known before those are forgotten that have asked nothing lately."""
+MAX_REMEMBERED: Final = 5_000
+"""Servers whose requests are counted."""
 
 
 class PeerLimits(msgspec.Struct, frozen=True):
-    """How hard one server may press. Times in seconds."""
+    """The bounds for one server. Times are in seconds."""
 
     window: float
     asks_in_window: int
-    """Before each further request waits for `delay`."""
+    """Further requests are delayed until the server has sent less for a window. 0: each is."""
     delay: float
     most_waiting: int
     at_once: int
 
 
-class _Peer(msgspec.Struct):
-    asked: deque[float] = msgspec.field(default_factory=deque)
-    """When the latest requests came, as many as matter."""
-    delayed: int = 0
-    line: deque[Deferred[None]] = msgspec.field(default_factory=deque)
-    running: int = 0
-
-
-class Turns:
-    """Lets requests in. Each `enter` that returns is followed by a `leave`."""
+class PeerQueue:
+    """Admits requests of other servers. A `leave` follows each `enter` that returns."""
 
     def __init__(self, clock: IReactorTime, limits: PeerLimits) -> None:
         self._clock = clock
         self._limits = limits
-        self._peers: dict[ServerName, _Peer] = {}
+        asks = max(limits.asks_in_window, 1)
+        rate = Rate(asks / limits.window, asks)  # a bucket refills in a window
+        self._asked = TokenBuckets(clock.seconds, rate, max_buckets=MAX_REMEMBERED)
+        self._delayed: Counter[ServerName] = Counter()
+        self._semaphore: FairSemaphore[ServerName] = FairSemaphore(sys.maxsize, limits.at_once)
 
     async def enter(self, server: ServerName) -> None:
-        """Wait for a turn. Raises LimitExceeded where too many requests of the server wait
-        already."""
-        limits = self._limits
-        peer = self._peers.get(server)
-        if peer is None:
-            if len(self._peers) >= MAX_REMEMBERED:
-                self._forget()
-            peer = self._peers[server] = _Peer()
-        if peer.delayed + len(peer.line) >= max(limits.most_waiting, 1):
-            raise LimitExceeded(retry_after_ms=max(1, int(limits.window * 1000)))
-        now = self._clock.seconds()
-        asked = peer.asked
-        asked.append(now)
-        while asked and (asked[0] <= now - limits.window or len(asked) > limits.asks_in_window + 1):
-            asked.popleft()
-        if len(asked) > limits.asks_in_window and limits.delay > 0:
-            await self._delay(peer)
-        if peer.running < limits.at_once and not peer.line:
-            peer.running += 1
-            return
-        mine: Deferred[None] = Deferred()
-        peer.line.append(mine)
-        try:
-            await mine  # `leave` hands its place over
-        except CancelledError:
-            peer.line.remove(mine)
-            raise
+        """Wait until the request may be answered. Raises LimitExceeded."""
+        if self._delayed[server] + self._semaphore.waiting(server) >= max(
+            self._limits.most_waiting, 1
+        ):
+            raise LimitExceeded(retry_after_ms=max(1, int(self._limits.window * 1000)))
+        if self._asks_too_often(server) and self._limits.delay > 0:
+            await self._delay(server)
+        await self._semaphore.acquire(server)
 
     def leave(self, server: ServerName) -> None:
-        """The request is answered: the next one of the same server has its turn."""
-        peer = self._peers[server]
-        if peer.line:
-            peer.line.popleft().callback(None)
-        else:
-            peer.running -= 1
+        """The request is answered; the next one of the server is admitted."""
+        self._semaphore.release(server)
 
     def count_remembered(self) -> int:
-        """How many servers are known."""
-        return len(self._peers)
+        """How many servers' requests are counted."""
+        return len(self._asked)
 
-    async def _delay(self, peer: _Peer) -> None:
-        waited: Deferred[None] = Deferred()
-        call = self._clock.callLater(self._limits.delay, waited.callback, None)
-        peer.delayed += 1
+    def _asks_too_often(self, server: ServerName) -> bool:
+        """Count a request. Delayed ones count too, up to a window's worth, so that a server which
+        goes on pressing is delayed each time."""
+        wait = self._asked.wait(server)
+        if wait < self._limits.window:
+            self._asked.take(server)
+        return wait > 0 or not self._limits.asks_in_window
+
+    async def _delay(self, server: ServerName) -> None:
+        self._delayed[server] += 1
         try:
-            await waited
+            await deferLater(self._clock, self._limits.delay)
         finally:
-            peer.delayed -= 1
-            if call.active():
-                call.cancel()
-
-    def _forget(self) -> None:
-        since = self._clock.seconds() - self._limits.window
-        for server, peer in list(self._peers.items()):
-            is_idle = not peer.running and not peer.delayed and not peer.line
-            if is_idle and (not peer.asked or peer.asked[-1] <= since):
-                del self._peers[server]
+            self._delayed -= Counter({server: 1})

@@ -1,6 +1,9 @@
-"""Many who want the same thing wait for one who does it.
+"""Does a piece of work once for all who ask for it at the same time.
 
-Whoever waits may give up without harm to the others; the work goes on, and has to end by itself.
+Laws:
+- While the work for a key runs, further callers wait for it. Each gets its result, or its error.
+- A caller that is cancelled stops waiting. The work goes on for the others, and ends by itself.
+- Nothing is remembered once the work is done.
 """
 
 from collections.abc import Callable, Coroutine, Hashable
@@ -14,29 +17,30 @@ T = TypeVar("T")
 
 
 class SharedWork(Generic[K, T]):
-    """What is being done, by a key."""
+    """Pieces of work that run, by key. For the reactor thread."""
 
     def __init__(self) -> None:
         self._waiting: dict[K, list[Deferred[T]]] = {}
 
     async def run(self, key: K, work: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> T:
-        """What the work for this key returns or raises: it is begun unless it is being done."""
+        """Wait for the work for this key, and begin it unless it runs. Raises what the work
+        raises."""
         mine: Deferred[T] = Deferred()
         if key in self._waiting:
             self._waiting[key].append(mine)
         else:
             self._waiting[key] = [mine]
-            Deferred.fromCoroutine(work()).addBoth(self._tell, key)
+            Deferred.fromCoroutine(work()).addBoth(self._finish, key)
         return await mine
 
     def is_under_way(self, key: K) -> bool:
-        """Whether the work for this key is being done."""
+        """Whether the work for this key runs."""
         return key in self._waiting
 
-    def _tell(self, outcome: T | Failure, key: K) -> None:
+    def _finish(self, outcome: T | Failure, key: K) -> None:
         for each in self._waiting.pop(key):
             if each.called:
-                continue
+                continue  # cancelled
             if isinstance(outcome, Failure):
                 each.errback(outcome)
             else:

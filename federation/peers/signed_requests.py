@@ -13,7 +13,6 @@ which one came in vain a moment ago.
 spec: server-server-api#request-authentication
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -23,6 +22,7 @@ from federation.api.request import Peer
 from federation.peers.event_lists import is_one_object
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import Policy
 from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.dense_json import has_too_many_values
@@ -55,7 +55,7 @@ class SignedRequests:
         self._policy = policy
         self._identity = identity
         self._now_ms = now_ms
-        self._resting: OrderedDict[str, int] = OrderedDict()
+        self._resting: PeerBackoff[str] = PeerBackoff(now_ms, max_remembered=MOST_RESTING)
         """Addresses, and until when they rest."""
 
     async def get_peer(
@@ -85,8 +85,7 @@ class SignedRequests:
             self._check(known, keys, method, uri, content)
         except Unauthorized:
             if len(body) > SHORT_BODY and (
-                self._resting.get(address, 0) > self._now_ms()
-                or has_too_many_values(body, MOST_VALUES)
+                self._resting.left_ms(address) or has_too_many_values(body, MOST_VALUES)
             ):
                 raise
             try:
@@ -96,17 +95,11 @@ class SignedRequests:
                 self._check(known, keys, method, uri, msgspec.Raw(canonical))
             except MatrixError:  # it may also have no canonical form, which is found out late
                 if len(body) > SHORT_BODY:
-                    self._let_rest(address)
+                    self._resting.pause(address, REST_MS)
                 raise
         if is_deep and not is_one_object(body):
             raise NotJson
         return Peer(origin)
-
-    def _let_rest(self, address: str) -> None:
-        self._resting[address] = self._now_ms() + REST_MS
-        self._resting.move_to_end(address)
-        if len(self._resting) > MOST_RESTING:
-            self._resting.popitem(last=False)
 
     def check_head(self, authorization: list[str], uri: str) -> None:
         """Whether the body of a request is worth taking in, by what comes before it. Raises

@@ -82,7 +82,7 @@ def required_signers(event: Event) -> frozenset[ServerName]:
     vouches for a join. Raises `BadEvent` if that one is not a user id.
 
     spec: server-server-api#validating-hashes-and-signatures-on-received-events,
-    rooms/v8#authorization-rules 4.2
+    rooms/v8#authorisation-rules 4.2
     """
     signers = set()
     if not _is_third_party_invite(event):

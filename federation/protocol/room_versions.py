@@ -68,10 +68,10 @@ class RoomVersion(msgspec.Struct, frozen=True):
     redaction: RedactionRules
     redaction_event_authorised: bool
     """Authorization has a rule of its own for m.room.redaction (versions 1 and 2). spec:
-    rooms/v1#authorization-rules 11"""
+    rooms/v1#authorisation-rules 11"""
     aliases_event_authorised: bool
     """Authorization has a rule of its own for m.room.aliases (versions 1 to 5). spec:
-    rooms/v1#authorization-rules 4"""
+    rooms/v1#authorisation-rules 4"""
     enforces_key_validity: bool
     """Signatures count only while the signing key was valid (from version 5). spec:
     rooms/v5#signing-key-validity-period"""
@@ -80,7 +80,7 @@ class RoomVersion(msgspec.Struct, frozen=True):
     rooms/v6#canonical-json"""
     limits_notification_levels: bool
     """`notifications` in m.room.power_levels is guarded by authorization (from version 6). spec:
-    rooms/v6#authorization-rules"""
+    rooms/v6#authorisation-rules"""
     knocking: bool
     """Join rule `knock`, membership `knock` (from version 7). spec: rooms/v7"""
     restricted_joins: bool
@@ -92,16 +92,16 @@ class RoomVersion(msgspec.Struct, frozen=True):
     rooms/v10#values-in-mroompower_levels-events-must-be-integers"""
     creator_is_sender: bool
     """The creator is the create event's sender, not its `content.creator` (from version 11). spec:
-    rooms/v11#remove-creator"""
+    rooms/v11#remove-the-creator-property-of-mroomcreate-events"""
     redacts_in_content: bool
     """A redaction names its target in `content.redacts` (from version 11). spec:
-    rooms/v11#moving-the-redacts-property"""
+    rooms/v11#moving-the-redacts-property-of-mroomredaction-events-to-a-content-property"""
     room_id_is_create_hash: bool
     """The room id is the create event's id with `!`; the create event has no room_id (from version
     12). spec: rooms/v12#event-format"""
     creators_privileged: bool
     """Creators, `additional_creators` among them, stand above every power level (from version 12).
-    spec: rooms/v12#authorization-rules"""
+    spec: rooms/v12#authorisation-rules"""
 
 
 V1: Final = RoomVersion(

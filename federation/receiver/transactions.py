@@ -16,13 +16,13 @@ acknowledged.
 spec: server-server-api#transactions
 """
 
+import sys
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import compress
 from operator import not_
 from typing import Any, Final
 
 import msgspec
-from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from federation.peers.event_lists import (
@@ -33,6 +33,7 @@ from federation.peers.event_lists import (
     read_piece,
     split_lists,
 )
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.policy import Policy
 from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.errors import BadJson, LimitExceeded, MatrixError, TooLarge
@@ -87,13 +88,6 @@ class _Kind(msgspec.Struct):
     edu_type: str = ""
 
 
-class _Sender(msgspec.Struct):
-    """A server that is sending something."""
-
-    lock: DeferredLock = msgspec.field(default_factory=DeferredLock)
-    waiting: int = 0
-
-
 class Transactions:
     """Takes in transactions. For the reactor thread."""
 
@@ -120,7 +114,15 @@ class Transactions:
         self._outside = outside
         self._policy = policy
         self._observer = observer
-        self._senders: dict[ServerName, _Sender] = {}
+        self._queue: FairSemaphore[ServerName] = FairSemaphore(
+            sys.maxsize,
+            1,
+            max_waiting_per_key=MAX_WAITING - 1,
+            refusal=lambda _server: LimitExceeded(
+                "Wait for the answer to a transaction before you send the next", retry_after_ms=1000
+            ),
+        )
+        """One transaction of a server at a time."""
         self._answers = RememberedAnswers()
 
     async def receive_body(self, origin: ServerName, txn_id: str, body: bytes) -> msgspec.Raw:
@@ -165,26 +167,12 @@ class Transactions:
         """
         if len(pdus) > MAX_PDUS or len(edus) > MAX_EDUS:
             raise TooLarge(f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs")
-        sender = self._senders.setdefault(origin, _Sender())
-        if sender.waiting >= MAX_WAITING:
-            raise LimitExceeded(
-                "Wait for the answer to a transaction before you send the next", retry_after_ms=1000
-            )
-        sender.waiting += 1
-        try:
-            await sender.lock.acquire()
-            try:
-                answer = self._answers.find(origin, txn_id)
-                if answer is None:
-                    answer = msgspec.json.encode({"pdus": await self._take_in(origin, pdus, edus)})
-                    self._answers.add(origin, txn_id, answer)
-                return msgspec.Raw(answer)
-            finally:
-                sender.lock.release()
-        finally:
-            sender.waiting -= 1
-            if not sender.waiting:
-                del self._senders[origin]
+        async with self._queue.hold(origin):
+            answer = self._answers.find(origin, txn_id)
+            if answer is None:
+                answer = msgspec.json.encode({"pdus": await self._take_in(origin, pdus, edus)})
+                self._answers.add(origin, txn_id, answer)
+            return msgspec.Raw(answer)
 
     async def _take_in(
         self, origin: ServerName, pdus: Sequence[Piece], edus: Sequence[Piece]

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.slots import Slots
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName, registered_domain_of
 
@@ -44,8 +44,8 @@ class LongAnswers:
         bytes; the smallest first."""
         self._clock = clock
         self._short_bytes = short_bytes
-        self._places: list[tuple[Slots[str], int]] = [
-            (Slots(at_once, 1), most) for at_once, most in places
+        self._places: list[tuple[FairSemaphore[str], int]] = [
+            (FairSemaphore(at_once, 1), most) for at_once, most in places
         ]
 
     @asynccontextmanager

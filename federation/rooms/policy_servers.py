@@ -24,10 +24,11 @@ from typing import Final
 
 import msgspec
 
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import Policy
 from federation.peers.requests import RefusedByRemote, asked_wait_ms
-from federation.peers.retry_after import Patience
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName, domain_of
@@ -44,7 +45,6 @@ from federation.rooms.room_servers import RoomServers
 from storage.federation.policy_server_verdicts import PolicyJudgementStore
 
 PAUSE_MS: Final = 30_000
-MAX_PAUSES: Final = 1_000
 AT_ONCE: Final = 5
 """Events about which one is asked."""
 BEGUN_WITHIN_MS: Final = 2_500
@@ -95,9 +95,11 @@ class PolicyServers:
         self._identity = identity
         self._judgements = judgements
         self._now_ms = now_ms
-        self._pauses: dict[ServerName, int] = {}
-        """Until when those are left alone that did not answer."""
-        self._patience = Patience(now_ms)
+        self._busy: PeerBackoff[ServerName] = PeerBackoff(now_ms)
+        """Servers that asked us to wait."""
+        self._unreachable: PeerBackoff[ServerName] = PeerBackoff(
+            now_ms, BackoffSchedule(PAUSE_MS, PAUSE_MS)
+        )
 
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """Whether an event of another server may be shown. `named`: what names the room's policy
@@ -228,24 +230,24 @@ class PolicyServers:
             raise RefusedByPolicyServer(
                 "M_FORBIDDEN", "This room names a policy server that is none"
             )
-        left = self._patience.left_ms(name)
+        left = self._busy.left_ms(name)
         if left:
             raise LimitExceeded(retry_after_ms=left)
-        if self._pauses.get(name, 0) > self._now_ms():
+        if self._unreachable.left_ms(name):
             raise RemoteError(name, "the policy server did not answer a moment ago", retryable=True)
         try:
             signature = await self._remote.sign(server, event)
         except RefusedByRemote as error:
-            self._patience.note(name, error)
+            self._busy.record_failure(name, error)
             wait_ms = asked_wait_ms(error)
             if wait_ms:
                 raise LimitExceeded(retry_after_ms=wait_ms) from error
             if error.status >= 500:
-                self._pause(name)
+                self._unreachable.record_failure(name)
                 raise
             raise RefusedByPolicyServer(error.errcode, error.text) from error
         except RemoteError:
-            self._pause(name)
+            self._unreachable.record_failure(name)
             raise
         if signature is None:
             raise RefusedByPolicyServer(
@@ -256,9 +258,3 @@ class PolicyServers:
                 "M_FORBIDDEN", f"The policy server {name} signs with another key than the room's"
             )
         return signature
-
-    def _pause(self, name: ServerName) -> None:
-        self._pauses.pop(name, None)
-        self._pauses[name] = self._now_ms() + PAUSE_MS
-        if len(self._pauses) > MAX_PAUSES:
-            del self._pauses[next(iter(self._pauses))]

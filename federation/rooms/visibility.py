@@ -34,11 +34,8 @@ from storage.state.state_tree import StateTreeStore
 _STANDING: Final = (EventFlag.TIMELINE | EventFlag.PURGED).__and__
 _SHOWN: Final = frozenset({EventFlag.TIMELINE})
 """What `_STANDING` says of events that stand in the timeline and were not purged."""
-_STANDING_WHOLE: Final = (EventFlag.TIMELINE | EventFlag.PURGED | EventFlag.AFTER_HOLE).__and__
-"""It says the same of those of them before which nothing is missing."""
 _flags: Final = attrgetter("flags")
 _position: Final = attrgetter("position")
-_is_plain: Final = attrgetter("is_plain")
 MAX_DEPTH: Final = 2**53 - 1
 
 
@@ -93,13 +90,6 @@ class Visibility:
             ):
                 return False
         return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
-
-    def shows_since(self, own: MembershipRow, events: Sequence[StoredEvent], since: int) -> bool:
-        """The same for whatever events, many and state too, of which `plain_since` says since when
-        they are."""
-        return since > own.position and (
-            self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
-        )
 
     async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
         """Those of the events (of one room) that are kept still, whoever may see them."""
@@ -234,17 +224,6 @@ class Visibility:
             return MAX_DEPTH
         departure = await self._stays.find_departure(own)
         return None if departure is None else departure.place.depth
-
-
-def plain_since(events: Sequence[StoredEvent]) -> int | None:
-    """The first position of the events, if whoever has been in the room since before it sees all of
-    them just as they are: nothing has become of them, and nothing is missing between them."""
-    if not all(map(_is_plain, events)) or not _SHOWN.issuperset(
-        map(_STANDING_WHOLE, map(_flags, events))
-    ):
-        return None
-    positions = list(map(_position, events))
-    return None if None in positions else min(positions, default=None)
 
 
 def without_content(seen: Seen) -> Seen:

@@ -28,13 +28,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.policy import Policy
 from federation.peers.requests import RefusedByRemote, asked_wait_ms
-from federation.peers.unresponsive_servers import PATIENCE
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction, Transactions
-from federation.sender.destination import Destination, Pending
+from federation.sender.destination import SILENT_MS, Destination, Pending
 from federation.sender.refusals import (
     describe,
     is_alone,
@@ -75,19 +75,6 @@ a transaction holds."""
 MAX_ERROR_CHARS: Final = 500
 
 
-class Pauses(msgspec.Struct, frozen=True):
-    """How long a destination is left alone that could not be reached, in milliseconds; `growth`: by
-    what each further time."""
-
-    first_ms: int = 5_000
-    growth: float = 3
-    longest_ms: int = 3_600_000
-
-    def after(self, pause_ms: int) -> int:
-        """The pause that follows one of so many milliseconds; 0: the first."""
-        return min(max(int(pause_ms * self.growth), self.first_ms), self.longest_ms)
-
-
 class Counts(msgspec.Struct):
     """What has been sent, for metrics."""
 
@@ -114,12 +101,12 @@ class Deliveries:
         transactions: Transactions,
         policy: Policy,
         now_ms: Callable[[], int],
-        pauses: Pauses,
+        schedule: BackoffSchedule,
     ) -> None:
         self._clock = clock
         self._database = database
-        self._pauses = pauses
-        self._patience_ms = min(KEPT_TRANSACTION_PAUSE_MS, pauses.longest_ms)
+        self._schedule = schedule
+        self._breakdown_pause_ms = min(KEPT_TRANSACTION_PAUSE_MS, schedule.longest_ms)
         """After a pause of so long, it breaks down at what is in a transaction, or it is not
         there."""
         self._store = store
@@ -224,7 +211,10 @@ class Deliveries:
         """The server has not answered something else that we asked, which took so long."""
         destination = self._destinations.get(server)
         if destination is not None and destination.failing_since_ts is not None:
-            destination.tried_ts, destination.is_silent = self._now_ms(), seconds >= PATIENCE
+            destination.tried_ts, destination.is_silent = (
+                self._now_ms(),
+                seconds * 1000 >= SILENT_MS,
+            )
 
     def forget(self, server: ServerName) -> None:
         """The database has nothing of that server any more, so there is nothing to try. What only
@@ -252,7 +242,7 @@ class Deliveries:
             self._pause(destination, DATABASE_PAUSE_MS)
         except Exception:  # a bug of ours: others are served on, and this one is tried again
             self.log.failure("sending to {server} broke", server=destination.server)
-            self._pause(destination, self._pauses.longest_ms)
+            self._pause(destination, self._schedule.longest_ms)
         finally:
             destination.is_running = False
             if destination.is_idle and self._destinations.get(destination.server) is destination:
@@ -329,7 +319,7 @@ class Deliveries:
                 await self._heed_refusal(destination, pending, error)
             elif (
                 error.status == HTTPStatus.INTERNAL_SERVER_ERROR
-                and destination.pause_ms >= self._patience_ms
+                and destination.pause_ms >= self._breakdown_pause_ms
             ):
                 await self._heed_breakdown(destination, pending, error)
             else:
@@ -488,7 +478,7 @@ class Deliveries:
     ) -> None:
         self.counts.failures += 1
         now, error = self._now_ms(), str(failure)
-        asked_ms = min(asked_wait_ms(failure), self._pauses.longest_ms)
+        asked_ms = min(asked_wait_ms(failure), self._schedule.longest_ms)
         if destination.failing_since_ts is None or bool(asked_ms) is destination.is_unreachable:
             how = "asks us to wait" if asked_ms else "cannot be reached"
             self.log.info(
@@ -498,7 +488,7 @@ class Deliveries:
         destination.asked_until_ts = now + asked_ms if asked_ms else 0
         destination.notices.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
-        pause_ms = self._pauses.after(destination.pause_ms)
+        pause_ms = self._schedule.after(destination.pause_ms)
         # before anything is waited for: what comes from now on goes to the backlog
         backlog = (
             Backlog()
@@ -510,7 +500,7 @@ class Deliveries:
             destination.server, since_ts, now, pause_ms, destination.error, asked_until_ts
         )
         was_heard = destination.heard_ts >= destination.tried_ts
-        destination.is_silent = now - destination.tried_ts >= PATIENCE * 1000
+        destination.is_silent = now - destination.tried_ts >= SILENT_MS
         self._pause(destination, pause_ms)
         if (
             was_heard

@@ -23,6 +23,8 @@ MAX_EPHEMERAL: Final = 1000
 """Typing notices, receipts and presences in memory for a server, of each kind; then the oldest
 go."""
 
+SILENT_MS: Final = 8_000
+"""A server is silent that did not answer for so long: a little less than most clients wait."""
 SHORT_SILENCE_MS: Final = 20_000
 """As long as a server takes to start again, at most."""
 LONGEST_SILENCE_MS: Final = 60_000

@@ -27,19 +27,26 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import Policy
-from federation.peers.unresponsive_servers import Silences
 from federation.protocol.ids import ServerName, UserID, is_server_name
 from federation.rooms.events import RoomEvents
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
 from federation.sender.deliveries import Deliveries
-from federation.sender.destination import MAX_QUEUED, SHORT_SILENCE_MS, Destination, QueuedEvent
-from storage.cluster.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
+from federation.sender.destination import (
+    MAX_QUEUED,
+    SHORT_SILENCE_MS,
+    SILENT_MS,
+    Destination,
+    QueuedEvent,
+)
+from storage.cluster.lease_loop import LeaseLoop
+from storage.cluster.leases import Lease
+from storage.cluster.node_lease import NodeLease
 from storage.devices.device_list_log import DeviceListLog
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.engine.database import DatabaseUnavailable
@@ -49,9 +56,6 @@ from storage.federation.destinations import Backlog, DestinationStore, EventToSe
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import ReceiptRow
 
-LEASE_MS: Final = 30_000
-ROUND_SECONDS: Final = 10.0
-"""How often the lease is renewed, and noted how far all is told."""
 AT_ONCE: Final = 500
 """Events, and receipts, that are dispatched at once."""
 MAX_HEARD: Final = 10_000
@@ -81,12 +85,12 @@ class Sender:
         deliveries: Deliveries,
         identity: ServerIdentity,
         policy: Policy,
-        silences: Silences,
+        silences: PeerBackoff[ServerName],
         now_ms: Callable[[], int],
     ) -> None:
         self._clock = clock
         self._streams = streams
-        self._lease = lease
+        self._lease = LeaseLoop(clock, lease, self, "sender", each_round=self._tell_each_other)
         self._store = store
         self._to_device = to_device
         self._device_log = device_log
@@ -98,9 +102,6 @@ class Sender:
         self._policy = policy
         self._silences = silences
         self._now_ms = now_ms
-        self._has_lease = False
-        self._told = 0
-        """What the database knows of how far all is told."""
         self._dispatched = 0
         self._heard: set[Topic] = set()
         self._newcomers: dict[tuple[int, ServerName], int] = {}
@@ -109,32 +110,21 @@ class Sender:
         self._scheduled = False
         self._spoke_here: set[ServerName] = set()
         """Of whom the node that sends is to hear that they are there."""
-        self._round = LoopingCall(self._start_round)
-        self._round.clock = clock
-        self._rounds_end: Deferred[LoopingCall] | None = None
-        streams.subscribe(self._hear, *TOPICS)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, *TOPICS)
+        streams.watch(self._on_remote_write)
 
     def start(self) -> None:
         """Send from now on, as soon as no other node does."""
-        self._rounds_end = self._round.start(ROUND_SECONDS)
+        self._lease.start()
 
     async def stop(self) -> None:
         """Send no more, and note how far all is told."""
-        if self._round.running and self._rounds_end is not None:
-            self._round.stop()
-            await (
-                self._rounds_end
-            )  # with the one that is under way: it may just be taking the lease
-        if self._has_lease:
-            self._deliveries.stop()
-            await self._lease.renew(0, self._position())
-            self._has_lease = False
+        await self._lease.stop()
 
     def heard_from(self, server: ServerName) -> None:
         """A server has proved that it is there."""
-        self._silences.heard_from(server)
-        if self._has_lease:
+        self._silences.record_answer(server)
+        if self._lease.is_held:
             self._deliveries.heard_from(server)
         elif len(self._spoke_here) < MAX_HEARD:
             self._spoke_here.add(server)
@@ -143,7 +133,7 @@ class Sender:
         """An operator says that a server is there. Where another node sends, it hears of that in
         its next round."""
         self._believe(server)
-        if not self._has_lease:
+        if not self._lease.is_held:
             await self._store.note_heard([server], Word.OF_AN_OPERATOR)
 
     def _believe(self, server: ServerName) -> None:
@@ -158,14 +148,14 @@ class Sender:
     def would_wait_in_vain(self, server: ServerName) -> bool:
         """Whether the server could not be reached a moment ago, or somebody else waited for it, so
         that nobody should wait for it now."""
-        return self.is_failing(server) or self._silences.length(server) > 0
+        return self.is_failing(server) or self._silences.left_ms(server) > 0
 
     async def is_away(self, server: ServerName) -> bool:
         """Whether the server has not answered for longer than one takes to start again. One query,
         where another node sends. One that asked us to wait has answered."""
-        if self._silences.length(server) * 1000 >= SHORT_SILENCE_MS:
+        if self._silences.failing_ms(server) >= SHORT_SILENCE_MS:
             return True
-        if self._has_lease:
+        if self._lease.is_held:
             destination = self._deliveries.peek(server)
             if destination is None or destination.asked_until_ts:
                 return False
@@ -177,7 +167,7 @@ class Sender:
     @property
     def is_sending(self) -> bool:
         """Whether this is the node that sends."""
-        return self._has_lease
+        return self._lease.is_held
 
     def forget(self, server: ServerName) -> None:
         """The database has nothing of that server any more."""
@@ -185,8 +175,12 @@ class Sender:
 
     def note_silence(self, server: ServerName, asked_at: float) -> None:
         """The server has not answered something else that we asked, at that second of the clock."""
-        self._silences.note(server, asked_at)
-        self._deliveries.note_silence(server, self._clock.seconds() - asked_at)
+        seconds = self._clock.seconds() - asked_at
+        if (
+            seconds * 1000 >= SILENT_MS
+        ):  # to find out at once that a server is away costs nobody time
+            self._silences.record_failure(server, asked_at_ms=int(asked_at * 1000))
+        self._deliveries.note_silence(server, seconds)
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
         """Tell the other servers in a room something that is soon out of date; the latest under a
@@ -194,7 +188,7 @@ class Sender:
 
         A server that cannot be reached does not hear of it: when it can, that is over.
         """
-        if self._has_lease:
+        if self._lease.is_held:
             for destination in self._find_allowed(await self._servers.in_room(room_nid)):
                 if destination.failing_since_ts is None:
                     destination.add_notice(key, edu)
@@ -206,7 +200,7 @@ class Sender:
 
         spec: server-server-api#presence
         """
-        if self._has_lease:
+        if self._lease.is_held:
             for destination in self._find_allowed(await self._servers.of_user(user_id)):
                 destination.add_presence(user_id, presence)
                 self._deliveries.wake(destination)
@@ -214,8 +208,8 @@ class Sender:
     # ---------------------------------------------------------------------------------------------------
     # the stream
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        if not self._has_lease:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
+        if not self._lease.is_held:
             return
         for change in changes:
             if (
@@ -252,8 +246,8 @@ class Sender:
         self._newcomers[row.room_nid, _server_of(row.user_id)] = row.position
         return True
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        if self._has_lease:
+    def _on_remote_write(self, _after: int, _upto: int) -> None:
+        if self._lease.is_held:
             self._heard |= TOPICS
             self._schedule()
 
@@ -268,7 +262,7 @@ class Sender:
     async def _turn(self) -> None:
         heard = set(self._heard)
         try:
-            while self._has_lease and self._heard:
+            while self._lease.is_held and self._heard:
                 heard, self._heard = self._heard, set()
                 if not await self._dispatch(heard):
                     self._heard |= (
@@ -427,26 +421,39 @@ class Sender:
     # ----------------------------------------------------------------------------------------------------
     # the lease
 
-    def _start_round(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._make_round())
+    def is_idle(self) -> bool:
+        """As `LeasedWork.is_idle`."""
+        return not self._scheduled
 
-    async def _make_round(self) -> None:
-        """Take the lease or renew it; raises nothing."""
-        try:
-            if self._has_lease:
-                await self._renew()
-            else:
-                await self._take()
-            if not self._lease.is_alone:
-                await self._tell_each_other()
-        except DatabaseUnavailable as error:
-            self.log.warn("the lease of the sender could not be renewed: {error}", error=error)
-        except Exception:  # a bug of ours: the next round tries again
-            self.log.failure("the lease of the sender could not be renewed")
+    async def begin(self, lease: Lease) -> None:
+        """Send what the database knows of, and what follows. Raises DatabaseUnavailable."""
+        rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
+        waiting = await self._to_device.get_servers(0, self._streams.current())
+        self._dispatched = lease.position
+        self._deliveries.start(lease.run, rows, backlogs, waiting)
+        self._heard |= TOPICS
+        self._schedule()
+
+    async def note(self) -> int:
+        """As `LeasedWork.note`."""
+        if self._heard:
+            self._schedule()  # what failed is tried again
+        return self._position()
+
+    def lose(self) -> None:
+        """As `LeasedWork.lose`."""
+        self._deliveries.stop()
+
+    async def finish(self) -> int:
+        """As `LeasedWork.finish`."""
+        self._deliveries.stop()
+        return self._position()
 
     async def _tell_each_other(self) -> None:
         """Servers speak to any node: that which sends hears of it from the others."""
-        if self._has_lease:
+        if self._lease.is_alone:
+            return
+        if self._lease.is_held:
             for server, word in (await self._store.take_heard()).items():
                 if word is Word.OF_AN_OPERATOR:
                     self._believe(ServerName(server))
@@ -456,41 +463,14 @@ class Sender:
             spoke, self._spoke_here = self._spoke_here, set()
             await self._store.note_heard(spoke)
 
-    async def _take(self) -> None:
-        now = self._now_ms()
-        lease = await self._lease.take(now, now + LEASE_MS)
-        if lease is None:
-            return
-        rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
-        waiting = await self._to_device.get_servers(0, self._streams.current())
-        self._told = self._dispatched = lease.position
-        self._has_lease = True
-        self._round.interval = FIRST_RENEWAL_SECONDS
-        self._deliveries.start(lease.run, rows, backlogs, waiting)
-        self._heard |= TOPICS
-        self._schedule()
-
-    async def _renew(self) -> None:
-        self._round.interval = ROUND_SECONDS
-        if self._heard:
-            self._schedule()  # what failed is tried again
-        position = self._position()
-        if self._lease.is_alone and position == self._told:
-            return
-        if await self._lease.renew(self._now_ms() + LEASE_MS, position):
-            self._told = position
-        else:
-            self.log.warn("another node sends to other servers now")
-            self._has_lease = False
-            self._deliveries.stop()
-
     def _position(self) -> int:
         """Up to where all is told or noted."""
         if not self._heard and not self._scheduled:
             self._dispatched = self._streams.current()  # nothing of what came since concerns others
         lowest = self._deliveries.lowest()
         return max(
-            self._told, self._dispatched if lowest is None else min(self._dispatched, lowest - 1)
+            self._lease.noted,
+            self._dispatched if lowest is None else min(self._dispatched, lowest - 1),
         )
 
 

@@ -26,6 +26,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from homeserver.observe.metrics import JobMetrics
+from storage.cache import LRU
 from storage.engine.interface import DatabaseUnavailable
 from storage.media.folder_lock import FolderGone
 
@@ -91,7 +92,7 @@ class _Trouble(msgspec.Struct):
     failed: float
     """When it failed last."""
     tries: int = 0
-    kinds: dict[_Kind, _Lines] = msgspec.field(default_factory=dict)
+    kinds: LRU[_Kind, _Lines] = msgspec.field(default_factory=lambda: LRU(max_entries=MOST_KINDS))
 
 
 class _Runner:
@@ -136,9 +137,7 @@ class _Runner:
         kind = _kind_of(error)
         lines = trouble.kinds.get(kind)
         if lines is None:
-            if len(trouble.kinds) == MOST_KINDS:
-                del trouble.kinds[next(iter(trouble.kinds))]
-            trouble.kinds[kind] = _Lines(now)
+            trouble.kinds.put(kind, _Lines(now))
             return True
         if now - lines.told < lines.silence:
             return False

@@ -13,7 +13,6 @@ Laws:
   is done first.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -25,6 +24,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.api.requester import Requester
 from homeserver.cluster.incoming_changes import NewsOfOthers
 from homeserver.cluster.outgoing_changes import Range
+from storage.cache import LRU
 from storage.engine.interface import DatabaseUnavailable
 from storage.engine.streams import Change, Streams, Topic
 from storage.events.events import EventNews, EventRow
@@ -141,14 +141,14 @@ class Notifier:
         self._listeners: dict[str, set[Listener]] = {}
         self._at_rooms: dict[int, set[Listener]] = {}
         """Those of them who listen to a room that they need not be in."""
-        self._left: OrderedDict[str, dict[str | None, float]] = OrderedDict()
+        self._left: LRU[str, dict[str | None, float]] = LRU(max_entries=USERS_REMEMBERED)
         """By user when their devices ceased to listen, those of the last `GAP` seconds at least."""
         self._to_wake: dict[Listener, None] = {}
         self._scheduled = False
         self._rooms: dict[int, None] = {}
         self._people: dict[str, None] = {}
-        streams.subscribe(self._hear)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes)
+        streams.watch(self._on_remote_write)
         if others is not None:
             others.wait_for(self._hear_late, self._give_up)
 
@@ -167,7 +167,7 @@ class Notifier:
         if any(device_id is None or device_id != besides for device_id in listening):
             return True
         since = self._clock.seconds() - GAP
-        left = self._left.get(user_id, {})
+        left = self._left.peek(user_id) or {}
         return any(
             at >= since and (device_id is None or device_id != besides)
             for device_id, at in left.items()
@@ -209,17 +209,13 @@ class Notifier:
 
     def _note_left(self, listener: Listener) -> None:
         now = self._clock.seconds()
-        devices = self._left.setdefault(listener.user_id, {})
+        devices = self._left.peek(listener.user_id) or {}
         devices[listener.device_id] = now
-        self._left.move_to_end(listener.user_id)
         if len(devices) > FEW_DEVICES:
-            self._left[listener.user_id] = {
-                device_id: at for device_id, at in devices.items() if at >= now - GAP
-            }
-        if len(self._left) > USERS_REMEMBERED:
-            self._left.popitem(last=False)
+            devices = {device_id: at for device_id, at in devices.items() if at >= now - GAP}
+        self._left.put(listener.user_id, devices)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._listeners:
             return
         for change in changes:
@@ -244,17 +240,17 @@ class Notifier:
 
     # other nodes
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, whom it concerns is not known here, or
         not yet."""
         told = self._streams.told(after, upto)
         if told is not None:
-            self._hear(told)
+            self._on_changes(told)
         elif self._others is None:
             self.wake_users(self._listeners)
 
     def _hear_late(self, _ranges: Sequence[Range], changes: Sequence[Change]) -> None:
-        self._hear(changes)
+        self._on_changes(changes)
 
     def _give_up(self, _ranges: Sequence[Range]) -> None:
         self.wake_users(self._listeners)

@@ -155,9 +155,7 @@ def _news_of(change: Change) -> News:
     row = change.detail
     event = None
     if isinstance(row, EventRow):
-        event = EventNews(
-            row.room_nid, row.position, row.type, row.state_key is not None, row.flags
-        )
+        event = EventNews(row.room_nid, row.position, row.type, row.flags)
     return News(
         change.position,
         change.topic,

@@ -35,6 +35,7 @@ from homeserver.api.endpoint import MAYBE_NOBODY, Auth, Endpoint
 from homeserver.api.requester import Requester
 from homeserver.http.head import USUAL
 from homeserver.http.identifiers import IDENTIFIERS, TextParser
+from storage.cache import LRU
 
 MAX_QUERY_FIELDS: Final = 200
 MAX_REMEMBERED: Final = 2048
@@ -97,7 +98,7 @@ class _QueryReader:
         """Those that it may not leave out."""
         self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
         self._may_be_kept = may_be_kept
-        self._known: dict[str, tuple[str, object]] = {}
+        self._known: LRU[str, tuple[str, object]] = LRU(max_entries=REMEMBERED)
         """Arguments by fields as they come: clients send the same filter and timeout with each
         /sync."""
 
@@ -134,9 +135,7 @@ class _QueryReader:
             and not name.endswith("oken")
             and len(part) <= MAX_REMEMBERED
         ):
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            self._known[part] = parameter.name, argument
+            self._known.put(part, (parameter.name, argument))
 
     def read_fields(
         self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]

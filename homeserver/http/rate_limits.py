@@ -1,37 +1,19 @@
-"""Rate limits: token buckets, one number for each.
+"""The rate limits of the configuration: token buckets for each limit.
 
-A bucket of `burst_count` tokens refills by `per_second`. Only the time when it will be full again
-is kept (GCRA), so a bucket that is full needs no memory, and an unlimited action costs one lookup.
-Addresses of IPv6 count by their /64.
+An action without a limit costs one lookup. Addresses of IPv6 count by their /64.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv6Address, IPv6Network, ip_address
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.peers.token_buckets import MAX_BUCKETS, Rate, TokenBuckets
 from federation.protocol.errors import LimitExceeded
 from homeserver.api.limits import Limit
-
-TOO_SOON: Final = 1e-5
-"""In seconds: whoever comes less early than that has waited as they were told, in milliseconds, and
-by times that are no more exact."""
-MAX_BUCKETS: Final = 100_000
-"""For one limit; past it, buckets that are nearest to full are forgotten."""
-
-
-class Rate(msgspec.Struct, frozen=True):
-    """`per_second` actions in the long run, `burst_count` at once. Both are more than nothing."""
-
-    per_second: float
-    burst_count: float
-
-    def __post_init__(self) -> None:
-        if self.per_second <= 0 or self.burst_count < 1:
-            raise ValueError("a rate limit needs per_second above 0 and burst_count of at least 1")
 
 
 class Counted(NamedTuple):
@@ -59,13 +41,13 @@ class RateLimiter:
         self, clock: IReactorTime, rates: Mapping[Limit, Rate], *, max_buckets: int = MAX_BUCKETS
     ) -> None:
         self._clock = clock
-        self._rates = dict(rates)
         self._max_buckets = max_buckets
-        self._full_at: dict[Limit, dict[str, float]] = {limit: {} for limit in rates}
+        self._limited = frozenset(rates)
+        self._buckets = {limit: self._make_buckets(rate) for limit, rate in rates.items()}
 
     def has_rate(self, limit: Limit) -> bool:
         """Whether there is such a limit."""
-        return limit in self._rates
+        return limit in self._limited
 
     def check(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate`
@@ -81,6 +63,11 @@ class RateLimiter:
         """Raise `LimitExceeded` if an action would; else count it as so many, though it be more
         than there is room for: so it may always be made, and the next one waits the longer."""
         self._take(limit, key, 1, cost)
+
+    def room(self, limit: Limit, key: str) -> int:
+        """How many actions could be counted now; without a limit, any number."""
+        buckets = self._buckets.get(limit)
+        return sys.maxsize if buckets is None else buckets.room(key)
 
     @contextmanager
     def counting(self, limit: Limit, key: str) -> Iterator[None]:
@@ -126,45 +113,34 @@ class RateLimiter:
     def _take(
         self, limit: Limit, key: str, asked: float | None, taken: float, rate: Rate | None = None
     ) -> None:
-        """Take so much, where there is room for what is asked. Else raises `LimitExceeded`; None:
-        there always is."""
-        rate = rate or self._rates.get(limit)
-        if rate is None:
-            return
-        buckets = self._full_at.setdefault(limit, {})
-        now = self._clock.seconds()
-        full_at = max(buckets.get(key, now), now)
-        if asked is not None:
-            wait = full_at - now + (asked - rate.burst_count) / rate.per_second
-            if wait > TOO_SOON:
-                raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
+        """Take tokens, where there is room for those that are asked. Else raises `LimitExceeded`;
+        None: there always is."""
+        buckets = self._buckets.get(limit)
+        if buckets is None:
+            if rate is None:
+                return
+            buckets = self._buckets[limit] = self._make_buckets(rate)
+        if asked is not None and (wait := buckets.wait(key, asked, rate=rate)):
+            raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
         if taken:
-            buckets[key] = full_at + taken / rate.per_second
-            if len(buckets) > self._max_buckets:
-                self._forget(limit, now)
+            buckets.take(key, taken, rate=rate)
+
+    def _make_buckets(self, rate: Rate) -> TokenBuckets:
+        return TokenBuckets(self._clock.seconds, rate, max_buckets=self._max_buckets)
 
     def give_back(self, limit: Limit, key: str, cost: float = 1.0) -> None:
         """What was counted is not to count after all."""
-        buckets = self._full_at.get(limit, {})
-        if key in buckets:  # else it is full already
-            buckets[key] -= cost / self._rates[limit].per_second
+        if (buckets := self._buckets.get(limit)) is not None:
+            buckets.give_back(key, cost)
 
     def forget(self, limit: Limit, key: str) -> None:
         """Fill a bucket: after a good password, failures before it no longer count."""
-        self._full_at.get(limit, {}).pop(key, None)
-
-    def _forget(self, limit: Limit, now: float) -> None:
-        buckets = {key: full_at for key, full_at in self._full_at[limit].items() if full_at > now}
-        if len(buckets) > self._max_buckets // 2:
-            emptiest = sorted(buckets.items(), key=lambda item: item[1])[
-                -(self._max_buckets // 2) :
-            ]
-            buckets = dict(emptiest)
-        self._full_at[limit] = buckets
+        if (buckets := self._buckets.get(limit)) is not None:
+            buckets.fill(key)
 
     def bucket_count(self, limit: Limit) -> int:
         """How many buckets are remembered."""
-        return len(self._full_at.get(limit, {}))
+        return len(self._buckets.get(limit, ()))
 
 
 def address_key(address: str) -> str:

@@ -31,6 +31,7 @@ from homeserver.http.parameters import (
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
 from homeserver.observe.access import AccessRecord
+from storage.cache import LRU
 
 _NONE: Final = Auth.NONE
 _SERVER: Final = Auth.SERVER
@@ -105,7 +106,7 @@ class Router:
         self._body_limits = body_limits or {}
         self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
-        self._known: dict[tuple[str, bytes], Match] = {}
+        self._known: LRU[tuple[str, bytes], Match] = LRU(max_entries=MOST_REMEMBERED)
         """Without the last value, where any text may stand there, as a transaction id: by the
         method and what is before it, of late."""
         known = known_services(services)
@@ -154,9 +155,7 @@ class Router:
         limit = route.declaration.max_body
         max_body = self._body_limits[limit] if isinstance(limit, BodyLimit) else limit
         if is_open and len(before) <= LONGEST_REMEMBERED:
-            if len(self._known) >= MOST_REMEMBERED:
-                self._known.clear()
-            self._known[method, before] = Match(route, values[:-1], max_body)
+            self._known.put((method, before), Match(route, values[:-1], max_body))
         return Match(route, values, max_body)
 
     def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of caches: how often what was looked for was there."""
+"""Metrics of caches: hits, misses and sizes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
@@ -11,13 +11,18 @@ from prometheus_client.registry import Collector
 class Counted(Protocol):
     """A cache that counts."""
 
-    hits: int
-    """Things that were there."""
-    misses: int
-    """Things that had to be read."""
+    @property
+    def hits(self) -> int:
+        """Entries that were in the cache."""
+        ...
+
+    @property
+    def misses(self) -> int:
+        """Entries that had to be read."""
+        ...
 
     def __len__(self) -> int:
-        """Things that are there now."""
+        """Entries in the cache now."""
         ...
 
 
@@ -25,12 +30,34 @@ class Counted(Protocol):
 class Weighed(Protocol):
     """A cache that is bounded by the size of what it holds."""
 
-    weight: int
-    """About how many bytes that is."""
+    @property
+    def weight(self) -> int:
+        """About how many bytes that is."""
+        ...
+
+
+class Entries:
+    """A cache without its weight: for one that has no weight, or weighs by another unit."""
+
+    def __init__(self, cache: Counted) -> None:
+        self._cache = cache
+
+    @property
+    def hits(self) -> int:
+        """Entries that were in the cache."""
+        return self._cache.hits
+
+    @property
+    def misses(self) -> int:
+        """Entries that had to be read."""
+        return self._cache.misses
+
+    def __len__(self) -> int:
+        return len(self._cache)
 
 
 class CacheMetrics(Collector):
-    """Tells of caches in /metrics."""
+    """Exports the counters of caches."""
 
     def __init__(self, registry: CollectorRegistry, caches: Mapping[str, Counted]) -> None:
         self._caches = caches

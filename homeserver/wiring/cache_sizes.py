@@ -25,11 +25,8 @@ class CacheSizes:
         self.receipts = scaled(50_000)
         self.account_data_bytes = scaled(16 << 20)
         self.answer_bytes = scaled(16 << 20)
-        self.empty_answer_bytes = scaled(64 << 20)
-        self.view_bytes = scaled(32 << 20)
-        self.typing_view_bytes = scaled(32 << 20)
-        self.page_bytes = scaled(32 << 20)
-        """Of the newest events of rooms, as all who begin with these rooms get them."""
+        self.sent_typing_bytes = scaled(32 << 20)
+        """The typing notifications that clients of sliding sync were sent."""
         self.filter_bytes = scaled(16 << 20)
         self.lazy_members = scaled(500_000)
         self.state_bytes = scaled(64 << 20)

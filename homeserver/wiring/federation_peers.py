@@ -10,18 +10,19 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.endpoints.version import Implementation
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring, Notary
 from federation.peers.member_lists import Fetch, ListSource, MemberLists
 from federation.peers.notary import KeyNotary
 from federation.peers.own_keys import OwnKeys
-from federation.peers.peer_queue import PeerLimits, Turns
+from federation.peers.peer_backoff import PeerBackoff, RecordingWire
+from federation.peers.peer_queue import PeerLimits, PeerQueue
 from federation.peers.policy import Policy, PolicyRules, make_rules
 from federation.peers.requests import Requests
 from federation.peers.server_keys import RemoteServerKeys
 from federation.peers.signed_list import ListTrust, read_authorities
 from federation.peers.signed_requests import SignedRequests
-from federation.peers.unresponsive_servers import HearingWire, Silences
 from federation.peers.wire import Wire
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.key_documents import VerifyKey
@@ -37,6 +38,7 @@ from storage.federation.signed_documents import SignedDocumentStore
 
 SLOW_AT_ONCE: Final = 20
 """Requests of one server that may wait for long, such as for a file that is being uploaded."""
+SILENCE_REMEMBERED_MS: Final = 60_000
 
 
 class EdgeParts:
@@ -72,8 +74,11 @@ class EdgeParts:
             MemberListMetrics(registry),
             clock.seconds,
         )
-        self.silences = Silences(clock)
-        self.requests = Requests(HearingWire(wire, self.silences), identity, self.policy, now_ms)
+        self.silences: PeerBackoff[ServerName] = PeerBackoff(
+            now_ms, BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
+        )
+        """Servers that somebody waited for in vain a moment ago, so that others need not."""
+        self.requests = Requests(RecordingWire(wire, self.silences), identity, self.policy, now_ms)
         self.keyring = Keyring(
             RemoteServerKeys(self.requests),
             store,
@@ -94,8 +99,8 @@ class EdgeParts:
             most_waiting=rc_federation.reject_limit,
             at_once=rc_federation.concurrent,
         )
-        self.turns = Turns(clock, limits)
-        self.slow_turns = Turns(clock, replace(limits, at_once=SLOW_AT_ONCE))
+        self.turns = PeerQueue(clock, limits)
+        self.slow_turns = PeerQueue(clock, replace(limits, at_once=SLOW_AT_ONCE))
         self.notary = KeyNotary(self.keyring, store, self.own_keys, identity, self.policy, now_ms)
         self.services = (
             Implementation("Mahalla", program_version()),

@@ -6,9 +6,10 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.devices.local_devices import OwnDevices
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.remote.keys import RemoteKeys
 from federation.remote.transactions import Transactions
-from federation.sender.deliveries import Deliveries, Pauses
+from federation.sender.deliveries import Deliveries
 from federation.sender.peer_activity import HeardPeers
 from federation.sender.policy_unblocked import Greetings
 from federation.sender.sender import Sender
@@ -91,10 +92,10 @@ class FederationOutParts:
             transactions,
             federation.policy,
             now_ms,
-            Pauses(
+            BackoffSchedule(
                 peering.destination_min_retry_interval,
-                peering.destination_retry_multiplier,
                 peering.destination_max_retry_interval,
+                peering.destination_retry_multiplier,
             ),
         )
         self.sender = Sender(

@@ -10,7 +10,7 @@ from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.login.uia import UIA
 from homeserver.services.presence.presence import Presence
-from homeserver.services.sliding_sync.connections import KEPT_MS
+from homeserver.services.sliding_sync.connections import MAX_IDLE_MS
 from homeserver.services.threepids.validation import ThreepidValidation
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -39,7 +39,7 @@ def jobs_of(
         return await sent.remove_before(int((clock.seconds() - SENT_REMEMBERED) * 1000), batch)
 
     async def forget_connections(batch: int) -> int:
-        return await connections.remove_unused(int(clock.seconds() * 1000) - KEPT_MS, batch)
+        return await connections.remove_unused(int(clock.seconds() * 1000) - MAX_IDLE_MS, batch)
 
     async def collect_state(batch: int) -> int:
         collector = StateCollector(batch)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
 from homeserver.config.limits import Limits, RateLimit
-from homeserver.http.rate_limits import Rate
 
 
 def rates_of(limits: Limits) -> Mapping[Limit, Rate]:

@@ -10,11 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.token_buckets import Rate
 from federation.remote.media import Follow, RemoteMedia
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
 from homeserver.config.server import Storage
-from homeserver.http.rate_limits import Rate, RateLimiter
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.eager_thumbnails import SPECIFIED_SIZES, EarlyThumbnails
 from homeserver.services.media.federation_responses import media_answers

@@ -31,7 +31,7 @@ from federation.rooms.visibility import Visibility
 from homeserver.cluster.notifier import Notifier
 from homeserver.config.configuration import Config
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.observe.caches import Counted
+from homeserver.observe.caches import Counted, Entries
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.directory.remote_servers import Elsewhere
@@ -68,17 +68,17 @@ from homeserver.services.rooms.upgrade import RoomUpgrade
 from homeserver.services.rooms.upgrade_settings import PersonalSettings
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.devices import DeviceNewsReader
+from homeserver.services.sync.device_sections import DeviceSectionReader
 from homeserver.services.sync.initial_sync import OldSync, OldSyncParts
-from homeserver.services.sync.joined import JoinedRooms
+from homeserver.services.sync.joined_rooms import JoinedRooms
 from homeserver.services.sync.lazy_members import LazyMembers
-from homeserver.services.sync.plain_messages import PlainMessageReader
-from homeserver.services.sync.presence import PresenceReader
-from homeserver.services.sync.recent_messages import RecentMessages
+from homeserver.services.sync.plain_messages import PlainMessages
+from homeserver.services.sync.presence import PresenceSection
 from homeserver.services.sync.room_state import RoomStates
 from homeserver.services.sync.room_summary import RoomSummaries
-from homeserver.services.sync.sticky import StickyReader
+from homeserver.services.sync.sticky_events import StickyEventReader
 from homeserver.services.sync.sync import Sync, SyncParts
+from homeserver.services.sync.to_device_cache import ToDeviceCache
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.cache_sizes import CacheSizes
 from homeserver.wiring.presence import WhoIsThere
@@ -172,7 +172,7 @@ class RoomParts:
             membership_store,
             self.events,
         )
-        self.rule_changes = push.changes
+        self.rule_changes, self.user_rules = push.changes, push.rules
         self.unread = unread = UnreadCounts(
             push.outcome_store,
             receipt_store,
@@ -333,6 +333,7 @@ class RoomParts:
             clock,
         )
         self.history = RoomHistory()
+        self.state_responses = RoomAnswers(streams, capacity=sizes.answer_bytes)
         self.reading = RoomReading(
             self.engine,
             self.events,
@@ -344,7 +345,7 @@ class RoomParts:
             client_events,
             ignored,
             aggregations,
-            RoomAnswers(streams, capacity=sizes.answer_bytes),
+            self.state_responses,
             self.history,
         )
         self.sending = RoomSending(
@@ -412,10 +413,13 @@ class RoomParts:
         self.published_keys = KeysOfPeople(
             PublishedKeyStore(database), streams, show_keys, capacity=sizes.devices
         )
-        key_counts = KeyCountsInMemory(streams, accounts.device_key_store, capacity=sizes.users)
+        self.key_counts = key_counts = KeyCountsInMemory(
+            streams, accounts.device_key_store, capacity=sizes.users
+        )
         self.device_keys = DeviceKeys(
             database, accounts.device_key_store, key_counts, limiter, now_ms
         )
+        self.encrypted_rooms = EncryptedRooms(summary_store, streams, capacity=sizes.rooms)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,
@@ -423,7 +427,7 @@ class RoomParts:
             room_store,
             self.memberships,
             membership_store,
-            EncryptedRooms(summary_store, streams, capacity=sizes.rooms),
+            self.encrypted_rooms,
             current_states,
             past,
             recent,
@@ -431,42 +435,52 @@ class RoomParts:
             self.partial,
         )
         summaries = RoomSummaries(summary_store, self.partial, streams, capacity=sizes.listed_rooms)
+        lazy_members = LazyMembers(capacity=sizes.lazy_members)
+        plain_messages = PlainMessages(
+            timelines=timelines,
+            events=self.events,
+            visibility=visibility,
+            client_events=client_events,
+            unread=unread,
+            ignored=ignored,
+        )
         joined = JoinedRooms(
-            self.events,
-            timelines,
-            current_states,
-            visibility,
-            RoomStates(trees, self.events),
-            summaries,
-            client_events,
-            LazyMembers(capacity=sizes.lazy_members),
-            aggregations,
+            events=self.events,
+            timelines=timelines,
+            current_states=current_states,
+            visibility=visibility,
+            states=RoomStates(trees, self.events),
+            summaries=summaries,
+            client_events=client_events,
+            lazy_members=lazy_members,
+            aggregations=aggregations,
+            plain_messages=plain_messages,
             most_events=config.rooms.filter_timeline_limit,
         )
         parts = SyncParts(
-            room_store,
-            self.memberships,
-            joined,
-            summaries,
-            history,
-            unread,
-            receipt_store,
-            account_data_store,
-            beside,
-            self.typing,
-            recent,
-            past,
-            current_states,
-            ignored,
-            self.permissions,
-            DeviceNewsReader(
+            rooms=room_store,
+            memberships=self.memberships,
+            joined=joined,
+            summaries=summaries,
+            invited=history,
+            unread=unread,
+            receipts=receipt_store,
+            account_data=account_data_store,
+            beside=beside,
+            typing=self.typing,
+            recent=recent,
+            past=past,
+            states=current_states,
+            ignored=ignored,
+            permissions=self.permissions,
+            devices=DeviceSectionReader(
                 accounts.to_device_store,
-                RecentMessages(database.streams),
+                ToDeviceCache(database.streams),
                 key_counts,
                 self.device_lists,
                 recent,
             ),
-            PresenceReader(
+            presence=PresenceSection(
                 self.presence,
                 self.memberships,
                 recent,
@@ -474,9 +488,9 @@ class RoomParts:
                 server_name=identity.server_name,
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
-            StickyReader(self.sticky_events, self.events, visibility, client_events),
-            self.partial,
-            PlainMessageReader(timelines, self.events, visibility, client_events, unread, ignored),
+            sticky=StickyEventReader(self.sticky_events, self.events, visibility, client_events),
+            partial=self.partial,
+            plain_messages=plain_messages,
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(
@@ -515,7 +529,6 @@ class RoomParts:
             timelines,
             visibility,
             client_events,
-            aggregations,
             self.thread_subscriptions,
             self.thread_updates,
             accounts.profile_store,
@@ -529,17 +542,24 @@ class RoomParts:
             clock,
             database.catch_up,
             most_events=config.rooms.filter_timeline_limit,
-            view_bytes=sizes.view_bytes,
         )
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """Those of which metrics tell."""
+        """The caches that metrics show."""
         return {
             "events": self.events,
             "rooms": self.engine,
             "memberships": self.memberships,
             "timelines": self.timelines,
+            "room_servers": Entries(self.servers.cache),
+            "state_responses": self.state_responses.cache,
+            "encrypted_rooms": Entries(self.encrypted_rooms.cache),
+            "unread_counts": Entries(self.unread.cache),
+            "push_rules": Entries(self.user_rules.cache),
+            "ignored_users": self.ignored.cache,
+            "published_keys": Entries(self.published_keys.cache),
+            "key_counts": Entries(self.key_counts.cache),
             **self.sliding.caches,
         }
 

@@ -6,30 +6,26 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visibility import Visibility
-from homeserver.services.rooms.aggregations import Aggregations
 from homeserver.services.rooms.client_events import ClientEvents
 from homeserver.services.rooms.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.rooms.thread_updates import ThreadUpdates
 from homeserver.services.sliding_sync.connections import Connections
-from homeserver.services.sliding_sync.count_news import CountNews
-from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
+from homeserver.services.sliding_sync.filter_data import RoomTagCache, RoomTraitCache
 from homeserver.services.sliding_sync.filters import RoomFilters
-from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.lists import RoomLists
-from homeserver.services.sliding_sync.new_rooms import NewRooms
-from homeserver.services.sliding_sync.order import RoomOrders
-from homeserver.services.sliding_sync.profiles import ProfileNews
-from homeserver.services.sliding_sync.receipts import ReceiptNews
-from homeserver.services.sliding_sync.recency import RoomRecency
+from homeserver.services.sliding_sync.profiles import ProfileReader
+from homeserver.services.sliding_sync.receipts import ReceiptReader
 from homeserver.services.sliding_sync.required_state import RequiredStates
-from homeserver.services.sliding_sync.room_work import RoomParts
+from homeserver.services.sliding_sync.room_order import RoomOrders
+from homeserver.services.sliding_sync.room_recency import RoomRecency
+from homeserver.services.sliding_sync.room_update import RoomParts
 from homeserver.services.sliding_sync.rooms import RoomEntries
+from homeserver.services.sliding_sync.sent_typing import SentTyping
 from homeserver.services.sliding_sync.sliding_sync import SlidingParts
-from homeserver.services.sliding_sync.typing_views import TypingViews
+from homeserver.services.sliding_sync.unread_changes import SlidingUnreadChanges
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.sync import SyncParts
-from homeserver.services.sync.timeline_pages import NewestPages
 from homeserver.wiring.cache_sizes import CacheSizes
 from storage.engine.database import Database
 from storage.profiles.profiles import ProfileStore
@@ -65,7 +61,6 @@ def sliding_parts(
     timelines: Timelines,
     visibility: Visibility,
     client_events: ClientEvents,
-    aggregations: Aggregations,
     threads: ThreadSubscriptions,
     updates: ThreadUpdates,
     profiles: ProfileStore,
@@ -79,65 +74,58 @@ def sliding_parts(
     orders = RoomOrders(
         synced.memberships, recency, synced.recent, streams, capacity=sizes.ordered_rooms
     )
-    traits = RoomTraits(summary_store, streams, capacity=sizes.listed_rooms)
+    traits = RoomTraitCache(summary_store, streams, capacity=sizes.listed_rooms)
     lists = RoomLists(
         events,
         synced.rooms,
         synced.memberships,
         synced.permissions,
-        RoomLabels(synced.account_data, streams, capacity=sizes.users),
+        RoomTagCache(synced.account_data, streams, capacity=sizes.users),
         recency,
         orders,
         RoomFilters(engine, events, synced.rooms, synced.invited, synced.states, traits, orders),
     )
     room_parts = RoomParts(
-        events,
-        synced.states,
-        timelines,
-        visibility,
-        synced.invited,
-        synced.ignored,
-        RequiredStates(trees),
-        synced.summaries,
-        synced.unread,
-        recency,
-        client_events,
-        LazyMembers(capacity=sizes.lazy_members),
-        NewestPages(
-            timelines, events, aggregations, client_events, now_ms, capacity=sizes.page_bytes
-        ),
+        events=events,
+        current_states=synced.states,
+        timelines=timelines,
+        visibility=visibility,
+        invited=synced.invited,
+        ignored=synced.ignored,
+        states=RequiredStates(trees),
+        summaries=synced.summaries,
+        unread=synced.unread,
+        recency=recency,
+        client_events=client_events,
+        lazy_members=LazyMembers(capacity=sizes.lazy_members),
+        plain_messages=synced.plain_messages,
     )
-    extensions = ExtensionReader(
-        ExtensionParts(
-            synced.devices,
-            synced.account_data,
-            synced.beside.account_data,
-            ReceiptNews(
-                synced.receipts,
-                synced.beside.receipts,
-                timelines,
-                synced.recent,
-                synced.rooms,
-                synced.ignored,
-            ),
-            synced.recent,
-            synced.rooms,
-            synced.ignored,
-            threads,
-            ProfileNews(
-                profiles,
-                synced.memberships,
-                MembershipStore(database),
-                synced.recent,
-                synced.states,
-            ),
-            synced.sticky,
-            TypingViews(synced.typing, streams, capacity=sizes.typing_view_bytes),
-            updates,
-        )
+    receipts = ReceiptReader(
+        synced.receipts,
+        synced.beside.receipts,
+        timelines,
+        synced.recent,
+        synced.rooms,
+        synced.ignored,
+    )
+    extensions = ExtensionParts(
+        devices=synced.devices,
+        account_data=synced.account_data,
+        account_data_cache=synced.beside.account_data,
+        receipts=receipts,
+        recent=synced.recent,
+        rooms=synced.rooms,
+        ignored=synced.ignored,
+        threads=threads,
+        profiles=ProfileReader(
+            profiles, synced.memberships, MembershipStore(database), synced.recent, synced.states
+        ),
+        sticky=synced.sticky,
+        sent_typing=SentTyping(synced.typing, streams, capacity=sizes.sent_typing_bytes),
+        thread_updates=updates,
     )
     return SlidingParts(
-        Connections(
+        connections=Connections(
             SlidingConnectionStore(database),
             synced.memberships,
             streams,
@@ -145,19 +133,17 @@ def sliding_parts(
             database.catch_up,
             capacity=sizes.connected_rooms,
         ),
-        lists,
-        RoomEntries(room_parts, NewRooms(room_parts)),
-        extensions,
-        synced.rooms,
-        synced.memberships,
-        synced.states,
-        synced.past,
-        synced.recent,
-        synced.typing,
-        synced.partial,
-        EmptyAnswers(streams, capacity=sizes.empty_answer_bytes),
-        CountNews(synced.recent, synced.unread, synced.receipts, synced.account_data),
-        synced.plain,
-        synced.beside,
-        room_parts.pages,
+        lists=lists,
+        entries=RoomEntries(room_parts),
+        extensions=ExtensionReader(extensions),
+        rooms=synced.rooms,
+        states=synced.states,
+        past=synced.past,
+        recent=synced.recent,
+        typing=synced.typing,
+        partial=synced.partial,
+        unread_changes=SlidingUnreadChanges(
+            synced.recent, synced.unread, synced.receipts, synced.account_data
+        ),
+        beside=synced.beside,
     )

@@ -18,7 +18,7 @@ V = TypeVar("V")
 
 
 class ImmutableCache(Generic[K, V]):
-    """Up to `max_weight` of values, as `weigh` counts them."""
+    """Up to `max_weight` of values, as `weigh` counts them. No `LRU`: several threads use it."""
 
     def __init__(self, max_weight: int, weigh: Callable[[V], int]) -> None:
         self._half = max_weight // 2

@@ -75,7 +75,10 @@ def array_of(values: Sequence[SQLValue]) -> Argument:
 
 
 class Prepared:
-    """What one session has prepared."""
+    """The statements that one session has prepared.
+
+    No `LRU`: it is below `storage.cache`, and an eviction has to end a statement in the session.
+    """
 
     __slots__ = ("_calls", "_given_up", "_last", "_most")
 

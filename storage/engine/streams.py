@@ -13,8 +13,8 @@ Laws:
 """
 
 from collections.abc import Callable, Sequence
-from enum import Enum
-from operator import attrgetter
+from enum import Enum, IntEnum
+from operator import attrgetter, itemgetter
 
 import msgspec
 from twisted.logger import Logger
@@ -72,6 +72,15 @@ class Topic(Enum):
     every change and request."""
 
 
+class Stage(IntEnum):
+    """When a subscriber hears of a commit: all of one stage before any of the next."""
+
+    CACHE = 0
+    """Caches, so that nobody reads an old value who was woken by the commit."""
+    NOTIFY = 1
+    """Everybody else."""
+
+
 class Change(msgspec.Struct, frozen=True, gc=False):
     """One durable change: where in the sequence, of what kind, whom it concerns."""
 
@@ -104,6 +113,7 @@ this process, and that is what changed by it."""
 
 
 _position = attrgetter("position")
+_stage = itemgetter(0)
 
 
 class Streams:
@@ -113,8 +123,9 @@ class Streams:
 
     def __init__(self, current: int = 0) -> None:
         self._current = current
-        self._subscribers: tuple[tuple[Subscriber, frozenset[Topic]], ...] = ()
-        self._watchers: tuple[Watcher, ...] = ()
+        self._subscribers: tuple[tuple[Stage, Subscriber, frozenset[Topic]], ...] = ()
+        """In the order in which they hear."""
+        self._watchers: tuple[tuple[Stage, Watcher], ...] = ()
         self._tellers: tuple[Teller, ...] = ()
         self._explainer: Explainer | None = None
         self._hearers: dict[frozenset[Topic], tuple[Subscriber, ...]] = {}
@@ -124,11 +135,14 @@ class Streams:
         """The highest position below which all is committed and published."""
         return self._current
 
-    def subscribe(self, subscriber: Subscriber, *topics: Topic) -> Callable[[], None]:
-        """Hear of every later commit with a change of these topics (none: any), of all its changes.
-        Calling what is returned ends that."""
-        entry = (subscriber, frozenset(topics or Topic))
-        self._subscribers += (entry,)
+    def subscribe(
+        self, subscriber: Subscriber, *topics: Topic, stage: Stage = Stage.NOTIFY
+    ) -> Callable[[], None]:
+        """Call the subscriber after every later commit with a change of these topics (none: any),
+        with all changes of the commit. Within a stage, the first to subscribe comes first.
+        Returns a function that ends the subscription."""
+        entry = (stage, subscriber, frozenset(topics or Topic))
+        self._subscribers = tuple(sorted([*self._subscribers, entry], key=_stage))
         self._hearers = {}
 
         def unsubscribe() -> None:
@@ -137,9 +151,9 @@ class Streams:
 
         return unsubscribe
 
-    def watch(self, watcher: Watcher) -> None:
-        """Hear of positions that other processes wrote."""
-        self._watchers += (watcher,)
+    def watch(self, watcher: Watcher, *, stage: Stage = Stage.NOTIFY) -> None:
+        """Call the watcher when positions become visible that other processes wrote."""
+        self._watchers = tuple(sorted([*self._watchers, (stage, watcher)], key=_stage))
 
     def ask(self, explainer: Explainer) -> None:
         """Who knows what other processes wrote."""
@@ -172,7 +186,7 @@ class Streams:
         hearers = self._hearers.get(topics)
         if hearers is None:
             hearers = tuple(
-                each for each, wanted in self._subscribers if not wanted.isdisjoint(topics)
+                each for _, each, wanted in self._subscribers if not wanted.isdisjoint(topics)
             )
             self._hearers[topics] = hearers
         for subscriber in hearers:
@@ -189,7 +203,7 @@ class Streams:
         if position <= after:
             return
         self._current = position
-        for watcher in self._watchers:
+        for _, watcher in self._watchers:
             try:
                 watcher(after, position)
             except Exception:

@@ -104,7 +104,6 @@ class EventNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
     room_nid: int
     position: int | None
     type: str
-    is_state: bool
     flags: int
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
+from federation.peers.token_buckets import Rate
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
@@ -25,7 +26,7 @@ from homeserver.client import (
     tags,
 )
 from homeserver.config.upstream import JWT
-from homeserver.http.rate_limits import Rate, RateLimiter
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.account_data.account_data import AccountData
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.deactivation import Deactivation

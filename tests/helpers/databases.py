@@ -144,8 +144,8 @@ def silence(streams: Streams) -> None:
             ("homeserver.", "federation.", "storage.")
         )
 
-    streams._subscribers = tuple(entry for entry in streams._subscribers if is_of_a_test(entry[0]))
-    streams._watchers = tuple(filter(is_of_a_test, streams._watchers))
+    streams._subscribers = tuple(entry for entry in streams._subscribers if is_of_a_test(entry[1]))
+    streams._watchers = tuple(entry for entry in streams._watchers if is_of_a_test(entry[1]))
     streams._tellers = tuple(filter(is_of_a_test, streams._tellers))
     streams._explainer = None
     streams._hearers = {}

@@ -145,6 +145,6 @@ def crash(server: TestServer, folder: Path, gateway: Gateway, seconds: float = 0
     """The server anew, so much later, upon the database as it stands; the old one does nothing any
     more."""
     old = server.app
-    old.pushers.reading._round.stop()
+    old.pushers.reading._lease._round.stop()
     old.pushers.deliveries.stop()
     return start(folder, old.database, gateway, seed=2, now=server.clock.seconds() + seconds + 31)

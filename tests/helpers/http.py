@@ -24,6 +24,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from federation.api.request import RequestContext
+from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.body_budget import HeldBodies
@@ -35,7 +36,7 @@ from homeserver.http.guard import (
     SignatureChecker,
     TokenChecker,
 )
-from homeserver.http.rate_limits import Rate, RateLimiter
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Handler, Router
 from homeserver.http.site import Site, SiteOptions
 from homeserver.observe.access import AccessRecord

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from federation.peers.token_buckets import Rate
 from federation.protocol.ids import UserID
 from homeserver.api.limits import Limit
-from homeserver.http.rate_limits import Rate
 from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.server import TestServer

@@ -1,5 +1,6 @@
 """How much is kept in memory, and what metrics tell of it."""
 
+import re
 from pathlib import Path
 
 from homeserver.config.memory import Caches, Memory
@@ -63,9 +64,19 @@ def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Databa
         "rooms",
         "memberships",
         "timelines",
+        "room_servers",
+        "state_responses",
+        "encrypted_rooms",
+        "unread_counts",
+        "push_rules",
+        "ignored_users",
+        "published_keys",
+        "key_counts",
+        "access_tokens",
+        "devices",
+        "filters",
         "receipts",
         "account_data",
-        "newest_pages",
     ):
         for line in (
             f'mahalla_cache_lookups_total{{cache="{cache}",outcome="hit"}}',
@@ -77,6 +88,15 @@ def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Databa
     weight = server.app.rooms.events.weight
     assert 0 < weight <= len(server.app.rooms.events) * 8192
     assert f'mahalla_cache_bytes{{cache="events"}} {weight:.1f}' in text
+    assert 'mahalla_cache_entries{cache="access_tokens"} 1.0' in text
+    in_bytes = set(re.findall(r'mahalla_cache_bytes\{cache="(\w+)"', text))
+    assert in_bytes == {
+        "events",
+        "state_responses",
+        "ignored_users",
+        "filters",
+        "account_data",
+    }
     hits = text.partition('mahalla_cache_lookups_total{cache="rooms",outcome="hit"} ')[2].partition(
         "\n"
     )[0]

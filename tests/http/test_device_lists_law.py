@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from homeserver.services.streams import recent_changes
-from homeserver.services.sync.devices import MESSAGES_AN_ANSWER
+from homeserver.services.sync.device_sections import MESSAGES_PER_RESPONSE
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.server import TestServer
 
@@ -120,7 +120,7 @@ class Town:
         self.known[who] = (self.known[who] | changed - {self.people[who].user_id}) - left
         self.devices[who] -= changed | left
         self.since[who] = answer["next_batch"]
-        return lists, len(answer["to_device"]["events"]) < MESSAGES_AN_ANSWER
+        return lists, len(answer["to_device"]["events"]) < MESSAGES_PER_RESPONSE
 
     def _sync(self, who: int, since: str | None = None) -> Any:
         answer = self.people[who].get(f"{V3}/sync" + ("" if since is None else f"?since={since}"))
@@ -187,7 +187,7 @@ class Town:
     def _do_messages(self, who: int, _where: int) -> None:
         """More than half of what one answer takes."""
         user = self.people[who]
-        for number in range(MESSAGES_AN_ANSWER // 2 + 10):
+        for number in range(MESSAGES_PER_RESPONSE // 2 + 10):
             body = {"messages": {user.user_id: {user.device_id: {"number": number}}}}
             path = f"{V3}/sendToDevice/m.test/{self.count}_{number}"
             assert self.owner.put(path, body).status == 200

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sync import devices, recent_messages
-from homeserver.services.sync.devices import MESSAGES_AN_ANSWER
+from homeserver.services.sync import device_sections, to_device_cache
+from homeserver.services.sync.device_sections import MESSAGES_PER_RESPONSE
 from tests.helpers.keys import V3
 from tests.helpers.server import TestServer, User
 
 AN_ANSWER = 12
-assert AN_ANSWER < MESSAGES_AN_ANSWER
+assert AN_ANSWER < MESSAGES_PER_RESPONSE
 
 
 class Device:
@@ -61,11 +61,11 @@ def test_each_message_comes_once_and_in_order(
     """What is kept in memory is little, so that all of it goes again and again: floors, messages,
     and devices with nothing to remove."""
     for module, name, number in (
-        (recent_messages, "MOST_FLOORS", 7),
-        (recent_messages, "MOST_MESSAGES", 150),
-        (recent_messages, "MANY", 9),
-        (devices, "MESSAGES_AN_ANSWER", AN_ANSWER),
-        (devices, "DEVICES_REMEMBERED", 12),
+        (to_device_cache, "MAX_FLOORS", 7),
+        (to_device_cache, "MAX_MESSAGES", 150),
+        (to_device_cache, "MANY", 9),
+        (device_sections, "MESSAGES_PER_RESPONSE", AN_ANSWER),
+        (device_sections, "DEVICES_REMEMBERED", 12),
     ):
         monkeypatch.setattr(module, name, number)
     random = Random(seed)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from federation.api.request import Peer, RequestContext
+from federation.peers.token_buckets import Rate
 from federation.protocol.errors import Forbidden, Unauthorized
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
-from homeserver.http.rate_limits import Rate
 from storage.engine.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.server import TestServer

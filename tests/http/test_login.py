@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import bcrypt
 import pytest
 
+from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
 from homeserver.config.limits import LoginLimits
-from homeserver.http.rate_limits import Rate
 from homeserver.services.login.sessions import Lifetimes
 from storage.accounts.accounts import AccountRow
 from storage.accounts.audit import AuditStore

@@ -2,9 +2,9 @@
 
 import pytest
 
+from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
-from homeserver.http.rate_limits import Rate
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sync import devices
+from homeserver.services.sync import device_sections
 from storage.engine.database import Database
 from tests.helpers.server import TestServer
 from tests.helpers.syncing import sync
@@ -24,7 +24,7 @@ def numbers(answer: dict[str, Any]) -> list[int]:
 def test_messages_arrive_once_in_order(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(devices, "MESSAGES_AN_ANSWER", 3)
+    monkeypatch.setattr(device_sections, "MESSAGES_PER_RESPONSE", 3)
     random = Random(seed)
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")

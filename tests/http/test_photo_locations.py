@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from twisted.internet.task import Clock
 
+from federation.peers.fair_semaphore import SLOW_FOR_SECONDS
 from federation.protocol.errors import InvalidParam, LimitExceeded
-from homeserver.services.federation.fair_turns import REMEMBERED_SECONDS
 from homeserver.services.media.location_removal import (
     LONGEST_WAIT_SECONDS,
     MOST_WAITING_OF_ONE,
@@ -421,7 +421,7 @@ def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
     assert not any(each.done for each in again)
     executor.work_all()
     assert {each.answer.status for each in again} == {200}
-    server.clock.advance(REMEMBERED_SECONDS + 1)
+    server.clock.advance(SLOW_FOR_SECONDS + 1)
     for liar in liars:
         begin(liar)
     assert len(executor.jobs) == 2, "a while later they are as others"

@@ -6,9 +6,10 @@ import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
+from federation.peers.token_buckets import Rate
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from homeserver.api.limits import Limit
-from homeserver.http.rate_limits import Counted, Rate, RateLimiter, address_key
+from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from storage.engine.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, one_time_keys, upload

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
-from homeserver.http.rate_limits import Rate
 from homeserver.services.login.sessions import Lifetimes
 from homeserver.services.tokens.secret_tokens import hash_token
 from storage.accounts.audit import AuditStore

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from federation.peers.token_buckets import Rate
 from federation.protocol.ids import UserID
 from homeserver.api.limits import Limit
-from homeserver.http.rate_limits import Rate
 from homeserver.services.accounts.registration import Wish
 from homeserver.services.accounts.registration_rules import RegistrationRules
 from homeserver.services.accounts.shared_secret_registration import compute_mac

@@ -11,13 +11,7 @@ from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError, St
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.drafts import Draft
 from federation.rooms.events import StoredEvent
-from homeserver.services.rooms.related_redactions import (
-    AT_ONCE,
-    FIRST_PAUSE_MS,
-    LEASE_MS,
-    LONGEST_PAUSE_MS,
-    MOST_TRIES,
-)
+from homeserver.services.rooms.related_redactions import AT_ONCE, LEASE_MS, MOST_TRIES, RETRIES
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.rooms.related_redactions import RelatedRedaction, add_redactions
@@ -301,7 +295,7 @@ async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(
         server.app.rooms.related_redactions.start()
     assert [is_redacted(alice, room, child) for _, room, child in left] == [False, True, True]
     assert await server.app.rooms.related_redactions.do_resume(50) == 0, "not at once"
-    server.clock.advance(FIRST_PAUSE_MS / 1000)
+    server.clock.advance(RETRIES.first_ms / 1000)
     assert await server.app.rooms.related_redactions.do_resume(50) == 1
     assert is_redacted(alice, left[0][1], left[0][2])
 
@@ -322,7 +316,7 @@ async def test_what_is_never_possible_is_not_tried_for_ever(
     hours = 0
     while await server.app.rooms.related_redactions.do_resume(50, at_start=True):
         hours += 1
-        server.clock.advance(LONGEST_PAUSE_MS / 1000)
+        server.clock.advance(RETRIES.longest_ms / 1000)
     assert tries == 3 * MOST_TRIES
     assert hours < 25
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from storage.engine.database import Database, SQLiteConfig
-from tests.helpers.both_ways import told_plainly
+from tests.helpers.both_ways import plain_timelines
 from tests.helpers.databases import open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, find_tables, index, keep_for, purge, settle
 from tests.helpers.server import START, TestServer, User
@@ -448,20 +448,20 @@ def test_the_reason_why_state_was_redacted_grows_old_too(
 def test_who_is_up_to_date_is_told_what_is_kept_still(
     server: TestServer, alice: User, bob: User
 ) -> None:
-    """In the shortest way where nothing is too old, which goes by age as the longer ones do."""
+    """The short way goes by age as the full way does."""
     room_id = create(alice, preset="public_chat")
     keep_for(alice, room_id, DAY)
     join(bob, room_id)
     since = sync(bob)["next_batch"]
-    with told_plainly() as told:
+    with plain_timelines() as plain:
         say(alice, room_id, "one")
         answer = sync(bob, since)
         assert [
             event["content"]["body"]
             for event in answer["rooms"]["join"][room_id]["timeline"]["events"]
         ] == ["one"]
-        assert len(told) == 1
+        assert len(plain) == 1
         say(alice, room_id, "two")
         server.clock.advance(DAY + 1)
         assert "two" not in str(sync(bob, answer["next_batch"]))
-        assert len(told) == 1
+        assert len(plain) == 1

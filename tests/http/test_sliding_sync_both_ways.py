@@ -1,8 +1,8 @@
-"""Sliding sync: an answer with messages alone, which is made in a shorter way, is what the ordinary
-way gives; whatever is asked for, and whatever happened before.
+"""Sliding sync: a room with plain messages, which takes the short way, is what the full way gives;
+whatever a client asks for, and whatever happened before.
 
-People do things at random, clients of one of them ask for something and mostly ask for the same
-again. Each answer that is made in the shorter way is made in the ordinary way too, and compared
+People do things at random; clients of one of them ask for something and mostly ask for the same
+again. Each response with the short way in it is made in the full way too, and compared
 (`tests/helpers/both_ways.py`). `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
 """
 
@@ -14,19 +14,18 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-import msgspec
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from homeserver.services.sliding_sync import portions, room_entry
-from storage.engine.database import Database
+from homeserver.services.sliding_sync import batches, room_entry
+from homeserver.services.sliding_sync.sliding_sync import SlidingResponse
 from tests.conftest import run_coroutine
-from tests.helpers.both_ways import begun_plainly, both_ways, told_plainly
+from tests.helpers.both_ways import both_ways, plain_timelines
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say, texts
+from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "15"))
 V3 = "/_matrix/client/v3"
@@ -118,13 +117,9 @@ class Talk(RuleBasedStateMachine):
     """Alice looks, from two devices, and like Bob and Carol writes."""
 
     with_messages: ClassVar[int] = 0
-    """How many answers with messages in them were compared, in all histories."""
+    """How many responses of sliding sync were compared, in all histories."""
     plainly: ClassVar[int] = 0
-    """How many of them were made in the shortest way."""
-    begun_plainly: ClassVar[int] = 0
-    """How many had a room that was new to the client."""
-    from_pages: ClassVar[int] = 0
-    """How many of these rooms' timelines were put together for others before."""
+    """How many rooms took the short way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,14 +143,13 @@ class Talk(RuleBasedStateMachine):
         self.bodies: list[dict[str, Any]] = [{}, {}, {}]
         self.patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         self.compared = self.stack.enter_context(both_ways())
-        self.told = self.stack.enter_context(told_plainly())
-        self.begun = self.stack.enter_context(begun_plainly())
+        self.plain = self.stack.enter_context(plain_timelines())
 
     @initialize(seed=SEED, short=st.booleans())
     def begin(self, seed: int, short: bool) -> None:
         if short:  # answers end early, and go on in the next ones
-            self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
-            self.patch.setattr(portions, "MOST_EVENTS_AT_ONCE", 5)
+            self.patch.setattr(batches, "LARGEST_RESPONSE", 2500)
+            self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 5)
             self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
         alice, *others = self.people
         for at, version in enumerate(Random(seed).choices(VERSIONS, k=ROOMS)):
@@ -384,27 +378,25 @@ class Talk(RuleBasedStateMachine):
             user.server = self.server
 
     def teardown(self) -> None:
-        Talk.with_messages += sum(bool(answer["rooms"]) for answer in self.compared)  # type: ignore[index]
-        Talk.plainly += len(self.told)
-        Talk.begun_plainly += len(self.begun)
-        Talk.from_pages += sum(isinstance(entry["timeline"], msgspec.Raw) for entry in self.begun)
+        Talk.with_messages += sum(
+            isinstance(response, SlidingResponse) for response in self.compared
+        )
+        Talk.plainly += len(self.plain)
         self.stack.close()
         run_coroutine(self.database.close(), None)
 
 
-def test_the_shorter_way_gives_what_the_ordinary_one_gives() -> None:
-    Talk.with_messages = Talk.plainly = Talk.begun_plainly = Talk.from_pages = 0
+def test_the_short_way_of_sliding_sync_gives_what_the_full_way_gives() -> None:
+    Talk.with_messages = Talk.plainly = 0
     run_machine(Talk, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
-    assert Talk.with_messages > 5 * RUNS  # it was gone mostly
-    assert Talk.plainly > 2 * RUNS
-    assert Talk.begun_plainly > 3 * RUNS
-    assert Talk.from_pages > RUNS // 3
+    assert Talk.with_messages > 5 * RUNS
+    assert Talk.plainly > 5 * RUNS
 
 
 def test_it_goes_by_bytes_not_by_what_is_asked(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 30)
+    monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 30)
     alice = server.register("alice")
     room_ids = [create(alice) for _ in range(4)]
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=20)})
@@ -415,7 +407,7 @@ def test_it_goes_by_bytes_not_by_what_is_asked(
             say(alice, room_id, "hello")
         assert client.sync()["rooms"].keys() == set(room_ids)
         assert len(compared) == 1
-        monkeypatch.setattr(portions, "LARGEST_ANSWER", 100)
+        monkeypatch.setattr(batches, "LARGEST_RESPONSE", 100)
         for room_id in room_ids:
             say(alice, room_id, "again")
         answers = [client.sync() for _ in room_ids]
@@ -423,29 +415,3 @@ def test_it_goes_by_bytes_not_by_what_is_asked(
         assert [list(answer["rooms"]) for answer in answers] == [
             [room_id] for room_id in reversed(room_ids)
         ]
-        assert len(compared) == 1
-
-
-def test_who_is_forgotten_is_answered_in_the_ordinary_way(
-    tmp_path: Path, sqlite_database: Database
-) -> None:
-    """What clients look at is remembered by bytes: here of some of them alone."""
-    server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
-    alice, *others = (server.register(f"user{number}") for number in range(15))
-    room_id = create(alice, preset="public_chat")
-    for user in others:
-        act(user, room_id, "join")
-    state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(190)]
-    clients = [
-        SlidingClient(user, lists={"all": a_list([0, 9], limit=3, state=state)})
-        for user in (alice, *others)
-    ]
-    for client in clients:
-        client.sync()
-    with both_ways() as compared:
-        for text in ("one", "two"):
-            say(alice, room_id, text)
-            assert [texts(client.sync()["rooms"][room_id]) for client in reversed(clients)] == [
-                [text]
-            ] * 15
-    assert 5 < len(compared) < 25

@@ -13,8 +13,8 @@ from homeserver.services.sliding_sync.connections import (
     SentRoom,
     StateChanges,
 )
+from homeserver.services.sliding_sync.pos import MAX_ADDED
 from homeserver.services.sliding_sync.request import RequiredState, RoomConfig
-from homeserver.services.sliding_sync.state_names import MOST_ADDED
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.both_ways import both_ways
@@ -138,19 +138,19 @@ def test_a_room_that_is_new_writes_nothing(
 ) -> None:
     server = TestServer(tmp_path, counted)
     alice = server.register("alice")
-    rooms = [create(alice, name=f"{at}") for at in range(MOST_ADDED + 6)]
+    rooms = [create(alice, name=f"{at}") for at in range(MAX_ADDED + 6)]
     looking(alice, "another", 99).sync()
     client = looking(alice, "first", 1)
     client.sync()
     written = []
-    for at, room_id in enumerate(rooms[: MOST_ADDED + 3]):
+    for at, room_id in enumerate(rooms[: MAX_ADDED + 3]):
         say(alice, room_id, f"{at}")
         counter.clear()
         assert client.sync()["rooms"][room_id]["initial"]
         written.append(bool(counter.writes))
         assert not counter.reads  # all that is told of them is in memory
     # those for which there is no more room are written, with all before them
-    assert written == [at == MOST_ADDED for at in range(MOST_ADDED + 3)]
+    assert written == [at == MAX_ADDED for at in range(MAX_ADDED + 3)]
     assert str(client.pos).count(".") == 2
     client.body["lists"]["all"]["ranges"] = [[0, 99]]
     assert set(client.sync()["rooms"]) == {rooms[-3]}  # all the others were told

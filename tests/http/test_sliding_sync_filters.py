@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sliding_sync.order import FILTERS_KEPT
+from homeserver.services.sliding_sync.room_order import MAX_FILTERS
 from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say
@@ -88,7 +88,7 @@ def test_what_is_kept_is_what_is(tmp_path: Path, sqlite_database: Database, seed
 
 def test_many_filters_are_answered_too(server: TestServer) -> None:
     alice = server.register("alice")
-    rooms = [create(alice, name=f"room {number}") for number in range(2 * FILTERS_KEPT)]
+    rooms = [create(alice, name=f"room {number}") for number in range(2 * MAX_FILTERS)]
     for _ in range(2):
         for number, room_id in enumerate(rooms):
             wanted = {"a": a_list([0, 15], room_name_like=f"M {number}")}

@@ -6,18 +6,8 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.api.requester import Requester
-from homeserver.services.sliding_sync.connections import EMPTY, Connection
-from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
-from homeserver.services.sliding_sync.kept import KeptOfConnections
-from homeserver.services.sliding_sync.request import (
-    ListFilters,
-    ListRequest,
-    RequiredState,
-    RoomConfig,
-    SlidingRequest,
-)
-from homeserver.services.sliding_sync.typing_views import ENTRY, ROOM, TypingViews, View
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
+from homeserver.services.sliding_sync.sent_typing import ENTRY, ROOM, SentTyping, TypingView
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.lazy_members import LazyMembers
 from storage.engine.database import Database
@@ -27,53 +17,32 @@ from tests.helpers.server import TestServer, User
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say
 from tests.http.test_sliding_sync_extensions import ended
 
-NOW = SyncToken(5, 0)
-CONFIG = RoomConfig(1, RequiredState())
+
+def key_of(device: str, conn_id: str = "") -> ConnectionKey:
+    return ConnectionKey("@alice:example.org", device, conn_id)
 
 
-def asked(device: str, conn_id: str, *tags: str) -> tuple[SlidingRequest, Connection]:
-    alice = UserID("@alice:example.org")
-    filters = ListFilters(tags=frozenset(tags))
-    request = SlidingRequest(
-        Requester(alice, DeviceID(device), 1),
-        conn_id,
-        None,
-        0,
-        False,
-        {"all": ListRequest(None, CONFIG, filters)},
-    )
-    return request, Connection(ConnectionKey(alice, device, conn_id), NOW, "1", EMPTY)
-
-
-def test_answers_without_news_are_kept_for_as_many_connections_as_a_device_may_have() -> None:
-    answers = EmptyAnswers(Streams(), capacity=1 << 30)
+def test_a_cache_holds_as_many_connections_of_a_device_as_are_stored() -> None:
+    cache = ConnectionCache[str](Streams(), capacity=1 << 30)
     for number in range(MOST_OF_A_DEVICE + 1):
-        answers.keep(*asked("PHONE", str(number)), NOW, {"rooms": {}})
-    answers.keep(*asked("TABLET", "0"), NOW, {"rooms": {}})
-    assert answers.find(*asked("PHONE", "0"), NOW) is None
-    assert (
-        answers.find(*asked("PHONE", "1"), NOW)
-        == answers.find(*asked("TABLET", "0"), NOW)
-        == {"rooms": {}}
-    )
-    assert answers.find(*asked("PHONE", "1", "u.work"), NOW) is None
-    weight = answers.weight
-    answers.keep(*asked("TABLET", "0"), NOW, {"rooms": {}})
-    assert answers.weight == weight
+        cache.put(key_of("PHONE", str(number)), "phone", 10)
+    cache.put(key_of("TABLET"), "tablet", 10)
+    assert cache.get(key_of("PHONE", "0")) is None
+    assert cache.get(key_of("PHONE", "1")) == ("phone", 10)
+    assert cache.get(key_of("TABLET")) == ("tablet", 10)
+    cache.put(key_of("TABLET"), "again", 10)
+    assert cache.weight == (MOST_OF_A_DEVICE + 1) * 10
 
 
-def test_answers_without_news_are_bounded_by_the_bytes_of_what_was_asked() -> None:
-    answers = EmptyAnswers(Streams(), capacity=100_000)
+def test_a_cache_of_connections_is_bounded_by_bytes() -> None:
+    cache = ConnectionCache[str](Streams(), capacity=100)
     for number in range(10):
-        answers.keep(
-            *asked(f"D{number}", "", *(f"u.{number}.{n}".ljust(200, "x") for n in range(100))),
-            NOW,
-            {},
-        )
-        assert 20_000 < answers.weight <= 100_000
-    answers.keep(*asked("D9", "", "u.work"), NOW, {})
-    answers.keep(*asked("HUGE", "", *("x" * 1000 + str(n) for n in range(200))), NOW, {})
-    assert answers.weight == 0
+        cache.put(key_of(f"D{number}"), "x", 30)
+        assert cache.weight <= 100
+    assert cache.get(key_of("D6")) is None
+    assert cache.get(key_of("D9")) is not None
+    cache.put(key_of("HUGE"), "x", 101)
+    assert cache.weight == 0
 
 
 def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> None:
@@ -159,7 +128,7 @@ def typists(answer: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None:
-    views = TypingViews(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
+    views = SentTyping(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
 
     def key(device: str, conn_id: str = "") -> ConnectionKey:
         return ConnectionKey("@alice:example.org", device, conn_id)
@@ -172,7 +141,7 @@ def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None
     assert views.weight == MOST_OF_A_DEVICE * ENTRY
     pos = "0"
     look(key("LAPTOP"), None, None, range(0))
-    views.keep(key("LAPTOP"), None, pos, View(frozenset(), {}))
+    views.keep(key("LAPTOP"), None, pos, TypingView(frozenset(), {}))
     for number in range(1, 10):  # rooms that have left its view weigh too
         look(key("LAPTOP"), pos, SyncToken(5, number - 1), range(10 * number, 10 * number + 10))
         pos += "+"
@@ -188,7 +157,7 @@ def test_who_types_is_right_for_who_is_forgotten_too(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, is_forgotten: bool
 ) -> None:
     if is_forgotten:
-        monkeypatch.setattr(KeptOfConnections, "get", lambda _self, _key: None)
+        monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
     alice, bob = server.register("alice"), server.register("bob")
     older, newer = (create(alice, preset="public_chat") for _ in range(2))
     for room_id in (older, newer):
@@ -223,8 +192,8 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     room_id = create(alice)
     parts = server.app.rooms.sliding
     key = ConnectionKey(alice.user_id, alice.device_id, "")
-    views = TypingViews(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
-    views.keep(key, None, "1", View(frozenset({1}), {}))
+    views = SentTyping(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
+    views.keep(key, None, "1", TypingView(frozenset({1}), {}))
     client = SlidingClient(
         alice,
         lists={"all": a_list([0, 9])},
@@ -235,9 +204,9 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
             say(alice, room_id, text)
         client.sync()
     client.sync()
-    assert min(parts.empty.weight, views.weight, len(parts.connections)) > 0
+    assert min(views.weight, len(parts.connections)) > 0
     assert alice.post("/_matrix/client/v3/logout", {}).status == 200
-    assert (parts.empty.weight, views.weight, len(parts.connections)) == (0, 0, 0)
+    assert (views.weight, len(parts.connections)) == (0, 0)
     identifier = {"type": "m.id.user", "user": "alice"}
     body = {
         "type": "m.login.password",
@@ -260,13 +229,13 @@ def test_members_that_a_device_has_no_longer_count_no_longer() -> None:
         DeviceID("PHONE"),
     )
     token = "0"
-    members.sent((alice, phone), None)
+    members.get_confirmed((alice, phone), None)
     for number in range(
         1, 30
     ):  # told of somebody each time, who then changes without being told of
         before, token = token if number > 1 else None, str(number)
-        members.note((alice, phone), before, [(1, "@bob:example.org")], token)
-        has = members.sent((alice, phone), token)
+        members.add_sent((alice, phone), before, [(1, "@bob:example.org")], token)
+        has = members.get_confirmed((alice, phone), token)
         assert has == {(1, "@bob:example.org")}
         assert len(members) <= 1
         has.clear()

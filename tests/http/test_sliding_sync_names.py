@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from homeserver.services.sliding_sync.state_names import MOST_ADDED, added_in, added_to
+from homeserver.services.sliding_sync.pos import MAX_ADDED, added_in, added_to
 from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say, texts
@@ -81,7 +81,7 @@ def test_what_a_client_makes_up_shows_it_nothing(server: TestServer) -> None:
     client = looking(alice)
     client.sync()
     assert client.pos is not None
-    made_up = client.pos + "".join(f".{number:x}" for number in range(2, 2 * MOST_ADDED + 2, 2))
+    made_up = client.pos + "".join(f".{number:x}" for number in range(2, 2 * MAX_ADDED + 2, 2))
     client.pos = made_up
     assert told(client) == {}
     client.body["room_subscriptions"] = {hers: a_list(limit=5)}
@@ -94,7 +94,7 @@ def test_what_a_client_makes_up_shows_it_nothing(server: TestServer) -> None:
     client.sync()
     say(alice, rooms[0], "hello")
     assert told(client) == {rooms[0]: False}
-    for rest in (".", ".x", ".-1", "%201", ".1.", ".1" * (MOST_ADDED + 1), "." + "1" * 15):
+    for rest in (".", ".x", ".-1", "%201", ".1.", ".1" * (MAX_ADDED + 1), "." + "1" * 15):
         answer = alice.post(f"{UNSTABLE}?pos={made_up.partition('.')[0]}{rest}", client.body)
         assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS"), rest
 
@@ -138,11 +138,11 @@ def test_names_say_what_was_put_into_them() -> None:
     for _ in range(200):
         rooms = [
             (chance.randrange(1, 10**12), chance.random() < 0.3)
-            for _ in range(chance.randrange(MOST_ADDED + 3))
+            for _ in range(chance.randrange(MAX_ADDED + 3))
         ]
         name = added_to("17", rooms)
-        assert (name is None) == (len(rooms) > MOST_ADDED)
+        assert (name is None) == (len(rooms) > MAX_ADDED)
         if name is not None:
             assert added_in(name) == rooms
-            assert added_to(name, [(5, True)] * (MOST_ADDED - len(rooms))) is not None
-            assert added_to(name, [(5, True)] * (MOST_ADDED - len(rooms) + 1)) is None
+            assert added_to(name, [(5, True)] * (MAX_ADDED - len(rooms))) is not None
+            assert added_to(name, [(5, True)] * (MAX_ADDED - len(rooms) + 1)) is None

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sliding_sync import portions, profiles
+from homeserver.services.sliding_sync import batches, profiles
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, say
 from tests.http.test_sliding_sync_extensions import ended
@@ -162,7 +162,7 @@ def test_who_was_away_for_too_many_changes_begins_anew(
     act(bob, room_id, "join")
     client = client_of(alice)
     client.sync()
-    monkeypatch.setattr(profiles, "MOST_CHANGES", 3)
+    monkeypatch.setattr(profiles, "MAX_CHANGES", 3)
     for number in range(3):
         set_field(bob, f"m.x{number}", number)
     assert set(users_in(client.sync())[bob.user_id]["updated"]) == {"m.x0", "m.x1", "m.x2"}
@@ -178,7 +178,7 @@ def test_who_was_away_for_too_many_changes_begins_anew(
 def test_more_people_than_one_answer_tells_of(
     server: TestServer, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiles, "MOST_WHOLE", 3)
+    monkeypatch.setattr(profiles, "MAX_PROFILES", 3)
     people = [alice, bob, *(server.register(f"p{number}") for number in range(9))]
     first, second = create(alice, preset="public_chat"), create(alice, preset="public_chat")
     for user in people[1:]:
@@ -214,8 +214,8 @@ def test_more_people_than_one_answer_tells_of(
 def test_rooms_that_come_while_people_are_left(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiles, "MOST_WHOLE", 2)
-    monkeypatch.setattr(profiles, "MOST_PARTS", 2)
+    monkeypatch.setattr(profiles, "MAX_PROFILES", 2)
+    monkeypatch.setattr(profiles, "MAX_PARTS", 2)
     rooms, everybody = [], {alice.user_id}
     for number in range(5):
         rooms.append(create(alice, preset="public_chat"))
@@ -299,8 +299,8 @@ def test_people_of_rooms_that_did_not_fit_into_the_answer(
     client.sync()
     for room_id in rooms:
         say(alice, room_id, "long")
-    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 1)
-    monkeypatch.setattr(portions, "LARGEST_ANSWER", 400)
+    monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
+    monkeypatch.setattr(batches, "LARGEST_RESPONSE", 400)
     client.body["extensions"] = {NAME: {"enabled": True}}
     answers = [client.sync() for _ in range(3)]
     assert [list(answer["rooms"]) for answer in answers] == [
@@ -320,7 +320,7 @@ def test_who_comes_later(server: TestServer, alice: User, monkeypatch: pytest.Mo
     client.sync()
     act(bob, room_id, "join")
     assert names_in(client.sync()) == {"bob"}
-    monkeypatch.setattr(profiles, "MOST_WHOLE", 2)
+    monkeypatch.setattr(profiles, "MAX_PROFILES", 2)
     for user in others:
         act(user, room_id, "join")
     create(alice, name="coffee")
@@ -335,7 +335,7 @@ def test_who_comes_later(server: TestServer, alice: User, monkeypatch: pytest.Mo
 def test_all_members_in_view_are_still_told_in_parts(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiles, "MOST_WHOLE", 2)
+    monkeypatch.setattr(profiles, "MAX_PROFILES", 2)
     room_id = create(alice, preset="public_chat", name="tea")
     people = [server.register(f"p{number}") for number in range(7)]
     for user in people:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.sliding_sync import portions, profiles
+from homeserver.services.sliding_sync import batches, profiles
 from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, create
@@ -67,11 +67,11 @@ def test_all_profiles_in_view_are_known(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     chance = Random(seed)
-    monkeypatch.setattr(profiles, "MOST_WHOLE", chance.choice([2, 3, 500]))
-    monkeypatch.setattr(profiles, "MOST_PARTS", chance.choice([1, 2, 16]))
+    monkeypatch.setattr(profiles, "MAX_PROFILES", chance.choice([2, 3, 500]))
+    monkeypatch.setattr(profiles, "MAX_PARTS", chance.choice([1, 2, 16]))
     if chance.random() < 0.5:
-        monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 1)
-        monkeypatch.setattr(portions, "LARGEST_ANSWER", 1000)
+        monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
+        monkeypatch.setattr(batches, "LARGEST_RESPONSE", 1000)
     server = TestServer(tmp_path, sqlite_database)
     alice, *others = people = [
         server.register(name) for name in ("alice", "bob", "carol", "dave", "erin", "frank")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.server import TestServer, User
+from tests.helpers.talk import ok, put_event, redact
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, state_of, texts
 
 pytestmark = pytest.mark.usefixtures("compared")
@@ -409,3 +410,36 @@ def test_counts_are_told_by_a_server_that_was_started_meanwhile(
     bob.server = TestServer(tmp_path, server.app.database, seed=2)
     assert counts_of(client.sync()) == {other: 0}
     assert counts_of(client.sync()) == {}
+
+
+@pytest.mark.parametrize("what", ["redact", "reply", "rename", "ignore"])
+def test_a_client_that_begins_gets_a_room_as_it_is_now(server: TestServer, what: str) -> None:
+    """Another client, which began before, got the same events from memory."""
+    alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
+    room_id = create(alice, preset="public_chat", name="Tea")
+    act(bob, room_id, "join")
+    act(carol, room_id, "join")
+    sent = [say((alice, bob)[number % 2], room_id, f"{number}") for number in range(4)]
+
+    def begin() -> dict[str, Any]:
+        client = SlidingClient(carol, lists={"all": a_list([0, 9], limit=4)})
+        entry: dict[str, Any] = client.sync()["rooms"][room_id]
+        return entry
+
+    assert texts(begin()) == ["0", "1", "2", "3"]
+    if what == "redact":
+        ok(redact(alice, room_id, sent[2]))
+        (event,) = [each for each in begin()["timeline"] if each["event_id"] == sent[2]]
+        assert event["content"] == {}
+    elif what == "reply":
+        relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": sent[2]}}
+        put_event(alice, room_id, "m.room.message", {"body": "so", **relation})
+        (event,) = [each for each in begin()["timeline"] if each["event_id"] == sent[2]]
+        assert event["unsigned"]["m.relations"]["m.thread"]["count"] == 1
+    elif what == "rename":
+        put_state(alice, room_id, "m.room.name", {"name": "Coffee"})
+        assert begin()["name"] == "Coffee"
+    else:
+        path = f"/_matrix/client/v3/user/{carol.user_id}/account_data/m.ignored_user_list"
+        ok(carol.put(path, {"ignored_users": {alice.user_id: {}}}))
+        assert texts(begin()) == ["1", "3"]

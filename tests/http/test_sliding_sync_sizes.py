@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services.sliding_sync import portions, room_entry
+from homeserver.services.sliding_sync import batches, room_entry
 from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import STABLE, SlidingClient, a_list, create, say, texts
@@ -57,8 +57,8 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
 def test_rooms_that_do_not_fit_come_in_the_next_answers(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 2)
-    monkeypatch.setattr(portions, "LARGEST_ANSWER", 5000)
+    monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 2)
+    monkeypatch.setattr(batches, "LARGEST_RESPONSE", 5000)
     alice = server.register("alice")
     old, older, *oldest = ids = [create(alice) for _ in range(5)]
     for room_id in ids:
@@ -103,8 +103,8 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(
 
 
 def test_what_is_open_comes_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 1)
-    monkeypatch.setattr(portions, "LARGEST_ANSWER", 100)
+    monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
+    monkeypatch.setattr(batches, "LARGEST_RESPONSE", 100)
     alice = server.register("alice")
     opened, old, new = (create(alice) for _ in range(3))
     subscription = {"timeline_limit": 1, "required_state": []}

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from storage.engine.sqlite import SQLiteConfig
-from tests.helpers.both_ways import told_plainly
+from tests.helpers.both_ways import plain_timelines
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Rooms, bodies, poll, sync, token
@@ -62,10 +62,10 @@ def test_one_message_costs_no_query_however_many_rooms_and_members(
     since = sync(alice, first)["next_batch"]
     rooms.say(person, room)
     counter.clear()
-    with told_plainly() as told:
+    with plain_timelines() as plain:
         assert bodies(sync(alice, since)["rooms"]["join"][room]) == ["hello"]
     assert not counter.queries
-    assert len(told) == 1
+    assert len(plain) == 1
 
 
 def test_waking_many_costs_no_query_each(server: TestServer, counter: QueryCounter) -> None:

@@ -18,11 +18,11 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services.sliding_sync import portions, room_entry
+from homeserver.services.sliding_sync import batches, room_entry
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.sliding_sync.connections import Connection, Connections
-from homeserver.services.sliding_sync.kept import KeptOfConnections
-from homeserver.services.sliding_sync.order import RoomOrders
 from homeserver.services.sliding_sync.request import SlidingRequest
+from homeserver.services.sliding_sync.room_order import RoomOrders
 from homeserver.services.streams import recent_changes
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
@@ -398,19 +398,19 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every other time answers end early, and go on in the next ones; and of some times little is
     remembered."""
     if seed % 2:
-        monkeypatch.setattr(portions, "LARGEST_ANSWER", 2500)
-        monkeypatch.setattr(portions, "MOST_EVENTS_AT_ONCE", 3)
+        monkeypatch.setattr(batches, "LARGEST_RESPONSE", 2500)
+        monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)
         monkeypatch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "KEPT", 4)
-        monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._forget_all)
+        monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._clear)
     if seed % 3 == 2:  # what was sent to connections
-        monkeypatch.setattr(KeptOfConnections, "get", lambda _self, _key: None)
+        monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
         find = Connections.find
 
         async def find_and_forget(self: Connections, request: SlidingRequest) -> Connection:
             found = await find(self, request)
-            self._forget(found.key)
+            self._drop(found.key)
             return found
 
         monkeypatch.setattr(Connections, "find", find_and_forget)

@@ -3,7 +3,7 @@ client-server-api#syncing"""
 
 import pytest
 
-from homeserver.services.sync import joined as joined_rooms
+from homeserver.services.sync import joined_rooms
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, ids, keys, sync, sync_path, token
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from homeserver.services.encryption.to_device import MOST_MESSAGES
-from homeserver.services.sync.recent_messages import MOST_BYTES, RecentMessages
+from homeserver.services.sync.to_device_cache import MAX_BYTES, ToDeviceCache
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.to_device import FEWEST_LOGGED, LOGGED_MS, REMOVED_AT_ONCE, NewMessages
 from storage.engine.database import Database, SQLiteConfig, WriteTransaction
@@ -337,7 +337,7 @@ def test_a_wake_is_answered_from_memory_and_a_later_token_removes(
 
 def test_what_many_are_sent_alike_counts_once_in_memory() -> None:
     streams = Streams()
-    recent = RecentMessages(streams, most_bytes=1000)
+    recent = ToDeviceCache(streams, max_bytes=1000)
 
     def send(first: int, *contents: bytes) -> None:
         bobs = [("@bob:example.org", f"D{n}", n) for n in range(len(contents))]
@@ -369,7 +369,7 @@ def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None
     order."""
     since = sync(bob)["next_batch"]
     filler = "x" * 60_000
-    sent = (MOST_BYTES + (1 << 19)) // len(filler)
+    sent = (MAX_BYTES + (1 << 19)) // len(filler)
     for number in range(sent):
         body = {"messages": {bob.user_id: {bob.device_id: {"n": number, "filler": filler}}}}
         assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200

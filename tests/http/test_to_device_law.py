@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import ServerName
-from homeserver.services.sync import devices as devices_of_sync
-from homeserver.services.sync import recent_messages
+from homeserver.services.sync import device_sections, to_device_cache
 from storage.encryption import to_device
 from storage.encryption.to_device import LOGGED_MS, NewMessages
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
@@ -28,11 +27,11 @@ PAGE = 5
 """Messages an answer, for this test."""
 NAMES = ["ONE", "TWO", "THREE", "FOUR"]
 BOUNDS = [
-    (devices_of_sync, "MESSAGES_AN_ANSWER", PAGE),
-    (devices_of_sync, "REMOVED_AT_ONCE", 4),
+    (device_sections, "MESSAGES_PER_RESPONSE", PAGE),
+    (device_sections, "REMOVED_AT_ONCE", 4),
     (to_device, "REMOVED_AT_ONCE", 4),
     (to_device, "FEWEST_LOGGED", 3),
-    (recent_messages, "MANY", 4),
+    (to_device_cache, "MANY", 4),
 ]
 """So small that short histories reach them."""
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -301,7 +300,7 @@ def test_every_device_gets_each_of_its_messages_once_in_order(
     world: World, monkeypatch: pytest.MonkeyPatch, kept: int, steps: list[tuple[Any, ...]]
 ) -> None:
     """`kept`: messages that a node has in memory."""
-    for module, name, value in (*BOUNDS, (recent_messages, "MOST_MESSAGES", kept)):
+    for module, name, value in (*BOUNDS, (to_device_cache, "MAX_MESSAGES", kept)):
         monkeypatch.setattr(module, name, value)
     world.begin()
     for name, *args in [*steps, ("elsewhere",)]:

@@ -160,7 +160,7 @@ def hear(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeCalls:
     what is returned is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
-    nodes.servers[number].app.pushers.reading._lease._get_node = lambda: calls.node
+    nodes.servers[number].app.pushers.reading._lease._lease._get_node = lambda: calls.node
     nodes.wait(seconds, nodes=(number,))
     return calls
 
@@ -168,8 +168,8 @@ def hear(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeCalls:
 def kill(nodes: PushingNodes, number: int, calls: NodeCalls) -> None:
     """The node does nothing any more."""
     pushers = nodes.servers[number].app.pushers
-    pushers.reading._round.stop()
-    pushers.reading._has_lease = False
+    pushers.reading._lease._round.stop()
+    pushers.reading._lease.is_held = False
     pushers.deliveries.stop()
     calls.close()
     other = nodes.servers[1 - number]

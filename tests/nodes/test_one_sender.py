@@ -129,7 +129,7 @@ def hear(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:
     what is returned is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
-    nodes.servers[number].app.federation_out.sender._lease._get_node = lambda: calls.node
+    nodes.servers[number].app.federation_out.sender._lease._lease._get_node = lambda: calls.node
     nodes.wait(seconds)
     return calls
 
@@ -137,8 +137,8 @@ def hear(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:
 def kill(nodes: SendingNodes, number: int, calls: NodeCalls) -> None:
     """The node sends nothing any more."""
     sender = nodes.servers[number].app.federation_out.sender
-    sender._round.stop()
-    sender._has_lease = False
+    sender._lease._round.stop()
+    sender._lease.is_held = False
     sender._deliveries.stop()
     calls.close()
     other = nodes.servers[1 - number]

@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 
 from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
-from federation.peers.routes import FIRST_PAUSE, GRACE_SECONDS, Routes
+from federation.peers.routes import GRACE_SECONDS, RETRIES, Routes
 from federation.protocol.discovery import Hop, Service
 from federation.protocol.ids import ServerName
 from tests.helpers.far_side import FakeNames
@@ -110,6 +110,6 @@ async def test_after_a_failure_to_connect_all_is_asked_again_before_long() -> No
     routes.doubt(SOUTH)
     assert await hop(routes) == Hop("new.example", 1)
     assert web.count == 1
-    clock.advance(FIRST_PAUSE + 1)
+    clock.advance(RETRIES.first_ms / 1000 + 1)
     await hop(routes)
     assert web.count == 2

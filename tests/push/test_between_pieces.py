@@ -214,14 +214,14 @@ def lose_lease(server: TestServer) -> None:
     take_over(server)
     server.clock.advance(10)
     settle(server)
-    assert not server.app.pushers.reading._has_lease
+    assert not server.app.pushers.reading._lease.is_held
 
 
 def take_again(server: TestServer) -> None:
     take_over(server)
     server.clock.advance(10)
     settle(server)
-    assert server.app.pushers.reading._has_lease
+    assert server.app.pushers.reading._lease.is_held
 
 
 def test_what_is_answered_after_the_lease_was_lost_is_not_taken_for_what_the_app_shows(
@@ -291,7 +291,7 @@ def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
     late = LateDecisions(monkeypatch)
     second = say(bob, room_id, "hello again")
     settle(server)
-    monkeypatch.setattr(server.app.pushers.reading._lease, "is_alone", False)
+    monkeypatch.setattr(server.app.pushers.reading._lease._lease, "is_alone", False)
     hand_lease(server, "another", 1 << 60)
     server.clock.advance(10)
     hand_lease(server, "another", 0)  # which has ended before it pushed anything

@@ -16,8 +16,8 @@ from homeserver.services.pushers.gateways import (
     AT_ONCE,
     AT_ONCE_IN_ALL,
     AT_ONCE_TO_SLOW,
-    FIRST_PAUSE_MS,
     QUICK_SECONDS,
+    RETRIES,
     SECONDS,
     Gateways,
     PushFailed,
@@ -160,6 +160,6 @@ def test_a_gateway_that_hung_is_tried_with_one_request() -> None:
     for _ in range(3 * AT_ONCE):
         pushing.push("hangs.example")
     assert pushing.web.under_way.total() == AT_ONCE
-    pushing.clock.pump([1.0] * int(SECONDS + FIRST_PAUSE_MS / 1000))
+    pushing.clock.pump([1.0] * int(SECONDS + RETRIES.first_ms / 1000))
     assert pushing.web.under_way.total() == 1
     pushing.gateways.stop()

@@ -433,7 +433,7 @@ def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Dat
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "x")
     settle(server)
-    server.app.pushers.reading._round.stop()
+    server.app.pushers.reading._lease._round.stop()
     later = start(tmp_path, database, seed=2, now=server.clock.seconds() + 31)
     pass_time(later, 12 * MINUTE)
     assert len(later.relay.letters) == 1

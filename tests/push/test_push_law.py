@@ -110,7 +110,7 @@ class Town:
     def crash(self) -> None:
         """The process ends as it stands, and a new one starts."""
         old = self.server.app.pushers
-        old.reading._round.stop()
+        old.reading._lease._round.stop()
         old.deliveries.stop()
         self.crashes += 1
         self.gateway.held = None if self.gateway.held is None else []

@@ -68,8 +68,8 @@ class Story:
     def restart(self) -> None:
         """The server is killed."""
         old = self.server.app
-        if old.pushers.reading._round.running:
-            old.pushers.reading._round.stop()
+        if old.pushers.reading._lease._round.running:
+            old.pushers.reading._lease._round.stop()
         old.pushers.deliveries.stop()
         silence(self.database.streams)
         now = self.server.clock.seconds() + 1
@@ -336,7 +336,7 @@ def test_a_kill_in_between_loses_nothing_though_a_later_push_was_taken(
     held = story.say("x")
     elsewhere = story.say("y", other)
     story.server.run(story.server.app.pushers.deliveries.note(all_standings=True))
-    story.server.run(story.server.app.pushers.reading._renew())
+    story.server.run(story.server.app.pushers.reading._lease._renew())
     assert gateway.events == [elsewhere]
     story.restart()
     assert gateway.events == [elsewhere, held, elsewhere], "from where all had been told"

@@ -19,7 +19,7 @@ from federation.rooms.timelines import TAIL_LENGTH, Timelines
 from homeserver.services.push.rule_sets import RuleCompiler
 from homeserver.services.push.unread_counts import Unread, UnreadCounts
 from homeserver.services.push.user_rules import OwnRules
-from homeserver.services.sliding_sync.labels import RoomTraits
+from homeserver.services.sliding_sync.filter_data import RoomTraitCache
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.accounts.erasures import ErasureStore, add_erasure
 from storage.engine.database import Database
@@ -276,7 +276,7 @@ async def test_what_rooms_are_is_read_anew_where_one_has_all_of_its_state(
 ) -> None:
     room, _ = await database.write("t", add_room, "!r:a.test", "11", 1)
     streams = Streams(10)
-    traits = RoomTraits(RoomSummaryStore(database), streams, capacity=10)
+    traits = RoomTraitCache(RoomSummaryStore(database), streams, capacity=10)
     assert (await traits.of_rooms([room.room_nid]))[room.room_nid].name is None
     await database.write(
         "t",

@@ -5,7 +5,12 @@ from random import Random
 
 from federation.protocol.events import StateKey
 from homeserver.services.sliding_sync.request import ANY, MEMBER, Clause, Pattern, RequiredState
-from homeserver.services.sliding_sync.required_state import AVATAR, NAME, AskedState, RequiredStates
+from homeserver.services.sliding_sync.required_state import (
+    AVATAR,
+    NAME,
+    RequiredStates,
+    StateRequest,
+)
 from storage.engine.database import Database, WriteTransaction
 from storage.state.state_tree import StateTreeStore
 
@@ -37,7 +42,7 @@ async def test_what_is_told_is_what_matches(database: Database) -> None:
 
     roots = await database.write("apply", write)
     reader = RequiredStates(trees)
-    questions = 0
+    queries = 0
     for _ in range(400):
         clauses = frozenset(
             Clause(patterns(chance, 4), patterns(chance, 2 * chance.randrange(2)))
@@ -46,9 +51,9 @@ async def test_what_is_told_is_what_matches(database: Database) -> None:
         wanted = RequiredState(clauses, lazy_members=True)
         members = chance.sample(KEYS, chance.randrange(3))
         asked = [
-            AskedState(room_nid, root, wanted, members) for room_nid, root in enumerate(roots, 1)
+            StateRequest(room_nid, root, wanted, members) for room_nid, root in enumerate(roots, 1)
         ]
-        questions += reader.question(wanted) is not None
+        queries += reader.query_for(wanted) is not None
         for reading in (reader, RequiredStates(StateTreeStore(database))):
             for state, found in zip(states, await reading.get_wholes(asked), strict=True):
                 named = {StateKey(MEMBER, user_id) for user_id in members}
@@ -56,4 +61,4 @@ async def test_what_is_told_is_what_matches(database: Database) -> None:
                     key: nid for key, nid in state.items() if wanted.matches(*key) or key in named
                 }, wanted
                 assert found.named == {key: state.get(key) for key in (NAME, AVATAR)}
-    assert 100 < questions < 400
+    assert 100 < queries < 400

@@ -6,7 +6,7 @@ import pytest
 
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import EventID, RoomID
-from federation.rooms.history.backfill import LONGEST_WAIT, REST
+from federation.rooms.history.backfill import LONGEST_WAIT, REST_MS
 from storage.events.timelines import TimelineStore
 from tests.helpers.federated import (
     EAST,
@@ -92,7 +92,7 @@ async def test_nobody_to_ask_leaves_what_is_here_and_a_way_to_go_on_later(networ
     assert len(network.log) == asked
 
     network.mend(NORTH, SOUTH)
-    network.clock.advance(REST)
+    network.clock.advance(REST_MS / 1000)
     more = bob.get(f"{path}&from={page['end']}").json
     assert "long ago" in [event["content"].get("body") for event in more["chunk"]]
 

@@ -6,8 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from federation.api.request import Peer
-from federation.peers.peer_queue import MAX_REMEMBERED, PeerLimits, Turns
-from federation.peers.slots import Slots
+from federation.peers.peer_queue import MAX_REMEMBERED, PeerLimits, PeerQueue
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
 from homeserver.api.endpoint import Auth, endpoint
@@ -22,12 +21,12 @@ NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
 LIMITS = PeerLimits(window=1.0, asks_in_window=100, delay=0.5, most_waiting=4, at_once=2)
 
 
-def enter(turns: Turns, server: ServerName = NORTH) -> Deferred[None]:
+def enter(turns: PeerQueue, server: ServerName = NORTH) -> Deferred[None]:
     return Deferred.fromCoroutine(turns.enter(server))
 
 
 def test_so_many_at_once_and_the_others_in_their_order() -> None:
-    turns = Turns(Clock(), LIMITS)
+    turns = PeerQueue(Clock(), LIMITS)
     asked = [enter(turns) for _ in range(5)]
     assert [each.called for each in asked] == [True, True, False, False, False]
     turns.leave(NORTH)
@@ -37,59 +36,15 @@ def test_so_many_at_once_and_the_others_in_their_order() -> None:
     assert all(each.called for each in asked)
 
 
-async def test_a_long_line_of_what_ends_at_once_is_no_deep_one() -> None:
-    slots: Slots[ServerName] = Slots(most=1, most_of_one=1)
-    await slots.acquire(NORTH)
-    done: list[int] = []
-
-    async def work(number: int) -> None:
-        await slots.acquire(NORTH)
-        done.append(number)
-        slots.release(NORTH)
-
-    working = [Deferred.fromCoroutine(work(number)) for number in range(5000)]
-    slots.release(NORTH)
-    for each in working:
-        await each
-    assert done == list(range(5000))
-
-
-async def test_one_server_holds_a_part_of_the_slots_and_the_others_have_turns() -> None:
-    slots: Slots[ServerName] = Slots(most=3, most_of_one=2)
-    norths = [Deferred.fromCoroutine(slots.acquire(NORTH)) for _ in range(5)]
-    assert [each.called for each in norths] == [True, True, False, False, False]
-    souths = [Deferred.fromCoroutine(slots.acquire(SOUTH)) for _ in range(3)]
-    assert [each.called for each in souths] == [True, False, False]
-
-    slots.release(NORTH)
-    assert [each.called for each in norths] == [True, True, True, False, False]
-    slots.release(SOUTH)
-    assert [each.called for each in souths] == [True, True, False]
-    norths[3].cancel()
-    with pytest.raises(CancelledError):
-        await norths[3]
-    for server in (NORTH, NORTH, SOUTH):
-        slots.release(server)
-    assert norths[4].called
-    assert souths[2].called
-    for server in (NORTH, SOUTH):
-        slots.release(server)
-    assert [Deferred.fromCoroutine(slots.acquire(NORTH)).called for _ in range(3)] == [
-        True,
-        True,
-        False,
-    ]
-
-
 def test_servers_do_not_wait_for_one_another() -> None:
-    turns = Turns(Clock(), LIMITS)
+    turns = PeerQueue(Clock(), LIMITS)
     for _ in range(6):
         enter(turns)
     assert enter(turns, SOUTH).called
 
 
 async def test_who_has_too_many_waiting_is_refused() -> None:
-    turns = Turns(Clock(), LIMITS)
+    turns = PeerQueue(Clock(), LIMITS)
     for _ in range(6):
         enter(turns)
     with pytest.raises(LimitExceeded):
@@ -100,7 +55,7 @@ async def test_who_has_too_many_waiting_is_refused() -> None:
 
 def test_who_asks_too_often_waits_before_each_further_request() -> None:
     clock = Clock()
-    turns = Turns(
+    turns = PeerQueue(
         clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=9)
     )
     asked = [enter(turns) for _ in range(5)]
@@ -111,9 +66,39 @@ def test_who_asks_too_often_waits_before_each_further_request() -> None:
     assert enter(turns).called
 
 
+def test_a_server_that_goes_on_pressing_is_delayed_each_time_until_it_has_paused_for_a_window() -> (
+    None
+):
+    clock = Clock()
+    turns = PeerQueue(
+        clock, PeerLimits(window=1.0, asks_in_window=5, delay=0.1, most_waiting=9, at_once=99)
+    )
+    for _ in range(5):
+        assert enter(turns).called
+    for _ in range(60):
+        asked = enter(turns)
+        assert not asked.called
+        clock.advance(0.1)
+        assert asked.called
+    clock.advance(1.3)
+    assert enter(turns).called
+
+
+def test_a_limit_of_no_requests_delays_each() -> None:
+    clock = Clock()
+    turns = PeerQueue(
+        clock, PeerLimits(window=1.0, asks_in_window=0, delay=0.5, most_waiting=9, at_once=9)
+    )
+    for _ in range(3):
+        asked = enter(turns)
+        assert not asked.called
+        clock.advance(5)
+        assert asked.called
+
+
 def test_who_goes_away_leaves_its_place_to_the_next() -> None:
     clock = Clock()
-    turns = Turns(
+    turns = PeerQueue(
         clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=1)
     )
     enter(turns)
@@ -133,7 +118,7 @@ def test_who_goes_away_leaves_its_place_to_the_next() -> None:
 
 def test_memory_is_bounded() -> None:
     clock = Clock()
-    turns = Turns(clock, LIMITS)
+    turns = PeerQueue(clock, LIMITS)
     busy = ServerName("busy.example")
     enter(turns, busy)
     for number in range(3 * MAX_REMEMBERED):
@@ -173,7 +158,7 @@ def test_a_server_that_presses_is_answered_429_and_no_request_is_lost() -> None:
         [get_wait],
         {Waiting: waiting},
         signatures=_NorthAsks(),
-        turns=Turns(clock, limits),
+        turns=PeerQueue(clock, limits),
         clock=clock,
     )
     asked = [client.start("GET", "/wait") for _ in range(4)]

@@ -9,14 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.peers.identity import ServerIdentity
-from federation.peers.keyring import (
-    AT_DOOR,
-    LONGEST_PAUSE_MS,
-    MOST_AT_DOOR,
-    REST_MS,
-    Keyring,
-    Notary,
-)
+from federation.peers.keyring import AT_DOOR, MOST_AT_DOOR, REST_MS, RETRIES, Keyring, Notary
 from federation.peers.policy import Policy, make_rules
 from federation.peers.requests import Requests
 from federation.peers.server_keys import RemoteServerKeys
@@ -198,7 +191,7 @@ async def test_a_key_that_has_run_out_is_not_used_until_it_is_renewed(
     world.now += DAY + 1
     del world.says[NORTH]
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {}
-    world.now += LONGEST_PAUSE_MS
+    world.now += RETRIES.longest_ms
     world.says[NORTH] = document(NORTH, A, until=world.now + DAY)
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 

@@ -13,7 +13,7 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.receiver.transactions import Transactions
-from federation.rooms.receive.inbox import FIRST_REST, LOOK_EVERY, MAX_AGE_MS, Inbox
+from federation.rooms.receive.inbox import LOOK_EVERY, MAX_AGE_MS, RETRIES, Inbox
 from federation.rooms.receive.missing_events import MAX_ROUNDS
 from homeserver.observe.federation import FederationMetrics
 from storage.engine.interface import DatabaseUnavailable
@@ -216,7 +216,7 @@ async def test_who_cannot_be_reached_is_asked_again_later(network: Network) -> N
     assert await waiting(room.south) == 1
     assert texts(room.bob, room.room_id) == []
     before = len(network.log)
-    network.clock.advance(FIRST_REST - 1)
+    network.clock.advance(RETRIES.first_ms / 1000 - 1)
     assert len(network.log) == before
     network.liars.clear()
     network.clock.advance(1)

@@ -1,11 +1,8 @@
 """A server that takes what it is asked and says nothing: who asks it next does not wait for that in
 vain again, until it says a word or a minute is over."""
 
-from twisted.internet.task import Clock
-
-from federation.peers.unresponsive_servers import MOST, PATIENCE, REMEMBERED, Silences
-from federation.protocol.ids import ServerName
 from federation.remote.membership import INVITE_SECONDS
+from homeserver.wiring.federation_peers import SILENCE_REMEMBERED_MS
 from tests.helpers.federated import NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, upload
@@ -118,7 +115,7 @@ async def test_after_a_minute_it_is_asked_again(network: Network) -> None:
     fall_silent(network)
     wait_in_vain(network, alice, bob)
     network.weather = lambda _: Fate.ARRIVES
-    network.clock.advance(REMEMBERED - 1)
+    network.clock.advance(SILENCE_REMEMBERED_MS / 1000 - 1)
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
     network.clock.advance(1)
     assert begin_query(alice, bob).answer.json["failures"] == {}
@@ -167,38 +164,3 @@ async def test_what_fails_at_once_is_tried_by_everybody(network: Network) -> Non
     network.mend(NORTH, SOUTH)
     assert begin_query(alice, bob).answer.json["failures"] == {}
     ok(membership(alice, room_id, "invite", bob))
-
-
-def test_who_speaks_while_somebody_waits_is_not_silent() -> None:
-    clock, server = Clock(), ServerName("south.example")
-    silences = Silences(clock)
-    clock.advance(3)
-    silences.heard_from(server)
-    clock.advance(7)
-    silences.note(server, 0)
-    assert silences.length(server) == 0
-    silences.note(server, 3)
-    assert silences.length(server) == 0, "7 seconds are not long"
-    clock.advance(2)
-    silences.note(server, 4)
-    assert silences.length(server) == 8
-
-
-def test_a_silence_lasts_from_the_first_question_on_and_is_of_the_latest_servers() -> None:
-    clock = Clock()
-    silences = Silences(clock)
-    servers = [ServerName(f"s{number}.example") for number in range(MOST + 1)]
-    clock.advance(PATIENCE)
-    silences.note(servers[1], 0)
-    silences.note(servers[0], 0)
-    clock.advance(30)
-    silences.note(servers[0], clock.seconds() - PATIENCE)
-    assert silences.length(servers[0]) == 30 + PATIENCE
-    for server in servers[2:]:
-        silences.note(server, 0)
-    assert [silences.length(server) > 0 for server in (*servers[:3], servers[-1])] == [
-        True,
-        False,
-        True,
-        True,
-    ]

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from homeserver.services.sliding_sync import portions, room_entry
-from homeserver.services.sliding_sync.kept import KeptOfConnections
+from homeserver.services.sliding_sync import batches, room_entry
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
@@ -98,10 +98,10 @@ class Towns(RuleBasedStateMachine):
         if (
             forgetful
         ):  # what sliding sync keeps in memory of connections is gone whenever it is looked for
-            self.patch.setattr(KeptOfConnections, "get", lambda _self, _key: None)
+            self.patch.setattr(ConnectionCache, "get", lambda _self, _key: None)
         if short:  # answers of sliding sync end early, and go on in the next ones
-            self.patch.setattr(portions, "LARGEST_ANSWER", 2500)
-            self.patch.setattr(portions, "MOST_EVENTS_AT_ONCE", 3)
+            self.patch.setattr(batches, "LARGEST_RESPONSE", 2500)
+            self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)
             self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
         for at, preset in ((0, "public_chat"), (1, "public_chat"), (0, "private_chat")):
             self.create(at, preset)

@@ -19,7 +19,9 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
@@ -37,7 +39,7 @@ MAX_ENDS: Final = 5
 """From how many places at once the past is asked for."""
 LONGEST_WAIT: Final = 20.0
 """Seconds that a reader waits."""
-REST: Final = 60.0
+REST_MS: Final = 60_000
 """Seconds after which servers that could not help are asked again."""
 
 
@@ -70,10 +72,9 @@ class Backfill:
         self._remote = remote
         self._regaining = regaining
         self._clock = clock
-        self._waiting: dict[int, list[Deferred[Gap]]] = {}
-        """Who waits for the fetch that is under way in a room."""
-        self._resting: dict[int, float] = {}
-        """Rooms for which nobody could help, and until when they rest."""
+        self._work: SharedWork[int, Gap] = SharedWork()
+        self._resting: PeerBackoff[int] = PeerBackoff(lambda: int(clock.seconds() * 1000))
+        """Rooms for which nobody could help."""
         self._log = Logger()
 
     async def fill(self, snapshot: RoomSnapshot, lowest: int, highest: int) -> Gap:
@@ -85,42 +86,24 @@ class Backfill:
         gaps = await self._timelines.get_gaps(room_nid, lowest, highest)
         if not gaps.ends and gaps.forgotten is None:
             return Gap.NONE
-        if self._resting.get(room_nid, 0) > self._clock.seconds():
+        if self._resting.left_ms(room_nid):
             return Gap.OPEN
-        wait: Deferred[Gap] = Deferred()
-        if room_nid in self._waiting:
-            self._waiting[room_nid].append(wait)
-        else:
-            self._waiting[room_nid] = [wait]
-            Deferred.fromCoroutine(self._work(snapshot, gaps)).addErrback(
-                lambda failure: self._log.failure(
-                    "the past of a room could not be fetched", failure
-                )
-            )
-        wait.addTimeout(LONGEST_WAIT, self._clock)
+        wait = Deferred.fromCoroutine(self._work.run(room_nid, lambda: self._try(snapshot, gaps)))
         try:
-            return await wait
+            return await wait.addTimeout(LONGEST_WAIT, self._clock)
         except TimedOut:
             return Gap.OPEN
 
-    async def _work(self, snapshot: RoomSnapshot, gaps: Gaps) -> None:
-        room_nid = snapshot.room.room_nid
-        filled = False
+    async def _try(self, snapshot: RoomSnapshot, gaps: Gaps) -> Gap:
         try:
-            filled = await self._fetch(snapshot, gaps)
-        finally:
-            if filled:
-                self._resting.pop(room_nid, None)
-            else:
-                self._rest(room_nid)
-            for wait in self._waiting.pop(room_nid):
-                if not wait.called:
-                    wait.callback(Gap.FILLED if filled else Gap.OPEN)
-
-    def _rest(self, room_nid: int) -> None:
-        now = self._clock.seconds()
-        self._resting = {nid: until for nid, until in self._resting.items() if until > now}
-        self._resting[room_nid] = now + REST
+            is_filled = await self._fetch(snapshot, gaps)
+        except Exception:  # a bug of ours, or the database is away
+            self._log.failure("the past of a room could not be fetched")
+            is_filled = False
+        if is_filled:
+            return Gap.FILLED
+        self._resting.pause(snapshot.room.room_nid, REST_MS)
+        return Gap.OPEN
 
     async def _fetch(self, snapshot: RoomSnapshot, gaps: Gaps) -> bool:
         """Whether anything has found its place, or is here again, or is given up."""

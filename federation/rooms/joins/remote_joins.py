@@ -11,13 +11,14 @@ spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting
 server-server-api#knocking-rooms
 """
 
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import BadState, Forbidden, InvalidParam, MatrixError, RemoteError
 from federation.protocol.events import Event
@@ -88,7 +89,7 @@ class RemoteMemberships:
         self._identity = identity
         self._now_ms = now_ms
         self._in_part = in_part
-        self._joining: dict[RoomID, list[Deferred[None]]] = {}
+        self._joining: FairSemaphore[RoomID] = FairSemaphore(sys.maxsize, 1)
 
     async def join(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
@@ -98,24 +99,16 @@ class RemoteMemberships:
 
         Raises NotFound, Forbidden, UnsupportedRoomVersion, OtherServerFailed.
         """
-        if room_id in self._joining:
-            done: Deferred[None] = Deferred()
-            self._joining[room_id].append(done)
-            await done
-            if await self._residence.find(room_id) is not None:
-                return False
-            return await self.join(room_id, user_id, content, servers)
-        self._joining[room_id] = []
 
         async def enter(server: ServerName) -> None:
             await self._enter(server, room_id, user_id, content)
 
-        try:
+        is_first = not self._joining.held(room_id)
+        async with self._joining.hold(room_id):
+            if not is_first and await self._residence.find(room_id) is not None:
+                return False
             async with self._entering(room_id, user_id):
                 await self._candidates.ask(servers, enter)
-        finally:
-            for waiting in self._joining.pop(room_id):
-                waiting.callback(None)
         return True
 
     async def join_vouched_for(

@@ -18,9 +18,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.requests import RefusedByRemote
-from federation.peers.retry_after import Patience
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, is_server_name
@@ -39,7 +40,7 @@ MOST_ASKED: Final = 3
 """Servers, before the user has left without them."""
 TOLD_AT_ONCE: Final = 16
 """Servers."""
-FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 5 * 60_000, 6 * 3_600_000
+RETRIES: Final = BackoffSchedule(5 * 60_000, 6 * 3_600_000)
 LONGEST_MS: Final = 7 * 24 * 3_600_000
 """For so long a server is told again."""
 _FINAL: Final = frozenset({"M_FORBIDDEN", "M_NOT_FOUND"})
@@ -73,7 +74,7 @@ class Leaving:
         self._engine = engine
         self._identity = identity
         self._now_ms = now_ms
-        self._patience = Patience(now_ms)
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
         self._telling: dict[ServerName, Deferred[None]] = {}
         self._is_stopped = False
 
@@ -94,7 +95,7 @@ class Leaving:
             dict(told_by.items()) if told_by else dict.fromkeys(named[:MOST_ASKED], "")
         )
         untold.pop(self._identity.server_name, None)
-        askable = [server for server in named if not self._patience.left_ms(server)]
+        askable = [server for server in named if not self._backoff.left_ms(server)]
 
         async def ask(server: ServerName) -> None:
             try:
@@ -103,7 +104,7 @@ class Leaving:
             except RefusedByRemote as refusal:
                 if _is_final(refusal):
                     untold.pop(server, None)
-                self._patience.note(server, refusal)
+                self._backoff.record_failure(server, refusal)
                 raise
             untold.pop(server, None)
             await self._outside.keep(event, server, (), untold if told_by else None)
@@ -121,7 +122,7 @@ class Leaving:
             left = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
             await self._outside.keep(left, self._identity.server_name, (), untold)
         for name in untold:
-            if left_ms := self._patience.left_ms(ServerName(name)):
+            if left_ms := self._backoff.left_ms(ServerName(name)):
                 await self._store.let_wait(name, self._now_ms() + left_ms)
         if untold:
             Deferred.fromCoroutine(self.do_tell(TOLD_AT_ONCE)).addErrback(self._report)
@@ -163,11 +164,9 @@ class Leaving:
                     user=leave.user_id,
                     error=error,
                 )
-                self._patience.note(server, error)
+                self._backoff.record_failure(server, error)
                 if not _is_final(error):
-                    await self._store.put_off(
-                        leave, self._now_ms() + self._patience.left_ms(server)
-                    )
+                    await self._store.put_off(leave, self._now_ms() + self._backoff.left_ms(server))
                     if not ends:
                         return
                 is_told = True
@@ -237,4 +236,4 @@ def _is_final(error: Exception) -> bool:
 
 
 def _pause_ms(attempts: int) -> int:
-    return int(min(FIRST_PAUSE_MS * 2 ** min(attempts, 20), LONGEST_PAUSE_MS))
+    return RETRIES.nth(attempts + 1)

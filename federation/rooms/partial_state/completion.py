@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
@@ -62,9 +63,7 @@ WITNESSES: Final = 2
 CHUNK: Final = 500
 """Entries written at once."""
 MAX_TRIES: Final = 20
-FIRST_REST: Final = 5.0
-"""Seconds; twice as long after each attempt in vain."""
-LONGEST_REST: Final = 600.0
+RETRIES: Final = BackoffSchedule(5_000, 600_000)
 REST_IN_VAIN: Final = 3600.0
 """Where nobody waits any longer."""
 LOOK_EVERY: Final = 60.0
@@ -128,7 +127,7 @@ class Completions:
         self._look: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
-        streams.subscribe(self._hear, Topic.COMPLETENESS, Topic.MEMBERSHIP)
+        streams.subscribe(self._on_changes, Topic.COMPLETENESS, Topic.MEMBERSHIP)
 
     def start(self) -> None:
         """Go on with what was under way when the server stopped; then look at intervals."""
@@ -145,7 +144,7 @@ class Completions:
         for task in list(self._tasks):
             task.cancel()
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.COMPLETENESS and self._started:
                 room = change.detail
@@ -211,8 +210,9 @@ class Completions:
             elif self._started:
                 attempts = self._attempts[room_nid] = self._attempts.get(room_nid, 0) + 1
                 is_waited_for = await self._partial.find(room_nid) is not None
-                rest = FIRST_REST * 2 ** min(attempts - 1, 20)
-                self._rest(room_nid, min(rest, LONGEST_REST) if is_waited_for else REST_IN_VAIN)
+                self._rest(
+                    room_nid, RETRIES.nth(attempts) / 1000 if is_waited_for else REST_IN_VAIN
+                )
         if self._started:
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
 

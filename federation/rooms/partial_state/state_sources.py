@@ -14,9 +14,9 @@ spec: server-server-api#get_matrixfederationv1stateroomid; MSC3902 leaves this o
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import Policy
 from federation.peers.requests import RefusedByRemote
-from federation.peers.retry_after import Patience
 from federation.protocol.ids import ServerName
 from federation.rooms.room_servers import RoomServers
 from storage.rooms.partial_rooms import PartialRoom
@@ -34,7 +34,7 @@ class StateTellers:
     def __init__(self, servers: RoomServers, policy: Policy, now_ms: Callable[[], int]) -> None:
         self._servers = servers
         self._policy = policy
-        self._patience = Patience(now_ms)
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
         self._refusing: dict[int, set[ServerName]] = {}
 
     async def find(self, partial: PartialRoom) -> list[ServerName]:
@@ -53,11 +53,11 @@ class StateTellers:
         chosen = [*known[: len(known) - len(others)], *others[at:], *others[:at]][
             :SERVERS_AN_ATTEMPT
         ]
-        return [server for server in chosen if not self._patience.left_ms(server)]
+        return [server for server in chosen if not self._backoff.left_ms(server)]
 
     def note(self, room_nid: int, server: ServerName, error: Exception) -> None:
         """The server did not tell the state, for this reason."""
-        self._patience.note(server, error)
+        self._backoff.record_failure(server, error)
         if isinstance(error, RefusedByRemote) and error.status == 403:
             self._refusing.setdefault(room_nid, set()).add(server)
         else:

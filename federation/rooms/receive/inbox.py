@@ -26,7 +26,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from federation.peers.slots import Slots
+from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName, domain_of, registered_domain_of
@@ -51,9 +52,7 @@ OUTSIDE: Final = ""
 """Stands for all servers that were not in the room for which they sent something."""
 FIRST_SECONDS: Final = 30.0
 """For the events of one server, when they are tried first; twice as long each time after."""
-FIRST_REST: Final = 10.0
-"""Seconds; twice as long after each try in vain."""
-LONGEST_REST: Final = 3600.0
+RETRIES: Final = BackoffSchedule(10_000, 3_600_000)
 SHORTEST_REST: Final = 2.0
 """So long a room rests even when there is news of it."""
 MAX_AGE_MS: Final = 2 * 24 * 3600 * 1000
@@ -91,7 +90,7 @@ class Inbox:
         self._insiders = insiders
         self._clock = clock
         self._observer = observer
-        self._at_once: Slots[str] = Slots(ROOMS_AT_ONCE, ROOMS_OF_ONE)
+        self._at_once: FairSemaphore[str] = FairSemaphore(ROOMS_AT_ONCE, ROOMS_OF_ONE)
         self._working: dict[int, bool] = {}
         """Rooms that have a worker, and whether there is news for it."""
         self._resting: dict[int, IDelayedCall] = {}
@@ -189,7 +188,7 @@ class Inbox:
 
     async def _work(self, room_nid: int) -> None:
         """Try what waits in a room until nothing moves any more."""
-        rest: float | None = FIRST_REST
+        rest: float | None = RETRIES.first_ms / 1000
         slot: str | None = None
         try:
             first = await self._store.get_of_room(room_nid, 1)
@@ -211,7 +210,7 @@ class Inbox:
                     rest = SHORTEST_REST
                     break
                 if not settled and not self._working[room_nid]:
-                    rest = min(FIRST_REST * 2**attempts, LONGEST_REST)
+                    rest = RETRIES.nth(attempts + 1) / 1000
                     break
         finally:
             if slot is not None:

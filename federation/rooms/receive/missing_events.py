@@ -27,8 +27,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import Policy
-from federation.peers.retry_after import Patience
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
@@ -159,7 +159,7 @@ class MissingEvents:
         self._policy = policy
         self._identity = identity
         self._clock = clock
-        self._patience = Patience(lambda: int(clock.seconds() * 1000))
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(lambda: int(clock.seconds() * 1000))
         self._log = Logger()
 
     async def take_in(
@@ -264,13 +264,13 @@ class MissingEvents:
         return [
             server
             for server in chosen
-            if self._policy.allows(server) and not self._patience.left_ms(server)
+            if self._policy.allows(server) and not self._backoff.left_ms(server)
         ][:MAX_SERVERS]
 
     def heed(self, server: ServerName, failure: Exception) -> None:
         """A server was asked for events, and failed so: where that says how long to leave it alone,
         it is."""
-        self._patience.note(server, failure)
+        self._backoff.record_failure(server, failure)
 
     async def _fill_from(
         self,

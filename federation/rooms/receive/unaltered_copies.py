@@ -19,13 +19,14 @@ spec: server-server-api#checks-performed-on-receipt-of-a-pdu,
 server-server-api#get_matrixfederationv1eventeventid
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hmac import compare_digest
 from typing import Final
 
 import msgspec
 
+from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import Policy
 from federation.peers.requests import RefusedByRemote, asked_wait_ms
 from federation.peers.shared_work import SharedWork
@@ -50,7 +51,7 @@ OTHERS: Final = 2
 """Servers in the room that are asked when the sender's does not know."""
 SECONDS: Final = 8.0
 """That one server has to answer."""
-REST: Final = 60.0
+REST_MS: Final = 60_000
 """Seconds for which nothing is asked again that was asked in vain."""
 MOST_REMEMBERED: Final = 2_000
 ALTERED: Final = BadEvent(
@@ -75,8 +76,12 @@ class TrueCopies:
         self._policy = policy
         self._own = own
         self._seconds = seconds
-        self._vain: OrderedDict[str, float] = OrderedDict()
-        """Until when events, by id, and servers, by name, are not asked for."""
+        self._backoff: PeerBackoff[str] = PeerBackoff(
+            lambda: int(seconds() * 1000),
+            BackoffSchedule(REST_MS, REST_MS),
+            max_remembered=MOST_REMEMBERED,
+        )
+        """Of events, by id, and servers, by name."""
         self._asking: SharedWork[str, Event | None] = SharedWork()
 
     async def find_all(
@@ -93,7 +98,7 @@ class TrueCopies:
     async def find(self, room_nid: int, event: Event, origin: ServerName | None) -> Event | None:
         """What stands in the place of an altered copy that came from `origin`: the true one; the
         copy itself, where the sender's server has no other; None where nobody tells."""
-        if self._rests(event.event_id):
+        if self._backoff.left_ms(event.event_id):
             return None
 
         async def ask() -> Event | None:
@@ -101,7 +106,7 @@ class TrueCopies:
 
         found = await self._asking.run(event.event_id, ask)
         if found is None:
-            self._remember(event.event_id)
+            self._backoff.pause(event.event_id, REST_MS)
             return None
         return found if is_content_hash_valid(found) else event
 
@@ -113,18 +118,22 @@ class TrueCopies:
             if server not in (home, origin)
         ]
         for server in [home, *others[:OTHERS]]:
-            if server == self._own or self._rests(server) or not self._policy.allows(server):
+            if (
+                server == self._own
+                or self._backoff.left_ms(server)
+                or not self._policy.allows(server)
+            ):
                 continue
             try:
                 pdu = await self._remote.get_event(server, event.event_id, seconds=SECONDS)
                 # whose signatures were looked at are those of the copy: they cover the same
                 told = parse_event(event.version, {**pdu, "signatures": event.pdu["signatures"]})
             except RefusedByRemote as error:
-                if wait_ms := asked_wait_ms(error):
-                    self._remember(server, wait_ms / 1000)
+                if asked_wait_ms(error):
+                    self._backoff.record_failure(server, error)
                 continue
             except RemoteError:
-                self._remember(server)
+                self._backoff.record_failure(server)
                 continue
             except MatrixError:
                 continue
@@ -133,15 +142,6 @@ class TrueCopies:
             if server == home or is_content_hash_valid(told):
                 return told
         return None
-
-    def _rests(self, name: str) -> bool:
-        return self._seconds() < self._vain.get(name, 0.0)
-
-    def _remember(self, name: str, seconds: float = REST) -> None:
-        self._vain[name] = self._seconds() + seconds
-        self._vain.move_to_end(name)
-        if len(self._vain) > MOST_REMEMBERED:
-            self._vain.popitem(last=False)
 
 
 class Taken(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
@@ -37,8 +38,9 @@ from federation.rooms.receive.outliers import Outliers
 from federation.rooms.receive.state_imports import Pdu, as_mapping
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
+from storage.cache import StreamValue
 from storage.engine.database import Database
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Stage, Streams, Topic
 from storage.partial_state.unverified_events import (
     LeftOut,
     PartOf,
@@ -49,9 +51,7 @@ from storage.partial_state.unverified_events import (
 from storage.persist.room_writer import Appended, HeadMoved, StateChange
 from storage.rooms.rooms import RoomRow, RoomStore
 
-FIRST_REST: Final = 5.0
-"""Seconds; twice as long after each attempt in vain."""
-LONGEST_REST: Final = 6 * 3600.0
+RETRIES: Final = BackoffSchedule(5_000, 6 * 3_600_000)
 MAX_ATTEMPTS: Final = 60
 """About two weeks; afterwards it is put in only if somebody cites it."""
 LOOK_EVERY: Final = 600.0
@@ -115,13 +115,15 @@ class UnprovedStates:
         self._resolver = resolver
         self._identity = identity
         self._clock = clock
-        self._known: Mapping[int, int | None] | None = None
-        self._changes_heard = 0
+        self._known: StreamValue[Mapping[int, int | None]] = StreamValue(
+            streams, Topic.COMPLETENESS, load=store.get_rooms
+        )
+        """The rooms for which something is noted, and when it is tried next."""
         self._call: IDelayedCall | None = None
         self._task: Deferred[None] | None = None
         self._started = False
-        streams.subscribe(self._hear, Topic.COMPLETENESS)
-        streams.watch(lambda _after, _upto: self._forget())
+        # the writes of these rows announce nothing
+        streams.watch(lambda _after, _upto: self._known.invalidate(), stage=Stage.CACHE)
 
     def start(self) -> None:
         """Go on with what is noted."""
@@ -138,19 +140,19 @@ class UnprovedStates:
 
     def first_attempt(self) -> int:
         """When what is noted now is tried, in milliseconds."""
-        self._arm(FIRST_REST)
-        return self._now_ms() + int(FIRST_REST * 1000)
+        self._arm(RETRIES.first_ms / 1000)
+        return self._now_ms() + RETRIES.first_ms
 
     async def note(self, room_nid: int, left_out: Sequence[LeftOut]) -> None:
         """Keep what was left out of a state."""
         if left_out:
             await self._store.add(room_nid, left_out, self.first_attempt())
-            self._forget()
+            self._known.invalidate()
 
     async def find_noted(self, room_nid: int, cited: Collection[EventID]) -> Mapping[str, PartOf]:
         """Those of the cited events that are noted, proved by now or not. No query in rooms for
         which nothing is."""
-        if room_nid not in await self._get_known():
+        if room_nid not in await self._known.get():
             return {}
         return {
             name: part_of
@@ -163,7 +165,7 @@ class UnprovedStates:
         """Put in what of the cited events is noted and stored by now; those that are noted. In the
         turn of the room."""
         room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
-        if room_nid not in await self._get_known():
+        if room_nid not in await self._known.get():
             return {}
         noted = await self._store.find(room_nid, cited)
         if any(event_nid is None for _, event_nid in noted.values()):
@@ -177,7 +179,7 @@ class UnprovedStates:
         """Put in all that is noted and stored. In the turn of the room."""
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
-            if snapshot.room.room_nid not in await self._get_known():
+            if snapshot.room.room_nid not in await self._known.get():
                 return
             if snapshot.head.partial_join is not None or not snapshot.head.extremities:
                 return  # the state comes whole, and what is stored by then is in it
@@ -199,7 +201,7 @@ class UnprovedStates:
                 await self._engine.refresh(snapshot)
                 continue
             finally:
-                self._forget()
+                self._known.invalidate()
             return
         raise RuntimeError(
             f"the head of {room_id} moved {MAX_TRIES} times while its state was mended"
@@ -286,11 +288,11 @@ class UnprovedStates:
     async def _work(self) -> None:
         rest = LOOK_EVERY
         try:
-            self._forget()
-            for room_nid, due in (await self._get_known()).items():
+            self._known.invalidate()
+            for room_nid, due in (await self._known.get()).items():
                 if due is not None and due <= self._now_ms():
                     await self._try(room_nid)
-            dues = [due for due in (await self._get_known()).values() if due is not None]
+            dues = [due for due in (await self._known.get()).values() if due is not None]
             if dues:
                 rest = min(max((min(dues) - self._now_ms()) / 1000, 1), LOOK_EVERY)
         finally:
@@ -317,26 +319,7 @@ class UnprovedStates:
             outcome.verdict is not Verdict.DROP and not outcome.is_waiting for outcome in outcomes
         ):
             await self._engine.in_turn(room_id, lambda: self.settle(room_id))
-        self._forget()
-
-    # ----------------------------------------------------------------------------------------------------
-    # the cache
-
-    async def _get_known(self) -> Mapping[int, int | None]:
-        """The rooms for which something is noted, and when it is tried next."""
-        while self._known is None:
-            heard = self._changes_heard
-            rooms = await self._store.get_rooms()
-            if heard == self._changes_heard:
-                self._known = rooms
-        return self._known
-
-    def _forget(self) -> None:
-        self._changes_heard += 1
-        self._known = None
-
-    def _hear(self, _changes: Sequence[Change]) -> None:
-        self._forget()
+        self._known.invalidate()
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
@@ -356,4 +339,4 @@ def _is_useless(outcome: Outcome) -> bool:
 def _rest_ms(attempts: int) -> int:
     if attempts >= MAX_ATTEMPTS:
         return 2**52
-    return int(min(FIRST_REST * 2 ** min(attempts, 20), LONGEST_REST) * 1000)
+    return RETRIES.nth(attempts + 1)

@@ -18,6 +18,7 @@ from federation.protocol.space_hierarchy import RemoteHierarchy
 from federation.remote.directory import DirectoryRequests
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.server_fallback import Candidates
+from storage.cache import LRU
 
 AT_ONCE: Final = 8
 SERVERS_ASKED: Final = 3
@@ -43,7 +44,7 @@ class RemoteHierarchies:
         self._requests = requests
         self._candidates = candidates
         self._now_ms = now_ms
-        self._remembered: dict[tuple[RoomID, bool], _Told] = {}
+        self._cache: LRU[tuple[RoomID, bool], _Told] = LRU(max_entries=MOST_REMEMBERED)
 
     async def get_hierarchies(
         self, rooms: Mapping[RoomID, Sequence[ServerName]], *, suggested_only: bool
@@ -52,7 +53,7 @@ class RemoteHierarchies:
         now = self._now_ms()
         found: dict[RoomID, RemoteHierarchy | None] = {}
         for room_id, servers in rooms.items():
-            told = self._remembered.get((room_id, suggested_only))
+            told = self._cache.peek((room_id, suggested_only))
             if (
                 told is not None
                 and told.until > now
@@ -63,7 +64,7 @@ class RemoteHierarchies:
         async def ask(room_id: RoomID) -> None:
             answer = found[room_id] = await self._ask(room_id, rooms[room_id], suggested_only)
             told = _Told(self._now_ms() + REMEMBERED_MS, answer, frozenset(rooms[room_id]))
-            self._remember((room_id, suggested_only), told)
+            self._cache.put((room_id, suggested_only), told)
 
         lacking = [room_id for room_id in rooms if room_id not in found]
         if lacking:
@@ -82,9 +83,3 @@ class RemoteHierarchies:
             return await self._candidates.ask(servers, request, most=SERVERS_ASKED)
         except MatrixError:
             return None  # whoever looks at the tree sees as much of it as could be had
-
-    def _remember(self, key: tuple[RoomID, bool], told: _Told) -> None:
-        self._remembered.pop(key, None)
-        if len(self._remembered) >= MOST_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
-        self._remembered[key] = told

@@ -9,6 +9,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.visibility import Seen
 from homeserver.services.account_data.parsed_account_data import ParsedAccountData
 from storage.account_data.account_data import AccountDataStore
+from storage.cache import StreamCache
 from storage.engine.streams import Streams
 
 IGNORED_USERS: Final = "m.ignored_user_list"
@@ -25,6 +26,11 @@ class IgnoredUsers:
         self._lists = ParsedAccountData(
             account_data, streams, [IGNORED_USERS], _parse, capacity=capacity
         )
+
+    @property
+    def cache(self) -> StreamCache[UserID, tuple[frozenset[str], int]]:
+        """The lists by user, for metrics."""
+        return self._lists.cache
 
     async def of_user(self, user_id: UserID) -> Set[str]:
         """Whom the user ignores."""

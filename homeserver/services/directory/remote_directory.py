@@ -9,16 +9,17 @@ Laws:
 For the reactor thread.
 """
 
-from collections import Counter, OrderedDict
+import sys
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.policy import Policy
 from federation.peers.requests import RefusedByRemote
+from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     Forbidden,
     LimitExceeded,
@@ -29,6 +30,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.remote.directory import DirectoryQuery, DirectoryRequests
+from storage.cache import LRU
 
 SECONDS_REMEMBERED: Final = 30
 ANSWERS_REMEMBERED: Final = 2000
@@ -47,7 +49,7 @@ _PATHS: Final = {
 T = TypeVar("T")
 
 
-class _Remembered(msgspec.Struct, frozen=True):
+class _Cached(msgspec.Struct, frozen=True):
     until: float
     value: Any
     """The answer, or the MatrixError that there was instead."""
@@ -62,10 +64,19 @@ class RemoteDirectory:
         self._requests = requests
         self._policy = policy
         self._clock = clock
-        self._remembered: OrderedDict[Hashable, _Remembered] = OrderedDict()
-        self._size = 0
-        self._asking: dict[Hashable, list[Deferred[None]]] = {}
-        self._questions: Counter[str] = Counter()
+        self._cache: LRU[Hashable, _Cached] = LRU(
+            max_entries=ANSWERS_REMEMBERED,
+            max_weight=BYTES_REMEMBERED,
+            weigh=lambda _, cached: cached.size,
+        )
+        self._asking: SharedWork[Hashable, _Cached] = SharedWork()
+        self._questions: FairSemaphore[ServerName] = FairSemaphore(
+            sys.maxsize,
+            QUESTIONS_AT_ONCE,
+            refusal=lambda server: LimitExceeded(
+                f"{server} is being asked a lot already", retry_after_ms=1000
+            ),
+        )
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         """The whole profile of another server's user, or one field. Raises NotFound, Forbidden,
@@ -95,7 +106,7 @@ class RemoteDirectory:
 
         key = ("alias", alias)
         if anew:
-            self._forget(key)
+            self._cache.pop(key)
         return await self._find(server, key, ask, ALIAS)
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
@@ -109,14 +120,10 @@ class RemoteDirectory:
     async def _find(
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
     ) -> T:
-        while key in self._asking:
-            done: Deferred[None] = Deferred()
-            self._asking[key].append(done)
-            await done
         self._policy.check_destination(server, _PATHS[what])
-        known = self._remembered.get(key)
+        known = self._cache.peek(key)
         if known is None or known.until <= self._clock.seconds():
-            known = await self._ask(server, key, ask, what)
+            known = await self._asking.run(key, lambda: self._ask(server, key, ask, what))
         if isinstance(known.value, MatrixError):
             # one of its own for each: an exception that was raised holds all that the request had
             raise type(known.value)(known.value.text)
@@ -125,39 +132,17 @@ class RemoteDirectory:
 
     async def _ask(
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
-    ) -> _Remembered:
-        if self._questions[server] >= QUESTIONS_AT_ONCE:
-            raise LimitExceeded(f"{server} is being asked a lot already", retry_after_ms=1000)
-        self._questions[server] += 1
-        self._asking[key] = []
+    ) -> _Cached:
         value: T | MatrixError
-        try:
+        with self._questions.hold_now(server):
             try:
                 value = await ask()
             except RemoteError as error:
                 value = _explain(error, what)
-            size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
-            known = _Remembered(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
-            self._remember(key, known)
-            return known
-        finally:
-            self._questions[server] -= 1
-            if not self._questions[server]:
-                del self._questions[server]
-            for waiting in self._asking.pop(key):
-                waiting.callback(None)
-
-    def _remember(self, key: Hashable, known: _Remembered) -> None:
-        self._forget(key)
-        self._remembered[key] = known
-        self._size += known.size
-        while len(self._remembered) > ANSWERS_REMEMBERED or self._size > BYTES_REMEMBERED:
-            self._forget(next(iter(self._remembered)))
-
-    def _forget(self, key: Hashable) -> None:
-        known = self._remembered.pop(key, None)
-        if known is not None:
-            self._size -= known.size
+        size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
+        cached = _Cached(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
+        self._cache.put(key, cached)
+        return cached
 
 
 def _explain(error: RemoteError, what: str) -> MatrixError:

@@ -45,7 +45,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class SessionKey(msgspec.Struct, frozen=True):
-    """spec: client-server-api#definition-keybackupdata"""
+    """spec: client-server-api#put_matrixclientv3room_keyskeysroomidsessionid"""
 
     first_message_index: Count
     forwarded_count: Count

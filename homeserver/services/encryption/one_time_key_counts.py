@@ -7,21 +7,22 @@ Laws:
   when it asked.
 - A claimed key is counted down once. A read may be ahead of the stream, so each entry has the
   position as of which it is true, and a read is cached only if nothing later was heard meanwhile.
-- The cache is bounded by users.
+- The cache is bounded by users. It is no `StreamCache`, since a claim carries a difference, not the
+  count that is left.
 
 spec: client-server-api#end-to-end-encryption
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
+from storage.cache import LRU
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
 from storage.encryption.one_time_keys import KeyOf
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 
 USUAL_ALGORITHM: Final = "signed_curve25519"
 
@@ -49,13 +50,17 @@ class KeyCountsInMemory:
     def __init__(self, streams: Streams, keys: DeviceKeyStore, *, capacity: int) -> None:
         """`capacity`: the number of users whose devices are cached."""
         self._keys = keys
-        self._capacity = capacity
-        self._known: OrderedDict[str, dict[str, _Entry]] = OrderedDict()
+        self._known: LRU[str, dict[str, _Entry]] = LRU(max_entries=capacity)
         """By user and device."""
         self._heard_upto = 0
         """The position of the latest change of any key that was heard of."""
-        streams.subscribe(self._on_changes, Topic.KEY_COUNT, Topic.DEVICE)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, Topic.KEY_COUNT, Topic.DEVICE, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+
+    @property
+    def cache(self) -> LRU[str, dict[str, _Entry]]:
+        """The counts by user and device, for metrics."""
+        return self._known
 
     async def get(self, user_id: str, device_id: str) -> KeyCounts:
         """What a device has left."""
@@ -71,11 +76,8 @@ class KeyCountsInMemory:
 
     def find(self, user_id: str, device_id: str) -> KeyCounts | None:
         """The same as far as it is cached."""
-        entry = self._known.get(user_id, {}).get(device_id)
-        if entry is None:
-            return None
-        self._known.move_to_end(user_id)
-        return entry.counts
+        entry = (self._known.get(user_id) or {}).get(device_id)
+        return None if entry is None else entry.counts
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -88,19 +90,18 @@ class KeyCountsInMemory:
                     self._put(change.user_id, detail.device_id, detail.counts, change.position)
                 else:
                     for user_id in change.user_ids if change.user_id is None else (change.user_id,):
-                        self._known.pop(user_id, None)
+                        self._known.pop(user_id)
 
     def _put(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
         known = with_zero(counts)
-        self._known.setdefault(user_id, {})[device_id] = _Entry(known, position)
-        self._known.move_to_end(user_id)
-        if len(self._known) > self._capacity:
-            self._known.popitem(last=False)
+        of_user = self._known.peek(user_id) or {}
+        of_user[device_id] = _Entry(known, position)
+        self._known.put(user_id, of_user)
         return known
 
     def _count_down(self, position: int, taken: Sequence[KeyOf]) -> None:
         for user_id, device_id, algorithm in taken:
-            entry = self._known.get(user_id, {}).get(device_id)
+            entry = (self._known.peek(user_id) or {}).get(device_id)
             if entry is not None and entry.since < position:
                 left = {**entry.counts.one_time, algorithm: entry.counts.one_time[algorithm] - 1}
                 if not left[algorithm]:

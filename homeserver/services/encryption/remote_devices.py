@@ -17,7 +17,6 @@ Laws:
 spec: server-server-api#device-management
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
@@ -26,10 +25,10 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.requests import RefusedByRemote, asked_wait_ms, is_away
-from federation.peers.retry_after import Patience
+from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
@@ -44,6 +43,7 @@ from federation.remote.keys import (
 )
 from federation.rooms.memberships import Memberships
 from federation.sender.sender import Sender
+from storage.cache import LRU
 from storage.encryption.cross_signing import CrossSigningKey
 from storage.encryption.device_keys import DeviceKeysRow
 from storage.encryption.remote_devices import DeviceChange, RemoteDeviceStore
@@ -90,18 +90,18 @@ class RemoteDevices:
         self._membership_store = membership_store
         self._sender = sender
         self._is_local = is_local
-        self._fetching: dict[str, list[Deferred[None]]] = {}
+        self._fetching: SharedWork[str, None] = SharedWork()
         self._slots = DeferredSemaphore(CONCURRENT_RESYNCS)
         self._resyncs: dict[str, float] = {}
         """Whose lists were fetched at once of late, and when that began, in this order."""
         self._resynced_upto = ""
         self._swept_upto = ""
-        self._patience = Patience(lambda: int(clock.seconds() * 1000))
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(lambda: int(clock.seconds() * 1000))
         """Of those that asked us to wait with questions for lists, when nobody waits for the
         answer."""
         self._asked: set[ServerName] = set()
         """Servers that are being asked for stale lists."""
-        self._said: OrderedDict[str, bytes] = OrderedDict()
+        self._said: LRU[str, bytes] = LRU(max_entries=MOST_SAID)
         """What servers said last of their users' keys of cross-signing, by user, as digests."""
 
     async def get_keys(
@@ -229,14 +229,11 @@ class RemoteDevices:
             put_cross_signing_key(keys, user_id, usage, content.get(f"{usage}_key"))
         found = _cross_signing(user_id, keys)
         said = sha256(b"".join([key.content for key in found])).digest()
-        if self._said.get(user_id) == said and not await self._store.get_lists([user_id]):
+        if self._said.peek(user_id) == said and not await self._store.get_lists([user_id]):
             # nothing is kept to compare it with, and all were told of it when it was said first
             return
         await self._store.set_cross_signing(user_id, found)
-        self._said[user_id] = said
-        self._said.move_to_end(user_id)
-        if len(self._said) > MOST_SAID:
-            self._said.popitem(last=False)
+        self._said.put(user_id, said)
 
     async def do_resync(self, limit: int) -> int:
         """Begin to fetch some stale lists of servers that can be reached; at how many was looked.
@@ -275,26 +272,14 @@ class RemoteDevices:
     async def _fetch(self, user_id: str, seconds: float) -> None:
         """Fetch a list and keep it; who asks while it is on its way waits for the same. Raises
         RemoteError, Forbidden."""
-        waiting = self._fetching.get(user_id)
-        if waiting is not None:
-            done: Deferred[None] = Deferred()
-            waiting.append(done)
-            await done
-            return
-        self._fetching[user_id] = waiting = []
-        outcome: Failure | None = None
-        try:
+
+        async def fetch() -> None:
             asked_at = await self._store.get_position(user_id)
             found = await self._remote.get_list(user_id, seconds)
             rows, cross_signing = _rows(user_id, found.keys), _cross_signing(user_id, found.keys)
             await self._store.set_list(user_id, found.stream_id, rows, cross_signing, asked_at)
-        except Exception:
-            outcome = Failure()
-            raise
-        finally:
-            del self._fetching[user_id]
-            for done in waiting:
-                done.callback(None) if outcome is None else done.errback(outcome)
+
+        await self._fetching.run(user_id, fetch)
 
     def _note(self, server: ServerName, asked_at: float, failure: Exception | None) -> None:
         """Let the sender know whether the server answers what it was asked then."""
@@ -306,7 +291,7 @@ class RemoteDevices:
     def _may_ask(self, server: ServerName) -> bool:
         """Whether a server may be asked for what nobody waits for: it can be reached, as far as is
         known, and has not asked us to wait."""
-        return not self._sender.is_failing(server) and not self._patience.left_ms(server)
+        return not self._sender.is_failing(server) and not self._backoff.left_ms(server)
 
     def _resync(self, user_id: str) -> None:
         """Fetch a list in the background, as soon as there is room for that; later if it has been
@@ -317,7 +302,7 @@ class RemoteDevices:
         ):
             del self._resyncs[oldest[0]]
         if (
-            user_id in self._fetching
+            self._fetching.is_under_way(user_id)
             or user_id in self._resyncs
             or not self._may_ask(domain_of(user_id))
         ):
@@ -336,7 +321,7 @@ class RemoteDevices:
                 "the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error
             )
             self._note(domain_of(user_id), asked_at, error)
-            self._patience.note(domain_of(user_id), error)
+            self._backoff.record_failure(domain_of(user_id), error)
             return isinstance(error, RefusedByRemote) and not asked_wait_ms(error)
         except Exception:  # a bug of ours; nobody waits for this
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)

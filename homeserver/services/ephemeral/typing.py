@@ -8,7 +8,6 @@ client's token names those of which it was told that somebody does.
 spec: client-server-api#typing-notifications
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -21,6 +20,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.cluster.notifier import Notifier
 from homeserver.cluster.notify import NodeNotes
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
+from homeserver.services.streams.latest_changes import LatestChanges
 from homeserver.services.streams.sync_tokens import MOST_TYPED, SyncToken
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
@@ -86,15 +86,14 @@ class Typing:
         self._memberships = memberships
         self._notes = notes
         self._subscribers: tuple[Subscriber, ...] = ()
-        self._start = counter.position
         self._forgot_until = clock.seconds() + MAX_TIMEOUT_MS / 1000 + LONGER_ELSEWHERE
         """Until then somebody may stop of whom clients heard before the start that they type."""
         self._ends: dict[int, dict[UserID, IDelayedCall]] = {}
         self._told_here: set[tuple[int, UserID]] = set()
         """Of these notices (rooms and users) those that no other node has told."""
-        self._changed: OrderedDict[int, int] = OrderedDict()
-        """Position of the latest change by room, the latest last."""
-        streams.subscribe(self._hear, Topic.MEMBERSHIP)
+        self._changed: LatestChanges[int] = LatestChanges(MAX_ROOMS, counter.position)
+        """By room."""
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
         if notes is not None:
             notes.register(KIND, TypingNote, self._hear_node)
             notes.register(CROSSED, CrossedNote, self._hear_crossed)
@@ -190,13 +189,14 @@ class Typing:
         For a position from before all that is remembered: where anybody types, or did lately.
         """
         found: dict[int, list[UserID]] = {}
+        start = self._changed.complete_from
         for room_nid in room_nids:
-            if since is None or not self._start <= since <= self._counter.position:
+            if since is None or not start <= since <= self._counter.position:
                 if room_nid in self._ends or (
-                    since is not None and since < self._start and room_nid in self._changed
+                    since is not None and since < start and room_nid in self._changed
                 ):
                     found[room_nid] = list(self._ends.get(room_nid, ()))
-            elif self._changed.get(room_nid, 0) > since:
+            elif self._changed.get(room_nid) > since:
                 found[room_nid] = list(self._ends.get(room_nid, ()))
         return found
 
@@ -219,16 +219,11 @@ class Typing:
         tells."""
         if since == self._counter.position:
             return set()
-        if since < self._start:
-            return self._ends.keys() | self._changed.keys()
+        if since < self._changed.complete_from:
+            return self._ends.keys() | set(self._changed)
         if since > self._counter.position:
             return set(self._ends)
-        changed: set[int] = set()
-        for room_nid in reversed(self._changed):
-            if self._changed[room_nid] <= since:
-                break
-            changed.add(room_nid)
-        return changed
+        return set(self._changed.since(since))
 
     async def only_own(self, user_id: UserID, token: SyncToken) -> SyncToken:
         """The token of a client, with none but rooms that the user is in: it may be made up, and an
@@ -251,7 +246,7 @@ class Typing:
         known = [nid for nid in dict.fromkeys(before) if nid not in told]
         return tuple([*known, *(nid for nid, users in told.items() if users)][-MOST_TYPED:])
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._ends:
             return
         for change in changes:
@@ -302,10 +297,6 @@ class Typing:
             self._tell_nodes(room_nid, user_id, int(left * 1000), is_own=False)
 
     def _change(self, room_nid: int, position: int | None) -> None:
-        self._changed[room_nid] = (
-            self._counter.next() if position is None else self._counter.take(position)
-        )
-        self._changed.move_to_end(room_nid)
-        if len(self._changed) > MAX_ROOMS:
-            _, self._start = self._changed.popitem(last=False)
+        taken = self._counter.next() if position is None else self._counter.take(position)
+        self._changed.record(room_nid, taken)
         self._notifier.wake_room(room_nid)

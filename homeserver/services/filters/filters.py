@@ -3,7 +3,6 @@
 spec: client-server-api#filtering
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +13,7 @@ from federation.protocol.errors import Forbidden, InvalidParam, NotFound, TooLar
 from federation.protocol.ids import UserID
 from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import NO_FILTER, Filter, parse_filter
+from storage.cache import LRU
 from storage.filters.filters import FilterStore
 
 LARGEST_FILTER: Final = 65536
@@ -22,7 +22,7 @@ NOTED_EVERY_MS: Final = 10 * 60 * 1000
 _LONGEST_NUMBER: Final = 18
 
 
-class _Remembered(msgspec.Struct):
+class _Cached(msgspec.Struct):
     filter: Filter
     weight: int
     noted_ms: int
@@ -30,16 +30,25 @@ class _Remembered(msgspec.Struct):
 
 
 class Filters:
-    """Keeps filters, and remembers those in use."""
+    """Stores filters, and caches those in use."""
 
     def __init__(self, store: FilterStore, now_ms: Callable[[], int], *, capacity: int) -> None:
-        """`capacity`: about how many bytes of filters are kept in memory."""
+        """`capacity`: about how many bytes of filters are cached."""
         self._store = store
         self._now_ms = now_ms
-        self._capacity = capacity
-        self.weight = 0
-        """About how many bytes are."""
-        self._remembered: OrderedDict[tuple[UserID, str], _Remembered] = OrderedDict()
+        self._cache: LRU[tuple[UserID, str], _Cached] = LRU(
+            max_weight=capacity, weigh=lambda _, cached: cached.weight
+        )
+
+    @property
+    def cache(self) -> LRU[tuple[UserID, str], _Cached]:
+        """The filters by user and id, for metrics."""
+        return self._cache
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes the cached filters take."""
+        return self._cache.weight
 
     async def do_add(
         self, caller: Requester, user_id: UserID, definition: dict[str, object]
@@ -79,29 +88,20 @@ class Filters:
         if text.lstrip().startswith("{"):
             return parse_filter(text)
         key = (user_id, text)
-        remembered = self._remembered.get(key)
-        if remembered is None:
+        cached = self._cache.get(key)
+        if cached is None:
             try:
                 definition, noted_ms = await self._find(user_id, text)
             except NotFound as error:
                 raise InvalidParam(error.text) from None
-            remembered = _Remembered(parse_filter(definition), _weigh(definition), noted_ms)
-            if key not in self._remembered:  # two may have asked at once
-                self._remember(key, remembered)
-        else:
-            self._remembered.move_to_end(key)
+            cached = _Cached(parse_filter(definition), _weigh(definition), noted_ms)
+            if key not in self._cache:  # two may have asked at once
+                self._cache.put(key, cached)
         now_ms = self._now_ms()
-        if remembered.noted_ms <= now_ms - NOTED_EVERY_MS:
-            remembered.noted_ms = now_ms
+        if cached.noted_ms <= now_ms - NOTED_EVERY_MS:
+            cached.noted_ms = now_ms
             await self._store.note_used(user_id, int(text), now_ms)
-        return remembered.filter
-
-    def _remember(self, key: tuple[UserID, str], remembered: _Remembered) -> None:
-        self._remembered[key] = remembered
-        self.weight += remembered.weight
-        while self.weight > self._capacity:
-            _, dropped = self._remembered.popitem(last=False)
-            self.weight -= dropped.weight
+        return cached.filter
 
     async def _find(self, user_id: UserID, filter_id: str) -> tuple[str, int]:
         found = None

@@ -9,7 +9,7 @@ Laws:
   is a token that came of a refresh at its first use, which is such a change itself.
 - What is remembered of a token is one record, whoever has it: forgetting blots it out
   (`_forget_token`).
-- Memory is bounded: the token that was learnt first is forgotten first.
+- Memory is bounded: the least recently used token is forgotten first.
 - Until its account is past its day a token is remembered at most: then it is read again.
 - Unknown tokens are not remembered, and damaged ones are refused without a query.
 - The first use of a token from a refresh ends the pair that it replaced, before the request goes
@@ -37,8 +37,9 @@ from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.tokens.secret_tokens import hash_token, is_damaged
 from storage.accounts.accounts import AccountStore
+from storage.cache import LRU
 from storage.engine.database import Database
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.login.access_tokens import AccessTokenRow, PairUse, TokenStore
 
@@ -73,7 +74,11 @@ class _Known(msgspec.Struct):
 
 
 class AccessTokens:
-    """Checks access tokens."""
+    """Checks access tokens.
+
+    No `StreamCache`: after a write of another node it asks whose tokens changed, and a token that
+    was revoked is cleared for everybody who still holds its record.
+    """
 
     _log = Logger()
 
@@ -99,10 +104,11 @@ class AccessTokens:
         self._tokens = tokens
         self._accounts = accounts
         self._last_seen = last_seen
-        self._most_remembered = most_remembered
-        self._remembered: dict[bytes, _Known] = {}
-        """By hashes of tokens. None of them is forgotten."""
-        self._at_hand: dict[str, _Known] = {}
+        self._remembered: LRU[bytes, _Known] = LRU(
+            max_entries=most_remembered, on_remove=self._on_removed
+        )
+        """By hash of the token."""
+        self._at_hand: LRU[str, _Known] = LRU(max_entries=MOST_AT_HAND)
         """By tokens that came of late: after a rest a hash costs more than all else that is done to
         find out who asks."""
         self._by_user: dict[str, dict[int, bytes]] = {}
@@ -112,8 +118,13 @@ class AccessTokens:
         self._trusted_until = inf
         self._taking_in = 0
         self._settling: list[Deferred[None]] = []
-        streams.subscribe(self._heed, Topic.ACCOUNT)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.ACCOUNT, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+
+    @property
+    def cache(self) -> LRU[bytes, _Known]:
+        """The tokens by hash, for metrics. Lookups by the token itself are not counted."""
+        return self._remembered
 
     def ask_for_consent(self, consents: OwedConsents) -> None:
         """From now on tell of who is asked who has not agreed to terms that they have to agree
@@ -154,9 +165,7 @@ class AccessTokens:
     def _find_by_hash(self, token: str) -> _Known | None:
         known = self._remembered.get(hash_token(token))
         if known is not None and len(token) <= LONGEST_USUAL:
-            if len(self._at_hand) >= MOST_AT_HAND:
-                self._at_hand.clear()
-            self._at_hand[token] = known
+            self._at_hand.put(token, known)
         return known
 
     def check_again(self, caller: Requester) -> Awaitable[None] | None:
@@ -264,29 +273,24 @@ class AccessTokens:
             raise UnknownToken("The access token was replaced by another", soft_logout=True)
 
     def _remember(self, token_hash: bytes, owner: Requester, expires: float) -> None:
-        if len(self._remembered) >= self._most_remembered:
-            self._forget_token(next(iter(self._remembered)))
-        self._forget_token(token_hash)
-        self._remembered[token_hash] = _Known(owner, expires)
+        self._remembered.put(token_hash, _Known(owner, expires))
         self._by_user.setdefault(owner.user_id, {})[owner.token_nid] = token_hash
 
-    def _forget_token(self, token_hash: bytes) -> None:
-        known = self._remembered.pop(token_hash, None)
-        if known is None or known.owner is None:
-            return
+    def _on_removed(self, _token_hash: bytes, known: _Known) -> None:
         owner, known.owner = known.owner, None
-        user_id = owner.user_id
-        of_user = self._by_user[user_id]
+        if owner is None:
+            return
+        of_user = self._by_user[owner.user_id]
         of_user.pop(owner.token_nid, None)
         if not of_user:
-            del self._by_user[user_id]
+            del self._by_user[owner.user_id]
 
-    def _heed(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.ACCOUNT and change.user_id is not None:
                 self._forget(change.user_id)
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         self._taking_in += 1
         Deferred.fromCoroutine(self._forget_changed(after, upto))
 
@@ -310,4 +314,4 @@ class AccessTokens:
         for forgotten in self._forgotten_meanwhile:
             forgotten.add(user_id)
         for token_hash in tuple(self._by_user.get(user_id, {}).values()):
-            self._forget_token(token_hash)
+            self._remembered.pop(token_hash)

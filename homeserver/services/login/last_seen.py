@@ -19,6 +19,7 @@ from federation.api.request import find_user_agent
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
 from homeserver.services.audit.audit import Happened
+from storage.cache import LRU
 from storage.devices.devices import DeviceSighting, DeviceStore
 from storage.engine.database import DatabaseUnavailable
 
@@ -53,7 +54,7 @@ class LastSeen:
         self._devices = devices
         self._granularity = granularity
         self._interval = interval
-        self._noted: dict[tuple[UserID, DeviceID, str], float] = {}
+        self._noted: LRU[tuple[UserID, DeviceID, str], float] = LRU(max_entries=_MOST_REMEMBERED)
         self._waiting: dict[tuple[UserID, DeviceID], dict[str, DeviceSighting]] = {}
         """By what counts as one address, the latest last."""
         self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
@@ -75,15 +76,13 @@ class LastSeen:
         """The device made a request just now. `headers`: its headers, by names in small letters."""
         key = (user_id, device_id, ip)
         now = self._clock.seconds()
-        if now - self._noted.get(key, 0.0) < self._granularity:
+        if now - (self._noted.peek(key) or 0.0) < self._granularity:
             return
         waiting = self._waiting.setdefault((user_id, device_id), {})
         address = address_key(ip)
         if waiting.pop(address, None) is None and len(waiting) >= _MOST_ADDRESSES:
             return
-        if len(self._noted) >= _MOST_REMEMBERED:
-            self._noted.clear()
-        self._noted[key] = now
+        self._noted.put(key, now)
         agent = find_user_agent(headers).replace("\0", "")
         waiting[address] = DeviceSighting(
             user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address

@@ -8,7 +8,7 @@ Laws:
   not, a sign-out everywhere and a closed or locked account end it, also while it is being given or
   taken.
 
-spec: client-server-api#post_matrixclientv1loginget_token, client-server-api#token-based
+spec: client-server-api#post_matrixclientv1loginget_token, client-server-api#post_matrixclientv3login
 """
 
 from typing import Final

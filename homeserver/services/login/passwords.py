@@ -22,9 +22,9 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.protocol.errors import InvalidParam, LimitExceeded, WeakPassword
 from homeserver.http.rate_limits import address_key
-from homeserver.services.federation.fair_turns import FairTurns
 
 T = TypeVar("T")
 
@@ -62,17 +62,17 @@ class HashingThreads:
         where nothing takes long."""
         self._reactor = reactor
         self._pool = pool
-        self._turns = FairTurns(
+        self._turns: FairSemaphore[str] = FairSemaphore(
             pool.max,
             most_of_one or pool.max,
-            most_waiting=longest_queue,
-            most_waiting_of_one=longest_queue_of_one,
-            refusal=_TooManyAtOnce,
+            max_waiting=longest_queue,
+            max_waiting_per_key=longest_queue_of_one,
+            refusal=lambda _asker: _TooManyAtOnce(),
         )
 
     async def run(self, work: Callable[[], T], asker: str = "") -> T:
         """As `Threads.run`."""
-        async with self._turns.turn(asker):
+        async with self._turns.hold(asker):
             return await deferToThreadPool(self._reactor, self._pool, work)
 
 

@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.fair_semaphore import FairSemaphore, Waits
 from federation.protocol.errors import LimitExceeded, MatrixError
-from homeserver.services.federation.fair_turns import FairTurns, Times
 from homeserver.services.media.repository import LONGEST_WAIT_MS
 from homeserver.services.media.thumbnails import SLOW_SECONDS, Thumbnails, ThumbnailSize
 from homeserver.services.scanning.gate import ScanGate
@@ -51,13 +51,13 @@ class EarlyThumbnails:
         self._gate = gate
         self._sizes = sizes
         self._types = ("image/", "video/", "application/pdf") if programs else ("image/",)
-        self._turns = FairTurns(
+        self._turns = FairSemaphore[str](
             at_once,
             max(1, at_once - 1),
-            most_waiting=MOST_WAITING,
-            most_waiting_of_one=MOST_WAITING_OF_ONE,
-            refusal=lambda: LimitExceeded("Many pictures have come"),
-            times=Times(clock, SLOW_SECONDS),
+            max_waiting=MOST_WAITING,
+            max_waiting_per_key=MOST_WAITING_OF_ONE,
+            refusal=lambda _owner: LimitExceeded("Many pictures have come"),
+            waits=Waits(clock, slow_after=SLOW_SECONDS),
         )
 
     def begin(self, content: Content, whose: str) -> None:
@@ -74,7 +74,7 @@ class EarlyThumbnails:
             await self._gate.check(
                 "local", content, LONGEST_WAIT_MS, whose
             )  # before anything decodes it
-            async with self._turns.turn(whose):
+            async with self._turns.hold(whose):
                 for size in self._sizes:
                     made = await self._thumbnails.get(content, *size, whose, whose, animated=False)
                     if made.file is not None:

@@ -18,8 +18,8 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.fair_semaphore import FairSemaphore, Waits
 from federation.protocol.errors import InvalidParam, LimitExceeded
-from homeserver.services.federation.fair_turns import FairTurns, Times
 from homeserver.services.media.location_worker import PHOTO_BRANDS
 from homeserver.services.subprocesses.worker_processes import (
     WorkerDied,
@@ -86,16 +86,16 @@ class PhotoLocations:
         self._executor = executor
         script = Path(__file__).with_name("location_worker.py")
         self._processes = WorkerProcesses(executor, script, SECONDS_A_FILE, now, spent=spent)
-        self._turns = FairTurns(
+        self._turns = FairSemaphore[str](
             at_once,
             max(1, at_once - 1),
-            most_waiting=MOST_WAITING,
-            most_waiting_of_one=MOST_WAITING_OF_ONE,
-            refusal=lambda: LimitExceeded(
+            max_waiting=MOST_WAITING,
+            max_waiting_per_key=MOST_WAITING_OF_ONE,
+            refusal=lambda _owner: LimitExceeded(
                 "Many pictures are being looked at, for where they were taken: upload this one again in a while",
                 retry_after_ms=5000,
             ),
-            times=Times(clock, SLOW_SECONDS, LONGEST_WAIT_SECONDS),
+            waits=Waits(clock, slow_after=SLOW_SECONDS, longest=LONGEST_WAIT_SECONDS),
         )
 
     async def remove(self, body: BinaryIO, whose: str) -> None:
@@ -114,7 +114,7 @@ class PhotoLocations:
             )
         if not _LOOKED_AT.match(head):
             return
-        async with self._turns.turn(whose):
+        async with self._turns.hold(whose):
             await self._remove(body)
 
     async def _remove(self, body: BinaryIO) -> None:

@@ -12,13 +12,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.peers.policy import Policy
+from federation.peers.token_buckets import Rate
 from federation.protocol.errors import Forbidden, InvalidParam, MediaHarmful, NotFound
 from federation.protocol.ids import ServerName
 from federation.protocol.multipart import name_in
 from federation.remote.media import SIGNED_PATH, FileHeaders
 from homeserver.api.limits import Limit
 from homeserver.api.storage_errors import telling_of_the_store
-from homeserver.http.rate_limits import Rate, RateLimiter, address_key
+from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.media.freeze import Freeze
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
 from homeserver.services.media.remote_downloads import Fetching

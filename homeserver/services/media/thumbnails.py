@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.peers.fair_semaphore import FairSemaphore, Waits
 from federation.protocol.errors import (
     CannotThumbnail,
     InvalidParam,
@@ -30,7 +31,6 @@ from federation.protocol.errors import (
 )
 from homeserver.api.storage_errors import telling_of_the_store
 from homeserver.http.responses import File, MemorySource, Source
-from homeserver.services.federation.fair_turns import FairTurns, Times
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
 from storage.media.contents import Contents
 from storage.media.files import KeptThumbnail
@@ -137,15 +137,17 @@ class Thumbnails:
         self._workers = workers
         self._max_pixels = max_pixels
         self._programs = programs
-        self._turns = FairTurns(
+        self._turns = FairSemaphore[_Party](
             at_once,
             max(1, at_once - 1),
-            most_waiting=MOST_WAITING,
-            most_waiting_of_one=MOST_WAITING_OF_ONE,
-            refusal=lambda: LimitExceeded(
+            max_waiting=MOST_WAITING,
+            max_waiting_per_key=lambda party: (
+                MOST_WAITING_OF_ONE if party.kind == "asker" else None
+            ),
+            refusal=lambda _party: LimitExceeded(
                 "Too many thumbnails are being made at this moment", retry_after_ms=2000
             ),
-            times=Times(clock, SLOW_SECONDS),
+            waits=Waits(clock, slow_after=SLOW_SECONDS),
         )
         self._being_made: dict[tuple[bytes, str], _Making] = {}
 
@@ -211,7 +213,7 @@ class Thumbnails:
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
-                async with self._turns.turn(whose):
+                async with self._turns.hold(*_Turn(whose, whose).parties()):
                     result = await self._workers.run(
                         ImageJob(str(path), 32, 32, "scale", False, self._max_pixels)
                     )
@@ -279,7 +281,7 @@ class Thumbnails:
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
-                async with self._turns.turn(turn.whose, turn.asker):
+                async with self._turns.hold(*turn.parties()):
                     if not begin():
                         return None
                     result = await self._workers.run(job(path))
@@ -295,9 +297,19 @@ class Thumbnails:
         return result
 
 
+class _Party(NamedTuple):
+    """One among whom thumbnails are shared out."""
+
+    kind: Literal["owner", "asker"]
+    name: str
+
+
 class _Turn(NamedTuple):
     whose: str
     asker: str
+
+    def parties(self) -> tuple[_Party, _Party]:
+        return _Party("owner", self.whose), _Party("asker", self.asker)
 
 
 class _Making:

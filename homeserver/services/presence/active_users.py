@@ -3,7 +3,6 @@
 Who is offline, and of whom nothing was told for long, is forgotten. For the reactor thread.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -16,6 +15,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.presence.remote_users import RemotePeople
 from homeserver.services.presence.states import RESTART, Device, Person, RemotePerson, Shown, State
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
+from homeserver.services.streams.latest_changes import LatestChanges
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.presence.presence import UNTOLD, PresenceRow, PresenceStore
@@ -52,9 +52,7 @@ class Roster:
         self._counter = counter
         self.people: dict[UserID, Person] = {}
         """This server's own."""
-        self._told: OrderedDict[UserID, int] = OrderedDict()
-        """Position of the latest change of each, the latest last."""
-        self._told_from = counter.position
+        self._told: LatestChanges[UserID] = LatestChanges(MAX_TOLD, counter.position)
         self._unwritten: dict[UserID, Person] = {}
         self._writing = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
         self._writing.clock = clock
@@ -75,15 +73,9 @@ class Roster:
         """
         if since == self._counter.position:
             return ()
-        if since is not None and self._told_from <= since <= self._counter.position:
-            recent: list[Person | RemotePerson] = []
-            for user_id in reversed(self._told):
-                if self._told[user_id] <= since:
-                    break
-                person = self.find(user_id)
-                if person is not None:
-                    recent.append(person)
-            return recent
+        if since is not None and self._told.complete_from <= since <= self._counter.position:
+            recent = map(self.find, self._told.since(since))
+            return [person for person in recent if person is not None]
         return [
             person
             for person in self.get_people()
@@ -100,10 +92,8 @@ class Roster:
         if isinstance(person, Person) and is_to_be_written:
             self._unwritten[person.user_id] = person
         person.shown = shown
-        self._told[person.user_id] = self._counter.next()
-        self._told.move_to_end(person.user_id)
-        while len(self._told) > MAX_TOLD:
-            oldest, self._told_from = self._told.popitem(last=False)
+        oldest = self._told.record(person.user_id, self._counter.next())
+        if oldest is not None:
             self.forget_idle(oldest)
 
     def forget_idle(self, user_id: UserID) -> None:
@@ -158,14 +148,17 @@ class Roster:
             if state != "offline":
                 person.devices[RESTART] = Device(state, 0, now)
                 there.append(person)
-        self._told = OrderedDict(
-            sorted([*told.items(), *self._told.items()], key=lambda each: each[1])
-        )
-        if len(gone) == MAX_TOLD // 2:  # there may be more, of whom nothing is known here
+        complete_from = self._told.complete_from
+        if len(gone) == MAX_TOLD // 2:  # there may be more, which were not read
             since = min(
-                (row.position for row in gone if row.position != UNTOLD), default=self._told_from
+                (row.position for row in gone if row.position != UNTOLD), default=complete_from
             )
-        self._told_from = min(self._told_from, since)
+        latest = {**told, **dict(self._told.items())}
+        self._told = LatestChanges(MAX_TOLD, min(complete_from, since))
+        for user_id, position in sorted(latest.items(), key=lambda each: each[1]):
+            oldest = self._told.record(user_id, position)
+            if oldest is not None:
+                self.forget_idle(oldest)
         return there
 
     async def stop(self) -> None:
@@ -183,7 +176,7 @@ class Roster:
                 person.shown.state,
                 person.status_msg,
                 None if person.last_active is None else int(person.last_active * 1000),
-                self._told.get(person.user_id, self._counter.position),
+                self._told.get(person.user_id) or self._counter.position,
             )
             for person in people.values()
             if person.is_read and person.is_kept

@@ -1,6 +1,5 @@
-"""People of other servers, as those say. For the reactor thread."""
+"""A cache of the presence of remote users, as their servers send it. For the reactor thread."""
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -9,9 +8,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
 from homeserver.services.presence.states import LONGEST_STATUS, RemotePerson, Shown, State
+from storage.cache import LRU
 
 MAX_REMOTE: Final = 50_000
-"""How many are remembered."""
+"""Users in the cache."""
 LIFETIME: Final = 30 * 60.0
 """Seconds after which somebody of whom their server says no more is taken to be offline."""
 
@@ -28,17 +28,17 @@ class PresenceUpdate(msgspec.Struct, frozen=True):
 
 
 class RemotePeople:
-    """Those who were heard of, by the time of that."""
+    """Remote users, those whose server has sent nothing about them for longest first."""
 
     def __init__(self, clock: IReactorTime, server_name: ServerName) -> None:
         """`server_name`: this server's own."""
         self._clock = clock
         self._server_name = server_name
-        self._people: OrderedDict[UserID, RemotePerson] = OrderedDict()
+        self._people: LRU[UserID, RemotePerson] = LRU(max_entries=MAX_REMOTE)
 
     def get(self, user_id: UserID) -> RemotePerson | None:
         """One of them."""
-        return self._people.get(user_id)
+        return self._people.peek(user_id)
 
     def values(self) -> Iterable[RemotePerson]:
         """All of them."""
@@ -57,19 +57,15 @@ class RemotePeople:
                 update.currently_active and update.state == "online",
                 None if update.status_msg is None else update.status_msg[:LONGEST_STATUS],
             )
-            person = self._people.get(update.user_id)
+            person = self._people.peek(update.user_id)
             if person is None:
-                person = self._people[update.user_id] = RemotePerson(
-                    update.user_id, told, None, now
-                )
+                person = RemotePerson(update.user_id, told, None, now)
             person.told, person.heard = told, now
             ago = update.last_active_ago
             person.last_active = None if ago is None else now - max(ago, 0) / 1000
-            self._people.move_to_end(update.user_id)
+            self._people.put(update.user_id, person)
             if person.told != person.shown:
                 changed.append(update.user_id)
-        while len(self._people) > MAX_REMOTE:
-            self._people.popitem(last=False)
         return changed
 
     def expire(self, limit: int) -> Sequence[UserID]:
@@ -82,8 +78,9 @@ class RemotePeople:
             if now - person.heard < LIFETIME:
                 break
             person.heard, person.told = now, Shown("offline", False, person.told.status_msg)
-            self._people.move_to_end(person.user_id)
             expired.append(person.user_id)
             if person.shown.state == "offline":
-                del self._people[person.user_id]
+                self._people.pop(person.user_id)
+            else:
+                self._people.put(person.user_id, person)
         return expired

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.http_client.errors import OutboundError
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     Forbidden,
@@ -30,7 +31,6 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import UserID
 from homeserver.api.storage_errors import telling_of_the_store
-from homeserver.services.federation.fair_turns import FairTurns
 from homeserver.services.media.headers import parse_type
 from homeserver.services.media.thumbnails import Thumbnails
 from homeserver.services.previews.fetching import Found, SiteReader
@@ -100,12 +100,12 @@ class URLPreviews:
         self._providers = providers
         self._authenticated_only = authenticated_only
         self._work: SharedWork[str, PreviewRow] = SharedWork()
-        self._turns = FairTurns(
+        self._turns = FairSemaphore[UserID](
             AT_ONCE,
             MOST_OF_ONE,
-            most_waiting=MOST_WAITING,
-            most_waiting_of_one=MOST_WAITING_OF_ONE,
-            refusal=lambda: LimitExceeded(
+            max_waiting=MOST_WAITING,
+            max_waiting_per_key=MOST_WAITING_OF_ONE,
+            refusal=lambda _user_id: LimitExceeded(
                 "Too many previews are being made at this moment", retry_after_ms=5000
             ),
         )
@@ -126,7 +126,7 @@ class URLPreviews:
         return msgspec.Raw(row.body.encode())
 
     async def _make(self, url: str, user_id: UserID, sites: SiteReader) -> PreviewRow:
-        async with self._turns.turn(user_id):
+        async with self._turns.hold(user_id):
             try:
                 row = await self._preview(url, user_id, sites)
             except OutboundError as error:

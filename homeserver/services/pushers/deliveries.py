@@ -22,6 +22,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.protocol.ids import UserID
 from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
@@ -41,9 +42,7 @@ MOST_WAITING: Final = 50
 """Events for one pusher; see `Line.give_up_one`."""
 KEPT_MS: Final = 24 * 3600_000
 """For so long a push is tried."""
-FIRST_PAUSE_MS: Final = 5_000
-LONGEST_PAUSE_MS: Final = 3600_000
-GROWTH: Final = 3
+RETRIES: Final = BackoffSchedule(5_000, 3_600_000, growth=3)
 BADGE_SECONDS: Final = 2.0
 """For so long a change of the badge waits for further ones: who reads sends several receipts."""
 MOST_COUNTED: Final = 500
@@ -368,7 +367,7 @@ class Deliveries:
         line.put_back_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
             line.put_back(push)
-            self._pause(line, FIRST_PAUSE_MS)
+            self._pause(line, RETRIES.first_ms)
 
     def _take(self, line: Line) -> Push | None:
         """The next push that is still to be told."""
@@ -450,8 +449,8 @@ class Deliveries:
             return
         # what cannot be reached has a pause of its own
         if line.refusals > 1 or not (error.unreachable or is_over):
-            line.pause_ms = min(
-                max(FIRST_PAUSE_MS, line.pause_ms * GROWTH, error.wait_ms), LONGEST_PAUSE_MS
+            line.pause_ms = max(
+                RETRIES.after(line.pause_ms), min(error.wait_ms, RETRIES.longest_ms)
             )
             self._pause(line, line.pause_ms)
         self._set_standing(line)

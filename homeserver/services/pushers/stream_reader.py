@@ -24,7 +24,7 @@ from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
@@ -42,7 +42,9 @@ from homeserver.services.pushers.pusher_users import Roster
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.stream_listener import Heard, Hearing
 from storage.accounts.accounts import AccountStore
-from storage.cluster.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
+from storage.cluster.lease_loop import LeaseLoop
+from storage.cluster.leases import Lease
+from storage.cluster.node_lease import NodeLease
 from storage.engine.database import DatabaseUnavailable
 from storage.engine.streams import Streams
 from storage.events.events import EventFlag
@@ -53,9 +55,6 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import UNTHREADED
 from storage.rooms.rooms import RoomStore
 
-LEASE_MS: Final = 30_000
-ROUND_SECONDS: Final = 10.0
-"""How often the lease is renewed, and noted how far all is told."""
 ROUNDS_TO_NOTE_ALL: Final = 6
 """How many rounds pass until it is noted how pushers stand that push without trouble."""
 AT_ONCE: Final = 500
@@ -97,7 +96,7 @@ class PushReading:
     ) -> None:
         self._clock = clock
         self._streams = streams
-        self._lease = lease
+        self._lease = LeaseLoop(clock, lease, self, "pushers")
         self._stream = stream
         self._store = store
         self._accounts = accounts
@@ -111,9 +110,6 @@ class PushReading:
         self._deliveries = deliveries
         self._letters = letters
         self._now_ms = now_ms
-        self._has_lease = False
-        self._told = 0
-        """What the database knows of how far all is told."""
         self._floor = 0
         """Up to here all is told to pushers that were well when the lease was taken."""
         self._behind: Set[str] = frozenset()
@@ -127,28 +123,14 @@ class PushReading:
         self._hearing = Hearing(streams, roster, badges, self._schedule)
         self._scheduled = False
         self._rounds = 0
-        self._round = LoopingCall(self._start_round)
-        self._round.clock = clock
-        self._rounds_end: Deferred[LoopingCall] | None = None
 
     def start(self) -> None:
         """Push from now on, as soon as no other node does."""
-        self._rounds_end = self._round.start(ROUND_SECONDS)
+        self._lease.start()
 
     async def stop(self) -> None:
         """Push no more, and note how far all is told."""
-        if self._round.running and self._rounds_end is not None:
-            self._round.stop()
-            await (
-                self._rounds_end
-            )  # with the one that is under way: it may just be taking the lease
-        if self._has_lease:
-            self._pass_by()
-            self._give_up_lease()
-            await self._deliveries.note(all_standings=True)
-            position = self._position()
-            self._deliveries.stop()
-            await self._lease.renew(0, position)
+        await self._lease.stop()
 
     # ---------------------------------------------------------------------------------------------------
     # the stream
@@ -163,7 +145,7 @@ class PushReading:
 
     async def _turn(self) -> None:
         try:
-            while self._has_lease and (
+            while self._lease.is_held and (
                 self._deliveries.is_behind or self._hearing.has_news(self._done)
             ):
                 await self._tell_renumbered()
@@ -195,7 +177,7 @@ class PushReading:
 
     def _check_lease(self) -> None:
         """Before something is told. Raises _LeaseGone."""
-        if not self._has_lease:
+        if not self._lease.is_held:
             raise _LeaseGone
 
     async def _refresh(self) -> None:
@@ -387,60 +369,49 @@ class PushReading:
     # ----------------------------------------------------------------------------------------------------
     # the lease
 
-    def _start_round(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._make_round())
+    def is_idle(self) -> bool:
+        """As `LeasedWork.is_idle`."""
+        return not self._scheduled
 
-    async def _make_round(self) -> None:
-        """Take the lease or renew it; raises nothing."""
-        try:
-            if self._has_lease:
-                await self._renew()
-            elif not self._scheduled:  # what was begun with an earlier lease is over
-                await self._take_lease()
-        except DatabaseUnavailable as error:
-            self.log.warn("the lease of the pushers could not be renewed: {error}", error=error)
-        except Exception:  # a bug of ours: the next round tries again
-            self.log.failure("the lease of the pushers could not be renewed")
-
-    async def _take_lease(self) -> None:
-        now = self._now_ms()
-        lease = await self._lease.take(now, now + LEASE_MS)
-        if lease is None:
-            return
+    async def begin(self, lease: Lease) -> None:
+        """Push what the database knows of, and what follows. Raises DatabaseUnavailable."""
         await self._roster.load()
         failing = [row for row in await self._store.get_failing() if row.kind == HTTP]
         self._behind = {row.user_id for row in failing}
-        self._told = self._floor = lease.position
+        self._floor = lease.position
         self._done = min((row.position for row in failing), default=lease.position)
         self._done = max(min(self._done, lease.position), lease.position - MOST_BEHIND)
         self._badges.forget_all()
         self._taken = self._told_at = 0
-        self._has_lease = True
-        self._round.interval = FIRST_RENEWAL_SECONDS
         self._hearing.begin(self._floor)
         self._deliveries.start(failing, self._floor)
         self._letters.start()
         self._schedule()
 
-    async def _renew(self) -> None:
-        self._round.interval = ROUND_SECONDS
+    async def note(self) -> int:
+        """As `LeasedWork.note`."""
         if self._hearing.has_news(self._done):
             self._schedule()  # what failed is tried again
         self._rounds += 1
         await self._deliveries.note(all_standings=self._rounds % ROUNDS_TO_NOTE_ALL == 0)
         self._pass_by()
-        position = self._position()
-        if self._lease.is_alone and position == self._told:
-            return
-        if await self._lease.renew(self._now_ms() + LEASE_MS, position):
-            self._told = position
-        else:
-            self.log.warn("another node pushes now")
-            self._give_up_lease()
-            self._deliveries.stop()
+        return self._position()
 
-    def _give_up_lease(self) -> None:
-        self._has_lease = False
+    def lose(self) -> None:
+        """As `LeasedWork.lose`."""
+        self._stop_reading()
+        self._deliveries.stop()
+
+    async def finish(self) -> int:
+        """As `LeasedWork.finish`."""
+        self._pass_by()
+        self._stop_reading()
+        await self._deliveries.note(all_standings=True)
+        position = self._position()
+        self._deliveries.stop()
+        return position
+
+    def _stop_reading(self) -> None:
         self._hearing.end()
         self._letters.stop()
 
@@ -454,4 +425,4 @@ class PushReading:
         firsts = [*self._hearing.renumbered.values()]
         if (lowest := self._deliveries.lowest()) is not None:
             firsts.append(lowest)
-        return max(self._told, min(self._done, min(firsts, default=self._done + 1) - 1))
+        return max(self._lease.noted, min(self._done, min(firsts, default=self._done + 1) - 1))

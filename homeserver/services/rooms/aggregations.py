@@ -110,15 +110,6 @@ class Aggregations:
                 found[nid] = aggregation
         return found
 
-    @property
-    def children_heard(self) -> int:
-        """Another number once any event has had a child: until then, who has none has none."""
-        return self._childless.heard
-
-    def lack_children(self, events: Sequence[StoredEvent]) -> bool:
-        """Whether it is in memory that none of the events has children."""
-        return next(self._find_parents(events), None) is None
-
     def _find_parents(self, events: Sequence[StoredEvent]) -> Iterator[StoredEvent]:
         """Those that may have children, as far as it is in memory."""
         are_childless = map(self._childless.known.__contains__, map(_event_id, events))

@@ -268,29 +268,6 @@ def _transaction(sent: tuple[str, str], device_id: DeviceID | None) -> bytes:
     return b""
 
 
-def are_without_transactions(events: Iterable[StoredEvent], device_id: DeviceID | None) -> bool:
-    """Whether it is in memory that a device of their sender is not told how it sent any of the
-    events."""
-    sent = list(map(_sent, events))
-    if None in sent:
-        return False
-    if {device_id, ""}.isdisjoint(map(_first, sent)):
-        return True  # mostly other devices sent them
-    return not any(each is not None and _transaction(each, device_id) for each in sent)
-
-
-def form_of_page(events: Iterable[StoredEvent]) -> bytes:
-    """The client forms of events, without room ids, as a JSON array for who is in the room: to be
-    filled with their ages (`%`)."""
-    return b"[%b]" % b",".join(
-        [
-            b'%b,"unsigned":{"age":%%d,"membership":%b}}'
-            % (event.client_prefix.replace(b"%", b"%%"), _JOINED)
-            for event in events
-        ]
-    )
-
-
 def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
     bundle: dict[str, Any] = {}
     if aggregation.edit is not None:

@@ -4,11 +4,12 @@ how many they get.
 spec: client-server-api#invite-permission
 """
 
-from collections import Counter
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.protocol.errors import (
     Forbidden,
     InviteBlocked,
@@ -50,7 +51,11 @@ class InvitePolicy:
         self._limiter = limiter
         self._validity = validity
         self._only_admins_invite = only_admins_invite
-        self._claims: Counter[str] = Counter()
+        self._claims: FairSemaphore[str] = FairSemaphore(
+            sys.maxsize,
+            CLAIMS_AT_ONCE,
+            refusal=lambda _address: LimitExceeded(retry_after_ms=RETRY_CLAIM_MS),
+        )
         """That are under way, by the address that they came from."""
 
     def check_may_invite(self, caller: Requester) -> None:
@@ -99,16 +104,8 @@ class InvitePolicy:
     def claiming(self, ip: str) -> Iterator[None]:
         """As `InviteGate.claiming`."""
         key = address_key(ip)
-        if self._claims[key] >= CLAIMS_AT_ONCE:
-            raise LimitExceeded(retry_after_ms=RETRY_CLAIM_MS)
-        with self._limiter.counting_failures(Limit.FALSE_PROMISE, key):
-            self._claims[key] += 1
-            try:
-                yield
-            finally:
-                self._claims[key] -= 1
-                if not self._claims[key]:
-                    del self._claims[key]
+        with self._claims.hold_now(key), self._limiter.counting_failures(Limit.FALSE_PROMISE, key):
+            yield
 
 
 def _check_exists(user_id: UserID, account: AccountRow | None) -> None:

@@ -1,4 +1,4 @@
-"""What a user is told of rooms that they are not in yet."""
+"""The rooms that a user is invited to or knocks on: their stripped state."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from storage.rooms.rooms import RoomRow
 
 
 class InvitedRooms:
-    """Reads memberships and the stripped state that goes with them."""
+    """Reads stripped state, and the user's own membership event."""
 
     def __init__(self, engine: RoomEngine, events: RoomEvents, outside: OutsideMemberships) -> None:
         self._engine = engine
@@ -21,14 +21,14 @@ class InvitedRooms:
         self._outside = outside
 
     async def get_stripped(self, row: MembershipRow) -> Sequence[Event | StrippedEvent]:
-        """The stripped state of a room, as it was when the user was invited or knocked; with their
-        own membership.
+        """Return the stripped state of the room at the time of the invite or knock, with the user's
+        membership.
 
         spec: client-server-api#stripped-state
         """
         if is_outside(row):
-            told = await self._outside.find(row.room_nid, UserID(row.user_id))
-            return () if told is None else told.state
+            known = await self._outside.find(row.room_nid, UserID(row.user_id))
+            return () if known is None else known.state
         own = (await self._events.get_events([row.event_nid]))[row.event_nid]
         inviter = row.sender if row.membership == "invite" else None
         keys = [*stripped_state_keys(inviter), StateKey("m.room.member", row.user_id)]
@@ -36,7 +36,7 @@ class InvitedRooms:
         return [state[key].event for key in keys if key in state]
 
     async def find_own(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:
-        """The event of the user's own membership."""
+        """Return the event of the user's own membership."""
         if is_outside(row):
             return await self._outside.find_event(room, row)
         return (await self._events.get_events([row.event_nid])).get(row.event_nid)

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError, StateIncomplete
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.protocol.power_levels import PowerLevels
@@ -48,8 +49,7 @@ AT_ONCE: Final = 50
 MOST_AT_START: Final = 10_000
 LEASE_MS: Final = 5 * 60_000
 """After so long somebody else goes on with what a node was at."""
-FIRST_PAUSE_MS: Final = 60_000
-LONGEST_PAUSE_MS: Final = 3_600_000
+RETRIES: Final = BackoffSchedule(60_000, 3_600_000)
 """After a try in vain; doubled each time."""
 MOST_TRIES: Final = 24
 """One after the other that came to nothing, then it is left: most of a day. What was refused for
@@ -120,7 +120,7 @@ class RelatedRedactions:
         self._events = events
         self._clock = clock
         self._log = Logger()
-        streams.subscribe(self._hear, Topic.EVENT)
+        streams.subscribe(self._on_changes, Topic.EVENT)
 
     def start(self) -> None:
         """Go on with what was not done when the server stopped: where there is no other node that
@@ -190,7 +190,7 @@ class RelatedRedactions:
 
     async def _try_later(self, note: RelatedRedaction, tries: int, error: _NotNow) -> None:
         if tries < MOST_TRIES:
-            wait = max(min(FIRST_PAUSE_MS * 2 ** (tries - 1), LONGEST_PAUSE_MS), error.after_ms)
+            wait = max(RETRIES.nth(tries), error.after_ms)
             await self._store.put_off(note, self._now_ms() + wait, tries)
             return
         self._log.warn(
@@ -267,7 +267,7 @@ class RelatedRedactions:
             return 0
         return len(drafts)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         rows = [
             change.detail
             for change in changes
@@ -303,7 +303,7 @@ class RelatedRedactions:
                         await self._redact(snapshot, note, [event_nid], progress)
                     except _NotNow as error:
                         await self._store.reopen(
-                            note, self._now_ms() + max(FIRST_PAUSE_MS, error.after_ms), tries=1
+                            note, self._now_ms() + max(RETRIES.first_ms, error.after_ms), tries=1
                         )
                         break
                     if progress.redacted:

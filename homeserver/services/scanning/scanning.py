@@ -31,6 +31,8 @@ from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     MatrixError,
@@ -46,10 +48,10 @@ from federation.rooms.concurrent import map_at_once
 from homeserver.api.storage_errors import store_error
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.services.audit.audit import Happened, note
-from homeserver.services.federation.fair_turns import FairTurns
 from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
 from homeserver.services.scanning.scanners import Scanners
+from storage.cache import LRU
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.media.contents import Contents, OpenedContent
@@ -65,10 +67,8 @@ asked for again."""
 MOST_WAITING_OF_ONE: Final = 50
 COUNT_SECONDS: Final = 30.0
 """Between two counts of what waits, which looks at all of it."""
-AWAY_SECONDS: Final = 5.0
-"""For so long nothing is shown to scanners of which one could not be asked; twice as long each time
-that it still cannot."""
-LONGEST_AWAY_SECONDS: Final = 60.0
+AWAY_RETRIES: Final = BackoffSchedule(5_000, 60_000)
+"""How long nothing is shown to scanners of which one could not be asked."""
 AWAY_RETRY_MS: Final = 60_000
 """After so long a file is shown again over which a scanner failed, or that was given out since none
 could be asked."""
@@ -93,7 +93,7 @@ class _Wish(msgspec.Struct, frozen=True):
     """Under which the verdict is noted."""
     hash: bytes
     """Of the content."""
-    turns: FairTurns
+    turns: FairSemaphore[str]
     whose: str
     """On whose behalf."""
     wrap: Wrap | None = None
@@ -165,7 +165,7 @@ class Scanning:
         self._away_seconds = 0.0
         """How long the last pause was, for which scanners are left alone; 0 while they can be
         asked."""
-        self._ended_over: set[bytes] = set()
+        self._ended_over: LRU[bytes, None] = LRU(max_entries=MOST_ENDED)
         """Contents at which a scanner was when it ended."""
 
     # The gate.
@@ -353,7 +353,7 @@ class Scanning:
         NotFound, NotYetUploaded, StoreUnavailable."""
         if self._is_away():
             raise ScannersUnavailable
-        async with wish.turns.turn(wish.whose):
+        async with wish.turns.hold(wish.whose):
             if self._is_away():  # since it waits
                 await self._try_later(wish)
                 raise ScannersUnavailable
@@ -445,9 +445,7 @@ class Scanning:
         if wish.digest in self._ended_over:
             self._leave_alone(error)
             return await self._note_failure(wish, error, AWAY_RETRY_MS)
-        if len(self._ended_over) >= MOST_ENDED:
-            self._ended_over.clear()
-        self._ended_over.add(wish.digest)
+        self._ended_over.put(wish.digest, None)
         return await self._put_off(wish, error)
 
     def _leave_alone(self, error: Exception) -> None:
@@ -456,7 +454,7 @@ class Scanning:
             return  # others have found so meanwhile
         if not self._away_seconds:
             self.log.error("files cannot be scanned: {error}", error=str(error))
-        self._away_seconds = min(max(AWAY_SECONDS, 2 * self._away_seconds), LONGEST_AWAY_SECONDS)
+        self._away_seconds = AWAY_RETRIES.after(self._away_seconds * 1000) / 1000
         self._away_until = self._clock.seconds() + self._away_seconds
 
     def _away_until_ms(self) -> int:
@@ -515,14 +513,16 @@ class Scanning:
         return int(self._clock.seconds() * 1000)
 
 
-def _turns(at_once: int) -> FairTurns:
+def _turns(at_once: int) -> FairSemaphore[str]:
     """One may hold all but one."""
-    return FairTurns(
+    return FairSemaphore(
         at_once,
         max(1, at_once - 1),
-        most_waiting=MOST_WAITING,
-        most_waiting_of_one=MOST_WAITING_OF_ONE,
-        refusal=lambda: NotYetUploaded("Many files wait to be scanned: try again in a while"),
+        max_waiting=MOST_WAITING,
+        max_waiting_per_key=MOST_WAITING_OF_ONE,
+        refusal=lambda _owner: NotYetUploaded(
+            "Many files wait to be scanned: try again in a while"
+        ),
     )
 
 

@@ -1,13 +1,13 @@
-"""The memory of connections: what a client was sent, and how its `pos` is read.
+"""The state of connections: what a client was sent, and how its `pos` is read.
 
-A `pos` is a sync token and the name of a state: `s<position>_<ephemeral>_<state>`. A state says of
-each room whether everything up to the position was sent (*live*), or only up to an earlier one
-(*previously*). As long as that does not change, answers have the same state with new positions, and
-nothing is written; nor is a state that has some rooms more, for these are in its name
-(`state_names.py`).
+A `pos` is a sync token and the name of a state: `s<position>_<ephemeral>_<state>`. The state says
+of each room whether everything up to the position was sent (*live*) or only up to an earlier one
+(*previously*). As long as that does not change, responses have the same state with new positions,
+and nothing is written. Nothing is written for some added rooms either: these are in the name of the
+state (`pos.py`).
 
-Members that were sent lazily are not part of it: they are remembered while the server runs
-(`lazy_members`), and sent again after a restart.
+Lazily loaded members are not part of the state. They are kept in memory (`lazy_members`), and sent
+again after a restart.
 """
 
 from collections import OrderedDict
@@ -21,13 +21,13 @@ from msgspec.structs import replace
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
+from homeserver.services.sliding_sync.pos import added_in, added_to, name_of, stored_nid
 from homeserver.services.sliding_sync.request import (
     Clause,
     RequiredState,
     RoomConfig,
     SlidingRequest,
 )
-from homeserver.services.sliding_sync.state_names import added_in, added_to, name_of, stored_nid
 from homeserver.services.streams.sync_tokens import SyncToken, split_pos
 from storage.encryption.to_device import DevicesGone
 from storage.engine.streams import Change, Streams, Topic
@@ -42,20 +42,20 @@ from storage.sync.sliding_connections import (
 ReadRooms = Callable[[Iterable[int]], Awaitable[Mapping[int, RoomRow]]]
 
 LIVE: Final = 0
-"""Stands for the position of the `pos`, where one says up to where something was sent."""
+"""Stands for the position of the `pos`."""
 
 NOTHING: Final[dict[int, Any]] = {}
-KEPT_MS: Final = 30 * 24 * 3600 * 1000
-"""For so long a connection is remembered that is not used. A job takes away the others."""
-BYTES_LIKE_A_ROOM: Final = 64
-"""So much of a stored state weighs as a room: what clients ask of rooms may be long."""
-TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
+MAX_IDLE_MS: Final = 30 * 24 * 3600 * 1000
+"""A connection that is idle for longer ends. A job removes it."""
+BYTES_PER_ROOM: Final = 64
+"""Bytes of a stored state that count as one room: what clients ask for may be long."""
+TOUCH_INTERVAL_MS: Final = 24 * 3600 * 1000
 
 _weight: Final = itemgetter(1)
 
 
 class UnknownPos(MatrixError):
-    """The client has to begin anew."""
+    """The client has to start a new connection."""
 
     errcode, status, default_text = (
         "M_UNKNOWN_POS",
@@ -65,18 +65,18 @@ class UnknownPos(MatrixError):
 
 
 class SentRoom(msgspec.Struct, frozen=True, gc=False):
-    """How far a room was sent."""
+    """The part of a room that a client was sent."""
 
     upto: int
-    """LIVE, or the position up to which it was sent."""
+    """LIVE, or the position up to which the room was sent."""
     timeline_limit: int
-    """So many of the newest events up to there the client has, or all."""
+    """The number of newest events that the client has, if there are as many."""
     required_state: RequiredState
     is_direct: bool = False
-    """Whether it was told to be a direct chat."""
+    """The value of `is_dm` that was sent."""
 
     def covers(self, config: RoomConfig) -> bool:
-        """Whether who was sent this lacks nothing of what the other asks for."""
+        """Whether a client that was sent this lacks nothing that the config asks for."""
         if config.timeline_limit > self.timeline_limit:
             return False
         # mostly it is the same object
@@ -85,56 +85,65 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-class ProfilesLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """More people came into view than one answer tells of: the next ones go on."""
+class PendingProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Profiles that did not fit into a response; the next ones go on."""
 
     room_nids: list[int]
     after: str
-    """Of the members of these rooms, those whose user ids come after this one."""
+    """Members of these rooms with user ids after this one are left."""
 
 
-class ToldProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a client has of people's profiles since it asks for them."""
+class SentProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The profiles that a client was sent."""
 
     fields: frozenset[str]
     rooms: frozenset[int]
-    """Rooms whose people it was told of, or is with those who are left. Of who comes later it is
-    told then."""
+    """Rooms whose members' profiles were sent, or are left to send."""
     lazily: frozenset[int]
-    """Those where it is told of people as their events need them."""
-    left: tuple[ProfilesLeft, ...] = ()
-    """Whose whole profiles it is still to be told."""
+    """Rooms where profiles are sent as events need them."""
+    left: tuple[PendingProfiles, ...] = ()
+    """Profiles still to be sent."""
 
 
 class ConnectionState:
-    """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of
-    it changes."""
+    """The data that a client has, by room number; missing rooms were never sent. Immutable."""
 
-    __slots__ = ("_settled", "_true_of", "account_data", "added", "profiles", "receipts", "rooms")
+    __slots__ = (
+        "_direct_checked",
+        "_settled",
+        "account_data",
+        "added",
+        "profiles",
+        "receipts",
+        "rooms",
+    )
 
     def __init__(
         self,
         rooms: dict[int, SentRoom] = NOTHING,
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
-        profiles: ToldProfiles | None = None,
+        profiles: SentProfiles | None = None,
     ) -> None:
-        """`profiles`: None: it does not ask for them."""
+        """`profiles`: None if the client does not ask for them."""
         self.added: Sequence[tuple[int, bool]] | None = None
-        """The rooms (numbers, and whether they are direct chats) that this state has beside the one
-        from which it came, if it is that one `with_rooms`. None: it differs from it by more."""
+        """The rooms (number, and whether it is a direct chat) that were added to the former state
+        `with_rooms`.
+
+        None if this state differs from the former one by more.
+        """
         self.rooms = rooms
         self.receipts = receipts
         self.account_data = account_data
         self.profiles = profiles
         self._settled: tuple[RoomConfig, frozenset[int]] | None = None
-        self._true_of: tuple[Set[str], Sequence[int]] = (frozenset(), ())
+        self._direct_checked: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
     def settled(self, config: RoomConfig) -> frozenset[int]:
-        """The live rooms that were sent with all that this asks for: of them only news are to be
-        told.
+        """Return the live rooms that were sent with all that the config asks for: these need only
+        news.
 
-        A client asks for the same again and again, so the answer to the latest question is kept.
+        A client asks for the same again and again, so the result for the latest config is kept.
         """
         if self._settled is None or self._settled[0] is not config:
             covered: dict[tuple[int, int], bool] = {}
@@ -142,10 +151,7 @@ class ConnectionState:
             for nid, sent in self.rooms.items():
                 if sent.upto != LIVE:
                     continue
-                key = (
-                    sent.timeline_limit,
-                    id(sent.required_state),
-                )  # of many rooms the same was sent
+                key = (sent.timeline_limit, id(sent.required_state))  # many rooms share one
                 if key not in covered:
                     covered[key] = sent.covers(config)
                 if covered[key]:
@@ -154,7 +160,7 @@ class ConnectionState:
         return self._settled[1]
 
     def with_rooms(self, added: Iterable[tuple[int, bool]]) -> "ConnectionState":
-        """The same with some rooms more, sent like the last room in this one."""
+        """Return a state with more rooms, sent like the last room of this one."""
         last, like = next(reversed(self.rooms.items()))
         rooms = {
             nid: SentRoom(LIVE, like.timeline_limit, like.required_state, is_direct)
@@ -169,7 +175,7 @@ class ConnectionState:
         )
 
     def take_settled_from(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
-        """What is known of the former state, from which this one came by the rooms that changed."""
+        """Derive the settled rooms from those of the former state and the rooms that changed."""
         if former._settled is not None:
             config, settled = former._settled
             covered = {
@@ -180,12 +186,11 @@ class ConnectionState:
     async def moved_to_or_from_direct(
         self, direct: Set[str], room_nids: Sequence[int], read_rooms: ReadRooms
     ) -> Sequence[int]:
-        """Those of the rooms of which it was told wrongly, by now, whether they are direct chats.
+        """Return the rooms whose `is_dm` is no longer what the client was sent.
 
-        While neither these chats nor the rooms are others than at the last time, and all was told
-        rightly, nothing is compared.
+        Nothing is compared if neither the direct chats nor the rooms changed since the last time.
         """
-        if self._true_of[0] is direct and self._true_of[1] == room_nids:
+        if self._direct_checked[0] is direct and self._direct_checked[1] == room_nids:
             return ()
         rooms = await read_rooms(nid for nid in room_nids if nid in self.rooms)
         moved = [
@@ -194,7 +199,7 @@ class ConnectionState:
             if self.rooms[nid].is_direct != (room.room_id in direct)
         ]
         if not moved:
-            self._true_of = (direct, room_nids)
+            self._direct_checked = (direct, room_nids)
         return moved
 
 
@@ -202,33 +207,33 @@ EMPTY: Final = ConnectionState()
 
 
 class Connection(msgspec.Struct, frozen=True, gc=False):
-    """A connection as a request finds it."""
+    """A connection, as its client comes back with a `pos`."""
 
     key: ConnectionKey
     token: SyncToken | None
-    """What the client has heard of; None at its beginning."""
+    """The token in the `pos`; None for a new connection."""
     state_name: str | None
     state: ConnectionState
 
     @property
     def position(self) -> int:
-        """0 at the beginning."""
+        """The position of the token; 0 for a new connection."""
         return 0 if self.token is None else self.token.position
 
     def since(self, upto: int) -> int:
-        """The position that LIVE stands for, or the other one."""
+        """Resolve LIVE to the position of the token."""
         return self.position if upto == LIVE else upto
 
 
-class _Remembered(msgspec.Struct):
+class _CachedConnection(msgspec.Struct):
     used_ts: int
-    """That of what is stored."""
+    """The time of last use, as stored."""
     states: dict[str, tuple[ConnectionState, int]]
-    """By name, and how much each weighs; what a client got later comes later."""
+    """States with their weights, by name; newer ones come later."""
 
 
 class Connections:
-    """Finds the state of connections, and keeps new ones. For the reactor thread."""
+    """Reads and stores the state of connections. For the reactor thread."""
 
     def __init__(
         self,
@@ -240,27 +245,30 @@ class Connections:
         *,
         capacity: int,
     ) -> None:
-        """`catch_up` learns how far other nodes have written. `capacity`: about how many rooms of
-        all connections are remembered in memory, long names counted as rooms too."""
+        """`catch_up` reads what other nodes wrote, and returns the position up to which all is
+        readable.
+
+        `capacity`: the number of rooms of all connections in memory, about; long names count as
+        rooms, too.
+        """
         self._store = store
         self._memberships = memberships
         self._streams = streams
         self._catch_up = catch_up
         self._now_ms = now_ms
         self._capacity = capacity
-        self._known: OrderedDict[ConnectionKey, _Remembered] = OrderedDict()
+        self._known: OrderedDict[ConnectionKey, _CachedConnection] = OrderedDict()
         self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
-        """By user and device: the `conn_id`s that are remembered, the one that was changed last at
-        the end."""
+        """By user and device: the `conn_id`s in memory, the latest at the end."""
         self._weight = 0
-        streams.subscribe(self._hear, Topic.DEVICES_GONE)
+        streams.subscribe(self._on_changes, Topic.DEVICES_GONE)
 
     def __len__(self) -> int:
-        """Connections in memory."""
+        """The number of connections in memory."""
         return len(self._known)
 
     async def find(self, request: SlidingRequest) -> Connection:
-        """The connection of a request. Raises UnknownPos."""
+        """Return the connection of a request. Raises UnknownPos."""
         key = ConnectionKey(request.caller.user_id, request.caller.device_id or "", request.conn_id)
         if request.pos is None:
             return Connection(key, None, None, EMPTY)
@@ -269,28 +277,29 @@ class Connections:
             raise UnknownPos
         token, name = parts
         if token.position > self._streams.current() and token.position > await self._catch_up():
-            # of a database that is no longer there, of which this one is an older copy
-            raise UnknownPos
+            raise UnknownPos  # from a newer copy of the database
         known = self._known.get(key)
         if known is None or name not in known.states:
             known = await self._read(key, name)
         self._known.move_to_end(key)
         now = self._now_ms()
-        if now - known.used_ts > TOUCHED_EACH_MS:
+        if now - known.used_ts > TOUCH_INTERVAL_MS:
             await self._touch(key, known, now)
         return Connection(key, token, name, known.states[name][0])
 
     async def keep(
-        self, former: Connection, state: ConnectionState, token: SyncToken, *, anew: bool = False
+        self, former: Connection, state: ConnectionState, token: SyncToken, *, force: bool = False
     ) -> str:
-        """The `pos` of an answer after which the client has this, which came from what it had.
-        Written before it is told, if it has more that is new than a name has room for, or is to
-        have a number of its own (`anew`)."""
+        """Return the `pos` of a response after which the client has this state.
+
+        The state is stored first if it differs by more than a name can hold, or if it needs a
+        number of its own (`force`).
+        """
         name = former.state_name
         if name is None:
             name = await self._store_state(former, state)
-        elif anew or state is not former.state:
-            longer = None if anew or state.added is None else added_to(name, state.added)
+        elif force or state is not former.state:
+            longer = None if force or state.added is None else added_to(name, state.added)
             if longer is None:
                 name = await self._store_state(former, state)
             else:
@@ -306,7 +315,7 @@ class Connections:
         return f"{token}_{name}"
 
     async def _store_state(self, former: Connection, state: ConnectionState) -> str:
-        """Keep a state under a number of its own: its name."""
+        """Store a state, and return its name."""
         now, blob = self._now_ms(), _encode(state)
         former_nid = None if former.state_name is None else stored_nid(former.state_name)
         name = name_of(await self._store.add_state(former.key, former_nid, blob, now))
@@ -316,9 +325,11 @@ class Connections:
     def _follow(
         self, former: Connection, name: str, state: ConnectionState, weight: int, used_ts: int
     ) -> None:
-        """Remember a state that follows another. Those that came before that one go; not those that
-        came since, for another request may have been answered from the same state, or from a later
-        one."""
+        """Cache a state that follows another, and drop those from before that one.
+
+        States from after it stay: another request may have been answered from the same state or a
+        later one.
+        """
         known, before = self._known.get(former.key), former.state_name
         states = {} if known is None else dict(known.states)
         if before is not None:
@@ -330,21 +341,20 @@ class Connections:
         states[name] = (state, weight)
         while len(states) > MOST_OF_A_CONNECTION:
             del states[next(iter(states))]
-        self._remember(former.key, _Remembered(used_ts, states))
+        self._cache(former.key, _CachedConnection(used_ts, states))
 
     def _weight_of(self, former: Connection) -> int:
-        """How much the state that a request found weighs, with what is asked of its rooms: the
-        states that follow have that too."""
+        """The weight of the state that a request found."""
         known = self._known.get(former.key)
         weighed = None if known is None else known.states.get(former.state_name or "")
         return _weigh(former.state, _encode(former.state)) if weighed is None else weighed[1]
 
-    async def _read(self, key: ConnectionKey, name: str) -> _Remembered:
-        """Remember a state that is stored. Raises UnknownPos."""
+    async def _read(self, key: ConnectionKey, name: str) -> _CachedConnection:
+        """Load a stored state into the cache. Raises UnknownPos."""
         row = await self._store.get_state(key, stored_nid(name))
         if row is None:
             raise UnknownPos
-        state, weight = _decode(row.state), 1 + len(row.state) // BYTES_LIKE_A_ROOM
+        state, weight = _decode(row.state), 1 + len(row.state) // BYTES_PER_ROOM
         if added := added_in(name):
             if not state.rooms:
                 raise UnknownPos
@@ -354,56 +364,56 @@ class Connections:
             )
         states = {name: (state, weight + len(state.rooms))}
         former = self._known.get(key)
-        if former is not None:  # another node gave this one, or it went before others
+        if former is not None:  # another node gave out this one, or it was dropped
             states |= list(former.states.items())[1 - MOST_OF_A_CONNECTION :]
-        known = _Remembered(row.used_ts, states)
-        self._remember(key, known)
+        known = _CachedConnection(row.used_ts, states)
+        self._cache(key, known)
         return known
 
-    async def _touch(self, key: ConnectionKey, known: _Remembered, now: int) -> None:
-        """Note that the connection is used. Raises UnknownPos if it was not for too long."""
-        if now - known.used_ts > KEPT_MS:
+    async def _touch(self, key: ConnectionKey, known: _CachedConnection, now: int) -> None:
+        """Record the use of the connection. Raises UnknownPos if it was idle for too long."""
+        if now - known.used_ts > MAX_IDLE_MS:
             await self._store.remove_connection(key)
-            self._forget(key)
+            self._drop(key)
             raise UnknownPos
         known.used_ts = now
         await self._store.set_used(key, now)
 
-    def _remember(self, key: ConnectionKey, remembered: _Remembered) -> None:
-        self._forget(key)
-        self._known[key] = remembered
-        self._weight += sum(map(_weight, remembered.states.values()))
+    def _cache(self, key: ConnectionKey, cached: _CachedConnection) -> None:
+        self._drop(key)
+        self._known[key] = cached
+        self._weight += sum(map(_weight, cached.states.values()))
         of_device = self._of_devices.setdefault((key.user_id, key.device_id), {})
         of_device[key.conn_id] = None
         if len(of_device) > MOST_OF_A_DEVICE:
-            self._forget(ConnectionKey(key.user_id, key.device_id, next(iter(of_device))))
+            self._drop(ConnectionKey(key.user_id, key.device_id, next(iter(of_device))))
         while self._weight > self._capacity and len(self._known) > 1:
-            self._forget(next(iter(self._known)))
+            self._drop(next(iter(self._known)))
 
-    def _forget(self, key: ConnectionKey) -> None:
-        remembered = self._known.pop(key, None)
-        if remembered is not None:
-            self._weight -= sum(map(_weight, remembered.states.values()))
+    def _drop(self, key: ConnectionKey) -> None:
+        cached = self._known.pop(key, None)
+        if cached is not None:
+            self._weight -= sum(map(_weight, cached.states.values()))
             of_device = self._of_devices[key.user_id, key.device_id]
             del of_device[key.conn_id]
             if not of_device:
                 del self._of_devices[key.user_id, key.device_id]
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        """Devices that go take their connections with them."""
+    def _on_changes(self, changes: Sequence[Change]) -> None:
+        """Drop the connections of deleted devices."""
         for change in changes:
             if isinstance(change.detail, DevicesGone) and change.user_id is not None:
                 for device_id in change.detail.device_ids:
                     for conn_id in list(self._of_devices.get((change.user_id, device_id), ())):
-                        self._forget(ConnectionKey(change.user_id, device_id, conn_id))
+                        self._drop(ConnectionKey(change.user_id, device_id, conn_id))
 
 
 def _weigh(state: ConnectionState, blob: bytes) -> int:
-    return 1 + len(state.rooms) + len(blob) // BYTES_LIKE_A_ROOM
+    return 1 + len(state.rooms) + len(blob) // BYTES_PER_ROOM
 
 
 class StateChanges:
-    """A state that is being changed. What did not change stays the same object."""
+    """Collects changes of a state. Without changes, the result is the same object."""
 
     def __init__(self, state: ConnectionState) -> None:
         self._state = state
@@ -414,32 +424,32 @@ class StateChanges:
         self._profiles = state.profiles
 
     def set_room(self, room_nid: int, sent: SentRoom, *, is_joined: bool = False) -> None:
-        """A room was sent so far. `is_joined`: whether the user is in it."""
+        """Set what was sent of a room. `is_joined`: whether the user is in it."""
         if self._state.rooms.get(room_nid) != sent:
             self._rooms[room_nid] = sent
             self._outside = self._outside or not is_joined
 
     def end_room(self, room_nid: int, position: int) -> None:
-        """A live room has news that are not sent: the client has it up to the position."""
+        """Mark a live room with unsent news: the client has it up to the position."""
         self._rooms[room_nid] = replace(self._state.rooms[room_nid], upto=position)
 
     def set_receipts(self, room_nid: int, upto: int) -> None:
-        """The receipts of a room were sent so far."""
+        """Set the position up to which the receipts of a room were sent."""
         if self._state.receipts.get(room_nid) != upto:
             self._receipts[room_nid] = upto
 
     def set_account_data(self, room_nid: int, upto: int) -> None:
-        """The account data of a room were sent so far."""
+        """Set the position up to which the account data of a room was sent."""
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
-    def set_profiles(self, told: ToldProfiles | None) -> None:
-        """So much was told of profiles."""
-        if told != self._profiles:
-            self._profiles = told
+    def set_profiles(self, sent: SentProfiles | None) -> None:
+        """Set the profiles that were sent."""
+        if sent != self._profiles:
+            self._profiles = sent
 
     def result(self) -> ConnectionState:
-        """The state afterwards."""
+        """Return the new state."""
         same_profiles = self._profiles is self._state.profiles
         if same_profiles and not (self._rooms or self._receipts or self._account_data):
             return self._state
@@ -455,8 +465,8 @@ class StateChanges:
         return state
 
     def _adds_rooms(self) -> bool:
-        """Whether all that changes are rooms that the user is in, new ones, that were sent like the
-        last one (`with_rooms`)."""
+        """Whether the only changes are new, joined rooms that were sent like the last one
+        (`with_rooms`)."""
         former = self._state.rooms
         if (
             self._outside
@@ -484,24 +494,24 @@ class StateChanges:
 
 
 def not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
-    """Those of which not everything up to the `pos` was sent: mostly none."""
+    """Return the rooms of which not everything up to the `pos` was sent: mostly none."""
     return (
         [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
     )
 
 
 class _Blob(msgspec.Struct, array_like=True):
-    """How a state is stored. Many rooms share one required state, so these stand in a table."""
+    """The stored form of a state. Required states are in a table, since many rooms share one."""
 
     required: list[tuple[list[tuple[list[tuple[str, str]], list[tuple[str, str]]]], bool]]
     rooms: dict[int, tuple[int, int, int]]
-    """By room: up to where, timeline limit, index of the required state."""
+    """By room: upto, timeline limit, index of the required state."""
     receipts: dict[int, int]
     account_data: dict[int, int]
     profile_fields: list[str] | None = None
     direct: list[int] = []
-    """The rooms that were told to be direct chats."""
-    profiles_left: tuple[ProfilesLeft, ...] = ()
+    """The rooms that were sent as direct chats."""
+    profiles_left: tuple[PendingProfiles, ...] = ()
     profile_rooms: list[int] = []
     profiles_lazily: list[int] = []
 
@@ -525,10 +535,10 @@ def _encode(state: ConnectionState) -> bytes:
     ]
     direct = [nid for nid, sent in state.rooms.items() if sent.is_direct]
     blob = _Blob(required, rooms, dict(state.receipts), dict(state.account_data), None, direct)
-    told = state.profiles
-    if told is not None:
-        blob.profile_fields, blob.profiles_left = sorted(told.fields), told.left
-        blob.profile_rooms, blob.profiles_lazily = sorted(told.rooms), sorted(told.lazily)
+    profiles = state.profiles
+    if profiles is not None:
+        blob.profile_fields, blob.profiles_left = sorted(profiles.fields), profiles.left
+        blob.profile_rooms, blob.profiles_lazily = sorted(profiles.rooms), sorted(profiles.lazily)
     return _encoder.encode(blob)
 
 
@@ -548,10 +558,10 @@ def _decode(blob: bytes) -> ConnectionState:
         nid: SentRoom(upto, limit, required[index], nid in direct)
         for nid, (upto, limit, index) in stored.rooms.items()
     }
-    told = None
+    profiles = None
     if stored.profile_fields is not None:
-        rooms_told, lazily = frozenset(stored.profile_rooms), frozenset(stored.profiles_lazily)
-        told = ToldProfiles(
-            frozenset(stored.profile_fields), rooms_told, lazily, stored.profiles_left
+        sent_rooms, lazily = frozenset(stored.profile_rooms), frozenset(stored.profiles_lazily)
+        profiles = SentProfiles(
+            frozenset(stored.profile_fields), sent_rooms, lazily, stored.profiles_left
         )
-    return ConnectionState(rooms, stored.receipts, stored.account_data, told)
+    return ConnectionState(rooms, stored.receipts, stored.account_data, profiles)

@@ -1,8 +1,8 @@
-"""Which of a user's rooms a list shows, by its filters.
+"""Applies the filters of lists to a user's rooms.
 
-What a filter shows is kept in the order of lists with the user's rooms, and moves as they do: so a
-list with filters costs no more for somebody in thousands of rooms than one without. Only filters by
-spaces look at all rooms each time. Rooms that the user has left are to filters what they were then.
+The result is cached beside the order of the user's rooms (`room_order.py`) and moves with it. So a
+list with filters costs no more for a user in thousands of rooms than one without. Only a filter by
+spaces looks at all rooms each time. A room that the user has left is filtered by what it was then.
 For the reactor thread.
 """
 
@@ -17,24 +17,24 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents
 from homeserver.services.rooms.invited_rooms import InvitedRooms
-from homeserver.services.sliding_sync.labels import (
+from homeserver.services.sliding_sync.filter_data import (
     CREATE,
     ENCRYPTION,
     NAME,
     NO_TAGS,
     TRAITS,
-    Labels,
-    RoomTraits,
+    RoomTags,
+    RoomTraitCache,
 )
-from homeserver.services.sliding_sync.order import (
+from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
+from homeserver.services.sliding_sync.room_order import (
     OUTSIDE,
     FilteredRooms,
     NewestFirst,
     RoomOrder,
     RoomOrders,
 )
-from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
-from homeserver.services.sync.sync import LEFT
+from homeserver.services.sync.rooms import LEFT
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomRow, RoomStore
 
@@ -57,7 +57,7 @@ class RoomFilters:
         rooms: RoomStore,
         invited: InvitedRooms,
         states: CurrentStates,
-        traits: RoomTraits,
+        traits: RoomTraitCache,
         orders: RoomOrders,
     ) -> None:
         self._engine = engine
@@ -74,22 +74,21 @@ class RoomFilters:
         order: RoomOrder,
         candidates: Collection[MembershipRow],
         rows: Mapping[int, MembershipRow],
-        labels: Labels,
+        labels: RoomTags,
     ) -> Collection[MembershipRow]:
-        """Those of the rooms that the filters let through, in order. `rows`: the user's rooms by
-        number."""
+        """Return the rooms that pass the filters, in order. `rows`: the user's memberships."""
         if filters == NO_FILTERS:
             return candidates
-        if filters.spaces is None and isinstance(candidates, NewestFirst):  # all rooms of the order
-            return NewestFirst(await self._kept(filters, order, labels))
+        if filters.spaces is None and isinstance(candidates, NewestFirst):  # all rooms of the user
+            return NewestFirst(await self._filter_all(filters, order, labels))
         shown, _ = await self._match(filters, candidates, labels)
         if filters.spaces is not None:
             children = await self._children(filters.spaces, rows)
             shown = [row for row in shown if row.room_nid in children]
         return shown
 
-    async def _kept(
-        self, filters: ListFilters, order: RoomOrder, labels: Labels
+    async def _filter_all(
+        self, filters: ListFilters, order: RoomOrder, labels: RoomTags
     ) -> dict[int, MembershipRow]:
         kept = order.filtered.get(filters)
         if kept is not None and kept.labels is labels:
@@ -98,38 +97,39 @@ class RoomFilters:
                 kept.traits_mark = self._traits.mark()
                 return kept.rooms
         mark = self._traits.mark()
-        shown, is_sure = await self._match(filters, list(order.rooms.values()), labels)
+        shown, is_complete = await self._match(filters, list(order.rooms.values()), labels)
         numbers = {row.room_nid for row in shown}
         rooms = {
             nid: row for nid, row in order.rooms.items() if nid in numbers
-        }  # which may have moved meanwhile
-        if is_sure:
+        }  # the order may have changed in the meantime
+        if is_complete:
             self._orders.keep_filtered(order, filters, FilteredRooms(labels, mark, rooms))
         return rooms
 
     async def _match(
-        self, filters: ListFilters, candidates: Collection[MembershipRow], labels: Labels
+        self, filters: ListFilters, candidates: Collection[MembershipRow], labels: RoomTags
     ) -> tuple[list[MembershipRow], bool]:
-        """The rooms that fit all filters but that by spaces; and whether all was known of them."""
+        """Apply all filters except spaces. Returns whether every room was known well enough,
+        too."""
         shown = list(candidates)
-        is_sure = True
+        is_complete = True
         if filters.is_invite is not None:
             shown = [row for row in shown if (row.membership == "invite") == filters.is_invite]
-        if filters.is_dm is not None or filters.tags is not None or filters.not_tags is not None:
+        if filters.by_account_data:
             names = await self._rooms.get_rooms_by_nid(row.room_nid for row in shown)
             shown = [row for row in shown if _has_labels(filters, names[row.room_nid], labels)]
         if filters.by_state:
             traits = await self._find_traits(shown)
-            is_sure = all(row.room_nid in traits or row.membership in OUTSIDE for row in shown)
+            is_complete = all(row.room_nid in traits or row.membership in OUTSIDE for row in shown)
             shown = [
                 row
                 for row in shown
                 if row.room_nid in traits and _has_traits(filters, traits[row.room_nid])
             ]
-        return shown, is_sure
+        return shown, is_complete
 
     async def _children(self, spaces: Iterable[str], rows: Mapping[int, MembershipRow]) -> set[int]:
-        """The rooms that the spaces name as theirs; spaces that the user is not in do not count."""
+        """The children of the spaces that the user is in."""
         ids: set[str] = set()
         for room_id, room in (await self._rooms.get_rooms(spaces)).items():
             row = rows.get(room.room_nid)
@@ -149,7 +149,7 @@ class RoomFilters:
         return {room.room_nid for room in (await self._rooms.get_rooms(ids)).values()}
 
     async def _find_traits(self, rows: Iterable[MembershipRow]) -> dict[int, _Traits]:
-        """What the rooms are, as far as the user may know; unknown ones are missing."""
+        """The traits of the rooms, as far as the user may know them; unknown rooms are missing."""
         inside = [row.room_nid for row in rows if row.membership == "join"]
         summaries = await self._traits.of_rooms(inside)
         found = {
@@ -172,7 +172,7 @@ class RoomFilters:
         return found
 
     async def _find_former_traits(self, left: Sequence[MembershipRow]) -> dict[int, _Traits]:
-        """What rooms were when the user left them; nothing is said of those that they were never
+        """The traits of rooms at the time the user left; empty for rooms that they were never
         in."""
         ends = {row.room_nid: row.left_position for row in left}
         roots = await self._states.at({nid: end for nid, end in ends.items() if end is not None})
@@ -195,7 +195,7 @@ def _read_traits(state: Mapping[StateKey, Mapping[str, Any]]) -> _Traits:
 
 
 def _types(filters: ListFilters) -> frozenset[str]:
-    """The state events that a filter depends on."""
+    """The types of state events that a filter depends on."""
     types = set()
     if filters.room_types is not None or filters.not_room_types is not None:
         types.add(CREATE)
@@ -206,7 +206,7 @@ def _types(filters: ListFilters) -> frozenset[str]:
     return frozenset(types)
 
 
-def _has_labels(filters: ListFilters, room: RoomRow, labels: Labels) -> bool:
+def _has_labels(filters: ListFilters, room: RoomRow, labels: RoomTags) -> bool:
     if filters.is_dm is not None and (room.room_id in labels.direct) != filters.is_dm:
         return False
     tags = labels.tags.get(room.room_id, NO_TAGS)

@@ -1,9 +1,9 @@
-"""The profiles of people in the rooms that a client looks at, and what changes in them.
+"""The profiles extension: profiles of users in the rooms that a client looks at, and their changes.
 
-Told are the profiles of this server's own users: of those of others it keeps none. A profile comes
-whole when its owner comes into view: with the room, the first time that it is given, or with what
-the client gets of the room later; where members come lazily, with the events or memberships that
-need them. Later changes are told of everyone with whom the user shares a room, in view or not.
+Only local users have profiles here. The whole profile is sent when its owner comes into view: with
+the first entry of a room, or with a later one; with lazily loaded members, when events or
+memberships need them. Later, changes are sent of all users who share a room with the client's user,
+in view or not.
 
 Proposal: MSC4262.
 """
@@ -19,27 +19,26 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from homeserver.services.sliding_sync.connections import (
     Connection,
-    ProfilesLeft,
-    ToldProfiles,
+    PendingProfiles,
+    SentProfiles,
     UnknownPos,
 )
-from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.engine.streams import Topic
 from storage.profiles.profiles import ProfileStore
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
 EVERY_FIELD: Final = frozenset({"*"})
-MOST_WHOLE: Final = 500
-"""How many profiles are in one answer of those who are only members of a room that came into view;
-the next ones go on."""
-MOST_PARTS: Final = 16
-MOST_CHANGES: Final = 5_000
-"""So many fields of profiles may have changed since a client's last answer, whosoever they are."""
+MAX_PROFILES: Final = 500
+"""Profiles in one response of users who are merely members of a room; the next responses go on."""
+MAX_PARTS: Final = 16
+MAX_CHANGES: Final = 5_000
+"""Fields of any profiles that may have changed since a client's last response."""
 
 
-class ProfileNews:
-    """Reads what of profiles is new to a connection."""
+class ProfileReader:
+    """Reads the profiles that are new to a connection."""
 
     def __init__(
         self,
@@ -62,68 +61,72 @@ class ProfileNews:
         connection: Connection,
         scope: Set[int],
         lazy: Set[int],
-        works: Sequence[RoomWork],
+        updates: Sequence[SlidingRoomUpdate],
         upto: int,
-    ) -> tuple[dict[str, Any], ToldProfiles]:
-        """By user: fields that are set, fields that are set no longer; None for who shares no room
-        any more. And what the client has then. `scope`: the rooms in view, `lazy` those of them
-        whose members come lazily; `works` those of which the answer tells something.
+    ) -> tuple[dict[str, Any], SentProfiles]:
+        """Return the news by user (None for one who shares no room any more), and what the client
+        has then.
 
-        Raises UnknownPos.
+        `scope`: the rooms in view; `lazy`: those with lazily loaded members; `updates`: the rooms
+        in the response. Raises UnknownPos.
         """
         former = connection.state.profiles
         users: dict[str, Any] = {}
         if former is not None and connection.position < upto:
             users = await self._changes(user_id, fields, connection.position, upto)
         if former is None or not (former.fields >= EVERY_FIELD or former.fields >= fields):
-            former = ToldProfiles(frozenset(), frozenset(), frozenset())
-        seen = {work.room.room_nid: work for work in works if work.room.room_nid in scope}
-        people, others, whole = await self._who_comes(former, scope, lazy, seen)
+            former = SentProfiles(frozenset(), frozenset(), frozenset())
+        seen = {update.room.room_nid: update for update in updates if update.room.room_nid in scope}
+        people, others, whole = await self._find_newcomers(former, scope, lazy, seen)
         left = former.left
-        told, left = await self._members(
-            user_id, [*left, ProfilesLeft(sorted(whole), "")] if whole else left
+        sent, left = await self._members(
+            user_id, [*left, PendingProfiles(sorted(whole), "")] if whole else left
         )
-        told |= people
-        found = await self._profiles.get_profiles(sorted(told | others))
-        for owner in await self._who_are_strangers(user_id, found.keys() - told):
-            del found[owner]  # what changes in their profiles would not be told
+        sent |= people
+        found = await self._profiles.get_profiles(sorted(sent | others))
+        for owner in await self._find_strangers(user_id, found.keys() - sent):
+            del found[owner]  # later changes of their profiles would not be sent
         for owner, profile in found.items():
             shown = _wanted(fields, profile)
             if shown and users.get(owner, {}) is not None:
                 users.setdefault(owner, {})["updated"] = shown
         rooms, lazily = former.rooms - scope | scope - lazy, former.lazily - scope | lazy
-        return users, ToldProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
+        return users, SentProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
 
-    async def _who_comes(
-        self, former: ToldProfiles, scope: Set[int], lazy: Set[int], works: Mapping[int, RoomWork]
+    async def _find_newcomers(
+        self,
+        former: SentProfiles,
+        scope: Set[int],
+        lazy: Set[int],
+        updates: Mapping[int, SlidingRoomUpdate],
     ) -> tuple[set[str], set[str], set[int]]:
-        """Who comes into view with these rooms and is in one of them, who else does, and the rooms
-        of which all members do.
+        """The members who come into view, other users who do, and the rooms of which all members
+        do.
 
-        They do not where members come lazily, unless events that need them came before their
-        profiles were asked for.
+        With lazily loaded members, all members come into view only if the client has events from
+        before it asked for profiles.
         """
-        begun = {nid for nid, work in works.items() if work.initial}
+        initial = {nid for nid, update in updates.items() if update.initial}
         whole = {
             *(scope - lazy - former.rooms),
-            *(begun - lazy),
-            *(lazy - former.rooms - former.lazily - begun),
+            *(initial - lazy),
+            *(lazy - former.rooms - former.lazily - initial),
         }
         people: set[str] = set()
         others: set[str] = set()
-        for nid, work in works.items():
-            named, members = work.people, await self._memberships.local_members(nid)
+        for nid, update in updates.items():
+            named, members = update.people, await self._memberships.local_members(nid)
             if nid not in lazy:
-                named |= work.state.changed_members.keys() & members
-            if nid in whole or len(named) > MOST_WHOLE:
+                named |= update.state.changed_members.keys() & members
+            if nid in whole or len(named) > MAX_PROFILES:
                 whole.add(nid)
-                named = work.people_shown
+                named = update.people_shown
             people |= named & members
             others |= named - members
         return people, others, whole
 
-    async def _who_are_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
-        """Those of the people who share no room with the user, mostly since they have left."""
+    async def _find_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
+        """The people who share no room with the user, mostly because they left."""
         people = people - {user_id}
         return (
             people - (await self._membership_store.get_shared_rooms(user_id, people)).keys()
@@ -132,39 +135,40 @@ class ProfileNews:
         )
 
     async def _members(
-        self, user_id: UserID, waiting: Sequence[ProfilesLeft]
-    ) -> tuple[set[str], tuple[ProfilesLeft, ...]]:
-        """The next of this server's users who are in rooms of which all are to be told; those who
-        are left then."""
-        told: set[str] = set()
+        self, user_id: UserID, waiting: Sequence[PendingProfiles]
+    ) -> tuple[set[str], tuple[PendingProfiles, ...]]:
+        """The next local members of rooms of which all members are to be sent, and those who are
+        left."""
+        sent: set[str] = set()
         own = await self._memberships.of_user(user_id) if waiting else {}
         for number, part in enumerate(waiting):
             members: set[str] = set()
             for room_nid in part.room_nids:
                 if room_nid in own and own[room_nid].membership == "join":
                     members |= await self._memberships.local_members(room_nid)
-            room = MOST_WHOLE - len(told)
+            room = MAX_PROFILES - len(sent)
             further = nsmallest(
-                room + 1, (member for member in members - told if member > part.after)
+                room + 1, (member for member in members - sent if member > part.after)
             )
-            told.update(further[:room])
+            sent.update(further[:room])
             if len(further) > room:
                 after = further[room - 1] if room else part.after
-                return told, _merged([ProfilesLeft(part.room_nids, after), *waiting[number + 1 :]])
-        return told, ()
+                return sent, _merged(
+                    [PendingProfiles(part.room_nids, after), *waiting[number + 1 :]]
+                )
+        return sent, ()
 
     async def _changes(
         self, user_id: UserID, fields: Set[str], since: int, upto: int
     ) -> dict[str, Any]:
-        """Raises UnknownPos for who was away for so long that to begin anew is less than all that
-        changed."""
+        """The changed profiles. Raises UnknownPos if too many changed since the client was here."""
         changed: Mapping[str, Mapping[str, bytes | None]] = {}
         if self._recent.users_since(Topic.PROFILE, since) != set():
-            found = await self._profiles.get_changes(since, upto, MOST_CHANGES)
+            found = await self._profiles.get_changes(since, upto, MAX_CHANGES)
             if found is None:
                 raise UnknownPos
             changed = found
-        gone = await self._who_left(user_id, since, upto)
+        gone = await self._find_departed(user_id, since, upto)
         others = {*changed, *gone} - {user_id}
         if not others and not changed:
             return {}
@@ -173,29 +177,15 @@ class ProfileNews:
         for owner, values in changed.items():
             if owner != user_id and owner not in shared:
                 continue
-            entry: dict[str, Any] = {}
-            updated = _wanted(
-                fields, {field: value for field, value in values.items() if value is not None}
-            )
-            removed = [
-                field
-                for field, value in values.items()
-                if value is None and _is_wanted(fields, field)
-            ]
-            if updated:
-                entry["updated"] = updated
-            if removed:
-                entry["removed"] = removed
-            if entry:
+            if entry := _changed_fields(fields, values):
                 users[owner] = entry
         return users
 
-    async def _who_left(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
-        """Those of this server's users who left a room of the user's, or whom the user left behind
-        there."""
+    async def _find_departed(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
+        """The local users who left a room of the user's, or are in a room that the user left."""
         own = await self._memberships.of_user(user_id)
         recent = self._recent.memberships_since(since)
-        if recent is None:  # who moved again after `upto` is among them by that move
+        if recent is None:  # a user who moved again after `upto` is among them by that move
             moves = await self._membership_store.get_moved_members(own, since)
         else:
             moves = [row for row in recent if row.position <= upto]
@@ -212,14 +202,13 @@ class ProfileNews:
         gone = {member for _, member in left}
         elsewhere = [row for row in rows if own[row.room_nid].membership != "join"]
         if elsewhere:
-            gone |= await self._whom_left_behind(user_id, elsewhere, since)
+            gone |= await self._find_left_behind(user_id, elsewhere, since)
         return gone - {user_id}
 
-    async def _whom_left_behind(
+    async def _find_left_behind(
         self, user_id: UserID, rows: Sequence[MembershipRow], since: int
     ) -> set[str]:
-        """Who was in the rooms that the user has left since then; of who came after them the user
-        hears nothing."""
+        """The members, at that time, of the rooms that the user has left since."""
         before = await self._states.joined_at(rows, since)
         behind: set[str] = set()
         for room_nid in {room_nid for room_nid, member in before if member == user_id}:
@@ -229,12 +218,30 @@ class ProfileNews:
         return behind
 
 
-def _merged(left: Sequence[ProfilesLeft]) -> tuple[ProfilesLeft, ...]:
-    """The same people, those of many parts from their beginning: it is no harm to be told of
-    somebody again."""
-    if len(left) <= MOST_PARTS:
+def _merged(left: Sequence[PendingProfiles]) -> tuple[PendingProfiles, ...]:
+    """Merge too many parts into one, which starts from the beginning: profiles may be sent
+    twice."""
+    if len(left) <= MAX_PARTS:
         return tuple(left)
-    return (ProfilesLeft(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),)
+    return (
+        PendingProfiles(sorted({room_nid for part in left for room_nid in part.room_nids}), ""),
+    )
+
+
+def _changed_fields(fields: Set[str], values: Mapping[str, bytes | None]) -> dict[str, Any]:
+    """The JSON of a changed profile; empty if the client wants none of the changed fields."""
+    entry: dict[str, Any] = {}
+    updated = _wanted(
+        fields, {field: value for field, value in values.items() if value is not None}
+    )
+    removed = [
+        field for field, value in values.items() if value is None and _is_wanted(fields, field)
+    ]
+    if updated:
+        entry["updated"] = updated
+    if removed:
+        entry["removed"] = removed
+    return entry
 
 
 def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:

@@ -1,9 +1,9 @@
-"""Receipts beside the rooms of an answer. Proposal: MSC3960.
+"""The receipts extension. Proposal: MSC3960.
 
-Of a room that is new to the client, or of which it gets more of the past, it is told who has read
-what it is shown, and what its own user has read; then what is new, also of the time while the room
-was out of view. An event of this form has room for one receipt of a user at an event of the room:
-what is left comes in the next answer, which comes at once.
+With a room that is new to the client, or of which it gets more of the past, it gets the receipts on
+the events in the timeline, and its user's own. Later it gets new receipts, also those from while
+the room was out of view. An m.receipt event has room for one receipt of a user on an event; the
+others come in the next response, which comes at once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -17,19 +17,19 @@ from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.rooms.receipt_cache import KeptReceipts
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.sync import receipt_events, visible_receipts
+from homeserver.services.sync.ephemeral import receipt_events, visible_receipts
 from storage.rooms.receipts import UNTHREADED, ReceiptRow, ReceiptStore
 from storage.rooms.rooms import RoomStore
 
-NO_STRETCH: Final = (0, 0)
+NO_RANGE: Final = (0, 0)
 
 _position: Final = attrgetter("event.position")
 
 
-class ReceiptNews:
-    """Reads what of receipts is new to a connection."""
+class ReceiptReader:
+    """Reads the receipts that are new to a connection."""
 
     def __init__(
         self,
@@ -52,80 +52,75 @@ class ReceiptNews:
         request: SlidingRequest,
         connection: Connection,
         scope: set[int],
-        works: Sequence[RoomWork],
+        updates: Sequence[SlidingRoomUpdate],
         upto: int,
         changes: StateChanges,
-    ) -> tuple[dict[str, Any], bool]:
-        """The receipts by room id, and whether there was room for all of them: the others come in
-        the next answer."""
+    ) -> dict[str, Any]:
+        """Return the receipts by room id, as many as fit; the others come in the next response."""
         user_id, known = request.caller.user_id, connection.state.receipts
         timelines = {
-            work.room.room_nid: work.shown
-            for work in works
-            if work.initial or work.expanded or work.sent is None
+            update.room.room_nid: update.shown
+            for update in updates
+            if update.initial or update.expanded or update.sent is None
         }
         new = scope - known.keys()
-        whole = new | (timelines.keys() & scope)
         missed = {nid for nid, _ in not_live(known) if nid in scope}
-        recent = (
-            self._recent.rooms_since(user_id, connection.position)
-            if connection.token is not None
-            else None
-        )
-        ranges: dict[int, tuple[int, int]] = {}
-        firsts = await self._find_first_shown(connection, new - timelines.keys(), upto)
-        for nid in whole:
-            # a receipt comes after what it is for
-            starts = list(map(_position, timelines.get(nid, ())))
-            if nid in known:
-                starts.append(connection.since(known[nid]))
-            elif nid in firsts:
-                starts.append(firsts[nid])
-            if None in starts:
-                ranges[nid] = (0, upto)
-            elif starts:
-                ranges[nid] = (min(starts), upto)
-        for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
+        whole = new | (timelines.keys() & scope)
+        firsts = await self._find_first_events(connection, new - timelines.keys(), upto)
+        ranges = _ranges_of_whole(connection, whole, timelines, firsts, upto)
+        for nid in self._find_changed(request, connection, scope, missed) - whole:
             ranges[nid] = (connection.since(known[nid]), upto)
         found: dict[int, list[ReceiptRow]] = {}
         changed, own = await self._read(ranges, user_id, whole)
         for nid, rows in changed.items():
-            if rows:
-                told, first = (
-                    connection.since(known[nid]) if nid in known else upto,
-                    firsts.get(nid, upto),
-                )
-                found[nid] = _of_shown(rows, timelines.get(nid, ()), told, first)
+            sent = connection.since(known[nid]) if nid in known else upto
+            found[nid] = _on_shown(rows, timelines.get(nid, ()), sent, firsts.get(nid, upto))
         for nid, rows in own.items():
             found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
         self.end(request, connection, scope, changes)
+        events, held_back = await self._make_events(request, found)
+        for nid in (*new, *missed, *held_back):
+            changes.set_receipts(nid, held_back.get(nid, LIVE))
+        rooms = await self._rooms.get_rooms_by_nid(events)
+        return {rooms[nid].room_id: event for nid, event in events.items()}
+
+    def _find_changed(
+        self, request: SlidingRequest, connection: Connection, scope: set[int], missed: set[int]
+    ) -> set[int]:
+        """The rooms that may have new receipts."""
+        recent = None
+        if connection.token is not None:
+            recent = self._recent.rooms_since(request.caller.user_id, connection.position)
+        return missed | (scope if recent is None else recent.receipts & scope)
+
+    async def _make_events(
+        self, request: SlidingRequest, found: Mapping[int, Sequence[ReceiptRow]]
+    ) -> tuple[dict[int, dict[str, Any]], dict[int, int]]:
+        """The m.receipt event of each room; of rooms with receipts that do not fit, the position
+        before them."""
+        user_id = request.caller.user_id
         ignored = await self._ignored.of_user(user_id)
         events: dict[int, dict[str, Any]] = {}
-        ends = dict.fromkeys(new | missed, LIVE)
-        is_all = True
+        held_back: dict[int, int] = {}
         for nid, rows in found.items():
-            if not (shown := visible_receipts(rows, user_id, ignored)):
-                continue
-            fit, held_from = _as_fit(shown)
-            events[nid] = receipt_events(fit)[0]
-            if held_from is not None:
-                ends[nid], is_all = held_from - 1, False
-        for nid, end in ends.items():
-            changes.set_receipts(nid, end)
-        rooms = await self._rooms.get_rooms_by_nid(events)
-        return {rooms[nid].room_id: event for nid, event in events.items()}, is_all
+            if visible := visible_receipts(rows, user_id, ignored):
+                fit, held_from = _fit(visible)
+                events[nid] = receipt_events(fit)[0]
+                if held_from is not None:
+                    held_back[nid] = held_from - 1
+        return events, held_back
 
     async def _read(
         self, ranges: Mapping[int, tuple[int, int]], user_id: UserID, whole: Set[int]
-    ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
-        """The receipts that changed in these stretches (after, up to), and the user's own in whole
-        rooms."""
+    ) -> tuple[dict[int, list[ReceiptRow]], dict[int, list[ReceiptRow]]]:
+        """Read the receipts that changed in the ranges (after, up to), and the user's own in
+        `whole` rooms."""
         changed: dict[int, list[ReceiptRow]] = {}
         own: dict[int, list[ReceiptRow]] = {}
         kept = await self._kept.of_rooms(whole) if whole else {}
         for nid, rows in kept.items():
             if rows:
-                after, upto = ranges.get(nid, NO_STRETCH)
+                after, upto = ranges.get(nid, NO_RANGE)
                 changed[nid] = [row for row in rows if after < row.position <= upto]
                 own[nid] = [row for row in rows if row.user_id == user_id]
         many = {nid for nid in whole if kept[nid] is None}
@@ -140,50 +135,11 @@ class ReceiptNews:
             changed.update(await self._receipts.get_receipts(others))
         return changed, own
 
-    async def read_of_new(
-        self,
-        request: SlidingRequest,
-        connection: Connection,
-        works: Sequence[RoomWork],
-        upto: int,
-        changes: StateChanges,
-    ) -> dict[str, Any] | None:
-        """The same for rooms with which the client begins, and a client since whose `pos` nobody
-        has read anything, as far as it knows. None where they are many, or there is no room for all
-        of them."""
-        user_id, known = request.caller.user_id, connection.state.receipts
-        ignored = await self._ignored.of_user(user_id)
-        events: dict[str, Any] = {}
-        of_rooms = await self._kept.of_rooms([work.room.room_nid for work in works])
-        for work in works:
-            nid = work.room.room_nid
-            kept = of_rooms[nid]
-            if kept is None:
-                return None
-            changes.set_receipts(nid, LIVE)
-            if not kept:
-                continue
-            told = connection.since(known[nid]) if nid in known else upto
-            first = min([told, *(seen.event.position or 0 for seen in work.shown)])
-            rows = _of_shown(
-                (row for row in kept if first < row.position <= upto), work.shown, told, upto
-            )
-            rows = [
-                *(row for row in rows if row.user_id != user_id),
-                *(row for row in kept if row.user_id == user_id),
-            ]
-            fit, held_from = _as_fit(visible_receipts(rows, user_id, ignored))
-            if held_from is not None:
-                return None
-            if fit:
-                events[work.room.room_id] = receipt_events(fit)[0]
-        return events
-
-    async def _find_first_shown(
+    async def _find_first_events(
         self, connection: Connection, room_nids: Set[int], upto: int
     ) -> dict[int, int]:
-        """Of rooms that the client has without their receipts, which it wants now: the position of
-        the oldest of the newest events, as many as it asked for."""
+        """The position of the oldest event that the client has, of rooms that it has without their
+        receipts."""
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
         for nid in room_nids & connection.state.rooms.keys():
             by_limit.setdefault(connection.state.rooms[nid].timeline_limit, {})[nid] = (0, upto)
@@ -201,7 +157,7 @@ class ReceiptNews:
         scope: set[int],
         changes: StateChanges,
     ) -> None:
-        """Receipts outside the scope that are new are missed."""
+        """Note in which rooms outside the scope the client misses new receipts."""
         known = connection.state.receipts
         if connection.token is None or not known:
             return
@@ -211,25 +167,48 @@ class ReceiptNews:
                 changes.set_receipts(nid, connection.position)
 
 
-def _of_shown(
-    rows: Iterable[ReceiptRow], timeline: Iterable[Seen], told: int, first: int
+def _ranges_of_whole(
+    connection: Connection,
+    whole: Set[int],
+    timelines: Mapping[int, Sequence[Seen]],
+    firsts: Mapping[int, int],
+    upto: int,
+) -> dict[int, tuple[int, int]]:
+    """The ranges of receipts that rooms need whose shown events the client did not have before."""
+    known = connection.state.receipts
+    ranges: dict[int, tuple[int, int]] = {}
+    for nid in whole:
+        starts = list(map(_position, timelines.get(nid, ())))  # a receipt comes after its event
+        if nid in known:
+            starts.append(connection.since(known[nid]))
+        elif nid in firsts:
+            starts.append(firsts[nid])
+        if None in starts:
+            ranges[nid] = (0, upto)
+        elif starts:
+            ranges[nid] = (min(starts), upto)
+    return ranges
+
+
+def _on_shown(
+    rows: Iterable[ReceiptRow], timeline: Iterable[Seen], sent: int, first: int
 ) -> list[ReceiptRow]:
-    """Those of the receipts at events of the timeline, and those that are newer than what was told,
-    or at events that are not before the first."""
+    """Keep receipts on events of the timeline or from `first` on, and those that came after
+    `sent`."""
     ids = {seen.event.event.event_id for seen in timeline}
     return [
         row
         for row in rows
-        if row.event_id in ids or row.position > told or (row.event_position or 0) >= first
+        if row.event_id in ids or row.position > sent or (row.event_position or 0) >= first
     ]
 
 
-def _as_fit(receipts: Sequence[ReceiptRow]) -> tuple[list[ReceiptRow], int | None]:
-    """As many of a room's receipts as one event has room for, and the position of the first that
-    has to wait, if one does.
+def _fit(receipts: Sequence[ReceiptRow]) -> tuple[list[ReceiptRow], int | None]:
+    """Keep as many receipts as one event has room for; return the position of the first one left
+    out, too.
 
-    It has room for one of a user's at the same event: that for all threads, which says what the
-    others say; else the oldest.
+    It has room for one receipt of a user on an event: the unthreaded one, which includes the
+    others; else the oldest.
     """
     fit: dict[tuple[str, str, str], ReceiptRow] = {}
     waiting: list[int] = []

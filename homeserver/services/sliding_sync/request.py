@@ -1,4 +1,4 @@
-"""What a client asks of sliding sync, whichever of its two forms it used.
+"""A request of sliding sync, in either of its two forms, parsed.
 
 Proposal: MSC4186.
 """
@@ -40,24 +40,24 @@ class Clause(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequiredState(msgspec.Struct, frozen=True, gc=False):
-    """Which state of a room is wanted: what any clause matches, and the members that its timeline
+    """The state that is asked for: what any clause matches, and the members that the timeline
     needs."""
 
     clauses: frozenset[Clause] = frozenset()
     lazy_members: bool = False
 
     def matches(self, type: str, state_key: str) -> bool:
-        """Whether this entry of the state is asked for, lazy members aside."""
+        """Whether this entry of the state is asked for, apart from lazy members."""
         return any(clause.matches(type, state_key) for clause in self.clauses)
 
     def exact(self) -> set[Pattern]:
-        """The entries that are asked for by name."""
+        """Return the entries that are asked for by name."""
         return {
             pattern for clause in self.clauses for pattern in clause.include if ANY not in pattern
         }
 
     def whole_types(self) -> set[str] | None:
-        """The types of which many entries may be wanted; None: any type may be."""
+        """Return the types of which any entry may be asked for; None if any type may be."""
         types: set[str] = set()
         for clause in self.clauses:
             for type, state_key in clause.include:
@@ -69,20 +69,20 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def all_members(self) -> bool:
-        """Whether the membership of everybody is asked for."""
+        """Whether every membership is asked for."""
         return any(clause.all_members for clause in self.clauses)
 
     def covers(self, other: "RequiredState") -> bool:
-        """Whether who was sent this lacks nothing of the other."""
+        """Whether a client that was sent this lacks nothing of the other."""
         return other.clauses <= self.clauses and not self.lacks_members_of(other)
 
     def lacks_members_of(self, other: "RequiredState") -> bool:
-        """Whether who was sent this may lack members that the other's timeline needs."""
+        """Whether a client that was sent this may lack members that the other's timeline needs."""
         return other.lazy_members and not self.lazy_members and not self.all_members
 
 
 def merge_states(states: Iterable[RequiredState]) -> RequiredState:
-    """All that any of them asks for; members lazily if one says so and none asks for all of
+    """Merge what several lists ask for: members lazily if one says so and none asks for all of
     them."""
     wanted = list(states)
     clauses = frozenset(clause for state in wanted for clause in state.clauses)
@@ -93,14 +93,14 @@ def merge_states(states: Iterable[RequiredState]) -> RequiredState:
 
 
 class RoomConfig(msgspec.Struct, frozen=True, gc=False):
-    """How much of a room is wanted."""
+    """How much of a room the client asks for."""
 
     timeline_limit: int
     required_state: RequiredState
 
 
 def merge_configs(configs: Sequence[RoomConfig]) -> RoomConfig:
-    """The most that any of them asks for."""
+    """Merge the configs of a room that is in several lists or subscriptions."""
     if len(configs) == 1:
         return configs[0]
     return RoomConfig(
@@ -110,7 +110,7 @@ def merge_configs(configs: Sequence[RoomConfig]) -> RoomConfig:
 
 
 class ListFilters(msgspec.Struct, frozen=True, gc=False):
-    """Which rooms a list shows. None does not filter."""
+    """The filters of a list. None does not filter."""
 
     is_dm: bool | None = None
     spaces: frozenset[str] | None = None
@@ -123,8 +123,13 @@ class ListFilters(msgspec.Struct, frozen=True, gc=False):
     name_like: str | None = None
 
     @property
+    def by_account_data(self) -> bool:
+        """Whether the filters depend on the user's direct chats and tags."""
+        return any(value is not None for value in (self.is_dm, self.tags, self.not_tags))
+
+    @property
     def by_state(self) -> bool:
-        """Whether one has to know the state of rooms."""
+        """Whether the filters depend on the state of rooms."""
         return any(
             value is not None
             for value in (self.is_encrypted, self.room_types, self.not_room_types, self.name_like)
@@ -143,7 +148,7 @@ class ListRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False):
-    """In which rooms an extension is wanted, by lists and subscriptions. None: all."""
+    """The lists and subscriptions for which an extension is wanted. None: all."""
 
     lists: frozenset[str] | None = None
     rooms: frozenset[str] | None = None
@@ -151,49 +156,49 @@ class Scope(msgspec.Struct, frozen=True, gc=False):
 
 class ToDeviceRequest(msgspec.Struct, frozen=True, gc=False):
     since: int
-    """0: from the beginning of what is kept."""
+    """0: from the oldest stored message."""
     limit: int
 
 
 class TypingRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
-    """As the client calls the extension."""
+    """The name that the client uses for the extension."""
     scope: Scope
 
 
 class ThreadSubscriptionsRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
-    """As the client calls the extension."""
+    """The name that the client uses for the extension."""
     limit: int
 
 
 class ThreadsRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
-    """As the client calls the extension."""
+    """The name that the client uses for the extension."""
     with_roots: bool
-    """Whether it wants the roots of all threads in which something was said, whatever it is told of
-    them anyway."""
+    """Whether the client wants all threads with new events, also those whose events are in the
+    response."""
     limit: int
 
 
 class StickyRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
-    """As the client calls the extension."""
+    """The name that the client uses for the extension."""
     since: int
-    """0: all that are sticky."""
+    """0: all sticky events."""
     limit: int
 
 
 class ProfilesRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
-    """As the client calls the extension."""
+    """The name that the client uses for the extension."""
     scope: Scope
     fields: frozenset[str]
-    """`*` is every one."""
+    """`*` is every field."""
 
 
 class Extensions(msgspec.Struct, frozen=True, gc=False):
-    """Which extensions are wanted. None or False: not."""
+    """The extensions that the client asks for. None or False: not."""
 
     to_device: ToDeviceRequest | None = None
     e2ee: bool = False
@@ -214,7 +219,7 @@ class SlidingRequest(msgspec.Struct, frozen=True, gc=False):
     pos: str | None
     timeout_ms: int
     stable: bool
-    """In the accepted form, not in that of the released clients."""
+    """In the stable form, not the unstable one of the released clients."""
     lists: Mapping[str, ListRequest] = msgspec.field(default_factory=dict)
     subscriptions: Mapping[str, RoomConfig] = msgspec.field(default_factory=dict)
     extensions: Extensions = Extensions()

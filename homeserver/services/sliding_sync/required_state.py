@@ -1,8 +1,8 @@
-"""The state that goes with a room: all that is asked for at first, later what changed or is newly
-asked for.
+"""Reads required state: all that the client asks for at first, later what changed or is newly asked
+for.
 
-Changes are those between two states of the room, not the state events among the arrivals: so a
-state that the resolution of a fork brought back is told too.
+A change is a difference between two states of the room, not a state event among the arrivals. So
+state that state resolution brought back is sent too.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,90 +20,84 @@ ALIAS: Final = StateKey("m.room.canonical_alias", "")
 AVATAR: Final = StateKey("m.room.avatar", "")
 
 
-class StateOfRoom(msgspec.Struct, gc=False):
-    """The entries that an answer has of a room: numbers of events by key."""
+class RequestedState(msgspec.Struct, gc=False):
+    """The state of a room in a response: event numbers by key."""
 
     entries: dict[StateKey, int] = {}
     named: dict[StateKey, int | None] = {}
-    """Name and avatar, as far as they may have changed; None where one is not set."""
+    """Name and avatar, if they may have changed; None if unset."""
     naming_changed: bool = False
-    """Whether how many and who are in the room, or whether it is they who name it, may have
-    changed."""
+    """Whether member counts or heroes may have changed."""
     changed_members: dict[str, int] = {}
     """All memberships that changed, asked for or not."""
     removed: Sequence[StateKey] = ()
-    """Entries that are no longer set."""
+    """Entries that were unset."""
 
 
-class Question(msgspec.Struct, frozen=True, gc=False):
-    """What is asked for, as entries and types of which there are few in any room."""
+class StateQuery(msgspec.Struct, frozen=True, gc=False):
+    """A required state as a query for entries and types of which every room has few."""
 
     wanted: RequiredState
     asked: Sequence[StateKey]
-    besides: Sequence[StateKey]
-    """Name and avatar of the room, where they are not asked for."""
+    extra: Sequence[StateKey]
+    """Name and avatar, if they are not asked for."""
     types: frozenset[str]
-    members: frozenset[str]
-    """Whose memberships are asked for by name."""
-    shared: tuple[object, ...] | None
-    """What is asked for beside them; equal where others ask for the same. None: more would have to
-    be compared."""
 
-    def to_tell(self, members: Iterable[str]) -> list[StateKey]:
-        """What is asked for by name, with some memberships."""
+    def keys(self, members: Iterable[str]) -> list[StateKey]:
+        """Return the entries that are asked for by name, with some memberships."""
         return [*self.asked, *map(StateKey, repeat(MEMBER), members)]
 
-    def pick(self, keys: Sequence[StateKey], found: Mapping[tuple[str, str], int]) -> StateOfRoom:
-        """The state that is told, of what was found of these entries, of `besides`, and of the
-        types."""
+    def pick(
+        self, keys: Sequence[StateKey], found: Mapping[tuple[str, str], int]
+    ) -> RequestedState:
+        """Pick the state to send from the entries that were found."""
         nids = list(map(found.get, keys))
         entries = {key: nid for key, nid in zip(keys, nids, strict=True) if nid is not None}
         if self.types:
             for type_, state_key in found:
                 if type_ in self.types and self.wanted.matches(type_, state_key):
                     entries[StateKey(type_, state_key)] = found[type_, state_key]
-        return StateOfRoom(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
+        return RequestedState(entries, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
 
 
-class AskedState(msgspec.Struct, frozen=True, gc=False):
-    """A state of a room, and what is asked for of it."""
+class StateRequest(msgspec.Struct, frozen=True, gc=False):
+    """A state of a room, and what the client asks for of it."""
 
     room_nid: int
     root: bytes | None
     wanted: RequiredState
     members: Collection[str] = ()
-    """Whose memberships are asked for, whatever else is."""
+    """Users whose memberships are asked for as well."""
 
 
 class RequiredStates:
-    """Reads the state that is asked for."""
+    """Reads required state."""
 
     def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
-        self._latest: tuple[RequiredState, Question | None] | None = None
+        self._latest: tuple[RequiredState, StateQuery | None] | None = None
 
-    async def get_wholes(self, asked: Sequence[AskedState]) -> list[StateOfRoom]:
-        """Of each state all that is asked for. As far as that is a `Question`, what is not in
-        memory is read at once for all."""
+    async def get_wholes(self, asked: Sequence[StateRequest]) -> list[RequestedState]:
+        """Return all that is asked for of each state, with one read for all `StateQuery`s."""
         states = list(map(self.find_whole, asked))
         if None not in states:
             return [state for state in states if state is not None]
         missing = [each for each, state in zip(asked, states, strict=True) if state is None]
-        read: dict[int, StateOfRoom] = {}
-        questions = [
-            (each, question, question.to_tell(each.members))
+        read: dict[int, RequestedState] = {}
+        queries = [
+            (each, query, query.keys(each.members))
             for each in missing
-            if (question := self.question(each.wanted)) is not None
+            if (query := self.query_for(each.wanted)) is not None
         ]
-        if questions:
+        if queries:
             answers = await self._trees.get_entries_of_rooms(
                 [
-                    (each.room_nid, each.root, [*keys, *q.besides], q.types)
-                    for each, q, keys in questions
+                    (each.room_nid, each.root, [*keys, *q.extra], q.types)
+                    for each, q, keys in queries
                 ]
             )
-            for (each, question, keys), found in zip(questions, answers, strict=True):
-                read[each.room_nid] = question.pick(keys, found)
+            for (each, query, keys), found in zip(queries, answers, strict=True):
+                read[each.room_nid] = query.pick(keys, found)
         for each in missing:
             if each.room_nid not in read:
                 read[each.room_nid] = await self._get_whole(each)
@@ -112,29 +106,22 @@ class RequiredStates:
             for each, state in zip(asked, states, strict=True)
         ]
 
-    def find_whole(self, asked: AskedState) -> StateOfRoom | None:
-        """All that is asked for of a state, at once; None where that needs the database, or is more
-        than a `Question`."""
-        question = self.question(asked.wanted)
-        if question is None:
+    def find_whole(self, asked: StateRequest) -> RequestedState | None:
+        """Return all that is asked for of a state, if that is a `StateQuery` and in memory."""
+        query = self.query_for(asked.wanted)
+        if query is None:
             return None
-        keys = question.to_tell(asked.members)
+        keys = query.keys(asked.members)
         found = self._trees.get_cached(
-            asked.room_nid, asked.root, [*keys, *question.besides], question.types
+            asked.room_nid, asked.root, [*keys, *query.extra], query.types
         )
-        return None if found is None else question.pick(keys, found)
+        return None if found is None else query.pick(keys, found)
 
-    def find_member(self, room_nid: int, root: bytes | None, user_id: str) -> int | None:
-        """The number of a membership event, at once; None where there is none, or that needs the
-        database."""
-        key = StateKey(MEMBER, user_id)
-        return (self._trees.get_cached(room_nid, root, (key,)) or {}).get(key)
-
-    async def _get_whole(self, asked: AskedState) -> StateOfRoom:
+    async def _get_whole(self, asked: StateRequest) -> RequestedState:
         wanted = asked.wanted
         entries = await self._read(asked.room_nid, asked.root, wanted, [NAME, AVATAR])
         named = {key: entries.get(key) for key in (NAME, AVATAR)}
-        state = StateOfRoom(
+        state = RequestedState(
             {key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True
         )
         if asked.members:
@@ -144,7 +131,7 @@ class RequiredStates:
     async def get_added(
         self, room_nid: int, root: bytes | None, wanted: RequiredState, former: RequiredState
     ) -> dict[StateKey, int]:
-        """What is asked for now and was not before."""
+        """Return what is asked for now and was not before."""
         entries = await self._read(room_nid, root, wanted, [])
         return {
             key: nid
@@ -154,64 +141,60 @@ class RequiredStates:
 
     async def get_changed(
         self, room_nid: int, former: bytes | None, root: bytes | None, wanted: RequiredState
-    ) -> StateOfRoom:
-        """What is asked for and differs from a former state."""
+    ) -> RequestedState:
+        """Return what is asked for and differs from a former state."""
         if former == root:
-            return StateOfRoom()
-        changes = {
-            StateKey(*key): new
-            for key, (_, new) in (await self._trees.get_diff(room_nid, former, root)).items()
-        }
-        members = {
-            key.state_key: nid
-            for key, nid in changes.items()
-            if key.type == MEMBER and nid is not None
-        }
-        return StateOfRoom(
-            {key: nid for key, nid in changes.items() if nid is not None and wanted.matches(*key)},
-            {key: changes[key] for key in (NAME, AVATAR) if key in changes},
-            any(key.type == MEMBER or key in (NAME, ALIAS) for key in changes),
-            members,
-            [key for key, nid in changes.items() if nid is None and wanted.matches(*key)],
-        )
+            return RequestedState()
+        diff = await self._trees.get_diff(room_nid, former, root)
+        state, removed = RequestedState(), list[StateKey]()
+        for (type_, state_key), (_, nid) in diff.items():
+            key = StateKey(type_, state_key)
+            if type_ == MEMBER or key in (NAME, ALIAS):
+                state.naming_changed = True
+            if type_ == MEMBER and nid is not None:
+                state.changed_members[state_key] = nid
+            if key in (NAME, AVATAR):
+                state.named[key] = nid
+            if not wanted.matches(type_, state_key):
+                continue
+            if nid is None:
+                removed.append(key)
+            else:
+                state.entries[key] = nid
+        state.removed = removed
+        return state
 
     async def get_members(
         self, room_nid: int, root: bytes | None, user_ids: Iterable[str]
     ) -> dict[StateKey, int]:
-        """Some memberships."""
+        """Return some memberships."""
         found = await self._trees.get_entries(
             room_nid, root, [StateKey(MEMBER, user_id) for user_id in user_ids]
         )
         return {StateKey(*key): nid for key, nid in found.items()}
 
-    def question(self, wanted: RequiredState) -> Question | None:
-        """None where anything may be wanted, or all members. The rooms of an answer mostly have one
-        question: it is kept."""
+    def query_for(self, wanted: RequiredState) -> StateQuery | None:
+        """Return the query for a required state; None if it may ask for any type, or for all
+        members.
+
+        The rooms of a response mostly have the same one, so the latest is kept.
+        """
         if self._latest is None or self._latest[0] is not wanted:
-            question, whole_types = None, wanted.whole_types()
+            query, whole_types = None, wanted.whole_types()
             if whole_types is not None and MEMBER not in whole_types:
                 types = frozenset(whole_types)
                 asked = [
                     StateKey(*pattern) for pattern in wanted.exact() if wanted.matches(*pattern)
                 ]
-                besides = [
+                extra = [
                     key for key in (NAME, AVATAR) if key not in asked and key.type not in types
                 ]
-                members = frozenset(key.state_key for key in asked if key.type == MEMBER)
-                shared = (
-                    frozenset(key for key in asked if key.type != MEMBER),
-                    types,
-                    wanted.lazy_members,
-                )
-                is_shared = not any(clause.exclude for clause in wanted.clauses)
-                question = Question(
-                    wanted, asked, besides, types, members, shared if is_shared else None
-                )
-            self._latest = (wanted, question)
+                query = StateQuery(wanted, asked, extra, types)
+            self._latest = (wanted, query)
         return self._latest[1]
 
     async def _read(
-        self, room_nid: int, root: bytes | None, wanted: RequiredState, besides: Sequence[StateKey]
+        self, room_nid: int, root: bytes | None, wanted: RequiredState, extra: Sequence[StateKey]
     ) -> dict[StateKey, int]:
         types = wanted.whole_types()
         if types is None:
@@ -221,7 +204,7 @@ class RequiredStates:
         entries = {
             StateKey(*key): nid
             for key, nid in (
-                await self._trees.get_entries(room_nid, root, [*exact, *besides])
+                await self._trees.get_entries(room_nid, root, [*exact, *extra])
             ).items()
         }
         if types:

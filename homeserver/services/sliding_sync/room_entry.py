@@ -1,4 +1,4 @@
-"""The form of a room's entry in an answer: timeline, required state, names, people, counts."""
+"""The JSON of a room in a response: timeline, required state, name, heroes, counts."""
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -7,107 +7,135 @@ from typing import Any, Final
 import msgspec
 
 from federation.rooms.events import StoredEvent
-from homeserver.services.push.unread_counts import RoomUnread
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME
-from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.streams.sync_tokens import SyncToken, format_gap, format_place
 from homeserver.services.sync.room_summary import Summary
 from storage.events.timelines import Place
 
 LARGEST_TIMELINE: Final = 1024 * 1024
-"""In bytes, of the events of one room; one event at least is told."""
+"""Bytes of the events of one room; one event is sent at least."""
 
 _pdu: Final = attrgetter("event.pdu")
 
 
-def make_inside(
-    work: RoomWork,
-    timeline: Sequence[msgspec.Raw] | msgspec.Raw,
+def make_contents(
+    update: SlidingRoomUpdate,
+    timeline: Sequence[msgspec.Raw],
     required: Sequence[msgspec.Raw],
     events: Mapping[int, StoredEvent],
     stable: bool,
     connection: Connection,
     upto: int,
 ) -> dict[str, Any]:
-    """The parts that come from the room itself; empty if there is nothing to tell.
+    """Make the fields that show the contents of the room; empty if nothing is new.
 
-    `required`: the required state as it is told, as far as it is set. `events`: name and avatar of
-    the room by number.
+    `required`: the required state, encoded. `events`: the events of name and avatar, by number.
     """
     entry: dict[str, Any] = {}
-    state = work.state
-    if work.config.timeline_limit and (timeline or work.limited):
-        entry["timeline"] = timeline
-        entry["num_live"] = 0
-        if connection.token is not None:
-            position = connection.token.position
-            if work.since == position and not work.anew:
-                entry["num_live"] = len(work.shown)
-            else:
-                entry["num_live"] = sum(
-                    (each.event.position or 0) > position for each in work.shown
-                )
-        if work.shown:
-            first = work.shown[0].event
-            # what the client asks for from here is what came before the first event, this one left
-            # out
-            entry["prev_batch"] = (
-                format_gap(first)
-                if work.limited
-                else format_place(Place(first.depth, first.nid - 1))
-            )
-        else:
-            entry["prev_batch"] = str(SyncToken(upto, 0))
-        if work.limited:
-            entry["limited"] = True
-        if work.expanded:
-            entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
+    state = update.state
+    if update.config.timeline_limit and (timeline or update.limited):
+        _add_timeline(entry, update, timeline, stable, connection, upto)
     removed = (
         [{"type": key.type, "state_key": key.state_key} for key in state.removed] if stable else ()
     )
-    if required or removed or work.initial:
+    if required or removed or update.initial:
         entry["required_state"] = [*required, *removed]
-    for key, field_name, content_key in ((NAME, "name", "name"), (AVATAR, "avatar", "url")):
-        if key not in state.named:
-            continue
-        nid = state.named[key]
-        value = events[nid].event.content.get(content_key) if nid is not None else None
-        if isinstance(value, str) and value:
-            entry[field_name] = value
-        elif not work.initial and (stable or field_name == "avatar"):
-            entry[field_name] = None
+    if state.named:
+        _add_naming(entry, update, events, stable)
     return entry
 
 
-def complete_entry(
-    entry: dict[str, Any], work: RoomWork, bump: int, counts: RoomUnread | None, stable: bool
-) -> None:
-    """Add what every entry has. `bump`: the position of the newest event that moves the room up; 0:
-    none does. `counts`: None where they are not told."""
-    if work.summary is not None:
-        _add_people(entry, work.summary)
-    if counts is not None:
-        total = counts.total
+def complete_entry(entry: dict[str, Any], update: SlidingRoomUpdate, stable: bool) -> None:
+    """Add the fields that every entry has."""
+    if update.summary is not None:
+        _add_summary(entry, update.summary)
+    if update.counts is not None:
+        total = update.counts.total
         entry["notification_count"], entry["highlight_count"] = (
             total.notifications,
             total.highlights,
         )
-    if work.initial or is_bumped(work, bump):
-        entry["bump_stamp"] = bump or work.own.position
-    if work.initial:
+    if update.initial or update.is_bumped:
+        entry["bump_stamp"] = update.bump or update.own.position
+    if update.initial:
         entry["initial"] = True
-    if work.is_direct:
+    if update.is_direct:
         entry["is_dm"] = True
-    elif stable and work.is_no_longer_direct:
+    elif stable and update.is_direct_changed and not update.initial:
         entry["is_dm"] = False
     if stable:
-        entry["membership"] = work.own.membership
-        if work.in_lists:
-            entry["lists"] = list(work.in_lists)
+        entry["membership"] = update.own.membership
+        if update.in_lists:
+            entry["lists"] = list(update.in_lists)
 
 
-def _add_people(entry: dict[str, Any], summary: Summary) -> None:
+def trim(update: SlidingRoomUpdate) -> None:
+    """Leave out the oldest events of a timeline that is too large."""
+    if is_too_large(update.shown):
+        size = 0
+        for index in range(len(update.shown) - 1, -1, -1):
+            size += len(update.shown[index].event.pdu)
+            if size > LARGEST_TIMELINE and index < len(update.shown) - 1:
+                update.shown, update.limited = update.shown[index + 1 :], True
+                return
+
+
+def is_too_large(events: Sequence[Any]) -> bool:
+    """Whether the timeline is larger than a room may have."""
+    return sum(map(len, map(_pdu, events))) > LARGEST_TIMELINE
+
+
+def _add_timeline(
+    entry: dict[str, Any],
+    update: SlidingRoomUpdate,
+    timeline: Sequence[msgspec.Raw],
+    stable: bool,
+    connection: Connection,
+    upto: int,
+) -> None:
+    entry["timeline"] = timeline
+    entry["num_live"] = 0
+    if connection.token is not None:
+        position = connection.token.position
+        if update.since == position and not update.is_new_timeline:
+            entry["num_live"] = len(update.shown)
+        else:
+            entry["num_live"] = sum((each.event.position or 0) > position for each in update.shown)
+    if update.shown:
+        first = update.shown[0].event
+        # the client goes back from before the first event
+        before = Place(first.depth, first.nid - 1)
+        entry["prev_batch"] = format_gap(first) if update.limited else format_place(before)
+    else:
+        entry["prev_batch"] = str(SyncToken(upto, 0))
+    if update.limited:
+        entry["limited"] = True
+    if update.expanded:
+        entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
+
+
+def _add_naming(
+    entry: dict[str, Any],
+    update: SlidingRoomUpdate,
+    events: Mapping[int, StoredEvent],
+    stable: bool,
+) -> None:
+    """Add name and avatar, or null where one was unset."""
+    named = update.state.named
+    for key, field_name, content_key in ((NAME, "name", "name"), (AVATAR, "avatar", "url")):
+        if key not in named:
+            continue
+        nid = named[key]
+        value = events[nid].event.content.get(content_key) if nid is not None else None
+        if isinstance(value, str) and value:
+            entry[field_name] = value
+        elif not update.initial and (stable or field_name == "avatar"):
+            entry[field_name] = None
+
+
+def _add_summary(entry: dict[str, Any], summary: Summary) -> None:
     entry["joined_count"] = summary.json["m.joined_member_count"]
     entry["invited_count"] = summary.json["m.invited_member_count"]
     if not summary.heroes:
@@ -121,25 +149,3 @@ def _add_people(entry: dict[str, Any], summary: Summary) -> None:
         }
         heroes.append({key: value for key, value in shown.items() if value is not None})
     entry["heroes"] = heroes
-
-
-def is_bumped(work: RoomWork, bump: int) -> bool:
-    return (bump or work.own.position) > work.since
-
-
-def are_too_long(size: int) -> bool:
-    """Whether events of so many bytes are more than is told of one room."""
-    return size > LARGEST_TIMELINE
-
-
-def trim(work: RoomWork) -> None:
-    """Leave out the oldest events of what is too long; the client asks for them when it wants
-    them."""
-    if not are_too_long(sum(map(len, map(_pdu, work.shown)))):
-        return
-    size = 0
-    for index in range(len(work.shown) - 1, -1, -1):
-        size += len(work.shown[index].event.pdu)
-        if size > LARGEST_TIMELINE and index < len(work.shown) - 1:
-            work.shown, work.limited = work.shown[index + 1 :], True
-            return

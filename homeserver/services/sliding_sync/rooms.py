@@ -1,7 +1,7 @@
-"""The entries of rooms in an answer: timeline, state, name, people, counts.
+"""The entries of rooms in a response: timeline, state, name, heroes, counts.
 
-All rooms of an answer are worked on together. Rooms that the user has left are shown as they were
-then, whatever has happened since; of that they are told their own membership alone.
+All rooms of a response are read together. A room that the user has left is shown as it was then; of
+later changes the client gets the user's own membership and nothing else.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -13,8 +13,9 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.rooms.events import StoredEvent
 from federation.rooms.joins.out_of_room import is_outside
+from federation.rooms.visibility import Seen
 from homeserver.services.account_data.ignored_users import without_ignored
-from homeserver.services.push.unread_counts import RoomUnread, has_hidden_redaction
+from homeserver.services.push.unread_counts import has_hidden_redaction
 from homeserver.services.rooms.client_events import (
     NO_REASONS,
     present_plainly,
@@ -22,177 +23,229 @@ from homeserver.services.rooms.client_events import (
     present_stripped,
 )
 from homeserver.services.sliding_sync.connections import Connection
-from homeserver.services.sliding_sync.new_rooms import NewRooms
-from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.request import MEMBER, SlidingRequest
-from homeserver.services.sliding_sync.required_state import (
-    AskedState,
+from homeserver.services.sliding_sync.required_state import StateRequest
+from homeserver.services.sliding_sync.room_entry import (
+    complete_entry,
+    is_too_large,
+    make_contents,
+    trim,
 )
-from homeserver.services.sliding_sync.room_entry import complete_entry, is_bumped, make_inside, trim
-from homeserver.services.sliding_sync.room_work import RoomParts, RoomWork
-from homeserver.services.sync.joined import after_holes, told_after_leaving
+from homeserver.services.sliding_sync.room_order import OUTSIDE
+from homeserver.services.sliding_sync.room_update import RoomParts, SlidingRoomUpdate
 from homeserver.services.sync.lazy_members import Member
-from homeserver.services.sync.timeline_pages import people_in
+from homeserver.services.sync.room_update import after_holes, visible_after_leaving
 
 _event_nid: Final = attrgetter("event_nid")
 _leaves_state: Final = attrgetter("leaves_state")
 _shown: Final = attrgetter("shown")
 _pdu: Final = attrgetter("event.pdu")
+_pdu_event: Final = attrgetter("event.event")
+_sender: Final = attrgetter("sender")
+_state_key: Final = attrgetter("state_key")
 _stored_pdu: Final = attrgetter("pdu")
 
 
 class RoomEntries:
-    """Makes entries."""
+    """Makes entries of rooms."""
 
-    def __init__(self, parts: RoomParts, new: NewRooms) -> None:
+    def __init__(self, parts: RoomParts) -> None:
         self._parts = parts
-        self._new = new
 
     def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
-        """The members that the client has for sure, now that it has come with this `pos`."""
-        return self._parts.lazy_members.sent(connection.key, request.pos)
+        """Return the lazily loaded members that the client has for sure, as it came with this
+        `pos`."""
+        return self._parts.lazy_members.get_confirmed(connection.key, request.pos)
 
     def end(
         self, request: SlidingRequest, connection: Connection, members: set[Member], pos: str
     ) -> None:
-        """These members go out with the answer that has this `pos`."""
-        self._parts.lazy_members.note(connection.key, request.pos, members, pos)
+        """Record the members that the response with this `pos` carries."""
+        self._parts.lazy_members.add_sent(connection.key, request.pos, members, pos)
 
-    def find_latest(self, work: RoomWork) -> int:
-        """The position of the latest thing that the user may hear of in the room, where it is
-        joined as far as it is in memory."""
-        if work.own.membership != "join":
-            return work.own.position
-        return self._parts.recency.known.get(work.room.room_nid, 0)
-
-    def find_bump(self, room_nid: int) -> int | None:
-        """The position of the newest event that moves the room up, as far as it is in memory."""
-        return self._parts.recency.known_bumps.get(room_nid)
+    def find_latest(self, update: SlidingRoomUpdate) -> int:
+        """Return the position of the latest change that the user sees in the room, if it is in
+        memory."""
+        if update.own.membership != "join":
+            return update.own.position
+        return self._parts.recency.known.get(update.room.room_nid, 0)
 
     async def make(
         self,
         request: SlidingRequest,
         connection: Connection,
-        works: Sequence[RoomWork],
+        updates: Sequence[SlidingRoomUpdate],
         upto: int,
-        sent_members: set[Member],
-        newly_sent: set[Member],
+        confirmed_members: set[Member],
+        new_members: set[Member],
     ) -> dict[str, dict[str, Any]]:
-        """The entries by room id; a room in which nothing is to be told has none. Fills timelines
-        and states in."""
-        told = [
-            self._new.tell(request, connection, work, upto, newly_sent) if work.initial else None
-            for work in works
-        ]
-        longer = [work for work, entry in zip(works, told, strict=True) if entry is None]
-        others: Mapping[str, dict[str, Any]] = {}
-        if longer:
-            others = await self._make(request, connection, longer, upto, sent_members, newly_sent)
-        entries: dict[str, dict[str, Any]] = {}
-        for work, entry in zip(works, told, strict=True):
-            found = others.get(work.room.room_id) if entry is None else entry
-            if found is not None:
-                entries[work.room.room_id] = found
-        return entries
+        """Return the entries by room id, of rooms with news. Fills in the updates, and adds to
+        `new_members`."""
+        plain: dict[str, dict[str, Any]] = {}
+        others: list[SlidingRoomUpdate] = []
+        for update in updates:
+            entry = self._make_plain(request, connection, update, upto, confirmed_members)
+            if entry is None:
+                others.append(update)
+            else:
+                plain[update.room.room_id] = entry
+        if not others:
+            return plain
+        made = await self._make(request, connection, others, upto, confirmed_members, new_members)
+        if not plain:
+            return made
+        made |= plain
+        ids = [update.room.room_id for update in updates]
+        return {room_id: made[room_id] for room_id in ids if room_id in made}
+
+    def _make_plain(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        update: SlidingRoomUpdate,
+        upto: int,
+        confirmed_members: set[Member],
+    ) -> dict[str, Any] | None:
+        """The entry of a room that has only plain messages; None if there is more, or less."""
+        sent, own, config = update.sent, update.own, update.config
+        if sent is None or update.initial or not sent.covers(config):
+            return None
+        bump = self._parts.recency.known_bumps.get(update.room.room_nid)
+        if bump is None or not update.has_new_events:
+            return None
+        timeline = self._parts.plain_messages.read(
+            request.caller,
+            own,
+            update.since,
+            upto,
+            limit=config.timeline_limit,
+            known_members=confirmed_members if config.required_state.lazy_members else None,
+            with_counts=not request.stable,
+        )
+        if timeline is None:
+            return None
+        shown = timeline.shown
+        if is_too_large(shown):
+            return None
+        update.shown, update.counts, update.bump = shown, timeline.counts, bump
+        update.newest, update.state_unchanged, update.has_changes = timeline.events[-1], True, True
+        update.timeline_members = members_of(shown)
+        update.size = sum(map(len, map(_pdu, shown)))
+        entry = make_contents(update, timeline.encoded, (), {}, request.stable, connection, upto)
+        complete_entry(entry, update, request.stable)
+        return entry
 
     async def _make(
         self,
         request: SlidingRequest,
         connection: Connection,
-        works: Sequence[RoomWork],
+        updates: Sequence[SlidingRoomUpdate],
         upto: int,
-        sent_members: set[Member],
-        newly_sent: set[Member],
+        confirmed_members: set[Member],
+        new_members: set[Member],
     ) -> dict[str, dict[str, Any]]:
-        """The same, whatever there is to be told of the rooms."""
-        shown = [work for work in works if work.shows_room]
-        parts = self._parts
-        user_id, device_id = request.caller.user_id, request.caller.device_id
-        ignored = await parts.ignored.of_user(user_id)
-        await self._fill_timelines(user_id, shown, upto, ignored)
-        await self._fill_states(shown, upto, sent_members, newly_sent)
+        """The entries of rooms, whatever is new in them."""
+        shown = [update for update in updates if update.shows_room]
+        joined = [update for update in shown if update.own.membership == "join"]
+        ignored = await self._parts.ignored.of_user(request.caller.user_id)
+        await self._fill_timelines(request.caller.user_id, shown, upto, ignored)
+        await self._fill_states(shown, upto, confirmed_members, new_members)
+        contents = await self._make_contents(request, connection, shown, upto)
+        await self._fill_summaries(request, joined)
+        await self._fill_counts(request, joined, ignored)
+        entries: dict[str, dict[str, Any]] = {}
+        for update in updates:
+            if not update.shows_room:
+                entry, update.has_changes = await self._make_outside(request, update), True
+            else:
+                entry = contents[update.room.room_id]
+                update.has_changes = _has_changes(request, update, entry)
+                if not (update.has_changes or update.is_bumped):
+                    continue
+            complete_entry(entry, update, request.stable)
+            entries[update.room.room_id] = entry
+        return entries
+
+    async def _make_contents(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        updates: Sequence[SlidingRoomUpdate],
+        upto: int,
+    ) -> dict[str, dict[str, Any]]:
+        """Encode timelines and states, and measure their sizes."""
+        client_events, caller = self._parts.client_events, request.caller
         wanted: set[int | None] = set()
-        for work in shown:
-            wanted.update(work.state.entries.values(), work.state.named.values())
-        events = await parts.events.get_events(filter(None, wanted)) if wanted else {}
-        for work in shown:
-            work.size = sum(map(len, map(_pdu, work.shown)))
-            if work.state.entries:
-                work.size += sum(
-                    map(len, map(_stored_pdu, map(events.__getitem__, work.state.entries.values())))
-                )
+        for update in updates:
+            wanted.update(update.state.entries.values(), update.state.named.values())
+        events = await self._parts.events.get_events(filter(None, wanted)) if wanted else {}
         reasons = (
-            await parts.client_events.find_reasons(user_id, events.values())
+            await client_events.find_reasons(caller.user_id, events.values())
             if events
             else NO_REASONS
         )
-        anew = {work.room.room_nid for work in shown if work.anew}
-        presented = await parts.client_events.present(
-            user_id,
-            device_id,
-            list(chain.from_iterable(map(_shown, shown))),
+        new = {update.room.room_nid for update in updates if update.is_new_timeline}
+        encoded = await client_events.present(
+            caller.user_id,
+            caller.device_id,
+            list(chain.from_iterable(map(_shown, updates))),
             with_room_id=False,
-            bundled_in=None if len(anew) == len(shown) else anew,
+            bundled_in=None if len(new) == len(updates) else new,
         )
-        joined = [work for work in shown if work.own.membership == "join"]
-        gathered = [work for work in joined if work.initial or work.state.naming_changed]
-        if gathered:
-            summaries = await parts.summaries.summarize(
-                user_id, [work.room.room_nid for work in gathered]
-            )
-            for work in gathered:
-                work.summary = summaries.get(work.room.room_nid)
-        counts: Mapping[int, RoomUnread] = {}
-        if not request.stable:
-            counts = await parts.unread.get_counts(user_id, [work.own for work in joined], ignored)
-        bumps = await parts.recency.bumps([work.room.room_nid for work in joined])
-        entries: dict[str, dict[str, Any]] = {}
+        contents: dict[str, dict[str, Any]] = {}
         begin = 0
-        for work in works:
-            nid = work.room.room_nid
-            bump = bumps.get(nid, 0) if work.own.membership == "join" else 0
-            bumped = is_bumped(work, bump)
-            if not work.shows_room:
-                entry, work.is_told = await self._make_outside(request, work), True
-            else:
-                end = begin + len(work.shown)
-                named = map(events.__getitem__, work.state.entries.values())
-                required = present_state(named, reasons, with_room_id=False)
-                entry = make_inside(
-                    work, presented[begin:end], required, events, request.stable, connection, upto
-                )
-                begin = end
-                moved = (
-                    request.stable
-                    and work.sent is not None
-                    and work.sent.is_direct != work.is_direct
-                )
-                recounted = nid in counts and work.may_be_recounted
-                work.is_told = (
-                    bool(entry) or work.initial or work.summary is not None or moved or recounted
-                )
-                if bumped and not work.config.timeline_limit:
-                    # else, if nothing is shown, somebody wrote whom the user ignores: it can wait
-                    work.is_told = True
-                if not (work.is_told or bumped):
-                    continue
-            complete_entry(entry, work, bump, counts.get(nid), request.stable)
-            entries[work.room.room_id] = entry
-        return entries
+        for update in updates:
+            end = begin + len(update.shown)
+            state = list(map(events.__getitem__, update.state.entries.values()))
+            update.size = sum(map(len, map(_pdu, update.shown))) + sum(
+                map(len, map(_stored_pdu, state))
+            )
+            required = present_state(state, reasons, with_room_id=False)
+            contents[update.room.room_id] = make_contents(
+                update, encoded[begin:end], required, events, request.stable, connection, upto
+            )
+            begin = end
+        return contents
 
-    async def _make_outside(self, request: SlidingRequest, work: RoomWork) -> dict[str, Any]:
-        """A room that the user is invited to, knocks at, or has turned away from without ever being
-        in it."""
-        if work.own.membership in OUTSIDE:
-            stripped = present_stripped(await self._parts.invited.get_stripped(work.own))
+    async def _fill_summaries(
+        self, request: SlidingRequest, joined: Sequence[SlidingRoomUpdate]
+    ) -> None:
+        """Read the summaries that may have changed."""
+        changed = [update for update in joined if update.initial or update.state.naming_changed]
+        if changed:
+            nids = [update.room.room_nid for update in changed]
+            summaries = await self._parts.summaries.summarize(request.caller.user_id, nids)
+            for update in changed:
+                update.summary = summaries.get(update.room.room_nid)
+
+    async def _fill_counts(
+        self, request: SlidingRequest, joined: Sequence[SlidingRoomUpdate], ignored: Set[str]
+    ) -> None:
+        """Read unread counts, and the newest events that move rooms up."""
+        if not request.stable:
+            rows = [update.own for update in joined]
+            counts = await self._parts.unread.get_counts(request.caller.user_id, rows, ignored)
+            for update in joined:
+                update.counts = counts.get(update.room.room_nid)
+        bumps = await self._parts.recency.bumps([update.room.room_nid for update in joined])
+        for update in joined:
+            update.bump = bumps.get(update.room.room_nid, 0)
+
+    async def _make_outside(
+        self, request: SlidingRequest, update: SlidingRoomUpdate
+    ) -> dict[str, Any]:
+        """The entry of a room that the user is not in and never was: an invite, a knock, or the end
+        of one."""
+        if update.own.membership in OUTSIDE:
+            stripped = present_stripped(await self._parts.invited.get_stripped(update.own))
             entry: dict[str, Any] = {
                 "stripped_state" if request.stable else "invite_state": stripped
             }
         else:
-            own = await self._parts.invited.find_own(work.room, work.own)
+            own = await self._parts.invited.find_own(update.room, update.own)
             if request.stable:
                 entry = {"stripped_state": present_stripped([] if own is None else [own.event])}
-            else:  # stripped state would be taken for an invite
+            else:  # clients would take stripped state for an invite
                 entry = {
                     "required_state": [present_plainly(own, with_room_id=False)]
                     if own is not None
@@ -203,68 +256,77 @@ class RoomEntries:
         return entry
 
     async def _fill_timelines(
-        self, user_id: UserID, works: Sequence[RoomWork], upto: int, ignored: Set[str]
+        self, user_id: UserID, updates: Sequence[SlidingRoomUpdate], upto: int, ignored: Set[str]
     ) -> None:
-        parts = self._parts
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
-        for work in works:
-            if work.sent is not None and not work.initial:
-                work.expanded = work.config.timeline_limit > work.sent.timeline_limit
-            since = 0 if work.initial or work.expanded else work.since
-            by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (
-                since,
-                _end(work, upto),
-            )
+        for update in updates:
+            if update.sent is not None and not update.initial:
+                update.expanded = update.config.timeline_limit > update.sent.timeline_limit
+            since = 0 if update.initial or update.expanded else update.since
+            ranges = by_limit.setdefault(update.config.timeline_limit, {})
+            ranges[update.room.room_nid] = (since, _end(update, upto))
         arrivals = await self._get_arrivals(by_limit)
-        for work in works:
-            arrived, work.limited = arrivals[work.room.room_nid]
-            if work.left_before:
-                arrived = told_after_leaving(arrived, work.own, work.own.left_position)
-            work.shown = without_ignored(
-                await parts.visibility.filter(user_id, work.own, arrived), ignored
-            )
-            work.is_recounted = work.is_recounted or has_hidden_redaction(arrived, work.shown)
-            work.shown, has_hole = after_holes(work.shown, arrived)
-            work.limited = work.limited or has_hole
-            work.newest = arrived[-1] if arrived else None
-            if len(work.shown) > 1:
-                trim(work)
-            work.speakers = people_in(work.shown)
-            work.anew = work.initial or work.limited or work.expanded
-            work.messages_alone = (
-                not work.anew and not work.left_before and all(map(_leaves_state, arrived))
-            )
-        await self._add_known_speakers(
-            user_id, [work for work in works if work.lacks_members], ignored
+        for update in updates:
+            arrived, update.limited = arrivals[update.room.room_nid]
+            await self._fill_timeline(user_id, update, arrived, ignored)
+        await self._add_earlier_members(
+            user_id, [update for update in updates if update.lacks_members], ignored
         )
 
-    async def _add_known_speakers(
-        self, user_id: UserID, works: Sequence[RoomWork], ignored: Set[str]
+    async def _fill_timeline(
+        self,
+        user_id: UserID,
+        update: SlidingRoomUpdate,
+        arrived: Sequence[StoredEvent],
+        ignored: Set[str],
     ) -> None:
-        """To those who speak in what is new those who do in what the client has already."""
-        if not works:
+        if update.left_before:
+            arrived = visible_after_leaving(arrived, update.own, update.own.left_position)
+        seen = await self._parts.visibility.filter(user_id, update.own, arrived)
+        update.shown = without_ignored(seen, ignored)
+        update.counts_changed = update.counts_changed or has_hidden_redaction(arrived, update.shown)
+        update.shown, has_hole = after_holes(update.shown, arrived)
+        update.limited = update.limited or has_hole
+        update.newest = arrived[-1] if arrived else None
+        if len(update.shown) > 1:
+            trim(update)
+        update.timeline_members = members_of(update.shown)
+        update.is_new_timeline = update.initial or update.limited or update.expanded
+        update.state_unchanged = (
+            not update.is_new_timeline
+            and not update.left_before
+            and all(map(_leaves_state, arrived))
+        )
+
+    async def _add_earlier_members(
+        self, user_id: UserID, updates: Sequence[SlidingRoomUpdate], ignored: Set[str]
+    ) -> None:
+        """Add the members that the timelines need which the client has already."""
+        if not updates:
             return
         parts = self._parts
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
-        for work in works:
+        for update in updates:
             limit = max(
-                work.config.timeline_limit, 0 if work.sent is None else work.sent.timeline_limit
+                update.config.timeline_limit,
+                0 if update.sent is None else update.sent.timeline_limit,
             )
-            by_limit.setdefault(limit, {})[work.room.room_nid] = (0, work.since)
+            by_limit.setdefault(limit, {})[update.room.room_nid] = (0, update.since)
         arrivals = await self._get_arrivals(by_limit)
-        for work in works:
-            arrived, _ = arrivals[work.room.room_nid]
+        for update in updates:
+            arrived, _ = arrivals[update.room.room_nid]
             seen = without_ignored(
-                await parts.visibility.filter(user_id, work.own, arrived), ignored
+                await parts.visibility.filter(user_id, update.own, arrived), ignored
             )
-            work.speakers = work.speakers | people_in(seen)
+            update.timeline_members = update.timeline_members | members_of(seen)
 
     async def _get_arrivals(
         self, by_limit: Mapping[int, Mapping[int, tuple[int, int]]]
     ) -> dict[int, tuple[list[StoredEvent], bool]]:
-        """For each room, the latest events of a stretch, and whether there are more. `by_limit`: by
-        how many at most, the rooms with the position after which, and the one up to which, the
-        stretch goes."""
+        """For each room, the latest events of a range, and whether there are more.
+
+        `by_limit`: by the number of events at most, the rooms with their ranges (after, up to).
+        """
         stretches = {
             nid: stretch
             for limit, ranges in by_limit.items()
@@ -280,101 +342,157 @@ class RoomEntries:
 
     async def _fill_states(
         self,
-        works: Sequence[RoomWork],
+        updates: Sequence[SlidingRoomUpdate],
         upto: int,
-        sent_members: set[Member],
-        newly_sent: set[Member],
+        confirmed_members: set[Member],
+        new_members: set[Member],
     ) -> None:
-        parts, states = self._parts, self._parts.states
-        changing = {
-            work.room.room_nid: _state_end(work, work.since)
-            for work in works
-            if work.has_news and not work.initial and not work.messages_alone
-        }
-        former = await parts.current_states.at(changing) if changing else {}
-        elsewhere = {
-            work.room.room_nid: _state_end(work, upto)
-            for work in works
-            if not _ends_with_newest(work)
-        }
-        roots = await parts.current_states.at(elsewhere) if elsewhere else {}
-        begun: list[RoomWork] = []
-        whole: list[AskedState] = []
-        for work in works:
-            nid, wanted = work.room.room_nid, work.config.required_state
-            root = roots[nid] if nid in roots or work.newest is None else work.newest.current_root
-            if work.initial:
-                begun.append(work)
-                whole.append(
-                    AskedState(nid, root, wanted, work.speakers if wanted.lazy_members else ())
-                )
-                if work.sent is not None:  # the client begins anew with the room
-                    sent_members.difference_update(
-                        [member for member in sent_members if member[0] == nid]
-                    )
-                if wanted.lazy_members:
-                    newly_sent.update(zip(repeat(nid), work.speakers))
+        """Find the state that each entry needs: all that is asked for, or what changed."""
+        roots = await self._find_roots(updates, upto)
+        former = await self._find_former_roots(updates)
+        await self._fill_initial_states(
+            [update for update in updates if update.initial], roots, confirmed_members, new_members
+        )
+        for update in updates:
+            if update.initial:
                 continue
-            if nid in changing:
-                work.state = await states.get_changed(nid, former[nid], root, wanted)
-            if work.sent is not None and not work.sent.required_state.covers(wanted):
-                work.state.entries |= await states.get_added(
-                    nid, root, wanted, work.sent.required_state
+            nid, wanted, root = (
+                update.room.room_nid,
+                update.config.required_state,
+                roots[update.room.room_nid],
+            )
+            if nid in former:
+                update.state = await self._parts.states.get_changed(nid, former[nid], root, wanted)
+            if update.sent is not None and not update.sent.required_state.covers(wanted):
+                added = await self._parts.states.get_added(
+                    nid, root, wanted, update.sent.required_state
                 )
+                update.state.entries |= added
             if wanted.lazy_members:
-                await self._add_members(work, root, sent_members, newly_sent)
-            elif work.state.changed_members:
-                sent_members.difference_update(
-                    [(nid, user_id) for user_id in work.state.changed_members]
-                )
-        if begun:
-            for work, state in zip(begun, await states.get_wholes(whole), strict=True):
-                work.state = state
-        for work in works:
-            if work.left_before and not is_outside(work.own):
-                _tell_own_membership(work)
+                await self._add_members(update, root, confirmed_members, new_members)
+            elif update.state.changed_members:
+                gone = [(nid, user_id) for user_id in update.state.changed_members]
+                confirmed_members.difference_update(gone)
+        for update in updates:
+            if update.left_before and not is_outside(update.own):
+                _add_own_membership(update)
+
+    async def _find_roots(
+        self, updates: Sequence[SlidingRoomUpdate], upto: int
+    ) -> Mapping[int, bytes | None]:
+        """The states at the end of the range."""
+        roots: dict[int, bytes | None] = {}
+        others: dict[int, int] = {}
+        for update in updates:
+            if update.newest is not None and not update.left_before:
+                roots[update.room.room_nid] = update.newest.current_root
+            else:
+                others[update.room.room_nid] = _state_end(update, upto)
+        return {**roots, **await self._parts.current_states.at(others)} if others else roots
+
+    async def _find_former_roots(
+        self, updates: Sequence[SlidingRoomUpdate]
+    ) -> Mapping[int, bytes | None]:
+        """The states that the client has, of rooms whose state may have changed."""
+        positions = {
+            update.room.room_nid: _state_end(update, update.since)
+            for update in updates
+            if update.has_new_events and not update.initial and not update.state_unchanged
+        }
+        return await self._parts.current_states.at(positions) if positions else {}
+
+    async def _fill_initial_states(
+        self,
+        updates: Sequence[SlidingRoomUpdate],
+        roots: Mapping[int, bytes | None],
+        confirmed_members: set[Member],
+        new_members: set[Member],
+    ) -> None:
+        """Find all the state that is asked for, of rooms with which the client starts over."""
+        if not updates:
+            return
+        requests: list[StateRequest] = []
+        for update in updates:
+            nid, wanted = update.room.room_nid, update.config.required_state
+            members = update.timeline_members if wanted.lazy_members else ()
+            requests.append(StateRequest(nid, roots[nid], wanted, members))
+            if update.sent is not None:
+                gone = [member for member in confirmed_members if member[0] == nid]
+                confirmed_members.difference_update(gone)
+            new_members.update(zip(repeat(nid), members))
+        states = await self._parts.states.get_wholes(requests)
+        for update, state in zip(updates, states, strict=True):
+            update.state = state
 
     async def _add_members(
-        self, work: RoomWork, root: bytes | None, sent_members: set[Member], newly_sent: set[Member]
+        self,
+        update: SlidingRoomUpdate,
+        root: bytes | None,
+        confirmed_members: set[Member],
+        new_members: set[Member],
     ) -> None:
-        nid, state = work.room.room_nid, work.state
-        needed, changed = set(work.speakers), state.changed_members.keys()
+        """Add the lazily loaded members that the client lacks, or has from before they changed."""
+        nid, state = update.room.room_nid, update.state
+        needed, changed = set(update.timeline_members), state.changed_members.keys()
         if changed:
-            if not work.limited:
+            if not update.limited:
                 needed |= changed
-            # who changed and is not told of here is no longer known to the client
-            sent_members.difference_update([(nid, user_id) for user_id in changed - needed])
+            # a member that changed and is not sent now has to be sent when it is needed
+            confirmed_members.difference_update([(nid, user_id) for user_id in changed - needed])
         missing = [
             user_id
             for user_id in needed
-            if user_id in changed or (nid, user_id) not in sent_members
+            if user_id in changed or (nid, user_id) not in confirmed_members
         ]
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
-            newly_sent.update((nid, user_id) for user_id in missing)
+            new_members.update((nid, user_id) for user_id in missing)
 
 
-def _end(work: RoomWork, upto: int) -> int:
-    """Up to where the user is told of the room."""
-    return upto if work.own.membership == "join" else min(upto, work.own.position)
+def members_of(timeline: Sequence[Seen]) -> set[str]:
+    """Return the users whose memberships a timeline needs: senders, and targets of membership
+    events."""
+    events = list(map(_pdu_event, timeline))
+    needed: set[str] = set(map(_sender, events))
+    if any(map(_state_key, events)):
+        needed.update(
+            event.state_key for event in events if event.state_key and event.type == MEMBER
+        )
+    return needed
 
 
-def _state_end(work: RoomWork, upto: int) -> int:
-    """Up to where the user is told of its state."""
-    end = _end(work, upto)
-    return end if work.own.left_position is None else min(end, work.own.left_position)
+def _has_changes(
+    request: SlidingRequest, update: SlidingRoomUpdate, entry: Mapping[str, Any]
+) -> bool:
+    """Whether there is anything for which the client need not wait any longer."""
+    if entry or update.initial or update.summary is not None:
+        return True
+    if request.stable and update.is_direct_changed:
+        return True
+    if update.counts is not None and update.may_have_new_counts:
+        return True
+    # with a timeline, a room that moves up without an event to show has one of an ignored user
+    return update.is_bumped and not update.config.timeline_limit
 
 
-def _ends_with_newest(work: RoomWork) -> bool:
-    """Whether the state at the end is the one at the newest event."""
-    return work.newest is not None and not work.left_before
+def _end(update: SlidingRoomUpdate, upto: int) -> int:
+    """The position up to which the user sees the room."""
+    return upto if update.own.membership == "join" else min(upto, update.own.position)
 
 
-def _tell_own_membership(work: RoomWork) -> None:
-    """In a state in which the user left, what their membership is now."""
-    wanted, own = work.config.required_state, StateKey(MEMBER, work.own.user_id)
-    is_needed = wanted.matches(*own) or (wanted.lazy_members and own.state_key in work.speakers)
-    if own in work.state.entries or (
-        is_needed and (work.initial or work.own.position > work.since)
+def _state_end(update: SlidingRoomUpdate, upto: int) -> int:
+    """The position up to which the user sees the room's state."""
+    end = _end(update, upto)
+    return end if update.own.left_position is None else min(end, update.own.left_position)
+
+
+def _add_own_membership(update: SlidingRoomUpdate) -> None:
+    """Show the user's present membership in the state of a room that they left."""
+    wanted, own = update.config.required_state, StateKey(MEMBER, update.own.user_id)
+    is_needed = wanted.matches(*own) or (
+        wanted.lazy_members and own.state_key in update.timeline_members
+    )
+    if own in update.state.entries or (
+        is_needed and (update.initial or update.own.position > update.since)
     ):
-        work.state.entries[own] = work.own.event_nid
+        update.state.entries[own] = update.own.event_nid

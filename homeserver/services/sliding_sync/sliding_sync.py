@@ -1,19 +1,23 @@
-"""Sliding sync: the rooms that a client looks at, and what is new in them; waiting for something to
-be new.
+"""Sliding sync: the rooms that a client looks at, and what is new in them; waiting until something
+is new.
 
 Laws:
-- An answer covers a stretch of the one sequence, as one of /sync does. Every request is answered
-  from what it says and what the server remembers of its connection; nothing of it is kept but that.
-- An answer has an end, whatever a client asks for: rooms that no longer fit in are as those outside
-  the windows, and the next answer, which comes at once, goes on with them.
-- The state after an answer is written before the answer goes out, and only if it is another one.
-- The cost is that of what has changed in the windows, whatever the number of the user's rooms:
-  which rooms have news is known from memory, and only they are looked at.
+- A response covers a range of the one sequence, as one of /sync does. It follows from the request
+  and from what the server remembers of the connection, and from nothing else.
+- A response has a bounded size. Rooms that do not fit are treated like rooms outside the windows;
+  the next response, which comes at once, goes on with them.
+- The state of the connection after a response is stored before the response goes out, if it
+  changed.
+- The cost is that of the changes in the windows, whatever the number of the user's rooms: which
+  rooms have news is known from memory, and only these are looked at.
+
+The parts of a response are made in `lists.py` (which rooms), `rooms.py` (what is new in each) and
+`extensions.py`.
 
 Proposal: MSC4186.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Any, Final
 
@@ -24,33 +28,30 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.history.past_memberships import PastMemberships
-from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
 from homeserver.cluster.notifier import Notifier
 from homeserver.services.account_data.room_account_data_cache import KeptAccountData
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.rooms.receipt_cache import KeptReceipts
 from homeserver.services.rooms.room_data import BesideRooms
+from homeserver.services.sliding_sync.batches import make_entries
 from homeserver.services.sliding_sync.connections import (
     LIVE,
     Connection,
     Connections,
+    ConnectionState,
     StateChanges,
 )
-from homeserver.services.sliding_sync.count_news import CountNews
-from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
-from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of, was_inside
-from homeserver.services.sliding_sync.messages import Answer, MessagesInView, lists_json, view_of
-from homeserver.services.sliding_sync.portions import make_entries
+from homeserver.services.sliding_sync.lists import RoomLists, Selection, knows_room, latest_change
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.room_work import RoomWork
+from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.sliding_sync.rooms import RoomEntries
+from homeserver.services.sliding_sync.sent_typing import TypingView
+from homeserver.services.sliding_sync.unread_changes import SlidingUnreadChanges
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
-from homeserver.services.sync.plain_messages import PlainMessageReader
-from homeserver.services.sync.timeline_pages import NewestPages
 from storage.engine.streams import Streams
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
@@ -58,37 +59,44 @@ from storage.rooms.rooms import RoomStore
 
 MAX_TIMEOUT_MS: Final = 5 * 60_000
 
-_is_told: Final = attrgetter("is_told")
+_has_changes: Final = attrgetter("has_changes")
 
 
-class SlidingParts(msgspec.Struct, frozen=True):
-    """What an answer is made of."""
+class SlidingParts(msgspec.Struct, frozen=True, kw_only=True):
+    """The services that sliding sync reads from."""
 
     connections: Connections
     lists: RoomLists
     entries: RoomEntries
     extensions: ExtensionReader
     rooms: RoomStore
-    memberships: Memberships
     states: CurrentStates
     past: PastMemberships
     recent: RecentChanges
     typing: Typing
     partial: PartialRooms
-    empty: EmptyAnswers
-    counts: CountNews
-    plain: PlainMessageReader
+    unread_changes: SlidingUnreadChanges
     beside: BesideRooms
-    pages: NewestPages
 
     @property
-    def caches(self) -> Mapping[str, KeptReceipts | KeptAccountData | NewestPages]:
-        """Those of which metrics tell."""
-        return {
-            "receipts": self.beside.receipts,
-            "account_data": self.beside.account_data,
-            "newest_pages": self.pages,
-        }
+    def caches(self) -> Mapping[str, KeptReceipts | KeptAccountData]:
+        """The caches that have metrics."""
+        return {"receipts": self.beside.receipts, "account_data": self.beside.account_data}
+
+
+class SlidingResponse(msgspec.Struct, frozen=True, gc=False):
+    """A response before it has its `pos`."""
+
+    body: dict[str, Any]
+    has_changes: bool
+    """Whether there is anything for which the client need not wait any longer."""
+    token: SyncToken
+    state: ConnectionState
+    """The state of the connection with this response."""
+    new_members: set[Member]
+    """The lazily loaded members that it carries."""
+    typing: TypingView | None = None
+    """The typing users that the client knows with this response; None if it did not ask."""
 
 
 class SlidingSync:
@@ -103,33 +111,22 @@ class SlidingSync:
         catch_up: Callable[[], Awaitable[int]],
         *,
         most_events: int,
-        view_bytes: int,
     ) -> None:
-        """`catch_up` learns how far other nodes have written. `most_events` of a room are in one
-        answer; negative: no bound. `view_bytes`: about how much of what clients look at is
-        remembered."""
+        """`catch_up` reads what other nodes wrote, and returns the position up to which all is
+        readable.
+
+        `most_events`: the operator's bound for the events of one room; negative for none.
+        """
         self.most_events = most_events
         self._parts = parts
         self._streams = streams
         self._notifier = notifier
         self._clock = clock
         self._catch_up = catch_up
-        self._messages = MessagesInView(
-            parts.recent,
-            parts.lists,
-            parts.memberships,
-            parts.rooms,
-            parts.partial,
-            parts.entries,
-            parts.extensions,
-            streams,
-            parts.plain,
-            capacity=view_bytes,
-        )
 
     async def sync(self, request: SlidingRequest) -> dict[str, Any]:
-        """The answer: at once if anything is new or the connection is, else when something is, or
-        after the timeout.
+        """Answer at once if the connection or anything in it is new; else on a change or the
+        timeout.
 
         Raises UnknownPos.
         """
@@ -147,20 +144,19 @@ class SlidingSync:
         listener = self._notifier.listen(request.caller)
         try:
             while True:
-                answer = await self._compute(request, connection, members)
+                response = await self._compute(request, connection, members)
                 remaining = deadline - self._clock.seconds()
                 if (
-                    answer.is_news
+                    response.has_changes
                     or remaining <= 0
                     or not await listener.wait(self._clock, remaining)
                 ):
-                    return await self._finish(request, connection, answer)
+                    return await self._finish(request, connection, response)
         finally:
             listener.close()
 
     async def _check_tokens(self, request: SlidingRequest) -> SlidingRequest:
-        """The request; extensions' own tokens that are ahead of all there is, as those for all
-        there is: see `pos`."""
+        """Reset tokens of extensions that are ahead of the head: they are from another database."""
         to_device, sticky = request.extensions.to_device, request.extensions.sticky
         highest = max(to_device.since if to_device else 0, sticky.since if sticky else 0)
         if highest <= self._streams.current():
@@ -175,175 +171,142 @@ class SlidingSync:
         )
 
     async def _finish(
-        self, request: SlidingRequest, connection: Connection, answer: Answer
+        self, request: SlidingRequest, connection: Connection, response: SlidingResponse
     ) -> dict[str, Any]:
+        """Store the state of the connection, and give the response its `pos`."""
         connections, extensions = self._parts.connections, self._parts.extensions
-        token = answer.token
-        typed: tuple[int, ...] = ()
-        if request.extensions.typing is not None:
-            typed = token.typed if answer.typing is None else answer.typing.typed
+        token = response.token
+        typed = () if response.typing is None else response.typing.typed
         if typed != token.typed:
             token = replace(token, typed=typed)
-        pos = await connections.keep(connection, answer.state, token)
-        if not extensions.end(request, connection, answer.typing, pos):
-            pos = await connections.keep(connection, answer.state, token, anew=True)
-            extensions.end(request, connection, answer.typing, pos)
-        self._parts.entries.end(request, connection, answer.newly_sent, pos)
-        if answer.view is not None:
-            self._messages.keep(connection.key, answer.view, pos)
-        return {"pos": pos, **answer.body}
+        pos = await connections.keep(connection, response.state, token)
+        if not extensions.end(request, connection, response.typing, pos):
+            pos = await connections.keep(connection, response.state, token, force=True)
+            extensions.end(request, connection, response.typing, pos)
+        self._parts.entries.end(request, connection, response.new_members, pos)
+        return {"pos": pos, **response.body}
 
     async def _compute(
         self, request: SlidingRequest, connection: Connection, members: set[Member]
-    ) -> Answer:
-        """An answer for now."""
+    ) -> SlidingResponse:
+        """Compute the response as of now. `members`: the lazily loaded members that the client
+        has."""
         parts = self._parts
-        token = self._now(connection)
-        upto = token.position
-        if not token.typed or not parts.typing.find_over(
-            token.typed
-        ):  # else a client is told by the ordinary way
-            if (
-                token == connection.token
-                and (empty := parts.empty.find(request, connection, token)) is not None
-            ):
-                return Answer(empty, False, token, connection.state, set())
-            messages = await self._messages.read(request, connection, token, members)
-            if messages is not None:
-                return messages
+        typed = () if connection.token is None else connection.token.typed
+        token = SyncToken(self._streams.current(), parts.typing.position, typed=typed)
         selection = await parts.lists.select(request, connection)
         recounted: Set[int] = frozenset()
         if connection.token is not None and not request.stable:
-            recounted = await parts.counts.find(
+            recounted = await parts.unread_changes.find(
                 request.caller.user_id,
                 connection.position,
-                upto,
+                token.position,
                 connection.state.rooms.keys(),
                 selection.rows,
             )
-        works = await self._find_works(request, connection, selection, recounted)
-        newly_sent: set[Member] = set()
-        entries, told = await make_entries(
-            parts.entries, request, connection, works, upto, members, newly_sent
-        )
-        told_nids = {work.room.room_nid for work in told}
-        if len(told) < len(works):
-            selection = selection.without({work.room.room_nid for work in works} - told_nids)
+        updates = await self._find_updates(request, connection, selection, recounted)
+        new_members: set[Member] = set()
+        entries: dict[str, dict[str, Any]] = {}
+        done: Sequence[SlidingRoomUpdate] = updates
+        if updates:
+            entries, done = await make_entries(
+                parts.entries, request, connection, updates, token.position, members, new_members
+            )
+        done_nids = {update.room.room_nid for update in done}
+        is_cut = len(done) < len(updates)
+        if is_cut:
+            selection = selection.without({update.room.room_nid for update in updates} - done_nids)
         changes = StateChanges(connection.state)
         extensions = await parts.extensions.read(
-            request, connection, selection, told, token, changes
+            request, connection, selection, done, token, changes
         )
-        for work in told:
-            changes.set_room(
-                work.room.room_nid, work.result(), is_joined=work.own.membership == "join"
-            )
-        await self._end_others(request, connection, selection, told_nids, recounted, changes)
+        for update in done:
+            is_joined = update.own.membership == "join"
+            changes.set_room(update.room.room_nid, update.result(), is_joined=is_joined)
+        await self._end_others(request, connection, selection, done_nids, recounted, changes)
         body: dict[str, Any] = {
-            "lists": lists_json(selection),
+            "lists": {name: {"count": count} for name, count in selection.counts.items()},
             "rooms": entries,
             "extensions": extensions.answer,
         }
-        is_news = any(map(_is_told, told)) or extensions.is_news or len(told) < len(works)
-        state = changes.result()
-        if not is_news and state is connection.state and token == self._now(connection):
-            self._parts.empty.keep(request, connection, token, body)
-        lasts = selection.lasts and len(told) == len(works) and extensions.is_all
-        view = view_of(request, selection, state) if lasts else None
-        return Answer(body, is_news, token, state, newly_sent, view, extensions.typing)
+        has_changes = any(map(_has_changes, done)) or extensions.has_changes or is_cut
+        return SlidingResponse(
+            body, has_changes, token, changes.result(), new_members, extensions.typing
+        )
 
-    def _now(self, connection: Connection) -> SyncToken:
-        """The token of an answer by which nothing of who types changes."""
-        typed = () if connection.token is None else connection.token.typed
-        return SyncToken(self._streams.current(), self._parts.typing.position, typed=typed)
-
-    async def _find_works(
+    async def _find_updates(
         self,
         request: SlidingRequest,
         connection: Connection,
         selection: Selection,
         recounted: Set[int],
-    ) -> list[RoomWork]:
-        """The rooms of the windows and subscriptions in which there may be something to tell.
+    ) -> list[SlidingRoomUpdate]:
+        """Find the rooms of the windows and subscriptions that may have news.
 
-        `recounted`: those whose counts may be others.
+        `recounted`: rooms whose unread counts may have changed.
         """
-        parts = self._parts
-        wanted: dict[int, tuple[MembershipRow, int, bool]] = {}
-        counted: set[int] = set()
-        sent_rooms, position = connection.state.rooms, connection.position
+        parts, state = self._parts, connection.state
         recent = None
         if connection.token is not None:
-            recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
-        partial = await parts.partial.get_all()
+            recent = parts.recent.rooms_since(UserID(connection.key.user_id), connection.position)
+        candidates = selection.to_look_at(state, None if recent is None else recent.events)
         moved: Collection[int] = ()
         if request.stable:
-            moved = await connection.state.moved_to_or_from_direct(
+            moved = await state.moved_to_or_from_direct(
                 selection.labels.direct, list(selection.configs), parts.rooms.get_rooms_by_nid
             )
-        changed = selection.to_look_at(connection.state, None if recent is None else recent.events)
         others = [*moved, *(recounted & selection.configs.keys())]
-        for nid in dict.fromkeys([*changed, *others]) if others else changed:
-            config = selection.configs[nid]
-            sent = sent_rooms.get(nid)
-            grown = sent is not None and not sent.covers(config)
-            row = selection.rows[nid]
-            since = 0 if sent is None else connection.since(sent.upto)
-            completed = _completion(partial, row)
-            if completed is None and config.required_state.all_members:
-                continue  # who wants all members is told of the room when they are here
-            news = max(news_of(row, selection.latest), completed or 0) > since
-            # a room that was out of view while its counts changed
-            is_recounted = nid in recounted or (
-                sent is not None
-                and sent.upto != LIVE
-                and not request.stable
-                and row.membership == "join"
+        if others:
+            candidates = list(dict.fromkeys([*candidates, *others]))
+        if not candidates:
+            return []
+        partial = await parts.partial.get_all()
+        updates: list[SlidingRoomUpdate] = []
+        rooms = await parts.rooms.get_rooms_by_nid(candidates)
+        for nid in candidates:
+            completed = _completion(partial, selection.rows[nid])
+            if completed is None and selection.configs[nid].required_state.all_members:
+                continue  # with partial state, not all members are known yet
+            update = SlidingRoomUpdate(
+                rooms[nid],
+                selection.rows[nid],
+                selection.configs[nid],
+                state.rooms.get(nid),
+                is_direct=rooms[nid].room_id in selection.labels.direct,
             )
-            if is_recounted:
-                counted.add(nid)
-            if sent is None or news or is_recounted or nid in moved or (grown and was_inside(row)):
-                wanted[nid] = (row, since, news)
-        rooms = await parts.rooms.get_rooms_by_nid(wanted)
-        named = _lists_of(selection, wanted) if request.stable else {}
-        works: list[RoomWork] = []
-        for nid, (row, since, news) in wanted.items():
-            sent = sent_rooms.get(nid)
-            initial = sent is None or (_completion(partial, row) or 0) > since
-            if not initial and row.position > since:
-                if row.membership == "join":
-                    initial = not await parts.states.was_joined_at(
-                        row, since
-                    ) or await parts.past.has_come_since(row, since)
-                else:
-                    initial = await parts.lists.was_reset(row)
-            works.append(
-                RoomWork(
-                    rooms[nid],
-                    row,
-                    selection.configs[nid],
-                    sent,
-                    since,
-                    initial,
-                    news,
-                    row.was_joined,
-                    rooms[nid].room_id in selection.labels.direct,
-                    named.get(nid, ()),
-                    is_recounted=nid in counted,
-                )
-            )
-        return works
+            _compare(request, connection, selection, recounted, update, completed)
+            if update.may_have_changes or nid in moved:
+                update.initial = await self._is_initial(update, completed)
+                updates.append(update)
+        if request.stable and updates:
+            named = selection.lists_of({update.room.room_nid for update in updates})
+            for update in updates:
+                update.in_lists = named.get(update.room.room_nid, ())
+        return updates
+
+    async def _is_initial(self, update: SlidingRoomUpdate, completed: int | None) -> bool:
+        """Whether the client starts over with the room."""
+        own, since = update.own, update.since
+        if update.sent is None or (completed or 0) > since:
+            return True
+        if own.position <= since:
+            return False
+        if own.membership != "join":
+            return await self._parts.lists.was_reset(own)
+        was_joined = await self._parts.states.was_joined_at(own, since)
+        return not was_joined or await self._parts.past.has_come_since(own, since)
 
     async def _end_others(
         self,
         request: SlidingRequest,
         connection: Connection,
         selection: Selection,
-        told: set[int],
+        done: Set[int],
         recounted: Set[int],
         changes: StateChanges,
     ) -> None:
-        """Live rooms with news that this answer does not tell are live no longer, nor those with
-        other counts."""
+        """Note which live rooms have news that are not in this response: they are no longer
+        live."""
         if connection.token is None:
             return
         rooms = connection.state.rooms
@@ -352,28 +315,44 @@ class SlidingSync:
         live = [
             nid
             for nid in candidates
-            if nid not in told and nid in selection.rows and rooms[nid].upto == LIVE
+            if nid not in done and nid in selection.rows and rooms[nid].upto == LIVE
         ]
+        if not live:
+            return
         latest = await self._parts.lists.latest(
             [nid for nid in live if selection.rows[nid].membership == "join"]
         )
         for nid in live:
-            if nid in recounted or news_of(selection.rows[nid], latest) > connection.position:
+            if nid in recounted or latest_change(selection.rows[nid], latest) > connection.position:
                 changes.end_room(nid, connection.position)
 
 
-def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, list[str]]:
-    """The lists in whose windows the rooms are."""
-    named: dict[int, list[str]] = {}
-    for name, window in selection.windows.items():
-        for nid in window:
-            if nid in wanted:
-                named.setdefault(nid, []).append(name)
-    return named
+def _compare(
+    request: SlidingRequest,
+    connection: Connection,
+    selection: Selection,
+    recounted: Set[int],
+    update: SlidingRoomUpdate,
+    completed: int | None,
+) -> None:
+    """Find out what of the room the client may lack."""
+    nid, own, sent = update.room.room_nid, update.own, update.sent
+    update.since = 0 if sent is None else connection.since(sent.upto)
+    update.has_new_events = max(latest_change(own, selection.latest), completed or 0) > update.since
+    was_out_of_view = sent is not None and sent.upto != LIVE
+    update.counts_changed = nid in recounted or (
+        was_out_of_view and not request.stable and own.membership == "join"
+    )
+    wants_more = sent is not None and not sent.covers(update.config) and knows_room(own)
+    update.may_have_changes = (
+        sent is None or update.has_new_events or update.counts_changed or wants_more
+    )
 
 
 def _completion(partial: Mapping[int, PartialRoom], row: MembershipRow) -> int | None:
-    """The position from which on all of the room's state is here; None: it is not. Who is not in
-    the room does not wait."""
+    """The position from which the room's state is complete; None while it is partial.
+
+    A user who is not in the room does not wait for it.
+    """
     room = partial.get(row.room_nid)
     return 0 if room is None or row.membership != "join" else room.completed

@@ -16,7 +16,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.timelines import count_upto
 from homeserver.cluster.incoming_changes import NewsOfOthers
 from homeserver.cluster.outgoing_changes import Range, without
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventNews, EventRow
 from storage.retention.purging import PurgedMessages
 from storage.rooms.memberships import MembershipRow
@@ -35,18 +35,6 @@ OF_DEVICE_LISTS: Final = frozenset(
     {Topic.DEVICE, Topic.SIGNATURE, Topic.MEMBERSHIP, Topic.COMPLETENESS}
 )
 """After which devices have to be known, or known anew; beside the encryption of rooms."""
-NOT_FOR_ALL: Final = frozenset(
-    {
-        Topic.ACCOUNT_DATA,
-        Topic.TO_DEVICE,
-        Topic.DEVICES_GONE,
-        Topic.KEY_COUNT,
-        Topic.THREAD_SUBSCRIPTION,
-        Topic.RELATED,
-        Topic.OUTGOING,
-    }
-)
-"""What nobody is told of but the users named in the change, if there are any."""
 MOST_HOLES: Final = 100
 """Stretches of which nothing is known yet."""
 LAST_FEW: Final = 8
@@ -79,8 +67,6 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     user_id: str | None = None
     row: MembershipRow | None = None
     is_encryption: bool = False
-    is_message: bool = False
-    """An event that sets no state."""
     sender: str | None = None
     """Whose receipt it is."""
     counted_upto: int = 0
@@ -98,7 +84,6 @@ class _News:
     __slots__ = (
         "encryption",
         "everyones",
-        "has_more",
         "memberships",
         "of_readers",
         "purged",
@@ -119,13 +104,7 @@ class _News:
         self.encryption: set[int] = set()
         self.purged: dict[int, int] = {}
         self.topics: set[Topic] = {entry.topic for entry in entries}
-        self.has_more = False
-        """Whether others than single users may have to be told of more than messages."""
         for entry in entries:
-            if not entry.is_message and entry.topic not in NOT_FOR_ALL:
-                self.has_more = (
-                    self.has_more or entry.topic is not Topic.RECEIPT or entry.reader is None
-                )
             if entry.counted_upto and entry.room_nid is not None:
                 self.purged[entry.room_nid] = max(
                     self.purged.get(entry.room_nid, 0), entry.counted_upto
@@ -151,16 +130,6 @@ class _News:
     def _of_reader(self, user_id: str) -> tuple[set[int], set[int]]:
         return self.of_readers.setdefault(user_id, (set(), set()))
 
-    def messages_of(self, user_id: str, beside: Topic | None) -> Set[int] | None:
-        """The rooms with messages, if nothing else happened of which the user may have to be told,
-        but of that topic; else None."""
-        if self.has_more or user_id in self.of_readers:
-            return None
-        for topic, users in self.users.items():
-            if user_id in users and topic is not beside:
-                return None
-        return self.everyones.events
-
     def rooms_of(self, user_id: str) -> ChangedRooms:
         """The rooms in which something is new for the user, or for all."""
         own = self.of_readers.get(user_id)
@@ -170,7 +139,10 @@ class _News:
 
 
 class RecentChanges:
-    """The newest changes of the one sequence."""
+    """The newest changes of the one sequence.
+
+    No `StreamCache`: an index by position, not values by key.
+    """
 
     def __init__(self, streams: Streams, others: NewsOfOthers | None = None) -> None:
         """`others`: who knows what other nodes write; None where there are none."""
@@ -185,11 +157,8 @@ class RecentChanges:
         """How many users are named in entries that have several."""
         self._gathered: dict[int, _News] = {}
         """By position what happened since, until something does."""
-        self._messages: dict[int, Set[int]] = {}
-        """By position the rooms with messages since, if nothing else has happened; until something
-        does."""
-        streams.subscribe(self._hear)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
         if others is not None:
             others.wait_for(self._hear_late, self._give_up)
 
@@ -198,23 +167,8 @@ class RecentChanges:
 
         None if that reaches further back than is kept.
         """
-        rooms = self._messages_alone(position)
-        if rooms is not None:
-            return ChangedRooms(rooms)
         news = self._since(position)
         return None if news is None else news.rooms_of(user_id)
-
-    def messages_since(
-        self, user_id: UserID, position: int, *, beside: Topic | None = None
-    ) -> Set[int] | None:
-        """The rooms in which messages (events that set no state) came after the position, if
-        nothing else is new there, for the user, or for all; None if something is, or as for
-        `rooms_since`. `beside`: what may have come for the user all the same."""
-        rooms = self._messages_alone(position)
-        if rooms is not None:
-            return rooms
-        news = self._since(position)
-        return None if news is None else news.messages_of(user_id, beside)
 
     def concerns_user(self, user_id: UserID, topic: Topic, position: int) -> bool:
         """Whether there may be changes of that topic for the user after the position."""
@@ -256,20 +210,6 @@ class RecentChanges:
         news = self._since(position)
         return news is None or bool(news.encryption) or not news.topics.isdisjoint(OF_DEVICE_LISTS)
 
-    def _messages_alone(self, position: int) -> Set[int] | None:
-        """The rooms with messages after the position, if nothing else has happened to anybody."""
-        rooms = self._messages.get(position)
-        if rooms is None and position >= self._complete_from and position not in self._gathered:
-            found: set[int] = set()
-            for entry in self._after(position):  # mostly one
-                if not entry.is_message or entry.room_nid is None:
-                    return None
-                found.add(entry.room_nid)
-            if len(self._messages) >= POSITIONS_AT_ONCE:
-                self._messages.clear()
-            rooms = self._messages[position] = found
-        return rooms
-
     def _after(self, position: int) -> Sequence[_Entry]:
         """What came after a position: mostly the last few changes, so these are asked first."""
         few = self._entries[-LAST_FEW:]
@@ -288,9 +228,8 @@ class RecentChanges:
             self._gathered[position] = news
         return news
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         self._gathered.clear()
-        self._messages.clear()
         for change in changes:
             self._add(change)
         while len(self._entries) + self._named > 2 * KEPT:
@@ -303,28 +242,9 @@ class RecentChanges:
             self._named += len(change.user_ids)
         elif isinstance(row, StickyRow):
             entry = _Entry(position, change.topic, row.room_nid)
-        elif isinstance(row, EventRow):
-            is_resolved = bool(row.flags & EventFlag.RESOLVED)
-            is_message = row.state_key is None and not is_resolved
-            is_encryption = is_resolved or row.type == ENCRYPTION
-            entry = _Entry(
-                position,
-                Topic.EVENT,
-                row.room_nid,
-                is_encryption=is_encryption,
-                is_message=is_message,
-            )
-        elif isinstance(row, EventNews):
-            is_resolved = bool(row.flags & EventFlag.RESOLVED)
-            is_message = not row.is_state and not is_resolved
-            is_encryption = is_resolved or row.type == ENCRYPTION
-            entry = _Entry(
-                position,
-                Topic.EVENT,
-                row.room_nid,
-                is_encryption=is_encryption,
-                is_message=is_message,
-            )
+        elif isinstance(row, EventRow | EventNews):
+            is_encryption = bool(row.flags & EventFlag.RESOLVED) or row.type == ENCRYPTION
+            entry = _Entry(position, Topic.EVENT, row.room_nid, is_encryption=is_encryption)
         elif isinstance(row, ReceiptRow):
             reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
             entry = _Entry(position, Topic.RECEIPT, row.room_nid, reader, sender=row.user_id)
@@ -351,15 +271,14 @@ class RecentChanges:
         else:
             self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
 
-    def _heed_others(self, after: int, upto: int) -> None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: where it has not said what, what is new up to there is not known
         here, or not yet."""
         told = self._streams.told(after, upto)
         if told is not None:
-            self._hear(told)
+            self._on_changes(told)
             return
         self._gathered.clear()
-        self._messages.clear()
         if self._others is None or len(self._holes) >= MOST_HOLES:
             self._forget(upto)
         else:
@@ -368,14 +287,13 @@ class RecentChanges:
 
     def _hear_late(self, ranges: Sequence[Range], changes: Sequence[Change]) -> None:
         """What was not known of these stretches is known now."""
-        self._hear([change for change in changes if change.position > self._forgotten_upto])
+        self._on_changes([change for change in changes if change.position > self._forgotten_upto])
         self._holes = without(self._holes, ranges)
         self._look_for_holes()
 
     def _give_up(self, ranges: Sequence[Range]) -> None:
         """What is new there will not be known."""
         self._gathered.clear()
-        self._messages.clear()
         self._forget(max(upto for _, upto in ranges))
 
     def _look_for_holes(self) -> None:

@@ -74,7 +74,7 @@ def parse_sync_token(text: str) -> SyncToken:
 
 def split_pos(text: str) -> tuple[SyncToken, str] | None:
     """The parts of a `pos` of sliding sync: the token, and the name of the state
-    (`sliding_sync/state_names.py`); None if it is none."""
+    (`sliding_sync/pos.py`); None if it is none."""
     match = _POS.fullmatch(text)
     if match is None:
         return None

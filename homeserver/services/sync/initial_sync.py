@@ -1,12 +1,12 @@
-"""How clients heard of what is new before there was /sync, and how one still looks into a room
-without being in it.
+"""The endpoints from before /sync: `/events`, `/initialSync`, and `/rooms/{room_id}/initialSync`,
+by which a client still looks into a room that its user is not in.
 
 Laws:
-- Its tokens are those of /sync.
-- Nothing is left out between one answer of `/events` and the next: where there is much, an answer
+- Their tokens are those of /sync.
+- Nothing is left out between one response of `/events` and the next: if there is much, a response
   ends earlier.
-- The first answer about all rooms has no pages. It is about those with the latest news, as many as
-  it has room for; the others are had one by one, or by /sync.
+- The response of `/initialSync` has no pages. It has the rooms with the latest changes, as many as
+  fit; a client gets the others one by one, or by /sync.
 
 spec: client-server-api#room-previews, client-server-api#get_matrixclientv3roomsroomidinitialsync,
 client-server-api#get_matrixclientv3initialsync, client-server-api#get_matrixclientv3events
@@ -37,15 +37,11 @@ from homeserver.services.rooms.invited_rooms import InvitedRooms
 from homeserver.services.rooms.reading import Reader, RoomReading
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
-from homeserver.services.sync.presence import PresenceReader
+from homeserver.services.sync.ephemeral import receipt_events, typing_event, visible_receipts
+from homeserver.services.sync.presence import PresenceSection
 from homeserver.services.sync.request import STATE_BEFORE, Range, SyncRequest
-from homeserver.services.sync.sync import (
-    LEFT,
-    MAX_TIMEOUT_MS,
-    receipt_events,
-    typing_event,
-    visible_receipts,
-)
+from homeserver.services.sync.rooms import LEFT
+from homeserver.services.sync.sync import MAX_TIMEOUT_MS
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.streams import Streams
 from storage.events.timelines import Direction, TimelineStore
@@ -55,19 +51,19 @@ from storage.rooms.recency import RoomRecencyStore
 from storage.rooms.rooms import RoomStore
 
 MAX_EVENTS: Final = 100
-"""Of one answer of /events."""
+"""Events in a response of /events."""
 MAX_MESSAGES: Final = 100
-"""Of a room in a first answer."""
+"""Messages of a room in an initial response."""
 MAX_ROOMS: Final = 100
-"""Of a first answer about all rooms."""
+"""Rooms in a response of /initialSync."""
 MAX_STATE_BYTES: Final = 16 * 1024 * 1024
-"""Once the rooms of a first answer have that much state there are no more of them in it."""
+"""Size of the state after which a response of /initialSync takes no further rooms."""
 
 _EVERYTHING: Final = RoomEventFilter()
 
 
 class OldSyncParts(msgspec.Struct, frozen=True):
-    """What answers are made of."""
+    """The services that the older endpoints read from."""
 
     engine: RoomEngine
     events: RoomEvents
@@ -83,7 +79,7 @@ class OldSyncParts(msgspec.Struct, frozen=True):
     recent: RecentChanges
     ignored: IgnoredUsers
     permissions: InvitePermissions
-    presence: PresenceReader
+    presence: PresenceSection
     recency: RoomRecencyStore
     invited: InvitedRooms
 
@@ -100,12 +96,12 @@ class OldSync:
         self._clock = clock
 
     async def get_room(self, caller: Requester, room_id: RoomID, limit: int) -> dict[str, Any]:
-        """A room as it is now, or was when the caller left it, with its latest messages. Raises
-        Forbidden."""
+        """Return a room as it is now, or as it was when the caller left it, with its latest
+        messages. Raises Forbidden."""
         return await self._room(caller, room_id, self._now(), limit)
 
     async def get_all(self, caller: Requester, limit: int, *, archived: bool) -> dict[str, Any]:
-        """All that the caller may know of their rooms; `archived`: also of those that they left."""
+        """Return the caller's rooms; with `archived` also those that they left."""
         now = self._now()
         memberships = await self._parts.memberships.of_user(caller.user_id)
         rows = await self._newest(
@@ -123,7 +119,7 @@ class OldSync:
                 try:
                     answer = await self._room(caller, room_id, now, limit)
                 except Forbidden:
-                    continue  # an invite that was declined: they have never been in the room
+                    continue  # a declined invite: the caller was never in the room
                 size += len(bytes(answer["state"]))
                 answers.append(answer)
             elif row.membership == "invite" and not await self._parts.permissions.hides(row):
@@ -141,7 +137,7 @@ class OldSync:
     async def _newest(
         self, rows: Sequence[MembershipRow], *, archived: bool
     ) -> Sequence[MembershipRow]:
-        """The rooms that a first answer is about: invites, then those with the latest news."""
+        """The rooms of a response of /initialSync: invites, then those with the latest changes."""
         invites = [row for row in rows if row.membership == "invite"]
         inside = [
             row for row in rows if row.membership == "join" or (archived and row.membership in LEFT)
@@ -156,10 +152,10 @@ class OldSync:
     async def get_events(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken | None, timeout_ms: int
     ) -> dict[str, Any]:
-        """What is new since a token (None: since now) in one room, or in all that concern the
-        caller; waits for it.
+        """Return the changes since a token (None: since now) in one room, or in all of the caller's
+        rooms; wait for them.
 
-        Raises Forbidden for a room that the caller may not look at.
+        Raises Forbidden for a room that the caller may not see.
         """
         room_nid = None
         if room_id is not None:
@@ -186,7 +182,7 @@ class OldSync:
             listener.close()
 
     async def get_event(self, caller: Requester, event_id: EventID) -> msgspec.Raw:
-        """One event of whatever room. Raises NotFound."""
+        """Return an event of any room. Raises NotFound."""
         event = (await self._parts.events.get_anywhere([event_id])).get(event_id)
         if event is None:
             raise NotFound("There is no such event, or you may not see it")
@@ -225,7 +221,7 @@ class OldSync:
     async def _look(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken
     ) -> tuple[list[Any], SyncToken]:
-        """What is new since the token, and the token after it."""
+        """The changes since the token, and the token after them."""
         now = self._now()
         readers = await self._readers(caller, room_id, since)
         ranges = dict.fromkeys(readers, (since.position, now.position))
@@ -257,8 +253,7 @@ class OldSync:
     async def _readers(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken
     ) -> Mapping[int, Reader]:
-        """The rooms to look into: the one that is asked for, or those of the caller in which
-        something is new."""
+        """The rooms to look into: the requested one, or those of the caller that have changes."""
         parts = self._parts
         if room_id is not None:
             reader = await parts.reading.find_reader(caller.user_id, room_id)
@@ -286,7 +281,7 @@ class OldSync:
     async def _ephemeral(
         self, caller: Requester, readers: Mapping[int, Reader], since: SyncToken, now: SyncToken
     ) -> list[dict[str, Any]]:
-        """Receipts and typing of rooms that the caller is in."""
+        """The receipts and typing notifications of rooms that the caller is in."""
         ranges = dict.fromkeys(readers, (since.position, now.position))
         receipts = await self._parts.receipts.get_receipts(ranges) if ranges else {}
         ignored = await self._parts.ignored.of_user(caller.user_id)
@@ -305,7 +300,7 @@ class OldSync:
     async def _presence(
         self, caller: Requester, since: SyncToken | None, now: SyncToken
     ) -> list[msgspec.Raw]:
-        """Who is there, of those with whom the caller shares a room."""
+        """The presence of users with whom the caller shares a room."""
         rows = await self._parts.memberships.of_user(caller.user_id)
         ignored = await self._parts.ignored.of_user(caller.user_id)
         span = Range(0 if since is None else since.position, now.position)
@@ -316,7 +311,7 @@ class OldSync:
 
 
 def _request(caller: Requester, since: SyncToken | None) -> SyncRequest:
-    """As if it were asked of /sync."""
+    """The request of /sync that asks for the same."""
     return SyncRequest(caller, since, NO_FILTER, full_state=False, state_section=STATE_BEFORE)
 
 

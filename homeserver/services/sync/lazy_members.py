@@ -1,13 +1,11 @@
-"""Which membership events a device has been sent already, so that lazy loading need not repeat
-them.
+"""Remembers which membership events a device was sent, so that lazy loading does not repeat them.
 
 Laws:
-- What an answer carried counts as sent only when the device comes back with that answer's token: an
-  answer may get lost.
-- What is remembered is what the device has at one token, with what further answers to that token
-  carry. A device that comes with any other one is told anew: it went back, as an app does that is
-  opened again before it had stored what it heard last, or other nodes have answered it meanwhile,
-  of which one may have left out that a member is another by now.
+- What a response carried counts as confirmed only when the device comes back with that response's
+  token, since a response may get lost.
+- A device that comes with an unknown token starts from nothing. It went back, as an app does that
+  is reopened before it stored its last response, or another node has answered it in the meantime
+  and may have sent a newer membership.
 
 spec: client-server-api#lazy-loading-room-members
 """
@@ -21,50 +19,53 @@ Member = tuple[int, str]
 """Room number and user."""
 
 MAX_MEMBERS = 5_000
-"""Remembered for a device; past that it may be sent some again."""
-MOST_ANSWERS = 8
-"""To one token that are remembered, the latest ones: mostly one, more where a device asks again, or
-waits for long."""
+"""Members remembered for one device; past that, some are sent again."""
+MAX_RESPONSES = 8
+"""Responses to one token that are remembered, the latest ones: several if a device repeats a
+request."""
 
 
 class _Device(msgspec.Struct, gc=False):
     token: str
-    """The one that it came with last; empty at its beginning."""
+    """The token of its latest request; empty at the beginning."""
     confirmed: set[Member] = set()
-    """What it has for sure."""
-    answers: dict[str, set[Member]] = {}
-    """By the tokens of the answers to it, what they carried."""
+    """The members that the device has for sure."""
+    responses: dict[str, set[Member]] = {}
+    """The members that each response to that token carried, by the response's token."""
     counted: int = 0
-    """So many of `confirmed` are in the sum of all devices."""
+    """The size of `confirmed` that is counted in the sum of all devices."""
 
 
 class LazyMembers:
-    """The memory of what devices were sent. For the reactor thread."""
+    """The members that devices were sent. For the reactor thread."""
 
     def __init__(self, *, capacity: int) -> None:
-        """`capacity`: how many members are remembered, of all devices together."""
+        """`capacity`: the number of members that are remembered, of all devices together."""
         self._capacity = capacity
         self._remembered = 0
         self._devices: OrderedDict[Hashable, _Device] = OrderedDict()
 
     def __len__(self) -> int:
-        """Members that are remembered."""
+        """The number of members that are remembered."""
         return self._remembered
 
-    def sent(self, key: Hashable, since: str | None) -> set[Member]:
-        """What the device has for sure, now that it has come with this token. Who sends less than
-        that takes it out of the set. `key`: of a user which device, or which connection of it."""
+    def get_confirmed(self, key: Hashable, since: str | None) -> set[Member]:
+        """Return the members that the device has for sure, as it came with this token.
+
+        A caller that changes a member without sending it removes it from the set. `key` names a
+        device, or a connection of one.
+        """
         device = self._devices.get(key)
-        if device is None or not since or (since != device.token and since not in device.answers):
+        if device is None or not since or (since != device.token and since not in device.responses):
             self._forget(key)
             device = self._devices[key] = _Device(since or "")
         elif since != device.token:
-            carried = device.answers[since]
+            carried = device.responses[since]
             if carried:
                 if len(device.confirmed) + len(carried) > MAX_MEMBERS:
                     device.confirmed = set()
                 device.confirmed |= carried
-            device.token, device.answers = since, {}
+            device.token, device.responses = since, {}
         self._devices.move_to_end(key)
         if (count := len(device.confirmed)) != device.counted:
             self._remembered += count - device.counted
@@ -73,14 +74,17 @@ class LazyMembers:
             self._forget(next(iter(self._devices)))
         return device.confirmed
 
-    def note(self, key: Hashable, since: str | None, members: Iterable[Member], token: str) -> None:
-        """These go out with the answer that has this token, to who has come with the other one."""
+    def add_sent(
+        self, key: Hashable, since: str | None, members: Iterable[Member], token: str
+    ) -> None:
+        """Record the members in the response that has this token, to the request that came with
+        `since`."""
         device = self._devices.get(key)
         if device is None or device.token != (since or "") or token == device.token:
-            return  # the device has gone on without this answer; or there is nothing in it
-        device.answers.setdefault(token, set()).update(members)
-        if len(device.answers) > MOST_ANSWERS:
-            del device.answers[next(iter(device.answers))]
+            return  # the device has gone on without this response, or there is nothing in it
+        device.responses.setdefault(token, set()).update(members)
+        if len(device.responses) > MAX_RESPONSES:
+            del device.responses[next(iter(device.responses))]
 
     def _forget(self, key: Hashable) -> None:
         device = self._devices.pop(key, None)

@@ -1,5 +1,5 @@
-"""What /sync tells of who is there: of those with whom the user shares a room, as it changes, and
-as rooms come to be shared.
+"""The `presence` section: of users who share a room, when their presence changes or when they come
+to share one.
 
 spec: client-server-api#presence
 """
@@ -20,13 +20,15 @@ from homeserver.services.sync.request import Range, SyncRequest
 from storage.rooms.memberships import MembershipRow
 
 FEW: Final = 50
-"""Up to so many people are asked for their rooms; of more the rooms are asked for them."""
+"""Up to this number of people, look at the rooms of each; of more, look at the people of each
+room."""
 
 Rows = Mapping[int, MembershipRow]
+People = dict[str, Person | RemotePerson]
 
 
-class PresenceReader:
-    """Makes the presence section of answers."""
+class PresenceSection:
+    """Reads the presence section."""
 
     def __init__(
         self,
@@ -38,8 +40,8 @@ class PresenceReader:
         server_name: ServerName,
         tells_offline: bool,
     ) -> None:
-        """`tells_offline`: an initial answer tells of those too who are not there, which costs as
-        much as there are."""
+        """`tells_offline`: an initial sync includes users who are offline, at the cost of looking
+        at all of them."""
         self._presence = presence
         self._memberships = memberships
         self._recent = recent
@@ -48,52 +50,61 @@ class PresenceReader:
         self._tells_offline = tells_offline
 
     def watch(self, request: SyncRequest, listener: Listener) -> None:
-        """Wake the listener for presence too, if the request wants it."""
+        """Wake the listener on changes of presence too, if the request wants them."""
         if self._is_wanted(request):
             self._presence.telling.watch(listener)
 
     def unwatch(self, listener: Listener) -> None:
-        """End that."""
+        """Undo `watch`."""
         self._presence.telling.unwatch(listener)
 
     async def read(
         self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]
     ) -> list[msgspec.Raw]:
-        """The m.presence events for an answer over that range."""
+        """Return the m.presence events for the range."""
         if not self._is_wanted(request):
             return []
-        user_id = request.caller.user_id
-        first = request.since is None or request.full_state
-        changed = self._presence.roster.get_changed(
-            None if request.since is None or first else request.since.ephemeral
-        )
-        newcomers = [] if first else self._new_rooms(span, rows)
-        if not changed and not newcomers and not (first and self._tells_offline):
-            return []
-        joined = {room_nid for room_nid, row in rows.items() if row.membership == "join"}
-        shared = await self._sharing(user_id, joined, changed)
-        for row in newcomers:
-            shared |= await self._met(user_id, row)
-        people = [person for person in shared.values() if person.user_id not in ignored]
-        if first and self._tells_offline:
-            others = await self._all_local(joined)
-            people += [
-                Person(UserID(other))
-                for other in others
-                if other not in shared and other not in ignored
-            ]
-        wanted = request.filter.presence
-        if not wanted.is_open:
-            people = [person for person in people if wanted.allows("m.presence", person.user_id)]
-        second = int(self._clock.seconds())
-        return [self._event(person, second) for person in people]
+        if request.since is None or request.full_state:
+            found = await self._find_all(request.caller.user_id, rows)
+        else:
+            found = await self._find_changed(
+                request.caller.user_id, request.since.ephemeral, span, rows
+            )
+        wanted, second = request.filter.presence, int(self._clock.seconds())
+        return [
+            self._event(person, second)
+            for user_id, person in found.items()
+            if user_id not in ignored and (wanted.is_open or wanted.allows("m.presence", user_id))
+        ]
+
+    async def _find_all(self, user_id: UserID, rows: Rows) -> People:
+        """The users who share a room, for an initial sync."""
+        present = self._presence.roster.get_changed(None)
+        if not present and not self._tells_offline:
+            return {}
+        joined = _joined(rows)
+        found = await self._sharing(user_id, joined, present)
+        if self._tells_offline:
+            offline = (await self._all_local(joined)) - found.keys()
+            found |= {other: Person(UserID(other)) for other in offline}
+        return found
+
+    async def _find_changed(self, user_id: UserID, since: int, span: Range, rows: Rows) -> People:
+        """The users who share a room and changed, or came to share one."""
+        changed = self._presence.roster.get_changed(since)
+        new_joins = self._find_new_joins(span, rows)
+        if not changed and not new_joins:
+            return {}
+        found = await self._sharing(user_id, _joined(rows), changed)
+        for row in new_joins:
+            found |= await self._met(user_id, row)
+        return found
 
     def _is_wanted(self, request: SyncRequest) -> bool:
         return self._presence.is_on and request.filter.presence.allows("m.presence", None)
 
     def _event(self, person: Person | RemotePerson, second: int) -> msgspec.Raw:
-        """The event about a person, encoded once for all who are told of them in the same
-        second."""
+        """The event about a person, encoded once for all readers in the same second."""
         encoded = person.encoded
         if encoded is None or encoded[0] != second or encoded[1] is not person.shown:
             content = self._presence.content_of(person, person.shown)
@@ -101,9 +112,8 @@ class PresenceReader:
             encoded = person.encoded = (second, person.shown, msgspec.json.encode(event))
         return msgspec.Raw(encoded[2])
 
-    def _new_rooms(self, span: Range, rows: Rows) -> list[MembershipRow]:
-        """Who has come into the user's rooms, the user into new ones among them, as far as that is
-        remembered."""
+    def _find_new_joins(self, span: Range, rows: Rows) -> list[MembershipRow]:
+        """The joins in the user's rooms, their own included, as far as they are in memory."""
         return [
             row
             for row in self._recent.memberships_since(span.since) or ()
@@ -112,9 +122,12 @@ class PresenceReader:
             and rows[row.room_nid].membership == "join"
         ]
 
-    async def _met(self, user_id: UserID, row: MembershipRow) -> dict[str, Person | RemotePerson]:
-        """Whom the user meets by somebody's coming: everybody in the room by their own. Who is
-        offline is told too: the client may remember them otherwise."""
+    async def _met(self, user_id: UserID, row: MembershipRow) -> People:
+        """The users whom the user meets by a join: everybody in the room by their own, else the new
+        member.
+
+        A new member who is offline is included: the client may have another state of them.
+        """
         if row.user_id != user_id:
             other = UserID(row.user_id)
             return {other: self._presence.roster.find(other) or Person(other)}
@@ -132,10 +145,10 @@ class PresenceReader:
 
     async def _sharing(
         self, user_id: UserID, joined: set[int], people: Collection[Person | RemotePerson]
-    ) -> dict[str, Person | RemotePerson]:
-        """Those of the people who are in one of these rooms; the user themselves among them."""
-        found: dict[str, Person | RemotePerson] = {}
-        unknown: dict[str, Person | RemotePerson] = {}
+    ) -> People:
+        """The people who are in one of these rooms, and the user."""
+        found: People = {}
+        unknown: People = {}
         for person in people:
             other = person.user_id
             if other == user_id:
@@ -162,3 +175,7 @@ class PresenceReader:
         for room_nid in room_nids:
             found |= await self._memberships.local_members(room_nid)
         return found
+
+
+def _joined(rows: Rows) -> set[int]:
+    return {room_nid for room_nid, row in rows.items() if row.membership == "join"}

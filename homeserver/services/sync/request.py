@@ -1,4 +1,4 @@
-"""What a client asks of /sync, as it is worked on."""
+"""A request of /sync, parsed."""
 
 from typing import Final
 
@@ -11,8 +11,8 @@ from homeserver.services.streams.sync_tokens import SyncToken
 STATE_BEFORE: Final = "state"
 STATE_AFTER: Final = "state_after"
 UNSTABLE_STATE_AFTER: Final = "org.matrix.msc4222.state_after"
-"""Where an answer has a room's state. Who asks by the unstable name looks for it under the unstable
-name."""
+"""The field that has a room's state. A client that asks by the unstable name expects the unstable
+field."""
 
 
 class SyncRequest(msgspec.Struct, frozen=True, gc=False):
@@ -24,22 +24,22 @@ class SyncRequest(msgspec.Struct, frozen=True, gc=False):
     full_state: bool
     state_section: str
     token: str = ""
-    """`since` as the client gave it; empty where it has none."""
+    """`since` as the client sent it; empty for an initial sync."""
 
     @property
     def loads_lazily(self) -> bool:
-        """Of members only those are told who have to do with the events of the answer."""
+        """Whether the client wants only the members that the events of the response need."""
         return self.filter.loads_lazily
 
     @property
     def state_after(self) -> bool:
-        """Give the state at the end of the timelines, not at their start."""
+        """Whether the client wants the state at the end of the timelines, not at their start."""
         return self.state_section != STATE_BEFORE
 
 
 class Range(msgspec.Struct, frozen=True, gc=False):
-    """The stretch of the one sequence that an answer covers."""
+    """The part of the one sequence that a response covers: since < position ≤ upto."""
 
     since: int
-    """0 for an initial one."""
+    """0 for an initial sync."""
     upto: int

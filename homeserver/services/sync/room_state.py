@@ -1,10 +1,10 @@
-"""The state that goes with a timeline: all of it, or what changed before it begins (or, if so
-asked, until it ends).
+"""The state beside a timeline: all of it, or what changed before the timeline begins or until it
+ends.
 
-The state that clients are told is the current one as it was at the end of the stretch: where the
-room's history is forked, resolution may have changed it without an event, or against one. The state
-before a timeline is that, but for the entries that the timeline sets, whose former events are
-stored with it.
+Clients get the current state as it was at the end of the range. If the room's history is forked,
+state resolution may have changed it without an event, or against one. The state before a timeline
+is the same except for the entries that the timeline sets; the events that these replaced are stored
+with them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -19,60 +19,61 @@ from storage.state.state_tree import StateTreeStore
 MEMBER = "m.room.member"
 
 Entries = dict[StateKey, int]
-"""Numbers of events by state key."""
+"""Event numbers by state key."""
 
 
 class StatePoint(msgspec.Struct, frozen=True, gc=False):
-    """A state of a room, but for some of its entries."""
+    """A state of a room, with some entries replaced."""
 
     room_nid: int
     root: bytes | None
-    otherwise: Mapping[StateKey, int | None] = msgspec.field(default_factory=dict)
-    """Entries that are others: as they were before a timeline, or a former member's own. None where
-    there is none."""
+    overrides: Mapping[StateKey, int | None] = msgspec.field(default_factory=dict)
+    """Replaced entries: those before a timeline, or a former member's own. None if an entry is
+    unset."""
 
 
 class RoomStates:
-    """Reads states and their differences at points of a timeline."""
+    """Reads states, and their differences, at points of a timeline."""
 
     def __init__(self, trees: StateTreeStore, events: RoomEvents) -> None:
         self._trees = trees
         self._events = events
 
     async def get_all(self, point: StatePoint) -> Entries:
-        """The whole state."""
+        """Return the whole state."""
         entries = {
             StateKey(*key): nid
             for key, nid in (await self._trees.get_all(point.room_nid, point.root)).items()
         }
-        _put(entries, point.otherwise)
+        _apply(entries, point.overrides)
         return entries
 
     async def get_without_members(self, point: StatePoint) -> Entries:
-        """The state without memberships, but for what is otherwise."""
+        """Return the state without memberships, except those in `overrides`."""
         others = await self._trees.get_all_but(point.room_nid, point.root, MEMBER)
         entries = {StateKey(*key): nid for key, nid in others.items()}
-        _put(entries, point.otherwise)
+        _apply(entries, point.overrides)
         return entries
 
     async def get_some(self, point: StatePoint, keys: Iterable[StateKey]) -> Entries:
-        """Some entries of the state."""
+        """Return some entries of the state."""
         wanted = set(keys)
         found = await self._trees.get_entries(point.room_nid, point.root, wanted)
         entries = {StateKey(*key): nid for key, nid in found.items()}
-        _put(entries, {key: nid for key, nid in point.otherwise.items() if key in wanted})
+        _apply(entries, {key: nid for key, nid in point.overrides.items() if key in wanted})
         return entries
 
     async def get_changes(self, former: bytes | None, point: StatePoint) -> Entries:
-        """What differs at the point from a former state of the room. Entries are never unset."""
+        """Return the entries that differ from a former state of the room. Unset entries are left
+        out."""
         diff = await self._trees.get_diff(point.room_nid, former, point.root)
         changes = {StateKey(*key): new for key, (_, new) in diff.items() if new is not None}
-        # what was there before, and is what the client has, is none
-        _put(
+        # an entry that equals the former one is no change
+        _apply(
             changes,
             {
                 key: nid if nid != diff.get(key, (None, None))[0] else None
-                for key, nid in point.otherwise.items()
+                for key, nid in point.overrides.items()
             },
         )
         return changes
@@ -80,20 +81,11 @@ class RoomStates:
     async def load(
         self, states: Sequence[tuple[Entries, str]], wanted: RoomEventFilter
     ) -> list[list[StoredEvent]]:
-        """The events of the entries of each (state, room id), as far as the filter lets them
-        through: one read for all."""
-        if not any(entries for entries, _ in states):
+        """Load the events of each (state, room id) that the filter allows, with one read for
+        all."""
+        numbers = [_wanted_nids(entries, room_id, wanted) for entries, room_id in states]
+        if not any(numbers):
             return [[] for _ in states]
-        numbers = [
-            [
-                nid
-                for key, nid in entries.items()
-                if wanted.passes_all_events or wanted.allows(key.type, None)
-            ]
-            if wanted.allows_room(room_id)
-            else []
-            for entries, room_id in states
-        ]
         events = await self._events.get_events({nid for nids in numbers for nid in nids})
         if wanted.passes_all_events:
             return [[events[nid] for nid in nids] for nids in numbers]
@@ -103,18 +95,27 @@ class RoomStates:
         ]
 
 
+def _wanted_nids(entries: Entries, room_id: str, wanted: RoomEventFilter) -> list[int]:
+    """The numbers of the events that the filter allows, as far as their types tell."""
+    if not wanted.allows_room(room_id):
+        return []
+    if wanted.passes_all_events:
+        return list(entries.values())
+    return [nid for key, nid in entries.items() if wanted.allows(key.type, None)]
+
+
 def without_members(entries: Entries, kept: Set[str]) -> Entries:
-    """The entries without the memberships of others than these."""
+    """Drop memberships, except those of some users."""
     return {key: nid for key, nid in entries.items() if key.type != MEMBER or key.state_key in kept}
 
 
 def changes_of(timeline: Sequence[StoredEvent]) -> Entries:
-    """The entries that the events of a timeline set."""
+    """Return the entries that the events of a timeline set."""
     return {event.event.key: event.nid for event in timeline if event.event.state_key is not None}
 
 
 def undo(timeline: Iterable[StoredEvent]) -> dict[StateKey, int | None]:
-    """The entries that a timeline sets, as they were before it, by the events themselves."""
+    """Return the entries that a timeline sets, as they were before it."""
     before: dict[StateKey, int | None] = {}
     for event in timeline:
         if event.event.state_key is not None:
@@ -122,8 +123,8 @@ def undo(timeline: Iterable[StoredEvent]) -> dict[StateKey, int | None]:
     return before
 
 
-def _put(entries: Entries, others: Mapping[StateKey, int | None]) -> None:
-    for key, nid in others.items():
+def _apply(entries: Entries, overrides: Mapping[StateKey, int | None]) -> None:
+    for key, nid in overrides.items():
         if nid is None:
             entries.pop(key, None)
         else:

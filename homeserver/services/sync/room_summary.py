@@ -1,8 +1,8 @@
-"""What a client needs to name a room: how many are in it, and who some of them are.
+"""Room summaries: the heroes and member counts by which a client names a room.
 
-Of a room with a name or an alias it is the same for everyone: so it is kept until the stream tells
-of a change of the room's state or members. What was read while such a change came in is not kept,
-nor is what is said of a room of whose state a part is lacking: its members become known without the
+The summary of a room with a name or an alias is the same for all its members. It is cached until
+the stream announces a change of the room's state or members. A summary that was read during such a
+change is not cached, nor that of a room with partial state, whose members become known without the
 stream.
 
 spec: client-server-api#get_matrixclientv3sync_response-200_roomsummary
@@ -22,93 +22,83 @@ from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.summaries import RoomSummaryStore, Roster
 
 HEROES: Final = 5
-FORGETS_ALL: Final = frozenset(
+CLEARS_CACHE: Final = frozenset(
     {Topic.EVENT, Topic.MEMBERSHIP, Topic.COMPLETENESS, Topic.REDACTED, Topic.PLACED}
 )
-"""What may be about any room, where the change does not say about which."""
+"""Topics of changes that clear the cache if they do not name a room."""
 
 
 class Summary(msgspec.Struct, frozen=True, gc=False):
-    """The summary in its JSON form, and the heroes with their membership events."""
+    """The JSON of a summary, and the memberships of its heroes."""
 
     json: dict[str, Any]
     heroes: Sequence[MembershipRow]
 
 
 class RoomSummaries:
-    """Makes summaries for readers of rooms. For the reactor thread."""
+    """Reads and caches summaries. For the reactor thread."""
 
     def __init__(
         self, store: RoomSummaryStore, partial: PartialRooms, streams: Streams, *, capacity: int
     ) -> None:
-        """`capacity`: of how many rooms they are kept."""
+        """`capacity`: the number of rooms whose summaries are cached."""
         self._store = store
         self._partial = partial
         self._capacity = capacity
         self._named: dict[int, Summary] = {}
-        self._changes_heard = 0
+        self._version = 0
         streams.subscribe(
-            self._hear,
+            self._on_changes,
             Topic.EVENT,
             Topic.MEMBERSHIP,
             Topic.COMPLETENESS,
             Topic.REDACTED,
             Topic.PLACED,
         )
-        streams.watch(self._heed_others)
+        streams.watch(self._on_remote_write)
 
     async def summarize(self, user_id: UserID, room_nids: Collection[int]) -> Mapping[int, Summary]:
-        """The summaries as the user is told them. Heroes only where a room has neither name nor
-        alias."""
+        """Return the summaries for one user. Only a room without name and alias has heroes."""
         found = {
             room_nid: self._named[room_nid] for room_nid in room_nids if room_nid in self._named
         }
         if len(found) == len(room_nids):
             return found
-        heard = self._changes_heard
+        version = self._version
         partial = await self._partial.get_all()
         missing = [room_nid for room_nid in room_nids if room_nid not in found]
         for room_nid, roster in (await self._store.get_rosters(user_id, missing, HEROES)).items():
             summary = found[room_nid] = _summarize(roster)
             part = partial.get(room_nid)
             is_whole = part is None or part.completed is not None
-            if (
-                is_whole
-                and (roster.name or roster.canonical_alias)
-                and heard == self._changes_heard
-            ):
-                self._keep(room_nid, summary)
+            if is_whole and (roster.name or roster.canonical_alias) and version == self._version:
+                self._cache(room_nid, summary)
         return found
 
-    def find_named(self, room_nid: int) -> Summary | None:
-        """The summary of a room that has a name or an alias, which is the same for everyone, if it
-        is in memory."""
-        return self._named.get(room_nid)
-
-    def _keep(self, room_nid: int, summary: Summary) -> None:
+    def _cache(self, room_nid: int, summary: Summary) -> None:
         if len(self._named) >= self._capacity:
             self._named.clear()
         self._named[room_nid] = summary
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, EventRow):
                 if row.state_key is None and row.current_root is None:
                     continue  # a message, which changes no state
-                self._forget(row.room_nid)
+                self._invalidate(row.room_nid)
             elif isinstance(row, MembershipRow | PartialRoom):
-                self._forget(row.room_nid)
-            elif change.topic in FORGETS_ALL:
-                self._heed_others(change.position, change.position)
+                self._invalidate(row.room_nid)
+            elif change.topic in CLEARS_CACHE:
+                self._on_remote_write(change.position, change.position)
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """What changed, in which room, is not known here."""
-        self._changes_heard += 1
+    def _on_remote_write(self, _after: int, _upto: int) -> None:
+        """Clear the cache: it is not known which rooms changed."""
+        self._version += 1
         self._named.clear()
 
-    def _forget(self, room_nid: int) -> None:
-        self._changes_heard += 1
+    def _invalidate(self, room_nid: int) -> None:
+        self._version += 1
         self._named.pop(room_nid, None)
 
 

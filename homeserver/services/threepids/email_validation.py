@@ -55,7 +55,7 @@ class InvalidAddress(InvalidParam):
 
 def parse_email_address(text: str) -> str:
     """An address as it is compared: in small letters. Raises `InvalidAddress`. spec:
-    appendices#e-mail-addresses"""
+    appendices#e-mail"""
     address = text.strip().lower()
     if len(address) > _LONGEST or not _ADDRESS.fullmatch(address) or ".." in address:
         raise InvalidAddress

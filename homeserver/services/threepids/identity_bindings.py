@@ -27,6 +27,7 @@ from twisted.logger import Logger
 
 from federation.http_client.client import Web, WebAnswer
 from federation.http_client.errors import OutboundError
+from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, OtherServerFailed, ServerNotTrusted
 from federation.protocol.ids import ServerName, UserID
@@ -44,8 +45,7 @@ NO_SUPPORT: Final = "no-support"
 SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
 LONGEST_ADDRESS: Final = 255
-FIRST_PAUSE_MS: Final = 5 * 60_000
-LONGEST_PAUSE_MS: Final = 24 * 3600_000
+RETRIES: Final = BackoffSchedule(5 * 60_000, 24 * 3600_000)
 MOST_ATTEMPTS: Final = 38
 """At unbinding: a month of them."""
 _PATH: Final = "/_matrix/identity/v2/3pid"
@@ -155,7 +155,7 @@ class IdentityBindings:
         None for wherever it was bound. Raises `IdentityServerRefused`, `OtherServerFailed`:
         `do_unbind_due` tries again then."""
         rows = await self._store.claim(
-            user_id, self._now() + FIRST_PAUSE_MS, medium, address, id_server
+            user_id, self._now() + RETRIES.first_ms, medium, address, id_server
         )
         results = [await self._unbind(row) for row in rows]
         return SUCCESS if results and all(results) else NO_SUPPORT
@@ -165,7 +165,9 @@ class IdentityBindings:
     ) -> str:
         """Unbind an address, or all; `SUCCESS` where nothing is left bound that this server knows
         of. Raises nothing for what the identity server does: `do_unbind_due` tries again."""
-        rows = await self._store.claim(user_id, self._now() + FIRST_PAUSE_MS, medium, address, None)
+        rows = await self._store.claim(
+            user_id, self._now() + RETRIES.first_ms, medium, address, None
+        )
         if medium is not None and not rows:
             return NO_SUPPORT
         try:
@@ -182,7 +184,7 @@ class IdentityBindings:
     def note_closed(self, txn: WriteTransaction, user_id: UserID) -> None:
         """In the write that closes an account: let `do_unbind_due` go on, unless `try_unbind` does
         it all before."""
-        self._store.set_due(txn, user_id, self._now() + FIRST_PAUSE_MS)
+        self._store.set_due(txn, user_id, self._now() + RETRIES.first_ms)
 
     def note_removed(
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str
@@ -278,7 +280,7 @@ class IdentityBindings:
 
 
 def _pause_ms(attempts: int) -> int:
-    return int(min(FIRST_PAUSE_MS * 2 ** min(attempts, MOST_ATTEMPTS), LONGEST_PAUSE_MS))
+    return RETRIES.nth(attempts + 1)
 
 
 def _host_of(url: str) -> str:

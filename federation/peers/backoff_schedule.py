@@ -1,0 +1,26 @@
+"""The pauses before something is tried again, which grow by a factor up to a longest one."""
+
+from typing import Final
+
+import msgspec
+
+_MAX_EXPONENT: Final = 60
+"""Beyond that every schedule has reached its longest pause."""
+
+
+class BackoffSchedule(msgspec.Struct, frozen=True):
+    """Pauses that grow by a factor, in milliseconds."""
+
+    first_ms: int
+    longest_ms: int
+    growth: float = 2
+
+    def after(self, pause_ms: float) -> int:
+        """The pause that follows one of this length; the first after 0."""
+        return min(max(int(pause_ms * self.growth), self.first_ms), self.longest_ms)
+
+    def nth(self, failures: int) -> int:
+        """The pause after so many failures in a row, from 1."""
+        return int(
+            min(self.first_ms * self.growth ** min(failures - 1, _MAX_EXPONENT), self.longest_ms)
+        )

@@ -1,0 +1,298 @@
+"""Bounds concurrency, and shares the permits fairly among keys such as servers, users or domains.
+
+Laws:
+- No more permits are held than there are, and no key gets more than its share.
+- A permit may be held for several keys, such as the server asked and the user who asks. Each of
+  them must have a share left.
+- Waiters get permits in rounds: one for each set of keys, then the next round. Within a set the
+  order is that of arrival. A waiter whose keys have no share left delays nobody.
+- The queue may be bounded, in all and for each key. Where it is full, waiting is refused at once.
+- A waiter that is cancelled, or has waited too long, leaves the queue and holds nothing.
+- Keys whose work was slow of late can be made to share what one key may hold, so that the rest of
+  the permits stays free for the others.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import chain
+from typing import Final, Generic, TypeVar
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import LimitExceeded, MatrixError
+
+SLOW_FOR_SECONDS: Final = 600.0
+"""How long a key stays slow."""
+MAX_SLOW_KEYS: Final = 10_000
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """Time limits of a semaphore, in seconds."""
+
+    clock: IReactorTime
+    slow_after: float | None = None
+    """The first key of a permit that was held for longer is slow from then on."""
+    longest: float | None = None
+    """A waiter is refused after this time."""
+
+
+class FairSemaphore(Generic[K]):
+    """Hands out permits. For the reactor thread."""
+
+    def __init__(
+        self,
+        permits: int,
+        permits_per_key: int | Callable[[K], int],
+        *,
+        max_waiting: int | None = None,
+        max_waiting_per_key: int | Callable[[K], int | None] | None = None,
+        refusal: Callable[[K | None], MatrixError] = lambda _key: LimitExceeded(),
+        waits: Waits | None = None,
+    ) -> None:
+        """`permits_per_key`: a share, or a function of the key; call `recheck` when it rises.
+
+        `max_waiting` and `max_waiting_per_key` bound the queue; None means no bound. `refusal`
+        makes the error for a key whose part of the queue is full, or for None where all of it is.
+        """
+        self._free = permits
+        self._permits_per_key = permits_per_key
+        self._max_waiting = max_waiting
+        self._max_waiting_per_key = max_waiting_per_key
+        self._refusal = refusal
+        self._waits = waits
+        self._slow_until: OrderedDict[K, float] = OrderedDict()
+        self._held: Counter[K] = Counter()
+        self._held_by_slow = 0
+        self._waiting: Counter[K] = Counter()
+        self._queues: OrderedDict[_Claim[K], deque[Deferred[None]]] = OrderedDict()
+        self._queues_of: dict[K, dict[_Claim[K], None]] = {}
+        """The claims that wait for each key, in the order of `_queues`."""
+        self._waiting_in_all = 0
+        self._freed: dict[tuple[K, ...] | None, None] = {}
+        """Keys whose waiters are to be looked at; None: all waiters."""
+        self._is_admitting = False
+        self.seconds_waited = 0.0
+        """The time that all waiters together have waited, where `waits` has a clock."""
+
+    @property
+    def free(self) -> int:
+        """How many permits nobody holds."""
+        return self._free
+
+    @property
+    def waiting_in_all(self) -> int:
+        """How many wait for a permit."""
+        return self._waiting_in_all
+
+    def held(self, key: K) -> int:
+        """How many permits are held for the key."""
+        return self._held[key]
+
+    def waiting(self, key: K) -> int:
+        """How many wait for a permit for the key."""
+        return self._waiting[key]
+
+    def waiting_keys(self) -> Iterator[tuple[K, ...]]:
+        """The sets of keys for which somebody waits."""
+        return (claim.keys for claim in self._queues)
+
+    async def acquire(self, *keys: K) -> None:
+        """Wait for a permit for the keys, until `release` of the same. Raises the refusal."""
+        await self._acquire(_Claim(keys))
+
+    def release(self, *keys: K) -> None:
+        """Give a permit back."""
+        self._release(_Claim(keys))
+
+    @asynccontextmanager
+    async def hold(self, *keys: K) -> AsyncIterator[None]:
+        """Wait for a permit, and hold it while the context lasts. Raises the refusal."""
+        claim = _Claim(keys, self._is_slow(keys[0]))
+        await self._acquire(claim)
+        began = self._now()
+        try:
+            yield
+        finally:
+            self._record_time(keys[0], self._now() - began)
+            self._release(claim)
+
+    @contextmanager
+    def hold_now(self, *keys: K) -> Iterator[None]:
+        """Hold a permit without waiting. Raises the refusal: of a key without a share left, or of
+        all keys."""
+        claim = _Claim(keys)
+        if not self._has_room(claim):
+            raise self._refusal(
+                next((key for key in keys if self._held[key] >= self._share(key)), None)
+            )
+        self._take(claim)
+        try:
+            yield
+        finally:
+            self._release(claim)
+
+    def prioritize(self, *keys: K) -> None:
+        """Give the keys the next permit, if somebody waits for one for them."""
+        claim = _Claim(keys)
+        if claim in self._queues:
+            self._queues.move_to_end(claim, last=False)
+            for key in keys:
+                self._queues_of[key] = {claim: None, **self._queues_of[key]}
+
+    def refuse_waiting(self, refusal: Callable[[], MatrixError], *keys: K) -> None:
+        """Let all waiters for the keys fail, each with an error of its own."""
+        claim = _Claim(keys)
+        for turn in list(self._queues.get(claim, ())):
+            self._leave_queue(claim, turn)
+            turn.errback(refusal())
+
+    def recheck(self) -> None:
+        """Admit waiters whose share has risen."""
+        self._admit(None)
+
+    # ---- waiting
+
+    async def _acquire(self, claim: "_Claim[K]") -> None:
+        self._check_queue(claim.keys)
+        if not self._is_admitting and claim not in self._queues and self._has_room(claim):
+            self._take(claim)  # no other waiter could have had it
+            return
+        turn: Deferred[None] = Deferred(lambda _: self._leave_queue(claim, turn))
+        self._enter_queue(claim, turn)
+        began = self._now()
+        if self._waits is not None and self._waits.longest is not None:
+            turn.addTimeout(self._waits.longest, self._waits.clock)
+        try:
+            await turn
+        except TimedOut:
+            raise self._refusal(None) from None
+        finally:
+            self.seconds_waited += self._now() - began
+
+    def _check_queue(self, keys: tuple[K, ...]) -> None:
+        """Raises the refusal where the queue is full."""
+        if self._max_waiting is not None and self._waiting_in_all >= self._max_waiting:
+            raise self._refusal(None)
+        for key in keys:
+            most = self._max_waiting_per_key
+            most = most(key) if callable(most) else most
+            if most is not None and self._waiting[key] >= most:
+                raise self._refusal(key)
+
+    def _enter_queue(self, claim: "_Claim[K]", turn: Deferred[None]) -> None:
+        if claim not in self._queues:
+            self._queues[claim] = deque()
+            for key in claim.keys:
+                self._queues_of.setdefault(key, {})[claim] = None
+        self._queues[claim].append(turn)
+        self._waiting_in_all += 1
+        _add(self._waiting, claim.keys, 1)
+
+    def _leave_queue(self, claim: "_Claim[K]", turn: Deferred[None]) -> None:
+        self._waiting_in_all -= 1
+        _add(self._waiting, claim.keys, -1)
+        self._queues[claim].remove(turn)
+        if not self._queues[claim]:
+            del self._queues[claim]
+            for key in claim.keys:
+                del self._queues_of[key][claim]
+                if not self._queues_of[key]:
+                    del self._queues_of[key]
+
+    def _move_to_end(self, claim: "_Claim[K]") -> None:
+        if claim in self._queues:
+            self._queues.move_to_end(claim)
+            for key in claim.keys:
+                self._queues_of[key][claim] = self._queues_of[key].pop(claim)
+
+    # ---- permits
+
+    def _has_room(self, claim: "_Claim[K]") -> bool:
+        if self._free <= 0 or (claim.is_slow and self._held_by_slow >= self._share(claim.keys[0])):
+            return False
+        return all(self._held[key] < self._share(key) for key in claim.keys)
+
+    def _share(self, key: K) -> int:
+        share = self._permits_per_key
+        return share(key) if callable(share) else share
+
+    def _take(self, claim: "_Claim[K]") -> None:
+        self._free -= 1
+        self._held_by_slow += claim.is_slow
+        _add(self._held, claim.keys, 1)
+
+    def _release(self, claim: "_Claim[K]") -> None:
+        # what others lack, unless it is a permit, is a share of their own keys
+        concerns_all = self._free <= 0 or claim.is_slow
+        self._free += 1
+        self._held_by_slow -= claim.is_slow
+        _add(self._held, claim.keys, -1)
+        self._admit(None if concerns_all else claim.keys)
+
+    def _admit(self, keys: tuple[K, ...] | None) -> None:
+        """Give permits to the waiters for these keys, or to any. An admitted waiter may release at
+        once: then the loop that runs goes on, so the stack does not grow with the queue."""
+        self._freed[keys] = None
+        if self._is_admitting:
+            return
+        self._is_admitting = True
+        try:
+            while self._freed:
+                freed = next(iter(self._freed))
+                claim = next(filter(self._has_room, self._waiting_for(freed)), None)
+                if claim is None:
+                    del self._freed[freed]
+                    continue
+                turn = self._queues[claim][0]
+                self._leave_queue(claim, turn)
+                self._move_to_end(claim)
+                self._take(claim)
+                turn.callback(None)
+        finally:
+            self._is_admitting = False
+
+    def _waiting_for(self, keys: tuple[K, ...] | None) -> Iterable["_Claim[K]"]:
+        if keys is None:
+            return self._queues
+        return chain.from_iterable(self._queues_of.get(key, ()) for key in keys)
+
+    # ---- slow keys
+
+    def _is_slow(self, key: K) -> bool:
+        until = self._slow_until.get(key)
+        if until is not None and until <= self._now():
+            del self._slow_until[key]
+            return False
+        return until is not None
+
+    def _record_time(self, key: K, seconds: float) -> None:
+        slow_after = None if self._waits is None else self._waits.slow_after
+        if slow_after is None or seconds <= slow_after:
+            return
+        self._slow_until[key] = self._now() + SLOW_FOR_SECONDS
+        self._slow_until.move_to_end(key)
+        if len(self._slow_until) > MAX_SLOW_KEYS:
+            self._slow_until.popitem(last=False)
+
+    def _now(self) -> float:
+        return 0.0 if self._waits is None else self._waits.clock.seconds()
+
+
+class _Claim(msgspec.Struct, Generic[K], frozen=True):
+    """What a waiter asks for; equal claims take turns."""
+
+    keys: tuple[K, ...]
+    is_slow: bool = False
+
+
+def _add(counter: Counter[K], keys: tuple[K, ...], change: int) -> None:
+    for key in keys:
+        counter[key] += change
+        if not counter[key]:
+            del counter[key]

@@ -1,0 +1,42 @@
+"""The name of a connection's state in a `pos`: the number of a stored state, and the rooms added
+since.
+
+The form is `<number>.<room>.<room>…`. An added room was sent just as the last room of the stored
+state. So a room that comes into view for the first time writes nothing, and nothing can get lost:
+the client brings the name along.
+
+Laws:
+- A name means the same for ever and on every node: a stored state never changes under its number.
+- A name is short, since it is part of a URL. After MAX_ADDED rooms a state is stored that has them.
+- A client that makes up a name harms only itself: it lacks what it claims to have been sent. Only
+  rooms that its user is or was in count (`connections.py`).
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+MAX_ADDED: Final = 32
+"""Rooms in a name; `homeserver/services/streams/sync_tokens.py` has the same bound."""
+
+
+def name_of(state_nid: int) -> str:
+    """Return the name of a stored state."""
+    return str(state_nid)
+
+
+def stored_nid(name: str) -> int:
+    """Return the number of the stored state in a name."""
+    return int(name.partition(".")[0])
+
+
+def added_to(name: str, added: Iterable[tuple[int, bool]]) -> str | None:
+    """Return the name with more rooms (number, and whether it is a direct chat); None if it gets
+    too long."""
+    longer = "".join([name, *[f".{room_nid << 1 | is_direct:x}" for room_nid, is_direct in added]])
+    return longer if longer.count(".") <= MAX_ADDED else None
+
+
+def added_in(name: str) -> list[tuple[int, bool]]:
+    """Return the rooms that a name adds to the stored state."""
+    _, *added = name.split(".")
+    return [(number >> 1, bool(number & 1)) for number in (int(each, 16) for each in added)]

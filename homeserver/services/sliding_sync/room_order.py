@@ -1,0 +1,206 @@
+"""The rooms of users in the order of lists, in memory.
+
+An order is brought up to date with the rooms that changed since it was used last, so a list costs
+no more for a user in thousands of rooms. It is a dictionary, which keeps the order in which keys
+are set: the room with the oldest event comes first, and a room with a new event moves to the end.
+For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from homeserver.services.sliding_sync.filter_data import RoomTags
+from homeserver.services.sliding_sync.request import ListFilters
+from homeserver.services.sliding_sync.room_recency import RoomRecency
+from homeserver.services.streams.recent_changes import RecentChanges
+from storage.engine.streams import Change, Streams, Topic
+from storage.rooms.memberships import MembershipRow
+
+OUTSIDE: Final = frozenset({"invite", "knock"})
+MAX_FILTERS: Final = 8
+"""Cached filters of one user: clients have a few lists and ask for the same ones again and
+again."""
+
+
+class NewestFirst(Collection[MembershipRow]):
+    """The rooms of an order, the newest first."""
+
+    def __init__(self, rooms: dict[int, MembershipRow]) -> None:
+        self._rooms = rooms
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    def __iter__(self) -> Iterator[MembershipRow]:
+        return reversed(self._rooms.values())
+
+    def __contains__(self, row: object) -> bool:
+        return isinstance(row, MembershipRow) and self._rooms.get(row.room_nid) == row
+
+
+class FilteredRooms(msgspec.Struct):
+    """The rooms of a user that pass a filter, in the same order."""
+
+    labels: RoomTags
+    """The user's tags and direct chats at that time."""
+    traits_mark: int
+    """The time at which the rooms' traits were read (`RoomTraitCache.mark`)."""
+    rooms: dict[int, MembershipRow]
+
+
+class RoomOrder(msgspec.Struct):
+    """The rooms of one user. It changes, so read it without waiting in between."""
+
+    user_id: UserID
+    upto: int
+    """The position up to which changes are applied."""
+    generation: int
+    """The generation of `RoomRecency` that it was made from."""
+    rooms: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
+    """The rooms that a list may show, by number, the one with the oldest event first."""
+    conditional: list[MembershipRow] = msgspec.field(default_factory=list)
+    """Those that are shown on conditions: the user is invited, knocks, or was removed."""
+    departed: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
+    """Rooms that the user left, by number: a list shows them once."""
+    filtered: dict[ListFilters, FilteredRooms] = msgspec.field(default_factory=dict)
+    """The rooms that pass each of the latest filters."""
+
+
+class RoomOrders:
+    """Keeps the orders of users' rooms."""
+
+    def __init__(
+        self,
+        memberships: Memberships,
+        recency: RoomRecency,
+        recent: RecentChanges,
+        streams: Streams,
+        *,
+        capacity: int,
+    ) -> None:
+        """`capacity`: the number of rooms in all orders, about."""
+        self._memberships = memberships
+        self._recency = recency
+        self._recent = recent
+        self._streams = streams
+        self._capacity = capacity
+        self._known: OrderedDict[str, RoomOrder] = OrderedDict()
+        self._weight = 0
+        self._version = 0
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
+        streams.watch(self._on_remote_write)
+
+    async def of_user(self, user_id: UserID) -> RoomOrder:
+        """Return the current order."""
+        known = self._known.get(user_id)
+        if known is not None and known.generation == self._recency.generation:
+            upto = self._streams.current()
+            changed = self._recent.rooms_since(user_id, known.upto)
+            if changed is not None:
+                self._known.move_to_end(user_id)
+                self._move(known, changed.events)
+                known.upto = upto
+                return known
+        self._forget(user_id)
+        while True:
+            version, upto = self._version, self._streams.current()
+            rows = (await self._memberships.of_user(user_id)).values()
+            latest = await self._recency.latest(
+                [row.room_nid for row in rows if row.membership == "join"]
+            )
+            if version == self._version:
+                break
+        order = _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
+        self._remember(user_id, order)
+        return order
+
+    def keep_filtered(
+        self, order: RoomOrder, filters: ListFilters, filtered: FilteredRooms
+    ) -> None:
+        """Cache the result of a filter with its order; the oldest filter is dropped if there are
+        too many."""
+        is_known = self._known.get(order.user_id) is order
+        former = _weigh(order)
+        if len(order.filtered) >= MAX_FILTERS and filters not in order.filtered:
+            del order.filtered[next(iter(order.filtered))]
+        order.filtered[filters] = filtered
+        if is_known:
+            self._weight += _weigh(order) - former
+            self._shrink()
+
+    def _move(self, order: RoomOrder, changed: Collection[int]) -> None:
+        latest, rooms = self._recency.known, order.rooms
+        moved = [nid for nid in changed if nid in rooms and rooms[nid].membership == "join"]
+        if len(moved) > 1:
+            moved.sort(key=lambda nid: latest.get(nid, 0))
+        for nid in moved:
+            rooms[nid] = rooms.pop(nid)
+            for filtered in order.filtered.values():
+                if nid in filtered.rooms:
+                    filtered.rooms[nid] = filtered.rooms.pop(nid)
+
+    def _remember(self, user_id: str, order: RoomOrder) -> None:
+        self._forget(user_id)
+        self._known[user_id] = order
+        self._weight += _weigh(order)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        while self._weight > self._capacity and len(self._known) > 1:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, user_id: str) -> None:
+        order = self._known.pop(user_id, None)
+        if order is not None:
+            self._weight -= _weigh(order)
+
+    def _on_changes(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.MEMBERSHIP:
+                self._version += 1
+                if change.user_id is not None:
+                    self._forget(change.user_id)
+                else:
+                    self._clear()
+
+    def _on_remote_write(self, after: int, upto: int) -> None:
+        """Another node wrote: apply its changes if they are known, else drop all orders."""
+        self._version += 1
+        changes = self._streams.told(after, upto)
+        if changes is None:
+            self._clear()
+        else:
+            self._on_changes(changes)
+
+    def _clear(self) -> None:
+        self._known.clear()
+        self._weight = 0
+
+
+def _weigh(order: RoomOrder) -> int:
+    kept = sum(len(filtered.rooms) for filtered in order.filtered.values())
+    return 1 + len(order.rooms) + len(order.departed) + kept
+
+
+def _arrange(
+    user_id: UserID, rows: Collection[MembershipRow], latest: Mapping[int, int], order: RoomOrder
+) -> RoomOrder:
+    shown: list[tuple[int, MembershipRow]] = []
+    for row in rows:
+        if row.membership == "join":
+            shown.append((latest.get(row.room_nid, 0), row))
+        elif row.forgotten:
+            continue
+        elif row.membership in OUTSIDE or row.membership == "ban" or row.sender != user_id:
+            shown.append((row.position, row))
+            order.conditional.append(row)
+        else:
+            order.departed[row.room_nid] = row
+    shown.sort(key=lambda each: each[0])
+    order.rooms = {row.room_nid: row for _, row in shown}
+    return order

@@ -1,0 +1,189 @@
+"""The typing notifications that clients of sliding sync were sent: in which rooms, and up to which
+position.
+
+A room may leave the windows of a client and come back. Then the client gets the typing users again:
+it dropped what it knew, or should have. Proposal: MSC4508.
+
+What a client was sent is recorded under the `pos` of the response. A response may get lost, so no
+two responses with different views have the same `pos`.
+
+The record is in memory only, since typing ends within seconds. A client without a record, after a
+restart or an eviction, gets everything that is known, to correct what it had before. That alone
+does not end its waiting, or a client that is evicted again and again would never wait. In which
+rooms it shows somebody typing is also known from its `pos` (`SyncToken.typed`).
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from federation.protocol.ids import UserID
+from homeserver.services.ephemeral.typing import Typing
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
+from homeserver.services.streams.sync_tokens import SyncToken
+from storage.engine.streams import Streams
+from storage.sync.sliding_connections import ConnectionKey
+
+MAX_FORMER_ROOMS: Final = 500
+"""Rooms that left the view of a connection and are recorded, the latest ones."""
+ENTRY: Final = 512
+"""Bytes of a connection, about."""
+MAX_RESPONSES: Final = 8
+"""Recorded responses of a connection, as many as its stored states: mostly two."""
+ROOM: Final = 100
+"""Bytes of a room in a view, about."""
+
+
+class TypingView(msgspec.Struct, frozen=True, gc=False):
+    """The typing users that a client knows at some position."""
+
+    rooms: frozenset[int]
+    """The rooms in view: everything up to that position was sent."""
+    left: Mapping[int, int]
+    """Rooms that left the view, with the ephemeral position up to which everything was sent."""
+    is_whole: bool = True
+    """Whether these are all rooms that ever were in view."""
+    typed: tuple[int, ...] = ()
+    """As in `SyncToken`, of the rooms in view."""
+
+
+class TypingChanges(msgspec.Struct, frozen=True, gc=False):
+    """The typing notifications of a response."""
+
+    rooms: Mapping[int, Sequence[UserID]]
+    has_changes: bool
+    """Whether anything changed, or came into view, since the client's last response."""
+    view: TypingView
+    """The typing users that the client knows with these."""
+
+
+class SentTyping:
+    """Records the views of all connections. For the reactor thread."""
+
+    def __init__(self, typing: Typing, streams: Streams, *, capacity: int) -> None:
+        """`capacity`: the size in bytes, about."""
+        self._typing = typing
+        self._views = ConnectionCache[Mapping[str, TypingView]](streams, capacity=capacity)
+
+    @property
+    def weight(self) -> int:
+        """The size of all views in bytes, about."""
+        return self._views.weight
+
+    def move(
+        self,
+        key: ConnectionKey,
+        pos: str | None,
+        before: SyncToken | None,
+        rooms: Set[int],
+        initial: Set[int] = frozenset(),
+    ) -> TypingChanges:
+        """Return the typing users of the rooms in view, as far as a client with this `pos` needs
+        them.
+
+        `before` is the token in the `pos`. The client starts over with the rooms in `initial`.
+        """
+        if before is None:
+            found = self._typing.get_changed(rooms, None)
+            typed = self._typing.name_typed((), found)
+            return TypingChanges(found, bool(found), TypingView(frozenset(rooms), {}, typed=typed))
+        changed: Set[int] = frozenset()
+        if not self._typing.is_quiet_since(before.ephemeral):
+            changed = self._typing.changed_rooms(before.ephemeral) & rooms
+        view = self.find(key, pos)
+        shown = [nid for nid in before.typed if nid in rooms]
+        sent: dict[int, Sequence[UserID]] = dict.fromkeys(self._typing.find_over(shown), ())
+        if view is None:
+            has_changes = bool(changed or sent)
+            sent.update(self._typing.get_known(rooms))
+            typed = self._typing.name_typed(shown, sent)
+            return TypingChanges(
+                sent, has_changes, TypingView(frozenset(rooms), {}, is_whole=False, typed=typed)
+            )
+        if changed:
+            sent.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
+        if initial:
+            sent.update(self._typing.get_changed(initial & rooms, None))
+        if rooms != view.rooms:
+            sent.update(self._find_entering(view, rooms - view.rooms))
+            view = TypingView(frozenset(rooms), *_left(view, before, rooms), view.typed)
+        typed = self._typing.name_typed(shown, sent) if shown or sent else ()
+        if typed != view.typed:
+            view = replace(view, typed=typed)
+        return TypingChanges(sent, bool(sent), view)
+
+    def _find_entering(self, view: TypingView, room_nids: Set[int]) -> dict[int, Sequence[UserID]]:
+        """Find the typing users of rooms that come into view."""
+        found: dict[int, Sequence[UserID]] = {}
+        for nid in room_nids:
+            if nid not in view.left and not view.is_whole:
+                found.update(
+                    self._typing.get_known([nid])
+                )  # it may have been in view and is no longer recorded
+                continue
+            found.update(self._typing.get_changed([nid], None))
+            if (
+                nid in view.left
+            ):  # also that nobody types any more, if the client did not drop what it knew
+                found.update(self._typing.get_changed([nid], view.left[nid]))
+        return found
+
+    def find(self, key: ConnectionKey, pos: str | None) -> TypingView | None:
+        """Return the view of a client with this `pos`, if it is recorded."""
+        kept = self._views.get(key)
+        return None if kept is None or pos is None else kept[0].get(pos)
+
+    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: TypingView) -> bool:
+        """Record the view of a response. `before` is the `pos` of the request, `pos` that of the
+        response.
+
+        Returns False and records nothing if another response with the same `pos` differs, in rooms
+        where somebody types or did lately.
+        """
+        cached = self._views.get(key)
+        views = {} if cached is None else cached[0]
+        if self._differs(views.get(pos), view):
+            return False
+        is_unchanged = 0 < len(views) <= 2 and all(each is view for each in views.values())
+        if before is not None and is_unchanged and list(views)[-1] == before:
+            self._views.replace(key, {before: view, pos: view})  # mostly
+            return True
+        known = {} if before is None else _since(views, before)
+        known[pos] = view
+        while len(known) > MAX_RESPONSES:
+            del known[next(iter(known))]
+        distinct = {id(each): each for each in known.values()}
+        weight = ENTRY + ROOM * sum(len(each.rooms) + len(each.left) for each in distinct.values())
+        self._views.put(key, known, weight)
+        return True
+
+    def _differs(self, sent: TypingView | None, view: TypingView) -> bool:
+        """Whether another response with the same `pos` sent something else."""
+        if sent is None or sent is view:
+            return False
+        others = {nid for nid, _ in sent.left.items() ^ view.left.items()} | (
+            sent.rooms ^ view.rooms
+        )
+        return bool(self._typing.get_known(others))
+
+
+def _since(views: Mapping[str, TypingView], pos: str) -> dict[str, TypingView]:
+    """The views from a response on, if it is recorded: the client has that one, so older ones are
+    out of date."""
+    if pos not in views:
+        return dict(views)
+    keys = list(views)
+    return {key: views[key] for key in keys[keys.index(pos) :]}
+
+
+def _left(view: TypingView, before: SyncToken, rooms: Set[int]) -> tuple[Mapping[int, int], bool]:
+    """The rooms that left the view, and whether these are all."""
+    left = {**view.left, **dict.fromkeys(view.rooms - rooms, before.ephemeral)}
+    for nid in rooms - view.rooms:
+        left.pop(nid, None)
+    too_many = len(left) - MAX_FORMER_ROOMS
+    for nid in list(left)[:too_many] if too_many > 0 else ():
+        del left[nid]
+    return left, view.is_whole and too_many <= 0

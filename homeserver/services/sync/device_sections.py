@@ -1,0 +1,178 @@
+"""The sections of a device: `to_device`, `device_lists`, and the counts of its one-time keys.
+
+A to-device message is removed when the device comes back with a token from after it: then the
+device has it for sure. If more messages wait than one response takes, the response ends, in all
+sections, at the last message it carries, and the next one goes on from there. After an initial
+sync, the rest waits at later positions.
+
+spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
+"""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Final, NamedTuple
+
+import msgspec
+
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.encryption.device_lists import DeviceLists
+from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
+from homeserver.services.streams.recent_changes import RecentChanges
+from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.to_device_cache import Found, ToDeviceCache, read
+from storage.encryption.device_keys import KeyCounts
+from storage.encryption.to_device import REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
+from storage.engine.streams import Topic
+
+NO_KEYS: Final = KeyCounts({}, ())
+NO_LISTS: Final[Mapping[str, list[str]]] = {"changed": [], "left": []}
+MESSAGES_PER_RESPONSE: Final = 100
+DEVICES_REMEMBERED: Final = 50_000
+_position: Final = itemgetter(0)
+
+
+class DeviceSections(msgspec.Struct, frozen=True, gc=False):
+    """The sections of a device in one response."""
+
+    messages: Sequence[DeviceMessage] = ()
+    lists: Mapping[str, list[str]] = msgspec.field(default_factory=lambda: NO_LISTS)
+    counts: KeyCounts = NO_KEYS
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether there is anything for which the client need not wait any longer."""
+        return bool(self.messages or self.lists["changed"] or self.lists["left"])
+
+
+def as_list(messages: Iterable[DeviceMessage]) -> msgspec.Raw:
+    """Encode the messages as one JSON list."""
+    return msgspec.Raw(b"[%b]" % b",".join([message.content for message in messages]))
+
+
+def _count_upto(found: Sequence[Found], position: int) -> int:
+    """Count the messages at or before the position."""
+    return bisect_right(found, position, key=_position) if found else 0
+
+
+class WaitingMessages(NamedTuple):
+    """The messages of a response, and the position at which the response ends."""
+
+    messages: Sequence[DeviceMessage]
+    upto: int
+    fetched: int | None = None
+    """The position at which the messages end, if the rest of the response ends later."""
+
+
+class DeviceSectionReader:
+    """Reads the sections of devices."""
+
+    def __init__(
+        self,
+        to_device: ToDeviceStore,
+        messages: ToDeviceCache,
+        counts: KeyCountsInMemory,
+        lists: DeviceLists,
+        recent: RecentChanges,
+    ) -> None:
+        self._to_device = to_device
+        self._messages = messages
+        self._counts = counts
+        self._lists = lists
+        self._recent = recent
+        # the position up to which no message is stored for a device, as far as this node knows;
+        # it holds for a later device with the same id, too
+        self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
+
+    async def find_messages(self, request: SyncRequest, span: Range) -> WaitingMessages:
+        """Return the messages that wait for the device, as many as one response takes."""
+        device_id = request.caller.device_id
+        if device_id is None:
+            return WaitingMessages((), span.upto)
+        user_id = request.caller.user_id
+        key = (user_id, device_id)
+        clean = self._clean.get(key)
+        if clean is not None and not self._recent.concerns_user(user_id, Topic.TO_DEVICE, clean):
+            self._set_clean(
+                key, span.upto
+            )  # else the range to look at would grow with each response
+            return WaitingMessages((), span.upto)
+        fetched = None if request.since is None else request.since.to_device
+        arrived = span.since if fetched is None else fetched
+        limit = MESSAGES_PER_RESPONSE
+        # without a token the session may have begun on another node, unknown to this one yet: the
+        # cache may hold messages for an earlier device with the same id
+        known = None if clean is None or not span.since else self._messages.since(key, clean)
+        if known is None:
+            messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
+            if messages and messages[0].position <= arrived:
+                # the device has these: it came back with a token from after them
+                await self._to_device.remove_messages(user_id, device_id, arrived)
+                messages = await self._to_device.get_messages(
+                    user_id, device_id, arrived, span.upto, limit
+                )
+            self._set_clean(key, arrived)
+        else:
+            has = await self._remove(key, known, arrived)
+            messages = read(known[has : min(has + limit, _count_upto(known, span.upto))])
+        if not messages:
+            self._set_clean(key, span.upto)
+            return WaitingMessages((), span.upto)
+        if len(messages) < limit:
+            return WaitingMessages(messages, span.upto)
+        if request.since is not None and fetched is None:
+            return WaitingMessages(messages, messages[-1].position)
+        # an initial sync shows rooms as they are now, so it cannot end earlier; its token has the
+        # position of the messages
+        return WaitingMessages(messages, span.upto, messages[-1].position)
+
+    async def read(
+        self, request: SyncRequest, span: Range, messages: Sequence[DeviceMessage]
+    ) -> DeviceSections:
+        """Return all sections of the device for the range."""
+        caller = request.caller
+        if caller.device_id is None:
+            return DeviceSections()
+        counts = await self._counts.get(caller.user_id, caller.device_id)
+        if request.since is None:
+            return DeviceSections(messages, counts=counts)
+        lists = await self._lists.get_changes(caller.user_id, span.since, span.upto)
+        return DeviceSections(messages, lists, counts)
+
+    async def read_nothing_new(self, request: SyncRequest) -> DeviceSections:
+        """Return the sections of a device that is up to date: only the counts of its keys."""
+        caller = request.caller
+        if caller.device_id is None:
+            return DeviceSections()
+        key = (caller.user_id, caller.device_id)
+        if request.since is not None:
+            position = request.since.position
+            clean = self._clean.get(key)
+            known = None if clean is None else self._messages.since(key, clean)
+            if known is not None:
+                await self._remove(key, known, position)
+            elif await self._to_device.get_messages(*key, 0, position, 1):
+                await self._to_device.remove_messages(*key, position)
+            self._set_clean(key, position)
+        return DeviceSections(counts=await self._counts.get(*key))
+
+    async def _remove(
+        self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int
+    ) -> int:
+        """Remove the messages that the device has, up to the position, and return their number."""
+        has = _count_upto(known, arrived)
+        if has:
+            if has <= REMOVED_AT_ONCE:
+                await self._to_device.remove_few_messages(*key, known[0][0], arrived)
+            else:
+                await self._to_device.remove_messages(*key, arrived)
+            self._messages.forget(key, arrived)
+            self._set_clean(key, arrived)
+        return has
+
+    def _set_clean(self, key: tuple[UserID, DeviceID], position: int) -> None:
+        self._clean[key] = position
+        self._clean.move_to_end(key)
+        if len(self._clean) > DEVICES_REMEMBERED:
+            self._clean.popitem(last=False)

@@ -1,0 +1,204 @@
+"""The latest to-device messages, in memory: a device that keeps up gets them without a query.
+
+They are stored in the database too, until the device has them or is deleted. For the reactor
+thread.
+
+Laws:
+- Adding messages costs nothing per device. They are sorted by recipient when somebody reads,
+  several requests together. A request to many recipients is not sorted: its readers look through
+  it. An event is made only when a response takes it.
+- Each device has a floor: messages at or below it were delivered, or were for a deleted device, and
+  are never found again.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
+from typing import Final
+
+from storage.encryption.to_device import DeviceMessage, DevicesGone, NewMessages
+from storage.engine.streams import Change, Streams, Topic
+
+MAX_BYTES: Final = 16 << 20
+"""Size of all contents; the same content to many devices counts once."""
+MAX_MESSAGES: Final = 50_000
+MAX_FLOORS: Final = 50_000
+MANY: Final = 64
+"""Messages of one request from which on it is not sorted by recipient."""
+
+MAX_UNSORTED: Final = 32
+"""Requests that may wait to be sorted, so that no reader waits for long."""
+
+DeviceKey = tuple[str, str]
+"""User and device."""
+
+Found = tuple[int, str, NewMessages]
+"""The position of a message, the id of its device, and the request that it came with; for
+`read`."""
+
+_position: Final = itemgetter(0)
+_user_id: Final = itemgetter(0)
+
+
+def read(found: Iterable[Found]) -> list[DeviceMessage]:
+    """Make the messages."""
+    return [
+        DeviceMessage(
+            position, b"%b%b}" % (news.opening, news.contents[position - news.first])
+        )  # as `as_event` has it
+        for position, _, news in found
+    ]
+
+
+class _SentRequest:
+    """The messages of one request."""
+
+    __slots__ = ("_by_user", "last", "news", "size")
+
+    def __init__(self, news: NewMessages) -> None:
+        self.news = news
+        self.last = news.last
+        self.size = 0
+        before: bytes | None = None
+        for content in news.contents:
+            if content is not before:
+                self.size += len(content)
+                before = content
+        self._by_user: dict[str, Sequence[int]] | None = None
+
+    def to(self, user_id: str) -> Sequence[int]:
+        """Return the indexes of the messages for devices of the user."""
+        if self._by_user is None:
+            self._by_user = self._index()
+        return self._by_user.get(user_id, ())
+
+    def _index(self) -> dict[str, Sequence[int]]:
+        """The indexes of the messages, by user."""
+        users = list(map(_user_id, self.news.recipients))
+        found: dict[str, Sequence[int]] = dict(
+            zip(users, zip(range(len(users)), strict=True), strict=True)
+        )
+        if len(found) < len(users):
+            by_user: dict[str, list[int]] = {}
+            for index, user_id in enumerate(users):
+                by_user.setdefault(user_id, []).append(index)
+            found.update(by_user)
+        return found
+
+
+class ToDeviceCache:
+    """The latest messages that this node sent to devices."""
+
+    def __init__(self, streams: Streams, *, max_bytes: int = MAX_BYTES) -> None:
+        self._streams = streams
+        self._max_bytes = max_bytes
+        self._complete_from = streams.current()
+        self._by_user: defaultdict[str, list[Found]] = defaultdict(list)
+        """The messages of small requests by user, in order."""
+        self._unsorted: list[NewMessages] = []
+        """Small requests that are not sorted yet, in order."""
+        self._many: deque[_SentRequest] = deque()
+        self._order: deque[_SentRequest] = deque()
+        self._number = 0
+        self._bytes = 0
+        self._floors: dict[DeviceKey, int] = {}
+        streams.subscribe(self._on_changes, Topic.TO_DEVICE, Topic.DEVICES_GONE)
+        streams.watch(self._on_remote_write)
+
+    def since(self, device: DeviceKey, position: int) -> Sequence[Found] | None:
+        """Return all messages to the device after the position, in order; None if some are not in
+        memory."""
+        if position < self._complete_from:
+            return None
+        if self._unsorted:
+            self._sort()
+        user_id, device_id = device
+        floor = max(position, self._floors.get(device, 0))
+        messages: list[Found] = []
+        of_user = self._by_user.get(user_id)
+        if of_user is not None and of_user[-1][0] > floor:
+            newer = of_user[bisect_right(of_user, floor, key=_position) :]
+            messages = [found for found in newer if found[1] == device_id]
+        if not self._many:
+            return messages
+        for sent in reversed(self._many):
+            if sent.last <= floor:
+                break
+            news = sent.news
+            for index in sent.to(user_id):
+                if news.recipients[index][1] == device_id and news.first + index > floor:
+                    messages.append((news.first + index, device_id, news))
+        messages.sort()  # positions are unique
+        return messages
+
+    def forget(self, device: DeviceKey, upto: int) -> None:
+        """Drop the messages to the device up to the position: it has them."""
+        # a token may be from after the head
+        self._floors[device] = max(min(upto, self._streams.current()), self._floors.get(device, 0))
+        if len(self._floors) > MAX_FLOORS:
+            self._floors = {
+                key: floor for key, floor in self._floors.items() if floor > self._complete_from
+            }
+            if len(self._floors) > MAX_FLOORS // 2:
+                self._clear(self._streams.current())
+
+    def _on_changes(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if isinstance(change.detail, DevicesGone) and change.user_id is not None:
+                for device_id in change.detail.device_ids:
+                    self.forget((change.user_id, device_id), change.position)
+            elif isinstance(change.detail, NewMessages):
+                self._add(change.detail)
+            elif change.topic is Topic.TO_DEVICE:
+                self._clear(change.position)
+        while self._bytes > self._max_bytes or self._number > MAX_MESSAGES:
+            self._remove_oldest()
+
+    def _add(self, news: NewMessages) -> None:
+        sent = _SentRequest(news)
+        number = len(news.contents)
+        if number < MANY:
+            self._unsorted.append(news)
+            if len(self._unsorted) >= MAX_UNSORTED:
+                self._sort()
+        else:
+            self._many.append(sent)
+        self._order.append(sent)
+        self._number += number
+        self._bytes += sent.size
+
+    def _sort(self) -> None:
+        by_user = self._by_user
+        for news in self._unsorted:
+            for position, (user_id, device_id, _) in enumerate(news.recipients, news.first):
+                by_user[user_id].append((position, device_id, news))
+        self._unsorted.clear()
+
+    def _remove_oldest(self) -> None:
+        self._sort()
+        sent = self._order.popleft()
+        self._number -= len(sent.news.contents)
+        self._bytes -= sent.size
+        if self._many and self._many[0] is sent:
+            self._many.popleft()
+        else:
+            for user_id in set(map(_user_id, sent.news.recipients)):
+                of_user = self._by_user[user_id]
+                del of_user[: bisect_right(of_user, sent.last, key=_position)]
+                if not of_user:
+                    del self._by_user[user_id]
+        self._complete_from = max(self._complete_from, sent.last)
+
+    def _on_remote_write(self, _after: int, upto: int) -> None:
+        """Clear the cache: another node wrote, and the recipients are not known here."""
+        self._clear(upto)
+
+    def _clear(self, upto: int) -> None:
+        self._by_user.clear()
+        self._unsorted.clear()
+        self._many.clear()
+        self._order.clear()
+        self._floors.clear()
+        self._number = self._bytes = 0
+        self._complete_from = max(self._complete_from, upto)

@@ -1,0 +1,44 @@
+"""Rooms whose unread counts may have changed although no event, receipt or other change says so.
+
+Either the user changed whom they ignore, or unread messages were purged. What another node purged
+is read from the database.
+"""
+
+from collections.abc import Mapping
+
+from federation.protocol.ids import UserID
+from homeserver.services.account_data.ignored_users import IGNORED_USERS
+from homeserver.services.push.unread_counts import UnreadCounts
+from homeserver.services.streams.recent_changes import RecentChanges
+from storage.account_data.account_data import AccountData
+from storage.rooms.memberships import MembershipRow
+
+
+class UnreadChanges:
+    """Finds such rooms. For the reactor thread."""
+
+    def __init__(self, recent: RecentChanges, unread: UnreadCounts) -> None:
+        self._recent = recent
+        self._unread = unread
+
+    async def find(
+        self, user_id: UserID, since: int, rows: Mapping[int, MembershipRow], data: AccountData
+    ) -> set[int]:
+        """Return those of the joined rooms. `data`: the user's account data that changed since the
+        position."""
+        joined = {nid: row for nid, row in rows.items() if row.membership == "join"}
+        found: set[int] = set()
+        if IGNORED_USERS in data.everywhere:
+            # whom the user ignored before is not known: take all rooms with any unread event
+            events = await self._unread.get_events(
+                user_id, joined.values(), frozenset(), after=0, limit=1
+            )
+            found |= {nid for nid, newest in events.items() if newest}
+        purged = self._recent.purged_since(since)
+        if purged is None:
+            purged = await self._unread.purged_since(since)
+        affected = [joined[nid] for nid in purged if nid in joined]
+        if affected:
+            marks = await self._unread.read_marks(user_id, affected)
+            found |= {nid for nid, mark in marks.items() if mark.everything < purged[nid]}
+        return found

@@ -1,0 +1,142 @@
+"""Takes a lease, keeps it, and starts and stops the work that needs it.
+
+Laws:
+- The work runs on one node at a time: from `begin` until `lose` or `finish`, while `is_held`.
+- Each round renews the lease and stores the position up to which all work is done. The node that
+  takes the lease next goes on from there.
+- A node that loses the lease ends the work in its next round. Until then two nodes may work; what
+  is done twice must do no harm (`node_lease.py`).
+- A round that fails changes nothing; the next one tries again.
+- `stop` ends the work, stores the position, and gives the lease back.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from storage.cluster.leases import Lease
+from storage.cluster.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
+from storage.engine.interface import DatabaseUnavailable
+
+LEASE_MS: Final = 30_000
+ROUND_SECONDS: Final = 10.0
+
+
+class LeasedWork(Protocol):
+    """Work that one node does at a time."""
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs that an earlier lease began."""
+        ...
+
+    async def begin(self, lease: Lease) -> None:
+        """Start the work. If this raises, the next round tries again."""
+        ...
+
+    async def note(self) -> int:
+        """Store what the position does not say; the position up to which all is done."""
+        ...
+
+    def lose(self) -> None:
+        """Stop the work: another node does it now."""
+        ...
+
+    async def finish(self) -> int:
+        """Stop the work, and store what the position does not say; the position."""
+        ...
+
+
+class LeaseLoop:
+    """The rounds of one kind of work. For the reactor thread."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        lease: NodeLease,
+        work: LeasedWork,
+        name: str,
+        *,
+        each_round: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`name` of the work, in the log. `each_round` is called after each round, held or not."""
+        self._clock = clock
+        self._lease = lease
+        self._work = work
+        self._name = name
+        self._each_round = each_round
+        self._round = LoopingCall(self._start_round)
+        self._round.clock = clock
+        self._rounds_end: Deferred[LoopingCall] | None = None
+        self.is_held = False
+        self.noted = 0
+        """The position in the database, while the lease is held."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there can be no other node."""
+        return self._lease.is_alone
+
+    def start(self) -> None:
+        """Take the lease as soon as no other node has it."""
+        self._rounds_end = self._round.start(ROUND_SECONDS)
+
+    async def stop(self) -> None:
+        """End the work, and give the lease back."""
+        if self._round.running and self._rounds_end is not None:
+            self._round.stop()
+            await self._rounds_end  # the round that runs may just be taking the lease
+        if self.is_held:
+            self.is_held = False
+            await self._lease.renew(0, await self._work.finish())
+
+    def _start_round(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._make_round())
+
+    async def _make_round(self) -> None:
+        """Take the lease or renew it; raises nothing."""
+        try:
+            if self.is_held:
+                await self._renew()
+            elif self._work.is_idle():
+                await self._take()
+            if self._each_round is not None:
+                await self._each_round()
+        except DatabaseUnavailable as error:
+            self.log.warn(
+                "the lease of the {name} could not be renewed: {error}",
+                name=self._name,
+                error=error,
+            )
+        except Exception:  # a bug of ours: the next round tries again
+            self.log.failure("the lease of the {name} could not be renewed", name=self._name)
+
+    async def _take(self) -> None:
+        now = self._now_ms()
+        lease = await self._lease.take(now, now + LEASE_MS)
+        if lease is None:
+            return
+        await self._work.begin(lease)
+        self.noted = lease.position
+        self.is_held = True
+        self._round.interval = FIRST_RENEWAL_SECONDS
+
+    async def _renew(self) -> None:
+        self._round.interval = ROUND_SECONDS
+        position = await self._work.note()
+        if self._lease.is_alone and position == self.noted:
+            return
+        if await self._lease.renew(self._now_ms() + LEASE_MS, position):
+            self.noted = position
+        else:
+            self.log.warn("another node has the lease of the {name} now", name=self._name)
+            self.is_held = False
+            self._work.lose()
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)

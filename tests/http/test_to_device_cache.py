@@ -1,0 +1,107 @@
+"""Messages to devices in memory: contents are kept once, and are bounded."""
+
+import tracemalloc
+
+import pytest
+
+from homeserver.services.sync import to_device_cache
+from homeserver.services.sync.to_device_cache import MAX_BYTES, MAX_UNSORTED, ToDeviceCache, read
+from storage.encryption.to_device import NewMessages
+from storage.engine.streams import Change, Streams, Topic
+
+
+def test_contents_are_kept_once_and_no_more_than_fit() -> None:
+    streams = Streams()
+    recent = ToDeviceCache(streams)
+    contents = [b'"%b"' % (b"%d" % number * 50_000) for number in range(10, 400)]
+    tracemalloc.start()
+    try:
+        for position, content in enumerate(contents, 1):
+            news = NewMessages(position, b'{"content":', [("@a:example.org", "D", 1)], [content])
+            streams.publish(
+                [Change(position, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)],
+                position,
+            )
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 1 << 20, "beside the contents themselves, which were there before"
+    assert recent.since(("@a:example.org", "D"), 0) is None
+    found = recent.since(("@a:example.org", "D"), len(contents) - 100)
+    assert found is not None
+    assert [message.content for message in read(found)] == [
+        b'{"content":%b}' % content for content in contents[-100:]
+    ]
+    last = [
+        (at, found)
+        for at in range(len(contents))
+        if (found := recent.since(("@a:example.org", "D"), at)) is not None
+    ]
+    assert sum(len(message.content) for message in read(last[0][1])) <= MAX_BYTES + 100_000
+
+
+def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device never finds what it has, however many others have theirs; what is not remembered is
+    asked of the database."""
+    monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 10)
+    streams = Streams()
+    recent = ToDeviceCache(streams)
+    devices = [("@a:example.org", f"D{number}") for number in range(30)]
+    for round_ in range(3):
+        recipients = [(user_id, device_id, 1) for user_id, device_id in devices]
+        news = NewMessages(1 + 30 * round_, b"", recipients, [b"1"] * 30)
+        streams.publish(
+            [Change(news.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)],
+            news.last,
+        )
+        for number, device in enumerate(devices):
+            mine = recent.since(device, 0)
+            assert mine is None or mine[-1][0] == news.first + number
+            recent.forget(device, 1 << 40)
+            assert not recent.since(device, 0)
+    assert recent.since(devices[0], streams.current()) == []
+    news = NewMessages(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
+    streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 91)
+    assert [position for position, _, _ in recent.since(devices[0], 90) or ()] == [91], (
+        "no token of later hides it"
+    )
+
+
+def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When floors are too many, nothing that goes with them is taken for something that was never
+    sent."""
+    monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 4)
+    streams = Streams()
+    recent = ToDeviceCache(streams)
+    streams.publish([], 10)
+    news = NewMessages(11, b"", [("@a:example.org", "D", 1)], [b"1"])
+    streams.publish([Change(11, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 11)
+    for number in range(20):
+        recent.forget(("@b:example.org", f"D{number}"), 10)
+        found = recent.since(("@a:example.org", "D"), 10)
+        assert found is None or [position for position, _, _ in found] == [11]
+
+
+def test_what_is_not_sorted_yet_is_found_and_goes_in_its_turn() -> None:
+    """A few at once, by many requests, while nobody reads: found in order, and the oldest gone
+    first, as if each had been read at once."""
+    streams, others = Streams(), Streams()
+    lazy, eager = ToDeviceCache(streams, max_bytes=2500), ToDeviceCache(others, max_bytes=2500)
+    devices = [("@a:example.org", "D"), ("@a:example.org", "E"), ("@b:example.org", "D")]
+    position = 1
+    for number in range(5 * MAX_UNSORTED):
+        to = [(*device, 1) for device in devices[: 1 + number % 3]]
+        news = NewMessages(position, b"", to, [b"%d" % number * 10] * len(to))
+        position += len(to)
+        for each in (streams, others):
+            each.publish(
+                [Change(news.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)],
+                news.last,
+            )
+        assert eager.since(devices[0], news.last) == []
+        if number % 50 == 49:
+            for device in devices:
+                found = [lazy.since(device, after) for after in range(position)]
+                assert found == [eager.since(device, after) for after in range(position)]
+                assert any(found)
+                assert found[-1] == []
