@@ -28,7 +28,7 @@ AUTH_DONE: Final = (
     " else if (window.opener && window.opener.postMessage)"
     ' { window.opener.postMessage("authDone", "*"); }'
 )
-"""The script that tells the client that a stage is done. spec: client-server-api#fallback"""
+"""The script that notifies the client that a stage is done. spec: client-server-api#fallback"""
 
 
 class Widget(msgspec.Struct, frozen=True):

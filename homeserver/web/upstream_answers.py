@@ -186,8 +186,8 @@ async def post_saml_logout(
 
 
 async def _answer_envelope(logout: SAMLLogout, body: bytes) -> Response:
-    """Handle a SOAP envelope; only the status tells of a refusal. spec: saml-bindings-2.0-os
-    section 3.2.3.3"""
+    """Handle a SOAP envelope; a refusal has only a status. spec: saml-bindings-2.0-os section
+    3.2.3.3"""
     headers = {"Cache-Control": "no-cache, no-store", "Pragma": "no-cache", "Content-Type": SOAP}
     try:
         answer = await logout.do_end(LogoutMessage(body.decode("utf-8", "replace"), is_soap=True))

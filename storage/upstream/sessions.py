@@ -103,7 +103,7 @@ class UpstreamSessionStore:
     def get_sessions_beginning(
         self, txn: Transaction, provider: str, beginning: str
     ) -> list[UpstreamSessionRow]:
-        """Return the devices of sessions with this prefix of letters, digits and dots."""
+        """Return the devices of sessions with this prefix (ASCII alphanumerics and dots)."""
         sql = (
             f"SELECT {_COLUMNS} FROM upstream_sessions"
             " WHERE provider = ? AND session >= ? AND session < ?"

@@ -55,7 +55,7 @@ _STORED_MS: Final = 24 * 3600 * 1000
 
 
 class Returning(msgspec.Struct, frozen=True):
-    """Where and how the response goes back to the client."""
+    """The client, redirect URI and response mode of the response."""
 
     client_id: str
     redirect_uri: str

@@ -163,7 +163,7 @@ class OAuthTokens:
             problem = "code_verifier does not match the code_challenge"
         if problem is not None:
             self._store.set_code_used(txn, code_hash, _NO_SESSION)
-            # a live code, presented by somebody whom it was not issued to
+            # a valid code, but presented by another client or without its verifier
             if row.expires_ts > self._now():
                 device_id = DeviceID(row.device_id)
                 user_id = UserID(row.user_id)

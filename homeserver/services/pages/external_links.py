@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 LONGEST: Final = 4096
 _WRONG: Final = re.compile(r"[^\x21-\x7e]|\\")
 """Characters that browsers treat in their own way: they skip tabs and line breaks, read a backslash
-as a slash, and map non-ASCII letters."""
+as a slash, and map non-ASCII characters."""
 _HOST: Final = re.compile(r"[a-z0-9_](?:[a-z0-9._-]{0,252}[a-z0-9_.])?|[0-9a-f:]+:[0-9a-f.]*")
 _WEB: Final = ("http", "https")
 _NOT_ELSEWHERE: Final = frozenset(

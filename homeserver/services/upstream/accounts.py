@@ -255,8 +255,8 @@ class UpstreamAccounts:
 
 
 class UpstreamProofs:
-    """Tells with which UIA stages linked users confirm operations. `in_browsers` and `by_password`
-    are ids of providers."""
+    """Returns the UIA stages with which linked users confirm operations. `in_browsers` and
+    `by_password` are ids of providers."""
 
     def __init__(
         self,

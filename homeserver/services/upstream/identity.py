@@ -120,7 +120,7 @@ class OfferedProviders(msgspec.Struct, frozen=True):
 
 
 class Departure(msgspec.Struct, frozen=True):
-    """The redirect to a provider, and what to store until the browser returns (`kept`)."""
+    """The redirect to a provider, and the state to store until the browser returns (`kept`)."""
 
     url: str
     kept: Mapping[str, str]
@@ -225,7 +225,7 @@ def check_again(
 
 
 def keep_again(*, again: bool, now: float) -> dict[str, str]:
-    """Return what a flow stores for `check_again`."""
+    """Return the state that a flow stores for `check_again`."""
     return {_AGAIN: str(int(now))} if again else {}
 
 

@@ -46,7 +46,7 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     provider: str = ""
     purpose: Purpose
     kept: dict[str, str] = {}
-    """What the provider needs when the browser returns."""
+    """State of the provider, needed when the browser returns."""
     identity: UpstreamIdentity | None = None
     user_id: str | None = None
     """The account that signs in, once it is known."""
