@@ -279,17 +279,17 @@ class AccountPage:
     ) -> Response:
         self._threepids.check_changes()
         secret, address = self._secret_text.session_id(), fields.get("address", "")
-        back = {"action": ADDRESS, "address": address, "client_secret": secret}
+        query = {"action": ADDRESS, "address": address, "client_secret": secret}
         await self._validation.do_request_token(
             ADD,
             address,
             secret,
             1,
-            f"{self._base_url}{ACCOUNT_PATH}?{urlencode(back)}" if self._base_url else None,
+            f"{self._base_url}{ACCOUNT_PATH}?{urlencode(query)}" if self._base_url else None,
             self._pages.choose(context.languages),
             context.client_ip,
         )
-        return see_other(f"{ACCOUNT_PATH}?{urlencode({**back, 'done': 'email'})}")
+        return see_other(f"{ACCOUNT_PATH}?{urlencode({**query, 'done': 'email'})}")
 
     async def _take_address(
         self, context: RequestContext, session: BrowserSession, fields: Fields

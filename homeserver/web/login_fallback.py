@@ -134,13 +134,13 @@ class LoginFallbackPage:
 
     def _buttons(self, forwarded: Mapping[str, str]) -> list[dict[str, object]]:
         """Return a button per identity provider; its sign-in returns to this page."""
-        back = f"{self._base_url}{PATH}" + (f"?{urlencode(forwarded)}" if forwarded else "")
+        return_url = f"{self._base_url}{PATH}" + (f"?{urlencode(forwarded)}" if forwarded else "")
         return [
             {
                 "name": info.name,
                 "icon": None if info.icon is None else icon_path(info.provider_id),
                 "link": f"{REDIRECT_PATH}/{quote(info.provider_id, safe='')}"
-                f"?{urlencode({'redirectUrl': back})}",
+                f"?{urlencode({'redirectUrl': return_url})}",
             }
             for info in self._providers.infos
         ]

@@ -163,7 +163,7 @@ class RegisterPage:
         secret = self._secret_text.session_id()
         next_path = own_path(fields.get("next", ""), HOME)
         query = urlencode({"address": fields.get("address", ""), "client_secret": secret})
-        back = f"{self._base_url}{register_link(next_path)}&{query}"
+        return_url = f"{self._base_url}{register_link(next_path)}&{query}"
         language = self._pages.choose(context.languages)
         try:
             self._registration.check_open()
@@ -172,7 +172,7 @@ class RegisterPage:
                 fields.get("address", ""),
                 secret,
                 1,
-                back if self._base_url and len(back) <= LONGEST_LINK else None,
+                return_url if self._base_url and len(return_url) <= LONGEST_LINK else None,
                 language,
                 context.client_ip,
             )
@@ -209,21 +209,21 @@ class RegisterPage:
 
     async def register(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Create the account and sign its owner in."""
-        wish = Wish(
+        request = Wish(
             username=fields.get("name", "").strip(),
             password=fields.get("password", ""),
             inhibit_login=True,
             languages=context.languages,
         )
         try:
-            if wish.password != fields.get("password_again"):
+            if request.password != fields.get("password_again"):
                 raise PasswordsDiffer
             if self._terms:
                 language = self._pages.choose(context.languages)
                 objection = find_objection(self._policies, self._terms, fields, language)
                 if objection:
                     raise ConsentNotGiven(objection)
-            registered = await self._confirm(wish, fields, context.client_ip)
+            registered = await self._confirm(request, fields, context.client_ip)
         except UserAwaitingApproval as error:
             return self._awaiting_approval(context, error)
         except _StageFailed as refused:
@@ -234,14 +234,14 @@ class RegisterPage:
         cookie = await self._sessions.do_begin(registered.user_id, context, registered.era)
         return see_other(own_path(fields.get("next", ""), HOME), cookies=(cookie,))
 
-    async def _confirm(self, wish: Wish, fields: Mapping[str, str], ip: str) -> Registered:
+    async def _confirm(self, request: Wish, fields: Mapping[str, str], ip: str) -> Registered:
         """Create the account. Raises `_StageFailed` with the UIA session if something fails."""
         session_id = fields.get("confirmation", "")
         try:
             for stage in self._stages(fields):
                 auth = {**stage, "session": session_id} if session_id else stage
                 try:
-                    return await self._registration.do_register(wish, auth, ip)
+                    return await self._registration.do_register(request, auth, ip)
                 except AuthenticationRequired as more:
                     session_id = more.session_id
                     if more.error is not None:

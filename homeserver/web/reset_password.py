@@ -93,7 +93,7 @@ class ResetPasswordPage:
             "address": fields.get("address", ""),
             "client_secret": self._secret_text.session_id(),
         }
-        back = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
+        return_url = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
         language = self._pages.choose(context.languages)
         try:
             await self._validation.do_request_token(
@@ -101,7 +101,7 @@ class ResetPasswordPage:
                 given["address"],
                 given["client_secret"],
                 1,
-                back,
+                return_url,
                 language,
                 context.client_ip,
             )

@@ -180,7 +180,7 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
                 "invalid_redirect_uri",
                 f"{redirect[:200]} is not allowed for a {kind} client of {host}",
             )
-    further = {key: _text(metadata, key) for key in ("logo_uri", "tos_uri", "policy_uri")}
+    optional = {key: _text(metadata, key) for key in ("logo_uri", "tos_uri", "policy_uri")}
     return Client(
         client_uri=client_uri,
         grant_types=grants,
@@ -189,7 +189,7 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
         response_types=response_types if CODE_GRANT in grants else (),
         token_endpoint_auth_method="none",
         client_name=_name(_text(metadata, "client_name")),
-        **{key: uri for key, uri in further.items() if is_under(uri, host)},
+        **{key: uri for key, uri in optional.items() if is_under(uri, host)},
     )
 
 

@@ -218,9 +218,7 @@ class DeviceGrants:
 
 def _normalize(user_code: str) -> str:
     """Return a typed code in its stored form: upper-case letters only."""
-    return "".join(
-        letter for letter in user_code.upper()[:40] if letter.isascii() and letter.isalpha()
-    )
+    return "".join(char for char in user_code.upper()[:40] if char.isascii() and char.isalpha())
 
 
 def _unknown() -> OAuthError:

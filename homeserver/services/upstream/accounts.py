@@ -56,7 +56,7 @@ class Addresses(Protocol):
     """Stores the e-mail addresses of users."""
 
     async def do_set_vouched(
-        self, said: Mapping[UserID, Sequence[str]], provider: str
+        self, addresses: Mapping[UserID, Sequence[str]], provider: str
     ) -> Set[UserID]:
         """Set the addresses that this provider vouches for, replacing those it vouched for before.
         Return the users with an address that belongs to another account."""
@@ -200,14 +200,14 @@ class UpstreamAccounts:
                 raise Refused(Reason.OLD, f"{identity.subject} got another account in the meantime")
             note(txn, user_id, Happened.LINKED, row.linked_ts, detail=info.provider_id)
 
-        wish = Wish(
+        request = Wish(
             username=username,
             display_name=identity.display_name,
             emails=identity.emails,
             vouched_by=info.provider_id,
             languages=languages,
         )
-        user_id = await self._registration.do_register_vouched(wish, link)
+        user_id = await self._registration.do_register_vouched(request, link)
         self.log.info(
             "{user_id} was created for {provider}", user_id=user_id, provider=info.provider_id
         )
@@ -245,8 +245,8 @@ class UpstreamAccounts:
                     )
             if identity.picture is not None:
                 await self._pictures.do_take_over(user_id, identity.picture)
-        said = {user_id: identity.emails for user_id, identity in people.items()}
-        return await self._addresses.do_set_vouched(said, info.provider_id)
+        addresses = {user_id: identity.emails for user_id, identity in people.items()}
+        return await self._addresses.do_set_vouched(addresses, info.provider_id)
 
     def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
         return ExternalIdRow(

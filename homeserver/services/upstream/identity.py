@@ -214,14 +214,14 @@ def check_again(
     could remove it.
 
     `must_say`: False if something else proves the new authentication, or it is taken on trust."""
-    asked = flow_kept.get(_AGAIN)
-    if asked is None:
+    required_since = flow_kept.get(_AGAIN)
+    if required_since is None:
         return None if proved is None else int(min(proved, now) * 1000)
     if proved is None and must_say:
         raise Refused(Reason.NOT_AGAIN, "the provider gives no time of authentication")
-    if proved is not None and proved < int(asked) - CLOCK_SLACK:
+    if proved is not None and proved < int(required_since) - CLOCK_SLACK:
         raise Refused(Reason.NOT_AGAIN, "the provider did not authenticate the user again")
-    return int(asked) * 1000
+    return int(required_since) * 1000
 
 
 def keep_again(*, again: bool, now: float) -> dict[str, str]:
@@ -229,13 +229,13 @@ def keep_again(*, again: bool, now: float) -> dict[str, str]:
     return {_AGAIN: str(int(now))} if again else {}
 
 
-def fit_localpart(wish: str) -> str:
+def fit_localpart(name: str) -> str:
     """Return a name as a local part: in lower case, with each byte of a disallowed character as `=`
     and two hexadecimal digits.
 
     spec: appendices#mapping-from-other-character-sets
     """
-    lower = wish.lower()
+    lower = name.lower()
     return _NOT_IN_LOCALPARTS.sub(
         lambda found: "".join(f"={byte:02x}" for byte in found[0].encode()), lower
     )

@@ -328,9 +328,9 @@ class UpstreamSignIn:
             return self._signed_in(flow, identity, user_id, era, path)
         if self.is_known(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, era, purpose)
-        asked = _next_of(flow, identity, user_id=user_id, era=era)
+        next_flow = _next_of(flow, identity, user_id=user_id, era=era)
         return AskClient(
-            await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url
+            await self._flows.begin(CLIENT, browser, next_flow), user_id, purpose.redirect_url
         )
 
     @staticmethod

@@ -121,14 +121,16 @@ class DirectoryPasswords:
         password: str,
         client: str,
     ) -> Verdict:
-        asked = directory.asked
+        backend = directory.asked
         if link is not None and directory.config.mode == "search":
             subject = link.subject
             return await self._threads.run(
-                lambda: asked.check_password_of(subject, password), client
+                lambda: backend.check_password_of(subject, password), client
             )
         localpart = _localpart(name)
-        verdict = await self._threads.run(lambda: asked.check_password(localpart, password), client)
+        verdict = await self._threads.run(
+            lambda: backend.check_password(localpart, password), client
+        )
         if (
             link is not None
             and verdict.entry is not None

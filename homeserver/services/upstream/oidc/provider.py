@@ -114,7 +114,7 @@ class OIDC:
         """As `UpstreamProvider.depart`."""
         config = self._config
         metadata = await self._metadata.get()
-        kept = {"nonce": self._new_secret(), **keep_again(again=again, now=self._clock.seconds())}
+        stored = {"nonce": self._new_secret(), **keep_again(again=again, now=self._clock.seconds())}
         query = {
             **config.additional_authorization_parameters,
             "response_type": "code",
@@ -122,19 +122,19 @@ class OIDC:
             "redirect_uri": self._redirect_uri,
             "scope": " ".join(config.scopes),
             "state": flow_id,
-            "nonce": kept["nonce"],
+            "nonce": stored["nonce"],
             # `max_age` makes `auth_time` REQUIRED in the ID token, which shows whether the provider
             # honoured `prompt`
             **({"prompt": "login", "max_age": "0"} if again else {}),
         }
         if self._uses_pkce(metadata):
-            kept["verifier"] = self._new_secret() + self._new_secret()
+            stored["verifier"] = self._new_secret() + self._new_secret()
             query |= {
-                "code_challenge": challenge_of(kept["verifier"]),
+                "code_challenge": challenge_of(stored["verifier"]),
                 "code_challenge_method": "S256",
             }
         separator = "&" if "?" in metadata.authorization_endpoint else "?"
-        return Departure(metadata.authorization_endpoint + separator + urlencode(query), kept)
+        return Departure(metadata.authorization_endpoint + separator + urlencode(query), stored)
 
     async def identify(
         self, flow: Flow, came_to: str | None, code: str, error: str, issuer: str
