@@ -166,13 +166,13 @@ def test_check_tells_what_identity_providers_have_to_know(tmp_path: Path) -> Non
     config.write_text(config.read_text() + "\noidc_providers:\n" + provider.format("town"))
     uri = "https://matrix.example.org/_synapse/client/oidc/callback"
     assert (
-        f"oidc-town has to know as redirect URI: {uri}\n"
+        f"redirect URI to register at oidc-town: {uri}\n"
         in call("config", "check", "-c", config).output
     )
     config.write_text(config.read_text() + provider.format("school"))
     told = call("config", "check", "-c", config).output
     for idp_id in ("town", "school"):
-        assert f"oidc-{idp_id} has to know as redirect URI: {uri}/oidc-{idp_id}\n" in told
+        assert f"redirect URI to register at oidc-{idp_id}: {uri}/oidc-{idp_id}\n" in told
 
 
 def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         process.wait()
     assert not (data / "pid").exists()
     told = (data / "log").read_text()
-    assert "oidc-town has to know as redirect URI: https://" in told
+    assert "redirect URI to register at oidc-town: https://" in told
     assert "Traceback" not in told
 
 
