@@ -1,4 +1,4 @@
-"""Phone numbers: confirmed by a code, for registration, for the account, for a forgotten
+"""Telephone numbers: confirmed by a code, for registration, for the account, for a forgotten
 password, to sign in with."""
 
 import re

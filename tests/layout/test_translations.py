@@ -1,4 +1,4 @@
-"""Every text of pages and e-mails has a translation in every language, with the same
+"""Every text on pages and in e-mails is translated into every language, with the same
 placeholders."""
 
 import ast
@@ -42,13 +42,13 @@ def texts() -> frozenset[str]:
     return frozenset(_texts())
 
 
-def test_the_supported_languages() -> None:
+def test_there_are_the_languages_of_the_country_and_english() -> None:
     assert {"uz", "uz_Cyrl", "kaa", "ru", ENGLISH} <= set(LANGUAGES.codes)
     assert len(texts()) > 20
 
 
 @pytest.mark.parametrize("code", sorted({*LANGUAGES.codes} - {ENGLISH}))
-def test_a_catalogue_is_complete(code: str) -> None:
+def test_every_text_is_translated(code: str) -> None:
     language = LANGUAGES.get(code)
     assert [text for text in sorted(texts()) if language.gettext(text) == text] == []
     for text in sorted(texts()):
@@ -58,5 +58,5 @@ def test_a_catalogue_is_complete(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", sorted({*LANGUAGES.codes} - {ENGLISH}))
-def test_a_catalogue_has_no_unused_messages(code: str) -> None:
+def test_no_translation_is_unused(code: str) -> None:
     assert LANGUAGES.get(code).texts <= texts()

@@ -1,4 +1,4 @@
-"""Application passwords, and the sessions that they let in."""
+"""Passwords for programs, and the sessions that they let in."""
 
 from storage.devices.devices import DeviceRow, DeviceSighting, DeviceStore
 from storage.engine.database import Database
