@@ -169,13 +169,13 @@ def test_check_prints_redirect_uris(tmp_path: Path) -> None:
     config.write_text(config.read_text() + "\noidc_providers:\n" + provider.format("town"))
     uri = "https://matrix.example.org/_synapse/client/oidc/callback"
     assert (
-        f"oidc-town has to know as redirect URI: {uri}\n"
+        f"redirect URI to register at oidc-town: {uri}\n"
         in call("config", "check", "-c", config).output
     )
     config.write_text(config.read_text() + provider.format("school"))
     output = call("config", "check", "-c", config).output
     for idp_id in ("town", "school"):
-        assert f"oidc-{idp_id} has to know as redirect URI: {uri}/oidc-{idp_id}\n" in output
+        assert f"redirect URI to register at oidc-{idp_id}: {uri}/oidc-{idp_id}\n" in output
 
 
 def test_check_reports_missing_files(tmp_path: Path) -> None:
@@ -503,7 +503,7 @@ def test_run_serves_until_sigterm_and_create_user_works_meanwhile(data: Path) ->
         process.wait()
     assert not (data / "pid").exists()
     output = (data / "log").read_text()
-    assert "oidc-town has to know as redirect URI: https://" in output
+    assert "redirect URI to register at oidc-town: https://" in output
     assert "Traceback" not in output
 
 

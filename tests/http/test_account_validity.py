@@ -128,7 +128,7 @@ def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> Non
     browser.open("/_mahalla/account")
     assert browser.path.startswith(SIGN_IN)
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert (browser.status, "The account was good until a day that is over" in browser.words) == (
+    assert (browser.status, "The account has expired" in browser.words) == (
         403,
         True,
     )
@@ -159,13 +159,13 @@ def test_the_link_in_the_email_renews_the_account(server: TestServer) -> None:
     assert "Do you want to keep this account?" in browser.words
     assert alice.get(WHOAMI).errcode == EXPIRED  # opening the page renews nothing
     browser.send()
-    assert "It is good until 2024-06-01" in browser.words
+    assert "It is valid until 2024-06-01" in browser.words
     assert alice.get(WHOAMI).status == 200
     server.clock.advance(DAY)
     browser.open(last_link(server))
     assert "The account is renewed" in browser.words
     browser.post(browser.path.partition("?")[0], {"token": last_link(server).partition("=")[2]})
-    assert "It is good until 2024-06-01" in browser.words  # once
+    assert "It is valid until 2024-06-01" in browser.words  # once
     server.clock.advance(89 * DAY)
     assert send_emails(server) == 1  # about the next expiry
 
@@ -301,7 +301,7 @@ def test_the_account_page_shows_the_expiry(server: TestServer) -> None:
     browser = Browser(server)
     browser.open("/_mahalla/account")
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert "Your account is good until 2024-02-22" in browser.words
+    assert "Your account is valid until 2024-02-22" in browser.words
 
 
 @pytest.mark.parametrize(

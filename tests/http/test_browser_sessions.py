@@ -109,7 +109,7 @@ def test_too_many_attempts_are_refused_with_the_time_to_wait(
         sign_in(browser, password="wrong")
     sign_in(browser)
     assert browser.status == 429
-    assert "Wait 2 min" in browser.words
+    assert "Try again in 2 min" in browser.words
 
 
 def test_a_form_of_another_site_is_refused(server: TestServer) -> None:

@@ -159,15 +159,18 @@ def test_the_fallback_page_completes_the_stage(guarded: TestServer) -> None:
     browser = Browser(guarded)
     browser.open(f"/_matrix/client/v3/auth/{STAGE}/fallback/web?session={session}")
     assert 'class="g-recaptcha" data-sitekey="site-key"' in browser.text
-    assert "but www.recaptcha.net, from where it comes, does not answer" in browser.words
+    assert "The captcha cannot be loaded from www.recaptcha.net" in browser.words
     policy = browser.answer.headers["content-security-policy"]
     assert f"script-src https://www.recaptcha.net/recaptcha/api.js {WIDGET_SOURCES}" in policy
     assert f"frame-src {WIDGET_SOURCES}" in policy
     assert "default-src 'none'" in policy
     browser.send(**{FIELD: "guessed"})
-    assert (browser.status, "Show first that you are no program" in browser.words) == (400, True)
+    assert (browser.status, "Solve the captcha at the end of the form" in browser.words) == (
+        400,
+        True,
+    )
     browser.send(**{FIELD: "solved"})
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     assert "recaptcha" not in browser.answer.headers["content-security-policy"]
     body = {"username": "bob", "password": "builder", "auth": {"session": session}}
     assert guarded.post(REGISTER, body).status == 200
@@ -199,10 +202,10 @@ def test_the_registration_page_has_a_captcha(guarded: TestServer, service: Captc
     browser.send(**{**chosen, "password_again": "other", FIELD: "solved"})
     assert service.requests == []  # other errors are reported first
     browser.send(**chosen)
-    assert "Show first that you are no program" in browser.words
+    assert "Solve the captcha at the end of the form" in browser.words
     service.answer = 500
     browser.send(**chosen, **{FIELD: "solved"})
-    assert (browser.status, "nobody can check" in browser.words) == (503, True)
+    assert (browser.status, "captcha cannot be checked" in browser.words) == (503, True)
     service.answer = None
     browser.send(**chosen, **{FIELD: "solved"})
     assert browser.path == "/_mahalla/account"

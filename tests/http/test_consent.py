@@ -252,7 +252,7 @@ def test_the_registration_page_asks_for_consent(server: TestServer) -> None:
     assert browser.path == "/_mahalla/account"
     assert "The terms were accepted" in browser.words
     assert consents(server, "@alice:example.org") == [("privacy", "2"), ("terms", "1.2")]
-    browser.follow("What you agree to")
+    browser.follow("Terms of service")
     assert "Thank you" in browser.words
 
 
@@ -265,7 +265,7 @@ def test_an_app_is_authorized_after_the_consent(tmp_path: Path, sqlite_database:
     assert browser.path.startswith("/_mahalla/consent?")
     browser.send("/_mahalla/consent", **TICKS)
     assert browser.path.startswith("/_mahalla/oauth/authorize?")
-    assert "Let" in browser.words
+    assert "Allow" in browser.words
     browser.send("/_mahalla/oauth/authorize", button="allow")
     assert "code=" in browser.location
     for path in ("/_mahalla/link", "/_mahalla/account"):

@@ -154,7 +154,7 @@ def test_the_landing_page_of_a_closed_server() -> None:
         Pages(languages, "example.org"), languages, None, registration_open=False
     ).get("")
     assert isinstance(page.body, bytes)
-    assert b"Accounts are made by the people who run this server" in page.body
+    assert b"The administrators of this server create accounts" in page.body
     assert b"Create an account" not in page.body
 
 
@@ -165,9 +165,9 @@ def test_the_landing_page_of_a_closed_server() -> None:
         ("uz-Cyrl-UZ", "uz-Cyrl", "сервери ишламоқда"),
         ("kaa, ru;q=0.5", "kaa", "serveri islep tur"),
         ("fr;q=0.9, ru;q=0.8, en;q=0.1", "ru", "сервер Matrix работает"),
-        ("en-GB, ru;q=0.5", "en", "This Matrix homeserver works"),
-        ("tlh", "en", "This Matrix homeserver works"),
-        (";;q=,,x=~-" * 50, "en", "This Matrix homeserver works"),
+        ("en-GB, ru;q=0.5", "en", "This Matrix homeserver is running"),
+        ("tlh", "en", "This Matrix homeserver is running"),
+        (";;q=,,x=~-" * 50, "en", "This Matrix homeserver is running"),
     ],
 )
 def test_the_landing_page_is_in_the_readers_language(

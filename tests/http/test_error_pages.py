@@ -1,4 +1,4 @@
-"""Browsers get errors as pages in the user's language; programs get JSON."""
+"""Errors are pages in the user's language for browsers, and JSON for other clients."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     )
 
 
-def shows(browser: Browser, text: str) -> bool:
-    """Return whether the page contains the text in its reader's language."""
+def says(browser: Browser, text: str) -> bool:
+    """Return whether the page has the text, translated to the browser's language."""
     assert browser.answer.headers["content-type"].startswith("text/html"), browser.text
     translated = LANGUAGES.choose(browser.languages).gettext(text)
     assert translated != text
@@ -34,34 +34,36 @@ def shows(browser: Browser, text: str) -> bool:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_missing_pages_and_invalid_requests(server: TestServer, code: str) -> None:
+def test_unknown_paths_are_a_page(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     for path in ("/_mahalla/nothing", "/_synapse/client/nothing", "/_matrix/static/nothing"):
         browser.open(path)
         assert browser.status == 404
-        assert shows(browser, "What you look for is not here (any more).")
+        assert says(browser, "This page does not exist.")
     browser.post("/_mahalla/logo", {})
     assert (browser.status, browser.answer.headers["allow"]) == (405, "GET, OPTIONS")
     browser.open("/_mahalla/sign_in?again=x")
     assert browser.status == 400
-    assert shows(browser, "Something that was given is not right.")
+    assert says(browser, "The request is not valid.")
     browser.post("/_mahalla/sign_in", {"name": "x" * 20000})
     assert browser.status == 413
-    assert shows(browser, "Something that was given is not right.")
+    assert says(browser, "The request is not valid.")
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_rate_limited_requests(server: TestServer, code: str) -> None:
+def test_a_rate_limit_is_a_page(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     for _ in range(9):
         browser.open("/_mahalla/sign_in")
         browser.send("/_mahalla/sign_in", name="nobody", password="x")
     assert browser.status == 429
     assert browser.answer.headers["retry-after"]
-    assert shows(browser, "Too many attempts. Wait %(minutes)s min, then try again.")
+    assert says(browser, "Too many attempts. Try again in %(minutes)s min.")
 
 
-def test_an_internal_error_is_a_page(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_a_page_with_its_id(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
@@ -69,15 +71,15 @@ def test_an_internal_error_is_a_page(server: TestServer, monkeypatch: pytest.Mon
     browser = Browser(server, languages="ru")
     browser.open("/_mahalla/account")
     assert browser.status == 500
-    assert shows(
+    assert says(
         browser,
-        "Something went wrong on this server. The people who run it find out what, if you tell "
-        "them this number: %(id)s",
+        "Something went wrong on this server. To report the problem to its administrators,"
+        " give them this number: %(id)s",
     )
     assert server.get("/_mahalla/account").json["errcode"] == "M_UNKNOWN"
 
 
-def test_programs_get_json(server: TestServer) -> None:
+def test_other_clients_get_json(server: TestServer) -> None:
     assert server.get("/_mahalla/nothing").errcode == "M_UNRECOGNIZED"
     for path in (
         "/_mahalla/admin/v1/nothing",
@@ -88,29 +90,28 @@ def test_programs_get_json(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_invalid_form_input(server: TestServer, code: str) -> None:
+def test_invalid_input_is_explained(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     browser.open("/_mahalla/register")
     browser.send("/_mahalla/register", name="alice", password="x" * 600, password_again="x" * 600)
-    assert shows(browser, "A password has 1 to %(count)s characters.")
+    assert says(browser, "A password must have 1 to %(count)s characters.")
     program = Program(server)
     for changed, text in (
         (
             {"client_id": "unknown"},
-            "This server does not know the app (any more). Go back to the app, and sign in anew "
-            "there.",
+            "This server does not know the app. Return to the app and sign in again.",
         ),
         (
             {"redirect_uri": "https://evil.example/"},
-            "The app wants to be answered at an address that it has not registered here.",
+            "The app uses a return address that it did not register here.",
         ),
     ):
         browser.open(program.request(**changed))
-        assert shows(browser, text)
-        assert shows(browser, "For the people who make the app: %(text)s")
+        assert says(browser, text)
+        assert says(browser, "For the developers of the app: %(text)s")
 
 
-def test_pages_allow_no_cross_origin_reads(server: TestServer) -> None:
+def test_pages_send_no_cors_headers(server: TestServer) -> None:
     """spec: RFC 9700 section 2.6"""
     program = Program(server)
     for path in (
@@ -144,7 +145,7 @@ def test_pages_allow_no_cross_origin_reads(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_invalid_addresses_and_registration_tokens(
+def test_invalid_addresses_and_tokens_are_explained(
     tmp_path: Path, sqlite_database: Database, code: str
 ) -> None:
     further = (
@@ -154,7 +155,7 @@ def test_invalid_addresses_and_registration_tokens(
     browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + further), languages=code)
     browser.open("/_mahalla/reset_password")
     browser.send("/_mahalla/reset_password", address="\u00e9@b.org")
-    assert shows(browser, "This is no e-mail address. Look at it again.")
+    assert says(browser, "This is not a valid e-mail address.")
     browser.open("/_mahalla/register?without_address=true")
     given = {
         "name": "alice",
@@ -163,4 +164,4 @@ def test_invalid_addresses_and_registration_tokens(
         "registration_token": "bogus",
     }
     browser.send("/_mahalla/register", **given)
-    assert shows(browser, "This registration token is not valid (any more).")
+    assert says(browser, "This registration token is not valid.")

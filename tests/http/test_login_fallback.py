@@ -36,7 +36,10 @@ def test_the_page_signs_in_with_a_password(server: TestServer) -> None:
     browser.open(f"{PAGE}?device_id=PHONE&initial_device_display_name=%3C/script%3E%22&evil=1")
     assert "evil" not in browser.text
     browser.send(name="alice", password="wrong")
-    assert (browser.status, "The name or the password is wrong." in browser.words) == (403, True)
+    assert (browser.status, "The user name or the password is wrong." in browser.words) == (
+        403,
+        True,
+    )
     browser.send(name="Alice", password="wonderland")
     session = passed_response(browser)
     assert (session["user_id"], session["device_id"]) == ("@alice:example.org", "PHONE")
@@ -92,4 +95,4 @@ def test_the_page_says_that_no_sign_in_is_enabled(
     server = TestServer(tmp_path, sqlite_database, closed)
     browser = Browser(server)
     browser.open(PAGE)
-    assert "Nobody can sign in on this page" in browser.words
+    assert "Sign-in is not available on this page" in browser.words

@@ -70,7 +70,7 @@ def test_display_name_rules(tmp_path: Path, sqlite_database: Database) -> None:
     form = next(form for form in browser.page.forms if form.fields.get("do") == "name")
     browser.post(form.action, {**form.fields, "name": "Admin"})
     assert browser.status == 403
-    assert "does not let people be called so" in browser.words
+    assert "This name is not allowed" in browser.words
     assert alice.get(NAME).json == {"displayname": "Alisa"}
     browser.post(form.action, {**form.fields, "name": "Alice"})
     assert alice.get(NAME).json == {"displayname": "Alice"}

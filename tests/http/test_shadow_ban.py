@@ -388,7 +388,7 @@ def test_administrators_see_the_ban_and_its_user_does_not(
     browser = Browser(server)
     browser.open("/_mahalla/account")
     browser.send("/_mahalla/sign_in", name="mallory", password="wonderland")
-    assert "The account was made" in browser.words
+    assert "The account was created" in browser.words
     assert "shadow_ban" not in browser.text
 
 

@@ -281,7 +281,7 @@ def test_next_link_is_limited_to_allowed_hosts(tmp_path: Path, sqlite_database: 
         answer = server.post(f"{V3}/register/email/requestToken", {**body, "next_link": link})
         assert answer.errcode == "M_INVALID_PARAM"
     request_token(server, "register", next_link="https://App.Example:8443/go")
-    assert "Go on to App.Example:8443" in press(server, link_in(server)).body.decode()
+    assert "Continue to App.Example:8443" in press(server, link_in(server)).body.decode()
 
 
 def test_a_next_link_that_is_no_longer_allowed_is_not_shown(

@@ -24,7 +24,7 @@ def error_classes() -> list[type[MatrixError]]:
     """Return all error classes that pages may meet: those of the protocol, and those that services
     and pages import."""
     for folder in ("homeserver/services", "homeserver/web", "homeserver/http"):
-        for path in sorted(ROOT.joinpath(folder).glob("*.py")):
+        for path in sorted(ROOT.joinpath(folder).rglob("*.py")):
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return sorted({*below(MatrixError)}, key=lambda kind: kind.__qualname__)
 

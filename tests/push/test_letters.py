@@ -354,9 +354,9 @@ def test_the_link_ends_the_letters(server: TestServer) -> None:
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1, "opening the page ends nothing"
     answer = server.client.request("POST", link, body=b"List-Unsubscribe=One-Click")
     assert answer.status == 200
-    assert "You get no more such letters" in answer.body.decode()
+    assert "You will no longer receive these e-mails" in answer.body.decode()
     assert alice.get(f"{V3}/pushers").json["pushers"] == []
-    assert "You get no more such letters" in server.get(link).body.decode()
+    assert "You will no longer receive these e-mails" in server.get(link).body.decode()
     say(bob, room_id, "y")
     pass_time(server, 24 * HOUR, HOUR)
     assert len(server.relay.letters) == 1

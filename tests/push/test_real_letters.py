@@ -123,5 +123,5 @@ def test_a_letter_arrives_and_its_link_ends_them(server: RunningServer, mailbox:
         server, one_click.removeprefix(BASE), {"List-Unsubscribe": "One-Click"}
     )
     assert status == 200
-    assert "You get no more such letters" in page
+    assert "You will no longer receive these e-mails" in page
     assert server.request("GET", f"{V3}/pushers", token=alice).json == {"pushers": []}
