@@ -462,7 +462,7 @@ async def test_what_an_ordinary_event_costs(
 async def test_many_extremities_are_merged_and_none_is_lost(
     pair: list[Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extremity_limit, "MOST_OF_SERVER", 100)  # else it would take three servers
+    monkeypatch.setattr(extremity_limit, "MAX_PER_SERVER", 100)  # else it would take three servers
     a, b = pair
     room_id, joined = await shared_room(pair)
     tips = [
