@@ -1,10 +1,9 @@
-"""How long the messages of each room are kept, from memory: whoever shows events asks here, once
-for a page.
+"""Caches how long the messages of each room are kept. Code that shows events asks once per page.
 
 Laws:
-- What counts is what the room says now, whenever a message was sent, and what the server allows.
-- Nothing is asked of the database but at first, and of what other nodes wrote; only rooms that say
-  something cost memory.
+- The room's present setting and the server's limits apply, whenever a message was sent.
+- The database is read once, and again for the writes of other nodes. Only rooms with a setting cost
+  memory.
 - A server without rules has no such object, and readers do nothing.
 
 proposal: MSC1763
@@ -22,7 +21,7 @@ from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore
 
 
 class Lifetimes:
-    """Knows them. For the reactor thread."""
+    """Knows the retention of messages by room. For the reactor thread."""
 
     def __init__(
         self,
@@ -35,48 +34,49 @@ class Lifetimes:
         self._store = store
         self._now_ms = now_ms
         self._said: dict[int, int] | None = None
-        """What rooms say, of those that say something; None: that has not been read yet."""
+        """The settings of rooms that have one; None before the first read."""
         self._set_at: dict[int, int] = {}
-        """Positions at which these rooms said what is known of them, or that they say nothing any
-        more."""
+        """Positions of the last known change of these rooms' settings, removals included."""
         self._upto = 0
-        """What was set up to this position has been read."""
+        """Changes up to this position have been read."""
         self._changes_heard = 0
         self._log = Logger()
         streams.subscribe(self._hear, Topic.LIFETIME)
         streams.watch(self._heed_others)
 
     async def get(self, room_nids: Iterable[int]) -> Mapping[int, int]:
-        """The lifetimes of messages in these rooms, in milliseconds; `UNBOUNDED` for those in which
-        they stay."""
+        """Return the lifetimes of messages in these rooms, in milliseconds; `UNBOUNDED` if they are
+        kept forever."""
         said = await self._load()
         return {nid: self.rules.effective(said.get(nid)) for nid in room_nids}
 
     async def oldest_shown(self, room_nid: int) -> int:
-        """Messages of the room that were sent before this time are shown to nobody any more.
-        Milliseconds since 1970."""
+        """Return the time in milliseconds since 1970 before which messages are not shown any
+        more."""
         said = self._said
         if said is None:
             said = await self._load()
         return self._now_ms() - self.rules.effective(said.get(room_nid))
 
     def keeps(self, room_nid: int, events: Iterable[StoredEvent]) -> bool:
-        """Whether all of these, of one room, are still shown. False too where what rooms say has
-        not been read yet."""
+        """Return whether all of these events, of one room, are still shown.
+
+        False also before the settings are read.
+        """
         if self._said is None:
             return False
         oldest = self._now_ms() - self.rules.effective(self._said.get(room_nid))
         return not any(event.is_expired(oldest) for event in events)
 
     async def shows(self, stored: StoredEvent) -> bool:
-        """Whether the event is still to be shown, as far as its age goes."""
+        """Return whether the event is young enough to be shown."""
         return not stored.is_expired(await self.oldest_shown(stored.room_nid))
 
     async def _load(self) -> dict[int, int]:
         while self._said is None:
             heard = self._changes_heard
             rows, self._upto = await self._store.get_since(0)
-            if heard == self._changes_heard:  # else something was set while it was read
+            if heard == self._changes_heard:  # else there was a change during the read
                 self._said = {}
                 self._set_at = {}
                 self._take(rows)
@@ -87,7 +87,7 @@ class Lifetimes:
             return
         for row in rows:
             if row.position < self._set_at.get(row.room_nid, 0):
-                continue  # it was read before, and comes later than what was said since
+                continue  # an outdated row that arrived late
             self._set_at[row.room_nid] = row.position
             if row.max_lifetime is None:
                 self._said.pop(row.room_nid, None)
@@ -99,11 +99,11 @@ class Lifetimes:
         self._take(change.detail for change in changes if isinstance(change.detail, RoomLifetime))
 
     def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node has written: perhaps that a room says something else."""
+        """Read the changes of another node."""
         self._changes_heard += 1
         Deferred.fromCoroutine(self._read_others()).addErrback(
             lambda failure: self._log.failure(
-                "it is not known how long messages are kept, as other nodes set it", failure
+                "the message lifetimes that other nodes set could not be read", failure
             )
         )
 
