@@ -1,30 +1,26 @@
-"""What people have published for encryption, that of our users from memory: a question for their
-keys costs no query.
+"""The keys that users have published for encryption; a cache of those of our users.
 
 Laws:
-- Read once, then forgotten when the stream tells that a user's devices or keys changed. What a
-  change overtakes while it is read is not kept. Keys of other servers' users are read each time.
-- What is answered is no older than what anybody has been told of. The stream tells of what other
-  processes wrote a moment later than they tell their clients: where there may be others, one
-  question shows whether they have written anything that this one has not heard of; after they have,
-  one whether what is kept is the newest.
-- What all readers see alike is encoded once.
+- A change of a user's devices or keys drops the user. A value that a change overtakes while it is
+  read is not cached. Keys of users of other servers are read each time.
+- An answer is no older than anything that any client was told on any node. The stream announces
+  the writes of other nodes a moment after their clients know of them. So where there may be other
+  nodes, a query asks whether they have written anything since, and if so, another one asks whether
+  the cached keys are the newest. This is why it is no `StreamCache`.
+- Keys that all readers see alike are encoded once.
 
 For the reactor thread.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
+from storage.cache import LRU
 from storage.encryption.cross_signing import CrossSigningKey, KeySignature
 from storage.encryption.device_keys import DeviceKeysRow
 from storage.encryption.published_keys import PublishedKeys, PublishedKeyStore
-from storage.engine.streams import Change, Streams, Topic
-
-V = TypeVar("V")
+from storage.engine.streams import Change, Stage, Streams, Topic
 
 
 class ShownKeys(msgspec.Struct, frozen=True, gc=False):
@@ -39,8 +35,12 @@ class ShownKeys(msgspec.Struct, frozen=True, gc=False):
     """In bytes."""
 
 
+_Signed = tuple[Mapping[str, Sequence[KeySignature]], int]
+"""The signatures that a user made, and the position up to which all changes are in them."""
+
+
 class _Known:
-    """What is kept of a user."""
+    """The cached keys of a user."""
 
     __slots__ = ("checked", "keys", "shown")
 
@@ -52,7 +52,7 @@ class _Known:
 
 
 class KeysOfPeople:
-    """A cache of keys of our users, and of what each of them has signed of others."""
+    """A cache of the keys of our users, and of the signatures that each made of others' keys."""
 
     def __init__(
         self,
@@ -62,20 +62,28 @@ class KeysOfPeople:
         *,
         capacity: int,
     ) -> None:
-        """`show` encodes what is shown of a user. `capacity`: devices, and users who sign, of which
-        something is kept."""
+        """`show` encodes what is shown of a user. `capacity`: devices and users; and signatures and
+        users who sign."""
         self._store = store
         self._streams = streams
         self._show = show
         self._is_alone = store.is_alone
-        self._keys: _Recent[_Known] = _Recent(capacity)
-        self._signed: _Recent[tuple[Mapping[str, Sequence[KeySignature]], int]] = _Recent(capacity)
-        """By who signed, with the position up to which all changes are in it."""
-        self._changes_heard = 0
-        self._others_upto = 0
+        self._keys: LRU[str, _Known] = LRU(max_weight=capacity, weigh=_weigh_keys)
+        self._signed: LRU[str, _Signed] = LRU(
+            max_weight=capacity, weigh=lambda _, signed: 1 + len(signed[0])
+        )
+        """By the user who signed."""
+        self._changes = 0
+        """Rises whenever keys or signatures of our users have changed."""
+        self._remote_upto = 0
         """The latest position that another process is known to have written."""
-        streams.subscribe(self._hear, Topic.DEVICE, Topic.SIGNATURE)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.DEVICE, Topic.SIGNATURE, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+
+    @property
+    def cache(self) -> LRU[str, _Known]:
+        """The keys by user, for metrics."""
+        return self._keys
 
     async def get_published(
         self,
@@ -98,12 +106,12 @@ class KeysOfPeople:
         newest: Mapping[str, int] = {}
         signed: Mapping[str, Sequence[KeySignature]] = {}
         if not self._is_alone:
-            heard = self._changes_heard
+            changes = self._changes
             kept = [each for each in ours if each in self._keys]
             newest, signed = await self._store.get_newest(kept, reader)
             newest = {**dict.fromkeys(kept, 0), **newest}
-            if reader is not None and heard == self._changes_heard:
-                self._signed.put(reader, (signed, began), 1 + len(signed))
+            if reader is not None and changes == self._changes:
+                self._signed.put(reader, (signed, began))
         elif reader is not None:
             signed = await self._signed_by(reader)
         for keys in await self._known(ours, others, newest, at_least, began):
@@ -129,10 +137,10 @@ class KeysOfPeople:
         sees. What is in memory was the newest (`is_current`) when the reader asked, so it is no
         older."""
         others = {reader, *await self._signed_by(reader)}
-        upto = self._others_upto
+        upto = self._remote_upto
         return {
             user_id: known.shown or self._encode(user_id, known)
-            for user_id, known in self._keys.get_all(ours).items()
+            for user_id, known in self._keys.get_many(ours).items()
             if known.checked >= upto and user_id not in others
         }
 
@@ -142,7 +150,7 @@ class KeysOfPeople:
 
     def _is_checked(self, user_id: str) -> bool:
         known = self._keys.get(user_id)
-        return known is not None and known.checked >= self._others_upto
+        return known is not None and known.checked >= self._remote_upto
 
     async def _known(
         self,
@@ -167,38 +175,37 @@ class KeysOfPeople:
                 known.checked = max(known.checked, began)
                 parts.append(known.keys)
         if missing or others:
-            heard = self._changes_heard
+            changes = self._changes
             read = await self._store.get_published(missing, others)
             parts.append(read)
-            if heard == self._changes_heard:
+            if changes == self._changes:
                 for user_id in missing:
-                    known = _Known(_of_user(read, user_id), began)
-                    self._keys.put(user_id, known, 1 + len(read.devices.get(user_id, ())))
+                    self._keys.put(user_id, _Known(_of_user(read, user_id), began))
         return parts
 
     async def _signed_by(self, reader: str) -> Mapping[str, Sequence[KeySignature]]:
         known = self._signed.get(reader)
-        if known is not None and known[1] >= self._others_upto:
+        if known is not None and known[1] >= self._remote_upto:
             return known[0]
-        heard, began = self._changes_heard, self._streams.current()
+        changes, began = self._changes, self._streams.current()
         signed = await self._store.get_signed_by(reader)
-        if heard == self._changes_heard:
-            self._signed.put(reader, (signed, began), 1 + len(signed))
+        if changes == self._changes:
+            self._signed.put(reader, (signed, began))
         return signed
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.user_id is None:
                 continue
             if change.topic is Topic.DEVICE:
-                self._changes_heard += 1
-                self._keys.drop(change.user_id)
+                self._changes += 1
+                self._keys.pop(change.user_id)
             elif change.topic is Topic.SIGNATURE:
-                self._changes_heard += 1
-                self._signed.drop(change.user_id)
+                self._changes += 1
+                self._signed.pop(change.user_id)
 
-    def _heed_others(self, _after: int, upto: int) -> None:
-        self._others_upto = max(self._others_upto, upto)
+    def _on_remote_write(self, _after: int, upto: int) -> None:
+        self._remote_upto = max(self._remote_upto, upto)
 
 
 def _of_user(keys: PublishedKeys, user_id: str) -> PublishedKeys:
@@ -214,39 +221,5 @@ def _position(keys: PublishedKeys, user_id: str) -> int:
     return keys.positions.get(user_id, 0)
 
 
-class _Recent(Generic[V]):
-    """Values by user, those least used forgotten where they weigh too much together."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._weight = 0
-        self._values: OrderedDict[str, tuple[V, int]] = OrderedDict()
-
-    def __contains__(self, user_id: str) -> bool:
-        return user_id in self._values
-
-    def get(self, user_id: str) -> V | None:
-        entry = self._values.get(user_id)
-        if entry is None:
-            return None
-        self._values.move_to_end(user_id)
-        return entry[0]
-
-    def get_all(self, user_ids: Iterable[str]) -> dict[str, V]:
-        """Of those of whom something is kept."""
-        values = self._values
-        found = {user_id: values[user_id][0] for user_id in user_ids if user_id in values}
-        deque(map(values.move_to_end, found), maxlen=0)
-        return found
-
-    def put(self, user_id: str, value: V, weight: int) -> None:
-        self.drop(user_id)
-        self._values[user_id] = (value, weight)
-        self._weight += weight
-        while self._weight > self._capacity:
-            self.drop(next(iter(self._values)))
-
-    def drop(self, user_id: str) -> None:
-        entry = self._values.pop(user_id, None)
-        if entry is not None:
-            self._weight -= entry[1]
+def _weigh_keys(user_id: str, known: _Known) -> int:
+    return 1 + len(known.keys.devices.get(user_id, ()))

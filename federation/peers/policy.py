@@ -21,6 +21,7 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.events import Event
 from federation.protocol.ids import KeyID, ServerName, domain_of, host_of
 from federation.protocol.member_list import Member, MemberList, Right, right_of
+from storage.cache import LRU
 
 SECONDS_BETWEEN_LINES: Final = 3600.0
 """In which a server is named once in the log where refusals are only simulated."""
@@ -103,7 +104,7 @@ class Policy:
         self._rules = rules
         self._seconds = seconds
         self._members: MemberList | None = None
-        self._named: dict[tuple[str, Right | None], float] = {}
+        self._named: LRU[tuple[str, Right | None], float] = LRU(max_entries=MAX_NAMED)
         self._listeners: list[Callable[[], None]] = []
         self._watchers: list[Callable[[ServerName], None]] = []
 
@@ -237,17 +238,14 @@ class Policy:
 
     def _name(self, server: ServerName, right: Right | None, refusal: str) -> None:
         now, key = self._seconds(), (server, right)
-        if now < self._named.get(key, now):
+        if now < (self._named.peek(key) or now):
             return
         self._log.warn(
             "the policy would refuse {server}, were it not simulated: {refusal}",
             server=server,
             refusal=refusal,
         )
-        self._named.pop(key, None)
-        self._named[key] = now + SECONDS_BETWEEN_LINES
-        if len(self._named) > MAX_NAMED:
-            del self._named[next(iter(self._named))]
+        self._named.put(key, now + SECONDS_BETWEEN_LINES)
 
 
 def _find_pattern_refusal(rules: PolicyRules, server: ServerName) -> str | None:

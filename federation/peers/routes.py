@@ -34,6 +34,7 @@ from federation.protocol.discovery import (
     well_known_seconds,
 )
 from federation.protocol.ids import ServerName, host_of
+from storage.cache import LRU
 
 WELL_KNOWN_BYTES = 50 << 10
 WELL_KNOWN_SECONDS = 10.0
@@ -89,8 +90,8 @@ class Routes:
         self._web = web
         self._names = names
         self._draw = draw
-        self._files: dict[str, _File] = {}
-        self._services: dict[str, tuple[Services, float]] = {}
+        self._files: LRU[str, _File] = LRU(max_entries=MAX_REMEMBERED)
+        self._services: LRU[str, tuple[Services, float]] = LRU(max_entries=MAX_REMEMBERED)
         self._fetches: SharedWork[str, ServerName | None] = SharedWork()
         self._questions: SharedWork[str, Services] = SharedWork()
 
@@ -118,9 +119,9 @@ class Routes:
         if file is not None and delegated is not None:
             soon = self._clock.seconds() + RETRIES.first_ms / 1000
             if soon < file.until:
-                self._files[name] = _File(delegated, soon, believed_until=file.believed_until)
+                self._files.put(name, _File(delegated, soon, believed_until=file.believed_until))
         for service in service_names(host_of(delegated or name)):
-            self._services.pop(service, None)
+            self._services.pop(service)
 
     async def _get_delegated(self, host: str) -> ServerName | None:
         file = self._files.get(host)
@@ -129,7 +130,7 @@ class Routes:
         return await self._fetches.run(host, lambda: self._fetch(host))
 
     async def _fetch(self, host: str) -> ServerName | None:
-        before = self._files.pop(host, None)
+        before = self._files.pop(host)
         answered, delegated, seconds = False, None, 0.0
         try:
             answer = await self._web.request(
@@ -162,9 +163,7 @@ class Routes:
                 file = _File(before.delegated, now + pause, pause, before.believed_until)
             else:
                 file = _File(None, now + pause, pause)
-        self._files[host] = file
-        while len(self._files) > MAX_REMEMBERED:
-            del self._files[next(iter(self._files))]
+        self._files.put(host, file)
         return file.delegated
 
     async def _get_services(self, name: str) -> Services:
@@ -174,14 +173,12 @@ class Routes:
         return await self._questions.run(name, lambda: self._ask(name))
 
     async def _ask(self, name: str) -> Services:
-        self._services.pop(name, None)
+        self._services.pop(name)
         try:
             services = await within(self._clock, SERVICE_SECONDS, self._names.lookup_services(name))
         except (NameNotFound, OutboundError) as error:
             self._log.debug("no answer about services {name}: {error}", name=name, error=error)
             services = Services((), SHORTEST_SERVICES)
         seconds = min(max(services.seconds, SHORTEST_SERVICES), LONGEST_SERVICES)
-        self._services[name] = (services, self._clock.seconds() + seconds)
-        while len(self._services) > MAX_REMEMBERED:
-            del self._services[next(iter(self._services))]
+        self._services.put(name, (services, self._clock.seconds() + seconds))
         return services

@@ -1,15 +1,15 @@
-"""The answers to the latest transactions of each server, so that one that is repeated is answered
-as before.
+"""A cache of the responses to the latest transactions of each server: a repeated transaction gets
+the same response.
 
-A server repeats the transaction that it sent last, if any. How long an answer is depends on the
-sender, and anybody can be many servers: so all answers together have a bound of bytes, and those go
-first whose servers have sent nothing for longest.
+A server repeats the transaction that it sent last, if any. The sender influences how long a
+response is, and anybody can run many servers. So all responses together have a bound in bytes, and
+the servers that have sent nothing for longest are evicted first.
 """
 
-from collections import OrderedDict
 from typing import Final
 
 from federation.protocol.ids import ServerName
+from storage.cache import LRU
 
 MOST_OF_ONE: Final = 2
 MOST_BYTES: Final = 32 << 20
@@ -22,27 +22,19 @@ class RememberedAnswers:
     """For the reactor thread."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        self._servers: OrderedDict[ServerName, OrderedDict[str, bytes]] = OrderedDict()
+        self._servers: LRU[ServerName, dict[str, bytes]] = LRU(max_weight=most_bytes, weigh=_size)
+        """By server and transaction id, the oldest first."""
 
     def find(self, server: ServerName, txn_id: str) -> bytes | None:
-        """The answer, if it is remembered."""
-        of_server = self._servers.get(server)
+        """The response, if it is cached."""
+        of_server = self._servers.peek(server)
         return None if of_server is None else of_server.get(txn_id)
 
     def add(self, server: ServerName, txn_id: str, answer: bytes) -> None:
-        """Remember an answer that is not remembered yet, instead of the oldest ones."""
-        of_server = self._servers.setdefault(server, OrderedDict())
-        self._servers.move_to_end(server)
-        self._bytes += _size(txn_id, answer)
-        of_server[txn_id] = answer
-        while len(of_server) > MOST_OF_ONE:
-            self._bytes -= _size(*of_server.popitem(last=False))
-        while self._bytes > self._most_bytes:
-            _, forgotten = self._servers.popitem(last=False)
-            self._bytes -= sum(_size(*each) for each in forgotten.items())
+        """Cache a response that is not cached yet."""
+        known = self._servers.peek(server) or {}
+        self._servers.put(server, dict([*known.items(), (txn_id, answer)][-MOST_OF_ONE:]))
 
 
-def _size(txn_id: str, answer: bytes) -> int:
-    return len(txn_id) + len(answer) + OVERHEAD_BYTES
+def _size(_server: ServerName, answers: dict[str, bytes]) -> int:
+    return sum(len(txn_id) + len(answer) + OVERHEAD_BYTES for txn_id, answer in answers.items())

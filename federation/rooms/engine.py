@@ -9,7 +9,6 @@ Laws:
 - A send is answered after its events are durable.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,8 +30,10 @@ from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.snapshot import RoomSnapshot
 from federation.rooms.state_view import StateView
+from storage.cache import LRU
 from storage.engine.database import Database
 from storage.engine.interface import DatabaseUnavailable
+from storage.engine.streams import Stage
 from storage.engine.transaction import WriteTransaction
 from storage.events.events import EventFlag
 from storage.persist.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
@@ -79,7 +80,11 @@ class _Queue(msgspec.Struct):
 
 
 class RoomEngine:
-    """Reads rooms as they are now, and moves them on. For the reactor thread."""
+    """Reads the current state of rooms, and adds events. For the reactor thread.
+
+    Its snapshots are no `StreamCache`: a write replaces one and checks its version, and after a
+    write of another node one is read again.
+    """
 
     def __init__(
         self,
@@ -108,17 +113,17 @@ class RoomEngine:
         self._classify = classify
         self._partial = partial
         self._vouch: Vouch | None = None
-        self._capacity = capacity
-        self._snapshots: OrderedDict[str, RoomSnapshot] = OrderedDict()
+        self._snapshots: LRU[str, RoomSnapshot] = LRU(
+            max_entries=capacity, on_remove=lambda room_id, _: self._checked_at.pop(room_id, None)
+        )
         self.hits = 0
         self.misses = 0
         self._queues: dict[str, _Queue] = {}
         self._last_creation = 0
-        # other nodes' writes heard of; and for a room up to which of them its snapshot is known to
-        # be right
-        self._others_writes = 0
-        self._seen_writes: dict[str, int] = {}
-        database.streams.watch(self._heed_others)
+        self._remote_writes = 0
+        self._checked_at: dict[str, int] = {}
+        """By room: how many writes of other nodes there had been when its snapshot was read."""
+        database.streams.watch(self._on_remote_write, stage=Stage.CACHE)
         self._log = Logger()
 
     def use_voucher(self, vouch: Vouch) -> None:
@@ -143,8 +148,7 @@ class RoomEngine:
     async def find_snapshot(self, room_id: RoomID) -> RoomSnapshot | None:
         """The room as it is now, or None if this server does not know it."""
         snapshot = self._snapshots.get(room_id)
-        if snapshot is not None and self._seen_writes.get(room_id, 0) == self._others_writes:
-            self._snapshots.move_to_end(room_id)
+        if snapshot is not None and self._checked_at.get(room_id, 0) == self._remote_writes:
             self.hits += 1
             return snapshot
         self.misses += 1
@@ -318,32 +322,27 @@ class RoomEngine:
             self._events.forget_expected(chain.built)
         snapshot = RoomSnapshot(room, version, empty, self.view(room.room_nid, None))
         stored = self._advance(snapshot, appended)
-        return self._snapshots[room.room_id], stored
+        return await self.get_snapshot(created_id), stored
 
     async def _read(self, room: RoomRow) -> RoomSnapshot:
-        others = self._others_writes
+        remote_writes = self._remote_writes
         head = await self._rooms.get_head(room.room_nid)
-        cached = self._snapshots.get(room.room_id)
+        cached = self._snapshots.peek(room.room_id)
         if cached is not None and cached.head.version >= head.version:
-            self._keep(cached, others)
+            self._keep(cached, remote_writes)
             return cached
         view = self.view(room.room_nid, head.state_root)
         snapshot = RoomSnapshot(room, ROOM_VERSIONS[room.version], head, view)
-        self._keep(snapshot, others)
+        self._keep(snapshot, remote_writes)
         return snapshot
 
-    def _keep(self, snapshot: RoomSnapshot, others_writes: int) -> None:
-        self._snapshots[snapshot.room.room_id] = snapshot
-        self._seen_writes[snapshot.room.room_id] = others_writes
-        self._snapshots.move_to_end(snapshot.room.room_id)
-        if len(self._snapshots) > self._capacity:
-            oldest, _ = self._snapshots.popitem(last=False)
-            self._seen_writes.pop(oldest, None)
+    def _keep(self, snapshot: RoomSnapshot, remote_writes: int) -> None:
+        self._snapshots.put(snapshot.room.room_id, snapshot)
+        self._checked_at[snapshot.room.room_id] = remote_writes
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node has written: whether it has moved a room is asked when the room is next
-        needed."""
-        self._others_writes += 1
+    def _on_remote_write(self, _after: int, _upto: int) -> None:
+        """Another node wrote: each room's head is compared when the room is next needed."""
+        self._remote_writes += 1
 
     async def _drain(self, room_id: RoomID, queue: _Queue) -> None:
         try:
@@ -454,7 +453,7 @@ class RoomEngine:
         head = await self._rooms.get_head(snapshot.room.room_nid)
         if head.version == snapshot.head.version:
             return None
-        self._snapshots.pop(snapshot.room.room_id, None)
+        self._snapshots.pop(snapshot.room.room_id)
         return await self._read(snapshot.room)
 
     async def _write(
@@ -515,7 +514,7 @@ class RoomEngine:
         if any(event.event.redacts is not None for event in stored):
             state = self.view(snapshot.room.room_nid, appended.head.state_root)
         self._keep(
-            RoomSnapshot(snapshot.room, snapshot.version, appended.head, state), self._others_writes
+            RoomSnapshot(snapshot.room, snapshot.version, appended.head, state), self._remote_writes
         )
         return stored
 

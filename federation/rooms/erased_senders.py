@@ -1,41 +1,37 @@
-"""Users of this server whose accounts were erased: from whom what they sent is kept back.
+"""Users of this server whose accounts were erased, and whose events are redacted for newcomers.
 
 Laws:
-- Whoever comes into a room after the erasure, a user or a server, gets what the erased user sent
-  there as if it were redacted, but for the state of the room, which is the room's. Whoever was
-  there sees what they saw. No redaction is sent.
-- A user was there who was in the room at the time of the erasure, or before it, for what stands
-  before their leaving; or when the event came. Who only looked on (a guest of a room that all may
-  read, somebody who was invited) was not.
-- Who was erased is known from memory: a page costs nothing for it where it shows nothing of theirs
-  to who came later, and else a few look-ups, however many events there are.
+- A user or a server that comes into a room after the erasure gets the erased user's events in
+  redacted form, except for state events. Whoever was in the room sees what they saw. No redaction
+  is sent.
+- A user counts as having been in the room if they were joined at the time of the erasure, or
+  before it, for events before they left; or when the event arrived. A guest of a world-readable
+  room and an invited user were not in the room.
+- The erased users are cached. A page without events of theirs costs nothing; otherwise it costs
+  a few look-ups, however many events there are.
 
 spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
-
-from twisted.internet.defer import Deferred
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.events import RoomEvents, StoredEvent
 from storage.accounts.erasures import ErasureStore
+from storage.cache import LRU, StreamValue
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
 MAX_CHANGES_BACK: Final = 20
 """How many changes of a reader's membership are followed back to the time of an erasure."""
-MOST_KEPT: Final = 2000
-"""Events without content that are kept, with the bytes that clients get."""
+MAX_PRUNED: Final = 2000
+"""Events without content in the cache, with their encoded client form."""
 _ALL: Final = 2**53
 
 
 class ErasedSenders:
-    """Knows them, and what is kept back from whom. For the reactor thread."""
+    """Decides which events are shown without their content. For the reactor thread."""
 
     def __init__(
         self, store: ErasureStore, streams: Streams, states: CurrentStates, events: RoomEvents
@@ -43,29 +39,20 @@ class ErasedSenders:
         self._store = store
         self._states = states
         self._events = events
-        self._since: dict[str, int] | None = None
-        """When each was erased; None: that has not been read yet."""
-        self._changes_heard = 0
-        self._pruned: OrderedDict[int, tuple[StoredEvent, StoredEvent]] = OrderedDict()
-        self._log = Logger()
-        streams.subscribe(self._hear, Topic.ERASURE)
-        streams.watch(self._heed_others)
+        self._since: StreamValue[dict[str, int]] = StreamValue(
+            streams, Topic.ERASURE, load=lambda: self._store.get_since(0), update=_update
+        )
+        self._pruned: LRU[int, tuple[StoredEvent, StoredEvent]] = LRU(max_entries=MAX_PRUNED)
 
     async def get(self) -> Mapping[str, int]:
-        """Who was erased, and at which position."""
-        while self._since is None:
-            heard = self._changes_heard
-            found = await self._store.get_since(0)
-            if heard == self._changes_heard:  # else somebody was erased while it was read
-                self._since = {}
-                self._take(found)
-        return self._since
+        """The erased users, with the positions of their erasures."""
+        return await self._since.get()
 
     async def find_hidden(
         self, own: MembershipRow | None, shown: Sequence[tuple[StoredEvent, str]]
     ) -> set[int]:
-        """Which of the events (of one room), by number, are for a user without their content.
-        `own`: the user's present membership; with each event, theirs once it had happened."""
+        """The numbers of those events, all of one room, that a user gets without their content.
+        `own`: the user's present membership; each event comes with their membership after it."""
         since = await self.get()
         if not since or since.keys().isdisjoint(event.event.sender for event, _ in shown):
             return set()
@@ -90,14 +77,11 @@ class ErasedSenders:
 
     def without_content(self, stored: StoredEvent) -> StoredEvent:
         """The event as if it were redacted."""
-        kept = self._pruned.get(stored.nid)
-        if kept is not None and kept[0] is stored:
-            self._pruned.move_to_end(stored.nid)
-            return kept[1]
+        cached = self._pruned.get(stored.nid)
+        if cached is not None and cached[0] is stored:
+            return cached[1]
         pruned = stored.without_content()
-        self._pruned[stored.nid] = (stored, pruned)
-        if len(self._pruned) > MOST_KEPT:
-            self._pruned.popitem(last=False)
+        self._pruned.put(stored.nid, (stored, pruned))
         return pruned
 
     async def _find_ends(
@@ -124,28 +108,12 @@ class ErasedSenders:
                     ends[position] = _ALL
         return ends
 
-    def _take(self, found: Mapping[str, int]) -> None:
-        if self._since is not None:
-            self._since.update(found)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        self._changes_heard += 1
-        self._take(
-            {change.user_id: change.position for change in changes if change.user_id is not None}
-        )
-
-    def _heed_others(self, after: int, _upto: int) -> None:
-        """Another node has written: perhaps that somebody was erased."""
-        self._changes_heard += 1
-        Deferred.fromCoroutine(self._read_others(after)).addErrback(self._forget)
-
-    async def _read_others(self, after: int) -> None:
-        self._take(await self._store.get_since(after))
-
-    def _forget(self, failure: Failure) -> None:
-        """It is not known whom other nodes erased: whoever asks next reads all anew."""
-        self._log.failure("whom other nodes erased is not known", failure)
-        self._since = None
+def _update(since: dict[str, int], change: Change) -> bool:
+    if change.user_id is None:
+        return False
+    since.setdefault(change.user_id, change.position)
+    return True
 
 
 def _end_before(changes: Sequence[StoredEvent], position: int) -> int:

@@ -1,10 +1,9 @@
-"""Events as the rest of the server reads them: parsed, cached, with the bytes that clients get.
+"""A cache of events: parsed, and with the encoded form that clients get.
 
-The cache holds what never changes. The exceptions, a redaction or a content that comes late, a
-purge, and an outlier that finds its place, are heard of on the stream and drop the event.
+Events are immutable, except for four changes, which the stream announces and which drop the event:
+a redaction, content that arrives late, a purge, and an outlier that gets its place in the room.
 """
 
-from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Final
@@ -16,7 +15,8 @@ from federation.protocol.events import Event, client_form_prefix, encode_event_j
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
-from storage.engine.streams import Change, Streams, Topic
+from storage.cache import LRU
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventRow, EventStore
 from storage.retention.purging import PurgedMessages
 from storage.rooms.rooms import RoomRow, RoomStore
@@ -160,7 +160,10 @@ class StoredEvent:
 
 class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor
-    thread."""
+    thread.
+
+    No `StreamCache`: after a write of another node it asks which events changed, and keeps the rest.
+    """
 
     def __init__(
         self, store: EventStore, rooms: RoomStore, streams: Streams, *, capacity: int
@@ -168,81 +171,79 @@ class RoomEvents:
         """`capacity` is in events, of `MOST_ON_AVERAGE` bytes: of large ones fewer are kept."""
         self._store = store
         self._rooms = rooms
-        self._capacity = capacity
-        self._capacity_bytes = capacity * MOST_ON_AVERAGE
-        self.weight = 0
-        """About how many bytes the events in the cache take."""
-        self._cache: OrderedDict[int, StoredEvent] = OrderedDict()
+        self._cache: LRU[int, StoredEvent] = LRU(
+            max_entries=capacity,
+            max_weight=capacity * MOST_ON_AVERAGE,
+            weigh=lambda _, stored: stored.weight,
+            on_remove=lambda _, stored: self._nids.pop(stored.event.event_id, None),
+        )
         self._nids: dict[str, int] = {}
         """Numbers of the events in the cache, by id."""
-        self.hits = 0
-        self.misses = 0
-        self._changes_heard = 0
+        self._changes = 0
+        """Rises whenever an event may have changed."""
         self._expected: dict[str, Event] = {}
         self._latest_nid = 0
-        """The highest number of an event that this node has heard of: redactions of other nodes are
-        above it."""
+        """The highest number of a redaction that this node knows of another node."""
         self._log = Logger()
-        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED, Topic.PLACED, Topic.PURGED)
-        streams.watch(self._heed_others)
+        streams.subscribe(
+            self._on_changes,
+            Topic.EVENT,
+            Topic.REDACTED,
+            Topic.PLACED,
+            Topic.PURGED,
+            stage=Stage.CACHE,
+        )
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     def __len__(self) -> int:
         """Events in the cache."""
         return len(self._cache)
 
+    @property
+    def weight(self) -> int:
+        """About how many bytes the events in the cache take."""
+        return self._cache.weight
+
+    @property
+    def hits(self) -> int:
+        """Events that were cached."""
+        return self._cache.hits
+
+    @property
+    def misses(self) -> int:
+        """Events that had to be read."""
+        return self._cache.misses
+
     async def get_events(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """Events by number; unknown ones are missing from the answer."""
-        cache = self._cache
         wanted = list(nids)
-        if not wanted:
-            return {}
-        cached = list(map(cache.get, wanted))
-        missing: list[int] = []
-        if None in cached:
-            missing = [nid for nid, event in zip(wanted, cached, strict=True) if event is None]
-            wanted = [nid for nid, event in zip(wanted, cached, strict=True) if event is not None]
-        found = dict(zip(wanted, filter(None, cached), strict=True))
-        deque(map(cache.move_to_end, found), 0)
-        self.hits += len(found)
-        self.misses += len(missing)
+        found = self._cache.get_many(wanted)
+        missing = [nid for nid in wanted if nid not in found] if len(found) < len(wanted) else []
         while missing:
-            heard = self._changes_heard
+            changes = self._changes
             rows = await self._store.get_events(missing)
             rooms = await self._rooms.get_rooms_by_nid({row.room_nid for row in rows.values()})
-            if heard != self._changes_heard:
-                # a row may have been read just before it changed: read again, or the cache would
-                # keep it
-                continue
+            if changes != self._changes:
+                continue  # a row may have been read before it changed
             for nid, row in rows.items():
                 found[nid] = self.keep(rooms[row.room_nid], row)
             break
         return found
 
     def find(self, nid: int) -> StoredEvent | None:
-        """The event of this number, if it is in memory."""
-        found = self._cache.get(nid)
-        if found is not None:
-            self._cache.move_to_end(nid)
-            self.hits += 1
-        return found
+        """The event of this number, if it is cached."""
+        return self._cache.get(nid) if nid in self._cache else None
 
     def find_all(self, nids: Iterable[int]) -> Sequence[StoredEvent] | None:
-        """The events of these numbers, if all of them are in memory."""
+        """The events of these numbers, if all of them are cached."""
         wanted = list(nids)
-        found = list(filter(None, map(self._cache.get, wanted)))
-        if len(found) < len(wanted):
+        if not all(map(self._cache.__contains__, wanted)):
             return None
-        deque(map(self._cache.move_to_end, wanted), 0)
-        self.hits += len(wanted)
-        return found
+        return list(map(self._cache.get_many(wanted).__getitem__, wanted))
 
     def holds(self, nids: Sequence[int], events: Sequence[StoredEvent]) -> bool:
-        """Whether the events in memory that have these numbers are these very ones."""
-        if list(map(self._cache.get, nids)) != events:
-            return False
-        deque(map(self._cache.move_to_end, nids), 0)
-        self.hits += len(nids)
-        return True
+        """Whether the cached events of these numbers are these very objects."""
+        return list(map(self._cache.peek, nids)) == events and self.find_all(nids) is not None
 
     async def get_event(self, room_nid: int, event_id: EventID) -> StoredEvent | None:
         """One event of a room by its id, or None."""
@@ -257,8 +258,7 @@ class RoomEvents:
         return {event_id: event for event_id, event in found.items() if event.room_nid == room_nid}
 
     async def get_anywhere(self, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
-        """Events by id, of whatever room: for what others say of rooms. No query for what is
-        cached."""
+        """Events by id, of any room. No query for those that are cached."""
         nids: dict[str, int] = {}
         missing: list[EventID] = []
         for event_id in event_ids:
@@ -273,12 +273,12 @@ class RoomEvents:
         return {event.event.event_id: event for event in events.values()}
 
     def is_cached(self, event_id: EventID) -> bool:
-        """Whether the event is at hand without a query: then it is stored."""
+        """Whether the event is cached, and therefore stored."""
         return event_id in self._nids
 
     def keep(self, room: RoomRow, row: EventRow) -> StoredEvent:
-        """The event of a row that was just read or written, from the cache if it is there."""
-        cached = self._cache.get(row.event_nid)
+        """The event of a row that was just read or written; the cached one if there is one."""
+        cached = self._cache.peek(row.event_nid)
         if cached is not None:
             return cached
         event = load_event(
@@ -287,77 +287,67 @@ class RoomEvents:
         return self._put(StoredEvent(event, row))
 
     def expect(self, events: Iterable[Event]) -> None:
-        """These are about to be written: when the stream tells of them, they need not be parsed
-        again."""
+        """These are about to be written: they need not be parsed again when the stream announces
+        them."""
         self._expected.update((event.event_id, event) for event in events)
 
     def forget_expected(self, events: Iterable[Event]) -> None:
-        """The write has ended, one way or the other."""
+        """The write has ended, or failed."""
         for event in events:
             self._expected.pop(event.event_id, None)
 
     def forget(self, event_ids: Iterable[EventID]) -> None:
-        """Read these anew when they are next asked for: another node may have changed them."""
+        """Drop these events: another node may have changed them."""
         for event_id in event_ids:
             nid = self._nids.get(event_id)
             if nid is not None:
-                self._drop(nid)
+                self._cache.pop(nid)
 
     def _put(self, stored: StoredEvent) -> StoredEvent:
-        self._drop(stored.nid)
-        self._cache[stored.nid] = stored
-        self._nids[stored.event.event_id] = stored.nid
-        self.weight += stored.weight
-        while len(self._cache) > self._capacity or self.weight > self._capacity_bytes:
-            self._drop(next(iter(self._cache)))
+        self._cache.put(stored.nid, stored)
+        if stored.nid in self._cache:
+            self._nids[stored.event.event_id] = stored.nid
         return stored
 
-    def _drop(self, nid: int) -> None:
-        dropped = self._cache.pop(nid, None)
-        if dropped is not None:
-            del self._nids[dropped.event.event_id]
-            self.weight -= dropped.weight
-
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.EVENT and isinstance(change.detail, EventRow):
                 event = self._expected.get(change.detail.event_id)
                 if event is not None:
                     self._put(StoredEvent(event, change.detail))
             elif change.topic in (Topic.REDACTED, Topic.PLACED, Topic.PURGED):
-                self._changes_heard += 1
+                self._changes += 1
                 if isinstance(change.detail, int):
-                    self._drop(change.detail)
+                    self._cache.pop(change.detail)
                 elif isinstance(change.detail, PurgedMessages):
                     for nid in change.detail.nids:
-                        self._drop(nid)
-                else:  # another node's: of which event is not known here
+                        self._cache.pop(nid)
+                else:  # it is not known which event
                     self._cache.clear()
-                    self._nids.clear()
-                    self.weight = 0
 
-    def _heed_others(self, after: int, _upto: int) -> None:
-        """Another node has written: it may have redacted or purged events that are kept here, or
-        placed outliers, or completed a room: then what was refused may be shown, as news, and what
-        was shown may be refused."""
-        self._changes_heard += 1
-        # at once: whoever is woken asks for what is news
+    def _on_remote_write(self, after: int, _upto: int) -> None:
+        """Another node has written. It may have redacted or purged cached events, placed outliers,
+        or completed a room: then rejected events may be shown, as new ones, and others hidden."""
+        self._changes += 1
+        # at once: clients that are woken ask for what is new
         for nid in [nid for nid, event in self._cache.items() if not event.in_timeline]:
-            self.forget([self._cache[nid].event.event_id])
-        Deferred.fromCoroutine(self._forget_redacted(after)).addErrback(
-            lambda failure: self._log.failure("what other nodes redacted is not known", failure)
+            self._cache.pop(nid)
+        Deferred.fromCoroutine(self._drop_changed(after)).addErrback(
+            lambda failure: self._log.failure(
+                "which events other nodes redacted is not known", failure
+            )
         )
 
-    async def _forget_redacted(self, after: int) -> None:
+    async def _drop_changed(self, after: int) -> None:
         lost = await self._store.get_lost_since(self._latest_nid, after)
         self._latest_nid = lost.redaction_nid
-        self._changes_heard += 1
+        self._changes += 1
         self.forget(EventID(event_id) for event_id in lost.redacted)
         if lost.changed_rooms:
             for nid in [
                 nid for nid, event in self._cache.items() if event.room_nid in lost.changed_rooms
             ]:
-                self._drop(nid)
+                self._cache.pop(nid)
 
 
 def _weigh(pdu: bytes) -> int:

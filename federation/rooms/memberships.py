@@ -1,89 +1,76 @@
-"""Who is in which room, from memory: the rooms of a user, the local users of a room.
+"""Caches of memberships: the rooms of a user, and the local users of a room.
 
-Read once, then kept up by the stream of events, so that waking and synchronising cost no query. A
-load that a change of the same key overtakes is done again. For the reactor thread.
+The stream updates them, so that waking and synchronising clients costs no query. For the reactor
+thread.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from federation.protocol.ids import UserID
+from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
 
 class Memberships:
-    """Caches of `memberships` by user and by room."""
+    """Reads memberships by user and by room."""
 
     def __init__(self, store: MembershipStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: how many users, and how many rooms, are kept."""
+        """`capacity`: users, and as many rooms."""
         self._store = store
-        self._streams = streams
-        self._capacity = capacity
-        self._by_user: OrderedDict[str, dict[int, MembershipRow]] = OrderedDict()
-        self._local: OrderedDict[int, set[str]] = OrderedDict()
-        self._changes_heard = 0
-        self.hits = 0
-        self.misses = 0
-        streams.subscribe(self._hear, Topic.MEMBERSHIP)
-        streams.watch(self._heed_others)
+        self._by_user: StreamCache[str, dict[int, MembershipRow]] = StreamCache(
+            streams,
+            Topic.MEMBERSHIP,
+            load=self._load_user,
+            keys_of=_users_of,
+            update=_update_rooms,
+            max_entries=capacity,
+        )
+        self._local: StreamCache[int, set[str]] = StreamCache(
+            streams,
+            Topic.MEMBERSHIP,
+            load=self._load_room,
+            keys_of=_rooms_of,
+            update=_update_members,
+            max_entries=capacity,
+        )
 
     def __len__(self) -> int:
-        """Users and rooms in the cache."""
+        """Users and rooms in the caches."""
         return len(self._by_user) + len(self._local)
 
+    @property
+    def hits(self) -> int:
+        """Users and rooms that were cached."""
+        return self._by_user.hits + self._local.hits
+
+    @property
+    def misses(self) -> int:
+        """Users and rooms that had to be read."""
+        return self._by_user.misses + self._local.misses
+
     async def of_user(self, user_id: UserID) -> Mapping[int, MembershipRow]:
-        """All memberships of a user by room number. The mapping is the cache's own: read, don't
-        keep."""
-        found = self.known_of(user_id)
-        if found is not None:
-            return found
-        self.misses += 1
-        while True:
-            heard = self._changes_heard
-            rows = dict(await self._store.get_memberships_of_user(user_id))
-            if heard == self._changes_heard:
-                break
-        self._by_user[user_id] = rows
-        if len(self._by_user) > self._capacity:
-            self._by_user.popitem(last=False)
-        return rows
+        """All memberships of a user by room number. The cache changes the mapping: do not keep
+        it."""
+        return await self._by_user.get(user_id)
 
     def known_of(self, user_id: UserID) -> Mapping[int, MembershipRow] | None:
-        """The same as far as it is in memory."""
-        found = self._by_user.get(user_id)
-        if found is not None:
-            self._by_user.move_to_end(user_id)
-            self.hits += 1
-        return found
+        """As `of_user`, if they are cached; else None."""
+        return self._by_user.find(user_id)
 
     async def local_members(self, room_nid: int) -> Set[str]:
-        """This server's users who are joined. The set is the cache's own: read, don't keep."""
-        found = self._local.get(room_nid)
-        if found is not None:
-            self._local.move_to_end(room_nid)
-            self.hits += 1
-            return found
-        self.misses += 1
-        while True:
-            heard = self._changes_heard
-            members = set(await self._store.get_local_members(room_nid))
-            if heard == self._changes_heard:
-                break
-        self._local[room_nid] = members
-        if len(self._local) > self._capacity:
-            self._local.popitem(last=False)
-        return members
+        """This server's users who are joined. The cache changes the set: do not keep it."""
+        return await self._local.get(room_nid)
 
     async def find_joined(self, pairs: Iterable[tuple[int, UserID]]) -> Set[tuple[int, UserID]]:
         """Those of the pairs of a room and a user where the user is joined: one query at most.
 
-        Nothing is remembered for it: it is for what others say, who may name whom they like.
+        It fills no cache: other servers may name any user.
         """
         found: set[tuple[int, UserID]] = set()
         unknown: dict[tuple[int, str], UserID] = {}
         for room_nid, user_id in pairs:
-            rooms = self._by_user.get(user_id)
+            rooms = self._by_user.find(user_id)
             if rooms is None:
                 unknown[room_nid, user_id] = user_id
             elif room_nid in rooms and rooms[room_nid].membership == "join":
@@ -95,47 +82,43 @@ class Memberships:
         return found
 
     async def find_invited(self, user_id: UserID, others: Iterable[UserID]) -> Set[UserID]:
-        """Those of the others who are invited, by somebody of this server, to a room that the user
-        is in. Two queries."""
+        """Those of the others whom a user of this server invited to a room that the user is in. Two
+        queries."""
         return {UserID(other) for other in await self._store.get_invited_by_ours(user_id, others)}
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.topic is Topic.MEMBERSHIP:
-                self._changes_heard += 1
-                row = change.detail
-                if isinstance(row, MembershipRow):
-                    self._apply(row)
-                else:
-                    self._forget_all()
+    async def _load_user(self, user_ids: Sequence[str]) -> Mapping[str, dict[int, MembershipRow]]:
+        return {each: dict(await self._store.get_memberships_of_user(each)) for each in user_ids}
 
-    def _heed_others(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, of whom is not known here."""
-        self._changes_heard += 1
-        told = self._streams.told(after, upto)
-        if told is None:
-            self._forget_all()
-            return
-        for change in told:
-            if change.topic is Topic.MEMBERSHIP:
-                row = change.detail
-                if isinstance(row, MembershipRow):
-                    self._by_user.pop(row.user_id, None)
-                    self._local.pop(row.room_nid, None)
-                else:
-                    self._forget_all()
+    async def _load_room(self, room_nids: Sequence[int]) -> Mapping[int, set[str]]:
+        return {each: set(await self._store.get_local_members(each)) for each in room_nids}
 
-    def _forget_all(self) -> None:
-        self._by_user.clear()
-        self._local.clear()
 
-    def _apply(self, row: MembershipRow) -> None:
-        rooms = self._by_user.get(row.user_id)
-        if rooms is not None:
-            rooms[row.room_nid] = row
-        members = self._local.get(row.room_nid)
-        if members is not None and row.is_local:
-            if row.membership == "join":
-                members.add(row.user_id)
-            else:
-                members.discard(row.user_id)
+def _users_of(change: Change) -> Sequence[str] | None:
+    row = change.detail
+    return (row.user_id,) if isinstance(row, MembershipRow) else None
+
+
+def _rooms_of(change: Change) -> Sequence[int] | None:
+    row = change.detail
+    if not isinstance(row, MembershipRow):
+        return None
+    return (row.room_nid,) if row.is_local else ()
+
+
+def _update_rooms(rooms: dict[int, MembershipRow], change: Change) -> bool:
+    row = change.detail
+    if not isinstance(row, MembershipRow):
+        return False
+    rooms[row.room_nid] = row
+    return True
+
+
+def _update_members(members: set[str], change: Change) -> bool:
+    row = change.detail
+    if not isinstance(row, MembershipRow):
+        return False
+    if row.membership == "join":
+        members.add(row.user_id)
+    else:
+        members.discard(row.user_id)
+    return True

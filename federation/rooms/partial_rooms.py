@@ -1,56 +1,56 @@
-"""Rooms of which only a part of the state is here yet: which they are, and waiting for the rest.
+"""Rooms that were joined with partial state: a cache of them, and waiting for the rest.
 
-Whether a room is whole is said by its head, which the engine has in memory. Here is what is known
-besides, also of the rooms that have become whole since: those who were told nothing of a room
-before are told all of it then.
+The head of a room, which the engine caches, says whether its state is partial. This table also
+has rooms that have been completed since: clients that were told nothing of such a room are then
+told all of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import StateIncomplete
-from storage.engine.streams import Change, Streams, Topic
+from storage.cache import StreamValue
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.partial_rooms import PartialRoom, PartialRoomStore
 
 LONGEST_WAIT: Final = 60.0
-"""Seconds that somebody waits for the rest of a state."""
+"""Seconds to wait for the rest of a state."""
 
 
 class PartialRooms:
-    """Knows the rooms that were entered with a part of their state. For the reactor thread."""
+    """Reads the rooms that were joined with partial state. For the reactor thread."""
 
     def __init__(self, store: PartialRoomStore, streams: Streams, clock: IReactorTime) -> None:
         self._store = store
         self._streams = streams
         self._clock = clock
-        self.known: dict[int, PartialRoom] | None = None
-        """What `get_all` gives, as far as it is in memory."""
-        self._changes_heard = 0
+        self._rooms: StreamValue[dict[int, PartialRoom]] = StreamValue(
+            streams, Topic.COMPLETENESS, load=self._load, update=_update
+        )
         self._waiting: dict[int, list[Deferred[None]]] = {}
-        streams.subscribe(self._hear, Topic.COMPLETENESS)
-        streams.watch(self._heed_others)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+
+    @property
+    def known(self) -> Mapping[int, PartialRoom] | None:
+        """As `get_all`, if they are cached; else None."""
+        return self._rooms.find()
 
     async def get_all(self) -> Mapping[int, PartialRoom]:
-        """By number all rooms that were entered so, the complete ones too. No query while nothing
-        changes."""
-        while self.known is None:
-            heard = self._changes_heard
-            rooms = {room.room_nid: room for room in await self._store.get_rooms()}
-            if heard == self._changes_heard:
-                self.known = rooms
-        return self.known
+        """All rooms that were joined with partial state, by number; also those that are complete
+        now. No query while nothing changes."""
+        return await self._rooms.get()
 
     async def find(self, room_nid: int) -> PartialRoom | None:
-        """The room, if a part of its state is lacking."""
+        """The room, if its state is partial; else None."""
         room = (await self.get_all()).get(room_nid)
         return None if room is None or room.completed is not None else room
 
     async def wait(self, room_nid: int) -> None:
-        """Return when all of the room's state is here. Raises StateIncomplete when that takes too
-        long."""
+        """Return when the state of the room is complete. Raises StateIncomplete after
+        `LONGEST_WAIT`."""
         until = self._clock.seconds() + LONGEST_WAIT
         while await self.find(room_nid) is not None:
             done: Deferred[None] = Deferred()
@@ -60,7 +60,7 @@ class PartialRooms:
                 await done
             except CancelledError:
                 if call.active():
-                    raise  # who asked has gone
+                    raise  # the caller was cancelled
                 raise StateIncomplete from None
             finally:
                 if call.active():
@@ -70,27 +70,24 @@ class PartialRooms:
                     del self._waiting[room_nid]
 
     def tell(self, room_nid: int) -> None:
-        """Those who wait for the room may look again: its snapshot is the new one."""
+        """Wake all who wait for the room: its new snapshot is in place."""
         for done in list(self._waiting.get(room_nid, ())):
             if not done.called:
                 done.callback(None)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.topic is Topic.COMPLETENESS:
-                self._changes_heard += 1
-                if self.known is not None and isinstance(change.detail, PartialRoom):
-                    self.known[change.detail.room_nid] = change.detail
-                else:
-                    self.known = None
+    async def _load(self) -> dict[int, PartialRoom]:
+        return {room.room_nid: room for room in await self._store.get_rooms()}
 
-    def _heed_others(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said that it did not, it may have completed a
-        room."""
-        told = self._streams.told(after, upto)
-        if told is not None and all(change.topic is not Topic.COMPLETENESS for change in told):
-            return
-        self._changes_heard += 1
-        self.known = None
-        for room_nid in list(self._waiting):
-            self.tell(room_nid)
+    def _on_remote_write(self, after: int, upto: int) -> None:
+        """Another node wrote: unless it says otherwise, it may have completed a room."""
+        changes = self._streams.told(after, upto)
+        if changes is None or any(change.topic is Topic.COMPLETENESS for change in changes):
+            for room_nid in list(self._waiting):
+                self.tell(room_nid)
+
+
+def _update(rooms: dict[int, PartialRoom], change: Change) -> bool:
+    if not isinstance(change.detail, PartialRoom):
+        return False
+    rooms[change.detail.room_nid] = change.detail
+    return True

@@ -8,7 +8,6 @@ of events, in batches.
 spec: server-server-api#room-state-resolution
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from federation.protocol.event_auth import CREATE, POWER_LEVELS
@@ -27,6 +26,7 @@ from federation.protocol.state_resolution import (
 )
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.state_view import StateView
+from storage.cache import LRU
 from storage.engine.database import Database, Transaction
 from storage.events.auth_chains import AuthChainStore
 from storage.events.events import select_state_keys
@@ -41,7 +41,7 @@ Difference = Mapping[StateKey, tuple[int | None, int | None]]
 
 
 class StateResolver:
-    """Resolves the states of rooms, and remembers the latest answers. For the reactor thread."""
+    """Resolves the states of rooms, through a cache. For the reactor thread."""
 
     def __init__(
         self,
@@ -52,13 +52,12 @@ class StateResolver:
         *,
         capacity: int = 1000,
     ) -> None:
-        """`capacity`: how many resolutions are remembered."""
+        """`capacity`: resolutions in the cache."""
         self._database = database
         self._trees = trees
         self._chains = chains
         self._events = events
-        self._capacity = capacity
-        self._resolved: OrderedDict[tuple[int, frozenset[object]], StateChange] = OrderedDict()
+        self._resolved: LRU[tuple[int, frozenset[object]], StateChange] = LRU(max_entries=capacity)
 
     async def resolve(
         self, room_nid: int, version: RoomVersion, create: Event, states: Iterable[StateChange]
@@ -72,11 +71,7 @@ class StateResolver:
         known = self._resolved.get(name)
         if known is None:
             known = await self._resolve(room_nid, version, create, list(distinct.values()))
-            self._resolved[name] = known
-            if len(self._resolved) > self._capacity:
-                self._resolved.popitem(last=False)
-        else:
-            self._resolved.move_to_end(name)
+            self._resolved.put(name, known)
         return known
 
     async def load(

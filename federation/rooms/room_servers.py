@@ -1,16 +1,15 @@
-"""Which other servers are in a room, from memory: whom to tell of what happens there.
+"""A cache of the other servers in each room: the destinations of what happens there.
 
-Counts are kept in the database as users join and leave (`storage/rooms/room_servers.py`); here the
-servers of recent rooms are remembered, and forgotten when a user of another server comes or goes.
-For the reactor thread.
+The database counts their users as they join and leave (`storage/rooms/room_servers.py`). A room is
+invalidated when a user of another server comes or goes. For the reactor thread.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from federation.protocol.ids import ServerName, UserID
 from federation.rooms.memberships import Memberships
+from storage.cache import StreamCache, StreamValue
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.room_servers import RoomServerStore
@@ -21,76 +20,69 @@ _NONE: Final[Servers] = {}
 
 
 class RoomServers:
-    """A cache of `room_servers`."""
+    """Reads which other servers are in rooms."""
 
     def __init__(
         self, store: RoomServerStore, memberships: Memberships, streams: Streams, *, capacity: int
     ) -> None:
-        """`capacity`: how many rooms are remembered."""
+        """`capacity`: rooms."""
         self._store = store
         self._memberships = memberships
-        self._capacity = capacity
-        self._known: OrderedDict[int, Servers] = OrderedDict()
-        self._is_alone: bool | None = None
-        """Whether no other server is in any room; None: not known. A server that is not, may be
-        again after its next start."""
-        self._changes_heard = 0
-        streams.subscribe(self._hear, Topic.COMPLETENESS, Topic.MEMBERSHIP)
-        streams.watch(self._heed_others)
+        self._rooms: StreamCache[int, Servers] = StreamCache(
+            streams,
+            Topic.COMPLETENESS,
+            Topic.MEMBERSHIP,
+            load=self._load,
+            keys_of=_rooms_of,
+            max_entries=capacity,
+        )
+        self._alone: StreamValue[bool] = StreamValue(
+            streams,
+            Topic.COMPLETENESS,
+            Topic.MEMBERSHIP,
+            load=self._load_alone,
+            concerns=lambda change: _rooms_of(change) != (),
+        )
+        self._has_others = False
+        """Whether another server was in some room since the start: from then on it is not asked
+        whether all have left."""
 
     def peek(self, room_nid: int) -> Servers | None:
-        """What is remembered of a room; None if that is nothing."""
-        return _NONE if self._is_alone else self._known.get(room_nid)
+        """As `in_room`, if it is cached; else None."""
+        return _NONE if self._alone.find() else self._rooms.find(room_nid)
 
     @property
     def is_known_alone(self) -> bool:
-        """Whether it is known without a question that no other server is in any room."""
-        return self._is_alone is True
+        """Whether it is cached that no other server is in any room."""
+        return self._alone.find() is True
 
     async def is_alone(self) -> bool:
-        """Whether no other server is in any room: then nothing is asked for a room, or a user. One
+        """Whether no other server is in any room: then no room and no user needs a query. One
         query, or none."""
-        while self._is_alone is None:
-            heard = self._changes_heard
-            is_alone = not await self._store.has_any()
-            if heard == self._changes_heard:
-                self._is_alone = is_alone
-        return self._is_alone
+        if not self._has_others and not await self._alone.get():
+            self._has_others = True
+        return not self._has_others
 
     async def in_room(self, room_nid: int) -> Servers:
         """The other servers in one room."""
-        found = self._known.get(room_nid)
+        found = self._rooms.find(room_nid)
         return found if found is not None else (await self.in_rooms([room_nid]))[room_nid]
+
+    @property
+    def cache(self) -> StreamCache[int, Servers]:
+        """The servers by room, for metrics."""
+        return self._rooms
 
     async def in_rooms(self, room_nids: Iterable[int]) -> Mapping[int, Servers]:
         """The other servers in each of the rooms."""
         wanted = set(room_nids)
         if await self.is_alone():
             return dict.fromkeys(wanted, _NONE)
-        found: dict[int, Servers] = {}
-        missing = []
-        for nid in wanted:
-            servers = self._known.get(nid)
-            if servers is None:
-                missing.append(nid)
-            else:
-                found[nid] = servers
-        while missing:
-            heard = self._changes_heard
-            rows = await self._store.get_servers(missing)
-            if heard != self._changes_heard:
-                continue
-            for nid in missing:
-                servers = {ServerName(row.server): row.since for row in rows.get(nid, ())}
-                found[nid] = self._known[nid] = servers
-            break
-        while len(self._known) > self._capacity:
-            self._known.popitem(last=False)
-        return found
+        return await self._rooms.get_many(wanted)
 
     async def newly_shared(self, user_id: UserID, room_nid: int, position: int) -> set[ServerName]:
-        """The other servers that share a room with one of our users since they joined it at a
-        position: not one from before."""
+        """The other servers that share a room with one of our users only since the user joined this
+        room at a position."""
         rows = await self._memberships.of_user(user_id)
         earlier = [
             nid for nid, row in rows.items() if row.membership == "join" and row.position < position
@@ -113,12 +105,11 @@ class RoomServers:
     async def find_strangers(
         self, user_id: UserID, servers: Set[ServerName], users: Iterable[str]
     ) -> set[ServerName]:
-        """Those of the servers that share no room with one of our users, and of whom none of these
-        users is invited to one.
+        """Those of the servers that share no room with one of our users, and none of whose users,
+        of those given, is invited to such a room.
 
-        Who is invited may read a room, so that their keys are needed before they are in it. Invites
-        by others than ours do not count: nobody knows whether there are such servers, where an
-        invite of ours is signed by that of whoever is invited.
+        An invited user may read a room, so their keys are needed before they join. Only invites by
+        our users count: the server of an invited user has signed those, so it exists.
         """
         rows = await self._memberships.of_user(user_id)
         strangers = set(servers)
@@ -135,37 +126,30 @@ class RoomServers:
             }
         return strangers
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.topic is Topic.COMPLETENESS:
-                self._forget_all()
-            elif change.topic is Topic.MEMBERSHIP:
-                row = change.detail
-                if not isinstance(row, MembershipRow):
-                    self._forget_all()
-                elif not row.is_local:
-                    self._note_change()
-                    self._known.pop(row.room_nid, None)
+    async def _load(self, room_nids: Sequence[int]) -> Mapping[int, Servers]:
+        rows = await self._store.get_servers(room_nids)
+        return {
+            nid: {ServerName(row.server): row.since for row in rows.get(nid, ())}
+            for nid in room_nids
+        }
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: who came and went is not known here."""
-        self._forget_all()
+    async def _load_alone(self) -> bool:
+        return not await self._store.has_any()
 
-    def _forget_all(self) -> None:
-        self._note_change()
-        self._known.clear()
 
-    def _note_change(self) -> None:
-        self._changes_heard += 1
-        if self._is_alone:
-            self._is_alone = None
+def _rooms_of(change: Change) -> Sequence[int] | None:
+    row = change.detail
+    if not isinstance(row, MembershipRow):
+        return None
+    return () if row.is_local else (row.room_nid,)
 
 
 def longest_in(servers: Servers) -> list[ServerName]:
-    """The servers, who has been there for longest first: the likeliest to answer for the room."""
+    """The servers, those that have been there for longest first: they answer for the room most
+    likely."""
     return sorted(servers, key=lambda server: servers[server])
 
 
 def _server_of(user_id: str) -> ServerName:
-    """As a name that may be none: clients write what they like."""
+    """The part after the first colon; it need not be a valid name."""
     return ServerName(user_id.partition(":")[2])

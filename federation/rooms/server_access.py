@@ -4,7 +4,6 @@ room.
 spec: server-server-api#server-access-control-lists-acls
 """
 
-from collections import OrderedDict
 from collections.abc import Collection
 
 from federation.protocol.errors import Forbidden, NotFound
@@ -15,15 +14,16 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.snapshot import RoomSnapshot
+from storage.cache import LRU
 from storage.rooms.rooms import RoomStore
 
 SERVER_ACL = StateKey("m.room.server_acl", "")
-KEPT_LISTS = 1000
-"""How many evaluated lists are remembered."""
+MAX_LISTS = 1000
+"""Parsed lists in the cache."""
 
 
 class ServerAccess:
-    """Evaluates the lists of rooms, and remembers them evaluated. For the reactor thread."""
+    """Evaluates the lists of rooms, through a cache. For the reactor thread."""
 
     def __init__(
         self, engine: RoomEngine, rooms: RoomStore, memberships: Memberships, servers: RoomServers
@@ -32,7 +32,7 @@ class ServerAccess:
         self._rooms = rooms
         self._memberships = memberships
         self._servers = servers
-        self._lists: OrderedDict[tuple[int, bytes], ServerACL] = OrderedDict()
+        self._lists: LRU[tuple[int, bytes], ServerACL] = LRU(max_entries=MAX_LISTS)
 
     async def is_allowed(self, snapshot: RoomSnapshot, server: ServerName) -> bool:
         """Whether the room's list lets the server take part; a room without a list lets
@@ -46,9 +46,8 @@ class ServerAccess:
         )  # a redaction takes the content away, and with it the permission
         acl = self._lists.get(key)
         if acl is None:
-            acl = self._lists[key] = ServerACL(stored.event.content)
-            if len(self._lists) > KEPT_LISTS:
-                self._lists.popitem(last=False)
+            acl = ServerACL(stored.event.content)
+            self._lists.put(key, acl)
         return acl.allows(server)
 
     async def get_room(self, server: ServerName, room_id: RoomID) -> RoomSnapshot:

@@ -90,15 +90,15 @@ class StickyChecks:
         self._who_waits = WhoWaits()
         self._others_write = False
         """Somebody may wait of whom another process knows alone: then each join is looked up."""
-        streams.subscribe(self._hear, Topic.STICKY, Topic.MEMBERSHIP)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.STICKY, Topic.MEMBERSHIP)
+        streams.watch(self._on_remote_write)
 
     async def start(self) -> None:
         """Learn who waited before a restart."""
         for room_nid, sender in await self._store.get_who_waits(self._now_ms()):
             self._who_waits.add(room_nid, sender)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, StickyRow):
@@ -115,7 +115,7 @@ class StickyChecks:
                     )
                 )
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
+    def _on_remote_write(self, _after: int, _upto: int) -> None:
         self._others_write = True
 
     async def _ask_again(self, room_nid: int, sender: str) -> None:

@@ -1,19 +1,19 @@
-"""The newest events of rooms, from memory.
+"""A cache of the newest events of rooms.
 
-A tail holds a room's latest arrivals, complete from some position on. The stream extends it, so
-that the wake-up and the synchronisation of many readers after one message cost no query. For the
-reactor thread.
+A tail holds the latest arrivals of a room, complete from some position on. The stream extends it,
+so that waking and synchronising many clients after one message costs no query. For the reactor
+thread.
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Protocol
 
 import msgspec
 
-from storage.engine.streams import Change, Streams, Topic
+from storage.cache import LRU
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventRow
 from storage.events.timelines import Arrival, TimelineStore
 
@@ -59,18 +59,20 @@ class Stretch(msgspec.Struct, frozen=True, gc=False):
 
 
 class Timelines:
-    """Answers what arrived in rooms, by their tails and otherwise from storage."""
+    """Reads what arrived in rooms, from cached tails or from storage.
+
+    No `StreamCache`: a new event extends a tail, which knows from which position it is complete.
+    """
 
     def __init__(self, store: TimelineStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: of how many rooms tails are kept."""
+        """`capacity`: rooms."""
         self._store = store
         self._streams = streams
-        self._capacity = capacity
-        self._tails: OrderedDict[int, _Tail] = OrderedDict()
+        self._tails: LRU[int, _Tail] = LRU(max_entries=capacity)
         self.hits = 0
         self.misses = 0
-        streams.subscribe(self._hear, Topic.EVENT)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.EVENT, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     def __len__(self) -> int:
         """Rooms in the cache."""
@@ -99,7 +101,7 @@ class Timelines:
                 arrivals = newest_first[::-1]
                 found[room_nid] = Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
                 if upto >= head and head == self._streams.current():
-                    # what is committed and not told of yet will come by the stream
+                    # the stream will announce what is committed above the head
                     self._keep(
                         room_nid,
                         after,
@@ -108,12 +110,10 @@ class Timelines:
         return found
 
     def find_all(self, room_nid: int, after: int, upto: int) -> Sequence[Arrival] | None:
-        """The arrivals with after < position ≤ up to, oldest first, if all of them are in
-        memory."""
+        """The arrivals with after < position ≤ up to, oldest first, if all of them are cached."""
         tail = self._tails.get(room_nid)
         if tail is None or after < tail.complete_from:
             return None
-        self._tails.move_to_end(room_nid)
         self.hits += 1
         known = tail.arrivals
         arrivals = known[count_upto(known, after) :]
@@ -127,7 +127,7 @@ class Timelines:
         found: dict[int, Arrival] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, upto in positions.items():
-            tail = self._tails.get(room_nid)
+            tail = self._tails.peek(room_nid)
             before = bisect_right(tail.arrivals, upto, key=_position) if tail is not None else 0
             if tail is not None and before:
                 found[room_nid] = tail.arrivals[before - 1]
@@ -149,7 +149,6 @@ class Timelines:
         arrivals = known[start : bisect_right(known, upto, start, key=_position)]
         if after < tail.complete_from and len(arrivals) <= limit:
             return None  # there may be more, or fewer, than the tail knows
-        self._tails.move_to_end(room_nid)
         return Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
 
     def _keep(self, room_nid: int, after: int, arrivals: list[Arrival]) -> None:
@@ -157,27 +156,24 @@ class Timelines:
         if len(arrivals) > TAIL_LENGTH:
             complete_from = arrivals[-TAIL_LENGTH - 1].position
             arrivals = arrivals[-TAIL_LENGTH:]
-        known = self._tails.get(room_nid)
+        known = self._tails.peek(room_nid)
         if known is None or known.complete_from > complete_from:
-            self._tails[room_nid] = _Tail(complete_from, arrivals)
-        self._tails.move_to_end(room_nid)
-        if len(self._tails) > self._capacity:
-            self._tails.popitem(last=False)
+            known = _Tail(complete_from, arrivals)
+        self._tails.put(room_nid, known)
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: what the tails lack is unknown."""
+    def _on_remote_write(self, _after: int, _upto: int) -> None:
+        """Another node wrote: the tails may lack events."""
         self._tails.clear()
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if change.topic is not Topic.EVENT:
                 continue
             if not isinstance(row, EventRow):
-                # another node's event, not read yet: what the tails lack is unknown
-                self._tails.clear()
+                self._tails.clear()  # of an unknown room
                 continue
-            tail = self._tails.get(row.room_nid)
+            tail = self._tails.peek(row.room_nid)
             if tail is None:
                 # a reader that was up to date before this event needs no more than it
                 self._keep(

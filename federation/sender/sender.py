@@ -110,8 +110,8 @@ class Sender:
         self._scheduled = False
         self._spoke_here: set[ServerName] = set()
         """Of whom the node that sends is to hear that they are there."""
-        streams.subscribe(self._hear, *TOPICS)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, *TOPICS)
+        streams.watch(self._on_remote_write)
 
     def start(self) -> None:
         """Send from now on, as soon as no other node does."""
@@ -208,7 +208,7 @@ class Sender:
     # ---------------------------------------------------------------------------------------------------
     # the stream
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._lease.is_held:
             return
         for change in changes:
@@ -246,7 +246,7 @@ class Sender:
         self._newcomers[row.room_nid, _server_of(row.user_id)] = row.position
         return True
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
+    def _on_remote_write(self, _after: int, _upto: int) -> None:
         if self._lease.is_held:
             self._heard |= TOPICS
             self._schedule()

@@ -1,4 +1,4 @@
-"""Metrics of caches: how often what was looked for was there."""
+"""Metrics of caches: hits, misses, entries and sizes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
@@ -9,35 +9,62 @@ from prometheus_client.registry import Collector
 
 
 class Counted(Protocol):
-    """A cache that counts."""
+    """A cache with hit and miss counts."""
 
-    hits: int
-    """Things that were there."""
-    misses: int
-    """Things that had to be read."""
+    @property
+    def hits(self) -> int:
+        """Look-ups that found an entry."""
+        ...
+
+    @property
+    def misses(self) -> int:
+        """Look-ups that found none."""
+        ...
 
     def __len__(self) -> int:
-        """Things that are there now."""
+        """Return the number of entries."""
         ...
 
 
 @runtime_checkable
-class Weighed(Protocol):
-    """A cache that is bounded by the size of what it holds."""
+class SizedCache(Protocol):
+    """A cache that is bounded by the size of its entries."""
 
-    weight: int
-    """About how many bytes that is."""
+    @property
+    def weight(self) -> int:
+        """The approximate size in bytes."""
+        ...
+
+
+class Entries:
+    """A cache whose size in bytes is not exported: it has none, or counts another unit."""
+
+    def __init__(self, cache: Counted) -> None:
+        self._cache = cache
+
+    @property
+    def hits(self) -> int:
+        """Look-ups that found an entry."""
+        return self._cache.hits
+
+    @property
+    def misses(self) -> int:
+        """Look-ups that found none."""
+        return self._cache.misses
+
+    def __len__(self) -> int:
+        return len(self._cache)
 
 
 class CacheMetrics(Collector):
-    """Tells of caches in /metrics."""
+    """Metrics of caches."""
 
     def __init__(self, registry: CollectorRegistry, caches: Mapping[str, Counted]) -> None:
         self._caches = caches
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """Return the metrics for Prometheus."""
         lookups = CounterMetricFamily(
             "mahalla_cache_lookups",
             "Lookups in a cache, by result: hit or miss",
@@ -55,7 +82,7 @@ class CacheMetrics(Collector):
             lookups.add_metric((name, "hit"), cache.hits)
             lookups.add_metric((name, "miss"), cache.misses)
             entries.add_metric((name,), len(cache))
-            if isinstance(cache, Weighed):
+            if isinstance(cache, SizedCache):
                 weights.add_metric((name,), cache.weight)
         yield lookups
         yield entries

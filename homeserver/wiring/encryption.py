@@ -52,6 +52,7 @@ class EncryptionParts:
         )
         self.backups = KeyBackups(KeyBackupStore(database), limiter)
         self.outgoing_store = OutgoingToDeviceStore(database)
+        self.device_cache = DevicesOfUsers(database.streams)
         self.to_device = ToDevice(
             database,
             accounts.to_device_store,
@@ -59,7 +60,7 @@ class EncryptionParts:
             identity,
             policy,
             rooms.servers,
-            DevicesOfUsers(database.streams),
+            self.device_cache,
             limiter,
             rooms.now_ms,
         )

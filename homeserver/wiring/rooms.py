@@ -31,7 +31,7 @@ from federation.rooms.visibility import Visibility
 from homeserver.cluster.notifier import Notifier
 from homeserver.config.configuration import Config
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.observe.caches import Counted
+from homeserver.observe.caches import Counted, Entries
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.directory.remote_servers import Elsewhere
@@ -172,7 +172,7 @@ class RoomParts:
             membership_store,
             self.events,
         )
-        self.rule_changes = push.changes
+        self.rule_changes, self.user_rules = push.changes, push.rules
         self.unread = unread = UnreadCounts(
             push.outcome_store,
             receipt_store,
@@ -333,6 +333,7 @@ class RoomParts:
             clock,
         )
         self.history = RoomHistory()
+        self.state_responses = RoomAnswers(streams, capacity=sizes.answer_bytes)
         self.reading = RoomReading(
             self.engine,
             self.events,
@@ -344,7 +345,7 @@ class RoomParts:
             client_events,
             ignored,
             aggregations,
-            RoomAnswers(streams, capacity=sizes.answer_bytes),
+            self.state_responses,
             self.history,
         )
         self.sending = RoomSending(
@@ -412,10 +413,13 @@ class RoomParts:
         self.published_keys = KeysOfPeople(
             PublishedKeyStore(database), streams, show_keys, capacity=sizes.devices
         )
-        key_counts = KeyCountsInMemory(streams, accounts.device_key_store, capacity=sizes.users)
+        self.key_counts = key_counts = KeyCountsInMemory(
+            streams, accounts.device_key_store, capacity=sizes.users
+        )
         self.device_keys = DeviceKeys(
             database, accounts.device_key_store, key_counts, limiter, now_ms
         )
+        self.encrypted_rooms = EncryptedRooms(summary_store, streams, capacity=sizes.rooms)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,
@@ -423,7 +427,7 @@ class RoomParts:
             room_store,
             self.memberships,
             membership_store,
-            EncryptedRooms(summary_store, streams, capacity=sizes.rooms),
+            self.encrypted_rooms,
             current_states,
             past,
             recent,
@@ -542,12 +546,20 @@ class RoomParts:
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """Those of which metrics tell."""
+        """The caches that metrics show."""
         return {
             "events": self.events,
             "rooms": self.engine,
             "memberships": self.memberships,
             "timelines": self.timelines,
+            "room_servers": Entries(self.servers.cache),
+            "state_responses": self.state_responses.cache,
+            "encrypted_rooms": Entries(self.encrypted_rooms.cache),
+            "unread_counts": Entries(self.unread.cache),
+            "push_rules": Entries(self.user_rules.cache),
+            "ignored_users": self.ignored.cache,
+            "published_keys": Entries(self.published_keys.cache),
+            "key_counts": Entries(self.key_counts.cache),
             **self.sliding.caches,
         }
 

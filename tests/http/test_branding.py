@@ -112,8 +112,8 @@ def test_letters(tmp_path: Path, sqlite_database: Database, kind: str) -> None:
     assert 'src="http' not in text
     pictures = [part for part in letter.walk() if part.get_content_maintype() == "image"]
     if kind == "PNG":
-        assert 'src="cid:logo@letter"' in text
-        assert [part["content-id"] for part in pictures] == ["<logo@letter>"]
+        assert 'src="cid:logo@email"' in text
+        assert [part["content-id"] for part in pictures] == ["<logo@email>"]
         assert pictures[0].get_content() == picture(8, 8)
     else:
         assert "cid:" not in text
@@ -141,7 +141,7 @@ def test_files_that_are_no_logo(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<html><svg></svg>")
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(LARGEST_LOGO))
     for name, complaint in (
-        ("page.html", "is no picture of a kind"),
+        ("page.html", "is not a picture that browsers show"),
         ("huge.png", "is larger than 256K"),
         ("nowhere.png", "cannot be read: No such file"),
     ):

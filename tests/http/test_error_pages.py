@@ -1,5 +1,4 @@
-"""Whoever looks with a browser gets errors as pages, in their language; programs get them as
-JSON."""
+"""Browsers get errors as pages in the user's language; programs get JSON."""
 
 from pathlib import Path
 
@@ -26,8 +25,8 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     )
 
 
-def says(browser: Browser, text: str) -> bool:
-    """Whether the page says it in the language of its reader."""
+def shows(browser: Browser, text: str) -> bool:
+    """Return whether the page contains the text in its reader's language."""
     assert browser.answer.headers["content-type"].startswith("text/html"), browser.text
     translated = LANGUAGES.choose(browser.languages).gettext(text)
     assert translated != text
@@ -35,34 +34,34 @@ def says(browser: Browser, text: str) -> bool:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_is_not_there(server: TestServer, code: str) -> None:
+def test_missing_pages_and_invalid_requests(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     for path in ("/_mahalla/nothing", "/_synapse/client/nothing", "/_matrix/static/nothing"):
         browser.open(path)
         assert browser.status == 404
-        assert says(browser, "What you look for is not here (any more).")
+        assert shows(browser, "What you look for is not here (any more).")
     browser.post("/_mahalla/logo", {})
     assert (browser.status, browser.answer.headers["allow"]) == (405, "GET, OPTIONS")
     browser.open("/_mahalla/sign_in?again=x")
     assert browser.status == 400
-    assert says(browser, "Something that was given is not right.")
+    assert shows(browser, "Something that was given is not right.")
     browser.post("/_mahalla/sign_in", {"name": "x" * 20000})
     assert browser.status == 413
-    assert says(browser, "Something that was given is not right.")
+    assert shows(browser, "Something that was given is not right.")
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_who_comes_too_often(server: TestServer, code: str) -> None:
+def test_rate_limited_requests(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     for _ in range(9):
         browser.open("/_mahalla/sign_in")
         browser.send("/_mahalla/sign_in", name="nobody", password="x")
     assert browser.status == 429
     assert browser.answer.headers["retry-after"]
-    assert says(browser, "Too many attempts. Wait %(minutes)s min, then try again.")
+    assert shows(browser, "Too many attempts. Wait %(minutes)s min, then try again.")
 
 
-def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_a_page(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
@@ -70,9 +69,10 @@ def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.Monk
     browser = Browser(server, languages="ru")
     browser.open("/_mahalla/account")
     assert browser.status == 500
-    assert says(
+    assert shows(
         browser,
-        "Something went wrong on this server. The people who run it find out what, if you tell them this number: %(id)s",
+        "Something went wrong on this server. The people who run it find out what, if you tell "
+        "them this number: %(id)s",
     )
     assert server.get("/_mahalla/account").json["errcode"] == "M_UNKNOWN"
 
@@ -88,16 +88,17 @@ def test_programs_get_json(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_was_filled_in_wrongly(server: TestServer, code: str) -> None:
+def test_invalid_form_input(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     browser.open("/_mahalla/register")
     browser.send("/_mahalla/register", name="alice", password="x" * 600, password_again="x" * 600)
-    assert says(browser, "A password has 1 to %(count)s characters.")
+    assert shows(browser, "A password has 1 to %(count)s characters.")
     program = Program(server)
     for changed, text in (
         (
             {"client_id": "unknown"},
-            "This server does not know the app (any more). Go back to the app, and sign in anew there.",
+            "This server does not know the app (any more). Go back to the app, and sign in anew "
+            "there.",
         ),
         (
             {"redirect_uri": "https://evil.example/"},
@@ -105,11 +106,11 @@ def test_what_was_filled_in_wrongly(server: TestServer, code: str) -> None:
         ),
     ):
         browser.open(program.request(**changed))
-        assert says(browser, text)
-        assert says(browser, "For the people who make the app: %(text)s")
+        assert shows(browser, text)
+        assert shows(browser, "For the people who make the app: %(text)s")
 
 
-def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
+def test_pages_allow_no_cross_origin_reads(server: TestServer) -> None:
     """spec: RFC 9700 section 2.6"""
     program = Program(server)
     for path in (
@@ -120,10 +121,10 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
         "/_mahalla/nothing",
     ):
         assert "access-control-allow-origin" not in server.get(path).headers
-        asked = server.client.request("OPTIONS", path)
+        preflight = server.client.request("OPTIONS", path)
         assert (
-            asked.status,
-            [name for name in asked.headers if name.startswith("access-control")],
+            preflight.status,
+            [name for name in preflight.headers if name.startswith("access-control")],
         ) == (204, [])
     for endpoint in (
         "token_endpoint",
@@ -131,8 +132,8 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
         "registration_endpoint",
         "device_authorization_endpoint",
     ):
-        asked = server.client.request("OPTIONS", program.path_of(endpoint))
-        assert asked.headers["access-control-allow-origin"] == "*"
+        preflight = server.client.request("OPTIONS", program.path_of(endpoint))
+        assert preflight.headers["access-control-allow-origin"] == "*"
         assert program.form(endpoint).headers["access-control-allow-origin"] == "*"
     for path in (
         "/_matrix/client/v3/login/sso/redirect",
@@ -143,14 +144,17 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_addresses_and_tokens_that_are_wrong(
+def test_invalid_addresses_and_registration_tokens(
     tmp_path: Path, sqlite_database: Database, code: str
 ) -> None:
-    further = "email: {smtp_host: mail.example.org}\nenable_registration: true\nregistration_requires_token: true\n"
+    further = (
+        "email: {smtp_host: mail.example.org}\nenable_registration: true\n"
+        "registration_requires_token: true\n"
+    )
     browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + further), languages=code)
     browser.open("/_mahalla/reset_password")
     browser.send("/_mahalla/reset_password", address="\u00e9@b.org")
-    assert says(browser, "This is no e-mail address. Look at it again.")
+    assert shows(browser, "This is no e-mail address. Look at it again.")
     browser.open("/_mahalla/register?without_address=true")
     given = {
         "name": "alice",
@@ -159,4 +163,4 @@ def test_addresses_and_tokens_that_are_wrong(
         "registration_token": "bogus",
     }
     browser.send("/_mahalla/register", **given)
-    assert says(browser, "This registration token is not valid (any more).")
+    assert shows(browser, "This registration token is not valid (any more).")

@@ -1,4 +1,4 @@
-"""A changed name comes into every room, whatever stops the server in between.
+"""A changed name reaches every room, even if the server stops in between.
 
 spec: client-server-api#events-on-change-of-profile-information
 """
@@ -19,7 +19,7 @@ ROOMS = 5
 
 
 class Crash(Exception):
-    """As when the process ends."""
+    """Stands for the end of the process."""
 
 
 def rename(user: User, name: str) -> None:
@@ -33,7 +33,7 @@ def names_of(user: User, rooms: list[str]) -> list[str]:
 
 
 def failing_after(monkeypatch: pytest.MonkeyPatch, sent: int, error: Exception) -> list[RoomID]:
-    """Let sending fail after so many events; where it was tried."""
+    """Let sending fail after a number of events; return the attempts."""
     tried: list[RoomID] = []
     send = RoomEngine.send
 
@@ -47,14 +47,14 @@ def failing_after(monkeypatch: pytest.MonkeyPatch, sent: int, error: Exception) 
     return tried
 
 
-def test_a_name_comes_into_all_rooms(server: TestServer) -> None:
+def test_a_name_reaches_all_rooms(server: TestServer) -> None:
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(ROOMS)]
     rename(alice, "Alice of the hills")
     assert names_of(alice, rooms) == ["Alice of the hills"] * ROOMS
 
 
-def test_who_is_leaving_is_not_brought_back(server: TestServer) -> None:
+def test_a_user_who_is_leaving_does_not_rejoin(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="public_chat")
     join(alice, room_id)
@@ -72,7 +72,7 @@ def test_who_is_leaving_is_not_brought_back(server: TestServer) -> None:
     assert get_state(bob, room_id, "m.room.member", alice.user_id) == {"membership": "leave"}
 
 
-def test_a_restart_goes_on_with_the_rest(
+def test_a_restart_continues_with_the_remaining_rooms(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -88,11 +88,11 @@ def test_a_restart_goes_on_with_the_rest(
     before = restarted.app.database.streams.current()
     restarted.app.rooms.start()
     assert names_of(alice, rooms) == ["later"] * ROOMS
-    # those that had it already were left alone: one event, and the note's end, no more
+    # rooms with the new name were skipped: one event, and the end of the queue entry
     assert restarted.app.database.streams.current() - before <= 3 * 2
 
 
-def test_one_who_cannot_be_carried_keeps_nobody_else_from_it(
+def test_a_user_whose_propagation_fails_does_not_block_others(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_jobs(server)
@@ -103,10 +103,10 @@ def test_one_who_cannot_be_carried_keeps_nobody_else_from_it(
         rename(alice, "new alice")
     rename(bob, "new bob")
     assert names_of(bob, of_bob) == ["new bob"]
-    assert names_of(alice, of_alice) == ["new alice"]  # and what had failed was tried with it
+    assert names_of(alice, of_alice) == ["new alice"]  # and the failed one was retried with it
 
 
-def test_what_failed_is_tried_again_by_itself(
+def test_a_failed_propagation_is_retried(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_jobs(server)

@@ -187,7 +187,7 @@ class Pair:
         )
         node.advance_to(other.current())
         node.publish(changes, changes[-1].position)
-        self.truth._hear(changes)
+        self.truth._on_changes(changes)
 
 
 @pytest.mark.parametrize("seed", range(20))

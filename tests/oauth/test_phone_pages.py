@@ -125,7 +125,7 @@ def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
     browser.open("/_mahalla/register")
     browser.send(number=NUMBER)
     assert "A message with a code is on its way to +998901234567" in browser.words
-    assert "belongs to an account on example.org already" in gateway.last["text"]
+    assert "already belongs to an account on example.org" in gateway.last["text"]
 
 
 def test_a_gateway_that_fails_tells_nobody_either(server: TestServer, gateway: SMSGateway) -> None:

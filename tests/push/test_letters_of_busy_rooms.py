@@ -154,7 +154,7 @@ def test_an_edit_that_calls_its_reader_is_told_until_it_was_read(server: TestSer
     [pusher] = server.run(server.app.accounts.pusher_store.get_pushers([alice.user_id]))[
         alice.user_id
     ]
-    assert pusher.error == "no connection", "a letter waits"
+    assert pusher.error == "no connection", "an e-mail is retried"
     assert alice.post(f"{receipt}/{calling}", {}).status == 200
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)

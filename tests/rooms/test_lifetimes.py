@@ -34,25 +34,36 @@ def make() -> tuple[Streams, SlowLifetimes, Lifetimes]:
     return streams, store, lifetimes
 
 
-def test_an_older_read_takes_nothing_back_from_a_newer_one() -> None:
+def test_a_read_that_another_node_overtakes_is_repeated() -> None:
     streams, store, lifetimes = make()
     streams.advance_to(11)
+    reading = Deferred.fromCoroutine(lifetimes.get([1, 2]))
     streams.advance_to(12)
-    older, newer = store.asked
-    newer.callback(([RoomLifetime(1, None, 12)], 12))
-    older.callback(([RoomLifetime(1, 7, 11), RoomLifetime(2, 7, 11)], 11))
-    assert done(Deferred.fromCoroutine(lifetimes.get([2]))) == {2: 7}
+    store.asked.pop().callback(([RoomLifetime(1, 7, 11), RoomLifetime(2, 7, 11)], 11))
+    assert not reading.called
+    store.asked.pop().callback(([RoomLifetime(2, 7, 11), RoomLifetime(1, None, 12)], 12))
+    assert done(reading)[2] == 7
     assert done(Deferred.fromCoroutine(lifetimes.oldest_shown(1))) < 0, (
-        "the room says nothing any more"
+        "the room has no policy any more"
     )
-    streams.advance_to(13)
-    store.asked[-1].callback(([RoomLifetime(1, 9, 13)], 13))
-    assert done(Deferred.fromCoroutine(lifetimes.oldest_shown(1))) == 991
+    assert store.asked == []
 
 
-def test_a_read_takes_nothing_back_from_what_was_set_here_meanwhile() -> None:
+def test_a_read_that_a_change_of_this_node_overtakes_is_repeated() -> None:
     streams, store, lifetimes = make()
     streams.advance_to(11)
+    reading = Deferred.fromCoroutine(lifetimes.oldest_shown(1))
     streams.publish([Change(12, Topic.LIFETIME, detail=RoomLifetime(1, 9, 12))], 12)
-    store.asked[0].callback(([RoomLifetime(1, 7, 11)], 11))
+    store.asked.pop().callback(([RoomLifetime(1, 7, 11)], 11))
+    assert not reading.called
+    store.asked.pop().callback(([RoomLifetime(1, 9, 12)], 12))
+    assert done(reading) == 991
+
+
+def test_a_change_of_this_node_needs_no_read() -> None:
+    streams, store, lifetimes = make()
+    streams.publish([Change(11, Topic.LIFETIME, detail=RoomLifetime(1, 9, 11))], 11)
     assert done(Deferred.fromCoroutine(lifetimes.oldest_shown(1))) == 991
+    streams.publish([Change(12, Topic.LIFETIME, detail=RoomLifetime(1, None, 12))], 12)
+    assert done(Deferred.fromCoroutine(lifetimes.oldest_shown(1))) < 0
+    assert store.asked == []

@@ -453,7 +453,7 @@ async def test_what_an_ordinary_event_costs(
         assert await b.verdict(room_id, message.event) is Verdict.ACCEPT
         assert counter.queries == {
             "get_event_nids": 1,
-            "get_waiting": 2,
+            "get_earlier_references": 2,
             "place_event": WRITES_OF_A_MESSAGE,
         }
     await database.close()

@@ -515,10 +515,10 @@ def test_administrators_see_a_list_that_has_expired(closed: Closed) -> None:
         ("{url: 'https://a.example', path: 'b', verify_keys: ['x']}", "either `url` or `path`"),
         ("{url: 'https://a.example'}", "needs `verify_keys` or `authorities`"),
         ("{verify_keys: ['Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw']}", "needs `url` or `path`"),
-        ("{url: 'https://a.example', verify_keys: ['x']}", "is no key"),
+        ("{url: 'https://a.example', verify_keys: ['x']}", "is not a valid key"),
         (
             "{url: 'https://a.example', authorities: ['none.pem'], signer: a}",
-            "no certificates that can be read",
+            "has no readable certificates",
         ),
         ("{url: 'https://a.example', authorities: ['none.pem']}", "needs `signer`"),
     ],

@@ -37,8 +37,9 @@ from federation.rooms.receive.outliers import Outliers
 from federation.rooms.receive.state_imports import Pdu, as_mapping
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
+from storage.cache import StreamValue
 from storage.engine.database import Database
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Stage, Streams, Topic
 from storage.partial_state.unverified_events import (
     LeftOut,
     PartOf,
@@ -115,13 +116,15 @@ class UnprovedStates:
         self._resolver = resolver
         self._identity = identity
         self._clock = clock
-        self._cached_rooms: Mapping[int, int | None] | None = None
-        self._invalidations = 0
+        self._cached_rooms: StreamValue[Mapping[int, int | None]] = StreamValue(
+            streams, Topic.COMPLETENESS, load=store.get_rooms
+        )
+        """The rooms that have unverified events, with the time of their next retry."""
         self._delayed_call: IDelayedCall | None = None
         self._task: Deferred[None] | None = None
         self._started = False
-        streams.subscribe(self._on_changes, Topic.COMPLETENESS)
-        streams.watch(lambda _after, _upto: self._invalidate())
+        # writes of these rows are not announced on the stream
+        streams.watch(lambda _after, _upto: self._cached_rooms.invalidate(), stage=Stage.CACHE)
 
     def start(self) -> None:
         """Continue with the stored events."""
@@ -145,14 +148,14 @@ class UnprovedStates:
         """Store events that were left out of a state."""
         if left_out:
             await self._store.add(room_nid, left_out, self.first_attempt())
-            self._invalidate()
+            self._cached_rooms.invalidate()
 
     async def find_noted(self, room_nid: int, cited: Collection[EventID]) -> Mapping[str, PartOf]:
         """Return the cited events that are stored as unverified, even if verified by now.
 
         Makes no query in rooms without such events.
         """
-        if room_nid not in await self._get_rooms():
+        if room_nid not in await self._cached_rooms.get():
             return {}
         return {
             name: part_of
@@ -167,7 +170,7 @@ class UnprovedStates:
         Returns all cited ones that are stored as unverified. Call it in the turn of the room.
         """
         room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
-        if room_nid not in await self._get_rooms():
+        if room_nid not in await self._cached_rooms.get():
             return {}
         noted = await self._store.find(room_nid, cited)
         if any(event_nid is None for _, event_nid in noted.values()):
@@ -181,7 +184,7 @@ class UnprovedStates:
         """Add all events that are verified by now. Call it in the turn of the room."""
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
-            if snapshot.room.room_nid not in await self._get_rooms():
+            if snapshot.room.room_nid not in await self._cached_rooms.get():
                 return
             if snapshot.head.partial_join is not None or not snapshot.head.extremities:
                 return  # the complete state will contain what is stored by then
@@ -203,7 +206,7 @@ class UnprovedStates:
                 await self._engine.refresh(snapshot)
                 continue
             finally:
-                self._invalidate()
+                self._cached_rooms.invalidate()
             return
         raise RuntimeError(
             f"the head of {room_id} moved {MAX_TRIES} times while its state was completed"
@@ -290,11 +293,11 @@ class UnprovedStates:
     async def _work(self) -> None:
         rest = POLL_SECONDS
         try:
-            self._invalidate()
-            for room_nid, due in (await self._get_rooms()).items():
+            self._cached_rooms.invalidate()
+            for room_nid, due in (await self._cached_rooms.get()).items():
                 if due is not None and due <= self._now_ms():
                     await self._try(room_nid)
-            dues = [due for due in (await self._get_rooms()).values() if due is not None]
+            dues = [due for due in (await self._cached_rooms.get()).values() if due is not None]
             if dues:
                 rest = min(max((min(dues) - self._now_ms()) / 1000, 1), POLL_SECONDS)
         finally:
@@ -321,26 +324,7 @@ class UnprovedStates:
             outcome.verdict is not Verdict.DROP and not outcome.is_waiting for outcome in outcomes
         ):
             await self._engine.in_turn(room_id, lambda: self.settle(room_id))
-        self._invalidate()
-
-    # ----------------------------------------------------------------------------------------
-    # the cache
-
-    async def _get_rooms(self) -> Mapping[int, int | None]:
-        """Return the rooms that have unverified events, with the time of their next retry."""
-        while self._cached_rooms is None:
-            invalidations = self._invalidations
-            rooms = await self._store.get_rooms()
-            if invalidations == self._invalidations:
-                self._cached_rooms = rooms
-        return self._cached_rooms
-
-    def _invalidate(self) -> None:
-        self._invalidations += 1
-        self._cached_rooms = None
-
-    def _on_changes(self, _changes: Sequence[Change]) -> None:
-        self._invalidate()
+        self._cached_rooms.invalidate()
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -19,6 +19,7 @@ from federation.protocol.space_hierarchy import RemoteHierarchy
 from federation.remote.directory import DirectoryRequests
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.server_fallback import Candidates
+from storage.cache import LRU
 
 CONCURRENT_ROOMS: Final = 8
 MAX_SERVERS: Final = 3
@@ -44,7 +45,7 @@ class RemoteHierarchies:
         self._requests = requests
         self._candidates = candidates
         self._now_ms = now_ms
-        self._cache: dict[tuple[RoomID, bool], _Cached] = {}
+        self._cache: LRU[tuple[RoomID, bool], _Cached] = LRU(max_entries=MAX_CACHED)
 
     async def get_hierarchies(
         self, rooms: Mapping[RoomID, Sequence[ServerName]], *, suggested_only: bool
@@ -53,7 +54,7 @@ class RemoteHierarchies:
         now = self._now_ms()
         found: dict[RoomID, RemoteHierarchy | None] = {}
         for room_id, servers in rooms.items():
-            cached = self._cache.get((room_id, suggested_only))
+            cached = self._cache.peek((room_id, suggested_only))
             if (
                 cached is not None
                 and cached.until > now
@@ -64,7 +65,7 @@ class RemoteHierarchies:
         async def ask(room_id: RoomID) -> None:
             answer = found[room_id] = await self._request(room_id, rooms[room_id], suggested_only)
             cached = _Cached(self._now_ms() + CACHE_MS, answer, frozenset(rooms[room_id]))
-            self._store((room_id, suggested_only), cached)
+            self._cache.put((room_id, suggested_only), cached)
 
         missing = [room_id for room_id in rooms if room_id not in found]
         if missing:
@@ -83,9 +84,3 @@ class RemoteHierarchies:
             return await self._candidates.ask(servers, request, most=MAX_SERVERS)
         except MatrixError:
             return None  # the client sees as much of the hierarchy as could be fetched
-
-    def _store(self, key: tuple[RoomID, bool], cached: _Cached) -> None:
-        self._cache.pop(key, None)
-        if len(self._cache) >= MAX_CACHED:
-            del self._cache[next(iter(self._cache))]
-        self._cache[key] = cached

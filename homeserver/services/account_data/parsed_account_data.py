@@ -1,24 +1,22 @@
-"""Entries of users' account data that the server itself acts on, in the form in which it does: read
-and parsed once, then forgotten when the stream says that they have changed. For the reactor thread.
-"""
+"""Cache of account data that the server itself acts on, in parsed form. For the reactor thread."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from federation.protocol.ids import UserID
 from storage.account_data.account_data import AccountDataStore
+from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 
 T = TypeVar("T")
 
 BYTES_OF_A_USER: Final = 1024
-"""As JSON, on average: of users who keep more fewer are remembered. One may keep a thousand times
-as much."""
+"""Average bytes of JSON per cached user. If users have more, fewer are cached; one user may have a
+thousand times as much."""
 
 
 class ParsedAccountData(Generic[T]):
-    """What some types of global account data say, by user."""
+    """Caches some types of global account data by user."""
 
     def __init__(
         self,
@@ -29,99 +27,63 @@ class ParsedAccountData(Generic[T]):
         *,
         capacity: int,
     ) -> None:
-        """`parse` is given the contents that there are, by type. `capacity`: how many users' are
-        kept."""
+        """`parse`: gets the existing contents by type. `capacity`: cached users."""
         self._account_data = account_data
-        self._streams = streams
         self._types = tuple(types)
         self._parse = parse
-        self._capacity = capacity
-        self._parsed: OrderedDict[str, tuple[T, int]] = OrderedDict()
-        """With the bytes that each was read from."""
-        self._size = 0
-        self._changes_heard = 0
-        streams.subscribe(self._hear, Topic.ACCOUNT_DATA)
-        streams.watch(self._heed_others)
+        self._cache: StreamCache[UserID, tuple[T, int]] = StreamCache(
+            streams,
+            Topic.ACCOUNT_DATA,
+            load=self._load,
+            keys_of=self._users_of,
+            max_entries=capacity,
+            max_weight=capacity * BYTES_OF_A_USER,
+            weigh=lambda _, parsed: parsed[1],
+        )
+
+    @property
+    def cache(self) -> StreamCache[UserID, tuple[T, int]]:
+        """The account data by user, for metrics."""
+        return self._cache
 
     async def of_user(self, user_id: UserID) -> T:
-        """What the user has set."""
-        known = self._parsed.get(user_id)
-        if known is None:
-            return (await self.of_users([user_id]))[user_id]
-        self._parsed.move_to_end(user_id)
-        return known[0]
+        """Return a user's data, from the database if it is not cached."""
+        return (await self._cache.get(user_id))[0]
 
     def known_of(self, user_id: UserID) -> T | None:
-        """The same as far as it is in memory."""
-        known = self._parsed.get(user_id)
-        return None if known is None else known[0]
+        """Return a user's data if it is cached."""
+        found = self._cache.find(user_id)
+        return None if found is None else found[0]
 
     @property
     def heard(self) -> int:
-        """How often what was read before may have changed: to be noted before all of a user's
-        account data is read, for `learn`."""
-        return self._changes_heard
+        """The number of invalidations. Read it before reading a user's account data, and pass it to
+        `learn`."""
+        return self._cache.changes
 
     def learn(self, user_id: UserID, contents: Mapping[str, bytes], heard: int) -> T:
-        """What the user has set, by all their global account data, which was just read anyway."""
-        of_user = {type: contents[type] for type in self._types if type in contents}
-        parsed = self._parse(of_user, user_id)
-        if heard == self._changes_heard:
-            self._keep(user_id, parsed, sum(map(len, of_user.values())))
-        return parsed
+        """Parse and return a user's data, and cache it if nothing has changed. `contents`: all
+        global account data of the user, read when `self.heard` was `heard`."""
+        parsed = self._parse_all(user_id, contents)
+        self._cache.put(user_id, parsed, since=heard)
+        return parsed[0]
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
-        """What these users have set: one query for all that is not known."""
-        found: dict[UserID, T] = {}
-        missing: list[UserID] = []
-        for user_id in user_ids:
-            known = self._parsed.get(user_id)
-            if known is None:
-                missing.append(user_id)
-            else:
-                self._parsed.move_to_end(user_id)
-                found[user_id] = known[0]
-        while missing:
-            heard = self._changes_heard
-            contents = await self._account_data.get_entries_of_users(missing, self._types)
-            if heard != self._changes_heard:
-                continue
-            for user_id in missing:
-                of_user = contents.get(user_id, {})
-                found[user_id] = self._parse(of_user, user_id)
-                self._keep(user_id, found[user_id], sum(map(len, of_user.values())))
-            break
-        return found
+        """Return the data of these users, with one query for all that is not cached."""
+        found = await self._cache.get_many(user_ids)
+        return {user_id: parsed for user_id, (parsed, _) in found.items()}
 
-    def _keep(self, user_id: str, parsed: T, size: int) -> None:
-        self._forget(user_id)
-        self._parsed[user_id] = (parsed, size)
-        self._size += size
-        while len(self._parsed) > self._capacity or self._size > self._capacity * BYTES_OF_A_USER:
-            self._forget(next(iter(self._parsed)))
+    async def _load(self, user_ids: Sequence[UserID]) -> Mapping[UserID, tuple[T, int]]:
+        contents = await self._account_data.get_entries_of_users(user_ids, self._types)
+        return {
+            user_id: self._parse_all(user_id, contents.get(user_id, {})) for user_id in user_ids
+        }
 
-    def _forget(self, user_id: str) -> None:
-        known = self._parsed.pop(user_id, None)
-        if known is not None:
-            self._size -= known[1]
+    def _parse_all(self, user_id: UserID, contents: Mapping[str, bytes]) -> tuple[T, int]:
+        """Return the parsed entries and their size in bytes."""
+        of_user = {type: contents[type] for type in self._types if type in contents}
+        return self._parse(of_user, user_id), sum(map(len, of_user.values()))
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if (
-                change.topic is Topic.ACCOUNT_DATA
-                and change.room_id is None
-                and (change.detail is None or change.detail in self._types)
-            ):
-                self._changes_heard += 1
-                if change.user_id is not None:
-                    self._forget(change.user_id)
-
-    def _heed_others(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, of whom is not known here."""
-        told = self._streams.told(after, upto)
-        if told is not None:
-            self._hear(told)
-            return
-        self._changes_heard += 1
-        self._parsed.clear()
-        self._size = 0
+    def _users_of(self, change: Change) -> Sequence[UserID]:
+        is_ours = change.room_id is None and (change.detail is None or change.detail in self._types)
+        return (UserID(change.user_id),) if is_ours and change.user_id is not None else ()

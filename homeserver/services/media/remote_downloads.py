@@ -31,6 +31,7 @@ from federation.protocol.ids import ServerName
 from federation.remote.media import FileHeaders, RemoteFileTooLarge, RemoteMedia
 from homeserver.api.storage_errors import telling_of_the_store
 from homeserver.services.media.download_slots import Lanes, Place
+from storage.cache import LRU
 from storage.media.spool import Spool
 
 SPOOL_BYTES: Final = 1 << 18
@@ -87,7 +88,9 @@ class Fetching:
         self._lanes = Lanes(clock)
         self._work: SharedWork[Key, None] = SharedWork()
         self._coming: set[Key] = set()
-        self._failed: dict[tuple[ServerName, str | None], tuple[float, type[MatrixError], str]] = {}
+        self._failed: LRU[tuple[ServerName, str | None], tuple[float, type[MatrixError], str]] = (
+            LRU(max_entries=MAX_REMEMBERED)
+        )
 
     async def fetch(
         self, server: ServerName, media_id: str, timeout_ms: int, keep: Keep, whose: str
@@ -196,20 +199,17 @@ class Fetching:
     def _refuse_failed(self, key: Key) -> None:
         """Raises what came of trying a moment ago."""
         for each in (key, (key[0], None)):
-            failed = self._failed.get(each)
+            failed = self._failed.peek(each)
             if failed is None:
                 continue
             until, kind, text = failed
             if self._clock.seconds() < until:
                 raise kind(text)
-            del self._failed[each]
+            self._failed.pop(each)
 
     def _remember(self, key: tuple[ServerName, str | None], error: MatrixError) -> MatrixError:
         seconds = SERVER_FAILED_SECONDS if key[1] is None else FILE_FAILED_SECONDS
-        self._failed.pop(key, None)
-        self._failed[key] = (self._clock.seconds() + seconds, type(error), error.text)
-        if len(self._failed) > MAX_REMEMBERED:
-            del self._failed[next(iter(self._failed))]
+        self._failed.put(key, (self._clock.seconds() + seconds, type(error), error.text))
         return error
 
 

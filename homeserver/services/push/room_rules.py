@@ -7,7 +7,7 @@ Kept up by the stream: a change of rules or of membership is looked at when the 
 comes. For the reactor thread.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -19,7 +19,8 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
 from homeserver.services.push.user_rules import OwnRules, UserRules, concerns_rules
-from storage.engine.streams import Change, Streams, Topic
+from storage.cache import LRU
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.push.push_rule_history import ALL, PushAttentionStore
 from storage.rooms.memberships import MembershipRow
 
@@ -69,7 +70,10 @@ class _Happened(NamedTuple):
 
 
 class RoomRules:
-    """Classes by room."""
+    """Classes by room.
+
+    No `StreamCache`: a change of one user moves that user to another class on the next read.
+    """
 
     def __init__(
         self,
@@ -82,19 +86,18 @@ class RoomRules:
         *,
         capacity: int,
     ) -> None:
-        """`capacity`: how many rooms are kept."""
+        """`capacity`: rooms."""
         self._clock = clock
         self._store = store
         self._memberships = memberships
         self._rules = rules
         self._compiler = compiler
-        self._capacity = capacity
-        self._rooms: OrderedDict[int, RoomClasses] = OrderedDict()
+        self._rooms: LRU[int, RoomClasses] = LRU(max_entries=capacity)
         self._happened: deque[_Happened] = deque(maxlen=CHANGES_KEPT)
         self._last = 0
         self._written_by_others = streams.current()
-        streams.subscribe(self._hear, Topic.MEMBERSHIP, Topic.ACCOUNT_DATA)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP, Topic.ACCOUNT_DATA, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     async def of_room(self, room_nid: int, room_id: RoomID) -> RoomClasses:
         """The classes of now: no query for a room that is known and whose members and their rules
@@ -121,10 +124,7 @@ class RoomRules:
                 if at % CLASSIFIED_AT_ONCE == 0 and room is not known:  # nobody else reads it yet
                     await deferLater(self._clock, 0)
             room.heard, room.position = last, written
-            self._rooms[room_nid] = room
-            self._rooms.move_to_end(room_nid)
-            if len(self._rooms) > self._capacity:
-                self._rooms.popitem(last=False)
+            self._rooms.put(room_nid, room)
             if (last, written) == (self._last, self._written_by_others):
                 return room
 
@@ -147,22 +147,22 @@ class RoomRules:
         members = await self._memberships.local_members(room_nid) if users else frozenset[str]()
         return {user: user in members for user in users}
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, MembershipRow):
                 if row.is_local:
-                    self._note(row.user_id, row.room_nid)
+                    self._record(row.user_id, row.room_nid)
             elif change.topic is Topic.MEMBERSHIP:
-                self._heed_others(0, change.position)
+                self._on_remote_write(0, change.position)
             elif concerns_rules(change):
-                self._note(change.user_id or "", None)
+                self._record(change.user_id or "", None)
 
-    def _note(self, user_id: str, room_nid: int | None) -> None:
+    def _record(self, user_id: str, room_nid: int | None) -> None:
         self._last += 1
         self._happened.append(_Happened(self._last, user_id, room_nid))
 
-    def _heed_others(self, _after: int, upto: int) -> None:
+    def _on_remote_write(self, _after: int, upto: int) -> None:
         """Another node wrote: what of it concerns a room is asked when the room's next event
         comes."""
         self._written_by_others = max(self._written_by_others, upto)

@@ -225,7 +225,10 @@ class _Probe:
 
 
 class RuleCompiler:
-    """Compiles rules; equal ones once, as long as somebody has them."""
+    """Compiles rules; equal rules once, as long as they are in use.
+
+    No `LRU`: the weak maps make equal rules one object; the caches of rule sets bound them.
+    """
 
     def __init__(self) -> None:
         self._rules: WeakValueDictionary[tuple[str, bytes], CompiledRule] = WeakValueDictionary()

@@ -8,7 +8,6 @@ an open client costs no query a message. For the reactor thread.
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Final
@@ -21,7 +20,8 @@ from federation.rooms.history.past_memberships import PastMemberships
 from federation.rooms.timelines import count_upto
 from federation.rooms.visibility import Seen
 from homeserver.services.push.user_rules import OwnRules
-from storage.engine.streams import Change, Streams, Topic
+from storage.cache import LRU
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventNews, EventRow
 from storage.push.event_push_actions import (
     HIGHLIGHTED,
@@ -41,8 +41,8 @@ COUNTED: Final = EventFlag.NOTIFIES | EventFlag.OUTCOMES
 """Events with one of these flags may count."""
 COUNTED_EVENTS: Final = 64
 """Newest counted events of a room kept for carrying counts on."""
-ROOMS_REMEMBERED: Final = 20_000
-"""Of how many rooms those are kept."""
+MAX_ROOMS: Final = 20_000
+"""Rooms whose newest counted events are kept."""
 REDACTION: Final = "m.room.redaction"
 _type = attrgetter("event.type")
 HEARD: Final = (
@@ -147,7 +147,10 @@ def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[Seen]
 
 
 class UnreadCounts:
-    """Counts by user and room."""
+    """Counts by user and room.
+
+    No `StreamCache`: each count has its own position, and newer events are added to it on read.
+    """
 
     def __init__(
         self,
@@ -167,21 +170,26 @@ class UnreadCounts:
         self._past = past
         self._rules = rules
         self._streams = streams
-        self._capacity = capacity
-        self._counts: OrderedDict[tuple[str, int], _Count] = OrderedDict()
-        self._recent: OrderedDict[int, _Recent] = OrderedDict()
+        self._counts: LRU[tuple[str, int], _Count] = LRU(max_entries=capacity)
+        self._recent: LRU[int, _Recent] = LRU(max_entries=MAX_ROOMS, on_remove=self._on_evicted)
         self._dropped_upto = streams.current()
-        self._changes_heard = 0
+        self._changes = 0
+        """Rises whenever a count may have changed by more than events that add to it."""
         self._purged: tuple[tuple[int, int], Mapping[int, int]] | None = None
         """What was purged since one position, and at which that was read."""
-        streams.subscribe(self._hear, *HEARD)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, *HEARD, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+
+    @property
+    def cache(self) -> LRU[tuple[str, int], _Count]:
+        """The counts by user and room, for metrics."""
+        return self._counts
 
     @property
     def heard(self) -> int:
         """How often something happened after which what was read before, such as receipts, may be
         outdated."""
-        return self._changes_heard
+        return self._changes
 
     async def get_counts(
         self,
@@ -198,7 +206,7 @@ class UnreadCounts:
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
         # together: what is heard of after `upto` must not go unnoticed
-        upto, heard = self._streams.current(), self._changes_heard
+        upto, heard = self._streams.current(), self._changes
         kept = self._kept(user_id, rooms, upto, ignored)
         after = {
             nid: count.upto for nid, (count, news) in kept.items() if news and _have_outcomes(news)
@@ -217,7 +225,6 @@ class UnreadCounts:
                 missing.append(row)
                 continue
             count, news = known
-            self._counts.move_to_end((user_id, row.room_nid))
             if news:
                 _carry_on(user_id, count, news, attention, room_ids.get(row.room_nid, ""), outcomes)
             count.upto = max(count.upto, upto)
@@ -228,9 +235,9 @@ class UnreadCounts:
             ).items():
                 found[room_nid] = count.freeze()
                 if (
-                    heard == self._changes_heard
+                    heard == self._changes
                 ):  # else it may be of before a receipt or redaction that came meanwhile
-                    self._keep((user_id, room_nid), count)
+                    self._counts.put((user_id, room_nid), count)
         return found
 
     def carry_on(self, user_id: UserID, room_nid: int, ignored: Set[str]) -> RoomUnread | None:
@@ -249,7 +256,6 @@ class UnreadCounts:
             if _have_outcomes(news):
                 return None
             _carry_on(user_id, count, news, rules.attention, "", {})
-        self._counts.move_to_end((user_id, room_nid))
         count.upto = max(count.upto, upto)
         return count.freeze()
 
@@ -285,11 +291,7 @@ class UnreadCounts:
         """Up to which positions the user has read each room: as far as receipts say, at least to
         their joining."""
         room_nids = [row.room_nid for row in rooms]
-        if (
-            own is not None
-            and own.heard == self._changes_heard
-            and own.by_room.keys() >= set(room_nids)
-        ):
+        if own is not None and own.heard == self._changes and own.by_room.keys() >= set(room_nids):
             receipts = own.by_room
         else:
             receipts = await self._receipts.get_receipts_of_user(user_id, room_nids)
@@ -390,34 +392,28 @@ class UnreadCounts:
         count = self._counts.get((user_id, room_nid))
         if count is None or count.ignored != ignored:
             return None
-        recent = self._recent.get(room_nid)
+        recent = self._recent.peek(room_nid)
         if recent is None:
             return (count, ()) if count.upto >= self._dropped_upto else None
         return (
             (count, recent.after(count.upto, upto)) if count.upto >= recent.complete_from else None
         )
 
-    def _keep(self, key: tuple[str, int], count: _Count) -> None:
-        self._counts[key] = count
-        self._counts.move_to_end(key)
-        if len(self._counts) > self._capacity:
-            self._counts.popitem(last=False)
-
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         redactions: set[int] = set()
         for change in changes:
             row = change.detail
             if isinstance(row, EventRow | EventNews):
-                self._remember(row, change.position)
+                self._add(row, change.position)
                 if row.type == REDACTION:
                     redactions.add(change.position)
             elif isinstance(row, ReceiptRow | MembershipRow):
-                self._changes_heard += 1
-                self._counts.pop((row.user_id, row.room_nid), None)
+                self._changes += 1
+                self._counts.pop((row.user_id, row.room_nid))
             elif isinstance(row, PurgedMessages):
                 # what lost its content may have been counted
-                self._changes_heard += 1
-                self._forget_before(row.room_nid, change.position)
+                self._changes += 1
+                self._begin_at(row.room_nid, change.position)
             elif change.topic in (
                 Topic.EVENT,
                 Topic.RECEIPT,
@@ -426,50 +422,53 @@ class UnreadCounts:
                 Topic.COMPLETENESS,
             ):
                 # with all of its state a room may lose messages that were counted
-                self._forget_counts()
+                self._drop_counts()
         if any(
             change.topic is Topic.REDACTED and change.position not in redactions
             for change in changes
         ):
             # by another node, or by a redaction that is no news: in which room is not known here
-            self._forget_counts()
+            self._drop_counts()
 
-    def _heed_others(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, in which room is not known here."""
-        told = self._streams.told(after, upto)
-        self._changes_heard += 1
-        if told is None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
+        """Another node wrote: if it has not described what, all counts are dropped."""
+        changes = self._streams.told(after, upto)
+        self._changes += 1
+        if changes is None:
             self._counts.clear()
         else:
-            self._hear(told)
+            self._on_changes(changes)
 
-    def _forget_counts(self) -> None:
-        self._changes_heard += 1
+    def _drop_counts(self) -> None:
+        self._changes += 1
         self._counts.clear()
 
-    def _remember(self, row: EventRow | EventNews, position: int) -> None:
+    def _add(self, row: EventRow | EventNews, position: int) -> None:
         if row.type == REDACTION or (isinstance(row, EventNews) and row.flags & COUNTED):
             # what it took away may have been counted; of what another node wrote it is not known
             # what it counts
-            self._changes_heard += 1
-            self._forget_before(row.room_nid, position)
+            self._changes += 1
+            self._begin_at(row.room_nid, position)
         elif isinstance(row, EventRow) and row.flags & COUNTED:
             recent = self._recent.get(row.room_nid)
             if recent is None:
-                recent = self._forget_before(row.room_nid, self._dropped_upto)
-            self._recent.move_to_end(row.room_nid)
+                recent = self._begin_at(row.room_nid, self._dropped_upto)
             recent.events.append(_Counted(position, row.sender, row.flags, row.thread_root or MAIN))
             if len(recent.events) > COUNTED_EVENTS:
                 recent.complete_from = recent.events.pop(0).position
 
-    def _forget_before(self, room_nid: int, position: int) -> _Recent:
-        recent = self._recent[room_nid] = _Recent(position)
-        self._recent.move_to_end(room_nid)
-        if len(self._recent) > ROOMS_REMEMBERED:
-            _, dropped = self._recent.popitem(last=False)
-            last = dropped.events[-1].position if dropped.events else dropped.complete_from
-            self._dropped_upto = max(self._dropped_upto, last)
+    def _begin_at(self, room_nid: int, position: int) -> _Recent:
+        recent = self._recent.get(room_nid)
+        if recent is None:
+            recent = _Recent(position)
+            self._recent.put(room_nid, recent)
+        else:
+            recent.complete_from, recent.events = position, []
         return recent
+
+    def _on_evicted(self, _room_nid: int, recent: _Recent) -> None:
+        last = recent.events[-1].position if recent.events else recent.complete_from
+        self._dropped_upto = max(self._dropped_upto, last)
 
 
 def _have_outcomes(events: Sequence[_Counted]) -> bool:

@@ -16,13 +16,13 @@ Laws:
 For the reactor thread.
 """
 
-from collections import OrderedDict
 from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.services.push.actions import Actions
 from homeserver.services.pushers.display_names import Told
+from storage.cache import LRU
 from storage.push.pushers import PusherRow
 from storage.rooms.receipts import UNTHREADED
 
@@ -68,9 +68,9 @@ class Readers:
     def __init__(self, clock: IReactorTime, syncs: Syncs) -> None:
         self._clock = clock
         self._syncs = syncs
-        self._read: OrderedDict[_Place, float] = OrderedDict()
+        self._read: LRU[_Place, float] = LRU(max_entries=REMEMBERED)
         """When they read there last, all that there was."""
-        self._told: OrderedDict[_Place, float] = OrderedDict()
+        self._told: LRU[_Place, float] = LRU(max_entries=REMEMBERED)
         """The position of the last event that they were told of there, without a wait or after one
         in vain."""
 
@@ -78,13 +78,13 @@ class Readers:
         """The user has read a thread up to a position, or all of the room (`UNTHREADED`), or has
         written there."""
         place = (user_id, room_nid, thread)
-        if self._told.get(place, 0) <= position:
-            _keep(self._read, place, self._clock.seconds())
+        if (self._told.peek(place) or 0) <= position:
+            self._read.put(place, self._clock.seconds())
 
     def may_read(self, pusher: PusherRow, told: Told, actions: Actions) -> bool:
         """Whether this push is to wait a moment, as its user is reading where the event stands."""
         places = _places(pusher.user_id, told)
-        last = max(self._read.get(place, 0.0) for place in places)
+        last = max(self._read.peek(place) or 0.0 for place in places)
         if not last:
             self._keep_told(places, told)
             return False
@@ -101,12 +101,12 @@ class Readers:
         """They have not read it, and are told."""
         places = _places(user_id, told)
         for place in places:
-            self._read.pop(place, None)
+            self._read.pop(place)
         self._keep_told(places, told)
 
     def _keep_told(self, places: tuple[_Place, _Place], told: Told) -> None:
         for place in places:
-            _keep(self._told, place, max(told.position, self._told.get(place, 0)))
+            self._told.put(place, max(told.position, self._told.peek(place) or 0))
 
 
 def rings(told: Told, actions: Actions) -> bool:
@@ -117,10 +117,3 @@ def rings(told: Told, actions: Actions) -> bool:
 def _places(user_id: str, told: Told) -> tuple[_Place, _Place]:
     """What they may have read to have read the event."""
     return (user_id, told.room_nid, told.thread), (user_id, told.room_nid, UNTHREADED)
-
-
-def _keep(places: OrderedDict[_Place, float], place: _Place, value: float) -> None:
-    places[place] = value
-    places.move_to_end(place)
-    if len(places) > REMEMBERED:
-        places.popitem(last=False)

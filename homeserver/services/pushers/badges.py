@@ -7,7 +7,6 @@ at a time: who asks meanwhile, for another device, waits for it. For the reactor
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
@@ -19,6 +18,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.push.unread_counts import UnreadCounts
+from storage.cache import LRU
 from storage.rooms.memberships import MembershipRow
 
 USERS_REMEMBERED: Final = 20_000
@@ -40,18 +40,15 @@ class ShownNumbers:
     """What apps show, as far as this process told it lately: by the number of the pusher."""
 
     def __init__(self) -> None:
-        self._numbers: OrderedDict[int, int] = OrderedDict()
+        self._numbers: LRU[int, int] = LRU(max_entries=APPS_REMEMBERED)
 
     def get(self, pusher_nid: int) -> int | None:
         """What that app shows; None where it is not known."""
-        return self._numbers.get(pusher_nid)
+        return self._numbers.peek(pusher_nid)
 
     def note(self, pusher_nid: int, number: int) -> None:
         """The app shows this from now on."""
-        self._numbers[pusher_nid] = number
-        self._numbers.move_to_end(pusher_nid)
-        if len(self._numbers) > APPS_REMEMBERED:
-            self._numbers.popitem(last=False)
+        self._numbers.put(pusher_nid, number)
 
     def forget_all(self) -> None:
         """Another may tell them now."""
@@ -59,7 +56,10 @@ class ShownNumbers:
 
 
 class Badges:
-    """Numbers by user."""
+    """Numbers by user.
+
+    No `StreamCache`: a change marks one room of a user, and the number is corrected by that room.
+    """
 
     def __init__(
         self,
@@ -76,30 +76,28 @@ class Badges:
         self._ignored = ignored
         self._permissions = permissions
         self._by_room = by_room
-        self._users: OrderedDict[str, _Rooms] = OrderedDict()
+        self._users: LRU[str, _Rooms] = LRU(max_entries=USERS_REMEMBERED)
         self._doubts = 0
 
     def touch(self, user_id: str, room_nid: int) -> None:
         """What the user has not read of the room may have changed."""
-        rooms = self._users.get(user_id)
+        rooms = self._users.peek(user_id)
         if rooms is not None:
             rooms.touched.add(room_nid)
 
     def touch_room(self, room_nid: int) -> Sequence[str]:
         """It may have changed for anybody: something in the room was taken away. Whose number may
         be another, of those whose is known."""
-        users = [
-            user_id
-            for user_id, rooms in self._users.items()
-            if room_nid in rooms.unread or room_nid in rooms.counted
-        ]
-        for user_id in users:
-            self._users[user_id].touched.add(room_nid)
+        users: list[str] = []
+        for user_id, rooms in self._users.items():
+            if room_nid in rooms.unread or room_nid in rooms.counted:
+                rooms.touched.add(room_nid)
+                users.append(user_id)
         return users
 
     def forget(self, user_id: str) -> None:
         """It may have changed everywhere."""
-        self._users.pop(user_id, None)
+        self._users.pop(user_id)
 
     def doubt_all(self) -> None:
         """It may have changed for anybody, everywhere: where each had something unread is known as
@@ -115,11 +113,8 @@ class Badges:
         memberships = await self._memberships.of_user(user_id)
         rooms = self._users.get(user_id)
         if rooms is None:
-            rooms = self._users[user_id] = _Rooms(touched=set(memberships), doubts=self._doubts)
-            if len(self._users) > USERS_REMEMBERED:
-                self._users.popitem(last=False)
-        else:
-            self._users.move_to_end(user_id)
+            rooms = _Rooms(touched=set(memberships), doubts=self._doubts)
+            self._users.put(user_id, rooms)
         async with rooms.counting:
             memberships = await self._memberships.of_user(user_id)
             if rooms.doubts != self._doubts:

@@ -31,6 +31,7 @@ from homeserver.services.pages.languages import Languages
 from homeserver.services.pushers.digest_texts import DigestTexts
 from homeserver.services.pushers.missed_messages import Missed, MissedEvents
 from homeserver.services.pushers.unsubscribe import Unsubscribing
+from storage.cache import LRU
 from storage.email.outbox import LetterOf
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
@@ -87,10 +88,10 @@ class EmailDigests:
         self._now_ms = now_ms
         self._app_name = app_name
         self._delay_ms = delay_ms
-        self._due: dict[int, int] = {}
+        self._due: LRU[int, int] = LRU(max_entries=DUE_REMEMBERED)
         """When pushers are looked at, as far as it is known here."""
         self._noted: dict[int, int] = {}
-        self._held: dict[tuple[str, int], dict[int, int]] = {}
+        self._held: LRU[tuple[str, int], dict[int, int]] = LRU(max_entries=DUE_REMEMBERED)
         """By user and room until when no letter about the room goes out, by pusher; until the user
         is seen there."""
         self._timer: IDelayedCall | None = None
@@ -100,11 +101,11 @@ class EmailDigests:
     async def note(self, pusher: PusherRow, room_nid: int) -> None:
         """There is something in the room that this pusher is to tell."""
         now = self._now_ms()
-        known = self._due.get(pusher.pusher_nid)
+        known = self._due.peek(pusher.pusher_nid)
         if known is not None and known <= now + self._delay_ms:
             return
         earliest = now + self._delay_ms
-        held = self._held.get((pusher.user_id, room_nid), {}).get(pusher.pusher_nid, 0)
+        held = (self._held.peek((pusher.user_id, room_nid)) or {}).get(pusher.pusher_nid, 0)
         if known is not None and known <= held and held > earliest:
             # the room waits for longer than the pusher does: so each message to who does not read
             # costs nothing
@@ -112,17 +113,15 @@ class EmailDigests:
         pauses = await self._store.get_pauses(pusher.pusher_nid)
         due = await self._after_pause(UserID(pusher.user_id), room_nid, earliest, pauses)
         if due > earliest:
-            if len(self._held) >= DUE_REMEMBERED:
-                self._held.clear()
-            self._held.setdefault((pusher.user_id, room_nid), {})[pusher.pusher_nid] = due
+            place = (pusher.user_id, room_nid)
+            self._held.put(place, {**(self._held.peek(place) or {}), pusher.pusher_nid: due})
         if known is None or due < known:
-            if len(self._due) >= DUE_REMEMBERED:
-                self._due.clear()
-            self._due[pusher.pusher_nid] = self._noted[pusher.pusher_nid] = due
+            self._noted[pusher.pusher_nid] = due
+            self._due.put(pusher.pusher_nid, due)
 
     def note_reading(self, user_id: str, room_nid: int) -> None:
         """The user was seen in a room: it is told of as at first."""
-        self._held.pop((user_id, room_nid), None)
+        self._held.pop((user_id, room_nid))
 
     async def flush(self) -> None:
         """What was noted is durable when this returns."""
@@ -218,12 +217,12 @@ class EmailDigests:
                 None,
                 0,
             )
-            self._due[row.pusher_nid] = later
+            self._due.put(row.pusher_nid, later)
 
     async def _look(self, row: PusherRow) -> None:
         """Write a letter if it is time for one, else note when it may be."""
         now, user_id = self._now_ms(), UserID(row.user_id)
-        self._due.pop(row.pusher_nid, None)  # what comes from here on is noted anew
+        self._due.pop(row.pusher_nid)  # what comes from here on is noted anew
         missed = await self._missed.get(user_id, row.position)
         pauses = await self._store.get_pauses(row.pusher_nid)
         due = min(
@@ -282,14 +281,12 @@ class EmailDigests:
                 )
 
         await self._database.write("write_digest", write)
-        noted = self._due.get(row.pusher_nid)
-        if (
-            noted is not None
-        ):  # something has come meanwhile, and what noted it may just have been overwritten
+        noted = self._due.peek(row.pusher_nid)
+        if noted is not None:  # an event came meanwhile; this write may have replaced its due time
             self._noted[row.pusher_nid] = noted
             await self.flush()
         if due_ts is not None:
-            self._due[row.pusher_nid] = due_ts if noted is None else min(due_ts, noted)
+            self._due.put(row.pusher_nid, due_ts if noted is None else min(due_ts, noted))
 
     async def _due_of(
         self, user_id: UserID, missed: Missed, at: int, pauses: Mapping[int, EmailPause]

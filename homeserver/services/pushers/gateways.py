@@ -16,7 +16,7 @@ Laws:
 spec: push-gateway-api#homeserver-behaviour, push-gateway-api#post_matrixpushv1notify
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -31,6 +31,7 @@ from federation.http_client.retry_after import read_retry_after
 from federation.peers.backoff_schedule import BackoffSchedule
 from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
 from homeserver.services.pushers.pushers import place_of
+from storage.cache import LRU
 
 AT_ONCE: Final = 8
 """Requests to one gateway."""
@@ -120,12 +121,12 @@ class Gateways:
         self._web = web
         self._metrics = metrics
         self._gateways: dict[str, Gateway] = {}
-        self._quick: OrderedDict[str, None] = OrderedDict()
+        self._quick: LRU[str, None] = LRU(max_entries=QUICK_REMEMBERED)
         # of quick gateways, and of the others
         self._lines: dict[bool, deque[Gateway]] = {True: deque(), False: deque()}
         self._busy = {True: 0, False: 0}
         self._watch: IDelayedCall | None = None
-        self._unreadable: OrderedDict[str, float] = OrderedDict()
+        self._unreadable: LRU[str, float] = LRU(max_entries=UNREADABLE_REMEMBERED)
         """When it was last logged of these that their answers cannot be read."""
 
     def add(self, url: str, job: Job) -> None:
@@ -225,16 +226,14 @@ class Gateways:
 
     def _note_unreadable(self, place: str) -> None:
         now = self._clock.seconds()
-        if now - self._unreadable.get(place, -UNREADABLE_SECONDS) < UNREADABLE_SECONDS:
+        logged = self._unreadable.peek(place)
+        if logged is not None and now - logged < UNREADABLE_SECONDS:
             return
         self.log.warn(
             "the push gateway {place} takes pushes, and answers with what is no answer of one",
             place=place,
         )
-        self._unreadable[place] = now
-        self._unreadable.move_to_end(place)
-        if len(self._unreadable) > UNREADABLE_REMEMBERED:
-            self._unreadable.popitem(last=False)
+        self._unreadable.put(place, now)
 
     def _note_silence(self, place: str) -> None:
         gateway = self._gateways.get(place)
@@ -253,12 +252,9 @@ class Gateways:
         """It answered, or failed to, within that time: what is under way there counts among those
         like it."""
         if is_quick:
-            self._quick[gateway.place] = None
-            self._quick.move_to_end(gateway.place)
-            if len(self._quick) > QUICK_REMEMBERED:
-                self._quick.popitem(last=False)
+            self._quick.put(gateway.place, None)
         else:
-            self._quick.pop(gateway.place, None)
+            self._quick.pop(gateway.place)
         if gateway.is_quick is not is_quick:
             self._busy[gateway.is_quick] -= gateway.busy
             self._busy[is_quick] += gateway.busy

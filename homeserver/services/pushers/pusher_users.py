@@ -1,9 +1,9 @@
 """Who has pushers: names in memory, the pushers themselves as they are needed. For the reactor
 thread."""
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
+from storage.cache import LRU
 from storage.push.pushers import PusherRow, PusherStore
 
 
@@ -11,11 +11,10 @@ class Roster:
     """Users with pushers that are to be pushed to."""
 
     def __init__(self, store: PusherStore, *, capacity: int) -> None:
-        """`capacity`: of how many users pushers are kept in memory."""
+        """`capacity`: users whose pushers are cached."""
         self._store = store
-        self._capacity = capacity
         self._users: set[str] = set()
-        self._rows: OrderedDict[str, Sequence[PusherRow]] = OrderedDict()
+        self._rows: LRU[str, Sequence[PusherRow]] = LRU(max_entries=capacity)
 
     @property
     def users(self) -> Set[str]:
@@ -31,36 +30,25 @@ class Roster:
         """The pushers of these users were changed; the enabled ones as they are now, of all of
         them."""
         for user_id in user_ids:
-            self._rows.pop(user_id, None)
+            self._rows.pop(user_id)
         found = await self._store.get_active(user_ids)
         rows = {user_id: found.get(user_id, ()) for user_id in user_ids}
         for user_id, of_user in rows.items():
             if of_user:
                 self._users.add(user_id)
-                self._keep(user_id, of_user)
+                self._rows.put(user_id, of_user)
             else:
                 self._users.discard(user_id)
         return rows
 
     async def get(self, user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
         """The enabled pushers of these users."""
-        found: dict[str, Sequence[PusherRow]] = {}
-        missing: list[str] = []
-        for user_id in user_ids:
-            rows = self._rows.get(user_id)
-            if rows is None:
-                missing.append(user_id)
-            else:
-                self._rows.move_to_end(user_id)
-                found[user_id] = rows
+        wanted = tuple(user_ids)
+        found = self._rows.get_many(wanted)
+        missing = [user_id for user_id in wanted if user_id not in found]
         if missing:
             read = await self._store.get_active(missing)
             for user_id in missing:
                 found[user_id] = rows = read.get(user_id, ())
-                self._keep(user_id, rows)
+                self._rows.put(user_id, rows)
         return found
-
-    def _keep(self, user_id: str, rows: Sequence[PusherRow]) -> None:
-        self._rows[user_id] = rows
-        if len(self._rows) > self._capacity:
-            self._rows.popitem(last=False)

@@ -58,7 +58,7 @@ class Hearing:
         or they came into a room or left one. With the position from which on that stands in the
         stream."""
         streams.subscribe(
-            self._hear,
+            self._on_changes,
             Topic.PUSHER,
             Topic.ACCOUNT,
             Topic.EVENT,
@@ -69,7 +69,7 @@ class Hearing:
             Topic.PURGED,
             Topic.COMPLETENESS,
         )
-        streams.watch(self._heed_others)
+        streams.watch(self._on_remote_write)
 
     def begin(self, floor: int) -> None:
         """Hear from now on: what came up to now is in the database. Up to `floor` it is told."""
@@ -127,7 +127,7 @@ class Hearing:
     def _may_anybody_have_pushers(self) -> bool:
         return bool(self._roster.users or self.changed_users or self.refreshed)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._listens:
             return
         news = {change.position for change in changes if change.topic is Topic.EVENT}
@@ -199,7 +199,7 @@ class Hearing:
         if len(self._heard) > MOST_HEARD:
             self.forget()
 
-    def _heed_others(self, _after: int, upto: int) -> None:
+    def _on_remote_write(self, _after: int, upto: int) -> None:
         """Another node wrote."""
         if self._listens:
             self.in_database = max(self.in_database, upto)

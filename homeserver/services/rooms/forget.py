@@ -26,14 +26,14 @@ class Forgetting:
     def __init__(self, store: MembershipStore, streams: Streams, clock: IReactorTime) -> None:
         self._store = store
         self._clock = clock
-        streams.subscribe(self._hear, Topic.MEMBERSHIP)
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
 
     async def do_forget(self, limit: int) -> int:
         """Forget what was left and is not forgotten; of so many departures at most, how many it has
         looked at."""
         return await self._store.forget_left(limit)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         left = [
             (row.room_nid, row.user_id)
             for change in changes

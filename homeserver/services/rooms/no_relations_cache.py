@@ -13,11 +13,14 @@ from collections.abc import Iterable, Sequence, Set
 
 from federation.protocol.ids import EventID
 from federation.rooms.events import NO_TRANSACTION, StoredEvent
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 
 
 class ChildlessEvents:
-    """Their ids. For the reactor thread."""
+    """Ids of events without children. For the reactor thread.
+
+    No `LRU`: readers test many ids at once against one set, so it is emptied when it is full.
+    """
 
     def __init__(self, streams: Streams, *, capacity: int) -> None:
         """`capacity` is in events; a place in the set takes some 40 bytes."""
@@ -29,8 +32,8 @@ class ChildlessEvents:
         """Whose children came since."""
         self.heard = 0
         """Moves with each child that comes."""
-        streams.subscribe(self._hear, Topic.RELATED)
-        streams.watch(self._heed_others)
+        streams.subscribe(self._on_changes, Topic.RELATED, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
     def known(self) -> Set[str]:
@@ -55,7 +58,7 @@ class ChildlessEvents:
         if len(self._known) > self._capacity:
             self._known.clear()
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.RELATED:
                 self.heard += 1
@@ -65,7 +68,7 @@ class ChildlessEvents:
                 else:
                     self._forget(change.position)
 
-    def _heed_others(self, _after: int, upto: int) -> None:
+    def _on_remote_write(self, _after: int, upto: int) -> None:
         """Another node wrote: which events have children now is not known here."""
         self.heard += 1
         self._forget(upto)

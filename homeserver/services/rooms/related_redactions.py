@@ -120,7 +120,7 @@ class RelatedRedactions:
         self._events = events
         self._clock = clock
         self._log = Logger()
-        streams.subscribe(self._hear, Topic.EVENT)
+        streams.subscribe(self._on_changes, Topic.EVENT)
 
     def start(self) -> None:
         """Go on with what was not done when the server stopped: where there is no other node that
@@ -267,7 +267,7 @@ class RelatedRedactions:
             return 0
         return len(drafts)
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         rows = [
             change.detail
             for change in changes

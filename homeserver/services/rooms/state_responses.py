@@ -1,78 +1,75 @@
-"""Answers that are the same for everyone who asks for the state of a room, kept encoded.
+"""A cache of encoded answers about the state of a room that are the same for all readers.
 
-A state is immutable by its root, but two things change what is said of it: a redaction takes the
-content of an event away, and names of members are read from the table of memberships. So the stream
-is heard: a membership drops what is kept of its room, a redaction (rare beside the reads that it
-spoils) or what another node wrote drops all. For the reactor thread.
+A state is immutable by its root. But a redaction removes the content of an event, and display
+names come from the table of memberships. So a change of a membership invalidates the answers of
+its room; redactions are rare, and invalidate all. For the reactor thread.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
 
 from federation.rooms.state_view import StateView
+from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
 LARGEST_SHARE: Final = 4
-"""An answer that would take more than this part of the capacity is not kept."""
+"""An answer that takes more than one part in so many of the capacity is not cached."""
+ROOM: Final = 200
+"""Bytes, about, for a room, and for an answer, beside the JSON."""
 
 Question = tuple[str | None, ...]
-"""What is asked of a state: the name of the question, and its parameters."""
+"""The name of a question about a state, and its parameters."""
+
+_Answers = dict[tuple[bytes | None, Question], bytes]
+"""By root of the state, and question."""
 
 
 class RoomAnswers:
-    """Keeps the answers about the rooms that were asked for most recently."""
+    """Caches the answers about the rooms that were asked for most recently."""
 
     def __init__(self, streams: Streams, *, capacity: int) -> None:
         """`capacity` in bytes."""
         self._capacity = capacity
-        self._size = 0
-        self._rooms: OrderedDict[int, dict[tuple[bytes | None, Question], bytes]] = OrderedDict()
-        """By number of the room: answers by root of the state and question."""
-        self._changes_heard = 0
-        streams.subscribe(self._hear, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PLACED)
-        streams.watch(self._heed_others)
+        self._rooms: StreamCache[int, _Answers] = StreamCache(
+            streams,
+            Topic.MEMBERSHIP,
+            Topic.REDACTED,
+            Topic.PLACED,
+            keys_of=_rooms_of,
+            max_weight=capacity,
+            weigh=_weigh,
+        )
+
+    @property
+    def cache(self) -> StreamCache[int, _Answers]:
+        """The responses by room, for metrics."""
+        return self._rooms
 
     async def get(
         self, state: StateView, question: Question, make: Callable[[], Awaitable[object]]
     ) -> msgspec.Raw:
-        """The answer as JSON; made by `make` where it is not known."""
+        """The answer as JSON; `make` makes it if it is not cached."""
         room_nid, key = state.room_nid, (state.root, question)
-        known = self._rooms.get(room_nid, {}).get(key)
-        if known is not None:
-            self._rooms.move_to_end(room_nid)
-            return msgspec.Raw(known)
-        heard = self._changes_heard
-        answer = msgspec.json.encode(await make())
-        if heard == self._changes_heard and len(answer) * LARGEST_SHARE <= self._capacity:
-            self._keep(room_nid, key, answer)
+        answers = self._rooms.find(room_nid)
+        if answers is None:
+            answers = {}
+            self._rooms.put(room_nid, answers, since=self._rooms.changes)
+        answer = answers.get(key)
+        if answer is None:
+            answer = msgspec.json.encode(await make())
+            is_current = self._rooms.find(room_nid) is answers  # else they were dropped meanwhile
+            if is_current and len(answer) * LARGEST_SHARE <= self._capacity:
+                answers[key] = answer
+                self._rooms.reweigh(room_nid)
         return msgspec.Raw(answer)
 
-    def _keep(self, room_nid: int, key: tuple[bytes | None, Question], answer: bytes) -> None:
-        answers = self._rooms.setdefault(room_nid, {})
-        self._rooms.move_to_end(room_nid)
-        self._size += len(answer) - len(answers.get(key, b""))  # two may have asked at once
-        answers[key] = answer
-        while self._size > self._capacity:
-            self._drop(next(iter(self._rooms)))
 
-    def _drop(self, room_nid: int) -> None:
-        answers = self._rooms.pop(room_nid, {})
-        self._size -= sum(len(answer) for answer in answers.values())
+def _rooms_of(change: Change) -> Sequence[int] | None:
+    return (change.detail.room_nid,) if isinstance(change.detail, MembershipRow) else None
 
-    def _hear(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if isinstance(change.detail, MembershipRow):
-                self._changes_heard += 1
-                self._drop(change.detail.room_nid)
-            elif change.topic in (Topic.REDACTED, Topic.PLACED, Topic.MEMBERSHIP):
-                self._heed_others(change.position, change.position)
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """What was said of which room may have changed is not known here."""
-        self._changes_heard += 1
-        self._rooms.clear()
-        self._size = 0
+def _weigh(_room_nid: int, answers: _Answers) -> int:
+    return ROOM + sum(ROOM + len(answer) for answer in answers.values())

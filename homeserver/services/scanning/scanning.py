@@ -51,6 +51,7 @@ from homeserver.services.audit.audit import Happened, note
 from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
 from homeserver.services.scanning.scanners import Scanners
+from storage.cache import LRU
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.media.contents import Contents, OpenedContent
@@ -164,7 +165,7 @@ class Scanning:
         self._away_seconds = 0.0
         """How long the last pause was, for which scanners are left alone; 0 while they can be
         asked."""
-        self._ended_over: set[bytes] = set()
+        self._ended_over: LRU[bytes, None] = LRU(max_entries=MOST_ENDED)
         """Contents at which a scanner was when it ended."""
 
     # The gate.
@@ -444,9 +445,7 @@ class Scanning:
         if wish.digest in self._ended_over:
             self._leave_alone(error)
             return await self._note_failure(wish, error, AWAY_RETRY_MS)
-        if len(self._ended_over) >= MOST_ENDED:
-            self._ended_over.clear()
-        self._ended_over.add(wish.digest)
+        self._ended_over.put(wish.digest, None)
         return await self._put_off(wish, error)
 
     def _leave_alone(self, error: Exception) -> None:
