@@ -62,7 +62,7 @@ Entries = Mapping[tuple[str, str], int]
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What another server says of a room besides its state."""
+    """Facts about a room, besides its state, from the response of another server."""
 
     resident: ServerName
     servers: Collection[ServerName]
