@@ -1,4 +1,4 @@
-"""Which events are known to have no children: never one that has any."""
+"""The cache of events without relations: it never names an event that has some."""
 
 from types import SimpleNamespace
 from typing import cast

@@ -24,7 +24,7 @@ def pair(database: Database, sqlite_template: Path, tmp_path: Path) -> Iterator[
 
 
 class Receipts:
-    """Those that the first server's user has in the second one's database."""
+    """The receipts of the first server's user in the second server's database."""
 
     def __init__(self, pair: list[Peer], room_nid: int) -> None:
         self.reader, self.server = pair[0].user, pair[0].server

@@ -197,7 +197,7 @@ async def test_many_senders_at_once_neither_conflict_nor_fork(threaded_database:
 async def send_together(
     parts: RoomParts, room_id: RoomID, requests: Sequence[Sequence[Draft]]
 ) -> list[list[StoredEvent] | Failure]:
-    """What comes of requests that wait for a room at the same time and so become one chain."""
+    """Return the results of requests that wait together and become one chain."""
     results: dict[int, list[StoredEvent] | Failure] = {}
 
     def hear(_changes: Sequence[Change]) -> None:
@@ -217,7 +217,7 @@ def name(text: str, *, unless_same: bool = False) -> Draft:
 
 
 class Broken(dict[str, Any]):
-    """A content that trips whoever reads it."""
+    """A content that raises an error when it is read."""
 
     def get(self, key: str, default: Any = None) -> Any:
         raise RuntimeError("broken")

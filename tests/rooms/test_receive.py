@@ -1,4 +1,4 @@
-"""What other servers send: each event gets its verdict, and both sides end with the same room."""
+"""Receiving events: each event gets its verdict, and both servers end with the same room."""
 
 from collections.abc import Iterator
 from itertools import permutations
@@ -172,7 +172,7 @@ async def test_a_rejected_event_changes_nothing(both: list[Peer]) -> None:
     assert await a.state(room_id) == before
     assert await a.shown(room_id) == shown
     assert await a.extremities(room_id) == {joined.event_id}
-    # whoever follows it is heard, in the state before it
+    # events that follow it are accepted against the state before it
     state = {
         key: found.event
         for key, found in (await (await a.engine.get_snapshot(room_id)).state.load_all()).items()

@@ -1,4 +1,4 @@
-"""Spaces as they are stored, and what other servers are told of them: on both databases."""
+"""Spaces in storage, and how they are served to other servers, on both databases."""
 
 from typing import Any
 

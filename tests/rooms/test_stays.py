@@ -8,7 +8,7 @@ from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 
 async def end(parts: RoomParts, room_id: RoomID) -> int | None:
-    """Where Bob's stay ended, as it is kept."""
+    """Return the stored end of Bob's last membership period."""
     room = (await parts.engine.get_snapshot(room_id)).room
     remembered = (await parts.memberships.of_user(BOB))[room.room_nid]
     stored = await RoomParts(parts.database).memberships.of_user(BOB)

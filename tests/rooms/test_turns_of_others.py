@@ -1,5 +1,5 @@
-"""What another server sends much of is read, sorted and looked at in pieces, between which others
-are served."""
+"""Large inputs from another server are parsed, sorted and checked in chunks, with turns of other
+work in between."""
 
 import json
 import random
@@ -112,8 +112,8 @@ def test_a_long_auth_chain_is_sorted_in_pieces() -> None:
 
 
 def test_one_event_that_all_others_follow_is_sorted_in_pieces_too() -> None:
-    """Whoever makes up a state makes up what its events cite: what followed such a one was looked
-    at in one go, half a second."""
+    """A server that invents a state chooses which events it cites. Sorting the events that all
+    cite one took half a second in one go."""
     names = [EventID(f"${number:043}") for number in range(5000)]
     events = {
         name: cast(

@@ -1,5 +1,5 @@
-"""What of a state could not be checked for want of keys is put in once they can be had; on both
-databases."""
+"""State events that could not be verified without keys are added once the keys are available; on
+both databases."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +81,7 @@ async def test_it_is_tried_again_and_put_in(residents: list[Peer], database: Dat
     assert snapshot.head.joined_count == 3
     members = await MembershipStore(database).get_all(snapshot.room.room_nid)
     assert members[b.user][1] == "join"
-    (told,) = await PartialRoomStore(database).get_rooms()  # clients are told the room anew
+    (told,) = await PartialRoomStore(database).get_rooms()  # clients get the complete room again
     assert told.completed is not None
     assert not (await newcomer.engine.get_snapshot(room_id)).head.partial_join
     assert (await UnprovedStore(database).get_rooms())[snapshot.room.room_nid] is None

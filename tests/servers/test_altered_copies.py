@@ -1,4 +1,4 @@
-"""Whoever has an event can send it on with another content: whose copy comes first decides nothing.
+"""A server may send an event on with another content: it does not matter whose copy comes first.
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -86,7 +86,7 @@ async def test_what_nobody_tells_does_not_stand_in_the_way(network: Network) -> 
     east = Side(network.add(EAST))
     event = await room.by_bob("the truth")  # which the south itself does not know yet
     answer = await east.push(NORTH, [{**event.pdu, "content": LIE}])
-    assert "not what its hash says" in answer["pdus"][event.event_id]["error"]
+    assert "does not match its hash" in answer["pdus"][event.event_id]["error"]
     assert await room.north.find(room.room_id, event.event_id) is None
     assert len(questions(network, SOUTH)) == 1
     await east.push(NORTH, [{**event.pdu, "content": {}}])
@@ -144,7 +144,7 @@ async def test_nobody_is_asked_about_what_its_sender_did_not_sign(network: Netwo
 
 
 async def test_an_answer_that_is_another_event_is_not_taken(network: Network) -> None:
-    """Where ids are no hashes, the sender's server may answer with anything."""
+    """In room versions whose ids are no hashes, the sender's server may answer with any event."""
     room = await shared(network, "1")
     east = Side(network.add(EAST))
     one = await room.by_bob("one")

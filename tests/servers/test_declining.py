@@ -1,5 +1,5 @@
-"""Who declines an invite has left at once; the servers that know of the invite hear of it, though
-they are down when it is declined, or ours dies before it has told them."""
+"""A user who declines an invite has left at once. The servers that know of the invite receive the
+leave, though they are down at that time, or ours crashes before it is sent."""
 
 from urllib.parse import quote
 
@@ -39,7 +39,7 @@ def invited_twice(network: Network) -> tuple[User, User, list[str]]:
 
 
 def tell(server: TestServer) -> None:
-    """What the job does."""
+    """Run the job that sends pending leaves."""
     server.run(server.app.rooms.elsewhere.leaving.do_tell(16))
 
 
@@ -143,8 +143,8 @@ def test_and_not_asked_before_whatever_else_is_declined(network: Network) -> Non
 
 
 def test_one_that_says_so_of_one_room_only_hears_of_the_others(network: Network) -> None:
-    """What it does not want to hear now is not in the way of what comes after it, however long it
-    asks us to wait."""
+    """A leave that a server does not accept now must not block its later ones, however long the
+    server asks us to wait."""
     alice, bob, rooms = invited_twice(network)
     busy = Busy(network, 3600)
     for room_id in rooms:

@@ -1,5 +1,5 @@
-"""What a server missed and could not fetch leaves a hole in what it knows of a room: who is told of
-what came after it is told that something lies before, and finds it by reading back."""
+"""Events that a server missed and could not fetch leave a gap in a room: a client that gets a later
+event learns of the gap, and finds the missing events by reading back."""
 
 from typing import Any
 from urllib.parse import quote

@@ -1,5 +1,4 @@
-"""What it costs to let somebody into a large room, to enter one, and to hear of what is said
-there."""
+"""The cost of serving a join to a large room, of joining one, and of receiving its events."""
 
 from collections.abc import Sequence
 from pathlib import Path

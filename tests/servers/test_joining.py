@@ -246,7 +246,7 @@ def test_a_server_that_cannot_know_says_so(network: Network) -> None:
     answer = join_via(bob, room_id, NORTH)
 
     assert refused(answer) == (403, "M_FORBIDDEN")
-    assert "may let you into" in answer.json["error"]
+    assert "can let you into" in answer.json["error"]
 
 
 def test_back_into_a_room_that_everyone_here_has_left(network: Network) -> None:

@@ -316,7 +316,7 @@ async def test_another_server_in_the_room_helps_out(network: Network) -> None:
 
 
 async def test_who_says_when_to_come_again_is_not_asked_before(network: Network) -> None:
-    """Whatever is new in the room meanwhile; nor for what lies further back."""
+    """Neither for new events of the room, nor for events further back."""
     room = await shared(network)
     said = await missed(room, "one", "two", "three", "four")
     before = requests_to(network, NORTH, "")
@@ -436,8 +436,8 @@ async def test_missing_auth_events_are_fetched(network: Network) -> None:
 
 
 async def test_a_state_that_somebody_makes_up_takes_nothing_from_ours(network: Network) -> None:
-    """Whoever names what nobody has may tell of any state before it; ours has a say all the
-    same."""
+    """A server that cites unknown events may invent the state before them; our own state counts,
+    too."""
     room = await shared(network)
     network.clock.advance(1)  # of two rules of the same moment the ids would decide
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})

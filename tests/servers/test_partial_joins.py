@@ -278,7 +278,7 @@ async def test_others_are_not_told_what_is_not_known(network: Network) -> None:
 
 
 async def ask(server: TestServer, other: str, path: str, event_id: str) -> tuple[int, str]:
-    """How another server refuses what one asks."""
+    """Return the refusal of a request to another server."""
     try:
         await server.app.federation.requests.get(ServerName(other), path, [("event_id", event_id)])
     except RefusedByRemote as refusal:
@@ -375,7 +375,7 @@ async def joined_while_cut(network: Network, count: int) -> tuple[User, User, Us
 
 
 def seen_by(user: User, room_id: str) -> set[str]:
-    """Whom somebody sees in a room."""
+    """Return the members of a room that a user sees."""
     return {event["state_key"] for event in ok(user.get(room_path(room_id, "members")))["chunk"]}
 
 
@@ -400,7 +400,7 @@ async def test_who_could_not_be_proved_is_put_in_when_their_server_is_back(
     say(wanda, room_id, "salom")
     network.settle()
     say(bob, room_id, "va alaykum")
-    network.clock.pump([60.0] * 10)  # the pause after tries in vain is over, whoever made them
+    network.clock.pump([60.0] * 10)  # the pause after failed tries of any server is over
     for user in (alice, bob, wanda):
         assert {event["content"]["body"] for event in messages(user, room_id)} == {
             "salom",
@@ -465,7 +465,7 @@ async def test_who_left_a_room_of_nobody_known_is_let_in_again_by_others(
 ) -> None:
     alice, bob, room_id = await large_room(
         network, name="tea"
-    )  # whoever has a name tells no members
+    )  # the response for a room with a name has no members
     ok(join_via(bob, room_id, NORTH))
     leave(bob, room_id)
     network.settle()

@@ -33,8 +33,8 @@ from tests.helpers.talk import V3, get_state, membership, ok, room_path, say
 
 
 async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Event, list[Any]]:
-    """What a server says whose user was banned, which it does not know: upon the last event; and
-    what that cites."""
+    """Return a message of a server whose user was banned, which it does not know, and the events
+    that the message cites."""
     west = Side(banned.server)
     content = {"body": text, "msgtype": "m.text"}
     event = await west.build_next(
@@ -196,8 +196,7 @@ async def test_another_server_than_that_which_let_us_in_is_believed_about_the_me
 
 
 async def test_what_one_server_leaves_out_of_the_members_another_tells(network: Network) -> None:
-    """Who let us in is gone. One of the others hides that somebody was banned, and who else is
-    there."""
+    """The server that we joined through is gone. One of the others hides a ban and some members."""
     alice, bob, room_id = await large_room(network, name="tea")
     wanda, erin, dora = (
         network.add(name).register("someone") for name in (WEST, "east.example", "deep.example")
@@ -324,8 +323,8 @@ async def test_what_is_taken_back_is_in_no_number_of_an_app(network: Network) ->
 async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(
     network: Network,
 ) -> None:
-    """What they say meanwhile is refused by the part, and shown as news, with a notification, once
-    all of the state is known."""
+    """The partial state refuses their messages. Once the state is complete, they are shown as new,
+    with a notification."""
     alice, bob, _, room_id, said = await refused_in_part(network)
     since = lazily(bob)["next_batch"]
     assert messages(bob, room_id) == []

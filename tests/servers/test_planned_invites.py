@@ -36,7 +36,7 @@ def people(network: Network, config: str = "") -> tuple[User, User, User]:
 
 
 def resume(alice: User) -> int:
-    """What the job does: in how many rooms it goes on."""
+    """Run the job; return in how many rooms it resumes."""
     planned = alice.server.app.rooms.elsewhere.planned_invites
     return alice.server.run(planned.do_resume(50))
 
@@ -127,7 +127,7 @@ def test_where_no_other_node_can_be_at_them_they_are_sent_at_once_after_the_star
 
 
 async def nothing(*_: object) -> None:
-    """What a server does that was killed."""
+    """Do what a killed server does: nothing."""
 
 
 def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(

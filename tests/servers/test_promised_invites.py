@@ -24,7 +24,7 @@ PROMISE = {
 def told(
     room_id: str, sender: User, target: User, *, key: SigningKey = KEY, token: str = "t"
 ) -> dict[str, Any]:
-    """What the identity server says."""
+    """Return the request of the identity server."""
     signed = sign_json({"mxid": target.user_id, "token": token}, "id.example", key)
     about = {"medium": "email", "address": "b@example.org", "mxid": target.user_id}
     return {
@@ -35,7 +35,7 @@ def told(
 
 @pytest.fixture(params=["the same server", "another server"])
 def people(network: Network, request: pytest.FixtureRequest) -> tuple[User, User]:
-    """Who promised an invite, and to whom the address belongs."""
+    """Return the user who promised an invite, and the user who owns the address."""
     north = network.add(NORTH)
     theirs = north if request.param == "the same server" else network.add(SOUTH)
     return north.register("alice"), theirs.register("bob")

@@ -124,7 +124,7 @@ async def test_what_nobody_has_keeps_nobody_from_what_was_forgotten(
 
 
 async def rewrite(side: Side, room_id: RoomID, event_id: EventID, **changed: Any) -> None:
-    """What a server has of an event is something else from now on."""
+    """Replace the event in a server's database."""
     pdu = {**await side.pdu(room_id, event_id), **changed}
     sql = "UPDATE events SET pdu = ? WHERE event_id = ?"
     await side.server.app.database.write(

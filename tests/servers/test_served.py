@@ -1,5 +1,5 @@
-"""What other servers may read of a room: all that concerns them, while they are in it, and nothing
-that was refused."""
+"""Reading a room as another server: it gets all that concerns it while it is in the room, and
+nothing that was rejected."""
 
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ ALL = [
 async def everything(
     side: Side, to: str, room_id: RoomID, event_id: EventID
 ) -> list[tuple[int, str]]:
-    """What each endpoint answers when it refuses."""
+    """Return the response of each endpoint that refuses."""
     refusals = []
     for template, query in ALL:
         path = API + template.replace("{room}", path_of("{}", room_id)).replace(

@@ -1,4 +1,4 @@
-"""What servers get that ask for handshakes: those that mean well, and those that try something."""
+"""Serving make_* and send_* requests, of honest servers and of hostile ones."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -533,7 +533,7 @@ async def test_whom_we_let_in_counts_among_the_joins_of_the_room(network: Networ
     alice, south = network.add(NORTH, limits).register("alice"), network.add(SOUTH)
     room_id = create(alice, preset="public_chat", room_version="11")
     events = [await make(south, room_id, f"@bob{number}:{SOUTH}") for number in range(4)]
-    for event in (*events[:2], *events[:2]):  # whoever is in comes in no second time
+    for event in (*events[:2], *events[:2]):  # a joined member is not counted again
         await send(south, event)
     await send(south, events[2])
 

@@ -1,4 +1,4 @@
-"""What a server that is not in a room says of it changes nothing of an invite that came before."""
+"""A server that is not in a room cannot change an invite that came before."""
 
 from typing import Any
 from urllib.parse import quote

@@ -1,5 +1,5 @@
-"""What servers tell of a room with an invite, or when somebody knocks: in new rooms it has to be
-signed.
+"""The stripped state that servers send with an invite, or as the response to a knock: in new room
+versions it has to be signed.
 
 spec: server-server-api#put_matrixfederationv2inviteroomideventid,
 server-server-api#put_matrixfederationv1send_knockroomideventid
@@ -56,7 +56,7 @@ def altered(state: list[dict[str, Any]], way: str) -> list[dict[str, Any]]:
 
 
 def name_told(user: User, section: str, room_id: str) -> object:
-    """What the user is told of the room's name: nothing, or what of it."""
+    """Return the room's name in the stripped state that the user gets."""
     state = rooms_in_sync(user, section)[room_id][f"{section}_state"]["events"]
     assert "m.room.create" in [event["type"] for event in state]
     return [event["content"] for event in state if event["type"] == "m.room.name"]

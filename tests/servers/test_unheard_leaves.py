@@ -1,5 +1,5 @@
-"""Who left a room stays out of it, though a colleague comes in by a server that has not heard of it
-yet."""
+"""A user who left a room stays out of it, though a colleague joins through a server that has not
+received the leave."""
 
 import pytest
 
@@ -168,7 +168,7 @@ def test_who_forgot_the_room_is_not_reminded_of_it(network: Network) -> None:
 
 
 async def test_who_is_told_with_a_part_of_the_room(network: Network) -> None:
-    """Which has no name, and is called by who was there first."""
+    """The room has no name, and shows the name of its first member."""
     network.start_sending()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH)
@@ -210,7 +210,7 @@ async def test_somebody_else_has_declined_since(network: Network) -> None:
 
 
 async def test_who_left_does_not_come_back_in_part(network: Network) -> None:
-    """Which shows when all of the state is here."""
+    """That is decided once the state is complete."""
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     complete(network)
@@ -239,7 +239,7 @@ async def test_who_left_does_not_come_back_in_part(network: Network) -> None:
 async def test_of_many_who_came_since_each_is_looked_at_once(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The state in which we left, and that which is told, differ in all of them."""
+    """Our last state and the state of the response differ in all of them."""
     gathered: list[int] = []
 
     def gather(self: Conflicts) -> set[EventID]:
