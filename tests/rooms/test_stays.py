@@ -16,7 +16,7 @@ async def end(parts: RoomParts, room_id: RoomID) -> int | None:
     return remembered.left_position
 
 
-async def test_a_stay_ends_once(database: Database) -> None:
+async def test_a_membership_period_ends_once(database: Database) -> None:
     parts = RoomParts(database)
     room_id = await parts.create()
     await parts.member(room_id, ALICE, "ban", BOB)
@@ -36,7 +36,7 @@ async def test_a_stay_ends_once(database: Database) -> None:
     assert await end(parts, room_id) == left.position
 
 
-async def test_a_stay_within_one_write(database: Database) -> None:
+async def test_a_membership_period_within_one_write(database: Database) -> None:
     parts = RoomParts(database)
     room_id = await parts.create()
     room_nid = (await parts.engine.get_snapshot(room_id)).room.room_nid

@@ -56,7 +56,7 @@ def test_a_message_that_is_lost_is_noticed(
 
 
 @pytest.mark.parametrize("was_away_before", [False, True])
-def test_who_comes_back_goes_on_from_what_they_said(
+def test_a_user_who_rejoins_continues_from_their_own_messages(
     was_away_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     towns, _ = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)

@@ -47,7 +47,7 @@ def behind(user: User, room_id: str, timeline: list[Any], prev_batch: str) -> se
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-def test_sync(network: Network, is_new: bool) -> None:
+def test_sync_finds_all_late_messages(network: Network, is_new: bool) -> None:
     alice, room_id, since, ours, theirs = late(network)
     answer = ok(alice.get(f"{V3}/sync?filter={LAST}" + ("" if is_new else f"&since={since}")))
     timeline = answer["rooms"]["join"][room_id]["timeline"]
@@ -56,7 +56,7 @@ def test_sync(network: Network, is_new: bool) -> None:
     assert {*ours, *theirs} <= behind(alice, room_id, timeline["events"], timeline["prev_batch"])
 
 
-def test_sliding_sync(network: Network) -> None:
+def test_sliding_sync_finds_all_late_messages(network: Network) -> None:
     alice, room_id, _, ours, theirs = late(network)
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=2)})
     room = client.sync()["rooms"][room_id]

@@ -17,7 +17,9 @@ def lose_between_north_and_west(letter: Letter) -> Fate:
 
 
 @pytest.mark.parametrize("version", ["2", "6", "11", "12"])
-async def test_what_the_room_has_moved_past_stays_past(network: Network, version: str) -> None:
+async def test_outdated_state_does_not_come_back_with_a_rejoin(
+    network: Network, version: str
+) -> None:
     """When we were put out, the history of the room was forked."""
     network.start_sending()
     north, west, south = network.add(NORTH), network.add(WEST), network.add(SOUTH)
@@ -64,7 +66,7 @@ async def test_what_the_room_has_moved_past_stays_past(network: Network, version
     await same_state(alice, carol, room_id)
 
 
-async def test_what_others_have_not_heard_comes_back_with_who_said_it(network: Network) -> None:
+async def test_unknown_events_of_others_come_back_with_their_sender(network: Network) -> None:
     """It is not our event: a user who joins gets the state of the server they join through, and
     shares what that server receives."""
     network.start_sending()

@@ -66,7 +66,9 @@ def name_told(user: User, section: str, room_id: str) -> object:
     ("way", "shown"),
     [("unsigned", None), ("malformed", None), ("another content", [{}]), ("no keys", [])],
 )
-async def test_what_is_told_with_an_invite(network: Network, way: str, shown: object) -> None:
+async def test_the_stripped_state_of_an_invite_is_verified(
+    network: Network, way: str, shown: object
+) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "12", name="tea")
@@ -92,7 +94,7 @@ async def test_what_is_told_with_an_invite(network: Network, way: str, shown: ob
     ("way", "shown"),
     [("unsigned", []), ("malformed", []), ("another content", [{}]), ("no keys", [])],
 )
-async def test_what_is_told_of_a_room_at_which_somebody_knocks(
+async def test_the_stripped_state_of_a_knock_is_verified(
     network: Network, way: str, shown: object
 ) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
