@@ -133,7 +133,7 @@ async def nothing(*_: object) -> None:
 def test_new_rooms_do_not_delay_resumed_invites(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planned_invites, "MOST_LEFT", 1)
+    monkeypatch.setattr(planned_invites, "MAX_RESUMED_ROOMS", 1)
     alice, bob, carol, _ = make_slowly(network)
     (room_id,) = rooms_in_sync(bob, "invite")
     alice.server = network.rebuild(NORTH)

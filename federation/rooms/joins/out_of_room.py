@@ -92,7 +92,7 @@ class OutsideMemberships:
             return await self._store.set_outside(row, member, may_end, untold, self._now_ms())
         except Untouchable as error:
             raise Forbidden(
-                f"{member.user_id} has an invite from another server, or a knock, in this room"
+                f"{member.user_id} has other invites to this room already, or has knocked"
             ) from error
 
     async def _find_trusted_server(

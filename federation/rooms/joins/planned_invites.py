@@ -36,7 +36,7 @@ INVITING_SECONDS: Final = 20
 LEASE_MS: Final = 5 * 60_000
 """After this time with one invite another node may take over those of its room. It is much longer
 than the timeout of a request."""
-MOST_LEFT: Final = 16
+MAX_RESUMED_ROOMS: Final = 16
 """Rooms of stopped nodes that one node works on at a time. New rooms do not count."""
 
 
@@ -112,11 +112,11 @@ class PlannedInvites:
 
     async def _resume_all(self) -> None:
         await self._store.release()
-        await self.do_resume(MOST_LEFT)
+        await self.do_resume(MAX_RESUMED_ROOMS)
 
     async def do_resume(self, limit: int) -> int:
         """Start on up to `limit` rooms whose lease has ended; return their number."""
-        free = min(limit, MOST_LEFT - len(self._resumed_tasks))
+        free = min(limit, MAX_RESUMED_ROOMS - len(self._resumed_tasks))
         if free <= 0:
             return 0
         held_until = self._lease_end()
