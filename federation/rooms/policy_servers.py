@@ -229,7 +229,7 @@ class PolicyServers:
         name = server.server_name
         if name == self._identity.server_name:
             raise RefusedByPolicyServer(
-                "M_FORBIDDEN", "The server that this room names as policy server is none"
+                "M_FORBIDDEN", "This room names our server as policy server, which it is not"
             )
         left = self._busy.left_ms(name)
         if left:
