@@ -113,7 +113,7 @@ class PushRules:
             place = _find(rules, neighbour)
             if place is None:
                 raise InvalidParam(f"{neighbour} is not one of your own rules of this kind")
-            # `before`: the next more important one, which stands earlier in the list.
+            # With `before` the rule is next more important than `neighbour`: it stands earlier.
             rules.insert(place if before else place + 1, rule)
 
         await self._change(user_id, change)

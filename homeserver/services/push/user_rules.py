@@ -56,7 +56,7 @@ class OwnRules:
         return self._cache
 
     async def of_user(self, user_id: UserID) -> UserRules:
-        """The rules of one user."""
+        """Return the rules of one user."""
         return await self._cache.get(user_id)
 
     def known_of(self, user_id: UserID) -> UserRules | None:
