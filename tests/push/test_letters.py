@@ -308,7 +308,7 @@ def test_links_lead_to_the_client_of_the_configuration(
         ("uz-Cyrl", "Бундай хатлар керак эмас"),
         ("kaa", "Bunday xatlar kerek emes"),
         ("ru-RU", "Больше не присылать таких писем"),
-        ("fr", "No more such letters"),
+        ("fr", "Unsubscribe"),
     ],
 )
 def test_the_letter_is_in_the_language_of_the_pusher(

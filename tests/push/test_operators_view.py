@@ -95,13 +95,13 @@ def test_operators_are_told_once_a_day_of_a_gateway_whose_answers_cannot_be_read
         for number in range(3):
             say(bob, room_id, str(number))
             settle(server)
-        told = [event for event in logged if "no answer of one" in event["log_format"]]
+        told = [event for event in logged if "answers are unreadable" in event["log_format"]]
         assert [event["place"] for event in told] == ["https://push.example.com"]
         server.clock.advance(24 * 3600)
         settle(server)
         say(bob, room_id, "a day later")
         settle(server)
-        assert len([event for event in logged if "no answer of one" in event["log_format"]]) == 2
+        assert len([event for event in logged if "answers are unreadable" in event["log_format"]]) == 2
     line = 'mahalla_pushes_total{gateway="https://push.example.com",outcome="unreadable"} 4.0'
     assert line in metrics(server)
 
