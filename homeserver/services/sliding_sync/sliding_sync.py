@@ -9,7 +9,7 @@ Laws:
 - The state of the connection after a response is stored before the response goes out, if it
   changed.
 - The cost is that of the changes in the windows, whatever the number of the user's rooms: which
-  rooms have news is known from memory, and only these are looked at.
+  rooms have changes is known from memory, and only these are looked at.
 
 The parts of a response are made in `lists.py` (which rooms), `rooms.py` (what is new in each) and
 `extensions.py`.
