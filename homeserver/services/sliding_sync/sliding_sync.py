@@ -241,7 +241,7 @@ class SlidingSync:
         selection: Selection,
         recounted: Set[int],
     ) -> list[SlidingRoomUpdate]:
-        """Find the rooms of the windows and subscriptions that may have news.
+        """Find the rooms of the windows and subscriptions that may have changes.
 
         `recounted`: rooms whose unread counts may have changed.
         """
@@ -305,7 +305,7 @@ class SlidingSync:
         recounted: Set[int],
         changes: StateChanges,
     ) -> None:
-        """Note which live rooms have news that are not in this response: they are no longer
+        """Record which live rooms have changes that are not in this response: they are no longer
         live."""
         if connection.token is None:
             return
