@@ -39,7 +39,7 @@ def test_a_program_that_has_to_wait_says_nothing_of_the_file(
     monkeypatch.setattr(image_worker, "PROGRAM_SECONDS", 1)
     monkeypatch.setattr(image_worker, "LONGEST_PROGRAM_SECONDS", 0.5)
     let_it(monkeypatch, "import time; time.sleep(100)")
-    assert image_worker.answer(film) == ({"kind": "unknown"}, b"")
+    assert image_worker.process(film) == ({"kind": "unknown"}, b"")
 
 
 def test_a_file_that_takes_too_much_is_no_image(
@@ -47,6 +47,6 @@ def test_a_file_that_takes_too_much_is_no_image(
 ) -> None:
     monkeypatch.setattr(image_worker, "PROGRAM_SECONDS", 1)
     let_it(monkeypatch, "while True: pass")
-    assert image_worker.answer(film) == ({"kind": "no image"}, b"")
+    assert image_worker.process(film) == ({"kind": "no image"}, b"")
     with pytest.raises(subprocess.CalledProcessError):
         image_worker.run([sys.executable, "-I", "-c", "while True: pass"])

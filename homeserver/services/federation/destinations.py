@@ -1,8 +1,7 @@
-"""The other servers that this one sends to, as administrators see them, and try them anew; and how
-they are forgotten.
+"""Federation destinations, for administrators: their state, retries, and their removal.
 
-Law: what waits for a server that cannot be reached does so for a bounded time. A name that somebody
-made up is tried for `STRANGERS_DAYS`, and leaves nothing behind.
+Law: EDUs and events wait for an unreachable server only for a bounded time. An invented server name
+is tried for `STRANGERS_DAYS`, and then leaves nothing behind.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +20,18 @@ from storage.federation.destination_lists import (
 from storage.federation.forgotten_destinations import Ages, ForgottenDestinationStore
 
 STRANGERS_DAYS: Final = 7
-"""How long messages to devices wait for a server that cannot be reached and shares no room with
-us."""
+"""How long to-device messages wait for an unreachable server that shares no room with us."""
 DEAD_DAYS: Final = 90
-"""How long they wait for any server that cannot be reached; and what else one has missed that
-shares no room any more."""
+"""How long to-device messages wait for any unreachable server, and other data for one that shares
+no room with us any more."""
 QUIET_DAYS: Final = 1
-"""How long after the last try it is remembered how such a server stands for which nothing waits."""
+"""How long the state of such a server is stored after the last attempt when nothing waits for
+it."""
 DAY_MS: Final = 24 * 3600 * 1000
 
 
 class Destinations:
-    """What is known of them."""
+    """Reads, retries and removes destinations."""
 
     def __init__(
         self,
@@ -51,42 +50,43 @@ class Destinations:
     async def get_page(
         self, term: str, order: Order, backwards: bool, offset: int, limit: int
     ) -> tuple[Sequence[DestinationSummary], int]:
-        """A page of those whose name has `term` in it; and how many these are."""
+        """Return a page of destinations whose name contains `term`, and their total number."""
         return await self._store.get_page(term, order, backwards, offset, limit)
 
     async def get(self, server: ServerName) -> DestinationSummary:
-        """How one of them stands. Raises NotFound."""
+        """Return the state of a destination. Raises NotFound."""
         found = await self._store.get_one(server)
         if found is None:
-            raise NotFound("This server shares no room with that one, and has nothing to tell it")
+            raise NotFound(
+                "This server shares no room with that one, and has nothing to send to it"
+            )
         return found
 
     def find_refusal(self, server: ServerName) -> str | None:
-        """Why this server does not talk with that one; None where it does, be it that refusals are
-        only simulated."""
+        """Return why the policy blocks a server; None if it is allowed, or if the policy is only
+        simulated."""
         return None if self._policy.rules.is_simulation else self._policy.find_refusal(server)
 
     async def get_rooms(
         self, server: ServerName, backwards: bool, offset: int, limit: int
     ) -> tuple[Sequence[DestinationRoom], int]:
-        """A page of its rooms; and how many there are. Raises NotFound."""
+        """Return a page of the rooms shared with a server, and their total number. Raises
+        NotFound."""
         await self.get(server)
         return await self._store.get_rooms(server, backwards, offset, limit)
 
     async def do_try_now(self, server: ServerName) -> None:
-        """Try a server that could not be reached, as if it had just spoken to us for the first
-        time. Raises NotFound."""
+        """Reset the back-off of a server and retry now. Raises NotFound."""
         await self.get(server)
         await self._sender.try_now(server)
 
     async def do_expire(self, limit: int) -> int:
-        """Remove some of the messages to devices that have waited too long for a server; how
-        many."""
+        """Remove some of the expired to-device messages; return their number."""
         return await self._forgotten.remove_expired(self._ages(), limit)
 
     async def do_forget(self, limit: int) -> int:
-        """Forget some of the servers that share no room with us and for which nothing waits; how
-        many. The node that sends does it."""
+        """Remove some of the servers that share no room with us and have nothing pending; return
+        their number. Only on the node that sends."""
         if not self._sender.is_sending:
             return 0
         gone = await self._forgotten.forget(self._ages(), limit)

@@ -1,4 +1,4 @@
-"""What administrators do with files: see what there is, hold back, protect, delete."""
+"""Media administration: list, quarantine, protect and delete files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -22,25 +22,25 @@ from storage.media.removal import Deletion, Reason
 from storage.media.scans import MediaScanStore, ScanRow
 from storage.media.usage import MediaUsageStore, RoomUsage, ServerUsage, UserUsage
 
-EARLIEST_MS: Final = 30_000_000_000
-"""A time before it (1970) is one in seconds by mistake."""
-FIRST_MS: Final = 1_388_534_400_000
-"""The year 2014: before Matrix was, no file came."""
-PART: Final = 1000
+MIN_TIME_MS: Final = 30_000_000_000
+"""An earlier time (1970) is one in seconds by mistake."""
+MATRIX_START_MS: Final = 1_388_534_400_000
+"""The year 2014: no file is older than Matrix."""
+BATCH: Final = 1000
 
 
 class Acted(msgspec.Struct, frozen=True):
-    """What was done with files."""
+    """The result of an operation on many files."""
 
     addresses: Sequence[str]
     count: int
-    """How many have changed; with those that have the same bytes."""
+    """The number of changed files, including those with the same bytes."""
     last: MediaAddress | None
-    """After which to go on; None where that was all."""
+    """The content URI after which to continue; None at the end."""
 
 
 class MediaAdministration:
-    """Acts on files, whosever they are."""
+    """Operates on files of all users and servers."""
 
     def __init__(
         self,
@@ -66,15 +66,15 @@ class MediaAdministration:
         self._removal = removal
         self._clock = clock
 
-    # Seeing.
+    # Listing.
 
     async def get_uploads(self, user_id: UserID, order: Order, start: int, limit: int) -> Page:
-        """What a user of this server has uploaded. Raises InvalidParam, NotFound."""
+        """Return the uploads of a local user. Raises InvalidParam, NotFound."""
         await self._check_user(user_id)
         return await self._lists.get_uploads(user_id, order, start, limit)
 
     async def get_file(self, server: ServerName, media_id: str) -> MediaRow | RemoteMediaRow:
-        """What is known of a file. Raises NotFound."""
+        """Return the row of a file. Raises NotFound."""
         if server == self._identity.server_name:
             row: MediaRow | RemoteMediaRow | None = (await self._store.get_media([media_id])).get(
                 media_id
@@ -88,93 +88,93 @@ class MediaAdministration:
     async def find_files(
         self, wished: Wished, after: MediaAddress, limit: int, *, own: bool
     ) -> Sequence[MediaRow | RemoteMediaRow]:
-        """Files of this server's users, or copies of other servers' files, in the order of their
-        addresses, after this one."""
+        """Return files of this server's users, or copies of other servers' files, ordered by
+        content URI, after the given one."""
         if own:
             return await self._lists.find_uploads(wished, after, limit)
         return await self._lists.find_copies(wished, after, limit)
 
     async def get_scans(self, rows: Iterable[MediaRow | RemoteMediaRow]) -> Mapping[bytes, ScanRow]:
-        """What scanners have said of files, by their hashes."""
+        """Return the scans of files, by their hashes."""
         return await self._scans.get_scans(
             row.content.hash for row in rows if row.content is not None
         )
 
     async def get_in_room(self, room_id: RoomID) -> tuple[Sequence[str], Sequence[str]]:
-        """Addresses of the files that a room shows: this server's, and others'."""
+        """Return the content URIs of the files in a room: this server's, and others'."""
         found = await self._lists.get_in_room(room_id)
         own = self._identity.server_name
         return (
-            [_format(address) for address in found if address.origin == own],
-            [_format(address) for address in found if address.origin != own],
+            [_format_uri(address) for address in found if address.origin == own],
+            [_format_uri(address) for address in found if address.origin != own],
         )
 
     async def get_usage_of_users(self, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
-        """How much each user has uploaded in a span of time."""
+        """Return how much each user has uploaded in a period."""
         return await self._usage.get_of_users(from_ms, until_ms)
 
     async def get_usage_of_server(self, rooms: int, servers: int) -> ServerUsage:
-        """How much there is in all, in the rooms that have most, and of the other servers that have
-        most."""
+        """Return how much there is in total, in the largest rooms, and of the largest other
+        servers."""
         return await self._usage.get_of_server(rooms, servers)
 
     async def get_usage_of_room(self, room_id: RoomID) -> RoomUsage:
-        """How much a room shows. Raises NotFound."""
+        """Return how much there is in a room. Raises NotFound."""
         found = await self._usage.get_of_room(room_id)
         if found is None:
-            raise NotFound("This server knows no such room")
+            raise NotFound("This server does not know this room")
         return found
 
     async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
-        """What was deleted, the latest first."""
+        """Return deletions, the latest first."""
         return await self._removal.get_deletions(before_number, limit)
 
-    # Holding back.
+    # Quarantine.
 
     async def do_hold(self, server: ServerName, media_id: str, by: UserID) -> int:
-        """Hold a file back, and all with the same bytes; how many. One of another server may come
-        later. Raises NotFound."""
+        """Quarantine a file and all with the same bytes; return their number. A file of another
+        server may be fetched later. Raises NotFound."""
         if server == self._identity.server_name:
             if (await self.get_file(server, media_id)).content is None:
-                raise NotFound("This address is reserved, but there is no file yet")
+                raise NotFound("This content URI is reserved, but nothing is uploaded yet")
         elif not MEDIA_ID.fullmatch(media_id):
             raise NotFound("There is no such file")
         return await self._quarantine.set_held([MediaAddress(server, media_id)], by)
 
     async def do_hold_of_user(self, user_id: UserID, by: UserID) -> int:
-        """Hold back what a user has uploaded; how many."""
+        """Quarantine the uploads of a user; return their number."""
         return await self._quarantine.set_user_held(user_id, by)
 
     async def do_hold_of_room(self, room_id: RoomID, by: UserID) -> int:
-        """Hold back what a room shows; how many."""
+        """Quarantine the files of a room; return their number."""
         return await self._quarantine.set_room_held(room_id, by)
 
     async def do_free(self, server: ServerName, media_id: str) -> int:
-        """Give a file free, and all with the same bytes; how many. Raises NotFound."""
+        """Release a file and all with the same bytes; return their number. Raises NotFound."""
         count = await self._quarantine.set_free(MediaAddress(server, media_id))
         if count is None:
-            raise NotFound("There is no such file here, and none is held back")
+            raise NotFound("There is no such file here, and none is quarantined")
         return count
 
     async def do_protect(self, media_id: str, *, protected: bool) -> None:
-        """A file of this server is not to be held back, nor to go by itself; or may be. Raises
+        """Protect a file of this server from quarantine and automatic deletion, or end that. Raises
         NotFound."""
         if not await self._quarantine.set_protected({media_id}, protected=protected):
             raise NotFound("There is no such file here")
 
     async def get_changes(self, after: int, limit: int) -> Sequence[QuarantineChange]:
-        """What was held back and given free after a number. Raises InvalidParam for a number that
-        was not given out yet."""
+        """Return changes of quarantine after a position. Raises InvalidParam for a position in the
+        future."""
         changes, latest = await self._quarantine.get_changes(after, limit)
         if after > latest:
-            raise InvalidParam("from is not a token that was given out")
+            raise InvalidParam("from is not a valid token")
         return changes
 
     # Deleting.
 
     async def do_delete(self, server: ServerName, media_id: str, by: UserID) -> Sequence[str]:
-        """Delete a file of this server, or the copy of another server's file, held back or
-        protected or not; its id. Raises NotFound."""
+        """Delete a file of this server, or a copy of another server's file, even if it is
+        quarantined or protected; return its ID. Raises NotFound."""
         address = MediaAddress(server, media_id)
         deleted = await self._removal.do_delete([address], Reason.ADMINISTRATOR, by, held_too=True)
         if not deleted:
@@ -184,32 +184,35 @@ class MediaAdministration:
     async def do_delete_of_user(
         self, user_id: UserID, order: Order, start: int, limit: int, by: UserID
     ) -> Sequence[str]:
-        """Delete a page of what a user has uploaded; the ids. Raises InvalidParam, NotFound."""
+        """Delete a page of a user's uploads; return the IDs. Raises InvalidParam, NotFound."""
         page = await self.get_uploads(user_id, order, start, limit)
         return await self._do_delete([row.media_id for row in page.rows], by, held_too=True)
 
     async def do_delete_of_room(self, room_id: RoomID, by: UserID) -> tuple[Sequence[str], int]:
-        """Delete what a room shows, here and copies of other servers' files, held back or protected
-        or not; the addresses, and how many files stay since they are shown elsewhere too."""
+        """Delete the files of a room, including copies of other servers' files, even if quarantined
+        or protected. Return the content URIs, and the number of files that stay because they are
+        used elsewhere too."""
         shown = await self._lists.get_in_room(room_id)
-        only_there = await self._lists.get_in_room(room_id, only_there=True)
-        deleted = await self._removal.do_delete(only_there, Reason.ADMINISTRATOR, by, held_too=True)
-        return [_format(address) for address in deleted], len(shown) - len(only_there)
+        only_in_room = await self._lists.get_in_room(room_id, only_there=True)
+        deleted = await self._removal.do_delete(
+            only_in_room, Reason.ADMINISTRATOR, by, held_too=True
+        )
+        return [_format_uri(address) for address in deleted], len(shown) - len(only_in_room)
 
     async def do_delete_old(
         self, before_ms: int, larger_than: int, by: UserID, *, keep_profiles: bool
     ) -> Sequence[str]:
-        """Delete files of this server that nobody has read since; the ids. What is held back or
-        protected stays.
+        """Delete files of this server that were not accessed since; return the IDs. Quarantined and
+        protected files stay.
 
-        `keep_profiles`: pictures of users, members and rooms stay too. Raises InvalidParam.
+        `keep_profiles`: avatars of users, members and rooms stay too. Raises InvalidParam.
         """
         _check_time(before_ms)
         deleted: list[str] = []
         after = ""
         while True:
             found = await self._lists.get_old_uploads(
-                before_ms, larger_than, after, PART, keep_profiles=keep_profiles
+                before_ms, larger_than, after, BATCH, keep_profiles=keep_profiles
             )
             if not found:
                 return deleted
@@ -217,12 +220,12 @@ class MediaAdministration:
             deleted += await self._do_delete(found, by, held_too=False, unread_since=before_ms)
 
     async def do_purge_copies(self, before_ms: int, by: UserID) -> int:
-        """Delete copies of other servers' files that nobody has read since; how many. Raises
-        InvalidParam."""
+        """Delete copies of other servers' files that were not accessed since; return their number.
+        Raises InvalidParam."""
         _check_time(before_ms)
         count = 0
         after = MediaAddress("", "")
-        while found := await self._lists.get_old_copies(before_ms, after, PART):
+        while found := await self._lists.get_old_copies(before_ms, after, BATCH):
             after = found[-1]
             count += len(
                 await self._removal.do_delete(
@@ -231,84 +234,84 @@ class MediaAdministration:
             )
         return count
 
-    # Many at once: a page of what is wished, after an address. All raise MissingParam where
-    # everything is wished.
+    # Bulk operations on a page of the files that match a filter, after a content URI. All raise
+    # MissingParam for a filter that matches everything.
 
     async def do_delete_chosen(
         self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool
     ) -> Acted:
-        """Delete them; what is held back or protected stays, unless just that is wished. Raises
-        LimitExceeded."""
+        """Delete the files. Quarantined and protected ones stay, unless the filter asks for them.
+        Raises LimitExceeded."""
         held_too = bool(wished.held or wished.protected)
         wished = replace(wished, held=bool(wished.held), protected=bool(wished.protected))
-        page, last = await self._choose(wished, after, limit, own)
+        page, last = await self._select(wished, after, limit, own)
         deleted = await self._removal.do_delete(page, Reason.ADMINISTRATOR, by, held_too=held_too)
-        return Acted(_formatted(deleted), len(deleted), last)
+        return Acted(_format_uris(deleted), len(deleted), last)
 
     async def do_hold_chosen(
         self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool
     ) -> Acted:
-        """Hold those back that are not, and all that have the same bytes; protected ones are not
-        held back."""
-        page, last = await self._choose(
+        """Quarantine those that are not quarantined or protected, and all with the same bytes."""
+        page, last = await self._select(
             replace(wished, held=False, protected=False), after, limit, own
         )
-        return Acted(_formatted(page), await self._quarantine.set_held(page, by), last)
+        return Acted(_format_uris(page), await self._quarantine.set_held(page, by), last)
 
     async def do_free_chosen(
         self, wished: Wished, after: MediaAddress, limit: int, *, own: bool
     ) -> Acted:
-        """Give those free that are held back, and all that have the same bytes."""
-        page, last = await self._choose(replace(wished, held=True), after, limit, own)
-        return Acted(_formatted(page), await self._quarantine.set_all_free(page), last)
+        """Release those that are quarantined, and all with the same bytes."""
+        page, last = await self._select(replace(wished, held=True), after, limit, own)
+        return Acted(_format_uris(page), await self._quarantine.set_all_free(page), last)
 
     async def do_protect_chosen(
         self, wished: Wished, after: MediaAddress, limit: int, *, protected: bool
     ) -> Acted:
-        """Files of this server are not to be held back, nor to go by themselves; or may be."""
-        page, last = await self._choose(
+        """Protect files of this server from quarantine and automatic deletion, or end that."""
+        page, last = await self._select(
             replace(wished, protected=not protected), after, limit, own=True
         )
         ids = {address.media_id for address in page}
         return Acted(
-            _formatted(page), await self._quarantine.set_protected(ids, protected=protected), last
+            _format_uris(page), await self._quarantine.set_protected(ids, protected=protected), last
         )
 
-    async def _choose(
+    async def _select(
         self, wished: Wished, after: MediaAddress, limit: int, own: bool
     ) -> tuple[Sequence[MediaAddress], MediaAddress | None]:
-        """Addresses, and the last where there may be more. Raises MissingParam."""
-        self._check_narrowed(wished)
+        """Return content URIs, and the last if there may be more. Raises MissingParam."""
+        self._check_selective(wished)
         found = [
             self.address_of(row) for row in await self.find_files(wished, after, limit, own=own)
         ]
         return found, found[-1] if len(found) == limit else None
 
-    def _check_narrowed(self, wished: Wished) -> None:
-        """What would be nearly all that there is must not be wished by a slip."""
+    def _check_selective(self, wished: Wished) -> None:
+        """Refuse a filter that by mistake would match nearly everything."""
         now = int(self._clock.seconds() * 1000)
-        is_narrowed = (
+        is_selective = (
             any(each is not None for each in (wished.user_id, wished.room_id, wished.origin))
             or any(
-                time is not None and FIRST_MS <= time <= now
+                time is not None and MATRIX_START_MS <= time <= now
                 for time in (wished.from_ms, wished.until_ms)
             )
             or (wished.larger_than is not None and wished.larger_than > 0)
         )
-        if not is_narrowed:
+        if not is_selective:
             raise MissingParam(
-                "Say which files: by user_id, room_id, server_name, from_ts or until_ts (from 2014 until now) or size_gt (above 0)"
+                "Select files by user_id, room_id, server_name, from_ts or until_ts"
+                " (from 2014 until now) or size_gt (above 0)"
             )
 
     def address_of(self, row: MediaRow | RemoteMediaRow) -> MediaAddress:
-        """Where a file is."""
+        """Return the content URI of a file."""
         origin = row.origin if isinstance(row, RemoteMediaRow) else self._identity.server_name
         return MediaAddress(origin, row.media_id)
 
     def check_own(self, server: ServerName) -> None:
         """Raises InvalidParam for a file of another server."""
         if server != self._identity.server_name:
-            raise InvalidParam("Only files of this server can be deleted so")
+            raise InvalidParam("Only files of this server can be deleted in this way")
 
     async def _do_delete(
         self,
@@ -332,13 +335,13 @@ class MediaAdministration:
 
 
 def _check_time(before_ms: int) -> None:
-    if before_ms < EARLIEST_MS:
+    if before_ms < MIN_TIME_MS:
         raise InvalidParam("before_ts must be in milliseconds since 1970")
 
 
-def _formatted(addresses: Iterable[MediaAddress]) -> Sequence[str]:
-    return [_format(address) for address in addresses]
+def _format_uris(addresses: Iterable[MediaAddress]) -> Sequence[str]:
+    return [_format_uri(address) for address in addresses]
 
 
-def _format(address: MediaAddress) -> str:
+def _format_uri(address: MediaAddress) -> str:
     return f"mxc://{address.origin}/{address.media_id}"

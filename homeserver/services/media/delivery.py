@@ -1,5 +1,4 @@
-"""Answers with files and thumbnails: the content, what is said of it, and in which words browsers
-are told to beware."""
+"""Responses with files and thumbnails: content, headers and redirects."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -19,38 +18,38 @@ from homeserver.services.media.thumbnails import Method, Thumbnails
 from storage.media.contents import Contents
 from storage.media.media import Content
 
-MOMENT_SECONDS: Final = 0.05
-"""Who had to wait longer for a file, for its upload, its fetching, its scan or its thumbnail, gets
-it only if it may still be given out. For a shorter time one look is enough."""
+RECHECK_SECONDS: Final = 0.05
+"""After a longer wait for an upload, download, scan or thumbnail, access is checked again. For a
+shorter one the first check is enough."""
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """Who asks for a file, and how."""
+    """A request for a file."""
 
     client_ip: str
     authenticated: bool
-    """Whether who asks has shown a token."""
+    """Whether the request has a valid access token."""
     timeout_ms: int
-    """How long to wait for a file that is not there yet."""
+    """How long to wait for a file that is not here yet."""
     allow_remote: bool = True
-    """Whether another server may be asked for it."""
+    """Whether the file may be fetched from another server."""
     held_too: bool = False
-    """Whether it is given out although it is held back: to administrators."""
+    """Whether the file is served although it is quarantined: for administrators."""
     allow_redirect: bool = False
-    """Whether the answer may be where the file is."""
+    """Whether the response may be a redirect to the object store."""
     user_id: str = ""
-    """Whose token it is; empty: nobody's."""
+    """The user of the access token; empty: none."""
     server: str = ""
-    """The server that asks; empty: none."""
+    """The server that requests the file; empty: none."""
 
     @property
     def asker(self) -> str:
-        """Who shall not take the room of others."""
+        """The requester among whom resources are shared fairly."""
         return self.user_id or self.server or address_key(self.client_ip)
 
 
 class MediaDelivery:
-    """Gives files out."""
+    """Serves files."""
 
     def __init__(
         self,
@@ -63,8 +62,8 @@ class MediaDelivery:
         *,
         serves_everybody: bool,
     ) -> None:
-        """`serves_everybody`: whether files that are not for those with a token alone are given to
-        others."""
+        """`serves_everybody`: whether the endpoints without authentication serve the files that do
+        not require it."""
         self._server_name = server_name
         self._clock = clock
         self._repository = repository
@@ -76,17 +75,17 @@ class MediaDelivery:
     async def download(
         self, server_name: ServerName, media_id: str, file_name: str, asked: Asked
     ) -> Response:
-        """A file, under its own name or the one given. Raises what `get_content` does."""
+        """Return a file, with its own name or the one given. Raises what `get_content` does."""
         wanted = parse_name(file_name)
 
-        async def answer(file: OwnedContent) -> Response:
+        async def make_response(file: OwnedContent) -> Response:
             content = file.content
             headers = file_headers(
                 content.type, wanted or content.name, public=not asked.authenticated
             )
             return await self._content(content, headers, asked)
 
-        return await self._deliver(server_name, media_id, asked, answer)
+        return await self._deliver(server_name, media_id, asked, make_response)
 
     async def thumbnail(
         self,
@@ -98,18 +97,18 @@ class MediaDelivery:
         *,
         animated: bool,
     ) -> Response:
-        """A small picture of an image, at least of that width and height. Raises also what
-        `Thumbnails.get` does."""
+        """Return a thumbnail of at least this width and height. Also raises what `Thumbnails.get`
+        does."""
 
-        async def answer(file: OwnedContent) -> Response:
+        async def make_response(file: OwnedContent) -> Response:
             return await self._thumbnail(file, size, method, asked, animated=animated)
 
-        return await self._deliver(server_name, media_id, asked, answer)
+        return await self._deliver(server_name, media_id, asked, make_response)
 
     async def download_own(self, media_id: str, timeout_ms: int, server: ServerName) -> Response:
-        """A file of this server's users, or where it is, for another server."""
+        """Return a file of this server's users, or a redirect, for another server."""
         return await self.download(
-            self._server_name, media_id, "", _asked_by_server(timeout_ms, server)
+            self._server_name, media_id, "", _server_request(timeout_ms, server)
         )
 
     async def thumbnail_own(
@@ -122,8 +121,8 @@ class MediaDelivery:
         *,
         animated: bool,
     ) -> Response:
-        """A small picture of such a file."""
-        asked = _asked_by_server(timeout_ms, server)
+        """Return a thumbnail of such a file."""
+        asked = _server_request(timeout_ms, server)
         return await self.thumbnail(
             self._server_name, media_id, size, method, asked, animated=animated
         )
@@ -131,10 +130,10 @@ class MediaDelivery:
     async def get_content(
         self, server_name: ServerName, media_id: str, asked: Asked
     ) -> OwnedContent:
-        """What a file is, and whose, once it may be given out. Raises what the two `get_content`
-        do, and Unrecognized."""
+        """Return a file and its owner, when it may be served. Raises what the two `get_content` do,
+        and Unrecognized."""
         if not asked.authenticated and not self._serves_everybody:
-            raise Unrecognized("This server gives out files by the authenticated endpoints alone")
+            raise Unrecognized("This server serves files by the authenticated endpoints only")
         if server_name == self._server_name:
             return await self._repository.get_content(
                 server_name,
@@ -159,24 +158,24 @@ class MediaDelivery:
         server_name: ServerName,
         media_id: str,
         asked: Asked,
-        answer: Callable[[OwnedContent], Awaitable[Response]],
+        make_response: Callable[[OwnedContent], Awaitable[Response]],
     ) -> Response:
-        """The answer with a file, unless the file is held back or goes while somebody waits for
-        it."""
+        """Return the response, unless the file was quarantined or deleted while it was waited
+        for."""
         began = self._clock.seconds()
-        made = await answer(await self.get_content(server_name, media_id, asked))
-        if self._clock.seconds() - began >= MOMENT_SECONDS:
+        response = await make_response(await self.get_content(server_name, media_id, asked))
+        if self._clock.seconds() - began >= RECHECK_SECONDS:
             try:
                 await self._check_visible(server_name, media_id, asked)
             except BaseException:
-                if isinstance(made.body, File):
-                    made.body.source.close()
+                if isinstance(response.body, File):
+                    response.body.source.close()
                 raise
-        return made
+        return response
 
     async def _check_visible(self, server_name: ServerName, media_id: str, asked: Asked) -> None:
-        place = self._repository if server_name == self._server_name else self._copies
-        await place.check_visible(
+        source = self._repository if server_name == self._server_name else self._copies
+        await source.check_visible(
             server_name, media_id, authenticated=asked.authenticated, held_too=asked.held_too
         )
 
@@ -202,21 +201,25 @@ class MediaDelivery:
     async def _content(
         self, content: Content, headers: Mapping[str, str], asked: Asked
     ) -> Response:
-        """A content, or where it is."""
+        """Return a content or a redirect to it."""
         redirected = await self._redirect(content, headers) if asked.allow_redirect else None
         return redirected or await self._file(content, headers)
 
     async def _redirect(self, content: Content, headers: Mapping[str, str]) -> Response | None:
-        """To where the file is, if it is anywhere else; never kept by a cache, since that is for
-        minutes only."""
+        """Return a redirect to the object store if the content is there. It must not be cached,
+        since the URL expires within minutes."""
         with telling_of_the_store():
             address = await self._contents.get_address(
                 content.hash, headers["Content-Type"], headers["Content-Disposition"]
             )
         if address is None:
             return None
-        kept = {name: value for name, value in headers.items() if not name.startswith("Content-")}
-        return Response(307, {**kept, "Cache-Control": "no-store", "Location": address}, {})
+        other_headers = {
+            name: value for name, value in headers.items() if not name.startswith("Content-")
+        }
+        return Response(
+            307, {**other_headers, "Cache-Control": "no-store", "Location": address}, {}
+        )
 
     async def _file(self, content: Content, headers: Mapping[str, str]) -> Response:
         with telling_of_the_store():
@@ -226,5 +229,5 @@ class MediaDelivery:
         return Response(headers=headers, body=File(opened, opened.size, content.hash.hex()))
 
 
-def _asked_by_server(timeout_ms: int, server: ServerName) -> Asked:
+def _server_request(timeout_ms: int, server: ServerName) -> Asked:
     return Asked("", authenticated=True, timeout_ms=timeout_ms, allow_redirect=True, server=server)

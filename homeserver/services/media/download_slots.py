@@ -1,18 +1,17 @@
-"""Bounds the transfers of files from other servers: a number of quick ones, and apart from them the
-slow ones, which so delay nobody.
+"""Slots for downloads from other servers. Slow downloads are bounded apart, so they delay nobody
+else.
 
 Laws:
-- A transfer begins in a quick place. These are given in turns of users who ask and servers that are
-  asked. One server holds a few of them at most, and only one while it has slow transfers; one user
-  holds half of them at most.
-- A slow transfer leaves its place to others and goes on among the slow ones. It costs a connection
-  and no memory there.
-- A slow server loses nothing by it: what runs goes on, and what it may not begin yet waits until
-  one of its own is done.
-- The number of slow transfers is bounded. What becomes slow beyond that stays where it is while
-  nobody waits for its place; else the slowest of all is given up. So quick places become free
-  whatever servers do, and neither a handful of servers nor a user who asks for many files takes
-  room from the rest.
+- A download starts in a fast slot. Fast slots are shared fairly among users and servers. One server
+  holds only a few, and only one while it has slow downloads; one user holds at most half.
+- A slow download releases its fast slot and continues in a slow slot, where it costs a connection
+  but no memory.
+- A slow server is not punished: running downloads continue, and waiting ones start when one of its
+  own has ended.
+- The number of slow slots is bounded. If they are full, a slow download stays in its fast slot
+  while nobody waits for that; otherwise the slowest of all downloads is cancelled. So fast slots
+  become free whatever servers do. Neither a few servers nor a user with many requests can take them
+  all.
 """
 
 from collections import Counter
@@ -30,24 +29,24 @@ QUICK_OF_ONE: Final = 4
 QUICK_FOR_ONE: Final = 20
 SLOW_AT_ONCE: Final = 160
 SLOW_OF_ONE: Final = 4
-"""Fewer than the connections to one server (`federation.http_client.agent`), which events need too.
-Quick ones of it count there as well."""
-WAITING_OF_ONE: Final = 200
+"""Fewer than the connections to one server (`federation.http_client.agent`), as events need some
+too. Its fast downloads use these connections as well."""
+MAX_WAITING_PER_SERVER: Final = 200
 WAITING_FOR_ONE: Final = 200
 LOOK_SECONDS: Final = 5.0
 QUICK_BYTES: Final = 5 << 20
-"""A transfer that got fewer since the last look is slow."""
+"""A download that received fewer since the last check is slow."""
 
 
 class _Party(NamedTuple):
-    """A server that is asked, or a user who asks."""
+    """A server or a user that shares slots."""
 
     kind: Literal["server", "user"]
     name: str
 
 
 class Lanes:
-    """All places."""
+    """Manages all slots."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
@@ -57,37 +56,36 @@ class Lanes:
             QUICK_AT_ONCE,
             self._share,
             max_waiting_per_key=lambda party: (
-                WAITING_OF_ONE if party.kind == "server" else WAITING_FOR_ONE
+                MAX_WAITING_PER_SERVER if party.kind == "server" else WAITING_FOR_ONE
             ),
             refusal=_refusal,
         )
 
     async def enter(self, server: ServerName, whose: str) -> "Place":
-        """Wait for a place for a file of this server, which a user asks for. Raises
-        LimitExceeded."""
+        """Wait for a slot for a file of this server, requested by a user. Raises LimitExceeded."""
         place = Place(self, server, whose)
         await self._quick.acquire(*place.parties)
         place.start()
         return place
 
     def slow_down(self, place: "Place") -> bool:
-        """Move a slow transfer among the slow ones. False: there is no room, and nobody waits for
-        its place."""
+        """Move a slow download to a slow slot. False: there is none, and nobody waits for its fast
+        slot."""
         if len(self._slow) >= SLOW_AT_ONCE:
-            if not self._is_waited_for(place):
+            if not self._is_wanted(place):
                 return False
-            self._give_up_slowest()
+            self._cancel_slowest()
         self._slow.append(place)
         self._slow_of[place.server] += 1
         self._quick.release(*place.parties)
         return True
 
     def leave(self, place: "Place") -> None:
-        """The transfer is done."""
+        """Release the slot of a download."""
         if not place.is_slow:
             self._quick.release(*place.parties)
         elif place in self._slow:
-            self._forget(place)
+            self._remove(place)
 
     def _share(self, party: _Party) -> int:
         if party.kind == "user":
@@ -97,25 +95,25 @@ class Lanes:
             return 0
         return 1 if slow else QUICK_OF_ONE
 
-    def _is_waited_for(self, place: "Place") -> bool:
-        """Whether a file of another server could begin if this place were free."""
+    def _is_wanted(self, place: "Place") -> bool:
+        """Whether a file of another server could start if this slot were free."""
 
         def has_share(party: _Party) -> bool:
             return self._quick.held(party) < self._share(party)
 
-        mine, asker = place.parties
+        own_server, own_user = place.parties
         return any(
-            server != mine and has_share(server) and (user == asker or has_share(user))
+            server != own_server and has_share(server) and (user == own_user or has_share(user))
             for server, user in self._quick.waiting_keys()
         )
 
-    def _give_up_slowest(self) -> None:
+    def _cancel_slowest(self) -> None:
         slowest = min(self._slow, key=Place.speed)
-        self._forget(slowest)
+        self._remove(slowest)
         slowest.end()
 
-    def _forget(self, place: "Place") -> None:
-        """Remove a transfer from the slow ones."""
+    def _remove(self, place: "Place") -> None:
+        """Remove a download from the slow ones."""
         self._slow.remove(place)
         self._slow_of -= Counter({place.server: 1})
         self._quick.recheck()
@@ -127,12 +125,12 @@ def _refusal(party: _Party | None) -> LimitExceeded:
             f"Too many files of {party.name} are being fetched", retry_after_ms=5000
         )
     return LimitExceeded(
-        "You have asked for too many files of other servers at once", retry_after_ms=5000
+        "You have requested too many files of other servers at once", retry_after_ms=5000
     )
 
 
 class Place:
-    """The right to a transfer."""
+    """A slot for one download."""
 
     def __init__(self, lanes: Lanes, server: ServerName, whose: str) -> None:
         self.server = server
@@ -146,37 +144,38 @@ class Place:
         self._timer: IDelayedCall | None = None
 
     def start(self) -> None:
-        """The place is held from now on."""
+        """Start to measure: the slot is held from now on."""
         self._began = self._lanes.clock.seconds()
-        self._look_later(0)
+        self._check_later(0)
 
     def begin(self, received: Callable[[], int], give_up: Callable[[], None]) -> None:
-        """The transfer begins. `received`: how many bytes have come; `give_up` ends it."""
+        """Connect the download. `received`: returns the number of bytes so far; `give_up` cancels
+        it."""
         self._received = received
         self._give_up = give_up
 
     def speed(self) -> float:
-        """Bytes a second, from the beginning."""
+        """Return the average speed in bytes per second."""
         return self._received() / max(1.0, self._lanes.clock.seconds() - self._began)
 
     def leave(self) -> None:
-        """The transfer is over."""
+        """End the download and release the slot."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._lanes.leave(self)
 
     def end(self) -> None:
-        """Give the transfer up, since others need the place."""
+        """Cancel the download, since others need the slot."""
         self.is_taken_away = True
         self._give_up()
 
-    def _look_later(self, before: int) -> None:
-        self._timer = self._lanes.clock.callLater(LOOK_SECONDS, self._look, before)
+    def _check_later(self, before: int) -> None:
+        self._timer = self._lanes.clock.callLater(LOOK_SECONDS, self._check, before)
 
-    def _look(self, before: int) -> None:
+    def _check(self, before: int) -> None:
         received = self._received()
         self._timer = None
         self.is_slow = received - before < QUICK_BYTES and self._lanes.slow_down(self)
         if not self.is_slow:
-            self._look_later(received)
+            self._check_later(received)

@@ -1,7 +1,7 @@
-"""Thumbnails that are made before anybody asks: in the background, a picture of each who uploads at
-a time, by turns among them.
+"""Thumbnails that are made before they are requested: in the background, one file per uploader at a
+time, with fair turns.
 
-What cannot be made, or has no room to wait, is made when somebody asks. spec:
+A thumbnail that cannot be made now, or finds the queue full, is made on request. spec:
 client-server-api#thumbnails
 """
 
@@ -26,12 +26,12 @@ SPECIFIED_SIZES: Final = (
     ThumbnailSize(640, 480, "scale"),
     ThumbnailSize(800, 600, "scale"),
 )
-MOST_WAITING: Final = 100
-MOST_WAITING_OF_ONE: Final = 20
+MAX_WAITING: Final = 100
+MAX_WAITING_PER_USER: Final = 20
 
 
 class EarlyThumbnails:
-    """Makes them."""
+    """Makes thumbnails of new uploads."""
 
     log = Logger()
 
@@ -45,8 +45,8 @@ class EarlyThumbnails:
         *,
         programs: bool,
     ) -> None:
-        """`at_once`: as of `thumbnails`. `programs`: also of films and documents, out of which
-        other programs take pictures."""
+        """`at_once`: as for `thumbnails`. `programs`: also make thumbnails of videos and documents
+        with external programs."""
         self._thumbnails = thumbnails
         self._gate = gate
         self._sizes = sizes
@@ -54,30 +54,29 @@ class EarlyThumbnails:
         self._turns = FairSemaphore[str](
             at_once,
             max(1, at_once - 1),
-            max_waiting=MOST_WAITING,
-            max_waiting_per_key=MOST_WAITING_OF_ONE,
-            refusal=lambda _owner: LimitExceeded("Many pictures have come"),
+            max_waiting=MAX_WAITING,
+            max_waiting_per_key=MAX_WAITING_PER_USER,
+            refusal=lambda _owner: LimitExceeded("Many pictures were uploaded"),
             waits=Waits(clock, slow_after=SLOW_SECONDS),
         )
 
     def begin(self, content: Content, whose: str) -> None:
-        """A file has come; its thumbnails are made soon, if there can be any, and there is room."""
+        """Schedule the thumbnails of a new file, if it can have any and the queue has room."""
         if content.type.lower().startswith(self._types):
             Deferred.fromCoroutine(self._make(content, whose)).addErrback(
                 lambda failure: self.log.failure(
-                    "cannot make the thumbnails of a file that has come", failure
+                    "cannot make the thumbnails of a new file", failure
                 )
             )
 
     async def _make(self, content: Content, whose: str) -> None:
         try:
-            await self._gate.check(
-                "local", content, LONGEST_WAIT_MS, whose
-            )  # before anything decodes it
+            # a file is scanned before anything decodes it
+            await self._gate.check("local", content, LONGEST_WAIT_MS, whose)
             async with self._turns.hold(whose):
                 for size in self._sizes:
                     made = await self._thumbnails.get(content, *size, whose, whose, animated=False)
                     if made.file is not None:
                         made.file.source.close()
         except MatrixError as error:
-            self.log.debug("no thumbnails of a file that has come: {error}", error=error.text)
+            self.log.debug("no thumbnails of a new file: {error}", error=error.text)

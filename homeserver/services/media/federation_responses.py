@@ -1,7 +1,6 @@
-"""Answers with files to other servers: metadata in JSON, of which there is none, and the file, both
-in one body.
+"""Responses with files for other servers: one body with (empty) metadata in JSON and the file.
 
-The boundary between them is made of the file's hash, which no file can contain. spec:
+The boundary is derived from the file's hash, which no file can contain. spec:
 server-server-api#content-repository
 """
 
@@ -15,11 +14,11 @@ from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.thumbnails import Method
 
 _BOUNDARY: Final = "elsewhere"
-"""Where there is no file."""
+"""The boundary of a redirect."""
 
 
-class _Enveloped:
-    """A source with something before it, and something after it."""
+class _WrappedSource:
+    """A file source with a prefix and a suffix."""
 
     def __init__(self, before: bytes, source: Source, size: int, after: bytes) -> None:
         self.size = len(before) + size + len(after)
@@ -42,10 +41,10 @@ class _Enveloped:
 
 
 def media_answers(delivery: MediaDelivery) -> MediaAnswers:
-    """The answers, out of those for clients."""
+    """Return the responses for other servers, based on those for clients."""
 
     async def get_file(media_id: str, timeout_ms: int, server: ServerName) -> Response:
-        return _envelop(await delivery.download_own(media_id, timeout_ms, server))
+        return _wrap(await delivery.download_own(media_id, timeout_ms, server))
 
     async def get_thumbnail(
         media_id: str, query: ThumbnailQuery, timeout_ms: int, server: ServerName
@@ -53,7 +52,7 @@ def media_answers(delivery: MediaDelivery) -> MediaAnswers:
         if query.method not in get_args(Method):
             raise InvalidParam("method must be crop or scale")
         method: Method = "crop" if query.method == "crop" else "scale"
-        return _envelop(
+        return _wrap(
             await delivery.thumbnail_own(
                 media_id,
                 (query.width, query.height),
@@ -67,22 +66,25 @@ def media_answers(delivery: MediaDelivery) -> MediaAnswers:
     return MediaAnswers(get_file, get_thumbnail)
 
 
-def _envelop(response: Response) -> Response:
+def _wrap(response: Response) -> Response:
     file = response.body
     if not isinstance(file, File):
-        return _envelop_address(response.headers["Location"])
+        return _wrap_redirect(response.headers["Location"])
     boundary = file.etag.replace("_", "-")
-    said = "".join(
+    headers_sent = "".join(
         f"{name}: {response.headers[name]}\r\n" for name in ("Content-Type", "Content-Disposition")
     )
-    before = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n{said}\r\n".encode()
-    source = _Enveloped(before, file.source, file.size, f"\r\n--{boundary}--\r\n".encode())
+    before = (
+        f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
+        f"--{boundary}\r\n{headers_sent}\r\n"
+    ).encode()
+    source = _WrappedSource(before, file.source, file.size, f"\r\n--{boundary}--\r\n".encode())
     headers = {"Content-Type": f"multipart/mixed; boundary={boundary}"}
     return Response(headers=headers, body=File(source, source.size, file.etag))
 
 
-def _envelop_address(address: str) -> Response:
-    """Where the file is, in place of it."""
+def _wrap_redirect(address: str) -> Response:
+    """Return a redirect to the file in place of the file."""
     first = f"--{_BOUNDARY}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
     body = f"{first}--{_BOUNDARY}\r\nLocation: {address}\r\n\r\n\r\n--{_BOUNDARY}--\r\n"
     headers = {"Content-Type": f"multipart/mixed; boundary={_BOUNDARY}"}

@@ -1,5 +1,4 @@
-"""Which files are only for those who show a token: those from after the freeze of the endpoints
-that ask for none.
+"""The freeze of the media endpoints without authentication: newer files require an access token.
 
 spec: client-server-api#content-repository
 """
@@ -8,17 +7,17 @@ import msgspec
 
 
 class Freeze(msgspec.Struct, frozen=True):
-    """Since when."""
+    """The start of the freeze."""
 
     is_on: bool
-    """Whether what comes from now on is only for those who show a token. Of what comes it is
-    noted."""
+    """Whether new files require an access token. This is stored with each new file."""
     since_ms: int | None = None
-    """So is what came since then (milliseconds since 1970), though it was off."""
+    """Files since this time (milliseconds since 1970) require one too, although the freeze was
+    off."""
 
     def hides(self, *, is_noted: bool, created_ts: int) -> bool:
-        """Whether a file is not for those who show no token. `is_noted`: it came while the freeze
-        was on."""
+        """Whether a file requires an access token. `is_noted`: it arrived while the freeze was
+        on."""
         return self.is_on and (
             is_noted or (self.since_ms is not None and created_ts >= self.since_ms)
         )

@@ -1,5 +1,4 @@
-"""What is said of a file when it is sent: its type, its name, whether a browser may show it, what
-it may do there.
+"""Headers of files: type, name, whether a browser may display them, and restrictions.
 
 spec: client-server-api#serving-inline-content, client-server-api#content-repository
 """
@@ -42,7 +41,7 @@ INLINE_TYPES: Final = frozenset(
         "audio/x-flac",
     }
 )
-"""What no browser runs as a program when it is told so. Everything else is for saving."""
+"""Types that no browser executes if the response names the type. All others are attachments."""
 MAX_TYPE_LENGTH: Final = 255
 MAX_NAME_BYTES: Final = 1024
 
@@ -53,7 +52,8 @@ _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._()-]*")
 
 _SAFETY: Final[Mapping[str, str]] = {
     "Content-Security-Policy": (
-        "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; style-src 'unsafe-inline'; "
+        "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; "
+        "style-src 'unsafe-inline'; "
         "object-src 'self';"
     ),
     "Cross-Origin-Resource-Policy": "cross-origin",
@@ -64,8 +64,8 @@ _SAFETY: Final[Mapping[str, str]] = {
 
 
 def parse_type(claimed: str) -> str:
-    """The type that a client says its file has; `application/octet-stream` for none, and for what
-    is no type."""
+    """Return the type that a client claims; `application/octet-stream` for an empty or invalid
+    one."""
     claimed = claimed.strip()
     if len(claimed) > MAX_TYPE_LENGTH or not _TYPE.fullmatch(claimed):
         return UNKNOWN_TYPE
@@ -73,15 +73,15 @@ def parse_type(claimed: str) -> str:
 
 
 def parse_name(name: str) -> str | None:
-    """A file's name; None for an empty one. Raises `InvalidParam`."""
+    """Return the name of a file; None for an empty one. Raises `InvalidParam`."""
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise InvalidParam(f"A file's name may have {MAX_NAME_BYTES} bytes at most")
+        raise InvalidParam(f"The name of a file may have at most {MAX_NAME_BYTES} bytes")
     return name or None
 
 
 def file_headers(type: str, name: str | None, *, public: bool) -> Mapping[str, str]:
-    """The headers of a file. `public`: whoever knows the address may have it, so a shared cache may
-    keep it."""
+    """Return the headers of a file. `public`: no access token is needed, so shared caches may store
+    it."""
     essence = type.partition(";")[0].strip().lower()
     disposition = "inline" if essence in INLINE_TYPES else "attachment"
     if essence.startswith("text/") and "charset" not in type.lower():
@@ -89,8 +89,7 @@ def file_headers(type: str, name: str | None, *, public: bool) -> Mapping[str, s
     return {
         "Content-Type": type,
         "Content-Disposition": disposition if name is None else f"{disposition}; {_name(name)}",
-        # The bytes behind an address never change; that they may be taken away is why it is not for
-        # ever.
+        # the bytes of a content URI never change, but the file may be deleted: hence not for ever
         "Cache-Control": f"{'public' if public else 'private'}, max-age=86400, immutable",
         **_SAFETY,
     }

@@ -1,9 +1,9 @@
-"""A process of its own that makes thumbnails, since what decodes hostile images may crash, hang or
-eat memory.
+"""A worker process that makes thumbnails, since decoding hostile images may crash, hang or use up
+memory.
 
-It is run as a script and imports nothing of the server. On standard input each line is a job, as
-JSON; on standard output each gets a line of JSON and so many bytes. It can write no file, and has
-so much memory and no more; who started it ends it when a job takes too long.
+It is run as a script and imports nothing of the server. Each line of standard input is a job in
+JSON; for each, standard output gets a line of JSON, and bytes if any. The process cannot write
+files and its memory is limited; the server ends it when a job takes too long.
 """
 
 import io
@@ -30,36 +30,36 @@ TYPES: Final = {
 MEMORY_BYTES: Final = 1 << 30
 MAX_FRAMES: Final = 300
 MAX_FRAME_PIXELS: Final = 1 << 27
-"""Of all frames of what moves, before and after."""
+"""Pixels of all frames of an animation, before and after."""
 MAX_PROFILE_BYTES: Final = 16384
 MAX_RESULT_BYTES: Final = 16 << 20
 MAX_PNG_BYTES: Final = 2 << 20
-"""What would be larger is a JPEG."""
-MAX_MOVING_BYTES: Final = 4 << 20
-"""What would be larger, or larger than the original, stands still."""
+"""A larger PNG becomes a JPEG."""
+MAX_ANIMATION_BYTES: Final = 4 << 20
+"""An animation that is larger than this, or than the original, becomes a still picture."""
 SMALL_BYTES: Final = 256 << 10
-"""So large it may be though the original is smaller."""
+"""An animation may have this size even if the original is smaller."""
 HEAD_BYTES: Final = 64
 PROGRAM_SECONDS: Final = 12
-"""On the processor, for a program that is called."""
+"""CPU time of an external program."""
 LONGEST_PROGRAM_SECONDS: Final = 72
-"""By the clock, which says nothing of the file where the machine is busy. Less than a job has, so
-that no program outlives this process."""
+"""Wall-clock time of an external program; a timeout says nothing about the file, as the machine may
+be busy. It is shorter than a job's, so no program outlives this process."""
 FRAME_PIXELS: Final = 1280
-"""How large what is taken out of a film or a document is at most, in its longer direction."""
+"""The longer side of a picture from a video or document is at most this large."""
 FRAMES_TO_CHOOSE: Final = 24
-FILM_FORMATS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg"
+VIDEO_FORMATS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg"
 STILL_BRANDS: Final = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix")
-"""What has the form of a film and is a picture."""
+"""Brands of still pictures in the container of a video."""
 _ORIENTATION: Final = 0x0112
 
 
 def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
-    """What became of a job: `made` with the bytes, `original` (it is small enough as it is), `too
+    """Return the result of a job: `made` with the bytes, `original` (small enough as it is), `too
     large`, or `no program`."""
     with open(job["path"], "rb") as file:
         head = file.read(HEAD_BYTES)
-        if not is_film(head) and not is_document(head):
+        if not is_video(head) and not is_document(head):
             file.seek(0)
             return make_of_image(file, job, is_frame=False)
     program = program_for(head, job) if job["programs"] else None
@@ -71,35 +71,37 @@ def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
 def make_of_image(
     file: BinaryIO, job: dict[str, Any], *, is_frame: bool
 ) -> tuple[dict[str, object], bytes]:
-    """The same of an image. `is_frame`: it is not the file itself, but was taken out of it."""
+    """Return the result for an image. `is_frame`: the image was extracted from the file."""
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > job["max_pixels"]:
             return {"kind": "too large"}, b""
         frames = int(getattr(image, "n_frames", 1))
-        moves = frames > 1 and image.format != "MPO"
-        stays_moving = moves and job["animated"] and frames <= MAX_FRAMES
-        stays_moving = stays_moving and frames * image.width * image.height <= MAX_FRAME_PIXELS
+        is_animated = frames > 1 and image.format != "MPO"
+        stays_animated = is_animated and job["animated"] and frames <= MAX_FRAMES
+        stays_animated = stays_animated and frames * image.width * image.height <= MAX_FRAME_PIXELS
         size = (image.width, image.height)
         if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
             size = (image.height, image.width)
         covered, box = plan(size, (job["width"], job["height"]), crop=job["method"] == "crop")
-        if covered == size and box is None and (stays_moving or not moves) and not is_frame:
-            # It is decoded nonetheless: what is broken has no thumbnail.
+        if covered == size and box is None and (stays_animated or not is_animated) and not is_frame:
+            # decode it nonetheless: a broken image has no thumbnail
             image.load()
             return {"kind": "original", "type": TYPES[str(image.format)], **_sides(size)}, b""
-        if stays_moving:
-            data = moving(image, covered, box)
-            if len(data) <= min(MAX_MOVING_BYTES, max(SMALL_BYTES, os.stat(job["path"]).st_size)):
+        if stays_animated:
+            data = make_animation(image, covered, box)
+            if len(data) <= min(
+                MAX_ANIMATION_BYTES, max(SMALL_BYTES, os.stat(job["path"]).st_size)
+            ):
                 return {"kind": "made", "type": "image/webp", **_sides(size)}, data
             image.seek(0)
-        type, data = still(image, covered, box, is_photo=is_frame)
+        type, data = make_still(image, covered, box, is_photo=is_frame)
         if len(data) > MAX_RESULT_BYTES:
             return {"kind": "too large"}, b""
         return {"kind": "made", "type": type, **_sides(size)}, data
 
 
-def is_film(head: bytes) -> bool:
-    """Whether a file that begins so is a film."""
+def is_video(head: bytes) -> bool:
+    """Whether a file with these first bytes is a video."""
     return (head[4:8] == b"ftyp" and head[8:12] not in STILL_BRANDS) or head[:4] in (
         b"\x1aE\xdf\xa3",
         b"OggS",
@@ -107,30 +109,29 @@ def is_film(head: bytes) -> bool:
 
 
 def is_document(head: bytes) -> bool:
-    """Whether a file that begins so is a document."""
+    """Whether a file with these first bytes is a document."""
     return head.startswith(b"%PDF-")
 
 
 def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
-    """What takes a picture out of a file that begins so: a frame of a film, the first page of a
-    document.
+    """Return the program that extracts a picture from a file: a frame of a video, the first page of
+    a document. None if it is not installed.
 
-    ffmpeg reads files only, and films only: a playlist could lead it to other files. None where
-    there is no such program.
+    ffmpeg may read only files, and only videos: a playlist could lead it to other files.
     """
     path, pixels = job["path"], str(job["max_pixels"])
-    if is_film(head) and (ffmpeg := shutil.which("ffmpeg")) is not None:
+    if is_video(head) and (ffmpeg := shutil.which("ffmpeg")) is not None:
         reading = [
             "-protocol_whitelist",
             "file",
             "-format_whitelist",
-            FILM_FORMATS,
+            VIDEO_FORMATS,
             "-max_pixels",
             pixels,
             "-threads",
             "1",
         ]
-        shrinking = f"scale=w='min({FRAME_PIXELS},iw)':h=-2,thumbnail=n={FRAMES_TO_CHOOSE}"
+        scaling = f"scale=w='min({FRAME_PIXELS},iw)':h=-2,thumbnail=n={FRAMES_TO_CHOOSE}"
         writing = [
             "-an",
             "-sn",
@@ -138,7 +139,7 @@ def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
             "-frames:v",
             "1",
             "-vf",
-            shrinking,
+            scaling,
             "-threads",
             "1",
             "-f",
@@ -175,9 +176,8 @@ def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
 
 
 def run(program: list[str]) -> bytes:
-    """What a program writes. It has the limits of this process, and less time. Raises what
-    subprocess.run does: TimeoutExpired where it has not had its time on the processor.
-    """
+    """Return the output of a program. It has the limits of this process, and less time. Raises what
+    subprocess.run does: TimeoutExpired if it did not get its CPU time."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (PROGRAM_SECONDS, PROGRAM_SECONDS))
@@ -203,7 +203,7 @@ def _sides(size: tuple[int, int]) -> dict[str, int]:
 def plan(
     size: tuple[int, int], wanted: tuple[int, int], *, crop: bool
 ) -> tuple[tuple[int, int], tuple[int, int, int, int] | None]:
-    """To which size to bring an image, and what to cut out of that. Nothing is ever made larger."""
+    """Return the size to scale an image to, and the box to crop. Images are never enlarged."""
     factor = min(1.0, max(wanted[0] / size[0], wanted[1] / size[1]))
     covered = (max(1, math.ceil(size[0] * factor)), max(1, math.ceil(size[1] * factor)))
     if not crop:
@@ -215,45 +215,46 @@ def plan(
     return covered, (left, top, left + width, top + height)
 
 
-def still(
+def make_still(
     image: Image.Image,
     covered: tuple[int, int],
     box: tuple[int, int, int, int] | None,
     *,
     is_photo: bool,
 ) -> tuple[str, bytes]:
-    """One picture: a JPEG where it was one or a PNG would be too large, a PNG otherwise.
+    """Return a still picture: a JPEG if the image was one or a PNG would be too large, otherwise a
+    PNG.
 
-    Only colours are taken over, no place and no camera.
+    Of the metadata only the colour profile is copied, no location or camera.
     """
     is_photo = is_photo or image.format in ("JPEG", "MPO")
     longest = max(covered)
     image.draft(None, (longest, longest))
     picture: Image.Image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile") if picture.mode in ("RGB", "RGBA") else None
-    picture = resized(in_colour(picture), covered, box)
+    picture = resized(convert_mode(picture), covered, box)
     if image.format in ("WEBP", "AVIF") and picture.mode == "RGB":
         is_photo = True
     target = io.BytesIO()
-    further: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES:
-        further["icc_profile"] = profile
+        options["icc_profile"] = profile
     if not is_photo:
-        picture.save(target, "PNG", **further)
+        picture.save(target, "PNG", **options)
         if target.tell() <= MAX_PNG_BYTES:
             return "image/png", target.getvalue()
         target = io.BytesIO()
         if picture.mode == "RGBA":
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture)
-    picture.convert("RGB").save(target, "JPEG", quality=82, progressive=True, **further)
+    picture.convert("RGB").save(target, "JPEG", quality=82, progressive=True, **options)
     return "image/jpeg", target.getvalue()
 
 
-def moving(
+def make_animation(
     image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None
 ) -> bytes:
-    """All frames, as WebP."""
+    """Return all frames, as WebP."""
     frames: list[Image.Image] = []
     durations: list[int] = []
     for frame in ImageSequence.Iterator(image):
@@ -273,14 +274,14 @@ def moving(
     return target.getvalue()
 
 
-def in_colour(picture: Image.Image) -> Image.Image:
-    """In a form that can be made smaller and saved."""
+def convert_mode(picture: Image.Image) -> Image.Image:
+    """Convert to a mode that can be scaled and saved."""
     if picture.mode in ("RGB", "RGBA", "L"):
         return picture if "transparency" not in picture.info else picture.convert("RGBA")
     if picture.mode in ("P", "PA", "LA", "La", "RGBa"):
         return picture.convert("RGBA")
     if picture.mode.startswith("I"):
-        # 16 bits of grey, of which 8 are shown.
+        # 16-bit grey becomes 8-bit
         return picture.point(lambda value: value / 256).convert("L")
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
@@ -288,34 +289,34 @@ def in_colour(picture: Image.Image) -> Image.Image:
 def resized(
     picture: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None
 ) -> Image.Image:
-    """Brought to a size, and cut."""
+    """Scale and crop a picture."""
     if picture.size != covered:
         picture = picture.resize(covered, Image.Resampling.LANCZOS, reducing_gap=3.0)
     return picture if box is None else picture.crop(box)
 
 
-def answer(line: bytes) -> tuple[dict[str, object], bytes]:
-    """What became of a job; of what could not be looked at in time nothing is known."""
+def process(line: bytes) -> tuple[dict[str, object], bytes]:
+    """Return the result of a job; `unknown` if its program had too little time."""
     try:
         return make(json.loads(line))
     except subprocess.TimeoutExpired:
         return {"kind": "unknown"}, b""
-    except Exception:  # decoders raise whatever they like for a broken file
+    except Exception:  # decoders raise anything for a broken file
         return {"kind": "no image"}, b""
 
 
 def main() -> None:
-    """Do jobs until standard input ends."""
+    """Process jobs until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(10)
-    # The limit is the job's own, and is looked at before anything is decoded.
+    # the job has its own limit, which is checked before decoding
     Image.MAX_IMAGE_PIXELS = None
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     output = sys.stdout.buffer
     for line in sys.stdin.buffer:
-        head, data = answer(line)
+        head, data = process(line)
         output.write(json.dumps({**head, "size": len(data)}).encode() + b"\n" + data)
         output.flush()
 

@@ -1,11 +1,11 @@
-"""Takes out of a photograph where it was taken, before it is kept: in processes of their own, what
-runs in them is `location_worker`.
+"""Removes the location from photos before they are stored, in worker processes that run
+`location_worker`.
 
-The picture is not made anew, and no byte of it moves; what says the place is overwritten. Encrypted
-files do not begin as pictures do, and are left as they are.
+The picture is not encoded again and no byte moves; the location is overwritten. Encrypted files do
+not look like pictures and stay as they are.
 
-Whoever uploads waits for it, so pictures have turns among those who upload them, and each so much
-time: those that were made to take long keep nobody else's waiting.
+An upload waits for this, so uploaders get fair turns, and each picture has a time limit: crafted
+pictures delay nobody else.
 """
 
 import re
@@ -31,27 +31,31 @@ from storage.engine.executors import Executor, run_in
 from storage.media.spool import DiskSpool
 
 SECONDS_A_FILE: Final = 10.0
-"""On the processor."""
+"""CPU time."""
 SLOW_SECONDS: Final = 2.0
-"""Whose picture takes longer is slow."""
+"""A picture that takes longer is slow."""
 LONGEST_WAIT_SECONDS: Final = 30.0
-"""For a turn; then who uploads is told to try again."""
-MOST_WAITING: Final = 100
+"""The time limit for waiting in the queue; then the user is asked to try again."""
+MAX_WAITING: Final = 100
 MOST_WAITING_OF_ONE: Final = 20
 HEAD_BYTES: Final = 32
-_LOOKED_AT: Final = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftyp", re.DOTALL)
-"""How those begin out of which a place is taken."""
+_SUPPORTED: Final = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftyp", re.DOTALL)
+"""The first bytes of files whose location is removed."""
 _PICTURE_BRANDS: Final = re.compile(
     rb"....ftyp(?:|.{8}|.{12}|.{16}|.{20})(?:" + b"|".join(PHOTO_BRANDS) + rb")", re.DOTALL
 )
-_OTHERS: Final = re.compile(
-    rb"....(?:ftyp|mdat)|\0...(?:moov|wide|free|skip|pnot)"  # MP4, QuickTime, and raw pictures that begin like these
-    rb"|\x1aE\xdf\xa3|RIFF....AVI |\x30\x26\xb2\x75\x8e\x66\xcf\x11"  # Matroska and WebM, AVI, ASF
-    rb"|II[*+]\0|MM\0[*+]|IIU\0|IIR[OS]\x08\0|MMOR\0|FUJIFILMCCD-RAW|FOVb|\0MRM"  # TIFF, and raw pictures of cameras
-    rb"|GIF8[79]a|8BPS\0|\0\0\0\x0c(?:jP  |JXL )",  # GIF, PSD, JPEG 2000, JPEG XL
+_UNSUPPORTED: Final = re.compile(
+    # MP4, QuickTime, and raw pictures that begin like these
+    rb"....(?:ftyp|mdat)|\0...(?:moov|wide|free|skip|pnot)"
+    # Matroska and WebM, AVI, ASF
+    rb"|\x1aE\xdf\xa3|RIFF....AVI |\x30\x26\xb2\x75\x8e\x66\xcf\x11"
+    # TIFF, and raw pictures of cameras
+    rb"|II[*+]\0|MM\0[*+]|IIU\0|IIR[OS]\x08\0|MMOR\0|FUJIFILMCCD-RAW|FOVb|\0MRM"
+    # GIF, PSD, JPEG 2000, JPEG XL
+    rb"|GIF8[79]a|8BPS\0|\0\0\0\x0c(?:jP  |JXL )",
     re.DOTALL,
 )
-"""How those begin that may say a place too, which is not taken out."""
+"""The first bytes of other files that may contain a location, which is not removed."""
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -65,7 +69,7 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 class PhotoLocations:
-    """The processes."""
+    """Runs the worker processes."""
 
     log = Logger()
 
@@ -79,9 +83,9 @@ class PhotoLocations:
         *,
         refuses_others: bool = False,
     ) -> None:
-        """`at_once`: how many are looked at at the same time, as many as the executor has threads.
-        `refuses_others`: files are refused that may say a place which is not taken out. `now`: a
-        clock; `spent`: what a process has taken on the processor."""
+        """`at_once`: the number of concurrent workers, as many as the executor has threads.
+        `refuses_others`: refuse files that may contain a location which is not removed. `now`: a
+        clock; `spent`: the CPU time of a process."""
         self._refuses_others = refuses_others
         self._executor = executor
         script = Path(__file__).with_name("location_worker.py")
@@ -89,47 +93,47 @@ class PhotoLocations:
         self._turns = FairSemaphore[str](
             at_once,
             max(1, at_once - 1),
-            max_waiting=MOST_WAITING,
+            max_waiting=MAX_WAITING,
             max_waiting_per_key=MOST_WAITING_OF_ONE,
             refusal=lambda _owner: LimitExceeded(
-                "Many pictures are being looked at, for where they were taken: upload this one again in a while",
+                "Many pictures are being processed to remove their location:"
+                " upload this one again later",
                 retry_after_ms=5000,
             ),
             waits=Waits(clock, slow_after=SLOW_SECONDS, longest=LONGEST_WAIT_SECONDS),
         )
 
     async def remove(self, body: BinaryIO, whose: str) -> None:
-        """Overwrite in a file what says where it was taken, and leave it at its beginning. `whose`:
-        who uploads it.
+        """Overwrite the location in a file, and seek to its start. `whose`: the uploader.
 
-        Raises `InvalidParam` for a picture whose notes cannot be understood, and where it
+        Raises `InvalidParam` for a picture whose metadata cannot be parsed, and with
         `refuses_others`; `LimitExceeded`, OSError.
         """
         head = body.read(HEAD_BYTES)
         body.seek(0)
-        if self._refuses_others and _OTHERS.match(head) and not _PICTURE_BRANDS.match(head):
+        if self._refuses_others and _UNSUPPORTED.match(head) and not _PICTURE_BRANDS.match(head):
             raise InvalidParam(
-                "This server keeps no files that may say where they were taken, and cannot take that out of files of this kind, such as "
-                "films: send a picture as JPEG, PNG, WebP, HEIC or AVIF"
+                "This server refuses files that may contain a location, and cannot remove it"
+                " from files of this kind, such as videos: send a picture as JPEG, PNG, WebP, HEIC"
+                " or AVIF"
             )
-        if not _LOOKED_AT.match(head):
+        if not _SUPPORTED.match(head):
             return
         async with self._turns.hold(whose):
             await self._remove(body)
 
     async def _remove(self, body: BinaryIO) -> None:
         path = body.path if isinstance(body, DiskSpool) else None
-        sent = body.read() if path is None else b""
+        upload = body.read() if path is None else b""
         try:
             line, data = await self._processes.run(
-                _Job("" if path is None else str(path), len(sent)), sent
+                _Job("" if path is None else str(path), len(upload)), upload
             )
         except WorkerWasBusy:
-            self.log.warn(
-                "a picture was not looked at, for where it was taken: the machine is too busy"
-            )
+            self.log.warn("could not remove the location of a picture: the machine is too busy")
             raise LimitExceeded(
-                "The server is too busy to look at this picture, for where it was taken: upload it again in a while",
+                "The server is too busy to remove the location of this picture: upload it again"
+                " later",
                 retry_after_ms=30_000,
             ) from None
         except WorkerDied:
@@ -137,20 +141,19 @@ class PhotoLocations:
         else:
             found = msgspec.json.decode(line, type=_Found)
         if not found.understood:
-            self.log.info(
-                "a picture was refused: its notes, which may say where it was taken, cannot be understood"
-            )
+            self.log.info("refused a picture: its metadata, which may have a location, is invalid")
             raise InvalidParam(
-                "The notes in this picture, which may say where it was taken, cannot be understood; save it anew, and upload that"
+                "The metadata of this picture, which may contain a location, is invalid; save it"
+                " again and upload the result"
             )
-        await run_in(self._executor, lambda: _put(body, found, data))
+        await run_in(self._executor, lambda: _apply_patches(body, found, data))
 
     def close(self) -> None:
-        """End the processes, those that are at work too."""
+        """End the processes, busy ones included."""
         self._processes.close()
 
 
-def _put(body: BinaryIO, found: _Found, data: bytes) -> None:
+def _apply_patches(body: BinaryIO, found: _Found, data: bytes) -> None:
     at = 0
     for start, size in found.patches:
         body.seek(start)

@@ -1,21 +1,19 @@
-"""A process of its own that finds where a photograph says at which place it was taken, since what
-strangers send may be made to crash or hang whoever reads it.
+"""A worker process that finds the location in the metadata of a photo, since a crafted file may
+crash or hang the parser.
 
-It is run as a script and imports nothing of the server; the protocol is that of
-`homeserver.services.subprocesses.worker_processes`. It can write no file and start no process, and
-has so much memory and no more. A job names a file (`path`), or the bytes follow (`size`); the
-answer has `patches`: offsets and lengths of what is to be overwritten, and the bytes to put there
-follow.
+It is run as a script and imports nothing of the server; for the protocol see
+`homeserver.services.subprocesses.worker_processes`. The process cannot write files or start
+processes, and its memory is limited. A job names a file (`path`), or its bytes follow (`size`). The
+response has `patches`: offsets and lengths to overwrite; the new bytes follow.
 
 Laws:
-- No byte moves: what says the place is overwritten by something of the same length. So the picture
-  itself, the way that it is to be turned, and offsets into the file (HEIC, AVIF, several pictures
-  in a JPEG) stay as they are.
-- A file is read in pieces; memory goes with the notes in it, not with the picture.
-- A note that may be about places but cannot be understood is overwritten as a whole.
+- No byte moves: a location is overwritten by something of the same length. So the picture itself,
+  its orientation, and offsets into the file (HEIC, AVIF, several pictures in a JPEG) stay valid.
+- A file is read in pieces; memory depends on the size of the metadata, not of the picture.
+- Metadata that may have a location but cannot be parsed is overwritten as a whole.
 
-Looked at: Exif (CIPA DC-008), XMP (ISO 16684-1) and the notes of IPTC, in JPEG, PNG, WebP, and in
-HEIC and AVIF (ISO 23008-12). Notes that makers of cameras keep in forms of their own are left.
+Supported: Exif (CIPA DC-008), XMP (ISO 16684-1) and IPTC, in JPEG, PNG, WebP, and in HEIC and AVIF
+(ISO 23008-12). The proprietary maker notes of cameras are left.
 """
 
 import binascii
@@ -31,7 +29,7 @@ from typing import Any, BinaryIO, Final, Literal
 
 MEMORY_BYTES: Final = 256 << 20
 MAX_NOTE_BYTES: Final = 16 << 20
-"""A file with a longer one is not understood."""
+"""Longer metadata is unreadable."""
 MAX_BOXES: Final = 10_000
 MAX_PICTURES: Final = 64
 MAX_DIRECTORIES: Final = 64
@@ -75,11 +73,12 @@ PHOTO_BRANDS: Final = (
     b"avif",
     b"avis",
 )
-PLACES_IN_IPTC: Final = (26, 27, 90, 92, 95, 100, 101)
+IPTC_LOCATION_TYPES: Final = (26, 27, 90, 92, 95, 100, 101)
 
 _NAME: Final = (
-    rb"(?:[A-Za-z_][\w.-]*:)?(?:gps[\w.-]*|city|state|country|countrycode|countryname|location|locationcreated|locationshown"
-    rb"|sublocation|provincestate|lat|long|lon|alt|latitude|longitude|altitude|absolutealtitude|relativealtitude)"
+    rb"(?:[A-Za-z_][\w.-]*:)?(?:gps[\w.-]*|city|state|country|countrycode|countryname"
+    rb"|location|locationcreated|locationshown|sublocation|provincestate"
+    rb"|lat|long|lon|alt|latitude|longitude|altitude|absolutealtitude|relativealtitude)"
 )
 _ATTRIBUTE: Final = re.compile(
     rb"(?<=\s)" + _NAME + rb"\s*=\s*(?:\"[^\"<]*\"|'[^'<]*')", re.IGNORECASE
@@ -89,26 +88,25 @@ _ELEMENT: Final = re.compile(
 )
 
 Patch = tuple[int, bytes]
-"""Where, and what to put there."""
+"""An offset, and the bytes to write there."""
 Order = Literal["little", "big"]
 Parts = dict[bytes, list[tuple[int, int, int]]]
-"""Of packets of XMP that needed several segments, by id: which place, where in the file, how
-long."""
+"""Parts of XMP packets that span several segments, by ID: part number, offset in the file,
+length."""
 
 
 class Unreadable(Exception):
-    """It is not understood."""
+    """The metadata cannot be parsed."""
 
 
 class Bytes:
-    """A part of the file, or several that belong together, read as one; what is changed in it
-    becomes patches of the file."""
+    """One or more extents of the file, read as one block of bytes. Changes become patches of the
+    file."""
 
     def __init__(
         self, file: BinaryIO, extents: Sequence[tuple[int, int]], patches: list[Patch]
     ) -> None:
-        """`extents`: offsets in the file, and lengths. Raises `Unreadable` where that is too
-        much."""
+        """`extents`: offsets in the file, and lengths. Raises `Unreadable` if that is too much."""
         if sum(max(0, size) for _, size in extents) > MAX_NOTE_BYTES:
             raise Unreadable
         pieces = [(start, read_at(file, start, max(0, size))) for start, size in extents]
@@ -117,7 +115,7 @@ class Bytes:
         self.data = bytearray(b"".join(piece for _, piece in pieces))
 
     def put(self, start: int, new: bytes) -> None:
-        """Overwrite what begins there; what is beyond the end is left out."""
+        """Overwrite bytes from an offset on; bytes beyond the end are dropped."""
         new = new[: max(0, len(self.data) - start)]
         self.data[start : start + len(new)] = new
         at = 0
@@ -128,47 +126,47 @@ class Bytes:
             at += size
 
     def blank(self, start: int, end: int, filling: bytes = b" ") -> None:
-        """Overwrite from here to there."""
+        """Overwrite a range."""
         self.put(start, filling * (min(end, len(self.data)) - start))
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """So many bytes from there; fewer at the end."""
+    """Read bytes at an offset; fewer at the end."""
     file.seek(offset)
     return file.read(size)
 
 
 def find_patches(file: BinaryIO) -> list[Patch]:
-    """What to overwrite in a file; nothing in one that is no photograph."""
+    """Return the patches for a file; none if it is not a photo."""
     head = read_at(file, 0, 32)
     patches: list[Patch] = []
     if head.startswith(b"\xff\xd8\xff"):
-        look_at_jpeg(file, patches)
+        patch_jpeg(file, patches)
     elif head.startswith(PNG_HEAD):
-        look_at_png(file, patches)
+        patch_png(file, patches)
     elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        look_at_webp(file, patches)
+        patch_webp(file, patches)
     elif head[4:8] == b"ftyp" and (
         head[8:12] in PHOTO_BRANDS
         or any(head[at : at + 4] in PHOTO_BRANDS for at in (16, 20, 24, 28))
     ):
-        look_at_boxes(file, patches)
+        patch_boxes(file, patches)
     return patches
 
 
-def look_at_jpeg(file: BinaryIO, patches: list[Patch]) -> None:
-    """All pictures in the file: further ones, such as depths, may follow the first and have notes
-    of their own."""
+def patch_jpeg(file: BinaryIO, patches: list[Patch]) -> None:
+    """Patch all pictures of a JPEG: more pictures, such as depth maps, may follow the first and
+    have metadata of their own."""
     at: int | None = 0
     for _ in range(MAX_PICTURES):
         if at is None:
             return
-        at = find(file, b"\xff\xd8\xff", look_at_segments(file, at, patches))
+        at = find(file, b"\xff\xd8\xff", patch_segments(file, at, patches))
     raise Unreadable
 
 
-def look_at_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
-    """One picture that begins there; where its data begins."""
+def patch_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
+    """Patch the picture at an offset; return where its image data begins."""
     long_xmp: Parts = {}
     at += 2
     for _ in range(MAX_BOXES):
@@ -182,7 +180,7 @@ def look_at_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
         if size < 0 or head[1] == 0xD9:
             break
         if head[1] in (0xE1, 0xED):
-            look_at_segment(file, head[1], start, size, patches, long_xmp)
+            patch_segment(file, head[1], start, size, patches, long_xmp)
         at = start + size
     else:
         raise Unreadable
@@ -191,10 +189,10 @@ def look_at_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
     return at
 
 
-def look_at_segment(
+def patch_segment(
     file: BinaryIO, marker: int, start: int, size: int, patches: list[Patch], long_xmp: Parts
 ) -> None:
-    """One segment."""
+    """Patch one segment."""
     head = read_at(file, start, min(size, 80))
     if marker == 0xED and head.startswith(PHOTOSHOP_HEAD):
         clean_resources(Bytes(file, [(start, size)], patches), len(PHOTOSHOP_HEAD))
@@ -208,24 +206,24 @@ def look_at_segment(
         long_xmp.setdefault(head[at : at + 32], []).append((place, start + at + 40, size - at - 40))
 
 
-def look_at_png(file: BinaryIO, patches: list[Patch]) -> None:
-    """A PNG: the checksum of a chunk that was changed is made anew."""
+def patch_png(file: BinaryIO, patches: list[Patch]) -> None:
+    """Patch a PNG, with a new checksum for each changed chunk."""
     at = len(PNG_HEAD)
     while len(head := read_at(file, at, 8)) == 8:
         size, kind = int.from_bytes(head[:4]), head[4:]
         if kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
             found: list[Patch] = []
             chunk = Bytes(file, [(at + 4, size + 4)], found)
-            look_at_chunk(chunk, kind)
+            patch_chunk(chunk, kind)
             patches += found
             if found and len(read_at(file, at + 8 + size, 4)) == 4:
                 patches.append((at + 8 + size, binascii.crc32(bytes(chunk.data)).to_bytes(4)))
         at += 12 + size
 
 
-def look_at_chunk(chunk: Bytes, kind: bytes) -> None:
-    """One chunk with notes: its type, then its content. What is compressed cannot be changed in its
-    place, and goes as a whole."""
+def patch_chunk(chunk: Bytes, kind: bytes) -> None:
+    """Patch one metadata chunk: its type, then its content. Compressed content cannot be changed in
+    place and is removed as a whole."""
     if kind == b"eXIf":
         clean_exif(chunk, 10 if chunk.data.startswith(EXIF_HEAD, 4) else 4)
         return
@@ -244,12 +242,14 @@ def look_at_chunk(chunk: Bytes, kind: bytes) -> None:
         clean_xmp(chunk, text_at)
     elif keyword == b"XML:com.adobe.xmp" or RAW_PROFILES.fullmatch(keyword):
         text = bytes(chunk.data[text_at:])
-        if has_places(unpack(text) if is_packed else text, is_hex=keyword != b"XML:com.adobe.xmp"):
+        if has_location(
+            unpack(text) if is_packed else text, is_hex=keyword != b"XML:com.adobe.xmp"
+        ):
             chunk.put(0, b"tEXt" + b"Comment\0".ljust(len(chunk.data) - 4))
 
 
 def unpack(data: bytes) -> bytes | None:
-    """What zlib packed; None where that is broken, or too long."""
+    """Decompress zlib data; None if it is broken or too long."""
     try:
         unpacking = zlib.decompressobj()
         text = unpacking.decompress(data, MAX_NOTE_BYTES)
@@ -258,10 +258,9 @@ def unpack(data: bytes) -> bytes | None:
     return text if unpacking.eof else None
 
 
-def has_places(text: bytes | None, *, is_hex: bool) -> bool:
-    """Whether there is something in notes to overwrite, or they cannot be understood. `is_hex`:
-    they are written in such digits, after three lines with a name and a length, as ImageMagick
-    writes them."""
+def has_location(text: bytes | None, *, is_hex: bool) -> bool:
+    """Whether metadata has a location, or cannot be parsed. `is_hex`: hexadecimal after three lines
+    with a name and a length, as ImageMagick writes it."""
     if text is not None and is_hex:
         try:
             text = binascii.unhexlify(b"".join(text.split()[2:]))
@@ -282,8 +281,8 @@ def has_places(text: bytes | None, *, is_hex: bool) -> bool:
     return bool(found)
 
 
-def look_at_webp(file: BinaryIO, patches: list[Patch]) -> None:
-    """A WebP."""
+def patch_webp(file: BinaryIO, patches: list[Patch]) -> None:
+    """Patch a WebP."""
     at = 12
     while len(head := read_at(file, at, 8)) == 8:
         kind, size = head[:4], int.from_bytes(head[4:], "little")
@@ -295,17 +294,17 @@ def look_at_webp(file: BinaryIO, patches: list[Patch]) -> None:
         at += 8 + size + size % 2
 
 
-def look_at_boxes(file: BinaryIO, patches: list[Patch]) -> None:
-    """A HEIC or an AVIF: notes are items, whose bytes are wherever the box `iloc` says."""
+def patch_boxes(file: BinaryIO, patches: list[Patch]) -> None:
+    """Patch a HEIC or AVIF: metadata is in items, whose offsets are in the box `iloc`."""
     end = file.seek(0, os.SEEK_END)
     for kind, start, size in boxes(lambda at, count: read_at(file, at, count), 0, end):
         if kind == b"meta":
             meta = Bytes(file, [(start, size)], [])
-            look_at_items(file, bytes(meta.data), start, end, patches)
+            patch_items(file, bytes(meta.data), start, end, patches)
 
 
 def boxes(read: Callable[[int, int], bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes from there to there: type, where the content begins, and its size."""
+    """Return the boxes in a range: type, offset of the content, and its size."""
     for _ in range(MAX_BOXES):
         head = read(at, 16)
         if at + 8 > end or len(head) < 8:
@@ -322,19 +321,19 @@ def boxes(read: Callable[[int, int], bytes], at: int, end: int) -> Iterator[tupl
     raise Unreadable
 
 
-def look_at_items(
+def patch_items(
     file: BinaryIO, meta: bytes, meta_at: int, file_size: int, patches: list[Patch]
 ) -> None:
-    """The items of one box `meta`, which begins there in the file."""
+    """Patch the items of a box `meta` at an offset of the file."""
     inner = {
         kind: (start, size)
         for kind, start, size in boxes(lambda at, count: meta[at : at + count], 4, len(meta))
     }
     if b"iinf" not in inner or b"iloc" not in inner:
         return
-    notes = note_items(meta, *inner[b"iinf"])
+    notes = metadata_items(meta, *inner[b"iinf"])
     idat_at, idat_size = inner.get(b"idat", (0, 0))
-    for item, is_inside, extents in item_places(meta, *inner[b"iloc"]):
+    for item, is_inside, extents in item_extents(meta, *inner[b"iloc"]):
         if item not in notes:
             continue
         first, most = (meta_at + idat_at, idat_size) if is_inside else (0, file_size)
@@ -346,8 +345,8 @@ def look_at_items(
             clean_xmp(note)
 
 
-def note_items(meta: bytes, at: int, size: int) -> dict[int, bytes]:
-    """From a box `iinf`: which items are notes, by their type."""
+def metadata_items(meta: bytes, at: int, size: int) -> dict[int, bytes]:
+    """Return which items of a box `iinf` are metadata, by their type."""
     found = {}
     first = at + (6 if meta[at] == 0 else 8)
     for kind, start, length in boxes(lambda at, count: meta[at : at + count], first, at + size):
@@ -365,10 +364,10 @@ def note_items(meta: bytes, at: int, size: int) -> dict[int, bytes]:
     return found
 
 
-def item_places(
+def item_extents(
     meta: bytes, at: int, size: int
 ) -> Iterator[tuple[int, bool, list[tuple[int, int]]]]:
-    """From a box `iloc`: each item, whether it is in the box `idat`, and its extents."""
+    """Return each item of a box `iloc`, whether it is in the box `idat`, and its extents."""
     fields = io.BytesIO(meta[at : at + size])
 
     def number(length: int) -> int:
@@ -397,26 +396,27 @@ def item_places(
 
 
 def clean_exif(note: Bytes, base: int) -> None:
-    """Exif: the directory of the place goes, with the entry that leads to it. `base`: where its
-    offsets count from."""
+    """Patch Exif: remove the GPS directory, and the entry that refers to it. `base`: the start of
+    its offsets."""
     try:
-        order: Order = {b"II": "little", b"MM": "big"}[bytes(note.data[base : base + 2])]  # type: ignore[assignment]
-        waiting = [number_at(note, base + 4, 4, order)]
+        first = bytes(note.data[base : base + 2])
+        order: Order = {b"II": "little", b"MM": "big"}[first]  # type: ignore[assignment]
+        pending = [number_at(note, base + 4, 4, order)]
         seen: set[int] = set()
-        while waiting:
-            offset = waiting.pop()
+        while pending:
+            offset = pending.pop()
             if offset == 0 or offset in seen:
                 continue
             if len(seen) >= MAX_DIRECTORIES:
                 raise Unreadable
             seen.add(offset)
-            waiting += clean_directory(note, base, offset, order)
+            pending += clean_directory(note, base, offset, order)
     except (KeyError, Unreadable):
         note.blank(base, len(note.data), b"\0")
 
 
 def clean_directory(note: Bytes, base: int, offset: int, order: Order) -> list[int]:
-    """One directory of Exif; the offsets of those to which it leads."""
+    """Patch an Exif directory; return the offsets of the directories that it refers to."""
     at = base + offset
     count = entries_at(note, at, order)
     end = at + 2 + 12 * count
@@ -447,7 +447,7 @@ def clean_directory(note: Bytes, base: int, offset: int, order: Order) -> list[i
 
 
 def wipe_directory(note: Bytes, base: int, offset: int, order: Order) -> None:
-    """Overwrite a directory, and the values that it leads to."""
+    """Overwrite a directory and the values that it refers to."""
     at = base + offset
     count = entries_at(note, at, order)
     for place in range(at + 2, at + 2 + 12 * count, 12):
@@ -457,13 +457,14 @@ def wipe_directory(note: Bytes, base: int, offset: int, order: Order) -> None:
 
 
 def entries_at(note: Bytes, at: int, order: Order) -> int:
-    """How many entries a directory has, as far as the note goes; none where it is elsewhere."""
+    """Return the number of entries of a directory that are within the metadata; 0 if it is
+    outside."""
     room = (len(note.data) - at - 2) // 12
     return 0 if room <= 0 else min(number_at(note, at, 2, order), room)
 
 
 def value_of(note: Bytes, base: int, place: int, order: Order) -> tuple[int, int]:
-    """Where the value of an entry is, and how long it is."""
+    """Return the offset and length of the value of an entry."""
     size = TYPE_SIZES.get(number_at(note, place + 2, 2, order), 1) * number_at(
         note, place + 4, 4, order
     )
@@ -471,17 +472,17 @@ def value_of(note: Bytes, base: int, place: int, order: Order) -> tuple[int, int
 
 
 def number_at(note: Bytes, at: int, size: int, order: Order) -> int:
-    """Raises `Unreadable` where the note ends before."""
+    """Read a number. Raises `Unreadable` beyond the end."""
     if at + size > len(note.data):
         raise Unreadable
     return int.from_bytes(note.data[at : at + size], order)
 
 
 def clean_xmp(note: Bytes, start: int = 0, end: int | None = None) -> None:
-    """A packet of XMP: elements and attributes that tell of places become spaces."""
+    """Patch an XMP packet: replace elements and attributes with a location by spaces."""
     end = len(note.data) if end is None else min(end, len(note.data))
     packet = bytes(note.data[start:end])
-    if b"\0" in packet.rstrip(b"\0 \r\n"):  # in another encoding than all use
+    if b"\0" in packet.rstrip(b"\0 \r\n"):  # an unusual encoding
         note.blank(start, end)
         return
     at = 0
@@ -501,7 +502,7 @@ def clean_xmp(note: Bytes, start: int = 0, end: int | None = None) -> None:
 
 
 def clean_resources(note: Bytes, at: int) -> None:
-    """Resources of Photoshop, among which those of IPTC are."""
+    """Patch Photoshop resources, which include IPTC."""
     while note.data.startswith(b"8BIM", at):
         is_iptc = note.data[at + 4 : at + 6] == b"\x04\x04"
         name_size = int.from_bytes(note.data[at + 6 : at + 7]) + 1
@@ -513,7 +514,7 @@ def clean_resources(note: Bytes, at: int) -> None:
 
 
 def clean_iptc(note: Bytes, at: int, end: int) -> None:
-    """Notes of IPTC: names of towns, provinces and countries become spaces."""
+    """Patch IPTC: replace names of towns, provinces and countries by spaces."""
     end = min(end, len(note.data))
     while at + 5 <= end and note.data[at] == 0x1C:
         record, kind, size = (
@@ -524,13 +525,13 @@ def clean_iptc(note: Bytes, at: int, end: int) -> None:
         at += 5
         if size & 0x8000:
             return
-        if record == 2 and kind in PLACES_IN_IPTC:
+        if record == 2 and kind in IPTC_LOCATION_TYPES:
             note.blank(at, min(at + size, end))
         at += size
 
 
 def find(file: BinaryIO, wanted: bytes, at: int) -> int | None:
-    """Where these bytes are next, from there on."""
+    """Return the next offset of these bytes, from an offset on."""
     while len(piece := read_at(file, at, PIECE_BYTES)) >= len(wanted):
         found = piece.find(wanted)
         if found >= 0:
@@ -540,10 +541,10 @@ def find(file: BinaryIO, wanted: bytes, at: int) -> int | None:
 
 
 def main() -> None:
-    """Do jobs until standard input ends."""
+    """Process jobs until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    for nothing in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
-        resource.setrlimit(nothing, (0, 0))
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
+        resource.setrlimit(limit, (0, 0))
     os.nice(10)
     output = sys.stdout.buffer
     for line in sys.stdin.buffer:
@@ -556,7 +557,7 @@ def main() -> None:
                 "understood": True,
                 "patches": [(at, len(new)) for at, new in patches],
             }
-        except Exception:  # a file that is broken on purpose may lead anywhere
+        except Exception:  # a crafted file may cause any error
             head, patches = {"understood": False, "patches": []}, []
         data = b"".join(new for _, new in patches)
         output.write(json.dumps({**head, "size": len(data)}).encode() + b"\n" + data)

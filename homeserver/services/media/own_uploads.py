@@ -1,5 +1,4 @@
-"""What somebody has uploaded, for themselves: to see it, and what scanners have said of it, and to
-take it back."""
+"""A user's own uploads: list them with their scans, and delete them."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -14,11 +13,11 @@ from storage.media.removal import Reason
 from storage.media.scans import MediaScanStore, ScanRow
 
 MOST: Final = 1000
-"""Files in one answer."""
+"""The most files of one response."""
 
 
 class OwnUploads:
-    """A user's own files."""
+    """Lists and deletes a user's own uploads."""
 
     def __init__(
         self,
@@ -35,20 +34,20 @@ class OwnUploads:
         self._removal = removal
 
     async def get_page(self, user_id: UserID, start: int, limit: int) -> Page:
-        """Some of them, newest first; how many there are, and how large together."""
+        """Return a page of a user's uploads, newest first, with their number and total size."""
         return await self._lists.get_uploads(
             user_id, Order("created_ts", descending=True), start, limit
         )
 
     async def get_scans(self, page: Page) -> Mapping[bytes, ScanRow]:
-        """What scanners have said of these files, by their hashes."""
+        """Return the scans of these files, by their hashes."""
         return await self._scans.get_scans(
             row.content.hash for row in page.rows if row.content is not None
         )
 
     async def do_delete(self, user_id: UserID, media_id: str) -> str:
-        """Delete one; its id. Raises NotFound; Forbidden for what an administrator holds;
-        LimitExceeded."""
+        """Delete a file; return its ID. Raises NotFound; Forbidden if an administrator has
+        quarantined or protected it; LimitExceeded."""
         row = (await self._store.get_media([media_id])).get(media_id)
         if row is None or row.user_id != user_id or row.content is None:
             raise NotFound("You have uploaded no such file")

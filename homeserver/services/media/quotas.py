@@ -1,7 +1,7 @@
-"""How much somebody may upload: in spans of time, in all, and of which type.
+"""Upload quotas of users: per period, in total, and by type.
 
-It is looked at before a file is stored, since what is refused then costs nothing, and once more in
-the write that keeps it, since others of the same user may have come meanwhile.
+They are checked before a file is stored, as a refusal then costs nothing, and again in the write
+that stores it, because of concurrent uploads of the same user.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from storage.media.media import MediaStore
 
 
 class Allowance(msgspec.Struct, frozen=True):
-    """So many bytes in so many milliseconds."""
+    """A number of bytes per period."""
 
     period_ms: int
     size: int
 
 
 class Quotas:
-    """Says no to uploads that are too much."""
+    """Refuses uploads that exceed a quota."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Quotas:
         by_type: Mapping[str, int],
         info_uri: str,
     ) -> None:
-        """`total`: bytes that a user may have in all. `by_type`: the largest file by type, or by
+        """`total`: bytes that a user may have in total. `by_type`: the largest file by type, or by
         its first half (`video/*`).
 
         `info_uri`: a page about these limits.
@@ -50,14 +50,14 @@ class Quotas:
     async def check_upload(self, user_id: UserID, type: str, size: int, now_ms: int) -> None:
         """Raises TooLarge, UserLimitExceeded."""
         kind = type.partition(";")[0].strip().lower()
-        most = self._by_type.get(kind, self._by_type.get(f"{kind.partition('/')[0]}/*"))
-        if most is not None and size > most:
-            raise TooLarge(f"Files of the type {kind} may have at most {_words(most)}")
+        limit = self._by_type.get(kind, self._by_type.get(f"{kind.partition('/')[0]}/*"))
+        if limit is not None and size > limit:
+            raise TooLarge(f"Files of the type {kind} may have at most {_format_size(limit)}")
         if self._allowances or self._total is not None:
             await self._database.read("check_media_quotas", self.check_in, user_id, size, now_ms)
 
     def check_in(self, txn: Transaction, user_id: UserID, size: int, now_ms: int) -> None:
-        """As `check_upload`, of what counts together with other files, in a transaction."""
+        """As `check_upload`, for the quotas that count all files of the user, in a transaction."""
         moments = [now_ms - allowance.period_ms for allowance in self._allowances]
         if self._total is not None:
             moments.append(0)
@@ -67,28 +67,30 @@ class Quotas:
         for allowance, used in zip(self._allowances, sums, strict=False):
             if used + size > allowance.size:
                 raise UserLimitExceeded(
-                    f"You may upload {_words(allowance.size)} in {_time(allowance.period_ms)}, and have uploaded "
-                    f"{_words(used)}; this file has {_words(size)}",
+                    f"You may upload {_format_size(allowance.size)} in"
+                    f" {_format_duration(allowance.period_ms)}, and have uploaded"
+                    f" {_format_size(used)}; this file has {_format_size(size)}",
                     info_uri=self._info_uri,
                 )
         if self._total is not None and sums[-1] + size > self._total:
             raise UserLimitExceeded(
-                f"You may have {_words(self._total)} of files here, and have {_words(sums[-1])}; this file has "
-                f"{_words(size)}. Deleting files makes room",
+                f"You may have {_format_size(self._total)} of files here, and have"
+                f" {_format_size(sums[-1])}; this file has {_format_size(size)}."
+                " Deleting files makes room",
                 info_uri=self._info_uri,
             )
 
 
-def _words(size: int) -> str:
-    """A size for people."""
+def _format_size(size: int) -> str:
+    """Format a size for people."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             return f"{size / 1024**power:.1f} {unit}"
     return f"{size} bytes"
 
 
-def _time(milliseconds: int) -> str:
-    """A span of time for people."""
+def _format_duration(milliseconds: int) -> str:
+    """Format a duration for people."""
     for seconds, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if milliseconds >= seconds * 1000:
             return f"{milliseconds / seconds / 1000:g} {unit}"

@@ -1,9 +1,10 @@
-"""Follows what refers to files: a job, in small steps, and what clients say of encrypted messages.
+"""Tracks references to media: a job that follows events in small steps, and attachments of
+encrypted messages that clients declare.
 
 Laws:
-- Nothing of this stands in the way of a send: events are looked at after they are stored. Messages
-  without files cost no write, encrypted ones not even a look.
-- A file to which nobody ever was seen to refer stays: an encrypted message may have it.
+- None of this delays sending: events are read after they are stored. Messages without files cost no
+  write, and encrypted ones not even a read.
+- A file without any known reference stays: an encrypted message may use it.
 """
 
 from collections.abc import Callable, Collection
@@ -20,16 +21,17 @@ from storage.media.references import add_attachments, do_rechecks, select_batch
 from storage.media.removal import MOST_BEHIND
 
 FOLLOW_SECONDS: Final = 5.0
-LOOK_AGAIN_MS: Final = 60_000
-"""After so long it looks although nothing was announced: what is fetched from the past is not."""
-NOTE_EVERY: Final = MOST_BEHIND // 2
-"""Events without files after which it is noted that they were looked at."""
-MOST_ATTACHED: Final = 20
-"""Files that a client may attach to one event (MSC3911)."""
+RECHECK_MS: Final = 60_000
+"""The interval at which the job reads without an announcement: backfilled events are not
+announced."""
+PROGRESS_EVERY: Final = MOST_BEHIND // 2
+"""The number of events without files after which progress is stored."""
+MAX_ATTACHED: Final = 20
+"""The most files that a client may attach to an event (MSC3911)."""
 
 
 class MediaReferences:
-    """The job that follows, and what clients say of encrypted messages."""
+    """Runs the job, and records the attachments of encrypted messages."""
 
     def __init__(
         self, database: Database, media: MediaStore, server_name: str, now_ms: Callable[[], int]
@@ -38,24 +40,24 @@ class MediaReferences:
         self._media = media
         self._server_name = server_name
         self._now_ms = now_ms
-        self._seen = -1
-        """The position of the stream at which there was nothing left to do."""
-        self._looked_ms = 0
+        self._done_position = -1
+        """The stream position at which nothing was left to do."""
+        self._checked_ms = 0
         self._scanned = 0
-        """Up to this event none that is not noted refers to a file."""
+        """No event up to this one refers to a file that is not recorded."""
 
     async def do_follow(self, limit: int) -> int:
-        """Look at so many more events, or at what they have lost; how many it were. No query while
+        """Process up to `limit` new or changed events; return their number. Needs no query while
         nothing is written."""
         position, now = self._database.streams.current(), self._now_ms()
-        if position == self._seen and now < self._looked_ms + LOOK_AGAIN_MS:
+        if position == self._done_position and now < self._checked_ms + RECHECK_MS:
             return 0
-        self._looked_ms = now
+        self._checked_ms = now
         done = 0
         while done < limit:
             count = await self._step(min(AT_ONCE, limit - done))
             if count == 0:
-                self._seen = position
+                self._done_position = position
                 break
             done += count
         return done
@@ -66,7 +68,7 @@ class MediaReferences:
         batch = await self._database.read("read_new_media", select_batch, after, limit)
         if batch.mentions:
             await self._database.write("follow_media", put_events, after, batch.upto)
-        elif batch.upto - progress.upto >= NOTE_EVERY:
+        elif batch.upto - progress.upto >= PROGRESS_EVERY:
             await self._database.write("note_followed_media", note_events, batch.upto)
         self._scanned = batch.upto
         if batch.count:
@@ -79,14 +81,15 @@ class MediaReferences:
     async def check_attachments(
         self, user_id: UserID, texts: Collection[str]
     ) -> frozenset[MediaAddress]:
-        """The addresses of the files that a client attaches to an event. Raises InvalidParam.
+        """Return the content URIs of the files that a client attaches to an event. Raises
+        InvalidParam.
 
-        They have to be the user's own: who attaches a file may take it back with the event.
+        They must be the user's own: redacting the event may delete an attached file.
         """
         if not texts:
             return frozenset()
-        if len(texts) > MOST_ATTACHED:
-            raise InvalidParam(f"At most {MOST_ATTACHED} files can be attached to an event")
+        if len(texts) > MAX_ATTACHED:
+            raise InvalidParam(f"At most {MAX_ATTACHED} files can be attached to an event")
         found: set[MediaAddress] = set()
         for text in texts:
             addresses = find_addresses(text.encode())
@@ -101,5 +104,5 @@ class MediaReferences:
         return frozenset(found)
 
     async def do_attach(self, event_id: EventID, addresses: Collection[MediaAddress]) -> None:
-        """The files belong to the event: with its content they lose their reference."""
+        """Attach files to an event: when the event loses its content, they lose their reference."""
         await self._database.write("attach_media", add_attachments, event_id, addresses)

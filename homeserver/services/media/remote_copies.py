@@ -1,5 +1,5 @@
-"""Files of other servers: a copy is fetched when somebody here asks for one first, and kept until
-nobody has read it for long.
+"""Copies of files of other servers: fetched on the first request, and kept until they are unused
+for long.
 
 spec: client-server-api#content-repository, server-server-api#content-repository
 """
@@ -41,7 +41,7 @@ from storage.media.spool import Spool
 
 
 class RemoteCopies:
-    """Gives out files of other servers."""
+    """Serves files of other servers."""
 
     log = Logger()
 
@@ -60,10 +60,9 @@ class RemoteCopies:
         refused: Collection[str],
         freeze: Freeze,
     ) -> None:
-        """`rate`: in bytes, for each address that asks. `refused`: servers of which no files are
-        given out.
+        """`rate`: bytes, per requesting address. `refused`: servers whose files are not served.
 
-        `freeze`: which copies are not given to those who show no token.
+        `freeze`: which copies require an access token.
         """
         self._store = store
         self._contents = contents
@@ -89,16 +88,16 @@ class RemoteCopies:
         user_id: str,
         held_too: bool = False,
     ) -> OwnedContent:
-        """What a file is, once there is a copy. Raises what `Fetching.fetch` and `ScanGate.check`
-        do, and InvalidParam.
+        """Return a file and its owner, when there is a copy. Raises what `Fetching.fetch` and
+        `ScanGate.check` do, and InvalidParam.
 
-        `authenticated`: whether who asks has shown a token; `user_id`: whose it is, if anybody's.
-        `allow_remote`: whether it may be fetched. `held_too`: also one that is held back.
+        `authenticated`: whether the request has an access token; `user_id`: its user, if any.
+        `allow_remote`: whether the file may be fetched. `held_too`: also if it is quarantined.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
         if server.lower() in self._refused:
-            raise Forbidden(f"This server gives out no files of {server}")
+            raise Forbidden(f"This server does not serve files of {server}")
         self._policy.check_destination(server, SIGNED_PATH)
         if not MEDIA_ID.fullmatch(media_id):
             raise NotFound("There is no such file")
@@ -107,7 +106,7 @@ class RemoteCopies:
             if not allow_remote:
                 raise NotFound("There is no copy of this file here")
             if self._freeze.is_on and not authenticated:
-                raise NotFound("Files of other servers are only for those who show an access token")
+                raise NotFound("Files of other servers require an access token")
             address = address_key(client_ip)
             row = await self._fetch(
                 server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address, user_id or address
@@ -115,13 +114,13 @@ class RemoteCopies:
         row = self._check(row, authenticated=authenticated, held_too=held_too)
         if not held_too:
             await self._gate.check("remote", row.content, timeout_ms, server)
-        self._note_access(row)
+        self._record_access(row)
         return OwnedContent(row.content, server)
 
     async def check_visible(
         self, server: ServerName, media_id: str, *, authenticated: bool, held_too: bool
     ) -> None:
-        """Whether a copy may still be given out. Raises NotFound, MediaHarmful."""
+        """Check that a copy may still be served. Raises NotFound, MediaHarmful."""
         self._check(
             await self._store.get_copy(server, media_id),
             authenticated=authenticated,
@@ -136,7 +135,7 @@ class RemoteCopies:
         if not authenticated and self._freeze.hides(
             is_noted=row.authenticated, created_ts=row.created_ts
         ):
-            raise NotFound("There is no such file for those who show no access token")
+            raise NotFound("There is no such file that needs no access token")
         if row.quarantined and not held_too:
             raise (
                 MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
@@ -149,7 +148,7 @@ class RemoteCopies:
         self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)
 
         async def keep(headers: FileHeaders, body: Spool) -> None:
-            await self._keep(server, media_id, headers, body)
+            await self._store_copy(server, media_id, headers, body)
 
         await self._fetching.fetch(server, media_id, timeout_ms, keep, whose)
         row = await self._store.get_copy(server, media_id)
@@ -157,7 +156,7 @@ class RemoteCopies:
             self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)
         return row
 
-    async def _keep(
+    async def _store_copy(
         self, server: ServerName, media_id: str, headers: FileHeaders, body: Spool
     ) -> None:
         type = settle_type(parse_type(headers.type), body)
@@ -167,31 +166,31 @@ class RemoteCopies:
             content = Content(hash, size, type, _name(headers.disposition))
             row = RemoteMediaRow(server, media_id, content, now, now, self._freeze.is_on)
             if not self._store.add_copy(txn, row):
-                raise _AnotherNodeWasFirst
+                raise _AlreadyCopied
             self._gate.note(txn, "remote", hash, size)
             self._quarantine.hold_known_copy(txn, MediaAddress(server, media_id), hash)
 
-        with suppress(_AnotherNodeWasFirst), telling_of_the_store():
+        with suppress(_AlreadyCopied), telling_of_the_store():
             await self._contents.add(body, write)
 
-    def _note_access(self, row: RemoteMediaRow) -> None:
+    def _record_access(self, row: RemoteMediaRow) -> None:
         now = self._now_ms()
         if now - row.last_access_ts >= ACCESS_GRAIN_MS:
             Deferred.fromCoroutine(
                 self._store.set_accessed(row.origin, row.media_id, now)
             ).addErrback(
-                lambda failure: self.log.failure("cannot note that a file was read", failure)
+                lambda failure: self.log.failure("cannot record that a file was read", failure)
             )
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
 
 
-class _AnotherNodeWasFirst(Exception):
-    """There is a copy by now."""
+class _AlreadyCopied(Exception):
+    """Another node has stored a copy meanwhile."""
 
 
 def _name(disposition: str) -> str | None:
-    """The file's name that another server says; one that an own file could not have is none."""
+    """Return the file name that another server sent; None if it is too long."""
     name = name_in(disposition)
     return None if name is None or len(name.encode()) > MAX_NAME_BYTES else name

@@ -1,13 +1,11 @@
-"""Files of other servers on their way here: each fetched once, however many ask for it, and so many
-at a time (`transfer_lanes`).
+"""Downloads of other servers' files: each is fetched once for all concurrent requests, with a
+bounded number of downloads (`transfer_lanes`).
 
 Laws:
-- Bytes go to a file on the disk of the store as they come. Nothing that another server does takes
-  more memory or time than is allowed: a file too long, one that drips, and one that never ends are
-  given up.
-- Who asks waits until the file begins to come, at most so long as wished, and then to its end.
-- What failed is remembered for a while, so that a page full of pictures of a dead server asks it
-  once.
+- Bytes are written to the store's disk as they arrive. Another server cannot use more memory or
+  time than is allowed: files that are too long, trickle or never end are cancelled.
+- A request waits until the file starts to arrive, for at most its timeout, and then until its end.
+- Failures are cached for a while, so that a page full of pictures of a dead server queries it once.
 """
 
 from collections.abc import Awaitable, Callable
@@ -35,24 +33,24 @@ from storage.cache import LRU
 from storage.media.spool import Spool
 
 SPOOL_BYTES: Final = 1 << 18
-"""A file stays in memory up to here."""
+"""A file up to this size stays in memory."""
 CHECK_SECONDS: Final = 30.0
-LEAST_BYTES: Final = 64 << 10
-"""In that time, or the file is given up."""
+MIN_BYTES_PER_CHECK: Final = 64 << 10
+"""Received per check, or the download is cancelled."""
 BYTES_PER_SECOND: Final = 100 << 10
-"""At which a file of the largest size still arrives in time."""
+"""The speed at which a file of the largest size still arrives in time."""
 FILE_FAILED_SECONDS: Final = 60.0
 SERVER_FAILED_SECONDS: Final = 20.0
-"""For so long it is not tried again."""
-MAX_REMEMBERED: Final = 10_000
+"""The time until it is tried again."""
+MAX_FAILURES: Final = 10_000
 
 Key = tuple[ServerName, str]
 Keep = Callable[[FileHeaders, Spool], Awaitable[None]]
-"""Keeps a file that has come; when it returns the file is on disk."""
+"""Stores a received file; when it returns the file is on disk."""
 
 
 class _ArrivingFile:
-    """The sink of one file."""
+    """Receives one file."""
 
     def __init__(self, file: Spool, on_begin: Callable[[], None]) -> None:
         self.received = 0
@@ -72,7 +70,7 @@ class _ArrivingFile:
 
 
 class Fetching:
-    """Fetches files of at most `max_bytes`."""
+    """Downloads files of at most `max_bytes`."""
 
     def __init__(
         self,
@@ -87,16 +85,16 @@ class Fetching:
         self._max_bytes = max_bytes
         self._lanes = Lanes(clock)
         self._work: SharedWork[Key, None] = SharedWork()
-        self._coming: set[Key] = set()
+        self._arriving: set[Key] = set()
         self._failed: LRU[tuple[ServerName, str | None], tuple[float, type[MatrixError], str]] = (
-            LRU(max_entries=MAX_REMEMBERED)
+            LRU(max_entries=MAX_FAILURES)
         )
 
     async def fetch(
         self, server: ServerName, media_id: str, timeout_ms: int, keep: Keep, whose: str
     ) -> None:
-        """Fetch a file and let `keep` have it, unless somebody does so now; then wait for that.
-        `whose`: who asks.
+        """Download a file and pass it to `keep`, or wait for a download that is running. `whose`:
+        the requester.
 
         Raises NotFound, NotYetUploaded, MediaTooLarge, OtherServerFailed, LimitExceeded, Forbidden.
         """
@@ -109,7 +107,7 @@ class Fetching:
 
         def give_up() -> None:
             nonlocal is_late
-            if key not in self._coming:
+            if key not in self._arriving:
                 is_late = True
                 waiting.cancel()
 
@@ -136,11 +134,11 @@ class Fetching:
             finally:
                 place.leave()
         finally:
-            self._coming.discard(key)
+            self._arriving.discard(key)
 
     async def _receive(self, key: Key, timeout_ms: int, keep: Keep, place: Place) -> None:
         server, media_id = key
-        arriving = _ArrivingFile(self._spool(SPOOL_BYTES), lambda: self._coming.add(key))
+        arriving = _ArrivingFile(self._spool(SPOOL_BYTES), lambda: self._arriving.add(key))
         seconds = timeout_ms / 1000 + CHECK_SECONDS + self._max_bytes / BYTES_PER_SECOND
         task = Deferred.fromCoroutine(
             self._remote.download(
@@ -159,24 +157,25 @@ class Fetching:
                 with telling_of_the_store():
                     headers = await task
             except CancelledError as error:
-                if (
-                    place.is_taken_away
-                ):  # that says nothing of the file, so it may be asked for again at once
+                # the slot was needed: nothing is known about the file, so it may be retried at once
+                if place.is_taken_away:
                     raise NotYetUploaded(
-                        "The other server has not sent the file yet, and others wait"
+                        "The other server has not sent the file yet, and other requests wait"
                     ) from error
-                raise self._remember(
+                raise self._cache_failure(
                     key, OtherServerFailed(f"{server} sends the file too slowly")
                 ) from error
             except RefusedByRemote as error:
-                raise self._answer_to(key, error) from error
+                raise self._client_error(key, error) from error
             except RemoteFileTooLarge as error:
-                raise self._remember(key, MediaTooLarge()) from error
+                raise self._cache_failure(key, MediaTooLarge()) from error
             except RemoteError as error:
                 failed = OtherServerFailed(
-                    f"{server} could not be asked for the file, or answered wrongly"
+                    f"{server} could not be reached, or sent an invalid response"
                 )
-                raise self._remember((server, None) if error.retryable else key, failed) from error
+                raise self._cache_failure(
+                    (server, None) if error.retryable else key, failed
+                ) from error
             finally:
                 watch.stop()
             arriving.file.seek(0)
@@ -184,20 +183,22 @@ class Fetching:
         finally:
             arriving.file.close()
 
-    def _answer_to(self, key: Key, error: RefusedByRemote) -> MatrixError:
-        """What a client is told when the other server says no."""
+    def _client_error(self, key: Key, error: RefusedByRemote) -> MatrixError:
+        """Return the error for a client when the other server refuses."""
         if error.errcode == "M_NOT_YET_UPLOADED":
             return NotYetUploaded()
         if error.errcode == "M_TOO_LARGE":
-            return self._remember(key, MediaTooLarge("The file is too large for its server"))
+            return self._cache_failure(key, MediaTooLarge("The file is too large for its server"))
         if error.status == 404:
-            return self._remember(key, NotFound("Its server has no such file"))
+            return self._cache_failure(key, NotFound("Its server has no such file"))
         if error.status in (401, 403):
-            return self._remember(key, Forbidden("Its server does not give this file to this one"))
-        return self._remember(key, OtherServerFailed(f"{key[0]} does not give the file now"))
+            return self._cache_failure(
+                key, Forbidden("Its server does not allow this server to fetch it")
+            )
+        return self._cache_failure(key, OtherServerFailed(f"{key[0]} does not send the file now"))
 
     def _refuse_failed(self, key: Key) -> None:
-        """Raises what came of trying a moment ago."""
+        """Raise the cached error of a recent failure."""
         for each in (key, (key[0], None)):
             failed = self._failed.peek(each)
             if failed is None:
@@ -207,14 +208,14 @@ class Fetching:
                 raise kind(text)
             self._failed.pop(each)
 
-    def _remember(self, key: tuple[ServerName, str | None], error: MatrixError) -> MatrixError:
+    def _cache_failure(self, key: tuple[ServerName, str | None], error: MatrixError) -> MatrixError:
         seconds = SERVER_FAILED_SECONDS if key[1] is None else FILE_FAILED_SECONDS
         self._failed.put(key, (self._clock.seconds() + seconds, type(error), error.text))
         return error
 
 
 class _Watch:
-    """Gives up a file that does not come, or drips."""
+    """Cancels a download that does not start, or that trickles."""
 
     def __init__(
         self,
@@ -227,7 +228,7 @@ class _Watch:
         self._file = file
         self._task = task
         self._timer: IDelayedCall | None = clock.callLater(
-            first_seconds + CHECK_SECONDS, self._check_begun
+            first_seconds + CHECK_SECONDS, self._check_started
         )
 
     def stop(self) -> None:
@@ -235,14 +236,14 @@ class _Watch:
             self._timer.cancel()
         self._timer = None
 
-    def _check_begun(self) -> None:
+    def _check_started(self) -> None:
         if self._file.has_begun:
             self._watch(self._file.received)
         else:
             self._task.cancel()
 
     def _check(self, before: int) -> None:
-        if self._file.received - before >= LEAST_BYTES:
+        if self._file.received - before >= MIN_BYTES_PER_CHECK:
             self._watch(self._file.received)
         else:
             self._task.cancel()

@@ -1,12 +1,10 @@
-"""Deletes files: those to which nobody refers any more, those that nobody reads, and those that
-somebody wants gone.
+"""Deletes media: unreferenced files, unused files, and files that somebody wants to delete.
 
 Laws:
-- A reference that comes before the file goes keeps it: what is left to look at is looked at in the
-  write that removes it.
-- Files that are held back (quarantined) or protected go only when an administrator deletes just
-  these.
-- The bytes, and all that was made of them, go with the last file that has them.
+- A reference that arrives before the deletion keeps the file: the write that deletes it also
+  handles the events that were not processed yet.
+- Quarantined and protected files are deleted only when an administrator deletes these explicitly.
+- The bytes, and thumbnails, are deleted with the last file that has them.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
@@ -21,8 +19,8 @@ from storage.media.content_uris import MediaAddress
 from storage.media.contents import Contents
 from storage.media.removal import NOTHING, Deletion, MediaRemovalStore, Reason, Removable, Removed
 
-AT_ONCE: Final = 100
-"""Files that are deleted while nobody can upload."""
+BATCH: Final = 100
+"""The files that are deleted at a time, while uploads wait."""
 TRIES: Final = 40
 TRY_SECONDS: Final = 0.25
 
@@ -31,7 +29,7 @@ Remove = Callable[[WriteTransaction, Sequence[Removable]], Removed]
 
 
 class MediaRemoval:
-    """What takes files away."""
+    """Deletes files."""
 
     def __init__(
         self,
@@ -46,10 +44,10 @@ class MediaRemoval:
         remote_age_ms: int | None,
         record_ms: int,
     ) -> None:
-        """`grace_ms`: how long nobody must have referred to a file; lifetimes: how long nobody must
-        have read it; ages: how long after it came it goes, whoever reads it.
+        """`grace_ms`: the time without a reference; lifetimes: the time without access; ages: the
+        time since the upload or download, whatever the use.
 
-        `record_ms`: how long it is remembered what was deleted.
+        `record_ms`: how long records of deletions are stored.
         """
         self._store = store
         self._contents = contents
@@ -64,7 +62,7 @@ class MediaRemoval:
     # Jobs.
 
     async def do_remove_unreferenced(self, limit: int) -> int:
-        """Delete at most so many files to which nobody refers any more; how many."""
+        """Delete at most `limit` files without references; return their number."""
         now = self._now_ms()
         before = now - self._grace_ms
         await self._store.forget_unkept(before, limit)
@@ -78,30 +76,30 @@ class MediaRemoval:
         return await self._remove_all(find, remove, limit)
 
     async def do_remove_unread_own(self, limit: int) -> int:
-        """Delete at most so many files of this server's users that nobody has read for long; how
-        many."""
+        """Delete at most `limit` files of this server's users that are unused for long; return
+        their number."""
         return await self._remove_unread(self._local_lifetime_ms, limit, own=True)
 
     async def do_remove_unread_copies(self, limit: int) -> int:
-        """Delete at most so many copies of other servers' files that nobody has read for long; how
-        many."""
+        """Delete at most `limit` copies of other servers' files that are unused for long; return
+        their number."""
         return await self._remove_unread(self._remote_lifetime_ms, limit, own=False)
 
     async def do_remove_old_own(self, limit: int) -> int:
-        """Delete at most so many files of this server's users that were uploaded long ago; how
-        many."""
+        """Delete at most `limit` files of this server's users that were uploaded long ago; return
+        their number."""
         return await self._remove_old(self._local_age_ms, limit, own=True)
 
     async def do_remove_old_copies(self, limit: int) -> int:
-        """Delete at most so many copies of other servers' files that were fetched long ago; how
-        many."""
+        """Delete at most `limit` copies of other servers' files that were fetched long ago; return
+        their number."""
         return await self._remove_old(self._remote_age_ms, limit, own=False)
 
     async def do_forget_deletions(self, limit: int) -> int:
-        """Forget at most so many files that were deleted long ago; how many."""
+        """Delete at most `limit` old records of deletions; return their number."""
         return await self._store.remove_deletions(self._now_ms() - self._record_ms, limit)
 
-    # What somebody wants.
+    # Requests.
 
     async def do_delete(
         self,
@@ -112,15 +110,15 @@ class MediaRemoval:
         held_too: bool = False,
         unread_since: int | None = None,
     ) -> Sequence[MediaAddress]:
-        """Delete these files; which of them were there and could go. Raises LimitExceeded where
-        some are left.
+        """Delete these files; return those that existed and were allowed to go. Raises
+        LimitExceeded if some are left.
 
-        `held_too`: also those that are quarantined or protected. `unread_since`: only those that
-        nobody has read since.
+        `held_too`: also those that are quarantined or protected. `unread_since`: only those without
+        access since then.
         """
-        wanted, deleted = list(addresses), list[MediaAddress]()
-        for start in range(0, len(wanted), AT_ONCE):
-            found = await self._store.get_files(wanted[start : start + AT_ONCE])
+        requested, deleted = list(addresses), list[MediaAddress]()
+        for start in range(0, len(requested), BATCH):
+            found = await self._store.get_files(requested[start : start + BATCH])
             deleted += await self._delete(found, reason, by, held_too, unread_since)
         return deleted
 
@@ -150,12 +148,12 @@ class MediaRemoval:
                 return removed.addresses
             await deferLater(self._clock, TRY_SECONDS, lambda: None)
         raise LimitExceeded(
-            "Files come in all the time, so that none can be deleted; ask again",
+            "Files are uploaded all the time, so none can be deleted; try again later",
             retry_after_ms=1000,
         )
 
     async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
-        """What was deleted, the latest first."""
+        """Return deletions, the latest first."""
         return await self._store.get_deletions(before_number, limit)
 
     async def _remove_unread(self, lifetime_ms: int | None, limit: int, *, own: bool) -> int:
@@ -187,10 +185,10 @@ class MediaRemoval:
         return await self._remove_all(find, remove, limit)
 
     async def _remove_all(self, find: Find, remove: Remove, limit: int) -> int:
-        """Remove what is found, some at a time, at most so many."""
+        """Delete what `find` returns, in batches, at most `limit`."""
         count = 0
         while count < limit:
-            found = await find(min(limit - count, AT_ONCE))
+            found = await find(min(limit - count, BATCH))
             removed = await self._remove(found, remove)
             if removed is None or not removed.addresses:
                 break
@@ -198,7 +196,7 @@ class MediaRemoval:
         return count
 
     async def _remove(self, found: Sequence[Removable], remove: Remove) -> Removed | None:
-        """None where others are writing files, so that nothing could be done."""
+        """Delete files; None if nothing was done because of concurrent uploads."""
         removed = NOTHING
         if not found:
             return removed

@@ -1,6 +1,6 @@
-"""Files of this server's users: taken in, reserved for, given out.
+"""Files of this server's users: uploading, reserving content URIs, serving.
 
-An upload is answered only when its bytes and its row are on disk. spec:
+An upload is acknowledged only when its bytes and its row are on disk. spec:
 client-server-api#content-repository
 """
 
@@ -39,15 +39,15 @@ from storage.media.quarantine import SCANNER, QuarantineStore
 from storage.media.rescans import FileKind
 
 ACCESS_GRAIN_MS: Final = 3600 * 1000
-"""How exactly it is known when a file was read last: reading must not cost a write each time."""
+"""The precision of the last access: not every read may cost a write."""
 LONGEST_WAIT_MS: Final = 60_000
-LOOK_AGAIN_SECONDS: Final = 1.0
-"""How often it is looked whether a file that somebody waits for has come through another node."""
+RECHECK_SECONDS: Final = 1.0
+"""The interval at which a pending file is looked up, as it may be uploaded through another node."""
 MEDIA_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
 class Upload(msgspec.Struct, frozen=True):
-    """A file that comes, and what its sender says of it."""
+    """An uploaded file, and what the client says about it."""
 
     body: BinaryIO
     size: int
@@ -56,15 +56,15 @@ class Upload(msgspec.Struct, frozen=True):
 
 
 class OwnedContent(msgspec.Struct, frozen=True):
-    """A file that may be given out."""
+    """A file that may be served."""
 
     content: Content
     whose: str
-    """The user, or the server, whose file it is; empty: nobody's, but a preview's."""
+    """The user or server that owns the file; empty for the picture of a URL preview."""
 
 
 class MediaRepository:
-    """What may be done with files."""
+    """Stores and serves local files."""
 
     log = Logger()
 
@@ -87,9 +87,9 @@ class MediaRepository:
         reservation_ms: int,
         freeze: Freeze,
     ) -> None:
-        """`locations`: takes out of photographs where they were taken; None: nobody does. `on_kept`
-        hears of files that have come and are not harmful as far as is known. `freeze`: which are
-        not given to those who show no token."""
+        """`locations`: removes locations from photos; None: they stay. `on_kept` is called with
+        each new file that is not known to be harmful. `freeze`: which files require an access
+        token."""
         self.max_upload_size = max_upload_size
         self._server_name = server_name
         self._clock = clock
@@ -107,10 +107,10 @@ class MediaRepository:
         self._freeze = freeze
         self._waiting: dict[str, list[Deferred[None]]] = {}
 
-    # Taking in.
+    # Uploading.
 
     async def do_upload(self, user_id: UserID, upload: Upload) -> str:
-        """Keep a file; its `mxc://` address. Raises `InvalidParam`, what `Quotas.check_upload`
+        """Store a file; return its content URI. Raises `InvalidParam`, what `Quotas.check_upload`
         does, and `MediaHarmful`."""
         name = parse_name(upload.name)
         media_id = self._texts.media_id()
@@ -121,12 +121,12 @@ class MediaRepository:
                 txn, MediaRow(media_id, user_id, content, now, None, now, self._freeze.is_on)
             )
 
-        content = await self._keep(user_id, upload, name, write)
+        content = await self._store_file(user_id, upload, name, write)
         await self._finish(content, user_id)
         return self._address(media_id)
 
     async def do_create(self, user_id: UserID) -> tuple[str, int]:
-        """Reserve an address; it, and until when (milliseconds since 1970). Raises
+        """Reserve a content URI; return it with its expiry (milliseconds since 1970). Raises
         `LimitExceeded`."""
         media_id = self._texts.media_id()
         now = self._now_ms()
@@ -135,7 +135,8 @@ class MediaRepository:
         def write(txn: WriteTransaction) -> None:
             if self._store.count_reserved(txn, user_id, now) >= self._max_pending:
                 raise LimitExceeded(
-                    f"You have {self._max_pending} files that are not uploaded yet; upload them first",
+                    f"You have {self._max_pending} reserved files that are not uploaded yet;"
+                    " upload them first",
                     retry_after_ms=60_000,
                 )
             self._store.add_media(
@@ -148,14 +149,14 @@ class MediaRepository:
     async def do_fill(
         self, user_id: UserID, server_name: ServerName, media_id: str, upload: Upload
     ) -> None:
-        """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`,
-        `CannotOverwriteMedia`, and what `do_upload` does."""
+        """Upload to a reserved content URI. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`,
+        and what `do_upload` does."""
         name = parse_name(upload.name)
         row = await self._row(server_name, media_id)
-        if row is None or _is_over(row, self._now_ms()):
-            raise NotFound("This address was not reserved, or no longer is")
+        if row is None or _is_expired(row, self._now_ms()):
+            raise NotFound("This content URI was not reserved, or the reservation has expired")
         if row.user_id != user_id:
-            raise Forbidden("Somebody else has reserved this address")
+            raise Forbidden("Another user has reserved this content URI")
         if row.content is not None:
             raise CannotOverwriteMedia
 
@@ -166,7 +167,7 @@ class MediaRepository:
             ):
                 raise CannotOverwriteMedia
 
-        kept = await self._keep(user_id, upload, name, write)
+        kept = await self._store_file(user_id, upload, name, write)
         for waiter in self._waiting.pop(media_id, ()):
             waiter.callback(None)
         await self._finish(kept, user_id)
@@ -176,7 +177,7 @@ class MediaRepository:
         if self._on_kept is not None:
             self._on_kept(content, user_id)
 
-    async def _keep(
+    async def _store_file(
         self,
         user_id: UserID,
         upload: Upload,
@@ -184,12 +185,12 @@ class MediaRepository:
         write: Callable[[WriteTransaction, Content], None],
     ) -> Content:
         self._gate.check_size("local", upload.size)
-        said = parse_type(upload.claimed_type)
-        await self._quotas.check_upload(user_id, said, upload.size, self._now_ms())
+        claimed_type = parse_type(upload.claimed_type)
+        await self._quotas.check_upload(user_id, claimed_type, upload.size, self._now_ms())
         with telling_of_the_store():
             if self._locations is not None:
                 await self._locations.remove(upload.body, user_id)
-            type = settle_type(said, upload.body)
+            type = settle_type(claimed_type, upload.body)
 
             def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
                 self._quotas.check_in(txn, user_id, size, self._now_ms())
@@ -201,7 +202,7 @@ class MediaRepository:
 
             return await self._contents.add(upload.body, keep)
 
-    # Giving out.
+    # Serving.
 
     async def get_content(
         self,
@@ -212,10 +213,12 @@ class MediaRepository:
         authenticated: bool,
         held_too: bool = False,
     ) -> OwnedContent:
-        """What a file is, waiting for its upload so long, and as long again for its scan. Raises
-        `NotFound`, `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check` does.
+        """Return a file and its owner, after waiting for its upload and for its scan, each at most
+        this time. Raises `NotFound`, `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check`
+        does.
 
-        `authenticated`: whether who asks has shown a token. `held_too`: also one that is held back.
+        `authenticated`: whether the request has an access token. `held_too`: also if it is
+        quarantined.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
@@ -224,7 +227,7 @@ class MediaRepository:
         )
         end = self._clock.seconds() + min(timeout_ms, LONGEST_WAIT_MS) / 1000
         while row.content is None and (left := end - self._clock.seconds()) > 0:
-            await self._wait(media_id, min(left, LOOK_AGAIN_SECONDS))
+            await self._wait(media_id, min(left, RECHECK_SECONDS))
             row = await self._visible_row(
                 server_name, media_id, authenticated=authenticated, held_too=held_too
             )
@@ -235,13 +238,13 @@ class MediaRepository:
             await self._gate.check(
                 kind, row.content, timeout_ms, row.user_id, is_protected=row.protected
             )
-        self._note_access(row)
+        self._record_access(row)
         return OwnedContent(row.content, row.user_id)
 
     async def check_visible(
         self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
     ) -> None:
-        """Whether a file may still be given out. Raises `NotFound`, `MediaHarmful`."""
+        """Check that a file may still be served. Raises `NotFound`, `MediaHarmful`."""
         await self._visible_row(
             server_name, media_id, authenticated=authenticated, held_too=held_too
         )
@@ -250,12 +253,12 @@ class MediaRepository:
         self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
     ) -> MediaRow:
         row = await self._row(server_name, media_id)
-        if row is None or _is_over(row, self._now_ms()):
+        if row is None or _is_expired(row, self._now_ms()):
             raise NotFound("There is no such file")
         if not authenticated and self._freeze.hides(
             is_noted=row.authenticated, created_ts=row.created_ts
         ):
-            raise NotFound("There is no such file for those who show no access token")
+            raise NotFound("There is no such file that needs no access token")
         if row.quarantined and not held_too:
             raise (
                 MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
@@ -264,14 +267,13 @@ class MediaRepository:
 
     async def _row(self, server_name: ServerName, media_id: str) -> MediaRow | None:
         if server_name != self._server_name:
-            raise NotFound("This is no file of this server")
+            raise NotFound("This is not a file of this server")
         if not MEDIA_ID.fullmatch(media_id):
             raise NotFound("There is no such file")
         return (await self._store.get_media([media_id])).get(media_id)
 
     async def _wait(self, media_id: str, seconds: float) -> None:
-        """Until the file is there, or the time is over. What came through another node is seen when
-        it is looked for again."""
+        """Wait until the file is uploaded through this node, at most this time."""
         arrived: Deferred[None] = Deferred()
         waiters = self._waiting.setdefault(media_id, [])
         waiters.append(arrived)
@@ -286,16 +288,15 @@ class MediaRepository:
             if not waiters and self._waiting.get(media_id) is waiters:
                 del self._waiting[media_id]
 
-    def _note_access(self, row: MediaRow) -> None:
+    def _record_access(self, row: MediaRow) -> None:
         now = self._now_ms()
         if now - row.last_access_ts >= ACCESS_GRAIN_MS:
             Deferred.fromCoroutine(self._store.set_accessed(row.media_id, now)).addErrback(
-                lambda failure: self.log.failure("cannot note that a file was read", failure)
+                lambda failure: self.log.failure("cannot record that a file was read", failure)
             )
 
     async def do_remove_expired(self, limit: int) -> int:
-        """Forget reservations that were not used in time, at most so many; how many there were. A
-        job does it."""
+        """Delete at most `limit` expired reservations; return their number. For a job."""
         return await self._store.remove_expired(self._now_ms(), limit)
 
     def _address(self, media_id: str) -> str:
@@ -305,5 +306,5 @@ class MediaRepository:
         return int(self._clock.seconds() * 1000)
 
 
-def _is_over(row: MediaRow, now_ms: int) -> bool:
+def _is_expired(row: MediaRow, now_ms: int) -> bool:
     return row.content is None and row.expires_ts is not None and row.expires_ts <= now_ms

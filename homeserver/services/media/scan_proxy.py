@@ -1,10 +1,10 @@
-"""The content scanner's API, for clients that ask it before they show a file: also of files that
-are encrypted.
+"""The content scanner's API, for clients that query it before they display a file, also an
+encrypted one.
 
-A client shows the key of an encrypted file, and what is inside is scanned. It gets the file as it
-is kept, encrypted: what is decrypted goes to the scanners piece by piece and nowhere else.
+A client sends the key of an encrypted file, and the plaintext is scanned. The client gets the
+encrypted file; the plaintext is only streamed to the scanners.
 
-source: the API of matrix-content-scanner, as its page docs/api.md tells it
+source: the API of matrix-content-scanner, in its docs/api.md
 """
 
 from collections.abc import Coroutine, Mapping
@@ -38,13 +38,13 @@ from homeserver.services.scanning.scanning import Scanning
 from storage.media.media import Content
 
 WAIT_MS: Final = 20_000
-"""How long such a request waits for a file to come, for its scan, and for the scan of what is
-inside: clients send no time."""
+"""How long such a request waits for an upload, and for each of the two scans: clients send no
+timeout."""
 CLEAN: Final = "The file is clean"
 
 
 class ScannerRefusal(MatrixError):
-    """An error as the clients of this API read it: `reason` says what it is, and `info` why."""
+    """An error in the format of this API: `reason` is the error code, `info` the text."""
 
     def body(self) -> Mapping[str, object]:
         return {"reason": self.errcode, "info": self.text, **super().body()}
@@ -58,7 +58,7 @@ class MediaRequestFailed(ScannerRefusal):
     errcode, status, default_text = (
         "MCS_MEDIA_REQUEST_FAILED",
         502,
-        "The file could not be had, or not be scanned",
+        "The file could not be fetched or scanned",
     )
 
 
@@ -82,7 +82,7 @@ class TypeForbidden(ScannerRefusal):
     errcode, status, default_text = (
         "MCS_MIME_TYPE_FORBIDDEN",
         403,
-        "Files of this type are not given out here",
+        "Files of this type are not served here",
     )
 
 
@@ -90,16 +90,16 @@ class BadDecryption(ScannerRefusal):
     errcode, status, default_text = (
         "MCS_BAD_DECRYPTION",
         403,
-        "The encrypted body cannot be opened: ask for the public key again",
+        "The encrypted body cannot be decrypted: request the public key again",
     )
 
 
 class MalformedJSON(ScannerRefusal):
-    errcode, status, default_text = "MCS_MALFORMED_JSON", 400, "The body is not what it should be"
+    errcode, status, default_text = "MCS_MALFORMED_JSON", 400, "The body is malformed"
 
 
 class MediaProxy:
-    """Answers. Without `scanning` there is no such API: all of it raises Unrecognized."""
+    """Implements the API. Without `scanning` it is disabled: everything raises Unrecognized."""
 
     def __init__(
         self,
@@ -114,14 +114,14 @@ class MediaProxy:
         self._scanning = scanning
 
     def get_public_key(self) -> str:
-        """The key for which bodies may be encrypted. Raises Unrecognized."""
-        self._on()
+        """Return the public key for encrypted bodies. Raises Unrecognized."""
+        self._get_scanner()
         return self._bodies.public_key
 
     async def download(
         self, server: ServerName, media_id: str, caller: Requester | None, context: RequestContext
     ) -> Response:
-        """A file that is clean. Raises ScannerRefusal, LimitExceeded."""
+        """Return a clean file. Raises ScannerRefusal, LimitExceeded."""
         await self._check(server, media_id, caller, context)
         return await self._download(server, media_id, caller, context)
 
@@ -136,12 +136,12 @@ class MediaProxy:
         *,
         animated: bool,
     ) -> Response:
-        """A small picture of an image that is clean. Raises ScannerRefusal, LimitExceeded."""
+        """Return a thumbnail of a clean image. Raises ScannerRefusal, LimitExceeded."""
         await self._check(server, media_id, caller, context)
-        asked = _asked(caller, context)
+        request = _media_request(caller, context)
         try:
             return await self._delivery.thumbnail(
-                server, media_id, size, method, asked, animated=animated
+                server, media_id, size, method, request, animated=animated
             )
         except MatrixError as error:
             raise _refusal(error) from error
@@ -149,33 +149,33 @@ class MediaProxy:
     async def scan(
         self, server: ServerName, media_id: str, caller: Requester | None, context: RequestContext
     ) -> tuple[bool, str]:
-        """Whether a file is clean, and a sentence about it. Raises ScannerRefusal,
+        """Return whether a file is clean, and a sentence about it. Raises ScannerRefusal,
         LimitExceeded."""
         return await _verdict(self._check(server, media_id, caller, context))
 
     async def download_encrypted(
         self, body: bytes, caller: Requester | None, context: RequestContext
     ) -> Response:
-        """An encrypted file, as it is kept, that is clean inside. Raises ScannerRefusal,
+        """Return an encrypted file whose plaintext is clean. Raises ScannerRefusal,
         LimitExceeded."""
         file = self._parse(body)
-        await self._check_inside(file, caller, context)
+        await self._check_decrypted(file, caller, context)
         return await self._download(file.server_name, file.media_id, caller, context)
 
     async def scan_encrypted(
         self, body: bytes, caller: Requester | None, context: RequestContext
     ) -> tuple[bool, str]:
-        """Whether what is inside of an encrypted file is clean, and a sentence. Raises
-        ScannerRefusal, LimitExceeded."""
-        return await _verdict(self._check_inside(self._parse(body), caller, context))
+        """Return whether the plaintext of an encrypted file is clean, and a sentence about it.
+        Raises ScannerRefusal, LimitExceeded."""
+        return await _verdict(self._check_decrypted(self._parse(body), caller, context))
 
-    def _on(self) -> Scanning:
+    def _get_scanner(self) -> Scanning:
         if self._scanning is None:
-            raise Unrecognized("This server scans no files")
+            raise Unrecognized("This server does not scan files")
         return self._scanning
 
     def _parse(self, body: bytes) -> EncryptedFile:
-        self._on()
+        self._get_scanner()
         try:
             return self._bodies.parse(body)
         except Malformed as error:
@@ -186,17 +186,19 @@ class MediaProxy:
     async def _check(
         self, server: ServerName, media_id: str, caller: Requester | None, context: RequestContext
     ) -> Content:
-        scanning = self._on()
+        scanning = self._get_scanner()
         try:
-            file = await self._delivery.get_content(server, media_id, _asked(caller, context))
+            file = await self._delivery.get_content(
+                server, media_id, _media_request(caller, context)
+            )
             await scanning.require(file.content, WAIT_MS, file.whose)
         except MediaHarmful as error:
-            raise await self._harmful(scanning, server, media_id, caller, context) from error
+            raise await self._harmful_error(scanning, server, media_id, caller, context) from error
         except MatrixError as error:
             raise _refusal(error) from error
         return file.content
 
-    async def _harmful(
+    async def _harmful_error(
         self,
         scanning: Scanning,
         server: ServerName,
@@ -204,45 +206,49 @@ class MediaProxy:
         caller: Requester | None,
         context: RequestContext,
     ) -> ScannerRefusal:
-        """Which sort of harmful it is."""
-        asked = _asked(caller, context, held_too=True)
-        file = await self._delivery.get_content(server, media_id, asked)
+        """Return the error for the kind of finding."""
+        request = _media_request(caller, context, held_too=True)
+        file = await self._delivery.get_content(server, media_id, request)
         row = await scanning.get_state(file.content.hash)
-        return _found("" if row is None or row.found is None else row.found)
+        return _finding_error("" if row is None or row.found is None else row.found)
 
-    async def _check_inside(
+    async def _check_decrypted(
         self, file: EncryptedFile, caller: Requester | None, context: RequestContext
     ) -> None:
-        scanning = self._on()
+        scanning = self._get_scanner()
         content = await self._check(file.server_name, file.media_id, caller, context)
         if content.hash != file.hash:
             raise FailedToDecrypt
         by = None if caller is None or caller.is_guest else caller.user_id
-        asker = address_key(context.client_ip) if caller is None else caller.user_id
+        requester = address_key(context.client_ip) if caller is None else caller.user_id
 
         def check_rate() -> None:
             if caller is None or caller.rate_limited:
-                self._limiter.check(Limit.MEDIA_SCAN, asker)
+                self._limiter.check(Limit.MEDIA_SCAN, requester)
 
         try:
             found = await scanning.require_inside(
-                content, file.key, file.iv, WAIT_MS, asker, by, check_rate
+                content, file.key, file.iv, WAIT_MS, requester, by, check_rate
             )
         except MatrixError as error:
             raise _refusal(error) from error
         if found is not None:
-            raise _found(found)
+            raise _finding_error(found)
 
     async def _download(
         self, server: ServerName, media_id: str, caller: Requester | None, context: RequestContext
     ) -> Response:
         try:
-            return await self._delivery.download(server, media_id, "", _asked(caller, context))
+            return await self._delivery.download(
+                server, media_id, "", _media_request(caller, context)
+            )
         except MatrixError as error:
             raise _refusal(error) from error
 
 
-def _asked(caller: Requester | None, context: RequestContext, *, held_too: bool = False) -> Asked:
+def _media_request(
+    caller: Requester | None, context: RequestContext, *, held_too: bool = False
+) -> Asked:
     user_id = "" if caller is None else caller.user_id
     return Asked(context.client_ip, caller is not None, WAIT_MS, held_too=held_too, user_id=user_id)
 
@@ -255,17 +261,17 @@ async def _verdict(checking: Coroutine[Any, Any, object]) -> tuple[bool, str]:
     return True, CLEAN
 
 
-def _found(found: str) -> ScannerRefusal:
+def _finding_error(found: str) -> ScannerRefusal:
     scanner, _, what = found.partition(": ")
     return (
-        TypeForbidden(f"Files of the type {what} are not given out here")
+        TypeForbidden(f"Files of the type {what} are not served here")
         if scanner == TYPES
         else MediaNotClean()
     )
 
 
 def _refusal(error: MatrixError) -> MatrixError:
-    """The same no in this API's words."""
+    """Return the same refusal as an error of this API."""
     match error:
         case NotFound():
             return NotThere(error.text)
@@ -274,5 +280,5 @@ def _refusal(error: MatrixError) -> MatrixError:
         case LimitExceeded() | Unrecognized():
             return error
     if error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
-        return error  # of the request, such as a size of no thumbnail
+        return error  # an error of the request, such as an invalid thumbnail size
     return MediaRequestFailed(error.text)

@@ -1,11 +1,11 @@
-"""Thumbnails: made when somebody asks, and kept beside the content.
+"""Thumbnails: made on request, and stored with the content.
 
-They are made by turns among those whose files they are, since a picture may be made to take long,
-and among those who ask, since somebody may ask for much; those of whose pictures one took long
-lately share a part of the turns. Sizes are rounded up along a ladder, with one of a few
-proportions, or to one of those that the configuration names, so that the many sizes that screens
-ask for share a few files. A thumbnail is at least as large as what was asked for, and never larger
-than the original. What is kept is read as somebody takes it, so it needs no memory.
+Turns are fair among the owners of files, as crafted pictures may take long, and among the
+requesters, as one may request many. Owners and requesters whose pictures were slow recently share a
+part of the turns. A size is rounded up to a step of a ladder with one of a few aspect ratios, or to
+one of the configured sizes, so that the many sizes that clients request share a few files. A
+thumbnail is at least as large as requested, and never larger than the original. A stored one is
+streamed, so it needs no memory.
 
 spec: client-server-api#thumbnails
 """
@@ -56,25 +56,24 @@ LADDER: Final = (
     4096,
 )
 PROPORTIONS: Final = 16
-"""The shorter side is so many sixteenths of the longer."""
+"""Aspect ratios are multiples of one sixteenth."""
 MOST_KEPT: Final = 40
-"""Thumbnails of one content; further ones are made each time."""
+"""The stored thumbnails per content; further ones are made each time."""
 REMEMBERED_SECONDS: Final = 86_400
-"""So long it is remembered that a file is no image: another version of what reads it may find
-one."""
+"""How long it is stored that a file is no image: a newer decoder may read it."""
 
 SLOW_SECONDS: Final = 5.0
-"""Whose picture takes longer is slow."""
+"""A picture that takes longer is slow."""
 MOST_WAITING: Final = 1000
-"""Thumbnails that wait to be made."""
+"""The most thumbnails that wait to be made."""
 MOST_WAITING_OF_ONE: Final = 100
-"""Of one who asks."""
+"""The most per requester."""
 
 Method = Literal["crop", "scale"]
 
 
 class ThumbnailSize(NamedTuple):
-    """A size in pixels, and how a picture is brought to it."""
+    """A size in pixels, and the resizing method."""
 
     width: int
     height: int
@@ -82,23 +81,23 @@ class ThumbnailSize(NamedTuple):
 
 
 class Thumbnail(msgspec.Struct, frozen=True):
-    """A thumbnail; `file` is None where the content itself serves as one. Who has it closes the
+    """A thumbnail; `file` is None if the content itself serves as one. The receiver closes the
     file's source."""
 
     type: str
     file: File | None
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """What came of a job, as it is kept: a source and its size for `made`."""
+class _StoredResult(msgspec.Struct, frozen=True):
+    """The stored result of a job: a source and its size for `made`."""
 
     result: ImageResult
     source: Source
     size: int
 
 
-class _After:
-    """A source without its beginning."""
+class _Suffix:
+    """A source without its first bytes."""
 
     def __init__(self, source: Source, start: int) -> None:
         self._source = source
@@ -112,7 +111,7 @@ class _After:
 
 
 class Thumbnails:
-    """Makes and finds them."""
+    """Makes and stores thumbnails."""
 
     log = Logger()
 
@@ -128,9 +127,9 @@ class Thumbnails:
         sizes: Sequence[ThumbnailSize] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`at_once`: how many are made at the same time. `programs`: whether other programs may
-        take pictures out of films and documents; `sizes`: the only ones to make, if any are named.
-        `now`: the time of the folder's disk."""
+        """`at_once`: the number made concurrently. `programs`: whether external programs may
+        extract pictures from videos and documents; `sizes`: the only sizes to make, if any are
+        given. `now`: the clock of the folder's disk."""
         self._now = now
         self._sizes = sizes
         self._contents = contents
@@ -145,11 +144,11 @@ class Thumbnails:
                 MOST_WAITING_OF_ONE if party.kind == "asker" else None
             ),
             refusal=lambda _party: LimitExceeded(
-                "Too many thumbnails are being made at this moment", retry_after_ms=2000
+                "Too many thumbnails are being made at the moment", retry_after_ms=2000
             ),
             waits=Waits(clock, slow_after=SLOW_SECONDS),
         )
-        self._being_made: dict[tuple[bytes, str], _Making] = {}
+        self._in_progress: dict[tuple[bytes, str], _Making] = {}
 
     async def get(
         self,
@@ -162,12 +161,10 @@ class Thumbnails:
         *,
         animated: bool,
     ) -> Thumbnail:
-        """A thumbnail; what is not kept is made, by turns among those whose files they are, and
-        those who ask.
+        """Return a thumbnail, which is made if it is not stored.
 
-        `whose`: so one that takes long keeps none of others' files waiting. `asker`: so who asks
-        for many keeps no others waiting. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`,
-        `LimitExceeded`, `NotFound`.
+        Turns are fair among the owners (`whose`) and the requesters (`asker`), so neither delays
+        others. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`.
         """
         if width < 1 or height < 1:
             raise InvalidParam("width and height must be at least 1")
@@ -176,8 +173,8 @@ class Thumbnails:
         else:
             width, height = round_up(width, height)
         name = f"{width}x{height}-{method}{'-animated' if animated else ''}"
-        kept = await self._get_kept(content, name)
-        if kept is None:
+        stored = await self._find_stored(content, name)
+        if stored is None:
 
             def job(path: Path) -> ImageJob:
                 return ImageJob(
@@ -186,29 +183,29 @@ class Thumbnails:
 
             result = await self._make(content, name, _Turn(whose, asker), job)
             if result.kind == "made":
-                kept = await self._get_kept(content, name)
-            kept = kept or _Kept(result, MemorySource(result.data), len(result.data))
-        if kept.result.kind == "too large":
+                stored = await self._find_stored(content, name)
+            stored = stored or _StoredResult(result, MemorySource(result.data), len(result.data))
+        if stored.result.kind == "too large":
             raise TooLarge("The image has too many pixels for a thumbnail")
-        if kept.result.kind not in ("made", "original"):
+        if stored.result.kind not in ("made", "original"):
             raise CannotThumbnail
         etag = f"{content.hash.hex()}-{name}"
         return Thumbnail(
-            kept.result.type,
-            File(kept.source, kept.size, etag) if kept.result.kind == "made" else None,
+            stored.result.type,
+            File(stored.source, stored.size, etag) if stored.result.kind == "made" else None,
         )
 
-    async def _get_kept(self, content: Content, name: str) -> _Kept | None:
+    async def _find_stored(self, content: Content, name: str) -> _StoredResult | None:
         with telling_of_the_store():
             found = await self._contents.get_thumbnail(content.hash, name)
         if found is None:
             return None
-        kept = _unpack(found)
-        is_over = kept.result.kind == "no image" and self._now() - found.made > REMEMBERED_SECONDS
-        return None if is_over else kept
+        stored = _unpack(found)
+        is_over = stored.result.kind == "no image" and self._now() - found.made > REMEMBERED_SECONDS
+        return None if is_over else stored
 
     async def measure(self, content: Content, whose: str) -> tuple[int, int]:
-        """Width and height of an image, as it is shown. Raises what `get` does."""
+        """Return width and height of an image as displayed. Raises what `get` does."""
         with telling_of_the_store():
             async with self._contents.lend(content.hash) as path:
                 if path is None:
@@ -224,9 +221,9 @@ class Thumbnails:
     async def _make(
         self, content: Content, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]
     ) -> ImageResult:
-        """Once, however many ask for it at the same time, when the first of them has a turn, and to
-        the end, though they may go away."""
-        making = self._being_made.setdefault((content.hash, name), _Making())
+        """Make a thumbnail once for all concurrent requests, when the first of them has a turn. It
+        is finished even if the requests are cancelled."""
+        making = self._in_progress.setdefault((content.hash, name), _Making())
         waits_for_turn = not making.is_begun and turn.asker not in making.waiters
         mine: Deferred[ImageResult] = Deferred()
         making.waiters.setdefault(turn.asker, []).append(mine)
@@ -244,8 +241,8 @@ class Thumbnails:
         turn: "_Turn",
         job: Callable[[Path], ImageJob],
     ) -> None:
-        """Make it and tell all who wait, unless somebody else had a turn first. Who is refused a
-        turn is told alone."""
+        """Make a thumbnail and pass it to all waiting requests, unless another request had a turn
+        first. A refusal goes only to the requester that was refused."""
         is_mine = False
 
         def begin() -> bool:
@@ -256,19 +253,19 @@ class Thumbnails:
 
         result: ImageResult | Failure | None
         try:
-            result = await self._make_and_keep(content, name, turn, job, begin)
-        except Exception:  # whatever it is, those who wait get it
+            result = await self._make_and_store(content, name, turn, job, begin)
+        except Exception:  # any error is passed to the waiting requests
             result = Failure()
         if result is None:
             return
-        told = list(making.waiters) if is_mine else [turn.asker]
-        waiters = [each for asker in told for each in making.waiters.pop(asker, ())]
-        if not making.waiters and self._being_made.get((content.hash, name)) is making:
-            del self._being_made[content.hash, name]
+        notified = list(making.waiters) if is_mine else [turn.asker]
+        waiters = [each for asker in notified for each in making.waiters.pop(asker, ())]
+        if not making.waiters and self._in_progress.get((content.hash, name)) is making:
+            del self._in_progress[content.hash, name]
         for waiter in waiters:
             waiter.callback(result)
 
-    async def _make_and_keep(
+    async def _make_and_store(
         self,
         content: Content,
         name: str,
@@ -276,7 +273,7 @@ class Thumbnails:
         job: Callable[[Path], ImageJob],
         begin: Callable[[], bool],
     ) -> ImageResult | None:
-        """None where `begin` says that somebody else makes it."""
+        """Make and store a thumbnail; None if `begin` says that another request makes it."""
         with telling_of_the_store():
             async with self._contents.lend(content.hash) as path:
                 if path is None:
@@ -285,20 +282,17 @@ class Thumbnails:
                     if not begin():
                         return None
                     result = await self._workers.run(job(path))
-        if result.kind in (
-            "made",
-            "original",
-            "no image",
-        ):  # what else it is may be otherwise the next time
+        # other results may differ the next time
+        if result.kind in ("made", "original", "no image"):
             try:
                 await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
             except OSError as error:
-                self.log.error("a thumbnail is given out, but cannot be kept: {error}", error=error)
+                self.log.error("a thumbnail is served but cannot be stored: {error}", error=error)
         return result
 
 
 class _Party(NamedTuple):
-    """One among whom thumbnails are shared out."""
+    """An owner or requester with fair turns."""
 
     kind: Literal["owner", "asker"]
     name: str
@@ -313,19 +307,20 @@ class _Turn(NamedTuple):
 
 
 class _Making:
-    """A thumbnail that is to be made."""
+    """A thumbnail that is being made."""
 
     def __init__(self) -> None:
         self.is_begun = False
         self.waiters: dict[str, list[Deferred[ImageResult]]] = {}
-        """By who asks. Until it is begun each of these waits for a turn of their own."""
+        """Waiting requests, by requester. Until it is begun each requester waits for a turn of
+        their own."""
 
 
 def choose(
     sizes: Sequence[ThumbnailSize], width: int, height: int, method: Method
 ) -> ThumbnailSize:
-    """The smallest of these that is as large as what was asked for, or else the largest; of the
-    same method where there are such."""
+    """Return the smallest of the sizes that is as large as requested, or else the largest; with the
+    same method if there are any."""
     fitting = [size for size in sizes if size.method == method] or sizes
     large = [size for size in fitting if size.width >= width and size.height >= height]
     if large:
@@ -334,8 +329,8 @@ def choose(
 
 
 def round_up(width: int, height: int) -> tuple[int, int]:
-    """The next size of the ladder with nearly the same proportions; the largest for what is larger
-    still."""
+    """Return the next size of the ladder with nearly the same aspect ratio; the largest for larger
+    requests."""
     longest = max(width, height)
     step = next((step for step in LADDER if step >= longest), LADDER[-1])
     unit = step // PROPORTIONS
@@ -350,17 +345,19 @@ def _pack(result: ImageResult) -> bytes:
     return f"{result.kind}\n{result.type}\n".encode() + result.data
 
 
-def _unpack(kept: KeptThumbnail) -> _Kept:
-    kind, type, data = kept.beginning.split(b"\n", 2)
-    if kept.file is not None and kind == b"made":
-        start = len(kept.beginning) - len(data)
-        return _Kept(
-            ImageResult("made", type.decode()), _After(kept.file, start), kept.file.size - start
+def _unpack(stored: KeptThumbnail) -> _StoredResult:
+    kind, type, data = stored.beginning.split(b"\n", 2)
+    if stored.file is not None and kind == b"made":
+        start = len(stored.beginning) - len(data)
+        return _StoredResult(
+            ImageResult("made", type.decode()),
+            _Suffix(stored.file, start),
+            stored.file.size - start,
         )
     source = MemorySource(data)
     match kind:
         case b"made":
-            return _Kept(ImageResult("made", type.decode()), source, len(data))
+            return _StoredResult(ImageResult("made", type.decode()), source, len(data))
         case b"original":
-            return _Kept(ImageResult("original", type.decode()), source, 0)
-    return _Kept(ImageResult("no image"), source, 0)
+            return _StoredResult(ImageResult("original", type.decode()), source, 0)
+    return _StoredResult(ImageResult("no image"), source, 0)

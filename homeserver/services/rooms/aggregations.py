@@ -1,13 +1,12 @@
-"""What is told of an event's children with the event itself: its latest edit, its thread, what
-refers to it.
+"""Aggregations of an event's children, sent with the event: its latest edit, its thread,
+references.
 
 Laws:
-- One query tells which events of a page have children; a page without any costs no more than that,
-  and that only once.
-- Nothing is told of children that the reader may not see, or that users whom they ignore have sent.
-  Counts are of what this server knows, as the specification has it: they are not of what each
-  reader may see. But of what came after they had left the room, and is not for them, nothing is
-  counted.
+- One query tells which events of a page have children. A page without any costs no more, and that
+  only once.
+- Children that the reader may not see, or that were sent by users whom they ignore, are left out.
+  Counts are of what this server knows, as the specification has it, not of what each reader may
+  see. For a reader who left the room, events after their leave are not counted.
 
 spec: client-server-api#aggregations-of-child-events
 """
@@ -33,7 +32,7 @@ _event_id: Final = attrgetter("event.event_id")
 
 
 class Thread(msgspec.Struct, frozen=True, gc=False):
-    """What is told of a thread with its root."""
+    """The aggregation of a thread, bundled with its root."""
 
     latest: Seen
     count: int
@@ -41,7 +40,7 @@ class Thread(msgspec.Struct, frozen=True, gc=False):
 
 
 class Aggregation(msgspec.Struct, frozen=True, gc=False):
-    """What is told of an event's children."""
+    """The aggregations of one event."""
 
     edit: Seen | None
     thread: Thread | None
@@ -49,7 +48,7 @@ class Aggregation(msgspec.Struct, frozen=True, gc=False):
 
 
 class Aggregations:
-    """Finds the children of pages of events."""
+    """Loads the aggregations for pages of events."""
 
     def __init__(
         self,
@@ -65,25 +64,25 @@ class Aggregations:
         self._memberships = memberships
         self._visibility = visibility
         self._ignored = ignored
-        self._childless = childless
+        self._no_relations = childless
 
     async def load(self, user_id: UserID, events: Sequence[StoredEvent]) -> dict[int, Aggregation]:
-        """For those of the events that have children of which to tell, by number."""
+        """Return the aggregations by event number, for those of the events that have any."""
         parents = {event.nid: event for event in self._find_parents(events)}
         if not parents:
             return {}
         ignored = await self._ignored.of_user(user_id)
-        heard = self._childless.heard
+        heard = self._no_relations.heard
         types = await self._store.find_parents([event.event.event_id for event in parents.values()])
         rel_types = set(chain.from_iterable(types.values()))
         children: Mapping[int, Sequence[Children]] = {}
         if types:
-            having = [
+            with_children = [
                 _as_parent(event) for event in parents.values() if event.event.event_id in types
             ]
-            children = await self._store.get_children(having, rel_types, user_id, ignored)
+            children = await self._store.get_children(with_children, rel_types, user_id, ignored)
         if not ignored:
-            self._childless.note(
+            self._no_relations.note(
                 [event.event.event_id for nid, event in parents.items() if nid not in children],
                 heard,
             )
@@ -92,8 +91,10 @@ class Aggregations:
         seen = await self._see_children(user_id, children)
         left = await self._left_before(user_id, parents, children, seen)
         if left:
-            having = [_as_parent(parents[nid]) for nid in left]
-            former = await self._store.get_children(having, rel_types, user_id, ignored, left)
+            with_children = [_as_parent(parents[nid]) for nid in left]
+            former = await self._store.get_children(
+                with_children, rel_types, user_id, ignored, left
+            )
             children = {
                 nid: former.get(nid, []) if nid in left else groups
                 for nid, groups in children.items()
@@ -111,10 +112,10 @@ class Aggregations:
         return found
 
     def _find_parents(self, events: Sequence[StoredEvent]) -> Iterator[StoredEvent]:
-        """Those that may have children, as far as it is in memory."""
-        are_childless = map(self._childless.known.__contains__, map(_event_id, events))
+        """Return the events that may have children, by what is cached."""
+        are_childless = map(self._no_relations.known.__contains__, map(_event_id, events))
         for event in compress(events, map(not_, are_childless)):
-            if event.event.state_key is None and not self._childless.is_new(event):
+            if event.event.state_key is None and not self._no_relations.is_new(event):
                 yield event
 
     async def _see_children(
@@ -131,8 +132,8 @@ class Aggregations:
         children: Mapping[int, Sequence[Children]],
         seen: Mapping[int, Seen],
     ) -> dict[int, int]:
-        """Those that have children which came after the reader had left the room, and which they
-        may not see; with the position at which they left."""
+        """Return the parents that have children which were sent after the reader left the room and
+        which they may not see, with the position at which the reader left."""
         own = await self._memberships.of_user(user_id)
         return {
             nid: row.left_position
@@ -143,7 +144,7 @@ class Aggregations:
         }
 
     async def only_related(self, seen: Sequence[Seen], wanted: RoomEventFilter) -> list[Seen]:
-        """Those of the events that have the children which the filter asks for."""
+        """Return those of the events that have the children which the filter asks for."""
         if not wanted.asks_for_children or not seen:
             return list(seen)
         nids = await self._store.get_related(
@@ -154,7 +155,7 @@ class Aggregations:
         return [each for each in seen if each.event.nid in nids]
 
     async def see(self, user_id: UserID, nids: Collection[int]) -> dict[int, Seen]:
-        """Those of the events, of whatever rooms, that the user may see."""
+        """Return those of the events that the user may see. The events may be in any rooms."""
         own = await self._memberships.of_user(user_id)
         rooms: dict[int, list[StoredEvent]] = {}
         for event in (await self._events.get_events(nids)).values():
@@ -168,8 +169,8 @@ class Aggregations:
     async def without_erased(
         self, user_id: UserID, events: Mapping[int, StoredEvent]
     ) -> Mapping[int, StoredEvent]:
-        """The events, of whatever rooms and by number, which the user may see: those without their
-        content that were sent by somebody whose account was erased before the user came."""
+        """Return the events, of any rooms and by number, without the content of those whose
+        sender's account was erased before the user joined. The user may see all of them."""
         if not events:
             return events
         own = await self._memberships.of_user(user_id)

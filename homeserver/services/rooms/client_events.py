@@ -1,8 +1,8 @@
-"""Events as clients get them: stored bytes with the `unsigned` that is made for the reader.
+"""The client format of events: stored bytes with an `unsigned` that is made for the reader.
 
-The bytes of an event are encoded once, when it comes into the cache; what differs from reader to
-reader (age, their membership, their own transaction id, what replaced or redacted it) is spliced
-in. What is needed for that besides the events is read for a whole page at once.
+The bytes of an event are encoded once, when it comes into the cache. The parts that differ between
+readers are spliced in: age, membership, the reader's transaction ID, the event that was replaced,
+the redaction. The data for these parts is read once for a whole page.
 
 spec: client-server-api#room-event-format
 """
@@ -26,11 +26,11 @@ from storage.rooms.sent_transactions import DELAYED, SentTransactionStore
 from storage.rooms.sticky_events import LONGEST_MS
 
 BUNDLE_LEVELS: Final = 2
-"""With an event its thread's latest event is told, and of that its own children; of these no
-more."""
+"""An event comes with the latest event of its thread, and that one with its own aggregations; these
+come without further ones."""
 
 Reasons = Mapping[int, Seen]
-"""Redactions by their numbers."""
+"""Redactions by their event numbers."""
 NO_REASONS: Final[Reasons] = {}
 
 _encode = msgspec.json.encode
@@ -45,7 +45,7 @@ _client_prefix: Final = attrgetter("client_prefix")
 _origin_server_ts: Final = attrgetter("event.origin_server_ts")
 
 _CLIENT_FORM: Final = b'%b,"unsigned":{"age":%d,"membership":%b%b%b'
-"""Of the event itself, its age, the reader's membership, what else is told, the end."""
+"""The event itself, its age, the reader's membership, other members of `unsigned`, the end."""
 _membership: Final = attrgetter("membership")
 _MEMBERSHIPS: Final = {
     membership: _encode(membership) for membership in ("join", "leave", "invite", "knock", "ban")
@@ -79,10 +79,10 @@ class ClientEvents:
         with_room_id: bool,
         bundled_in: Set[int] | None = None,
     ) -> list[msgspec.Raw]:
-        """The events as this device gets them, in the given order.
+        """Return the events as this device gets them, in the given order.
 
-        They come with what is told of their children; where `bundled_in` is given, only those in
-        rooms of these numbers do.
+        They come with their aggregations. If `bundled_in` is given, only events in rooms of these
+        numbers do.
         """
         parents: list[StoredEvent] = []
         if bundled_in is None:
@@ -95,8 +95,9 @@ class ClientEvents:
     def present_messages(
         self, user_id: UserID, device_id: DeviceID | None, messages: Sequence[StoredEvent]
     ) -> list[msgspec.Raw] | None:
-        """As `present` for what a member sees plainly (`Visibility.shows_plainly`), without room
-        ids and children. None where it is not in memory whether this device sent it."""
+        """As `present`, for messages that a member sees without filtering
+        (`Visibility.shows_plainly`), without room IDs and aggregations. None if it is not in memory
+        whether this device sent one of them."""
         now = self._now_ms()
         presented: list[msgspec.Raw] = []
         for stored in messages:
@@ -110,8 +111,7 @@ class ClientEvents:
         return presented
 
     async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
-        """Why those of the events have no content that were redacted, as far as the user may see
-        it: for `present_plainly`.
+        """Return the redactions of these events that the user may see, for `present_plainly`.
 
         spec: client-server-api#redactions
         """
@@ -123,7 +123,7 @@ class ClientEvents:
         return await self.find_reasons_among(user_id, redactions)
 
     async def find_reasons_among(self, user_id: UserID, redactions: Collection[int]) -> Reasons:
-        """Those of the redactions, by number, that the user may see."""
+        """Return those of the redactions, by number, that the user may see."""
         return await self._aggregations.see(user_id, redactions) if redactions else NO_REASONS
 
     async def _present(
@@ -162,8 +162,8 @@ class ClientEvents:
         return list(map(msgspec.Raw, map(_CLIENT_FORM.__mod__, parts)))
 
     def _time_to_live(self, event: StoredEvent, now: int) -> bytes:
-        """For how long an event is still sticky, beginning with a comma; nothing once that is over
-        (MSC4354)."""
+        """Return the remaining time for which an event is sticky, as a member of `unsigned` with a
+        leading comma; empty once that time is over (MSC4354)."""
         ends = self._sticky.end_of(event.nid)
         if ends is None:
             ends = min(event.event.origin_server_ts, now) + min(
@@ -178,7 +178,7 @@ class ClientEvents:
         events: Sequence[StoredEvent],
         levels: int,
     ) -> dict[int, bytes]:
-        """`m.relations` of those events that have children of which to tell.
+        """Return `m.relations` of those events that have aggregations.
 
         spec: client-server-api#aggregations-of-child-events
         """
@@ -202,7 +202,8 @@ class ClientEvents:
     async def _load_extras(
         self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[Seen]
     ) -> dict[int, bytes]:
-        """Further members of `unsigned`, beginning with a comma, for those events that have any."""
+        """Return further members of `unsigned`, with a leading comma, for those events that have
+        any."""
         events: list[StoredEvent] = list(map(_event, seen))
         extras: dict[int, bytes] = {}
         own: list[StoredEvent] = []
@@ -214,7 +215,7 @@ class ClientEvents:
                 found = await self._sent.get_txn_ids([event.nid for event in unknown])
                 for event in unknown:
                     event.sent = found.get(event.nid, NO_TRANSACTION)
-            # mostly other devices sent them
+            # most were sent by other devices of the user
             for event in compress(
                 own, map({device_id, ""}.__contains__, map(_first, map(_sent, own)))
             ):
@@ -225,7 +226,7 @@ class ClientEvents:
         if not special:
             return extras
         others = await self._find_former(user_id, special_seen)
-        # who has left may see what was redacted later, and not why
+        # a former member sees an event that was redacted later as redacted, but not the redaction
         because = await self.find_reasons(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
         loaded = await self._aggregations.without_erased(user_id, loaded)
@@ -245,8 +246,8 @@ class ClientEvents:
         return extras
 
     async def _find_former(self, user_id: UserID, seen: Sequence[Seen]) -> set[int]:
-        """The state events that these took the place of, as far as the user may know them: who was
-        in the room knew its state."""
+        """Return the state events that these replaced, as far as the user may know them. A user who
+        was joined knew the room's state."""
         known, others = set[int](), set[int]()
         for each in seen:
             if each.event.replaces is not None:
@@ -256,8 +257,8 @@ class ClientEvents:
 
 
 def _transaction(sent: tuple[str, str], device_id: DeviceID | None) -> bytes:
-    """What the user's device is told of how an event was sent, beginning with a comma. `sent`: as
-    `StoredEvent` has it."""
+    """Return the transaction ID or delay ID of an event for the user's device, with a leading
+    comma. `sent`: as in `StoredEvent`."""
     of_device, txn_id = sent
     if not txn_id:
         return b""
@@ -288,8 +289,8 @@ def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> di
 def present_plainly(
     event: StoredEvent, *, with_room_id: bool, reasons: Reasons = NO_REASONS
 ) -> msgspec.Raw:
-    """The client form with nothing beside the event but the reason why it was redacted: for
-    state."""
+    """Return the client format of an event of the state: in `unsigned` is only the redaction, if
+    any."""
     head = _head(event, with_room_id)
     if event.redacted_by is not None and event.redacted_by in reasons:
         return msgspec.Raw(b'%b,"unsigned":{%b}}' % (head, _reason(reasons[event.redacted_by])))
@@ -299,7 +300,7 @@ def present_plainly(
 def present_state(
     events: Iterable[StoredEvent], reasons: Reasons, *, with_room_id: bool = True
 ) -> list[msgspec.Raw]:
-    """The same of many events."""
+    """Return the client format of many events of the state."""
     if reasons:
         return [
             present_plainly(event, with_room_id=with_room_id, reasons=reasons) for event in events
@@ -313,7 +314,7 @@ def present_state(
 
 
 def present_stripped(events: Iterable[Event | StrippedEvent]) -> list[dict[str, Any]]:
-    """Stripped state. spec: client-server-api#stripped-state"""
+    """Return stripped state. spec: client-server-api#stripped-state"""
     return [
         {
             "type": event.type,
@@ -326,19 +327,19 @@ def present_stripped(events: Iterable[Event | StrippedEvent]) -> list[dict[str, 
 
 
 def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[Any]:
-    """The events with only those of their properties that the dot-separated paths name.
+    """Return the events with only those of their properties that the dot-separated paths name.
 
     spec: appendices#dot-separated-property-paths, client-server-api#filtering
     """
     split = [_split_path(path) for path in paths]
-    kept: list[Any] = []
+    filtered: list[Any] = []
     for raw in events:
         event = msgspec.json.decode(raw)
         result: dict[str, Any] = {}
         for path in split:
             _copy_path(event, result, path)
-        kept.append(result)
-    return kept
+        filtered.append(result)
+    return filtered
 
 
 def _reason(redaction: Seen) -> bytes:
@@ -346,7 +347,7 @@ def _reason(redaction: Seen) -> bytes:
 
 
 def _head(event: StoredEvent, with_room_id: bool) -> bytes:
-    """All but what is made for a reader."""
+    """Return the part of the client format that is the same for all readers."""
     if with_room_id:
         return b'%b,"room_id":"%b"' % (event.client_prefix, event.event.room_id.encode())
     return event.client_prefix

@@ -1,4 +1,4 @@
-"""Creating rooms: from what the client wishes to the events of a new room, written at once or not
+"""Creation of rooms: the events of a new room are made from the request and written at once, or not
 at all.
 
 spec: client-server-api#post_matrixclientv3createroom
@@ -41,8 +41,8 @@ MAX_INITIAL_STATE: Final = 200
 MAX_INVITES: Final = 100
 TOMBSTONE: Final = "m.room.tombstone"
 TOMBSTONE_LEVEL: Final = 150
-"""Where creators stand above all levels, others may end the room only if they are given more than
-is needed for its state."""
+"""If creators stand above all levels, other users may send a tombstone only if they are given more
+than the level for state."""
 
 Preset = Literal["private_chat", "public_chat", "trusted_private_chat"]
 
@@ -109,16 +109,15 @@ class RoomCreation:
         namespaces: AliasNamespaces,
     ) -> None:
         """`encrypted_presets`: rooms of these presets are encrypted from the start.
-        `default_levels`: by preset, what of the power levels differs from the usual ones.
-        `profile_on_invite`: invites carry names and avatars. `federates_by_default`: who says
-        nothing about it gets a room that people of other servers can join; who invites one of them
-        has said it."""
+        `default_levels`: changes to the default power levels, by preset. `profile_on_invite`:
+        invites carry names and avatars. `federates_by_default`: the value of `m.federate` if the
+        request has none; a room with an invited user of another server always federates."""
         self._engine = engine
-        self._unshown = unshown
+        self._hidden_changes = unshown
         self._namespaces = namespaces
         self._profiles = profiles
         self._memberships = memberships
-        self._elsewhere = elsewhere
+        self._remote = elsewhere
         self._limiter = limiter
         self._identity = identity
         self._secret_text = secret_text
@@ -129,49 +128,50 @@ class RoomCreation:
         self._profile_on_invite = profile_on_invite
         self._federates_by_default = federates_by_default
 
-    async def do_create(self, caller: Requester, wish: CreateRoom) -> RoomID:
-        """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion,
-        InvalidRoomState, Forbidden, NotFound, InviteBlocked."""
-        version = self._find_version(wish)
-        invites = [parse_user_id(user_id) for user_id in dict.fromkeys(wish.invite or ())]
-        if wish.invite_3pid:
+    async def do_create(self, caller: Requester, request: CreateRoom) -> RoomID:
+        """Create the room and return its ID. Raises InvalidParam, RoomInUse,
+        UnsupportedRoomVersion, InvalidRoomState, Forbidden, NotFound, InviteBlocked."""
+        version = self._find_version(request)
+        invites = [parse_user_id(user_id) for user_id in dict.fromkeys(request.invite or ())]
+        if request.invite_3pid:
             raise InvalidParam(
-                "This server does not invite by e-mail address or phone number; ask the person for their user ID"
+                "This server does not invite by e-mail address or phone number;"
+                " ask the person for their user ID"
             )
-        alias = await self._check_alias(caller, wish)
+        alias = await self._check_alias(caller, request)
         if caller.user_id in invites:
             raise InvalidParam("You cannot invite yourself")
-        is_closed = (wish.creation_content or {}).get("m.federate") is False
+        is_closed = (request.creation_content or {}).get("m.federate") is False
         if is_closed and not all(self._identity.is_local(user) for user in invites):
             raise Forbidden("This room is only for people of this server")
         if invites:
             if caller.rate_limited:
                 self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
             await self._memberships.check_inviting(caller, invites)
-        is_unshown = caller.is_shadow_banned
+        is_hidden = caller.is_shadow_banned
         moves_alias = (
-            is_unshown and alias is not None and await self._unshown.is_removed(caller, alias)
+            is_hidden and alias is not None and await self._hidden_changes.is_removed(caller, alias)
         )
-        if is_unshown:
+        if is_hidden:
             invites = []
-        drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
+        drafts = await self._make_drafts(caller.user_id, version, request, invites, alias)
         now = self._now_ms()
         elsewhere = [user_id for user_id in invites if not self._identity.is_local(user_id)]
-        planned = self._elsewhere.planned_invites
+        planned = self._remote.planned_invites
         plan = (
-            planned.plan(caller.user_id, elsewhere, _invite_content(wish, None))
+            planned.plan(caller.user_id, elsewhere, _invite_content(request, None))
             if elsewhere
             else None
         )
 
-        def write_beside(txn: WriteTransaction, room: RoomRow) -> None:
+        def write_rest(txn: WriteTransaction, room: RoomRow) -> None:
             if moves_alias and alias is not None:
-                self._unshown.move_alias_in(txn, caller.user_id, alias, room.room_nid)
+                self._hidden_changes.move_alias_in(txn, caller.user_id, alias, room.room_nid)
             elif alias is not None:
                 add_alias(txn, AliasRow(alias, room.room_nid, caller.user_id, now))
-            if wish.visibility == "public" and is_unshown:
-                self._unshown.list_in(txn, caller.user_id, room.room_nid, True)
-            elif wish.visibility == "public":
+            if request.visibility == "public" and is_hidden:
+                self._hidden_changes.list_in(txn, caller.user_id, room.room_nid, True)
+            elif request.visibility == "public":
                 set_public(txn, room.room_nid, True)
             if plan is not None:
                 add_planned_invites(txn, room.room_nid, plan.invites, plan.held_until)
@@ -180,39 +180,37 @@ class RoomCreation:
         if not version.room_id_is_create_hash:
             room_id = RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
         try:
-            snapshot, _ = await self._engine.create(version, room_id, drafts, write_beside)
+            snapshot, _ = await self._engine.create(version, room_id, drafts, write_rest)
         except AliasTaken:
             raise RoomInUse(f"The alias {alias} is taken") from None
         except AuthError as error:
-            raise InvalidRoomState(
-                f"The room as it was asked for contradicts itself: {error.text}"
-            ) from None
+            raise InvalidRoomState(f"The requested room contradicts itself: {error.text}") from None
         if plan is not None:
             await planned.do_send(snapshot.room, plan)
         return snapshot.room_id
 
-    def _find_version(self, wish: CreateRoom) -> RoomVersion:
-        if wish.room_version is None:
+    def _find_version(self, request: CreateRoom) -> RoomVersion:
+        if request.room_version is None:
             return self._default_version
-        version = ROOM_VERSIONS.get(wish.room_version)
+        version = ROOM_VERSIONS.get(request.room_version)
         if version is None:
             raise UnsupportedRoomVersion(
-                f"This server does not know room version {wish.room_version!r}"
+                f"This server does not know room version {request.room_version!r}"
             )
         return version
 
-    async def _check_alias(self, caller: Requester, wish: CreateRoom) -> RoomAlias | None:
-        if wish.room_alias_name is None:
+    async def _check_alias(self, caller: Requester, request: CreateRoom) -> RoomAlias | None:
+        if request.room_alias_name is None:
             return None
         if (
-            not wish.room_alias_name
-            or ":" in wish.room_alias_name
-            or wish.room_alias_name.startswith("#")
+            not request.room_alias_name
+            or ":" in request.room_alias_name
+            or request.room_alias_name.startswith("#")
         ):
-            raise InvalidParam("room_alias_name is what stands between # and : in the alias")
-        alias = parse_room_alias(f"#{wish.room_alias_name}:{self._identity.server_name}")
+            raise InvalidParam("room_alias_name is the part between # and : in the alias")
+        alias = parse_room_alias(f"#{request.room_alias_name}:{self._identity.server_name}")
         self._namespaces.check_alias(caller, alias)
-        if await self._unshown.get_aliases(caller, [alias]):
+        if await self._hidden_changes.get_aliases(caller, [alias]):
             raise RoomInUse(f"The alias {alias} is taken")
         return alias
 
@@ -220,12 +218,14 @@ class RoomCreation:
         self,
         creator: UserID,
         version: RoomVersion,
-        wish: CreateRoom,
+        request: CreateRoom,
         invites: Sequence[UserID],
         alias: RoomAlias | None,
     ) -> list[Draft]:
-        """The events in the order that the specification gives."""
-        preset = wish.preset or ("public_chat" if wish.visibility == "public" else "private_chat")
+        """Return the events in the order that the specification gives."""
+        preset = request.preset or (
+            "public_chat" if request.visibility == "public" else "private_chat"
+        )
         trusted = invites if preset == "trusted_private_chat" else ()
         shown = (
             [user for user in invites if self._identity.is_local(user)]
@@ -236,9 +236,9 @@ class RoomCreation:
         by_default = self._default_levels.get(preset)
         overrides = [
             by_default if isinstance(by_default, Mapping) else {},
-            wish.power_level_content_override or {},
+            request.power_level_content_override or {},
         ]
-        creation = _create_content(creator, version, wish, trusted)
+        creation = _create_content(creator, version, request, trusted)
         if not self._federates_by_default and all(
             self._identity.is_local(user) for user in invites
         ):
@@ -255,7 +255,7 @@ class RoomCreation:
         ]
         if alias is not None:
             drafts.append(Draft("m.room.canonical_alias", creator, {"alias": alias}, ""))
-        given = {(state.type, state.state_key) for state in wish.initial_state or ()}
+        given = {(state.type, state.state_key) for state in request.initial_state or ()}
         by_preset: dict[str, dict[str, Any]] = {
             "m.room.join_rules": {"join_rule": _PRESETS[preset].join_rule},
             "m.room.history_visibility": {"history_visibility": "shared"},
@@ -269,38 +269,40 @@ class RoomCreation:
             if (type, "") not in given
         ]
         overwritten = {
-            *(["m.room.name"] if wish.name is not None else []),
-            *(["m.room.topic"] if wish.topic is not None else []),
+            *(["m.room.name"] if request.name is not None else []),
+            *(["m.room.topic"] if request.topic is not None else []),
         }
-        for state in wish.initial_state or ():
+        for state in request.initial_state or ():
             if state.type in ("m.room.create", "m.room.member"):
                 raise InvalidParam(f"initial_state cannot hold {state.type}")
             if not (state.type in overwritten and state.state_key == ""):
                 drafts.append(Draft(state.type, creator, state.content, state.state_key))
-        if wish.name is not None:
-            drafts.append(Draft("m.room.name", creator, {"name": wish.name}, ""))
-        if wish.topic is not None:
-            drafts.append(Draft("m.room.topic", creator, _topic_content(wish.topic), ""))
+        if request.name is not None:
+            drafts.append(Draft("m.room.name", creator, {"name": request.name}, ""))
+        if request.topic is not None:
+            drafts.append(Draft("m.room.topic", creator, _topic_content(request.topic), ""))
         for user_id in invites:
             if not self._identity.is_local(user_id):
-                continue  # its server has to sign the invite, once there is a room
+                continue  # sent later, as its server has to sign an invite into an existing room
             drafts.append(
-                Draft("m.room.member", creator, _invite_content(wish, names.get(user_id)), user_id)
+                Draft(
+                    "m.room.member", creator, _invite_content(request, names.get(user_id)), user_id
+                )
             )
         return drafts
 
 
-def _invite_content(wish: CreateRoom, names: Names | None) -> dict[str, Any]:
+def _invite_content(request: CreateRoom, names: Names | None) -> dict[str, Any]:
     content = member_content("invite", names)
-    if wish.is_direct:
+    if request.is_direct:
         content["is_direct"] = True
     return content
 
 
 def _create_content(
-    creator: UserID, version: RoomVersion, wish: CreateRoom, trusted: Sequence[UserID]
+    creator: UserID, version: RoomVersion, request: CreateRoom, trusted: Sequence[UserID]
 ) -> dict[str, Any]:
-    content = dict(wish.creation_content or {})
+    content = dict(request.creation_content or {})
     content["room_version"] = version.identifier
     content.pop("creator", None)
     if not version.creator_is_sender:
@@ -346,8 +348,8 @@ def _power_levels(
         content |= override
     events, state_default = content["events"], content["state_default"]
     if version.creators_privileged and isinstance(events, dict) and isinstance(state_default, int):
-        # clients replace all of `events` for one entry; only who names this one may put it as low
-        # as other state
+        # clients override all of `events` to set one entry; only an override that names the
+        # tombstone may set its level as low as that of other state
         content["events"] = {TOMBSTONE: max(TOMBSTONE_LEVEL, state_default + 1), **events}
     return content
 

@@ -1,16 +1,15 @@
-"""Events that are sent later, unless somebody cancels them or puts them off: so a client that falls
-silent leaves its call.
+"""Delayed events: sent later, unless they are cancelled or restarted, so that a client that
+disappears leaves its call.
 
 Laws:
-- An event is sent at most once, and once its time has come as soon as may be, after a restart too:
-  the request is named by the `delay_id` in the write that sends it.
-- What is allowed is asked when it is sent. That it costs the sender something of `rc_message` is
-  counted when it is scheduled: the end of a call must not be refused because somebody chatted.
-- Who knows the `delay_id` may manage the event, with a token or without. A request that comes
-  again, or at the same moment as another, is answered by what has become of the event: success
-  where that is what it asked for.
+- An event is sent at most once, and as soon as possible when its time has come, also after a
+  restart: the write that sends it records the `delay_id` as the transaction ID.
+- Authorization is checked when the event is sent. `rc_message` is charged when it is scheduled: the
+  end of a call must not be refused because the user sent messages.
+- A client that knows the `delay_id` may manage the event, with a token or without. A repeated or
+  concurrent request gets success if the event has the outcome that it asks for.
 
-Proposal: MSC4140, the text of December 2025 that released clients speak, and that of July 2026.
+Proposal: MSC4140, the text of December 2025 that released clients use, and that of July 2026.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -57,19 +56,19 @@ from storage.rooms.delayed_events import DelayedEventRow, DelayedEventStore
 from storage.rooms.sent_transactions import DELAYED, AlreadySent, SentTransaction, add_transaction
 
 MOST_SCHEDULED: Final = 100
-"""Of one user."""
-LARGEST_CONTENT: Final = 65_536
-LONGEST_NAME: Final = 255
+"""Per user."""
+MAX_CONTENT_BYTES: Final = 65_536
+MAX_NAME_BYTES: Final = 255
 LEASE_MS: Final = 60_000
-"""How long sending one may take, before another node tries."""
-AT_ONCE: Final = 50
-PATIENCE: Final = 20.0
-"""Seconds that a request waits while another one is at sending its event."""
-LOOKS_AGAIN: Final = (0.02, 0.05, 0.1, 0.2)
-"""After how many seconds it looks what has become of it; after the last of them again and again."""
-REMEMBERED_MS: Final = 7 * 24 * 3_600_000
-"""How long it is remembered what became of an event."""
-SHOWN_FINALISED: Final = 100
+"""The time for sending an event, before another node tries."""
+BATCH: Final = 50
+WAIT_SECONDS: Final = 20.0
+"""Seconds that a request waits while another request sends its event."""
+RETRY_SECONDS: Final = (0.02, 0.05, 0.1, 0.2)
+"""Seconds until it checks the outcome again; the last value repeats."""
+OUTCOME_LIFETIME_MS: Final = 7 * 24 * 3_600_000
+"""The time for which outcomes are stored."""
+MAX_FINALISED: Final = 100
 
 
 class DelayTooLong(MatrixError):
@@ -95,7 +94,7 @@ class TooManyDelayed(MatrixError):
     )
 
     def __init__(self, next_ms: int) -> None:
-        """`next_ms`: in how long one less is scheduled."""
+        """`next_ms`: the time until the next event is sent."""
         fields: dict[str, object] = {"org.matrix.msc4140.errcode": "M_MAX_DELAYED_EVENTS_EXCEEDED"}
         super().__init__(None, **fields)
         self.next_ms = next_ms
@@ -106,7 +105,7 @@ class AlreadyFinalised(MatrixError):
 
 
 class DelayedEvents:
-    """Schedules, manages and sends them."""
+    """Schedules, manages and sends delayed events."""
 
     _log = Logger()
 
@@ -126,7 +125,7 @@ class DelayedEvents:
         *,
         longest_ms: int | None,
     ) -> None:
-        """`longest_ms`: the longest delay; None: nobody may schedule anything."""
+        """`longest_ms`: the longest delay; None: delayed events are disabled."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -137,8 +136,8 @@ class DelayedEvents:
         self._secret_text = secret_text
         self._validity = validity
         self._events = events
-        self._lifetimes = lifetimes
-        self._longest_ms = longest_ms
+        self._retention = lifetimes
+        self._max_delay_ms = longest_ms
         self._timer: IDelayedCall | None = None
         self._is_running = False
         self._running: Deferred[int] | None = None
@@ -157,25 +156,25 @@ class DelayedEvents:
         origin_server_ts: int | None = None,
         sticky_ms: int | None = None,
     ) -> str:
-        """Schedule an event, once for a transaction id; its `delay_id`.
+        """Schedule an event, once per transaction ID; return its `delay_id`.
 
         Raises Forbidden, NotFound, InvalidParam, TooLarge, UserSuspended, ConsentNotGiven,
         DelayTooLong, TooManyDelayed.
         """
-        if self._longest_ms is None:
-            raise Forbidden("This server sends no delayed events")
+        if self._max_delay_ms is None:
+            raise Forbidden("Delayed events are disabled on this server")
         caller.check_may_write()
         if delay_ms <= 0:
             raise InvalidParam("A delay is a number of milliseconds above 0")
-        if delay_ms > self._longest_ms:
-            raise DelayTooLong(self._longest_ms)
+        if delay_ms > self._max_delay_ms:
+            raise DelayTooLong(self._max_delay_ms)
         for name in (type_, state_key or ""):
-            if len(name.encode()) > LONGEST_NAME or "\0" in name:
+            if len(name.encode()) > MAX_NAME_BYTES or "\0" in name:
                 raise InvalidParam("The type and the state key of an event have at most 255 bytes")
         if type_ in NOT_FOR_CLIENTS:
-            raise Forbidden(f"{type_} cannot be sent into a room that exists")
+            raise Forbidden(f"{type_} cannot be sent into an existing room")
         data = msgspec.json.encode(content)
-        if len(data) > LARGEST_CONTENT:
+        if len(data) > MAX_CONTENT_BYTES:
             raise TooLarge("The event is too large")
         await self._reading.check_joined(caller.user_id, room_id)
         now = self._now_ms()
@@ -214,7 +213,7 @@ class DelayedEvents:
         return row.delay_id
 
     async def do_restart(self, delay_id: str) -> None:
-        """Begin the delay anew. Raises NotFound, LimitExceeded, AlreadyFinalised."""
+        """Restart the delay. Raises NotFound, LimitExceeded, AlreadyFinalised."""
 
         async def restart(row: DelayedEventRow) -> bool:
             send_ts = await self._database.write(
@@ -227,7 +226,7 @@ class DelayedEvents:
         await self._manage(delay_id, None, restart)
 
     async def do_cancel(self, delay_id: str) -> None:
-        """Never send it; that it is cancelled is no error. Raises NotFound, LimitExceeded,
+        """Cancel the event; success if it is already cancelled. Raises NotFound, LimitExceeded,
         AlreadyFinalised."""
 
         async def cancel(row: DelayedEventRow) -> bool:
@@ -238,8 +237,8 @@ class DelayedEvents:
         await self._manage(delay_id, "cancel", cancel)
 
     async def do_send(self, delay_id: str) -> None:
-        """Send it now; that it was sent is no error. Raises NotFound, LimitExceeded,
-        AlreadyFinalised, and what sending raises: then it stays scheduled."""
+        """Send the event now; success if it was already sent. Raises NotFound, LimitExceeded,
+        AlreadyFinalised, and the errors of sending: then it stays scheduled."""
 
         async def send(row: DelayedEventRow) -> bool:
             now = self._now_ms()
@@ -261,24 +260,26 @@ class DelayedEvents:
     async def _manage(
         self, delay_id: str, outcome: str | None, act: Callable[[DelayedEventRow], Awaitable[bool]]
     ) -> None:
-        """Do with an event what can be done while it is scheduled and nobody is at sending it
-        (`act`: whether that was so), or leave it at that where its outcome is the one that is
-        wanted. It counts against its owner's limit.
+        """Run `act` on an event while it is scheduled and nobody is sending it. `act` returns
+        whether that was still so. Succeed without it if the event already has the outcome. It
+        counts against the limit of the event's owner.
 
         Raises NotFound, LimitExceeded, AlreadyFinalised.
         """
         row = await self._store.get_event(delay_id)
         if row is not None:
             self._limiter.check(Limit.DELAYED_EVENT, row.user_id)
-        until, pauses = self._clock.seconds() + PATIENCE, iter(LOOKS_AGAIN)
+        until, pauses = self._clock.seconds() + WAIT_SECONDS, iter(RETRY_SECONDS)
         while row is not None and row.finalised_ts is None:
             if row.leased_until <= self._now_ms():
                 if await act(row):
                     return
             else:
-                await deferLater(self._clock, next(pauses, LOOKS_AGAIN[-1]))
+                await deferLater(self._clock, next(pauses, RETRY_SECONDS[-1]))
             if self._clock.seconds() > until:
-                raise LimitExceeded("The event is being sent", retry_after_ms=int(PATIENCE * 1000))
+                raise LimitExceeded(
+                    "The event is being sent", retry_after_ms=int(WAIT_SECONDS * 1000)
+                )
             row = await self._store.get_event(delay_id)
         if row is None:
             raise NotFound("There is no such delayed event")
@@ -288,7 +289,7 @@ class DelayedEvents:
     # reading
 
     async def get_event(self, caller: Requester, delay_id: str) -> dict[str, Any]:
-        """One of the caller's events. Raises NotFound."""
+        """Return one of the caller's events. Raises NotFound."""
         row = await self._store.get_event(delay_id)
         if row is None or row.user_id != caller.user_id:
             raise NotFound("You have scheduled no such event")
@@ -303,27 +304,28 @@ class DelayedEvents:
             shown |= {
                 **finalised,
                 "finalised": finalised,
-            }  # COMPAT(matrix-js-sdk): it looks for the latter
+            }  # COMPAT(matrix-js-sdk): it reads `finalised`
         return shown
 
     async def get_scheduled(self, caller: Requester) -> list[dict[str, Any]]:
-        """The caller's events that are still to be sent, the next first."""
+        """Return the caller's scheduled events, the next first."""
         return [_to_json(row) for row in await self._store.get_scheduled(caller.user_id)]
 
     async def get_finalised(self, caller: Requester) -> list[dict[str, Any]]:
-        """The latest of the caller's events that were sent or cancelled, the last of them first."""
-        rows = await self._store.get_finalised(caller.user_id, SHOWN_FINALISED)
+        """Return the caller's latest events that were sent or cancelled, the latest first."""
+        rows = await self._store.get_finalised(caller.user_id, MAX_FINALISED)
         return [_outcome_json(row) for row in await self._without_expired(rows)]
 
     async def _without_expired(self, rows: Sequence[DelayedEventRow]) -> list[DelayedEventRow]:
-        """The same, without what was in those that their room keeps no longer."""
-        if self._lifetimes is None:
+        """Return the rows, without the content of events that their room's retention has
+        removed."""
+        if self._retention is None:
             return list(rows)
         sent = await self._events.get_anywhere(
             EventID(row.event_id) for row in rows if row.event_id is not None
         )
         expired = {
-            event_id for event_id, stored in sent.items() if not await self._lifetimes.shows(stored)
+            event_id for event_id, stored in sent.items() if not await self._retention.shows(stored)
         }
         return [replace(row, content=b"{}") if row.event_id in expired else row for row in rows]
 
@@ -335,7 +337,7 @@ class DelayedEvents:
         self._wake_at(self._now_ms())
 
     async def stop(self) -> None:
-        """Send no more; returns when nothing is being sent."""
+        """Stop sending; returns when no event is being sent."""
         self._is_running = False
         if self._timer is not None:
             self._timer.cancel()
@@ -344,8 +346,8 @@ class DelayedEvents:
             await self._running
 
     async def do_send_due(self, limit: int) -> int:
-        """Send up to `limit` events whose time has come, also such as another node left; how many
-        were tried."""
+        """Send up to `limit` events that are due, including those that another node failed to
+        finish. Return the number of attempts."""
         now = self._now_ms()
         rows: Sequence[DelayedEventRow] = ()
         if await self._store.has_due(now):
@@ -362,7 +364,8 @@ class DelayedEvents:
                 )
             except Exception:
                 self._log.failure(
-                    "the delayed event {id} could not be sent and is tried again", id=row.delay_id
+                    "could not send the delayed event {id}, which will be tried again",
+                    id=row.delay_id,
                 )
         next_ts = await self._store.get_next_time()
         if next_ts is not None:
@@ -370,11 +373,11 @@ class DelayedEvents:
         return len(rows)
 
     async def do_forget(self, limit: int) -> int:
-        """Forget what became of up to `limit` events long ago; how many."""
-        return await self._store.remove_finalised(self._now_ms() - REMEMBERED_MS, limit)
+        """Delete up to `limit` old outcomes; return their number."""
+        return await self._store.remove_finalised(self._now_ms() - OUTCOME_LIFETIME_MS, limit)
 
     async def _send(self, row: DelayedEventRow, reason: str) -> None:
-        """Send an event on which a lease was taken. Raises what sending raises."""
+        """Send an event whose lease this node holds. Raises what sending raises."""
         account = (await self._accounts.get_accounts([row.user_id])).get(row.user_id)
         if account is None or account.deactivated_ts is not None:
             raise UserDeactivated
@@ -417,19 +420,19 @@ class DelayedEvents:
                     sticky_ms=row.sticky_ms,
                     sent=sent,
                 )
-        except AlreadySent as earlier:  # before a crash that kept it from being noted
+        except AlreadySent as earlier:  # by a server that crashed before it recorded the outcome
             event_id = str(msgspec.json.decode(earlier.response)["event_id"])
         await self._database.write(
             "end_delayed_event", self._store.set_sent, row, self._now_ms(), reason, event_id
         )
 
-    # within
+    # internal
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
 
     def _wake_at(self, moment_ms: int) -> None:
-        """Look for what is due then at the latest."""
+        """Wake at this time at the latest, to send what is due."""
         if not self._is_running:
             return
         moment = moment_ms / 1000
@@ -437,26 +440,28 @@ class DelayedEvents:
             if self._timer.getTime() <= moment:
                 return
             self._timer.cancel()
-        self._timer = self._clock.callLater(max(0.0, moment - self._clock.seconds()), self._begin)
+        self._timer = self._clock.callLater(
+            max(0.0, moment - self._clock.seconds()), self._start_sending
+        )
 
-    def _begin(self) -> None:
+    def _start_sending(self) -> None:
         self._timer = None
         if self._running is not None:
-            return  # it looks for what is next when it is done
-        self._running = Deferred.fromCoroutine(self.do_send_due(AT_ONCE))
-        self._running.addErrback(self._failed).addBoth(self._finished)
+            return  # when done it schedules the next wake-up
+        self._running = Deferred.fromCoroutine(self.do_send_due(BATCH))
+        self._running.addErrback(self._on_failure).addBoth(self._on_finished)
 
-    def _failed(self, failure: Failure) -> int:
-        self._log.failure("delayed events could not be sent; it is tried again soon", failure)
+    def _on_failure(self, failure: Failure) -> int:
+        self._log.failure("could not send delayed events, which will be tried again soon", failure)
         return 0
 
-    def _finished(self, done: int) -> int:
+    def _on_finished(self, done: int) -> int:
         self._running = None
         return done
 
 
 def _to_json(row: DelayedEventRow) -> dict[str, Any]:
-    """An event in the words of both texts, and of matrix-js-sdk."""
+    """Return an event in the form of both proposal texts, and of matrix-js-sdk."""
     shown: dict[str, Any] = {
         "delay_id": row.delay_id,
         "room_id": row.room_id,

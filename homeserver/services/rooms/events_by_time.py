@@ -1,4 +1,4 @@
-"""The event of a room that is nearest to a time, before or after it.
+"""Finds the event of a room that is nearest to a time, before or after it.
 
 spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event
 """
@@ -16,17 +16,17 @@ from homeserver.services.rooms.reading import Reader, RoomReading
 from storage.events.timelines import Direction, TimelineStore
 
 FIRST_PAGE: Final = 5
-"""Nearly always the reader may see the first event that is found."""
+"""The reader may nearly always see the first event that is found."""
 PAGE: Final = 200
 MAX_PAGES: Final = 20
-"""How often a page of events none of which the reader may see is followed by another look."""
+"""The most pages that are read when the reader may see no event of a page."""
 MAX_TS: Final = 2**53 - 1
 
 _EVERYTHING: Final = RoomEventFilter()
 
 
 class EventsByTime:
-    """Finds events by their time."""
+    """Finds events by their timestamps."""
 
     def __init__(self, reading: RoomReading, timelines: TimelineStore, remote: RemoteTimes) -> None:
         self._reading = reading
@@ -36,11 +36,12 @@ class EventsByTime:
     async def get_nearest(
         self, caller: Requester, room_id: RoomID, ts: int, direction: Direction
     ) -> dict[str, Any]:
-        """The nearest event that the caller may see. Raises InvalidParam, Forbidden, NotFound."""
+        """Return the nearest event that the caller may see. Raises InvalidParam, Forbidden,
+        NotFound."""
         if not 0 <= ts <= MAX_TS:
             raise InvalidParam("ts is a time in milliseconds since 1970")
         reader = await self._reading.find_reader(caller.user_id, room_id)
-        found = await self._find_here(caller, reader, ts, direction)
+        found = await self._find_local(caller, reader, ts, direction)
         if await self._timelines.get_backward_extremities(reader.snapshot.room.room_nid):
             nearer = await self._remote.find_nearest(reader.snapshot, ts, direction, found)
             if nearer is not None and await self._reading.see(
@@ -49,10 +50,10 @@ class EventsByTime:
                 found = nearer
         if found is None:
             way = "after" if direction is Direction.FORWARDS else "before"
-            raise NotFound(f"You can see no event of this room {way} {_show(ts)}")
+            raise NotFound(f"You can see no event of this room {way} {_format_time(ts)}")
         return {"event_id": found.event.event_id, "origin_server_ts": found.event.origin_server_ts}
 
-    async def _find_here(
+    async def _find_local(
         self, caller: Requester, reader: Reader, ts: int, direction: Direction
     ) -> StoredEvent | None:
         place: tuple[int, int] | None = None
@@ -70,7 +71,7 @@ class EventsByTime:
         return None
 
 
-def _show(ts: int) -> str:
+def _format_time(ts: int) -> str:
     try:
         return datetime.fromtimestamp(ts / 1000, UTC).isoformat(" ", "seconds")
     except (OverflowError, ValueError, OSError):

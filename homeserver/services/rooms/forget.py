@@ -1,9 +1,8 @@
-"""Rooms that people leave, or are put out of, are forgotten for them at once, where the operator
-wants that.
+"""Forgets rooms for users who leave or are removed, if the operator enabled that.
 
-Whoever says that they are no longer there, here or on another server: it is heard from the stream.
-What was not forgotten so, since a server ended meanwhile, or since it was not wanted then, is by a
-job.
+A leave from this or another server arrives on the stream, and the room is forgotten at once. A job
+forgets the rooms that were missed: because the server stopped meanwhile, or because the option was
+off.
 
 spec: client-server-api#mforget_forced_upon_leave-capability
 """
@@ -19,7 +18,7 @@ from storage.rooms.memberships import MembershipRow, MembershipStore
 
 
 class Forgetting:
-    """Forgets rooms for those who left them. For the reactor thread."""
+    """Forgets rooms for users who left them. For the reactor thread."""
 
     _log = Logger()
 
@@ -29,8 +28,8 @@ class Forgetting:
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
 
     async def do_forget(self, limit: int) -> int:
-        """Forget what was left and is not forgotten; of so many departures at most, how many it has
-        looked at."""
+        """Forget rooms that users left, at most `limit` memberships; return the number of
+        memberships that were checked."""
         return await self._store.forget_left(limit)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
@@ -43,11 +42,11 @@ class Forgetting:
             and not row.forgotten
         ]
         if left:
-            self._clock.callLater(0, self._do, left)
+            self._clock.callLater(0, self._start, left)
 
-    def _do(self, left: Sequence[tuple[int, str]]) -> None:
+    def _start(self, left: Sequence[tuple[int, str]]) -> None:
         Deferred.fromCoroutine(self._forget(left)).addErrback(
-            lambda failure: self._log.failure("rooms that were left are not forgotten", failure)
+            lambda failure: self._log.failure("could not forget rooms that users left", failure)
         )
 
     async def _forget(self, left: Sequence[tuple[int, str]]) -> None:

@@ -1,11 +1,11 @@
-"""Guests in rooms: they come in only where a room takes guests, and go when it no longer does.
+"""Guest access: guests join only rooms that allow guests, and leave when a room no longer does.
 
-That a room takes none any more may be said by anybody in it, on whatever server, or come of a
-redaction or of forks that are resolved; and a guest may come in at that moment. So it is looked for
-at intervals who is where they may not be. Where somebody here has just said so, guests go at once.
+Any member on any server can withdraw guest access, and so can a redaction or a state resolution;
+and a guest may join at that moment. So a job looks at intervals for guests in rooms that do not
+allow them. If a user of this server withdraws guest access, guests leave at once.
 
-Law: a look at all guests takes a hundredth of the time at most, however many they are; and who
-cannot leave keeps nobody else.
+Law: the search takes at most a hundredth of the time, however many guests there are. A guest who
+cannot leave delays nobody else.
 
 spec: client-server-api#guest-access
 """
@@ -25,13 +25,13 @@ from federation.rooms.snapshot import RoomSnapshot
 from storage.rooms.memberships import MembershipStore
 
 GUEST_ACCESS: Final = StateKey("m.room.guest_access", "")
-AT_ONCE: Final = 100
-REST: Final = 100
-"""How many times as long as a look at all guests took, it is not looked again."""
+BATCH: Final = 100
+PAUSE_FACTOR: Final = 100
+"""After a search of all guests, the next one starts after this many times its duration."""
 
 
 class GuestAccess:
-    """Holds this server's guests to what rooms say of guests."""
+    """Applies the guest access of rooms to this server's guests."""
 
     _log = Logger()
 
@@ -41,35 +41,36 @@ class GuestAccess:
         self._engine = engine
         self._memberships = memberships
         self._clock = clock
-        self._upto = ""
-        """The guest up to whom it was looked, who is where they may not be."""
-        self._rests_until = 0.0
+        self._last_guest = ""
+        """The last guest that the present search has reached."""
+        self._pauses_until = 0.0
 
     async def check_may_join(self, snapshot: RoomSnapshot) -> None:
-        """Raises GuestAccessForbidden where the room does not take guests."""
+        """Raises GuestAccessForbidden if the room does not allow guests."""
         access = await snapshot.state.get(GUEST_ACCESS)
         if access is None or access.event.content.get("guest_access") != "can_join":
-            raise GuestAccessForbidden("This room does not take guests")
+            raise GuestAccessForbidden("This room does not allow guests")
 
     async def do_remove_from(self, room_nid: int) -> None:
-        """Let this server's guests leave a room, unless it takes guests."""
-        found = await self._memberships.get_unwelcome_guests(AT_ONCE, room_nid)
+        """Make this server's guests leave a room that does not allow guests."""
+        found = await self._memberships.get_unwelcome_guests(BATCH, room_nid)
         while found:
             await self._remove(found)
-            found = await self._memberships.get_unwelcome_guests(AT_ONCE, room_nid, found[-1][1])
+            found = await self._memberships.get_unwelcome_guests(BATCH, room_nid, found[-1][1])
 
     async def do_remove(self, limit: int) -> int:
-        """Let up to so many guests leave rooms that take none; how many left, or could not."""
+        """Make up to `limit` guests leave rooms that do not allow guests. Return the number of
+        guests found, including those who could not leave."""
         began = self._clock.seconds()
-        if began < self._rests_until:
+        if began < self._pauses_until:
             return 0
-        found = await self._memberships.get_unwelcome_guests(limit, after=self._upto)
+        found = await self._memberships.get_unwelcome_guests(limit, after=self._last_guest)
         if len(found) == limit:
-            self._upto = found[-1][1]  # of further rooms of theirs, next time
+            self._last_guest = found[-1][1]  # the rest of this guest's rooms come next time
         else:
-            self._upto = ""
+            self._last_guest = ""
             now = self._clock.seconds()
-            self._rests_until = now + REST * (now - began)
+            self._pauses_until = now + PAUSE_FACTOR * (now - began)
         await self._remove(found)
         return len(found)
 
@@ -83,7 +84,7 @@ class GuestAccess:
                 await self._engine.send(RoomID(room_id), [leaving])
             except (MatrixError, RemoteError) as error:
                 self._log.info(
-                    "the guest {guest} stays in {room_id}: {error}",
+                    "the guest {guest} could not leave {room_id}: {error}",
                     guest=guest,
                     room_id=room_id,
                     error=str(error),

@@ -1,7 +1,6 @@
-"""The past of rooms that other servers have and this one does not, for whoever reads back.
+"""Connects readers of a room's history to the source that fetches it from other servers.
 
-A registry of one: who fetches is made after those who read, and there is nobody where this server
-talks with no other.
+The source is built after the readers. Without federation there is none.
 """
 
 from typing import Protocol
@@ -11,24 +10,24 @@ from federation.rooms.snapshot import RoomSnapshot
 
 
 class HistorySource(Protocol):
-    """Who can fetch it."""
+    """Fetches history that other servers have and this one does not."""
 
     async def fill(self, snapshot: RoomSnapshot, lowest: int, highest: int) -> Gap:
-        """Fetch some of what is missing between two depths."""
+        """Fetch some of the missing events between two depths."""
 
 
 class RoomHistory:
-    """Asks the source that was connected, if any."""
+    """Passes requests to the connected source, if any."""
 
     def __init__(self) -> None:
         self._source: HistorySource | None = None
 
     def connect(self, source: HistorySource) -> None:
-        """Ask that one from now on."""
+        """Use this source from now on."""
         self._source = source
 
     async def fill(self, snapshot: RoomSnapshot, lowest: int, highest: int) -> Gap:
-        """As the source."""
+        """As `HistorySource.fill`; nothing is missing if there is no source."""
         return (
             Gap.NONE if self._source is None else await self._source.fill(snapshot, lowest, highest)
         )

@@ -1,5 +1,5 @@
-"""Which invites of our users are taken: whether they are there, what they have said of invites, and
-how many they get.
+"""The invites that this server's users accept: by account state, invite permissions and rate
+limits.
 
 spec: client-server-api#invite-permission
 """
@@ -29,13 +29,13 @@ from homeserver.services.login.account_validity import AccountValidity
 from storage.accounts.accounts import AccountRow, AccountStore
 
 CLAIMS_AT_ONCE: Final = 10
-"""From one address: each may have another server asked, and wait for it."""
+"""Per address. For each, another server may have to be queried, which takes time."""
 RETRY_CLAIM_MS: Final = 1_000
 
 
 class InvitePolicy:
-    """Checks invites of this server's users: by one another, and as the `InviteGate` of invites
-    from other servers."""
+    """Checks invites of this server's users: from each other and, as `InviteGate`, from other
+    servers."""
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class InvitePolicy:
             CLAIMS_AT_ONCE,
             refusal=lambda _address: LimitExceeded(retry_after_ms=RETRY_CLAIM_MS),
         )
-        """That are under way, by the address that they came from."""
+        """Claims in progress, by the address they came from."""
 
     def check_may_invite(self, caller: Requester) -> None:
-        """Raises Forbidden where only administrators may invite."""
+        """Raises Forbidden if only administrators may invite."""
         if self._only_admins_invite and not caller.is_admin:
             raise Forbidden("Only administrators of this server may invite")
 
@@ -76,22 +76,22 @@ class InvitePolicy:
             raise UserAwaitingApproval
         self._validity.check(account)
         if account.shadow_banned or (self._only_admins_invite and not account.is_admin):
-            raise Forbidden("They may not invite")
+            raise Forbidden("The inviter may not invite")
 
     async def check_invited_here(self, inviter: UserID, targets: Collection[UserID]) -> None:
-        """Whether these users of this server may be invited by another of its users. Raises
-        NotFound, InviteBlocked."""
+        """Check that a user of this server may invite these users of this server. Raises NotFound,
+        InviteBlocked."""
         accounts = await self._accounts.get_accounts(targets)
         for target in targets:
             _check_exists(target, accounts.get(target))
             await self._permissions.check_may_invite(inviter, target)
 
     async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
-        """Whether a user of another server may invite ours. Raises Forbidden, InviteBlocked,
+        """Check that a user of another server may invite our user. Raises Forbidden, InviteBlocked,
         NotFound, LimitExceeded."""
         _check_exists(target, (await self._accounts.get_accounts([target])).get(target))
         if self._only_admins_invite:
-            raise Forbidden("People of this server cannot be invited from elsewhere")
+            raise Forbidden("Users of this server cannot be invited from other servers")
         verdict = await self._permissions.judge(target, inviter)
         if verdict is Verdict.BLOCK:
             raise InviteBlocked(f"{target} does not want to be invited")

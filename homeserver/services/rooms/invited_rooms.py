@@ -1,4 +1,4 @@
-"""The rooms that a user is invited to or knocks on: their stripped state."""
+"""Stripped state of rooms that a user is invited to or knocks on."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ class InvitedRooms:
     def __init__(self, engine: RoomEngine, events: RoomEvents, outside: OutsideMemberships) -> None:
         self._engine = engine
         self._events = events
-        self._outside = outside
+        self._out_of_room = outside
 
     async def get_stripped(self, row: MembershipRow) -> Sequence[Event | StrippedEvent]:
         """Return the stripped state of the room at the time of the invite or knock, with the user's
@@ -27,8 +27,8 @@ class InvitedRooms:
         spec: client-server-api#stripped-state
         """
         if is_outside(row):
-            known = await self._outside.find(row.room_nid, UserID(row.user_id))
-            return () if known is None else known.state
+            membership = await self._out_of_room.find(row.room_nid, UserID(row.user_id))
+            return () if membership is None else membership.state
         own = (await self._events.get_events([row.event_nid]))[row.event_nid]
         inviter = row.sender if row.membership == "invite" else None
         keys = [*stripped_state_keys(inviter), StateKey("m.room.member", row.user_id)]
@@ -38,5 +38,5 @@ class InvitedRooms:
     async def find_own(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:
         """Return the event of the user's own membership."""
         if is_outside(row):
-            return await self._outside.find_event(room, row)
+            return await self._out_of_room.find_event(room, row)
         return (await self._events.get_events([row.event_nid])).get(row.event_nid)

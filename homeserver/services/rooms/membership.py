@@ -1,4 +1,4 @@
-"""Coming into rooms and leaving them; inviting, removing and banning others.
+"""Changes of membership: join, knock, leave, forget, invite, kick, ban, unban.
 
 spec: client-server-api#room-membership
 """
@@ -43,7 +43,7 @@ from storage.rooms.rooms import RoomStore
 PRESENT: Final = frozenset({"join", "invite", "knock"})
 BANNED: Final = frozenset({"ban"})
 MAX_SERVERS: Final = 20
-"""How many of the servers that a client names are asked."""
+"""The most servers that are used of those in a request."""
 
 Names = tuple[str | None, str | None]
 
@@ -55,7 +55,7 @@ class StillInRoom(MatrixError):
 
 
 class NotBanned(BadState):
-    """The status is what the endpoint has. spec:
+    """The status that the endpoint has. spec:
     client-server-api#post_matrixclientv3roomsroomidunban"""
 
     status = 403
@@ -85,36 +85,36 @@ class RoomMemberships:
         *,
         profile_on_invite: bool,
     ) -> None:
-        """`profile_on_invite`: an invite carries the name and avatar of who is invited."""
+        """`profile_on_invite`: an invite carries the name and avatar of the invited user."""
         self._engine = engine
         self._memberships = memberships
         self._membership_store = membership_store
         self._rooms = rooms
-        self._unshown = unshown
+        self._hidden_changes = unshown
         self._profiles = profiles
         self._limiter = limiter
         self._identity = identity
         self._guests = guests
-        self._restricted = restricted
+        self._restricted_joins = restricted
         self._personal_settings = personal_settings
         self._invites = invites
-        self._residence = residence
-        self._elsewhere = elsewhere
+        self._server_in_room = residence
+        self._remote_rooms = elsewhere
         self._profile_on_invite = profile_on_invite
 
     async def resolve(
         self, caller: Requester | None, room_id_or_alias: str, servers: Sequence[str] | None
     ) -> tuple[RoomID, Sequence[str]]:
-        """The room that an id or an alias stands for, and servers that may be in it. Raises
-        NotFound, OtherServerFailed."""
+        """Return the room of an ID or alias, and servers that may be in it. Raises NotFound,
+        OtherServerFailed."""
         servers = (servers or ())[:MAX_SERVERS]
         if not room_id_or_alias.startswith("#"):
             return RoomID(room_id_or_alias), servers
         alias = RoomAlias(room_id_or_alias)
         if not self._identity.is_local(alias):
-            room_id, told = await self._elsewhere.resolve(alias)
-            return room_id, [*servers, domain_of(alias), *told]
-        row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
+            room_id, found = await self._remote_rooms.resolve(alias)
+            return room_id, [*servers, domain_of(alias), *found]
+        row = (await self._hidden_changes.get_aliases(caller, [alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not point to a room")
         return RoomID(
@@ -129,30 +129,30 @@ class RoomMemberships:
         signed: Mapping[str, Any] | None = None,
         servers: Sequence[str] = (),
     ) -> RoomID:
-        """Join a room. `signed` proves that the user has an address that was invited; `servers` may
-        be in the room.
+        """Join a room. `signed` proves that the user owns an address that was invited; `servers`
+        may be in the room.
 
         Raises NotFound, Forbidden, LimitExceeded, UnsupportedRoomVersion, OtherServerFailed,
         StateIncomplete.
         """
-        snapshot = await self._residence.find(room_id)
-        if snapshot is None or await self._present(caller.user_id, snapshot) != "join":
-            content = await self._content("join", caller.user_id, _told(caller, reason))
+        snapshot = await self._server_in_room.find(room_id)
+        if snapshot is None or await self._find_membership(caller.user_id, snapshot) != "join":
+            content = await self._content("join", caller.user_id, _visible_reason(caller, reason))
             with self.counting_join(caller, room_id):
-                snapshot = await self._come_in(caller, room_id, snapshot, content, signed, servers)
+                snapshot = await self._join(caller, room_id, snapshot, content, signed, servers)
         await self._personal_settings.do_copy(caller.user_id, snapshot)
         return room_id
 
     def counting_join(self, caller: Requester, room_id: RoomID) -> AbstractContextManager[None]:
-        """Count a join among those of its room, unless it is refused: else anybody could keep
-        others out. Raises LimitExceeded."""
+        """Count a join against the limit of its room, unless it is refused: otherwise refused
+        requests could keep others out. Raises LimitExceeded."""
         return (
             self._limiter.counting(Limit.JOIN_ROOM, room_id)
             if caller.rate_limited
             else nullcontext()
         )
 
-    async def _come_in(
+    async def _join(
         self,
         caller: Requester,
         room_id: RoomID,
@@ -161,83 +161,85 @@ class RoomMemberships:
         signed: Mapping[str, Any] | None,
         servers: Sequence[str],
     ) -> RoomSnapshot:
-        """Join a room, wherever it is: the snapshot is None where this server is not in it."""
+        """Join a room, local or remote: the snapshot is None if this server is not in it."""
         if snapshot is None:
-            if await self._elsewhere.do_join(caller, room_id, content, servers):
+            if await self._remote_rooms.do_join(caller, room_id, content, servers):
                 return await self._engine.get_snapshot(room_id)
             snapshot = await self._engine.get_snapshot(room_id)
-        present = await self._present(caller.user_id, snapshot)
-        if present != "join" and not await self._enter_in_part(
-            caller, snapshot, present, content, signed, servers
+        current = await self._find_membership(caller.user_id, snapshot)
+        if current != "join" and not await self._join_partial(
+            caller, snapshot, current, content, signed, servers
         ):
             snapshot = await self._engine.get_whole(room_id)
-            await self._enter(caller, snapshot, present, content, signed, servers)
+            await self._join_local(caller, snapshot, current, content, signed, servers)
         return snapshot
 
-    async def _enter_in_part(
+    async def _join_partial(
         self,
         caller: Requester,
         snapshot: RoomSnapshot,
-        present: str | None,
+        current: str | None,
         content: dict[str, Any],
         signed: Mapping[str, Any] | None,
         servers: Sequence[str],
     ) -> bool:
-        """Join a room of whose state a part is lacking here, by the word of a server that has all
-        of it; False: the state decides.
+        """Join a room whose state is partial here through a server that has all of it. False: the
+        caller has to decide by the full state.
 
-        It does where no server lets the user in: whoever says no may be wrong, or away.
+        So it does if no server lets the user in: the refusing server may be wrong, or none may be
+        available.
         """
         if snapshot.head.partial_join is None or signed is not None:
             return False
-        await self._check_joining(caller, snapshot, present)
+        await self._check_joining(caller, snapshot, current)
         try:
-            await self._elsewhere.do_join_vouched_for(caller, snapshot.room_id, content, servers)
+            await self._remote_rooms.do_join_vouched_for(caller, snapshot.room_id, content, servers)
         except (NotFound, Forbidden, OtherServerFailed):
             return False
         return True
 
-    async def _enter(
+    async def _join_local(
         self,
         caller: Requester,
         snapshot: RoomSnapshot,
-        present: str | None,
+        current: str | None,
         content: dict[str, Any],
         signed: Mapping[str, Any] | None,
         servers: Sequence[str],
     ) -> None:
         """Join a room that this server is in."""
-        content = content | await self._check_joining(caller, snapshot, present)
+        content = content | await self._check_joining(caller, snapshot, current)
         if (
-            present != "invite"
+            current != "invite"
             and AUTHORISER not in content
             and signed is None
-            and await self._restricted.lets_in(snapshot, caller.user_id)
+            and await self._restricted_joins.lets_in(snapshot, caller.user_id)
         ):
-            await self._elsewhere.do_join_vouched_for(caller, snapshot.room_id, content, servers)
+            await self._remote_rooms.do_join_vouched_for(caller, snapshot.room_id, content, servers)
             return
         drafts = [Draft("m.room.member", caller.user_id, content, caller.user_id, unless_same=True)]
-        if signed is not None and present != "invite":
+        if signed is not None and current != "invite":
             drafts.insert(0, await self._redeem_invite(caller.user_id, snapshot, signed))
         await self._engine.send(snapshot.room_id, drafts)
 
     async def check_member_state(
         self, caller: Requester, room_id: RoomID, target: str, content: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """For a change of membership that is sent as a state event: its content as it may be sent.
+        """Check a membership change that is sent as a state event, and return the content to send.
 
-        What authorization does not ask is checked as for the endpoints that are made for it. A
-        member that another server let in under what is no user id can be put out, and nothing else.
-        Raises InvalidParam, NotFound, Forbidden, InviteBlocked, LimitExceeded.
+        This adds the checks of the membership endpoints to event authorization. A member whose ID
+        is invalid, let in by another server, can be removed or banned but nothing else. Raises
+        InvalidParam, NotFound, Forbidden, InviteBlocked, LimitExceeded.
         """
         checked = {name: value for name, value in content.items() if name != AUTHORISER}
         snapshot = await self._engine.get_snapshot(room_id)
-        if not await self._residence.is_in(snapshot):
+        if not await self._server_in_room.is_in(snapshot):
             raise NotFound(
-                "This server is not in the room: what concerns other servers has endpoints of its own"
+                "This server is not in the room: use the endpoints for joining, knocking and"
+                " leaving"
             )
-        is_put_out = checked.get("membership") in ("leave", "ban")
-        if not (is_put_out and await self._present(UserID(target), snapshot) is not None):
+        is_removal = checked.get("membership") in ("leave", "ban")
+        if not (is_removal and await self._find_membership(UserID(target), snapshot) is not None):
             parse_user_id(target)
         if target == caller.user_id:
             await self._profiles.check_name_in_room(caller, checked.get("displayname"))
@@ -245,12 +247,12 @@ class RoomMemberships:
             case "join" if target != caller.user_id:
                 raise Forbidden("You cannot make others join")
             case "join":
-                present = await self._present(caller.user_id, snapshot)
-                if present != "join":
+                current = await self._find_membership(caller.user_id, snapshot)
+                if current != "join":
                     snapshot = await self._engine.get_whole(room_id)
                     if caller.rate_limited:
                         self._limiter.check(Limit.JOIN, caller.user_id)
-                    checked |= await self._check_joining(caller, snapshot, present)
+                    checked |= await self._check_joining(caller, snapshot, current)
             case "invite":
                 await self._check_inviting(caller, room_id, UserID(target))
         return checked
@@ -262,73 +264,74 @@ class RoomMemberships:
         if target != caller.user_id or content.get("membership") != "join":
             return False
         return (
-            await self._present(caller.user_id, await self._engine.get_snapshot(room_id)) != "join"
+            await self._find_membership(caller.user_id, await self._engine.get_snapshot(room_id))
+            != "join"
         )
 
     async def find_quiet_change(
         self, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """What others may see of it when a shadow-banned account changes its own membership by a
-        state event; None: nothing."""
+        """Return the content that others may see when a shadow-banned user changes their own
+        membership by a state event; None: nothing is sent."""
         membership = content.get("membership")
         if membership == "leave":
             return {"membership": "leave"}
         snapshot = await self._engine.find_snapshot(room_id)
         if membership not in ("join", "knock") or snapshot is None:
             return None
-        if await self._present(user_id, snapshot) in ("join", membership):
+        if await self._find_membership(user_id, snapshot) in ("join", membership):
             return None
         return await self._content(membership, user_id, None)
 
     async def settle(self, user_id: UserID, room_id: RoomID) -> None:
-        """The user has come into a room by a state event: what comes with a join."""
+        """Complete a join by a state event: copy personal settings from the room it replaces."""
         await self._personal_settings.do_copy(user_id, await self._engine.get_snapshot(room_id))
 
     async def do_knock(
         self, caller: Requester, room_id: RoomID, reason: str | None, servers: Sequence[str] = ()
     ) -> RoomID:
-        """Ask to be let in. `servers` may be in the room. Raises NotFound, Forbidden,
+        """Knock on a room. `servers` may be in the room. Raises NotFound, Forbidden,
         OtherServerFailed."""
-        content = await self._content("knock", caller.user_id, _told(caller, reason))
-        if await self._residence.find(room_id) is None:
-            await self._elsewhere.do_knock(caller, room_id, content, servers)
+        content = await self._content("knock", caller.user_id, _visible_reason(caller, reason))
+        if await self._server_in_room.find(room_id) is None:
+            await self._remote_rooms.do_knock(caller, room_id, content, servers)
         else:
             await self._send(caller, room_id, caller.user_id, content)
         return room_id
 
     async def do_leave(self, caller: Requester, room_id: RoomID, reason: str | None) -> None:
-        """Leave a room, decline an invite, take a knock back. Nothing happens to who has left
-        already."""
-        content = await self._content("leave", None, _told(caller, reason))
-        snapshot = await self._residence.find(room_id)
+        """Leave a room, reject an invite or retract a knock. Has no effect if the user has already
+        left."""
+        content = await self._content("leave", None, _visible_reason(caller, reason))
+        snapshot = await self._server_in_room.find(room_id)
         if snapshot is None:
-            await self._elsewhere.do_leave(caller.user_id, room_id, content)
+            await self._remote_rooms.do_leave(caller.user_id, room_id, content)
             return
-        present = await self._present(caller.user_id, snapshot)
-        if present is None:
+        current = await self._find_membership(caller.user_id, snapshot)
+        if current is None:
             raise Forbidden("You are not in this room")
-        if present == "leave":
+        if current == "leave":
             return
         await self._send(caller, room_id, caller.user_id, content)
 
     async def do_forget(self, caller: Requester, room_id: RoomID) -> None:
-        """Take a room that one has left out of one's history. Raises NotFound, StillInRoom."""
+        """Forget a room that the user has left. Raises NotFound, StillInRoom."""
         room = await self._rooms.get_room(room_id)
-        present = (
+        current = (
             None
             if room is None
             else (await self._memberships.of_user(caller.user_id)).get(room.room_nid)
         )
-        if present is None:
+        if current is None:
             raise NotFound("You have no history with this room")
-        if present.membership in PRESENT:
+        if current.membership in PRESENT:
             raise StillInRoom
-        await self._membership_store.set_forgotten(present.room_nid, caller.user_id)
+        await self._membership_store.set_forgotten(current.room_nid, caller.user_id)
 
     async def do_invite(
         self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None
     ) -> None:
-        """Invite someone. Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion,
+        """Invite a user. Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion,
         OtherServerFailed."""
         await self._check_inviting(caller, room_id, target)
         shown = target if self._profile_on_invite else None
@@ -339,31 +342,30 @@ class RoomMemberships:
             await self.do_invite_elsewhere(caller, room_id, target, content)
 
     def needs_another_server(self, target: str, content: Mapping[str, Any]) -> bool:
-        """Whether such a change of membership is made together with the server of whom it is
-        about."""
+        """Whether this membership change is made together with the target's server."""
         return content.get("membership") == "invite" and not self._identity.is_local(target)
 
     async def do_invite_elsewhere(
         self, caller: Requester, room_id: RoomID, target: UserID, content: Mapping[str, Any]
     ) -> EventID:
-        """Invite a user of another server, which signs the invite; what may be was checked. The
-        invite's id."""
-        return await self._elsewhere.do_invite(caller, room_id, target, content)
+        """Invite a user of another server, which signs the invite; return the event ID. The caller
+        has checked that the invite is allowed."""
+        return await self._remote_rooms.do_invite(caller, room_id, target, content)
 
     async def do_kick(
         self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None
     ) -> None:
-        """Remove someone, their invite or their knock. Raises Forbidden."""
+        """Kick a member, or revoke an invite or a knock. Raises Forbidden."""
         snapshot = await self._check_joined(caller, room_id)
         refusal = Forbidden(f"{target} is not in the room")
         if not await self._has(snapshot, target, PRESENT):
             raise refusal
-        await self._put_out(caller, room_id, target, reason, PRESENT, refusal)
+        await self._set_left(caller, room_id, target, reason, PRESENT, refusal)
 
     async def do_ban(
         self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None
     ) -> None:
-        """Ban someone. Raises Forbidden."""
+        """Ban a user. Raises Forbidden."""
         await self._check_joined(caller, room_id)
         await self._send_about(caller, room_id, target, await self._content("ban", None, reason))
 
@@ -375,9 +377,9 @@ class RoomMemberships:
         refusal = NotBanned(f"{target} is not banned")
         if not await self._has(snapshot, target, BANNED):
             raise refusal
-        await self._put_out(caller, room_id, target, reason, BANNED, refusal)
+        await self._set_left(caller, room_id, target, reason, BANNED, refusal)
 
-    async def _put_out(
+    async def _set_left(
         self,
         caller: Requester,
         room_id: RoomID,
@@ -386,17 +388,17 @@ class RoomMemberships:
         expected: frozenset[str],
         refusal: MatrixError,
     ) -> None:
-        """Let somebody have left who is one of what is expected, also when others do something with
-        them at the same moment."""
+        """Set a user's membership to leave if it is still one of those expected, despite concurrent
+        changes."""
         check = check_still(self._engine, room_id, target, expected, lambda: refusal)
         content = await self._content("leave", None, reason)
         await self._send_about(caller, room_id, target, content, check)
 
     async def leave_all(self, user_id: UserID) -> bool:
-        """Leave every room, decline every invite, take back every knock; and forget all rooms, as
-        nobody will come back.
+        """Leave every room, reject every invite, retract every knock, and forget all rooms: the
+        account is being deactivated.
 
-        False where a room could not be left for now: that keeps the user in none of the others.
+        False if a room could not be left for now; the others are left all the same.
         """
         rows = [
             row
@@ -407,8 +409,8 @@ class RoomMemberships:
         for row in rows:
             room_id, content = RoomID(rooms[row.room_nid].room_id), {"membership": "leave"}
             try:
-                if await self._residence.find(room_id) is None:
-                    await self._elsewhere.do_leave(user_id, room_id, content)
+                if await self._server_in_room.find(room_id) is None:
+                    await self._remote_rooms.do_leave(user_id, room_id, content)
                 else:
                     await self._engine.send(
                         room_id, [Draft("m.room.member", user_id, content, user_id)]
@@ -428,7 +430,7 @@ class RoomMemberships:
         return True
 
     async def get_joined_rooms(self, user_id: UserID) -> Sequence[RoomID]:
-        """The rooms that the user is in."""
+        """Return the rooms that the user is joined to."""
         rows = (await self._memberships.of_user(user_id)).values()
         joined = [row.room_nid for row in rows if row.membership == "join"]
         rooms = await self._rooms.get_rooms_by_nid(joined)
@@ -442,8 +444,8 @@ class RoomMemberships:
         content: dict[str, Any],
         check: Check | None = None,
     ) -> None:
-        """What somebody does with another. Of a shadow-banned account it goes nowhere; refused is
-        what others would be refused."""
+        """Send a membership event about another user. For a shadow-banned account it is only
+        checked: refused is what others would be refused."""
         if caller.is_shadow_banned:
             draft = Draft(
                 "m.room.member", caller.user_id, content, target, check=check, unless_same=True
@@ -465,19 +467,20 @@ class RoomMemberships:
         )
         await self._engine.send(room_id, [draft])
 
-    async def _present(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
+    async def _find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
         row = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
         return None if row is None else row.membership
 
     async def _check_joining(
-        self, caller: Requester, snapshot: RoomSnapshot, present: str | None
+        self, caller: Requester, snapshot: RoomSnapshot, current: str | None
     ) -> dict[str, str]:
-        """What joining needs besides authorization; what it adds to the content of the event."""
+        """Check the conditions for joining besides authorization; return additions to the event's
+        content."""
         if caller.is_guest:
             await self._guests.check_may_join(snapshot)
-        if present == "invite":
+        if current == "invite":
             return {}
-        authoriser = await self._restricted.find_authoriser(snapshot, caller.user_id)
+        authoriser = await self._restricted_joins.find_authoriser(snapshot, caller.user_id)
         return {} if authoriser is None else {AUTHORISER: authoriser}
 
     async def _check_inviting(self, caller: Requester, room_id: RoomID, target: UserID) -> None:
@@ -489,37 +492,38 @@ class RoomMemberships:
         await self.check_inviting(caller, [target])
 
     async def check_inviting(self, caller: Requester, targets: Iterable[UserID]) -> None:
-        """Whether the caller may invite, and these may be invited. Raises Forbidden, NotFound,
+        """Check that the caller may invite these users. Raises Forbidden, NotFound,
         InviteBlocked."""
         self._invites.check_may_invite(caller)
-        here: list[UserID] = []
-        elsewhere: list[UserID] = []
+        local: list[UserID] = []
+        remote: list[UserID] = []
         for target in targets:
-            (here if self._identity.is_local(target) else elsewhere).append(target)
-        self._elsewhere.check_inviting(elsewhere)
-        await self._invites.check_invited_here(caller.user_id, here)
+            (local if self._identity.is_local(target) else remote).append(target)
+        self._remote_rooms.check_inviting(remote)
+        await self._invites.check_invited_here(caller.user_id, local)
 
     async def _redeem_invite(
         self, user_id: UserID, snapshot: RoomSnapshot, signed: Mapping[str, Any]
     ) -> Draft:
-        """The invite that an address was promised, for the user who has proved that it is theirs:
-        sent in the name of who promised it. Authorization checks the proof. spec:
+        """Return an invite for a user who proved to own an invited third-party address, in the name
+        of the sender of the third-party invite. Authorization checks the proof. spec:
         client-server-api#third-party-invites"""
         token = signed.get("token")
-        promise = None
+        invitation = None
         if isinstance(token, str):
-            promise = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
-        if promise is None or not self._identity.is_local(promise.event.sender):
-            raise Forbidden("The invite to this address is not, or no longer, open")
-        shown = promise.event.content.get("display_name")
+            invitation = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
+        if invitation is None or not self._identity.is_local(invitation.event.sender):
+            raise Forbidden("The invite to this address does not exist or is no longer valid")
+        shown = invitation.event.content.get("display_name")
         proof = {"display_name": shown if isinstance(shown, str) else "", "signed": dict(signed)}
         content = {**await self._content("invite", user_id, None), "third_party_invite": proof}
-        return Draft("m.room.member", promise.event.sender, content, user_id)
+        return Draft("m.room.member", invitation.event.sender, content, user_id)
 
     async def _content(
         self, membership: str, shown: UserID | None, reason: str | None
     ) -> dict[str, Any]:
-        """Content of a membership event; `shown` is whose name and avatar go into it."""
+        """Return the content of a membership event, with the name and avatar of the user
+        `shown`."""
         names: Names | None = None
         if shown is not None and self._identity.is_local(shown):
             names = (await self._profiles.get_names([shown])).get(shown)
@@ -529,29 +533,29 @@ class RoomMemberships:
         return content
 
     async def _check_joined(self, caller: Requester, room_id: RoomID) -> RoomSnapshot:
-        """The room, for who is in it: nobody else learns who is, or whether it exists. Raises
-        Forbidden."""
+        """Return the room if the caller is joined to it. Others cannot learn whether it exists or
+        who is a member. Raises Forbidden."""
         snapshot = await self._engine.find_snapshot(room_id)
-        if snapshot is None or await self._present(caller.user_id, snapshot) != "join":
+        if snapshot is None or await self._find_membership(caller.user_id, snapshot) != "join":
             raise Forbidden("You are not in this room")
         return snapshot
 
     async def _has(self, snapshot: RoomSnapshot, target: UserID, expected: frozenset[str]) -> bool:
-        """Whether the user has one of these memberships of the room."""
+        """Whether the user has one of these memberships in the room."""
         key = StateKey("m.room.member", target)
-        present = await snapshot.state.get(key)
-        if present is None:
-            present = await (await self._engine.get_whole(snapshot.room_id)).state.get(key)
-        return present is not None and present.event.membership in expected
+        current = await snapshot.state.get(key)
+        if current is None:
+            current = await (await self._engine.get_whole(snapshot.room_id)).state.get(key)
+        return current is not None and current.event.membership in expected
 
 
-def _told(caller: Requester, reason: str | None) -> str | None:
-    """What others hear of a reason."""
+def _visible_reason(caller: Requester, reason: str | None) -> str | None:
+    """Return the reason as others may see it."""
     return None if caller.is_shadow_banned else reason
 
 
 def member_content(membership: str, names: Names | None) -> dict[str, Any]:
-    """Content of a membership event that shows a person's name and avatar."""
+    """Return the content of a membership event with a user's name and avatar."""
     content: dict[str, Any] = {"membership": membership}
     display_name, avatar_url = names or (None, None)
     if display_name is not None:

@@ -1,4 +1,4 @@
-"""The rooms that two people are in together.
+"""Rooms that two users are both joined to.
 
 spec: client-server-api#mutual-rooms
 """
@@ -12,21 +12,21 @@ from storage.rooms.memberships import MembershipStore
 from storage.rooms.rooms import RoomStore
 
 PAGE: Final = 200
-_LONGEST_TOKEN: Final = 18
+_MAX_TOKEN_LENGTH: Final = 18
 
 
 class MutualRooms:
-    """Finds rooms in common."""
+    """Finds rooms that users share."""
 
     def __init__(self, membership_store: MembershipStore, rooms: RoomStore) -> None:
         self._membership_store = membership_store
         self._rooms = rooms
 
     async def get_page(self, caller: Requester, user_id: str, from_: str | None) -> dict[str, Any]:
-        """The rooms that the caller and the other are joined to, those first that this server has
-        known for longest.
+        """Return the rooms that the caller and the other user are joined to, those known to this
+        server for longest first.
 
-        Raises InvalidParam. Of somebody who does not exist: none.
+        Raises InvalidParam. Empty for a user who does not exist.
         """
         if not is_compliant_user_id(user_id):
             raise InvalidParam("user_id is not a valid user ID")
@@ -35,20 +35,20 @@ class MutualRooms:
         after = 0 if from_ is None else _parse_token(from_)
         shared = await self._membership_store.get_shared_rooms(caller.user_id, [user_id])
         nids = sorted(shared.get(user_id, ()))
-        waiting = [nid for nid in nids if nid > after]
-        page = waiting[:PAGE]
+        remaining = [nid for nid in nids if nid > after]
+        page = remaining[:PAGE]
         rooms = await self._rooms.get_rooms_by_nid(page)
         answer: dict[str, Any] = {
             "joined": [rooms[nid].room_id for nid in page],
             "count": len(nids),
         }
-        if len(waiting) > PAGE:
-            # the second is what clients read who ask by the unstable path
+        if len(remaining) > PAGE:
+            # `next_batch_token` is read by clients that use the unstable path
             answer["next_batch"] = answer["next_batch_token"] = str(page[-1])
         return answer
 
 
 def _parse_token(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > _LONGEST_TOKEN:
+    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_TOKEN_LENGTH:
         raise InvalidParam("from is not a token that this endpoint gave out")
     return int(text)

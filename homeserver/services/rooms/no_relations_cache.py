@@ -1,12 +1,11 @@
-"""Which events are known to have no children: most have none, and need not be looked up again and
-again.
+"""A cache of events that have no children. Most have none, and need not be looked up repeatedly.
 
 Laws:
-- What is known was read when nobody's children were left out, and holds until the stream tells of a
-  child.
-- What a client of ours has sent since this began to listen is known too, for nobody can have named
-  it before: all its children were heard of.
-- What came on the stream while it was read, or from another node, makes nothing known.
+- An event enters the cache when a read that ignored nobody found no children. It leaves the cache
+  when the stream reports a child.
+- An event that one of our clients sent after this cache subscribed is in effect cached too: no
+  event can have referred to it before, so the stream reported all its children.
+- If a child or a write of another node arrives during a read, the read's result is not cached.
 """
 
 from collections.abc import Iterable, Sequence, Set
@@ -23,35 +22,36 @@ class ChildlessEvents:
     """
 
     def __init__(self, streams: Streams, *, capacity: int) -> None:
-        """`capacity` is in events; a place in the set takes some 40 bytes."""
+        """`capacity`: number of events; an entry takes about 40 bytes."""
         self._capacity = capacity
         self._known: set[str] = set()
-        self._heard_from = streams.current()
-        """Of every child that came after this position it is known whose it is."""
+        self._complete_since = streams.current()
+        """The parents of all children after this position are in `_parents`."""
         self._parents: set[str] = set()
-        """Whose children came since."""
+        """Parents of the children that arrived since then."""
         self.heard = 0
-        """Moves with each child that comes."""
+        """Increases with each child that arrives."""
         streams.subscribe(self._on_changes, Topic.RELATED, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
     def known(self) -> Set[str]:
-        """Events without children; many that have none are not in it."""
+        """Some of the events that have no children."""
         return self._known
 
     def is_new(self, event: StoredEvent) -> bool:
-        """Whether one of our clients has sent it lately, and it has had no children since."""
+        """Whether one of our clients sent the event recently, and it has had no children since."""
         return (
             event.sent is not None
             and event.sent != NO_TRANSACTION
             and event.position is not None
-            and event.position > self._heard_from
+            and event.position > self._complete_since
             and event.event.event_id not in self._parents
         )
 
     def note(self, event_ids: Iterable[EventID], heard: int) -> None:
-        """These had none when `heard` was as given, nor were there any later."""
+        """Cache events that had no children in a read that began when `heard` had the given
+        value."""
         if heard != self.heard:
             return
         self._known.update(event_ids)
@@ -66,14 +66,14 @@ class ChildlessEvents:
                     self._known.discard(change.detail)
                     self._parents.add(change.detail)
                 else:
-                    self._forget(change.position)
+                    self._clear(change.position)
 
     def _on_remote_write(self, _after: int, upto: int) -> None:
-        """Another node wrote: which events have children now is not known here."""
+        """Clear the cache: it is unknown which events have children now."""
         self.heard += 1
-        self._forget(upto)
+        self._clear(upto)
 
-    def _forget(self, upto: int) -> None:
+    def _clear(self, upto: int) -> None:
         self._known.clear()
         self._parents.clear()
-        self._heard_from = max(self._heard_from, upto)
+        self._complete_since = max(self._complete_since, upto)

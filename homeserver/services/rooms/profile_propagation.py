@@ -1,9 +1,9 @@
-"""Carries a changed name or avatar into the rooms that show it.
+"""Copies a changed name or avatar into the user's rooms.
 
-The change and a note to carry it on are one write (`storage.profiles.profiles`); the note goes when
-all rooms show the profile as of that change. So a restart in between loses nothing, and a room that
-has it already makes no event. What could not be carried on is tried again (`do_resume`), and keeps
-nobody else's from it.
+The change and a task to propagate it are one write (`storage.profiles.profiles`). The task is
+removed when all rooms show the profile as of that change. So a restart loses nothing, and a room
+that already shows the profile gets no event. A job (`do_resume`) retries what failed; a failure
+does not delay other users.
 
 spec: client-server-api#server-behaviour-1 (profiles)
 """
@@ -30,14 +30,13 @@ from storage.engine.database import Database
 from storage.profiles.profiles import ProfileStore
 from storage.rooms.rooms import RoomStore
 
-NOTES_AT_ONCE = 50
-NOT_NOW = (RemoteError, LimitExceeded, StateIncomplete)
-"""The room's policy server is away or has too much to do, or a part of the room's state is still to
-come."""
+BATCH = 50
+TEMPORARY_ERRORS = (RemoteError, LimitExceeded, StateIncomplete)
+"""The room's policy server is unavailable or overloaded, or the room's state is partial."""
 
 
 class ProfilePropagation:
-    """Works the notes off, one user after the other."""
+    """Works through the tasks, one user after the other."""
 
     def __init__(
         self,
@@ -57,24 +56,24 @@ class ProfilePropagation:
         self._log = Logger()
 
     def wake(self, user_id: UserID | None = None) -> None:
-        """There is a new note, or there may be some from before a restart."""
+        """Start work: there is a new task, or there may be some from before a restart."""
         if self._running is not None:
             self._again = True
             return
         self._running = Deferred.fromCoroutine(self._work())
         self._running.addErrback(
-            lambda failure: self._log.failure("carrying a profile into rooms failed", failure)
+            lambda failure: self._log.failure("could not propagate a profile into rooms", failure)
         )
-        self._running.addBoth(self._finished)
+        self._running.addBoth(self._on_finished)
 
-    def _finished(self, _: object) -> None:
+    def _on_finished(self, _: object) -> None:
         self._running = None
         if self._again:
             self._again = False
             self.wake()
 
     async def do_resume(self, _limit: int) -> int:
-        """Work off what an earlier try has left; nothing is waited for."""
+        """Start to retry the tasks that are left. Returns without waiting for them."""
         if await self._profiles.get_propagations(1):
             self.wake()
         return 0
@@ -82,13 +81,13 @@ class ProfilePropagation:
     async def _work(self) -> None:
         failed: set[tuple[str, int]] = set()
         while True:
-            notes = (await self._profiles.get_propagations(NOTES_AT_ONCE + len(failed))).items()
-            new = [note for note in notes if note not in failed]
+            tasks = (await self._profiles.get_propagations(BATCH + len(failed))).items()
+            new = [task for task in tasks if task not in failed]
             if not new:
                 break
             for user, position in new:
                 try:
-                    if not await self._carry(UserID(user)):
+                    if not await self._propagate(UserID(user)):
                         failed.add((user, position))
                         continue
                     await self._database.write(
@@ -97,12 +96,12 @@ class ProfilePropagation:
                 except Exception:
                     failed.add((user, position))
                     self._log.failure(
-                        "the profile of {user_id} is carried into rooms later", user_id=user
+                        "the profile of {user_id} will be propagated into rooms later", user_id=user
                     )
 
-    async def _carry(self, user_id: UserID) -> bool:
-        """Whether it is done: False where something is in the way that may pass. That keeps the
-        other rooms from nothing."""
+    async def _propagate(self, user_id: UserID) -> bool:
+        """Update the user's rooms; False if one failed for a reason that may pass. The others are
+        updated all the same."""
         is_done = True
         fields = (await self._profiles.get_profiles([user_id])).get(user_id, {})
         rows = (await self._memberships.of_user(user_id)).values()
@@ -114,23 +113,22 @@ class ProfilePropagation:
             present = await snapshot.state.get(StateKey("m.room.member", user_id))
             if present is None or present.event.membership != "join":
                 continue
-            kept = {
+            other_fields = {
                 key: value
                 for key, value in present.event.content.items()
                 if key
                 not in ("displayname", "avatar_url", "reason", "join_authorised_via_users_server")
             }
-            content = {**kept, **member_content("join", names_of(fields))}
-            check = check_still(
-                self._engine, room_id, user_id, {"join"}, Forbidden
-            )  # it would bring them back
+            content = {**other_fields, **member_content("join", names_of(fields))}
+            # a user who was removed meanwhile must not come back by this event
+            check = check_still(self._engine, room_id, user_id, {"join"}, Forbidden)
             draft = Draft("m.room.member", user_id, content, user_id, check=check, unless_same=True)
             try:
                 await self._engine.send(room_id, [draft])
-            except NOT_NOW as error:
+            except TEMPORARY_ERRORS as error:
                 is_done = False
                 self._log.info(
-                    "{room_id} shows the profile of {user_id} later: {error}",
+                    "{room_id} will show the profile of {user_id} later: {error}",
                     room_id=room_id,
                     user_id=user_id,
                     error=str(error),

@@ -1,11 +1,10 @@
-"""Reading rooms: pages of the timeline, single events and what stands around them, state, members.
+"""Reading rooms: pages of the timeline, single events with their context, state, members.
 
 Laws:
-- Who may look, and at what, is decided here once: `find_reader` finds the reader's standing in the
-  room, `Visibility` filters events. Whoever was in the room may read it as it was when they left,
-  whatever became of their membership since; anyone may read rooms that are world readable. Every
-  state that is told is `Reader.state`, or that at an event which they see and which came no later
-  than their leaving.
+- Access is decided here only: `find_reader` finds how a user may read the room, `Visibility`
+  filters events. A former member may read the room as it was when they left, whatever their
+  membership became since; anyone may read world readable rooms. The state that is returned is
+  `Reader.state`, or the state at an event that the reader sees and that came before they left.
 - Pages cost a fixed number of queries.
 
 spec: client-server-api#getting-events-for-a-room
@@ -50,36 +49,37 @@ MEMBER: Final = "m.room.member"
 DEFAULT_PAGE: Final = 10
 MAX_PAGE: Final = 1000
 EVENTS_AT_ONCE: Final = 100
-"""So many events of a page are read before it is asked how large they are."""
+"""The number of events that are read before their size is checked."""
 LARGEST_PAGE: Final = 4 * 1024 * 1024
-"""In bytes of events: with those that go beyond it a page ends, whatever was asked for."""
+"""Bytes of events. A page ends with the events that exceed it, whatever the limit of the
+request."""
 MAX_PAGES_LOOKED_AT: Final = 5
-"""How often a page that the filter or the room's settings left empty is followed by another
-look."""
+"""The most pages that are read when the filter or the room's history visibility leaves pages
+empty."""
 MAX_FETCHES: Final = 3
-"""How often more of the past is fetched from other servers for one page."""
+"""How often history is fetched from other servers for one page."""
 END: Final = Place(2**53, 2**53)
-"""After all events."""
+"""The place after all events."""
 
 
 class Reader(msgspec.Struct, frozen=True, gc=False):
-    """Someone who may look into a room, and how."""
+    """A user who may read a room, and how."""
 
     snapshot: RoomSnapshot
     own: MembershipRow | None
     state: StateView
-    """The state that they may see: the present one, or the one in which they left."""
+    """The state that they may see: the current one, or the one at which they left."""
     departure: Departure | None = None
-    """Where their stay ended, if they see no state of what came later."""
+    """The end of their membership, if they see no later state."""
 
     @property
     def has_left(self) -> bool:
-        """They see no state of what happened since they left."""
+        """Whether they left and see no later state."""
         return self.departure is not None
 
     def had_left(self, event: StoredEvent) -> bool:
-        """Whether they left before the event: a ban of them, for example. They see then the state
-        in which they left."""
+        """Whether they left before the event, for example a later ban. They then see the state at
+        which they left."""
         left = self.departure
         return left is not None and (
             event.depth > left.place.depth or (event.position or 0) > left.position
@@ -87,8 +87,7 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
 
 
 class RoomReading:
-    """Reads rooms for their members, former members and, where a room lets everyone read it,
-    anyone."""
+    """Reads rooms for members and former members, and world readable rooms for anyone."""
 
     def __init__(
         self,
@@ -111,11 +110,11 @@ class RoomReading:
         self._membership_store = membership_store
         self._timelines = timelines
         self._visibility = visibility
-        self._stays = stays
+        self._membership_periods = stays
         self._client_events = client_events
         self._ignored = ignored
         self._aggregations = aggregations
-        self._answers = answers
+        self._state_responses = answers
         self._history = history
 
     async def get_messages(
@@ -128,7 +127,8 @@ class RoomReading:
         limit: int,
         wanted: RoomEventFilter,
     ) -> dict[str, Any]:
-        """A page of the timeline. spec: client-server-api#get_matrixclientv3roomsroomidmessages"""
+        """Return a page of the timeline. spec:
+        client-server-api#get_matrixclientv3roomsroomidmessages"""
         reader = await self.find_reader(caller.user_id, room_id)
         start = await self._find_start(reader, from_, direction)
         end = await self.find_place(reader, to) if to is not None else None
@@ -146,13 +146,13 @@ class RoomReading:
         room = LARGEST_PAGE
         place, exhausted = start, False
         for _ in range(MAX_PAGES_LOOKED_AT):
-            asked = limit - len(shown)
-            page, gap = await self._get_page(reader, place, end, direction, asked)
-            is_short = len(page) < asked
+            requested = limit - len(shown)
+            page, gap = await self._get_page(reader, place, end, direction, requested)
+            is_short = len(page) < requested
             seen, page, room = await self._see_page(caller, reader, page, wanted, room)
             shown += seen
             if page and start == END:
-                start = page[0][0]  # the token has to stand before what is yet to come
+                start = page[0][0]  # the token has to precede events that are yet to come
             if page:
                 last = page[-1][0]
                 place = (
@@ -160,8 +160,8 @@ class RoomReading:
                     if direction is Direction.FORWARDS
                     else Place(last.depth, last.event_nid - 1)
                 )
-            # where more is to be had another time there is an end, but nobody is led round in a
-            # circle meanwhile
+            # if a fetch may succeed later the page still has an end, but clients are not sent in
+            # circles
             exhausted = (
                 is_short and room > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
             )
@@ -174,7 +174,7 @@ class RoomReading:
             "chunk": chunk,
             "start": from_ if from_ is not None else format_place(start),
         }
-        # without an end there is no more; forwards there may always be more to come
+        # without `end` there are no more events; forwards more may always follow
         if not exhausted or (direction is Direction.FORWARDS and shown):
             answer["end"] = format_place(place)
         if wanted.lazy_load_members and shown:
@@ -184,7 +184,7 @@ class RoomReading:
         return answer
 
     async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
-        """One event. Raises NotFound, also where the caller may not see it."""
+        """Return one event. Raises NotFound, also if the caller may not see it."""
         try:
             reader = await self.find_reader(caller.user_id, room_id)
         except Forbidden as error:
@@ -203,7 +203,7 @@ class RoomReading:
         limit: int,
         wanted: RoomEventFilter,
     ) -> dict[str, Any]:
-        """An event with what stands around it. spec:
+        """Return an event with the events around it. spec:
         client-server-api#get_matrixclientv3roomsroomidcontexteventid"""
         find = self.find_reader if wanted.lazy_load_members else self._find_whole
         reader = await find(caller.user_id, room_id)
@@ -249,15 +249,15 @@ class RoomReading:
         }
 
     async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
-        """The whole state that the caller may see: a list of events."""
+        """Return the full state that the caller may see, as a list of events."""
         reader = await self._find_whole(caller.user_id, room_id)
         return await self._present_state(caller, reader.state, None, ("state",), list)
 
     async def get_state_entry(
         self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
     ) -> msgspec.Raw | Mapping[str, Any]:
-        """The content of one entry of the state that the caller may see, or the whole event. Raises
-        NotFound."""
+        """Return the content of one entry of the state that the caller may see, or with `whole` the
+        event. Raises NotFound."""
         reader = await self.find_reader(caller.user_id, room_id)
         event = await reader.state.get(key)
         if event is None and key.type == MEMBER:
@@ -277,7 +277,8 @@ class RoomReading:
         membership: str | None,
         not_membership: str | None,
     ) -> msgspec.Raw:
-        """A list of membership events: those that are `membership`, or are not `not_membership`.
+        """Return a list of membership events: those that are `membership`, or are not
+        `not_membership`.
 
         spec: client-server-api#get_matrixclientv3roomsroomidmembers
         """
@@ -299,7 +300,7 @@ class RoomReading:
         )
 
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
-        """Names and avatars of who is in the room, by user. Only for who is in it too. Raises
+        """Return names and avatars of the joined members, by user. Only for joined members. Raises
         Forbidden."""
         reader = await self._find_whole(caller.user_id, room_id)
         if reader.own is None or reader.own.membership != "join":
@@ -314,32 +315,31 @@ class RoomReading:
                 for user_id, name, avatar in profiles
             }
 
-        return await self._answers.get(reader.state, ("joined_members",), make)
+        return await self._state_responses.get(reader.state, ("joined_members",), make)
 
     async def find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
-        """The user's present membership of a room, None if they never had one."""
+        """Return the user's current membership of a room; None if they never had one."""
         own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
         return None if own is None else own.membership
 
     async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
-        """The room, for someone who is in it, and for anyone if all may read it. Raises
-        Forbidden."""
+        """Return the room if the user is joined to it, or anyone may read it. Raises Forbidden."""
         reader = await self.find_reader(user_id, room_id)
         if reader.has_left:
             raise Forbidden("You are not in this room")
         return reader.snapshot
 
     async def check_joined(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
-        """The room, for someone who is in it. Raises Forbidden."""
+        """Return the room if the user is joined to it. Raises Forbidden."""
         return (await self._find_member(user_id, room_id))[0]
 
     async def get_for_member(
         self, user_id: UserID, room_id: RoomID, event_ids: Collection[EventID]
     ) -> tuple[RoomSnapshot, Mapping[EventID, StoredEvent]]:
-        """The room, and these events of it, for someone who is in it and may see them all, or might
-        if they were kept still.
+        """Return the room and these events of it, if the user is joined and may see them all, or
+        might if they had not been removed by retention or a purge.
 
-        Raises Forbidden, and NotFound whether the room does not have an event or they may not see
+        Raises Forbidden; NotFound both if the room does not have an event and if they may not see
         it.
         """
         snapshot, own = await self._find_member(user_id, room_id)
@@ -362,7 +362,8 @@ class RoomReading:
         return snapshot, own
 
     async def find_reader(self, user_id: UserID, room_id: RoomID) -> Reader:
-        """How the user may look into the room. Raises Forbidden, whether the room exists or not."""
+        """Return how the user may read the room. Raises Forbidden, whether the room exists or
+        not."""
         snapshot = await self._engine.find_snapshot(room_id)
         if snapshot is None:
             raise Forbidden("You are not in this room")
@@ -376,7 +377,11 @@ class RoomReading:
         )
         if readable:
             return Reader(snapshot, own, snapshot.state)
-        departure = None if own is None or own.forgotten else await self._stays.find_departure(own)
+        departure = (
+            None
+            if own is None or own.forgotten
+            else await self._membership_periods.find_departure(own)
+        )
         if departure is None:
             raise Forbidden("You are not in this room")
         return Reader(
@@ -387,7 +392,7 @@ class RoomReading:
         )
 
     async def _find_whole(self, user_id: UserID, room_id: RoomID) -> Reader:
-        """As `find_reader`, once all of the room's state is here. Raises Forbidden,
+        """As `find_reader`, when the room's full state is here. Raises Forbidden,
         StateIncomplete."""
         reader = await self.find_reader(user_id, room_id)
         if reader.snapshot.head.partial_join is None:
@@ -403,8 +408,8 @@ class RoomReading:
         wanted: RoomEventFilter,
         room: int,
     ) -> tuple[list[Seen], list[tuple[Place, int]], int]:
-        """Of a page what `see` gives, as far as there is room for it, in bytes of events; that part
-        of the page; the room that is left."""
+        """Return what `see` returns for a page, up to `room` bytes of events; the part of the page
+        that was read; the bytes that are left."""
         shown: list[Seen] = []
         for begin in range(0, len(page), EVENTS_AT_ONCE):
             portion = page[begin : begin + EVENTS_AT_ONCE]
@@ -418,8 +423,8 @@ class RoomReading:
     async def see(
         self, caller: Requester, reader: Reader, nids: Sequence[int], wanted: RoomEventFilter
     ) -> list[Seen]:
-        """Those of the events that the caller may see and wants, but what users whom they ignore
-        have sent."""
+        """Return those of the events that the caller may see and that pass the filter, without
+        those of users whom they ignore."""
         if not wanted.allows_room(reader.snapshot.room_id):
             return []
         events = await self._events.get_events(nids)
@@ -433,8 +438,8 @@ class RoomReading:
         return await self._aggregations.only_related(seen, wanted)
 
     async def see_one(self, caller: Requester, reader: Reader, event_id: EventID) -> Seen:
-        """One event of the room, as `see_roots`. Raises NotFound, also where the caller may not see
-        it."""
+        """Return one event of the room, as `see_roots`. Raises NotFound, also if the caller may not
+        see it."""
         event = await self._events.get_event(reader.snapshot.room.room_nid, event_id)
         seen = await self.see_roots(caller, reader, [event.nid]) if event is not None else []
         if not seen:
@@ -442,8 +447,8 @@ class RoomReading:
         return seen[0]
 
     async def see_roots(self, caller: Requester, reader: Reader, nids: Sequence[int]) -> list[Seen]:
-        """Those of the events that the caller may see. While anything is shown of a thread there is
-        its root too, which may be gone by its age or a purge: then it is without its content."""
+        """Return those of the events that the caller may see. A root that was removed by retention
+        or a purge comes without its content, while its thread has events to show."""
         found = await self._events.get_events(nids)
         events = [found[nid] for nid in nids]
         seen = {
@@ -453,19 +458,21 @@ class RoomReading:
         gone = [event for event in events if event.nid not in seen]
         if gone:
             left = await self._visibility.filter_gone(caller.user_id, reader.own, gone)
-            told = await self._aggregations.load(caller.user_id, [each.event for each in left])
+            aggregations = await self._aggregations.load(
+                caller.user_id, [each.event for each in left]
+            )
             seen |= {
                 nid: each
                 for each in left
-                if (nid := each.event.nid) in told and told[nid].thread is not None
+                if (nid := each.event.nid) in aggregations and aggregations[nid].thread is not None
             }
         return [seen[nid] for nid in nids if nid in seen]
 
     async def _get_page(
         self, reader: Reader, start: Place, end: Place | None, direction: Direction, limit: int
     ) -> tuple[list[tuple[Place, int]], Gap]:
-        """A page of the timeline, and what became of a gap in it: what other servers have of it is
-        fetched for members."""
+        """Return a page of the timeline, and the result of filling gaps in it. For members, missing
+        events are fetched from other servers."""
         room_nid = reader.snapshot.room.room_nid
         page = await self._timelines.get_page(room_nid, start, end, direction, limit)
         gap = Gap.NONE
@@ -489,8 +496,8 @@ class RoomReading:
         events: Sequence[StoredEvent],
         other: StateView | None = None,
     ) -> list[msgspec.Raw]:
-        """The memberships of those who sent the events; by the `other` state of whoever was not in
-        the room by the first one, which may be that of one side of a fork."""
+        """Return the memberships of the events' senders. A sender who is not in `state` is taken
+        from `other`, which may be the state of one side of a fork."""
         keys = {StateKey(MEMBER, event.event.sender) for event in events}
         found = await state.load(keys)
         missing = keys - found.keys()
@@ -509,8 +516,8 @@ class RoomReading:
         question: Question,
         choose: Callable[[Iterable[StoredEvent]], list[StoredEvent]],
     ) -> msgspec.Raw:
-        """Some of the events of a state, of one type or of all, as they are kept for all who see
-        the same of their redactions."""
+        """Return events of a state, of one type or of all. The response is cached for all readers
+        who see the same redactions."""
         loaded: list[StoredEvent] = []
 
         async def load() -> list[StoredEvent]:
@@ -527,7 +534,7 @@ class RoomReading:
                 {event.redacted_by for event in await load() if event.redacted_by is not None}
             )
 
-        redactions = await self._answers.get(state, ("redactions", type_), find_redactions)
+        redactions = await self._state_responses.get(state, ("redactions", type_), find_redactions)
         reasons = await self._client_events.find_reasons_among(
             caller.user_id, msgspec.json.decode(redactions, type=list[int])
         )
@@ -536,11 +543,11 @@ class RoomReading:
             return present_state(choose(await load()), reasons)
 
         seen = sha256(b"%r" % sorted(reasons)).hexdigest() if reasons else None
-        return await self._answers.get(state, (*question, seen), make)
+        return await self._state_responses.get(state, (*question, seen), make)
 
     async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
-        """At a place in the timeline the state after the event there; at a token of /sync the one
-        that was current then, which is another while the history is forked."""
+        """Return the state at a token: after the event before it, or for a token of /sync the
+        current state of that time, which differs while the history is forked."""
         room_nid, token = reader.snapshot.room.room_nid, parse_room_token(at)
         place = await self.find_place(reader, at)
         page = await self._timelines.get_page(room_nid, place, None, Direction.BACKWARDS, 1)
@@ -557,7 +564,7 @@ class RoomReading:
         )
 
     async def _find_start(self, reader: Reader, token: str | None, direction: Direction) -> Place:
-        """From where a page goes on. Raises InvalidParam."""
+        """Return the place from which a page continues. Raises InvalidParam."""
         if token is None:
             return self._default_start(direction)
         place, arrived = await self.find_place(reader, token), find_arrived(token)
@@ -568,7 +575,7 @@ class RoomReading:
         )
 
     async def find_place(self, reader: Reader, token: str) -> Place:
-        """Where in the room a token stands. Raises InvalidParam."""
+        """Return the place of a token in the room. Raises InvalidParam."""
         parsed = parse_room_token(token)
         if isinstance(parsed, SyncToken):
             return await self._timelines.get_place_at(

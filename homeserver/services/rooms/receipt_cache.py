@@ -26,7 +26,7 @@ _Receipts = dict[_Key, ReceiptRow] | None
 
 
 class KeptReceipts:
-    """Reads receipts, through a cache."""
+    """Reads receipts through a cache."""
 
     def __init__(self, store: ReceiptStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: receipts and rooms."""
@@ -60,14 +60,15 @@ class KeptReceipts:
     async def of_rooms(
         self, room_nids: Collection[int]
     ) -> dict[int, Collection[ReceiptRow] | None]:
-        """All receipts of each room, the oldest first; None where they are many."""
+        """Return all receipts of each room, the oldest first; None if they are many."""
         found = await self._rooms.get_many(room_nids)
         return {nid: None if rows is None else list(rows.values()) for nid, rows in found.items()}
 
     async def get_receipts(
         self, ranges: Mapping[int, tuple[int, int]]
     ) -> Mapping[int, list[ReceiptRow]]:
-        """For each room (after, up to): the receipts that changed in between, the oldest first."""
+        """Return the receipts of each room that changed in its range (after, up to), the oldest
+        first."""
         found: dict[int, list[ReceiptRow]] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, (after, upto) in ranges.items():

@@ -1,5 +1,4 @@
-"""How far users have read: receipts, public and private, of rooms and of threads, and the marker
-that only they see.
+"""Read receipts, public and private, of rooms and threads, and the fully read marker.
 
 spec: client-server-api#receipts, client-server-api#fully-read-markers
 """
@@ -30,7 +29,7 @@ class _Marker(msgspec.Struct):
 
 
 class ReadMarkers:
-    """Moves receipts and markers."""
+    """Moves receipts and fully read markers."""
 
     def __init__(
         self,
@@ -49,12 +48,12 @@ class ReadMarkers:
     async def do_mark(
         self, caller: Requester, room_id: RoomID, marks: dict[str, EventID], thread_id: str | None
     ) -> None:
-        """Move receipts (m.read, m.read.private) and the marker (m.fully_read), forwards only: all
-        of them, or none.
+        """Move receipts (m.read, m.read.private) and the marker (m.fully_read) forwards: all of
+        them, or none.
 
-        Raises Forbidden, InvalidParam, and NotFound for what stands at an event that the room does
-        not have, or that the user may not see: what is said of it tells nothing of whether there is
-        one.
+        Raises Forbidden, InvalidParam, and NotFound for an event that the room does not have or the
+        user may not see. The error is the same for both, so it does not reveal whether the event
+        exists.
         """
         for kind, event_id in marks.items():
             _check_mark(kind, event_id, thread_id)
@@ -67,8 +66,8 @@ class ReadMarkers:
         room_nid = snapshot.room.room_nid
         if thread != UNTHREADED:
             for event_id, standing in (await find_standings(self._events, events.values())).items():
-                # a root is in the main timeline alone; of other servers' people we take such a
-                # receipt as it is
+                # a root belongs to the main timeline only; from users of other servers we accept
+                # such a receipt as it is
                 if thread == event_id or not stands_in(thread, event_id, standing):
                     raise InvalidParam("The event is not in that thread")
         now_ms, user_id = self._now_ms(), caller.user_id
@@ -99,14 +98,14 @@ class ReadMarkers:
         self, txn: WriteTransaction, user_id: UserID, room_id: RoomID, event: StoredEvent
     ) -> None:
         before = self._account_data.get_entry_in(txn, user_id, room_id, FULLY_READ)
-        former = None if before is None else msgspec.json.decode(before, type=_Marker).event_id
-        if former == event.event.event_id:
+        previous = None if before is None else msgspec.json.decode(before, type=_Marker).event_id
+        if previous == event.event.event_id:
             return
-        if former is not None:
-            progress = select_progress(txn, event.room_nid, [former])
+        if previous is not None:
+            progress = select_progress(txn, event.room_nid, [previous])
             if (
-                former in progress
-                and (event.position or 0, event.depth, event.nid) < progress[former]
+                previous in progress
+                and (event.position or 0, event.depth, event.nid) < progress[previous]
             ):
                 return
         content = msgspec.json.encode({"event_id": event.event.event_id})
@@ -119,12 +118,12 @@ def _check_mark(kind: str, event_id: EventID, thread_id: str | None) -> None:
     if not is_event_id(event_id):
         raise InvalidParam(f"{kind}: not an event id")
     if kind == FULLY_READ and thread_id is not None:
-        raise InvalidParam("The fully read marker belongs to no thread")
+        raise InvalidParam("The fully read marker cannot have a thread_id")
 
 
 def _check_thread(thread_id: str | None) -> str:
     if thread_id is None:
         return UNTHREADED
     if thread_id != MAIN_THREAD and not is_event_id(thread_id):
-        raise InvalidParam("thread_id is the event id of a thread's root, or main")
+        raise InvalidParam("thread_id must be the event ID of a thread root, or main")
     return thread_id

@@ -1,12 +1,11 @@
-"""Redactions that take along what relates to their target: edits, replies of a thread, answers of a
-poll.
+"""Redactions that include related events: edits, thread replies, poll responses.
 
-What is there is redacted before the request is answered, in the name of who redacted the target, as
-far as they may; what comes later when it comes. It is noted in the write that redacts the target,
-so that others go on with it where a server ends, and later with what cannot be redacted for now,
-such as where the room's policy server is away or has no time. Only direct children count, and of
-replacements those that are valid. Whoever was suspended or locked meanwhile takes along no more
-than they may redact themselves.
+Related events that exist are redacted before the request is answered, in the name of the sender of
+the redaction and with their permissions; later ones when they arrive. The write that redacts the
+target also stores this as a task, so that other nodes continue if a server stops, and so that
+temporary failures are retried, such as an unavailable policy server. Only direct children count,
+and only valid replacements. For a user who was suspended or locked meanwhile, only what they may
+redact themselves is redacted.
 
 Follows MSC3912.
 """
@@ -45,30 +44,30 @@ from storage.rooms.rooms import RoomStore
 
 REDACTION: Final = "m.room.redaction"
 AT_ONCE: Final = 50
-"""So many events are redacted in one write."""
+"""The events that are redacted in one write."""
 MOST_AT_START: Final = 10_000
 LEASE_MS: Final = 5 * 60_000
-"""After so long somebody else goes on with what a node was at."""
+"""After this time another node takes over the task of a node."""
 RETRIES: Final = BackoffSchedule(60_000, 3_600_000)
-"""After a try in vain; doubled each time."""
+"""The delay after a failed attempt; doubled each time."""
 MOST_TRIES: Final = 24
-"""One after the other that came to nothing, then it is left: most of a day. What was refused for
-good is not tried again."""
+"""The task is dropped after this many failed attempts in a row, which take most of a day. What was
+refused permanently is not retried."""
 
 
 class ToRedact(msgspec.Struct, frozen=True):
-    """What is to go with an event that a user redacts."""
+    """The relations of an event whose targets a user redacts with it."""
 
     user_id: UserID
     target: EventID
     rel_types: Sequence[str]
     reason: str | None
     only_own: bool
-    """Only what they sent."""
+    """Only events of the same sender."""
     held_until: int
-    """Until when whoever answers the request is at it, in milliseconds since 1970."""
+    """The end of the lease of the request that is being answered, in milliseconds since 1970."""
 
-    def notes(self, room_nid: int) -> list[RelatedRedaction]:
+    def tasks(self, room_nid: int) -> list[RelatedRedaction]:
         types = [ANY_TYPE] if ANY_TYPE in self.rel_types else list(dict.fromkeys(self.rel_types))
         return [
             RelatedRedaction(
@@ -84,8 +83,8 @@ class ToRedact(msgspec.Struct, frozen=True):
         ]
 
 
-class _NotNow(Exception):
-    """It may be possible later. `after_ms`: not before that, by what was said."""
+class _RetryLater(Exception):
+    """The redaction may be possible later. `after_ms`: not before that delay, as far as known."""
 
     def __init__(self, why: str, after_ms: int = 0) -> None:
         super().__init__(why)
@@ -93,7 +92,7 @@ class _NotNow(Exception):
 
 
 class _Progress(msgspec.Struct):
-    """Of a try."""
+    """The progress of one attempt."""
 
     redacted: int = 0
 
@@ -123,11 +122,11 @@ class RelatedRedactions:
         streams.subscribe(self._on_changes, Topic.EVENT)
 
     def start(self) -> None:
-        """Go on with what was not done when the server stopped: where there is no other node that
-        may be at it."""
+        """Continue with what was not finished when the server stopped. Only for a single node, as
+        others may hold leases."""
         Deferred.fromCoroutine(self.do_resume(MOST_AT_START, at_start=True)).addErrback(
             lambda failure: self._log.failure(
-                "what relates to redacted events is redacted later", failure
+                "could not redact related events, which will be tried again", failure
             )
         )
 
@@ -140,74 +139,79 @@ class RelatedRedactions:
         *,
         only_own: bool,
     ) -> ToRedact:
-        """What is to go with an event, by a request that is being answered."""
+        """Return the task for a request that is being answered."""
         return ToRedact(user_id, target, rel_types, reason, only_own, self._now_ms() + LEASE_MS)
 
     def noting(self, related: ToRedact) -> Also | None:
-        """What is to be written with the redaction of the target, so that others may go on with it;
-        None: nothing."""
+        """Return the function that stores the task in the write of the redaction; None: there is no
+        task."""
         if not related.rel_types:
             return None
-        return lambda txn, room: add_redactions(txn, related.notes(room.room_nid))
+        return lambda txn, room: add_redactions(txn, related.tasks(room.room_nid))
 
     async def do_redact(self, room_id: RoomID, related: ToRedact) -> None:
-        """Redact the children of an event that the user has redacted; what cannot be now is
-        later."""
+        """Redact the children of an event that the user has redacted; what fails temporarily is
+        retried later."""
         snapshot = await self._engine.get_snapshot(room_id)
-        for note in related.notes(snapshot.room.room_nid):
-            await self._work(note)
+        for task in related.tasks(snapshot.room.room_nid):
+            await self._work(task)
 
     async def do_resume(self, limit: int, *, at_start: bool = False) -> int:
-        """Go on with up to so many that failed for a while, or that somebody left; with how many.
-        `at_start`: with all that are not done, as nobody is at them."""
+        """Continue with up to `limit` tasks that failed temporarily or were abandoned; return the
+        number of attempts. `at_start`: take all tasks, whatever their leases."""
         now = self._now_ms()
         until = now + LEASE_MS
-        notes = await self._store.take_due(ALL_TIMES if at_start else now, until, limit)
-        for number, note in enumerate(notes):
-            if self._now_ms() >= until:  # others may be at what is left
+        tasks = await self._store.take_due(ALL_TIMES if at_start else now, until, limit)
+        for number, task in enumerate(tasks):
+            if self._now_ms() >= until:  # the leases have ended
                 return number
             try:
-                await self._work(note)
-            except DatabaseUnavailable:  # that befalls all of them
+                await self._work(task)
+            except DatabaseUnavailable:  # it affects all tasks
                 raise
-            except Exception as error:  # whatever befalls one, the others go on
-                self._log.failure("what relates to {target} is redacted later", target=note.target)
-                await self._try_later(note, note.tries + 1, _NotNow(str(error)))
-        return len(notes)
+            except Exception as error:  # a bug in one task must not stop the others
+                self._log.failure(
+                    "could not redact what relates to {target}, which will be tried again",
+                    target=task.target,
+                )
+                await self._try_later(task, task.tries + 1, _RetryLater(str(error)))
+        return len(tasks)
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
 
-    async def _work(self, note: RelatedRedaction) -> None:
-        """Try one of which this node has the lease."""
+    async def _work(self, task: RelatedRedaction) -> None:
+        """Try a task whose lease this node holds."""
         progress = _Progress()
         try:
-            await self._redact_children(note, progress)
-        except _NotNow as error:
-            await self._try_later(note, 1 if progress.redacted else note.tries + 1, error)
+            await self._redact_children(task, progress)
+        except _RetryLater as error:
+            await self._try_later(task, 1 if progress.redacted else task.tries + 1, error)
         else:
-            await self._store.set_finished(note)
+            await self._store.set_finished(task)
 
-    async def _try_later(self, note: RelatedRedaction, tries: int, error: _NotNow) -> None:
+    async def _try_later(self, task: RelatedRedaction, tries: int, error: _RetryLater) -> None:
         if tries < MOST_TRIES:
             wait = max(RETRIES.nth(tries), error.after_ms)
-            await self._store.put_off(note, self._now_ms() + wait, tries)
+            await self._store.put_off(task, self._now_ms() + wait, tries)
             return
         self._log.warn(
-            "what relates to {target} stays: {error}", target=note.target, error=str(error)
+            "gave up redacting what relates to {target}: {error}",
+            target=task.target,
+            error=str(error),
         )
-        await self._store.set_finished(note)
+        await self._store.set_finished(task)
 
-    async def _redact_children(self, note: RelatedRedaction, progress: _Progress) -> None:
-        """Raises _NotNow."""
-        room = (await self._rooms.get_rooms_by_nid([note.room_nid]))[note.room_nid]
+    async def _redact_children(self, task: RelatedRedaction, progress: _Progress) -> None:
+        """Redact the children of a task's target. Raises _RetryLater."""
+        room = (await self._rooms.get_rooms_by_nid([task.room_nid]))[task.room_nid]
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
-        wanted, place = Wanted(None if note.rel_type == ANY_TYPE else note.rel_type), START
+        filter_, place = Wanted(None if task.rel_type == ANY_TYPE else task.rel_type), START
         while True:
             page = await self._relations.get_page(
-                note.room_nid, note.target, wanted, place, None, Direction.FORWARDS, AT_ONCE
+                task.room_nid, task.target, filter_, place, None, Direction.FORWARDS, AT_ONCE
             )
-            await self._redact(snapshot, note, [nid for _, nid in page], progress)
+            await self._redact(snapshot, task, [nid for _, nid in page], progress)
             if len(page) < AT_ONCE:
                 break
             place = page[-1][0]
@@ -215,26 +219,26 @@ class RelatedRedactions:
     async def _redact(
         self,
         snapshot: RoomSnapshot,
-        note: RelatedRedaction,
+        task: RelatedRedaction,
         nids: Sequence[int],
         progress: _Progress,
     ) -> None:
         """Redact those of the children that are valid and that the sender of the redaction may
-        redact. Raises _NotNow."""
-        account = (await self._accounts.get_accounts([note.sender])).get(note.sender)
+        redact. Raises _RetryLater."""
+        account = (await self._accounts.get_accounts([task.sender])).get(task.sender)
         if account is None or account.deactivated_ts is not None:
             return
         if account.locked or account.shadow_banned:
-            raise _NotNow("its sender may do nothing")
+            raise _RetryLater("its sender is locked")
         found = await self._events.get_events(nids)
-        parent = await self._events.get_event(note.room_nid, EventID(note.target))
+        parent = await self._events.get_event(task.room_nid, EventID(task.target))
         levels = await snapshot.state.get(POWER_LEVELS)
         create = await snapshot.create_event()
         power = PowerLevels.of(snapshot.version, None if levels is None else levels.event, create)
-        sender = UserID(note.sender)
-        only_own = note.only_own or account.suspended
+        sender = UserID(task.sender)
+        only_own = task.only_own or account.suspended
         may_others = not only_own and power.user_level(sender) >= power.redact
-        content: dict[str, Any] = {} if note.reason is None else {"reason": note.reason}
+        content: dict[str, Any] = {} if task.reason is None else {"reason": task.reason}
         drafts = [
             Draft(REDACTION, sender, content, None, found[nid].event.event_id)
             for nid in nids
@@ -244,25 +248,26 @@ class RelatedRedactions:
             and parent is not None
             and _is_valid(found[nid], parent)
         ]
-        # after a try in vain one after the other: a policy server that takes few of them at a time
-        # takes these
-        for some in [drafts] if drafts and not note.tries else [[draft] for draft in drafts]:
-            progress.redacted += await self._send(snapshot.room_id, note, some)
+        # after a failed attempt one at a time: a rate-limited policy server may accept that
+        for some in [drafts] if drafts and not task.tries else [[draft] for draft in drafts]:
+            progress.redacted += await self._send(snapshot.room_id, task, some)
 
-    async def _send(self, room_id: RoomID, note: RelatedRedaction, drafts: Sequence[Draft]) -> int:
-        """How many of the redactions the room has taken. Raises _NotNow."""
+    async def _send(self, room_id: RoomID, task: RelatedRedaction, drafts: Sequence[Draft]) -> int:
+        """Send redactions; return how many the room accepted. Raises _RetryLater."""
         try:
             await self._engine.send(room_id, drafts)
         except (LimitExceeded, StateIncomplete) as error:
             wait = error.fields.get("retry_after_ms", 0)
-            raise _NotNow(error.text, wait if isinstance(wait, int) else 0) from error
+            raise _RetryLater(error.text, wait if isinstance(wait, int) else 0) from error
         except RemoteError as error:
-            raise _NotNow(str(error)) from error
+            raise _RetryLater(str(error)) from error
         except MatrixError as error:
-            if len(drafts) > 1:  # one of them, and perhaps no other
-                return sum([await self._send(room_id, note, [draft]) for draft in drafts])
+            if len(drafts) > 1:  # one of them may be refused, and the others not
+                return sum([await self._send(room_id, task, [draft]) for draft in drafts])
             self._log.info(
-                "what relates to {target} stays: {error}", target=note.target, error=error.text
+                "cannot redact what relates to {target}: {error}",
+                target=task.target,
+                error=error.text,
             )
             return 0
         return len(drafts)
@@ -279,14 +284,14 @@ class RelatedRedactions:
             self._clock.callLater(0, self._start, [(row.room_nid, row.event_nid) for row in rows])
 
     def _start(self, places: Sequence[tuple[int, int]]) -> None:
-        Deferred.fromCoroutine(self._pursue(places)).addErrback(
+        Deferred.fromCoroutine(self._redact_new(places)).addErrback(
             lambda failure: self._log.failure(
                 "children of a redacted event could not be redacted", failure
             )
         )
 
-    async def _pursue(self, places: Sequence[tuple[int, int]]) -> None:
-        """Redact those new events whose parents were redacted with all that relates to them."""
+    async def _redact_new(self, places: Sequence[tuple[int, int]]) -> None:
+        """Redact those new events whose parents were redacted together with related events."""
         found = await self._events.get_events([event_nid for _, event_nid in places])
         for room_nid, event_nid in places:
             relation = read_relation(found[event_nid].event) if event_nid in found else None
@@ -295,23 +300,23 @@ class RelatedRedactions:
             parent = await self._events.get_event(room_nid, EventID(relation.target))
             if parent is None or parent.redacted_by is None:
                 continue
-            for note in await self._store.get_redactions(relation.target):
-                if note.rel_type in (ANY_TYPE, relation.rel_type) and note.room_nid == room_nid:
+            for task in await self._store.get_redactions(relation.target):
+                if task.rel_type in (ANY_TYPE, relation.rel_type) and task.room_nid == room_nid:
                     snapshot = await self._engine.get_snapshot(parent.event.room_id)
                     progress = _Progress()
                     try:
-                        await self._redact(snapshot, note, [event_nid], progress)
-                    except _NotNow as error:
+                        await self._redact(snapshot, task, [event_nid], progress)
+                    except _RetryLater as error:
                         await self._store.reopen(
-                            note, self._now_ms() + max(RETRIES.first_ms, error.after_ms), tries=1
+                            task, self._now_ms() + max(RETRIES.first_ms, error.after_ms), tries=1
                         )
                         break
                     if progress.redacted:
-                        break  # else another who redacted the parent may do it
+                        break  # otherwise another user who redacted the parent may be allowed to
 
 
 def _is_valid(child: StoredEvent, parent: StoredEvent) -> bool:
-    """Whether it counts as a child of that type. spec:
+    """Whether it is a valid child of its type. spec:
     client-server-api#validity-of-replacement-events"""
     relation = read_relation(child.event)
     if relation is None or relation.rel_type != REPLACE:

@@ -1,4 +1,4 @@
-"""The children of events, page by page, and the threads of rooms.
+"""Pages of an event's children, and of the threads of a room.
 
 spec: client-server-api#relationships-api, client-server-api#querying-threads-in-a-room
 """
@@ -17,17 +17,17 @@ from storage.events.relations import RelationStore, Wanted
 from storage.events.timelines import START, Direction, Place
 
 MAX_RELATIONS: Final = 100
-"""Of one page."""
+"""The most events of a page."""
 MAX_LEVELS: Final = 3
-"""How far children of children are followed."""
+"""How many levels of children of children are followed."""
 MOST_DESCENDANTS: Final = 10_000
-"""Of an event for that: each page of them looks at them all. Where there are more only those are
-told that are fewer steps away, and the answer says so."""
+"""The most descendants of an event for recursion, as each page reads them all. If there are more,
+fewer levels are followed, and the response says so."""
 EVERYTHING: Final = RoomEventFilter()
 
 
 class RoomRelations:
-    """Reads relations for those who may read the room."""
+    """Reads relations for users who may read the room."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class RoomRelations:
         limit: int,
         recurse: bool | None,
     ) -> dict[str, Any]:
-        """A page of an event's children. Raises NotFound, also where the caller may not see the
-        event; Forbidden."""
+        """Return a page of an event's children. Raises Forbidden, and NotFound also if the caller
+        may not see the event."""
         reader = await self._reading.find_reader(caller.user_id, room_id)
         await self._reading.see_one(caller, reader, event_id)
         place = END if direction is Direction.BACKWARDS else START
@@ -64,19 +64,19 @@ class RoomRelations:
         end = None if to is None else await self._reading.find_place(reader, to)
         limit = max(1, min(limit, MAX_RELATIONS))
         room_nid = reader.snapshot.room.room_nid
-        wanted = Wanted(rel_type, event_type, MAX_LEVELS if recurse else 1)
+        filter_ = Wanted(rel_type, event_type, MAX_LEVELS if recurse else 1)
         if recurse:
-            levels = await self._store.find_levels(room_nid, event_id, wanted, MOST_DESCENDANTS)
-            wanted = Wanted(rel_type, event_type, levels)
+            levels = await self._store.find_levels(room_nid, event_id, filter_, MOST_DESCENDANTS)
+            filter_ = Wanted(rel_type, event_type, levels)
         shown: list[Seen] = []
         more = True
         for _ in range(MAX_PAGES_LOOKED_AT):
-            asked = limit - len(shown)
+            requested = limit - len(shown)
             page = await self._store.get_page(
-                room_nid, event_id, wanted, place, end, direction, asked + 1
+                room_nid, event_id, filter_, place, end, direction, requested + 1
             )
-            more = len(page) > asked
-            page = page[:asked]
+            more = len(page) > requested
+            page = page[:requested]
             shown += await self._reading.see(caller, reader, [nid for _, nid in page], EVERYTHING)
             if page:
                 place = page[-1][0] if direction is Direction.FORWARDS else _before(page[-1][0])
@@ -85,14 +85,14 @@ class RoomRelations:
         chunk = await self._client_events.present(
             caller.user_id, caller.device_id, shown, with_room_id=True
         )
-        answer: dict[str, Any] = {"chunk": chunk}
+        response: dict[str, Any] = {"chunk": chunk}
         if more:
-            answer["next_batch"] = format_place(place)
+            response["next_batch"] = format_place(place)
         if from_ is not None:
-            answer["prev_batch"] = from_
+            response["prev_batch"] = from_
         if recurse is not None:
-            answer["recursion_depth"] = wanted.levels
-        return answer
+            response["recursion_depth"] = filter_.levels
+        return response
 
     async def get_threads(
         self,
@@ -103,11 +103,11 @@ class RoomRelations:
         *,
         participated: bool,
     ) -> dict[str, Any]:
-        """A page of the roots of a room's threads, those with the latest events first. Raises
-        Forbidden.
+        """Return a page of the roots of a room's threads, those with the latest events first.
+        Raises Forbidden.
 
-        Of roots that are gone, or that users whom the caller ignores have sent, there is what a
-        redaction leaves. Who has left finds the threads as they were then.
+        A root that was removed, or whose sender the caller ignores, comes without its content, as
+        if redacted. A former member gets the threads as they were when they left.
         """
         reader = await self._reading.find_reader(caller.user_id, room_id)
         place = END if from_ is None else await self._reading.find_place(reader, from_)
@@ -117,18 +117,18 @@ class RoomRelations:
         shown: list[Seen] = []
         more = True
         for _ in range(MAX_PAGES_LOOKED_AT):
-            asked = limit - len(shown)
+            requested = limit - len(shown)
             page = await self._store.get_threads(
                 reader.snapshot.room.room_nid,
                 place,
-                asked + 1,
+                requested + 1,
                 caller.user_id,
                 ignored,
                 participated=participated,
                 end=end,
             )
-            more = len(page) > asked
-            page = page[:asked]
+            more = len(page) > requested
+            page = page[:requested]
             shown += await self._reading.see_roots(caller, reader, [root for _, root in page])
             if page:
                 place = _before(page[-1][0])
@@ -140,10 +140,10 @@ class RoomRelations:
         chunk = await self._client_events.present(
             caller.user_id, caller.device_id, shown, with_room_id=True
         )
-        answer: dict[str, Any] = {"chunk": chunk}
+        response: dict[str, Any] = {"chunk": chunk}
         if more:
-            answer["next_batch"] = format_place(place)
-        return answer
+            response["next_batch"] = format_place(place)
+        return response
 
 
 def _before(place: Place) -> Place:

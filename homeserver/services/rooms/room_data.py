@@ -1,5 +1,4 @@
-"""What stands beside a room for who reads it, from memory: who has read how far, and what its
-reader keeps of it."""
+"""Cached data that both kinds of sync send with a room: receipts and the reader's account data."""
 
 import msgspec
 
@@ -8,7 +7,7 @@ from homeserver.services.rooms.receipt_cache import KeptReceipts
 
 
 class BesideRooms(msgspec.Struct, frozen=True):
-    """Both kinds of sync tell it of a room that is new to a client."""
+    """The caches that both kinds of sync read for a room that is new to a client."""
 
     receipts: KeptReceipts
     account_data: KeptAccountData

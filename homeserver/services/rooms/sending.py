@@ -1,7 +1,7 @@
 """Sending events: messages, state, redactions; each request at most once.
 
-What a shadow-banned user sends goes nowhere, and the answer is as if it went: refused is what
-others would be refused. They may leave.
+Events of a shadow-banned user are checked and answered as usual, but not sent. Such a user may
+leave.
 
 spec: client-server-api#sending-events-to-a-room
 """
@@ -43,8 +43,8 @@ from storage.events.relations import ANNOTATION, THREAD, Relation, RelationStore
 from storage.rooms.sent_transactions import AlreadySent, SentTransaction, SentTransactionStore
 
 MAX_TXN_ID: Final = 255
-MAX_ALIASES_ELSEWHERE: Final = 10
-"""How many aliases of other servers are looked up for one event."""
+MAX_REMOTE_ALIASES: Final = 10
+"""The most aliases of other servers that are resolved for one event."""
 CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
 NOT_FOR_CLIENTS: Final = frozenset({"m.room.create"})
 
@@ -54,7 +54,7 @@ class NoLongerInRoom(Forbidden):
 
 
 class RoomSending:
-    """Adds what clients send to rooms."""
+    """Sends the events of clients to rooms."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class RoomSending:
         self._engine = engine
         self._identity = identity
         self._events = events
-        self._unshown = unshown
+        self._hidden_changes = unshown
         self._memberships = memberships
         self._reading = reading
         self._guests = guests
@@ -92,10 +92,12 @@ class RoomSending:
         sticky_ms: int | None = None,
         sent: SentTransaction | None = None,
     ) -> msgspec.Raw:
-        """Send an event that is no state; the answer, the same for a repeated request. Raises
-        Forbidden, NotFound, UserSuspended and ConsentNotGiven for all but redactions of one's own
-        events, DuplicateAnnotation; MatrixError for a thread at an event that has a parent. `sent`
-        names a request that was another one, of before."""
+        """Send an event that is not state. Return the response, the same for a repeated request.
+        `sent` names the request if it is not this one.
+
+        Raises Forbidden, NotFound, DuplicateAnnotation; UserSuspended and ConsentNotGiven except
+        for redactions of one's own events; MatrixError for a thread whose root has a parent.
+        """
         redacts = None
         if type != "m.room.redaction":
             caller.check_may_write()
@@ -105,7 +107,7 @@ class RoomSending:
                 raise BadJson("A redaction names its target in content.redacts")
             redacts = EventID(target)
             await self._check_suspended_redacts_own(caller, room_id, redacts)
-            # where the version has it beside the content it does not belong into it
+            # room versions that have `redacts` outside the content do not have it inside
             content = {name: value for name, value in content.items() if name != "redacts"}
         sent = sent or name_request(caller, f"send/{room_id}/{type}", txn_id)
         relation = relation_in(content)
@@ -123,9 +125,7 @@ class RoomSending:
         if relation is not None and relation.rel_type == THREAD:
             refusal = await self._refuse_thread(caller, room_id, relation)
             if refusal is not None:
-                earlier = await self._sent.get_response(
-                    sent
-                )  # a repeated request is answered as it was
+                earlier = await self._sent.get_response(sent)  # a repeated request
                 if earlier is None:
                     raise refusal
                 return msgspec.Raw(earlier)
@@ -140,8 +140,8 @@ class RoomSending:
         txn_id: str,
         with_rel_types: Sequence[str] = (),
     ) -> msgspec.Raw:
-        """Redact an event, and its children by relations of these types. Raises Forbidden,
-        NotFound, UserSuspended, ConsentNotGiven."""
+        """Redact an event, and its children with these relation types. Raises Forbidden, NotFound,
+        UserSuspended, ConsentNotGiven."""
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
         sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
@@ -169,9 +169,11 @@ class RoomSending:
         sticky_ms: int | None = None,
         sent: SentTransaction | None = None,
     ) -> EventID:
-        """Set a state entry; the event that it has, an older one where nothing changes. Raises
-        Forbidden, NotFound; with `sent`, which names the request, AlreadySent; UserSuspended and
-        ConsentNotGiven for all but leaving a room.
+        """Set a state entry and return its event ID, that of the existing event if nothing changes.
+        `sent` names the request.
+
+        Raises Forbidden, NotFound, AlreadySent; UserSuspended and ConsentNotGiven except for
+        leaving a room.
 
         spec: client-server-api#account-suspension
         """
@@ -180,19 +182,19 @@ class RoomSending:
                 "membership"
             ) != "leave":
                 caller.check_may_write()
-            # as it can be left by the endpoint for that
+            # only what the endpoint for leaving a room allows
             content = {name: content[name] for name in ("membership", "reason") if name in content}
         if type in NOT_FOR_CLIENTS:
-            raise Forbidden(f"{type} cannot be sent into a room that exists")
-        pretends = caller.is_shadow_banned
-        if pretends and (type, state_key) == ("m.room.member", caller.user_id):
+            raise Forbidden(f"{type} cannot be sent into an existing room")
+        is_pretended = caller.is_shadow_banned
+        if is_pretended and (type, state_key) == ("m.room.member", caller.user_id):
             quiet = await self._memberships.find_quiet_change(caller.user_id, room_id, content)
-            pretends, content = quiet is None, content if quiet is None else quiet
+            is_pretended, content = quiet is None, content if quiet is None else quiet
         if type == "m.room.member":
             content = await self._memberships.check_member_state(
                 caller, room_id, state_key, content
             )
-            if self._memberships.needs_another_server(state_key, content) and not pretends:
+            if self._memberships.needs_another_server(state_key, content) and not is_pretended:
                 return await self._memberships.do_invite_elsewhere(
                     caller, room_id, UserID(state_key), content
                 )
@@ -203,7 +205,7 @@ class RoomSending:
         )
         check = None
         if type == "m.room.member" and content.get("membership") == "join" and not is_join:
-            # another name in the room: who is put out meanwhile does not come in again by it
+            # a change of name in the room: a user who is removed meanwhile must not rejoin by it
             check = check_still(self._engine, room_id, caller.user_id, {"join"}, NoLongerInRoom)
         draft = Draft(
             type,
@@ -216,9 +218,9 @@ class RoomSending:
             check=check,
             unless_same=sticky_ms is None,
         )
-        if pretends:
+        if is_pretended:
             (made,) = await self._engine.check(room_id, [draft])
-            if isinstance(made, StoredEvent):  # that is what it is already
+            if isinstance(made, StoredEvent):  # the state is unchanged
                 return made.event.event_id
             return pretend_event_id(
                 caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode()
@@ -238,37 +240,40 @@ class RoomSending:
     ) -> msgspec.Raw:
         if caller.is_shadow_banned:
             await self._engine.check(room_id, [draft])
-            return _answer(pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id))
+            return _response(
+                pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id)
+            )
         try:
             (event,) = await self._engine.send(room_id, [draft])
         except AlreadySent as earlier:
             return msgspec.Raw(earlier.response)
-        return _answer(event.event.event_id)
+        return _response(event.event.event_id)
 
     async def _refuse_thread(
         self, caller: Requester, room_id: RoomID, relation: Relation
     ) -> MatrixError | None:
-        """Why an event may not be sent into that thread.
+        """Return the error if an event may not be sent into this thread.
 
         spec: client-server-api#validation-of-mthread-relationships
         """
         snapshot = await self._engine.get_snapshot(room_id)
         member = await snapshot.state.get(StateKey("m.room.member", caller.user_id))
         if member is None or member.event.membership != "join":
-            return None  # authorization says no, and nothing is said of the room's events
+            return None  # authorization will refuse, without revealing the room's events
         root = await self._events.get_event(snapshot.room.room_nid, EventID(relation.target))
         if root is None or read_relation(root.event) is None:
             return None
         try:
             await self._reading.get_for_member(caller.user_id, room_id, [root.event.event_id])
         except (Forbidden, NotFound):
-            return None  # as if the room did not have it: who may not see it learns nothing of it
-        return MatrixError("A thread cannot begin at an event that itself relates to another")
+            return None  # as for an unknown event, so that the error does not reveal it
+        return MatrixError("The root of a thread cannot itself relate to another event")
 
     def _check_annotation(
         self, user_id: UserID, room_id: RoomID, type: str, relation: Relation | None
     ) -> Callable[[Sequence[Event]], Awaitable[None]] | None:
-        """The check that the user has not said just that of the event already, even in this moment.
+        """Return the check that the user has not annotated the event in the same way already. It
+        also sees events that are about to be written.
 
         spec: client-server-api#avoiding-duplicate-annotations
         """
@@ -305,8 +310,8 @@ class RoomSending:
     async def _check_aliases(
         self, caller: Requester, room_id: RoomID, content: Mapping[str, Any]
     ) -> None:
-        """Aliases that are new in the event have to point to the room; of one of another server
-        that server is asked.
+        """Check that aliases that are new in the event point to the room. Aliases of other servers
+        are resolved there.
 
         Raises BadJson, InvalidParam, BadAlias, Forbidden (the policy, or that server),
         OtherServerFailed. spec:
@@ -316,7 +321,7 @@ class RoomSending:
         if not isinstance(others, list) or not all(
             isinstance(name, str) for name in (*others, alias or "")
         ):
-            raise BadJson("alias is an alias, alt_aliases a list of aliases")
+            raise BadJson("alias must be an alias, alt_aliases a list of aliases")
         named = {name for name in (*others, alias) if name}
         for name in named:
             if not is_room_alias(name):
@@ -325,17 +330,17 @@ class RoomSending:
         present = await snapshot.state.get(CANONICAL_ALIAS)
         before = set() if present is None else _named(present.event.content)
         new = [RoomAlias(name) for name in sorted(named - before)]
-        here = [name for name in new if self._identity.is_local(name)]
-        elsewhere = [name for name in new if not self._identity.is_local(name)]
-        if len(elsewhere) > MAX_ALIASES_ELSEWHERE:
+        local = [name for name in new if self._identity.is_local(name)]
+        remote = [name for name in new if not self._identity.is_local(name)]
+        if len(remote) > MAX_REMOTE_ALIASES:
             raise InvalidParam(
-                f"At most {MAX_ALIASES_ELSEWHERE} aliases of other servers can be added at a time"
+                f"At most {MAX_REMOTE_ALIASES} aliases of other servers can be added at a time"
             )
-        rows = await self._unshown.get_aliases(caller, here)
-        _check_right(
+        rows = await self._hidden_changes.get_aliases(caller, local)
+        _check_none_wrong(
             [
                 name
-                for name in here
+                for name in local
                 if name not in rows or rows[name].room_nid != snapshot.room.room_nid
             ]
         )
@@ -346,22 +351,24 @@ class RoomSending:
             except NotFound:
                 return None
 
-        found = await map_at_once(find, elsewhere, MAX_ALIASES_ELSEWHERE)
-        _check_right([name for name, room in zip(elsewhere, found, strict=True) if room != room_id])
+        found = await map_at_once(find, remote, MAX_REMOTE_ALIASES)
+        _check_none_wrong(
+            [name for name, room in zip(remote, found, strict=True) if room != room_id]
+        )
 
 
-def _check_right(wrong: Sequence[RoomAlias]) -> None:
+def _check_none_wrong(wrong: Sequence[RoomAlias]) -> None:
     """Raises BadAlias for aliases that do not point to the room."""
     if wrong:
         raise BadAlias(f"These aliases do not point to this room: {', '.join(wrong)}")
 
 
-def _answer(event_id: EventID) -> msgspec.Raw:
+def _response(event_id: EventID) -> msgspec.Raw:
     return msgspec.Raw(b'{"event_id":"%s"}' % event_id.encode())
 
 
 def pretend_event_id(*what: str) -> EventID:
-    """The id of an event that goes nowhere, the same for a repeated request."""
+    """Return the ID for an event that is not sent, the same for a repeated request."""
     digest = sha256("\0".join(what).encode("utf-8", "surrogatepass")).digest()
     return EventID(f"${urlsafe_b64encode(digest).decode().rstrip('=')}")
 
@@ -373,21 +380,21 @@ def _named(content: Mapping[str, Any]) -> set[str]:
 
 
 def name_request(caller: Requester, scope: str, txn_id: str) -> SentTransaction:
-    """The name of a request that may come again. Raises InvalidParam."""
+    """Return the identity of a request that may be repeated. Raises InvalidParam."""
     if len(txn_id) > MAX_TXN_ID:
-        raise InvalidParam(f"A transaction id has at most {MAX_TXN_ID} characters")
+        raise InvalidParam(f"A transaction ID has at most {MAX_TXN_ID} characters")
     return SentTransaction(
         caller.user_id, caller.device_id or "", scope, txn_id, caller.device_made_ts
     )
 
 
 def check_timestamp(caller: Requester, ts: int | None) -> int | None:
-    """When an application service says that an event was sent. Raises Forbidden for others,
-    InvalidParam."""
+    """Return the timestamp that an application service sets for an event. Raises Forbidden for
+    others, InvalidParam."""
     if ts is None:
         return None
     if caller.appservice_id is None:
-        raise Forbidden("Only application services may say when an event was sent")
+        raise Forbidden("Only application services may set the timestamp of an event")
     if not 0 <= ts < 2**53:
-        raise InvalidParam("ts is a time in milliseconds since 1970")
+        raise InvalidParam("ts must be a time in milliseconds since 1970")
     return ts

@@ -1,12 +1,12 @@
-"""The tree of rooms below a space, page by page, as far as a user may know of it.
+"""The tree of rooms below a space, in pages, as far as a user may know of it.
 
 Laws:
-- A page remembers nothing: its token says how far the walk was, and the next page walks again,
-  which costs a few queries, however many rooms there are. Any node can answer it, and no session
-  runs out.
-- Each room is shown once, where the walk first meets it; so loops end.
-- Rooms are read level by level, ahead of the walk; other servers are asked only about rooms that
-  the page comes to.
+- Pages are stateless. A token holds the progress of the walk, and the next page repeats the walk,
+  which costs a few queries whatever the number of rooms. Any node can answer, and nothing
+  expires.
+- Each room is shown once, at its first place in the walk; so loops end.
+- Rooms are read level by level, ahead of the walk. Other servers are queried only for rooms that
+  the page reaches.
 
 spec: client-server-api#spaces
 """
@@ -34,18 +34,18 @@ DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 100
 MAX_DEPTH: Final = 50
 MAX_ROOMS: Final = 10_000
-"""How many rooms of a tree are looked at."""
-MAX_ASKED: Final = 500
-"""About how many rooms other servers are asked for one page; most answers are remembered."""
-ASKED_AT_ONCE: Final = 20
+"""The most rooms of a tree that are visited."""
+MAX_QUERIED: Final = 500
+"""The most rooms that other servers are queried for, for one page; most responses are cached."""
+MAX_PER_QUERY: Final = 20
 READ_AHEAD: Final = 2000
-"""How many rooms are read at most before the walk comes to them."""
+"""The most rooms that are read before the walk reaches them."""
 
 _TOKEN: Final = re.compile(r"([0-9]{1,6})_([01])_([0-9]{1,3})_(!.{1,255})", re.ASCII | re.DOTALL)
 
 
 class _Token(msgspec.Struct, frozen=True):
-    """How far the pages before went, and what they were asked."""
+    """The progress of the previous pages, and the parameters of the request."""
 
     shown: int
     suggested_only: bool
@@ -57,18 +57,18 @@ class _Token(msgspec.Struct, frozen=True):
 
 
 class _Link(msgspec.Struct, frozen=True):
-    """From a space to one of its children."""
+    """A link from a space to one of its children."""
 
     child_id: RoomID
     depth: int
     row: ChildRow | None
-    """As a local space has it."""
+    """The row of a local space."""
     via: Sequence[ServerName] = ()
-    """As another server tells it."""
+    """The servers that a remote space names."""
 
 
 class SpaceHierarchy:
-    """Shows trees of rooms."""
+    """Returns pages of trees of rooms."""
 
     def __init__(self, spaces: Spaces, previews: Previews, remote: RemoteSpaces) -> None:
         self._spaces = spaces
@@ -85,7 +85,7 @@ class SpaceHierarchy:
         limit: int | None,
         from_: str | None,
     ) -> dict[str, Any]:
-        """A page of the tree below a room. Raises Forbidden, InvalidParam.
+        """Return a page of the tree below a room. Raises Forbidden, InvalidParam.
 
         spec: client-server-api#get_matrixclientv1roomsroomidhierarchy
         """
@@ -103,14 +103,14 @@ class SpaceHierarchy:
         if not found:
             raise Forbidden("You may not look at this room, or it does not exist")
         shown = found[start : start + page]
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "rooms": await self._present(shown, suggested_only=suggested_only)
         }
         if len(found) > start + page:
-            answer["next_batch"] = str(
+            response["next_batch"] = str(
                 _Token(start + page, suggested_only, depth, _id_of(shown[-1]))
             )
-        return answer
+        return response
 
     async def _present(
         self, rooms: Sequence[KnownRoom | RemoteRoom], *, suggested_only: bool
@@ -129,7 +129,7 @@ class SpaceHierarchy:
 
 
 class _Walk:
-    """One walk through a tree, depth first."""
+    """A walk through a tree, depth first."""
 
     def __init__(
         self,
@@ -147,17 +147,18 @@ class _Walk:
         self._suggested_only = suggested_only
         self._max_depth = max_depth
         self._known: dict[RoomID, KnownRoom | None] = {}
-        """Rooms that were looked for here, None: not known."""
+        """Rooms that were looked up locally; None: unknown."""
         self._visible: set[int] = set()
-        self._told: dict[RoomID, RemoteRoom | None] = {}
-        """What others told, None: nobody tells, or nobody of ours may look."""
-        self._asked = 0
+        self._remote_rooms: dict[RoomID, RemoteRoom | None] = {}
+        """Summaries from other servers; None: there is none, or the user may not know of the
+        room."""
+        self._queried = 0
 
     async def go(
-        self, root: RoomID, token: _Token | None, wanted: int
+        self, root: RoomID, token: _Token | None, count: int
     ) -> tuple[list[KnownRoom | RemoteRoom], int]:
-        """The rooms from the root on, in order, and where among them the page begins, which has
-        `wanted` at most."""
+        """Return the rooms from the root on, in order, and where among them the page of at most
+        `count` rooms begins."""
         found: list[KnownRoom | RemoteRoom] = []
         start = 0 if token is None else None
         seen: set[RoomID] = set()
@@ -174,14 +175,14 @@ class _Walk:
             found.append(room)
             if start is None and token is not None and link.child_id == token.last:
                 start = len(found)
-            if start is not None and len(found) >= start + wanted:
+            if start is not None and len(found) >= start + count:
                 break
             if link.depth < self._max_depth:
                 links = self._links(room, link.depth + 1)
                 if links:
                     await self._load([each.child_id for each in links], link.depth + 1)
                     stack += reversed(links)
-        if start is None:  # the room where the last page ended has gone
+        if start is None:  # the last room of the previous page is gone
             assert token is not None
             start = min(token.shown, len(found))
         return found, start
@@ -189,17 +190,17 @@ class _Walk:
     async def _find(
         self, link: _Link, stack: Sequence[_Link], seen: Collection[RoomID]
     ) -> KnownRoom | RemoteRoom | None:
-        """The room at the end of a link, as far as the user may know of it."""
+        """Return the room at the end of a link, as far as the user may know of it."""
         room_id = link.child_id
         known = self._known.get(room_id)
         if known is None or not known.is_ours:
-            if room_id not in self._told:
-                await self._ask(
+            if room_id not in self._remote_rooms:
+                await self._query(
                     [link, *(each for each in reversed(stack) if each.child_id not in seen)]
                 )
-            told = self._told.get(room_id)
-            if told is not None:
-                return told
+            remote_room = self._remote_rooms.get(room_id)
+            if remote_room is not None:
+                return remote_room
         return known if known is not None and known.row.room_nid in self._visible else None
 
     def _links(self, room: KnownRoom | RemoteRoom, depth: int) -> list[_Link]:
@@ -214,8 +215,7 @@ class _Walk:
         ]
 
     async def _load(self, room_ids: Collection[RoomID], depth: int) -> None:
-        """Read rooms that the walk is to come to, and while they are not many, what is below
-        them."""
+        """Read rooms that the walk will reach, and also what is below them while there are few."""
         wave = [room_id for room_id in dict.fromkeys(room_ids) if room_id not in self._known]
         while wave:
             found = await self._spaces.load(wave)
@@ -236,47 +236,47 @@ class _Walk:
             if len(self._known) + len(wave) > READ_AHEAD:
                 return
 
-    async def _ask(self, links: Sequence[_Link]) -> None:
-        """Ask others about the first of these rooms, and about the next of them that they will have
-        to be asked about."""
-        asked: dict[RoomID, _Link] = {}
+    async def _query(self, links: Sequence[_Link]) -> None:
+        """Query other servers for the first of these rooms, and for the next ones that will need
+        it."""
+        queried: dict[RoomID, _Link] = {}
         for link in links:
             known = self._known.get(link.child_id)
             if (
-                link.child_id in self._told
-                or link.child_id in asked
+                link.child_id in self._remote_rooms
+                or link.child_id in queried
                 or (known is not None and known.is_ours)
             ):
                 continue
-            asked[link.child_id] = link
-            if len(asked) >= ASKED_AT_ONCE:
+            queried[link.child_id] = link
+            if len(queried) >= MAX_PER_QUERY:
                 break
-        self._told.update(dict.fromkeys(asked))
-        self._asked += len(asked)
-        if self._asked > MAX_ASKED:
+        self._remote_rooms.update(dict.fromkeys(queried))
+        self._queried += len(queried)
+        if self._queried > MAX_QUERIED:
             return
         contents = await self._spaces.load_contents(
-            [link.row for link in asked.values() if link.row is not None]
+            [link.row for link in queried.values() if link.row is not None]
         )
         rooms = {
             room_id: link.via if link.row is None else read_via(contents.get(room_id, {}))
-            for room_id, link in asked.items()
+            for room_id, link in queried.items()
         }
-        answers = await self._remote.get_hierarchies(rooms, suggested_only=self._suggested_only)
-        for room_id in asked:
-            if room_id in answers:
-                await self._believe(room_id, answers[room_id])
+        responses = await self._remote.get_hierarchies(rooms, suggested_only=self._suggested_only)
+        for room_id in queried:
+            if room_id in responses:
+                await self._add_response(room_id, responses[room_id])
 
-    async def _believe(self, room_id: RoomID, answer: RemoteHierarchy) -> None:
-        if await self._previews.is_told_of(self._user_id, answer.room.summary):
-            self._told[room_id] = answer.room
-        for child_id in answer.inaccessible:
-            self._told.setdefault(child_id, None)
-        for child_id, child in answer.children.items():
-            # a space that is told of without its children is asked about when the walk comes to it
+    async def _add_response(self, room_id: RoomID, response: RemoteHierarchy) -> None:
+        if await self._previews.is_told_of(self._user_id, response.room.summary):
+            self._remote_rooms[room_id] = response.room
+        for child_id in response.inaccessible:
+            self._remote_rooms.setdefault(child_id, None)
+        for child_id, child in response.children.items():
+            # a child space without its own children is queried when the walk reaches it
             if child.children_state is not None or child.summary.get("room_type") != SPACE:
                 may_know = await self._previews.is_told_of(self._user_id, child.summary)
-                self._told.setdefault(child_id, child if may_know else None)
+                self._remote_rooms.setdefault(child_id, child if may_know else None)
 
 
 def _children_of(room: RemoteRoom, *, suggested_only: bool) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What somebody may learn of a room before joining it: its summary.
+"""The summary of a room for users who are not joined to it.
 
 spec: client-server-api#get_matrixclientv1room_summaryroomidoralias
 """
@@ -14,15 +14,15 @@ from federation.rooms.serving.summaries import Previews, summarise_room
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.membership import RoomMemberships
 
-_OLDER_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+_UNSTABLE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "encryption": ("im.nheko.summary.encryption",),
     "room_version": ("im.nheko.summary.room_version", "im.nheko.summary.version"),
 }
-"""What clients look for that know the summary by its unstable name."""
+"""Unstable names that clients still read."""
 
 
 class RoomPreviews:
-    """Shows summaries of rooms."""
+    """Returns summaries of rooms."""
 
     def __init__(
         self,
@@ -41,25 +41,27 @@ class RoomPreviews:
     async def get_summary(
         self, caller: Requester | None, room_id_or_alias: str, via: Sequence[ServerName]
     ) -> dict[str, Any]:
-        """A room's summary, with the caller's membership of it.
+        """Return a room's summary, with the caller's membership.
 
-        Raises InvalidParam, and NotFound whether the room exists or not. Somebody without an
-        account is told of rooms that anybody may join, ask to join, or read.
+        Without an account, only rooms are visible that anybody may join, knock on or read. Raises
+        InvalidParam, and NotFound whether the room exists or not.
         """
         if not is_room_id(room_id_or_alias) and not is_room_alias(room_id_or_alias):
-            raise InvalidParam("This is neither a room id nor a room alias")
+            raise InvalidParam("This is neither a room ID nor a room alias")
         room_id, servers = await self._room_memberships.resolve(caller, room_id_or_alias, via)
         user_id = None if caller is None else caller.user_id
         known = (await self._spaces.load([room_id])).get(room_id)
         summary: dict[str, Any] | None = None
         if known is None or not known.is_ours:
-            answer = (
+            response = (
                 await self._remote.get_hierarchies(
                     {room_id: [ServerName(each) for each in servers]}, suggested_only=False
                 )
             ).get(room_id)
-            if answer is not None and await self._previews.is_told_of(user_id, answer.room.summary):
-                summary = dict(answer.room.summary)
+            if response is not None and await self._previews.is_told_of(
+                user_id, response.room.summary
+            ):
+                summary = dict(response.room.summary)
         if (
             summary is None
             and known is not None
@@ -68,9 +70,9 @@ class RoomPreviews:
             summary = summarise_room(known.row)
         if summary is None:
             raise NotFound("There is no such room, or you may not know of it")
-        for name, older_names in _OLDER_NAMES.items():
+        for name, unstable_names in _UNSTABLE_NAMES.items():
             if name in summary:
-                summary |= dict.fromkeys(older_names, summary[name])
+                summary |= dict.fromkeys(unstable_names, summary[name])
         if user_id is not None:
             summary["membership"] = await self._membership(
                 user_id, None if known is None else known.row.room_nid

@@ -1,7 +1,7 @@
-"""Following threads: people say which ones they want to hear of, or their clients do when they are
-called in one.
+"""Thread subscriptions: users subscribe to threads, or their clients do it when the user is
+mentioned.
 
-Proposals: MSC4306 (subscriptions), MSC4308 (how clients hear of them).
+Proposals: MSC4306 (subscriptions), MSC4308 (how clients receive them).
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from storage.events.relations import THREAD
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 MOST_CHANGES: Final = 100
-"""Of one page."""
+"""The most changes of a page."""
 
 
 class NotInThread(MatrixError):
@@ -29,8 +29,7 @@ class NotInThread(MatrixError):
 
 
 class ConflictingUnsubscription(MatrixError):
-    """The user did not want the thread any more after the event that the client names as the
-    cause."""
+    """The user unsubscribed from the thread after the event that the client names as the cause."""
 
     errcode, status, default_text = (
         "M_CONFLICTING_UNSUBSCRIPTION",
@@ -40,7 +39,7 @@ class ConflictingUnsubscription(MatrixError):
 
 
 class ThreadSubscriptions:
-    """Reads and changes which threads users follow."""
+    """Reads and changes thread subscriptions."""
 
     def __init__(
         self, store: ThreadSubscriptionStore, reading: RoomReading, streams: Streams
@@ -50,7 +49,7 @@ class ThreadSubscriptions:
         self._streams = streams
 
     async def get(self, caller: Requester, room_id: RoomID, root: EventID) -> dict[str, bool]:
-        """The subscription to a thread. Raises NotFound, also where the caller may not see the
+        """Return the subscription to a thread. Raises NotFound, also if the caller may not see the
         thread."""
         await self._see(caller, room_id, root)
         row = await self._store.get_subscription(caller.user_id, room_id, root)
@@ -61,7 +60,7 @@ class ThreadSubscriptions:
     async def do_subscribe(
         self, caller: Requester, room_id: RoomID, root: EventID, cause: EventID | None
     ) -> None:
-        """Follow a thread: by the user's wish, or (with a cause) by their client's.
+        """Subscribe to a thread: for the user, or with a cause automatically.
 
         Raises NotFound, NotInThread, ConflictingUnsubscription.
         """
@@ -82,14 +81,14 @@ class ThreadSubscriptions:
             raise ConflictingUnsubscription
 
     async def do_unsubscribe(self, caller: Requester, room_id: RoomID, root: EventID) -> None:
-        """Follow a thread no longer; that one did not is no error. Raises NotFound."""
+        """Unsubscribe from a thread; success if there is no subscription. Raises NotFound."""
         await self._see(caller, room_id, root)
         await self._store.unsubscribe(caller.user_id, room_id, root)
 
     async def get_page(
         self, caller: Requester, from_: str | None, to: str | None, limit: int
     ) -> dict[str, Any]:
-        """A page of the latest changes, going back. Raises InvalidParam."""
+        """Return a page of the latest changes, going back. Raises InvalidParam."""
         if limit < 1:
             raise InvalidParam("A page has at least one entry")
         upto = self._streams.current() if from_ is None else _parse(from_)
@@ -97,37 +96,37 @@ class ThreadSubscriptions:
         if to is not None:
             place = parse_room_token(to)
             if not isinstance(place, SyncToken):
-                raise InvalidParam("to: not a position that sliding sync gave out")
+                raise InvalidParam("to: not a position of sliding sync")
             after = place.position
         return await self.read(caller.user_id, after, upto, limit, further="end")
 
     async def read(
         self, user_id: UserID, after: int, upto: int, limit: int, *, further: str
     ) -> dict[str, Any]:
-        """The newest changes in a stretch of the sequence, as clients get them; under `further`
-        where there are more."""
+        """Return the newest changes in a range of positions, in client format. If there are more, a
+        token is under the key `further`."""
         limit = min(limit, MOST_CHANGES)
         rows = await self._store.get_changes(user_id, after, upto, limit + 1)
         subscribed: dict[str, dict[str, Mapping[str, object]]] = {}
         unsubscribed: dict[str, dict[str, Mapping[str, object]]] = {}
         for row in rows[:limit]:
             if row.subscribed:
-                told = {"automatic": row.automatic, "bump_stamp": row.position}
-                subscribed.setdefault(row.room_id, {})[row.root] = told
+                entry = {"automatic": row.automatic, "bump_stamp": row.position}
+                subscribed.setdefault(row.room_id, {})[row.root] = entry
             else:
                 unsubscribed.setdefault(row.room_id, {})[row.root] = {"bump_stamp": row.position}
-        answer: dict[str, Any] = {}
+        response: dict[str, Any] = {}
         if subscribed:
-            answer["subscribed"] = subscribed
+            response["subscribed"] = subscribed
         if unsubscribed:
-            answer["unsubscribed"] = unsubscribed
+            response["unsubscribed"] = unsubscribed
         if len(rows) > limit:
-            answer[further] = str(rows[limit].position)
-        return answer
+            response[further] = str(rows[limit].position)
+        return response
 
     async def _see(self, caller: Requester, room_id: RoomID, event_id: EventID) -> Seen:
         if not is_event_id(event_id):
-            raise NotFound("That is no event id")
+            raise NotFound("This is not an event ID")
         try:
             reader = await self._reading.find_reader(caller.user_id, room_id)
         except Forbidden as error:

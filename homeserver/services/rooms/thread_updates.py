@@ -1,9 +1,8 @@
-"""In which threads of the rooms that a user is in something was said: what sliding sync tells
-beside timelines, and the pages of what it had no room for.
+"""Threads with new events in a user's rooms: for sliding sync, and the pages for what it omits.
 
-A thread is told once for a stretch of the sequence, by its last event in it; the others are behind
-a token of `/relations`. A token of pages says where the next one begins and up to where the stretch
-goes: what is said meanwhile is told by the next sync.
+A thread is reported once per range of positions, by its last event in it; a token for `/relations`
+leads to the others. A token for pages holds the start of the next page and the end of the range:
+later events are reported by the next sync.
 
 Proposal: MSC4360.
 """
@@ -28,16 +27,16 @@ from storage.rooms.rooms import RoomStore
 from storage.rooms.thread_updates import ThreadUpdateRow, ThreadUpdateStore
 
 MOST_UPDATES: Final = 100
-"""Of one answer."""
+"""The max_rows updates of one response."""
 
 _TOKEN: Final = re.compile(r"([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 
 Thread = tuple[int, str]
-"""Number of the room, id of the root."""
+"""Number of the room, ID of the root."""
 
 
 class ThreadUpdates:
-    """Reads what was said in threads."""
+    """Reads which threads have new events."""
 
     def __init__(
         self,
@@ -68,21 +67,20 @@ class ThreadUpdates:
         limit: int,
         told: Mapping[Thread, int] | None,
     ) -> dict[str, Any]:
-        """What a client that has heard up to `after` is told; empty for nothing. `room_nids`: where
-        something has happened since; None: that is not known. `told`: how many events of threads
-        the client gets anyway; None: it wants the roots, of all threads.
-        """
+        """Return updates for a client that has seen all up to `after`; empty for none. `room_nids`:
+        the rooms with changes since then; None: unknown. `told`: the number of events of each
+        thread that the client gets anyway; None: the client wants all threads, with their roots."""
         updates, further = await self._read(caller, room_nids, after, upto, upto, limit, told)
-        answer: dict[str, Any] = {"updates": updates} if updates else {}
+        response: dict[str, Any] = {"updates": updates} if updates else {}
         if further is not None:
-            answer["prev_batch"] = further
-        return answer
+            response["prev_batch"] = further
+        return response
 
     async def get_page(
         self, caller: Requester, from_: str | None, to: str | None, limit: int
     ) -> dict[str, Any]:
-        """A page of threads, going back: a short one, or an empty one, where much was said in few
-        of them. Raises InvalidParam."""
+        """Return a page of threads, going back. It may be short or empty if few threads have many
+        events. Raises InvalidParam."""
         if limit < 1:
             raise InvalidParam("A page has at least one entry")
         last = upto = self._streams.current()
@@ -95,7 +93,7 @@ class ThreadUpdates:
         if to is not None:
             place = parse_room_token(to)
             if not isinstance(place, SyncToken):
-                raise InvalidParam("to: not a position that sliding sync gave out")
+                raise InvalidParam("to: not a position of sliding sync")
             after = place.position
         chunk, further = await self._read(caller, None, after, upto, last, limit, None)
         return {"chunk": chunk} if further is None else {"chunk": chunk, "next_batch": further}
@@ -110,14 +108,14 @@ class ThreadUpdates:
         limit: int,
         told: Mapping[Thread, int] | None,
     ) -> tuple[dict[str, dict[str, Any]], str | None]:
-        """The threads by room id and root, and the token of those that are left."""
+        """Return the threads by room ID and root, and a token for the rest."""
         own = await self._memberships.of_user(caller.user_id)
         joined = {nid: row for nid, row in own.items() if row.membership == "join"}
-        wanted = joined.keys() if room_nids is None else joined.keys() & room_nids
+        included = joined.keys() if room_nids is None else joined.keys() & room_nids
         limit = min(limit, MOST_UPDATES)
         ignored = await self._ignored.of_user(caller.user_id)
-        most = limit + (0 if told is None else len(told))
-        page = await self._store.get_updates(wanted, after, upto, last, most, ignored)
+        max_rows = limit + (0 if told is None else len(told))
+        page = await self._store.get_updates(included, after, upto, last, max_rows, ignored)
         rows, reached = page.rows, page.reached
         if told is not None:
             rows = [
@@ -134,8 +132,8 @@ class ThreadUpdates:
         rows = [row for row in rows if row.newest.event_nid in seen]
         roots: dict[str, Any] = {}
         if told is None:
-            # A root is always told with its thread; who may not see it cannot open that:
-            # `/relations` is refused, and `/threads` has it not
+            # a thread always comes with its root; for a reader who may not see the root,
+            # `/relations` is refused and `/threads` omits it
             roots = await self._present_roots(caller, joined, rows, ignored)
             rows = [row for row in rows if row.root in roots]
         rooms = await self._rooms.get_rooms_by_nid({row.room_nid for row in rows})
@@ -158,7 +156,7 @@ class ThreadUpdates:
         rows: Sequence[ThreadUpdateRow],
         ignored: Collection[str],
     ) -> dict[str, Any]:
-        """The roots that the user may see, with what there is of their threads."""
+        """Return the roots that the user may see, with their aggregations."""
         of_rooms = {row.root: row.room_nid for row in rows}
         known = await self._events.get_anywhere(map(EventID, of_rooms)) if of_rooms else {}
         roots = [event for root, event in known.items() if event.room_nid == of_rooms[root]]

@@ -1,13 +1,13 @@
-"""Upgrading a room: a new room of another version takes its place, with all that can move.
+"""Upgrades a room: a new room of another version replaces it, with everything that can be copied.
 
 Laws:
-- The new room with its state, the end of the old one, aliases and the listing in the directory are
+- The new room with its state, the tombstone of the old one, aliases and the directory listing are
   one write.
-- What concerns other rooms (the links of spaces) and is too much for that write (many bans)
-  follows. Each step of it can be done again, and a repeated request does just that: it answers with
-  the room that there is, or that the first one is making.
-- A shadow-banned account gets the new room alone, and the aliases and the listing move in its eyes:
-  nothing of it concerns others. What it asks for once more it has already, as others.
+- Changes to other rooms (links of spaces) and what is too large for that write (many bans) follow.
+  Each of these steps can be repeated, and a repeated request does just that: it returns the room
+  that exists or that the first request is making.
+- A shadow-banned account gets only the new room; aliases and the listing move in its view alone. A
+  repeated request of such an account also returns the existing room.
 
 spec: client-server-api#room-upgrades
 """
@@ -60,9 +60,9 @@ from storage.rooms.memberships import MembershipStore
 from storage.rooms.rooms import RoomRow, RoomStore, move_public
 from storage.rooms.spaces import SpaceStore
 
-MAX_ENTRIES_OF_A_TYPE: Final = 2000
-MAX_BANS_AT_ONCE: Final = 200
-"""So many bans stand in the first write, and in each that follows."""
+MAX_ENTRIES_PER_TYPE: Final = 2000
+BANS_PER_WRITE: Final = 200
+"""The bans in the first write, and in each later one."""
 MAX_PARENTS: Final = 50
 MAX_CHILDREN: Final = 1000
 
@@ -92,7 +92,7 @@ class RoomUpgrade:
         self._replacements = replacements
         self._rooms = rooms
         self._membership_store = membership_store
-        self._unshown = unshown
+        self._hidden_changes = unshown
         self._spaces = spaces
         self._reading = reading
         self._profiles = profiles
@@ -108,8 +108,8 @@ class RoomUpgrade:
         new_version: str,
         additional_creators: Sequence[str],
     ) -> RoomID:
-        """Replace a room; the new one. Raises UnsupportedRoomVersion, InvalidParam, Forbidden,
-        InvalidRoomState."""
+        """Replace a room; return the ID of the new one. Raises UnsupportedRoomVersion,
+        InvalidParam, Forbidden, InvalidRoomState."""
         version = ROOM_VERSIONS.get(new_version)
         if version is None:
             raise UnsupportedRoomVersion(
@@ -125,13 +125,13 @@ class RoomUpgrade:
             else []
         )
         if caller.is_shadow_banned:
-            alone = await self._engine.in_turn(
-                room_id, lambda: self._find_or_make_beside(caller, old, version, creators)
+            hidden = await self._engine.in_turn(
+                room_id, lambda: self._find_or_make_hidden(caller, old, version, creators)
             )
-            await self._personal_settings.do_copy(caller.user_id, alone)
-            return alone.room_id
+            await self._personal_settings.do_copy(caller.user_id, hidden)
+            return hidden.room_id
         new = await self._replace(caller, room_id, version, creators)
-        await self._ban_others(caller.user_id, old, new)
+        await self._copy_remaining_bans(caller.user_id, old, new)
         await self._move_links(caller.user_id, old, new)
         await self._personal_settings.do_copy(caller.user_id, new)
         return new.room_id
@@ -139,7 +139,7 @@ class RoomUpgrade:
     async def _find_earlier(
         self, user_id: UserID, old: RoomSnapshot, version: RoomVersion
     ) -> RoomSnapshot | None:
-        """The room that an earlier request of the same sort has made."""
+        """Return the room that an earlier request with the same parameters has made."""
         tombstone = await old.state.get(StateKey(TOMBSTONE, ""))
         new_id = None if tombstone is None else tombstone.event.content.get("replacement_room")
         new = await self._engine.find_snapshot(RoomID(new_id)) if isinstance(new_id, str) else None
@@ -171,36 +171,38 @@ class RoomUpgrade:
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
 
-    async def _find_or_make_beside(
+    async def _find_or_make_hidden(
         self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
     ) -> RoomSnapshot:
-        alone = await self._find_beside(caller.user_id, old, version)
+        hidden = await self._find_hidden(caller.user_id, old, version)
         return (
-            alone if alone is not None else await self._make_beside(caller, old, version, creators)
+            hidden
+            if hidden is not None
+            else await self._make_hidden(caller, old, version, creators)
         )
 
-    async def _find_beside(
+    async def _find_hidden(
         self, user_id: UserID, old: RoomSnapshot, version: RoomVersion
     ) -> RoomSnapshot | None:
         """As `_find_earlier`, for a shadow-banned account."""
-        room_nid = await self._unshown.find_successor(user_id, old.room.room_nid)
+        room_nid = await self._hidden_changes.find_successor(user_id, old.room.room_nid)
         if room_nid is None:
             return None
         room = (await self._rooms.get_rooms_by_nid([room_nid])).get(room_nid)
         new = None if room is None else await self._engine.find_snapshot(RoomID(room.room_id))
         return new if new is not None and new.version is version else None
 
-    async def _make_beside(
+    async def _make_hidden(
         self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
     ) -> RoomSnapshot:
-        """The new room alone, for a shadow-banned account: it has what it asked for, and nobody
-        hears of it. Aliases, links and the old room stay as they are, but in its own eyes."""
+        """Create only the new room, for a shadow-banned account: others do not notice. The old
+        room, aliases and links change in that account's view alone."""
         drafts = await self._first_events(caller, old, version, creators)
         aliases = await self._moved_aliases(caller, old)
-        is_listed = await self._unshown.is_listed(caller, old.room.room_nid)
+        is_listed = await self._hidden_changes.is_listed(caller, old.room.room_nid)
 
         def move(txn: WriteTransaction, new: RoomRow) -> None:
-            self._unshown.replace_in(
+            self._hidden_changes.replace_in(
                 txn, caller.user_id, old.room.room_nid, new.room_nid, aliases, is_listed=is_listed
             )
 
@@ -211,7 +213,7 @@ class RoomUpgrade:
         return new
 
     def _new_id(self, version: RoomVersion) -> RoomID | None:
-        """None where the create event names the room."""
+        """Return the ID of the new room; None if the create event defines it."""
         if version.room_id_is_create_hash:
             return None
         return RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
@@ -219,8 +221,8 @@ class RoomUpgrade:
     async def _first_events(
         self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
     ) -> list[Draft]:
-        """Of the new room. The power levels come last: before them the creator may do everything,
-        whatever they say."""
+        """Return the first events of the new room. The power levels come last: before them the
+        creator may send anything."""
         user_id = caller.user_id
         names = (await self._profiles.get_names([user_id])).get(user_id)
         create = await old.create_event()
@@ -238,14 +240,15 @@ class RoomUpgrade:
             Draft("m.room.member", user_id, member_content("join", names), user_id),
             *await self._copied(user_id, old, version),
             *([Draft("m.room.canonical_alias", user_id, canonical, "")] if canonical else []),
-            *(await self._bans(user_id, old))[:MAX_BANS_AT_ONCE],
+            *(await self._bans(user_id, old))[:BANS_PER_WRITE],
             Draft("m.room.power_levels", user_id, levels, ""),
         ]
 
     async def _last_events(
         self, caller: Requester, old: RoomSnapshot, new_id: RoomID
     ) -> list[Draft]:
-        """Of the old room; all but the first where the user may."""
+        """Return the last events of the old room. All but the tombstone are sent only if the user
+        may."""
         user_id = caller.user_id
         content = {"body": "This room has been replaced", "replacement_room": new_id}
         drafts = [Draft(TOMBSTONE, user_id, content, "")]
@@ -262,7 +265,7 @@ class RoomUpgrade:
         nids = [
             nid
             for type in COPIED_BY_TYPE
-            for nid in list((await old.state.load_nids(type)).values())[:MAX_ENTRIES_OF_A_TYPE]
+            for nid in list((await old.state.load_nids(type)).values())[:MAX_ENTRIES_PER_TYPE]
         ]
         found = await self._events.get_events(nids)
         events = [
@@ -293,23 +296,27 @@ class RoomUpgrade:
         return drafts
 
     async def _moved_aliases(self, caller: Requester, old: RoomSnapshot) -> list[str]:
-        return await self._unshown.get_aliases_of_room(caller, old.room.room_nid)
+        return await self._hidden_changes.get_aliases_of_room(caller, old.room.room_nid)
 
-    async def _ban_others(self, user_id: UserID, old: RoomSnapshot, new: RoomSnapshot) -> None:
-        """Take over the bans that the first write had no room for; nobody is banned again of whom
-        the new room decided."""
-        drafts = (await self._bans(user_id, old))[MAX_BANS_AT_ONCE:]
-        for start in range(0, len(drafts), MAX_BANS_AT_ONCE):
-            part = drafts[start : start + MAX_BANS_AT_ONCE]
+    async def _copy_remaining_bans(
+        self, user_id: UserID, old: RoomSnapshot, new: RoomSnapshot
+    ) -> None:
+        """Copy the bans that did not fit into the first write, except for users who have a
+        membership in the new room."""
+        drafts = (await self._bans(user_id, old))[BANS_PER_WRITE:]
+        for start in range(0, len(drafts), BANS_PER_WRITE):
+            part = drafts[start : start + BANS_PER_WRITE]
             known = await self._membership_store.get_memberships(
                 new.room.room_nid,
                 [draft.state_key for draft in part if draft.state_key is not None],
             )
-            await self._try(new.room_id, [draft for draft in part if draft.state_key not in known])
+            await self._send_if_allowed(
+                new.room_id, [draft for draft in part if draft.state_key not in known]
+            )
 
     async def _move_links(self, user_id: UserID, old: RoomSnapshot, new: RoomSnapshot) -> None:
-        """In spaces that name the old room as a child, and rooms that name it as their parent, name
-        the new one."""
+        """Replace the old room by the new one in spaces that have it as a child and in rooms that
+        have it as a parent."""
         parents = (await self._spaces.get_parents(old.room_id))[:MAX_PARENTS]
         await self._relink(user_id, CHILD, parents, old.room_id, new.room_id)
         children = (await self._spaces.get_children([old.room.room_nid])).get(old.room.room_nid, ())
@@ -337,19 +344,19 @@ class RoomUpgrade:
                 continue
             content = {**link.event.content, "via": [self._identity.server_name]}
             moved = {new_id: content, old_id: {}}
-            await self._try(
+            await self._send_if_allowed(
                 room_id,
                 [Draft(type, user_id, each, key, unless_same=True) for key, each in moved.items()],
             )
 
-    async def _try(self, room_id: RoomID, drafts: Sequence[Draft]) -> None:
+    async def _send_if_allowed(self, room_id: RoomID, drafts: Sequence[Draft]) -> None:
         if not drafts:
             return
         try:
             await self._engine.send(room_id, drafts)
         except (MatrixError, RemoteError) as error:
             self._log.info(
-                "an upgrade changes nothing in {room_id}: {error}",
+                "an upgrade could not change {room_id}: {error}",
                 room_id=room_id,
                 error=str(error),
             )

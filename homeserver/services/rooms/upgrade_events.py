@@ -1,4 +1,4 @@
-"""What a room that replaces another begins with, as values: the contents of its first events.
+"""The contents of the first events of a room that replaces another.
 
 spec: client-server-api#room-upgrades
 """
@@ -34,9 +34,9 @@ COPIED: Final = tuple(
         "m.room.retention",
     )
 )
-"""What is taken over as it is. Nothing of which it matters who sent it."""
+"""State that is copied unchanged. The sender of these events does not matter."""
 COPIED_BY_TYPE: Final = (CHILD, PARENT, "m.room.image_pack")
-"""Types of which every entry is taken over."""
+"""Event types of which every entry is copied."""
 
 _GROUPS: Final = ("users", "events", "notifications")
 _TOMBSTONE_LEVEL: Final = 150
@@ -50,8 +50,8 @@ def create_content(
     last_event: str | None,
     additional_creators: Collection[UserID],
 ) -> dict[str, Any]:
-    """Of the new room's m.room.create: the type of the old room, and whether it federates, stay as
-    they were."""
+    """Return the content of the new room's m.room.create. Room type and federation are those of the
+    old room."""
     predecessor: dict[str, str] = {"room_id": old.room_id}
     if last_event is not None:
         predecessor["event_id"] = last_event
@@ -67,11 +67,12 @@ def create_content(
 def power_levels(
     old: PowerLevels, version: RoomVersion, creator: UserID, additional_creators: Collection[UserID]
 ) -> dict[str, Any]:
-    """Of the new room: as they were, with what the new version writes in another way.
+    """Return the power levels of the new room: the old ones, in the form of the new version.
 
-    Creators who stand above all levels in the new version have none in it; those who did in the old
-    one get the highest. In a room whose version brings such creators, only they may replace it at
-    first, as in any new room of that version. spec: rooms/v12#authorisation-rules
+    Creators that are above all levels in the new version have no level in it; those that were so in
+    the old version get the highest level. If only the new version has such creators, only they may
+    replace the room at first, as in any new room of that version. spec:
+    rooms/v12#authorisation-rules
     """
     result = _as_numbers(old)
     users: dict[str, int] = {
@@ -97,7 +98,7 @@ def power_levels(
 
 
 def quiet_levels(old: PowerLevels) -> dict[str, Any]:
-    """Power levels of the old room in which ordinary members neither speak nor invite.
+    """Return power levels for the old room with which ordinary members neither send nor invite.
 
     spec: client-server-api#room-upgrades
     """
@@ -107,8 +108,8 @@ def quiet_levels(old: PowerLevels) -> dict[str, Any]:
 
 
 def _as_numbers(old: PowerLevels) -> dict[str, Any]:
-    """What power levels say, with numbers where old versions also took other forms; `users` is
-    always there."""
+    """Return power levels as numbers, which older versions also allow in other forms. `users` is
+    always present."""
     found: dict[str, Any] = {
         name: level
         for name in LEVEL_DEFAULTS
@@ -126,12 +127,12 @@ def _as_numbers(old: PowerLevels) -> dict[str, Any]:
 
 
 def copied_content(version: RoomVersion, event: Event) -> Mapping[str, Any] | None:
-    """The content of a state entry in the new room, None where it cannot be taken over."""
+    """Return the content of a state entry in the new room; None if it cannot be copied."""
     content = event.content
     try:
         encode_strict(content)
     except BadJson:
-        return None  # an old version took what a new one refuses
+        return None  # the new version refuses what the old one accepted
     if event.type == JOIN_RULES:
         return _join_rules(version, content)
     return content or None
@@ -149,22 +150,24 @@ def _join_rules(version: RoomVersion, content: Mapping[str, Any]) -> Mapping[str
 def split_aliases(
     content: Mapping[str, Any], moved: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The m.room.canonical_alias of the new room, which has the moved aliases, and what is left for
-    the old one."""
-    alias, others = content.get("alias"), content.get("alt_aliases")
-    others = [name for name in others if isinstance(name, str)] if isinstance(others, list) else []
+    """Return the m.room.canonical_alias of the new room, with the moved aliases, and that of the
+    old room with the rest."""
+    alias, listed = content.get("alias"), content.get("alt_aliases")
+    alt_aliases = (
+        [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    )
     split: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for part, belongs in zip(split, (True, False), strict=True):
         if isinstance(alias, str) and (alias in moved) is belongs:
             part["alias"] = alias
-        kept = [name for name in others if (name in moved) is belongs]
-        if kept:
-            part["alt_aliases"] = kept
+        selected = [name for name in alt_aliases if (name in moved) is belongs]
+        if selected:
+            part["alt_aliases"] = selected
     return split
 
 
 def predecessor_of(create: Event) -> RoomID | None:
-    """The room that a room says it replaces."""
+    """Return the room that this room says it replaces."""
     predecessor = create.content.get("predecessor")
     room_id = predecessor.get("room_id") if isinstance(predecessor, Mapping) else None
     return RoomID(room_id) if isinstance(room_id, str) else None

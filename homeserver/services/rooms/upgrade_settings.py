@@ -1,8 +1,8 @@
-"""What people keep of a room, for the room that takes its place: tags, rules about notifications,
-direct chats.
+"""Copies a user's personal settings to the room that replaces another: tags, push rules, direct
+chats.
 
-It is copied when somebody comes into the new room, before they are told that they have. What they
-have said of the new room already stays.
+They are copied when the user joins the new room, before the join is acknowledged. Settings that
+exist for the new room are not changed.
 
 spec: client-server-api#room-upgrades
 """
@@ -29,7 +29,7 @@ DIRECT: Final = "m.direct"
 
 
 class PersonalSettings:
-    """Copies what people keep of rooms."""
+    """Copies users' personal settings of rooms."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class PersonalSettings:
         self._engine = engine
 
     async def do_copy(self, user_id: UserID, room: RoomSnapshot) -> None:
-        """Take over what the user keeps of the room that this one has replaced, if it has replaced
-        one.
+        """Copy the user's settings of the room that this one has replaced, if there is one.
 
-        Both rooms have to say so: else whoever makes a room could have it tagged like another.
+        Both rooms have to say so: otherwise the creator of a room could have it tagged like
+        another.
         """
         old_id = predecessor_of(await room.create_event())
         old = None if old_id is None else await self._engine.find_snapshot(old_id)
@@ -70,18 +70,18 @@ class PersonalSettings:
         direct = store.get_entry_in(txn, user_id, None, DIRECT)
         if direct is not None:
             chats = msgspec.json.decode(direct)
-            if _add_beside(chats, old_id, new_id):
+            if _add_room(chats, old_id, new_id):
                 store.set_entry(txn, user_id, None, DIRECT, msgspec.json.encode(chats))
-        # who keeps so many rules that no more fit in goes without
+        # a user whose push rules would exceed the limit keeps the old ones
         with suppress(TooLarge):
             self._rule_changes.change(
-                txn, user_id, lambda kept: copy_rules_of_room(kept, old_id, new_id)
+                txn, user_id, lambda rules: copy_rules_of_room(rules, old_id, new_id)
             )
 
 
-def _add_beside(chats: Any, old_id: str, new_id: str) -> bool:
-    """Name the new room wherever the old one is named, in what clients wrote in whatever form;
-    whether that changed it."""
+def _add_room(chats: Any, old_id: str, new_id: str) -> bool:
+    """Add the new room wherever the old one is listed, whatever else clients have written. Return
+    whether that changed anything."""
     changed = False
     for rooms in chats.values() if isinstance(chats, dict) else ():
         if isinstance(rooms, list) and old_id in rooms and new_id not in rooms:

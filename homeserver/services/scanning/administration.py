@@ -1,4 +1,4 @@
-"""What administrators see of scans, and what they may begin."""
+"""Shows scans to administrators and starts rescans."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -20,14 +20,14 @@ _STATES: Final[Mapping[ScanState, str]] = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was found, and the files that have it."""
+    """A finding, and the files with that content."""
 
     scan: ScanRow
     files: Sequence[ScannedFile]
 
 
 class ScanAdministration:
-    """Looks into scans. Without `rescans` nothing is scanned here."""
+    """Reads scans. Without `rescans` this server scans nothing."""
 
     def __init__(
         self, clock: IReactorTime, own: str, store: MediaScanStore, rescans: Rescans | None
@@ -39,7 +39,7 @@ class ScanAdministration:
         self._rescans = rescans
 
     async def get_findings(self, start: int, limit: int) -> Sequence[Finding]:
-        """What was found harmful, the latest first."""
+        """Return harmful contents, the latest first."""
         rows = await self._store.get_findings(start, limit)
         files: Mapping[bytes, Sequence[ScannedFile]] = await self._store.get_files(
             self._own, {row.hash for row in rows}
@@ -47,22 +47,22 @@ class ScanAdministration:
         return [Finding(row, files.get(row.hash, ())) for row in rows]
 
     async def get_rescan(self) -> tuple[Rescan | None, int]:
-        """The rescan that is under way, or was last; how many contents are left."""
+        """Return the running or last rescan, and the number of contents left to scan."""
         return (None, 0) if self._rescans is None else await self._rescans.get()
 
     async def do_rescan(self, newer_than_ms: int | None) -> Rescan:
-        """Scan again what has come within this time; None: all. Raises InvalidParam."""
+        """Rescan files that arrived within this time; None: all. Raises InvalidParam."""
         if self._rescans is None:
-            raise InvalidParam("This server scans no files: media_scanning names no scanner")
+            raise InvalidParam("This server does not scan files: media_scanning names no scanner")
         since = 0 if newer_than_ms is None else int(self._clock.seconds() * 1000) - newer_than_ms
         return await self._rescans.do_start(since)
 
 
 def shown_scan(row: ScanRow | None) -> dict[str, Any] | None:
-    """What was said of a file, as people see it; None where nothing has to do with scans.
+    """Return a file's scan as administrators and users see it; None if the file was never to be
+    scanned.
 
-    `state`: `waiting`, `clean`, `harmful`, or `freed` (harmful, and an administrator has given it
-    free).
+    `state`: `waiting`, `clean`, `harmful`, or `freed` (harmful, but released by an administrator).
     """
     if row is None:
         return None

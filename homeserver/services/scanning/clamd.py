@@ -1,8 +1,7 @@
-"""ClamAV's daemon: each file goes to it as a stream (`INSTREAM`), so that it needs no right to read
+"""The ClamAV daemon. Each file is streamed to it (`INSTREAM`), so it needs no permission to read
 files.
 
-The protocol is told in clamd(8): commands end with a zero byte, pieces of a file have their length
-before them.
+For the protocol see clamd(8): commands end with a zero byte, chunks of a file have a length prefix.
 """
 
 import struct
@@ -20,42 +19,44 @@ _TOO_LONG: Final = "size limit exceeded"
 
 
 class Clamd:
-    """Asks it. Implements `Scanner`."""
+    """Scans files with clamd. Implements `Scanner`."""
 
     name = "clamd"
     is_antivirus = True
 
     def __init__(self, place: Place, executor: Executor, seconds: float) -> None:
-        """`executor`: its threads wait. `seconds`: for one file."""
+        """`executor`: its threads wait for clamd. `seconds`: time limit per file."""
         self._place = place
         self._executor = executor
         self._seconds = seconds
 
     async def get_version(self) -> str:
-        """As it says it: program, number of the signatures, and their day."""
-        answer = await run_in(self._executor, self._ask_version)
-        if not answer.startswith("ClamAV"):
-            raise ScannerAway(f"{self._place} is not clamd: it answers {answer[:100]!r}")
-        return answer
+        """Return clamd's own text: program, version of the signatures, and their date."""
+        response = await run_in(self._executor, self._read_version)
+        if not response.startswith("ClamAV"):
+            raise ScannerAway(f"{self._place} is not clamd: its response is {response[:100]!r}")
+        return response
 
     async def scan(self, file: FileToCheck) -> Finding | None:
         connection = await run_in(
             self._executor, lambda: self._begin(b"zINSTREAM\0", self._seconds)
         )
         try:
-            is_taken = True
+            is_accepted = True
             async with aclosing(file.pieces()) as pieces:
                 async for piece in pieces:
                     head = struct.pack(">I", len(piece))
-                    is_taken = await run_in(self._executor, partial(connection.send, head, piece))
-                    if not is_taken:
+                    is_accepted = await run_in(
+                        self._executor, partial(connection.send, head, piece)
+                    )
+                    if not is_accepted:
                         break
-            answer = await run_in(self._executor, lambda: _finish(connection))
+            response = await run_in(self._executor, lambda: _finish(connection))
         finally:
             connection.close()
-        return self._read(answer, is_taken=is_taken)
+        return self._parse(response, is_accepted=is_accepted)
 
-    def _ask_version(self) -> str:
+    def _read_version(self) -> str:
         connection = self._begin(b"zVERSION\0", min(self._seconds, CONNECT_SECONDS))
         try:
             return connection.read_until(b"\0").decode("utf-8", "replace")
@@ -67,23 +68,22 @@ class Clamd:
         connection.send(command)
         return connection
 
-    def _read(self, answer: str, *, is_taken: bool) -> Finding | None:
-        said = answer.removeprefix("stream: ")
-        if said == "OK":
+    def _parse(self, response: str, *, is_accepted: bool) -> Finding | None:
+        verdict = response.removeprefix("stream: ")
+        if verdict == "OK":
             return None
-        if said.endswith(" FOUND"):
-            return Finding(self.name, said.removesuffix(" FOUND"))
-        if _TOO_LONG in said or (
-            not said and not is_taken
-        ):  # over TCP its answer may be lost when it hangs up
+        if verdict.endswith(" FOUND"):
+            return Finding(self.name, verdict.removesuffix(" FOUND"))
+        if _TOO_LONG in verdict or (not verdict and not is_accepted):
+            # over TCP the response may be lost when clamd closes the connection
             raise CannotScan(
-                "clamd takes no file of this length: its StreamMaxLength is less than media_scanning.max_size"
+                "clamd accepts no file of this length:"
+                " its StreamMaxLength is less than media_scanning.max_size"
             )
-        if not said:
-            raise ScannerAway(f"{self._place} hung up without an answer")
-        raise ScannerAway(
-            f"clamd answers {said[:200]!r}"
-        )  # its own trouble, such as a full disk: not the file's fault
+        if not verdict:
+            raise ScannerAway(f"{self._place} closed the connection without a response")
+        # a fault of clamd, such as a full disk, and not of the file
+        raise ScannerAway(f"clamd responds {verdict[:200]!r}")
 
 
 def _finish(connection: Connection) -> str:

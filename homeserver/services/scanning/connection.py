@@ -1,5 +1,4 @@
-"""A connection to a scanner, used in threads: bytes out, bytes in, within one limit of time for all
-of it."""
+"""A blocking connection to a scanner, used in threads, with one time limit for everything."""
 
 import select
 import socket
@@ -14,16 +13,16 @@ from homeserver.services.scanning.scanner import CannotScan, ScannerAway
 
 READ_BYTES: Final = 1 << 16
 CONNECT_SECONDS: Final = 10.0
-"""For being reached at all, and for answering what it is: one that does not is away, and no file is
-to blame."""
-LONGEST_LINE: Final = 1 << 16
+"""The time for connecting, and for reporting the version. A scanner that takes longer is
+unavailable, whatever the file."""
+MAX_LINE_BYTES: Final = 1 << 16
 MOST_EARLY: Final = 8 << 20
-"""Bytes of an answer that are taken before all is sent: some begin to answer with what they have,
-and take no more until it is read."""
+"""The most bytes of a response that are read before everything is sent. Some scanners begin to
+respond early, and read no more until their response is read."""
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a scanner is: a Unix socket, or host and port."""
+    """The address of a scanner: a Unix socket, or host and port."""
 
     path: str | None = None
     host: str = ""
@@ -34,13 +33,13 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Connection:
-    """An open one. All of it blocks, and raises ScannerAway, or CannotScan once the time is
-    over."""
+    """An open connection. All methods block. They raise ScannerAway, or CannotScan when the time
+    limit is exceeded."""
 
     def __init__(
         self, place: Place, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Connect. `seconds`: for all that is done with it."""
+        """Connect. `seconds`: the limit for everything that is done with the connection."""
         self._place = place
         self._clock = clock
         self._until = clock() + seconds
@@ -52,8 +51,8 @@ class Connection:
         self._socket.setblocking(False)
 
     def send(self, *pieces: bytes) -> bool:
-        """Whether the other side still takes bytes: one that has made up its mind may hang up, and
-        its answer is there."""
+        """Send bytes. False if the other side reads no more: a scanner may close after its verdict,
+        and its response can still be read."""
         try:
             for piece in pieces:
                 rest = memoryview(piece)
@@ -68,15 +67,14 @@ class Connection:
         except (BrokenPipeError, ConnectionResetError):
             return False
         except OSError as error:
-            raise ScannerAway(f"{self._place} takes nothing: {error}") from error
+            raise ScannerAway(f"cannot send to {self._place}: {error}") from error
         return True
 
     def read_until(self, end: bytes) -> bytes:
-        """What comes up to these bytes, without them; all of it where the other side ends
-        before."""
+        """Return the bytes up to `end`, without it, or all bytes if the connection ends before."""
         while (at := self._received.find(end)) < 0:
-            if len(self._received) > LONGEST_LINE:
-                raise ScannerAway(f"{self._place} answers with too long a line")
+            if len(self._received) > MAX_LINE_BYTES:
+                raise ScannerAway(f"{self._place} sent a line that is too long")
             if not self._fill():
                 at = len(self._received)
                 break
@@ -85,7 +83,7 @@ class Connection:
         return found
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes, at least one; none at the end."""
+        """Return at least one byte and at most `size`; empty at the end."""
         if not self._received and not self._fill():
             return b""
         found = bytes(self._received[:size])
@@ -93,7 +91,7 @@ class Connection:
         return found
 
     def close(self) -> None:
-        """Hang up; whoever waits in a thread for the other side waits no longer."""
+        """Close the connection; this also wakes a thread that waits for the other side."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -105,7 +103,7 @@ class Connection:
         except ConnectionResetError:
             return False
         except OSError as error:
-            raise ScannerAway(f"{self._place} does not answer: {error}") from error
+            raise ScannerAway(f"no response from {self._place}: {error}") from error
 
     def _receive(self) -> bool:
         try:
@@ -116,7 +114,7 @@ class Connection:
         return bool(data)
 
     def _wait(self, events: int) -> int:
-        """Until one of them, or an end. Raises CannotScan."""
+        """Wait for one of the events, or for the end of the connection. Raises CannotScan."""
         left = self._until - self._clock()
         poll = select.poll()
         poll.register(self._socket, events)

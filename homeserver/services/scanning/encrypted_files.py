@@ -1,8 +1,8 @@
-"""Encrypted files as clients describe them to the content scanner: in the open, or in a body that
-is encrypted for this server.
+"""Descriptions of encrypted files that clients send to the content scanner: as plain JSON, or in a
+body encrypted for this server.
 
-source: client-server-api#sending-encrypted-attachments; the encrypted body is made like the
-sessions of a key backup, client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2
+source: client-server-api#sending-encrypted-attachments; the encrypted body is like the session data
+of a key backup, client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2
 """
 
 import re
@@ -23,15 +23,15 @@ _ADDRESS: Final = re.compile(r"mxc://([^/]{1,255})/([A-Za-z0-9_-]{1,255})")
 
 
 class Malformed(Exception):
-    """What came is not what it should be. The text says why, for the client."""
+    """The body is malformed. The text tells the client why."""
 
 
 class NotForThisKey(Exception):
-    """The encrypted body cannot be opened: it was made for another key, or broke on its way."""
+    """The encrypted body cannot be decrypted: it was encrypted for another key, or damaged."""
 
 
 class EncryptedFile(msgspec.Struct, frozen=True):
-    """Where it is, and what opens it. `hash`: SHA-256 of it as it is kept."""
+    """An encrypted file and its key. `hash`: SHA-256 of the stored, encrypted content."""
 
     server_name: ServerName
     media_id: str
@@ -70,8 +70,8 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class EncryptedBodies:
-    """Reads such bodies, with a key that is made of the server's signing key: so every node has it,
-    and it is there after a start."""
+    """Decrypts bodies with a key that is derived from the server's signing key. So every node has
+    it, also after a restart."""
 
     def __init__(self, signing_key: SigningKey) -> None:
         seed = HKDF(SHA256(), KEY_BYTES, None, b"mahalla content scanner 1").derive(
@@ -80,21 +80,21 @@ class EncryptedBodies:
         secret = vodozemac.Curve25519SecretKey.from_bytes(seed)
         self._decryption = vodozemac.PkDecryption.from_key(secret)
         self.public_key = self._decryption.public_key.to_base64()
-        """In unpadded base64."""
+        """Unpadded base64."""
 
     def parse(self, body: bytes) -> EncryptedFile:
-        """Raises Malformed, NotForThisKey."""
+        """Parse a request body. Raises Malformed, NotForThisKey."""
         parsed = _decode(body)
         if parsed.encrypted_body is None:
             return _read(parsed)
         try:
-            return _read(_decode(self._open(parsed.encrypted_body)))
+            return _read(_decode(self._decrypt(parsed.encrypted_body)))
         except Malformed as error:
-            # What is authenticated so badly must not tell an opened body from one that was not:
-            # else its padding is an oracle
+            # the authentication of these bodies is weak: an error that shows whether a body was
+            # decrypted would be a padding oracle
             raise NotForThisKey from error
 
-    def _open(self, body: _EncryptedBody) -> bytes:
+    def _decrypt(self, body: _EncryptedBody) -> bytes:
         parts = (each.rstrip("=") for each in (body.ciphertext, body.mac, body.ephemeral))
         try:
             return self._decryption.decrypt(vodozemac.Message.from_base64(*parts))
@@ -126,7 +126,7 @@ def _decode(body: bytes) -> _Body:
 
 
 def _bytes(name: str, text: str, size: int) -> bytes:
-    """Bytes out of base64, of either alphabet, with or without padding."""
+    """Decode base64 of either alphabet, with or without padding."""
     try:
         found = decode_base64(text)
     except InvalidParam:

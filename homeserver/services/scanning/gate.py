@@ -1,5 +1,4 @@
-"""What the rest of the server asks scanning: whether a file may come in, and whether it may be
-given out."""
+"""The interface that uploads and downloads use for scanning."""
 
 from typing import Protocol
 
@@ -9,19 +8,19 @@ from storage.media.rescans import FileKind
 
 
 class ScanGate(Protocol):
-    """Says no to files."""
+    """Refuses files that are harmful or not scanned yet."""
 
     def check_size(self, kind: FileKind, size: int) -> None:
-        """Before a file is kept. Raises TooLarge where it could not be scanned, and so not be given
-        out."""
+        """Check a size before the file is stored. Raises TooLarge if it could not be scanned and so
+        not be downloaded."""
 
     def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
-        """A file has come: in the write that keeps it."""
+        """Record a new file, in the write that stores it."""
 
     async def check_kept(self, kind: FileKind, content: Content, whose: str) -> None:
-        """A file is kept: scan it, and wait a moment for what comes of it. Raises MediaHarmful.
+        """Scan a stored file, and wait a short time for the result. Raises MediaHarmful.
 
-        `whose`: the user, or the server, whose file it is: they are scanned by turns among these.
+        `whose`: the user or server that owns the file; the scanner is shared fairly among these.
         """
 
     async def check(
@@ -33,16 +32,16 @@ class ScanGate(Protocol):
         *,
         is_protected: bool = False,
     ) -> None:
-        """Before a file is given out; waits so long for its scan. `is_protected`: an administrator
-        vouches for it.
+        """Check a file before it is downloaded, and wait up to the timeout for its scan.
+        `is_protected`: an administrator has released it.
 
-        Raises MediaHarmful, MediaTooLargeToScan, NotYetUploaded (it is being scanned still),
+        Raises MediaHarmful, MediaTooLargeToScan, NotYetUploaded (the scan has not finished),
         ScannersUnavailable, NotFound.
         """
 
 
 class OpenGate:
-    """Where nothing is scanned."""
+    """Accepts all files, for a server without scanners."""
 
     def check_size(self, kind: FileKind, size: int) -> None:
         return None

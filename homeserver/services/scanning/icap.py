@@ -1,11 +1,10 @@
-"""Scanners that speak ICAP, as those of many makers do: a file is shown as an answer of the web, or
-as a request to it.
+"""ICAP, the protocol of many vendors' scanners: a file is sent as an HTTP response, or as a
+request.
 
-The server says what it thinks of it: 204, all is well; or 200, with what it would put in the place
-of the file. What it puts there is not read for its sense: a file that comes back as it was is
-clean, and any other is not.
+The server responds with 204 (unmodified), or with 200 and a replacement for the file. The
+replacement is only compared: a file that comes back unchanged is clean, any other is not.
 
-source: RFC 3507; the headers that name what was found are those of draft-stecher-icap-subid.
+source: RFC 3507; the headers that name the threat are those of draft-stecher-icap-subid.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAwa
 from storage.engine.executors import Executor, run_in
 
 DEFAULT_PORT: Final = 1344
-MOST_HEADERS: Final = 100
+MAX_HEADERS: Final = 100
 FOUND_HEADERS: Final = ("x-infection-found", "x-virus-id", "x-violations-found")
 _READ_BYTES: Final = 1 << 16
 
@@ -30,14 +29,14 @@ Headers = Mapping[str, str]
 
 
 class ICAP:
-    """Asks one. Implements `Scanner`."""
+    """Scans files with an ICAP server. Implements `Scanner`."""
 
     name = "icap"
-    is_antivirus = False  # what it refuses may be for its policy
+    is_antivirus = False  # it may refuse a file because of a policy
 
     def __init__(self, url: str, method: Method, executor: Executor, seconds: float) -> None:
-        """`url`: `icap://host:port/service`. `executor`: its threads wait. `seconds`: for one
-        file."""
+        """`url`: `icap://host:port/service`. `executor`: its threads wait for the server.
+        `seconds`: time limit per file."""
         self._url = url
         self._method: Method = method
         self._executor = executor
@@ -45,23 +44,23 @@ class ICAP:
         self._place = place_of(url)
 
     async def get_version(self) -> str:
-        """Its ISTag, which changes with what it knows. Raises ScannerAway also where it does not
-        offer the method."""
+        """Return the server's ISTag, which changes with its signatures. Raises ScannerAway, also if
+        the server does not offer the method."""
         return await run_in(self._executor, self._ask_options)
 
     async def scan(self, file: FileToCheck) -> Finding | None:
         connection = await run_in(self._executor, lambda: self._begin(file.size))
         sent = hashlib.sha256()
         try:
-            is_taken = True
+            is_accepted = True
             async with aclosing(file.pieces()) as pieces:
                 async for piece in pieces:
                     sent.update(piece)
                     chunk = (b"%x\r\n" % len(piece), piece, b"\r\n")
-                    is_taken = await run_in(self._executor, partial(connection.send, *chunk))
-                    if not is_taken:
+                    is_accepted = await run_in(self._executor, partial(connection.send, *chunk))
+                    if not is_accepted:
                         break
-            digest = sent.digest() if is_taken else b""
+            digest = sent.digest() if is_accepted else b""
             return await run_in(self._executor, lambda: self._finish(connection, digest))
         finally:
             connection.close()
@@ -74,7 +73,7 @@ class ICAP:
         finally:
             connection.close()
         if status != 200:
-            raise ScannerAway(f"{self._url} answers {status} to OPTIONS")
+            raise ScannerAway(f"{self._url} responds {status} to OPTIONS")
         if self._method not in headers.get("methods", self._method):
             raise ScannerAway(
                 f"{self._url} does not offer {self._method}, but {headers['methods'][:100]}"
@@ -87,28 +86,28 @@ class ICAP:
         described = b"Content-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % size
         if self._method == "REQMOD":
             parts = [request.replace(b"GET", b"PUT", 1)[:-2] + described]
-            told = f"req-hdr=0, req-body={len(parts[0])}"
+            offsets = f"req-hdr=0, req-body={len(parts[0])}"
         else:
             parts = [request, b"HTTP/1.1 200 OK\r\n" + described]
-            told = f"req-hdr=0, res-hdr={len(request)}, res-body={len(request) + len(parts[1])}"
+            offsets = f"req-hdr=0, res-hdr={len(request)}, res-body={len(request) + len(parts[1])}"
         connection = Connection(self._place, self._seconds)
-        connection.send(self._head(self._method, "Allow: 204", f"Encapsulated: {told}"), *parts)
+        connection.send(self._head(self._method, "Allow: 204", f"Encapsulated: {offsets}"), *parts)
         return connection
 
     def _head(self, method: str, *lines: str) -> bytes:
         host = urlsplit(self._url).netloc
-        whole = (
+        lines_sent = (
             f"{method} {self._url} ICAP/1.0",
             f"Host: {host}",
             "User-Agent: Mahalla",
             "Connection: close",
             *lines,
         )
-        return ("\r\n".join(whole) + "\r\n\r\n").encode("ascii")
+        return ("\r\n".join(lines_sent) + "\r\n\r\n").encode("ascii")
 
     def _finish(self, connection: Connection, digest: bytes) -> Finding | None:
-        """Say that this was all, and read what it says. `digest`: SHA-256 of what was sent; empty
-        where that was not all."""
+        """End the request and read the verdict. `digest`: SHA-256 of what was sent; empty if that
+        was not the complete file."""
         connection.send(b"0\r\n\r\n")
         status, headers = self._read_head(connection)
         if status == 100:
@@ -121,15 +120,15 @@ class ICAP:
         if status == 204:
             return None
         if status == 200:
-            same = digest and self._returned(connection, headers) == digest
+            same = digest and self._hash_replacement(connection, headers) == digest
             return None if same else Finding(self.name, "refused")
         if status in (413, 418):
-            raise CannotScan(f"{self._url} answers {status}")
-        raise ScannerAway(f"{self._url} answers {status}")
+            raise CannotScan(f"{self._url} responds {status}")
+        raise ScannerAway(f"{self._url} responds {status}")
 
-    def _returned(self, connection: Connection, headers: Headers) -> bytes | None:
-        """SHA-256 of the body that comes in the place of the file; None where it is another answer
-        altogether."""
+    def _hash_replacement(self, connection: Connection, headers: Headers) -> bytes | None:
+        """Return SHA-256 of the body that replaces the file; None if the response is of another
+        kind."""
         parts = [
             part.strip().partition("=")[0]
             for part in headers.get("encapsulated", "").lower().split(",")
@@ -147,7 +146,7 @@ class ICAP:
             while size:
                 piece = connection.read(min(size, _READ_BYTES))
                 if not piece:
-                    raise ScannerAway(f"{self._url} hung up in the middle of its answer")
+                    raise ScannerAway(f"{self._url} closed the connection in its response")
                 body.update(piece)
                 size -= len(piece)
             connection.read_until(b"\r\n")
@@ -157,13 +156,13 @@ class ICAP:
         lines = _read_lines(connection)
         words = lines[0].split(" ") if lines else []
         if len(words) < 2 or not words[0].startswith("ICAP/") or not words[1].isdigit():
-            raise ScannerAway(f"{self._url} does not speak ICAP, or hung up")
+            raise ScannerAway(f"{self._url} does not speak ICAP, or closed the connection")
         pairs = (line.partition(":") for line in lines[1:])
         return int(words[1]), {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
 def place_of(url: str) -> Place:
-    """Host and port of an address. Raises ValueError for what is no address of ICAP."""
+    """Return host and port of a URL. Raises ValueError if it is not an ICAP URL."""
     parts = urlsplit(url)
     if (
         parts.scheme != "icap"
@@ -176,7 +175,7 @@ def place_of(url: str) -> Place:
 
 
 def _threat_in(header: str) -> str:
-    """`Type=0; Resolution=2; Threat=Eicar;`, or whatever the server says."""
+    """Return the threat in `Type=0; Resolution=2; Threat=Eicar;`, or the header's text."""
     for field in header.split(";"):
         name, _, value = field.strip().partition("=")
         if name.lower() == "threat" and value:
@@ -185,12 +184,12 @@ def _threat_in(header: str) -> str:
 
 
 def _read_lines(connection: Connection) -> Sequence[str]:
-    """Lines up to an empty one."""
+    """Return the lines up to an empty one."""
     lines: list[str] = []
     while line := connection.read_until(b"\r\n"):
         lines.append(line.decode("latin-1"))
-        if len(lines) > MOST_HEADERS:
-            raise ScannerAway("an ICAP server answers with too many lines")
+        if len(lines) > MAX_HEADERS:
+            raise ScannerAway("an ICAP server sent too many header lines")
     return lines
 
 
@@ -199,4 +198,4 @@ def _chunk_size(connection: Connection) -> int:
     try:
         return int(line, 16)
     except ValueError:
-        raise ScannerAway("an ICAP server answers with what is no chunk") from None
+        raise ScannerAway("an ICAP server sent an invalid chunk size") from None

@@ -1,5 +1,5 @@
-"""Scanning again: when the scanners know something new, and when an administrator wishes it. How it
-is done and where it stands is kept by `storage.media.rescans`."""
+"""Rescans of files, for new signatures or by an administrator. `storage.media.rescans` stores their
+progress."""
 
 from collections.abc import Callable
 from typing import Final
@@ -14,41 +14,41 @@ from homeserver.services.scanning.scanners import Scanners
 from storage.media.rescans import MediaRescanStore, Rescan
 
 FOLLOW_SECONDS: Final = 1.0
-"""Between two looks at how far it is."""
+"""The interval at which progress is read."""
 
 
 class AlreadyUnderWay(InvalidParam):
-    default_text = "Files are being scanned again already: wait until that has ended"
+    default_text = "A rescan is already running: wait until it has ended"
 
 
 async def follow_rescan(
     store: MediaRescanStore, clock: IReactorTime, tell: Callable[[str], object]
 ) -> None:
-    """Tell a person how far the last rescan is, each time that it has gone on, until it has
+    """Call `tell` with a line about the last rescan whenever it has progressed, until it has
     ended."""
-    told = ""
+    sent = ""
     while True:
         rescan, left = await store.get()
         if rescan is None:
             return
         line = describe_rescan(rescan, left)
-        if line != told:
+        if line != sent:
             tell(line)
-            told = line
+            sent = line
         if rescan.ended_ts is not None:
             return
         await deferLater(clock, FOLLOW_SECONDS)
 
 
 def describe_rescan(rescan: Rescan, left: int) -> str:
-    """How far it is, in a line. `left`: contents that are to be scanned still."""
+    """Return the progress in a line. `left`: contents that are still to be scanned."""
     total = f"{rescan.total}" if rescan.is_marked else f"{rescan.total} so far"
-    where = "ended" if rescan.ended_ts is not None else f"{left} left"
-    return f"{total} to be scanned again, {where}, {rescan.found} harmful"
+    state = "ended" if rescan.ended_ts is not None else f"{left} left"
+    return f"{total} to be scanned again, {state}, {rescan.found} harmful"
 
 
 class Rescans:
-    """Begins rescans, and drives them."""
+    """Starts rescans and runs their jobs."""
 
     log = Logger(namespace="homeserver.scanning")
 
@@ -62,7 +62,7 @@ class Rescans:
         interval_ms: int,
         newer_than_ms: int | None,
     ) -> None:
-        """`interval_ms`: new signatures begin one so often at most, of files that have come since
+        """New signatures start at most one rescan per `interval_ms`, of files that arrived within
         `newer_than_ms`."""
         self._clock = clock
         self._store = store
@@ -72,28 +72,28 @@ class Rescans:
         self._newer_than_ms = newer_than_ms
 
     async def do_start(self, since_ms: int) -> Rescan:
-        """Scan again what has come since. Raises AlreadyUnderWay."""
+        """Rescan files that arrived since this time. Raises AlreadyUnderWay."""
         started = await self._store.start("administrator", self._now_ms(), since_ms)
         if started is None:
             raise AlreadyUnderWay
         return started
 
     async def get(self) -> tuple[Rescan | None, int]:
-        """The one that is under way, or was last; how many contents are left."""
+        """Return the running or last rescan, and the number of contents left to scan."""
         return await self._store.get()
 
-    # What jobs do.
+    # Jobs.
 
     async def do_mark(self, limit: int) -> int:
-        """Go on with marking what is to be scanned again: at most so many; how many."""
+        """Continue to mark contents for rescanning, at most `limit`; return the number."""
         return await self._store.mark(limit, self._now_ms())
 
     async def do_follow(self, _limit: int) -> int:
-        """Look whether the scanners know something new."""
+        """Start a rescan if the scanners have new signatures."""
         try:
             version = await self._scanners.get_version()
         except (ScannerAway, CannotScan) as error:
-            self.log.warn("a scanner cannot be asked for its version: {error}", error=str(error))
+            self.log.warn("cannot read the version of a scanner: {error}", error=str(error))
             return 0
         if not await self._store.note_version(version) or not self._on_new_signatures:
             return 0
@@ -104,7 +104,7 @@ class Rescans:
         since = 0 if self._newer_than_ms is None else now - self._newer_than_ms
         if await self._store.start("signatures", now, since) is not None:
             self.log.info(
-                "the scanners know something new ({version}): files are scanned again",
+                "the scanners have new signatures ({version}): files are scanned again",
                 version=version,
             )
         return 0

@@ -1,5 +1,4 @@
-"""Scanners that are no programs of others: types of files that are not wanted, told by how they
-begin, and plug-ins."""
+"""Scanners inside the server: forbidden file types, detected by content, and plug-ins."""
 
 from collections.abc import Iterable
 from contextlib import aclosing
@@ -13,12 +12,12 @@ from homeserver.services.plugins.hooks import FileToCheck, Plugins
 from homeserver.services.scanning.scanner import Finding, ScannerAway
 
 HEAD_BYTES: Final = 8192
-"""Of which a type is told."""
+"""The bytes by which a type is detected."""
 TYPES: Final = "type"
 
 
 class ForbiddenTypes:
-    """Refuses files that begin like those of certain types. Implements `Scanner`."""
+    """Refuses files whose first bytes match certain types. Implements `Scanner`."""
 
     name = TYPES
     is_antivirus = False
@@ -53,18 +52,18 @@ class PluginRules:
     async def get_version(self) -> str:
         try:
             return self._plugins.file_rules()
-        except Exception as error:  # whatever the code of others raises
+        except Exception as error:  # third-party code may raise anything
             raise self._fault(error) from error
 
     async def scan(self, file: FileToCheck) -> Finding | None:
         try:
             found = await self._plugins.check_file(file)
         except (CancelledError, OSError):
-            raise  # the time is over; the file cannot be read
-        except Exception as error:  # whatever the code of others raises
+            raise  # the time limit is exceeded, or the file cannot be read
+        except Exception as error:  # third-party code may raise anything
             raise self._fault(error) from error
         return None if found is None else Finding(self.name, str(found))
 
     def _fault(self, error: Exception) -> ScannerAway:
-        self.log.failure("a plug-in failed with a file")
+        self.log.failure("a plug-in failed to check a file")
         return ScannerAway(f"a plug-in failed: {type(error).__name__}")

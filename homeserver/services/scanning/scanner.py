@@ -1,4 +1,4 @@
-"""What a scanner is: it is shown a file, and says what it has found."""
+"""The interface of scanners."""
 
 from collections.abc import Awaitable
 from typing import Protocol
@@ -9,15 +9,16 @@ from homeserver.services.plugins.hooks import FileToCheck
 
 
 class ScannerAway(Exception):
-    """It cannot be asked: not there, out of order, or too slow. The text is for the operator."""
+    """The scanner is unavailable: not reachable, failing or too slow. The text is for the
+    operator."""
 
 
 class CannotScan(Exception):
-    """It can be asked, and cannot scan this file. The text is for the operator."""
+    """The scanner works but cannot scan this file. The text is for the operator."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was found. `scanner`: its name; `what`: in its words."""
+    """The result for a harmful file. `scanner`: its name; `what`: its name for the threat."""
 
     scanner: str
     what: str
@@ -27,20 +28,22 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Scanner(Protocol):
-    """A scanner. Both raise ScannerAway."""
+    """A scanner. Both methods raise ScannerAway."""
 
     @property
     def name(self) -> str:
-        """A word that never changes."""
+        """A constant name."""
 
     @property
     def is_antivirus(self) -> bool:
-        """Whether it knows what it finds so well that nobody can make another file look like it."""
+        """Whether a finding is certain: nobody can make another file match it."""
 
     def get_version(self) -> Awaitable[str]:
-        """Which one it is, and what it knows: another text as soon as it knows something else."""
+        """Return the scanner's version with that of its signatures: another text whenever these
+        change."""
         ...
 
     def scan(self, file: FileToCheck) -> Awaitable[Finding | None]:
-        """What is harmful in a file. Raises also CannotScan, and what reading it raises."""
+        """Return the threat in a file; None: clean. Also raises CannotScan, and the errors of
+        reading."""
         ...

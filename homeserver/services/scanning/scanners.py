@@ -1,4 +1,4 @@
-"""All scanners together: a file is clean when each of them says so."""
+"""Combines all scanners: a file is clean when each of them accepts it."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -9,16 +9,16 @@ from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning.scanner import CannotScan, Finding, Scanner, ScannerAway
 
 VERSION_SECONDS: Final = 30.0
-"""For so long it is believed that they know what they knew. A verdict may so be noted under an
-older version, never under a newer one."""
+"""The time for which versions are cached. A verdict may so be stored under an older version, never
+under a newer one."""
 
-GUESSES: Final = ("Heuristics.", "PUA.")
-"""How clamd begins what it says of a file for its shape, such as that it is encrypted, and not for
-what is in it."""
+HEURISTIC_PREFIXES: Final = ("Heuristics.", "PUA.")
+"""Prefixes of clamd's findings that are based on the form of a file, such as encryption, and not on
+its content."""
 
 
 class Scanners:
-    """Asks them, one after the other."""
+    """Asks the scanners, one after the other."""
 
     def __init__(self, clock: IReactorTime, scanners: Sequence[Scanner]) -> None:
         self._clock = clock
@@ -27,7 +27,7 @@ class Scanners:
         self._trusted = frozenset(each.name for each in scanners if each.is_antivirus)
 
     async def get_version(self) -> str:
-        """What all of them know. Raises ScannerAway."""
+        """Return the versions of all scanners. Raises ScannerAway."""
         now = self._clock.seconds()
         if self._version is not None and now < self._version[0]:
             return self._version[1]
@@ -36,7 +36,7 @@ class Scanners:
         return version
 
     async def can_be_asked(self) -> bool:
-        """Whether all of them answer now."""
+        """Whether all of them are available now."""
         self._version = None
         try:
             await self.get_version()
@@ -45,7 +45,7 @@ class Scanners:
         return True
 
     async def scan(self, file: FileToCheck) -> Finding | None:
-        """What the first finds that finds anything. Raises ScannerAway, CannotScan, OSError."""
+        """Return the first finding, if any. Raises ScannerAway, CannotScan, OSError."""
         for each in self._scanners:
             found = await each.scan(file)
             if found is not None:
@@ -53,5 +53,5 @@ class Scanners:
         return None
 
     def is_certain(self, found: Finding) -> bool:
-        """Whether nobody can make another file look like what was found."""
-        return found.scanner in self._trusted and not found.what.startswith(GUESSES)
+        """Whether nobody can make another file match this finding."""
+        return found.scanner in self._trusted and not found.what.startswith(HEURISTIC_PREFIXES)

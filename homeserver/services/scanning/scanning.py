@@ -1,20 +1,19 @@
-"""Scans files, each content once, before anybody gets them.
+"""Scans files, each content once, before anybody can download them.
 
-A file is scanned when it has come, and what could not be scanned then is scanned by a job. Who asks
-for a file meanwhile waits, and has it scanned first. What is harmful is held back like what an
-administrator holds back.
+A file is scanned when it arrives; what could not be scanned then is scanned by a job. A download
+meanwhile waits, and its file is scanned first. A harmful file is quarantined, as by an
+administrator.
 
 Laws:
-- No file is given out of which nothing is known, unless the configuration says so.
-- A file goes to the scanners piece by piece, as it is read from where it is kept; nothing of it is
-  written anywhere.
-- So many files are scanned at the same time, each within its limit of time; nothing that is in a
-  file makes others wait longer. They have their turns by whose they are, and what is inside of
-  encrypted files has turns of its own, by who asks: so nobody who sends or asks for much keeps the
-  files of others waiting. The job has half of the turns at most.
-- What cannot be scanned is tried after pauses that get longer, whoever asks for it meanwhile.
-- The server keeps neither keys of encrypted files, nor anything that tells what is in them: of
-  these, whether something was found is noted under a hash of content and key.
+- No file is served without a verdict, unless the configuration allows it.
+- A file is streamed to the scanners from its storage; it is not written anywhere else.
+- The number of concurrent scans is bounded, and each has a time limit, so no content can delay
+  others further. Scans are scheduled fairly by owner; scans of decrypted files have slots of their
+  own, fair by requester. So nobody who sends or requests much delays others. The job has at most
+  half of the slots.
+- A file that cannot be scanned is retried with increasing delays. A request does not shorten them.
+- The server stores neither keys of encrypted files nor anything that reveals their content: only a
+  verdict, under a hash of content and key.
 """
 
 import hashlib
@@ -60,59 +59,60 @@ from storage.media.rescans import FileKind, MediaRescanStore
 from storage.media.scans import MediaScanStore, ScanRow, ScanState, Wanted
 
 PIECE_BYTES: Final = 1 << 20
-LONGEST_WAIT_MS: Final = 60_000
-MOST_WAITING: Final = 1000
-"""Scans that wait for their turn in memory; what comes beyond them is left to the job, or has to be
-asked for again."""
+MAX_WAIT_MS: Final = 60_000
+MAX_WAITING: Final = 1000
+"""The most scans that wait in memory. Further ones are left to the job, or have to be requested
+again."""
 MOST_WAITING_OF_ONE: Final = 50
 COUNT_SECONDS: Final = 30.0
-"""Between two counts of what waits, which looks at all of it."""
-AWAY_RETRIES: Final = BackoffSchedule(5_000, 60_000)
-"""How long nothing is shown to scanners of which one could not be asked."""
-AWAY_RETRY_MS: Final = 60_000
-"""After so long a file is shown again over which a scanner failed, or that was given out since none
-could be asked."""
+"""The interval for counting pending scans, which reads all of them."""
+PAUSES: Final = BackoffSchedule(5_000, 60_000)
+"""The pause after a scanner was unavailable."""
+SCANNER_RETRY_MS: Final = 60_000
+"""The delay before a file is retried on which a scanner failed, or that was served because scanners
+were unavailable."""
 FILE_RETRY_MS: Final = 600_000
-"""After so long a file is shown again that could not be scanned, while others could; twice as long
-each time."""
-LONGEST_FILE_RETRY_MS: Final = 24 * 3600 * 1000
-THE_JOB: Final = "job"
-"""On whose behalf the job scans: no user, and no server."""
-INSIDE_MS: Final = 7 * 24 * 3600 * 1000
-"""For so long it is known of what is inside of an encrypted file that it was clean."""
-MOST_FOUND_CHARS: Final = 300
-MOST_ENDED: Final = 1000
+"""The delay before a file is retried that could not be scanned while others could; it doubles each
+time."""
+MAX_FILE_RETRY_MS: Final = 24 * 3600 * 1000
+JOB_OWNER: Final = "job"
+"""The owner in the queue for the job's scans; no user or server has this name."""
+DECRYPTED_LIFETIME_MS: Final = 7 * 24 * 3600 * 1000
+"""The time for which a clean verdict about a decrypted file is stored."""
+MAX_FINDING_CHARS: Final = 300
+MAX_CRASH_SUSPECTS: Final = 1000
 
 Wrap = Callable[[AsyncGenerator[bytes, None]], AsyncGenerator[bytes, None]]
 
 
-class _Wish(msgspec.Struct, frozen=True):
-    """What is to be shown to the scanners."""
+class _ScanTask(msgspec.Struct, frozen=True):
+    """A content to scan."""
 
     digest: bytes
-    """Under which the verdict is noted."""
+    """The key of the verdict."""
     hash: bytes
-    """Of the content."""
+    """SHA-256 of the content."""
     turns: FairSemaphore[str]
     whose: str
-    """On whose behalf."""
+    """The owner in the queue."""
     wrap: Wrap | None = None
-    """Makes of its pieces what the scanners see."""
+    """Transforms the pieces, for example by decryption."""
     by: UserID | None = None
-    """Who has shown the key of what is inside."""
+    """The user who sent the key of the encrypted file."""
 
     @property
     def is_inside(self) -> bool:
-        """Whether it is what is inside of an encrypted file."""
+        """Whether the plaintext of an encrypted file is scanned."""
         return self.digest != self.hash
 
 
-class _FailedOverIt(Exception):
-    """A scanner answered, and failed once it was at the file. The text is for the operator."""
+class _ScannerFailed(Exception):
+    """A scanner was available but failed while it scanned the file. The text is for the
+    operator."""
 
 
 class Scanning:
-    """Scans, and tells what came of it. Implements `ScanGate`."""
+    """Scans files and stores verdicts. Implements `ScanGate`."""
 
     log = Logger(namespace="homeserver.scanning")
 
@@ -135,13 +135,13 @@ class Scanning:
         time_limit_ms: int,
         upload_wait_ms: int,
     ) -> None:
-        """`kinds`: which files, of at most `max_size` bytes; `passes_larger`: larger ones are given
-        out unscanned.
+        """`kinds`: the files to scan, of at most `max_size` bytes; `passes_larger`: larger ones are
+        served without a scan.
 
-        `passes_unscanned`: files are given out while scanners cannot be asked. `inside_at_once`:
-        how many encrypted files are looked into at the same time, beside `at_once` others.
-        `time_limit_ms`: for one file. `upload_wait_ms`: how long somebody who uploads waits to hear
-        what came of it.
+        `passes_unscanned`: files are served while scanners are unavailable. `inside_at_once`: the
+        number of encrypted files that are scanned concurrently, besides `at_once` others.
+        `time_limit_ms`: per file. `upload_wait_ms`: the time for which an upload waits for the
+        verdict.
         """
         self._clock = clock
         self._database = database
@@ -157,29 +157,28 @@ class Scanning:
         self._job_at_once = max(1, at_once // 2)
         self._time_limit_ms = time_limit_ms
         self._upload_wait_ms = upload_wait_ms
-        self._turns = _turns(at_once)
-        self._inside_turns = _turns(inside_at_once)
+        self._make_slots = _make_slots(at_once)
+        self._decrypted_slots = _make_slots(inside_at_once)
         self._work: SharedWork[bytes, ScanState] = SharedWork()
         self._count_at = 0.0
-        self._away_until = 0.0
-        self._away_seconds = 0.0
-        """How long the last pause was, for which scanners are left alone; 0 while they can be
-        asked."""
-        self._ended_over: LRU[bytes, None] = LRU(max_entries=MOST_ENDED)
-        """Contents at which a scanner was when it ended."""
+        self._paused_until = 0.0
+        self._pause_seconds = 0.0
+        """The length of the last pause; 0 while the scanners are available."""
+        self._crash_suspects: LRU[bytes, None] = LRU(max_entries=MAX_CRASH_SUSPECTS)
+        """Contents during whose scan a scanner became unavailable."""
 
     # The gate.
 
     def check_size(self, kind: FileKind, size: int) -> None:
         if kind in self._kinds and size > self._max_size and not self._passes_larger:
             raise TooLarge(
-                f"Files are scanned here, and none of more than {self._max_size} bytes can be"
+                f"Files are scanned here, and a scan takes at most {self._max_size} bytes"
             )
 
     def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         if kind in self._kinds and size <= self._max_size:
             until_ms = (
-                self._away_until_ms() if self._is_away() else self._now_ms() + self._lease_ms()
+                self._paused_until_ms() if self._is_paused() else self._now_ms() + self._lease_ms()
             )
             self._store.note(txn, hash, until_ms)
 
@@ -187,13 +186,13 @@ class Scanning:
         if kind not in self._kinds or content.size > self._max_size:
             return
         try:
-            state = await self._known(content, self._upload_wait_ms, whose)
+            state = await self._get_state(content, self._upload_wait_ms, whose)
         except MatrixError:
-            return  # what is not known in time becomes known later; until then nobody gets it
+            return  # the verdict comes later; until then the file is not served
         if state is ScanState.HARMFUL:
             row = await self._store.get_scan(content.hash)
             found = "" if row is None or row.found is None else f" ({row.found})"
-            raise MediaHarmful(f"A scanner has found this file harmful{found}: it is held back")
+            raise MediaHarmful(f"A scanner has found this file harmful{found}: it is quarantined")
 
     async def check(
         self,
@@ -210,26 +209,26 @@ class Scanning:
     async def require(
         self, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False
     ) -> None:
-        """As `check`, of whatever kind it is."""
+        """As `check`, for every kind of file."""
         if content.size > self._max_size:
             if self._passes_larger:
                 return
             raise MediaTooLargeToScan
         try:
-            state = await self._known(content, timeout_ms, whose)
+            state = await self._get_state(content, timeout_ms, whose)
         except ScannersUnavailable:
             if not self._passes_unscanned:
                 raise
-            await self._want_later(content.hash)
+            await self._scan_later(content.hash)
             return
         if state is ScanState.HARMFUL and not is_protected:
             raise MediaHarmful
 
     async def get_state(self, hash: bytes) -> ScanRow | None:
-        """What is known of a content."""
+        """Return the scan of a content."""
         return await self._store.get_scan(hash)
 
-    # What is inside of encrypted files.
+    # Encrypted files.
 
     async def require_inside(
         self,
@@ -237,20 +236,20 @@ class Scanning:
         key: bytes,
         iv: bytes,
         timeout_ms: int,
-        asker: str,
+        requester: str,
         by: UserID | None,
         check_rate: Callable[[], None],
     ) -> str | None:
-        """What was found in a file once it is decrypted (AES-CTR); None: nothing. `asker`: who has
-        the turn. `by`: who shows the key, where it is known.
+        """Return what was found in a file after decryption (AES-CTR); None: nothing.
 
-        `check_rate` is called before there is work: each key makes new work, and whoever is let in
-        can make up keys.
+        `requester`: the owner in the queue. `by`: the user who sent the key, if known.
 
-        A verdict is good for as long as the scanners know what they knew: a job cannot ask for the
-        key. What a scanner finds that is certain has the file held back for all, if somebody who is
-        signed in has shown the key. Raises what `check` does, but for MediaHarmful, and what
-        `check_rate` does.
+        `check_rate` is called before a scan starts: each key causes another scan, and any client
+        can invent keys.
+
+        A verdict holds while the scanners have the same version: a job does not have the key. A
+        certain finding quarantines the file for all, if the key came from an authenticated user.
+        Raises what `check` does, except MediaHarmful, and what `check_rate` does.
         """
         if content.size > self._max_size:
             if self._passes_larger:
@@ -271,7 +270,9 @@ class Scanning:
             ):
                 check_rate()
                 await self._wait(
-                    _Wish(digest, content.hash, self._inside_turns, asker, decrypted, by),
+                    _ScanTask(
+                        digest, content.hash, self._decrypted_slots, requester, decrypted, by
+                    ),
                     timeout_ms,
                 )
                 row = await self._store.get_scan(digest)
@@ -281,139 +282,139 @@ class Scanning:
             raise
         return row.found or "" if row is not None and row.state is ScanState.HARMFUL else None
 
-    # What a job does.
+    # Jobs.
 
     async def do_scan_wanted(self, limit: int) -> int:
-        """Scan files that nobody has scanned yet, or that are to be scanned again: at most so many,
-        but as many as it may have scanned at the same time; how many were taken."""
-        if self._is_away():
+        """Scan pending files, for the first time or again: at most `limit`, and no fewer than may
+        be scanned concurrently. Return the number of attempts."""
+        if self._is_paused():
             return 0
         count = min(max(limit, self._job_at_once), 4 * self._job_at_once)
         now = self._now_ms()
         taken = await self._store.take_wanted(now, now + self._lease_ms() * 4, count)
-        could_be_asked = await map_at_once(self._attempt, taken, self._job_at_once)
+        were_available = await map_at_once(self._attempt, taken, self._job_at_once)
         if self._clock.seconds() >= self._count_at:
             self._count_at = self._clock.seconds() + COUNT_SECONDS
             waiting = await self._store.count_wanted()
             self._metrics.waiting.labels("first").set(waiting[Wanted.FIRST])
             self._metrics.waiting.labels("another").set(waiting[Wanted.AGAIN])
-        if not all(could_be_asked):
+        if not all(were_available):
             return 0
         return limit if len(taken) == count else min(len(taken), limit - 1)
 
     async def do_forget_inside(self, limit: int) -> int:
-        """Forget old verdicts about what is inside of encrypted files, at most so many; how many. A
-        job does it."""
-        return await self._store.forget_inside(self._now_ms() - INSIDE_MS, limit)
+        """Delete old verdicts about encrypted files, at most `limit`; return their number. For a
+        job."""
+        return await self._store.forget_inside(self._now_ms() - DECRYPTED_LIFETIME_MS, limit)
 
     async def _attempt(self, hash: bytes) -> bool:
-        """False where scanners cannot be asked."""
-        if self._is_away():  # since others of these were tried
-            await self._store.put_off(hash, self._away_until_ms())
+        """False if scanners are unavailable."""
+        if self._is_paused():  # since other files of the batch were tried
+            await self._store.put_off(hash, self._paused_until_ms())
             return False
         try:
-            await self._run(_Wish(hash, hash, self._turns, THE_JOB))
+            await self._run(_ScanTask(hash, hash, self._make_slots, JOB_OWNER))
         except MatrixError:
-            return not self._is_away()
+            return not self._is_paused()
         return True
 
-    # One scan.
+    # A single scan.
 
-    async def _known(self, content: Content, timeout_ms: int, whose: str) -> ScanState:
+    async def _get_state(self, content: Content, timeout_ms: int, whose: str) -> ScanState:
         hash = content.hash
         row = await self._store.get_scan(hash)
         if row is not None:
             if row.state is not ScanState.UNKNOWN:
                 return row.state
             if row.failures and self._now_ms() < row.until_ts and not self._work.is_under_way(hash):
-                raise ScannersUnavailable("This file cannot be scanned: it is tried again later")
-        return await self._wait(_Wish(hash, hash, self._turns, whose), timeout_ms)
+                raise ScannersUnavailable(
+                    "This file cannot be scanned; the server will try again later"
+                )
+        return await self._wait(_ScanTask(hash, hash, self._make_slots, whose), timeout_ms)
 
-    async def _want_later(self, hash: bytes) -> None:
-        """A file is given out of which nothing is known: the job scans it, also where it came
-        before files were scanned."""
+    async def _scan_later(self, hash: bytes) -> None:
+        """Leave a file that is served without a verdict to the job, also if it arrived before
+        scanning was enabled."""
         if await self._store.get_scan(hash) is None:
-            await self._store.put_off(hash, self._now_ms() + AWAY_RETRY_MS)
+            await self._store.put_off(hash, self._now_ms() + SCANNER_RETRY_MS)
 
-    def _run(self, wish: _Wish) -> Coroutine[Deferred[Any], Any, ScanState]:
-        """Have it scanned, by whoever does it."""
-        return self._work.run(wish.digest, lambda: self._scan(wish))
+    def _run(self, task: _ScanTask) -> Coroutine[Deferred[Any], Any, ScanState]:
+        """Scan a content, or join a scan that is running."""
+        return self._work.run(task.digest, lambda: self._scan(task))
 
-    async def _wait(self, wish: _Wish, timeout_ms: int) -> ScanState:
-        """Have it scanned, and wait so long."""
-        seconds = min(max(timeout_ms, 0), LONGEST_WAIT_MS) / 1000
-        waiting = Deferred.fromCoroutine(self._run(wish))
+    async def _wait(self, task: _ScanTask, timeout_ms: int) -> ScanState:
+        """Scan a content and wait at most this time."""
+        seconds = min(max(timeout_ms, 0), MAX_WAIT_MS) / 1000
+        waiting = Deferred.fromCoroutine(self._run(task))
         try:
             return await waiting.addTimeout(seconds, self._clock)
         except TookTooLong:
-            raise NotYetUploaded("This file is still being scanned: try again in a while") from None
+            raise NotYetUploaded("This file is still being scanned: try again later") from None
 
-    async def _scan(self, wish: _Wish) -> ScanState:
-        """Show a content to the scanners, and note what they say. Raises ScannersUnavailable,
+    async def _scan(self, task: _ScanTask) -> ScanState:
+        """Send a content to the scanners and store the verdict. Raises ScannersUnavailable,
         NotFound, NotYetUploaded, StoreUnavailable."""
-        if self._is_away():
+        if self._is_paused():
             raise ScannersUnavailable
-        async with wish.turns.hold(wish.whose):
-            if self._is_away():  # since it waits
-                await self._try_later(wish)
+        async with task.turns.hold(task.whose):
+            if self._is_paused():  # since this task waits
+                await self._try_later(task)
                 raise ScannersUnavailable
-            version, found = await self._try(wish)
+            version, found = await self._try(task)
         state = ScanState.CLEAN if found is None else ScanState.HARMFUL
         self._metrics.scans.labels(state.name.lower()).inc()
-        text = None if found is None else str(found)[:MOST_FOUND_CHARS]
-        by = None if found is None else wish.by
-        verdict = ScanRow(wish.digest, wish.hash, state, version, self._now_ms(), text, by)
-        await self._database.write("set_media_verdict", self._conclude, verdict, found)
+        text = None if found is None else str(found)[:MAX_FINDING_CHARS]
+        by = None if found is None else task.by
+        verdict = ScanRow(task.digest, task.hash, state, version, self._now_ms(), text, by)
+        await self._database.write("set_media_verdict", self._store_verdict, verdict, found)
         return state
 
-    async def _try(self, wish: _Wish) -> tuple[str, Finding | None]:
-        """What the scanners know, and what they say."""
+    async def _try(self, task: _ScanTask) -> tuple[str, Finding | None]:
+        """Return the version of the scanners and their finding."""
         began = self._clock.seconds()
         try:
-            said = await self._ask(wish)
+            result = await self._scan_content(task)
         except ScannerAway as error:
-            raise await self._put_off(wish, error) from error
-        except _FailedOverIt as error:
-            # For a reason of its own, such as a full disk, or for what is in this file, which shall
-            # not stop the scans of others
+            raise await self._pause_for(task, error) from error
+        except _ScannerFailed as error:
+            # either a fault of the scanner, such as a full disk, or of this file, which must not
+            # stop other scans
             if await self._scanners.can_be_asked():
-                raise await self._note_failure(wish, error, AWAY_RETRY_MS) from error
-            raise await self._note_end(wish, error) from error
+                raise await self._record_failure(task, error, SCANNER_RETRY_MS) from error
+            raise await self._record_crash(task, error) from error
         except (CannotScan, TookTooLong) as error:
-            raise await self._note_failure(wish, error, FILE_RETRY_MS) from error
+            raise await self._record_failure(task, error, FILE_RETRY_MS) from error
         except OSError as error:
             raise store_error(error) from error
         self._metrics.seconds.inc(self._clock.seconds() - began)
-        if self._away_seconds:
-            self._away_seconds = 0.0
-            self.log.info("the scanners can be asked again")
-        return said
+        if self._pause_seconds:
+            self._pause_seconds = 0.0
+            self.log.info("the scanners are available again")
+        return result
 
-    async def _ask(self, wish: _Wish) -> tuple[str, Finding | None]:
-        opened = await self._contents.open(wish.hash)
+    async def _scan_content(self, task: _ScanTask) -> tuple[str, Finding | None]:
+        opened = await self._contents.open(task.hash)
         if opened is None:
-            self.log.error(
-                "the content {hash}, which was to be scanned, is missing", hash=wish.hash.hex()
-            )
+            self.log.error("the content {hash} to be scanned is missing", hash=task.hash.hex())
             await self._store.note_failure(
-                wish.hash, self._now_ms(), FILE_RETRY_MS, LONGEST_FILE_RETRY_MS
+                task.hash, self._now_ms(), FILE_RETRY_MS, MAX_FILE_RETRY_MS
             )
-            await self._store.forget_unused(wish.hash)
+            await self._store.forget_unused(task.hash)
             raise NotFound("The content of this file is missing")
 
         def pieces() -> AsyncGenerator[bytes, None]:
             read = _pieces(opened)
-            return read if wish.wrap is None else wish.wrap(read)
+            return read if task.wrap is None else task.wrap(read)
 
         async def ask() -> tuple[str, Finding | None]:
             try:
                 version = await self._scanners.get_version()
-            except CannotScan as error:  # it is too slow to say even that
+            except CannotScan as error:  # too slow to report a version
                 raise ScannerAway(str(error)) from error
             try:
                 return version, await self._scanners.scan(FileToCheck(opened.size, pieces))
             except ScannerAway as error:
-                raise _FailedOverIt(str(error)) from error
+                raise _ScannerFailed(str(error)) from error
 
         try:
             asking = Deferred.fromCoroutine(ask())
@@ -423,58 +424,60 @@ class Scanning:
         finally:
             opened.close()
 
-    def _is_away(self) -> bool:
-        """Whether the scanners are left alone, since one could not be asked."""
-        return self._clock.seconds() < self._away_until
+    def _is_paused(self) -> bool:
+        """Whether scanning is paused because a scanner was unavailable."""
+        return self._clock.seconds() < self._paused_until
 
-    async def _put_off(self, wish: _Wish, error: Exception) -> MatrixError:
-        """A scanner cannot be asked."""
+    async def _pause_for(self, task: _ScanTask, error: Exception) -> MatrixError:
+        """Pause: a scanner is unavailable."""
         self._metrics.scans.labels("failed").inc()
-        self._leave_alone(error)
-        await self._try_later(wish)
+        self._pause(error)
+        await self._try_later(task)
         return ScannersUnavailable()
 
-    async def _try_later(self, wish: _Wish) -> None:
-        """A job tries when they are asked again."""
-        if not wish.is_inside:
-            await self._store.put_off(wish.hash, self._away_until_ms())
+    async def _try_later(self, task: _ScanTask) -> None:
+        """Schedule the task for the job after the pause."""
+        if not task.is_inside:
+            await self._store.put_off(task.hash, self._paused_until_ms())
 
-    async def _note_end(self, wish: _Wish, error: Exception) -> MatrixError:
-        """A scanner was at it, and answers nothing any more: it is being restarted, or, if that was
-        so before, this file ends it."""
-        if wish.digest in self._ended_over:
-            self._leave_alone(error)
-            return await self._note_failure(wish, error, AWAY_RETRY_MS)
-        self._ended_over.put(wish.digest, None)
-        return await self._put_off(wish, error)
+    async def _record_crash(self, task: _ScanTask, error: Exception) -> MatrixError:
+        """Handle a scanner that became unavailable during a scan. It is restarting or, if that
+        happened with this content before, the content crashes it."""
+        if task.digest in self._crash_suspects:
+            self._pause(error)
+            return await self._record_failure(task, error, SCANNER_RETRY_MS)
+        self._crash_suspects.put(task.digest, None)
+        return await self._pause_for(task, error)
 
-    def _leave_alone(self, error: Exception) -> None:
-        """Ask the scanners nothing for a while."""
-        if self._is_away():
-            return  # others have found so meanwhile
-        if not self._away_seconds:
+    def _pause(self, error: Exception) -> None:
+        """Pause scanning."""
+        if self._is_paused():
+            return  # already paused by another task
+        if not self._pause_seconds:
             self.log.error("files cannot be scanned: {error}", error=str(error))
-        self._away_seconds = AWAY_RETRIES.after(self._away_seconds * 1000) / 1000
-        self._away_until = self._clock.seconds() + self._away_seconds
+        self._pause_seconds = PAUSES.after(self._pause_seconds * 1000) / 1000
+        self._paused_until = self._clock.seconds() + self._pause_seconds
 
-    def _away_until_ms(self) -> int:
-        return int(self._away_until * 1000)
+    def _paused_until_ms(self) -> int:
+        return int(self._paused_until * 1000)
 
-    async def _note_failure(self, wish: _Wish, error: Exception, pause_ms: int) -> MatrixError:
-        """They can be asked, and cannot scan this."""
+    async def _record_failure(
+        self, task: _ScanTask, error: Exception, pause_ms: int
+    ) -> MatrixError:
+        """Record that the scanners are available but cannot scan this content."""
         self._metrics.scans.labels("failed").inc()
-        text = str(error) or "it takes too long"
+        text = str(error) or "the scan takes too long"
         self.log.error(
-            "the file {hash} cannot be scanned: {error}", hash=wish.hash.hex(), error=text
+            "the file {hash} cannot be scanned: {error}", hash=task.hash.hex(), error=text
         )
-        if not wish.is_inside:
-            await self._store.note_failure(
-                wish.hash, self._now_ms(), pause_ms, LONGEST_FILE_RETRY_MS
-            )
+        if not task.is_inside:
+            await self._store.note_failure(task.hash, self._now_ms(), pause_ms, MAX_FILE_RETRY_MS)
         return ScannersUnavailable()
 
-    def _conclude(self, txn: WriteTransaction, verdict: ScanRow, found: Finding | None) -> None:
-        """Note what they say, and what follows from it."""
+    def _store_verdict(
+        self, txn: WriteTransaction, verdict: ScanRow, found: Finding | None
+    ) -> None:
+        """Store the verdict and its consequences."""
         if found is not None and verdict.digest == verdict.hash:
             self._rescans.count_found(txn, verdict.hash)
         certain = (
@@ -497,8 +500,8 @@ class Scanning:
             )
 
     async def _version(self) -> str:
-        """What the scanners know. Raises ScannersUnavailable."""
-        if self._is_away():
+        """Return the version of the scanners. Raises ScannersUnavailable."""
+        if self._is_paused():
             raise ScannersUnavailable
         try:
             return await self._scanners.get_version()
@@ -507,21 +510,21 @@ class Scanning:
             raise ScannersUnavailable from error
 
     def _lease_ms(self) -> int:
-        return self._time_limit_ms + AWAY_RETRY_MS
+        return self._time_limit_ms + SCANNER_RETRY_MS
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
 
 
-def _turns(at_once: int) -> FairSemaphore[str]:
-    """One may hold all but one."""
+def _make_slots(at_once: int) -> FairSemaphore[str]:
+    """Return slots of which one owner may hold all but one."""
     return FairSemaphore(
         at_once,
         max(1, at_once - 1),
-        max_waiting=MOST_WAITING,
+        max_waiting=MAX_WAITING,
         max_waiting_per_key=MOST_WAITING_OF_ONE,
         refusal=lambda _owner: NotYetUploaded(
-            "Many files wait to be scanned: try again in a while"
+            "Many files are waiting to be scanned: try again later"
         ),
     )
 

@@ -141,9 +141,9 @@ class ConnectionState:
 
     def settled(self, config: RoomConfig) -> frozenset[int]:
         """Return the live rooms that were sent with all that the config asks for: these need only
-        news.
+        changes.
 
-        A client asks for the same again and again, so the result for the latest config is kept.
+        A client asks for the same again and again, so the result for the latest config is cached.
         """
         if self._settled is None or self._settled[0] is not config:
             covered: dict[tuple[int, int], bool] = {}
@@ -430,7 +430,7 @@ class StateChanges:
             self._outside = self._outside or not is_joined
 
     def end_room(self, room_nid: int, position: int) -> None:
-        """Mark a live room with unsent news: the client has it up to the position."""
+        """Mark a live room with unsent changes: the client has it up to the position."""
         self._rooms[room_nid] = replace(self._state.rooms[room_nid], upto=position)
 
     def set_receipts(self, room_nid: int, upto: int) -> None:

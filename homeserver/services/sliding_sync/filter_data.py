@@ -118,8 +118,8 @@ class RoomTraitCache:
         known."""
         if mark < self._changes_before:
             return None
-        news = self._changes[mark - self._changes_before :]
-        return {nid for nid, type in news if type in types} if news else frozenset()
+        changes = self._changes[mark - self._changes_before :]
+        return {nid for nid, type in changes if type in types} if changes else frozenset()
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:

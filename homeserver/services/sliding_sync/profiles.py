@@ -64,7 +64,7 @@ class ProfileReader:
         updates: Sequence[SlidingRoomUpdate],
         upto: int,
     ) -> tuple[dict[str, Any], SentProfiles]:
-        """Return the news by user (None for one who shares no room any more), and what the client
+        """Return the changes by user (None if they share no room any more), and what the client
         has then.
 
         `scope`: the rooms in view; `lazy`: those with lazily loaded members; `updates`: the rooms

@@ -64,7 +64,7 @@ class RoomOrder(msgspec.Struct):
     rooms: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
     """The rooms that a list may show, by number, the one with the oldest event first."""
     conditional: list[MembershipRow] = msgspec.field(default_factory=list)
-    """Those that are shown on conditions: the user is invited, knocks, or was removed."""
+    """The rooms that are shown on conditions: the user is invited, knocks, or was removed."""
     departed: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
     """Rooms that the user left, by number: a list shows them once."""
     filtered: dict[ListFilters, FilteredRooms] = msgspec.field(default_factory=dict)

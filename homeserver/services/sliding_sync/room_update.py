@@ -1,4 +1,4 @@
-"""The news of one room, while the response is made, and the services that room entries are read
+"""The changes of one room, while the response is made, and the services that room entries are read
 from."""
 
 from collections.abc import Sequence, Set
@@ -26,7 +26,7 @@ from storage.rooms.rooms import RoomRow
 
 
 class SlidingRoomUpdate(msgspec.Struct, gc=False):
-    """The news of a room."""
+    """The changes of a room, and its config."""
 
     room: RoomRow
     own: MembershipRow

@@ -79,7 +79,7 @@ class RoomEntries:
         confirmed_members: set[Member],
         new_members: set[Member],
     ) -> dict[str, dict[str, Any]]:
-        """Return the entries by room id, of rooms with news. Fills in the updates, and adds to
+        """Return the entries by room id, of rooms with changes. Fills in the updates, and adds to
         `new_members`."""
         plain: dict[str, dict[str, Any]] = {}
         others: list[SlidingRoomUpdate] = []

@@ -9,7 +9,7 @@ Laws:
 - The state of the connection after a response is stored before the response goes out, if it
   changed.
 - The cost is that of the changes in the windows, whatever the number of the user's rooms: which
-  rooms have news is known from memory, and only these are looked at.
+  rooms have changes is known from memory, and only these are looked at.
 
 The parts of a response are made in `lists.py` (which rooms), `rooms.py` (what is new in each) and
 `extensions.py`.
@@ -241,7 +241,7 @@ class SlidingSync:
         selection: Selection,
         recounted: Set[int],
     ) -> list[SlidingRoomUpdate]:
-        """Find the rooms of the windows and subscriptions that may have news.
+        """Find the rooms of the windows and subscriptions that may have changes.
 
         `recounted`: rooms whose unread counts may have changed.
         """
@@ -305,7 +305,7 @@ class SlidingSync:
         recounted: Set[int],
         changes: StateChanges,
     ) -> None:
-        """Note which live rooms have news that are not in this response: they are no longer
+        """Record which live rooms have changes that are not in this response: they are no longer
         live."""
         if connection.token is None:
             return

@@ -144,8 +144,8 @@ class OldSync:
         ]
         joined = [row.room_nid for row in inside if row.membership == "join"]
         latest = await self._parts.recency.get_latest_positions(joined)
-        news = {row.room_nid: row.position for row in inside} | dict(latest)
-        inside.sort(key=lambda row: news[row.room_nid], reverse=True)
+        latest_change = {row.room_nid: row.position for row in inside} | dict(latest)
+        inside.sort(key=lambda row: latest_change[row.room_nid], reverse=True)
         invites.sort(key=lambda row: row.position, reverse=True)
         return [*invites, *inside][:MAX_ROOMS]
 

@@ -1,4 +1,4 @@
-"""Remembers which membership events a device was sent, so that lazy loading does not repeat them.
+"""Records which membership events a device was sent, so that lazy loading does not repeat them.
 
 Laws:
 - What a response carried counts as confirmed only when the device comes back with that response's

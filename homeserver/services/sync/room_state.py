@@ -1,5 +1,5 @@
-"""The state beside a timeline: all of it, or what changed before the timeline begins or until it
-ends.
+"""The state that accompanies a timeline: all of it, or the changes before the timeline or up to its
+end.
 
 Clients get the current state as it was at the end of the range. If the room's history is forked,
 state resolution may have changed it without an event, or against one. The state before a timeline

@@ -1,4 +1,4 @@
-"""The news of one room, while a response of /sync is made."""
+"""The changes of one room, while a response of /sync is made."""
 
 from collections.abc import Iterable, Sequence, Set
 from operator import attrgetter
@@ -23,7 +23,7 @@ _flags: Final = attrgetter("flags")
 
 
 class RoomUpdate(msgspec.Struct, gc=False):
-    """The news of one room."""
+    """The changes of one room, and their encoded form."""
 
     room: RoomRow
     own: MembershipRow
@@ -55,7 +55,7 @@ class RoomUpdate(msgspec.Struct, gc=False):
 
     @property
     def starts_over(self) -> bool:
-        """Whether the client may lack everything beside the timeline, such as receipts."""
+        """Whether the client may lack everything besides the timeline, such as receipts."""
         return self.since == 0 or self.has_rejoined
 
     @property

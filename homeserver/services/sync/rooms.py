@@ -1,8 +1,8 @@
 """The `rooms` section of a /sync response: join, leave, invite and knock.
 
-It decides which rooms have news, and puts each into its part of the section. The contents come from
-`joined_rooms.py` (timeline, state, summary), `ephemeral.py`, `account_data.py`, `sticky_events.py`
-and `invited_rooms.py`.
+It decides which rooms have changes, and puts each into its part of the section. The contents come
+from `joined_rooms.py` (timeline, state, summary), `ephemeral.py`, `account_data.py`,
+`sticky_events.py` and `invited_rooms.py`.
 
 A room with partial state is sent only to clients that load members lazily. The others get it when
 the state is complete. Then the lazy ones get the state again, since it may have changed.
@@ -53,7 +53,7 @@ class UserState(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Rooms(msgspec.Struct, gc=False):
-    """The rooms with news, by their part of the section."""
+    """The rooms with changes, by their part of the section."""
 
     joined: list[RoomUpdate] = []
     left: list[RoomUpdate] = []
@@ -136,7 +136,7 @@ class RoomSection:
     async def _find_candidates(
         self, request: SyncRequest, span: Range, user: UserState
     ) -> Sequence[MembershipRow]:
-        """The memberships, as of the end of the range, of the rooms that may have news."""
+        """The memberships, as of the end of the range, of the rooms that may have changes."""
         rows = await self._find_changed(request, span, user)
         if any(row.position > span.upto for row in rows):
             then = [await self._past.at(row, span.upto) for row in rows]

@@ -4,7 +4,7 @@ new.
 Laws:
 - A response covers a range of the one sequence, up to its head when the work on it began.
 - A request listens for changes before it looks for them, so it misses nothing.
-- The cost is that of the changes. For a client that is up to date, the rooms with news are known
+- The cost is that of the changes. For a client that is up to date, the rooms with changes are known
   from memory.
 
 A section of the response is read by a class of its own: `RoomSection`, `DeviceSectionReader`,
