@@ -31,7 +31,7 @@ class PartialRooms:
             streams, Topic.COMPLETENESS, load=self._load, update=_update
         )
         self._waiting: dict[int, list[Deferred[None]]] = {}
-        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
 
     @property
     def known(self) -> Mapping[int, PartialRoom] | None:

@@ -19,7 +19,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID, domain_of
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.snapshot import RoomSnapshot
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomStore
 from storage.rooms.sticky_events import StickyEventStore, StickyRow
@@ -92,8 +92,8 @@ class StickyChecks:
         self._waiting = WhoWaits()
         self._has_remote_writes = False
         """Another process may know of further senders: then each join is looked up."""
-        streams.subscribe(self._on_changes, Topic.STICKY, Topic.MEMBERSHIP)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, Topic.STICKY, Topic.MEMBERSHIP, stage=Stage.SEND)
+        streams.watch(self._on_remote_write, stage=Stage.SEND)
 
     async def start(self) -> None:
         """Load the senders that waited before a restart."""

@@ -50,7 +50,7 @@ from storage.cluster.node_lease import NodeLease
 from storage.devices.device_list_log import DeviceListLog
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.engine.database import DatabaseUnavailable
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventRow
 from storage.federation.destinations import Backlog, DestinationStore, EventToSend, OwnMove, Word
 from storage.rooms.memberships import MembershipRow
@@ -110,8 +110,8 @@ class Sender:
         self._scheduled = False
         self._spoke_here: set[ServerName] = set()
         """Of whom the node that sends is to hear that they are there."""
-        streams.subscribe(self._on_changes, *TOPICS)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, *TOPICS, stage=Stage.SEND)
+        streams.watch(self._on_remote_write, stage=Stage.SEND)
 
     def start(self) -> None:
         """Send from now on, as soon as no other node does."""

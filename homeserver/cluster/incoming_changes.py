@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from homeserver.cluster.notify import NodeNotes
 from homeserver.cluster.outgoing_changes import KIND, CommitMessage, Range, without
-from storage.engine.streams import Change, Streams
+from storage.engine.streams import Change, Stage, Streams
 
 LATE_SECONDS: Final = 0.5
 """The time in seconds to wait for a late message."""
@@ -54,7 +54,7 @@ class NewsOfOthers:
         self._subscribers: list[tuple[OnLate, OnLost]] = []
         notes.register(KIND, CommitMessage, self._on_message)
         streams.ask(self._find_changes)
-        streams.watch(self._on_remote_write)
+        streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
 
     def wait_for(self, late: OnLate, lost: OnLost) -> None:
         """Subscribe to changes that were not known in time."""

@@ -26,7 +26,7 @@ from homeserver.cluster.incoming_changes import NewsOfOthers
 from homeserver.cluster.outgoing_changes import Range
 from storage.cache import LRU
 from storage.engine.interface import DatabaseUnavailable
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventNews, EventRow
 from storage.retention.purging import PurgedMessages
 from storage.rooms.partial_rooms import PartialRoom
@@ -148,8 +148,8 @@ class Notifier:
         self._scheduled = False
         self._rooms: dict[int, None] = {}
         self._users: dict[str, None] = {}
-        streams.subscribe(self._on_changes)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, stage=Stage.NOTIFY)
+        streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
         if others is not None:
             others.wait_for(self._on_late_changes, self._on_lost_changes)
 

@@ -9,6 +9,9 @@ Laws:
 - `current()` never decreases. A read of the database at `current()` sees everything up to it.
 - Positions that become visible without a change published here were written by another process. The
   watchers are notified of them before anything with a higher position is published.
+- Every subscriber and watcher names its `Stage`. All of one stage are called before any of the next,
+  so the order in which parts are built and subscribe does not matter. For that, a subscriber of a
+  stage uses only its own data and what the parts of earlier stages hold.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +80,9 @@ class Stage(IntEnum):
     CACHE = 0
     """Caches, so that a reader that the commit wakes never reads an old value."""
     NOTIFY = 1
-    """All other subscribers."""
+    """Parts that wake waiting readers: the notifier of /sync, requests that wait for a room."""
+    SEND = 2
+    """Parts that begin work of their own: the sender to other servers, pushers, clean-ups."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
@@ -134,12 +139,9 @@ class Streams:
         """Return the highest position up to which everything is committed and published."""
         return self._current
 
-    def subscribe(
-        self, subscriber: Subscriber, *topics: Topic, stage: Stage = Stage.NOTIFY
-    ) -> Callable[[], None]:
+    def subscribe(self, subscriber: Subscriber, *topics: Topic, stage: Stage) -> Callable[[], None]:
         """Call the subscriber after every later commit with a change of these topics (none: any),
-        with all changes of the commit. Within a stage, subscribers are called in the order of
-        subscription. Return a function that ends the subscription."""
+        with all changes of the commit. Return a function that ends the subscription."""
         entry = (stage, subscriber, frozenset(topics or Topic))
         self._subscribers = tuple(sorted([*self._subscribers, entry], key=_stage))
         self._by_topics = {}
@@ -150,7 +152,7 @@ class Streams:
 
         return unsubscribe
 
-    def watch(self, watcher: Watcher, *, stage: Stage = Stage.NOTIFY) -> None:
+    def watch(self, watcher: Watcher, *, stage: Stage) -> None:
         """Call the watcher when positions written by other processes become visible."""
         self._watchers = tuple(sorted([*self._watchers, (stage, watcher)], key=_stage))
 

@@ -4,7 +4,7 @@ there."""
 from collections.abc import Iterable, Sequence
 
 from storage.engine.database import Database
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from storage.engine.transaction import Transaction
 from storage.rooms.memberships import MembershipRow
 from tests.conftest import run_coroutine
@@ -18,7 +18,7 @@ class Departures:
         self._database = database
         self._joined: set[tuple[int, str]] = set()
         self._left: dict[tuple[int, str], int] = {}
-        database.streams.subscribe(self._hear, Topic.MEMBERSHIP)
+        database.streams.subscribe(self._hear, Topic.MEMBERSHIP, stage=Stage.NOTIFY)
 
     def check(self, user_id: str, rooms: Iterable[tuple[str, dict[Key, Json]]]) -> None:
         """Nobody holds state events of a room that came after they left, but their own membership.

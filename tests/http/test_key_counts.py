@@ -15,7 +15,7 @@ from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
 from storage.encryption.one_time_keys import KeyOf
 from storage.engine.database import SQLiteConfig
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from tests.helpers.databases import open_inline
 from tests.helpers.keys import one_time_keys, upload
 from tests.helpers.server import TestServer, User
@@ -203,7 +203,7 @@ def test_a_claim_that_was_read_before_its_notification_is_counted_once(
     store = DeviceKeyStore(database)
     meanwhile = open_inline(sqlite)
     told: list[Change] = []
-    meanwhile.streams.subscribe(told.extend)
+    meanwhile.streams.subscribe(told.extend, stage=Stage.NOTIFY)
     wish = (bob.user_id, bob.device_id, "signed_curve25519")
     readers: list[KeyCountsInMemory] = []
     for left in (2, 1, 0):

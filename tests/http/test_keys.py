@@ -17,7 +17,7 @@ from homeserver.services.encryption.device_keys import KeyUpload
 from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts
 from storage.engine.database import Database, SQLiteConfig
-from storage.engine.streams import Change
+from storage.engine.streams import Change, Stage
 from tests.helpers.databases import open_inline
 from tests.helpers.keys import (
     V3,
@@ -554,7 +554,7 @@ def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
     database = server.app.database
     other = open_inline(sqlite)
     told: list[Change] = []
-    other.streams.subscribe(told.extend)
+    other.streams.subscribe(told.extend, stage=Stage.NOTIFY)
     wish = (bob.user_id, bob.device_id, "signed_curve25519")
 
     def claim() -> None:

@@ -18,7 +18,7 @@ from homeserver.services.sync import device_sections, to_device_cache
 from storage.encryption import to_device
 from storage.encryption.to_device import LOGGED_MS, NewMessages
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import open_inline, silence
 from tests.helpers.keys import V3
 from tests.helpers.server import TestServer, User
@@ -83,7 +83,7 @@ class World:
         self.positions: dict[tuple[str, int], list[int]] = {}
         self.now = 1_700_000_000.0
         for database in databases:
-            database.streams.subscribe(self._hear, Topic.TO_DEVICE)
+            database.streams.subscribe(self._hear, Topic.TO_DEVICE, stage=Stage.NOTIFY)
         self.nodes = [self._start(0), self._start(1)]
         self.number = 0
 

@@ -21,7 +21,7 @@ from federation.rooms.drafts import Draft
 from federation.rooms.events import StoredEvent
 from federation.rooms.timelines import Timelines
 from storage.engine.database import Database, SQLiteConfig
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventStore
 from storage.events.timelines import TimelineStore
 from storage.rooms.rooms import move_head
@@ -207,7 +207,7 @@ async def send_together(
                 partial(results.__setitem__, index)
             )
 
-    unsubscribe = parts.database.streams.subscribe(hear)
+    unsubscribe = parts.database.streams.subscribe(hear, stage=Stage.NOTIFY)
     await parts.send(room_id, ALICE, "while this is written, others come")
     return [results[index] for index in range(len(requests))]
 

@@ -5,7 +5,7 @@ import pytest
 from storage.account_data import account_data
 from storage.account_data.account_data import AccountDataStore, AccountDataSums
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import QueryCounter, open_inline
 
 ALICE = "@alice:example.org"
@@ -15,7 +15,7 @@ ROOM = "!room:example.org"
 async def test_incremental_readers_see_each_change_once(database: Database) -> None:
     store = AccountDataStore(database)
     heard: list[Change] = []
-    database.streams.subscribe(heard.extend)
+    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     start = database.streams.current()
     first = await database.write("t", store.set_entry, ALICE, None, "m.direct", b'{"a":1}')
     second = await database.write("t", store.set_entry, ALICE, ROOM, "m.tag", b'{"tags":{}}')

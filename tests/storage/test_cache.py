@@ -280,7 +280,7 @@ def test_caches_are_notified_before_other_subscribers() -> None:
     table, streams, seen = Table(), Streams(), list[int | None]()
     cache: StreamCache[str, int]
     streams.subscribe(lambda _: seen.append(cache.find("a")), stage=Stage.NOTIFY)
-    streams.watch(lambda _after, _upto: seen.append(cache.find("a")))
+    streams.watch(lambda _after, _upto: seen.append(cache.find("a")), stage=Stage.NOTIFY)
     cache = cache_of(table, streams)
     for _ in range(2):
         start(cache, "a")

@@ -11,7 +11,7 @@ from storage.engine.database import (
     Transaction,
     WriteTransaction,
 )
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
 
@@ -36,7 +36,7 @@ async def test_a_committed_write_can_be_read(database: Database) -> None:
 async def test_a_write_that_raises_is_undone_and_announces_nothing(database: Database) -> None:
     received: list[Change] = []
     called: list[str] = []
-    database.streams.subscribe(received.extend)
+    database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
 
     def fail(txn: WriteTransaction) -> None:
         put(txn, "a", "1")

@@ -13,7 +13,7 @@ from storage.encryption.outgoing_to_device import LOOK_EVERY, OutgoingToDeviceSt
 from storage.encryption.published_keys import PublishedKeyStore
 from storage.encryption.remote_devices import DeviceChange, RemoteDeviceStore
 from storage.engine.database import Database
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.federation.destination_lists import (
     DestinationListStore,
@@ -177,7 +177,7 @@ async def test_a_server_is_in_a_room_while_one_of_its_users_is(database: Databas
 async def test_messages_wait_for_their_server_in_order(database: Database) -> None:
     store = OutgoingToDeviceStore(database)
     heard: list[Change] = []
-    database.streams.subscribe(heard.extend)
+    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     before = database.streams.current()
     for number in range(3):
         await database.write("test", store.add_messages, {PEER: b"%d" % number, OTHER: b"x"})
@@ -310,7 +310,7 @@ async def test_remote_device_lists_are_stored_and_their_changes_announced(
 ) -> None:
     store, log = RemoteDeviceStore(database), DeviceListLog(database)
     heard: list[Change] = []
-    database.streams.subscribe(heard.extend)
+    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     device = DeviceKeysRow(BOB, "B1", b"{}", "Phone")
     await store.set_list(BOB, 5, [device], [CrossSigningKey(BOB, "master", "K", b"{}")], 0)
     assert heard == [], "they were unknown before"
@@ -355,7 +355,7 @@ async def test_a_device_change_applies_is_known_or_makes_the_list_stale(
     store = RemoteDeviceStore(database)
     await store.set_list(BOB, 5, [DeviceKeysRow(BOB, "B1", b"{}", None)], [], 0)
     heard: list[Change] = []
-    database.streams.subscribe(heard.extend)
+    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
 
     assert await store.take_change(change, 10, LIST_BYTES) == is_stale
 

@@ -4,7 +4,7 @@ import pytest
 
 from storage.devices.devices import HOUR_MS, DeviceRow, DeviceSighting, DeviceStore
 from storage.engine.database import Database
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from storage.engine.transaction import WriteTransaction
 from tests.helpers.plans import note_plans
 
@@ -14,7 +14,7 @@ ALICE, BOB = "@alice:example.org", "@bob:example.org"
 async def test_changes_of_the_device_list_have_positions(database: Database) -> None:
     store = DeviceStore(database)
     heard: list[Change] = []
-    database.streams.subscribe(heard.extend)
+    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     start = database.streams.current()
     assert await database.write("t", store.add_device, DeviceRow(ALICE, "A", None, 1))
     first = database.streams.current()

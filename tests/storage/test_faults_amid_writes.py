@@ -25,7 +25,7 @@ from storage.engine.database import (
 )
 from storage.engine.interface import Connection
 from storage.engine.postgres import ROWS_PER_MESSAGE, PostgresEngine
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from storage.engine.transaction import POSITION
 from tests.conftest import run_coroutine
 from tests.storage.test_writer import Stepped
@@ -284,7 +284,7 @@ def test_acknowledged_writes_are_stored_and_all_others_are_not(
     run("clear", lambda txn: txn.execute("DELETE FROM jobs"))
     run("there", lambda txn: txn.execute_many(INSERT, [("there",), ("head",), ("count",)]))
     heard: list[Change] = []
-    end = stepped.database.streams.subscribe(heard.extend)
+    end = stepped.database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     done: set[str] = set()
     for at, (kinds, plan) in enumerate(batches):
         before = find_all()

@@ -7,7 +7,7 @@ from storage.encryption import one_time_keys
 from storage.encryption.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
 from storage.encryption.one_time_keys import BYTES_A_BLOCK, DIGEST_BYTES, KEYS_A_BLOCK, KeyExists
 from storage.engine.database import Database, WriteTransaction
-from storage.engine.streams import Topic
+from storage.engine.streams import Stage, Topic
 from tests.helpers.key_nodes import ALGORITHM, ALICE, content, parse_named
 
 DEVICE = "PHONE"
@@ -233,7 +233,9 @@ async def test_other_writes_run_between_the_writes_of_a_large_claim(database: Da
 
     await database.write("put", put)
     commits: list[int] = []
-    database.streams.subscribe(lambda changes: commits.append(len(changes)), Topic.KEY_COUNT)
+    database.streams.subscribe(
+        lambda changes: commits.append(len(changes)), Topic.KEY_COUNT, stage=Stage.NOTIFY
+    )
     claimed = await store.do_claim([(ALICE, name, ALGORITHM) for name in devices], 0)
     assert [key and parse_named(key)[0] for key in claimed] == devices
     assert len(commits) == 2

@@ -17,7 +17,7 @@ from storage.engine.database import (
     make_engine,
 )
 from storage.engine.postgres import PostgresConnection, PostgresEngine
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from tests.conftest import run_coroutine
 from tests.storage.test_writer import Stepped, put, stepped
 
@@ -140,9 +140,11 @@ def test_changes_of_another_node_are_published_before_later_ones(
     head = write(there, "elsewhere", put("elsewhere"))
     assert isinstance(head, int)
     received: list[object] = []
-    here.database.streams.watch(lambda after, upto: received.append((after, upto)))
+    here.database.streams.watch(
+        lambda after, upto: received.append((after, upto)), stage=Stage.NOTIFY
+    )
     here.database.streams.subscribe(
-        lambda told: received.append([change.position for change in told])
+        lambda told: received.append([change.position for change in told]), stage=Stage.NOTIFY
     )
     writes = {"ask": put("new"), "later": put_later("new"), "last": move("job", "here", "there")}
     if what == "nothing":

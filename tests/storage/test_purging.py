@@ -8,7 +8,7 @@ import pytest
 from storage.engine.database import Database, Transaction, WriteTransaction
 from storage.engine.interface import Row
 from storage.engine.sqlite import SQLiteEngine
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from storage.events.events import EventFlag, EventStore
 from storage.events.relations import Relation, RelationRow, add_relations
 from storage.events.timelines import START, Direction, Place, TimelineStore
@@ -95,7 +95,7 @@ def rows_of(txn: Transaction, sql: str) -> list[tuple[object, ...]]:
 
 async def test_a_purge_removes_content_and_derived_data(database: Database) -> None:
     heard: list[Change] = []
-    database.streams.subscribe(heard.extend, Topic.PURGED)
+    database.streams.subscribe(heard.extend, Topic.PURGED, stage=Stage.NOTIFY)
     store = PurgingStore(database)
     await database.write("fill", fill)
     assert await store.find_rooms({1: 4, 2: 4}) == [1]

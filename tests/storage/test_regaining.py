@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from storage.engine.database import Database, WriteTransaction
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from storage.events.events import EventFlag, EventStore
 from storage.events.relations import Relation
 from storage.events.timelines import (
@@ -55,7 +55,7 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     unreferenced = "SELECT unreferenced_ts FROM known_media WHERE media_id = 'x3'"
     assert await database.read("read", rows_of, unreferenced) == [(NOW,)]
     assert await states(database, 3) == [(GONE | EventFlag.FORGOTTEN, 3, False)]
-    database.streams.subscribe(heard.extend, Topic.PURGED, Topic.RELATED)
+    database.streams.subscribe(heard.extend, Topic.PURGED, Topic.RELATED, stage=Stage.NOTIFY)
     before = database.streams.current()
 
     related = Relation("m.thread", "$1")

@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from storage.engine.database import Database
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from storage.rooms.sticky_events import (
     StickyEventStore,
     StickyRow,
@@ -18,7 +18,7 @@ BOB = "@bob:example.org"
 async def test_a_held_event_is_announced_when_it_is_released(database: Database) -> None:
     store = StickyEventStore(database)
     heard: list[Change] = []
-    database.streams.subscribe(heard.extend)
+    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     told = StickyRow(1, 7, BOB, 10, 5000)
     waiting = [
         StickyRow(2, 7, BOB, 11, 5000, waits=True),

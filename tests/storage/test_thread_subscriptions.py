@@ -2,7 +2,7 @@
 choice."""
 
 from storage.engine.database import Database
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from storage.rooms.thread_subscriptions import ThreadSubscriptionRow, ThreadSubscriptionStore
 
 ALICE = "@alice:example.org"
@@ -12,7 +12,7 @@ ROOM = "!room:example.org"
 async def test_each_thread_is_listed_once_with_its_latest_change(database: Database) -> None:
     store = ThreadSubscriptionStore(database)
     heard: list[Change] = []
-    database.streams.subscribe(heard.extend)
+    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     start = database.streams.current()
     await store.subscribe(ALICE, ROOM, "$a")
     await store.subscribe(ALICE, ROOM, "$a")

@@ -21,7 +21,7 @@ from storage.engine.database import (
     WriteTransaction,
     open_database,
 )
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.programs import piped_program
 
@@ -124,10 +124,12 @@ async def test_who_reads_at_a_position_has_seen_all_up_to_it(
 
         def listen(database: Database) -> None:
             database.streams.subscribe(
-                lambda told: heard[database].update(change.position for change in told)
+                lambda told: heard[database].update(change.position for change in told),
+                stage=Stage.NOTIFY,
             )
             database.streams.watch(
-                lambda after, upto: heard[database].update(range(after + 1, upto + 1))
+                lambda after, upto: heard[database].update(range(after + 1, upto + 1)),
+                stage=Stage.NOTIFY,
             )
 
         async def write(database: Database, caller: str) -> None:
@@ -240,7 +242,7 @@ async def test_a_callback_of_a_write_runs_on_the_reactors_thread(
         txn.after_commit(callback)
 
     async with opened(database_config) as database:
-        database.streams.subscribe(lambda _: note())
+        database.streams.subscribe(lambda _: note(), stage=Stage.NOTIFY)
         await database.write("put", put, "a")
         await database.write("write", write, note)
     assert threads == [True, True]

@@ -17,7 +17,7 @@ from storage.engine.database import (
     Transaction,
     WriteTransaction,
 )
-from storage.engine.streams import Change, Topic
+from storage.engine.streams import Change, Stage, Topic
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
@@ -198,7 +198,7 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
     stepped.queue("first", put("the first"))
     stepped.step()
     received: list[Change] = []
-    end = stepped.database.streams.subscribe(received.extend)
+    end = stepped.database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     expected: dict[str, object] = {}
     for number, outcome in enumerate(outcomes):
         name = f"{number}{outcome}"
@@ -252,7 +252,7 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
 def test_an_error_of_a_deferred_statement_fails_its_own_write(stepped: Stepped) -> None:
     """The connection stays in use."""
     received: list[Change] = []
-    stepped.database.streams.subscribe(received.extend)
+    stepped.database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     session = (
         "SELECT pg_backend_pid()" if stepped.database.engine.name == "postgres" else "SELECT 1"
     )
@@ -310,7 +310,9 @@ def test_an_outage_in_a_deferred_statement_is_reported_as_unavailable(
 
 def test_callers_are_acknowledged_after_streams_and_callbacks(stepped: Stepped) -> None:
     order: list[str] = []
-    stepped.database.streams.subscribe(lambda published: order.append(f"stream {len(published)}"))
+    stepped.database.streams.subscribe(
+        lambda published: order.append(f"stream {len(published)}"), stage=Stage.NOTIFY
+    )
 
     def write(name: str) -> Callable[[WriteTransaction], None]:
         def fn(txn: WriteTransaction) -> None:
@@ -339,7 +341,8 @@ def test_a_write_from_a_subscriber_is_committed(stepped: Stepped) -> None:
     stepped.database.streams.subscribe(
         lambda published: (
             stepped.queue("second", put("second")) if published[0].user_id == "first" else None
-        )
+        ),
+        stage=Stage.NOTIFY,
     )
     stepped.queue("first", put("first"))
     stepped.step()
@@ -475,9 +478,12 @@ def test_changes_of_another_process_are_published(
 ) -> None:
     here, there = Stepped(database_config), Stepped(database_config)
     received: list[object] = []
-    here.database.streams.watch(lambda after, upto: received.append((after, upto)))
+    here.database.streams.watch(
+        lambda after, upto: received.append((after, upto)), stage=Stage.NOTIFY
+    )
     here.database.streams.subscribe(
-        lambda published: received.append([change.position for change in published])
+        lambda published: received.append([change.position for change in published]),
+        stage=Stage.NOTIFY,
     )
     there.queue("a", put("a", positions=3))
     there.step()

@@ -43,7 +43,7 @@ from federation.rooms.receive.unverified_events import UnprovedStates, is_of_typ
 from federation.rooms.relations import read_relation
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.relations import RelationRow
 from storage.partial_state.completion import Completed, LateNews
 from storage.partial_state.unverified_events import PartOf
@@ -127,7 +127,7 @@ class Completions:
         self._next_poll: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
-        streams.subscribe(self._on_changes, Topic.COMPLETENESS, Topic.MEMBERSHIP)
+        streams.subscribe(self._on_changes, Topic.COMPLETENESS, Topic.MEMBERSHIP, stage=Stage.SEND)
 
     def start(self) -> None:
         """Continue what was running when the server stopped, and then poll at intervals."""

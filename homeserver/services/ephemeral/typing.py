@@ -22,7 +22,7 @@ from homeserver.cluster.notify import NodeNotes
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
 from homeserver.services.streams.latest_changes import LatestChanges
 from homeserver.services.streams.sync_tokens import MOST_TYPED, SyncToken
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
 MAX_TIMEOUT_MS: Final = 120_000
@@ -92,7 +92,7 @@ class Typing:
         """The typing users (with rooms) that this node received itself."""
         self._changed: LatestChanges[int] = LatestChanges(MAX_ROOMS, counter.position)
         """The latest change of each room."""
-        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.NOTIFY)
         if notes is not None:
             notes.register(KIND, TypingNote, self._on_note)
             notes.register(CROSSED, CrossedNote, self._on_crossed)

@@ -15,7 +15,7 @@ from federation.rooms.joins.out_of_room import is_outside
 from homeserver.services.push.unread_counts import COUNTED, READ_TYPES, REDACTION
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.pusher_users import Roster
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventRow
 from storage.push.push_stream import HIDING, NewEvent, NewReceipt
 from storage.retention.purging import PurgedMessages
@@ -66,8 +66,9 @@ class Hearing:
             Topic.ACCOUNT_DATA,
             Topic.PURGED,
             Topic.COMPLETENESS,
+            stage=Stage.SEND,
         )
-        streams.watch(self._on_remote_write)
+        streams.watch(self._on_remote_write, stage=Stage.SEND)
 
     def begin(self, floor: int) -> None:
         """Start to collect changes. Earlier ones are in the database, and those up to `floor` were

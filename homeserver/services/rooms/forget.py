@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
 
@@ -25,7 +25,7 @@ class Forgetting:
     def __init__(self, store: MembershipStore, streams: Streams, clock: IReactorTime) -> None:
         self._store = store
         self._clock = clock
-        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.SEND)
 
     async def do_forget(self, limit: int) -> int:
         """Forget rooms that users left, at most `limit` memberships; return the number of

@@ -29,7 +29,7 @@ from federation.rooms.relations import read_relation
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
 from storage.accounts.accounts import AccountStore
 from storage.engine.interface import DatabaseUnavailable
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventRow
 from storage.events.relations import REPLACE, RelationStore, Wanted
 from storage.events.timelines import START, Direction
@@ -119,7 +119,7 @@ class RelatedRedactions:
         self._events = events
         self._clock = clock
         self._log = Logger()
-        streams.subscribe(self._on_changes, Topic.EVENT)
+        streams.subscribe(self._on_changes, Topic.EVENT, stage=Stage.SEND)
 
     def start(self) -> None:
         """Continue with what was not finished when the server stopped. Only for a single node, as

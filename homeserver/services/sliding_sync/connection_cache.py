@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from storage.encryption.to_device import DevicesGone
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.sync.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ class ConnectionCache(Generic[T]):
         """By user and device: the values by `conn_id`, each with its size."""
         self.weight = 0
         """The size of all values in bytes, about."""
-        streams.subscribe(self._on_changes, Topic.DEVICES_GONE)
+        streams.subscribe(self._on_changes, Topic.DEVICES_GONE, stage=Stage.CACHE)
 
     def get(self, key: ConnectionKey) -> tuple[T, int] | None:
         """Return the value and its size."""

@@ -30,7 +30,7 @@ from homeserver.services.sliding_sync.request import (
 )
 from homeserver.services.streams.sync_tokens import SyncToken, split_pos
 from storage.encryption.to_device import DevicesGone
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.rooms import RoomRow
 from storage.sync.sliding_connections import (
     MOST_OF_A_CONNECTION,
@@ -261,7 +261,7 @@ class Connections:
         self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
         """By user and device: the `conn_id`s in memory, the latest at the end."""
         self._weight = 0
-        streams.subscribe(self._on_changes, Topic.DEVICES_GONE)
+        streams.subscribe(self._on_changes, Topic.DEVICES_GONE, stage=Stage.CACHE)
 
     def __len__(self) -> int:
         """The number of connections in memory."""

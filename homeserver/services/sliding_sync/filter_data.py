@@ -9,7 +9,7 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from storage.account_data.account_data import AccountDataStore
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventNews, EventRow
 from storage.rooms.summaries import RoomSummaryStore, SummaryRow
 
@@ -40,8 +40,8 @@ class RoomTagCache:
         self._capacity = capacity
         self._known: OrderedDict[str, RoomTags] = OrderedDict()
         self._version = 0
-        streams.subscribe(self._on_changes, Topic.ACCOUNT_DATA)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, Topic.ACCOUNT_DATA, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     async def of_user(self, user_id: UserID) -> RoomTags:
         """Return the direct chats and tags of a user."""
@@ -93,8 +93,10 @@ class RoomTraitCache:
         self._changes: list[tuple[int, str]] = []
         """The latest changes: room and type of state event."""
         self._changes_before = 0
-        streams.subscribe(self._on_changes, Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(
+            self._on_changes, Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS, stage=Stage.CACHE
+        )
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     async def of_rooms(self, room_nids: Collection[int]) -> Mapping[int, SummaryRow]:
         """Return the traits of these rooms at least. The mapping is the cache's own: do not keep

@@ -18,7 +18,7 @@ from homeserver.services.sliding_sync.filter_data import RoomTags
 from homeserver.services.sliding_sync.request import ListFilters
 from homeserver.services.sliding_sync.room_recency import RoomRecency
 from homeserver.services.streams.recent_changes import RecentChanges
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
 OUTSIDE: Final = frozenset({"invite", "knock"})
@@ -92,8 +92,8 @@ class RoomOrders:
         self._known: OrderedDict[str, RoomOrder] = OrderedDict()
         self._weight = 0
         self._version = 0
-        streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     async def of_user(self, user_id: UserID) -> RoomOrder:
         """Return the current order."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import filterfalse
 from typing import Final
 
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventNews, EventRow
 from storage.rooms.recency import RoomRecencyStore
 
@@ -40,8 +40,8 @@ class RoomRecency:
         self._bumps: dict[int, int] = {}
         self.generation = 0
         """Changes when any of the latest positions was dropped."""
-        streams.subscribe(self._on_changes, Topic.EVENT)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, Topic.EVENT, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
     def known(self) -> Mapping[int, int]:

@@ -15,7 +15,7 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.partial_rooms import PartialRooms
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventRow
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
@@ -54,8 +54,9 @@ class RoomSummaries:
             Topic.COMPLETENESS,
             Topic.REDACTED,
             Topic.PLACED,
+            stage=Stage.CACHE,
         )
-        streams.watch(self._on_remote_write)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     async def summarize(self, user_id: UserID, room_nids: Collection[int]) -> Mapping[int, Summary]:
         """Return the summaries for one user. Only a room without name and alias has heroes."""

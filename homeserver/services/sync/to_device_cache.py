@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import Final
 
 from storage.encryption.to_device import DeviceMessage, DevicesGone, NewMessages
-from storage.engine.streams import Change, Streams, Topic
+from storage.engine.streams import Change, Stage, Streams, Topic
 
 MAX_BYTES: Final = 16 << 20
 """Size of all contents; the same content to many devices counts once."""
@@ -103,8 +103,8 @@ class ToDeviceCache:
         self._number = 0
         self._bytes = 0
         self._floors: dict[DeviceKey, int] = {}
-        streams.subscribe(self._on_changes, Topic.TO_DEVICE, Topic.DEVICES_GONE)
-        streams.watch(self._on_remote_write)
+        streams.subscribe(self._on_changes, Topic.TO_DEVICE, Topic.DEVICES_GONE, stage=Stage.CACHE)
+        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     def since(self, device: DeviceKey, position: int) -> Sequence[Found] | None:
         """Return all messages to the device after the position, in order; None if some are not in
