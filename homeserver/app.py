@@ -6,12 +6,12 @@ server with its own. Two servers can run in one process.
 """
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import msgspec
 from prometheus_client import CollectorRegistry
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IListeningPort,
     IReactorFDSet,
     IReactorSSL,
     IReactorTCP,
@@ -31,25 +31,16 @@ from federation.remote.media import Follow
 from federation.rooms.server_fallback import Candidates
 from federation.rooms.serving.remote_spaces import RemoteHierarchies
 from homeserver.api.endpoint import BodyLimit
+from homeserver.cluster.background import Background
 from homeserver.cluster.jobs import Jobs
+from homeserver.cluster.peers import OtherNodes
 from homeserver.config.configuration import Config
-from homeserver.config.server import ListenerOptions
-from homeserver.http.body_budget import HeldBodies
 from homeserver.http.guard import Guard
-from homeserver.http.listeners import (
-    TcpListener,
-    TlsContext,
-    UnixListener,
-    format_address,
-    listen_tcp,
-    listen_unix,
-)
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
-from homeserver.http.site import Site, SiteOptions
+from homeserver.http.sites import Listeners, Sites
 from homeserver.observe.access import AccessLog
 from homeserver.observe.caches import CacheMetrics, Entries
-from homeserver.observe.context import make_request_ids
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.calls.rtc_transports import RTCTransports
 from homeserver.services.discovery.client import ClientDiscovery
@@ -61,167 +52,94 @@ from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.administration import administration_of_devices, administration_of_users
 from homeserver.wiring.calls import CallParts
 from homeserver.wiring.capabilities import offers_of
+from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.email import MailParts, MakeRelay, smtp_relay
 from homeserver.wiring.encryption import EncryptionParts
 from homeserver.wiring.endpoints import SOURCES
 from homeserver.wiring.exploring import ExploringParts
-from homeserver.wiring.federated_rooms import FederatedRoomParts
+from homeserver.wiring.federated_rooms import FederatedRoomParts, answer_queries
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import edge_jobs, list_source_of, rules_of
+from homeserver.wiring.federation_peers import EdgeParts, edge_jobs, list_source_of, rules_of
 from homeserver.wiring.federation_receiver import IncomingParts
 from homeserver.wiring.federation_sender import FederationOutParts
+from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.jobs import jobs_of
 from homeserver.wiring.limits import rates_of
 from homeserver.wiring.media import MediaParts, MediaThreads
+from homeserver.wiring.notifications import NotificationParts
 from homeserver.wiring.oauth import OAuthParts
+from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.profiles import ProfileParts
+from homeserver.wiring.push_rules import PushParts
 from homeserver.wiring.pushers import PusherParts
 from homeserver.wiring.retention import RetentionParts
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
+from homeserver.wiring.room_history import RoomHistoryParts
+from homeserver.wiring.room_reading import RoomReadingParts
+from homeserver.wiring.room_services import RoomServiceParts
 from homeserver.wiring.search import SearchParts
+from homeserver.wiring.sync import SyncServiceParts
 from homeserver.wiring.upstream import UpstreamParts
 from homeserver.wiring.user_data import PeopleParts, identity_server_of
+from homeserver.wiring.user_settings import UserSettingParts
 from homeserver.wiring.web import WebParts
-from storage.engine.database import Database, DatabaseUnavailable
+from storage.engine.database import Database
 from storage.engine.executors import Executor
 
-ALWAYS_SERVED = frozenset({"client", "health"})
 
+class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """A complete server: its parts by topic, and how to start and stop it."""
 
-class Server:
-    """A complete server, which can start and stop."""
+    log: ClassVar[Logger] = Logger()
 
-    log = Logger()
+    config: Config
+    clock: IReactorTime
+    database: Database
+    sites: Sites
+    listeners: Listeners
+    background: Background
+    jobs: Jobs
+    other_nodes: OtherNodes | None
 
-    def __init__(
-        self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
-        router: Router,
-        accounts: AccountParts,
-        rooms: RoomParts,
-        people: PeopleParts,
-        media: MediaParts,
-        mail: MailParts,
-        finding: SearchParts,
-        retention: RetentionParts,
-        calls: CallParts,
-        federation: FederationParts,
-        incoming: IncomingParts,
-        federation_out: FederationOutParts,
-        pushers: PusherParts,
-        pages: WebParts,
-        oauth: OAuthParts,
-        metrics: HttpMetrics,
-        access_log: AccessLog,
-        jobs: Jobs,
-    ) -> None:
-        self.config = config
-        self.clock = clock
-        self.database = database
-        self.router = router
-        self.accounts = accounts
-        self.rooms = rooms
-        self.people = people
-        self.media = media
-        self.mail = mail
-        self.finding = finding
-        self.retention = retention
-        self.calls = calls
-        self.federation = federation
-        self.incoming = incoming
-        self.federation_out = federation_out
-        self.pushers = pushers
-        self.pages = pages
-        self.oauth = oauth
-        self._metrics = metrics
-        self._access_log = access_log
-        self._jobs = jobs
-        self._request_ids = make_request_ids()
-        self._bodies = HeldBodies(clock)
-        self._ports: list[IListeningPort] = []
-        self._tls: list[TlsContext] = []
-        self.other_nodes = accounts.other_nodes
-
-    def site(self, listener: ListenerOptions) -> Site:
-        """Return the site of one listener."""
-        names = frozenset(name for resource in listener.resources for name in resource.names)
-        if "federation" in names:
-            # other servers need the keys to check our signatures; integrations use OpenID where
-            # they use federation
-            names |= {"keys", "openid"}
-        if not self.config.federation.federation.enabled:
-            names -= {"federation", "keys"}
-        resources = (
-            frozenset({"metrics", "health"})
-            if listener.type == "metrics"
-            else names | ALWAYS_SERVED
-        )
-        if not self.config.observation.enable_metrics:
-            resources -= {"metrics"}
-        return Site(
-            self.router,
-            self.clock,
-            metrics=self._metrics,
-            access_log=self._access_log,
-            next_request_id=self._request_ids.__next__,
-            bodies=self._bodies,
-            options=SiteOptions(
-                resources=resources,
-                x_forwarded=listener.x_forwarded,
-                request_id_header=listener.request_id_header,
-                compress=any(resource.compress for resource in listener.resources),
-                spool=self.media.contents.spool,
-                error_page=self.pages.error_pages.make,
-            ),
-        )
+    accounts: AccountParts
+    calls: CallParts
+    devices: DeviceParts
+    edge: EdgeParts
+    federated_rooms: FederatedRoomParts
+    federation: FederationParts
+    federation_out: FederationOutParts
+    finding: SearchParts
+    history: RoomHistoryParts
+    incoming: IncomingParts
+    mail: MailParts
+    media: MediaParts
+    notifications: NotificationParts
+    oauth: OAuthParts
+    pages: WebParts
+    people: PeopleParts
+    presence: WhoIsThere
+    profiles: ProfileParts
+    push_rules: PushParts
+    pushers: PusherParts
+    retention: RetentionParts
+    room_engine: RoomEngineParts
+    room_reading: RoomReadingParts
+    room_services: RoomServiceParts
+    rooms: RoomDataParts
+    settings: UserSettingParts
+    syncing: SyncServiceParts
 
     def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
         """Start to listen, then start the background work. Raises `CannotListenError`, and for TLS
         `OSError`, `SSL.Error`."""
         self.media.sweep()
-        for listener in self.config.network.listeners:
-            if listener.type == "manhole":
-                continue
-            self._ports.extend(self._listen(listener, tcp, tls, unix))
-        self._do(self.federation.edge.member_lists.start())
-        self.accounts.last_seen.start()
-        self.rooms.start()
-        self.people.resume()
-        self.mail.start()
-        self.calls.delayed_events.start()
-        self.incoming.inbox.start()
-        self.incoming.completions.start()
-        self.federation.unproved.start()
-        self.start_jobs()
-        self.federation_out.sender.start()
-        self.pushers.start()
+        self.listeners.start(tcp, tls, unix)
+        self._do(self.edge.member_lists.start())
+        self.background.start()
         if self.other_nodes is not None:
             self.other_nodes.start(IReactorFDSet(tcp, None))
-        for port in self._ports:
-            self.log.info("listening on {address}", address=format_address(port))
-
-    def start_jobs(self) -> None:
-        """Start the background jobs."""
-        self._jobs.start()
-
-    def _listen(
-        self, listener: ListenerOptions, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX
-    ) -> Sequence[IListeningPort]:
-        site = self.site(listener)
-        if listener.path is not None:
-            return [listen_unix(unix, UnixListener(listener.path, listener.mode), site)]
-        assert listener.port is not None  # the configuration was checked
-        context = None
-        network = self.config.network
-        if listener.tls:
-            assert network.tls_certificate_path is not None
-            assert network.tls_private_key_path is not None
-            context = TlsContext(network.tls_certificate_path, network.tls_private_key_path)
-            self._tls.append(context)
-        return listen_tcp(
-            tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site
-        )
+        self.listeners.log_addresses()
 
     def reload(self, config: Config) -> None:
         """Apply the options that can change without a restart: the federation policy and
@@ -231,10 +149,9 @@ class Server:
         stays then.
         """
         source = list_source_of(config.federation)
-        self.federation.policy.change(rules_of(config.federation))
-        self._do(self.federation.edge.member_lists.change(source))
-        for context in self._tls:
-            context.reload()
+        self.edge.policy.change(rules_of(config.federation))
+        self._do(self.edge.member_lists.change(source))
+        self.listeners.reload_certificates()
 
     def _do(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
         Deferred.fromCoroutine(work).addErrback(
@@ -245,26 +162,8 @@ class Server:
         """Stop listening, write pending data, and close the database. Connections end with the
         process."""
         self.log.info("stopping")
-        ports, self._ports = self._ports, []
-        await gatherResults(
-            [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
-        )
-        if self.other_nodes is not None:
-            self.other_nodes.stop()
-        self.incoming.completions.stop()
-        self.federation.unproved.stop()
-        self.incoming.inbox.stop()
-        self.rooms.elsewhere.leaving.stop()
-        self.rooms.elsewhere.planned_invites.stop()
-        doing = (self._jobs, self.calls.delayed_events, self.federation_out.sender, self.pushers)
-        keeping = (self.accounts.last_seen, self.rooms.presence, self.media, self.mail)
-        for part in (*doing, *keeping):
-            try:
-                await part.stop()
-            except DatabaseUnavailable as error:
-                self.log.warn("pending data could not be written: {error}", error=error)
-            except Exception:  # the other parts have data to write, too
-                self.log.failure("a part of the server failed to stop")
+        await self.listeners.stop()
+        await self.background.stop()
         await self.database.close()
 
 
@@ -305,94 +204,114 @@ def build(
     name = config.name
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
+    identity = ServerIdentity(server_name, key)
+    base = Foundation(config, clock, database, limiter, identity, registry)
     mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
     accounts = AccountParts(config, clock, database, limiter, threads, random, mail, web, monotonic)
-    identity = ServerIdentity(server_name, key)
-    rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail, web)
-    calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
-    finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
-    federation = FederationParts(config, clock, database, wire, fetch, identity, rooms, registry)
-    encryption = EncryptionParts(
-        database,
-        limiter,
-        identity,
-        federation.policy,
-        accounts,
-        people.confirmation,
-        rooms,
+    edge = EdgeParts(base, wire, fetch)
+
+    # rooms: what is stored, then the engine, then what other servers have to do with them
+    rooms = RoomDataParts(base, accounts.others)
+    push_rules = PushParts(base, rooms)
+    classify = push_rules.outcomes.classify
+    room_engine = RoomEngineParts(base, edge, rooms, classify)
+    history = RoomHistoryParts(base, rooms)
+    settings = UserSettingParts(base, accounts)
+    presence = WhoIsThere(base, accounts, rooms.memberships)
+    devices = DeviceParts(base, edge.policy, accounts, rooms, room_engine)
+    federation = FederationParts(base, edge, rooms, room_engine, classify)
+    federation_out = FederationOutParts(
+        base, random, accounts, edge, rooms, room_engine, history, presence, devices
     )
-    incoming = IncomingParts(clock, database, federation, rooms, registry)
-    retention = RetentionParts(config, database, identity, accounts, rooms, monotonic, registry)
-    exploring = ExploringParts(
-        database,
-        identity,
+    incoming = IncomingParts(
+        base, edge, rooms, room_engine, history, federation, federation_out.edus
+    )
+    federated_rooms = FederatedRoomParts(
+        base,
+        edge,
+        rooms,
+        room_engine,
+        federation,
+        federation_out.sender,
+        settings.invite_policy,
+        classify,
+    )
+
+    # what users of this server do with rooms
+    room_reading = RoomReadingParts(base, rooms, room_engine, history, settings, incoming.backfill)
+    notifications = NotificationParts(
+        base, push_rules, rooms, room_engine, history, settings, room_reading
+    )
+    profiles = ProfileParts(base, accounts, rooms, room_engine, federated_rooms.directory)
+    room_services = RoomServiceParts(
+        base,
+        accounts,
+        push_rules,
+        rooms,
+        room_engine,
+        settings,
+        room_reading,
+        federated_rooms,
+        profiles,
+    )
+    syncing = SyncServiceParts(
+        base,
         accounts,
         rooms,
+        room_engine,
+        history,
+        settings,
+        room_reading,
+        notifications,
+        presence,
+        devices,
+    )
+    people = PeopleParts(
+        base, web, accounts, mail, push_rules, rooms, presence, devices, room_services
+    )
+    calls = CallParts(base, accounts, rooms, history, room_reading, room_services)
+    finding = SearchParts(base, accounts, rooms, room_engine, history, room_reading)
+    encryption = EncryptionParts(base, accounts, people.confirmation, devices)
+    retention = RetentionParts(base, accounts, rooms, history, monotonic)
+    exploring = ExploringParts(
+        base,
+        accounts,
+        rooms,
+        room_reading,
+        room_services,
         remote_spaces=RemoteHierarchies(
-            DirectoryRequests(federation.requests),
-            Candidates(federation.policy, server_name),
-            rooms.now_ms,
+            DirectoryRequests(edge.requests), Candidates(edge.policy, server_name), base.now_ms
         ),
         remote_times=incoming.times,
     )
-    federation_out = FederationOutParts(
-        config.federation.federation,
-        clock,
-        database,
-        limiter,
+    pushers = PusherParts(
+        base,
         random,
+        web,
         accounts,
         rooms,
-        encryption,
-        federation,
-        registry,
+        settings,
+        room_reading,
+        notifications,
+        presence,
+        mail,
     )
-    federated_rooms = FederatedRoomParts(
-        clock,
-        database,
-        limiter,
-        rooms,
-        federation,
-        federation_out.sender,
-        tells_profiles=config.federation.allow_profile_lookup_over_federation,
-    )
-    pushers = PusherParts(
-        config, clock, database, random, web, identity, accounts, rooms, mail, registry
-    )
-    files = MediaParts(
-        config,
-        clock,
-        database,
-        limiter,
-        federation,
-        follow,
-        preview_web,
-        media_threads,
-        random,
-        accounts.plugins,
-        registry,
-    )
+    files = MediaParts(base, edge, follow, preview_web, media_threads, random, accounts.plugins)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     oauth = OAuthParts(config, clock, database, limiter, accounts)
-    pages = WebParts(config, clock, database, identity, accounts, mail, oauth, people, rooms)
-    upstream = UpstreamParts(
-        config,
-        clock,
-        database,
-        limiter,
-        web,
-        directory_threads,
-        accounts,
-        rooms,
-        people,
-        files,
-        pages,
+    pages = WebParts(base, accounts, mail, oauth, people, profiles, room_services)
+    upstream = UpstreamParts(base, web, directory_threads, accounts, profiles, people, files, pages)
+    query_answers = answer_queries(
+        profiles.profiles,
+        room_services.directory,
+        tells_profiles=config.federation.allow_profile_lookup_over_federation,
     )
     services: Sequence[object] = (
         administration_of_devices(database, identity, accounts, people),
-        administration_of_users(database, identity, accounts, rooms, people, upstream),
-        *federation.edge.services,
+        administration_of_users(
+            database, identity, accounts, profiles, room_reading, people, upstream
+        ),
+        *edge.services,
         accounts.acting_services,
         accounts.application_passwords,
         accounts.audit,
@@ -417,13 +336,12 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.dehydrated_devices,
-        encryption.to_device,
         *exploring.services,
         finding.directory,
         finding.messages,
         federated_rooms.handshakes,
         federated_rooms.invitations,
-        federated_rooms.query_answers,
+        query_answers,
         *files.services(),
         federation_out.destinations,
         federation_out.everyones_keys,
@@ -431,27 +349,28 @@ def build(
         incoming.form,
         incoming.served,
         incoming.transactions,
-        rooms.access,
-        rooms.creation,
-        rooms.device_keys,
-        rooms.device_lists,
-        rooms.directory,
-        rooms.markers,
-        rooms.notifications,
-        rooms.old_sync,
-        rooms.presence,
-        rooms.profile_access,
-        rooms.profiles,
-        rooms.reading,
-        rooms.relations,
-        rooms.room_memberships,
-        rooms.sending,
-        rooms.sliding_sync,
-        rooms.sync,
-        rooms.thread_subscriptions,
-        rooms.thread_updates,
-        rooms.typing,
-        rooms.upgrades,
+        devices.device_keys,
+        devices.device_lists,
+        devices.to_device,
+        notifications.notifications,
+        presence.presence,
+        presence.typing,
+        profiles.access,
+        profiles.profiles,
+        room_engine.access,
+        room_reading.markers,
+        room_reading.reading,
+        room_reading.relations,
+        room_reading.thread_subscriptions,
+        room_reading.thread_updates,
+        room_services.creation,
+        room_services.directory,
+        room_services.memberships,
+        room_services.sending,
+        room_services.upgrades,
+        syncing.old_sync,
+        syncing.sliding_sync,
+        syncing.sync,
         registry,
         mail.languages,
         mail.validation,
@@ -488,8 +407,8 @@ def build(
             tokens=accounts.access_tokens,
             appservices=accounts.acting_services if accounts.acting_services.are_there else None,
             signatures=federation_out.signatures,
-            turns=federation.edge.turns,
-            slow_turns=federation.edge.slow_turns,
+            turns=edge.turns,
+            slow_turns=edge.slow_turns,
             token_in_query=config.sessions.accept_token_in_query,
         ),
         body_limits={BodyLimit.UPLOAD: files.repository.max_upload_size},
@@ -500,15 +419,21 @@ def build(
         accounts.uia,
         people.login_tokens,
         mail.validations,
-        rooms.presence,
+        presence.presence,
         accounts.last_seen,
     )
     CacheMetrics(
         registry,
         {
-            **rooms.caches,
             "access_tokens": Entries(accounts.access_tokens.cache),
-            "devices": Entries(encryption.device_cache.cache),
+            **rooms.caches,
+            "rooms": room_engine.engine,
+            **push_rules.caches,
+            **settings.caches,
+            **devices.caches,
+            **room_reading.caches,
+            **notifications.caches,
+            **syncing.caches,
             "filters": people.filters.cache,
         },
     )
@@ -517,6 +442,8 @@ def build(
         *retention.jobs,
         *calls.jobs(),
         *people.jobs(),
+        *profiles.jobs(),
+        *room_services.jobs(),
         *incoming.jobs(),
         *federation_out.jobs(),
         *federated_rooms.jobs(),
@@ -526,32 +453,96 @@ def build(
         *pages.jobs(),
         *oauth.jobs(),
         *upstream.jobs(),
-        *edge_jobs(federation.edge.member_lists),
+        *edge_jobs(edge.member_lists),
         *maintenance_jobs,
     ]
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))
-    return Server(
+    # of several nodes, another one may be at this work: there, the jobs resume it
+    resumed = (
+        (people.first_rooms, room_services.related_redactions, federated_rooms.planned_invites)
+        if accounts.other_nodes is None
+        else ()
+    )
+    background = Background(
+        start=(
+            accounts.last_seen,
+            profiles,
+            presence,
+            room_engine,
+            *resumed,
+            mail,
+            calls.delayed_events,
+            incoming.inbox,
+            incoming.completions,
+            federation.unproved,
+            jobs,
+            federation_out.sender,
+            pushers,
+        ),
+        cancel=(
+            *(() if accounts.other_nodes is None else (accounts.other_nodes,)),
+            incoming.completions,
+            federation.unproved,
+            incoming.inbox,
+            federated_rooms.leaving,
+            federated_rooms.planned_invites,
+        ),
+        stop=(
+            jobs,
+            calls.delayed_events,
+            federation_out.sender,
+            pushers,
+            accounts.last_seen,
+            presence.presence,
+            files,
+            mail,
+        ),
+    )
+    sites = Sites(
         config,
         clock,
-        database,
         router,
-        accounts,
-        rooms,
-        people,
-        files,
-        mail,
-        finding,
-        retention,
-        calls,
-        federation,
-        incoming,
-        federation_out,
-        pushers,
-        pages,
-        oauth,
-        HttpMetrics(registry),
-        access_log,
-        jobs,
+        metrics=HttpMetrics(registry),
+        access_log=access_log,
+        spool=files.contents.spool,
+        error_page=pages.error_pages.make,
+    )
+    return Server(
+        config=config,
+        clock=clock,
+        database=database,
+        sites=sites,
+        listeners=Listeners(config, sites),
+        background=background,
+        jobs=jobs,
+        other_nodes=accounts.other_nodes,
+        accounts=accounts,
+        calls=calls,
+        devices=devices,
+        edge=edge,
+        federated_rooms=federated_rooms,
+        federation=federation,
+        federation_out=federation_out,
+        finding=finding,
+        history=history,
+        incoming=incoming,
+        mail=mail,
+        media=files,
+        notifications=notifications,
+        oauth=oauth,
+        pages=pages,
+        people=people,
+        presence=presence,
+        profiles=profiles,
+        push_rules=push_rules,
+        pushers=pushers,
+        retention=retention,
+        room_engine=room_engine,
+        room_reading=room_reading,
+        room_services=room_services,
+        rooms=rooms,
+        settings=settings,
+        syncing=syncing,
     )
 
 

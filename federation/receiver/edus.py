@@ -1,8 +1,6 @@
-"""What servers tell each other beside events (EDUs), and who takes it in: a registry by type,
-filled at wiring.
+"""What servers tell each other beside events (EDUs), and who takes it in, by type.
 
-    receivers.register("m.typing", typing.receive)     # async def receive(origin: ServerName,
-    content: Mapping[str, Any])
+    EduReceivers(access, {"m.typing": typing.receive})
 
 Laws for a handler:
 - It is awaited before the transaction is acknowledged, so what it has to keep it keeps durably
@@ -40,16 +38,11 @@ RECEIPT = "m.receipt"
 class EduReceivers:
     """Hands EDUs to their handlers. For the reactor thread."""
 
-    def __init__(self, access: ServerAccess) -> None:
+    def __init__(self, access: ServerAccess, handlers: Mapping[str, EduHandler]) -> None:
+        """`handlers`: by type of EDU."""
         self._access = access
-        self._handlers: dict[str, EduHandler] = {}
+        self.handlers = handlers
         self._log = Logger()
-
-    def register(self, edu_type: str, handler: EduHandler) -> None:
-        """Let the handler take in all EDUs of a type, for which there is none yet."""
-        if edu_type in self._handlers:
-            raise ValueError(f"{edu_type} is taken in by {self._handlers[edu_type]}")
-        self._handlers[edu_type] = handler
 
     async def receive(self, origin: ServerName, edus: AsyncIterable[object]) -> None:
         """Take in the EDUs of one transaction, in their order. What is malformed or of no known
@@ -69,7 +62,7 @@ class EduReceivers:
                 or not isinstance(content, dict)
             ):
                 continue
-            handler = self._handlers.get(edu_type)
+            handler = self.handlers.get(edu_type)
             if handler is None:
                 continue
             if edu_type == RECEIPT:

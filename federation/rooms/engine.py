@@ -99,8 +99,10 @@ class RoomEngine:
         partial: PartialRooms,
         *,
         capacity: int,
+        vouch: Vouch | None = None,
     ) -> None:
-        """`capacity`: rooms whose heads are cached."""
+        """`capacity`: rooms whose heads are cached. `vouch` gets the policy server's signature for
+        events of ours; without it, no policy server is asked."""
         self._database = database
         self._rooms = rooms
         self._events = events
@@ -111,7 +113,7 @@ class RoomEngine:
         self._now_ms = now_ms
         self._classify = classify
         self._partial = partial
-        self._vouch: Vouch | None = None
+        self._vouch = vouch
         self._snapshots: LRU[str, RoomSnapshot] = LRU(
             max_entries=capacity, on_remove=lambda room_id, _: self._checked_at.pop(room_id, None)
         )
@@ -124,13 +126,6 @@ class RoomEngine:
         """By room: how many writes of other nodes there had been when its snapshot was read."""
         database.streams.watch(self._on_remote_write, stage=Stage.CACHE)
         self._log = Logger()
-
-    def use_voucher(self, vouch: Vouch) -> None:
-        """Set the function that gets the policy server's signature for events of ours.
-
-        It is set once, when the server is assembled.
-        """
-        self._vouch = vouch
 
     async def vouch(self, snapshot: RoomSnapshot, event: Event) -> Event:
         """Return an event that was built outside the queue, with the policy server's signature.

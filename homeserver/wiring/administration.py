@@ -4,7 +4,8 @@ from federation.peers.identity import ServerIdentity
 from homeserver.services.administration.devices import DeviceAdministration
 from homeserver.services.administration.users import UserAdministration
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.profiles import ProfileParts
+from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.upstream import UpstreamParts
 from homeserver.wiring.user_data import PeopleParts
 from storage.accounts.user_lists import UserListStore
@@ -15,7 +16,8 @@ def administration_of_users(
     database: Database,
     identity: ServerIdentity,
     accounts: AccountParts,
-    rooms: RoomParts,
+    profiles: ProfileParts,
+    room_reading: RoomReadingParts,
     people: PeopleParts,
     upstream: UpstreamParts,
 ) -> UserAdministration:
@@ -26,14 +28,14 @@ def administration_of_users(
         accounts.device_store,
         people.accounts,
         accounts.registration,
-        rooms.profiles,
+        profiles.profiles,
         people.threepids,
         upstream.links,
         accounts.approvals,
         people.deactivation,
         accounts.last_seen,
         accounts.policy_consents,
-        rooms.unshown,
+        room_reading.unshown,
     )
 
 

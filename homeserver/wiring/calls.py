@@ -3,18 +3,16 @@ is, TURN servers."""
 
 from collections.abc import Sequence
 
-from twisted.internet.interfaces import IReactorTime
-
-from federation.peers.identity import ServerIdentity
 from homeserver.cluster.jobs import Job
-from homeserver.config.configuration import Config
-from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.calls.turn import Turn
 from homeserver.services.login.openid import OpenID
 from homeserver.services.rooms.delayed_events import DelayedEvents
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.rooms import RoomParts
-from storage.engine.database import Database
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_history import RoomHistoryParts
+from homeserver.wiring.room_reading import RoomReadingParts
+from homeserver.wiring.room_services import RoomServiceParts
 from storage.login.openid_tokens import OpenIDTokenStore
 from storage.rooms.delayed_events import DelayedEventStore
 
@@ -24,26 +22,26 @@ class CallParts:
 
     def __init__(
         self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
-        limiter: RateLimiter,
-        identity: ServerIdentity,
+        base: Foundation,
         accounts: AccountParts,
-        rooms: RoomParts,
+        rooms: RoomDataParts,
+        history: RoomHistoryParts,
+        room_reading: RoomReadingParts,
+        services: RoomServiceParts,
     ) -> None:
+        config, clock, database = base.config, base.clock, base.database
         self.delayed_events = DelayedEvents(
             clock,
             database,
             DelayedEventStore(database),
             accounts.store,
-            rooms.sending,
-            rooms.reading,
-            limiter,
+            services.sending,
+            room_reading.reading,
+            base.limiter,
             accounts.secret_text,
             accounts.validity,
             rooms.events,
-            rooms.lifetimes,
+            history.lifetimes,
             longest_ms=config.rooms.max_event_delay_duration,
         )
         self.openid = OpenID(
@@ -52,7 +50,7 @@ class CallParts:
             OpenIDTokenStore(database),
             accounts.store,
             accounts.secret_text,
-            server_name=identity.server_name,
+            server_name=base.identity.server_name,
             validity=accounts.validity,
         )
         self._sticky_events = rooms.sticky_events

@@ -8,8 +8,8 @@ from homeserver.services.threepids.validation import ADD
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.email import MailParts
 from homeserver.wiring.oauth import OAuthParts
-from homeserver.wiring.profile_rules import fixed_profile_fields
-from homeserver.wiring.rooms import ENCRYPTED_PRESETS
+from homeserver.wiring.profiles import fixed_profile_fields
+from homeserver.wiring.room_services import ENCRYPTED_PRESETS
 
 
 def offers_of(

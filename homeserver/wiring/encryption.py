@@ -1,70 +1,48 @@
-"""Puts together what has to do with end-to-end encryption."""
+"""Puts together cross-signing, key backups and dehydrated devices."""
 
 from collections.abc import Sequence
 
-from federation.peers.identity import ServerIdentity
-from federation.peers.policy import Policy
 from homeserver.cluster.jobs import Job
-from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.devices.device_cache import DevicesOfUsers
 from homeserver.services.encryption.cross_signing import CrossSigning
 from homeserver.services.encryption.dehydrated_devices import DehydratedDevices
 from homeserver.services.encryption.key_backups import KeyBackups
-from homeserver.services.encryption.to_device import ToDevice
 from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.devices import DeviceParts
+from homeserver.wiring.foundation import Foundation
 from storage.encryption.key_backups import KeyBackupStore
-from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
-from storage.engine.database import Database
 
 
 class EncryptionParts:
-    """Keys, signatures, backups, messages to devices. What is public is for the router."""
+    """The keys of a user, which need confirmation by the user to change."""
 
     def __init__(
         self,
-        database: Database,
-        limiter: RateLimiter,
-        identity: ServerIdentity,
-        policy: Policy,
+        base: Foundation,
         accounts: AccountParts,
         confirmation: AccountConfirmation,
-        rooms: RoomParts,
+        devices: DeviceParts,
     ) -> None:
         self.cross_signing = CrossSigning(
-            database,
-            rooms.cross_signing_store,
-            rooms.published_keys,
+            base.database,
+            devices.cross_signing_store,
+            devices.published_keys,
             accounts.device_store,
             confirmation,
             accounts.resets,
             accounts.application_passwords,
         )
         self.dehydrated_devices = DehydratedDevices(
-            database,
+            base.database,
             accounts.dehydrated_store,
             accounts.device_store,
-            rooms.device_keys,
+            devices.device_keys,
             accounts.to_device_store,
             accounts.sessions,
-            rooms.now_ms,
+            base.now_ms,
         )
-        self.backups = KeyBackups(KeyBackupStore(database), limiter)
-        self.outgoing_store = OutgoingToDeviceStore(database)
-        self.device_cache = DevicesOfUsers(database.streams)
-        self.to_device = ToDevice(
-            database,
-            accounts.to_device_store,
-            self.outgoing_store,
-            identity,
-            policy,
-            rooms.servers,
-            self.device_cache,
-            limiter,
-            rooms.now_ms,
-        )
+        self.backups = KeyBackups(KeyBackupStore(base.database), base.limiter)
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (Job("sweep_key_backups", self.backups.do_sweep, 60.0),)

@@ -3,7 +3,6 @@ common, reports."""
 
 from collections.abc import Sequence
 
-from federation.peers.identity import ServerIdentity
 from federation.rooms.history.by_time import RemoteTimes
 from federation.rooms.serving.spaces import RemoteSpaces, Spaces
 from federation.rooms.serving.summaries import Previews
@@ -14,11 +13,12 @@ from homeserver.services.rooms.mutual_rooms import MutualRooms
 from homeserver.services.rooms.space_hierarchy import SpaceHierarchy
 from homeserver.services.rooms.summaries import RoomPreviews
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.rooms import RoomParts
-from storage.engine.database import Database
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_reading import RoomReadingParts
+from homeserver.wiring.room_services import RoomServiceParts
 from storage.events.timelines import TimelineStore
 from storage.moderation.reports import ReportStore
-from storage.rooms.memberships import MembershipStore
 from storage.rooms.spaces import SpaceStore
 from storage.rooms.summaries import RoomSummaryStore
 
@@ -28,15 +28,16 @@ class ExploringParts:
 
     def __init__(
         self,
-        database: Database,
-        identity: ServerIdentity,
+        base: Foundation,
         accounts: AccountParts,
-        rooms: RoomParts,
+        rooms: RoomDataParts,
+        room_reading: RoomReadingParts,
+        services: RoomServiceParts,
         *,
         remote_spaces: RemoteSpaces,
         remote_times: RemoteTimes,
     ) -> None:
-        membership_store = MembershipStore(database)
+        database, membership_store = base.database, rooms.membership_store
         previews = Previews(rooms.memberships, membership_store, rooms.store)
         self.spaces = Spaces(
             RoomSummaryStore(database),
@@ -47,9 +48,9 @@ class ExploringParts:
         )
         self.hierarchy = SpaceHierarchy(self.spaces, previews, remote_spaces)
         self.previews = RoomPreviews(
-            rooms.room_memberships, rooms.memberships, self.spaces, previews, remote_spaces
+            services.memberships, rooms.memberships, self.spaces, previews, remote_spaces
         )
-        self.times = EventsByTime(rooms.reading, TimelineStore(database), remote_times)
+        self.times = EventsByTime(room_reading.reading, TimelineStore(database), remote_times)
         self.mutual_rooms = MutualRooms(membership_store, rooms.store)
         report_store = ReportStore(database)
         self.services: Sequence[object] = (
@@ -57,7 +58,7 @@ class ExploringParts:
             self.spaces,
             self.mutual_rooms,
             self.previews,
-            Reports(report_store, rooms.reading, accounts.store, identity, rooms.now_ms),
+            Reports(report_store, room_reading.reading, accounts.store, base.identity, base.now_ms),
             KeptReports(report_store, rooms.events),
             self.times,
         )

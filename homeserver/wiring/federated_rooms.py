@@ -3,13 +3,12 @@ servers tell each other of people and rooms."""
 
 from collections.abc import Mapping, Sequence
 
-from twisted.internet.interfaces import IReactorTime
-
 from federation.endpoints.queries import QueryAnswers
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
 from federation.remote.directory import DirectoryRequests
 from federation.remote.membership import MembershipRequests
+from federation.rooms.build import Classify
 from federation.rooms.joins.invites import Invitations
 from federation.rooms.joins.make_send import Handshakes
 from federation.rooms.joins.planned_invites import PlannedInvites
@@ -21,11 +20,16 @@ from federation.rooms.server_fallback import Candidates
 from federation.sender.sender import Sender
 from homeserver.api.limits import Limit
 from homeserver.cluster.jobs import Job
-from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.directory.remote_directory import RemoteDirectory
+from homeserver.services.directory.room_directory import RoomDirectory
+from homeserver.services.profiles.profiles import Profiles
+from homeserver.services.rooms.invite_policy import InvitePolicy
+from homeserver.services.rooms.remote_rooms import RoomsElsewhere
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.rooms import RoomParts
-from storage.engine.database import Database
+from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
 from storage.events.events import EventStore
 from storage.federation.pending_leaves import UntoldLeaveStore
 from storage.rooms.planned_invites import PlannedInviteStore
@@ -46,17 +50,19 @@ class FederatedRoomParts:
 
     def __init__(
         self,
-        clock: IReactorTime,
-        database: Database,
-        limiter: RateLimiter,
-        rooms: RoomParts,
+        base: Foundation,
+        edge: EdgeParts,
+        rooms: RoomDataParts,
+        room_engine: RoomEngineParts,
         federation: FederationParts,
         sender: Sender,
-        *,
-        tells_profiles: bool,
+        invite_policy: InvitePolicy,
+        classify: Classify,
     ) -> None:
-        identity, get_signers = federation.identity, federation.keyring.get_signers
-        remote = MembershipRequests(federation.requests, federation.long_states, clock)
+        clock, database, limiter = base.clock, base.database, base.limiter
+        identity, get_signers, now_ms = base.identity, edge.keyring.get_signers, base.now_ms
+        engine, residence = room_engine.engine, room_engine.residence
+        remote = MembershipRequests(edge.requests, federation.long_states, clock)
         answers = JoinAnswers(
             EventStore(database),
             ToldStates(database, rooms.trees, rooms.chains),
@@ -66,45 +72,40 @@ class FederatedRoomParts:
         )
         self.handshakes = Handshakes(
             rooms.events,
-            rooms.residence,
+            residence,
             federation.receiver,
-            rooms.restricted,
+            room_engine.restricted,
             answers,
             get_signers,
             lambda room_id: limiter.check_only(Limit.JOIN_ROOM, room_id),
             lambda room_id: limiter.count(Limit.JOIN_ROOM, room_id),
             identity,
-            rooms.now_ms,
+            now_ms,
         )
         self.invitations = Invitations(
             remote,
-            rooms.engine,
+            engine,
             rooms.events,
-            rooms.residence,
+            residence,
             federation.receiver,
             rooms.outside,
-            rooms.invite_policy,
+            invite_policy,
             sender,
             federation.questions,
-            federation.keyring.get_keys,
-            rooms.classify,
+            edge.keyring.get_keys,
+            classify,
             identity,
             clock,
-            rooms.now_ms,
+            now_ms,
         )
-        self.query_answers = QueryAnswers(
-            rooms.profiles.get_for_others if tells_profiles else refuse_profile,
-            rooms.directory.get_own_alias,
-            rooms.directory.get_public_rooms_for_others,
-        )
-        handshake = Handshake(remote, identity, rooms.now_ms)
-        candidates = Candidates(federation.policy, identity.server_name)
+        handshake = Handshake(remote, identity, now_ms)
+        candidates = Candidates(edge.policy, identity.server_name)
         untold = UntoldLeaveStore(database)
-        memberships = RemoteMemberships(
+        self.remote_memberships = RemoteMemberships(
             remote,
             handshake,
             candidates,
-            rooms.residence,
+            residence,
             rooms.store,
             federation.adoptions,
             federation.receiver,
@@ -113,38 +114,42 @@ class FederatedRoomParts:
             federation.questions,
             untold,
             identity,
-            rooms.now_ms,
-            in_part=federation.joins_in_part,
+            now_ms,
+            in_part=base.config.federation.federation.partial_state_joins,
         )
         self.leaving = Leaving(
             remote,
             handshake,
             candidates,
-            rooms.residence,
+            residence,
             rooms.store,
             rooms.outside,
             untold,
-            rooms.engine,
+            engine,
             identity,
-            rooms.now_ms,
+            now_ms,
         )
-        rooms.elsewhere.memberships = memberships
-        rooms.elsewhere.leaving = self.leaving
         self.planned_invites = PlannedInvites(
             PlannedInviteStore(database),
             rooms.store,
-            rooms.engine,
+            engine,
             self.invitations,
-            rooms.invite_policy,
+            invite_policy,
             clock,
-            rooms.now_ms,
+            now_ms,
         )
-        rooms.elsewhere.invitations = self.invitations
-        rooms.elsewhere.planned_invites = self.planned_invites
-        rooms.elsewhere.outside = rooms.outside
-        rooms.elsewhere.policy = federation.policy
-        rooms.elsewhere.directory = RemoteDirectory(
-            DirectoryRequests(federation.requests), federation.policy, clock
+        self.directory = RemoteDirectory(DirectoryRequests(edge.requests), edge.policy, clock)
+        self.remote_rooms = RoomsElsewhere(
+            self.remote_memberships,
+            self.leaving,
+            self.invitations,
+            self.directory,
+            edge.policy,
+            rooms.outside,
+            rooms.store,
+            rooms.memberships,
+            rooms.servers,
+            limiter,
         )
 
     def jobs(self) -> Sequence[Job]:
@@ -153,3 +158,14 @@ class FederatedRoomParts:
             Job("tell_leaves", self.leaving.do_tell, 60.0),
             Job("send_planned_invites", self.planned_invites.do_resume, 60.0),
         )
+
+
+def answer_queries(
+    profiles: Profiles, directory: RoomDirectory, *, tells_profiles: bool
+) -> QueryAnswers:
+    """Return what answers queries of other servers about our users and rooms."""
+    return QueryAnswers(
+        profiles.get_for_others if tells_profiles else refuse_profile,
+        directory.get_own_alias,
+        directory.get_public_rooms_for_others,
+    )

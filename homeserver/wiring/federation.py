@@ -1,19 +1,10 @@
-"""Puts together what has to do with other servers: requests both ways, keys, and how their events
-get into rooms."""
+"""Puts together how events of other servers get into rooms."""
 
-from prometheus_client import CollectorRegistry
-from twisted.internet.interfaces import IReactorTime
-
-from federation.peers.identity import ServerIdentity
-from federation.peers.member_lists import Fetch
-from federation.peers.wire import Wire
-from federation.receiver.edus import EduReceivers
 from federation.remote.events import SHORT_STATE_BYTES, STATES_AT_ONCE, RemoteEvents
 from federation.remote.large_responses import LongAnswers
-from federation.remote.policy_servers import RemotePolicyServers
+from federation.rooms.build import Classify
 from federation.rooms.effects import StoredEffects
 from federation.rooms.joins.join_import import Adoptions
-from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.receive.check_sources import Questions
 from federation.rooms.receive.content_restore import LateContents
 from federation.rooms.receive.outliers import Outliers
@@ -24,97 +15,68 @@ from federation.rooms.receive.unaltered_copies import TrueCopies
 from federation.rooms.receive.unverified_events import UnprovedStates
 from federation.rooms.resolve import StateResolver
 from federation.rooms.unacknowledged_leaves import Unheard
-from homeserver.config.configuration import Config
 from homeserver.wiring.federation_peers import EdgeParts
-from homeserver.wiring.rooms import RoomParts
-from storage.engine.database import Database
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
 from storage.events.events import EventStore
-from storage.federation.policy_server_verdicts import PolicyJudgementStore
 from storage.partial_state.unverified_events import UnprovedStore, UnprovedWriter
+from storage.rooms.partial_rooms import PartialRoomStore
 
 
 class FederationParts:
-    """The wire to other servers. What is public is for the other parts and for the router."""
+    """The receiver: checks events of other servers and places them in rooms."""
 
     def __init__(
         self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
-        wire: Wire,
-        fetch: Fetch,
-        identity: ServerIdentity,
-        rooms: RoomParts,
-        registry: CollectorRegistry,
+        base: Foundation,
+        edge: EdgeParts,
+        rooms: RoomDataParts,
+        room_engine: RoomEngineParts,
+        classify: Classify,
     ) -> None:
-        self.identity = identity
-        self.joins_in_part = config.federation.federation.partial_state_joins
-        self.edge = EdgeParts(
-            config.federation,
-            config.limits.rc_federation,
-            config.keys,
-            clock,
-            database,
-            wire,
-            fetch,
-            identity,
-            rooms.now_ms,
-            registry,
-        )
-        self.policy = self.edge.policy
-        self.requests = self.edge.requests
-        self.keyring = self.edge.keyring
-        self.signed_requests = self.edge.signed_requests
+        database, clock, now_ms = base.database, base.clock, base.now_ms
+        engine, policy_servers = room_engine.engine, room_engine.policy_servers
+        self.identity = identity = base.identity
         store = EventStore(database)
         self.resolver = StateResolver(database, rooms.trees, rooms.chains, rooms.events)
         self.placements = placements = Placements(
             database,
-            rooms.engine,
+            engine,
             rooms.events,
             self.resolver,
             rooms.writer,
             identity,
-            rooms.classify,
-            rooms.now_ms,
+            classify,
+            now_ms,
         )
-        self.policy_servers = PolicyServers(
-            RemotePolicyServers(self.requests),
-            rooms.servers,
-            self.policy,
-            identity,
-            PolicyJudgementStore(database),
-            rooms.now_ms,
-        )
-        rooms.engine.use_voucher(self.policy_servers.vouch)
-        self.remote_events = RemoteEvents(self.requests, clock)
+        self.remote_events = RemoteEvents(edge.requests, clock)
         self.long_states = LongAnswers(clock, short_bytes=SHORT_STATE_BYTES, places=STATES_AT_ONCE)
         true_copies = TrueCopies(
-            self.remote_events, rooms.servers, self.policy, identity.server_name, clock.seconds
+            self.remote_events, rooms.servers, edge.policy, identity.server_name, clock.seconds
         )
         questions = Questions(
             rooms.events,
             self.resolver,
-            self.keyring.get_signers,
-            self.policy_servers.is_approved,
-            self.policy_servers.judge,
-            self.keyring.prepare,
-            self.keyring.lacks_keys_for,
+            edge.keyring.get_signers,
+            policy_servers.is_approved,
+            policy_servers.judge,
+            edge.keyring.prepare,
+            edge.keyring.lacks_keys_for,
             true_copies.find_all,
         )
         self.questions = questions
-        late = LateContents(database, rooms.engine, rooms.events, identity, rooms.now_ms)
+        late = LateContents(database, engine, rooms.events, identity, now_ms)
         outliers = Outliers(
-            database, rooms.events, store, placements, rooms.writer, questions, late, rooms.now_ms
+            database, rooms.events, store, placements, rooms.writer, questions, late, now_ms
         )
         self.imports = StateImports(outliers, store, clock)
         self.effects = StoredEffects(store, identity)
-        self.access = rooms.access
-        self.edus = EduReceivers(self.access)
         self.unproved = UnprovedStates(
             database,
             UnprovedStore(database),
             UnprovedWriter(rooms.trees),
-            rooms.engine,
+            engine,
             rooms.store,
             rooms.events,
             outliers,
@@ -124,21 +86,21 @@ class FederationParts:
             clock,
         )
         self.receiver = Receiver(
-            rooms.engine,
+            engine,
             rooms.events,
             store,
             self.resolver,
             placements,
             outliers,
             questions,
-            self.access,
+            room_engine.access,
             self.unproved,
             late,
         )
         self.unheard = Unheard(rooms.events, self.resolver, identity)
         self.adoptions = Adoptions(
             database,
-            rooms.engine,
+            engine,
             rooms.store,
             rooms.events,
             rooms.trees,
@@ -147,10 +109,10 @@ class FederationParts:
             self.effects,
             self.resolver,
             self.unheard,
-            rooms.partial_store,
+            PartialRoomStore(database),
             rooms.writer,
             identity,
             questions,
-            rooms.now_ms,
+            now_ms,
             self.unproved.first_attempt,
         )

@@ -1,17 +1,14 @@
 """Puts together the edge to other servers: requests both ways, keys, and with whom we talk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from msgspec.structs import replace
-from prometheus_client import CollectorRegistry
-from twisted.internet.interfaces import IReactorTime
 
 from federation.endpoints.version import Implementation
 from federation.peers.backoff_schedule import BackoffSchedule
-from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring, Notary
 from federation.peers.member_lists import Fetch, ListSource, MemberLists
 from federation.peers.notary import KeyNotary
@@ -28,11 +25,9 @@ from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.key_documents import VerifyKey
 from federation.protocol.signing import decode_base64, parse_public_key
 from homeserver.cluster.jobs import Job
-from homeserver.config.limits import FederationLimits
 from homeserver.config.outgoing import Federation
-from homeserver.config.server import Keys
 from homeserver.observe.federation import MemberListMetrics
-from storage.engine.database import Database
+from homeserver.wiring.foundation import Foundation
 from storage.federation.server_keys import ServerKeyStore
 from storage.federation.signed_documents import SignedDocumentStore
 
@@ -46,17 +41,14 @@ class EdgeParts:
 
     def __init__(
         self,
-        federation: Federation,
-        rc_federation: FederationLimits,
-        keys: Keys,
-        clock: IReactorTime,
-        database: Database,
+        base: Foundation,
         wire: Wire,
         fetch: Fetch,
-        identity: ServerIdentity,
-        now_ms: Callable[[], int],
-        registry: CollectorRegistry,
     ) -> None:
+        config, clock, database = base.config, base.clock, base.database
+        identity, now_ms = base.identity, base.now_ms
+        federation, keys = config.federation, config.keys
+        rc_federation = config.limits.rc_federation
         store = ServerKeyStore(database)
         old_keys = {KeyID(key_id): old for key_id, old in keys.old_signing_keys.items()}
         self.own_keys = OwnKeys(
@@ -71,7 +63,7 @@ class EdgeParts:
             SignedDocumentStore(database),
             self.policy,
             fetch,
-            MemberListMetrics(registry),
+            MemberListMetrics(base.registry),
             clock.seconds,
         )
         self.silences: PeerBackoff[ServerName] = PeerBackoff(

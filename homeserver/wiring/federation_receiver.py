@@ -1,9 +1,7 @@
 """Puts together what comes in from other servers: transactions, what waits for missing events, and
 what they may read."""
 
-from prometheus_client import CollectorRegistry
-from twisted.internet.interfaces import IReactorTime
-
+from federation.receiver.edus import EduReceivers
 from federation.receiver.transactions import Transactions
 from federation.remote.events import LISTS_AT_ONCE, SHORT_LIST_BYTES
 from federation.remote.large_responses import LongAnswers
@@ -28,13 +26,17 @@ from federation.rooms.state_audit import StateAudit
 from homeserver.cluster.jobs import Job
 from homeserver.observe.federation import AuditMetrics, FederationMetrics
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.rooms import RoomParts
-from storage.engine.database import Database
+from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
+from homeserver.wiring.room_history import RoomHistoryParts
 from storage.events.events import EventStore
 from storage.events.timelines import TimelineStore
 from storage.federation.inbox import InboxStore
 from storage.maintenance.state_audit import StateAuditStore
 from storage.partial_state.completion import StateCompletion
+from storage.rooms.partial_rooms import PartialRoomStore
 from storage.rooms.served_states import ToldStates
 
 
@@ -43,12 +45,16 @@ class IncomingParts:
 
     def __init__(
         self,
-        clock: IReactorTime,
-        database: Database,
+        base: Foundation,
+        edge: EdgeParts,
+        rooms: RoomDataParts,
+        room_engine: RoomEngineParts,
+        history: RoomHistoryParts,
         federation: FederationParts,
-        rooms: RoomParts,
-        registry: CollectorRegistry,
+        edus: EduReceivers,
     ) -> None:
+        clock, database, registry = base.clock, base.database, base.registry
+        engine = room_engine.engine
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = federation.remote_events
@@ -63,15 +69,15 @@ class IncomingParts:
             clock,
         )
         self.missing = MissingEvents(
-            rooms.engine,
+            engine,
             rooms.events,
             federation.receiver,
             self.states,
             federation.unproved,
             self.remote,
             rooms.servers,
-            federation.policy,
-            federation.policy_servers.find_refused,
+            edge.policy,
+            room_engine.policy_servers.find_refused,
             federation.identity,
             TimelineStore(database),
             clock,
@@ -87,7 +93,7 @@ class IncomingParts:
         self.inbox = Inbox(
             InboxStore(database),
             rooms.store,
-            rooms.engine,
+            engine,
             self.missing,
             self.insiders,
             clock,
@@ -101,23 +107,23 @@ class IncomingParts:
             RoomTables(
                 database,
                 rooms.store,
-                rooms.partial_store,
+                PartialRoomStore(database),
                 rooms.membership_store,
                 rooms.trees,
                 rooms.writer,
                 completion,
             ),
-            rooms.engine,
+            engine,
             rooms.events,
             rooms.memberships,
-            StateTellers(rooms.servers, federation.policy, rooms.now_ms),
+            StateTellers(rooms.servers, edge.policy, base.now_ms),
             rooms.partial,
             self.states,
             federation.imports,
             federation.unproved,
             Recheck(
                 database,
-                rooms.partial_store,
+                PartialRoomStore(database),
                 rooms.events,
                 federation.resolver,
                 completion,
@@ -139,48 +145,46 @@ class IncomingParts:
         self.outside = OutsideNews(
             rooms.outside,
             rooms.memberships,
-            federation.keyring.get_signers,
+            edge.keyring.get_signers,
             federation.identity,
         )
         self.transactions = Transactions(
-            rooms.engine,
+            engine,
             rooms.memberships,
             federation.receiver,
             self.inbox,
             self.insiders,
-            federation.edus,
+            edus,
             self.outside,
-            federation.policy,
+            edge.policy,
             metrics,
             clock,
         )
         regaining = Regaining(database, store, rooms.events, federation.placements)
-        rooms.history.connect(
-            Backfill(
-                TimelineStore(database), rooms.servers, self.missing, self.remote, regaining, clock
-            )
+        self.backfill = Backfill(
+            TimelineStore(database), rooms.servers, self.missing, self.remote, regaining, clock
         )
-        self.form = TransactionForm(federation.identity, rooms.now_ms)
+        self.form = TransactionForm(federation.identity, base.now_ms)
         self.served = ServedRooms(
             rooms.events,
             store,
             ToldStates(database, rooms.trees, rooms.chains),
             rooms.chains,
             TimelineStore(database),
-            federation.access,
+            room_engine.access,
             ServerVisibility(
                 rooms.trees,
                 rooms.events,
                 rooms.membership_store,
                 rooms.servers,
-                rooms.lifetimes,
-                rooms.erased,
+                history.lifetimes,
+                history.erased,
             ),
         )
         self.audit = StateAudit(
             StateAuditStore(database),
             rooms.store,
-            rooms.engine,
+            engine,
             rooms.events,
             StateResolver(database, rooms.trees, rooms.chains, rooms.events, capacity=0),
             AuditMetrics(registry),

@@ -1,12 +1,11 @@
-"""Puts together what goes out to other servers, and what is kept of their users' devices."""
+"""Puts together what goes out to other servers, the devices of their users, and the handlers of
+their EDUs."""
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry
-from twisted.internet.interfaces import IReactorTime
-
 from federation.devices.local_devices import OwnDevices
 from federation.peers.backoff_schedule import BackoffSchedule
+from federation.receiver.edus import EduReceivers
 from federation.remote.keys import RemoteKeys
 from federation.remote.transactions import Transactions
 from federation.sender.deliveries import Deliveries
@@ -16,8 +15,6 @@ from federation.sender.sender import Sender
 from federation.sender.transaction_contents import Contents
 from homeserver.api.limits import Limit
 from homeserver.cluster.jobs import Job
-from homeserver.config.outgoing import Peering
-from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.sender import SenderMetrics
 from homeserver.services.encryption.key_queries import EveryonesKeys
 from homeserver.services.encryption.remote_devices import RemoteDevices
@@ -26,17 +23,21 @@ from homeserver.services.ephemeral.edu_sender import ToldNotices
 from homeserver.services.federation.destinations import Destinations
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.encryption import EncryptionParts
-from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.devices import DeviceParts
+from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
+from homeserver.wiring.room_history import RoomHistoryParts
 from storage.cluster.node_lease import NodeLease
 from storage.devices.device_list_log import DeviceListLog
 from storage.encryption.remote_devices import RemoteDeviceStore
-from storage.engine.database import Database
 from storage.federation.destination_lists import DestinationListStore
 from storage.federation.destinations import LEASE, DestinationStore
 from storage.federation.forgotten_destinations import ForgottenDestinationStore
 from storage.rooms.early_receipts import EarlyReceiptStore
+from storage.rooms.receipts import ReceiptStore
 from storage.rooms.room_servers import RoomServerStore
 
 
@@ -45,23 +46,24 @@ class FederationOutParts:
 
     def __init__(
         self,
-        peering: Peering,
-        clock: IReactorTime,
-        database: Database,
-        limiter: RateLimiter,
+        base: Foundation,
         random: RandomBytes,
         accounts: AccountParts,
-        rooms: RoomParts,
-        encryption: EncryptionParts,
-        federation: FederationParts,
-        registry: CollectorRegistry,
+        edge: EdgeParts,
+        rooms: RoomDataParts,
+        room_engine: RoomEngineParts,
+        history: RoomHistoryParts,
+        presence: WhoIsThere,
+        devices: DeviceParts,
     ) -> None:
-        identity, now_ms = federation.identity, rooms.now_ms
+        clock, database, limiter = base.clock, base.database, base.limiter
+        identity, now_ms = base.identity, base.now_ms
+        peering = base.config.federation.federation
         store, log = DestinationStore(database), DeviceListLog(database)
-        outgoing = encryption.outgoing_store
+        outgoing = devices.outgoing_store
         self.own_devices = OwnDevices(
             accounts.device_key_store,
-            rooms.published_keys,
+            devices.published_keys,
             log,
             identity,
             clock,
@@ -71,18 +73,18 @@ class FederationOutParts:
         )
         contents = Contents(
             rooms.store,
-            rooms.engine,
+            room_engine.engine,
             rooms.events,
             rooms.servers,
             store,
             outgoing,
             self.own_devices,
             rooms.sticky_events,
-            rooms.lifetimes,
+            history.lifetimes,
             identity,
             now_ms,
         )
-        transactions = Transactions(federation.requests, identity)
+        transactions = Transactions(edge.requests, identity)
         self.deliveries = Deliveries(
             clock,
             database,
@@ -90,7 +92,7 @@ class FederationOutParts:
             outgoing,
             contents,
             transactions,
-            federation.policy,
+            edge.policy,
             now_ms,
             BackoffSchedule(
                 peering.destination_min_retry_interval,
@@ -110,26 +112,24 @@ class FederationOutParts:
             rooms.sticky_events,
             self.deliveries,
             identity,
-            federation.policy,
-            federation.edge.silences,
+            edge.policy,
+            edge.silences,
             now_ms,
         )
-        self.greetings = Greetings(
-            federation.policy, RoomServerStore(database), transactions, clock
-        )
+        self.greetings = Greetings(edge.policy, RoomServerStore(database), transactions, clock)
         self.destinations = Destinations(
             DestinationListStore(database),
             ForgottenDestinationStore(database),
             self.sender,
-            federation.policy,
+            edge.policy,
             now_ms,
         )
-        self.signatures = HeardPeers(federation.signed_requests, self.sender)
-        SenderMetrics(registry, self.deliveries.get_figures)
+        self.signatures = HeardPeers(edge.signed_requests, self.sender)
+        SenderMetrics(base.registry, self.deliveries.get_figures)
         self.remote_devices = RemoteDevices(
             clock,
             RemoteDeviceStore(database),
-            RemoteKeys(federation.requests),
+            RemoteKeys(edge.requests),
             rooms.memberships,
             rooms.membership_store,
             self.sender,
@@ -138,35 +138,39 @@ class FederationOutParts:
         self.everyones_keys = EveryonesKeys(
             clock,
             self.own_devices,
-            rooms.published_keys,
+            devices.published_keys,
             self.remote_devices,
             identity,
             rooms.servers,
             limiter,
         )
-        self._to_device = encryption.to_device
+        self._to_device = devices.to_device
         told = ToldNotices(self.sender, rooms.store)
-        rooms.typing.subscribe(told.hear_typing)
-        rooms.presence.subscribe(told.hear_presence)
+        presence.typing.subscribe(told.hear_typing)
+        presence.presence.subscribe(told.hear_presence)
         received = ReceivedNotices(
             rooms.store,
             rooms.events,
             rooms.memberships,
             rooms.membership_store,
-            rooms.typing,
-            rooms.receipt_store,
+            presence.typing,
+            ReceiptStore(database),
             EarlyReceiptStore(database),
-            rooms.presence,
+            presence.presence,
             now_ms,
         )
-        edus = federation.edus
-        edus.register("m.typing", received.receive_typing)
-        edus.register("m.receipt", received.receive_receipts)
-        edus.register("m.presence", received.receive_presence)
-        edus.register("m.direct_to_device", encryption.to_device.receive)
-        edus.register("m.device_list_update", self.remote_devices.receive_update)
-        edus.register("m.signing_key_update", self.remote_devices.receive_signing_key)
-        edus.register("org.matrix.signing_key_update", self.remote_devices.receive_signing_key)
+        self.edus = EduReceivers(
+            room_engine.access,
+            {
+                "m.typing": received.receive_typing,
+                "m.receipt": received.receive_receipts,
+                "m.presence": received.receive_presence,
+                "m.direct_to_device": devices.to_device.receive,
+                "m.device_list_update": self.remote_devices.receive_update,
+                "m.signing_key_update": self.remote_devices.receive_signing_key,
+                "org.matrix.signing_key_update": self.remote_devices.receive_signing_key,
+            },
+        )
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""

@@ -4,18 +4,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
-from prometheus_client import CollectorRegistry
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.peers.token_buckets import Rate
 from federation.remote.media import Follow, RemoteMedia
 from homeserver.cluster.jobs import Job
-from homeserver.config.configuration import Config
 from homeserver.config.server import Storage
-from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.eager_thumbnails import SPECIFIED_SIZES, EarlyThumbnails
 from homeserver.services.media.federation_responses import media_answers
@@ -32,12 +28,12 @@ from homeserver.services.plugins.hooks import Plugins
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.scanning.encrypted_files import EncryptedBodies
 from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
-from homeserver.wiring.federation import FederationParts
+from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.media_stores import OBJECT_THREADS, stores_of
 from homeserver.wiring.media_upkeep import MediaUpkeep
 from homeserver.wiring.previews import PreviewParts
 from homeserver.wiring.scanning import ScanningParts, scan_threads
-from storage.engine.database import Database
 from storage.engine.executors import Executor, ThreadExecutor
 from storage.media.files import MediaFiles
 from storage.media.media import MediaStore
@@ -110,19 +106,17 @@ class MediaParts:
 
     def __init__(
         self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
-        limiter: RateLimiter,
-        federation: FederationParts,
+        base: Foundation,
+        edge: EdgeParts,
         follow: Follow,
         preview_web: PreviewWeb,
         threads: MediaThreads,
         random: RandomBytes,
         plugins: Plugins,
-        registry: CollectorRegistry,
     ) -> None:
         """Raises OSError when the folder cannot be made, or the object store cannot be used."""
+        config, clock, database, limiter = base.config, base.clock, base.database, base.limiter
+        identity, registry = base.identity, base.registry
         storage = config.storage
         self._threads = threads
         self._store = MediaStore(database)
@@ -154,7 +148,7 @@ class MediaParts:
         )
         self.contents = stores.contents
         self._store_jobs = stores.jobs
-        server_name = federation.identity.server_name
+        server_name = identity.server_name
         quarantine = QuarantineStore(database, server_name)
         self.scanning = ScanningParts(
             storage.media_scanning,
@@ -221,12 +215,12 @@ class MediaParts:
             quarantine,
             gate,
             Fetching(
-                RemoteMedia(federation.requests, follow),
+                RemoteMedia(edge.requests, follow),
                 clock,
                 self.contents.spool,
                 min(storage.max_upload_size, self.scanning.largest_copy),
             ),
-            federation.policy,
+            edge.policy,
             limiter,
             clock,
             rate=Rate(
@@ -259,7 +253,7 @@ class MediaParts:
         self.for_servers = media_answers(self.delivery)
         self.proxy = MediaProxy(
             self.delivery,
-            EncryptedBodies(federation.identity.key),
+            EncryptedBodies(identity.key),
             limiter,
             self.scanning.scanning,
         )
@@ -267,7 +261,7 @@ class MediaParts:
             storage,
             clock,
             database,
-            federation.identity,
+            identity,
             self._store,
             self.contents,
             self.scanning.store,

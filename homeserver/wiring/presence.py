@@ -1,13 +1,10 @@
-"""Puts together who types, and who is there."""
+"""Puts together what wakes waiting requests, and typing and presence, which are not stored."""
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
-from federation.peers.identity import ServerIdentity
 from federation.rooms.memberships import Memberships
 from homeserver.cluster.notifier import Notifier
-from homeserver.cluster.notify import NodeNotes
-from homeserver.config.configuration import Config
-from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.presence.active_users import Roster
 from homeserver.services.presence.broadcast import Telling
@@ -15,24 +12,26 @@ from homeserver.services.presence.presence import Presence
 from homeserver.services.presence.remote_users import RemotePeople
 from homeserver.services.presence.states import PresenceTimes
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
-from storage.engine.database import Database
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.foundation import Foundation
 from storage.presence.presence import PresenceStore
 
 
 class WhoIsThere:
-    """Who types and who is there, as it is configured."""
+    """The notifier of waiting requests, typing and presence."""
 
-    def __init__(
-        self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
-        memberships: Memberships,
-        notifier: Notifier,
-        limiter: RateLimiter,
-        identity: ServerIdentity,
-        notes: NodeNotes | None,
-    ) -> None:
+    log = Logger()
+
+    def __init__(self, base: Foundation, accounts: AccountParts, memberships: Memberships) -> None:
+        config, clock, database = base.config, base.clock, base.database
+        limiter, identity, notes = base.limiter, base.identity, accounts.node_notes
+        self.notifier = notifier = Notifier(
+            database.streams,
+            memberships,
+            clock,
+            accounts.access_tokens.check_again,
+            accounts.others,
+        )
         counter = EphemeralCounter(clock)
         self.typing = Typing(notifier, clock, counter, memberships, database.streams, notes)
         presence = config.people.presence
@@ -54,4 +53,12 @@ class WhoIsThere:
             times=times,
             mode=presence.enabled,
             notes=notes,
+        )
+
+    def start(self) -> None:
+        """Load who was online before a restart."""
+        Deferred.fromCoroutine(self.presence.start()).addErrback(
+            lambda failure: self.log.failure(
+                "it is not known who was there before the start", failure
+            )
         )

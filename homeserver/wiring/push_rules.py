@@ -1,20 +1,18 @@
 """Puts together what push rules are evaluated with."""
 
-from twisted.internet.interfaces import IReactorTime
+from collections.abc import Mapping
 
-from federation.peers.identity import ServerIdentity
-from federation.rooms.events import RoomEvents
-from federation.rooms.memberships import Memberships
+from homeserver.observe.caches import Counted, Entries
 from homeserver.services.push.event_push_actions import Outcomes
 from homeserver.services.push.room_rules import RoomRules
 from homeserver.services.push.rule_changes import RuleChanges
 from homeserver.services.push.rule_sets import RuleCompiler
 from homeserver.services.push.user_rules import OwnRules
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
 from storage.account_data.account_data import AccountDataStore
-from storage.engine.database import Database
 from storage.push.event_push_actions import PushOutcomeStore
 from storage.push.push_rule_history import PushAttentionStore
-from storage.rooms.memberships import MembershipStore
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 USERS_CACHED = 20_000
@@ -26,19 +24,15 @@ class PushParts:
 
     def __init__(
         self,
-        clock: IReactorTime,
-        database: Database,
-        identity: ServerIdentity,
-        account_data: AccountDataStore,
-        memberships: Memberships,
-        membership_store: MembershipStore,
-        events: RoomEvents,
+        base: Foundation,
+        rooms: RoomDataParts,
     ) -> None:
-        streams = database.streams
+        clock, database, streams = base.clock, base.database, base.database.streams
+        memberships = rooms.memberships
         attention = PushAttentionStore(database)
         compiler = RuleCompiler()
         self.outcome_store = PushOutcomeStore(database)
-        self.changes = RuleChanges(account_data, attention)
+        self.changes = RuleChanges(AccountDataStore(database), attention)
         self.rules = OwnRules(clock, attention, compiler, streams, capacity=USERS_CACHED)
         room_rules = RoomRules(
             clock, attention, memberships, self.rules, compiler, streams, capacity=ROOMS_CACHED
@@ -46,12 +40,17 @@ class PushParts:
         self.threads = ThreadSubscriptionStore(database)
         self.outcomes = Outcomes(
             clock,
-            identity,
+            base.identity,
             compiler,
             self.rules,
             room_rules,
             memberships,
-            membership_store,
-            events,
+            rooms.membership_store,
+            rooms.events,
             self.threads,
         )
+
+    @property
+    def caches(self) -> Mapping[str, Counted]:
+        """The caches that metrics show."""
+        return {"push_rules": Entries(self.rules.cache)}

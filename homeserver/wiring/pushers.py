@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry
-from twisted.internet.interfaces import IReactorTime
-
 from federation.http_client.client import Web
-from federation.peers.identity import ServerIdentity
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
 from homeserver.observe.push import PushMetrics, WaitingMetrics
@@ -28,12 +24,18 @@ from homeserver.services.pushers.unsubscribe import Unsubscribing
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.email import MailParts
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.notifications import NotificationParts
+from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_reading import RoomReadingParts
+from homeserver.wiring.user_settings import UserSettingParts
 from storage.cluster.node_lease import NodeLease
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
-from storage.engine.database import Database
 from storage.push.old_push_actions import OldOutcomeStore
 from storage.push.push_stream import PushStream
+from storage.rooms.receipts import ReceiptStore
+from storage.rooms.summaries import RoomSummaryStore
 
 USERS_CACHED = 20_000
 COUNTED_EVERY: Final = 300.0
@@ -46,18 +48,20 @@ class PusherParts:
 
     def __init__(
         self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
+        base: Foundation,
         random: RandomBytes,
         web: Web,
-        identity: ServerIdentity,
         accounts: AccountParts,
-        rooms: RoomParts,
+        rooms: RoomDataParts,
+        settings: UserSettingParts,
+        room_reading: RoomReadingParts,
+        notifications: NotificationParts,
+        presence: WhoIsThere,
         mail: MailParts,
-        registry: CollectorRegistry,
     ) -> None:
         """`web` leads to push gateways."""
+        config, clock, database, registry = base.config, base.clock, base.database, base.registry
+        summary_store = RoomSummaryStore(database)
         push, store = config.notifications.push, accounts.pusher_store
         self._store, self._to_device, self._outgoing = (
             store,
@@ -65,10 +69,10 @@ class PusherParts:
             OutgoingToDeviceStore(database),
         )
         self._waiting = WaitingMetrics(registry)
-        self.old_outcomes = OldOutcomes(OldOutcomeStore(database), rooms.now_ms)
+        self.old_outcomes = OldOutcomes(OldOutcomeStore(database), base.now_ms)
         self._enabled = push.enabled
         self.pushers = Pushers(
-            rooms.now_ms,
+            base.now_ms,
             database,
             store,
             mail.threepids,
@@ -78,14 +82,14 @@ class PusherParts:
         if writes_letters(config) and config.mail.email.notif_for_new_users:
             accounts.registration.tell_addresses(self.pushers)
         self.unsubscribing = Unsubscribing(
-            database, store, identity.key, config.name.public_baseurl or ""
+            database, store, base.identity.key, config.name.public_baseurl or ""
         )
         metrics = PushMetrics(registry)
         badges = Badges(
             rooms.memberships,
-            rooms.unread,
-            rooms.ignored,
-            rooms.permissions,
+            notifications.unread,
+            settings.ignored,
+            settings.permissions,
             by_room=push.group_unread_count_by_room,
         )
         self.deliveries = Deliveries(
@@ -93,12 +97,12 @@ class PusherParts:
             store,
             rooms.events,
             rooms.memberships,
-            rooms.push_decisions,
-            NamesOfEvents(rooms.membership_store, rooms.summary_store, rooms.outside),
+            notifications.push_decisions,
+            NamesOfEvents(rooms.membership_store, summary_store, rooms.outside),
             badges,
-            Readers(clock, rooms.notifier),
+            Readers(clock, presence.notifier),
             Gateways(clock, web, metrics),
-            rooms.now_ms,
+            base.now_ms,
             lambda: int.from_bytes(random(4), "big") / 2**32,
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
@@ -115,24 +119,27 @@ class PusherParts:
             rooms.events,
             rooms.memberships,
             rooms.outside,
-            rooms.push_decisions,
+            notifications.push_decisions,
             Roster(store, capacity=USERS_CACHED),
             badges,
             self.deliveries,
-            self._letters(config, clock, database, accounts, rooms, mail),
-            rooms.now_ms,
+            self._letters(base, accounts, rooms, settings, room_reading, notifications, mail),
+            base.now_ms,
         )
 
     def _letters(
         self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
+        base: Foundation,
         accounts: AccountParts,
-        rooms: RoomParts,
+        rooms: RoomDataParts,
+        settings: UserSettingParts,
+        room_reading: RoomReadingParts,
+        notifications: NotificationParts,
         mail: MailParts,
     ) -> Letters:
-        """Who writes to people of what they missed."""
+        """Return the sender of digests by e-mail."""
+        config, database = base.config, base.database
+        summary_store = RoomSummaryStore(database)
         email = config.mail.email
         if mail.outbox is None or not writes_letters(config):
             return NoLetters()
@@ -141,23 +148,23 @@ class PusherParts:
             rooms.store,
             rooms.events,
             rooms.memberships,
-            rooms.receipt_store,
-            rooms.unread,
-            rooms.ignored,
-            rooms.push_decisions,
-            rooms.invited,
-            rooms.aggregations,
+            ReceiptStore(database),
+            notifications.unread,
+            settings.ignored,
+            notifications.push_decisions,
+            room_reading.invited,
+            room_reading.aggregations,
         )
         texts = DigestTexts(
             rooms.membership_store,
-            rooms.summary_store,
-            rooms.invited,
+            summary_store,
+            room_reading.invited,
             server_name=config.server_name,
             client_url=email.client_base_url,
             with_content=config.notifications.push.include_content,
         )
         digests = EmailDigests(
-            clock,
+            base.clock,
             database,
             accounts.pusher_store,
             accounts.profile_store,
@@ -166,7 +173,7 @@ class PusherParts:
             self.unsubscribing,
             mail.outbox,
             mail.languages,
-            rooms.now_ms,
+            base.now_ms,
             app_name=email.app_name,
             delay_ms=email.notif_delay_before_mail,
         )

@@ -3,12 +3,8 @@ in forgotten rooms."""
 
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CollectorRegistry
-
-from federation.peers.identity import ServerIdentity
 from federation.rooms.history.purging import Purging
 from homeserver.cluster.jobs import Job
-from homeserver.config.configuration import Config
 from homeserver.config.retention import PurgeJob
 from homeserver.observe.metrics import RetentionMetrics
 from homeserver.services.retention.configuration import RetentionConfiguration
@@ -18,9 +14,10 @@ from homeserver.services.retention.history_purges import HistoryPurges
 from homeserver.services.retention.purge_log import PurgedRecord
 from homeserver.services.retention.trusted_clock import BelievedTime
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_history import RoomHistoryParts
 from storage.cluster.clock_checks import SeenTimeStore
-from storage.engine.database import Database
 from storage.retention.history_purges import HistoryPurgeStore
 from storage.retention.history_refetch import RegainingStore
 from storage.retention.purging import PurgingStore
@@ -36,17 +33,16 @@ class RetentionParts:
 
     def __init__(
         self,
-        config: Config,
-        database: Database,
-        identity: ServerIdentity,
+        base: Foundation,
         accounts: AccountParts,
-        rooms: RoomParts,
+        rooms: RoomDataParts,
+        history: RoomHistoryParts,
         monotonic: Callable[[], float],
-        registry: CollectorRegistry,
     ) -> None:
-        now_ms = rooms.now_ms
+        config, database, now_ms = base.config, base.database, base.now_ms
+        lifetimes = history.lifetimes
         messages, purges = PurgingStore(database), HistoryPurgeStore(database)
-        metrics = RetentionMetrics(registry)
+        metrics = RetentionMetrics(base.registry)
         time = BelievedTime(SeenTimeStore(database), now_ms, monotonic, metrics)
         purging = Purging(database, messages, rooms.store, now_ms, metrics.unreadable.inc)
         self.purges = HistoryPurges(
@@ -56,13 +52,13 @@ class RetentionParts:
             RegainingStore(database),
             rooms.store,
             rooms.events,
-            identity,
+            base.identity,
             accounts.secret_text,
             now_ms,
             metrics,
         )
         retention = config.rooms.retention
-        rules = rooms.lifetimes.rules if rooms.lifetimes is not None else None
+        rules = lifetimes.rules if lifetimes is not None else None
         self.offered = RetentionConfiguration(
             default_min=retention.default_policy.min_lifetime,
             default_max=None
@@ -80,11 +76,11 @@ class RetentionParts:
             Job("forget_purged_messages", self.record.do_forget, 3600.0),
         ]
         self.expiries: list[MessageExpiry] = []
-        if rooms.lifetimes is not None:
+        if lifetimes is not None:
             intervals = retention.purge_jobs or ()
             for number, job in enumerate((*intervals, None)):
                 expiry = MessageExpiry(
-                    rooms.lifetimes,
+                    lifetimes,
                     RoomLifetimeStore(database),
                     messages,
                     purging,

@@ -1,10 +1,6 @@
 """Puts together the search in messages and the directory of people."""
 
-from prometheus_client import CollectorRegistry
-
-from federation.peers.identity import ServerIdentity
 from homeserver.cluster.jobs import Job
-from homeserver.config.search import Search
 from homeserver.observe.metrics import SearchMetrics
 from homeserver.services.directory import user_directory as user_directory_service
 from homeserver.services.directory.user_directory import DirectoryUpdates, UserDirectory
@@ -14,9 +10,12 @@ from homeserver.services.search.results import SearchAnswers
 from homeserver.services.search.search import MessageSearch
 from homeserver.services.text.words import Folding
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
+from homeserver.wiring.room_history import RoomHistoryParts
+from homeserver.wiring.room_reading import RoomReadingParts
 from storage.directory.user_directory import UserDirectoryStore
-from storage.engine.database import Database
 from storage.events.timelines import TimelineStore
 from storage.search.search import SearchStore
 
@@ -30,37 +29,39 @@ class SearchParts:
 
     def __init__(
         self,
-        search: Search,
-        database: Database,
-        identity: ServerIdentity,
+        base: Foundation,
         accounts: AccountParts,
-        rooms: RoomParts,
-        registry: CollectorRegistry,
+        rooms: RoomDataParts,
+        room_engine: RoomEngineParts,
+        history: RoomHistoryParts,
+        room_reading: RoomReadingParts,
     ) -> None:
+        search, database, engine = base.config.search, base.database, room_engine.engine
+        reading = room_reading.reading
         folding = Folding(search.search_languages)
         self.store = store = SearchStore(database)
         self.indexing = Indexing(
             database,
             store,
             folding,
-            SearchMetrics(registry),
-            rooms.now_ms,
+            SearchMetrics(base.registry),
+            base.now_ms,
             enabled=search.enable_search,
         )
         answers = SearchAnswers(
-            folding, rooms.engine, TimelineStore(database), rooms.reading, rooms.client_events
+            folding, engine, TimelineStore(database), reading, room_reading.client_events
         )
         self.messages = MessageSearch(
             store,
             folding,
-            rooms.engine,
+            engine,
             rooms.events,
             rooms.memberships,
             rooms.store,
-            rooms.stays,
-            rooms.reading,
+            history.stays,
+            reading,
             answers,
-            rooms.lifetimes,
+            history.lifetimes,
             enabled=search.enable_search,
         )
         user_directory = search.user_directory
@@ -74,7 +75,9 @@ class SearchParts:
             locals_only=user_directory.exclude_remote_users,
             with_locked=user_directory.show_locked_users,
         )
-        self.updates = DirectoryUpdates(database, people, accounts.profile_store, folding, identity)
+        self.updates = DirectoryUpdates(
+            database, people, accounts.profile_store, folding, base.identity
+        )
         self.jobs = [Job(indexing.NAME, self.indexing.do_step, REST)]
         if user_directory.enabled:
             self.jobs.append(Job(user_directory_service.NAME, self.updates.do_step, REST))

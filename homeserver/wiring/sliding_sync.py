@@ -1,14 +1,5 @@
 """Puts together sliding sync."""
 
-from collections.abc import Callable
-
-from federation.rooms.engine import RoomEngine
-from federation.rooms.events import RoomEvents
-from federation.rooms.timelines import Timelines
-from federation.rooms.visibility import Visibility
-from homeserver.services.rooms.client_events import ClientEvents
-from homeserver.services.rooms.thread_subscriptions import ThreadSubscriptions
-from homeserver.services.rooms.thread_updates import ThreadUpdates
 from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
 from homeserver.services.sliding_sync.filter_data import RoomTagCache, RoomTraitCache
@@ -26,49 +17,30 @@ from homeserver.services.sliding_sync.sliding_sync import SlidingParts
 from homeserver.services.sliding_sync.unread_changes import SlidingUnreadChanges
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.sync import SyncParts
-from homeserver.wiring.cache_sizes import CacheSizes
-from storage.engine.database import Database
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
+from homeserver.wiring.room_history import RoomHistoryParts
+from homeserver.wiring.room_reading import RoomReadingParts
 from storage.profiles.profiles import ProfileStore
-from storage.rooms.memberships import MembershipStore
 from storage.rooms.recency import RoomRecencyStore
 from storage.rooms.summaries import RoomSummaryStore
-from storage.rooms.thread_updates import ThreadUpdateStore
-from storage.state.state_tree import StateTreeStore
 from storage.sync.sliding_connections import SlidingConnectionStore
 
 
-def thread_updates(
-    database: Database,
-    synced: SyncParts,
-    events: RoomEvents,
-    visibility: Visibility,
-    client_events: ClientEvents,
-) -> ThreadUpdates:
-    """What reads in which threads something was said; it shares what /sync is made of."""
-    store = ThreadUpdateStore(database)
-    rooms, memberships, ignored = synced.rooms, synced.memberships, synced.ignored
-    return ThreadUpdates(
-        store, rooms, events, memberships, visibility, client_events, ignored, database.streams
-    )
-
-
 def sliding_parts(
-    database: Database,
+    base: Foundation,
     synced: SyncParts,
-    engine: RoomEngine,
-    events: RoomEvents,
-    trees: StateTreeStore,
-    timelines: Timelines,
-    visibility: Visibility,
-    client_events: ClientEvents,
-    threads: ThreadSubscriptions,
-    updates: ThreadUpdates,
+    rooms: RoomDataParts,
+    room_engine: RoomEngineParts,
+    history: RoomHistoryParts,
+    room_reading: RoomReadingParts,
     profiles: ProfileStore,
-    sizes: CacheSizes,
-    now_ms: Callable[[], int],
 ) -> SlidingParts:
-    """The parts of sliding sync; it shares what /sync is made of, as far as that fits."""
-    streams = database.streams
+    """Return the parts of sliding sync, which shares the readers of /sync where they fit."""
+    database, streams, sizes = base.database, base.database.streams, base.sizes
+    events, timelines, visibility = rooms.events, rooms.timelines, history.visibility
+    engine, client_events = room_engine.engine, room_reading.client_events
     summary_store = RoomSummaryStore(database)
     recency = RoomRecency(RoomRecencyStore(database), streams, capacity=sizes.listed_rooms)
     orders = RoomOrders(
@@ -92,7 +64,7 @@ def sliding_parts(
         visibility=visibility,
         invited=synced.invited,
         ignored=synced.ignored,
-        states=RequiredStates(trees),
+        states=RequiredStates(rooms.trees),
         summaries=synced.summaries,
         unread=synced.unread,
         recency=recency,
@@ -116,20 +88,20 @@ def sliding_parts(
         recent=synced.recent,
         rooms=synced.rooms,
         ignored=synced.ignored,
-        threads=threads,
+        threads=room_reading.thread_subscriptions,
         profiles=ProfileReader(
-            profiles, synced.memberships, MembershipStore(database), synced.recent, synced.states
+            profiles, synced.memberships, rooms.membership_store, synced.recent, synced.states
         ),
         sticky=synced.sticky,
         sent_typing=SentTyping(synced.typing, streams, capacity=sizes.sent_typing_bytes),
-        thread_updates=updates,
+        thread_updates=room_reading.thread_updates,
     )
     return SlidingParts(
         connections=Connections(
             SlidingConnectionStore(database),
             synced.memberships,
             streams,
-            now_ms,
+            base.now_ms,
             database.catch_up,
             capacity=sizes.connected_rooms,
         ),

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import cast
 
-from twisted.internet.interfaces import IReactorTime
-
 from federation.http_client.client import Web
 from federation.protocol.ids import ServerName
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
 from homeserver.config.ldap import LDAPProvider
-from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.login.passwords import Threads
 from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.avatars import UpstreamPictures
@@ -39,12 +36,12 @@ from homeserver.web.sso import SSO_PATH, SSOPage
 from homeserver.web.upstream import UpstreamPages
 from homeserver.web.upstream_answers import Askable
 from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.media import MediaParts
 from homeserver.wiring.oauth import has_own_pages
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.profiles import ProfileParts
 from homeserver.wiring.user_data import PeopleParts
 from homeserver.wiring.web import WebParts
-from storage.engine.database import Database
 from storage.federation.signed_documents import SignedDocumentStore
 from storage.upstream.ended_sessions import EndedSignInStore
 from storage.upstream.external_ids import ExternalIdStore
@@ -56,20 +53,18 @@ class UpstreamParts:
 
     def __init__(
         self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
-        limiter: RateLimiter,
+        base: Foundation,
         web: Web,
         threads: Threads,
         accounts: AccountParts,
-        rooms: RoomParts,
+        profiles: ProfileParts,
         people: PeopleParts,
         files: MediaParts,
         pages: WebParts,
     ) -> None:
         """`threads` wait for directories and check SAML signatures. Raises `ValueError` for
         settings of SAML or a key of tokens that cannot be used."""
+        config, clock, database, limiter = base.config, base.clock, base.database, base.limiter
         self._clock = clock
         self._threads = threads
         self._database = database
@@ -87,8 +82,8 @@ class UpstreamParts:
             accounts.store,
             self._links,
             accounts.registration,
-            rooms.profiles,
-            UpstreamPictures(web, files.repository, rooms.profiles),
+            profiles.profiles,
+            UpstreamPictures(web, files.repository, profiles.profiles),
             people.threepids,
             server_name=ServerName(config.server_name),
             validity=accounts.validity,

@@ -3,15 +3,11 @@ with the server."""
 
 from collections.abc import Mapping, Sequence
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.http_client.client import Web
-from federation.peers.identity import ServerIdentity
 from homeserver.cluster.jobs import Job
-from homeserver.config.configuration import Config
 from homeserver.config.server import Name
-from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.account_data.account_data import AccountData
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.auto_join_rooms import FirstRooms
@@ -30,15 +26,19 @@ from homeserver.services.threepids.identity_bindings import IdentityBindings
 from homeserver.services.threepids.validation import PASSWORD_RESET
 from homeserver.services.upstream.accounts import UpstreamProofs
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.cache_sizes import CacheSizes
+from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.email import MailParts
+from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.oauth import has_own_pages
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_services import RoomServiceParts
 from storage.account_data.account_data import AccountDataStore
 from storage.encryption.key_backups import KeyBackupStore
-from storage.engine.database import Database
 from storage.filters.filters import FilterStore
 from storage.login.openid_tokens import OpenIDTokenStore
+from storage.moderation.shadow_ban import UnshownRoomStore
 from storage.push.event_push_actions import PushOutcomeStore
 from storage.rooms.delayed_events import DelayedEventStore
 from storage.threepids.identity_bindings import IdentityBindingStore
@@ -52,22 +52,19 @@ class PeopleParts:
 
     def __init__(
         self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
-        limiter: RateLimiter,
-        identity: ServerIdentity,
-        accounts: AccountParts,
-        rooms: RoomParts,
-        mail: MailParts,
+        base: Foundation,
         web: Web,
+        accounts: AccountParts,
+        mail: MailParts,
+        push: PushParts,
+        rooms: RoomDataParts,
+        presence: WhoIsThere,
+        devices: DeviceParts,
+        services: RoomServiceParts,
     ) -> None:
         """`web` leads to the identity server."""
-        self._propagation = rooms.propagation
-        self._guests = rooms.guests
-        self._related_redactions = rooms.related_redactions
-        self._elsewhere = rooms.elsewhere
-        self._has_others = accounts.other_nodes is not None
+        config, clock, database = base.config, base.clock, base.database
+        limiter, identity = base.limiter, base.identity
         self._forgetting: Forgetting | None = None
         if config.rooms.forget_rooms_on_leave:
             self._forgetting = Forgetting(rooms.membership_store, database.streams, clock)
@@ -90,18 +87,18 @@ class PeopleParts:
             accounts.profile_store,
             accounts.sessions,
             mail.threepids,
-            rooms.room_memberships,
+            services.memberships,
             kept_by_user=[
-                rooms.presence,
-                rooms.thread_subscription_store,
+                presence.presence,
+                push.threads,
                 DelayedEventStore(database),
                 OpenIDTokenStore(database),
                 accounts.pusher_store,
                 PushOutcomeStore(database),
                 accounts.validity_store,
                 KeyBackupStore(database),
-                rooms.cross_signing_store,
-                rooms.unshown_store,
+                devices.cross_signing_store,
+                UnshownRoomStore(database),
             ],
             bindings=self.bindings,
         )
@@ -135,7 +132,7 @@ class PeopleParts:
             by_phone=accounts.phones.is_possible(PASSWORD_RESET),
         )
         self.threepids = Threepids(
-            rooms.now_ms,
+            base.now_ms,
             database,
             mail.threepids,
             self.confirmation,
@@ -184,29 +181,24 @@ class PeopleParts:
         self.first_rooms = FirstRooms(
             database,
             accounts.store,
-            rooms.room_memberships,
+            services.memberships,
             config.registration.auto_join_rooms,
             clock,
         )
         if config.registration.auto_join_rooms:
             accounts.registration.greet_with(self.first_rooms)
             accounts.approvals.greet_with(self.first_rooms)
-        self.push_rules = PushRules(database, store, rooms.rule_changes)
-        self.filters = Filters(
-            FilterStore(database), rooms.now_ms, capacity=CacheSizes(config.memory).filter_bytes
-        )
+        self.push_rules = PushRules(database, store, push.changes)
+        self.filters = Filters(FilterStore(database), base.now_ms, capacity=base.sizes.filter_bytes)
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
         return (
             Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
-            Job("carry_profiles", self._propagation.do_resume, 60.0),
-            Job("remove_guests", self._guests.do_remove, 10.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
             Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
             Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
             Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
-            Job("redact_what_relates", self._related_redactions.do_resume, 60.0),
             Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
             *(
                 []
@@ -214,14 +206,6 @@ class PeopleParts:
                 else [Job("forget_left_rooms", self._forgetting.do_forget, 60.0)]
             ),
         )
-
-    def resume(self) -> None:
-        """Go on with what was left when the server stopped. Where other nodes may be at it the jobs
-        do, when their time is over."""
-        if not self._has_others:
-            self.first_rooms.start()
-            self._related_redactions.start()
-            self._elsewhere.planned_invites.start()
 
 
 def identity_server_of(name: Name) -> Mapping[str, object]:

@@ -2,11 +2,7 @@
 
 from collections.abc import Sequence
 
-from twisted.internet.interfaces import IReactorTime
-
-from federation.peers.identity import ServerIdentity
 from homeserver.cluster.jobs import Job
-from homeserver.config.configuration import Config
 from homeserver.services.accounts.export import AccountExport
 from homeserver.services.accounts.self_service import OwnAccount
 from homeserver.services.login.browser_sessions import BrowserSessions
@@ -31,11 +27,12 @@ from homeserver.web.sign_in import SignInPage
 from homeserver.web.terms import TermsPage
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.email import MailParts
+from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.oauth import OAuthParts
-from homeserver.wiring.rooms import RoomParts
+from homeserver.wiring.profiles import ProfileParts
+from homeserver.wiring.room_services import RoomServiceParts
 from homeserver.wiring.user_data import PeopleParts
 from storage.account_data.account_data import AccountDataStore
-from storage.engine.database import Database
 from storage.media.lists import MediaListStore
 from storage.threepids.identity_bindings import IdentityBindingStore
 from storage.upstream.external_ids import ExternalIdStore
@@ -46,16 +43,16 @@ class WebParts:
 
     def __init__(
         self,
-        config: Config,
-        clock: IReactorTime,
-        database: Database,
-        identity: ServerIdentity,
+        base: Foundation,
         accounts: AccountParts,
         mail: MailParts,
         oauth: OAuthParts,
         people: PeopleParts,
-        rooms: RoomParts,
+        profiles: ProfileParts,
+        services: RoomServiceParts,
     ) -> None:
+        config, clock, database = base.config, base.clock, base.database
+        identity = base.identity
         base_url = config.name.public_baseurl or ""
         self._audit = accounts.audit
         self._application_passwords = accounts.application_passwords
@@ -108,7 +105,7 @@ class WebParts:
             accounts.device_store,
             accounts.oauth_store,
             oauth.clients,
-            rooms.profiles,
+            profiles.profiles,
             people.threepids,
             people.deactivation,
             accounts.application_passwords,
@@ -120,9 +117,9 @@ class WebParts:
             identity.server_name,
             own_account,
             people.accounts,
-            rooms.profiles,
+            profiles.profiles,
             AccountDataStore(database),
-            rooms.room_memberships,
+            services.memberships,
             accounts.application_passwords,
             accounts.policy_consents,
             ExternalIdStore(database),

@@ -27,13 +27,13 @@ RULES = "retention: {enabled: true}\n"
 
 def measure_visibility(label: str, server: TestServer, bob: User, room_id: str) -> None:
     """Measure the visibility filter for pages of events."""
-    rooms = server.app.rooms
+    rooms, visibility = server.app.rooms, server.app.history.visibility
     ids = [EventID(event["event_id"]) for event in messages(bob, room_id, limit=100)["chunk"]]
     events = list(server.run(rooms.events.get_anywhere(ids)).values())
     (own,) = server.run(rooms.memberships.of_user(bob.user_id)).values()
 
     def check(page: Sequence[StoredEvent]) -> None:
-        step = rooms.visibility.filter(bob.user_id, own, page)
+        step = visibility.filter(bob.user_id, own, page)
         try:
             step.send(None)
         except StopIteration:

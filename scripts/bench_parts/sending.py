@@ -52,7 +52,7 @@ async def measure(folder: Path, count: int) -> None:
 
     async def send(number: int) -> None:
         content = {"msgtype": "m.text", "body": f"message {number}"}
-        await server.app.rooms.engine.send(
+        await server.app.room_engine.engine.send(
             room_id, [Draft("m.room.message", alice.user_id, content)]
         )
         server.clock.advance(0)

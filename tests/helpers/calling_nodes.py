@@ -42,7 +42,8 @@ class CallingNodes:
         assert server.app.other_nodes is not None
         server.app.other_nodes.start()
         server.app.federation_out.sender.start()
-        server.app.rooms.start()
+        for part in (server.app.profiles, server.app.presence, server.app.room_engine):
+            part.start()
         return server
 
     def _connect_both(self) -> None:

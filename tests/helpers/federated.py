@@ -90,13 +90,15 @@ class Side:
 
     def __init__(self, server: TestServer) -> None:
         self.server = server
+        self.edge = server.app.edge
         self.federation = server.app.federation
+        self.room_engine = server.app.room_engine
         self.rooms = server.app.rooms
         self.name = ServerName(server.config.server_name)
 
     async def room(self, room_id: RoomID) -> RoomSnapshot:
         """The room as it is now."""
-        return await self.rooms.engine.get_snapshot(room_id)
+        return await self.room_engine.engine.get_snapshot(room_id)
 
     async def find(self, room_id: RoomID, event_id: EventID) -> StoredEvent | None:
         """An event as it is stored."""
@@ -128,7 +130,7 @@ class Side:
         """Send a transaction; the answer. Raises RefusedByRemote."""
         path = f"/_matrix/federation/v1/send/{txn_id or f'by-hand-{next(NUMBERS)}'}"
         body = {"origin": self.name, "origin_server_ts": 1, "pdus": list(pdus), "edus": list(edus)}
-        pushing = Deferred.fromCoroutine(self.federation.requests.put(ServerName(to), path, body))
+        pushing = Deferred.fromCoroutine(self.edge.requests.put(ServerName(to), path, body))
         if len(repr(body)) > PIECE:  # it is read piece by piece
             self.server.clock.advance(0)
         return await pushing

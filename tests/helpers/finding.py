@@ -17,7 +17,7 @@ from tests.helpers.talk import V3, ok
 
 def begin_jobs(server: TestServer) -> None:
     """What is done unasked begins, and has done its first steps."""
-    server.app.start_jobs()
+    server.app.jobs.start()
     server.clock.advance(60)
 
 

@@ -31,13 +31,13 @@ async def fill(server: TestServer, room_id: str, count: int = MEMBERS) -> None:
         Draft("m.room.member", member(n), {"membership": "join"}, member(n)) for n in range(count)
     ]
     for start in range(0, count, 50):
-        await server.app.rooms.engine.send(RoomID(room_id), drafts[start : start + 50])
+        await server.app.room_engine.engine.send(RoomID(room_id), drafts[start : start + 50])
 
 
 async def speak(server: TestServer, room_id: str, number: int, text: str) -> None:
     """One of those says something."""
     draft = Draft("m.room.message", member(number), {"msgtype": "m.text", "body": text})
-    await server.app.rooms.engine.send(RoomID(room_id), [draft])
+    await server.app.room_engine.engine.send(RoomID(room_id), [draft])
 
 
 async def large_room(network: Network, **wish: Any) -> tuple[User, User, str]:
@@ -54,7 +54,7 @@ def lazily(user: User, since: str = "") -> Any:
 
 
 def is_whole(user: User, room_id: str) -> bool:
-    snapshot = user.server.run(user.server.app.rooms.engine.get_snapshot(RoomID(room_id)))
+    snapshot = user.server.run(user.server.app.room_engine.engine.get_snapshot(RoomID(room_id)))
     return snapshot.head.partial_join is None
 
 

@@ -85,8 +85,8 @@ class Network:
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
         self.servers[name].app.incoming.completions.stop()
         self.servers[name].app.federation.unproved.stop()
-        self.servers[name].app.rooms.elsewhere.leaving.stop()
-        self.servers[name].app.rooms.elsewhere.planned_invites.stop()
+        self.servers[name].app.federated_rooms.leaving.stop()
+        self.servers[name].app.federated_rooms.planned_invites.stop()
         silence(self.servers[name].app.database.streams)
         database = database or self.servers[name].app.database
         return self._build(self._folder / name, name, database, further_config, fetch, key=key)

@@ -136,7 +136,9 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
         Draft("m.room.history_visibility", creator, {"history_visibility": "shared"}, ""),
         Draft("m.room.name", creator, {"name": "large"}, ""),
     ]
-    await app.rooms.engine.create(ROOM_VERSIONS["11"], room_id, drafts, lambda _txn, _room: None)
+    await app.room_engine.engine.create(
+        ROOM_VERSIONS["11"], room_id, drafts, lambda _txn, _room: None
+    )
     for start in range(0, members, CHUNK):
         users = [
             UserID(f"@user{number}:localhost:{port}")
@@ -146,6 +148,6 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
             Draft("m.room.member", user, {"membership": "join", "displayname": user[1:20]}, user)
             for user in users
         ]
-        await app.rooms.engine.send(room_id, joins)
+        await app.room_engine.engine.send(room_id, joins)
     await database.close()
     return room_id

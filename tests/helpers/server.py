@@ -231,7 +231,7 @@ class TestServer:
             access_log=access_log,
             registry=self.registry,
         )
-        site = self.app.site(self.config.network.listeners[0])
+        site = self.app.sites.make(self.config.network.listeners[0])
         self.client = Client(site, clock=self.clock, access_log=access_log)
 
     def register(self, name: str, password: str = "wonderland") -> "User":

@@ -300,7 +300,7 @@ def test_the_address_of_a_device_is_stored_for_user_ips_max_age(
     server.clock.advance(31)
     seen = alice.get(path).json
     assert seen["last_seen_ip"]
-    server.app.start_jobs()
+    server.app.jobs.start()
     for days in (27, 1):
         assert alice.get(path).json == seen
         server.clock.advance(days * 24 * 3600)

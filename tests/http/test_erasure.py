@@ -207,7 +207,7 @@ def test_what_an_erased_user_kept_is_gone_from_memory_too(
     """Each time that the account is erased: that it was before is nothing new to whoever hears of
     it."""
     server = TestServer(tmp_path, database)
-    ignored, kept = server.app.rooms.ignored, server.app.rooms.sliding.beside.account_data
+    ignored, kept = server.app.settings.ignored, server.app.syncing.sliding.beside.account_data
     erin, store = server.register("erin").user_id, AccountDataStore(database)
 
     def keep(txn: WriteTransaction) -> None:

@@ -78,7 +78,7 @@ async def test_only_a_single_node_retries_leased_joins_at_the_start(
         tmp_path, sqlite_database, f"database: {{name: {name}, args: {args}}}\n{CONFIG}"
     )
     carol, everyone = await make_pending_join(server)
-    server.app.people.resume()
+    server.app.background.start()
     assert rooms_of(carol) == ({everyone} if name == "sqlite3" else set())
 
 
@@ -86,7 +86,7 @@ async def test_joins_of_a_stopped_node_are_retried_after_the_lease(
     server: TestServer,
 ) -> None:
     carol, everyone = await make_pending_join(server)
-    server.app.start_jobs()
+    server.app.jobs.start()
     for _ in range(LEASE_MS // 60_000 - 2):
         server.clock.advance(60)
         assert rooms_of(carol) == set(), "the lease has not expired"

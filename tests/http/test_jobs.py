@@ -263,7 +263,7 @@ async def test_old_transaction_ids_are_deleted(
             for (txn_id,) in txn.query("SELECT txn_id FROM sent_transactions ORDER BY txn_id")
         ]
 
-    server.app.start_jobs()
+    server.app.jobs.start()
     alice = server.register("alice")
     room = alice.post("/_matrix/client/v3/createRoom").json["room_id"]
     send = f"/_matrix/client/v3/rooms/{room}/send/m.room.message/"

@@ -176,7 +176,7 @@ async def test_an_upload_that_a_logout_overtakes_stores_no_keys(
 ) -> None:
     caller = Requester(UserID(alice.user_id), DeviceID(alice.device_id), 0)
     assert alice.post(f"{V3}/logout").status == 200
-    keys = server.app.rooms.device_keys
+    keys = server.app.devices.device_keys
     with pytest.raises(UnknownToken):
         await keys.do_upload(caller, KeyUpload(device_keys=identity_keys(alice)[1]))
     assert query(bob, alice)["device_keys"][alice.user_id] == {}

@@ -60,7 +60,7 @@ class Reader:
 
     def forget_counts(self) -> None:
         """What was counted is counted anew."""
-        self.server.app.rooms.unread._drop_counts()
+        self.server.app.notifications.unread._drop_counts()
 
 
 @pytest.fixture

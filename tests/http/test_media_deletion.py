@@ -508,7 +508,7 @@ def test_files_go_by_age_though_they_are_read(tmp_path: Path, sqlite_database: D
     server.run(
         server.app.database.write("t", lambda txn: txn.execute(sql, (kept.rpartition("/")[2],)))
     )
-    server.app.start_jobs()
+    server.app.jobs.start()
     for days in (5, 4):
         server.clock.advance(days * 24 * 3600)
         assert alice.get(DOWNLOAD + old.removeprefix("mxc://")).status == 200

@@ -55,7 +55,7 @@ def test_what_is_said_meanwhile(
     assert alice.get(path).status == 503, "it is there, and cannot be reached"
     assert upload(alice, b"coffee")[0] == 503
     assert upload(alice, b"c" * 3_000_000)[0] == 503
-    server.app._jobs.start()
+    server.app.jobs.start()
     server.clock.pump([10.0] * int(SWEEPS_WITHIN / 10))
 
     assert [line for line in lines if "sweep_media_folder" in line]

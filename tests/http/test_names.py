@@ -61,7 +61,7 @@ def test_display_name_rules(tmp_path: Path, sqlite_database: Database) -> None:
     refused = alice.put(member, {"membership": "join", "displayname": "The ADMIN"})
     assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
     assert alice.put(member, {"membership": "join", "displayname": "Lisa"}).status == 200
-    server.run(server.app.rooms.profiles.do_set_display_name(alice.user_id, "Admin by decree"))
+    server.run(server.app.profiles.profiles.do_set_display_name(alice.user_id, "Admin by decree"))
     assert alice.put(member, {"membership": "join", "displayname": "Admin by decree"}).status == 200
     assert alice.put(NAME, {"displayname": "Alisa"}).status == 200
     browser = Browser(server)

@@ -98,7 +98,7 @@ def test_a_listener_without_the_resource_does_not_serve_it(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, CLIENT_LISTENER)
-    site = server.app.site(server.config.network.listeners[0])
+    site = server.app.sites.make(server.config.network.listeners[0])
     client = Client(site, clock=server.clock, access_log=RememberingAccessLog())
     assert refused(client.request("GET", USERINFO)) == (404, "M_UNRECOGNIZED")
 

@@ -342,13 +342,13 @@ def test_presence_survives_a_restart(tmp_path: Path, database: Database) -> None
     since = sync(alice, set_presence="offline")["next_batch"]
     turn(before)
     since = sync(alice, since, set_presence="offline")["next_batch"]
-    before.app.rooms.start()
+    before.app.presence.start()
     wait(
         before, 30
     )  # long enough to be stored, too short for bob to be offline when the server stops
     later = before.clock.seconds() + 1
     after = TestServer(tmp_path, database, ON, seed=2, now=later)
-    after.app.rooms.start()
+    after.app.presence.start()
     for user in (alice, bob, carol):
         user.server = after
     answer = sync(alice, since, set_presence="offline")
@@ -375,7 +375,7 @@ def test_a_full_disk_is_logged_in_one_line(server: TestServer, alice: User) -> N
             raise DatabaseUnavailable("the disk is full\n")
         return await write(name, *work)
 
-    server.app.rooms.start()
+    server.app.presence.start()
     sync(alice)
     with pytest.MonkeyPatch.context() as patch, capturedLogs() as told:
         patch.setattr(server.app.database, "write", refuse)
@@ -395,7 +395,7 @@ def test_users_who_do_not_return_after_a_restart_go_offline(
     before = TestServer(tmp_path, database, ON)
     alice, bob = before.register("alice"), before.register("bob")
     rooms.create(alice, bob)
-    before.app.rooms.start()
+    before.app.presence.start()
     sync(bob)
     turn(before)
     since = sync(alice, set_presence="offline")["next_batch"]
@@ -403,7 +403,7 @@ def test_users_who_do_not_return_after_a_restart_go_offline(
     poll(bob, sync(bob, filter=quiet)["next_batch"], filter=quiet, timeout=100_000)
     wait(before, 31)
     after = TestServer(tmp_path, database, ON, seed=2, now=before.clock.seconds() + 1)
-    after.app.rooms.start()
+    after.app.presence.start()
     alice.server = bob.server = after
     answer = sync(alice, since, set_presence="offline")
     assert states(answer) == {}  # the client has that already
@@ -490,7 +490,7 @@ def test_deactivation_deletes_presence(tmp_path: Path, database: Database) -> No
     put(bob, "online", status_msg="here")
     turn(server)
     assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
-    server.app.rooms.start()
+    server.app.presence.start()
     auth = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "bob"},
@@ -527,7 +527,7 @@ def put_in_room(server: TestServer, user_id: str, like: User) -> None:
 
 def test_other_servers_receive_presence_of_local_users(server: TestServer, alice: User) -> None:
     heard: list[Sequence[PresenceUpdate]] = []
-    server.app.rooms.presence.subscribe(heard.append)
+    server.app.presence.presence.subscribe(heard.append)
     put(alice, "online", status_msg="here")
     turn(server)
     assert heard == [[PresenceUpdate(alice.user_id, "online", 0, True, "here")]]
@@ -537,7 +537,7 @@ def test_other_servers_receive_presence_of_local_users(server: TestServer, alice
 def test_presence_of_remote_users(tmp_path: Path, sqlite_database: Database, mode: str) -> None:
     server = TestServer(tmp_path, sqlite_database, f"presence: {{enabled: {mode}}}\n")
     alice, bob = server.register("alice"), server.register("bob")
-    presence = server.app.rooms.presence
+    presence = server.app.presence.presence
     heard: list[Sequence[PresenceUpdate]] = []
     presence.subscribe(heard.append)
     zoe, yan = "@zoe:other.example", "@yan:other.example"

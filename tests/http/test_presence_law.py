@@ -40,7 +40,7 @@ class Town:
         self.folder = folder
         self.database = open_inline(copy_sqlite(template, folder))
         self.server = TestServer(folder, self.database, ON)
-        self.server.app.rooms.start()
+        self.server.app.presence.start()
         self.people = [self.server.register(name) for name in NAMES]
         created = [
             ok(self.people[0].post(f"{V3}/createRoom", {"preset": "public_chat"})) for _ in range(2)
@@ -83,11 +83,11 @@ class Town:
         self.known[which].update(told(answer))
 
     def restart(self) -> None:
-        Deferred.fromCoroutine(self.server.app.rooms.presence.stop())
+        Deferred.fromCoroutine(self.server.app.presence.presence.stop())
         silence(self.database.streams)
         now = self.server.clock.seconds() + 1
         self.server = TestServer(self.folder, self.database, ON, seed=self.count + 1, now=now)
-        self.server.app.rooms.start()
+        self.server.app.presence.start()
         for user in self.people:
             user.server = self.server
 

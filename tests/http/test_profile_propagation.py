@@ -63,7 +63,7 @@ def test_a_user_who_is_leaving_does_not_rejoin(server: TestServer) -> None:
     async def wait() -> None:
         await before
 
-    Deferred.fromCoroutine(server.app.rooms.engine.in_turn(RoomID(room_id), wait))
+    Deferred.fromCoroutine(server.app.room_engine.engine.in_turn(RoomID(room_id), wait))
     leaving = alice.start("POST", room_path(room_id, "leave"), {})
     rename(alice, "Alice of the hills")
     before.callback(None)
@@ -86,7 +86,7 @@ def test_a_restart_continues_with_the_remaining_rooms(
     session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
     alice = User(restarted, session)
     before = restarted.app.database.streams.current()
-    restarted.app.rooms.start()
+    restarted.app.profiles.start()
     assert names_of(alice, rooms) == ["later"] * ROOMS
     # rooms with the new name were skipped: one event, and the end of the queue entry
     assert restarted.app.database.streams.current() - before <= 3 * 2

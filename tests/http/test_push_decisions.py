@@ -26,15 +26,17 @@ class People:
         self.room = rooms.create(self.alice, self.bob, self.carol)
 
     def stored(self, event_id: str, room: str | None = None) -> StoredEvent:
-        parts = self.server.app.rooms
-        snapshot = self.server.run(parts.engine.get_snapshot(RoomID(room or self.room)))
-        event = self.server.run(parts.events.get_event(snapshot.room.room_nid, EventID(event_id)))
+        app = self.server.app
+        snapshot = self.server.run(app.room_engine.engine.get_snapshot(RoomID(room or self.room)))
+        event = self.server.run(
+            app.rooms.events.get_event(snapshot.room.room_nid, EventID(event_id))
+        )
         assert event is not None
         return event
 
     def told(self, event_id: str, room: str | None = None) -> dict[UserID, Actions]:
         users = [person.user_id for person in (self.alice, self.bob, self.carol, self.dave)]
-        actions = self.server.app.rooms.push_decisions.get_actions(
+        actions = self.server.app.notifications.push_decisions.get_actions(
             self.stored(event_id, room), users
         )
         return dict(self.server.run(actions))

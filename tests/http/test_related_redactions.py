@@ -201,9 +201,9 @@ async def test_a_crash_leaves_nothing_undone(
         after = TestServer(tmp_path, open_inline(database_config), seed=100 + steps)
         alice.server = after
         assert is_redacted(alice, room, message)
-        after.app.rooms.related_redactions.start()
+        after.app.room_services.related_redactions.start()
         assert all(is_redacted(alice, room, child) for child in children)
-        assert await after.app.rooms.related_redactions.do_resume(50, at_start=True) == 0
+        assert await after.app.room_services.related_redactions.do_resume(50, at_start=True) == 0
         if pending.done:
             assert steps > 4
             return
@@ -225,7 +225,7 @@ async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str,
         child = relate(alice, room, target, "m.thread")
         server.clock.advance(1)
         ok(redact(alice, room, target))
-        nid = (await server.app.rooms.engine.get_snapshot(RoomID(room))).room.room_nid
+        nid = (await server.app.room_engine.engine.get_snapshot(RoomID(room))).room.room_nid
         due_ts = int(server.clock.seconds() * 1000) + LEASE_MS
         note = RelatedRedaction(target, alice.user_id, "m.thread", nid, None, due_ts=due_ts)
         await server.app.database.write("note", add_redactions, [note])
@@ -237,7 +237,7 @@ async def test_what_a_node_left_others_take_up_after_a_while(
     server: TestServer, alice: User
 ) -> None:
     left = await leave_three_undone(server, alice)
-    server.app.start_jobs()
+    server.app.jobs.start()
     for _ in range(LEASE_MS // 60_000 - 1):
         server.clock.advance(60)
     assert [is_redacted(alice, room, child) for _, room, child in left] == [False, False, False], (
@@ -252,7 +252,7 @@ async def test_what_a_node_does_not_get_to_in_time_it_leaves_to_others(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = await leave_three_undone(server, alice)
-    related, send = server.app.rooms.related_redactions, server.app.rooms.engine.send
+    related, send = server.app.room_services.related_redactions, server.app.room_engine.engine.send
     by_others: list[int] = []
 
     async def slowly(*args: Any, **more: Any) -> Any:
@@ -262,7 +262,7 @@ async def test_what_a_node_does_not_get_to_in_time_it_leaves_to_others(
         by_others.append(await related.do_resume(50))
         return sent
 
-    monkeypatch.setattr(server.app.rooms.engine, "send", slowly)
+    monkeypatch.setattr(server.app.room_engine.engine, "send", slowly)
     assert await related.do_resume(50, at_start=True) == 1
     assert by_others == [3], "all of them, since it is not known whether the first one was done"
     assert all(is_redacted(alice, room, child) for _, room, child in left)
@@ -283,7 +283,7 @@ async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     left = await leave_three_undone(server, alice)
-    send = server.app.rooms.engine.send
+    send = server.app.room_engine.engine.send
 
     async def unless_first(room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
         if room_id == left[0][1]:
@@ -291,12 +291,12 @@ async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(
         return await send(room_id, drafts)
 
     with pytest.MonkeyPatch.context() as patch, capturedLogs():
-        patch.setattr(server.app.rooms.engine, "send", unless_first)
-        server.app.rooms.related_redactions.start()
+        patch.setattr(server.app.room_engine.engine, "send", unless_first)
+        server.app.room_services.related_redactions.start()
     assert [is_redacted(alice, room, child) for _, room, child in left] == [False, True, True]
-    assert await server.app.rooms.related_redactions.do_resume(50) == 0, "not at once"
+    assert await server.app.room_services.related_redactions.do_resume(50) == 0, "not at once"
     server.clock.advance(RETRIES.first_ms / 1000)
-    assert await server.app.rooms.related_redactions.do_resume(50) == 1
+    assert await server.app.room_services.related_redactions.do_resume(50) == 1
     assert is_redacted(alice, left[0][1], left[0][2])
 
 
@@ -311,10 +311,10 @@ async def test_what_is_never_possible_is_not_tried_for_ever(
         tries += 1
         raise LimitExceeded
 
-    monkeypatch.setattr(server.app.rooms.engine, "send", be_busy)
-    server.app.rooms.related_redactions.start()
+    monkeypatch.setattr(server.app.room_engine.engine, "send", be_busy)
+    server.app.room_services.related_redactions.start()
     hours = 0
-    while await server.app.rooms.related_redactions.do_resume(50, at_start=True):
+    while await server.app.room_services.related_redactions.do_resume(50, at_start=True):
         hours += 1
         server.clock.advance(RETRIES.longest_ms / 1000)
     assert tries == 3 * MOST_TRIES
@@ -326,14 +326,14 @@ async def test_one_that_the_room_refuses_keeps_no_other(
 ) -> None:
     message = say(alice, room, "root")
     children = [relate(alice, room, message, "m.thread") for _ in range(3)]
-    send = server.app.rooms.engine.send
+    send = server.app.room_engine.engine.send
 
     async def refuse_second(room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
         if any(draft.redacts == children[1] for draft in drafts):
             raise Forbidden
         return await send(room_id, drafts)
 
-    monkeypatch.setattr(server.app.rooms.engine, "send", refuse_second)
+    monkeypatch.setattr(server.app.room_engine.engine, "send", refuse_second)
     ok(redact(alice, room, message, with_rel_types=["m.thread"]))
     assert [is_redacted(alice, room, child) for child in children] == [True, False, True]
 
@@ -349,12 +349,12 @@ async def test_who_was_stopped_meanwhile_takes_along_what_they_may_redact_now(
     message = say(alice, room, "root")
     children = [relate(user, room, message, "m.thread") for user in (alice, bob)]
     ok(redact(alice, room, message))
-    nid = (await server.app.rooms.engine.get_snapshot(RoomID(room))).room.room_nid
+    nid = (await server.app.room_engine.engine.get_snapshot(RoomID(room))).room.room_nid
     note = RelatedRedaction(message, alice.user_id, "m.thread", nid, None, due_ts=0)
     await server.app.database.write("note", add_redactions, [note])
     if flag is not None:
         await set_flags(alice, **{flag: True})
-    await server.app.rooms.related_redactions.do_resume(50)
+    await server.app.room_services.related_redactions.do_resume(50)
     late = relate(bob, room, message, "m.thread")
     server.clock.advance(1)
     assert [is_redacted(bob, room, child) for child in children] == [expected > 0, expected > 1]
@@ -371,9 +371,9 @@ async def test_while_the_database_is_away_nothing_more_is_tried(
         tried.append(room_id)
         raise DatabaseUnavailable("it is away")
 
-    monkeypatch.setattr(server.app.rooms.engine, "send", be_away)
+    monkeypatch.setattr(server.app.room_engine.engine, "send", be_away)
     with pytest.raises(DatabaseUnavailable):
-        await server.app.rooms.related_redactions.do_resume(50, at_start=True)
+        await server.app.room_services.related_redactions.do_resume(50, at_start=True)
     assert len(tried) == 1
 
 
@@ -385,7 +385,7 @@ async def test_a_policy_server_that_takes_a_few_at_a_time_takes_all(network: Net
     set_state(alice, room, "m.room.policy", named())
     message = say(alice, room, "root")
     children = [relate(alice, room, message, "m.thread") for _ in range(9)]
-    alice.server.app.start_jobs()
+    alice.server.app.jobs.start()
     judge.wait_ms = 30_000
     judge.left = 1
 

@@ -340,7 +340,7 @@ def test_the_same_reaction_twice_in_the_same_moment(
     parent = say(alice, room, "parent")
     first = react(bob, room, parent) if redacted else None
     gate: Deferred[None] = Deferred()
-    Deferred.fromCoroutine(server.app.rooms.engine.in_turn(RoomID(room), lambda: gate))
+    Deferred.fromCoroutine(server.app.room_engine.engine.in_turn(RoomID(room), lambda: gate))
     waiting = []
     if first is not None:  # with it gone, it may be given anew
         waiting.append(bob.start("PUT", room_path(room, "redact", first, "r"), {}))

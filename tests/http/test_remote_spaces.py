@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import Forbidden, NotFound
@@ -13,7 +14,10 @@ from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
 from federation.rooms.events import StoredEvent
 from federation.rooms.snapshot import RoomSnapshot
 from homeserver.api.requester import Requester
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.wiring.exploring import ExploringParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.limits import rates_of
 from storage.events.timelines import Direction
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space
@@ -63,11 +67,20 @@ def alice(server: TestServer) -> User:
 def parts(server: TestServer, remote: ToldHierarchies) -> ExploringParts:
     app = server.app
     identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))
-    return ExploringParts(
+    base = Foundation(
+        app.config,
+        app.clock,
         app.database,
+        RateLimiter(app.clock, rates_of(app.config.limits)),
         identity,
+        CollectorRegistry(),
+    )
+    return ExploringParts(
+        base,
         app.accounts,
         app.rooms,
+        app.room_reading,
+        app.room_services,
         remote_spaces=remote,
         remote_times=NobodyElse(),
     )

@@ -76,5 +76,5 @@ async def test_another_server_finds_the_next_visible_event(network: Network) -> 
     newer = say(room.alice, room.room_id, "new")
     path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room.room_id)
     query = [("ts", str(start)), ("dir", "f")]
-    found = await room.south.federation.requests.get(ServerName(NORTH), path, query)
+    found = await room.south.edge.requests.get(ServerName(NORTH), path, query)
     assert found["event_id"] == newer

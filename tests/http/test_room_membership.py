@@ -373,7 +373,7 @@ def at_once(user: User, room_id: str, *actions: tuple[str, User]) -> list[int]:
     async def wait() -> None:
         await before
 
-    Deferred.fromCoroutine(user.server.app.rooms.engine.in_turn(RoomID(room_id), wait))
+    Deferred.fromCoroutine(user.server.app.room_engine.engine.in_turn(RoomID(room_id), wait))
     asked = [
         user.start("POST", room_path(room_id, action), {"user_id": target.user_id})
         for action, target in actions
@@ -397,7 +397,7 @@ def test_who_takes_another_name_while_they_are_removed_stays_out(alice: User, bo
     async def wait() -> None:
         await before
 
-    Deferred.fromCoroutine(alice.server.app.rooms.engine.in_turn(RoomID(room_id), wait))
+    Deferred.fromCoroutine(alice.server.app.room_engine.engine.in_turn(RoomID(room_id), wait))
     removing = alice.start("POST", room_path(room_id, "kick"), {"user_id": bob.user_id})
     content = {"membership": "join", "displayname": "Robert"}
     naming = bob.start("PUT", room_path(room_id, "state", "m.room.member", bob.user_id), content)
@@ -476,7 +476,7 @@ async def test_rooms_that_were_left_before_a_start_are_forgotten_then(
     leave(bob, rooms[0])
     ok(membership(alice, rooms[1], "ban", bob))
     later = TestServer(tmp_path, database, "forget_rooms_on_leave: true\n", seed=2)
-    later.app.start_jobs()
+    later.app.jobs.start()
     later.clock.advance(60)
     there = User(
         later, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
@@ -522,7 +522,7 @@ def test_guests_go_when_what_let_them_in_is_redacted(tmp_path: Path, database: D
         if room_id != rooms[1]:
             ok(redact(alice, room_id, access))
     join(others[0], rooms[1])
-    server.app.start_jobs()
+    server.app.jobs.start()
     server.clock.advance(60)
     assert [member(alice, room_id, guest)["membership"] for room_id in rooms] == [
         "leave",

@@ -105,7 +105,7 @@ def test_metadata_are_fetched_when_first_needed_and_at_intervals(
     assert place(server) == "https://idp.example.com/first"
     assert university.asked == [f"GET {URL}"]
     university.document = metadata("https://idp.example.com/second")
-    server.app.start_jobs()
+    server.app.jobs.start()
     an_hour_later(server)
     assert place(server) == "https://idp.example.com/second"
 
@@ -128,7 +128,7 @@ def test_unusable_metadata_change_nothing(
     server = TestServer(tmp_path, sqlite_database, CONFIG, web=university)
     assert place(server) == "https://idp.example.com/first"
     university.document = document
-    server.app.start_jobs()
+    server.app.jobs.start()
     an_hour_later(server)
     assert place(server) == "https://idp.example.com/first"
     again = TestServer(tmp_path, sqlite_database, CONFIG, web=university, seed=2)
@@ -168,7 +168,7 @@ def test_expired_metadata_are_not_used(
     # the library uses the system clock
     monkeypatch.setattr("saml2.mdstore.valid", lambda *_: False)
     university.document = None
-    server.app.start_jobs()
+    server.app.jobs.start()
     an_hour_later(server)
     assert leave(server).status == 403
     assert server.clock.seconds() > START

@@ -65,7 +65,7 @@ def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
     """Such a state stands in the `pos`; the stored one, from which it came, goes from memory before
     it."""
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
-    connections = server.app.rooms.sliding.connections
+    connections = server.app.syncing.sliding.connections
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(4)]
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
@@ -84,7 +84,7 @@ def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
 
 def test_what_is_asked_of_rooms_weighs_too(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
-    connections = server.app.rooms.sliding.connections
+    connections = server.app.syncing.sliding.connections
     alice = server.register("alice")
     create(alice)
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
@@ -128,7 +128,7 @@ def typists(answer: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None:
-    views = SentTyping(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
+    views = SentTyping(server.app.presence.typing, server.app.database.streams, capacity=50_000)
 
     def key(device: str, conn_id: str = "") -> ConnectionKey:
         return ConnectionKey("@alice:example.org", device, conn_id)
@@ -190,9 +190,9 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     alice = server.register("alice")
     assert alice.device_id is not None
     room_id = create(alice)
-    parts = server.app.rooms.sliding
+    parts = server.app.syncing.sliding
     key = ConnectionKey(alice.user_id, alice.device_id, "")
-    views = SentTyping(server.app.rooms.typing, server.app.database.streams, capacity=50_000)
+    views = SentTyping(server.app.presence.typing, server.app.database.streams, capacity=50_000)
     views.keep(key, None, "1", TypingView(frozenset({1}), {}))
     client = SlidingClient(
         alice,

@@ -131,12 +131,12 @@ def test_a_read_receipt_of_an_ignored_user_does_not_wake(
 
 
 def test_typing_of_remote_users(server: TestServer, alice: User, bob: User) -> None:
-    service = server.app.rooms.typing
+    service = server.app.presence.typing
     heard: list[tuple[int, str, bool]] = []
     service.subscribe(lambda *what: heard.append(what))
     room_id = rooms.create(alice)
     nids: list[int] = []
-    Deferred.fromCoroutine(server.app.rooms.engine.get_snapshot(RoomID(room_id))).addCallback(
+    Deferred.fromCoroutine(server.app.room_engine.engine.get_snapshot(RoomID(room_id))).addCallback(
         lambda snapshot: nids.append(snapshot.room.room_nid)
     )
     rooms.type(alice, room_id)

@@ -43,7 +43,7 @@ class Town:
 
     def number_of(self, room_id: str) -> int:
         return self.server.run(
-            self.server.app.rooms.engine.get_snapshot(RoomID(room_id))
+            self.server.app.room_engine.engine.get_snapshot(RoomID(room_id))
         ).room.room_nid
 
     def type(self, room_id: str, *, typing: bool = True) -> None:

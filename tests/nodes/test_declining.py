@@ -55,7 +55,7 @@ async def test_who_enters_through_another_node_does_not_leave_later(
     network.clock.advance(600)
 
     network.hold()
-    bob.server.run(bob.server.app.rooms.elsewhere.leaving.do_tell(16))
+    bob.server.run(bob.server.app.federated_rooms.leaving.do_tell(16))
     assert ["/make_leave/" in letter.request.uri for letter in network.held()] == [True]
     joining = there.start("POST", f"{V3}/join/{room_id}?via={NORTH}")
     while not joining.connection.answers():
@@ -63,7 +63,7 @@ async def test_who_enters_through_another_node_does_not_leave_later(
     network.deliver()
     for _ in range(20):
         network.clock.advance(60)
-        bob.server.run(bob.server.app.rooms.elsewhere.leaving.do_tell(16))
+        bob.server.run(bob.server.app.federated_rooms.leaving.do_tell(16))
 
     assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "join"
     other.app.other_nodes.stop()

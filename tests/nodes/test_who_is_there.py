@@ -148,7 +148,7 @@ async def test_remote_presence_on_one_node_reaches_the_other(
     await pretend_member(nodes.servers[0], room_id, eve)
     nodes.wait()
     update = PresenceUpdate(eve, "online", 0, currently_active=True, status_msg="here")
-    nodes.servers[0].app.rooms.presence.receive(ServerName(PEER), [update])
+    nodes.servers[0].app.presence.presence.receive(ServerName(PEER), [update])
     nodes.wait(1)
     for user in bob:
         assert shown(sync(user))[eve] == "online"

@@ -112,7 +112,9 @@ class Town:
         self.sending: list[Message] = []
         self.judging: list[Judgement] = []
         self.names = count()
-        self.room_nid = server.run(server.app.rooms.engine.get_snapshot(self.room_id)).room.room_nid
+        self.room_nid = server.run(
+            server.app.room_engine.engine.get_snapshot(self.room_id)
+        ).room.room_nid
         self.old = [
             self.say_at_once(words)
             for words in ({0, 2, 4}, {1, 3, 5}, set(range(PEOPLE)), set[int]())
@@ -176,7 +178,9 @@ class Town:
         words, event = self.chance.choice(self.old)
         judgement = Judgement(words, [], self.possible())
         self.judging.append(judgement)
-        work = self.server.app.rooms.classify(event, Circumstances(self.room_nid, PEOPLE + 1, None))
+        work = self.server.app.push_rules.outcomes.classify(
+            event, Circumstances(self.room_nid, PEOPLE + 1, None)
+        )
         ensureDeferred(work).addCallback(judgement.found.append)
 
     def possible(self) -> list[set[Rules]]:

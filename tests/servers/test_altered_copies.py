@@ -226,14 +226,14 @@ async def test_state_has_its_effects_again(network: Network, way: str) -> None:
         altered = {"membership": "join"} if type == "m.room.member" else {}
         await arrives_altered(network, room.north, event, {**altered, "x": "y"})
         if type == "m.room.server_acl":
-            assert not await room.north.rooms.access.is_allowed(
+            assert not await room.north.room_engine.access.is_allowed(
                 await room.north.room(room.room_id), room.south.name
             )
         if way == "state":
             await room.north.federation.receiver.receive_outliers(room.room_id, [event.pdu])
         else:
             await room.south.push(NORTH, [event.pdu])
-    access, snapshot = room.north.rooms.access, await room.north.room(room.room_id)
+    access, snapshot = room.north.room_engine.access, await room.north.room(room.room_id)
     assert await access.is_allowed(snapshot, room.south.name)
     assert not await access.is_allowed(snapshot, ServerName("evil.example"))
     path = f"/_matrix/client/v3/rooms/{room.room_id}"

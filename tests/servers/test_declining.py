@@ -40,7 +40,7 @@ def invited_twice(network: Network) -> tuple[User, User, list[str]]:
 
 def tell(server: TestServer) -> None:
     """Run the job that sends pending leaves."""
-    server.run(server.app.rooms.elsewhere.leaving.do_tell(16))
+    server.run(server.app.federated_rooms.leaving.do_tell(16))
 
 
 def wait(network: Network, server: TestServer, hours: float) -> None:

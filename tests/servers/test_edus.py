@@ -40,10 +40,11 @@ async def each(*edus: object) -> AsyncIterator[object]:
 
 @pytest.mark.parametrize("fault", [Forbidden("not you"), RuntimeError("a bug")])
 async def test_a_failing_handler_does_not_affect_others(network: Network, fault: Exception) -> None:
-    edus = EduReceivers(network.add(SOUTH).app.federation.access)
     failing, working = Taken(fault), Taken()
-    edus.register("org.example.failing", failing.receive)
-    edus.register("org.example.working", working.receive)
+    edus = EduReceivers(
+        network.add(SOUTH).app.room_engine.access,
+        {"org.example.failing": failing.receive, "org.example.working": working.receive},
+    )
 
     await edus.receive(
         NORTH, each(edu("org.example.failing"), edu("org.example.working", number=1))
@@ -54,17 +55,20 @@ async def test_a_failing_handler_does_not_affect_others(network: Network, fault:
 
 
 async def test_an_edu_that_could_not_be_stored_is_not_acknowledged(network: Network) -> None:
-    edus = EduReceivers(network.add(SOUTH).app.federation.access)
-    edus.register("org.example.failing", Taken(DatabaseUnavailable("gone")).receive)
+    edus = EduReceivers(
+        network.add(SOUTH).app.room_engine.access,
+        {"org.example.failing": Taken(DatabaseUnavailable("gone")).receive},
+    )
 
     with pytest.raises(DatabaseUnavailable):
         await edus.receive(NORTH, each(edu("org.example.failing")))
 
 
 async def test_malformed_and_unknown_edus_are_ignored(network: Network) -> None:
-    edus = EduReceivers(network.add(SOUTH).app.federation.access)
     taken = Taken()
-    edus.register("org.example.known", taken.receive)
+    edus = EduReceivers(
+        network.add(SOUTH).app.room_engine.access, {"org.example.known": taken.receive}
+    )
 
     malformed: list[object] = [
         None,
@@ -87,10 +91,11 @@ async def test_room_acls_are_applied(network: Network) -> None:
     open_to_all, closed, elsewhere = room.room_id, create_room(room.bob), create_room(room.bob)
     await adopt(room.south, room.north, room.alice.user_id, closed)
     set_state(room.bob, closed, "m.room.server_acl", {"allow": ["*"], "deny": ["NORTH.example"]})
-    edus = EduReceivers(room.south.federation.access)
     typing, receipts = Taken(), Taken()
-    edus.register("m.typing", typing.receive)
-    edus.register("m.receipt", receipts.receive)
+    edus = EduReceivers(
+        room.south.room_engine.access,
+        {"m.typing": typing.receive, "m.receipt": receipts.receive},
+    )
 
     rooms = (closed, elsewhere, open_to_all, f"!unknown:{NORTH}", "!\0")
     await edus.receive(
@@ -103,11 +108,3 @@ async def test_room_acls_are_applied(network: Network) -> None:
 
     assert typing.contents == [{"room_id": open_to_all, "typing": True}]
     assert receipts.contents == [{open_to_all: {"m.read": {}}}]
-
-
-async def test_a_type_has_one_handler(network: Network) -> None:
-    edus = EduReceivers(network.add(SOUTH).app.federation.access)
-    edus.register("m.typing", Taken().receive)
-
-    with pytest.raises(ValueError, match=r"m\.typing"):
-        edus.register("m.typing", Taken().receive)

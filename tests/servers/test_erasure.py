@@ -18,7 +18,7 @@ API = "/_matrix/federation/v1/"
 
 async def ask(side: Side, template: str, *values: str, **query: Any) -> list[Any]:
     pairs = [(name, str(value)) for name, value in query.items()]
-    answer = await side.federation.requests.get(
+    answer = await side.edge.requests.get(
         ServerName(NORTH), path_of(API + template, *values), pairs
     )
     return list(answer["pdus"])
@@ -27,7 +27,7 @@ async def ask(side: Side, template: str, *values: str, **query: Any) -> list[Any
 async def missing(side: Side, room_id: RoomID, latest: str) -> list[Any]:
     path = path_of(API + "get_missing_events/{}", room_id)
     body = {"earliest_events": [], "latest_events": [latest], "limit": 3}
-    return list((await side.federation.requests.post(ServerName(NORTH), path, body))["events"])
+    return list((await side.edge.requests.post(ServerName(NORTH), path, body))["events"])
 
 
 @pytest.mark.parametrize("version", ["1", "11"])

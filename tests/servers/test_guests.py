@@ -31,7 +31,7 @@ def test_guests_go_when_somebody_elsewhere_says_that_there_shall_be_none(network
     assert members(alice, room_id)[guest.user_id] == "join"
     set_state(alice, room_id, "m.room.guest_access", {"guest_access": "forbidden"})
     network.settle()
-    south.app.start_jobs()
+    south.app.jobs.start()
     south.clock.advance(60)
     network.settle()
     for user in (alice, bob):

@@ -360,7 +360,7 @@ async def test_answers_of_more_values_than_anybody_has_are_refused(network: Netw
     network.liars.append(
         lambda _, request: WireAnswer(200, {}, body) if "/user/devices/" in request.uri else None
     )
-    keys = RemoteKeys(room.north.federation.requests)
+    keys = RemoteKeys(room.north.edge.requests)
 
     with pytest.raises(RemoteError, match="more values"):
         await keys.get_list(room.bob.user_id, 10)

@@ -124,7 +124,7 @@ async def test_no_local_user_authorises_a_join_without_being_asked(network: Netw
     network.liars.append(lambda _, request: lie if "/make_join/" in request.uri else None)
 
     with pytest.raises(MatrixError):
-        await bob.server.app.rooms.elsewhere.memberships.join_vouched_for(
+        await bob.server.app.federated_rooms.remote_memberships.join_vouched_for(
             RoomID(room_id), carol_id, {"membership": "join"}, [NORTH]
         )
 
@@ -193,7 +193,7 @@ async def test_an_invite_by_who_is_not_in_the_room_does_not_say_its_version(
     )
     path = f"/_matrix/federation/v2/invite/{quote(room_id)}/{quote(event.event_id)}"
     body = {"event": event.pdu, "room_version": "6", "invite_room_state": []}
-    await west.federation.requests.put(ServerName(SOUTH), path, body)
+    await west.edge.requests.put(ServerName(SOUTH), path, body)
     assert room_id in rooms_in_sync(bob, "invite")
 
     if is_invited:

@@ -91,7 +91,7 @@ def posts(room: Shared) -> dict[str, tuple[str, str, Mapping[str, Any]]]:
 
 async def test_no_request_is_a_fault_of_ours(half_postgres: Network) -> None:
     room = await shared(half_postgres, config={NORTH: "allow_public_rooms_over_federation: true\n"})
-    requests, north = room.south.federation.requests, ServerName(NORTH)
+    requests, north = room.south.edge.requests, ServerName(NORTH)
     refused: dict[str, int] = {}
     with capturedLogs() as logged:
         for uri in GETS:

@@ -39,7 +39,7 @@ class Costs:
         room_id = create(self.alice, preset="public_chat", name="tea")
         joins = [Draft("m.room.member", user, {"membership": "join"}, user) for user in users]
         for start in range(0, len(users), 50):
-            await self.alice.server.app.rooms.engine.send(
+            await self.alice.server.app.room_engine.engine.send(
                 RoomID(room_id), joins[start : start + 50]
             )
         self.north.clear()

@@ -392,7 +392,7 @@ def test_a_join_that_ends_after_the_account_was_closed_is_undone(network: Networ
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
     south = network.servers[SOUTH]
-    south.app.start_jobs()
+    south.app.jobs.start()
     network.hold()
     joining = bob.start("POST", f"{V3}/join/{room_id}?server_name={NORTH}", {})
     proof = {

@@ -37,7 +37,7 @@ def another_node(network: Network, name: str) -> RemoteDevices:
     app = network.servers[name].app
     rows = MembershipStore(app.database)
     memberships = Memberships(rows, Streams(), capacity=100)
-    remote = RemoteKeys(app.federation.requests)
+    remote = RemoteKeys(app.edge.requests)
     store, sender = RemoteDeviceStore(app.database), app.federation_out.sender
     return RemoteDevices(
         network.clock, store, remote, memberships, rows, sender, app.federation.identity.is_local

@@ -262,7 +262,7 @@ def ask_signed(network: Network, path: str) -> Answer:
 
         return give
 
-    requests = network.servers[SOUTH].app.federation.requests
+    requests = network.servers[SOUTH].app.edge.requests
     network.servers[SOUTH].run(
         requests.download(
             ServerName(NORTH), path, (), take, seconds=30, max_bytes=1 << 20, signed=True

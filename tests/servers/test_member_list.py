@@ -169,14 +169,12 @@ def config(*, trust: ListKey = KEY, further: str = "") -> str:
 
 
 def start_list(server: TestServer) -> None:
-    Deferred.fromCoroutine(server.app.federation.edge.member_lists.start())
+    Deferred.fromCoroutine(server.app.edge.member_lists.start())
 
 
 def refresh(server: TestServer) -> bool:
     found: list[bool] = []
-    Deferred.fromCoroutine(server.app.federation.edge.member_lists.refresh()).addCallback(
-        found.append
-    )
+    Deferred.fromCoroutine(server.app.edge.member_lists.refresh()).addCallback(found.append)
     return found[0]
 
 
@@ -190,7 +188,7 @@ class Closed:
 
     def say(self, *members: str | Mapping[str, Any], **about: Any) -> None:
         self.address.document = KEY.sign(a_list(*members, **about))
-        if self.north.app.federation.policy.members is None:
+        if self.north.app.edge.policy.members is None:
             start_list(self.north)
         else:
             assert refresh(self.north)
@@ -203,7 +201,7 @@ def closed(network: Network) -> Closed:
 
 def minutes(server: TestServer, count: int) -> None:
     """Let them pass, with the job that looks for lists."""
-    (job,) = edge_jobs(server.app.federation.edge.member_lists)
+    (job,) = edge_jobs(server.app.edge.member_lists)
     for _ in range(count):
         server.clock.advance(job.interval)
         server.run(take_step(job))
@@ -425,7 +423,7 @@ def test_administrators_see_the_policy_in_force(closed: Closed) -> None:
     assert not other["allowed"]
     assert "no member" in other["reason"]
     with pytest.raises(Forbidden):
-        closed.north.app.federation.policy.check_origin(EAST)
+        closed.north.app.edge.policy.check_origin(EAST)
 
 
 def test_a_list_that_is_missing_or_ends_is_looked_for_each_minute(closed: Closed) -> None:

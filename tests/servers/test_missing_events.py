@@ -380,7 +380,7 @@ async def test_a_server_that_invents_events_delays_only_its_own(network: Network
     inbox = Inbox(
         store,
         app.rooms.store,
-        app.rooms.engine,
+        app.room_engine.engine,
         app.incoming.missing,
         insiders,
         network.clock,
@@ -388,14 +388,14 @@ async def test_a_server_that_invents_events_delays_only_its_own(network: Network
     )
     parts = app.federation
     transactions = Transactions(
-        app.rooms.engine,
+        app.room_engine.engine,
         app.rooms.memberships,
         parts.receiver,
         inbox,
         insiders,
-        parts.edus,
+        app.federation_out.edus,
         app.incoming.outside,
-        parts.policy,
+        app.edge.policy,
         metrics,
         network.clock,
     )

@@ -55,7 +55,7 @@ class LargeTowns(Towns):
         run_coroutine(self._remember(), None)
 
     async def _send(self, drafts: list[Draft]) -> None:
-        await self.sides[0].server.app.rooms.engine.send(self.room_id, drafts)
+        await self.sides[0].server.app.room_engine.engine.send(self.room_id, drafts)
 
     @rule(number=st.integers(0, EXTRAS - 1), what=st.sampled_from(["say", "leave", "join"]))
     def extra(self, number: int, what: str) -> None:

@@ -158,7 +158,7 @@ async def test_device_changes_during_partial_state_are_known_in_the_end(network:
 
 async def leave(server: TestServer, room_id: str, user_id: UserID) -> None:
     draft = Draft("m.room.member", user_id, {"membership": "leave"}, user_id)
-    await server.app.rooms.engine.send(RoomID(room_id), [draft])
+    await server.app.room_engine.engine.send(RoomID(room_id), [draft])
 
 
 def publish(user: User, key: str) -> None:

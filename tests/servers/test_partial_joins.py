@@ -280,7 +280,7 @@ async def test_partial_state_is_not_served(network: Network) -> None:
 async def ask(server: TestServer, other: str, path: str, event_id: str) -> tuple[int, str]:
     """Return the refusal of a request to another server."""
     try:
-        await server.app.federation.requests.get(ServerName(other), path, [("event_id", event_id)])
+        await server.app.edge.requests.get(ServerName(other), path, [("event_id", event_id)])
     except RefusedByRemote as refusal:
         return refusal.status, refusal.errcode
     raise AssertionError("it was answered")
@@ -501,7 +501,7 @@ async def test_members_who_left_while_we_were_away_are_removed(network: Network)
     drafts = [
         Draft("m.room.member", member(n), {"membership": "leave"}, member(n)) for n in range(10)
     ]
-    await alice.server.app.rooms.engine.send(RoomID(room_id), drafts)
+    await alice.server.app.room_engine.engine.send(RoomID(room_id), drafts)
 
     ok(join_via(bob, room_id, NORTH))
     network.settle()

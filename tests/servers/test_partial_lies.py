@@ -95,7 +95,7 @@ async def test_an_event_allowed_during_completion_is_rejected_later(
     enter_after_a_ban(network, alice, bob, room_id, wanda)
     south, west = Side(bob.server), Side(wanda.server)
     network.settle()
-    assert await south.federation.keyring.renew(ServerName(WEST))
+    assert await south.edge.keyring.renew(ServerName(WEST))
     network.hold()
     bob.server.app.incoming.completions.start()
     network.settle()
@@ -146,7 +146,7 @@ async def test_an_event_that_the_policy_refused_stays_refused(network: Network) 
     await south.federation.receiver.receive_outliers(
         RoomID(room_id), [each.event.pdu for each in cited.values()]
     )
-    bob.server.app.federation.policy.change(make_rules(None, [WEST]))
+    bob.server.app.edge.policy.change(make_rules(None, [WEST]))
     (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
     assert outcome.verdict is Verdict.SOFT_FAIL
 

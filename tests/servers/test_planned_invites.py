@@ -37,7 +37,7 @@ def people(network: Network, config: str = "") -> tuple[User, User, User]:
 
 def resume(alice: User) -> int:
     """Run the job; return in how many rooms it resumes."""
-    planned = alice.server.app.rooms.elsewhere.planned_invites
+    planned = alice.server.app.federated_rooms.planned_invites
     return alice.server.run(planned.do_resume(50))
 
 
@@ -117,7 +117,7 @@ def test_a_single_node_resumes_planned_invites_at_its_start(
     (room_id,) = rooms_in_sync(bob, "invite")
     monkeypatch.setattr(PlannedInviteStore, "give_back", nothing)
     alice.server = network.rebuild(NORTH)
-    alice.server.app.rooms.elsewhere.planned_invites.start()
+    alice.server.app.federated_rooms.planned_invites.start()
     assert not is_known(carol, room_id), "each has its turn"
     for _ in range(3):
         network.clock.advance(21)
@@ -148,7 +148,7 @@ def test_a_stopping_server_starts_no_invite(network: Network) -> None:
     """A request that is under way while the server stops makes its room; the invites are sent after
     the next start."""
     alice, bob, _ = people(network)
-    alice.server.app.rooms.elsewhere.planned_invites.stop()
+    alice.server.app.federated_rooms.planned_invites.stop()
 
     room_id = create(alice, invite=[bob.user_id])
 

@@ -113,7 +113,7 @@ def test_a_simulation_refuses_nothing_and_names_each_server_once_an_hour() -> No
 async def test_rules_change_while_the_server_runs(network: Network) -> None:
     north = network.add(NORTH)
     network.add(SOUTH)
-    policy, requests = north.app.federation.policy, north.app.federation.requests
+    policy, requests = north.app.edge.policy, north.app.edge.requests
     path = "/_matrix/federation/v1/version"
     assert await requests.get(SOUTH, path, signed=False)
     policy.change(make_rules(["east.example"]))
@@ -127,7 +127,7 @@ async def test_federation_switched_off(network: Network) -> None:
     off = network.add(NORTH, "federation: {enabled: false}\n")
     south = network.add(SOUTH)
     with pytest.raises(Forbidden):
-        await off.app.federation.requests.get(SOUTH, "/_matrix/federation/v1/version")
+        await off.app.edge.requests.get(SOUTH, "/_matrix/federation/v1/version")
     for path in (
         "/_matrix/federation/v1/version",
         "/_matrix/key/v2/server",

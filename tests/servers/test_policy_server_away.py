@@ -58,7 +58,7 @@ async def test_deactivation_works_while_a_policy_server_is_down(network: Network
     whole = network.servers[NORTH].app.rooms
     rows = network.servers[NORTH].run(whole.memberships.of_user(room.alice.user_id)).values()
     assert sorted(row.membership for row in rows) == ["join", "leave", "leave", "leave"]
-    network.servers[NORTH].app.start_jobs()
+    network.servers[NORTH].app.jobs.start()
     let_pass(network, 15)
     judge.is_away = False
     let_pass(network, 15)
@@ -71,7 +71,7 @@ async def test_a_new_display_name_works_while_a_policy_server_is_down(network: N
     others = [elsewhere(room, number) for number in range(2)]
     judge = away(network, room)
     others.append(elsewhere(room, 2))
-    network.servers[NORTH].app.start_jobs()
+    network.servers[NORTH].app.jobs.start()
 
     ok(room.alice.put(f"{V3}/profile/{room.alice.user_id}/displayname", {"displayname": "Alicia"}))
 

@@ -35,7 +35,7 @@ async def sending(network: Network) -> Shared:
 
 def change(network: Network, rules: PolicyRules) -> None:
     """North's policy from now on."""
-    network.servers[NORTH].app.federation.policy.change(rules)
+    network.servers[NORTH].app.edge.policy.change(rules)
     network.settle()
 
 

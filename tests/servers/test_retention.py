@@ -33,11 +33,9 @@ RULES = "retention: {enabled: true}\n"
 async def ask(side: Side, to: str, template: str, *values: str, **query: str) -> list[Any]:
     pairs = list(query.items())
     return list(
-        (
-            await side.federation.requests.get(
-                ServerName(to), path_of(API + template, *values), pairs
-            )
-        )["pdus"]
+        (await side.edge.requests.get(ServerName(to), path_of(API + template, *values), pairs))[
+            "pdus"
+        ]
     )
 
 

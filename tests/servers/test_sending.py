@@ -371,9 +371,9 @@ async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
     well = {**well, "last_successful_stream_ordering": home.server.app.database.streams.current()}
     assert admin.get(f"{DESTINATIONS}/{PEER}").json == well
 
-    home.server.app.federation.policy.change(make_rules(None, [PEER]))
+    home.server.app.edge.policy.change(make_rules(None, [PEER]))
     assert "blocked" in admin.get(f"{DESTINATIONS}/{PEER}").json["refused"]
-    home.server.app.federation.policy.change(make_rules(None, [PEER], is_simulation=True))
+    home.server.app.edge.policy.change(make_rules(None, [PEER], is_simulation=True))
     assert admin.get(f"{DESTINATIONS}/{PEER}").json == well
 
 

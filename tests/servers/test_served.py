@@ -33,14 +33,12 @@ async def ask(side: Side, to: str, template: str, *values: str, **query: Any) ->
         for name, value in query.items()
         for each in (value if isinstance(value, list) else [value])
     ]
-    return await side.federation.requests.get(
-        ServerName(to), path_of(API + template, *values), pairs
-    )
+    return await side.edge.requests.get(ServerName(to), path_of(API + template, *values), pairs)
 
 
 async def missing(side: Side, to: str, room_id: str, **body: Any) -> Any:
     path = path_of(API + "get_missing_events/{}", room_id)
-    return (await side.federation.requests.post(ServerName(to), path, body))["events"]
+    return (await side.edge.requests.post(ServerName(to), path, body))["events"]
 
 
 async def refusal(
@@ -193,7 +191,7 @@ async def everything(
         )
         pairs = [(name, value.replace("{event}", event_id)) for name, value in query.items()]
         try:
-            await side.federation.requests.get(ServerName(to), path, pairs)
+            await side.edge.requests.get(ServerName(to), path, pairs)
         except RefusedByRemote as error:
             refusals.append((error.status, error.errcode))
     try:
@@ -251,9 +249,7 @@ async def test_an_unsigned_request_is_refused(network: Network) -> None:
 
     assert room.north.server.get(API + f"event/{said}").status == 401
     with pytest.raises(RemoteError):
-        await room.south.federation.requests.get(
-            ServerName(NORTH), API + f"event/{said}", signed=False
-        )
+        await room.south.edge.requests.get(ServerName(NORTH), API + f"event/{said}", signed=False)
 
 
 async def test_rejected_events_are_not_served(network: Network) -> None:

@@ -37,13 +37,13 @@ def world(network: Network, **wish: Any) -> tuple[User, TestServer, str]:
 
 
 def get(server: TestServer, path: str, *values: str, **query: str) -> Any:
-    return server.app.federation.requests.get(TO, path_of(path, *values), list(query.items()))
+    return server.app.edge.requests.get(TO, path_of(path, *values), list(query.items()))
 
 
 def put(
     server: TestServer, path: str, *values: str, body: Mapping[str, Any], query: str = ""
 ) -> Any:
-    return server.app.federation.requests.put(
+    return server.app.edge.requests.put(
         TO, path_of(path, *values), body, [("omit_members", query)] * bool(query)
     )
 

@@ -42,7 +42,7 @@ def audit_of(server: TestServer, registry: CollectorRegistry) -> StateAudit:
     return StateAudit(
         StateAuditStore(app.database),
         app.rooms.store,
-        app.rooms.engine,
+        app.room_engine.engine,
         app.rooms.events,
         resolver,
         AuditMetrics(registry),

@@ -126,7 +126,7 @@ async def test_what_was_soft_failed_is_told_when_its_sender_is_back(network: Net
 async def test_so_is_what_another_process_has_soft_failed(network: Network) -> None:
     room = await shared(network)
     event_id = await soft_fail(room)
-    checks = room.north.rooms.sticky_checks
+    checks = room.north.room_engine.sticky_checks
     checks._waiting = WhoWaits()  # as in a process that has only heard that another one wrote
     checks._on_remote_write(0, 0)
     await adopt_again(room)

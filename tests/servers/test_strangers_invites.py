@@ -73,7 +73,7 @@ async def send_invite(side: Side, event: Event) -> None:
     api, body = "v2", {"room_version": version, "event": event.pdu, "invite_room_state": []}
     if version == "1":
         api, body = "v1", dict(event.pdu)
-    await side.federation.requests.put(
+    await side.edge.requests.put(
         ServerName(NORTH), f"/_matrix/federation/{api}/invite/{place}", body
     )
 

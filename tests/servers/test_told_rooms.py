@@ -72,14 +72,14 @@ async def test_the_stripped_state_of_an_invite_is_verified(
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "12", name="tea")
-    put = south.federation.requests.put
+    put = south.edge.requests.put
 
     async def lie(destination: ServerName, path: str, body: Any, *args: Any, **more: Any) -> Any:
         if "/invite/" in path:
             body = {**body, "invite_room_state": altered(body["invite_room_state"], way)}
         return await put(destination, path, body, *args, **more)
 
-    south.federation.requests.put = lie  # type: ignore[method-assign]
+    south.edge.requests.put = lie  # type: ignore[method-assign]
     answer = membership(bob, room_id, "invite", alice)
 
     if shown is None:

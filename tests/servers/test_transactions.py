@@ -132,9 +132,7 @@ async def test_a_body_that_is_no_transaction_is_an_error(network: Network, body:
     room = await shared(network)
 
     with pytest.raises(RefusedByRemote) as refused:
-        await room.north.federation.requests.put(
-            ServerName(SOUTH), "/_matrix/federation/v1/send/x", body
-        )
+        await room.north.edge.requests.put(ServerName(SOUTH), "/_matrix/federation/v1/send/x", body)
     assert refused.value.status == 400
 
 
@@ -392,7 +390,7 @@ async def test_what_waits_is_not_read_yet(network: Network) -> None:
 
 
 async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
-    network: Network,
+    network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = await shared(network)
     taken: list[int] = []
@@ -400,7 +398,8 @@ async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
     async def receive(_origin: ServerName, content: Mapping[str, Any]) -> None:
         taken.append(len(content["a"]))
 
-    room.south.federation.edus.register("org.example.long", receive)
+    edus_here = room.south.server.app.federation_out.edus
+    monkeypatch.setattr(edus_here, "handlers", {**edus_here.handlers, "org.example.long": receive})
     values: list[Any] = ["x" * 2_000_000, [{}] * 1_000_000, [{}] * 100_000]
     edus = [{"edu_type": "org.example.long", "content": {"a": value}} for value in values]
 
@@ -427,7 +426,7 @@ async def test_a_name_may_be_written_in_any_way_and_nothing_is_acknowledged_that
     )
 
     sent = Deferred.fromCoroutine(
-        room.north.federation.requests.put(
+        room.north.edge.requests.put(
             ServerName(SOUTH), "/_matrix/federation/v1/send/x", msgspec.Raw(body), seconds=60
         )
     )

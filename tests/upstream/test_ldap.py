@@ -38,7 +38,7 @@ def signed_in(server: TestServer, name: str, password: str = "wonderland") -> Us
 
 def look(server: TestServer) -> None:
     """Let the periodic check run."""
-    server.app.start_jobs()
+    server.app.jobs.start()
     server.clock.advance(60)
 
 

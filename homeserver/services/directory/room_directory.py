@@ -19,7 +19,7 @@ from federation.rooms.room_servers import RoomServers, longest_in
 from federation.rooms.serving.summaries import describe_room
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
 from homeserver.api.requester import Requester
-from homeserver.services.directory.remote_servers import Elsewhere
+from homeserver.services.directory.remote_directory import RemoteDirectory
 from homeserver.services.directory.shadow_ban import UnshownRooms
 from storage.directory.aliases import AliasRow, AliasStore, AliasTaken
 from storage.rooms.rooms import RoomStore
@@ -76,7 +76,7 @@ class RoomDirectory:
         summaries: RoomSummaryStore,
         reading: ReadsRooms,
         servers: RoomServers,
-        elsewhere: Elsewhere,
+        remote: RemoteDirectory,
         unshown: UnshownRooms,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
@@ -92,7 +92,7 @@ class RoomDirectory:
         self._namespaces = namespaces
         self._readable_elsewhere = readable_elsewhere
         self._servers = servers
-        self._elsewhere = elsewhere
+        self._remote = remote
         self._unshown = unshown
         self._only_members_add_aliases = only_members_add_aliases
         self._readable_without_account = readable_without_account
@@ -111,7 +111,7 @@ class RoomDirectory:
         """Return the room of an alias, and servers in it. Raises NotFound, Forbidden,
         OtherServerFailed."""
         if not self._identity.is_local(alias):
-            return await self._elsewhere.directory.get_alias(alias)
+            return await self._remote.get_alias(alias)
         return await self._find(caller, alias)
 
     async def get_own_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
@@ -226,7 +226,7 @@ class RoomDirectory:
                 raise InvalidParam(f"server: {server!r} cannot be a server name")
             page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
             types = None if room_types is None else tuple(room_types)
-            return await self._elsewhere.directory.get_public_rooms(
+            return await self._remote.get_public_rooms(
                 server, DirectoryQuery(page, since, term, types)
             )
         return await self._page(limit, since, term, room_types, caller, only_federating=False)

@@ -23,10 +23,10 @@ from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_room_alias,
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.joins.planned_invites import PlannedInvites
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.directory.remote_servers import Elsewhere
 from homeserver.services.directory.room_directory import AliasNamespaces
 from homeserver.services.directory.shadow_ban import UnshownRooms
 from homeserver.services.profiles.profiles import Profiles
@@ -95,7 +95,7 @@ class RoomCreation:
         unshown: UnshownRooms,
         profiles: Profiles,
         memberships: RoomMemberships,
-        elsewhere: Elsewhere,
+        planned_invites: PlannedInvites,
         limiter: RateLimiter,
         identity: ServerIdentity,
         secret_text: SecretText,
@@ -117,7 +117,7 @@ class RoomCreation:
         self._namespaces = namespaces
         self._profiles = profiles
         self._memberships = memberships
-        self._remote = elsewhere
+        self._planned_invites = planned_invites
         self._limiter = limiter
         self._identity = identity
         self._secret_text = secret_text
@@ -157,7 +157,7 @@ class RoomCreation:
         drafts = await self._make_drafts(caller.user_id, version, request, invites, alias)
         now = self._now_ms()
         elsewhere = [user_id for user_id in invites if not self._identity.is_local(user_id)]
-        planned = self._remote.planned_invites
+        planned = self._planned_invites
         plan = (
             planned.plan(caller.user_id, elsewhere, _invite_content(request, None))
             if elsewhere

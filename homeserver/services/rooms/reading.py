@@ -33,7 +33,7 @@ from homeserver.services.account_data.ignored_users import IgnoredUsers, without
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.aggregations import Aggregations
 from homeserver.services.rooms.client_events import ClientEvents, present_plainly, present_state
-from homeserver.services.rooms.history import RoomHistory
+from homeserver.services.rooms.history import HistorySource
 from homeserver.services.rooms.state_responses import Question, RoomAnswers
 from homeserver.services.streams.sync_tokens import (
     SyncToken,
@@ -102,7 +102,7 @@ class RoomReading:
         ignored: IgnoredUsers,
         aggregations: Aggregations,
         answers: RoomAnswers,
-        history: RoomHistory,
+        history: HistorySource,
     ) -> None:
         self._engine = engine
         self._events = events

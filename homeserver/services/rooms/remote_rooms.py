@@ -6,14 +6,19 @@ spec: client-server-api#room-membership
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from federation.peers.policy import Policy
 from federation.protocol.errors import Forbidden, GuestAccessForbidden, NotFound
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
+from federation.rooms.joins.invites import Invitations
+from federation.rooms.joins.out_of_room import OutsideMemberships
+from federation.rooms.joins.remote_joins import RemoteMemberships
+from federation.rooms.joins.remote_leaves import Leaving
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_servers import RoomServers, longest_in
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.directory.remote_servers import Elsewhere
+from homeserver.services.directory.remote_directory import RemoteDirectory
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomRow, RoomStore
 
@@ -28,13 +33,23 @@ class RoomsElsewhere:
 
     def __init__(
         self,
-        elsewhere: Elsewhere,
+        remote_memberships: RemoteMemberships,
+        leaving: Leaving,
+        invitations: Invitations,
+        directory: RemoteDirectory,
+        policy: Policy,
+        outside: OutsideMemberships,
         rooms: RoomStore,
         memberships: Memberships,
         servers: RoomServers,
         limiter: RateLimiter,
     ) -> None:
-        self._remote = elsewhere
+        self._remote_memberships = remote_memberships
+        self._leaving = leaving
+        self._invitations = invitations
+        self._directory = directory
+        self._policy = policy
+        self._outside = outside
         self._rooms = rooms
         self._memberships = memberships
         self._servers = servers
@@ -43,7 +58,7 @@ class RoomsElsewhere:
     async def resolve(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """Return the room of another server's alias, and servers in it. Raises NotFound, Forbidden,
         OtherServerFailed."""
-        return await self._remote.directory.get_alias(alias, anew=True)
+        return await self._directory.get_alias(alias, anew=True)
 
     async def do_join(
         self, caller: Requester, room_id: RoomID, content: Mapping[str, Any], servers: Sequence[str]
@@ -58,7 +73,7 @@ class RoomsElsewhere:
         if caller.rate_limited:
             self._limiter.check(Limit.JOIN_REMOTE, caller.user_id)
         candidates = await self._candidates(caller.user_id, room_id, servers)
-        return await self._remote.memberships.join(room_id, caller.user_id, content, candidates)
+        return await self._remote_memberships.join(room_id, caller.user_id, content, candidates)
 
     async def do_join_vouched_for(
         self, caller: Requester, room_id: RoomID, content: Mapping[str, Any], servers: Sequence[str]
@@ -66,7 +81,7 @@ class RoomsElsewhere:
         """Join a room that this server is in but in which only another server can authorise the
         join."""
         candidates = await self._candidates(caller.user_id, room_id, servers)
-        await self._remote.memberships.join_vouched_for(
+        await self._remote_memberships.join_vouched_for(
             room_id, caller.user_id, content, candidates
         )
 
@@ -76,7 +91,7 @@ class RoomsElsewhere:
         """Knock on the room. Raises NotFound, Forbidden, UnsupportedRoomVersion,
         OtherServerFailed."""
         candidates = await self._candidates(caller.user_id, room_id, servers)
-        await self._remote.memberships.knock(room_id, caller.user_id, content, candidates)
+        await self._remote_memberships.knock(room_id, caller.user_id, content, candidates)
 
     async def do_leave(self, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]) -> None:
         """Reject an invite or retract a knock. Has no effect if the user has already left. Raises
@@ -89,20 +104,20 @@ class RoomsElsewhere:
         if row.membership in ("leave", "ban"):
             return
         candidates = await self._candidates(user_id, room_id, ())
-        await self._remote.leaving.leave(room_id, user_id, content, candidates)
+        await self._leaving.leave(room_id, user_id, content, candidates)
 
     def check_inviting(self, targets: Iterable[UserID]) -> None:
         """Check that the policy allows requests to the servers of these users, which have to sign
         the invites. Raises Forbidden."""
         for server in dict.fromkeys(domain_of(target) for target in targets):
-            self._remote.policy.check_destination(server, INVITE_PATH)
+            self._policy.check_destination(server, INVITE_PATH)
 
     async def do_invite(
         self, caller: Requester, room_id: RoomID, target: UserID, content: Mapping[str, Any]
     ) -> EventID:
         """Invite a user of another server. Raises NotFound, Forbidden, UnsupportedRoomVersion,
         OtherServerFailed."""
-        return await self._remote.invitations.do_invite(room_id, caller.user_id, target, content)
+        return await self._invitations.do_invite(room_id, caller.user_id, target, content)
 
     async def _find(
         self, user_id: UserID, room_id: RoomID
@@ -123,7 +138,7 @@ class RoomsElsewhere:
         if room is not None:
             if row is not None and row.membership == "invite":
                 inviter.append(domain_of(row.sender))
-            known += await self._remote.outside.find_servers(room.room_nid, user_id)
+            known += await self._outside.find_servers(room.room_nid, user_id)
             known += longest_in(await self._servers.in_room(room.room_nid))[:MAX_FORMER_SERVERS]
         if ":" in room_id:
             known.append(domain_of(room_id))

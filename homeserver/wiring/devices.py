@@ -1,0 +1,86 @@
+"""Puts together devices in end-to-end encryption: their keys, the lists of them, and the messages
+to them."""
+
+from collections.abc import Mapping
+
+from federation.devices.published_keys import KeysOfPeople
+from federation.peers.policy import Policy
+from homeserver.observe.caches import Counted, Entries
+from homeserver.services.devices.device_cache import DevicesOfUsers
+from homeserver.services.encryption.device_keys import DeviceKeys, show_keys
+from homeserver.services.encryption.device_lists import DeviceLists
+from homeserver.services.encryption.encrypted_rooms import EncryptedRooms
+from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
+from homeserver.services.encryption.to_device import ToDevice
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
+from storage.encryption.cross_signing import CrossSigningStore
+from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
+from storage.encryption.published_keys import PublishedKeyStore
+from storage.rooms.summaries import RoomSummaryStore
+
+
+class DeviceParts:
+    """Keys of devices, device lists, to-device messages."""
+
+    def __init__(
+        self,
+        base: Foundation,
+        policy: Policy,
+        accounts: AccountParts,
+        rooms: RoomDataParts,
+        room_engine: RoomEngineParts,
+    ) -> None:
+        database, streams, sizes = base.database, base.database.streams, base.sizes
+        self.cross_signing_store = CrossSigningStore(database)
+        self.outgoing_store = OutgoingToDeviceStore(database)
+        self.published_keys = KeysOfPeople(
+            PublishedKeyStore(database), streams, show_keys, capacity=sizes.devices
+        )
+        self.key_counts = KeyCountsInMemory(
+            streams, accounts.device_key_store, capacity=sizes.users
+        )
+        self.device_keys = DeviceKeys(
+            database, accounts.device_key_store, self.key_counts, base.limiter, base.now_ms
+        )
+        self._encrypted_rooms = EncryptedRooms(
+            RoomSummaryStore(database), streams, capacity=sizes.rooms
+        )
+        self.device_lists = DeviceLists(
+            accounts.device_store,
+            self.cross_signing_store,
+            room_engine.engine,
+            rooms.store,
+            rooms.memberships,
+            rooms.membership_store,
+            self._encrypted_rooms,
+            rooms.current_states,
+            rooms.past,
+            rooms.recent,
+            rooms.events,
+            rooms.partial,
+        )
+        self._device_cache = DevicesOfUsers(streams)
+        self.to_device = ToDevice(
+            database,
+            accounts.to_device_store,
+            self.outgoing_store,
+            base.identity,
+            policy,
+            rooms.servers,
+            self._device_cache,
+            base.limiter,
+            base.now_ms,
+        )
+
+    @property
+    def caches(self) -> Mapping[str, Counted]:
+        """The caches that metrics show."""
+        return {
+            "devices": Entries(self._device_cache.cache),
+            "encrypted_rooms": Entries(self._encrypted_rooms.cache),
+            "key_counts": Entries(self.key_counts.cache),
+            "published_keys": Entries(self.published_keys.cache),
+        }

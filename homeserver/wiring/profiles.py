@@ -1,0 +1,77 @@
+"""Puts together the profiles of users."""
+
+from collections.abc import Sequence
+
+from homeserver.cluster.jobs import Job
+from homeserver.config.accounts import DisplayNames
+from homeserver.config.configuration import Config
+from homeserver.services.profiles.access import ProfileAccess
+from homeserver.services.profiles.profiles import NameRules, Profiles, RemoteProfiles
+from homeserver.services.rooms.profile_propagation import ProfilePropagation
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
+
+
+class ProfileParts:
+    """Profiles, who may read them, and how a change gets into rooms."""
+
+    def __init__(
+        self,
+        base: Foundation,
+        accounts: AccountParts,
+        rooms: RoomDataParts,
+        room_engine: RoomEngineParts,
+        remote: RemoteProfiles,
+    ) -> None:
+        people = base.config.people
+        self.propagation = ProfilePropagation(
+            base.database,
+            accounts.profile_store,
+            rooms.store,
+            room_engine.engine,
+            rooms.memberships,
+        )
+        self.access = ProfileAccess(
+            rooms.membership_store,
+            account_needed=people.require_auth_for_profile_requests,
+            room_needed=people.limit_profile_requests_to_users_who_share_rooms,
+        )
+        self.profiles = Profiles(
+            base.database,
+            accounts.store,
+            accounts.profile_store,
+            self.propagation,
+            remote,
+            server_name=base.identity.server_name,
+            fixed=fixed_profile_fields(base.config),
+            name_rules=name_rules_of(base.config.registration.display_names),
+        )
+
+    def start(self) -> None:
+        """Continue to send changed profiles to rooms."""
+        self.propagation.wake()
+
+    def jobs(self) -> Sequence[Job]:
+        """Return the background jobs."""
+        return (Job("carry_profiles", self.propagation.do_resume, 60.0),)
+
+
+def name_rules_of(display_names: DisplayNames) -> NameRules:
+    """Return the rules for display names."""
+    return NameRules(
+        longest=display_names.maximum_length,
+        pattern=display_names.pattern,
+        forbidden=display_names.forbidden,
+    )
+
+
+def fixed_profile_fields(config: Config) -> frozenset[str]:
+    """Return the profile fields that users cannot change."""
+    registration = config.registration
+    fixed = {
+        "displayname": not registration.enable_set_displayname,
+        "avatar_url": not registration.enable_set_avatar_url,
+    }
+    return frozenset(field for field, is_fixed in fixed.items() if is_fixed)

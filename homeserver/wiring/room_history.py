@@ -1,0 +1,45 @@
+"""Puts together what decides who may see which part of a room's history, and for how long."""
+
+from collections.abc import Callable
+
+from federation.protocol.retention import RetentionRules
+from federation.rooms.erased_senders import ErasedSenders
+from federation.rooms.history.membership_periods import Stays
+from federation.rooms.history.retention import Lifetimes
+from federation.rooms.visibility import Visibility
+from homeserver.config.retention import Retention
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.room_data import RoomDataParts
+from storage.accounts.erasures import ErasureStore
+from storage.engine.database import Database
+from storage.events.timelines import TimelineStore
+from storage.retention.room_retention import RoomLifetimeStore
+
+
+class RoomHistoryParts:
+    """Visibility and retention of events."""
+
+    def __init__(self, base: Foundation, rooms: RoomDataParts) -> None:
+        database = base.database
+        self.lifetimes = lifetimes_of(base.config.rooms.retention, database, base.now_ms)
+        self.stays = Stays(rooms.timelines, rooms.events, TimelineStore(database))
+        self.erased = ErasedSenders(
+            ErasureStore(database), database.streams, rooms.current_states, rooms.events
+        )
+        self.visibility = Visibility(
+            rooms.trees, rooms.events, self.stays, self.lifetimes, self.erased
+        )
+
+
+def lifetimes_of(
+    retention: Retention, database: Database, now_ms: Callable[[], int]
+) -> Lifetimes | None:
+    """Return the reader of retention policies; None if messages are kept for ever."""
+    if not retention.enabled:
+        return None
+    rules = RetentionRules(
+        retention.default_policy.max_lifetime,
+        retention.allowed_lifetime_min,
+        retention.allowed_lifetime_max,
+    )
+    return Lifetimes(RoomLifetimeStore(database), database.streams, rules, now_ms)

@@ -1,0 +1,164 @@
+"""Puts together /sync in its three forms: usual, older endpoints, sliding."""
+
+from collections.abc import Mapping
+
+from homeserver.observe.caches import Counted
+from homeserver.services.sliding_sync.sliding_sync import SlidingSync
+from homeserver.services.sync.device_sections import DeviceSectionReader
+from homeserver.services.sync.initial_sync import OldSync, OldSyncParts
+from homeserver.services.sync.joined_rooms import JoinedRooms
+from homeserver.services.sync.lazy_members import LazyMembers
+from homeserver.services.sync.plain_messages import PlainMessages
+from homeserver.services.sync.presence import PresenceSection
+from homeserver.services.sync.room_state import RoomStates
+from homeserver.services.sync.room_summary import RoomSummaries
+from homeserver.services.sync.sticky_events import StickyEventReader
+from homeserver.services.sync.sync import Sync, SyncParts
+from homeserver.services.sync.to_device_cache import ToDeviceCache
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.devices import DeviceParts
+from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.notifications import NotificationParts
+from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.room_account_data import beside_rooms
+from homeserver.wiring.room_data import RoomDataParts
+from homeserver.wiring.room_engine import RoomEngineParts
+from homeserver.wiring.room_history import RoomHistoryParts
+from homeserver.wiring.room_reading import RoomReadingParts
+from homeserver.wiring.sliding_sync import sliding_parts
+from homeserver.wiring.user_settings import UserSettingParts
+from storage.account_data.account_data import AccountDataStore
+from storage.events.timelines import TimelineStore
+from storage.rooms.receipts import ReceiptStore
+from storage.rooms.recency import RoomRecencyStore
+from storage.rooms.summaries import RoomSummaryStore
+
+
+class SyncServiceParts:
+    """The forms of /sync, which share their readers."""
+
+    def __init__(
+        self,
+        base: Foundation,
+        accounts: AccountParts,
+        rooms: RoomDataParts,
+        room_engine: RoomEngineParts,
+        history: RoomHistoryParts,
+        settings: UserSettingParts,
+        room_reading: RoomReadingParts,
+        notifications: NotificationParts,
+        presence: WhoIsThere,
+        devices: DeviceParts,
+    ) -> None:
+        database, streams, sizes = base.database, base.database.streams, base.sizes
+        client_events, notifier = room_reading.client_events, presence.notifier
+        receipt_store, account_data_store = ReceiptStore(database), AccountDataStore(database)
+        most_events = base.config.rooms.filter_timeline_limit
+        summaries = RoomSummaries(
+            RoomSummaryStore(database), rooms.partial, streams, capacity=sizes.listed_rooms
+        )
+        plain_messages = PlainMessages(
+            timelines=rooms.timelines,
+            events=rooms.events,
+            visibility=history.visibility,
+            client_events=client_events,
+            unread=notifications.unread,
+            ignored=settings.ignored,
+        )
+        joined = JoinedRooms(
+            events=rooms.events,
+            timelines=rooms.timelines,
+            current_states=rooms.current_states,
+            visibility=history.visibility,
+            states=RoomStates(rooms.trees, rooms.events),
+            summaries=summaries,
+            client_events=client_events,
+            lazy_members=LazyMembers(capacity=sizes.lazy_members),
+            aggregations=room_reading.aggregations,
+            plain_messages=plain_messages,
+            most_events=most_events,
+        )
+        parts = SyncParts(
+            rooms=rooms.store,
+            memberships=rooms.memberships,
+            joined=joined,
+            summaries=summaries,
+            invited=room_reading.invited,
+            unread=notifications.unread,
+            receipts=receipt_store,
+            account_data=account_data_store,
+            beside=beside_rooms(receipt_store, account_data_store, streams, sizes),
+            typing=presence.typing,
+            recent=rooms.recent,
+            past=rooms.past,
+            states=rooms.current_states,
+            ignored=settings.ignored,
+            permissions=settings.permissions,
+            devices=DeviceSectionReader(
+                accounts.to_device_store,
+                ToDeviceCache(streams),
+                devices.key_counts,
+                devices.device_lists,
+                rooms.recent,
+            ),
+            presence=PresenceSection(
+                presence.presence,
+                rooms.memberships,
+                rooms.recent,
+                base.clock,
+                server_name=base.identity.server_name,
+                tells_offline=base.config.people.presence.include_offline_users_on_sync,
+            ),
+            sticky=StickyEventReader(
+                rooms.sticky_events, rooms.events, history.visibility, client_events
+            ),
+            partial=rooms.partial,
+            plain_messages=plain_messages,
+        )
+        self.sync = Sync(parts, streams, notifier, base.clock, database.catch_up)
+        self.old_sync = OldSync(
+            OldSyncParts(
+                room_engine.engine,
+                rooms.events,
+                room_reading.reading,
+                rooms.store,
+                room_reading.unshown,
+                rooms.memberships,
+                TimelineStore(database),
+                client_events,
+                account_data_store,
+                receipt_store,
+                presence.typing,
+                rooms.recent,
+                settings.ignored,
+                settings.permissions,
+                parts.presence,
+                RoomRecencyStore(database),
+                room_reading.invited,
+            ),
+            streams,
+            notifier,
+            base.clock,
+        )
+        self.sliding = sliding_parts(
+            base,
+            parts,
+            rooms,
+            room_engine,
+            history,
+            room_reading,
+            accounts.profile_store,
+        )
+        self.sliding_sync = SlidingSync(
+            self.sliding,
+            streams,
+            notifier,
+            base.clock,
+            database.catch_up,
+            most_events=most_events,
+        )
+
+    @property
+    def caches(self) -> Mapping[str, Counted]:
+        """The caches that metrics show."""
+        return self.sliding.caches

@@ -1,0 +1,31 @@
+"""Puts together the settings of users that decide what others may do to them."""
+
+from homeserver.observe.caches import Counted
+from homeserver.services.account_data.ignored_users import IgnoredUsers
+from homeserver.services.account_data.invite_permissions import InvitePermissions
+from homeserver.services.rooms.invite_policy import InvitePolicy
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.foundation import Foundation
+from storage.account_data.account_data import AccountDataStore
+
+
+class UserSettingParts:
+    """Ignored users, and who may invite whom."""
+
+    def __init__(self, base: Foundation, accounts: AccountParts) -> None:
+        streams, capacity = base.database.streams, base.sizes.users
+        store = AccountDataStore(base.database)
+        self.ignored = IgnoredUsers(store, streams, capacity=capacity)
+        self.permissions = InvitePermissions(store, self.ignored, streams, capacity=capacity)
+        self.invite_policy = InvitePolicy(
+            accounts.store,
+            self.permissions,
+            base.limiter,
+            accounts.validity,
+            only_admins_invite=base.config.rooms.block_non_admin_invites,
+        )
+
+    @property
+    def caches(self) -> dict[str, Counted]:
+        """The caches that metrics show."""
+        return {"ignored_users": self.ignored.cache}
