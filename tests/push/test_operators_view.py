@@ -101,7 +101,9 @@ def test_operators_are_told_once_a_day_of_a_gateway_whose_answers_cannot_be_read
         settle(server)
         say(bob, room_id, "a day later")
         settle(server)
-        assert len([event for event in logged if "answers are unreadable" in event["log_format"]]) == 2
+        assert (
+            len([event for event in logged if "answers are unreadable" in event["log_format"]]) == 2
+        )
     line = 'mahalla_pushes_total{gateway="https://push.example.com",outcome="unreadable"} 4.0'
     assert line in metrics(server)
 
