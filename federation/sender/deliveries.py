@@ -55,7 +55,8 @@ KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
 """From this pause on a failed transaction is dropped; the catch-up sends its content later.
 
 A transaction that is being sent in parts is not dropped. Otherwise the search for the refused
-parts would start from the beginning."""
+parts would start from the beginning.
+"""
 MOST_KEPT: Final = 100
 """Split transactions that stay in memory. Each may hold a megabyte."""
 SOONEST_RETRY_MS: Final = 1_000
@@ -156,7 +157,8 @@ class Deliveries:
     ) -> None:
         """Restore the destinations from the database.
 
-        `run`: a number that no earlier run had, as far as the database knows."""
+        `run`: a number that no earlier run had, as far as the database knows.
+        """
         self._destinations = {}
         self._run, self._started_ms, self._number = run, self._now_ms(), 0
         self._active = True
@@ -287,14 +289,16 @@ class Deliveries:
 
         It must also differ from ids used after the backup from which a database was restored. A
         destination would take a transaction with a repeated id for a retransmission and ignore it.
-        spec: server-server-api#transactions"""
+        spec: server-server-api#transactions
+        """
         self._number += 1
         return f"{self._run}.{self._started_ms}.{self._number}"
 
     async def _send(self, destination: Destination, pending: Pending) -> None:
         """Send the remaining parts.
 
-        Raises RemoteError or MatrixError if the destination needs a pause."""
+        Raises RemoteError or MatrixError if the destination needs a pause.
+        """
         is_after_activity = (
             destination.failing_since_ts is not None
             and destination.heard_ts >= destination.tried_ts
@@ -358,7 +362,8 @@ class Deliveries:
         """Split the refused part for the next try, or drop it if it holds a single item.
 
         Raises RemoteError or MatrixError if the destination refuses an empty transaction too, or if
-        it has refused too many parts."""
+        it has refused too many parts.
+        """
         part = pending.parts[0]
         if is_alone(part) or not pending.is_split:
             # a destination that refuses an empty transaction too does not refuse the content
@@ -395,7 +400,8 @@ class Deliveries:
         """Split the part on which the destination answers 500 again and again.
 
         A single item is moved behind all others. Raises RemoteError or MatrixError if splitting
-        does not seem to help."""
+        does not seem to help.
+        """
         if not pending.is_split:
             await self._transactions.send(
                 destination.server, Transaction(self._make_id(), self._now_ms(), (), ())

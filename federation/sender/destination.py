@@ -67,7 +67,8 @@ class Pending(msgspec.Struct, frozen=True):
     def told_and_left(self) -> "tuple[Pending, Pending]":
         """Return the delivered and the undelivered share of events, to-device messages and others.
 
-        A kind counts as undelivered if any of its items is left."""
+        A kind counts as undelivered if any of its items is left.
+        """
         left = (*self.parts, *self.broken)
         edus = [edu for part in left for edu in part.edus]
         delivered = left_over = replace(self)
@@ -162,7 +163,8 @@ class Destination(msgspec.Struct):
     def is_failing_at(self, now_ms: int) -> bool:
         """Return whether a recent try failed and the server was not active since.
 
-        A server that asked us to wait is reachable."""
+        A server that asked us to wait is reachable.
+        """
         if not self.is_unreachable or self.heard_ts > self.tried_ts:
             return False
         return now_ms < self.tried_ts + min(

@@ -44,7 +44,8 @@ def is_alone(transaction: Transaction) -> bool:
 def is_of_content(status: int, transaction: Transaction) -> bool:
     """Return whether this status may be about the content of the transaction.
 
-    Other statuses are about the sender, the address or the time."""
+    Other statuses are about the sender, the address or the time.
+    """
     if status == 413:
         return (
             not is_alone(transaction)

@@ -129,7 +129,8 @@ class Sender:
     async def try_now(self, server: ServerName) -> None:
         """Retry a server at once, for an operator.
 
-        If another node sends, it reads the request in its next round."""
+        If another node sends, it reads the request in its next round.
+        """
         self._retry_as_active(server)
         if not self._lease.is_held:
             await self._store.note_heard([server], Word.OF_AN_OPERATOR)
@@ -146,13 +147,15 @@ class Sender:
     def would_wait_in_vain(self, server: ServerName) -> bool:
         """Return whether a recent transaction or other request to the server failed.
 
-        A caller should not make a user wait for such a server."""
+        A caller should not make a user wait for such a server.
+        """
         return self.is_failing(server) or self._silences.left_ms(server) > 0
 
     async def is_away(self, server: ServerName) -> bool:
         """Return whether the server has been unresponsive for longer than a restart takes.
 
-        One query if another node sends. A server that asked us to wait is responsive."""
+        One query if another node sends. A server that asked us to wait is responsive.
+        """
         if self._silences.failing_ms(server) >= SHORT_SILENCE_MS:
             return True
         if self._lease.is_held:

@@ -90,7 +90,8 @@ class Contents:
     async def take(self, destination: Destination, txn_id: str, upto: int) -> Pending | None:
         """Take the next transaction out of the unsent data, or None if there is none.
 
-        `upto`: the present stream position."""
+        `upto`: the present stream position.
+        """
         if not destination.has_news:
             return None
         taken = _Taken()

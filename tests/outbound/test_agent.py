@@ -61,7 +61,7 @@ async def test_an_address_with_a_port_is_taken_as_it_is(far: FarSide) -> None:
 async def test_a_name_with_a_port_that_is_none_leads_nowhere(far: FarSide) -> None:
     failure = await refused(far, "127.0.0.1:65536")
     assert not failure.retryable
-    assert "no server can have this name" in str(failure)
+    assert "this is no valid server name" in str(failure)
 
 
 async def test_an_ipv6_address_without_a_port_leads_to_8448(far: FarSide) -> None:
@@ -200,7 +200,7 @@ async def test_a_dead_address_and_a_dead_host_are_passed_over(far: FarSide) -> N
 async def test_a_service_that_is_decidedly_not_there(far: FarSide) -> None:
     far.names.services["_matrix-fed._tcp.south.example"] = [Service(0, 0, "", 0)]
     error = await refused(far, "south.example")
-    assert "takes no part in federation" in str(error)
+    assert "does not federate" in str(error)
     assert not error.retryable
 
 
