@@ -307,7 +307,7 @@ async def test_what_is_packed_in_another_way_is_not_unpacked(
     error = await refused(
         far, f"127.0.0.1:{port}", WireRequest("GET", "/_matrix/x", seconds=30, max_bytes=64 << 20)
     )
-    assert "not asked for" in str(error)
+    assert "not requested" in str(error)
 
 
 @pytest.mark.parametrize(("mebibytes", "is_read"), [(15, True), (20, False)])
@@ -370,7 +370,7 @@ async def test_a_head_without_end_is_not_read(far: FarSide) -> None:
 )
 async def test_what_is_no_http(far: FarSide, answer: bytes) -> None:
     port = far.listen(lambda _: answer, "127.0.0.1")
-    assert "no proper HTTP" in str(await refused(far, f"127.0.0.1:{port}"))
+    assert "no valid HTTP" in str(await refused(far, f"127.0.0.1:{port}"))
 
 
 async def test_an_answer_that_breaks_off(far: FarSide) -> None:
