@@ -1,6 +1,8 @@
-"""One-time keys of another server's users while that server does not answer: it may just be
-starting again, and whoever gets no key now cannot be read by the device. So it is asked again as
-long as the client waits; one that has been away for longer is not."""
+"""Claims of one-time keys from a server that does not answer.
+
+It may just be restarting, and without a key the device cannot read the message. So it is asked
+again while the client waits, unless it has been down for longer.
+"""
 
 from federation.protocol.ids import ServerName
 from federation.sender.destination import LONGEST_SILENCE_MS
@@ -54,12 +56,16 @@ async def test_a_key_is_claimed_of_a_server_that_is_just_starting_again(network:
     assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
 
 
-async def test_nobody_waits_for_keys_of_a_server_that_is_away_for_longer(network: Network) -> None:
+async def test_a_claim_is_not_retried_if_the_server_has_been_down_for_longer(
+    network: Network,
+) -> None:
     room = await away(network, 32)
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_nor_when_it_was_not_tried_for_a_while(network: Network) -> None:
+async def test_a_claim_is_not_retried_if_the_server_was_not_tried_for_a_while(
+    network: Network,
+) -> None:
     """The pauses between tries grow: in a long one it is asked, and once."""
     room = await away(network, 90)
     sender = room.north.server.app.federation_out.sender
@@ -70,7 +76,7 @@ async def test_nor_when_it_was_not_tried_for_a_while(network: Network) -> None:
     assert asked(network, SOUTH, "/user/keys/claim") == 1
 
 
-async def test_nor_at_a_node_that_does_not_send(network: Network) -> None:
+async def test_a_claim_is_not_retried_on_a_node_that_does_not_send(network: Network) -> None:
     """There it is known from the one that does."""
     room = await away(network, 10)
     network.stop_sending()
@@ -84,8 +90,8 @@ async def test_nor_at_a_node_that_does_not_send(network: Network) -> None:
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_nor_for_people_whom_nobody_here_meets(network: Network) -> None:
-    """Else whoever names many servers would have each asked again and again."""
+async def test_a_claim_for_users_without_a_shared_room_is_not_retried(network: Network) -> None:
+    """Otherwise a client that names many servers would have each asked again and again."""
     room = await sending(network)
     network.cut(NORTH, SOUTH)
     wanted = {

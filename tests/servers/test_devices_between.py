@@ -86,7 +86,7 @@ async def test_keys_of_another_servers_user_are_fetched_once_and_kept(network: N
     assert asked(network, SOUTH, "/user/devices/") == 1
 
 
-async def test_a_new_device_is_told_and_known_without_another_question(network: Network) -> None:
+async def test_a_new_device_is_known_from_its_update_without_a_query(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     since = sync(room.alice)["next_batch"]
@@ -110,7 +110,7 @@ async def test_a_new_device_is_told_and_known_without_another_question(network: 
     assert asked(network, SOUTH, "/user/devices/") == 1
 
 
-async def test_changes_during_an_outage_are_told_after_it(network: Network) -> None:
+async def test_device_changes_during_an_outage_are_sent_after_it(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     network.cut(NORTH, SOUTH)
@@ -166,7 +166,7 @@ async def test_a_server_cannot_change_anothers_devices(network: Network) -> None
     assert query(room.alice, room.bob)["device_keys"] == before
 
 
-async def test_cross_signing_keys_are_told(network: Network) -> None:
+async def test_cross_signing_keys_are_sent(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     master, master_key = cross_signing_key(room.bob, "master", 9)
@@ -184,7 +184,7 @@ async def test_cross_signing_keys_are_told(network: Network) -> None:
     assert asked(network, SOUTH, "/user/devices/") == 1
 
 
-async def test_keys_of_cross_signing_that_are_said_again_are_no_news(network: Network) -> None:
+async def test_repeated_cross_signing_keys_are_no_change(network: Network) -> None:
     """Whether a list is kept of whom it is said, or nobody has asked for it yet."""
     room = await sending(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)
@@ -369,7 +369,7 @@ async def test_a_message_that_nests_too_deep_is_passed_over_and_no_other(network
     assert bodies(room.bob, since)[0] == [1, 2]
 
 
-async def test_what_is_for_no_device_leaves_no_note(network: Network) -> None:
+async def test_a_message_for_no_device_is_not_stored(network: Network) -> None:
     """Else a server could fill our disk with messages to nobody. One that gets its device meanwhile
     is taken."""
     room = await sending(network)
@@ -399,12 +399,12 @@ async def test_what_is_for_no_device_leaves_no_note(network: Network) -> None:
     assert bodies(room.bob, since)[0] == [2]
 
 
-async def test_who_comes_back_is_asked_for_anew(network: Network) -> None:
+async def test_the_device_list_of_a_user_who_rejoins_is_fetched_again(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    second = another_device(room.bob)  # no update is sent, as no room is shared
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
     await adopt(room.north, room.south, UserID(room.bob.user_id), RoomID(room.room_id))
@@ -421,7 +421,7 @@ async def test_a_list_is_kept_only_while_a_room_is_shared(network: Network) -> N
     query(room.alice, room.bob)
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    second = another_device(room.bob)  # no update is sent, as no room is shared
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
 
@@ -431,14 +431,14 @@ async def test_a_list_is_kept_only_while_a_room_is_shared(network: Network) -> N
     }
 
 
-async def test_whoever_enters_a_room_knows_the_devices_as_they_are_now(network: Network) -> None:
+async def test_a_user_who_joins_knows_the_present_devices(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     answer = room.bob.post(f"{V3}/createRoom", {"preset": "public_chat"})
     later = answer.json["room_id"]
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    second = another_device(room.bob)  # no update is sent, as no room is shared
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
     answer = room.alice.post(f"{V3}/join/{later}?via={SOUTH}")
@@ -452,14 +452,14 @@ async def test_whoever_enters_a_room_knows_the_devices_as_they_are_now(network: 
     assert asked(network, SOUTH, "/user/devices/") == 2
 
 
-async def test_whoever_comes_back_to_a_room_knows_the_devices_as_they_are_now(
+async def test_a_user_who_rejoins_knows_the_present_devices(
     network: Network,
 ) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    second = another_device(room.bob)  # no update is sent, as no room is shared
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
     room.bob.post(f"{V3}/rooms/{room.room_id}/invite", {"user_id": room.alice.user_id})
@@ -474,7 +474,7 @@ async def test_whoever_comes_back_to_a_room_knows_the_devices_as_they_are_now(
     }
 
 
-async def test_whoever_comes_and_goes_has_changed_and_left(network: Network) -> None:
+async def test_a_user_who_joins_and_leaves_has_changed_and_left(network: Network) -> None:
     room = await sending(network)
     carol = room.south.server.register("carol")
     upload(carol, device_keys=identity_keys(carol, 6)[1])
@@ -493,7 +493,9 @@ async def test_whoever_comes_and_goes_has_changed_and_left(network: Network) -> 
     assert sync(room.alice, came["next_batch"])["device_lists"]["left"] == [carol.user_id]
 
 
-async def test_others_are_not_told_of_names_and_private_keys(network: Network) -> None:
+async def test_device_names_and_user_signing_keys_are_not_sent_to_other_servers(
+    network: Network,
+) -> None:
     room = await sending(network)
     room.bob.put(f"{V3}/devices/{room.bob.device_id}", {"display_name": "Bob's secret phone"})
     master, master_key = cross_signing_key(room.bob, "master", 9)

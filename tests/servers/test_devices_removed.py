@@ -1,5 +1,4 @@
-"""Devices that their owner removes: what is repeated, or names one that is not there, is told to
-nobody."""
+"""Removal of devices by their owner. A repeated removal is not sent, nor one of an unknown device."""
 
 import msgspec
 
@@ -17,7 +16,7 @@ def remove(user: User, *device_ids: str) -> None:
     assert answer.status == 200, answer.body
 
 
-async def test_that_a_device_goes_is_told_once(network: Network) -> None:
+async def test_the_removal_of_a_device_is_sent_once(network: Network) -> None:
     room = await sending(network)
     second = another_device(room.bob)
     upload(second, device_keys=identity_keys(second, 3)[1])

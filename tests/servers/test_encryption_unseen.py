@@ -1,5 +1,5 @@
-"""Encryption that was turned on while a server could not see it: the event is known by the state
-alone, and from then on people's devices are told of as in any encrypted room."""
+"""Encryption enabled while a server could not see it: the server knows the event from the state
+alone, and from then on announces device changes as in any encrypted room."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.servers.test_missing_events import lie
 
 
 def changed(user: User, since: str) -> tuple[set[str], str]:
-    """Whose devices the client is told to have changed, and the next token."""
+    """Return the users in `device_lists.changed`, and the next token."""
     answer: Any = sync(user, since)
     return set(answer.get("device_lists", {}).get("changed", ())), answer["next_batch"]
 
@@ -31,7 +31,7 @@ async def hear_the_last(network: Network, room: Shared) -> None:
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 
-async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
+async def test_encryption_enabled_in_a_gap_of_the_timeline(network: Network) -> None:
     room = await shared(network)
     upload(room.alice, device_keys=identity_keys(room.alice, 1)[1])
     since = changed(room.bob, sync(room.bob)["next_batch"])[1]
@@ -50,7 +50,7 @@ async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
     assert room.alice.user_id in changed(room.bob, since)[0]
 
 
-async def test_while_nobody_of_the_server_was_in_the_room(network: Network) -> None:
+async def test_encryption_enabled_while_the_server_was_not_in_the_room(network: Network) -> None:
     alice, bob = (
         network.add("north.example").register("alice"),
         network.add("south.example").register("bob"),
@@ -75,7 +75,7 @@ async def test_while_nobody_of_the_server_was_in_the_room(network: Network) -> N
     assert alice.user_id in changed(bob, since)[0]
 
 
-async def test_who_comes_and_goes_in_such_a_gap(network: Network) -> None:
+async def test_users_who_join_and_leave_in_such_a_gap(network: Network) -> None:
     room = await shared(network)
     set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
     carol, dave = (room.alice.server.register(name) for name in ("carol", "dave"))

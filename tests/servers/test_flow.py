@@ -78,7 +78,7 @@ async def test_messages_flow_both_ways(network: Network) -> None:
     )
 
 
-async def test_a_third_server_hears_too(network: Network) -> None:
+async def test_a_third_server_receives_messages_too(network: Network) -> None:
     room = await sending(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -139,7 +139,7 @@ async def test_a_server_that_was_restarted_goes_on_sending(network: Network) -> 
     assert texts(room.bob, room.room_id) == ["one"]
 
 
-async def test_a_server_that_is_heard_from_is_told_at_once(network: Network) -> None:
+async def test_a_server_that_becomes_active_is_sent_to_at_once(network: Network) -> None:
     room = await sending(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "one")
@@ -157,7 +157,7 @@ async def test_a_server_that_is_heard_from_is_told_at_once(network: Network) -> 
     assert sorted(texts(room.alice, room.room_id)) == ["one", "two"]
 
 
-async def test_who_is_kicked_learns_of_it(network: Network) -> None:
+async def test_a_kicked_user_sees_the_kick(network: Network) -> None:
     room = await sending(network)
     answer = room.alice.post(
         f"/_matrix/client/v3/rooms/{room.room_id}/kick", {"user_id": room.bob.user_id}
@@ -168,7 +168,7 @@ async def test_who_is_kicked_learns_of_it(network: Network) -> None:
     assert room.bob.get("/_matrix/client/v3/joined_rooms").json["joined_rooms"] == []
 
 
-async def test_typing_is_told_and_ends(network: Network) -> None:
+async def test_typing_is_sent_and_ends(network: Network) -> None:
     room = await sending(network)
     path = f"/_matrix/client/v3/rooms/{room.room_id}/typing/{room.alice.user_id}"
     room.alice.put(path, {"typing": True, "timeout": 20000})
@@ -180,7 +180,7 @@ async def test_typing_is_told_and_ends(network: Network) -> None:
     assert receipts_of(room.bob, room.room_id).get("m.typing", {"user_ids": []}) == {"user_ids": []}
 
 
-async def test_public_receipts_are_told_and_private_ones_are_not(network: Network) -> None:
+async def test_public_receipts_are_sent_and_private_ones_are_not(network: Network) -> None:
     room = await sending(network)
     event_id: EventID = say(room.alice, room.room_id, "read me")
     network.settle()
@@ -199,7 +199,7 @@ async def test_public_receipts_are_told_and_private_ones_are_not(network: Networ
 
 
 @pytest.mark.parametrize("hours", [0.1, 3])
-async def test_receipts_from_before_and_within_an_outage_are_told_after_it(
+async def test_receipts_from_before_and_within_an_outage_are_sent_after_it(
     network: Network, hours: float
 ) -> None:
     """Whether the transaction in which they were is tried until the end, or was given up
@@ -253,9 +253,8 @@ async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Net
     assert seen.get("m.receipt", {}) == {}
 
 
-async def told(room: Shared, event_id: str, **thread: str) -> Any:
-    """What is shown in the north of receipts, once the south has told that Bob has read
-    something."""
+async def read_receipts(room: Shared, event_id: str, **thread: str) -> Any:
+    """Return the receipts that the north shows, after the south has sent that Bob has read."""
     receipt = {"event_ids": [event_id], "data": {"ts": 7, **thread}}
     content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
     await room.south.push(NORTH, [], [{"edu_type": "m.receipt", "content": content}])
@@ -268,7 +267,7 @@ async def test_receipts_of_threads_that_others_invent(network: Network) -> None:
     network.settle()
 
     async def tell(event_id: str, **thread: str) -> set[str]:
-        return set(await told(room, event_id, **thread))
+        return set(await read_receipts(room, event_id, **thread))
 
     assert (
         await tell(first, thread_id="$invented") == set()
@@ -295,13 +294,13 @@ async def test_receipts_that_come_before_their_events(
         return receipts_of(room.alice, room.room_id)["m.receipt"]
 
     late = await message("late")
-    assert set(await told(room, late.event_id)) == set()
-    assert set(await told(room, known)) == {
+    assert set(await read_receipts(room, late.event_id)) == set()
+    assert set(await read_receipts(room, known)) == {
         known
     }  # its place is known, and that of the other is not yet
-    assert set(await told(room, known_later)) == {known_later}
+    assert set(await read_receipts(room, known_later)) == {known_later}
     assert await bring(late) == {late.event_id: {"m.read": {bob: {"ts": 7}}}}
-    assert set(await told(room, known_later)) == {late.event_id}
+    assert set(await read_receipts(room, known_later)) == {late.event_id}
 
     root = {"rel_type": "m.thread", "event_id": known}
     reply, other_reply, later = (
@@ -309,18 +308,18 @@ async def test_receipts_that_come_before_their_events(
         await message("2"),
         await message("3"),
     )
-    await told(room, reply.event_id, thread_id=known)
-    await told(room, other_reply.event_id, thread_id="$another")
+    await read_receipts(room, reply.event_id, thread_id=known)
+    await read_receipts(room, other_reply.event_id, thread_id="$another")
     assert (await bring(reply))[reply.event_id] == {"m.read": {bob: {"ts": 7, "thread_id": known}}}
     assert other_reply.event_id not in await bring(other_reply)
 
     monkeypatch.setattr(early_receipts, "MOST_OF_SERVER", 1)
-    await told(room, later.event_id)
-    await told(room, "$never", thread_id="main")  # takes the place of what waits
+    await read_receipts(room, later.event_id)
+    await read_receipts(room, "$never", thread_id="main")  # takes the place of what waits
     assert later.event_id not in await bring(later)
 
 
-async def test_presence_is_told(network: Network) -> None:
+async def test_presence_is_sent(network: Network) -> None:
     on = "presence: {enabled: true}\n"
     room = await sending(network, config={NORTH: on, SOUTH: on})
     room.alice.put(
@@ -333,8 +332,10 @@ async def test_presence_is_told(network: Network) -> None:
     assert (seen["presence"], seen.get("status_msg")) == ("unavailable", "tea")
 
 
-async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -> None:
-    """Also not when it arrives after the join, from whoever still sends it."""
+async def test_a_message_from_before_a_join_is_not_new_to_the_joining_user(
+    network: Network,
+) -> None:
+    """Not even if it arrives after the join, from a server that still sends it."""
     north = Side(network.add(NORTH))
     south, east = Side(network.add(SOUTH)), Side(network.add(EAST))
     alice, bob, carol = (
@@ -373,7 +374,7 @@ async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -
     assert texts(carol, room_id) == ["beside the join", "long ago"]
 
 
-async def test_a_server_that_signs_with_a_new_key_is_heard_and_its_past_believed(
+async def test_a_server_with_a_new_key_is_accepted_and_its_old_events_stay_valid(
     network: Network,
 ) -> None:
     room = await shared(network)

@@ -1,5 +1,5 @@
-"""What is kept of other servers' users' devices stays true, or is known to be stale: through kills,
-other nodes, restored servers."""
+"""Cached device lists of other servers' users stay correct or are marked as stale, through kills,
+other nodes and restored servers."""
 
 from typing import Any
 
@@ -85,7 +85,7 @@ async def tell(room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: i
     await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
 
 
-async def test_who_came_is_stale_though_the_server_is_killed_at_once(network: Network) -> None:
+async def test_a_joining_users_list_is_stale_even_after_an_immediate_kill(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     leave(network, room.bob, room.room_id)
@@ -99,7 +99,7 @@ async def test_who_came_is_stale_though_the_server_is_killed_at_once(network: Ne
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
 
 
-async def test_who_enters_two_rooms_at_once_is_stale(network: Network) -> None:
+async def test_the_list_of_a_user_who_joins_two_rooms_at_once_is_stale(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     rooms = [create_room(room.alice) for _ in range(2)]
@@ -120,7 +120,7 @@ async def test_who_enters_two_rooms_at_once_is_stale(network: Network) -> None:
 
 @pytest.mark.parametrize("who", ["alice", "bob"])
 @pytest.mark.parametrize("restart", [False, True])
-async def test_who_was_forgotten_and_is_met_again_between_two_answers_is_told(
+async def test_a_user_whose_list_was_deleted_and_who_rejoins_between_two_syncs_has_changed(
     network: Network, who: str, restart: bool
 ) -> None:
     """A client that was away has the list of before, and would encrypt for that."""
@@ -188,7 +188,7 @@ async def test_nobody_has_so_many_keys_that_all_others_get_none(network: Network
     assert room.alice.device_id in answered.json["device_keys"][room.alice.user_id]
 
 
-async def test_another_name_is_no_coming(network: Network) -> None:
+async def test_a_changed_display_name_is_no_join(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     since, before = sync(room.alice)["next_batch"], asked(network, SOUTH, LIST)
@@ -205,7 +205,7 @@ async def test_another_name_is_no_coming(network: Network) -> None:
     assert asked(network, SOUTH, LIST) == before
 
 
-async def test_who_is_met_in_a_further_room_is_not_asked_for_again(network: Network) -> None:
+async def test_a_further_shared_room_causes_no_fetch(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     further = create_room(room.alice)
@@ -215,7 +215,7 @@ async def test_who_is_met_in_a_further_room_is_not_asked_for_again(network: Netw
     assert asked(network, SOUTH, LIST) == 1
 
 
-async def test_a_change_that_another_node_takes_in_makes_the_list_on_its_way_stale(
+async def test_a_change_received_by_another_node_makes_a_list_being_fetched_stale(
     network: Network,
 ) -> None:
     room = await sending(network)
@@ -248,7 +248,7 @@ async def test_a_change_that_another_node_takes_in_makes_the_list_on_its_way_sta
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
 
 
-async def test_a_node_that_has_not_heard_of_a_join_forgets_no_list(network: Network) -> None:
+async def test_a_node_that_has_not_seen_a_join_deletes_no_list(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     leave(network, room.bob, room.room_id)
@@ -282,7 +282,7 @@ async def test_a_server_that_was_restored_from_a_backup_is_asked_again(network: 
     assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
 
 
-async def test_what_is_told_again_is_no_reason_to_ask(network: Network) -> None:
+async def test_a_repeated_update_causes_no_fetch(network: Network) -> None:
     room = await sending(network)
     second = add_device(network, room.bob)
     query(room.alice, room.bob)
@@ -294,7 +294,7 @@ async def test_what_is_told_again_is_no_reason_to_ask(network: Network) -> None:
     assert sync(room.alice, since)["device_lists"]["changed"] == []
 
 
-async def test_however_often_old_changes_are_told_a_list_is_fetched_once_a_minute(
+async def test_repeated_old_changes_cause_one_fetch_a_minute(
     network: Network,
 ) -> None:
     room = await sending(network)
@@ -314,13 +314,13 @@ async def test_however_often_old_changes_are_told_a_list_is_fetched_once_a_minut
     assert await number_of(room) == number
 
 
-async def test_whoever_is_met_later_can_be_verified(network: Network) -> None:
+async def test_a_user_of_a_later_shared_room_can_be_verified(network: Network) -> None:
     """That their keys were not known before is not remembered."""
     room = await sending(network)
     dan = room.south.server.register("dan")
     theirs, their_key = cross_signing_key(dan, "master", 7)
     assert dan.post(f"{V3}/keys/device_signing/upload", {"master_key": their_key}).status == 200
-    network.settle()  # nobody is told of this, as no room is shared
+    network.settle()  # no update is sent, as no room is shared
     master, master_key = cross_signing_key(room.alice, "master", 5)
     signing, signing_key = cross_signing_key(room.alice, "user_signing", 6, by=master)
     keys = {"master_key": master_key, "user_signing_key": signing_key}
@@ -344,7 +344,7 @@ async def test_whoever_is_met_later_can_be_verified(network: Network) -> None:
     )
 
 
-async def test_nothing_is_kept_of_whom_one_meets_no_more(network: Network) -> None:
+async def test_lists_of_users_without_a_shared_room_are_deleted(network: Network) -> None:
     room = await sending(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)
     assert (

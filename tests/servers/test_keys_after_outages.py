@@ -15,7 +15,7 @@ BACK = 25
 
 
 def go_away(network: Network, how: str) -> None:
-    """At once it is seen that the south is not there, by whoever tries, or a proxy says so."""
+    """Make the south unreachable, so that each try fails at once or a proxy answers 502."""
     if how == "cut":
         network.cut(NORTH, SOUTH)
     else:
@@ -47,7 +47,9 @@ async def outage(network: Network, how: str) -> Shared:
 
 
 @pytest.mark.parametrize("how", ["cut", "proxy"])
-async def test_who_writes_when_it_is_back_finds_keys(network: Network, how: str) -> None:
+async def test_new_keys_are_fetched_as_soon_as_the_server_is_back(
+    network: Network, how: str
+) -> None:
     """Of people whom nobody here asked for before."""
     room = await outage(network, how)
     assert asked(network, SOUTH, "/user/devices/") == 0
@@ -59,12 +61,14 @@ async def test_who_writes_when_it_is_back_finds_keys(network: Network, how: str)
 
 
 @pytest.mark.parametrize("how", ["cut", "proxy"])
-async def test_and_one_time_keys(network: Network, how: str) -> None:
+async def test_one_time_keys_are_claimed_as_soon_as_the_server_is_back(
+    network: Network, how: str
+) -> None:
     room = await outage(network, how)
     assert claim(room.alice, room.bob)
 
 
-async def test_what_is_kept_is_answered_meanwhile(network: Network) -> None:
+async def test_cached_keys_are_returned_during_the_outage(network: Network) -> None:
     """As what it is, where nothing was missed; else beside the failure."""
     room = await sending(network)
     known = query(room.alice, room.bob)
@@ -105,8 +109,8 @@ async def test_a_server_that_fails_at_once_is_tried_no_more_than_each_five_secon
     assert asked(network, SOUTH, "/user/devices/") - before <= 12
 
 
-async def test_one_that_was_waited_for_in_vain_is_left_alone_for_longer(network: Network) -> None:
-    """Whoever asks would wait as long."""
+async def test_a_server_that_did_not_answer_is_left_alone_for_longer(network: Network) -> None:
+    """Each client would have to wait as long."""
     room = await sending(network)
     network.weather = lambda letter: (
         Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES

@@ -1,7 +1,6 @@
-"""Whoever is invited to an encrypted room gets the keys of what is said there before they come,
-from however many servers they are.
+"""Users invited to an encrypted room receive the keys of messages sent before they join.
 
-spec: client-server-api#end-to-end-encryption
+This holds for any number of servers. spec: client-server-api#end-to-end-encryption
 """
 
 import pytest

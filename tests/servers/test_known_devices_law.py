@@ -1,9 +1,9 @@
-"""What clients know of devices is true in the end, whatever happened between two servers.
+"""Clients end up with the right device lists, whatever happened between two servers.
 
-People of two servers enter and leave encrypted rooms of both, get devices and lose them; lists are
-asked for and forgotten, requests are lost or come twice, servers cannot reach each other and are
-built anew. When all is well again, each client that heeded `device_lists` knows exactly the devices
-of those with whom its user shares a room.
+Users of two servers join and leave encrypted rooms of both, and add and remove devices. Lists are
+fetched and deleted, requests are lost or repeated, and servers cannot reach each other or are
+rebuilt. In the end each client that followed `device_lists` knows exactly the devices of the users
+who share a room with its user.
 """
 
 from pathlib import Path

@@ -147,7 +147,7 @@ def test_what_a_request_needs(path: str, right: Right | None) -> None:
 
 
 class Address:
-    """Where the list is fetched from."""
+    """Serves the list at a URL."""
 
     def __init__(self) -> None:
         self.document: bytes | None = None
@@ -214,7 +214,7 @@ async def take_step(job: Job) -> None:
 
 
 def ends(lines: Sequence[LogEvent]) -> list[str]:
-    """What the log says of the end of lists."""
+    """Return the log entries about the expiry of lists."""
     return [line["warning"] for line in lines if "{warning}" in str(line.get("log_format"))]
 
 

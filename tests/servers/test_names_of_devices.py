@@ -1,5 +1,4 @@
-"""What other servers' users call their devices is shown to clients, wherever their server says
-it."""
+"""Device names of other servers' users are shown to clients, wherever the server states them."""
 
 from typing import Any
 
@@ -32,7 +31,7 @@ def shown_name(asking: User, user: User) -> Any:
     ],
 )
 @pytest.mark.parametrize("how", ["asked", "told"])
-async def test_the_name_that_a_server_tells_is_shown(
+async def test_the_device_name_from_a_server_is_shown(
     network: Network, how: str, beside: dict[str, Any], inside: dict[str, Any], shown: str | None
 ) -> None:
     """spec: server-server-api#get_matrixfederationv1userdevicesuserid_response-200_user-device,
@@ -63,7 +62,7 @@ async def test_the_name_that_a_server_tells_is_shown(
     assert shown_name(room.alice, room.bob) == shown
 
 
-async def test_another_name_is_told_to_clients(network: Network) -> None:
+async def test_a_changed_device_name_is_shown_to_clients(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     list_ = await room.south.server.app.federation_out.own_devices.get_list(room.bob.user_id)

@@ -71,8 +71,8 @@ async def test_who_leaves_meanwhile_or_later_is_told_to_have_left(network: Netwo
 
 
 async def mistaken(network: Network) -> tuple[User, User, str, str]:
-    """Bob is told of Wanda's devices, who had been banned, which the part of the state does not
-    say; so she was let in. Bob, Wanda, the room, and up to where Bob has been told."""
+    """Bob sees the devices of Wanda, who was banned. The partial state lacks the ban, so her join
+    was accepted. Returns Bob, Wanda, the room, and Bob's sync token."""
     powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
     alice, bob, room_id = await large_room(
         network,
@@ -174,7 +174,7 @@ def publish(user: User, key: str) -> None:
 
 
 def ed25519_of(asking: User, asked: User) -> str:
-    """The key of the newest device, as another server's user is told."""
+    """Return the key of the newest device, as another server's user sees it."""
     devices = ok(asking.post(f"{V3}/keys/query", {"device_keys": {asked.user_id: []}}))[
         "device_keys"
     ]

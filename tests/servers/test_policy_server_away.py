@@ -1,5 +1,5 @@
-"""Where the policy server of one room is away, what is done for somebody in all of their rooms is
-done in the others, and there later."""
+"""While the policy server of one room is unreachable, an action in all rooms of a user succeeds in
+the other rooms, and later in that one."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,5 @@
-"""Whoever waits for a policy server holds up nobody else: it is asked before events get their turn
-in the room."""
+"""Waiting for a policy server delays no other room or user: it is asked before events enter the
+queue of the room."""
 
 import msgspec
 import pytest

@@ -26,7 +26,7 @@ from tests.helpers.talk import V3, get_state, membership, ok, refused, room_path
 A_WHILE = 20.0
 """Seconds in which everybody has refused often enough."""
 NO_NAME = {"name": "tea"}
-"""Who enters a room that has a name is told hardly any members."""
+"""A user who joins a room with a name receives few members."""
 
 
 def pass_time(network: Network, seconds: float) -> None:
@@ -36,8 +36,8 @@ def pass_time(network: Network, seconds: float) -> None:
 
 
 async def denied(network: Network) -> tuple[User, User, str]:
-    """Bob has come into a room in part, and its ACL denies his server before it has been told the
-    rest."""
+    """Bob has joined a room with partial state, and its ACL denies his server before the rest of
+    the state has arrived."""
     alice, bob, room_id = await large_room(network, **NO_NAME)
     ok(join_via(bob, room_id, NORTH))
     network.settle()

@@ -69,7 +69,7 @@ def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_left_
     assert refused(bob.get(path))[0] == 502
 
 
-def test_nothing_is_told_from_memory_of_a_server_that_is_denied_meanwhile(network: Network) -> None:
+def test_cached_responses_of_a_newly_blocked_server_are_not_returned(network: Network) -> None:
     alice, bob = pair(network, OPEN)
     ok(alice.post(f"{V3}/createRoom", {"room_alias_name": "tea"}))
     alias = quote(f"#tea:{NORTH}")
@@ -96,7 +96,7 @@ async def test_profiles_may_be_kept_from_other_servers(network: Network) -> None
         await asking
 
 
-def test_answers_are_remembered_briefly(network: Network) -> None:
+def test_responses_are_cached_briefly(network: Network) -> None:
     alice, bob = pair(network)
     path = f"{V3}/profile/{alice.user_id}"
     ok(bob.get(path))
@@ -109,9 +109,7 @@ def test_answers_are_remembered_briefly(network: Network) -> None:
     assert ok(bob.get(path)) == {"displayname": "Alicia"}
 
 
-def test_of_long_answers_fewer_are_remembered(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fewer_long_responses_are_cached(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_directory, "BYTES_REMEMBERED", 5000)
     alice, bob = pair(network)
     ok(
@@ -134,7 +132,7 @@ def test_of_long_answers_fewer_are_remembered(
         assert asked(network, "query/profile") == count, path
 
 
-def test_many_who_ask_at_once_are_one_question(network: Network) -> None:
+def test_concurrent_queries_share_one_request(network: Network) -> None:
     alice, bob = pair(network)
     network.hold()
     waiting = [bob.start("GET", f"{V3}/profile/{alice.user_id}") for _ in range(30)]
@@ -179,7 +177,7 @@ def test_an_alias_and_the_servers_of_its_room(network: Network) -> None:
     assert refused(join_via(carol, f"#none:{NORTH}")) == (404, "M_NOT_FOUND")
 
 
-def test_who_joins_by_an_alias_that_has_just_moved_enters_the_new_room(network: Network) -> None:
+def test_a_join_by_a_moved_alias_enters_the_new_room(network: Network) -> None:
     alice, bob = pair(network)
     old = create(alice, preset="public_chat", room_alias_name="tea")
     path = f"{V3}/directory/room/{quote(f'#tea:{NORTH}')}"
@@ -218,7 +216,7 @@ def test_an_alias_of_another_server_may_be_one_of_those_that_a_room_publishes(
     assert get_state(alice, room_id, "m.room.canonical_alias") == {"alias": f"#tea:{SOUTH}"}
 
 
-def test_so_many_aliases_of_other_servers_are_looked_up_for_one_event(network: Network) -> None:
+def test_the_alias_lookups_for_one_event_are_bounded(network: Network) -> None:
     alice, _ = pair(network)
     room_id = create(alice)
     aliases = [f"#tea{number}:{SOUTH}" for number in range(11)]
@@ -258,7 +256,7 @@ def test_a_directory_is_for_its_own_people_by_default(network: Network) -> None:
     assert refused(bob.get(f"{V3}/publicRooms?server={NORTH}")) == (403, "M_FORBIDDEN")
 
 
-def test_who_has_no_account_asks_no_other_server(network: Network) -> None:
+def test_an_unauthenticated_client_causes_no_query(network: Network) -> None:
     network.add(NORTH, OPEN)
     south = network.add(SOUTH, "allow_public_rooms_without_auth: true\n")
 

@@ -1,5 +1,5 @@
-"""What other servers send: taken in once, in whatever order and however often it comes; nothing
-that is acknowledged is lost."""
+"""Received transactions are processed once, in any order and however often they arrive, and nothing
+acknowledged is lost."""
 
 import tracemalloc
 from collections.abc import Mapping
@@ -204,7 +204,7 @@ async def test_an_event_without_its_senders_signature_is_refused(network: Networ
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said: {}}}
 
 
-async def test_what_may_not_be_is_rejected_and_shown_to_nobody(network: Network) -> None:
+async def test_an_unauthorized_event_is_rejected_and_shown_to_nobody(network: Network) -> None:
     room = await shared(network)
     levels = {"users": {room.bob.user_id: 100}}
     bad = await room.south.build_next(
@@ -271,7 +271,7 @@ async def test_a_closed_federation_takes_no_events_of_others(network: Network) -
         await east.push(SOUTH, [join.pdu])
 
 
-async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network) -> None:
+async def test_a_slow_key_fetch_delays_no_other_server(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     event = await east.build(
@@ -306,7 +306,7 @@ async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network)
     assert slow.called
 
 
-async def test_what_is_signed_with_a_key_that_cannot_be_had_waits_for_it(network: Network) -> None:
+async def test_an_event_signed_by_an_unavailable_key_waits_for_it(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     eve = east.server.register("eve")
@@ -328,7 +328,9 @@ async def test_what_is_signed_with_a_key_that_cannot_be_had_waits_for_it(network
     assert texts(room.alice, room.room_id) == ["salom"]
 
 
-async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Network) -> None:
+async def test_a_server_with_too_many_transactions_at_once_is_told_to_wait(
+    network: Network,
+) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     version = (await room.north.room(room.room_id)).version
@@ -391,7 +393,7 @@ async def test_what_waits_is_not_read_yet(network: Network) -> None:
     assert all(each.called for each in (first, *waiting))
 
 
-async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
+async def test_a_long_edu_is_accepted_unless_it_has_too_many_values(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -442,7 +444,7 @@ async def test_a_name_may_be_written_in_any_way_and_nothing_is_acknowledged_that
 
 
 @pytest.mark.parametrize("rooms", [1, 20])
-async def test_others_have_turns_while_a_long_transaction_is_read(
+async def test_the_reactor_runs_while_a_long_transaction_is_parsed(
     network: Network, monkeypatch: pytest.MonkeyPatch, rooms: int
 ) -> None:
     """Events and EDUs of nothing but empty objects would hold up everybody for seconds."""

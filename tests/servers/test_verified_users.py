@@ -1,4 +1,4 @@
-"""Whom our users have verified stays verified, whatever another server says for a while about its
+"""Users verified by our users stay verified, whatever another server reports for a while about its
 users' keys.
 
 spec: client-server-api#cross-signing, server-server-api#get_matrixfederationv1userdevicesuserid
