@@ -280,8 +280,8 @@ class AccountParts:
             and not self.phones.is_possible(REGISTER)
         ):
             raise ValueError(
-                "registrations_require_3pid has msisdn, but this server sends no text messages: nobody"
-                " could register"
+                "registrations_require_3pid has msisdn, but this server sends no text messages:"
+                " nobody could register"
             )
         stages: list[Stage] = [
             DummyStage(),
@@ -346,7 +346,8 @@ class AccountParts:
 
 
 def _reset_page(config: Config) -> str:
-    return f"{(config.name.public_baseurl or '').rstrip('/')}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
+    base_url = (config.name.public_baseurl or "").rstrip("/")
+    return f"{base_url}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
 
 
 def _passwords(config: Config, threads: Threads) -> Passwords:

@@ -572,6 +572,6 @@ class RoomParts:
         )
         Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
             lambda failure: self.log.failure(
-                "cannot find the soft-failed events that would be sticky", failure
+                "cannot load the soft-failed sticky events to recheck", failure
             )
         )
