@@ -2,7 +2,7 @@
 position.
 
 A room may leave the windows of a client and come back. Then the client gets the typing users again,
-since clients drop them when a room leaves the view. Proposal: MSC4508.
+since clients should drop them when a room leaves the view. Proposal: MSC4508.
 
 What a client was sent is recorded under the `pos` of the response. A response may get lost, so no
 two responses with different views have the same `pos`.
