@@ -18,7 +18,7 @@ WORD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What else an evaluation depends upon."""
+    """The user, room and power levels that an evaluation depends on."""
 
     user_id: str
     display_name: str | None

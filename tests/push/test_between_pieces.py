@@ -1,5 +1,4 @@
-"""What happens while a crowd is told in pieces, or as a server ends: nobody goes without what
-concerns them, nobody is told of it twice."""
+"""Pushes to a large room, in batches or across a shutdown: every user gets each push once."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -93,7 +92,7 @@ def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
     async def end_meanwhile(
         _: PushDecisions, _stored: StoredEvent, _users: Collection[UserID]
     ) -> Mapping[UserID, Actions]:
-        """Those who are asked of first are told nothing."""
+        """Stop the server at the first batch of users, and notify none of them."""
         stoppings.append(end(server))
         return {}
 
@@ -243,7 +242,7 @@ def test_what_is_answered_after_the_lease_was_lost_is_not_taken_for_what_the_app
 
 
 class LateDecisions:
-    """Until `gate` is called the database has not answered who is told what."""
+    """Delays every push decision until `gate` is called, as a slow database does."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate: Deferred[None] = Deferred()
@@ -282,7 +281,7 @@ def test_what_another_node_has_told_since_is_not_told_once_more(
 def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else what is told then would hide what its pusher has missed before."""
+    """Otherwise the later push would hide that the pusher missed an earlier one."""
     bob, room_id = crowd(server)
     gateway.failure = 503
     first = say(bob, room_id, "hello")
@@ -308,7 +307,7 @@ def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
 def test_what_was_said_just_before_a_pusher_was_switched_on_is_in_its_number(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is come to after the number was counted for the pusher's sake."""
+    """The event is processed after the badge was counted for the pusher."""
     alice, bob, first, second = two_rooms(server)
     gateway.held = []
     say(bob, first, "it is told with the number one")

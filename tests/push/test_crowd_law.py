@@ -1,9 +1,11 @@
-"""The law of pushing to a crowd, which is told in pieces: whatever people do meanwhile, also as the
-server ends or loses its lease, and in whatever order the database answers, or is away, what stays
-unread is pushed to everybody, in order, with the number that holds.
+"""Random histories of pushes to a large room, which are sent in batches.
 
-Every other time nothing ends and no lease is lost: then nobody is told twice.
-`MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
+Every unread event is pushed to every user, in order, with the current badge. This holds whatever
+users do meanwhile, when the server stops or loses its lease, when the database fails, and in
+whatever order it answers.
+
+In every other history nothing stops and no lease is lost: then no event is pushed twice.
+`MAHALLA_PUSH_RUNS=1000` runs a thousand histories.
 """
 
 import os
@@ -38,7 +40,7 @@ PEOPLE = 7
 MOVES = 300
 CALM = (*("say",) * 6, *("read",) * 3, "redact", "replace", "off", "away")
 DEEDS = (*CALM, "lose", "end")
-"""With what may make that somebody is told twice."""
+"""`CALM`, and the actions after which an event may be pushed twice."""
 
 
 class Person:
@@ -48,13 +50,13 @@ class Person:
         self.pushed_from: int | None = 0
         """The first of what is said that must be pushed to that key; None: it is being replaced."""
         self.read: set[str] = set()
-        """What they have read, or are just reading."""
+        """Events that they have read, or whose receipt is under way."""
         self.busy: Pending | None = None
         self.then: Callable[[], None] = lambda: None
 
 
 class Disk:
-    """What pushers ask of the database, which is away now and then."""
+    """Makes a query of the pushers fail now and then, as if the database were unavailable."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fails_next = False
@@ -173,7 +175,7 @@ class Town:
         )
 
     def count_on(self, person: Person) -> None:
-        """What is said from here on must be pushed there."""
+        """Expect every later event to be pushed to this key."""
         person.pushed_from = len(self.said)
 
     def acknowledged(self, room_id: str) -> list[str]:

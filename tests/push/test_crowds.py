@@ -1,5 +1,5 @@
-"""Rooms with many who have pushers, or rules of their own: they are looked at in pieces, and
-whoever else waits for the server has their turn between."""
+"""Rooms where many members have pushers or custom rules: they are processed in batches, and other
+requests run in between."""
 
 from collections.abc import Callable
 from itertools import pairwise

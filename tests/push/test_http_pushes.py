@@ -1,4 +1,4 @@
-"""What push gateways are told, of what, and how often."""
+"""Requests to push gateways: which events cause one, what it contains, and how often."""
 
 from pathlib import Path
 from typing import Any

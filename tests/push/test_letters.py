@@ -1,4 +1,4 @@
-"""Letters about what people missed: when they come, what they say, and how they end."""
+"""E-mails about missed messages: when they are sent, what they contain, and how to unsubscribe."""
 
 import re
 from email.message import EmailMessage
@@ -54,7 +54,8 @@ def email_pusher(user: User, address: str = "alice@example.com", **further: Any)
 
 
 def reader(server: TestServer, **further: Any) -> User:
-    """Alice, who has letters switched on; the letter that confirmed her address is put away."""
+    """Return Alice, who has e-mail notifications on; the e-mail that confirmed her address is
+    discarded."""
     alice = server.register("alice")
     add(server, alice)
     assert email_pusher(alice, **further).status == 200

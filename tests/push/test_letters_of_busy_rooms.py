@@ -1,5 +1,4 @@
-"""Letters tell of what matters to their reader, however much else is said, and in however many
-rooms."""
+"""E-mails contain what matters to their reader, however many other messages and rooms there are."""
 
 from pathlib import Path
 
@@ -79,8 +78,8 @@ def test_a_letter_says_that_there_are_more_rooms_than_it_tells_of(server: TestSe
 
 
 def test_what_only_wakes_clients_is_in_no_letter(server: TestServer) -> None:
-    """MSC4028: who has it that every encrypted event wakes their clients gets no letters about
-    those."""
+    """MSC4028: a user whose clients are woken by every encrypted event gets no e-mails about
+    them."""
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     rule = f"{V3}/pushrules/global/override/.org.matrix.msc4028.encrypted_event/enabled"

@@ -1,5 +1,4 @@
-"""Letters as mail servers see them: bytes, which not everybody reads as generously as Python's
-library."""
+"""E-mails as the bytes that mail servers see. Some parse them less generously than Python does."""
 
 import re
 from email import message_from_bytes

@@ -1,4 +1,4 @@
-"""What the service is called in letters about what people missed."""
+"""The name of the service in e-mails about missed messages."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""How much is unread, told in four ways, after whatever people do: both syncs, anew and step by
-step, the list of notifications, and the number on an app's icon agree."""
+"""Unread counts agree after random actions: in both syncs, initial and incremental, in the list of
+notifications, and in the badge of an app."""
 
 import random
 from collections.abc import Iterator

@@ -1,5 +1,5 @@
-"""Numbers on apps' icons that wait, or are under way, as something goes wrong: none is lost, and
-what was told is not told again."""
+"""Badges that are pending or under way during a failure: none is lost, and nothing that was pushed
+is pushed again."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -90,8 +90,8 @@ def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_ag
     monkeypatch: pytest.MonkeyPatch,
     stretches: int,
 ) -> None:
-    """The stream is long, and the server is killed once more before it is read up to where others
-    were told."""
+    """The stream is long, and the server is killed again before it has read up to the position that
+    the other pushers have reached."""
     alice, bob = two(server)
     room_id = shared(alice, bob)
     gateway.failure = 503
@@ -253,7 +253,7 @@ def test_a_pusher_that_is_set_anew_while_a_number_is_under_way_has_one_push_at_a
 def test_a_number_that_waits_as_its_pusher_is_set_anew_is_told_by_the_next(
     server: TestServer, gateway: Gateway, tmp_path: Path
 ) -> None:
-    """It is noted how far all is told in just these seconds, and then the server is killed."""
+    """The server stores the position of the pushers in these seconds, and is then killed."""
     alice, bob = two(server)
     room_id = shared(alice, bob)
     event_id = say(bob, room_id, "hello")
@@ -296,7 +296,7 @@ def test_who_missed_all_of_a_day_is_told_the_number(
     failure: OutboundError | int,
     is_restarted: bool,
 ) -> None:
-    """What is older is pushed no more."""
+    """Events older than a day are not pushed any more."""
     alice, bob = two(server)
     rooms = [shared(alice, bob) for _ in range(2)]
     pass_time(server)

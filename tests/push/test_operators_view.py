@@ -1,4 +1,4 @@
-"""What operators see of pushing: metrics, the pushers of a user, how gateways stand."""
+"""Metrics of pushes, and the pushers of a user and the state of gateways in the admin API."""
 
 from pathlib import Path
 

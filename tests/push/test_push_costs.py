@@ -1,5 +1,5 @@
-"""What pushing costs: nothing where nobody has a pusher, no write for a push, and so many queries
-whatever the number."""
+"""The cost of pushes: nothing without a pusher, no write per push, and a fixed number of queries
+however many pushes there are."""
 
 from pathlib import Path
 from typing import Any

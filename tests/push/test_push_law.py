@@ -32,7 +32,7 @@ BEHIND = [
     *[("refuse", 0), ("say", 0), ("say", 0), ("say", 1), ("wait", 2)],
     *[("hold", 0), ("up", 0), ("wait", 2), ("one", 0), ("wait", 3), ("crash", 0)],
 ]
-"""A pusher that was behind is told one of three when the server crashes."""
+"""A pusher that is behind has got one of three pushes when the server crashes."""
 
 
 class Town:
@@ -56,7 +56,7 @@ class Town:
         self.read = [0, 0]
         """How many of the events of each room are read."""
         self.read_unpushed: set[EventID] = set()
-        """What was read while no gateway had taken it, and no push was under way."""
+        """Events that were read before a gateway took them, with no push under way."""
 
     def build(self, now: float) -> TestServer:
         server = TestServer(

@@ -1,5 +1,5 @@
-"""Whoever reads a room at one device is not buzzed at another: the push waits a moment for the
-receipt, and nothing else waits for it."""
+"""A user who reads a room at one device is not notified at another: the push waits a moment for
+the receipt, and nothing else waits for it."""
 
 from pathlib import Path
 
@@ -293,7 +293,7 @@ def test_who_reads_the_whole_room_reads_its_threads(story: Story, gateway: Gatew
 def test_a_change_of_the_number_goes_though_a_message_was_held(
     story: Story, gateway: Gateway
 ) -> None:
-    """Read elsewhere, while a message waits: the number is told once it is settled."""
+    """Another room is read while a push waits: the new badge is sent once that push is decided."""
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     elsewhere = story.say("y", other)
     assert gateway.events == [elsewhere]

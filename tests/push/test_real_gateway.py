@@ -61,7 +61,7 @@ class Ntfy:
         return f"{self.url}/up{topic}?up=1"
 
     def pushes(self, topic: str) -> list[dict[str, Any]]:
-        """What came for a device, in order."""
+        """Return the notifications that a device got, in order."""
         with urlopen(f"{self.url}/up{topic}/json?poll=1", timeout=10) as answer:
             messages = [json.loads(line) for line in answer.read().splitlines() if line]
         return [json.loads(message["message"])["notification"] for message in messages]
@@ -73,7 +73,7 @@ class Ntfy:
 
 
 def until(look: Callable[[], T | None]) -> T:
-    """What is looked for, once it is there."""
+    """Return the result of `look` as soon as it is true."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         try:

@@ -277,13 +277,13 @@ NOTHING_FITS = [
         id="alike",
     ),
 ]
-"""What a condition asks, and an event that comes near it as often as can be."""
+"""Conditions, each with an event that nearly matches it in as many places as possible."""
 
 
 @pytest.mark.parametrize(("condition", "content"), NOTHING_FITS)
 def test_no_rules_hold_everybody_up(condition: dict[str, str], content: Any) -> None:
-    """Who writes a message, and all others, wait until the rules of whoever is told of it have
-    looked at it."""
+    """The rules of the recipients block the sender and every other request while they are
+    evaluated."""
     asked = {"kind": "event_match", "key": "content.body", **condition}
     own = [
         {"rule_id": str(number), "actions": [], "conditions": [asked]}

@@ -1,9 +1,9 @@
-"""Push rules that are read, classified and asked in pieces, while people change them, come and go,
-and the database answers in any order: each message is to everybody what their rules said of it.
+"""Push rules that are loaded, classified and evaluated in batches while users change them, join and
+leave, and the database answers in any order: every user's rules decide about each message.
 
-A change that is under way together with a message holds for it or does not; one that was
-acknowledged before holds. Few rules and rooms are kept in memory, so that they are read anew all
-the time. `MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
+A change that is concurrent with a message may apply to it or not; one that was acknowledged before
+applies. The caches hold few rules and rooms, so that they are reloaded all the time.
+`MAHALLA_PUSH_RUNS=1000` runs a thousand histories.
 """
 
 import os
@@ -93,7 +93,7 @@ class Person:
     number: int
     rules: Rules = Rules()
     wanted: Rules = Rules()
-    """What they become by the request that is under way."""
+    """The rules after the request that is under way."""
     changing: Pending | None = None
     notified: Bounds = field(default_factory=Bounds)
     called: Bounds = field(default_factory=Bounds)

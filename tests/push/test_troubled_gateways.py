@@ -79,7 +79,7 @@ def test_a_push_that_fails_is_tried_again_ever_more_seldom(
 def test_what_a_gateway_refuses_for_what_is_in_it_holds_up_nothing(
     server: TestServer, gateway: Gateway, most_bytes: int, status: int
 ) -> None:
-    """It is told without what was said, or not at all; the next event comes at once."""
+    """The event is pushed without content, or dropped; the next one is pushed at once."""
     _, bob, room_id = two(server)
     gateway.most_bytes, gateway.refusal = most_bytes, status
     large = say(bob, room_id, "x" * 2000)

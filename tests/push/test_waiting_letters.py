@@ -1,5 +1,5 @@
-"""Letters that wait, as the mail server or the database is away: what becomes of them when that is
-over."""
+"""E-mails that are pending while the mail server or the database is unavailable, and their delivery
+afterwards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -221,8 +221,8 @@ def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
 def test_a_link_of_before_a_restore_ends_no_letters_of_after_it(
     tmp_path: Path, sqlite_template: Path, settles: bool
 ) -> None:
-    """The backup knows nothing of Alice's pusher; whoever sets one after the restore is somebody
-    else. Without the command they would be taken for her."""
+    """The backup lacks Alice's pusher, and after the restore another user sets one. Without the
+    command her link would remove it."""
     folder = tmp_path / "of a backup"
     folder.mkdir()
     now = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path)))
