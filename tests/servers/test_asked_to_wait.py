@@ -285,7 +285,7 @@ async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network
 async def test_of_many_that_go_on_to_ask_so_what_is_in_parts_is_not_all_kept(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is made anew of what waits then, and nothing is lost."""
+    """The transaction is built again from what is pending later, and nothing is lost."""
     monkeypatch.setattr(deliveries, "MOST_KEPT", 1)
     room = await sending(network)
     east = Side(network.add(EAST))
@@ -381,8 +381,8 @@ async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
 
 
 async def test_two_of_us_come_to_terms(network: Network) -> None:
-    """What is beyond the bound of the other server waits as long as that says, and comes in order
-    with what was said in rooms."""
+    """EDUs above the rate limit of the other server wait as long as it says, and arrive in order
+    with the events of rooms."""
     room = await sending(network)
     room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
     second = another_device(room.alice)

@@ -14,7 +14,7 @@ from tests.helpers.http import client_for
 
 
 class Waiting(list[Deferred[None]]):
-    """What the handlers wait for."""
+    """The deferreds that the handlers wait for."""
 
 
 NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")

@@ -45,7 +45,7 @@ def document(
     old: Mapping[SigningKey, int] | None = None,
     signer: SigningKey | None = None,
 ) -> dict[str, Any]:
-    """What a server says about its keys."""
+    """Return the signed key document of a server."""
     said = {
         "server_name": server,
         "verify_keys": {each.key_id: {"key": encode_base64(each.public_key)} for each in keys},
@@ -64,7 +64,7 @@ class World:
     def __init__(self) -> None:
         self.now = START
         self.says: dict[str, Any] = {}
-        """What each server says about itself; a server that is not there does not answer."""
+        """The key document of each server; a server without one does not answer."""
         self.notary_says: list[Any] = []
         self.busy: dict[str, int] = {}
         """Servers that say 429, and after how many seconds to come again."""

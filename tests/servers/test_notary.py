@@ -1,4 +1,4 @@
-"""What this server tells others about the keys of third servers, and what it runs."""
+"""The notary, which returns the keys of third servers, and the endpoint with the version."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ DAY = 24 * 3600
 
 
 def documents(network: Network, server: str = SOUTH, criteria: Any = None) -> list[dict[str, Any]]:
-    """What the north tells of a server's keys."""
+    """Return the key documents of a server that the north answers as a notary."""
     answer = network.servers[NORTH].post(
         QUERY, {"server_keys": {server: {} if criteria is None else criteria}}
     )

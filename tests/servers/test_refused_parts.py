@@ -1,5 +1,5 @@
-"""What a server refuses in a transaction stops nothing else, and a server that refuses everything
-empties no queue."""
+"""A part of a transaction that a server refuses blocks nothing else, and a server that refuses
+everything does not empty the queue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ Refuses = Callable[[bytes], bool]
 
 
 class Reader:
-    """What the south, or a proxy before it, refuses."""
+    """Refuses transactions in the place of the south, or of a proxy in front of it."""
 
     def __init__(
         self, network: Network, refuses: Refuses = lambda _: False, status: int = 400

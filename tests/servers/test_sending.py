@@ -1,5 +1,5 @@
-"""What goes out to other servers: in order, once, after outages and restarts too, and at no cost
-for rooms of our own."""
+"""Transactions to other servers: in order and once, also after outages and restarts, and at no cost
+for local rooms."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who sends a request is proved by its signature."""
+"""The signature of a request proves which server sent it."""
 
 import msgspec
 import pytest

@@ -1,5 +1,5 @@
-"""Servers that take transactions and do not answer: the others wait for none of them, and one that
-is back is told soon."""
+"""Servers that accept transactions and do not answer: they delay no other server, and one that is
+back gets its transactions soon."""
 
 from pathlib import Path
 
