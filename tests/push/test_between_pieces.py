@@ -81,7 +81,7 @@ def again(server: TestServer, folder: Path, gateway: Gateway) -> TestServer:
     return start(folder, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31)
 
 
-def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
+def test_users_not_notified_before_a_shutdown_are_notified_after_the_restart(
     server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
@@ -108,7 +108,7 @@ def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
     assert told(gateway, event_id) == keys()
 
 
-def test_what_comes_as_the_server_ends_is_told_by_the_next(
+def test_an_event_during_the_shutdown_is_pushed_after_the_restart(
     server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
@@ -124,7 +124,7 @@ def test_what_comes_as_the_server_ends_is_told_by_the_next(
     assert told(gateway, event_id) == keys()
 
 
-def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_follows(
+def test_a_pusher_set_while_badges_are_sent_gets_later_events(
     server: TestServer, gateway: Gateway
 ) -> None:
     bob, room_id = crowd(server)
@@ -144,7 +144,7 @@ def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_fo
     assert told(gateway, said[0]) == sorted(["carol", *keys()])
 
 
-def test_pushes_go_though_something_more_is_always_to_be_read(
+def test_pushes_are_sent_although_the_stream_keeps_growing(
     server: TestServer, gateway: Gateway
 ) -> None:
     bob, room_id = crowd(server)
@@ -162,7 +162,7 @@ def test_pushes_go_though_something_more_is_always_to_be_read(
     assert pushed[20] == CROWD
 
 
-def test_nobody_is_told_twice_where_the_database_goes_away_while_a_crowd_is_told(
+def test_nobody_is_notified_twice_when_the_database_fails_between_batches(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
@@ -223,7 +223,7 @@ def take_again(server: TestServer) -> None:
     assert server.app.pushers.reading._lease.is_held
 
 
-def test_what_is_answered_after_the_lease_was_lost_is_not_taken_for_what_the_app_shows(
+def test_a_badge_accepted_after_the_lease_was_lost_is_not_taken_as_the_current_one(
     server: TestServer, gateway: Gateway
 ) -> None:
     alice, bob, first, second = two_rooms(server)
@@ -259,7 +259,7 @@ class LateDecisions:
         monkeypatch.setattr(PushDecisions, "get_actions", answer_late)
 
 
-def test_what_another_node_has_told_since_is_not_told_once_more(
+def test_events_pushed_by_another_node_are_not_pushed_again(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
@@ -278,7 +278,7 @@ def test_what_another_node_has_told_since_is_not_told_once_more(
     assert told(gateway, event_id) == keys()
 
 
-def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
+def test_a_batch_begun_under_a_lost_lease_does_not_continue_under_the_next_lease(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the later push would hide that the pusher missed an earlier one."""
@@ -304,7 +304,7 @@ def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
     assert told(gateway, second) == keys()
 
 
-def test_what_was_said_just_before_a_pusher_was_switched_on_is_in_its_number(
+def test_an_event_just_before_a_pusher_is_enabled_counts_in_its_badge(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event is processed after the badge was counted for the pusher."""

@@ -292,7 +292,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.mark.parametrize("seed", range(RUNS))
 @pytest.mark.usefixtures("in_pieces")
-def test_what_stays_unread_is_pushed_to_everybody(
+def test_unread_events_are_pushed_to_every_user_in_any_history(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, disk: Disk, seed: int
 ) -> None:
     chance = Random(seed)

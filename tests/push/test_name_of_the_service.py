@@ -19,7 +19,7 @@ from tests.push.test_letters import MAIL, MINUTE, pass_time, reader, room_of, st
         (None, None, "Matrix", "Matrix"),
     ],
 )
-def test_the_service_is_called_what_its_operator_calls_it(
+def test_an_email_uses_the_configured_name_of_the_service(
     tmp_path: Path,
     sqlite_database: Database,
     app_name: str | None,

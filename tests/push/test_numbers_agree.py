@@ -181,7 +181,7 @@ def _numbers(rooms: Json) -> Iterator[tuple[str, Numbers]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_all_that_tells_of_unread_messages_agrees(
+def test_all_unread_counts_agree_after_random_actions(
     tmp_path: Path, database: Database, seed: int
 ) -> None:
     gateway = Gateway()

@@ -49,7 +49,7 @@ def counting(tmp_path: Path, sqlite: SQLiteConfig) -> Any:
     run_coroutine(made.database.close(), None)
 
 
-def test_who_has_no_pusher_costs_nothing(counting: Counting) -> None:
+def test_users_without_a_pusher_cost_nothing(counting: Counting) -> None:
     people, room = counting.crowd(6)
     before = counting.cost(people[0], room)
     elsewhere = counting.server.register("elsewhere")
@@ -78,7 +78,7 @@ def test_a_push_writes_nothing_and_its_queries_do_not_grow_with_the_members(
     assert not [name for name in further if name.startswith(("set_", "add_", "remove_"))]
 
 
-def test_who_has_muted_the_room_costs_nothing(counting: Counting) -> None:
+def test_users_who_muted_the_room_cost_nothing(counting: Counting) -> None:
     people, room = counting.crowd(12)
     before = counting.cost(people[0], room)
     for number, user in enumerate(people[1:]):

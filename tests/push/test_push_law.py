@@ -155,7 +155,7 @@ class Town:
 )
 @given(history=actions)
 @example(history=BEHIND)
-def test_what_stays_unread_is_pushed(
+def test_unread_events_are_pushed_in_any_history(
     sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("law")

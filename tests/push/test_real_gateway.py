@@ -123,7 +123,7 @@ def set_pusher(server: RunningServer, token: str, pushkey: str, url: str, **data
     assert answer.status == 200, answer.body
 
 
-def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(
+def test_pushes_arrive_and_continue_after_a_crash_and_a_rejected_pusher_is_deleted(
     ntfy: Ntfy, files: ServerFiles
 ) -> None:
     server = files.start()
@@ -209,9 +209,7 @@ def errors_of_pushers(config: SQLiteConfig) -> dict[str, str | None]:
     return found
 
 
-def test_who_listens_at_an_address_that_this_server_does_not_contact_is_told_nothing(
-    tmp_path: Path, files: ServerFiles
-) -> None:
+def test_a_gateway_at_a_denied_address_gets_no_pushes(tmp_path: Path, files: ServerFiles) -> None:
     """People name the address of their gateway: it must not lead into the network of the
     operator."""
     with listening("127.0.0.1") as (allowed, taken), listening("127.0.0.2") as (inside, reached):

@@ -86,7 +86,9 @@ def post_form(server: RunningServer, path: str, fields: dict[str, str]) -> tuple
     return answer.status, body
 
 
-def test_a_letter_arrives_and_its_link_ends_them(server: RunningServer, mailbox: Mailbox) -> None:
+def test_an_email_arrives_and_its_link_unsubscribes(
+    server: RunningServer, mailbox: Mailbox
+) -> None:
     body = {"client_secret": "secret", "email": "alice@example.com", "send_attempt": 1}
     sid = server.request("POST", f"{V3}/register/email/requestToken", body).json["sid"]
     [link] = re.findall(rf"{BASE}(/\S+)", text_of(mailbox.wait(0)))

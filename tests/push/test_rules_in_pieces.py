@@ -240,7 +240,7 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(RUNS))
 @pytest.mark.usefixtures("in_pieces")
-def test_a_message_is_to_everybody_what_their_rules_said(
+def test_each_message_is_judged_by_the_rules_of_each_user(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
 ) -> None:
     turns, chance = Turns(), Random(seed)

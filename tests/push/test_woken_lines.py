@@ -15,7 +15,7 @@ def line(nid: int) -> Line:
     return Line(row, "https://push.example.com/")
 
 
-def test_one_that_breaks_keeps_nobody_else_waiting() -> None:
+def test_an_error_in_one_line_does_not_stop_the_others() -> None:
     """Be it in the first piece, or in one that comes when others have had the reactor."""
     clock = Clock()
     woken: list[int] = []
