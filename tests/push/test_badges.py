@@ -1,4 +1,4 @@
-"""The number on an app's icon, where several pushes of one user are made at the same time."""
+"""Badge counts when several pushes of one user are built at the same time."""
 
 from collections.abc import Collection, Mapping, Set
 from typing import Any, cast
@@ -22,7 +22,7 @@ def joined(room_nid: int) -> MembershipRow:
 
 
 class Counting:
-    """Rooms, and what is unread in each; counting takes until `finish`."""
+    """Holds the unread counts of rooms; a count is pending until `finish`."""
 
     def __init__(self, unread: Mapping[int, int]) -> None:
         self.unread = dict(unread)
@@ -60,7 +60,7 @@ def badges_of(counting: Counting) -> Badges:
 
 
 def ask(badges: Badges) -> list[int]:
-    """The number, once it is known."""
+    """Return a list that gets the badge once it is counted."""
     told: list[int] = []
     Deferred.fromCoroutine(badges.get(ALICE)).addCallback(told.append)
     return told

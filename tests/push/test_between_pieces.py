@@ -46,7 +46,7 @@ def two_rooms(server: TestServer) -> tuple[User, User, RoomID, RoomID]:
 
 
 def told(gateway: Gateway, event_id: str) -> list[str]:
-    """To whom an event was pushed."""
+    """Return the pushkeys to which an event was pushed."""
     return sorted(
         each.pushkey for each in gateway.taken if each.notification.get("event_id") == event_id
     )
@@ -57,7 +57,7 @@ def keys() -> list[str]:
 
 
 class SlowNotes:
-    """That it is noted how pushers stand takes until it is let go."""
+    """Delays storing the state of the pushers until `gate` is called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate: Deferred[None] = Deferred()
@@ -71,7 +71,7 @@ class SlowNotes:
 
 
 def end(server: TestServer) -> Deferred[None]:
-    """Begin to end the server's pushing, with `SlowNotes`."""
+    """Begin to stop the pushers of the server, with `SlowNotes`."""
     stopping = Deferred.fromCoroutine(server.app.pushers.stop())
     assert not stopping.called
     return stopping
@@ -190,8 +190,7 @@ def test_nobody_is_notified_twice_when_the_database_fails_between_batches(
 
 
 def take_over(server: TestServer) -> None:
-    """Another node takes the lease, as if this one were gone, and pushes all that there is up to
-    now."""
+    """Let another node take the lease, as if this one were gone, and push all events up to now."""
     upto = server.app.database.streams.current()
 
     def write(txn: WriteTransaction) -> None:

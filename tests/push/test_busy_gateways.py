@@ -1,4 +1,4 @@
-"""Gateways that say how long they want to be left alone."""
+"""Gateways that answer with a `Retry-After` header."""
 
 from email.utils import formatdate
 
@@ -18,7 +18,7 @@ __all__ = ["gateway", "server"]
 def test_a_retry_after_in_seconds_is_respected_up_to_an_hour(
     server: TestServer, gateway: Gateway, wait: str, seconds: int
 ) -> None:
-    """An hour at most; what is no number of seconds, and no date, says nothing."""
+    """An hour at most; a value that is neither seconds nor a date is ignored."""
     _, bob, room_id = two(server)
     gateway.failure, gateway.wait = 429, wait
     say(bob, room_id, "1")

@@ -48,7 +48,7 @@ class Person:
         self.user, self.number = user, number
         self.key = f"key{number}"
         self.pushed_from: int | None = 0
-        """The first of what is said that must be pushed to that key; None: it is being replaced."""
+        """Index of the first event that must be pushed to that key; None: it is being replaced."""
         self.read: set[str] = set()
         """Events that they have read, or whose receipt is under way."""
         self.busy: Pending | None = None
@@ -80,7 +80,7 @@ class Disk:
 
 
 class Town:
-    """Bob, who talks in two rooms, to people who have pushers."""
+    """Bob, who writes to two rooms whose members have pushers."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Town:
             assert set_pusher(person.user, person.key).status == 200
             settle(self.server)
         self.said: list[tuple[str, Pending]] = []
-        """Room and answer, in the order in which it was begun."""
+        """Room and answer of each message, in the order of the requests."""
         self.redacting: dict[str, Pending] = {}
         self.names = count()
         self.builds = 1
@@ -193,7 +193,7 @@ class Town:
                 then()
 
     def lose(self) -> None:
-        """Somebody else takes the lease, and ends at once."""
+        """Let another node take the lease, and stop at once."""
 
         def write(txn: WriteTransaction) -> None:
             txn.execute("UPDATE leases SET holder = 'another', expires_ts = 0 WHERE name = 'push'")
@@ -202,7 +202,7 @@ class Town:
         self.wait_for(lambda: work.called)
 
     def end(self) -> None:
-        """The server ends, while what is under way there goes on; another begins."""
+        """Stop the pushers, let pending requests finish, and start another server."""
         stopping = Deferred.fromCoroutine(self.server.app.pushers.stop())
         self.wait_for(lambda: stopping.called)
         self.wait_for(lambda: all(each.done for _, each in self.said))

@@ -42,7 +42,7 @@ def server(
 
 
 def by_turn(server: TestServer, count: Callable[[], int]) -> list[int]:
-    """How many more there are after each turn of the reactor."""
+    """Return by how many the count grows in each turn of the reactor."""
     counts: list[int] = []
 
     def turn() -> None:
@@ -91,7 +91,7 @@ def test_a_redaction_updates_the_badges_of_a_large_room_in_batches(
 def test_rules_of_a_large_room_are_compiled_and_evaluated_in_batches(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a start, when the first message comes."""
+    """The rules are not cached yet, as at the first message after a start."""
     before = TestServer(tmp_path, database)
     people = [before.register(f"user{number}") for number in range(CROWD)]
     room_id = create_room(people[0])

@@ -186,7 +186,7 @@ def test_the_msc4028_rule_wakes_clients_for_every_encrypted_event() -> None:
 def test_the_msc4028_rule_wakes_clients_in_rooms_with_mentions_only_but_not_in_muted_ones(
     own: str, wakes: bool
 ) -> None:
-    """MSC4028: where only mentions are wanted, the client has to look for them itself."""
+    """MSC4028: in a room with mentions only, the client has to look for mentions itself."""
     conditions = (
         [{"kind": "event_match", "key": "room_id", "pattern": ROOM}] if own == "override" else None
     )

@@ -1,4 +1,4 @@
-"""Gateways that hang, and those that answer: who finds a place."""
+"""Slots for pushes under way, shared by gateways that hang and gateways that answer."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from homeserver.services.pushers.gateways import (
 
 @dataclass
 class HangingWeb:
-    """Answers at once, but for hosts that hang: those say nothing until the time is over."""
+    """Answers at once, except for hosts that hang: requests to those time out."""
 
     clock: Clock
     hanging: Callable[[str], bool]
@@ -126,7 +126,7 @@ def test_gateways_that_begin_to_hang_lose_their_slots_soon() -> None:
 
 
 def test_hanging_gateways_are_detected_again_after_a_stop() -> None:
-    """As a node that lost the lease of the pushers, and took it again."""
+    """A node stops its pushes when it loses the lease of the pushers, and may take it again."""
     hangs = False
     pushing = Pushing(lambda url: hangs and "turns" in url)
     hosts = [f"turns{number}.example" for number in range(AT_ONCE_IN_ALL // AT_ONCE + 5)]

@@ -27,7 +27,7 @@ def test_an_email_uses_the_configured_name_of_the_service(
     called: str,
     sender: str,
 ) -> None:
-    """The sender is the server, whatever an app calls itself."""
+    """The `From` header names the server, even if the app sets a brand."""
     config = MAIL if app_name is not None else MAIL.replace(", app_name: Example", "")
     server = start(tmp_path, sqlite_database, config)
     alice, bob = (

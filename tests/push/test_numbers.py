@@ -278,7 +278,7 @@ def test_a_badge_that_could_not_be_sent_is_sent_after_a_restart(
 def test_an_unchanged_badge_is_no_failure_when_the_gateway_is_unreachable(
     server: TestServer, gateway: Gateway
 ) -> None:
-    """Bob writes, so that he has read; his telephone shows nothing, and is to show nothing."""
+    """Bob has read the room, because he writes. His phone shows no badge and needs no push."""
     alice, bob = two(server)
     room_id = shared(alice, bob)
     set_pusher(bob, "bob")

@@ -72,11 +72,11 @@ class Town:
         self.since = str(sync(self.alice)["next_batch"])
         self.pos = ""
         self.told: dict[str, Numbers] = {}
-        """By the old sync, step by step."""
+        """The counts of each room according to incremental syncs of `/v3/sync`."""
         self.slid: dict[str, Numbers] = {}
 
     def act(self) -> None:
-        """Somebody does something, or tries to: what is not allowed is refused."""
+        """Let a user try a random action; the server may refuse it."""
         deed, room_id = self.chance.choice(DEEDS), self.chance.choice(self.rooms)
         who, about = self.chance.choice((self.alice, self.bob, self.carol)), self.pick(room_id)
         own, path = f"{V3}/user/{self.alice.user_id}/account_data", f"{V3}/rooms/{room_id}"

@@ -137,7 +137,7 @@ def test_a_badge_under_way_when_the_server_is_killed_is_sent_after_the_restart(
 def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes(
     server: TestServer, gateway: Gateway, tmp_path: Path
 ) -> None:
-    """Mallory's gateway takes its time, and Mallory's number is another whenever it answers."""
+    """Mallory's gateway is slow, and Mallory's badge has changed whenever it answers."""
     alice, bob = two(server)
     room_id, mallory = shared(alice, bob), server.register("mallory")
     set_pusher(mallory, "slow")
@@ -166,8 +166,8 @@ def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes
 def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
-    """It is counted to see whether it waits for the gateway, which is back just then; `later`: it
-    becomes another meanwhile."""
+    """A round counts the badge to see whether it is pending, and the gateway is back meanwhile.
+    `later`: the badge changes meanwhile."""
     alice, bob = two(server)
     room_id, other = shared(alice, bob), shared(bob, alice)
     event_id = say(bob, room_id, "hello")

@@ -17,7 +17,7 @@ rooms = Rooms()
 
 
 class Counting:
-    """A server whose queries are counted, and that pushes."""
+    """A server with pushers that counts its queries."""
 
     def __init__(self, folder: Path, config: SQLiteConfig) -> None:
         self.counter = QueryCounter()
@@ -32,7 +32,7 @@ class Counting:
         return people, rooms.create(people[0], *people[1:])
 
     def cost(self, user: User, room: str) -> dict[str, int]:
-        """Queries of one message, by name, until all is pushed."""
+        """Return the queries that one message causes until it is pushed, by name."""
         for _ in range(2):
             rooms.say(user, room)
             settle(self.server)

@@ -54,7 +54,7 @@ class Town:
         self.said: list[tuple[int, EventID]] = []
         """By room, in order."""
         self.read = [0, 0]
-        """How many of the events of each room are read."""
+        """The number of events of each room that are read."""
         self.read_unpushed: set[EventID] = set()
         """Events that were read before a gateway took them, with no push under way."""
 
@@ -108,7 +108,7 @@ class Town:
         self.read[room] = len(events)
 
     def crash(self) -> None:
-        """The process ends as it stands, and a new one starts."""
+        """Kill the process, and start a new one."""
         old = self.server.app.pushers
         old.reading._lease._round.stop()
         old.deliveries.stop()

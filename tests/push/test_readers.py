@@ -162,7 +162,7 @@ def test_an_event_not_read_in_time_is_pushed_and_later_ones_do_not_wait(
 
 
 def test_a_later_message_does_not_overtake_one_that_waits(story: Story, gateway: Gateway) -> None:
-    """Once they read no more, both go."""
+    """Both are pushed once the user is not reading any more."""
     story.read(story.last)
     story.pass_time(LATELY_SECONDS - 1)
     story.sit_down()
@@ -216,7 +216,7 @@ def test_a_client_between_two_syncs_counts_as_syncing(story: Story, gateway: Gat
 
 
 def test_the_pusher_of_the_syncing_device_does_not_wait(story: Story, gateway: Gateway) -> None:
-    """The pusher of the device that syncs goes at once: the others wait for what is read there."""
+    """It is pushed to at once; the pushers of other devices wait for its receipt."""
     set_pusher(story.desk, "desk", app_id="org.example.desk")
     story.read(story.last)
     story.sit_down()

@@ -176,7 +176,7 @@ def test_pushes_arrive_and_continue_after_a_crash_and_a_rejected_pusher_is_delet
 
 @contextmanager
 def listening(host: str) -> Iterator[tuple[str, list[bytes]]]:
-    """Somebody who takes whatever comes there: the address, and what has come."""
+    """Listen at an address, accept every request, and yield the URL and the bodies of the requests."""
     came: list[bytes] = []
 
     class Taker(BaseHTTPRequestHandler):
@@ -188,7 +188,7 @@ def listening(host: str) -> Iterator[tuple[str, list[bytes]]]:
             self.wfile.write(b"{}")
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nobody reads it."""
+            """Log nothing."""
 
     with ThreadingHTTPServer((host, 0), Taker) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -210,7 +210,7 @@ def errors_of_pushers(config: SQLiteConfig) -> dict[str, str | None]:
 
 
 def test_a_gateway_at_a_denied_address_gets_no_pushes(tmp_path: Path, files: ServerFiles) -> None:
-    """People name the address of their gateway: it must not lead into the network of the
+    """Users choose the address of their gateway: it must not lead into the network of the
     operator."""
     with listening("127.0.0.1") as (allowed, taken), listening("127.0.0.2") as (inside, reached):
         server = files.start()

@@ -1,4 +1,4 @@
-"""The compiled rules say what the literal ones say."""
+"""Compiled rules give the same actions as literal ones."""
 
 import json
 import time
@@ -213,7 +213,7 @@ def test_compiled_rules_give_the_same_actions_as_literal_ones(
 def test_rules_give_one_result_for_all_users_whom_the_event_does_not_name(
     kept: Any, event: Any, around: Surroundings
 ) -> None:
-    """A set is asked once for all users of it, but for those whom the event names."""
+    """A rule set is evaluated once for all its users, except those whom the event names."""
     mentions = event["content"].get("m.mentions", {})
     listed = mentions.get("user_ids", ())
     rules = RuleCompiler().compile(msgspec.json.encode(kept))
@@ -332,7 +332,7 @@ def attention_in(rules: RuleSet, room: str) -> Attention:
 
 @given(kept_rules)
 def test_the_attention_of_rooms_agrees_with_the_rules_for_one_message(kept: Any) -> None:
-    """Though most rules are asked once for all rooms."""
+    """It holds although most rules are evaluated once for all rooms."""
     compiler = RuleCompiler()
     rules = compiler.compile(json.dumps(kept).encode())
 

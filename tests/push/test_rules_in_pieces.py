@@ -39,7 +39,7 @@ MOVES = 400
 
 @dataclass
 class Bounds:
-    """How many there are at least and at most."""
+    """Lower and upper bound of a count."""
 
     least: int = 0
     most: int = 0
@@ -52,16 +52,16 @@ class Bounds:
 @dataclass(frozen=True)
 class Rules:
     has_word: bool = False
-    """Of their own: who says it calls them."""
+    """Whether they have a keyword rule: a message with the word is a highlight."""
     is_muted: bool = False
 
     def says(self, called: bool) -> tuple[bool, bool]:
-        """Whether a message notifies, and calls."""
+        """Return whether a message notifies, and whether it is a highlight."""
         calls = self.has_word and called
         return calls or not self.is_muted, calls
 
     def agrees(self, called: bool, row: int | None) -> bool:
-        """Whether the message is that to somebody with this row, or none."""
+        """Return whether the rules give the outcome in this row; without a row, the default one."""
         notifies, calls = self.says(called)
         if row is None:
             return (notifies, calls) == (not self.is_muted, False)

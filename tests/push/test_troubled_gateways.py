@@ -1,4 +1,4 @@
-"""Gateways that refuse, hang, are away, or want a pusher no more; and restarts meanwhile."""
+"""Gateways that refuse, hang, are down or reject a pusher, also across restarts."""
 
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def test_a_push_that_is_refused_for_its_content_blocks_nothing(
 def test_a_gateway_that_refuses_everything_is_backed_off(
     server: TestServer, gateway: Gateway, status: int
 ) -> None:
-    """Then it is not for what is in them: only those are given up that are tried meanwhile."""
+    """The content is not the reason then: only the few pushes that were tried are dropped."""
     _, bob, room_id = two(server)
     gateway.failure = status
     sent = [say(bob, room_id, str(number)) for number in range(20)]
@@ -135,7 +135,7 @@ def test_an_error_about_the_pusher_or_the_gateway_drops_no_push(
 def test_a_gateway_can_reject_only_pushers_that_still_point_to_it(
     server: TestServer, gateway: Gateway, moves: bool
 ) -> None:
-    """An app that moves to another one keeps its pusher, whatever the old one says of it then."""
+    """An app that moved to another gateway keeps its pusher, even if the old one rejects it."""
     alice, bob, room_id = two(server)
     gateway.held = []
     gateway.answer = lambda each: (
@@ -278,7 +278,7 @@ def test_a_truncated_success_counts_as_one(
 def test_a_push_with_a_long_or_broken_error_answer_is_retried(
     server: TestServer, gateway: Gateway, failure: OutboundError
 ) -> None:
-    """As by a proxy that says in many words that the gateway is away."""
+    """A proxy may send a long page with its error when the gateway is down."""
     _, bob, room_id = two(server)
     gateway.failure = failure
     event_id = say(bob, room_id, "x")

@@ -282,7 +282,7 @@ def test_a_database_outage_while_an_email_is_written_delays_it(
 def test_a_database_outage_after_an_email_was_written_does_not_lose_the_next(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It tells of what came while the first one was written."""
+    """The next e-mail is about a message that arrived while the first one was written."""
     alice, bob = reader(server), server.register("bob")
     first, second = room_of(alice, bob), room_of(alice, bob)
     say(bob, first, "zanjabil")
