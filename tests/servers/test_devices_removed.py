@@ -1,4 +1,4 @@
-"""Removal of devices by their owner. A repeated removal is not sent, nor one of an unknown device."""
+"""Removal of devices by their owner. Repeated and unknown removals are not sent."""
 
 import msgspec
 
