@@ -1,5 +1,5 @@
-"""Who has left a room, or was put out, reads its state as it was then, whatever becomes of their
-membership later, and however they read it.
+"""A former member reads the state of the room as it was when they left, whatever their membership
+becomes later, and by every endpoint.
 
 spec: client-server-api#room-history-visibility
 """
@@ -61,7 +61,7 @@ LATER = (
     be_banned,
     be_banned_and_let_off,
 )
-"""What may become of the membership of who is not in a room any more."""
+"""Later changes to the membership of a former member."""
 
 
 class Room:

@@ -1,5 +1,5 @@
-"""Whoever reads more threads of a room than receipts are kept for is not told anew of those that
-they read first."""
+"""A user who reads more threads of a room than receipts are stored for does not get the threads
+that they read first as unread again."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Reader:
         return {thread: number for thread, number in found.items() if number}
 
     def forget_counts(self) -> None:
-        """What was counted is counted anew."""
+        """Drop the cached counts, so that they are counted again."""
         self.server.app.rooms.unread._drop_counts()
 
 

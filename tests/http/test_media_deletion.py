@@ -363,7 +363,7 @@ def test_uploaders_see_and_delete_their_files(alice: User, bob: User, tmp_path: 
     assert _contents(tmp_path) == 1
 
 
-# A model: random histories, and who refers to what counted anew.
+# A model: random histories, and references counted from scratch.
 
 
 @dataclass

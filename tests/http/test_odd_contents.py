@@ -1,4 +1,4 @@
-"""Whatever anybody says in a room, in words that everyone knows, makes nobody fail who reads it.
+"""Odd values in events of well-known types make no reader fail.
 
 Clients, and other servers, may put anything into events: here each member of well-known events,
 account data and profiles is once each of some odd values. Afterwards the rooms are read in every

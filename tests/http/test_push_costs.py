@@ -1,4 +1,4 @@
-"""What it costs to judge a message: nothing per member, nothing per query. spec:
+"""The cost of push rules for a message: no queries per member. spec:
 client-server-api#server-behaviour-13"""
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an event is to do for users, as who sends pushes is told."""
+"""Push decisions for an event, as the push sender gets them."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ LOUD = ["notify", {"set_tweak": "sound", "value": "default"}]
 
 
 class People:
-    """Alice writes; Bob, Carol and Dave may be told."""
+    """Alice writes; Bob, Carol and Dave may be notified."""
 
     def __init__(self, server: TestServer) -> None:
         self.server = server

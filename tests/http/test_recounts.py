@@ -1,5 +1,5 @@
-"""Counts of unread messages that change without any news in the room are told all the same, to
-other clients and as badges."""
+"""Unread counts that change without any new event in the room are still sent to other clients, and
+as badges."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def ignore(user: User, *others: User) -> None:
 
 
 def badge(server: TestServer, gateway: Gateway) -> int:
-    """What the icon shows in the end."""
+    """The badge that the icon shows in the end."""
     settle(server)
     server.clock.advance(3)
     settle(server)

@@ -366,8 +366,8 @@ def test_an_invite_opens_a_restricted_room_too(alice: User, bob: User) -> None:
 
 
 def at_once(user: User, room_id: str, *actions: tuple[str, User]) -> list[int]:
-    """What the user does with others, all of it asked for before any is done; the statuses of the
-    answers."""
+    """Let the user act on others, with all requests sent before any is handled. Return the statuses
+    of the answers."""
     before: Deferred[None] = Deferred()
 
     async def wait() -> None:

@@ -1,4 +1,4 @@
-"""Sliding sync: what clients are told of their rooms."""
+"""Sliding sync: the rooms that clients are sent."""
 
 from pathlib import Path
 from typing import Any

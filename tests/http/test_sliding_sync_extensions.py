@@ -256,8 +256,8 @@ def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: Test
 def test_of_two_threads_receipts_at_the_same_event_both_are_told(
     server: TestServer, reader: str, *, is_new: bool
 ) -> None:
-    """What was redacted is read in the main timeline and in its thread: one event has room for one
-    of these, and the next answer comes at once."""
+    """A redacted reply is read in the main timeline and in its thread: one event has room for one
+    of these receipts, and the next answer comes at once."""
     people = {name: server.register(name) for name in ("alice", "bob")}
     alice, user = people["alice"], people[reader]
     room_id = create(alice, preset="public_chat")
@@ -353,7 +353,7 @@ def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServ
 
 
 def test_who_types_no_more_is_told_to_who_did_not_ask_for_a_while(server: TestServer) -> None:
-    """Of such a client it is no longer remembered in which rooms it was told who types."""
+    """For such a client the server no longer stores in which rooms it was sent who types."""
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")

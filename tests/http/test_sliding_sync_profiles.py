@@ -360,7 +360,7 @@ def test_who_no_longer_wants_members_lazily(alice: User, bob: User) -> None:
 
 
 def test_who_shares_no_room_is_not_told_of(alice: User, bob: User) -> None:
-    """What changes in their profiles would not be told either."""
+    """Later changes of their profiles would not be sent either."""
     room_id = create(alice, preset="public_chat", name="tea")
     act(bob, room_id, "join")
     say(bob, room_id, "hello")

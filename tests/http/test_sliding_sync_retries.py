@@ -20,8 +20,8 @@ def talk(server: TestServer) -> tuple[User, User, list[str]]:
 
 
 def one_that_is_stored(user: User, rooms: list[str]) -> SlidingClient:
-    """A client to which each room that is new is told otherwise than the last one: what it has is
-    stored each time."""
+    """A client for which each new room is requested differently from the last one, so that its
+    state is stored each time."""
     client = SlidingClient(user, lists={"all": a_list([0, 1])})
     client.sync()
     client.body["room_subscriptions"] = {rooms[1]: a_list(limit=9)}
@@ -32,7 +32,7 @@ def one_that_is_stored(user: User, rooms: list[str]) -> SlidingClient:
 
 
 def woken(server: TestServer, *pending: Pending) -> list[str]:
-    """Where each of the answers ends."""
+    """The `pos` of each of the answers."""
     for _ in range(5):
         server.clock.advance(0.2)
     return [each.answer.json["pos"] for each in pending]

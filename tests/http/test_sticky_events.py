@@ -124,7 +124,7 @@ def test_newcomers_hear_of_all_whatever_the_history_visibility(
         "leave",
         "leave",
     ]
-    assert sticky_ids(sync(bob), room_id) == [first, second]  # and whoever begins anew
+    assert sticky_ids(sync(bob), room_id) == [first, second]  # also in a new initial sync
     assert "rooms" not in sync(bob, answer["next_batch"])
     assert bob.get(f"/_matrix/client/v3/rooms/{room_id}/event/{first}").status == 404
 

@@ -132,7 +132,7 @@ def test_state_is_that_before_the_timeline_or_that_after_it(server: TestServer, 
     assert [event["content"]["topic"] for event in before["state"]["events"]] == ["1"]
     assert "state_after" not in before
     after = sync(alice, since, limit(2), **{name: "true"})["rooms"]["join"][room]
-    section = name.replace("use_", "")  # it is told by the name by which it was asked for
+    section = name.replace("use_", "")  # the answer uses the name of the request's parameter
     assert [event["content"]["topic"] for event in after[section]["events"]] == ["3"]
     assert "state" not in after
     rooms.say(alice, room)

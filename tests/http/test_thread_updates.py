@@ -167,7 +167,7 @@ def test_what_the_reader_may_not_see(
     join(carol, room_id)
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     reply(bob, room_id, root, "shown")
-    # she does not see the root, and cannot open the thread: who wants roots is told of no thread
+    # she does not see the root, and cannot open the thread: with roots requested, no thread is sent
     # without one
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     client.body["extensions"][EXTENSION]["include_roots"] = False

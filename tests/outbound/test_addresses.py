@@ -1,4 +1,4 @@
-"""Which addresses are contacted, in every spelling."""
+"""The addresses that may be contacted, in every spelling."""
 
 import pytest
 

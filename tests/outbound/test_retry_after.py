@@ -1,4 +1,4 @@
-"""How long whoever was asked wants to be left alone: as a number of seconds, or until a date."""
+"""The time that a server asks to be left alone: as a number of seconds, or until a date."""
 
 import pytest
 
@@ -38,5 +38,5 @@ NOW = 784_111_777.0
     ids=lambda value: str(value)[:60],
 )
 def test_how_long_it_asks_to_wait(headers: dict[str, str], seconds: int) -> None:
-    """A date counts by the clock of whoever says it, where that is known."""
+    """A date counts by the clock of the server that sends it, where that is known."""
     assert read_retry_after(headers, NOW) == seconds * 1000

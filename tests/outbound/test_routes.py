@@ -1,4 +1,4 @@
-"""What is remembered of well-known files and services, and for how long."""
+"""The cached results of well-known files and service records, and their lifetimes."""
 
 from collections.abc import Sequence
 

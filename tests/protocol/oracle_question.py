@@ -1,4 +1,4 @@
-"""What the transcribed authorization rules look at: an event, the state, and how a page reads
+"""The input of the transcribed authorization rules: an event, the state, and how a page reads
 levels and creators.
 
 Part of the oracle in `oracle_auth.py`; nothing of the code under test is used.
@@ -119,7 +119,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a page reads power levels and the creator."""
+    """The way in which a page reads power levels and the creator."""
 
     strings: bool
     floats: bool
@@ -163,7 +163,8 @@ def domain(identifier: str) -> str:
 
 
 def is_user_id(value: object) -> bool:
-    """As the tests' ids need it: sigil, colon, a domain of letters, digits, dots and dashes."""
+    """The form that the tests' ids need: sigil, colon, a domain of alphanumeric characters, dots
+    and dashes."""
     if (
         not isinstance(value, str)
         or not value.startswith("@")

@@ -8,7 +8,7 @@ found case is a short JSON file.
 A step that its own auth events do not allow leaves no trace, as on a server that drops or rejects
 it for good. One that they allow and the state before it does not is kept as a rejected event. A
 step may be sent from a stale or invented view of the room, by a server that missed or hides
-something; and so may the states of a `Dispute` be, as those are that a server is told by others.
+something; and so may the states of a `Dispute` be, like the states that other servers send.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -205,7 +205,7 @@ def _take(room: GrownRoom, step: Step) -> None:
 def _read(
     version: RoomVersion, step: Step, sender: str, target: str
 ) -> tuple[str, str | None, dict[str, Any]]:
-    """What the step wants to send: type, state key, content."""
+    """The event that the step wants to send: type, state key, content."""
     match step.kind:
         case "join" | "leave" | "knock":
             return "m.room.member", sender, {"membership": step.kind}

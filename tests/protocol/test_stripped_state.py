@@ -1,5 +1,5 @@
-"""Stripped state: what those outside a room are told of it, and what is believed of what others
-tell."""
+"""Stripped state: the part of the state that those outside a room are sent, and the part of other
+servers' stripped state that is believed."""
 
 from typing import Any
 
