@@ -266,7 +266,7 @@ def test_a_server_that_is_silent() -> None:
         waiting.set()
 
 
-def test_nobody_is_there() -> None:
+def test_an_unreachable_scanner_is_reported_as_away() -> None:
     scanner = ICAP(f"icap://127.0.0.1:{free_port()}/scan", "RESPMOD", InlineExecutor(), 5)
     for ask in (lambda: version(scanner), lambda: scan(scanner, b"hello")):
         with pytest.raises(ScannerAway):

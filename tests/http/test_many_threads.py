@@ -89,7 +89,7 @@ def test_what_was_read_first_stays_read(reader: Reader, kind: str) -> None:
     assert reader.unread() == {reader.roots[7]: 1}
 
 
-def test_whoever_goes_back_to_an_old_one_loses_nothing(reader: Reader) -> None:
+def test_reading_an_old_thread_again_keeps_all_others_read(reader: Reader) -> None:
     """In whatever order they are read."""
     reader.read(reader.main, "main")
     reader.read_threads((5, 4, 6, 3, 1, 2, 7, 0, 1))

@@ -75,7 +75,7 @@ def badge(server: TestServer, gateway: Gateway) -> int:
     return int(gateway.taken[-1].notification["counts"].get("unread", 0))
 
 
-def test_whom_one_ignores_is_told_as_counts(
+def test_ignoring_a_user_sends_new_counts(
     server: TestServer, alice: User, bob: User, gateway: Gateway
 ) -> None:
     room_id, quiet = shared(alice, bob), create_room(bob)
@@ -148,7 +148,7 @@ def test_the_badge_goes_with_what_was_unread(
     assert badge(server, gateway) == 0
 
 
-def test_what_is_taken_away_by_a_redaction_of_the_past_is_in_no_number_that_is_told_later(
+def test_an_event_redacted_in_the_past_is_in_no_later_count(
     server: TestServer, alice: User, bob: User, gateway: Gateway
 ) -> None:
     """As one that fell into a hole, and is read back when somebody scrolls there."""

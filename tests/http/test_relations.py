@@ -163,7 +163,7 @@ def test_children_of_children(alice: User, room: str) -> None:
 
 
 @pytest.mark.parametrize(("most", "depth"), [(6, 3), (5, 2), (3, 1), (1, 1)])
-def test_of_very_many_children_of_children_fewer_steps_are_told(
+def test_very_many_descendants_are_returned_to_a_smaller_depth(
     alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
 ) -> None:
     """And the answer says so; each page is one of what it tells."""

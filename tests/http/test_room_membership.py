@@ -353,7 +353,7 @@ def test_rooms_for_members_of_another(
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
 
 
-def test_nobody_vouches_for_themselves(alice: User, bob: User) -> None:
+def test_a_client_cannot_set_who_authorised_its_join(alice: User, bob: User) -> None:
     room_id = create(alice, initial_state=restricted_to(create(alice)))
     content = {"membership": "join", "join_authorised_via_users_server": alice.user_id}
     assert refused(put_state(bob, room_id, "m.room.member", content, bob.user_id)) == FORBIDDEN

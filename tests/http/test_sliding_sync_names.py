@@ -59,7 +59,7 @@ def test_it_goes_on_after_a_restart_and_on_another_node(tmp_path: Path, database
     assert told(client) == {rooms[2]: True}
 
 
-def test_an_earlier_pos_is_told_again_what_came_after_it(server: TestServer) -> None:
+def test_an_earlier_pos_gets_later_changes_again(server: TestServer) -> None:
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(5)]
     client = looking(alice)

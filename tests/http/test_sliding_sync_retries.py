@@ -100,7 +100,7 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
     assert len(known.states) <= MOST_OF_A_CONNECTION
 
 
-def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(
+def test_a_client_that_returns_to_an_old_pos_gets_members_again(
     server: TestServer,
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
@@ -119,7 +119,7 @@ def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(
         client.sync()
 
 
-def test_who_types_is_told_again_where_the_answer_got_lost(server: TestServer) -> None:
+def test_typing_is_sent_again_after_a_lost_answer(server: TestServer) -> None:
     """The client asks for another window, and gives that up, before anything has happened to
     anybody."""
     alice, bob, rooms = talk(server)

@@ -51,7 +51,7 @@ def replies(user: User, room_id: str, root: str, token: str) -> list[str]:
     return [event["content"]["body"] for event in ok(user.get(path))["chunk"]]
 
 
-def test_what_timelines_tell_is_not_told_again(
+def test_updates_in_a_timeline_are_not_sent_again(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
