@@ -1,4 +1,4 @@
-"""Events that are sent later. MSC4140"""
+"""Delayed events. Proposal: MSC4140"""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def scheduled(answer: Answer) -> str:
 
 
 def manage(server: TestServer, delay_id: str, action: str) -> Answer:
-    """Without a token."""
+    """Manage an event without a token."""
     return server.post(f"{PREFIX}/delayed_events/{delay_id}/{action}", {})
 
 
@@ -84,11 +84,10 @@ def said(user: User, room_id: str) -> list[str]:
     return bodies(sync(user)["rooms"]["join"][room_id])
 
 
-def test_a_message_is_sent_when_its_time_has_come(
-    server: TestServer, alice: User, room_id: str
-) -> None:
+def test_a_message_is_sent_after_its_delay(server: TestServer, alice: User, room_id: str) -> None:
     delay_id = scheduled(later(alice, room_id))
-    assert scheduled(later(alice, room_id)) == delay_id  # a retried request schedules nothing more
+    # a repeated request schedules no second event
+    assert scheduled(later(alice, room_id)) == delay_id
     other = scheduled(later(alice, room_id, txn="other"))
     assert other != delay_id
     wait(server, 9.9)
@@ -104,10 +103,10 @@ def test_a_message_is_sent_when_its_time_has_come(
     assert event["unsigned"]["org.matrix.msc4140.delay_id"] in ids
     bob = server.register("bob")
     rooms.join(bob, room_id)
-    assert "delay_id" not in str(sync(bob))  # it is the sender's secret
+    assert "delay_id" not in str(sync(bob))  # the delay ID is the sender's secret
 
 
-def test_a_client_that_falls_silent_leaves_its_call(
+def test_a_client_that_stops_restarting_leaves_its_call(
     server: TestServer, alice: User, room_id: str
 ) -> None:
     rooms.state(alice, room_id, CALL, {"in": "call"}, "_device")
@@ -128,7 +127,9 @@ def test_a_client_that_falls_silent_leaves_its_call(
     assert ok(manage(server, delay_id, "send")) == {}
 
 
-def test_cancelled_and_sent_by_hand(server: TestServer, alice: User, room_id: str) -> None:
+def test_events_are_cancelled_or_sent_on_request(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     first = scheduled(later(alice, room_id, txn="1", msgtype="m.text", body="first"))
     second = scheduled(later(alice, room_id, txn="2", msgtype="m.text", body="second"))
     for _ in range(2):
@@ -141,7 +142,7 @@ def test_cancelled_and_sent_by_hand(server: TestServer, alice: User, room_id: st
     assert said(alice, room_id) == ["second"]
 
 
-def test_forms_of_managing(server: TestServer, alice: User, room_id: str) -> None:
+def test_management_by_body_and_by_path(server: TestServer, alice: User, room_id: str) -> None:
     one = scheduled(later(alice, room_id, txn="1"))
     path = f"{PREFIX}/delayed_events/{one}"
     for token in (alice.token, None, "nobody's"):
@@ -155,9 +156,7 @@ def test_forms_of_managing(server: TestServer, alice: User, room_id: str) -> Non
     assert ok(server.post(path, {"action": "cancel"})) == {}
 
 
-def test_the_paths_that_the_proposal_wants_in_the_end(
-    server: TestServer, alice: User, room_id: str
-) -> None:
+def test_the_stable_paths_of_the_proposal(server: TestServer, alice: User, room_id: str) -> None:
     body = {"delay_ms": 1000, "content": {"msgtype": "m.text", "body": "hello"}}
     one = scheduled(
         alice.put(f"/_matrix/client/v3/rooms/{room_id}/delayed_event/m.room.message/t", body)
@@ -182,7 +181,9 @@ def test_the_paths_that_the_proposal_wants_in_the_end(
     assert said(alice, room_id) == ["later"]
 
 
-def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
+def test_lists_of_scheduled_and_finalised_events(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     bob = server.register("bob")
     late = scheduled(later(alice, room_id, 20_000, "1"))
     early = scheduled(state_later(alice, room_id, {"a": 1}, delay=5_000))
@@ -236,7 +237,9 @@ def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["redacted", "too old", "purged"])
-def test_what_is_gone_is_not_remembered_here(tmp_path: Path, database: Database, how: str) -> None:
+def test_expired_content_is_removed_from_outcomes(
+    tmp_path: Path, database: Database, how: str
+) -> None:
     server = TestServer(tmp_path, database, UNLIMITED + "retention: {enabled: true}\n")
     server.app.calls.delayed_events.start()
     alice = server.register("alice")
@@ -263,7 +266,7 @@ def test_what_is_gone_is_not_remembered_here(tmp_path: Path, database: Database,
     assert [bytes(content) == b"{}" for (content,) in kept] == [how != "too old"]
 
 
-def test_what_may_not_be_sent_when_the_time_has_come(
+def test_an_event_that_is_refused_when_due_is_finalised_with_the_error(
     server: TestServer, alice: User, room_id: str
 ) -> None:
     bob = server.register("bob")
@@ -284,7 +287,9 @@ def test_what_may_not_be_sent_when_the_time_has_come(
         assert refused(manage(server, delay_id, "send")) == NOT_FOUND
 
 
-def test_power_counts_when_it_is_sent(server: TestServer, alice: User, room_id: str) -> None:
+def test_power_levels_are_checked_when_the_event_is_sent(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     bob = server.register("bob")
     rooms.join(bob, room_id)
     scheduled(state_later(bob, room_id, {"in": "call"}))
@@ -293,7 +298,7 @@ def test_power_counts_when_it_is_sent(server: TestServer, alice: User, room_id: 
     assert ok(alice.get(room_path(room_id, "state", CALL, "_device"))) == {"in": "call"}
 
 
-def test_the_newer_way_of_scheduling(server: TestServer, alice: User, room_id: str) -> None:
+def test_scheduling_by_the_newer_endpoint(server: TestServer, alice: User, room_id: str) -> None:
     path = f"{PREFIX}/rooms/{room_id}/delayed_event/m.room.message"
     body = {"delay_ms": 1000, "content": {"msgtype": "m.text", "body": "newer"}}
     first = scheduled(alice.put(f"{path}/t", body))
@@ -337,7 +342,9 @@ def test_bad_input(server: TestServer, alice: User, room_id: str) -> None:
     assert said(alice, room_id) == []
 
 
-def test_a_user_schedules_so_many_at_once(server: TestServer, alice: User, room_id: str) -> None:
+def test_the_number_of_scheduled_events_is_limited(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     first = scheduled(later(alice, room_id, txn="0"))
     for number in range(1, 100):
         scheduled(later(alice, room_id, 60_000, txn=str(number)))
@@ -352,7 +359,7 @@ def test_a_user_schedules_so_many_at_once(server: TestServer, alice: User, room_
     scheduled(later(alice, room_id, txn="more"))
 
 
-def test_managing_is_limited_by_whose_event_it_is(
+def test_management_counts_against_the_owners_rate_limit(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     config = "rc_delayed_event_mgmt: {per_second: 1, burst_count: 3}\n"
@@ -368,7 +375,7 @@ def test_managing_is_limited_by_whose_event_it_is(
     ok(manage(server, hers, "restart"))
 
 
-def test_it_can_be_switched_off(tmp_path: Path, sqlite_database: Database) -> None:
+def test_delayed_events_can_be_disabled(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "max_event_delay_duration: null\n")
     alice = server.register("alice")
     assert refused(later(alice, rooms.create(alice))) == FORBIDDEN
@@ -381,7 +388,7 @@ def test_it_can_be_switched_off(tmp_path: Path, sqlite_database: Database) -> No
     )
 
 
-def test_it_is_told(server: TestServer, alice: User) -> None:
+def test_capabilities_announce_the_limits(server: TestServer, alice: User) -> None:
     assert (
         ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc4140"]
         is True
@@ -392,7 +399,7 @@ def test_it_is_told(server: TestServer, alice: User) -> None:
     assert limits == {"max_delay_ms": 86_400_000, "max_scheduled": 100}
 
 
-def test_a_guest_leaves_its_call_too(server: TestServer, alice: User) -> None:
+def test_a_guests_delayed_event_is_sent(server: TestServer, alice: User) -> None:
     room_id = rooms.create(alice)
     access = {"guest_access": "can_join"}
     rooms.state(alice, room_id, "m.room.guest_access", access)
@@ -426,12 +433,12 @@ def test_a_restart_loses_nothing(tmp_path: Path, database: Database) -> None:
     ] * 4
 
 
-def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
+def test_one_of_several_nodes_sends(tmp_path: Path, database: Database) -> None:
     nodes = [started(TestServer(tmp_path, database, seed=seed)) for seed in (1, 2)]
     alice = nodes[0].register("alice")
     room_id = rooms.create(alice)
     delay_id = scheduled(later(alice, room_id))
-    ok(manage(nodes[1], delay_id, "restart"))  # now both have a timer
+    ok(manage(nodes[1], delay_id, "restart"))  # both nodes have a timer now
     for node in reversed(nodes):
         wait(node, 11)
     assert said(alice, room_id) == ["later"]
@@ -439,7 +446,7 @@ def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
 
 @pytest.mark.parametrize("first", ["request", "timer"])
 @pytest.mark.parametrize("is_allowed", [True, False])
-def test_who_asks_while_it_is_being_sent_hears_what_becomes_of_it(
+def test_a_request_during_sending_gets_the_outcome(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, first: str, is_allowed: bool
 ) -> None:
     writer = HeldExecutor()
@@ -472,7 +479,7 @@ def test_who_asks_while_it_is_being_sent_hears_what_becomes_of_it(
         assert answers == {"send": [done] * 3, "cancel": [conflict] * 3, "restart": [conflict] * 3}
     elif first == "timer":
         assert answers == {"send": [conflict] * 3, "cancel": [done] * 3, "restart": [conflict] * 3}
-    else:  # it stays scheduled, and in turn each of the others is done with it
+    else:  # it stays scheduled, and the waiting requests are processed in turn
         assert set(answers["send"]) <= {FORBIDDEN, conflict}
         assert answers["send"][0] == FORBIDDEN
         assert answers["cancel"] == [done] * 3
@@ -480,7 +487,7 @@ def test_who_asks_while_it_is_being_sent_hears_what_becomes_of_it(
 
 
 @pytest.mark.parametrize("action", ["send", "cancel", "restart"])
-def test_who_waits_while_another_node_is_at_sending_it_writes_nothing(
+def test_waiting_for_another_node_writes_nothing(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, action: str
 ) -> None:
     counter = QueryCounter()
@@ -504,7 +511,7 @@ def test_who_waits_while_another_node_is_at_sending_it_writes_nothing(
     assert (asking.done, sum(counter.writes.values())) == (False, 0)
     server.clock.advance(3)
     assert refused(asking.answer) == (429, "M_LIMIT_EXCEEDED")
-    server.clock.advance(40)  # that node has died
+    server.clock.advance(40)  # the node has crashed
     assert ok(server.post(f"/_matrix/client/v1/delayed_events/{delay_id}/{action}", {})) == {}
     assert said(alice, room_id) == (["later"] if action == "send" else [])
 

@@ -26,7 +26,7 @@ def rooms_of(user: User) -> set[str]:
     return set(ok(user.get(f"{V3}/joined_rooms"))["joined_rooms"])
 
 
-def test_new_accounts_are_in_them_from_the_start(server: TestServer) -> None:
+def test_new_accounts_join_the_rooms(server: TestServer) -> None:
     alice = server.register("alice")
     assert rooms_of(alice) == set()
     everyone, news = [
@@ -38,7 +38,7 @@ def test_new_accounts_are_in_them_from_the_start(server: TestServer) -> None:
     assert set(sync(bob)["rooms"]["join"]) == {everyone, news}
 
 
-def test_guests_are_not(server: TestServer) -> None:
+def test_guests_do_not_join_the_rooms(server: TestServer) -> None:
     alice = server.register("alice")
     open_to_guests = [{"type": "m.room.guest_access", "content": {"guest_access": "can_join"}}]
     create(alice, preset="public_chat", room_alias_name="everyone", initial_state=open_to_guests)
@@ -47,7 +47,7 @@ def test_guests_are_not(server: TestServer) -> None:
 
 
 async def left_over(server: TestServer) -> tuple[User, str]:
-    """Somebody whom a node that has just ended was letting into a room, and the room."""
+    """A user whom a node was joining to a room when it crashed, and the room."""
     alice = server.register("alice")
     everyone = create(alice, preset="public_chat", room_alias_name="everyone")
     carol = server.register("carol")
@@ -60,7 +60,7 @@ async def left_over(server: TestServer) -> tuple[User, str]:
     return carol, everyone
 
 
-async def test_who_had_not_joined_when_the_server_stopped_does_after_the_start(
+async def test_interrupted_joins_continue_after_a_restart(
     server: TestServer,
 ) -> None:
     carol, everyone = await left_over(server)
@@ -70,7 +70,7 @@ async def test_who_had_not_joined_when_the_server_stopped_does_after_the_start(
 
 
 @pytest.mark.parametrize("name", ["sqlite3", "psycopg2"])
-async def test_where_other_nodes_may_be_at_it_nothing_is_taken_from_them_at_the_start(
+async def test_a_starting_node_respects_leases_of_other_nodes(
     tmp_path: Path, sqlite_database: Database, name: str
 ) -> None:
     args = "{database: x}" if name == "sqlite3" else "{}"
@@ -82,21 +82,21 @@ async def test_where_other_nodes_may_be_at_it_nothing_is_taken_from_them_at_the_
     assert rooms_of(carol) == ({everyone} if name == "sqlite3" else set())
 
 
-async def test_who_had_not_joined_when_another_node_ended_does_after_a_while(
+async def test_another_node_continues_after_the_lease(
     server: TestServer,
 ) -> None:
     carol, everyone = await left_over(server)
     server.app.start_jobs()
     for _ in range(LEASE_MS // 60_000 - 2):
         server.clock.advance(60)
-        assert rooms_of(carol) == set(), "it may be at it yet"
+        assert rooms_of(carol) == set(), "the other node may hold the lease"
     for _ in range(3):
         server.clock.advance(60)
     assert rooms_of(carol) == {everyone}
     assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 0
 
 
-async def test_whom_a_node_does_not_get_to_in_time_it_leaves_to_others(
+async def test_a_node_stops_when_its_lease_ends(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     carol, everyone = await left_over(server)
@@ -115,7 +115,7 @@ async def test_whom_a_node_does_not_get_to_in_time_it_leaves_to_others(
     assert rooms_of(carol) == {everyone}
 
 
-def test_servers_that_do_not_answer_keep_nobody_waiting_for_an_account(network: Network) -> None:
+def test_unresponsive_servers_do_not_delay_registration(network: Network) -> None:
     alice = network.add(NORTH).register("alice")
     square = create(alice, preset="public_chat", room_alias_name="square")
     south = network.add(

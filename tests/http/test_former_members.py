@@ -1,8 +1,5 @@
-"""Who has left a room, or was put out, reads its state as it was then, whatever becomes of their
-membership later, and however they read it.
-
-spec: client-server-api#room-history-visibility
-"""
+"""A former member reads the room's state as of their leave, whatever their later membership, in
+every way to read. spec: client-server-api#room-history-visibility"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,17 +27,17 @@ from tests.http.sliding import STABLE, SlidingClient, a_list
 EVERYTHING = [["*", "*"]]
 
 
-def knock_and_take_it_back(_alice: User, bob: User, room_id: str) -> None:
+def knock_and_retract(_alice: User, bob: User, room_id: str) -> None:
     ok(bob.post(f"/_matrix/client/v3/knock/{room_id}"))
     leave(bob, room_id)
 
 
-def decline_an_invite(alice: User, bob: User, room_id: str) -> None:
+def reject_an_invite(alice: User, bob: User, room_id: str) -> None:
     invite(alice, room_id, bob)
     leave(bob, room_id)
 
 
-def see_an_invite_taken_back(alice: User, bob: User, room_id: str) -> None:
+def have_an_invite_revoked(alice: User, bob: User, room_id: str) -> None:
     invite(alice, room_id, bob)
     ok(membership(alice, room_id, "kick", bob))
 
@@ -49,24 +46,24 @@ def be_banned(alice: User, bob: User, room_id: str) -> None:
     ok(membership(alice, room_id, "ban", bob))
 
 
-def be_banned_and_let_off(alice: User, bob: User, room_id: str) -> None:
+def be_banned_and_unbanned(alice: User, bob: User, room_id: str) -> None:
     ok(membership(alice, room_id, "ban", bob))
     ok(membership(alice, room_id, "unban", bob))
 
 
 LATER = (
-    knock_and_take_it_back,
-    decline_an_invite,
-    see_an_invite_taken_back,
+    knock_and_retract,
+    reject_an_invite,
+    have_an_invite_revoked,
     be_banned,
-    be_banned_and_let_off,
+    be_banned_and_unbanned,
 )
-"""What may become of the membership of who is not in a room any more."""
+"""Later membership changes of a user who is not in the room any more."""
 
 
 class Room:
-    """A room that bob was put out of; then its state changed; then something became of his
-    membership, twice."""
+    """A room from which bob was kicked; then its state changed, and his membership changed
+    twice."""
 
     def __init__(self, server: TestServer, later: Callable[[User, User, str], None]) -> None:
         self.alice, self.bob, self.carol = (
@@ -149,9 +146,7 @@ def by_sliding_on(room: Room) -> Iterator[list[Any]]:
     assert "name" not in entry
     assert "initial" not in entry
     changed = {(event["type"], event["state_key"]) for event in entry["required_state"]}
-    assert changed == {("m.room.member", room.bob.user_id)}, (
-        "what has changed since is not told either"
-    )
+    assert changed == {("m.room.member", room.bob.user_id)}, "later changes are not sent either"
     yield [*entry["required_state"], *entry["timeline"]]
 
 
@@ -209,7 +204,7 @@ WAYS = (
 
 
 @pytest.mark.parametrize("later", LATER)
-def test_a_former_member_reads_nothing_of_what_came_later(
+def test_a_former_member_sees_no_later_state(
     server: TestServer, later: Callable[[User, User, str], None]
 ) -> None:
     room = Room(server, later)
@@ -222,7 +217,7 @@ def test_a_former_member_reads_nothing_of_what_came_later(
     assert room.bob.get(room_path(room.room_id, "joined_members")).status == 403
 
 
-def test_a_former_member_knows_their_own_membership(server: TestServer) -> None:
+def test_a_former_member_sees_their_own_membership(server: TestServer) -> None:
     room = Room(server, be_banned)
 
     def own(events: list[Any]) -> set[str]:
@@ -242,7 +237,7 @@ def test_a_former_member_knows_their_own_membership(server: TestServer) -> None:
         assert own(client.sync()["rooms"][room.room_id]["required_state"]) == {"ban"}
 
 
-def test_what_a_room_is_to_filters_of_lists_is_what_it_was(server: TestServer) -> None:
+def test_list_filters_use_the_state_as_of_the_leave(server: TestServer) -> None:
     room = Room(server, be_banned)
     set_state(room.alice, room.room_id, "m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2"})
 
@@ -255,7 +250,7 @@ def test_what_a_room_is_to_filters_of_lists_is_what_it_was(server: TestServer) -
     assert not shown(is_encrypted=True)
 
 
-def test_what_was_before_a_visible_event_is_told_to_who_may_see_it(server: TestServer) -> None:
+def test_replaced_state_is_sent_to_readers_who_may_see_it(server: TestServer) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = create(alice, preset="public_chat")
     set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
@@ -278,14 +273,14 @@ def test_what_was_before_a_visible_event_is_told_to_who_may_see_it(server: TestS
     assert former(alice, opened) == "SECRET"
     assert former(bob, first) == "known", "he was in the room then, and knew its state"
     join(carol, room_id)
-    assert former(carol, opened) is None, "from before she came"
+    assert former(carol, opened) is None, "from before she joined"
 
 
-def test_who_was_never_in_a_room_is_told_their_membership_alone(server: TestServer) -> None:
+def test_a_user_who_was_never_joined_gets_only_their_membership(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="private_chat", name="SECRET")
     since = sync(bob)["next_batch"]
-    decline_an_invite(alice, bob, room_id)
+    reject_an_invite(alice, bob, room_id)
     left = sync(bob, since)["rooms"]["leave"][room_id]
     told = [*left["state"]["events"], *left["timeline"]["events"]]
     assert {(event["type"], event.get("state_key")) for event in told} == {
@@ -293,8 +288,8 @@ def test_who_was_never_in_a_room_is_told_their_membership_alone(server: TestServ
     }
 
 
-def test_a_former_member_asks_for_a_private_room_as_a_stranger_does(server: TestServer) -> None:
-    room = Room(server, decline_an_invite)
+def test_a_former_member_cannot_subscribe_to_a_private_room(server: TestServer) -> None:
+    room = Room(server, reject_an_invite)
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})
     assert room.bob.get(summary_path(room.room_id)).status in (403, 404)
     assert room.bob.get(hierarchy_path(room.room_id)).status in (403, 404)

@@ -1,8 +1,7 @@
-"""Every way to read a room shows the same: what the history visibility lets its reader see, and
-nothing else.
+"""Every way to read a room returns exactly what the history visibility allows the reader.
 
-A room's life in steps; bob reads it twice, while he is in it and after he has left. What he may see
-is one table; how it is read is another.
+A room's life has several steps; bob reads the room twice, while joined and after he left. One table
+has what he may see, another the ways to read.
 
 spec: client-server-api#room-history-visibility
 """
@@ -38,14 +37,14 @@ IN_THE_ROOM = {
     "invited": {INVITED, JOINED},
     "joined": {JOINED},
 }
-"""What bob may see while he is in the room for the first time."""
+"""The steps that bob may see while he is joined for the first time."""
 LEFT = {
     "world_readable": {BEFORE, INVITED, JOINED, GONE},
     "shared": {BEFORE, INVITED, JOINED},
     "invited": {INVITED, JOINED},
     "joined": {JOINED},
 }
-"""After he has left."""
+"""The steps that bob may see after he left."""
 RETURNED = {
     "world_readable": {BEFORE, INVITED, JOINED, GONE, BACK},
     "shared": {BEFORE, INVITED, JOINED, GONE, BACK},
@@ -56,7 +55,7 @@ RETURNED = {
 
 @dataclass
 class Life:
-    """A room, what alice said in it at each step, and what belongs to that."""
+    """A room with the messages of alice in each step, and related events."""
 
     server: TestServer
     alice: User
@@ -71,7 +70,7 @@ class Life:
     times: dict[str, int] = field(default_factory=dict)
 
     def step(self, name: str) -> None:
-        """Something is said, a thread is begun, something refers to the event that bob sees."""
+        """Send a message, start a thread, and send a reference to the event that bob sees."""
         self.server.clock.advance(3600)
         self.said[name] = say(self.alice, self.room_id, f"word {name}")
         self.times[name] = int(self.server.clock.seconds() * 1000)
@@ -90,7 +89,7 @@ class Life:
 
 
 def live(server: TestServer, visibility: str) -> Life:
-    """Up to bob's joining."""
+    """Run the steps up to bob's join."""
     begin_jobs(server)
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
@@ -108,7 +107,7 @@ def live(server: TestServer, visibility: str) -> Life:
 
 
 def in_events(life: Life, events: list[dict[str, Any]]) -> set[str]:
-    """The steps of which something that was said is among the events."""
+    """Return the steps of which a message is among the events."""
     ids = {event["event_id"] for event in events}
     return {name for name, event_id in life.said.items() if event_id in ids}
 
@@ -137,7 +136,7 @@ def by_context(life: Life) -> set[str]:
     )
 
 
-def by_surroundings(life: Life) -> set[str]:
+def by_large_context(life: Life) -> set[str]:
     context = ok(life.bob.get(life.path("context", life.said[JOINED], limit=1000)))
     return in_events(life, [*context["events_before"], context["event"], *context["events_after"]])
 
@@ -222,7 +221,7 @@ WAYS: tuple[Callable[[Life], set[str]], ...] = (
     by_event,
     by_event_of_any_room,
     by_context,
-    by_surroundings,
+    by_large_context,
     by_relations_of,
     by_children,
     by_bundle,
@@ -234,7 +233,7 @@ WAYS: tuple[Callable[[Life], set[str]], ...] = (
     by_room_initial_sync,
     by_initial_sync,
 )
-"""How a room is read by who may look into it."""
+"""Ways to read a room for users who may read it."""
 
 
 def by_sync(life: Life) -> set[str]:
@@ -251,7 +250,7 @@ def by_sliding_sync(life: Life) -> set[str]:
 
 
 OF_ONES_OWN: tuple[Callable[[Life], set[str]], ...] = (by_sync, by_sliding_sync)
-"""How rooms are told of to who is in them."""
+"""Ways to receive a room for its members."""
 
 
 def found(life: Life, ask: Callable[[str], int]) -> set[str]:
@@ -265,7 +264,7 @@ def seen_by(life: Life, *ways: Callable[[Life], set[str]]) -> dict[str, set[str]
 
 
 @pytest.mark.parametrize("visibility", IN_THE_ROOM)
-def test_every_way_to_read_shows_the_same(server: TestServer, visibility: str) -> None:
+def test_every_way_to_read_returns_the_same_steps(server: TestServer, visibility: str) -> None:
     life = live(server, visibility)
     ways = (*WAYS, *OF_ONES_OWN)
     assert seen_by(life, *ways) == {way.__name__: IN_THE_ROOM[visibility] for way in ways}
@@ -274,7 +273,7 @@ def test_every_way_to_read_shows_the_same(server: TestServer, visibility: str) -
     life.step(GONE)
     settle(server)
     expected = {way.__name__: LEFT[visibility] for way in WAYS}
-    expected["by_search"] = LEFT[visibility] - {GONE}  # the search goes as far as the leaving
+    expected["by_search"] = LEFT[visibility] - {GONE}  # the search ends with the leave
     assert seen_by(life, *WAYS) == expected
     (room,) = sync(life.bob, life.since, {"room": {"timeline": {"limit": 1000}}})["rooms"][
         "leave"

@@ -1,5 +1,5 @@
-"""Whoever reads more threads of a room than receipts are kept for is not told anew of those that
-they read first."""
+"""A user who reads more threads of a room than the server stores receipts for does not get the
+first ones as unread again."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ KEPT = 3
 
 
 class Reader:
-    """Bob, in a room of many threads of Alice's."""
+    """Bob, in a room with many threads of Alice's."""
 
     def __init__(self, server: TestServer, number: int) -> None:
         self.server = server
@@ -40,7 +40,8 @@ class Reader:
             self.read(self.answers[each], self.roots[each], kind)
 
     def unread(self) -> dict[str, int]:
-        """By thread ("" for what is in none), as /sync says; and all the others agree."""
+        """Return the unread counts by thread ("" for the main timeline) from /sync; all other ways
+        must agree."""
         room = sync(self.bob, None, COUNTED)["rooms"]["join"][self.room]
         threads = room.get("unread_thread_notifications", {})
         found = {root: each["notification_count"] for root, each in threads.items()}
@@ -59,23 +60,23 @@ class Reader:
         return {thread: number for thread, number in found.items() if number}
 
     def forget_counts(self) -> None:
-        """What was counted is counted anew."""
+        """Make the server recompute the counts."""
         self.server.app.rooms.unread._drop_counts()
 
 
 @pytest.fixture
 def reader(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Reader:
     monkeypatch.setattr(receipts, "MOST_THREADS", KEPT)
-    monkeypatch.setattr(receipt_cache, "FEW", KEPT - 1)  # always less than that
+    monkeypatch.setattr(receipt_cache, "FEW", KEPT - 1)  # always fewer than that
     return Reader(TestServer(tmp_path, database), 8)
 
 
-def test_a_room_whose_receipts_are_kept_in_memory_has_fewer_than_go() -> None:
+def test_cached_rooms_have_too_few_receipts_for_removal() -> None:
     assert receipt_cache.FEW < receipts.MOST_THREADS
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
-def test_what_was_read_first_stays_read(reader: Reader, kind: str) -> None:
+def test_the_first_threads_stay_read(reader: Reader, kind: str) -> None:
     reader.read(reader.main, "main", kind)
     reader.read_threads(range(KEPT - 1), kind)
     assert reader.unread() == dict.fromkeys(reader.roots[KEPT - 1 :], 1)
@@ -89,8 +90,8 @@ def test_what_was_read_first_stays_read(reader: Reader, kind: str) -> None:
     assert reader.unread() == {reader.roots[7]: 1}
 
 
-def test_whoever_goes_back_to_an_old_one_loses_nothing(reader: Reader) -> None:
-    """In whatever order they are read."""
+def test_reading_an_old_thread_again_keeps_the_others_read(reader: Reader) -> None:
+    """The order in which the threads are read does not matter."""
     reader.read(reader.main, "main")
     reader.read_threads((5, 4, 6, 3, 1, 2, 7, 0, 1))
     assert reader.unread() == {}
@@ -99,7 +100,7 @@ def test_whoever_goes_back_to_an_old_one_loses_nothing(reader: Reader) -> None:
     assert reader.unread() == {}
 
 
-def test_the_main_timeline_is_not_read_with_them(reader: Reader) -> None:
+def test_the_main_timeline_stays_unread(reader: Reader) -> None:
     before = len(reader.roots) + 1
     reader.read_threads(range(8))
     assert reader.unread() == {"": before}
@@ -107,7 +108,7 @@ def test_the_main_timeline_is_not_read_with_them(reader: Reader) -> None:
     assert reader.unread() == {"": 5}
 
 
-def test_only_what_is_before_those_that_are_kept_is_taken_to_be_read(reader: Reader) -> None:
+def test_only_threads_before_the_stored_receipts_count_as_read(reader: Reader) -> None:
     reader.read(reader.main, "main")
     reader.read_threads((0, 1, 2, 4, 6))
     assert reader.unread() == {reader.roots[5]: 1, reader.roots[7]: 1}

@@ -1,7 +1,5 @@
-"""A changed name comes into every room, whatever stops the server in between.
-
-spec: client-server-api#events-on-change-of-profile-information
-"""
+"""A changed name reaches every room, also if the server stops in between. spec:
+client-server-api#events-on-change-of-profile-information"""
 
 from pathlib import Path
 
@@ -19,7 +17,7 @@ ROOMS = 5
 
 
 class Crash(Exception):
-    """As when the process ends."""
+    """Simulates the end of the process."""
 
 
 def rename(user: User, name: str) -> None:
@@ -33,7 +31,7 @@ def names_of(user: User, rooms: list[str]) -> list[str]:
 
 
 def failing_after(monkeypatch: pytest.MonkeyPatch, sent: int, error: Exception) -> list[RoomID]:
-    """Let sending fail after so many events; where it was tried."""
+    """Make sending fail after this many events; return where it was tried."""
     tried: list[RoomID] = []
     send = RoomEngine.send
 
@@ -47,14 +45,14 @@ def failing_after(monkeypatch: pytest.MonkeyPatch, sent: int, error: Exception) 
     return tried
 
 
-def test_a_name_comes_into_all_rooms(server: TestServer) -> None:
+def test_a_changed_name_is_sent_to_all_rooms(server: TestServer) -> None:
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(ROOMS)]
     rename(alice, "Alice of the hills")
     assert names_of(alice, rooms) == ["Alice of the hills"] * ROOMS
 
 
-def test_who_is_leaving_is_not_brought_back(server: TestServer) -> None:
+def test_a_concurrent_leave_is_not_undone(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="public_chat")
     join(alice, room_id)
@@ -72,7 +70,7 @@ def test_who_is_leaving_is_not_brought_back(server: TestServer) -> None:
     assert get_state(bob, room_id, "m.room.member", alice.user_id) == {"membership": "leave"}
 
 
-def test_a_restart_goes_on_with_the_rest(
+def test_a_restart_continues_with_the_remaining_rooms(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -88,11 +86,11 @@ def test_a_restart_goes_on_with_the_rest(
     before = restarted.app.database.streams.current()
     restarted.app.rooms.start()
     assert names_of(alice, rooms) == ["later"] * ROOMS
-    # those that had it already were left alone: one event, and the note's end, no more
+    # rooms that had the name were left alone: one event, and the removal of the task, no more
     assert restarted.app.database.streams.current() - before <= 3 * 2
 
 
-def test_one_who_cannot_be_carried_keeps_nobody_else_from_it(
+def test_a_failure_of_one_user_does_not_block_others(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_jobs(server)
@@ -103,12 +101,10 @@ def test_one_who_cannot_be_carried_keeps_nobody_else_from_it(
         rename(alice, "new alice")
     rename(bob, "new bob")
     assert names_of(bob, of_bob) == ["new bob"]
-    assert names_of(alice, of_alice) == ["new alice"]  # and what had failed was tried with it
+    assert names_of(alice, of_alice) == ["new alice"]  # the failed room was tried as well
 
 
-def test_what_failed_is_tried_again_by_itself(
-    server: TestServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_rooms_are_retried(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     begin_jobs(server)
     alice = server.register("alice")
     rooms = [create(alice)]

@@ -1,4 +1,4 @@
-"""Redactions that take along what relates to their target (MSC3912)."""
+"""Redactions that include related events (MSC3912)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ def is_redacted(user: User, room: str, event_id: str) -> bool:
     return bool(ok(user.get(room_path(room, "event", event_id)))["content"] == {})
 
 
-def test_edits_go_with_what_they_edit(alice: User, room: str) -> None:
+def test_edits_are_redacted_with_their_target(alice: User, room: str) -> None:
     message = say(alice, room, "hello")
     edits = [edit(alice, room, message) for _ in range(2)]
     reply = relate(alice, room, message, "m.thread")
@@ -87,7 +87,7 @@ def test_edits_go_with_what_they_edit(alice: User, room: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["with_rel_types", "org.matrix.msc3912.with_relations"])
-def test_all_that_relates(alice: User, bob: User, room: str, name: str) -> None:
+def test_all_related_events_are_redacted(alice: User, bob: User, room: str, name: str) -> None:
     message = say(alice, room, "poll")
     children = [
         relate(bob, room, message, rel_type)
@@ -99,7 +99,7 @@ def test_all_that_relates(alice: User, bob: User, room: str, name: str) -> None:
     assert not is_redacted(alice, room, grandchild)
 
 
-def test_without_types_only_the_event(alice: User, room: str) -> None:
+def test_without_types_only_the_target_is_redacted(alice: User, room: str) -> None:
     bodies: list[dict[str, Any]] = [{}, {"with_rel_types": []}, {"with_rel_types": None}]
     for body in bodies:
         message = say(alice, room, "hello")
@@ -108,7 +108,7 @@ def test_without_types_only_the_event(alice: User, room: str) -> None:
         assert not is_redacted(alice, room, child)
 
 
-def test_what_one_may_not_redact_stays(alice: User, bob: User, room: str) -> None:
+def test_children_that_the_user_may_not_redact_stay(alice: User, bob: User, room: str) -> None:
     message = say(bob, room, "hello")
     theirs, own = relate(alice, room, message, "m.thread"), relate(bob, room, message, "m.thread")
     ok(redact(bob, room, message, with_rel_types=["m.thread"]))
@@ -117,7 +117,7 @@ def test_what_one_may_not_redact_stays(alice: User, bob: User, room: str) -> Non
     assert refused(redact(bob, room, theirs, with_rel_types=["m.thread"])) == (403, "M_FORBIDDEN")
 
 
-def test_replacements_that_are_not_valid_are_none(alice: User, bob: User, room: str) -> None:
+def test_invalid_replacements_stay(alice: User, bob: User, room: str) -> None:
     message = say(alice, room, "hello")
     by_another, empty = edit(bob, room, message), relate(alice, room, message, "m.replace")
     ok(redact(alice, room, message, with_rel_types=["*"]))
@@ -125,14 +125,14 @@ def test_replacements_that_are_not_valid_are_none(alice: User, bob: User, room: 
     assert not is_redacted(alice, room, empty)
 
 
-def test_many(alice: User, room: str) -> None:
+def test_many_children_are_redacted(alice: User, room: str) -> None:
     message = say(alice, room, "root")
     children = [relate(alice, room, message, "m.thread") for _ in range(2 * AT_ONCE + 3)]
     ok(redact(alice, room, message, with_rel_types=["m.thread"]))
     assert all(is_redacted(alice, room, child) for child in children)
 
 
-def test_what_comes_later_goes_too(alice: User, bob: User, room: str) -> None:
+def test_later_children_are_redacted(alice: User, bob: User, room: str) -> None:
     message, other = say(alice, room, "root"), say(alice, room, "other")
     ok(redact(alice, room, message, with_rel_types=["m.thread"]))
     ok(redact(alice, room, other))
@@ -147,7 +147,7 @@ def test_what_comes_later_goes_too(alice: User, bob: User, room: str) -> None:
     assert not is_redacted(alice, room, elsewhere)
 
 
-def test_who_may_not_redact_what_comes_later_stands_in_nobodys_way(
+def test_a_redaction_without_power_does_not_block_another(
     server: TestServer, alice: User, room: str
 ) -> None:
     aaron = server.register("aaron")
@@ -168,7 +168,7 @@ def test_who_may_not_redact_what_comes_later_stands_in_nobodys_way(
     assert is_redacted(alice, room, later)
 
 
-def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) -> None:
+def test_a_former_member_redacts_no_later_children(alice: User, bob: User, room: str) -> None:
     message = say(bob, room, "root")
     ok(redact(bob, room, message, with_rel_types=["*"]))
     leave(bob, room)
@@ -179,12 +179,12 @@ def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) ->
 
 
 @pytest.mark.parametrize("is_suspended", [False, True])
-async def test_a_crash_leaves_nothing_undone(
+async def test_a_crash_is_recovered_at_the_next_start(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, *, is_suspended: bool
 ) -> None:
-    """Whichever of its writes is the last of a server, who starts it again need do nothing. Nor who
-    was suspended."""
-    for steps in range(1, 20):  # each write is a step, and so is hearing that it is done
+    """Whichever write is the last before a crash, a restart completes the redaction. The user was
+    suspended meanwhile."""
+    for steps in range(1, 20):  # each write is a step, and so is its acknowledgement
         writer = HeldExecutor()
         before = TestServer(tmp_path, open_inline(database_config, writer=writer), seed=steps)
         alice = before.register(f"alice{steps}")
@@ -216,8 +216,8 @@ async def set_flags(user: User, **flags: bool) -> None:
 
 
 async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str, str, str]]:
-    """What a crash leaves: targets that are redacted, in order, their rooms, and a child of each,
-    which is not."""
+    """Leave the state after a crash: redacted targets in order, their rooms, and for each a child
+    that is not redacted."""
     left: list[tuple[str, str, str]] = []
     for _ in range(3):
         room = create(alice)
@@ -233,22 +233,20 @@ async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str,
     return sorted(left)
 
 
-async def test_what_a_node_left_others_take_up_after_a_while(
-    server: TestServer, alice: User
-) -> None:
+async def test_another_node_continues_after_the_lease(server: TestServer, alice: User) -> None:
     left = await leave_three_undone(server, alice)
     server.app.start_jobs()
     for _ in range(LEASE_MS // 60_000 - 1):
         server.clock.advance(60)
     assert [is_redacted(alice, room, child) for _, room, child in left] == [False, False, False], (
-        "it may be at it"
+        "another node may hold the lease"
     )
     for _ in range(2):
         server.clock.advance(60)
     assert [is_redacted(alice, room, child) for _, room, child in left] == [True, True, True]
 
 
-async def test_what_a_node_does_not_get_to_in_time_it_leaves_to_others(
+async def test_a_node_stops_when_its_lease_ends(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = await leave_three_undone(server, alice)
@@ -264,7 +262,7 @@ async def test_what_a_node_does_not_get_to_in_time_it_leaves_to_others(
 
     monkeypatch.setattr(server.app.rooms.engine, "send", slowly)
     assert await related.do_resume(50, at_start=True) == 1
-    assert by_others == [3], "all of them, since it is not known whether the first one was done"
+    assert by_others == [3], "all of them, since it is unknown whether the first one was done"
     assert all(is_redacted(alice, room, child) for _, room, child in left)
 
 
@@ -277,7 +275,7 @@ async def test_what_a_node_does_not_get_to_in_time_it_leaves_to_others(
         ValueError("nobody has thought of that"),
     ],
 )
-async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(
+async def test_a_failing_task_does_not_block_others(
     tmp_path: Path, database: Database, trouble: Exception
 ) -> None:
     server = TestServer(tmp_path, database)
@@ -294,13 +292,13 @@ async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(
         patch.setattr(server.app.rooms.engine, "send", unless_first)
         server.app.rooms.related_redactions.start()
     assert [is_redacted(alice, room, child) for _, room, child in left] == [False, True, True]
-    assert await server.app.rooms.related_redactions.do_resume(50) == 0, "not at once"
+    assert await server.app.rooms.related_redactions.do_resume(50) == 0, "not before the delay"
     server.clock.advance(RETRIES.first_ms / 1000)
     assert await server.app.rooms.related_redactions.do_resume(50) == 1
     assert is_redacted(alice, left[0][1], left[0][2])
 
 
-async def test_what_is_never_possible_is_not_tried_for_ever(
+async def test_a_task_is_dropped_after_too_many_attempts(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await leave_three_undone(server, alice)
@@ -321,7 +319,7 @@ async def test_what_is_never_possible_is_not_tried_for_ever(
     assert hours < 25
 
 
-async def test_one_that_the_room_refuses_keeps_no_other(
+async def test_a_refused_redaction_does_not_block_others(
     server: TestServer, alice: User, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = say(alice, room, "root")
@@ -341,11 +339,10 @@ async def test_one_that_the_room_refuses_keeps_no_other(
 @pytest.mark.parametrize(
     ("flag", "expected"), [("suspended", 1), ("locked", 0), ("shadow_banned", 0), (None, 2)]
 )
-async def test_who_was_stopped_meanwhile_takes_along_what_they_may_redact_now(
+async def test_a_suspended_user_redacts_only_their_own_children(
     server: TestServer, alice: User, bob: User, room: str, flag: str | None, expected: int
 ) -> None:
-    """The rest of a redaction that a crash ended, and what comes later, are no way around a
-    suspension."""
+    """Neither an interrupted redaction nor later children circumvent a suspension."""
     message = say(alice, room, "root")
     children = [relate(user, room, message, "m.thread") for user in (alice, bob)]
     ok(redact(alice, room, message))
@@ -361,7 +358,7 @@ async def test_who_was_stopped_meanwhile_takes_along_what_they_may_redact_now(
     assert is_redacted(bob, room, late) is (expected > 1)
 
 
-async def test_while_the_database_is_away_nothing_more_is_tried(
+async def test_no_attempt_while_the_database_is_unavailable(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await leave_three_undone(server, alice)
@@ -377,7 +374,7 @@ async def test_while_the_database_is_away_nothing_more_is_tried(
     assert len(tried) == 1
 
 
-async def test_a_policy_server_that_takes_a_few_at_a_time_takes_all(network: Network) -> None:
+async def test_a_rate_limited_policy_server_accepts_all_in_time(network: Network) -> None:
     shared_room = await shared(network)
     alice, room = shared_room.alice, shared_room.room_id
     judge = Judge("11")
@@ -414,7 +411,7 @@ def test_a_repeated_request(alice: User, room: str) -> None:
     assert ok(alice.put(path, {"with_rel_types": ["m.thread"]})) == first
 
 
-async def test_the_suspended_redact_what_is_their_own(alice: User, bob: User, room: str) -> None:
+async def test_suspended_users_redact_their_own_events(alice: User, bob: User, room: str) -> None:
     message = say(alice, room, "root")
     own, theirs = relate(alice, room, message, "m.thread"), relate(bob, room, message, "m.thread")
     await set_flags(alice, suspended=True)
@@ -424,13 +421,13 @@ async def test_the_suspended_redact_what_is_their_own(alice: User, bob: User, ro
 
 
 @pytest.mark.parametrize("types", ["m.thread", [5], [""], ["x" * 256], ["m.x"] * 21])
-def test_bad_types(alice: User, room: str, types: object) -> None:
+def test_invalid_types_are_refused(alice: User, room: str, types: object) -> None:
     message = say(alice, room, "root")
     assert refused(redact(alice, room, message, with_rel_types=types)) == (400, "M_BAD_JSON")
     assert not is_redacted(alice, room, message)
 
 
-def test_clients_find_the_feature(server: TestServer) -> None:
+def test_versions_announce_the_feature(server: TestServer) -> None:
     assert (
         ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc3912"]
         is True

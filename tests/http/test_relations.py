@@ -1,9 +1,6 @@
-"""Children of events: pages of them, what is told of them with their parents, reactions that are
-given twice.
-
-spec: client-server-api#forming-relationships-between-events,
-client-server-api#aggregations-of-child-events
-"""
+"""Relations: pages of children, aggregations, and duplicate annotations. spec:
+client-server-api#forming-relationships-between-events,
+client-server-api#aggregations-of-child-events"""
 
 import json
 from typing import Any
@@ -66,7 +63,8 @@ def relate(
 
 
 def edit(user: User, room: str, target: str, text: str) -> str:
-    """Of two of the same time that with the greater id is the later one, so time goes on."""
+    """Edit a message. The clock advances, as of two edits with the same time the one with the
+    greater ID is later."""
     user.server.clock.advance(1)
     new = {"msgtype": "m.text", "body": text}
     return relate(user, room, target, "m.replace", f"* {text}", **{"m.new_content": new})
@@ -96,7 +94,7 @@ def get_event(user: User, room: str, event: str) -> Any:
 
 
 def bundle(user: User, room: str, event: str) -> Any:
-    """What is told of an event's children."""
+    """Return the aggregations of an event."""
     return get_event(user, room, event)["unsigned"].get("m.relations", {})
 
 
@@ -121,7 +119,7 @@ def test_children_come_newest_first_and_by_type(alice: User, bob: User, room: st
 
 
 @pytest.mark.parametrize("direction", ["b", "f"])
-def test_pages_of_children_are_all_children(alice: User, room: str, direction: str) -> None:
+def test_pages_have_all_children(alice: User, room: str, direction: str) -> None:
     parent = say(alice, room, "parent")
     sent = [relate(alice, room, parent, "org.example") for _ in range(5)]
     found: list[str] = []
@@ -164,10 +162,10 @@ def test_children_of_children(alice: User, room: str) -> None:
 
 
 @pytest.mark.parametrize(("most", "depth"), [(6, 3), (5, 2), (3, 1), (1, 1)])
-def test_of_very_many_children_of_children_fewer_steps_are_told(
+def test_recursion_is_shallower_for_very_many_descendants(
     alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
 ) -> None:
-    """And the answer says so; each page is one of what it tells."""
+    """The response has the real depth, and all pages agree."""
     monkeypatch.setattr(relations, "MOST_DESCENDANTS", most)
     parent = say(alice, room, "parent")
     replies = [relate(alice, room, parent, "m.thread") for _ in range(2)]
@@ -185,9 +183,7 @@ def test_of_very_many_children_of_children_fewer_steps_are_told(
     assert found == [*replies, *edits, *marks][: 2 * depth][::-1]
 
 
-def test_who_may_not_see_the_parent_sees_no_children(
-    server: TestServer, alice: User, room: str
-) -> None:
+def test_an_invisible_parent_has_no_children(server: TestServer, alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     relate(alice, room, parent, "org.example")
     eve = server.register("eve")
@@ -197,7 +193,7 @@ def test_who_may_not_see_the_parent_sees_no_children(
     assert refused(alice.get(path(elsewhere, parent))) == (404, "M_NOT_FOUND")
 
 
-def test_who_has_left_sees_no_later_children(alice: User, bob: User, room: str) -> None:
+def test_former_members_see_no_later_children(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = relate(alice, room, parent, "m.thread")
     leave(bob, room)
@@ -227,7 +223,7 @@ def test_the_latest_edit_comes_with_the_event(alice: User, bob: User, room: str)
     assert get_event(bob, room, parent)["content"]["body"] == "parent"
 
 
-def test_edits_that_are_none(alice: User, bob: User, room: str) -> None:
+def test_invalid_edits_are_not_aggregated(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     edit(bob, room, parent, "by another")
     relate(alice, room, parent, "m.replace", "without new content")
@@ -249,7 +245,7 @@ def test_an_encrypted_edit_needs_no_new_content(alice: User, room: str) -> None:
     assert bundle(alice, room, parent)["m.replace"]["event_id"] == replacement["event_id"]
 
 
-def test_redactions_of_edits_and_of_what_was_edited(alice: User, room: str) -> None:
+def test_redaction_of_an_edit_or_of_its_target(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = edit(alice, room, parent, "first")
     second = edit(alice, room, parent, "second")
@@ -263,7 +259,7 @@ def test_redactions_of_edits_and_of_what_was_edited(alice: User, room: str) -> N
     assert bundle(alice, room, parent) == {}
 
 
-def test_references_are_named_oldest_first(alice: User, room: str) -> None:
+def test_references_are_ordered_oldest_first(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     sent = [relate(alice, room, parent, "m.reference") for _ in range(3)]
     assert bundle(alice, room, parent) == {
@@ -271,14 +267,14 @@ def test_references_are_named_oldest_first(alice: User, room: str) -> None:
     }
 
 
-def test_state_has_no_children_to_tell_of(alice: User, room: str) -> None:
+def test_state_events_have_no_aggregations(alice: User, room: str) -> None:
     topic = ok(alice.put(room_path(room, "state", "m.room.topic"), {"topic": "tea"}))["event_id"]
     reference = relate(alice, room, topic, "m.reference")
     assert bundle(alice, room, topic) == {}
     assert children(alice, room, topic) == [reference]
 
 
-def test_ignored_users_have_no_children(alice: User, bob: User, room: str) -> None:
+def test_children_of_ignored_users_are_left_out(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = relate(alice, room, parent, "m.thread")
     second = relate(bob, room, parent, "m.thread")
@@ -292,7 +288,7 @@ def test_ignored_users_have_no_children(alice: User, bob: User, room: str) -> No
     assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
 
 
-def test_pages_contexts_and_limited_timelines_tell_of_children(
+def test_pages_contexts_and_limited_timelines_have_aggregations(
     alice: User, bob: User, room: str
 ) -> None:
     say(alice, room, "earlier")
@@ -319,7 +315,7 @@ def test_pages_contexts_and_limited_timelines_tell_of_children(
     assert "m.relations" not in json.dumps(timeline(since=since))
 
 
-def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -> None:
+def test_a_duplicate_reaction_is_refused(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = ok(put_event(bob, room, "m.reaction", reaction(parent), "txn"))
     assert ok(put_event(bob, room, "m.reaction", reaction(parent), "txn")) == first
@@ -334,7 +330,7 @@ def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -
 
 
 @pytest.mark.parametrize("redacted", [False, True])
-def test_the_same_reaction_twice_in_the_same_moment(
+def test_a_concurrent_duplicate_reaction_is_refused(
     server: TestServer, alice: User, bob: User, room: str, redacted: bool
 ) -> None:
     parent = say(alice, room, "parent")
@@ -342,7 +338,7 @@ def test_the_same_reaction_twice_in_the_same_moment(
     gate: Deferred[None] = Deferred()
     Deferred.fromCoroutine(server.app.rooms.engine.in_turn(RoomID(room), lambda: gate))
     waiting = []
-    if first is not None:  # with it gone, it may be given anew
+    if first is not None:  # after a redaction it may be repeated
         waiting.append(bob.start("PUT", room_path(room, "redact", first, "r"), {}))
     for txn in ("one", "two"):
         waiting.append(
@@ -375,7 +371,9 @@ def test_the_same_reaction_twice_in_the_same_moment(
         {"rel_type": "m.annotation", "event_id": "$x", "key": "x" * 5000},
     ],
 )
-def test_relations_of_the_wrong_form_are_no_fault(alice: User, room: str, relation: Any) -> None:
+def test_malformed_relations_are_accepted_and_ignored(
+    alice: User, room: str, relation: Any
+) -> None:
     ok(put_event(alice, room, "m.room.message", {"body": "x", "m.relates_to": relation}))
     ok(put_event(alice, room, "m.room.message", {"body": "y", "m.relates_to": relation}))
     assert [event["content"]["body"] for event in messages(alice, room, limit=2)["chunk"]] == [
@@ -384,7 +382,7 @@ def test_relations_of_the_wrong_form_are_no_fault(alice: User, room: str, relati
     ]
 
 
-def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
+def test_filter_for_events_without_relations(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     reply = relate(alice, room, parent, "m.thread")
     reference = relate(alice, room, parent, "m.reference")
@@ -401,7 +399,7 @@ def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
     assert found(**{f"{name}.rel_types": ["m.thread"], f"{name}.not_rel_types": ["m.thread"]}) == []
 
 
-def test_pages_of_those_who_have_children(alice: User, bob: User, room: str) -> None:
+def test_filter_for_events_with_children(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     other = say(alice, room, "other")
     relate(alice, room, parent, "m.thread")

@@ -1,5 +1,4 @@
-"""Joining, inviting, knocking, leaving, removing, banning and forgetting. spec:
-client-server-api#room-membership"""
+"""Join, invite, knock, leave, kick, ban and forget. spec: client-server-api#room-membership"""
 
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def test_joining_again_changes_nothing(alice: User, bob: User) -> None:
     assert count_events(bob, room_id) == before
 
 
-def test_a_join_shows_name_and_picture(alice: User, bob: User) -> None:
+def test_a_join_has_display_name_and_avatar(alice: User, bob: User) -> None:
     ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bobur"}))
     ok(bob.put(f"{V3}/profile/{bob.user_id}/avatar_url", {"avatar_url": "mxc://example.org/bob"}))
     room_id = create(alice, preset="public_chat")
@@ -116,11 +115,13 @@ def test_a_join_shows_name_and_picture(alice: User, bob: User) -> None:
         ("/rooms/nonsense/join", (400, "M_INVALID_PARAM")),
     ],
 )
-def test_rooms_that_are_not_there(alice: User, path: str, expected: tuple[int, str]) -> None:
+def test_joining_an_unknown_room_is_refused(
+    alice: User, path: str, expected: tuple[int, str]
+) -> None:
     assert refused(alice.post(V3 + path)) == expected
 
 
-def test_invited_in_and_out(alice: User, bob: User) -> None:
+def test_an_invite_is_accepted_or_rejected(alice: User, bob: User) -> None:
     room_id = create(alice)
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
     ok(membership(alice, room_id, "invite", bob, reason="choyga"))
@@ -151,10 +152,10 @@ def test_inviting_needs_power_and_a_user_who_can_be_reached(
         502,
         "M_UNKNOWN",
     )
-    assert refused(membership(alice, room_id, "invite", bob)) == FORBIDDEN  # is in the room
+    assert refused(membership(alice, room_id, "invite", bob)) == FORBIDDEN  # already joined
     assert (
         refused(membership(carol, room_id, "invite", bob)) == FORBIDDEN
-    )  # is not in the room herself
+    )  # the inviter is not in the room
     by_email = {
         "medium": "email",
         "address": "c@example.org",
@@ -164,7 +165,7 @@ def test_inviting_needs_power_and_a_user_who_can_be_reached(
     assert refused(alice.post(room_path(room_id, "invite"), by_email)) == (400, "M_INVALID_PARAM")
 
 
-def test_an_invite_by_state_event_is_held_to_the_same(
+def test_an_invite_by_state_event_has_the_same_checks(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "block_non_admin_invites: true\n")
@@ -199,7 +200,7 @@ def test_memberships_by_state_events(alice: User, bob: User) -> None:
     assert put_state(alice, room_id, "m.room.member", {"membership": "invite"}, "bob").status == 400
 
 
-def test_removing(alice: User, bob: User, carol: User) -> None:
+def test_kicking(alice: User, bob: User, carol: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     assert refused(membership(bob, room_id, "kick", alice)) == FORBIDDEN
@@ -217,7 +218,7 @@ def test_banning(alice: User, bob: User, carol: User) -> None:
     join(bob, room_id)
     assert refused(membership(bob, room_id, "ban", alice)) == FORBIDDEN
     ok(membership(alice, room_id, "ban", bob, reason="shovqin"))
-    ok(membership(alice, room_id, "ban", carol))  # who was never there
+    ok(membership(alice, room_id, "ban", carol))  # a user who was never in the room
     assert member(alice, room_id, bob) == {"membership": "ban", "reason": "shovqin"}
     for action in ("join", "leave"):
         assert refused(membership(bob, room_id, action)) == FORBIDDEN
@@ -230,7 +231,7 @@ def test_banning(alice: User, bob: User, carol: User) -> None:
 
 
 @pytest.mark.parametrize("action", ["invite", "kick", "ban", "unban"])
-def test_strangers_learn_nothing_of_a_room(
+def test_non_members_cannot_tell_whether_a_room_exists(
     alice: User, bob: User, carol: User, action: str
 ) -> None:
     room_id = create(alice)
@@ -242,11 +243,11 @@ def test_strangers_learn_nothing_of_a_room(
     ]
     assert {refused(answer) for answer in answers} == {FORBIDDEN}
     assert len({answer.body for answer in answers}) == 1, (
-        "whom the room has can be told from the answers"
+        "unknown and private rooms must get the same response"
     )
 
 
-def test_who_is_not_there_is_not_invited(alice: User, bob: User) -> None:
+def test_unknown_users_cannot_be_invited(alice: User, bob: User) -> None:
     room_id = create(alice)
     ok(
         bob.post(
@@ -272,12 +273,12 @@ def test_who_is_not_there_is_not_invited(alice: User, bob: User) -> None:
     assert ok(alice.get(f"{V3}/joined_rooms")) == {"joined_rooms": [room_id]}
 
 
-def test_who_has_left_cannot_act(alice: User, bob: User) -> None:
+def test_former_members_cannot_change_memberships(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(membership(bob, room_id, "leave")) == FORBIDDEN
     join(bob, room_id)
     leave(bob, room_id)
-    leave(bob, room_id)  # once more is no error
+    leave(bob, room_id)  # a second leave is no error
     assert refused(put_event(bob, room_id, "m.room.message", {"body": "?"})) == FORBIDDEN
     assert refused(put_state(bob, room_id, "m.room.topic", {"topic": "?"})) == FORBIDDEN
 
@@ -306,7 +307,7 @@ def test_knocking(alice: User, bob: User, carol: User, version: str) -> None:
     assert member(alice, room_id, carol)["membership"] == "leave"
 
 
-def test_no_knocking_where_the_room_does_not_take_knocks(alice: User, bob: User) -> None:
+def test_knocking_needs_a_join_rule_that_allows_it(alice: User, bob: User) -> None:
     assert refused(bob.post(f"{V3}/knock/{create(alice)}")) == FORBIDDEN
     old = create(
         alice,
@@ -328,7 +329,7 @@ def restricted_to(room_id: str, rule: str = "restricted") -> list[dict[str, Any]
 @pytest.mark.parametrize(
     ("version", "rule"), [("8", "restricted"), ("10", "knock_restricted"), ("12", "restricted")]
 )
-def test_rooms_for_members_of_another(
+def test_restricted_rooms_admit_members_of_the_allowed_room(
     alice: User, bob: User, carol: User, version: str, rule: str
 ) -> None:
     space = create(alice, preset="public_chat")
@@ -341,7 +342,7 @@ def test_rooms_for_members_of_another(
         "displayname": "bob",
         "join_authorised_via_users_server": alice.user_id,
     }
-    # a new name is no new join: nobody has to vouch for it
+    # a new display name is not a join and needs no authorising user
     set_state(
         bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id
     )
@@ -353,21 +354,21 @@ def test_rooms_for_members_of_another(
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
 
 
-def test_nobody_vouches_for_themselves(alice: User, bob: User) -> None:
+def test_clients_cannot_set_the_authorising_user(alice: User, bob: User) -> None:
     room_id = create(alice, initial_state=restricted_to(create(alice)))
     content = {"membership": "join", "join_authorised_via_users_server": alice.user_id}
     assert refused(put_state(bob, room_id, "m.room.member", content, bob.user_id)) == FORBIDDEN
 
 
-def test_an_invite_opens_a_restricted_room_too(alice: User, bob: User) -> None:
+def test_an_invited_user_may_join_a_restricted_room(alice: User, bob: User) -> None:
     room_id = create(alice, initial_state=restricted_to(create(alice)), invite=[bob.user_id])
     join(bob, room_id)
     assert member(alice, room_id, bob) == {"membership": "join", "displayname": "bob"}
 
 
 def at_once(user: User, room_id: str, *actions: tuple[str, User]) -> list[int]:
-    """What the user does with others, all of it asked for before any is done; the statuses of the
-    answers."""
+    """Start all these requests of a user about others before any is processed; return their
+    statuses."""
     before: Deferred[None] = Deferred()
 
     async def wait() -> None:
@@ -382,14 +383,14 @@ def at_once(user: User, room_id: str, *actions: tuple[str, User]) -> list[int]:
     return [each.answer.status for each in asked]
 
 
-def test_who_is_banned_and_removed_at_once_stays_banned(alice: User, bob: User) -> None:
+def test_a_concurrent_kick_does_not_lift_a_ban(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     assert at_once(alice, room_id, ("ban", bob), ("kick", bob)) == [200, 403]
     assert member(alice, room_id, bob)["membership"] == "ban"
 
 
-def test_who_takes_another_name_while_they_are_removed_stays_out(alice: User, bob: User) -> None:
+def test_a_concurrent_change_of_name_does_not_undo_a_kick(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     before: Deferred[None] = Deferred()
@@ -408,7 +409,7 @@ def test_who_takes_another_name_while_they_are_removed_stays_out(alice: User, bo
     assert member(alice, room_id, bob) == {"membership": "leave"}
 
 
-def test_a_second_lifting_of_a_ban_removes_nobody(alice: User, bob: User) -> None:
+def test_a_second_concurrent_unban_kicks_nobody(alice: User, bob: User) -> None:
     room_id = create(alice)
     invite(alice, room_id, bob)
     ok(membership(alice, room_id, "ban", bob))
@@ -440,7 +441,7 @@ def test_forgetting(alice: User, bob: User) -> None:
 
 
 @pytest.mark.parametrize("way", ["leave", "kick", "ban", "state"])
-def test_rooms_may_be_forgotten_when_they_are_left(
+def test_rooms_are_forgotten_on_leave_if_configured(
     tmp_path: Path, sqlite_database: Database, way: str
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "forget_rooms_on_leave: true\n")
@@ -459,13 +460,13 @@ def test_rooms_may_be_forgotten_when_they_are_left(
             ok(membership(alice, room_id, way, bob))
     server.clock.advance(0)
     assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
-    # another device still hears that the room is gone, once
+    # another device still receives the leave, once
     heard = ok(bob.get(f"{V3}/sync?since={since}"))
     assert room_id in heard["rooms"]["leave"]
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={heard['next_batch']}"))
 
 
-async def test_rooms_that_were_left_before_a_start_are_forgotten_then(
+async def test_rooms_that_were_left_before_a_restart_are_forgotten_by_the_job(
     tmp_path: Path, database: Database
 ) -> None:
     server = TestServer(tmp_path, database)
@@ -485,7 +486,7 @@ async def test_rooms_that_were_left_before_a_start_are_forgotten_then(
     assert answers == [403, 403, 200]
 
 
-def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -> None:
+def test_guests_join_only_rooms_that_allow_guests(server: TestServer, alice: User) -> None:
     guest = register_guest(server)
     closed = create(alice, preset="public_chat")
     assert refused(membership(guest, closed, "join")) == (403, "M_GUEST_ACCESS_FORBIDDEN")
@@ -509,7 +510,7 @@ def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -
     assert member(alice, open_room, alice)["membership"] == "join"
 
 
-def test_guests_go_when_what_let_them_in_is_redacted(tmp_path: Path, database: Database) -> None:
+def test_guests_leave_when_guest_access_is_redacted(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     guest, others = register_guest(server), [register_guest(server) for _ in range(2)]
@@ -533,7 +534,7 @@ def test_guests_go_when_what_let_them_in_is_redacted(tmp_path: Path, database: D
     assert ok(guest.get(f"{V3}/joined_rooms"))["joined_rooms"] == [rooms[1]]
 
 
-def test_an_address_that_was_invited_is_proved(alice: User, bob: User) -> None:
+def test_a_third_party_invite_needs_a_valid_proof(alice: User, bob: User) -> None:
     room_id = create(alice)
     signed = {"mxid": bob.user_id, "sender": alice.user_id, "token": "t", "signatures": {}}
     assert refused(membership(bob, room_id, "join", third_party_signed=signed)) == FORBIDDEN
@@ -548,7 +549,7 @@ def test_an_address_that_was_invited_is_proved(alice: User, bob: User) -> None:
     assert member(alice, room_id, bob) is None
 
 
-def test_reasons_are_texts_of_bounded_length(alice: User, bob: User) -> None:
+def test_reasons_are_strings_of_bounded_length(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(membership(bob, room_id, "join", reason="x" * 5000)) == (400, "M_BAD_JSON")
     assert refused(membership(bob, room_id, "join", reason=1)) == (400, "M_BAD_JSON")

@@ -44,9 +44,7 @@ def get_event(user: User, room_id: str, event_id: str) -> Any:
     return ok(user.get(room_path(room_id, "event", event_id)))
 
 
-def test_a_message_has_the_form_of_the_specification(
-    server: TestServer, alice: User, bob: User
-) -> None:
+def test_a_message_has_the_specified_format(server: TestServer, alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     event_id = ok(
@@ -85,7 +83,7 @@ def test_a_repeated_request_sends_once_also_after_a_restart(
     assert (types.count("m.room.message"), types.count("m.room.redaction")) == (1, 1)
 
 
-def test_a_transaction_id_is_of_one_device_and_path(server: TestServer, alice: User) -> None:
+def test_transaction_ids_are_scoped_to_device_and_path(server: TestServer, alice: User) -> None:
     room_id, other = create(alice), create(alice)
     answer = server.post(
         f"{V3}/login",
@@ -105,11 +103,9 @@ def test_a_transaction_id_is_of_one_device_and_path(server: TestServer, alice: U
     assert len(set(event_ids)) == 8
 
 
-def test_a_device_that_signs_out_and_in_again_begins_its_transaction_ids_anew(
-    server: TestServer, alice: User
-) -> None:
-    """A program with a device id of its own that counts from 1 each time: no message is taken for
-    one of the last time."""
+def test_transaction_ids_restart_with_a_new_login(server: TestServer, alice: User) -> None:
+    """A program with a fixed device ID counts from 1 after each login: no message is mistaken for
+    an earlier one."""
     bob = server.register("bob")
     room_id = create(alice)
     sign_in = {
@@ -131,7 +127,7 @@ def test_a_device_that_signs_out_and_in_again_begins_its_transaction_ids_anew(
         )
         to_bob = {"messages": {bob.user_id: {bob.device_id: {"text": text}}}}
         ok(bot.put(f"{V3}/sendToDevice/org.example.x/1", to_bob))
-        # signed in once more on the device that is there, it is the same one
+        # another login on the existing device is the same device
         still = User(server, ok(server.post(f"{V3}/login", sign_in)))
         assert (
             ok(put_event(still, room_id, "m.room.message", {"body": "no"}, "1"))["event_id"]
@@ -154,7 +150,7 @@ def test_a_device_that_signs_out_and_in_again_begins_its_transaction_ids_anew(
         (None, (400, "M_NOT_JSON")),
     ],
 )
-def test_content_that_cannot_be(alice: User, content: Any, expected: tuple[int, str]) -> None:
+def test_invalid_content_is_refused(alice: User, content: Any, expected: tuple[int, str]) -> None:
     room_id = create(alice)
     if content is None:
         path = room_path(room_id, "send", "m.room.message", "t")
@@ -167,7 +163,7 @@ def test_content_that_cannot_be(alice: User, content: Any, expected: tuple[int, 
     assert everything_said(alice, room_id) == []
 
 
-def test_content_as_deep_as_a_well_is_refused(alice: User) -> None:
+def test_deeply_nested_content_is_refused(alice: User) -> None:
     room_id = create(alice)
     for depth in (300, 20_000):
         body = b'{"a":' * depth + b"1" + b"}" * depth
@@ -190,7 +186,7 @@ def test_types_and_keys_are_bounded(alice: User) -> None:
     assert refused(put_event(alice, room_id, "x", {}, "t" * 256)) == (400, "M_INVALID_PARAM")
 
 
-def test_strangers_and_the_powerless_send_nothing(alice: User, bob: User) -> None:
+def test_sending_needs_membership_and_power(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(put_event(bob, room_id, "m.room.message", {"body": "x"})) == FORBIDDEN
     assert refused(put_event(bob, "!nowhere:example.org", "m.room.message", {})) == FORBIDDEN
@@ -218,7 +214,7 @@ def test_state_is_set_with_and_without_the_slash(alice: User) -> None:
     assert ok(alice.get(base + "/")) == ok(alice.get(base)) == {"topic": "a"}
     second = ok(alice.put(base + "/", {"topic": "b"}))
     assert first != second
-    assert ok(alice.put(base, {"topic": "b"})) == second  # nothing changes: no new event
+    assert ok(alice.put(base, {"topic": "b"})) == second  # unchanged state makes no event
     event = ok(alice.get(base + "?format=event"))
     assert (event["event_id"], event["content"], event["state_key"]) == (
         second["event_id"],
@@ -267,7 +263,7 @@ def test_canonical_aliases_have_to_point_to_the_room(alice: User) -> None:
             errcode,
         )
     ok(alice.delete(f"{V3}/directory/room/%23two:example.org"))
-    # what stood there before is not asked about again
+    # aliases that were there before are not checked again
     set_state(alice, room_id, "m.room.canonical_alias", {"alt_aliases": ["#two:example.org"]})
     set_state(alice, room_id, "m.room.canonical_alias", {})
 
@@ -292,12 +288,12 @@ def test_redactions(alice: User, bob: User, version: str, way: str) -> None:
         "xato",
     )
     redaction = get_event(alice, room_id, redaction_id)
-    # given in both places, whichever the version has
+    # the target is in both places, whatever the version
     assert redaction["redacts"] == redaction["content"]["redacts"] == event_id
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_only_the_sender_and_the_mighty_redact(alice: User, bob: User, version: str) -> None:
+def test_redacting_other_users_events_needs_power(alice: User, bob: User, version: str) -> None:
     room_id = create(alice, preset="public_chat", room_version=version)
     join(bob, room_id)
     event_id = say(alice, room_id, "qoladi")
@@ -308,10 +304,10 @@ def test_only_the_sender_and_the_mighty_redact(alice: User, bob: User, version: 
     ok(redact(alice, room_id, say(bob, room_id, "ketadi")))
     assert everything_said(bob, room_id) == ["qoladi"]
     ok(redact(alice, room_id, event_id))
-    ok(redact(alice, room_id, event_id))  # once more changes nothing
+    ok(redact(alice, room_id, event_id))  # repeating it changes nothing
 
 
-def test_what_cannot_be_redacted(alice: User) -> None:
+def test_invalid_targets_cannot_be_redacted(alice: User) -> None:
     room_id = create(alice)
     created = messages(alice, room_id, "f", limit=1)["chunk"][0]["event_id"]
     assert refused(redact(alice, room_id, created)) == FORBIDDEN
@@ -322,7 +318,7 @@ def test_what_cannot_be_redacted(alice: User) -> None:
     )
     assert refused(redact(alice, room_id, "nonsense")) == (400, "M_INVALID_PARAM")
     elsewhere = say(alice, create(alice), "elsewhere")
-    ok(redact(alice, room_id, elsewhere))  # unknown in this room: has no effect
+    ok(redact(alice, room_id, elsewhere))  # unknown in this room: without effect
 
 
 def test_redacted_state_is_shown_without_content(alice: User, bob: User) -> None:
@@ -334,7 +330,7 @@ def test_redacted_state_is_shown_without_content(alice: User, bob: User) -> None
     assert "name" not in ok(bob.get(f"{V3}/publicRooms"))["chunk"][0]
 
 
-def test_what_a_send_and_a_join_cost(tmp_path: Path, sqlite_template: Path) -> None:
+def test_sends_and_joins_need_few_queries(tmp_path: Path, sqlite_template: Path) -> None:
     counter = QueryCounter()
     path = tmp_path / "counted.db"
     path.write_bytes(sqlite_template.read_bytes())

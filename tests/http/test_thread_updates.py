@@ -1,4 +1,4 @@
-"""In which threads something was said. Proposal: MSC4360"""
+"""Threads with new events. Proposal: MSC4360"""
 
 from typing import Any
 from urllib.parse import quote
@@ -28,7 +28,7 @@ def bob(server: TestServer) -> User:
 
 @pytest.fixture
 def shared(alice: User, bob: User) -> tuple[str, str]:
-    """A room and a message in it."""
+    """Create a room with a message in it."""
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     return room_id, say(alice, room_id, "root")
@@ -51,13 +51,13 @@ def replies(user: User, room_id: str, root: str, token: str) -> list[str]:
     return [event["content"]["body"] for event in ok(user.get(path))["chunk"]]
 
 
-def test_what_timelines_tell_is_not_told_again(
+def test_events_in_the_timeline_are_not_repeated(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
     client = client_of(alice, limit=2)
     reply(bob, room_id, root, "old")
-    assert EXTENSION not in client.sync()["extensions"]  # who begins has missed nothing
+    assert EXTENSION not in client.sync()["extensions"]  # a new connection has missed nothing
     reply(bob, room_id, root, "one")
     assert EXTENSION not in client.sync()["extensions"]
     for text in ("two", "three", "four"):
@@ -67,17 +67,17 @@ def test_what_timelines_tell_is_not_told_again(
     assert told[root].keys() == {"prev_batch"}
     assert replies(alice, room_id, root, told[root]["prev_batch"])[:2] == ["three", "two"]
     assert EXTENSION not in client.sync()["extensions"]
-    # of one reply the timeline has no room for: there is nothing before it that is new
+    # the timeline omits one reply: nothing before it is new
     reply(bob, room_id, root, "five")
     for text in ("a", "b"):
         say(bob, room_id, text)
     pos = client.pos
     assert threads(client.sync()) == {room_id: {root: {}}}
-    client.pos = pos  # that answer got lost
+    client.pos = pos  # that response was lost
     assert threads(client.sync()) == {room_id: {root: {}}}
 
 
-def test_roots_come_with_what_was_said_last(
+def test_roots_come_with_their_latest_reply(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -96,7 +96,7 @@ def test_roots_come_with_what_was_said_last(
     assert threads(client.sync()) == {}
 
 
-def test_rooms_that_are_out_of_view_end_waiting(
+def test_updates_outside_the_windows_wake_the_client(
     server: TestServer, alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -112,7 +112,7 @@ def test_rooms_that_are_out_of_view_end_waiting(
     assert (threads(answer), answer["rooms"]) == ({room_id: {root: {}}}, {})
 
 
-def test_more_threads_than_an_answer_has_room_for(
+def test_more_threads_than_one_response_takes(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -144,7 +144,7 @@ def test_more_threads_than_an_answer_has_room_for(
     ]
     assert told[1][other][roots[0][1]].keys() == {
         "thread_root"
-    }  # what came before the stretch is not new
+    }  # events before the range are not new
     everything = ok(alice.get("/_matrix/client/v1/thread_updates?dir=b"))
     assert {room: set(each) for room, each in everything["chunk"].items()} == {
         room_id: {root},
@@ -153,7 +153,7 @@ def test_more_threads_than_an_answer_has_room_for(
     assert "next_batch" not in everything
 
 
-def test_what_the_reader_may_not_see(
+def test_invisible_threads_are_left_out(
     server: TestServer, alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, _ = shared
@@ -167,7 +167,7 @@ def test_what_the_reader_may_not_see(
     join(carol, room_id)
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     reply(bob, room_id, root, "shown")
-    # she does not see the root, and cannot open the thread: who wants roots is told of no thread
+    # she does not see the root and cannot open the thread: a client that wants roots gets no thread
     # without one
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     client.body["extensions"][EXTENSION]["include_roots"] = False
